@@ -1,0 +1,98 @@
+// Package strictjson reads JSON from outside in the one way that leaves no
+// room for two readers to disagree: RFC 8259 with the unique names of RFC 7493
+// (I-JSON), valid UTF-8, one value and nothing after it, bounded depth.
+package strictjson
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"unicode/utf8"
+)
+
+const maxDepth = 64
+
+// Decode returns the value in data as nil, bool, string, json.Number, []any or
+// map[string]any.
+func Decode(data []byte) (any, error) {
+	if !utf8.Valid(data) {
+		return nil, errors.New("not valid UTF-8")
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	v, err := value(dec, 0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the JSON value")
+	}
+	return v, nil
+}
+
+func value(dec *json.Decoder, depth int) (any, error) {
+	tok, err := dec.Token()
+	if err != nil {
+		return nil, fmt.Errorf("not JSON: %w", err)
+	}
+	delim, ok := tok.(json.Delim)
+	if !ok {
+		return tok, nil
+	}
+	if depth == maxDepth {
+		return nil, fmt.Errorf("more than %d levels deep", maxDepth)
+	}
+	if delim == '[' {
+		return array(dec, depth)
+	}
+	return object(dec, depth)
+}
+
+func array(dec *json.Decoder, depth int) (any, error) {
+	list := []any{}
+	for dec.More() {
+		v, err := value(dec, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, v)
+	}
+	_, err := dec.Token()
+	return list, err
+}
+
+func object(dec *json.Decoder, depth int) (any, error) {
+	members := map[string]any{}
+	for dec.More() {
+		tok, err := dec.Token()
+		if err != nil {
+			return nil, fmt.Errorf("not JSON: %w", err)
+		}
+		name, _ := tok.(string) // the decoder only ever yields strings here
+		if _, twice := members[name]; twice {
+			return nil, fmt.Errorf("the name %q stands twice in one object", name)
+		}
+		if members[name], err = value(dec, depth+1); err != nil {
+			return nil, err
+		}
+	}
+	_, err := dec.Token()
+	return members, err
+}
+
+// Lookup follows a path of object keys down from v. A key that is not there, a
+// null, or a path through something that is no object reports false.
+func Lookup(v any, path ...string) (any, bool) {
+	for _, key := range path {
+		members, ok := v.(map[string]any)
+		if !ok {
+			return nil, false
+		}
+		if v, ok = members[key]; !ok {
+			return nil, false
+		}
+	}
+	return v, v != nil
+}

@@ -1,0 +1,274 @@
+package runner
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"sallyport/internal/problem"
+)
+
+// Hook is a HookSpec that was checked and made ready. It never changes.
+type Hook struct {
+	Name            string
+	Path            string
+	Callers         []string
+	Unauthenticated bool
+	Timeout         time.Duration
+	Grace           time.Duration
+	Dir             string // empty for the run's own folder
+	StdinBody       bool
+	Body            BodySpec
+	Output          OutputSpec
+
+	command []template
+	env     map[string]template
+	flight  template
+	params  map[string]*param
+	spec    *HookSpec
+}
+
+// Spec returns the hook as it was written, defaults filled in.
+func (h *Hook) Spec() HookSpec { return *h.spec }
+
+// Flight returns what may be in the air once: the hook's name, or the name and
+// the filled flight template.
+func (h *Hook) Flight(v Values) string {
+	if len(h.flight.holes) == 0 {
+		return h.Name
+	}
+	return h.Name + "/" + h.flight.fill(v)
+}
+
+// Argv returns the argument vector: as many arguments as the command has in
+// the file, whatever the values are. Values that are not allowed are an error
+// here too, because the process that starts the command trusts nobody's word
+// that they were checked.
+func (h *Hook) Argv(v Values) ([]string, error) {
+	if problems := h.check(v); len(problems) > 0 {
+		return nil, fmt.Errorf("parameter %s %s", problems[0].Param, problems[0].Text)
+	}
+	argv := make([]string, len(h.command))
+	for i, t := range h.command {
+		argv[i] = t.fill(v)
+	}
+	return argv, nil
+}
+
+// dashes reports the values that would make an argument of their own begin
+// with "-", where a command would read an option.
+func (h *Hook) dashes(v Values) (problems []ParamProblem) {
+	for _, t := range h.command {
+		if len(t.holes) == 0 && t.literals[0] == "--" {
+			break
+		}
+		if t.bare() && strings.HasPrefix(t.fill(v), "-") {
+			problems = append(problems, ParamProblem{Param: t.holes[0], Text: `may not begin with "-" here`})
+		}
+	}
+	return problems
+}
+
+// Environ returns the entries that the hook adds to the environment, sorted.
+func (h *Hook) Environ(v Values) []string {
+	env := make([]string, 0, len(h.env))
+	for _, name := range slices.Sorted(maps.Keys(h.env)) {
+		env = append(env, name+"="+h.env[name].fill(v))
+	}
+	return env
+}
+
+// Compile checks every hook and returns them by name. What is wrong goes to p,
+// which stands at the mapping of hooks; the result is of use only if p is not
+// Bad afterwards. callers are the configured ones.
+func Compile(specs map[string]*HookSpec, callers []string, p *problem.List) map[string]*Hook {
+	hooks := make(map[string]*Hook, len(specs))
+	paths := make(map[string]string, len(specs))
+	known := make(map[string]bool, len(callers))
+	for _, c := range callers {
+		known[c] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		if specs[name] == nil {
+			p.At(name).Errorf("is empty: a hook needs callers and a command")
+			continue
+		}
+		h := compile(name, *specs[name], known, p.At(name))
+		if other, taken := paths[h.Path]; taken {
+			p.At(name, "path").Errorf("%s is the path of the hook %s already", h.Path, other)
+		}
+		paths[h.Path] = name
+		hooks[name] = h
+	}
+	return hooks
+}
+
+func compile(name string, s HookSpec, known map[string]bool, p *problem.List) *Hook {
+	fillDefaults(name, &s)
+	h := &Hook{
+		Name: name, Path: s.Path, Callers: s.Callers, Unauthenticated: s.Unauthenticated,
+		Timeout: s.Timeout, Grace: s.Grace, Dir: s.Dir, StdinBody: s.Stdin == "body", Body: s.Body, Output: s.Output,
+		spec: &s,
+	}
+	h.checkPath(p)
+	h.checkCallers(known, p)
+	h.checkBounds(p)
+	h.params = make(map[string]*param, len(s.Params))
+	for _, pn := range slices.Sorted(maps.Keys(s.Params)) {
+		h.params[pn] = compileParam(pn, s.Params[pn], p.At("params", pn))
+	}
+	used := h.compileTemplates(p)
+	for _, pn := range slices.Sorted(maps.Keys(h.params)) {
+		if !used[pn] {
+			p.At("params", pn).Errorf("nothing uses the parameter %s: no hole {%s} in command, env or flight", pn, pn)
+		}
+	}
+	checkCommand(h.command, s.Command, p.At("command"))
+	return h
+}
+
+func fillDefaults(name string, s *HookSpec) {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	size := func(d *Size, v Size) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&s.Timeout, time.Hour)
+	def(&s.Grace, 10*time.Second)
+	def(&s.Body.Timeout, 10*time.Second)
+	size(&s.Body.Max, 1<<20)
+	size(&s.Output.Head, 1<<20)
+	size(&s.Output.Tail, 9<<20)
+	if s.Path == "" {
+		s.Path = "/hooks/" + name
+	}
+	if s.Busy == "" {
+		s.Busy = "reject"
+	}
+}
+
+// reserved are the paths of the fixed surface.
+func reserved(p string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
+	return slices.Contains([]string{"", "runs", "healthz", "readyz", "metrics", "ui"}, first)
+}
+
+var pathForm = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)+$`)
+
+func (h *Hook) checkPath(p *problem.List) {
+	p = p.At("path")
+	switch {
+	case !pathForm.MatchString(h.Path) || path.Clean(h.Path) != h.Path:
+		p.Errorf("%q is no plain path: /name, of letters, digits and . _ ~ -", h.Path)
+	case reserved(h.Path):
+		p.Errorf("%s belongs to the server itself", h.Path)
+	}
+}
+
+func (h *Hook) checkCallers(known map[string]bool, p *problem.List) {
+	at := p.At("callers")
+	switch {
+	case h.Unauthenticated && len(h.Callers) > 0:
+		p.At("dangerously_unauthenticated").Errorf("contradicts callers: leave one of the two out")
+	case h.Unauthenticated:
+		p.At("dangerously_unauthenticated").Warnf("anybody who reaches the server may start the hook %s", h.Name)
+	case len(h.Callers) == 0:
+		at.Errorf("names nobody: a hook that nobody may start is a mistake")
+	}
+	seen := map[string]bool{}
+	for i, c := range h.Callers {
+		if !known[c] {
+			at.Index(i).Errorf("there is no caller %q", c)
+		}
+		if seen[c] {
+			at.Index(i).Errorf("%q stands here twice", c)
+		}
+		seen[c] = true
+	}
+}
+
+func (h *Hook) checkBounds(p *problem.List) {
+	s := h.spec
+	if s.Busy != "reject" {
+		p.At("busy").Errorf("%q is no policy: reject", s.Busy)
+	}
+	if s.Stdin != "" && s.Stdin != "body" {
+		p.At("stdin").Errorf("%q is no source: body, or leave it out", s.Stdin)
+	}
+	if s.Dir != "" && (!path.IsAbs(s.Dir) || !isDir(s.Dir)) {
+		p.At("dir").Errorf("%q is no folder with an absolute path", s.Dir)
+	}
+	for key, d := range map[string]time.Duration{"timeout": s.Timeout, "grace": s.Grace} {
+		if d < 0 {
+			p.At(key).Errorf("is below zero")
+		}
+	}
+	if s.Body.Timeout < 0 {
+		p.At("body", "timeout").Errorf("is below zero")
+	}
+	if s.Body.Max > 1<<30 {
+		p.At("body", "max").Errorf("is over 1GiB, and a body is held in memory while it is verified")
+	}
+}
+
+// compileTemplates reads command, env and flight, and returns the parameters
+// that they use.
+func (h *Hook) compileTemplates(p *problem.List) map[string]bool {
+	used := map[string]bool{}
+	read := func(s string, p *problem.List) template {
+		t, err := parseTemplate(s)
+		if err != nil {
+			p.Errorf("%v", err)
+			return template{literals: []string{s}}
+		}
+		for _, hole := range t.holes {
+			if _, ok := h.params[hole]; !ok {
+				p.Errorf("there is no parameter for the hole {%s}", hole)
+			}
+			used[hole] = true
+		}
+		return t
+	}
+	for i, s := range h.spec.Command {
+		t := read(s, p.At("command").Index(i))
+		h.command = append(h.command, t)
+	}
+	h.env = make(map[string]template, len(h.spec.Env))
+	for _, name := range slices.Sorted(maps.Keys(h.spec.Env)) {
+		at := p.At("env", name)
+		t := read(h.spec.Env[name], at)
+		checkEnv(name, t, at)
+		h.env[name] = t
+	}
+	h.flight = read(h.spec.Flight, p.At("flight"))
+	if h.spec.Flight != "" && len(h.flight.holes) == 0 {
+		p.At("flight").Errorf("has no hole: one run at a time for the hook is the default")
+	}
+	return used
+}
+
+// steering are variables that make a program load or run something else, so a
+// sender may never decide their value.
+var steering = regexp.MustCompile(`^(PATH|IFS|ENV|SHELLOPTS|BASH.*|LD_.*|DYLD_.*|GLIBC_.*|GCONV_PATH|(PYTHON|PERL|RUBY|NODE|JAVA|GIT|SSH).*|_JAVA_OPTIONS|JDK_JAVA_OPTIONS|EDITOR|VISUAL|PAGER|(?i:.*_proxy))$`)
+
+func checkEnv(name string, t template, p *problem.List) {
+	switch {
+	case !isParamName(name):
+		p.Errorf("%q is no name for an environment variable", name)
+	case strings.HasPrefix(name, "SALLYPORT_") || name == "TRACEPARENT":
+		p.Errorf("%s is set by the server itself", name)
+	case len(t.holes) > 0 && steering.MatchString(name):
+		p.Errorf("%s decides what programs load or run, so no sender may: its value cannot have a hole", name)
+	case strings.ContainsRune(strings.Join(t.literals, ""), 0):
+		p.Errorf("has a NUL")
+	}
+}

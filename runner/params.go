@@ -1,0 +1,288 @@
+package runner
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"mime"
+	"net/textproto"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"sallyport/internal/problem"
+	"sallyport/internal/strictjson"
+)
+
+// maxValue bounds one value. Linux takes 128 KiB for one argument; the rest is
+// left for the literals around it.
+const maxValue = 64 << 10
+
+// Values are the parameters of a run, by name, each as text.
+type Values map[string]string
+
+// ParamProblem says what is wrong with one parameter, in words for the sender.
+type ParamProblem struct {
+	Param string `json:"param"`
+	Text  string `json:"problem"`
+}
+
+// Input is what parameters are taken from.
+type Input struct {
+	Body        []byte
+	ContentType string
+	Query       url.Values
+	Header      textproto.MIMEHeader
+	Claims      map[string]any // of a verified token, as strictjson decodes them
+}
+
+// ErrBody wraps what is wrong with a body that a parameter is taken from.
+var ErrBody = errors.New("unreadable body")
+
+type param struct {
+	from     From
+	kind     string
+	match    *regexp.Regexp
+	enum     []string
+	min, max *int64
+	fallback *string
+}
+
+func compileParam(name string, s ParamSpec, p *problem.List) *param {
+	c := &param{from: s.From, kind: s.Type, enum: s.Enum, min: s.Min, max: s.Max, fallback: s.Default}
+	if !isParamName(name) {
+		p.Errorf("%q is no name for a parameter: letters, digits and _", name)
+	}
+	if err := s.From.check(); err != nil {
+		p.At("from").Errorf("%v", err)
+	}
+	if c.kind == "" {
+		c.kind = "string"
+	}
+	c.compileType(s, p)
+	if c.fallback != nil {
+		if text := c.refuse(*c.fallback); text != "" {
+			p.At("default").Errorf("%q %s", *c.fallback, text)
+		}
+	}
+	return c
+}
+
+func (c *param) compileType(s ParamSpec, p *problem.List) {
+	rules := 0
+	if s.Match != "" {
+		rules++
+		if _, err := regexp.Compile(s.Match); err != nil {
+			p.At("match").Errorf("%v", err)
+		} else {
+			c.match = regexp.MustCompile(`\A(?:` + s.Match + `)\z`)
+		}
+	}
+	if s.Enum != nil {
+		rules++
+		if len(s.Enum) == 0 {
+			p.At("enum").Errorf("allows nothing")
+		}
+	}
+	if c.kind != "int" && (s.Min != nil || s.Max != nil) {
+		p.Errorf("min and max are for type: int")
+	}
+	switch c.kind {
+	case "string":
+		if rules != 1 {
+			p.Errorf(`needs one of match and enum, so that the file says which values are allowed (match: "(?s).*" takes any text)`)
+		}
+	case "int", "bool":
+		if rules != 0 {
+			p.Errorf("type: %s says which values are allowed; leave match and enum out", c.kind)
+		}
+	default:
+		p.At("type").Errorf("%q is no type: string, int or bool", c.kind)
+	}
+	if c.min != nil && c.max != nil && *c.min > *c.max {
+		p.At("max").Errorf("is below min")
+	}
+}
+
+// refuse says why a value is not allowed, or nothing. It never repeats the
+// value, which may be a secret of the sender's.
+func (c *param) refuse(v string) string {
+	switch {
+	case len(v) > maxValue:
+		return "is longer than 65536 bytes"
+	case !utf8.ValidString(v):
+		return "is not valid UTF-8"
+	case strings.ContainsRune(v, 0):
+		return "has a NUL"
+	case c.enum != nil && !slices.Contains(c.enum, v):
+		return "is not one of the allowed values"
+	case c.match != nil && !c.match.MatchString(v):
+		return "does not match the allowed pattern"
+	case c.kind == "bool" && v != "true" && v != "false":
+		return "is not true or false"
+	case c.kind == "int":
+		return c.refuseInt(v)
+	}
+	return ""
+}
+
+func (c *param) refuseInt(v string) string {
+	n, err := strconv.ParseInt(v, 10, 64)
+	switch {
+	case err != nil || strconv.FormatInt(n, 10) != v: // "+1", "007" and "-0" are spellings, not numbers
+		return "is not an integer"
+	case c.min != nil && n < *c.min:
+		return fmt.Sprintf("is below %d", *c.min)
+	case c.max != nil && n > *c.max:
+		return fmt.Sprintf("is above %d", *c.max)
+	}
+	return ""
+}
+
+// Bind takes the parameters of a hook from a delivery. It returns every
+// problem at once, or an error wrapping ErrBody where the body cannot be read
+// as what it is declared to be.
+func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
+	body, err := h.readBody(in)
+	if err != nil {
+		return nil, nil, err
+	}
+	v := make(Values, len(h.params))
+	var problems []ParamProblem
+	for _, name := range slices.Sorted(maps.Keys(h.params)) {
+		value, text := h.params[name].take(in, body)
+		if text != "" {
+			problems = append(problems, ParamProblem{Param: name, Text: text})
+			continue
+		}
+		v[name] = value
+	}
+	if len(problems) > 0 {
+		return nil, problems, nil
+	}
+	if problems = h.check(v); len(problems) > 0 {
+		return nil, problems, nil
+	}
+	return v, nil, nil
+}
+
+// check reports the values that are not allowed, or not where they would stand.
+func (h *Hook) check(v Values) (problems []ParamProblem) {
+	for _, name := range slices.Sorted(maps.Keys(h.params)) {
+		value, ok := v[name]
+		text := "is missing"
+		if ok {
+			text = h.params[name].refuse(value)
+		}
+		if text != "" {
+			problems = append(problems, ParamProblem{Param: name, Text: text})
+		}
+	}
+	if len(problems) == 0 {
+		problems = h.dashes(v)
+	}
+	return problems
+}
+
+// body is what the parameters of a body are looked up in.
+type body struct {
+	json any
+	form url.Values // nil for JSON
+}
+
+func (h *Hook) readBody(in Input) (body, error) {
+	wanted := false
+	for _, p := range h.params {
+		wanted = wanted || p.from[0] == "body"
+	}
+	if !wanted || len(in.Body) == 0 {
+		return body{}, nil
+	}
+	kind, _, err := mime.ParseMediaType(in.ContentType)
+	switch {
+	case in.ContentType != "" && err != nil:
+		return body{}, fmt.Errorf("%w: the Content-Type is malformed", ErrBody)
+	case kind == "application/x-www-form-urlencoded":
+		form, err := url.ParseQuery(string(in.Body))
+		if err != nil {
+			return body{}, fmt.Errorf("%w: it is declared as a form and is none", ErrBody)
+		}
+		return body{form: form}, nil
+	case kind == "" || kind == "application/json" || strings.HasSuffix(kind, "+json"):
+		v, err := strictjson.Decode(in.Body)
+		if err != nil {
+			return body{}, fmt.Errorf("%w: %v", ErrBody, err) //nolint:errorlint // the sender learns the words, nobody matches on them
+		}
+		return body{json: v}, nil
+	}
+	return body{}, fmt.Errorf("%w: parameters are read from JSON or a form, and it is declared as neither", ErrBody)
+}
+
+// take finds the value of one parameter, or says why there is none.
+func (c *param) take(in Input, b body) (value, problem string) {
+	var v any
+	var found bool
+	switch path := c.from[1:]; c.from[0] {
+	case "query":
+		v, found = repeated(in.Query[path[0]])
+	case "header":
+		v, found = repeated(in.Header[textproto.CanonicalMIMEHeaderKey(path[0])])
+	case "claim":
+		v, found = strictjson.Lookup(in.Claims, path...)
+	case "body":
+		if b.form != nil {
+			v, found = repeated(b.form[strings.Join(path, ".")])
+		} else {
+			v, found = strictjson.Lookup(b.json, path...)
+		}
+	}
+	if !found {
+		if c.fallback != nil {
+			return *c.fallback, ""
+		}
+		if b.form != nil && c.from[0] == "body" {
+			return "", "is missing: no " + c.from.String() + " in the form"
+		}
+		return "", "is missing: no " + c.from.String()
+	}
+	return c.text(v)
+}
+
+// repeated turns a multi-value field into nothing, its one value, or a list,
+// which is no scalar and so is refused: of two values the command might mean
+// one and a proxy the other.
+func repeated(values []string) (any, bool) {
+	switch len(values) {
+	case 0:
+		return nil, false
+	case 1:
+		return values[0], true
+	}
+	return values, true
+}
+
+// text turns a scalar into text. Types are strict where the source has types:
+// a JSON string is no int and no bool.
+func (c *param) text(v any) (value, problem string) {
+	fromJSON := c.from[0] == "claim" || c.from[0] == "body"
+	switch v := v.(type) {
+	case string:
+		return v, ""
+	case bool:
+		if fromJSON && c.kind == "int" {
+			return "", "is not an integer"
+		}
+		return strconv.FormatBool(v), ""
+	case fmt.Stringer: // json.Number, as it was written
+		if c.kind == "bool" {
+			return "", "is not true or false"
+		}
+		return v.String(), ""
+	case []string:
+		return "", "is given more than once"
+	}
+	return "", "is a list or an object, and one value is needed"
+}

@@ -1,0 +1,76 @@
+package runner
+
+import "time"
+
+// State is where a run stands.
+type State string
+
+// The states. All but Queued and Running are ends.
+const (
+	Queued      State = "queued"
+	Running     State = "running"
+	Succeeded   State = "succeeded"   // exit code 0
+	Failed      State = "failed"      // any other exit code, a signal, or a command that could not start
+	TimedOut    State = "timed_out"   // stopped because its time was over
+	Cancelled   State = "cancelled"   // stopped because somebody asked
+	Interrupted State = "interrupted" // its end was not seen; the exit code is unknown
+)
+
+// Ended tells whether the run is over.
+func (s State) Ended() bool { return s != Queued && s != Running }
+
+// Run is one execution of a hook's command, as the record keeps it.
+type Run struct {
+	ID      string            `json:"id"` // UUIDv7
+	Hook    string            `json:"hook"`
+	Caller  string            `json:"caller,omitempty"`
+	Flight  string            `json:"flight"`
+	State   State             `json:"state"`
+	Params  map[string]string `json:"params,omitempty"`
+	Created time.Time         `json:"created"`
+	Started time.Time         `json:"started,omitzero"`
+	End
+}
+
+// End is how a run ended. Its fields are zero while the run is under way.
+type End struct {
+	Ended    time.Time `json:"ended,omitzero"`
+	ExitCode *int      `json:"exit_code,omitempty"` // absent when a signal ended it, or nobody saw
+	Signal   string    `json:"signal,omitempty"`    // SIGTERM
+	Reason   State     `json:"-"`                   // TimedOut, Cancelled or Interrupted, when that is why it ended
+	Error    string    `json:"error,omitempty"`     // why it could not start
+	Output   Output    `json:"output,omitzero"`
+}
+
+// Output counts what the command wrote to stdout and stderr together.
+type Output struct {
+	Bytes   int64 `json:"bytes"`   // all of it
+	Dropped int64 `json:"dropped"` // of the middle, not kept
+}
+
+// Order is what the server asks for: never an argv, so that whoever takes the
+// server over still gets nothing started but what the file allows.
+type Order struct {
+	Run     string
+	Hook    string
+	Caller  string
+	Values  Values // of the parameters; compiled to an argv where the process is started
+	Trace   string // W3C traceparent, may be empty
+	Stdin   []byte
+	Created time.Time
+}
+
+// Processes is the seam to what starts and follows commands. Errors of Start
+// are for the operator.
+type Processes interface {
+	// Start returns once the command runs, or why it does not.
+	Start(Order) error
+	// Follow yields the end of a run once and is closed. It is an error when
+	// the run is not known.
+	Follow(run string) (<-chan End, error)
+	// Stop ends the run's whole tree: TERM, the hook's grace, KILL. It returns
+	// at once. Grace below zero means the hook's own.
+	Stop(run string, why State, grace time.Duration) error
+	// List names the runs that are under way.
+	List() ([]string, error)
+}

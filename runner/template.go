@@ -1,0 +1,65 @@
+package runner
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// template is a text with holes: literal, hole, literal, …, literal. Literals
+// outnumber holes by one, so what stands before the first hole is literals[0].
+type template struct {
+	literals []string
+	holes    []string
+}
+
+// parseTemplate reads "a{b}c". "{{" and "}}" stand for the braces themselves;
+// a brace that is neither is an error rather than a literal, because a
+// misspelt hole must not reach a command as text.
+func parseTemplate(s string) (template, error) {
+	var t template
+	var lit strings.Builder
+	for len(s) > 0 {
+		switch {
+		case strings.HasPrefix(s, "{{"), strings.HasPrefix(s, "}}"):
+			lit.WriteByte(s[0])
+			s = s[2:]
+		case s[0] == '{':
+			name, rest, closed := strings.Cut(s[1:], "}")
+			if !closed || !isParamName(name) {
+				return template{}, fmt.Errorf("%q does not start a hole: write {name}, or {{ for a brace", s)
+			}
+			t.literals = append(t.literals, lit.String())
+			t.holes = append(t.holes, name)
+			lit.Reset()
+			s = rest
+		case s[0] == '}':
+			return template{}, errors.New("a single } closes nothing: write }} for a brace")
+		default:
+			lit.WriteByte(s[0])
+			s = s[1:]
+		}
+	}
+	t.literals = append(t.literals, lit.String())
+	return t, nil
+}
+
+// fill puts the values in. A hole whose value is missing cannot occur: Compile
+// refuses a hole without a parameter and Bind gives every parameter a value.
+func (t template) fill(v Values) string {
+	var b strings.Builder
+	for i, hole := range t.holes {
+		b.WriteString(t.literals[i])
+		b.WriteString(v[hole])
+	}
+	b.WriteString(t.literals[len(t.holes)])
+	return b.String()
+}
+
+// bare tells whether a value decides how the filled text begins.
+func (t template) bare() bool { return len(t.holes) > 0 && t.literals[0] == "" }
+
+var paramName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+
+func isParamName(s string) bool { return paramName.MatchString(s) }
