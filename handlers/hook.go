@@ -1,0 +1,190 @@
+package handlers
+
+import (
+	"crypto/sha256"
+	"errors"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"regexp"
+	"slices"
+
+	"sallyport/auth"
+	"sallyport/runner"
+)
+
+// hook is the way of a delivery. Every step is a line here, in the order that
+// keeps what is cheap before what is dear and what is secret after what is
+// proved, so that a missing line shows.
+func (s *Server) hook(w http.ResponseWriter, r *http.Request, req *request) error {
+	h, ok := s.hooks[r.URL.Path]
+	if !ok {
+		return notFound()
+	}
+	req.hook = h.Name
+	if r.Method != http.MethodPost {
+		return notAllowed(methods{http.MethodPost: nil})
+	}
+	wait, err := preferWait(r.Header)
+	if err != nil {
+		return err
+	}
+	body, release, err := s.bodies.read(w, r, h.Body, s.now())
+	if err != nil {
+		return err
+	}
+	defer release()
+	who, err := s.authenticate(r, req, body, h)
+	if err != nil {
+		return err
+	}
+	if err := s.limitCaller(w, who); err != nil {
+		return err
+	}
+	if !h.Unauthenticated && !slices.Contains(h.Callers, who.Caller) {
+		return forbidden(who.Caller)
+	}
+	values, err := bind(r, body, who, h)
+	if err != nil {
+		return err
+	}
+	run, err := s.runner.Start(runner.Delivery{
+		Hook: h, Caller: who.Caller, Values: values, Claim: claim(who), Body: body, Trace: traceparent(r.Header),
+	})
+	if err != nil {
+		return s.notStarted(w, r, req, wait, err)
+	}
+	return s.answerRun(w, r, req, run, wait)
+}
+
+// authenticate tells who sends. A failure costs the address a token of a
+// limiter of its own, so that a flood of them never spends a caller's budget.
+func (s *Server) authenticate(r *http.Request, req *request, body []byte, h *runner.Hook) (*auth.Identity, error) {
+	var callers []string
+	if h != nil {
+		if h.Unauthenticated {
+			return &auth.Identity{}, nil
+		}
+		callers = h.Callers
+	}
+	who, err := s.config.Auth.Authenticate(&auth.Delivery{Header: r.Header, Body: body, TLS: r.TLS, Now: s.now()}, callers)
+	if err == nil {
+		req.caller, req.key = who.Caller, who.Key
+		return who, nil
+	}
+	if e := s.failures.take(address(r), s.now()); e != nil {
+		e.cause = err
+		return nil, e
+	}
+	return nil, unauthorized(err.Error())
+}
+
+// limitCaller spends a token of the caller and tells it what is left.
+func (s *Server) limitCaller(w http.ResponseWriter, who *auth.Identity) error {
+	l, ok := s.callers[who.Caller]
+	if !ok {
+		return nil // an unauthenticated hook: the address limit was all there is
+	}
+	now := s.now()
+	if e := take(l, "caller", now); e != nil {
+		return e
+	}
+	w.Header().Set("Ratelimit", rateLimit(l, "caller", now))
+	w.Header().Set("Ratelimit-Policy", rateLimitPolicy(l, "caller"))
+	return nil
+}
+
+func forbidden(caller string) error {
+	return &refusal{
+		status: http.StatusForbidden, kind: "forbidden", reason: "caller " + caller + " may not start this hook",
+		detail: "The credential is valid, and this caller may not start this hook.",
+	}
+}
+
+// bind takes the parameters from the delivery, or says everything that is
+// wrong with them.
+func bind(r *http.Request, body []byte, who *auth.Identity, h *runner.Hook) (runner.Values, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, malformed("The query is malformed.")
+	}
+	values, problems, err := h.Bind(runner.Input{
+		Body: body, ContentType: r.Header.Get("Content-Type"), Query: query,
+		Header: textproto.MIMEHeader(r.Header), Claims: who.Claims,
+	})
+	switch {
+	case errors.Is(err, runner.ErrBody):
+		return nil, malformed(err.Error())
+	case err != nil:
+		return nil, err
+	case len(problems) > 0:
+		return nil, &refusal{
+			status: http.StatusUnprocessableEntity, kind: "parameters", problems: problems,
+			detail: "The parameters are not what this hook allows.", reason: "parameter " + problems[0].Param + " " + problems[0].Text,
+		}
+	}
+	return values, nil
+}
+
+func claim(who *auth.Identity) runner.Claim {
+	c := runner.Claim{Key: who.Replay, Until: who.Until, OneBody: who.OneBody, Body: who.BodyDigest}
+	if c.Key == "" {
+		return runner.Claim{}
+	}
+	// One caller's id is not another's, even where both chose the same.
+	sum := sha256.Sum256([]byte(who.Caller + "\x00" + who.Scheme + "\x00" + who.Replay))
+	c.Key = string(sum[:])
+	return c
+}
+
+// traceparentForm is version 00 of W3C Trace Context, 3.2. What does not fit is
+// not passed on.
+var traceparentForm = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+func traceparent(h http.Header) string {
+	if v := h.Values("Traceparent"); len(v) == 1 && traceparentForm.MatchString(v[0]) {
+		return v[0]
+	}
+	return ""
+}
+
+// notStarted is the table of why a verified delivery starts nothing.
+func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
+	var replayed *runner.Replayed
+	var busy *runner.Busy
+	var failed *runner.NotStarted
+	switch {
+	case errors.As(err, &replayed):
+		req.reason = "replayed"
+		w.Header().Set("Idempotent-Replayed", "true")
+		return s.answerRun(w, r, req, replayed.Run, wait)
+	case errors.As(err, &busy):
+		return &refusal{
+			status: http.StatusServiceUnavailable, kind: "busy", run: &busy.Run,
+			detail: "A run is in flight. Retry-After is when it should be over.",
+			header: http.Header{"Retry-After": {seconds(busy.RetryAfter)}},
+		}
+	case errors.As(err, &failed):
+		return &refusal{
+			status: http.StatusInternalServerError, kind: "not-started", run: &failed.Run, cause: failed.Reason,
+			detail: "The command could not be started. The operator finds the reason under the request id.",
+		}
+	case errors.Is(err, runner.ErrReused):
+		return unauthorized(err.Error())
+	case errors.Is(err, runner.ErrDraining):
+		return draining()
+	case errors.Is(err, runner.ErrFull):
+		return &refusal{
+			status: http.StatusServiceUnavailable, kind: "full", cause: err,
+			detail: "The server cannot record another run now.", header: http.Header{"Retry-After": {"60"}},
+		}
+	}
+	return err
+}
+
+func draining() error {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: "draining",
+		detail: "The server is going and takes no more deliveries.", header: http.Header{"Retry-After": {"10"}},
+	}
+}

@@ -1,0 +1,107 @@
+package handlers
+
+import (
+	"fmt"
+	"hash/maphash"
+	"math"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"sallyport/internal/config"
+)
+
+// addressLimits is a table of limiters that never grows, whatever the number
+// of addresses: each address has the slot that a seeded hash gives it. Who
+// shares a slot shares its budget, and without the seed nobody can pick whom.
+type addressLimits struct {
+	seed  maphash.Seed
+	limit config.Limit
+	slots []rate.Limiter
+}
+
+// The two tables together take about 3.2 MiB.
+const (
+	addressSlots = 1 << 15
+	failureSlots = 1 << 13
+)
+
+func newAddressLimits(limit config.Limit, slots int) *addressLimits {
+	return &addressLimits{seed: maphash.MakeSeed(), limit: limit, slots: make([]rate.Limiter, slots)}
+}
+
+func (t *addressLimits) of(a netip.Addr) *rate.Limiter {
+	l := &t.slots[maphash.Comparable(t.seed, a)%uint64(len(t.slots))]
+	if l.Burst() == 0 {
+		// The zero time lets the first use find a full bucket.
+		l.SetLimitAt(time.Time{}, rate.Limit(t.limit.Rate))
+		l.SetBurstAt(time.Time{}, t.limit.Burst)
+	}
+	return l
+}
+
+// take spends one token of the address, or says how it is turned away.
+func (t *addressLimits) take(a netip.Addr, now time.Time) *refusal {
+	return take(t.of(a), "address", now)
+}
+
+func callerLimits(callers map[string]config.Limit) map[string]*rate.Limiter {
+	limits := make(map[string]*rate.Limiter, len(callers))
+	for name, l := range callers {
+		limits[name] = rate.NewLimiter(rate.Limit(l.Rate), l.Burst)
+	}
+	return limits
+}
+
+func take(l *rate.Limiter, policy string, now time.Time) *refusal {
+	if l.AllowN(now, 1) {
+		return nil
+	}
+	wait := time.Duration((1 - l.TokensAt(now)) / float64(l.Limit()) * float64(time.Second))
+	return &refusal{
+		status: http.StatusTooManyRequests, kind: "too-often",
+		detail: "Too many requests; Retry-After says when the next one may come.",
+		reason: "limit by " + policy,
+		header: http.Header{
+			"Retry-After":      {seconds(wait)},
+			"Ratelimit":        {rateLimit(l, policy, now)},
+			"Ratelimit-Policy": {rateLimitPolicy(l, policy)},
+		},
+	}
+}
+
+// rateLimit and rateLimitPolicy are the fields of
+// draft-ietf-httpapi-ratelimit-headers-10: what is left and when the bucket is
+// full again, and what the bucket holds and how long it takes to fill.
+func rateLimit(l *rate.Limiter, policy string, now time.Time) string {
+	tokens := max(l.TokensAt(now), 0)
+	full := (float64(l.Burst()) - tokens) / float64(l.Limit())
+	return fmt.Sprintf(`"%s";r=%d;t=%d`, policy, int(tokens), int(math.Ceil(full)))
+}
+
+func rateLimitPolicy(l *rate.Limiter, policy string) string {
+	return fmt.Sprintf(`"%s";q=%d;w=%d`, policy, l.Burst(), int(math.Ceil(float64(l.Burst())/float64(l.Limit()))))
+}
+
+// seconds rounds up, so that who waits as long as told is not told again.
+func seconds(d time.Duration) string {
+	return fmt.Sprint(max(1, int(math.Ceil(d.Seconds()))))
+}
+
+// address is what a caller is told apart by before it has proved anything: an
+// IPv4 address, or the /64 that one IPv6 host can fill at will.
+func address(r *http.Request) netip.Addr {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	a := ap.Addr().Unmap().WithZone("")
+	if a.Is6() {
+		if p, err := a.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return a
+}

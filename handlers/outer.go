@@ -1,0 +1,128 @@
+package handlers
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+)
+
+// request is what the log line of a request says beyond the request itself.
+// The handlers fill it in as they learn it.
+type request struct {
+	id     string
+	caller string
+	key    string
+	hook   string
+	run    string
+	reason string // why it was turned away
+	cause  error
+}
+
+type requestKey struct{}
+
+func of(r *http.Request) *request {
+	req, _ := r.Context().Value(requestKey{}).(*request)
+	return req
+}
+
+// outer wraps the router rather than being used by it: mux leaves its own
+// middleware out on 404 and 405, and those are what a scanner gets.
+func (s *Server) outer(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := s.now()
+		req := &request{id: rand.Text()}
+		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
+		rec := &recorder{ResponseWriter: w}
+		h := w.Header()
+		h.Set("X-Request-Id", req.id)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cache-Control", "no-store")
+		defer s.access(r, req, rec, start)
+		defer s.recover(rec, req)
+		if e := s.addresses.take(address(r), start); e != nil {
+			writeProblem(rec, req, e)
+			return
+		}
+		next.ServeHTTP(rec, r)
+	})
+}
+
+// recover answers 500 for a fault of ours, if nothing was answered yet.
+func (s *Server) recover(rec *recorder, req *request) {
+	fault := recover()
+	if fault == nil {
+		return
+	}
+	s.log.Error("fault", "request", req.id, "error", fault, "stack", string(debug.Stack()))
+	if rec.status == 0 {
+		writeProblem(rec, req, fmt.Errorf("fault: %v", fault))
+	}
+}
+
+// access writes one line per request. What a flood can cause in any number is
+// told only at debug level, so that it cannot fill the disk.
+func (s *Server) access(r *http.Request, req *request, rec *recorder, start time.Time) {
+	level := slog.LevelInfo
+	switch {
+	case rec.status == http.StatusTooManyRequests:
+		level = slog.LevelDebug
+	case rec.status == http.StatusInternalServerError:
+		level = slog.LevelError
+	case rec.status >= http.StatusBadRequest:
+		level = slog.LevelWarn
+	}
+	attrs := []slog.Attr{
+		slog.String("request", req.id),
+		slog.String("address", r.RemoteAddr),
+		slog.String("method", short(r.Method)),
+		slog.String("path", short(r.URL.Path)),
+		slog.Int("status", rec.status),
+		slog.Duration("took", s.now().Sub(start)),
+	}
+	for _, a := range []struct{ key, value string }{
+		{"hook", req.hook}, {"caller", req.caller}, {"key", req.key}, {"run", req.run}, {"reason", req.reason},
+	} {
+		if a.value != "" {
+			attrs = append(attrs, slog.String(a.key, a.value))
+		}
+	}
+	if req.cause != nil {
+		attrs = append(attrs, slog.String("error", req.cause.Error()))
+	}
+	s.log.LogAttrs(r.Context(), level, "request", attrs...)
+}
+
+// short keeps what a stranger wrote from filling the log.
+func short(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "…"
+	}
+	return s
+}
+
+// recorder remembers the status for the log.
+type recorder struct {
+	http.ResponseWriter
+	status int
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	return r.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

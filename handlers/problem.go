@@ -1,0 +1,98 @@
+package handlers
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+
+	"sallyport/runner"
+)
+
+// refusal is an answer that turns a request away: what the sender is told, and
+// apart from it what the operator's log says.
+type refusal struct {
+	status   int
+	kind     string // last part of the problem's type
+	detail   string // for the sender
+	reason   string // for the operator; the detail, where that says all
+	cause    error  // for the operator
+	run      *runner.Run
+	problems []runner.ParamProblem
+	header   http.Header
+}
+
+func (e *refusal) Error() string { return e.kind }
+
+// problem is an RFC 9457 problem detail.
+type problem struct {
+	Type      string                `json:"type"`
+	Title     string                `json:"title"`
+	Status    int                   `json:"status"`
+	Detail    string                `json:"detail,omitempty"`
+	RequestID string                `json:"request_id"`
+	Run       *runInFlight          `json:"run,omitempty"`
+	Problems  []runner.ParamProblem `json:"problems,omitempty"`
+}
+
+// runInFlight is what anybody who may start a hook may know of the run that is
+// in the way: not whose it is, nor its parameters.
+type runInFlight struct {
+	ID    string       `json:"id"`
+	State runner.State `json:"state"`
+}
+
+// writeProblem is the one writer of errors. What is no refusal is a fault of
+// ours, and the sender learns only that.
+func writeProblem(w http.ResponseWriter, req *request, err error) {
+	var e *refusal
+	if !errors.As(err, &e) {
+		e = &refusal{
+			status: http.StatusInternalServerError, kind: "internal", cause: err,
+			detail: "The server could not do this. Its operator finds the reason under the request id.",
+		}
+	}
+	req.reason, req.cause = e.reason, e.cause
+	if req.reason == "" {
+		req.reason = e.kind
+	}
+	p := problem{
+		Type: "urn:sallyport:" + e.kind, Title: http.StatusText(e.status), Status: e.status,
+		Detail: e.detail, RequestID: req.id, Problems: e.problems,
+	}
+	if e.run != nil {
+		p.Run = &runInFlight{ID: e.run.ID, State: e.run.State}
+		req.run = e.run.ID
+	}
+	maps.Copy(w.Header(), e.header)
+	writeJSON(w, e.status, "application/problem+json", p)
+}
+
+func writeJSON(w http.ResponseWriter, status int, kind string, v any) {
+	w.Header().Set("Content-Type", kind)
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(v) // the sender is gone; there is nobody left to tell
+}
+
+// The refusals that are always the same.
+
+func notFound() error {
+	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: "There is nothing here."}
+}
+
+// unauthorized is one answer for every way a credential can be missing or
+// wrong, so that it tells an outsider nothing. RFC 9110 15.5.2 demands a
+// challenge.
+func unauthorized(reason string) error {
+	return &refusal{
+		status: http.StatusUnauthorized, kind: "unauthorized", reason: reason,
+		detail: "No valid credential came with the request.",
+		header: http.Header{"Www-Authenticate": {`Bearer realm="sallyport"`}},
+	}
+}
+
+func malformed(detail string) error {
+	return &refusal{status: http.StatusBadRequest, kind: "malformed", detail: detail}
+}

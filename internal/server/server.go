@@ -1,0 +1,113 @@
+// Package server is the listener and the life of the server: TLS and nothing
+// else, every limit set, and a drain that loses no run.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"sallyport/internal/config"
+	"sallyport/runner"
+)
+
+// The deadlines of a connection. A handler that waits for a run, or reads a
+// body, sets its own.
+const (
+	headerTimeout = 5 * time.Second // from accept to the end of the header, handshake included
+	writeTimeout  = 30 * time.Second
+	idleTimeout   = 60 * time.Second
+	headerBytes   = 16 << 10
+	lastAnswers   = 5 * time.Second
+)
+
+// Server is one TLS listener and what answers on it.
+type Server struct {
+	http     *http.Server
+	listener net.Listener
+	runner   *runner.Runner
+	drain    time.Duration
+	log      *slog.Logger
+}
+
+// Listen opens the address of the configuration. Nothing is accepted before
+// Serve.
+func Listen(ctx context.Context, c *config.Config, h http.Handler, run *runner.Runner, log *slog.Logger) (*Server, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{
+		http: &http.Server{
+			Handler:           h,
+			ReadHeaderTimeout: headerTimeout,
+			WriteTimeout:      writeTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    headerBytes,
+			HTTP2: &http.HTTP2Config{
+				MaxConcurrentStreams: 32, // a connection is one sender, not a fleet
+				SendPingTimeout:      30 * time.Second,
+				PingTimeout:          15 * time.Second,
+				WriteByteTimeout:     writeTimeout,
+			},
+			// Otherwise OPTIONS * is answered past every limit and log.
+			DisableGeneralOptionsHandler: true,
+			// Scanners cause one line per handshake: worth having, not by default.
+			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		},
+		listener: tls.NewListener(limit(l, c.Limits.Connections, c.Limits.ConnectionsPerAddress), c.TLS),
+		runner:   run, drain: c.Drain, log: log,
+	}, nil
+}
+
+// Addr is where the server listens.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Serve answers until stop is closed, then drains: deliveries are refused with
+// 503 while runs in the air may end, for as long as the configuration says;
+// what still runs then is stopped. A second event on kill ends that at once. When
+// Serve returns, no command is left.
+func (s *Server) Serve(stop, kill <-chan struct{}) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.http.Serve(s.listener) }()
+	s.log.Info("serving", "address", "https://"+s.Addr().String())
+	var serveErr error
+	select {
+	case serveErr = <-failed:
+		s.log.Error("serving ended", "error", serveErr)
+	case <-stop:
+	}
+	s.log.Info("draining", "runs_may_take", s.drain)
+	ctx, cancel := context.WithTimeout(context.Background(), s.drain)
+	defer cancel()
+	drained := make(chan struct{})
+	go func() { s.runner.Drain(ctx); close(drained) }()
+	select {
+	case <-drained:
+	case <-kill:
+		s.log.Warn("killing: a second signal came")
+		s.runner.Kill()
+		<-drained
+	}
+	s.close()
+	if serveErr != nil && !errors.Is(serveErr, http.ErrServerClosed) {
+		return fmt.Errorf("serving %s: %w", s.Addr(), serveErr)
+	}
+	s.log.Info("drained")
+	return nil
+}
+
+// close lets answers under way be finished, among them those that waited for
+// the runs which just ended.
+func (s *Server) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
+	defer cancel()
+	if err := s.http.Shutdown(ctx); err != nil {
+		_ = s.http.Close()
+	}
+}
