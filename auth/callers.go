@@ -1,0 +1,193 @@
+package auth
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+
+	"sallyport/internal/problem"
+)
+
+// maxHeader bounds the header fields that are read here.
+const maxHeader = 16 << 10
+
+// errAbsent says that a credential of some kind is not on the delivery, so that
+// the next may be looked for. Every other error is final.
+var errAbsent = errors.New("absent")
+
+// Callers is the compiled form of all callers. It is never changed, and safe
+// for use by many at once.
+type Callers struct {
+	byName map[string]*caller
+	all    []*caller // in the order of their names
+	reads  []string  // the headers that decide; none may be there twice
+	tokens []string  // the headers that hold a static token
+}
+
+type caller struct {
+	name   string
+	replay string // check, allow, or empty for the default of the credential
+	hmac   []hmacKey
+	jwt    *jwtRule
+	tokens *tokenRule
+	mtls   *MTLSSpec
+}
+
+// Compile checks all callers and reads their keys. Everything that is wrong
+// goes to p, under the caller's name; if p is bad, the result must not be used.
+func Compile(specs map[string]*CallerSpec, src Sources, p *problem.List) *Callers {
+	c := &Callers{byName: map[string]*caller{}}
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		one := compileCaller(name, specs[name], src, p.At(name))
+		c.byName[name] = one
+		c.all = append(c.all, one)
+	}
+	c.collectHeaders()
+	c.checkShared(p)
+	return c
+}
+
+func compileCaller(name string, spec *CallerSpec, src Sources, p *problem.List) *caller {
+	c := &caller{name: name}
+	if spec == nil || spec.HMAC == nil && spec.JWT == nil && spec.MTLS == nil && spec.Token == nil {
+		p.Errorf("needs a credential: hmac, jwt, mtls or token")
+		return c
+	}
+	c.replay = spec.Replay
+	if c.replay != "" && c.replay != "check" && c.replay != "allow" {
+		p.At("replay").Errorf("is not check or allow")
+	}
+	if spec.HMAC != nil {
+		c.hmac = compileHMAC(spec.HMAC, src, p.At("hmac"))
+	}
+	if spec.JWT != nil {
+		c.jwt = compileJWT(spec.JWT, src, p.At("jwt"))
+	}
+	if spec.Token != nil {
+		c.tokens = compileToken(spec.Token, src, p.At("token"))
+	}
+	if spec.MTLS != nil {
+		c.mtls = compileMTLS(spec.MTLS, p.At("mtls"))
+	}
+	return c
+}
+
+func (c *Callers) collectHeaders() {
+	for _, one := range c.all {
+		for i := range one.hmac {
+			s := one.hmac[i].scheme
+			c.reads = append(c.reads, s.spec.Header, s.tsHeader, s.idHeader)
+		}
+		if one.jwt != nil {
+			c.reads = append(c.reads, "Authorization")
+		}
+		if one.tokens != nil {
+			c.tokens = append(c.tokens, one.tokens.header)
+		}
+	}
+	slices.Sort(c.tokens)
+	c.tokens = slices.Compact(c.tokens)
+	c.reads = append(c.reads, c.tokens...)
+	slices.Sort(c.reads)
+	c.reads = slices.DeleteFunc(slices.Compact(c.reads), func(s string) bool { return s == "" })
+}
+
+// checkShared looks for credentials that would not tell one caller from another.
+func (c *Callers) checkShared(p *problem.List) {
+	owner := map[string]string{}
+	shared := func(p *problem.List, caller string, what ...string) {
+		key := digest(what...)
+		if other, ok := owner[key]; ok && other != caller {
+			p.Warnf("is the same as that of the caller %q, so which of the two a delivery is from depends on the hook", other)
+		} else if ok {
+			p.Warnf("is there twice")
+		}
+		owner[key] = caller
+	}
+	jwts := slices.ContainsFunc(c.all, func(one *caller) bool { return one.jwt != nil })
+	for _, one := range c.all {
+		p := p.At(one.name)
+		for i := range one.hmac {
+			k := &one.hmac[i]
+			shared(p.At("hmac", "keys"), one.name, "hmac", k.scheme.spec.Header, string(k.bytes))
+		}
+		if m := one.mtls; m != nil {
+			shared(p.At("mtls"), one.name, "mtls", m.URI, strings.ToLower(m.DNS), m.CN)
+		}
+		if t := one.tokens; t != nil {
+			for i := range t.keys {
+				shared(p.At("token", "keys"), one.name, "token", t.header, string(t.keys[i].digest[:]))
+				if jwts && t.keys[i].likeJWT && isBearer(t.prefix) {
+					p.At("token", "keys").Errorf("holds a token with exactly two dots, which is read as a JWT here")
+				}
+			}
+		}
+	}
+}
+
+// Names returns the names of all callers, in order.
+func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
+
+// Authenticate tells who sent d. The names in hook are tried first, but every
+// caller may be the answer: whether it may call the hook is for the caller of
+// this function to judge. Kinds of credentials are looked for in a fixed order,
+// the strongest binding to the body first, and the first kind that is present
+// decides: a wrong signature is never made good by a right token. The error is
+// always a *Refusal.
+func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
+	for _, name := range c.reads {
+		values := d.Header[name]
+		if len(values) > 1 {
+			return nil, refuse(Malformed, "", "the header %s is there %d times", name, len(values))
+		}
+		if len(values) == 1 && len(values[0]) > maxHeader {
+			return nil, refuse(Malformed, "", "the header %s is over %d bytes", name, maxHeader)
+		}
+	}
+	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.byHMAC, c.byJWT, c.byToken, c.unknownScheme, c.byMTLS} {
+		if id, err := kind(d, hook); !errors.Is(err, errAbsent) {
+			return id, err
+		}
+	}
+	return nil, refuse(Absent, "", "the delivery has no credential that any caller could have sent")
+}
+
+// unknownScheme refuses an Authorization header that some caller's credential
+// could stand in, but that has the form of none.
+func (c *Callers) unknownScheme(d *Delivery, _ []string) (*Identity, error) {
+	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") {
+		return nil, errAbsent
+	}
+	return nil, refuse(Malformed, "", "the Authorization header has the form of no caller's credential")
+}
+
+// candidates yields the hook's callers and then all others, and whether each is
+// on the hook.
+func (c *Callers) candidates(hook []string) iter.Seq2[*caller, bool] {
+	return func(yield func(*caller, bool) bool) {
+		for _, name := range hook {
+			if one := c.byName[name]; one != nil && !yield(one, true) {
+				return
+			}
+		}
+		for _, one := range c.all {
+			if !slices.Contains(hook, one.name) && !yield(one, false) {
+				return
+			}
+		}
+	}
+}
+
+func (c *caller) replayCheck(scheme string) bool {
+	if c.replay != "" {
+		return c.replay == "check"
+	}
+	return scheme == "hmac" || scheme == "jwt"
+}
+
+func refuse(reason Reason, scheme, format string, a ...any) *Refusal {
+	return &Refusal{Reason: reason, Scheme: scheme, Detail: fmt.Sprintf(format, a...)}
+}

@@ -1,0 +1,214 @@
+package auth
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"sallyport/internal/problem"
+)
+
+const (
+	maxKeyFile = 64 << 10
+	maxKeys    = 64 // of one caller; each one may cost a verification per delivery
+
+	// Others may do nothing with a secret, and only the owner may change it.
+	// Anyone may read a public key.
+	secretMode = 0o027
+	publicMode = 0o022
+)
+
+// Sources says where key material is read from.
+type Sources struct {
+	Dir    string                      // relative file names are relative to it
+	Getenv func(string) (string, bool) // os.LookupEnv in the program
+}
+
+// Secret returns the text of a secret without its one trailing newline. It
+// refuses an empty one, one over 64 KiB, and a file that is not regular, that
+// others may read, or that more than its owner may write. No error holds any of
+// the text.
+func (s Sources) Secret(k *KeySpec) ([]byte, error) {
+	_, text, err := s.read(k, secretMode)
+	return text, err
+}
+
+// read returns the text of k, and the name of the field that says where it is.
+func (s Sources) read(k *KeySpec, forbidden os.FileMode) (field string, text []byte, err error) {
+	set := 0
+	for _, f := range [][2]string{{"file", k.File}, {"env", k.Env}, {"credential", k.Credential}} {
+		if f[1] != "" {
+			field = f[0]
+			set++
+		}
+	}
+	if set != 1 {
+		return "", nil, errors.New("needs one of file, env and credential")
+	}
+	switch field {
+	case "file":
+		text, err = readKeyFile(s.path(k.File), forbidden)
+	case "env":
+		text, err = s.variable(k.Env)
+	case "credential":
+		text, err = s.credential(k.Credential, forbidden)
+	}
+	if err != nil {
+		return field, nil, err
+	}
+	if text = bytes.TrimSuffix(text, []byte("\n")); len(text) == 0 {
+		return field, nil, errors.New("is empty")
+	}
+	return field, text, nil
+}
+
+func (s Sources) path(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(s.Dir, name)
+}
+
+func (s Sources) variable(name string) ([]byte, error) {
+	if s.Getenv != nil {
+		if v, ok := s.Getenv(name); ok {
+			if len(v) > maxKeyFile {
+				return nil, fmt.Errorf("the environment variable %s is over %d bytes", name, maxKeyFile)
+			}
+			return []byte(v), nil
+		}
+	}
+	return nil, fmt.Errorf("the environment variable %s is not set", name)
+}
+
+// credential reads what the service manager hands over, systemd.exec(5) LoadCredential=.
+func (s Sources) credential(name string, forbidden os.FileMode) ([]byte, error) {
+	if strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
+		return nil, errors.New("is not a plain name")
+	}
+	dir, err := s.variable("CREDENTIALS_DIRECTORY")
+	if err != nil {
+		return nil, err
+	}
+	if !filepath.IsAbs(string(dir)) {
+		return nil, errors.New("the environment variable CREDENTIALS_DIRECTORY is not an absolute path")
+	}
+	return readKeyFile(filepath.Join(string(dir), name), forbidden)
+}
+
+// readKeyFile follows symlinks (Kubernetes mounts secrets as such) and judges
+// the file it has opened, so that nobody can change it in between. It opens
+// without blocking, or a named pipe would hang the start.
+func readKeyFile(path string, forbidden os.FileMode) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator's own configuration names it
+	if err != nil {
+		return nil, fmt.Errorf("reading key: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading key: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	if mode := info.Mode().Perm(); mode&forbidden != 0 {
+		return nil, fmt.Errorf("%s has mode %04o, which lets too many read or write it: chmod it to %04o", path, mode, mode&^forbidden)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading key: %w", err)
+	}
+	if len(text) > maxKeyFile {
+		return nil, fmt.Errorf("%s is over %d bytes", path, maxKeyFile)
+	}
+	return text, nil
+}
+
+// keyInfo is what every kind of key has.
+type keyInfo struct {
+	id                  string
+	named               bool // by the file, not by default
+	notBefore, notAfter time.Time
+}
+
+// outside says why the key may not be used now, or nothing.
+func (k *keyInfo) outside(now time.Time) string {
+	switch {
+	case !k.notBefore.IsZero() && now.Before(k.notBefore):
+		return "it verified with a key whose not_before is to come"
+	case !k.notAfter.IsZero() && now.After(k.notAfter):
+		return "it verified with a key whose not_after has passed"
+	}
+	return ""
+}
+
+// eachKey hands every key of a credential to load, after the checks that all
+// kinds share.
+func eachKey(keys []KeySpec, p *problem.List, load func(*KeySpec, keyInfo, *problem.List)) {
+	p = p.At("keys")
+	if len(keys) > maxKeys {
+		p.Errorf("has %d keys, of at most %d", len(keys), maxKeys)
+		return
+	}
+	seen := map[string]bool{}
+	for i := range keys {
+		k, at := &keys[i], p.Index(i)
+		info := keyInfo{id: k.ID, named: k.ID != "", notBefore: k.NotBefore, notAfter: k.NotAfter}
+		if !info.named {
+			info.id = "1"
+			if len(keys) > 1 {
+				at.Errorf("needs an id, for there are several keys")
+			}
+		} else if seen[k.ID] {
+			at.At("id").Errorf("%q is the id of another key too", k.ID)
+		}
+		seen[k.ID] = true
+		if !k.NotAfter.IsZero() && !k.NotAfter.After(k.NotBefore) {
+			at.At("not_after").Errorf("is not after not_before, so the key is never valid")
+		}
+		load(k, info, at)
+	}
+}
+
+// secret reads one key that must stay secret, and reports what is wrong with it.
+func (s Sources) secret(k *KeySpec, p *problem.List) ([]byte, bool) {
+	if k.Alg != "" {
+		p.At("alg").Errorf("is for the keys of jwt only")
+	}
+	return s.load(k, secretMode, p)
+}
+
+func (s Sources) load(k *KeySpec, forbidden os.FileMode, p *problem.List) ([]byte, bool) {
+	field, text, err := s.read(k, forbidden)
+	if field != "" {
+		p = p.At(field)
+	}
+	if err != nil {
+		p.Errorf("%v", err)
+		return nil, false
+	}
+	if len(bytes.TrimSpace(text)) != len(text) && forbidden == secretMode {
+		p.Warnf("begins or ends with white space, which is taken as part of the key")
+	}
+	return text, true
+}
+
+// checkLength refuses secrets that can be guessed: 128 bits are the least, and
+// 256 what RFC 2104 advises for SHA-256.
+func checkLength(n int, p *problem.List) bool {
+	switch {
+	case n < 16:
+		p.Errorf("is %d bytes long, and must be at least 16", n)
+		return false
+	case n < 32:
+		p.Warnf("is %d bytes long, and should be at least 32", n)
+	}
+	return true
+}

@@ -1,0 +1,98 @@
+package auth
+
+import "time"
+
+// CallerSpec is a caller as the configuration file writes it. At least one
+// credential is needed; with several, any one that verifies will do.
+type CallerSpec struct {
+	HMAC  *HMACSpec  `yaml:"hmac"`
+	JWT   *JWTSpec   `yaml:"jwt"`
+	MTLS  *MTLSSpec  `yaml:"mtls"`
+	Token *TokenSpec `yaml:"token"`
+	// Replay is check or allow. Default: check for hmac and jwt, allow for mtls
+	// and token, whose senders may repeat themselves legitimately.
+	Replay string `yaml:"replay"`
+}
+
+// HMACSpec names a preset scheme, or describes one by the same knobs.
+type HMACSpec struct {
+	Scheme     string    `yaml:"scheme"` // a preset's name; then no other knob but keys
+	Keys       []KeySpec `yaml:"keys"`
+	SchemeSpec `yaml:",inline"`
+}
+
+// SchemeSpec is a signature scheme as data: what a sender puts on the wire.
+type SchemeSpec struct {
+	Header   string     `yaml:"header"` // the header that holds the signature
+	Value    string     `yaml:"value"`  // its layout: "{sig}", "sha256={sig}", "t={ts},v1={sig}"
+	Hash     string     `yaml:"hash"`   // sha256 (default), sha512, ed25519; sha1 only with dangerously_sha1
+	SHA1     bool       `yaml:"dangerously_sha1"`
+	Encoding string     `yaml:"encoding"` // hex (default) or base64
+	Signed   string     `yaml:"signed"`   // literals with {body} (mandatory), {ts}, {id}
+	Key      KeyForm    `yaml:"key"`
+	List     string     `yaml:"list"` // separates entries of the header and of value; any {sig} that matches wins, unknown entries are ignored
+	TS       *TimeSpec  `yaml:"ts"`
+	ID       *FieldSpec `yaml:"id"`
+	Event    *FieldSpec `yaml:"event"`
+	JSON     bool       `yaml:"json"` // refuse a body that is not declared as JSON
+}
+
+// KeyForm says how the text of a key becomes its bytes.
+type KeyForm struct {
+	Encoding string `yaml:"encoding"` // utf8 (default), base64 or hex
+	Prefix   string `yaml:"prefix"`   // stripped first, "whsec_"
+}
+
+// TimeSpec says where the time of signing stands. With neither header nor
+// body it is the {ts} of the signature header's layout.
+type TimeSpec struct {
+	Header    string        `yaml:"header"`
+	Body      string        `yaml:"body"`      // dotted path into a JSON body
+	Unit      string        `yaml:"unit"`      // s (default) or ms
+	Tolerance time.Duration `yaml:"tolerance"` // default 5m
+}
+
+// FieldSpec says where a value stands: in a header, or in the JSON body.
+type FieldSpec struct {
+	Header string `yaml:"header"`
+	Body   string `yaml:"body"` // dotted path
+}
+
+// KeySpec is one secret or public key of a caller, and where it is kept. One of
+// File, Env and Credential; never inline.
+type KeySpec struct {
+	ID         string    `yaml:"id"`
+	File       string    `yaml:"file"`       // relative to the configuration file
+	Env        string    `yaml:"env"`        // name of an environment variable
+	Credential string    `yaml:"credential"` // name of a file in $CREDENTIALS_DIRECTORY
+	NotBefore  time.Time `yaml:"not_before"`
+	NotAfter   time.Time `yaml:"not_after"`
+	Alg        string    `yaml:"alg"` // jwt only: the one algorithm of this key; default by its type
+}
+
+// TokenSpec is a static secret that arrives whole in one header.
+type TokenSpec struct {
+	Header string    `yaml:"header"` // default Authorization
+	Prefix string    `yaml:"prefix"` // default "Bearer " for Authorization, else ""
+	Keys   []KeySpec `yaml:"keys"`
+}
+
+// JWTSpec is a signed token (RFC 7519) in "Authorization: Bearer".
+type JWTSpec struct {
+	Issuer     string         `yaml:"issuer"`     // exact iss, required
+	Audience   string         `yaml:"audience"`   // one member of aud, required
+	Algorithms []string       `yaml:"algorithms"` // default: what the keys are for
+	Keys       []KeySpec      `yaml:"keys"`       // secrets (HS*) or PEM public keys
+	JWKS       string         `yaml:"jwks"`       // file with a key set (RFC 7517)
+	Claims     map[string]any `yaml:"claims"`     // exact values, type-strict; a mapping goes down into a claim that is an object
+	MaxAge     time.Duration  `yaml:"max_age"`    // since iat; default 10m
+	Leeway     time.Duration  `yaml:"leeway"`     // default 30s
+}
+
+// MTLSSpec names who a client certificate of a verified chain must be for. One
+// of URI, DNS and CN, compared whole.
+type MTLSSpec struct {
+	URI string `yaml:"uri"`
+	DNS string `yaml:"dns"`
+	CN  string `yaml:"cn"`
+}

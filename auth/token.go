@@ -1,0 +1,127 @@
+package auth
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"strings"
+
+	"sallyport/internal/problem"
+)
+
+type tokenRule struct {
+	header, prefix string
+	keys           []tokenKey
+}
+
+type tokenKey struct {
+	keyInfo
+	digest  [32]byte // so that a comparison tells nothing of the length
+	likeJWT bool
+}
+
+func compileToken(spec *TokenSpec, src Sources, p *problem.List) *tokenRule {
+	t := &tokenRule{header: headerName(orDefault(spec.Header, "Authorization"), p.At("header")), prefix: spec.Prefix}
+	if t.header == "Authorization" {
+		t.prefix = orDefault(t.prefix, "Bearer ")
+		if !strings.HasSuffix(t.prefix, " ") {
+			p.At("prefix").Errorf("must end in a space, as every scheme of Authorization does")
+		}
+	}
+	if len(spec.Keys) == 0 {
+		p.At("keys").Errorf("needs at least one key")
+	}
+	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *problem.List) {
+		text, ok := src.secret(k, p)
+		if !ok || !checkLength(len(text), p) {
+			return
+		}
+		if !isFieldValue(string(text)) {
+			p.Errorf("holds what no header can carry: it must be visible ASCII, and end in no space")
+		}
+		t.keys = append(t.keys, tokenKey{info, sha256.Sum256(text), strings.Count(string(text), ".") == 2})
+	})
+	return t
+}
+
+func isFieldValue(s string) bool {
+	return strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// byToken compares what each header of a token holds with every key.
+func (c *Callers) byToken(d *Delivery, hook []string) (*Identity, error) {
+	refusal := errAbsent
+	for _, header := range c.tokens {
+		if len(d.Header[header]) == 0 {
+			continue
+		}
+		owner, key, ok := c.findToken(header, d.Header.Get(header), hook)
+		switch {
+		case key != nil:
+			return owner.held(key, d)
+		case ok:
+			refusal = refuse(Wrong, "token", "the token in %s is no caller's", header)
+		case header != "Authorization": // the form of another scheme there
+			refusal = refuse(Malformed, "token", "the header %s does not begin as any caller's token does", header)
+		}
+	}
+	return nil, refusal
+}
+
+// findToken returns whose key the value is, nil if nobody's, and whether it has
+// the form of a token at all. It looks at every key, so its time tells nothing.
+func (c *Callers) findToken(header, value string, hook []string) (owner *caller, key *tokenKey, formed bool) {
+	for one := range c.candidates(hook) {
+		if one.tokens == nil || one.tokens.header != header {
+			continue
+		}
+		text, ok := cutScheme(value, one.tokens.prefix)
+		if !ok {
+			continue
+		}
+		formed = true
+		got := sha256.Sum256([]byte(text))
+		for i := range one.tokens.keys {
+			k := &one.tokens.keys[i]
+			if subtle.ConstantTimeCompare(got[:], k.digest[:]) == 1 && key == nil {
+				owner, key = one, k
+			}
+		}
+	}
+	return owner, key, formed
+}
+
+// cutScheme cuts the prefix, whose case does not matter (RFC 9110 11.1).
+func cutScheme(value, prefix string) (string, bool) {
+	if len(value) < len(prefix) || !strings.EqualFold(value[:len(prefix)], prefix) {
+		return "", false
+	}
+	return value[len(prefix):], true
+}
+
+func isBearer(prefix string) bool {
+	_, ok := cutScheme(prefix, "Bearer ")
+	return ok
+}
+
+func (c *caller) held(k *tokenKey, d *Delivery) (*Identity, error) {
+	if detail := k.outside(d.Now); detail != "" {
+		return nil, &Refusal{Reason: Wrong, Scheme: "token", Caller: c.name, Key: k.id, Detail: detail}
+	}
+	return c.unsigned("token", k.id, d), nil
+}
+
+// unsigned is the identity by a credential that does not cover the body. Where
+// a check is asked for, the delivery is named by its Idempotency-Key, or else
+// by its body.
+func (c *caller) unsigned(scheme, key string, d *Delivery) *Identity {
+	id := &Identity{Caller: c.name, Scheme: scheme, Key: key, BodyDigest: sha256.Sum256(d.Body)}
+	if !c.replayCheck(scheme) {
+		return id
+	}
+	if keys := d.Header["Idempotency-Key"]; len(keys) == 1 && keys[0] != "" {
+		id.Replay = digest(scheme+" idempotency key", c.name, keys[0])
+	} else {
+		id.Replay = digest(scheme+" body", c.name, string(id.BodyDigest[:]))
+	}
+	return id
+}
