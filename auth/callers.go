@@ -147,7 +147,7 @@ func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
 			return nil, refuse(Malformed, "", "the header %s is over %d bytes", name, maxHeader)
 		}
 	}
-	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.byHMAC, c.byJWT, c.byToken, c.unknownScheme, c.byMTLS} {
+	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.byHMAC, c.byJWT, c.byOther, c.byToken, c.byMTLS} {
 		if id, err := kind(d, hook); !errors.Is(err, errAbsent) {
 			return id, err
 		}
@@ -155,10 +155,17 @@ func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
 	return nil, refuse(Absent, "", "the delivery has no credential that any caller could have sent")
 }
 
-// unknownScheme refuses an Authorization header that some caller's credential
-// could stand in, but that has the form of none.
-func (c *Callers) unknownScheme(d *Delivery, _ []string) (*Identity, error) {
-	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") {
+// byOther refuses an Authorization header that some caller's credential could
+// stand in, but that has the form of none: what is left are tokens.
+func (c *Callers) byOther(d *Delivery, _ []string) (*Identity, error) {
+	token := func(one *caller) bool {
+		if one.tokens == nil || one.tokens.header != "Authorization" {
+			return false
+		}
+		_, ok := cutScheme(d.Header.Get("Authorization"), one.tokens.prefix)
+		return ok
+	}
+	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") || slices.ContainsFunc(c.all, token) {
 		return nil, errAbsent
 	}
 	return nil, refuse(Malformed, "", "the Authorization header has the form of no caller's credential")

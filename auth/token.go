@@ -60,7 +60,7 @@ func (c *Callers) byToken(d *Delivery, hook []string) (*Identity, error) {
 			return owner.held(key, d)
 		case ok:
 			refusal = refuse(Wrong, "token", "the token in %s is no caller's", header)
-		case header != "Authorization": // the form of another scheme there
+		default:
 			refusal = refuse(Malformed, "token", "the header %s does not begin as any caller's token does", header)
 		}
 	}

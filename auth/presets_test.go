@@ -1,0 +1,279 @@
+package auth_test
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/auth"
+	"sallyport/internal/problem"
+)
+
+// pair is the key a caller is configured with, and the one its sender signs with.
+type pair struct{ verify, sign string }
+
+func newPair(scheme, seed string) pair {
+	seed = (seed + strings.Repeat("*", 32))[:32]
+	private := ed25519.NewKeyFromSeed([]byte(seed))
+	public := private.Public().(ed25519.PublicKey) //nolint:forcetypeassert // it is one
+	s, _ := auth.Preset(scheme)
+	switch spec := s.Spec(); {
+	case spec.Hash == "ed25519":
+		return pair{hex.EncodeToString(public), hex.EncodeToString(private)}
+	case spec.Key.Encoding == "base64":
+		text := "whsec_" + base64.StdEncoding.EncodeToString([]byte(seed))
+		return pair{text, text}
+	}
+	return pair{seed, seed}
+}
+
+func publicPair(seed string) pair {
+	private := ed25519.NewKeyFromSeed([]byte((seed + strings.Repeat("*", 32))[:32]))
+	public := private.Public().(ed25519.PublicKey) //nolint:forcetypeassert // it is one
+	return pair{
+		"whpk_" + base64.StdEncoding.EncodeToString(public),
+		"whsk_" + base64.StdEncoding.EncodeToString(private),
+	}
+}
+
+func bodyFor(at time.Time) string {
+	return fmt.Sprintf(`{"id":"evt_1","event":{"id":"p1","event_type":"x"},"type":"x","webhookTimestamp":%d}`, at.UnixMilli())
+}
+
+func TestEveryPresetCompilesAndIsInOrder(t *testing.T) {
+	names := auth.Presets()
+	if len(names) != 25 || !slices.IsSorted(names) {
+		t.Errorf("%d presets: %v", len(names), names)
+	}
+	for _, name := range names {
+		s, ok := auth.Preset(name)
+		if !ok || s.Name != name {
+			t.Fatalf("%s: not there", name)
+		}
+		var p problem.List
+		spec := s.Spec()
+		auth.CompileScheme(&spec, &p)
+		if len(p.All()) > 0 {
+			t.Errorf("%s: %v", name, p.All())
+		}
+	}
+	if _, ok := auth.Preset("none"); ok {
+		t.Error("there is a preset that is not listed")
+	}
+}
+
+// Each row of SCHEMES is held to the same list of attacks.
+func TestEveryPresetTakesItsSendersSignatureAndNoTamperedOne(t *testing.T) {
+	for _, name := range auth.Presets() {
+		t.Run(name, func(t *testing.T) { attackPreset(t, name, newPair(name, "right"), newPair(name, "wrong")) })
+	}
+	for _, name := range []string{"standard-webhooks", "svix"} {
+		t.Run(name+" v1a", func(t *testing.T) { attackPreset(t, name, publicPair("right"), publicPair("wrong")) })
+	}
+}
+
+func attackPreset(t *testing.T, name string, right, wrong pair) {
+	t.Helper()
+	b := newBench(t)
+	b.hmac("sender", name, right.verify)
+	// A stranger's token is right there to fall back to, and must not help.
+	b.token("weak", "X-Weak", secretC)
+	c := b.compile()
+	s, _ := auth.Preset(name)
+	spec := s.Spec()
+	body := bodyFor(now())
+	fresh := func() *auth.Delivery {
+		d := delivery(body, signed(t, name, right.sign, body))
+		d.Header.Set("X-Weak", secretC)
+		return d
+	}
+	id := allow(t, c, fresh(), "sender", "sender")
+	if id.Scheme != "hmac" || id.Key != "a" || id.Replay == "" {
+		t.Errorf("identity %+v", id)
+	}
+	for _, tamper := range tamperings(t, name, spec, wrong) {
+		d := fresh()
+		tamper.change(d)
+		if id, err := c.Authenticate(d, []string{"sender", "weak"}); err == nil {
+			t.Errorf("%s: accepted as %s", tamper.name, id.Caller)
+		}
+	}
+	attackTimes(t, c, name, right, spec)
+}
+
+type tampering struct {
+	name   string
+	change func(*auth.Delivery)
+}
+
+func tamperings(t *testing.T, name string, spec auth.SchemeSpec, wrong pair) []tampering {
+	t.Helper()
+	sig := spec.Header
+	edit := func(f func(string) string) func(*auth.Delivery) {
+		return func(d *auth.Delivery) { d.Header.Set(sig, f(d.Header.Get(sig))) }
+	}
+	list := []tampering{
+		{"another body", func(d *auth.Delivery) { d.Body = append(d.Body, ' ') }},
+		{"no body", func(d *auth.Delivery) { d.Body = nil }},
+		{"another key", func(d *auth.Delivery) {
+			d.Header.Set(sig, signed(t, name, wrong.sign, string(d.Body)).Get(sig))
+		}},
+		{"the header twice", func(d *auth.Delivery) { d.Header.Add(sig, d.Header.Get(sig)) }},
+		{"the right one behind a wrong one", func(d *auth.Delivery) { d.Header[sig] = []string{"x", d.Header.Get(sig)} }},
+		{"cut short", edit(func(s string) string { return s[:len(s)-2] })},
+		{"longer", edit(func(s string) string { return s + "00" })},
+		{"a bit turned", edit(func(s string) string { return turn(s, len(s)-6) })},
+		{"empty", edit(func(string) string { return "" })},
+		{"white space inside", edit(func(s string) string { return s[:len(s)-6] + "\r\n" + s[len(s)-6:] })},
+		{"NUL behind it", edit(func(s string) string { return s + "\x00" })},
+		{"the other encoding", edit(func(s string) string { return otherEncoding(s, spec.Encoding) })},
+		{"very long", edit(func(s string) string { return s + strings.Repeat(" ", 20<<10) })},
+		{"many entries", edit(func(s string) string { return strings.Repeat("v9=00,", 20) + s })},
+	}
+	for _, h := range []*string{tsHeader(spec), idHeader(spec)} {
+		if h == nil {
+			continue
+		}
+		field := *h
+		list = append(list,
+			tampering{"without " + field, func(d *auth.Delivery) { d.Header.Del(field) }},
+			tampering{"twice " + field, func(d *auth.Delivery) { d.Header.Add(field, d.Header.Get(field)) }},
+			tampering{"another " + field, func(d *auth.Delivery) { d.Header.Set(field, turn(d.Header.Get(field), 3)) }},
+			tampering{"white space in " + field, func(d *auth.Delivery) { d.Header.Set(field, " "+d.Header.Get(field)) }},
+			tampering{"a sign in " + field, func(d *auth.Delivery) { d.Header.Set(field, "+"+d.Header.Get(field)) }},
+		)
+	}
+	if spec.JSON {
+		list = append(list, tampering{"a form", func(d *auth.Delivery) { d.Header.Set("Content-Type", "application/x-www-form-urlencoded") }})
+	}
+	return list
+}
+
+func tsHeader(spec auth.SchemeSpec) *string {
+	if spec.TS == nil || spec.TS.Header == "" {
+		return nil
+	}
+	return &spec.TS.Header
+}
+
+func idHeader(spec auth.SchemeSpec) *string {
+	if spec.ID == nil || spec.ID.Header == "" {
+		return nil
+	}
+	return &spec.ID.Header
+}
+
+// turn changes one character to another that is as good in hex, base64 and decimal.
+func turn(s string, i int) string {
+	c := byte('0')
+	if s[i] == c {
+		c = '1'
+	}
+	return s[:i] + string(c) + s[i+1:]
+}
+
+func otherEncoding(value, encoding string) string {
+	i := strings.LastIndexAny(value, "=,")
+	if encoding == "base64" {
+		i = strings.LastIndex(value, ",")
+		raw, _ := base64.StdEncoding.DecodeString(value[i+1:])
+		return value[:i+1] + hex.EncodeToString(raw)
+	}
+	raw, _ := hex.DecodeString(value[i+1:])
+	return value[:i+1] + base64.StdEncoding.EncodeToString(raw)
+}
+
+// attackTimes holds a scheme with a timestamp to its tolerance, both ways.
+func attackTimes(t *testing.T, c *auth.Callers, name string, right pair, spec auth.SchemeSpec) {
+	t.Helper()
+	if spec.TS == nil {
+		return
+	}
+	send := func(at time.Time) *auth.Delivery {
+		body := bodyFor(at)
+		return delivery(body, signedAt(t, name, right.sign, body, "msg_1", at))
+	}
+	tolerance := spec.TS.Tolerance
+	allow(t, c, send(now().Add(-tolerance)), "sender")
+	allow(t, c, send(now().Add(tolerance)), "sender")
+	refuse(t, c, send(now().Add(-tolerance-time.Second)), auth.Stale)
+	refuse(t, c, send(now().Add(tolerance+time.Second)), auth.Stale)
+	// A stale timestamp that is not signed proves nothing, so it is not told apart.
+	d := send(now().Add(-24 * time.Hour))
+	d.Body = append(d.Body, ' ')
+	refuse(t, c, d, auth.Wrong)
+}
+
+func TestASignatureInEitherCaseOfHexIsTheSameDelivery(t *testing.T) {
+	b := newBench(t)
+	b.hmac("fivetran", "fivetran", secretA)
+	c := b.compile()
+	h := signed(t, "fivetran", secretA, "{}")
+	lower := allow(t, c, delivery("{}", h), "fivetran")
+	h.Set("X-Fivetran-Signature-256", strings.ToUpper(h.Get("X-Fivetran-Signature-256")))
+	if upper := allow(t, c, delivery("{}", h), "fivetran"); upper.Replay != lower.Replay {
+		t.Error("a respelled signature passes for another delivery")
+	}
+}
+
+func TestSignRefusesWhatItsReceiverWould(t *testing.T) {
+	s, _ := auth.Preset("standard-webhooks")
+	for _, id := range []string{"", "a.b", "a b", strings.Repeat("x", 300)} {
+		if _, err := s.Sign([]byte(newPair("standard-webhooks", "k").sign), nil, id, now()); err == nil {
+			t.Errorf("signed the id %q", id)
+		}
+	}
+	if _, err := s.Sign([]byte("whsec_not base64"), nil, "a", now()); err == nil || strings.Contains(err.Error(), "not base64") && strings.Contains(err.Error(), "whsec") {
+		t.Errorf("got %v", err)
+	}
+	discord, _ := auth.Preset("discord")
+	for _, key := range []string{"", "00", strings.Repeat("0", 66), "zz"} {
+		if _, err := discord.Sign([]byte(key), nil, "", now()); err == nil {
+			t.Errorf("signed with the key %q", key)
+		}
+	}
+}
+
+func TestUnconfirmedSchemesSaySo(t *testing.T) {
+	var got []string
+	for _, name := range auth.Presets() {
+		if s, _ := auth.Preset(name); s.Unconfirmed {
+			got = append(got, name)
+		}
+	}
+	if want := []string{"bitbucket", "fivetran", "forgejo", "shopify", "sonarqube", "zoom"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestASchemeOfOnesOwnWorksByTheSameKnobs(t *testing.T) {
+	b := newBench(t)
+	b.caller("own").HMAC = &auth.HMACSpec{
+		Keys: []auth.KeySpec{b.key("1", secretA)},
+		SchemeSpec: auth.SchemeSpec{
+			Header: "x-own", Value: `sig="{sig}";at={ts}`, List: ";", Hash: "sha512", Encoding: "base64", Signed: "{id}|{ts}|{body}",
+			TS: &auth.TimeSpec{Unit: "ms", Tolerance: time.Second}, ID: &auth.FieldSpec{Header: "x-own-id"}, Event: &auth.FieldSpec{Header: "x-own-event"},
+		},
+	}
+	c := b.compile()
+	s := auth.CompileScheme(&b.specs["own"].HMAC.SchemeSpec, &problem.List{})
+	sign := func(at time.Time) http.Header {
+		h, err := s.Sign([]byte(secretA), []byte("hi"), "7", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Set("X-Own-Event", "built")
+		return h
+	}
+	if id := allow(t, c, delivery("hi", sign(now())), "own"); id.Event != "built" {
+		t.Errorf("the event is %q", id.Event)
+	}
+	refuse(t, c, delivery("hi", sign(now().Add(-1001*time.Millisecond))), auth.Stale)
+	refuse(t, c, delivery("ho", sign(now())), auth.Wrong)
+}
