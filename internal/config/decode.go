@@ -1,0 +1,325 @@
+package config
+
+import (
+	"encoding"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+)
+
+// decode fills f from data. It returns false when data cannot be gone through
+// to its end; otherwise f has all that is of the right shape, and r knows the
+// rest.
+//
+// The library parses. Its own decoder stops at the first fault, turns numbers
+// into text and reads an absent value as a default, so values are set here.
+func decode(data []byte, f *File, r *report) bool {
+	root := parse(data, r)
+	if root == nil {
+		return false
+	}
+	d := &decoder{report: r, fields: map[reflect.Type]map[string][]int{}}
+	d.value(root, start(root), "", reflect.ValueOf(f).Elem())
+	return true
+}
+
+type decoder struct {
+	*report
+	fields map[reflect.Type]map[string][]int // of a struct, by key
+}
+
+// fail reports a value of the wrong shape.
+func (d *decoder) fail(at place, path, format string, a ...any) {
+	d.broken[path] = true
+	d.add(at, path, fmt.Sprintf(format, a...))
+}
+
+// value sets v from n, which stands at the path.
+func (d *decoder) value(n ast.Node, at place, path string, v reflect.Value) {
+	d.places[path] = at
+	switch n.(type) {
+	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode, *ast.DirectiveNode:
+		d.broken[path] = true // reported before the file was parsed
+		return
+	case *ast.NullNode:
+		d.fail(at, path, "is empty: give it a value, or leave it out")
+		return
+	}
+	if v.Kind() == reflect.Pointer {
+		v.Set(reflect.New(v.Type().Elem()))
+		v = v.Elem()
+	}
+	_, isList := n.(*ast.SequenceNode)
+	switch to := v.Addr().Interface().(type) {
+	case *any:
+		*to = d.any(n, at, path)
+		return
+	case *time.Duration, *time.Time, encoding.TextUnmarshaler:
+		d.text(n, at, path, to)
+		return
+	case interface{ UnmarshalYAML(func(any) error) error }:
+		if !isList { // a list is read as one, so that each entry has its place
+			d.text(n, at, path, to)
+			return
+		}
+	}
+	d.plainValue(n, at, path, v)
+}
+
+// plainValue sets a v whose form is that of its kind.
+func (d *decoder) plainValue(n ast.Node, at place, path string, v reflect.Value) {
+	switch v.Kind() { //nolint:exhaustive // the kinds that File has; a test holds it to them
+	case reflect.Struct:
+		d.structure(n, at, path, v)
+	case reflect.Map:
+		v.Set(reflect.MakeMap(v.Type()))
+		d.each(n, at, path, func(key string, value ast.Node, at place, path string) {
+			one := reflect.New(v.Type().Elem()).Elem()
+			d.value(value, at, path, one)
+			v.SetMapIndex(reflect.ValueOf(key), one)
+		})
+	case reflect.Slice:
+		list, ok := n.(*ast.SequenceNode)
+		if !ok {
+			d.wrong(n, at, path, "a list")
+			return
+		}
+		v.Set(reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values)))
+		for i, one := range list.Values {
+			d.value(one, start(one), under(path, strconv.Itoa(i)), v.Index(i))
+		}
+	case reflect.String:
+		if s, ok := d.string(n, at, path); ok {
+			v.SetString(s)
+		}
+	case reflect.Bool:
+		b, ok := n.(*ast.BoolNode)
+		if !ok {
+			d.wrong(n, at, path, "true or false")
+			return
+		}
+		v.SetBool(b.Value)
+	case reflect.Int, reflect.Int64:
+		d.integer(n, at, path, v)
+	default:
+		d.fail(at, path, "cannot be read: %s has no form in this file", v.Type())
+	}
+}
+
+// each goes through the entries of a mapping. at is where an entry's value
+// stands, or its key, if the value is more than a scalar.
+func (d *decoder) each(n ast.Node, at place, path string, entry func(key string, value ast.Node, at place, path string)) {
+	m, ok := n.(ast.MapNode)
+	if !ok {
+		d.wrong(n, at, path, "a mapping")
+		return
+	}
+	seen := map[string]int{}
+	for entries := m.MapRange(); entries.Next(); {
+		key, value := entries.Key(), entries.Value()
+		at := where(key.GetToken())
+		name, ok := key.(*ast.StringNode)
+		if !ok {
+			if kind := kindOf(key); kind != "" {
+				d.add(at, path, fmt.Sprintf("the key %s is %s: quote it if text is meant", key.GetToken().Value, kind))
+			}
+			continue
+		}
+		if first, twice := seen[name.Value]; twice {
+			d.add(at, under(path, name.Value), fmt.Sprintf("stands here a second time, after line %d", first))
+			continue
+		}
+		seen[name.Value] = at.line
+		if _, scalar := value.(ast.ScalarNode); scalar && value.Type() != ast.NullType {
+			at = start(value)
+		}
+		entry(name.Value, value, at, under(path, name.Value))
+	}
+}
+
+func (d *decoder) structure(n ast.Node, at place, path string, v reflect.Value) {
+	fields := d.fieldsOf(v.Type())
+	d.each(n, at, path, func(key string, value ast.Node, at place, path string) {
+		index, ok := fields[key]
+		if !ok {
+			names := make([]string, 0, len(fields))
+			for name := range fields {
+				names = append(names, name)
+			}
+			slices.Sort(names)
+			d.broken[path] = true
+			d.add(at, path, "there is no such key here; there are "+strings.Join(names, ", "))
+			return
+		}
+		field := v.FieldByIndex(index)
+		d.value(value, at, path, field)
+		// A zero would be read as "the default", which is not what it says.
+		switch field.Kind() { //nolint:exhaustive // the kinds whose zero a person can write
+		case reflect.String, reflect.Int, reflect.Int64, reflect.Float64:
+			if field.IsZero() && !d.broken[path] {
+				d.fail(at, path, "is %s: leave it out for the default", map[bool]string{true: "empty", false: "zero"}[field.Kind() == reflect.String])
+			}
+		}
+	})
+}
+
+// fieldsOf returns the fields of a struct by their key, inlined ones too.
+func (d *decoder) fieldsOf(t reflect.Type) map[string][]int {
+	if fields, ok := d.fields[t]; ok {
+		return fields
+	}
+	fields := map[string][]int{}
+	for _, f := range reflect.VisibleFields(t) {
+		if key := f.Tag.Get("yaml"); key != "" && key != ",inline" {
+			fields[key] = f.Index
+		}
+	}
+	d.fields[t] = fields
+	return fields
+}
+
+// text sets what is written as text of a form of its own.
+func (d *decoder) text(n ast.Node, at place, path string, to any) {
+	var s string
+	switch n := n.(type) {
+	case *ast.IntegerNode: // a size may be one
+		s = n.Token.Value
+	default:
+		var ok bool
+		if s, ok = d.string(n, at, path); !ok {
+			return
+		}
+	}
+	var err error
+	switch to := to.(type) {
+	case *time.Duration:
+		if *to, err = time.ParseDuration(s); err != nil {
+			err = fmt.Errorf("%q is no duration: write 30s, 10m or 1h30m", s)
+		} else if *to < 0 {
+			err = fmt.Errorf("%s is below zero", s)
+		}
+	case *time.Time:
+		if *to, err = time.Parse(time.RFC3339, s); err != nil {
+			err = fmt.Errorf("%q is no time: write 2026-11-30T00:00:00Z", s)
+		}
+	case encoding.TextUnmarshaler:
+		err = to.UnmarshalText([]byte(s))
+	case interface{ UnmarshalYAML(func(any) error) error }:
+		err = to.UnmarshalYAML(func(into any) error {
+			p, ok := into.(*string)
+			if !ok {
+				return fmt.Errorf("%q is no list", s)
+			}
+			*p = s
+			return nil
+		})
+	}
+	if err != nil {
+		d.fail(at, path, "%s", err.Error())
+	}
+}
+
+// string returns a text. What YAML reads as something else has to be quoted,
+// so that nobody has to know what YAML does to 1.10 or 0644.
+func (d *decoder) string(n ast.Node, at place, path string) (string, bool) {
+	switch n := n.(type) {
+	case *ast.StringNode:
+		if !numeric(n) {
+			return n.Value, true
+		}
+		d.fail(at, path, "%s is a number: quote it if text is meant", n.Value)
+	case *ast.LiteralNode:
+		return n.Value.Value, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
+		d.fail(at, path, "%s is %s: quote it if text is meant", n.GetToken().Value, kindOf(n))
+	default:
+		d.wrong(n, at, path, "text")
+	}
+	return "", false
+}
+
+// numeric tells whether a plain scalar is a number to YAML 1.2, though the
+// library takes it for text because it is too large, or 1e3.
+func numeric(n *ast.StringNode) bool {
+	if n.Token.Type != token.StringType || n.Value == "" || !strings.ContainsRune("+-.0123456789", rune(n.Value[0])) {
+		return false
+	}
+	_, err := strconv.ParseFloat(n.Value, 64)
+	return err == nil || strings.Trim(n.Value, "+-0123456789") == "" && strings.ContainsAny(n.Value, "0123456789")
+}
+
+func (d *decoder) integer(n ast.Node, at place, path string, v reflect.Value) {
+	i, ok := n.(*ast.IntegerNode)
+	if !ok {
+		d.wrong(n, at, path, "a whole number")
+		return
+	}
+	value, err := strconv.ParseInt(i.Token.Value, 10, 64)
+	if err != nil || strconv.FormatInt(value, 10) != i.Token.Value || v.OverflowInt(value) {
+		d.fail(at, path, "%s is no plain decimal number, or too large", i.Token.Value)
+		return
+	}
+	v.SetInt(value)
+}
+
+// any returns a value of whatever type it is written in.
+func (d *decoder) any(n ast.Node, at place, path string) any {
+	switch n := n.(type) {
+	case *ast.MappingNode, *ast.MappingValueNode:
+		m := map[string]any{}
+		d.each(n, at, path, func(key string, value ast.Node, at place, path string) {
+			var one any
+			d.value(value, at, path, reflect.ValueOf(&one).Elem())
+			m[key] = one
+		})
+		return m
+	case *ast.SequenceNode:
+		list := make([]any, len(n.Values))
+		d.plainValue(n, at, path, reflect.ValueOf(&list).Elem())
+		return list
+	case *ast.BoolNode:
+		return n.Value
+	case *ast.IntegerNode:
+		var i int64
+		d.integer(n, at, path, reflect.ValueOf(&i).Elem())
+		return i
+	case *ast.FloatNode:
+		return n.Value
+	}
+	s, _ := d.string(n, at, path)
+	return s
+}
+
+func (d *decoder) wrong(n ast.Node, at place, path, want string) {
+	got := kindOf(n)
+	if got == "" {
+		d.broken[path] = true
+		return
+	}
+	d.fail(at, path, "is %s, and %s belongs here", got, want)
+}
+
+// kindOf names what n is, or nothing when it was refused before.
+func kindOf(n ast.Node) string {
+	switch n.(type) {
+	case *ast.MappingNode, *ast.MappingValueNode:
+		return "a mapping"
+	case *ast.SequenceNode:
+		return "a list"
+	case *ast.StringNode, *ast.LiteralNode:
+		return "text"
+	case *ast.BoolNode:
+		return "true or false"
+	case *ast.NullNode:
+		return "null"
+	case *ast.IntegerNode, *ast.FloatNode, *ast.InfinityNode, *ast.NanNode:
+		return "a number"
+	}
+	return ""
+}

@@ -1,0 +1,119 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"sallyport/internal/problem"
+)
+
+// Diagnostic is one thing wrong with the file, or worth a warning.
+type Diagnostic struct {
+	File         string
+	Line, Column int    // from 1; zero when it is about the file as a whole
+	Path         string // of keys, as in hooks.start.callers[0]; may be empty
+	Text         string
+	Warning      bool // the server starts all the same
+}
+
+// String returns "file:line:column: path: text", which editors can jump to.
+func (d Diagnostic) String() string {
+	var b strings.Builder
+	b.WriteString(d.File)
+	if d.Line > 0 {
+		fmt.Fprintf(&b, ":%d:%d", d.Line, d.Column)
+	}
+	b.WriteString(": ")
+	if d.Warning {
+		b.WriteString("warning: ")
+	}
+	if d.Path != "" {
+		b.WriteString(d.Path + ": ")
+	}
+	b.WriteString(visible(d.Text))
+	return b.String()
+}
+
+type place struct{ line, column int }
+
+// report gathers diagnostics, and knows where each path of the file stands. A
+// path is its keys, each with a NUL before it.
+type report struct {
+	file   string
+	found  []Diagnostic
+	places map[string]place
+	broken map[string]bool // paths whose value has the wrong shape
+}
+
+func under(path, key string) string { return path + "\x00" + key }
+
+func (r *report) add(at place, path, text string) {
+	r.found = append(r.found, Diagnostic{
+		File: r.file, Line: at.line, Column: at.column, Path: dotted(path), Text: text,
+	})
+}
+
+// resolve takes over problems. What is said about a value of the wrong shape
+// is left out: its shape has been reported, and the rest only follows from it.
+func (r *report) resolve(problems []problem.Problem) {
+	for _, p := range problems {
+		path, at, known := "", place{1, 1}, r.broken[""]
+		for _, key := range p.Path {
+			path = under(path, key)
+			if here, ok := r.places[path]; ok {
+				at = here
+			}
+			known = known || r.broken[path]
+		}
+		if !known {
+			r.add(at, path, p.Text)
+			r.found[len(r.found)-1].Warning = p.Warning
+		}
+	}
+}
+
+func (r *report) bad() bool {
+	return slices.ContainsFunc(r.found, func(d Diagnostic) bool { return !d.Warning })
+}
+
+// sorted returns the diagnostics in the order of the file, each once.
+func (r *report) sorted() []Diagnostic {
+	slices.SortStableFunc(r.found, func(a, b Diagnostic) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Text, b.Text))
+	})
+	return slices.Compact(r.found)
+}
+
+// dotted returns a path as people write it.
+func dotted(path string) string {
+	var b strings.Builder
+	for i, key := range strings.Split(path, "\x00") {
+		if i == 0 {
+			continue // nothing stands before the first NUL
+		}
+		if _, err := strconv.Atoi(key); err == nil && i > 1 {
+			b.WriteString("[" + key + "]")
+			continue
+		}
+		if i > 1 {
+			b.WriteByte('.')
+		}
+		b.WriteString(key)
+	}
+	return visible(b.String())
+}
+
+// visible keeps what a terminal would obey out of what it is to print.
+func visible(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return utf8.RuneError
+	}, s)
+}
