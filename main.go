@@ -3,11 +3,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -60,7 +64,7 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	var cmd commands
 	exit := -1
 	parser, err := kong.New(&cmd, kong.Name("sallyport"), kong.Description(description),
-		kong.Writers(out, errOut), kong.Exit(func(code int) { exit = code }),
+		kong.Vars{"bearer": "Bearer "}, kong.Writers(out, errOut), kong.Exit(func(code int) { exit = code }),
 		kong.Bind(&streams{in, out, errOut}))
 	if err != nil {
 		_, _ = fmt.Fprintln(errOut, "sallyport:", err)
@@ -162,6 +166,143 @@ func (cmd *checkCmd) Run(s *streams) error {
 		return exitCode(1)
 	}
 	c.Describe(s.out)
+	return nil
+}
+
+// proof is how a delivery proves who sends it, and what it carries.
+type proof struct {
+	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, jwt, or token. None for a client certificate alone."`
+	KeyFile  string            `placeholder:"FILE" help:"The secret; for jwt the secret or a PEM private key; for token the token."`
+	ID       string            `help:"Id of the delivery. Default: a random one."`
+	Data     string            `short:"d" help:"Body." xor:"body"`
+	DataFile string            `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
+	Header   string            `default:"Authorization" help:"token: the header that holds it."`
+	Prefix   string            `default:"${bearer}" help:"token: what stands before it in Authorization."`
+	Alg      string            `default:"HS256" help:"jwt: algorithm."`
+	Kid      string            `help:"jwt: key id."`
+	Issuer   string            `help:"jwt: iss."`
+	Audience string            `help:"jwt: aud."`
+	Subject  string            `help:"jwt: sub."`
+	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: one more claim, a string."`
+}
+
+// signer returns what makes the headers; nil without a scheme.
+func (p *proof) signer() (client.Signer, error) {
+	if p.Scheme == "" {
+		return nil, nil
+	}
+	if p.KeyFile == "" {
+		return nil, fmt.Errorf("--scheme %s needs --key-file: %w", p.Scheme, client.ErrUsage)
+	}
+	key, err := os.ReadFile(p.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading the key: %w", err)
+	}
+	key = bytes.TrimSuffix(bytes.TrimSuffix(key, []byte("\n")), []byte("\r"))
+	switch p.Scheme {
+	case "token":
+		prefix := ""
+		if p.Header == "Authorization" {
+			prefix = p.Prefix
+		}
+		return client.Static(p.Header, prefix+string(key))
+	case "jwt":
+		claims := make(map[string]any, len(p.Claim))
+		for name, value := range p.Claim {
+			claims[name] = value
+		}
+		return client.JWT{
+			Alg: p.Alg, KeyID: p.Kid, Issuer: p.Issuer, Audience: p.Audience, Subject: p.Subject, Claims: claims,
+		}.Signer(key)
+	}
+	return client.HMAC(p.Scheme, key)
+}
+
+func (p *proof) body(in io.Reader) ([]byte, error) {
+	switch p.DataFile {
+	case "":
+		return []byte(p.Data), nil
+	case "-":
+		return io.ReadAll(in)
+	}
+	return os.ReadFile(p.DataFile)
+}
+
+type signCmd struct{ proof }
+
+// Run prints the headers.
+func (cmd *signCmd) Run(s *streams) error {
+	sign, err := cmd.signer()
+	if err != nil {
+		return err
+	}
+	if sign == nil {
+		return fmt.Errorf("--scheme is missing: %w", client.ErrUsage)
+	}
+	body, err := cmd.body(s.in)
+	if err != nil {
+		return err
+	}
+	if cmd.ID == "" {
+		cmd.ID = rand.Text()
+	}
+	h, err := sign(cmd.ID, body, time.Now())
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(s.out, client.Lines(h))
+	return err
+}
+
+type callCmd struct {
+	URL string `arg:"" help:"Of the hook: https://host/path."`
+	proof
+	CA          string            `name:"ca" placeholder:"FILE" help:"Trust this CA instead of the system's."`
+	Cert        string            `placeholder:"FILE" help:"Client certificate, PEM." and:"cert"`
+	Key         string            `placeholder:"FILE" help:"Its key, PEM." and:"cert"`
+	ContentType string            `default:"application/json" help:"Of the body."`
+	Set         map[string]string `short:"H" placeholder:"NAME=VALUE" help:"One more header."`
+	Wait        bool              `help:"Follow the run and exit as it does."`
+	Retry       time.Duration     `help:"Send again for so long while the server is busy or away."`
+}
+
+// Run sends the delivery and prints the run as JSON.
+func (cmd *callCmd) Run(s *streams) error {
+	sign, err := cmd.signer()
+	if err != nil {
+		return err
+	}
+	body, err := cmd.body(s.in)
+	if err != nil {
+		return err
+	}
+	c, err := client.New(client.Options{
+		Sign: sign, CA: cmd.CA, Cert: cmd.Cert, Key: cmd.Key, Retry: cmd.Retry, Progress: s.err, Now: time.Now,
+	})
+	if err != nil {
+		return err
+	}
+	header := http.Header{}
+	for name, value := range cmd.Set {
+		header.Set(name, value)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	res, err := c.Call(ctx, cmd.URL, client.Delivery{ID: cmd.ID, Body: body, ContentType: cmd.ContentType, Header: header}, cmd.Wait)
+	if err != nil {
+		return err
+	}
+	if res.Replayed {
+		_, _ = fmt.Fprintln(s.err, "this delivery was accepted before; nothing was started again")
+	}
+	enc := json.NewEncoder(s.out)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(res.Run); err != nil {
+		return err
+	}
+	if code := client.RunExitCode(res.Run); cmd.Wait && code != 0 {
+		return exitCode(code)
+	}
 	return nil
 }
 

@@ -81,7 +81,7 @@ func (s *Server) access(r *http.Request, req *request, rec *recorder, start time
 		slog.String("method", short(r.Method)),
 		slog.String("path", short(r.URL.Path)),
 		slog.Int("status", rec.status),
-		slog.Duration("took", s.now().Sub(start)),
+		slog.Float64("took_ms", float64(s.now().Sub(start).Microseconds())/1000),
 	}
 	for _, a := range []struct{ key, value string }{
 		{"hook", req.hook}, {"caller", req.caller}, {"key", req.key}, {"run", req.run}, {"reason", req.reason},

@@ -51,6 +51,7 @@ type Runner struct {
 
 	mu       sync.Mutex
 	draining bool
+	stopped  *time.Duration           // set once all were stopped: the grace they were given
 	air      map[string]Run           // by flight: what is under way
 	done     map[string]chan struct{} // by run: closed when its end is recorded
 	took     map[string]*durations    // by hook
@@ -101,6 +102,7 @@ func (r *Runner) Start(d Delivery) (Run, error) {
 	if err != nil {
 		return Run{}, r.notStarted(run, err)
 	}
+	r.stopLate(run)
 	r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
 	go r.follow(run, ends)
 	return run, nil
@@ -170,7 +172,7 @@ func (r *Runner) follow(run Run, ends <-chan End) {
 	r.took[run.Hook].add(took)
 	r.mu.Unlock()
 	attrs := []any{
-		"run", run.ID, "hook", run.Hook, "caller", run.Caller, "state", state, "took", took,
+		"run", run.ID, "hook", run.Hook, "caller", run.Caller, "state", state, "took_ms", took.Milliseconds(),
 		"output_bytes", end.Output.Bytes, "output_dropped", end.Output.Dropped,
 	}
 	if end.ExitCode != nil {
@@ -238,11 +240,25 @@ func (r *Runner) Kill() { r.stopAll(0) }
 func (r *Runner) stopAll(grace time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.stopped = &grace
 	for _, run := range r.air {
 		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
 		if err := r.procs.Stop(run.ID, Cancelled, grace); err != nil {
 			r.log.Error("run not stopped", "run", run.ID, "error", err)
 		}
+	}
+}
+
+// stopLate stops a run that took off before stopAll and whose command started
+// after it.
+func (r *Runner) stopLate(run Run) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopped == nil {
+		return
+	}
+	if err := r.procs.Stop(run.ID, Cancelled, *r.stopped); err != nil {
+		r.log.Error("run not stopped", "run", run.ID, "error", err)
 	}
 }
 

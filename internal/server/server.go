@@ -82,7 +82,7 @@ func (s *Server) Serve(stop, kill <-chan struct{}) error {
 		s.log.Error("serving ended", "error", serveErr)
 	case <-stop:
 	}
-	s.log.Info("draining", "runs_may_take", s.drain)
+	s.log.Info("draining", "runs_may_take", s.drain.String())
 	ctx, cancel := context.WithTimeout(context.Background(), s.drain)
 	defer cancel()
 	drained := make(chan struct{})
