@@ -1,0 +1,212 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/runner"
+)
+
+// The errors of Call, beside *Refused.
+var (
+	// ErrUnreachable: no answer came; whether the delivery arrived is not known
+	// unless the text says that no connection came about.
+	ErrUnreachable = errors.New("reaching the server")
+	// ErrAnswer: an answer came, and it is not a sallyport server's.
+	ErrAnswer = errors.New("not the answer of a sallyport server")
+	// ErrLost: the run was started, and how it ended could not be learnt.
+	ErrLost = errors.New("the run was started, and its end is not known")
+
+	errNoConnection = errors.New("no connection")
+)
+
+// unreachable sorts what net/http returns. Its text repeats the address, which
+// the user knows and which may hold a token in the query; that goes.
+func unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var whole *url.Error
+	if errors.As(err, &whole) {
+		err = whole.Err
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect") {
+		return fmt.Errorf("%w: %w: %v", ErrUnreachable, errNoConnection, err) //nolint:errorlint // a timeout of ours is not the user's deadline
+	}
+	return fmt.Errorf("%w: %v", ErrUnreachable, err) //nolint:errorlint // as above
+}
+
+// Refused is an answer of the server that is no run.
+type Refused struct {
+	Status    int
+	Detail    string   // of the RFC 9457 problem; empty where there was none
+	Problems  []string // of single parameters
+	Run       string   // id of the run in the way
+	RequestID string   // by which the operator finds it
+	wait      time.Duration
+}
+
+func (e *Refused) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "the server answered %d %s", e.Status, http.StatusText(e.Status))
+	if e.Detail != "" {
+		b.WriteString(": " + e.Detail)
+	}
+	for _, field := range [][2]string{{"run", e.Run}, {"request", e.RequestID}} {
+		if field[1] != "" {
+			fmt.Fprintf(&b, " [%s %s]", field[0], field[1])
+		}
+	}
+	for _, p := range e.Problems {
+		b.WriteString("\n  " + p)
+	}
+	return b.String()
+}
+
+func refused(resp *http.Response, body []byte, now time.Time) error {
+	e := &Refused{
+		Status: resp.StatusCode, RequestID: printable(resp.Header.Get("X-Request-Id")),
+		wait: parseRetryAfter(resp.Header.Get("Retry-After"), now),
+	}
+	if resp.StatusCode < 400 {
+		e.Detail = "it points elsewhere, which is not followed"
+	}
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	var p struct {
+		Detail string `json:"detail"`
+		Run    struct {
+			ID string `json:"id"`
+		} `json:"run"`
+		Problems []runner.ParamProblem `json:"problems"`
+	}
+	if kind != "application/problem+json" || json.Unmarshal(body, &p) != nil {
+		return e // a proxy's page; the status says all there is
+	}
+	e.Detail, e.Run = printable(p.Detail), printable(p.Run.ID)
+	for _, one := range p.Problems {
+		e.Problems = append(e.Problems, printable(one.Param+" "+one.Text))
+	}
+	return e
+}
+
+// printable keeps a server from writing to the terminal what is not text.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, s)
+}
+
+func parseRetryAfter(text string, now time.Time) time.Duration {
+	wait := busyPause
+	if n, err := strconv.ParseUint(text, 10, 31); err == nil {
+		wait = time.Duration(n) * time.Second
+	} else if at, err := http.ParseTime(text); err == nil {
+		wait = at.Sub(now)
+	}
+	return max(wait, time.Second)
+}
+
+// retryAfter reports whether the same request may do better later, and when.
+func retryAfter(err error) (time.Duration, bool) {
+	var e *Refused
+	if errors.As(err, &e) {
+		return e.wait, e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable
+	}
+	return busyPause, errors.Is(err, ErrUnreachable)
+}
+
+func parseRun(body []byte) (runner.Run, error) {
+	var run runner.Run
+	if len(body) > maxAnswer {
+		return run, fmt.Errorf("%w: it is longer than %d bytes", ErrAnswer, maxAnswer)
+	}
+	if err := json.Unmarshal(body, &run); err != nil {
+		return run, fmt.Errorf("%w: %w", ErrAnswer, err)
+	}
+	if run.ID == "" || run.State == "" {
+		return run, fmt.Errorf("%w: it has no run", ErrAnswer)
+	}
+	return run, nil
+}
+
+// The exit codes of the command, those of sysexits.h where they fit.
+const (
+	ExitOK          = 0
+	ExitLocal       = 1   // a file, a key, the configuration: something on this side
+	ExitUsage       = 64  // the command line
+	ExitMalformed   = 65  // the server refused what was sent: 400, 413, 422 and other 3xx and 4xx
+	ExitUnreachable = 69  // no answer
+	ExitServer      = 70  // the server failed, or the end of the run is not known
+	ExitBusy        = 75  // a run is in flight, or too often: 503, 429
+	ExitDenied      = 77  // who are you, or you may not: 401, 403
+	ExitTimedOut    = 124 // of a run, as timeout(1) has it, or of waiting for it
+	ExitNotStarted  = 126 // of a run whose command could not be started, as shells have it
+	ExitInterrupt   = 130 // stopped by Ctrl-C
+)
+
+// ExitCode returns the exit code for an error of this package.
+func ExitCode(err error) int {
+	var e *Refused
+	switch {
+	case err == nil:
+		return ExitOK
+	case errors.Is(err, ErrUsage):
+		return ExitUsage
+	case errors.Is(err, ErrLost), errors.Is(err, ErrAnswer):
+		return ExitServer
+	case errors.As(err, &e):
+		return refusedCode(e.Status)
+	case errors.Is(err, ErrUnreachable):
+		return ExitUnreachable
+	case errors.Is(err, context.DeadlineExceeded):
+		return ExitTimedOut
+	case errors.Is(err, context.Canceled):
+		return ExitInterrupt
+	}
+	return ExitLocal
+}
+
+func refusedCode(status int) int {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return ExitDenied
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		return ExitBusy
+	case status >= http.StatusInternalServerError:
+		return ExitServer
+	}
+	return ExitMalformed
+}
+
+// RunExitCode returns what the run's own command would have exited with: its
+// exit code, 128 and the number of the signal that ended it, as shells have it,
+// 124 when its time was over.
+func RunExitCode(run runner.Run) int {
+	switch {
+	case run.State == runner.TimedOut:
+		return ExitTimedOut
+	case run.ExitCode != nil:
+		return *run.ExitCode
+	case run.Signal != "":
+		return 128 + int(unix.SignalNum(run.Signal))
+	case run.Error != "":
+		return ExitNotStarted
+	}
+	return ExitServer // interrupted: nobody saw its end
+}

@@ -1,0 +1,132 @@
+// Package client is the sender's side: it proves a delivery in any way that
+// sallyport can verify, sends it to a hook, and follows the run.
+package client
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"sallyport/auth"
+)
+
+// tokenLife is from iat to exp of a token made here: long enough for a slow
+// network and a clock that is off, short enough to be of no use in a log.
+const tokenLife = 5 * time.Minute
+
+// Signer returns the headers that prove who sends a delivery with this id and
+// body. Nil proves nothing, for a client certificate or an open hook.
+type Signer func(id string, body []byte, at time.Time) (http.Header, error)
+
+// HMAC signs as the sender of the preset scheme does; a few presets sign with
+// Ed25519. The secret is the text of the key file without its trailing newline.
+func HMAC(preset string, secret []byte) (Signer, error) {
+	scheme, ok := auth.Preset(preset)
+	if !ok {
+		return nil, fmt.Errorf("%q is no scheme: %w; known are %s", preset, ErrUsage, strings.Join(auth.Presets(), ", "))
+	}
+	return func(id string, body []byte, at time.Time) (http.Header, error) {
+		return scheme.Sign(secret, body, id, at)
+	}, nil
+}
+
+// Static sends the same header each time: a token that is configured as such,
+// or a JWT that somebody else made ("Authorization", "Bearer …").
+func Static(name, value string) (Signer, error) {
+	// A line break would end the header where it is printed or sent.
+	if name == "" || strings.ContainsFunc(name, notInName) || value == "" || strings.ContainsFunc(value, notInValue) {
+		return nil, fmt.Errorf("the header %q cannot hold this token: %w", name, ErrUsage)
+	}
+	return func(string, []byte, time.Time) (http.Header, error) {
+		h := http.Header{}
+		h.Set(name, value)
+		return h, nil
+	}, nil
+}
+
+func notInName(r rune) bool  { return r <= ' ' || r == ':' || r >= 0x7f }
+func notInValue(r rune) bool { return r < ' ' || r >= 0x7f }
+
+// JWT describes a token (RFC 7519) to make for each delivery. It is good for 5
+// minutes; its jti is the delivery's id.
+type JWT struct {
+	Alg      string // HS256 to HS512, RS, PS and ES likewise, or EdDSA
+	KeyID    string // kid of the header; none when empty
+	Issuer   string
+	Audience string
+	Subject  string // none when empty
+	Claims   map[string]any
+}
+
+// Signer makes tokens with key: the secret itself for HS*, otherwise a private
+// key in PEM.
+func (j JWT) Signer(key []byte) (Signer, error) {
+	method := jwt.GetSigningMethod(j.Alg)
+	private, err := parseKey(method, key)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"iss", "aud", "sub", "iat", "exp", "jti"} {
+		if _, ok := j.Claims[name]; ok {
+			return nil, fmt.Errorf("the claim %s is not one of your own: %w", name, ErrUsage)
+		}
+	}
+	return func(id string, _ []byte, at time.Time) (http.Header, error) {
+		claims := jwt.MapClaims{"iss": j.Issuer, "aud": j.Audience, "iat": at.Unix(), "exp": at.Add(tokenLife).Unix(), "jti": id}
+		if j.Subject != "" {
+			claims["sub"] = j.Subject
+		}
+		maps.Copy(claims, j.Claims)
+		token := jwt.NewWithClaims(method, claims)
+		if j.KeyID != "" {
+			token.Header["kid"] = j.KeyID
+		}
+		text, err := token.SignedString(private)
+		if err != nil {
+			return nil, fmt.Errorf("signing a token with %s: %w", j.Alg, err)
+		}
+		return http.Header{"Authorization": {"Bearer " + text}}, nil
+	}, nil
+}
+
+func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
+	switch m := method.(type) {
+	case *jwt.SigningMethodHMAC:
+		if len(key) < m.Hash.Size() { // RFC 7518 section 3.2
+			err = fmt.Errorf("a secret for %s has at least %d bytes", m.Name, m.Hash.Size())
+		}
+		private = key
+	case *jwt.SigningMethodRSA, *jwt.SigningMethodRSAPSS:
+		private, err = jwt.ParseRSAPrivateKeyFromPEM(key)
+	case *jwt.SigningMethodECDSA:
+		private, err = jwt.ParseECPrivateKeyFromPEM(key)
+	case *jwt.SigningMethodEd25519:
+		private, err = jwt.ParseEdPrivateKeyFromPEM(key)
+	default: // none among them
+		return nil, fmt.Errorf("that algorithm signs no token; HS256, RS256, PS256, ES256 and EdDSA do: %w", ErrUsage)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the key: %w", err)
+	}
+	return private, nil
+}
+
+// Lines prints headers one a line, as "curl -H @file" reads them.
+func Lines(h http.Header) string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(h)) {
+		for _, value := range h[name] {
+			b.WriteString(name + ": " + value + "\n")
+		}
+	}
+	return b.String()
+}
+
+// ErrUsage is wrapped by errors that the user of the command made.
+var ErrUsage = errors.New("see --help")
