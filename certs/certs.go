@@ -166,7 +166,7 @@ func read(path, name string, deny fs.FileMode, p *problem.List) ([]byte, bool) {
 		return nil, false
 	}
 	// O_NONBLOCK: a FIFO must not hold up the start.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator names the file
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		p.Errorf("%v", err)
 		return nil, false
