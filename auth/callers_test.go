@@ -1,0 +1,341 @@
+package auth_test
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"sallyport/auth"
+)
+
+func TestADeliveryWithoutACredentialIsAbsent(t *testing.T) {
+	b := newBench(t)
+	b.hmac("github", "github", secretA)
+	b.token("gitlab", "X-Gitlab-Token", secretB)
+	b.jwt("ci", nil, b.key("", ring().hs256))
+	b.caller("etl").MTLS = &auth.MTLSSpec{CN: "etl"}
+	c := b.compile()
+	if got := c.Names(); !slices.Equal(got, []string{"ci", "etl", "github", "gitlab"}) {
+		t.Errorf("names %v", got)
+	}
+	refuse(t, c, delivery("{}", http.Header{}), auth.Absent)
+	refuse(t, c, delivery("{}", headers("X-Other", "x", "X-Gitea-Signature", "00")), auth.Absent)
+	refuse(t, auth.Compile(nil, auth.Sources{}, nil), delivery("{}", headers("Authorization", "Bearer x")), auth.Absent)
+}
+
+// A wrong credential of a stronger kind is never made good by a right one of a weaker.
+func TestAStrongerCredentialDecides(t *testing.T) {
+	b := newBench(t)
+	b.hmac("gitlab", "gitlab", newPair("gitlab", "a").verify)
+	b.token("gitlab", "X-Gitlab-Token", secretB) // of the same caller
+	b.token("other", "X-Other-Token", secretC)
+	b.jwt("ci", nil, b.key("", ring().hs256))
+	c := b.compile()
+	good := signed(t, "gitlab", newPair("gitlab", "a").sign, "{}")
+	bad := signed(t, "gitlab", newPair("gitlab", "b").sign, "{}")
+	right := hs(t, claims())
+	wrong := token(t, jwt.SigningMethodHS256, []byte("x"), claims())
+	both := func(h http.Header, pairs ...string) *auth.Delivery {
+		h = h.Clone()
+		for i := 0; i < len(pairs); i += 2 {
+			h.Set(pairs[i], pairs[i+1])
+		}
+		return delivery("{}", h)
+	}
+	none := http.Header{}
+	allow(t, c, both(none, "X-Gitlab-Token", secretB), "gitlab")
+	allow(t, c, both(good, "X-Gitlab-Token", "wrong"), "gitlab")
+	refuse(t, c, both(bad, "X-Gitlab-Token", secretB), auth.Wrong, "gitlab")
+	refuse(t, c, both(bad, "X-Other-Token", secretC), auth.Wrong, "other")
+	refuse(t, c, both(bad, "Authorization", "Bearer "+right), auth.Wrong, "ci")
+	refuse(t, c, both(headers("Webhook-Signature", ""), "X-Gitlab-Token", secretB), auth.Malformed, "gitlab")
+	refuse(t, c, both(headers("Webhook-Signature", good.Get("Webhook-Signature")), "X-Gitlab-Token", secretB), auth.Malformed, "gitlab")
+	refuse(t, c, both(none, "Authorization", "Bearer "+wrong, "X-Other-Token", secretC), auth.Wrong, "other")
+	refuse(t, c, both(none, "Authorization", "Bearer nothing", "X-Other-Token", secretC), auth.Malformed, "other")
+	allow(t, c, both(none, "Authorization", "Bearer "+right, "X-Other-Token", "wrong"), "ci")
+}
+
+// Gitea sends GitHub's and Gogs' headers along with its own.
+func TestSeveralSignaturesOnOneDeliveryAreEachTried(t *testing.T) {
+	b := newBench(t)
+	b.hmac("github", "github", secretA)
+	b.hmac("gitea", "gitea", secretB)
+	b.hmac("bitbucket", "bitbucket", secretC)
+	c := b.compile()
+	h := signed(t, "gitea", secretB, "{}")
+	h.Set("X-Hub-Signature-256", signed(t, "github", secretB, "{}").Get("X-Hub-Signature-256"))
+	h.Set("X-Hub-Signature", "sha1=01dc10d0c83e72ed246219cdd91669667fe2ca59")
+	allow(t, c, delivery("{}", h), "gitea", "github", "gitea")
+	allow(t, c, delivery("{}", h), "gitea", "github")
+	h = signed(t, "github", secretA, "{}")
+	h.Set("X-Hub-Signature", "sha1=01dc10d0c83e72ed246219cdd91669667fe2ca59")
+	allow(t, c, delivery("{}", h), "github", "bitbucket")
+	h.Set("X-Hub-Signature-256", signed(t, "github", secretC, "{}").Get("X-Hub-Signature-256"))
+	refuse(t, c, delivery("{}", h), auth.Wrong, "bitbucket")
+}
+
+func TestACallerThatMayNotCallTheHookIsStillKnown(t *testing.T) {
+	b := newBench(t)
+	b.hmac("a", "github", secretA)
+	b.hmac("b", "github", secretB)
+	c := b.compile()
+	allow(t, c, delivery("{}", signed(t, "github", secretB, "{}")), "b", "a", "gone")
+	// The same key twice: the hook decides, and compiling has warned.
+	b.hmac("b", "github", secretA)
+	b.wantProblem("warning callers.b.hmac.keys", `caller "a"`)
+	c = b.compile()
+	allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "b", "b")
+	allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "a", "a")
+}
+
+func TestTheSearchAmongStrangersIsBounded(t *testing.T) {
+	b := newBench(t)
+	b.hmac("mine", "github", secretA)
+	b.hmac("stranger", "github", secretB)
+	c := b.compile()
+	small, large := "{}", strings.Repeat("x", 65<<20)
+	allow(t, c, delivery(small, signed(t, "github", secretB, small)), "stranger", "mine")
+	allow(t, c, delivery(large, signed(t, "github", secretA, large)), "mine", "mine")
+	refuse(t, c, delivery(large, signed(t, "github", secretB, large)), auth.Wrong, "mine")
+}
+
+func TestSeveralKeysAreGoodAtOnceAndEachInItsTime(t *testing.T) {
+	b := newBench(t)
+	b.hmac("github", "github", secretA, secretB)
+	keys := b.specs["github"].HMAC.Keys
+	keys[0].NotAfter, keys[1].NotBefore = now().Add(time.Hour), now().Add(-time.Hour)
+	c := b.compile()
+	for i, secret := range []string{secretA, secretB} {
+		d := delivery("{}", signed(t, "github", secret, "{}"))
+		if id := allow(t, c, d, "github"); id.Key != keys[i].ID {
+			t.Errorf("key %s, want %s", id.Key, keys[i].ID)
+		}
+		d.Now = now().Add([]time.Duration{time.Hour + 1, -time.Hour - 1}[i])
+		if r := refuse(t, c, d, auth.Wrong); r.Key != keys[i].ID {
+			t.Errorf("refusal %+v", r)
+		}
+	}
+}
+
+func TestADeliveryIsNamedByWhatWasSigned(t *testing.T) {
+	b := newBench(t)
+	b.hmac("stripe", "stripe", secretA, secretB)
+	b.hmac("svix", "svix", newPair("svix", "s").verify)
+	b.hmac("github", "github", secretC)
+	c := b.compile()
+
+	// Two signatures while a secret is rolled: dropping one is no new delivery.
+	body := `{"type":"x"}`
+	one, two := signed(t, "stripe", secretA, body), signed(t, "stripe", secretB, body)
+	a, again := allow(t, c, delivery(body, one), "stripe"), allow(t, c, delivery(body, two), "stripe")
+	if a.Replay != again.Replay || a.Key == again.Key {
+		t.Error("another signature of the same message passes for another delivery")
+	}
+	if a.Event != "x" || !a.Until.Equal(now().Add(5*time.Minute)) || a.OneBody {
+		t.Errorf("identity %+v", a)
+	}
+	later := allow(t, c, delivery(body, signedAt(t, "stripe", secretA, body, "", now().Add(time.Second))), "stripe")
+	if later.Replay == a.Replay {
+		t.Error("a second delivery without an id passes for the first")
+	}
+
+	// A signed id names the delivery: a retry signs anew.
+	key := newPair("svix", "s").sign
+	first := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now())), "svix")
+	retry := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now().Add(time.Minute))), "svix")
+	other := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m2", now())), "svix")
+	if first.Replay != retry.Replay || first.Replay == other.Replay {
+		t.Error("the id does not name the delivery")
+	}
+	if !first.Until.Equal(now().Add(72 * time.Hour)) {
+		t.Errorf("until %s", first.Until)
+	}
+
+	// An id that is not signed is free to change, and changes nothing.
+	h := signed(t, "github", secretC, "{}")
+	h.Set("X-GitHub-Delivery", "1")
+	g := allow(t, c, delivery("{}", h), "github")
+	h.Set("X-GitHub-Delivery", "2")
+	if allow(t, c, delivery("{}", h), "github").Replay != g.Replay || !g.Until.IsZero() {
+		t.Error("an unsigned id makes a new delivery")
+	}
+}
+
+func TestTheSameDeliveryToTwoCallersIsTwo(t *testing.T) {
+	b := newBench(t)
+	b.hmac("a", "github", secretA)
+	b.hmac("b", "github", secretA)
+	c := b.compile()
+	d := delivery("{}", signed(t, "github", secretA, "{}"))
+	if allow(t, c, d, "a", "a").Replay == allow(t, c, d, "b", "b").Replay {
+		t.Error("one caller's delivery stands for another's")
+	}
+}
+
+func TestReplayCheckIsTheCallersChoice(t *testing.T) {
+	b := newBench(t)
+	b.hmac("h", "github", secretA)
+	b.token("t", "X-Token", secretB)
+	send := func() (string, string) {
+		c := b.compile()
+		hmac := allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "h").Replay
+		return hmac, allow(t, c, delivery("{}", headers("X-Token", secretB)), "t").Replay
+	}
+	if hmac, token := send(); hmac == "" || token != "" {
+		t.Errorf("by default: %q, %q", hmac, token)
+	}
+	b.specs["h"].Replay, b.specs["t"].Replay = "allow", "check"
+	if hmac, token := send(); hmac != "" || token == "" {
+		t.Errorf("by choice: %q, %q", hmac, token)
+	}
+	c := b.compile()
+	replay := func(body string, keys ...string) string {
+		h := headers("X-Token", secretB)
+		h["Idempotency-Key"] = keys
+		return allow(t, c, delivery(body, h), "t").Replay
+	}
+	if replay("a", "k") != replay("b", "k") || replay("a", "k") == replay("a", "l") {
+		t.Error("one Idempotency-Key does not name the delivery")
+	}
+	if replay("a", "k", "l") != replay("a") || replay("a") == replay("b") || replay("a", "") != replay("a") {
+		t.Error("without one, the body does not name the delivery")
+	}
+	b.specs["h"].Replay = "sometimes"
+	b.wantProblem("error callers.h.replay")
+}
+
+func TestEventsComeFromWhereTheSenderSaysThem(t *testing.T) {
+	b := newBench(t)
+	b.hmac("github", "github", secretA)
+	b.hmac("pagerduty", "pagerduty", secretB)
+	c := b.compile()
+	event := func(caller, scheme, secret, body string, pairs ...string) string {
+		h := signed(t, scheme, secret, body)
+		for i := 0; i < len(pairs); i += 2 {
+			h.Add(pairs[i], pairs[i+1])
+		}
+		return allow(t, c, delivery(body, h), caller).Event
+	}
+	for want, got := range map[string]string{
+		"push":             event("github", "github", secretA, "{}", "X-GitHub-Event", "push"),
+		"incident.trigger": event("pagerduty", "pagerduty", secretB, `{"event":{"event_type":"incident.trigger"}}`),
+		"":                 event("github", "github", secretA, "{}", "X-GitHub-Event", "a", "X-GitHub-Event", "b"),
+	} {
+		if got != want {
+			t.Errorf("event %q, want %q", got, want)
+		}
+	}
+	for _, body := range []string{"not JSON", `{"event":{"event_type":["x"]}}`, `{"event":{"event_type":"a\nb"}}`, `{"event":{"event_type":"x","event_type":"y"}}`} {
+		if got := event("pagerduty", "pagerduty", secretB, body); got != "" {
+			t.Errorf("%s: the event is %q", body, got)
+		}
+	}
+}
+
+func TestATimestampInTheBodyMustBeThere(t *testing.T) {
+	b := newBench(t)
+	b.hmac("linear", "linear", secretA)
+	c := b.compile()
+	for _, body := range []string{`{}`, `{"webhookTimestamp":null}`, `{"webhookTimestamp":-1}`, `{"webhookTimestamp":1.8e12}`, `{"webhookTimestamp":"soon"}`, "x", `{"webhookTimestamp":1800000000000,"webhookTimestamp":1800000000000}`} {
+		refuse(t, c, delivery(body, signed(t, "linear", secretA, body)), auth.Malformed)
+	}
+}
+
+func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
+	b := newBench(t)
+	b.specs["none"] = nil
+	b.specs["empty"] = &auth.CallerSpec{}
+	b.hmac("short", "github", "fifteen bytes!!")
+	b.hmac("soso", "github", "sixteen bytes!!!")
+	b.hmac("typo", "githbu", secretA)
+	b.hmac("mixed", "github", secretA)
+	b.specs["mixed"].HMAC.Header = "X"
+	b.hmac("keyless", "github")
+	b.hmac("twins", "github", secretA, secretB)
+	b.specs["twins"].HMAC.Keys[1].ID = "a"
+	b.hmac("noid", "github", secretA, secretB)
+	b.specs["noid"].HMAC.Keys[1].ID = ""
+	b.hmac("dates", "github", secretA)
+	b.specs["dates"].HMAC.Keys[0].NotBefore, b.specs["dates"].HMAC.Keys[0].NotAfter = now(), now()
+	b.hmac("alg", "github", secretA)
+	b.specs["alg"].HMAC.Keys[0].Alg = "HS256"
+	b.hmac("base64", "gitlab", "whsec_!!")
+	b.hmac("whsk", "svix", publicPair("x").sign)
+	b.hmac("curve", "discord", strings.Repeat("ab", 31))
+	b.caller("mtls").MTLS = &auth.MTLSSpec{URI: "a", CN: "b"}
+	b.caller("wild").MTLS = &auth.MTLSSpec{DNS: "*.example.com"}
+	b.hmac("many", "github", make([]string, 65)...)
+	for path, want := range map[string]string{
+		"error callers.none: ":                     "needs a credential",
+		"error callers.empty: ":                    "needs a credential",
+		"error callers.short.hmac.keys.0":          "at least 16",
+		"warning callers.soso.hmac.keys.0":         "at least 32",
+		"error callers.typo.hmac.scheme":           "bitbucket, bitbucket-server",
+		"error callers.mixed.hmac.scheme":          "no other setting",
+		"error callers.keyless.hmac.keys":          "at least one",
+		"error callers.twins.hmac.keys.1.id":       "another key",
+		"error callers.noid.hmac.keys.1":           "needs an id",
+		"error callers.dates.hmac.keys.0.not_afte": "never valid",
+		"error callers.alg.hmac.keys.0.alg":        "jwt only",
+		"error callers.base64.hmac.keys.0":         "not base64",
+		"error callers.whsk.hmac.keys.0":           "not base64",
+		"error callers.curve.hmac.keys.0":          "Ed25519 public key has 32",
+		"error callers.mtls.mtls":                  "one of uri, dns and cn",
+		"error callers.wild.mtls.dns":              "wildcard",
+		"error callers.many.hmac.keys":             "at most 64",
+	} {
+		b.wantProblem(path, want)
+	}
+}
+
+func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
+	ok := auth.SchemeSpec{Header: "X-Sig", Signed: "{body}"}
+	change := func(f func(*auth.SchemeSpec)) auth.SchemeSpec {
+		s := ok
+		f(&s)
+		return s
+	}
+	for want, spec := range map[string]auth.SchemeSpec{
+		"header: is missing":                 change(func(s *auth.SchemeSpec) { s.Header = "" }),
+		"header: is not the name":            change(func(s *auth.SchemeSpec) { s.Header = "X Sig" }),
+		"value: begins with Bearer":          change(func(s *auth.SchemeSpec) { s.Header, s.Value = "authorization", "bearer {sig}" }),
+		"value: each entry needs":            change(func(s *auth.SchemeSpec) { s.Value = "sha256=" }),
+		"value: several":                     change(func(s *auth.SchemeSpec) { s.Value = "{sig},{sig}" }),
+		"value: {hole}":                      change(func(s *auth.SchemeSpec) { s.Value = "{body}" }),
+		"value: needs {sig} once":            change(func(s *auth.SchemeSpec) { s.Value, s.List = "a={sig},b={sig}", "," }),
+		"hash: sha1":                         change(func(s *auth.SchemeSpec) { s.Hash = "sha1" }),
+		"hash: md5":                          change(func(s *auth.SchemeSpec) { s.Hash = "md5" }),
+		"dangerously_sha1: ":                 change(func(s *auth.SchemeSpec) { s.SHA1 = true }),
+		"encoding: ":                         change(func(s *auth.SchemeSpec) { s.Encoding = "base32" }),
+		"key.encoding: is not":               change(func(s *auth.SchemeSpec) { s.Key.Encoding = "latin1" }),
+		"key.encoding: ed25519":              change(func(s *auth.SchemeSpec) { s.Hash = "ed25519" }),
+		"list: ":                             change(func(s *auth.SchemeSpec) { s.List = ", " }),
+		"signed: needs {body} once":          change(func(s *auth.SchemeSpec) { s.Signed = "" }),
+		"signed: needs {body} twice":         change(func(s *auth.SchemeSpec) { s.Signed = "{body}{body}" }),
+		"signed: hole":                       change(func(s *auth.SchemeSpec) { s.Signed = "{body}{path}" }),
+		"signed: literal after":              change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{id}{body}", &auth.FieldSpec{Header: "X-Id"} }),
+		"ts: is missing":                     change(func(s *auth.SchemeSpec) { s.Signed = "{ts}.{body}" }),
+		"ts: must stand in one place":        change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{} }),
+		"ts: is not covered":                 change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{Header: "X-Ts"} }),
+		"ts: is not covered in the value":    change(func(s *auth.SchemeSpec) { s.Value, s.List = "{ts},v1={sig}", "," }),
+		"ts.unit: ":                          change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{Body: "t", Unit: "ns"} }),
+		"ts.tolerance: ":                     change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{Body: "t", Tolerance: -1} }),
+		"id: must be a header":               change(func(s *auth.SchemeSpec) { s.ID = &auth.FieldSpec{Header: "X-Id"} }),
+		"id: must be a header if it is sign": change(func(s *auth.SchemeSpec) { s.Signed = "{id}.{body}" }),
+		"id: needs one of":                   change(func(s *auth.SchemeSpec) { s.ID = &auth.FieldSpec{} }),
+		"event: needs one of":                change(func(s *auth.SchemeSpec) { s.Event = &auth.FieldSpec{Header: "A", Body: "b"} }),
+	} {
+		b := newBench(t)
+		b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: spec, Keys: []auth.KeySpec{b.key("k", secretA)}}
+		field, _, _ := strings.Cut(want, ":")
+		b.wantProblem("error callers.own.hmac." + field + ":")
+	}
+	b := newBench(t)
+	sha1 := change(func(s *auth.SchemeSpec) { s.Hash, s.SHA1 = "sha1", true })
+	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: sha1, Keys: []auth.KeySpec{b.key("k", secretA)}}
+	b.compile()
+}

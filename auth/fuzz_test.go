@@ -1,0 +1,64 @@
+package auth_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"sallyport/auth"
+)
+
+// FuzzSignatureHeader sends anything to every preset at once. What is accepted
+// must hold a signature that only the key could make.
+func FuzzSignatureHeader(f *testing.F) {
+	b := newBench(f)
+	good := map[string]string{} // what a sender's header holds for the fuzzed body
+	const body = `{"id":"1","webhookTimestamp":1800000000000}`
+	for _, name := range auth.Presets() {
+		p := newPair(name, "fuzz")
+		b.hmac(name, name, p.verify)
+		h := signedAt(f, name, p.sign, body, "msg_1", now())
+		s, _ := auth.Preset(name)
+		value := h.Get(s.Spec().Header)
+		good[name] = value[strings.LastIndexAny(strings.TrimRight(value, "="), ",=")+1:]
+		f.Add(value, "1800000000", "msg_1", body)
+	}
+	f.Add("v1,", "", "", "")
+	f.Add("t=1,t=2,v1=00", "+1", "a.b", "{}")
+	c := b.compile()
+	f.Fuzz(func(t *testing.T, value, ts, id, body string) {
+		for _, name := range auth.Presets() {
+			s, _ := auth.Preset(name)
+			spec := s.Spec()
+			h := http.Header{spec.Header: {value}, "Content-Type": {"application/json"}}
+			if field := tsHeader(spec); field != nil {
+				h[*field] = []string{ts}
+			}
+			if field := idHeader(spec); field != nil {
+				h[*field] = []string{id}
+			}
+			got, err := c.Authenticate(delivery(body, h), []string{name})
+			if err == nil && !strings.Contains(strings.ToLower(value), strings.ToLower(good[got.Caller])) {
+				t.Errorf("%s took %q", got.Caller, value)
+			}
+		}
+	})
+}
+
+// FuzzJWT sends anything as a bearer value. No token is accepted but the one
+// that was signed.
+func FuzzJWT(f *testing.F) {
+	c := hsBench(f)
+	good := hs(f, claims())
+	f.Add(good)
+	f.Add(good + ".")
+	f.Add(good[:len(good)-1])
+	f.Add("..")
+	f.Add(rawToken(`{"alg":"none"}`, `{}`, "x"))
+	f.Add(rawToken(`{"alg":"HS256","alg":"none"}`, `{"iss":"`+issuer+`"}`, ring().hs256))
+	f.Fuzz(func(t *testing.T, raw string) {
+		if id, err := c.Authenticate(bearing(raw), nil); err == nil && raw != good {
+			t.Errorf("accepted %q as %s", raw, id.Caller)
+		}
+	})
+}

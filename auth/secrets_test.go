@@ -1,0 +1,99 @@
+package auth_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"sallyport/auth"
+)
+
+// hidden is in every secret of these tests, and may be in no error.
+const hidden = "SESAME-"
+
+func writeKey(t *testing.T, path, text string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestASecretIsReadFromWhereTheFileSays(t *testing.T) {
+	dir, creds := t.TempDir(), t.TempDir()
+	env := map[string]string{"KEY": hidden + "env", "CREDENTIALS_DIRECTORY": creds, "EMPTY": ""}
+	src := auth.Sources{Dir: dir, Getenv: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	writeKey(t, at("plain"), hidden+"a\n", 0o600)
+	writeKey(t, at("group"), hidden+"b", 0o440)
+	writeKey(t, at("two"), hidden+"c\n\n", 0o400)
+	writeKey(t, filepath.Join(creds, "cred"), hidden+"d\n", 0o400)
+	if err := os.Symlink("plain", at("link")); err != nil {
+		t.Fatal(err)
+	}
+	for want, k := range map[string]auth.KeySpec{
+		"a": {File: "plain"}, "b": {File: at("group")}, "c\n": {File: "two"}, "d": {Credential: "cred"}, "env": {Env: "KEY"},
+	} {
+		if got, err := src.Secret(&k); err != nil || string(got) != hidden+want {
+			t.Errorf("%+v: got %q, %v", k, got, err)
+		}
+	}
+	if got, err := src.Secret(&auth.KeySpec{File: "link"}); err != nil || string(got) != hidden+"a" {
+		t.Errorf("through a symlink: %q, %v", got, err)
+	}
+}
+
+func TestASecretThatIsNotOneIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	env := map[string]string{"EMPTY": "", "LONG": hidden + strings.Repeat("x", 65<<10)}
+	src := auth.Sources{Dir: dir, Getenv: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for name, mode := range map[string]os.FileMode{"o-read": 0o604, "o-write": 0o602, "o-exec": 0o601, "g-write": 0o620, "all": 0o644} {
+		writeKey(t, at(name), hidden, mode)
+	}
+	writeKey(t, at("empty"), "", 0o600)
+	writeKey(t, at("newline"), "\n", 0o600)
+	writeKey(t, at("long"), hidden+strings.Repeat("x", 64<<10), 0o600)
+	if err := syscall.Mkfifo(at("pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	specs := []auth.KeySpec{
+		{}, {File: "all", Env: "EMPTY"}, {Env: "UNSET"}, {Env: "EMPTY"}, {Env: "LONG"}, {Credential: "x"}, {Credential: "../x"}, {Credential: ".."}, {File: "."}, {File: "/dev/null"},
+	}
+	for _, name := range []string{"o-read", "o-write", "o-exec", "g-write", "all", "empty", "newline", "long", "pipe", "gone"} {
+		specs = append(specs, auth.KeySpec{File: name})
+	}
+	for _, k := range specs {
+		got, err := src.Secret(&k)
+		if err == nil || got != nil {
+			t.Errorf("%+v was taken", k)
+		} else if strings.Contains(err.Error(), hidden) {
+			t.Errorf("%+v: the error holds the secret: %v", k, err)
+		}
+	}
+	env["CREDENTIALS_DIRECTORY"] = "relative"
+	if _, err := src.Secret(&auth.KeySpec{Credential: "x"}); err == nil {
+		t.Error("a relative folder of credentials was taken")
+	}
+	if _, err := (auth.Sources{}).Secret(&auth.KeySpec{Env: "HOME"}); err == nil {
+		t.Error("read an environment that nobody handed over")
+	}
+}
+
+func TestNoProblemHoldsBytesOfASecret(t *testing.T) {
+	b := newBench(t)
+	b.hmac("a", "gitlab", "whsec_"+hidden+"!")
+	b.hmac("b", "discord", hidden)
+	b.hmac("c", "github", hidden)
+	b.token("d", "", hidden+"\x01"+hidden+hidden)
+	b.jwt("e", nil, b.key("1", hidden), b.key("2", "-----BEGIN "+hidden), b.key("3", " "+hidden+strings.Repeat("x", 32)))
+	b.jwks("f", `{"keys":[{"kty":"oct","k":"`+hidden+`"}]}`)
+	b.jwks("g", hidden)
+	if all := b.problems(); strings.Contains(all, hidden) || strings.Count(all, "error") < 6 {
+		t.Errorf("problems:\n%s", all)
+	}
+}
