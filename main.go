@@ -32,7 +32,7 @@ import (
 )
 
 // version is set by the build.
-var version = "" //nolint:gochecknoglobals // the linker writes it
+var version string
 
 type commands struct {
 	Serve   serveCmd   `cmd:"" help:"Take deliveries and run what they may start, until SIGTERM."`

@@ -77,6 +77,7 @@ type conn struct {
 	closed func()
 }
 
+// Close gives the place back.
 func (c *conn) Close() error {
 	defer c.closed()
 	return c.Conn.Close()
