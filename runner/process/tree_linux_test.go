@@ -1,0 +1,261 @@
+package process_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+// alive tells whether a process runs; a zombie does not.
+func alive(pid int) bool {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err == nil && !bytes.Contains(stat, []byte(") Z "))
+}
+
+// ways are a bench with the cgroups that this machine allows, and one without.
+func ways(t *testing.T, spec runner.HookSpec) map[string]*bench {
+	t.Helper()
+	with, without := newBench(t, spec), newBench(t, spec)
+	without.WithoutCgroups()
+	return map[string]*bench{"cgroup=" + strconv.FormatBool(with.HasCgroups()): with, "search": without}
+}
+
+// family starts relatives that try to be missed, each in another way, and
+// writes their pids. They ignore TERM when told to.
+const family = `
+trap "$1" TERM
+keep='trap "$0" TERM; echo $$; while :; do sleep 1; done'
+sh -c "$keep" "$1" &                                # in the group
+setsid sh -c "$keep" "$1" &                         # in a session of its own
+(setsid sh -c "$keep" "$1" 3>&- &)                  # forked twice, without the lock
+(env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" &)  # forked twice, without the environment
+setsid sh -c '(env -i /bin/sh -c "$1" "$0" 3>&- & echo $!; wait)' "$1" "$keep" & # found by its parent only
+`
+
+func pids(t *testing.T, b *bench, run string, n int) (all []int) {
+	t.Helper()
+	eventually(t, "the family is there", func() bool {
+		all = nil
+		seen := map[int]bool{}
+		for line := range strings.Lines(b.output(t, run)) {
+			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && strings.HasSuffix(line, "\n") && !seen[pid] {
+				seen[pid] = true
+				all = append(all, pid)
+			}
+		}
+		return len(all) >= n
+	})
+	for _, pid := range all {
+		if !alive(pid) {
+			t.Fatalf("the process %d is not there, so the test shows nothing", pid)
+		}
+	}
+	return all
+}
+
+func allGone(t *testing.T, all []int) {
+	t.Helper()
+	for _, pid := range all {
+		if alive(pid) {
+			t.Errorf("the process %d outlived its run", pid)
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+func TestStopReachesTheWholeTree(t *testing.T) {
+	for name, trap := range map[string]string{"obedient": "exit 1", "stubborn": ""} {
+		t.Run(name, func(t *testing.T) {
+			spec := runner.HookSpec{Command: shell(t, family+"wait; while :; do sleep 1; done", trap)}
+			for name, b := range ways(t, spec) {
+				t.Run(name, func(t *testing.T) {
+					run := b.start(t, order())
+					all := pids(t, b, run, 5)
+					grace := patience
+					if trap == "" {
+						grace = 100 * time.Millisecond
+					}
+					if err := b.Stop(run, runner.Cancelled, grace); err != nil {
+						t.Fatal(err)
+					}
+					if e := b.end(t, run); e.Reason != runner.Cancelled {
+						t.Errorf("got %+v", e)
+					}
+					allGone(t, all)
+				})
+			}
+		})
+	}
+}
+
+func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
+	release := `while [ ! -e go ]; do sleep 0.01; done; exit 4`
+	spec := runner.HookSpec{Command: shell(t, family+release, ""), Grace: 100 * time.Millisecond}
+	for name, b := range ways(t, spec) {
+		t.Run(name, func(t *testing.T) {
+			run := b.start(t, order())
+			all := pids(t, b, run, 5)
+			if err := os.WriteFile(filepath.Join(b.dir, run, "work", "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			exited(t, b.end(t, run), 4)
+			allGone(t, all)
+		})
+	}
+}
+
+func TestStoppedProcessesAreEndedToo(t *testing.T) {
+	spec := runner.HookSpec{Command: shell(t, `trap "exit 9" TERM; setsid sh -c 'echo $$; kill -STOP $$' & sleep 0.1; echo $$; kill -STOP $$`)}
+	for name, b := range ways(t, spec) {
+		t.Run(name, func(t *testing.T) {
+			run := b.start(t, order())
+			all := pids(t, b, run, 2)
+			if err := b.Stop(run, runner.Cancelled, patience); err != nil {
+				t.Fatal(err)
+			}
+			if e := b.end(t, run); e.ExitCode == nil || *e.ExitCode != 9 {
+				t.Errorf("got %+v", e)
+			}
+			allGone(t, all)
+		})
+	}
+}
+
+func TestGrandchildThatKeepsTheOutputDoesNotWedgeTheRun(t *testing.T) {
+	spec := runner.HookSpec{Command: shell(t, `setsid sh -c 'trap "" TERM; echo $$; while :; do sleep 1; done' & sleep 0.2`), Grace: time.Millisecond}
+	for name, prepare := range map[string]func(*process.Local){"file": func(*process.Local) {}, "pipe": (*process.Local).WithoutPunch} {
+		t.Run(name, func(t *testing.T) {
+			for name, b := range ways(t, spec) {
+				t.Run(name, func(t *testing.T) {
+					prepare(b.Local)
+					exited(t, b.run(t, order()), 0)
+				})
+			}
+		})
+	}
+}
+
+func TestWhoEscapesTheSearchAndKeepsThePipeDoesNotWedgeTheRun(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: shell(t, `(env -i /usr/bin/setsid /bin/sh -c 'echo $$; exec /bin/sleep 600' 3>&- &); sleep 0.3`)})
+	b.WithoutPunch()
+	b.WithoutCgroups()
+	run := b.start(t, order())
+	exited(t, b.end(t, run), 0)
+	escaped, err := strconv.Atoi(strings.TrimSpace(b.output(t, run)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(escaped, syscall.SIGKILL); err != nil {
+		t.Errorf("nobody escaped, so the test shows nothing: %v", err)
+	}
+}
+
+func TestCgroupsAreRemoved(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: shell(t, `cat /proc/self/cgroup`)})
+	run := b.start(t, order())
+	exited(t, b.end(t, run), 0)
+	name := "sallyport-" + run
+	if got := strings.Contains(b.output(t, run), name); got != b.HasCgroups() {
+		t.Errorf("in its cgroup: %v, want %v:\n%s", got, b.HasCgroups(), b.output(t, run))
+	}
+	cgroup := b.status(t, run).Cgroup
+	if (cgroup != "") != b.HasCgroups() {
+		t.Errorf("the status tells of %q", cgroup)
+	}
+	if _, err := os.Stat(cgroup); !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", cgroup, err)
+	}
+}
+
+func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
+	// A descriptor that the server itself was given, not marked close-on-exec.
+	given, err := syscall.Dup(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(given) })
+	b := newBench(t, runner.HookSpec{Command: []string{"/bin/ls", "-l", "/proc/self/fd"}})
+	run := b.start(t, order())
+	exited(t, b.end(t, run), 0)
+	got := regexp.MustCompile(`(?m)\d+ -> .*$`).FindAllString(b.output(t, run), -1)
+	folder := filepath.Join(b.dir, run)
+	want := []string{"0 -> /dev/null", "1 -> " + folder + "/output", "2 -> " + folder + "/output", "3 -> " + folder + "/lock"}
+	if len(got) != 5 || strings.Join(got[:4], "\n") != strings.Join(want, "\n") || !strings.HasPrefix(got[4], "4 -> /proc/") {
+		t.Errorf("the command holds\n%s", strings.Join(got, "\n"))
+	}
+}
+
+// held tells whether somebody keeps the lock of a run.
+func (b *bench) held(t *testing.T, run string) bool {
+	t.Helper()
+	f, err := os.OpenInRoot(b.dir, filepath.Join(run, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == syscall.EWOULDBLOCK
+}
+
+func TestTreeHoldsTheLockAndNobodyElse(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: shell(t, `(setsid sh -c 'echo ready; sleep 600' &); sleep 600`)})
+	run := b.start(t, order())
+	b.says(t, run, "ready")
+	if !b.held(t, run) {
+		t.Error("nobody holds the lock of a run under way")
+	}
+	if err := b.Stop(run, runner.Cancelled, 0); err != nil {
+		t.Fatal(err)
+	}
+	b.end(t, run)
+	if b.held(t, run) {
+		t.Error("the lock is held after the end")
+	}
+}
+
+func TestRunsHoldNoThreads(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
+	threads := func() (n int) {
+		entries, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := threads()
+	for range 100 {
+		b.start(t, order())
+	}
+	if now := threads(); now-before > 50 {
+		t.Errorf("%d threads for 100 runs", now-before)
+	}
+}
+
+func TestCgroupIsFoundWhereverItIsMounted(t *testing.T) {
+	const unified = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n"
+	const hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n38 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+	const bind = "30 23 0:26 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup ro\n"
+	for _, c := range []struct{ mounts, own, want string }{
+		{unified, "0::/system.slice/sallyport.service\n", "/sys/fs/cgroup/system.slice/sallyport.service"},
+		{unified, "0::/\n", "/sys/fs/cgroup"},
+		{hybrid, "4:memory:/x\n0::/a\n", "/sys/fs/cgroup/unified/a"},
+		{bind, "0::/docker/abc/d\n", "/sys/fs/cgroup/d"},
+		{bind, "0::/other\n", ""},
+		{unified, "0::/../outside\n", ""},
+		{unified, "4:memory:/x\n", ""},
+		{"31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n", "0::/\n", ""},
+	} {
+		if got, err := process.CgroupHome(c.mounts, c.own); got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%s: got %q, %v; want %q", fmt.Sprint(c.mounts, c.own), got, err, c.want)
+		}
+	}
+}

@@ -1,0 +1,53 @@
+//go:build unix && !linux
+
+package process
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+// tree is the main process and its group. A process that left the group, by
+// setsid or setpgid, is not found on this system, and neither waited for nor
+// killed; it still holds the run's lock.
+type tree struct {
+	pid    int
+	cgroup string // always empty
+}
+
+func startTree(_ *Local, _ string, argv []string, attr *os.ProcAttr) (*os.Process, *tree, error) {
+	p, err := os.StartProcess(argv[0], argv, attr)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, &tree{pid: p.Pid}, nil
+}
+
+// awaitEnd waits for the main process. From then on its pid is the group's
+// only as long as the group has members, which the callers ask first.
+func awaitEnd(p *os.Process) *os.ProcessState {
+	s, _ := p.Wait() // nil tells the same as the error
+	return s
+}
+
+func (t *tree) terminate() {
+	_ = syscall.Kill(-t.pid, syscall.SIGTERM) // who is gone needs none
+	_ = syscall.Kill(-t.pid, syscall.SIGCONT)
+}
+
+func (t *tree) kill() { _ = syscall.Kill(-t.pid, syscall.SIGKILL) }
+
+// gone takes "not permitted" for alive: darwin says so of zombies too, which
+// their parent will reap.
+func (t *tree) gone() bool { return errors.Is(syscall.Kill(-t.pid, 0), syscall.ESRCH) }
+
+func (t *tree) close() error { return nil }
+
+func (l *Local) reap() {}
+
+func findCgroups() (string, error) { return "", errors.New("this system has none") }
+
+func punch(*os.File, int64, int64) error { return errors.ErrUnsupported }
+
+func canPunch(*os.Root) (bool, error) { return false, nil }
