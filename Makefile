@@ -1,0 +1,81 @@
+# What people do with sallyport. It needs a Debian with apt, Go and make;
+# everything else it fetches itself, at versions that are written down.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL: # a recipe is one script, which ends at its first error
+.DEFAULT_GOAL := help
+.PHONY: help run build test lint fmt vuln cross fuzz clean tools secrets
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
+FUZZTIME ?= 10s
+TOOL     := go tool -modfile=.ci/tools/go.mod
+SENDERS  := testdata/senders/node_modules/.package-lock.json
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build secrets ## serve examples/sallyport.yaml at https://localhost:8443
+	bin/sallyport certs dev --dir certs --renew
+	exec bin/sallyport serve --config examples/sallyport.yaml
+
+build: ## build bin/sallyport: static, no cgo
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/sallyport .
+
+test: tools $(SENDERS) ## install what the tests need and pass them all, with the race detector
+	CGO_ENABLED=1 go test -race $(TESTFLAGS) ./...
+
+lint: ## check the walls of the house (.golangci.yml)
+	$(TOOL) golangci-lint run ./...
+
+fmt: ## format as gofumpt and goimports do
+	$(TOOL) golangci-lint fmt ./...
+
+# The database is asked for only once it is known to answer: that it cannot be
+# reached must be loud, but is nothing that this tree can mend.
+vuln: ## look for known vulnerabilities (GOVULNDB=URL: in a database of one's own)
+	@if [ -z "$${GOVULNDB:-}" ] && ! curl -fsS --max-time 20 -o /dev/null https://vuln.go.dev/index/db.json; then
+	  echo '*** NOT CHECKED: known vulnerabilities. The database at vuln.go.dev cannot be reached; set GOVULNDB to another. ***'
+	else
+	  $(TOOL) govulncheck $${GOVULNDB:+-db "$$GOVULNDB"} ./...
+	fi
+
+cross: ## build for the other systems, and vet the tests there
+	for target in linux/arm64 darwin/arm64 freebsd/amd64; do
+	  export CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/}
+	  go build ./...
+	  go vet ./...
+	done
+
+fuzz: ## fuzz each target for FUZZTIME (10s)
+	go test -list '^Fuzz' ./... | awk '/^Fuzz/ {name[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print name[i], $$2; n = 0}' |
+	while read -r name package; do
+	  go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null
+	done
+
+clean: ## remove what was built or fetched; certificates, secrets and state stay
+	rm -rf bin testdata/senders/node_modules
+
+# Each command that the tests call, and a C compiler for the race detector.
+tools:
+	@missing=
+	for need in node:nodejs npm:npm openssl:openssl curl:curl; do
+	  command -v "$${need%:*}" >/dev/null || missing+=" $${need#*:}"
+	done
+	echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 || missing+=' gcc libc6-dev'
+	[ -z "$$missing" ] && exit 0
+	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo)
+	$$sudo apt-get update -q || true
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing
+
+$(SENDERS): testdata/senders/package.json testdata/senders/package-lock.json testdata/senders/.npmrc | tools
+	cd testdata/senders && npm ci
+
+secrets: examples/secrets/dev examples/secrets/github
+
+# Hex is at home in every scheme: as text, and as base64 too.
+examples/secrets/%:
+	@umask 077
+	mkdir -p $(@D)
+	head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >$@.new
+	mv $@.new $@
