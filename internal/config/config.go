@@ -111,7 +111,7 @@ var errWritable = errors.New("this file may be changed by its group or by others
 // both, because what else is wrong is worth knowing at once.
 func read(name string) ([]byte, error) {
 	// O_NONBLOCK: a named pipe must not hold up the start.
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator names the file
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration: %w", err)
 	}
@@ -260,7 +260,7 @@ func checkState(written, dir string, p *problem.List) {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		p.Errorf("%s may be entered by its group or by others (its mode is %04o); chmod 0700 it", written, mode)
 	}
-	if owner, us := info.Sys().(*syscall.Stat_t), os.Geteuid(); int(owner.Uid) != us {
-		p.Errorf("%s belongs to the user %d, and this runs as %d", written, owner.Uid, us)
+	if owner, ok := info.Sys().(*syscall.Stat_t); !ok || int(owner.Uid) != os.Geteuid() {
+		p.Errorf("%s belongs to another user than %d, as whom this runs", written, os.Geteuid())
 	}
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -74,14 +75,14 @@ func (d *decoder) value(n ast.Node, at place, path string, v reflect.Value) {
 
 // plainValue sets a v whose form is that of its kind.
 func (d *decoder) plainValue(n ast.Node, at place, path string, v reflect.Value) {
-	switch v.Kind() { //nolint:exhaustive // the kinds that File has; a test holds it to them
+	switch v.Kind() {
 	case reflect.Struct:
 		d.structure(n, at, path, v)
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		d.each(n, at, path, func(key string, value ast.Node, at place, path string) {
+		d.each(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
 			one := reflect.New(v.Type().Elem()).Elem()
-			d.value(value, at, path, one)
+			d.value(value, entryPlace(keyAt, value), path, one)
 			v.SetMapIndex(reflect.ValueOf(key), one)
 		})
 	case reflect.Slice:
@@ -112,9 +113,17 @@ func (d *decoder) plainValue(n ast.Node, at place, path string, v reflect.Value)
 	}
 }
 
-// each goes through the entries of a mapping. at is where an entry's value
-// stands, or its key, if the value is more than a scalar.
-func (d *decoder) each(n ast.Node, at place, path string, entry func(key string, value ast.Node, at place, path string)) {
+// entryPlace is where people look for an entry of a mapping: at its value, or
+// at its key if the value is more than a scalar.
+func entryPlace(key place, value ast.Node) place {
+	if _, scalar := value.(ast.ScalarNode); scalar && value.Type() != ast.NullType {
+		return start(value)
+	}
+	return key
+}
+
+// each goes through the entries of a mapping.
+func (d *decoder) each(n ast.Node, at place, path string, entry func(key string, keyAt place, value ast.Node, path string)) {
 	m, ok := n.(ast.MapNode)
 	if !ok {
 		d.wrong(n, at, path, "a mapping")
@@ -136,16 +145,13 @@ func (d *decoder) each(n ast.Node, at place, path string, entry func(key string,
 			continue
 		}
 		seen[name.Value] = at.line
-		if _, scalar := value.(ast.ScalarNode); scalar && value.Type() != ast.NullType {
-			at = start(value)
-		}
-		entry(name.Value, value, at, under(path, name.Value))
+		entry(name.Value, at, value, under(path, name.Value))
 	}
 }
 
 func (d *decoder) structure(n ast.Node, at place, path string, v reflect.Value) {
 	fields := d.fieldsOf(v.Type())
-	d.each(n, at, path, func(key string, value ast.Node, at place, path string) {
+	d.each(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
 		index, ok := fields[key]
 		if !ok {
 			names := make([]string, 0, len(fields))
@@ -153,17 +159,17 @@ func (d *decoder) structure(n ast.Node, at place, path string, v reflect.Value) 
 				names = append(names, name)
 			}
 			slices.Sort(names)
-			d.broken[path] = true
-			d.add(at, path, "there is no such key here; there are "+strings.Join(names, ", "))
+			d.fail(keyAt, path, "there is no such key here; there are %s", strings.Join(names, ", "))
 			return
 		}
+		at := entryPlace(keyAt, value)
 		field := v.FieldByIndex(index)
 		d.value(value, at, path, field)
 		// A zero would be read as "the default", which is not what it says.
 		switch field.Kind() { //nolint:exhaustive // the kinds whose zero a person can write
 		case reflect.String, reflect.Int, reflect.Int64, reflect.Float64:
 			if field.IsZero() && !d.broken[path] {
-				d.fail(at, path, "is %s: leave it out for the default", map[bool]string{true: "empty", false: "zero"}[field.Kind() == reflect.String])
+				d.fail(at, path, "is empty or zero: give it a value, or leave it out")
 			}
 		}
 	})
@@ -251,18 +257,18 @@ func numeric(n *ast.StringNode) bool {
 		return false
 	}
 	_, err := strconv.ParseFloat(n.Value, 64)
-	return err == nil || strings.Trim(n.Value, "+-0123456789") == "" && strings.ContainsAny(n.Value, "0123456789")
+	return err == nil || errors.Is(err, strconv.ErrRange)
 }
 
 func (d *decoder) integer(n ast.Node, at place, path string, v reflect.Value) {
-	i, ok := n.(*ast.IntegerNode)
-	if !ok {
+	text := n.GetToken().Value
+	if s, ok := n.(*ast.StringNode); n.Type() != ast.IntegerType && (!ok || !numeric(s)) {
 		d.wrong(n, at, path, "a whole number")
 		return
 	}
-	value, err := strconv.ParseInt(i.Token.Value, 10, 64)
-	if err != nil || strconv.FormatInt(value, 10) != i.Token.Value || v.OverflowInt(value) {
-		d.fail(at, path, "%s is no plain decimal number, or too large", i.Token.Value)
+	value, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || strconv.FormatInt(value, 10) != text || v.OverflowInt(value) {
+		d.fail(at, path, "%s is no plain decimal number, or too large", text)
 		return
 	}
 	v.SetInt(value)
@@ -273,9 +279,9 @@ func (d *decoder) any(n ast.Node, at place, path string) any {
 	switch n := n.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode:
 		m := map[string]any{}
-		d.each(n, at, path, func(key string, value ast.Node, at place, path string) {
+		d.each(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
 			var one any
-			d.value(value, at, path, reflect.ValueOf(&one).Elem())
+			d.value(value, entryPlace(keyAt, value), path, reflect.ValueOf(&one).Elem())
 			m[key] = one
 		})
 		return m

@@ -21,6 +21,8 @@ const maxDepth = 64
 // to go on with. What is wrong is in r.
 func parse(data []byte, r *report) ast.Node {
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // YAML 1.2.2, 5.2
+	// All three are one line break (5.4), but the library counts some twice.
+	data = bytes.ReplaceAll(bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")), []byte("\r"), []byte("\n"))
 	if !printable(data, r) {
 		return nil
 	}
@@ -71,7 +73,7 @@ func printable(data []byte, r *report) bool {
 				r.add(place{line, column}, "", "this is not UTF-8")
 				return false
 			}
-			if c < ' ' && c != '\t' && c != '\r' || c >= 0x7f && c < 0xa0 && c != 0x85 || c == 0xfffe || c == 0xffff || bidirectional(c) {
+			if c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 && c != 0x85 || c == 0xfffe || c == 0xffff || bidirectional(c) {
 				r.add(place{line, column}, "", fmt.Sprintf("the character %U may not stand here: write it as an escape in double quotes", c))
 				return false
 			}
