@@ -25,18 +25,19 @@ type Identity struct {
 	Scheme string // hmac, jwt, mtls or token
 	Key    string // id of the key that verified; for mtls the matched name
 
-	// Replay identifies this delivery among all that this caller may send: a
-	// digest of the verified signature, of the id it covers, or of the token.
-	// Empty where repetition is legitimate.
+	// Replay identifies this delivery among all of all callers: a digest of the
+	// signed id, else of what was signed, or of the token. Empty where
+	// repetition is legitimate.
 	Replay string
-	// Until is when a replay stops verifying by itself; zero means never.
+	// Until is when this Replay may be forgotten, because a replay no longer
+	// verifies by itself and the sender no longer retries; zero means never.
 	Until time.Time
 	// OneBody is set where Replay does not cover the body (a JWT): the same
 	// Replay with another BodyDigest is an attack, not a repetition.
 	OneBody    bool
 	BodyDigest [32]byte // SHA-256 of the body
 
-	Event  string         // what the sender calls this kind of delivery, if it says
+	Event  string         // what the sender calls this kind of delivery, if it says; not signed if it is a header
 	Claims map[string]any // of a verified JWT, as strictjson decodes them
 }
 

@@ -123,6 +123,7 @@ func (b *bench) jwt(name string, change func(*auth.JWTSpec), keys ...auth.KeySpe
 
 // hsBench has one caller, ci, with an HS256 key that has no id of its own.
 func hsBench(t testing.TB) *auth.Callers {
+	t.Helper()
 	b := newBench(t)
 	b.jwt("ci", nil, b.key("", ring().hs256))
 	return b.compile()
@@ -338,8 +339,17 @@ func TestSignaturesOfOddFormsAreRefused(t *testing.T) {
 	pad := func(x *big.Int) []byte { return x.FillBytes(make([]byte, 32)) }
 	zero, one := make([]byte, 32), pad(big.NewInt(1))
 	for _, bad := range [][]byte{
-		slices.Concat(zero, zero), slices.Concat(one, zero), slices.Concat(zero, one), slices.Concat(pad(n), pad(n)), slices.Concat(pad(n), one),
-		der, sig[:63], append([]byte{0}, sig...), append(slices.Clone(sig), 0), slices.Concat(sig[32:], sig[:32]), {0},
+		slices.Concat(zero, zero),
+		slices.Concat(one, zero),
+		slices.Concat(zero, one),
+		slices.Concat(pad(n), pad(n)),
+		slices.Concat(pad(n), one),
+		der,
+		sig[:63],
+		slices.Concat([]byte{0}, sig),
+		slices.Concat(sig, []byte{0}),
+		slices.Concat(sig[32:], sig[:32]),
+		{0},
 	} {
 		refuse(t, c, bearing(raw[:dot]+base64.RawURLEncoding.EncodeToString(bad)), auth.Wrong)
 	}
@@ -409,7 +419,13 @@ func TestAudienceAndIssuerAreComparedWhole(t *testing.T) {
 	c := hsBench(t)
 	for _, aud := range []any{
 		nil, "", "https://hooks", "https://hooks.example/", "https://hooks.example.evil.example", "HTTPS://HOOKS.EXAMPLE", "*", 1, true,
-		[]any{}, []any{"other"}, []any{audience, 1}, []any{audience, nil}, []any{[]any{audience}}, map[string]any{"aud": audience}, json.RawMessage("null"),
+		[]any{},
+		[]any{"other"},
+		[]any{audience, 1},
+		[]any{audience, nil},
+		[]any{[]any{audience}},
+		map[string]any{"aud": audience},
+		json.RawMessage("null"),
 	} {
 		refuse(t, c, bearing(hs(t, claims(set("aud", aud)))), auth.Wrong)
 	}
@@ -502,6 +518,35 @@ func TestAKeyOutsideItsDatesIsRefusedAndNamed(t *testing.T) {
 		b.jwt("ci", nil, k)
 		if r := refuse(t, b.compile(), bearing(hs(t, claims())), auth.Wrong); r.Key != "old" || r.Caller != "ci" {
 			t.Errorf("refusal %+v", r)
+		}
+	}
+}
+
+func TestNumbersAndBooleansOfTheFileAreComparedExactly(t *testing.T) {
+	for _, x := range []struct {
+		rule any
+		good string
+		bad  []string
+	}{
+		{7, "7", []string{"7.0", "07", "-7", `"7"`}},
+		{int64(-7), "-7", []string{"7", "-7.0"}},
+		{uint64(18446744073709551615), "18446744073709551615", []string{"18446744073709551616", "1.8446744073709551615e19"}},
+		{1.5, "1.5", []string{"1.6", "1", `"1.5"`, "1e999"}},
+		{false, "false", []string{"true", "0", "null", `"false"`}},
+		{"", `""`, []string{"null", "0", "false"}},
+	} {
+		b := newBench(t)
+		b.jwt("ci", func(s *auth.JWTSpec) { s.Claims = map[string]any{"x": x.rule} }, b.key("", ring().hs256))
+		c := b.compile()
+		send := func(v string) *auth.Delivery {
+			text := strings.TrimSuffix(payload(t, claims()), "}") + `,"x":` + v + "}"
+			return bearing(rawToken(`{"alg":"HS256"}`, text, ring().hs256))
+		}
+		allow(t, c, send(x.good), "ci")
+		for _, v := range x.bad {
+			if id, err := c.Authenticate(send(v), nil); err == nil {
+				t.Errorf("the rule %v took %s as %s", x.rule, v, id.Caller)
+			}
 		}
 	}
 }

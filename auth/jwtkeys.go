@@ -25,8 +25,12 @@ const (
 )
 
 // Which algorithms a type of key may be for (RFC 7518 3.1). The first is its default.
-func hsAlgorithms() []string  { return []string{"HS256", "HS384", "HS512"} }
-func rsaAlgorithms() []string { return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"} }
+func hsAlgorithms() []string { return []string{"HS256", "HS384", "HS512"} }
+
+func rsaAlgorithms() []string {
+	return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
+}
+
 func knownAlgorithms() []string {
 	return append(append(hsAlgorithms(), rsaAlgorithms()...), "ES256", "ES384", "ES512", "EdDSA")
 }

@@ -207,7 +207,7 @@ func TestAPublicKeyMayBeReadByAllAndASecretMayNot(t *testing.T) {
 	b := newBench(t)
 	public, secret := b.key("p", publicPEM(t, ring().p256)), b.key("s", secretA)
 	for _, k := range []auth.KeySpec{public, secret} {
-		if err := os.Chmod(filepath.Join(b.dir, k.File), 0o644); err != nil { //nolint:gosec // that is the point
+		if err := os.Chmod(filepath.Join(b.dir, k.File), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

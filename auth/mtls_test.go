@@ -138,6 +138,7 @@ func (l *line) deliver() *auth.Delivery {
 }
 
 func mtlsBench(t *testing.T) *auth.Callers {
+	t.Helper()
 	b := newBench(t)
 	b.caller("etl").MTLS = &auth.MTLSSpec{URI: "spiffe://corp/etl"}
 	b.caller("quay").MTLS = &auth.MTLSSpec{DNS: "Quay.example.com"}

@@ -222,6 +222,33 @@ func TestASignatureInEitherCaseOfHexIsTheSameDelivery(t *testing.T) {
 	}
 }
 
+func TestABase64SignatureHasOneSpelling(t *testing.T) {
+	b := newBench(t)
+	b.hmac("shopify", "shopify", secretA)
+	c := b.compile()
+	h := signed(t, "shopify", secretA, "{}")
+	value := h.Get("X-Shopify-Hmac-Sha256")
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+	last := strings.IndexByte(alphabet, value[42]) // before the one "="; two of its bits are spare
+	for _, other := range []string{value[:42] + string(alphabet[last^1]) + "=", value[:43], value + "=", strings.NewReplacer("+", "-", "/", "_").Replace(value[:43])} {
+		h.Set("X-Shopify-Hmac-Sha256", other)
+		refuse(t, c, delivery("{}", h), auth.Malformed)
+	}
+}
+
+func TestASignatureHeaderHasSixteenEntriesAtMost(t *testing.T) {
+	b := newBench(t)
+	b.hmac("pagerduty", "pagerduty", secretA)
+	c := b.compile()
+	h := signed(t, "pagerduty", secretA, "{}")
+	right := h.Get("X-PagerDuty-Signature")
+	wrong := "v1=" + strings.Repeat("0", 64) + ", "
+	h.Set("X-PagerDuty-Signature", strings.Repeat(wrong, 15)+right)
+	allow(t, c, delivery("{}", h), "pagerduty")
+	h.Set("X-PagerDuty-Signature", strings.Repeat(wrong, 16)+right)
+	refuse(t, c, delivery("{}", h), auth.Malformed)
+}
+
 func TestSignRefusesWhatItsReceiverWould(t *testing.T) {
 	s, _ := auth.Preset("standard-webhooks")
 	for _, id := range []string{"", "a.b", "a b", strings.Repeat("x", 300)} {

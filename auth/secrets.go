@@ -106,7 +106,7 @@ func (s Sources) credential(name string, forbidden os.FileMode) ([]byte, error) 
 // the file it has opened, so that nobody can change it in between. It opens
 // without blocking, or a named pipe would hang the start.
 func readKeyFile(path string, forbidden os.FileMode) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator's own configuration names it
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("reading key: %w", err)
 	}

@@ -72,3 +72,22 @@ func TestATokenThatNoHeaderCanCarryStopsTheStart(t *testing.T) {
 	allow(t, c, delivery("", headers("X-A", "Key "+secretA)), "a")
 	refuse(t, c, delivery("", headers("X-A", secretA)), auth.Malformed)
 }
+
+func TestASharedTokenIsTheHooksCallers(t *testing.T) {
+	b := newBench(t)
+	b.token("a", "X-A", secretA)
+	b.token("b", "X-A", secretA)
+	b.wantProblem("warning callers.b.token.keys", `caller "a"`)
+	c := b.compile()
+	allow(t, c, delivery("", headers("X-A", secretA)), "a", "a")
+	allow(t, c, delivery("", headers("X-A", secretA)), "b", "b")
+}
+
+func TestATokenOutsideItsDatesIsRefused(t *testing.T) {
+	b := newBench(t)
+	b.token("a", "X-A", secretA)
+	b.specs["a"].Token.Keys[0].NotAfter = now().Add(-1)
+	if r := refuse(t, b.compile(), delivery("", headers("X-A", secretA)), auth.Wrong); r.Key != "t" || r.Caller != "a" {
+		t.Errorf("refusal %+v", r)
+	}
+}
