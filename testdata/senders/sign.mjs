@@ -1,9 +1,10 @@
-// Signs one delivery as a real sender does, by that sender's own library.
+// Signs deliveries as real senders do, by the senders' own libraries.
 //
-// Standard input: {"sender", "secret" or "key" (PKCS #8 PEM), "body", "id",
-// "at" (Unix seconds), "claims", "alg"}. Standard output: the headers, as JSON.
+// Standard input, a line each: {"sender", "secret" or "key" (PKCS #8 PEM),
+// "body", "id", "at" (Unix seconds), "claims", "alg"}. Standard output, a line
+// for each of them: the headers, as JSON.
 import { webcrypto } from "node:crypto";
-import { text } from "node:stream/consumers";
+import { createInterface } from "node:readline";
 
 globalThis.crypto ??= webcrypto; // Node 18 does not put it there itself
 
@@ -47,9 +48,11 @@ const senders = {
   async jsonwebtoken({ secret, key, alg, claims }) {
     const { default: jwt } = await import("jsonwebtoken");
     const signer = alg === "none" ? null : (key ?? secret);
-    return bearer(jwt.sign(claims, signer, { algorithm: alg, noTimestamp: true }));
+    return bearer(jwt.sign(claims, signer, { algorithm: alg, noTimestamp: !("iat" in claims) }));
   },
 };
 
-const delivery = JSON.parse(await text(process.stdin));
-console.log(JSON.stringify(await senders[delivery.sender](delivery)));
+for await (const line of createInterface({ input: process.stdin })) {
+  const delivery = JSON.parse(line);
+  console.log(JSON.stringify(await senders[delivery.sender](delivery)));
+}
