@@ -50,7 +50,7 @@ type CallerSpec struct {
 // Limits bounds what may come, and how often.
 type Limits struct {
 	Address  Limit `yaml:"address"`  // of one address, before any work; default 20/s, burst 100
-	Failures Limit `yaml:"failures"` // of one address, refused as 401 or 403; default 10/m, burst 20
+	Failures Limit `yaml:"failures"` // of one address, refused with 401; default 10/m, burst 20
 	Caller   Limit `yaml:"caller"`   // of a caller that has none of its own; default 60/m, burst 30
 
 	Connections           int `yaml:"connections"`             // open at once; default 1024
@@ -212,9 +212,12 @@ func (f *File) checkUse(p *problem.List) {
 	if len(f.Callers) == 0 && !open {
 		p.At("callers").Errorf("are missing: without a caller nobody may start anything")
 	}
-	for name := range f.Callers {
+	for name, caller := range f.Callers {
 		if !used[name] {
 			p.At("callers", name).Warnf("no hook names this caller")
+		}
+		if caller != nil && caller.MTLS != nil && f.TLS.ClientCA == "" {
+			p.At("callers", name, "mtls").Errorf("needs tls.client_ca: without it no client is asked for a certificate")
 		}
 	}
 }

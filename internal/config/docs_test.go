@@ -1,0 +1,136 @@
+package config_test
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sallyport/internal/config"
+)
+
+func manual(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("..", "..", "docs", "configuration.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// structures collects the keys of each structure of the file, by its path.
+func structures(t *testing.T, at reflect.Type, path string, into map[string][]string) {
+	t.Helper()
+	switch at.Kind() { //nolint:exhaustive // what falls through is an error
+	case reflect.Pointer:
+		structures(t, at.Elem(), path, into)
+	case reflect.Map:
+		if at.Elem().Kind() != reflect.String && at.Elem().Kind() != reflect.Interface {
+			structures(t, at.Elem(), strings.TrimPrefix(path+".NAME", "."), into)
+		}
+	case reflect.Slice:
+		structures(t, at.Elem(), path+"[]", into)
+	case reflect.Struct:
+		if at.PkgPath() == "time" {
+			return
+		}
+		for _, f := range reflect.VisibleFields(at) {
+			key, tagged := f.Tag.Lookup("yaml")
+			switch {
+			case !tagged:
+				t.Errorf("%s.%s has no key", at, f.Name)
+			case key != ",inline":
+				into[path] = append(into[path], key)
+				structures(t, f.Type, strings.TrimPrefix(path+"."+key, "."), into)
+			}
+		}
+	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:
+	default:
+		t.Errorf("%s is a %s, which the decoder cannot read", path, at)
+	}
+}
+
+var (
+	quoted = regexp.MustCompile("`([^`]+)`")
+	row    = regexp.MustCompile("^\\| `([^`]+)` \\| [^|]+ \\| [^|]+ \\| [^|]+ \\|$")
+)
+
+// tables collects the keys of each table of the manual, by the paths that its
+// heading names.
+func tables(t *testing.T, text string) map[string][]string {
+	t.Helper()
+	found := map[string][]string{}
+	var paths []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		switch {
+		case strings.HasPrefix(line, "#"):
+			paths = nil
+			for _, m := range quoted.FindAllStringSubmatch(line, -1) {
+				paths = append(paths, strings.TrimPrefix(m[1], "sallyport.yaml"))
+			}
+		case strings.HasPrefix(line, "| `"):
+			m := row.FindStringSubmatch(line)
+			if m == nil {
+				t.Errorf("not key, meaning, default and example: %s", line)
+				continue
+			}
+			for _, p := range paths {
+				found[p] = append(found[p], m[1])
+			}
+		}
+	}
+	return found
+}
+
+func TestManualHasEveryKeyOfTheFileAndNoOther(t *testing.T) {
+	t.Parallel()
+	code := map[string][]string{}
+	structures(t, reflect.TypeFor[config.File](), "", code)
+	docs := tables(t, manual(t))
+	for path := range maps.Keys(code) {
+		slices.Sort(code[path])
+		slices.Sort(docs[path])
+		if !slices.Equal(code[path], docs[path]) {
+			t.Errorf("%q: the file has %v, the manual has %v", path, code[path], docs[path])
+		}
+	}
+	for path := range docs {
+		if code[path] == nil {
+			t.Errorf("the manual has %q, which the file has not", path)
+		}
+	}
+}
+
+func TestExampleOfTheManualLoads(t *testing.T) {
+	t.Parallel()
+	_, text, found := strings.Cut(manual(t), "```yaml\n")
+	text, _, closed := strings.Cut(text, "```")
+	if !found || !closed {
+		t.Fatal("no example")
+	}
+	if c, diagnostics := load(t, world(t), strings.ReplaceAll(text, "/usr/local/bin/build-report", "/bin/echo")); c == nil || len(diagnostics) > 0 {
+		t.Error(diagnostics)
+	}
+}
+
+func TestLinksOfTheManualLead(t *testing.T) {
+	t.Parallel()
+	text := manual(t)
+	anchors := map[string]bool{}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "#") {
+			title := strings.ToLower(strings.TrimSpace(strings.TrimLeft(line, "#")))
+			anchors[strings.ReplaceAll(regexp.MustCompile(`[^\w -]`).ReplaceAllString(title, ""), " ", "-")] = true
+		}
+	}
+	for _, m := range regexp.MustCompile(`\]\(#([^)]+)\)`).FindAllStringSubmatch(text, -1) {
+		if !anchors[m[1]] {
+			t.Errorf("no heading for #%s", m[1])
+		}
+	}
+}
