@@ -1,6 +1,7 @@
 // Package strictjson reads JSON from outside in the one way that leaves no
 // room for two readers to disagree: RFC 8259 with the unique names of RFC 7493
-// (I-JSON), valid UTF-8, one value and nothing after it, bounded depth.
+// (I-JSON), valid UTF-8, whole surrogate pairs, one value and nothing after it,
+// bounded depth.
 package strictjson
 
 import (
@@ -9,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -29,7 +32,44 @@ func Decode(data []byte) (any, error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows the JSON value")
 	}
+	if loneSurrogate(data) {
+		return nil, errors.New("an escape is half of a surrogate pair")
+	}
 	return v, nil
+}
+
+// loneSurrogate looks through valid JSON for what RFC 7493, 2.1 forbids: the
+// decoder makes U+FFFD of it, another reader something else.
+func loneSurrogate(data []byte) bool {
+	for {
+		i := bytes.IndexByte(data, '\\')
+		if i < 0 {
+			return false
+		}
+		data = data[i:]
+		r, escaped := unit(data)
+		switch {
+		case !escaped:
+			data = data[2:]
+		case !utf16.IsSurrogate(r):
+			data = data[6:]
+		default:
+			low, _ := unit(data[6:])
+			if utf16.DecodeRune(r, low) == utf8.RuneError {
+				return true
+			}
+			data = data[12:]
+		}
+	}
+}
+
+// unit reads the escape of a UTF-16 code unit that data begins with.
+func unit(data []byte) (rune, bool) {
+	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(data[2:6]), 16, 16)
+	return rune(n), err == nil
 }
 
 func value(dec *json.Decoder, depth int) (any, error) {
