@@ -1,17 +1,17 @@
 package runner
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"sallyport/internal/problem"
 )
 
 // checkCommand refuses what must not stand in a file: a program that another
-// user of the machine could swap, a program picked by the sender, or a shell
-// that would read an argument as code.
+// user of the machine could swap, a program or an option picked by the sender,
+// or a shell that would read an argument as code.
 func checkCommand(argv []template, written []string, p *problem.List) {
 	if len(argv) == 0 {
 		p.Errorf("is missing: the absolute path of a program and its arguments")
@@ -22,7 +22,7 @@ func checkCommand(argv []template, written []string, p *problem.List) {
 		if strings.ContainsRune(written[i], 0) {
 			at.Errorf("has a NUL")
 		}
-		if len(t.holes) > 0 && t.literals[0] != "" && strings.Trim(t.literals[0], "-") == "" {
+		if lead := t.literals[0]; len(t.holes) > 0 && (lead == "-" || strings.HasPrefix(lead, "--") && !strings.Contains(lead, "=")) {
 			at.Errorf("lets the sender pick the option: write --name={%s}", t.holes[0])
 		}
 	}
@@ -30,40 +30,60 @@ func checkCommand(argv []template, written []string, p *problem.List) {
 		p.Index(0).Errorf("is the program, and no sender may pick that: it cannot have a hole")
 		return
 	}
-	program := argv[0].fill(nil)
+	program := argv[0].literals[0]
+	if !filepath.IsAbs(program) {
+		p.Index(0).Errorf("%q has no absolute path", program)
+		return
+	}
 	checkExecutable(program, p.Index(0))
-	checkInterpreter(program, argv, p)
+	checkProgram(argv, 0, p)
 }
 
+// checkExecutable refuses a program, given by its absolute path, that is none
+// or that others may swap.
 func checkExecutable(program string, p *problem.List) {
-	if !filepath.IsAbs(program) {
-		p.Errorf("%q has no absolute path", program)
-		return
+	if mode := checkFile(program, p); mode.IsRegular() && mode&0o111 == 0 {
+		p.Errorf("%s is not executable", program)
 	}
-	info, err := os.Stat(program)
+}
+
+// checkFile refuses a file that others may write, or swap because they may
+// write a folder above it, and returns its mode, 0 for no file at all.
+func checkFile(name string, p *problem.List) fs.FileMode {
+	real, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		p.Errorf("%s cannot be found or read", name)
+		return fs.ModeIrregular
+	}
+	info, err := os.Stat(real)
 	switch {
 	case err != nil:
-		p.Errorf("%s cannot be found or read", program)
-		return
+		p.Errorf("%s cannot be found or read", name)
+		return fs.ModeIrregular
 	case !info.Mode().IsRegular():
-		p.Errorf("%s is no file", program)
-	case info.Mode()&0o111 == 0:
-		p.Errorf("%s is not executable", program)
+		p.Errorf("%s is no file", name)
 	case info.Mode()&0o022 != 0:
-		p.Errorf("%s may be written by its group or by others (mode %04o): chmod go-w", program, info.Mode().Perm())
+		p.Errorf("%s may be written by its group or by others (mode %04o): chmod go-w", name, info.Mode().Perm())
 	}
-	// Who may write the folder may swap the file. A sticky folder (/tmp) keeps
-	// others from renaming files that are not theirs.
-	real, err := filepath.EvalSymlinks(program)
-	if err != nil {
-		p.Errorf("%s cannot be followed to a file", program)
-		return
+	for _, file := range []string{name, real} {
+		if dir := openFolder(file); dir != "" {
+			p.Errorf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", dir, name)
+			break
+		}
 	}
-	for _, dir := range []string{filepath.Dir(program), filepath.Dir(real)} {
+	return info.Mode()
+}
+
+// openFolder returns the folder above a file that others may write. A sticky
+// one (/tmp) keeps them from renaming what is not theirs.
+func openFolder(file string) string {
+	for dir := filepath.Dir(file); ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
-		if err != nil || info.Mode()&0o022 != 0 && info.Mode()&os.ModeSticky == 0 {
-			p.Errorf("the folder %s may be written by its group or by others", dir)
-			return
+		if err != nil || info.Mode()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			return ""
 		}
 	}
 }
@@ -73,83 +93,128 @@ func isDir(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// shells read -c as code; wrappers start the program that their arguments name.
-var (
-	shells   = regexp.MustCompile(`^r?(ba|da|z|k|mk|a|fi|c|tc|el|o|y)?sh[0-9.-]*$`)
-	wrappers = regexp.MustCompile(`^(env|busybox|toybox|sudo|doas|nice|nohup|timeout|setsid|stdbuf|ionice|chroot|unshare|nsenter|xargs|ssh|su|runuser|watch|script|strace|flock|parallel)$`)
-	// viaShell are wrappers that join their arguments and give them to a shell.
-	viaShell = regexp.MustCompile(`^(su|runuser|ssh|watch|script|flock|parallel)$`)
-	versions = regexp.MustCompile(`[0-9.]+$`)
-)
-
-// evalOption returns what makes the program called name read code from an
-// argument, or nil when name is no interpreter.
-func evalOption(name string) *regexp.Regexp {
-	if shells.MatchString(name) {
-		return regexp.MustCompile(`^[-+][A-Za-z]*c|^--?(command|init-command)`)
+// checkProgram looks at what the program argv[at] would do with the words
+// after it: run one of them, or read one as code. It knows the usual shells,
+// interpreters and wrappers; a program that nobody heard of is trusted with its
+// own arguments.
+func checkProgram(argv []template, at int, p *problem.List) {
+	name := programName(argv[at].literals[0])
+	switch kindOf(name) {
+	case interpreter:
+		checkScript(name, argv, at, p)
+	case wrapper:
+		checkWrapped(name, argv, at, p)
+	case viaShell:
+		checkViaShell(name, argv, at, p)
+	case multicall:
+		checkApplet(name, argv, at, p)
+	case inlineCode:
+		for i := at + 1; i < len(argv); i++ {
+			if len(argv[i].holes) > 0 {
+				p.Index(i).Errorf("%s reads arguments as code, and no sender may write that: no hole here; call it from a script", name)
+			}
+		}
+	case joiner:
+		p.Index(at).Errorf("%s makes arguments of its input: name the program itself", name)
+	case plain:
+		checkHidden(argv, at, p)
 	}
-	letters := map[string]string{
-		"python": "c", "pypy": "c", "perl": "eE", "ruby": "e", "node": "ep", "nodejs": "ep", "deno": "e", "bun": "ep",
-		"php": "rRBE", "lua": "e", "tclsh": "c", "Rscript": "e", "osascript": "e", "pwsh": "cCe", "powershell": "cCe",
-	}[versions.ReplaceAllString(name, "")]
-	if letters == "" {
-		return nil
-	}
-	return regexp.MustCompile(`^-[A-Za-z]*[` + letters + `]|^--?(eval|print|run|process-(begin|code|end)|[Cc]ommand|[Ee]ncoded[Cc]ommand)|^eval$`)
 }
 
-// checkInterpreter finds a shell or interpreter, behind wrappers too, and
-// refuses to let it run anything but a script that the file names.
-func checkInterpreter(program string, argv []template, p *problem.List) {
-	wrapped := false
-	for i, t := range argv {
-		word := t.literals[0]
-		name := filepath.Base(word)
-		if real, err := filepath.EvalSymlinks(word); err == nil && i == 0 && evalOption(name) == nil && !wrappers.MatchString(name) {
-			name = filepath.Base(real)
+// checkHidden finds a shell that gets code from an argument although some
+// program that is not known stands before it: kubectl exec pod -- sh -c.
+func checkHidden(argv []template, at int, p *problem.List) {
+	for i := at + 1; i < len(argv)-1; i++ {
+		name := baseName(argv[i].literals[0])
+		if shells.MatchString(name) && len(argv[i].holes) == 0 && evalOption(name).MatchString(argv[i+1].literals[0]) {
+			refuseEval(name, argv[i+1], p.Index(i+1))
 		}
-		switch {
-		case viaShell.MatchString(name) && (i == 0 || wrapped):
-			checkViaShell(name, argv[i+1:], p, i+1)
-		case len(t.holes) > 0 && t.bare():
-			p.Index(i).Errorf("may become the program that %s starts, and no sender may pick that; give the program before it by its absolute path", program)
+	}
+}
+
+func refuseEval(name string, t template, p *problem.List) {
+	p.Errorf("%s with %s reads code from an argument: name a script or the program itself", name, t.literals[0])
+}
+
+// checkWrapped looks at the words between a wrapper and the program that it
+// starts, then at that program.
+func checkWrapped(name string, argv []template, at int, p *problem.List) {
+	for i := at + 1; i < len(argv); i++ {
+		word := argv[i].literals[0]
+		if len(argv[i].holes) > 0 {
+			p.Index(i).Errorf("stands before the program that %s starts, where no sender has a say: give that program by its absolute path, and variables under env", name)
 			return
-		case evalOption(name) != nil:
-			checkScript(name, argv, i, p)
+		}
+		if strings.HasPrefix(word, "-") {
+			if splits(name, word) {
+				p.Index(i).Errorf("%s with %s makes more than one word, or code, of an argument: write each word on its own", name, word)
+				return
+			}
+			continue
+		}
+		if filepath.IsAbs(word) && isExecutable(word) {
+			checkExecutable(word, p.Index(i))
+			checkProgram(argv, i, p)
 			return
-		case !wrappers.MatchString(name) && (i == 0 || strings.HasPrefix(word, "/")):
-			return // a program of its own: what follows is for it
 		}
-		wrapped = wrapped || wrappers.MatchString(name)
+		if !strings.Contains(word, "/") && kindOf(programName(word)) != plain { // env python3 /opt/job.py
+			checkProgram(argv, i, p)
+			return
+		}
+	}
+	p.Index(at).Errorf("%s starts nothing that is given by the absolute path of a program", name)
+}
+
+func isExecutable(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// checkApplet looks at the word after a program that is many programs.
+func checkApplet(name string, argv []template, at int, p *problem.List) {
+	switch {
+	case at+1 == len(argv):
+		p.Index(at).Errorf("%s needs the name of an applet", name)
+	case len(argv[at+1].holes) > 0:
+		p.Index(at + 1).Errorf("is the program, and no sender may pick that: it cannot have a hole")
+	default:
+		checkProgram(argv, at+1, p)
 	}
 }
 
-// checkViaShell refuses holes in, and -c for, what a shell will read.
-func checkViaShell(name string, words []template, p *problem.List, at int) {
-	for i, t := range words {
-		if len(t.holes) > 0 || strings.HasPrefix(t.literals[0], "-c") || t.literals[0] == "--command" {
-			p.Index(at+i).Errorf("%s gives its arguments to a shell: no holes and no -c; name the program itself", name)
+// checkViaShell refuses holes in what a shell will read, and code in it.
+func checkViaShell(name string, argv []template, at int, p *problem.List) {
+	for i := at + 1; i < len(argv); i++ {
+		if len(argv[i].holes) > 0 || splits(name, argv[i].literals[0]) {
+			p.Index(i).Errorf("%s gives its arguments to a shell: no holes and no -c; name the program itself", name)
 		}
 	}
 }
 
-// checkScript looks at the words after an interpreter, up to its script.
+// checkScript looks at the words after an interpreter, up to its script: a
+// file given by its absolute path. What follows that is the script's own.
 func checkScript(name string, argv []template, at int, p *problem.List) {
 	eval := evalOption(name)
 	for i := at + 1; i < len(argv); i++ {
-		switch word := argv[i].literals[0]; {
+		word := argv[i].literals[0]
+		switch {
 		case eval.MatchString(word):
-			p.Index(i).Errorf("%s with %s reads code from an argument: name a script or the program itself", name, word)
+			refuseEval(name, argv[i], p.Index(i))
 			return
 		case len(argv[i].holes) > 0:
-			p.Index(i).Errorf("may become the script that %s runs, and no sender may pick that", name)
+			p.Index(i).Errorf("may become the script that %s runs, and no sender may pick that: give the script before it by its absolute path", name)
 			return
-		case word == "-" || word == "-s":
-			p.Index(i).Errorf("%s with %s reads code from its input", name, word)
+		case word == "-", strings.HasPrefix(word, "/dev/"), strings.HasPrefix(word, "/proc/"):
+			p.Index(i).Errorf("%s with %s reads code from its input: name a script", name, word)
 			return
-		case !strings.HasPrefix(word, "-") && !strings.HasPrefix(word, "+"):
-			return // the script; what follows is its own
+		case isModule(name, word, argv[i+1:]):
+			return
+		case !filepath.IsAbs(word), isDir(word), takesFile.MatchString(argv[i-1].literals[0]):
+			// An option, or its value: -o pipefail, -I /opt/lib.
+		default:
+			checkFile(word, p.Index(i))
+			return
 		}
 	}
-	p.Index(at).Errorf("%s without a script reads code from its input: name a script", name)
+	p.Index(at).Errorf("%s needs a script, given by its absolute path", name)
 }
