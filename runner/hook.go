@@ -60,13 +60,17 @@ func (h *Hook) Argv(v Values) ([]string, error) {
 }
 
 // dashes reports the values that would make an argument of their own begin
-// with "-", where a command would read an option.
+// with "-", where a command would read an option. A literal "--" ends options
+// for the holes that follow it, until a word of the file comes: that may be a
+// program with options of its own, as in kubectl exec pod -- job {x}.
 func (h *Hook) dashes(v Values) (problems []ParamProblem) {
+	operands := false
 	for _, t := range h.command {
-		if len(t.holes) == 0 && t.literals[0] == "--" {
-			break
+		if len(t.holes) == 0 {
+			operands = t.literals[0] == "--"
+			continue
 		}
-		if t.bare() && strings.HasPrefix(t.fill(v), "-") {
+		if !operands && t.bare() && strings.HasPrefix(t.fill(v), "-") {
 			problems = append(problems, ParamProblem{Param: t.holes[0], Text: `may not begin with "-" here`})
 		}
 	}
@@ -207,16 +211,19 @@ func (h *Hook) checkBounds(p *problem.List) {
 	if s.Dir != "" && (!path.IsAbs(s.Dir) || !isDir(s.Dir)) {
 		p.At("dir").Errorf("%q is no folder with an absolute path", s.Dir)
 	}
-	for key, d := range map[string]time.Duration{"timeout": s.Timeout, "grace": s.Grace} {
+	positive := func(d time.Duration, p *problem.List) {
 		if d < 0 {
-			p.At(key).Errorf("is below zero")
+			p.Errorf("is below zero")
 		}
 	}
-	if s.Body.Timeout < 0 {
-		p.At("body", "timeout").Errorf("is below zero")
-	}
+	positive(s.Timeout, p.At("timeout"))
+	positive(s.Grace, p.At("grace"))
+	positive(s.Body.Timeout, p.At("body", "timeout"))
 	if s.Body.Max > 1<<30 {
 		p.At("body", "max").Errorf("is over 1GiB, and a body is held in memory while it is verified")
+	}
+	if s.Output.Head > 1<<40 || s.Output.Tail > 1<<40 {
+		p.At("output").Errorf("keeps more than 1TiB at one end")
 	}
 }
 
@@ -256,9 +263,14 @@ func (h *Hook) compileTemplates(p *problem.List) map[string]bool {
 	return used
 }
 
-// steering are variables that make a program load or run something else, so a
-// sender may never decide their value.
-var steering = regexp.MustCompile(`^(PATH|IFS|ENV|SHELLOPTS|BASH.*|LD_.*|DYLD_.*|GLIBC_.*|GCONV_PATH|(PYTHON|PERL|RUBY|NODE|JAVA|GIT|SSH).*|_JAVA_OPTIONS|JDK_JAVA_OPTIONS|EDITOR|VISUAL|PAGER|(?i:.*_proxy))$`)
+// steering are variables that make a program load or run something else, or
+// find its configuration elsewhere, so a sender may never decide their value.
+var steering = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|PS4|CDPATH|PROMPT_COMMAND|ZDOTDIR|BASH.*|XDG_.*|` +
+	`LD_.*|DYLD_.*|GLIBC_.*|MALLOC_.*|GCONV_PATH|LOCPATH|NLSPATH|TERMINFO.*|HOSTALIASES|RES_OPTIONS|LOCALDOMAIN|TMPDIR|` +
+	`(PYTHON|PERL|RUBY).*|(NODE|NPM|npm|JAVA|_JAVA|JDK_JAVA|GIT|SSH|LUA|DOTNET|CORECLR|COMPLUS|ERL|CARGO|AWS|DOCKER|R|MAKE)_.*|` +
+	`PHPRC|PHP_INI.*|TCLLIBPATH|RUSTC.*|CLASSPATH|GO(ENV|FLAGS|PATH|ROOT|PROXY|TOOLCHAIN|PRIVATE|(NO)?SUMDB|INSECURE)|(GNU)?MAKE(FLAGS|FILES)|` +
+	`PG(HOST.*|SERVICE.*|SYSCONFDIR|PASSFILE|SSL.*)|CC|CXX|LD|LESS(OPEN|CLOSE)?|EDITOR|VISUAL|(MAN)?PAGER|BROWSER|KUBECONFIG|CURL_HOME|WGETRC|` +
+	`OPENSSL_.*|SSL_.*|(?i:.*_proxy))$`)
 
 func checkEnv(name string, t template, p *problem.List) {
 	switch {

@@ -75,10 +75,12 @@ func (c *param) compileType(s ParamSpec, p *problem.List) {
 	rules := 0
 	if s.Match != "" {
 		rules++
-		if _, err := regexp.Compile(s.Match); err != nil {
+		_, err := regexp.Compile(s.Match) // alone first: "a)|(?:b" is balanced only once it is wrapped
+		if err == nil {
+			c.match, err = regexp.Compile(`\A(?:` + s.Match + `)\z`)
+		}
+		if err != nil {
 			p.At("match").Errorf("%v", err)
-		} else {
-			c.match = regexp.MustCompile(`\A(?:` + s.Match + `)\z`)
 		}
 	}
 	if s.Enum != nil {
@@ -158,7 +160,9 @@ func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 			problems = append(problems, ParamProblem{Param: name, Text: text})
 			continue
 		}
-		v[name] = value
+		// A copy: the run keeps it for long, and a part of a form, a query or
+		// a header would keep all of that.
+		v[name] = strings.Clone(value)
 	}
 	if len(problems) > 0 {
 		return nil, problems, nil
@@ -248,7 +252,7 @@ func (c *param) take(in Input, b body) (value, problem string) {
 		}
 		return "", "is missing: no " + c.from.String()
 	}
-	return c.text(v)
+	return c.text(v, c.from[0] == "claim" || c.from[0] == "body" && b.form == nil)
 }
 
 // repeated turns a multi-value field into nothing, its one value, or a list,
@@ -266,20 +270,19 @@ func repeated(values []string) (any, bool) {
 
 // text turns a scalar into text. Types are strict where the source has types:
 // a JSON string is no int and no bool.
-func (c *param) text(v any) (value, problem string) {
-	fromJSON := c.from[0] == "claim" || c.from[0] == "body"
+func (c *param) text(v any, typed bool) (value, problem string) {
 	switch v := v.(type) {
 	case string:
+		switch {
+		case typed && c.kind == "int":
+			return "", "is a text and not an integer"
+		case typed && c.kind == "bool":
+			return "", "is a text and not true or false"
+		}
 		return v, ""
 	case bool:
-		if fromJSON && c.kind == "int" {
-			return "", "is not an integer"
-		}
-		return strconv.FormatBool(v), ""
-	case fmt.Stringer: // json.Number, as it was written
-		if c.kind == "bool" {
-			return "", "is not true or false"
-		}
+		return strconv.FormatBool(v), "" // which is no int
+	case fmt.Stringer: // json.Number, as it was written, which is no bool
 		return v.String(), ""
 	case []string:
 		return "", "is given more than once"

@@ -7,18 +7,19 @@ import (
 	"strings"
 )
 
-// Size is a number of bytes: 4096, 64KiB, 10MiB, 1GiB, or 10kB, 10MB, 1GB.
+// Size is a number of bytes, at least one: 4096, 64KiB, 10MiB, 1GiB, or 10kB,
+// 10MB, 1GB. Zero is refused, because it would mean the default.
 type Size int64
 
 // UnmarshalText reads the forms above.
 func (s *Size) UnmarshalText(text []byte) error {
 	digits := strings.TrimRight(string(text), "kKMGiB")
-	units := map[string]int64{
+	units := map[string]uint64{
 		"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9,
 	}
 	unit, known := units[string(text)[len(digits):]]
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || !known || n < 0 || n > math.MaxInt64/unit {
+	n, err := strconv.ParseUint(digits, 10, 63)
+	if err != nil || !known || n == 0 || n > math.MaxInt64/unit {
 		return fmt.Errorf("%q is no size: write 4096, 64KiB or 10MB", text)
 	}
 	*s = Size(n * unit)

@@ -1,0 +1,200 @@
+package runner_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"sallyport/internal/problem"
+	"sallyport/runner"
+)
+
+func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
+	echo := func(change func(*runner.HookSpec)) runner.HookSpec {
+		s := runner.HookSpec{Command: []string{"/bin/echo"}}
+		change(&s)
+		return s
+	}
+	param := func(p runner.ParamSpec) runner.HookSpec {
+		return runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]runner.ParamSpec{"x": p}}
+	}
+	body := runner.From{"body", "x"}
+	for _, c := range []struct {
+		reason, path, words string
+		spec                runner.HookSpec
+	}{
+		{"a path with dots", "path", "no plain path", echo(func(s *runner.HookSpec) { s.Path = "/a/../b" })},
+		{"a relative path", "path", "no plain path", echo(func(s *runner.HookSpec) { s.Path = "a" })},
+		{"a path that ends with a slash", "path", "no plain path", echo(func(s *runner.HookSpec) { s.Path = "/a/" })},
+		{"a path with an escape", "path", "no plain path", echo(func(s *runner.HookSpec) { s.Path = "/a%2fb" })},
+		{"a path of the server's own", "path", "belongs to the server", echo(func(s *runner.HookSpec) { s.Path = "/runs/x" })},
+		{"nobody may call", "callers", "names nobody", echo(func(s *runner.HookSpec) { s.Callers = []string{} })},
+		{"an unknown caller", "callers.0", "no caller", echo(func(s *runner.HookSpec) { s.Callers = []string{"cd"} })},
+		{"a caller twice", "callers.1", "twice", echo(func(s *runner.HookSpec) { s.Callers = []string{"ci", "ci"} })},
+		{"open and not", "dangerously_unauthenticated", "contradicts", echo(func(s *runner.HookSpec) { s.Callers, s.Unauthenticated = []string{"ci"}, true })},
+		{"an unknown policy", "busy", "no policy", echo(func(s *runner.HookSpec) { s.Busy = "queue" })},
+		{"an unknown stdin", "stdin", "no source", echo(func(s *runner.HookSpec) { s.Stdin = "Body" })},
+		{"a relative dir", "dir", "no folder", echo(func(s *runner.HookSpec) { s.Dir = "tmp" })},
+		{"a dir that is missing", "dir", "no folder", echo(func(s *runner.HookSpec) { s.Dir = "/nowhere" })},
+		{"a timeout below zero", "timeout", "below zero", echo(func(s *runner.HookSpec) { s.Timeout = -1 })},
+		{"a grace below zero", "grace", "below zero", echo(func(s *runner.HookSpec) { s.Grace = -1 })},
+		{"a body timeout below zero", "body.timeout", "below zero", echo(func(s *runner.HookSpec) { s.Body.Timeout = -1 })},
+		{"a huge body", "body.max", "over 1GiB", echo(func(s *runner.HookSpec) { s.Body.Max = 1<<30 + 1 })},
+		{"a huge output", "output", "1TiB", echo(func(s *runner.HookSpec) { s.Output.Tail = 1<<40 + 1 })},
+		{"a flight that is always the same", "flight", "no hole", echo(func(s *runner.HookSpec) { s.Flight = "all" })},
+		{"a flight of no parameter", "flight", "no parameter", echo(func(s *runner.HookSpec) { s.Flight = "{x}" })},
+		{"a hole without a parameter", "command.1", "no parameter", echo(func(s *runner.HookSpec) { s.Command = []string{"/bin/echo", "{x}"} })},
+		{"a hole that does not end", "command.1", "write {name}", echo(func(s *runner.HookSpec) { s.Command = []string{"/bin/echo", "{x"} })},
+		{"a hole with a blank", "command.1", "write {name}", echo(func(s *runner.HookSpec) { s.Command = []string{"/bin/echo", "{ x}"} })},
+		{"an empty hole", "command.1", "write {name}", echo(func(s *runner.HookSpec) { s.Command = []string{"/bin/echo", "{}"} })},
+		{"a brace alone", "command.1", "closes nothing", echo(func(s *runner.HookSpec) { s.Command = []string{"/bin/echo", "x}"} })},
+		{"a parameter that nothing uses", "params.x", "nothing uses", echo(func(s *runner.HookSpec) { s.Params = map[string]runner.ParamSpec{"x": text("body", "x")} })},
+		{"any text, unsaid", "params.x", "match and enum", param(runner.ParamSpec{From: body})},
+		{"a pattern and a list", "params.x", "one of match and enum", param(runner.ParamSpec{From: body, Match: "a", Enum: []string{"a"}})},
+		{"a list of nothing", "params.x.enum", "allows nothing", param(runner.ParamSpec{From: body, Enum: []string{}})},
+		{"a pattern that is none", "params.x.match", "missing closing", param(runner.ParamSpec{From: body, Match: "("})},
+		{"a pattern that leaves its group", "params.x.match", "unexpected )", param(runner.ParamSpec{From: body, Match: "a)|(?:b"})},
+		{"a pattern that quotes what follows it", "params.x.match", "missing closing", param(runner.ParamSpec{From: body, Match: `\Qa`})},
+		{"a pattern for a number", "params.x", "leave match and enum out", param(runner.ParamSpec{From: body, Type: "int", Match: "1"})},
+		{"an unknown type", "params.x.type", "no type", param(runner.ParamSpec{From: body, Type: "float"})},
+		{"bounds of a text", "params.x", "type: int", param(runner.ParamSpec{From: body, Match: "a", Min: new(int64(1))})},
+		{"bounds the wrong way", "params.x.max", "below min", param(runner.ParamSpec{From: body, Type: "int", Min: new(int64(2)), Max: new(int64(1))})},
+		{"a default that is not allowed", "params.x.default", "not one of", param(runner.ParamSpec{From: body, Enum: []string{"a"}, Default: new("b")})},
+		{"no source", "params.x.from", "says not where", param(runner.ParamSpec{Match: "a"})},
+		{"an unknown source", "params.x.from", "no source", param(runner.ParamSpec{From: runner.From{"cookie", "a"}, Match: "a"})},
+		{"a whole body", "params.x.from", "names no member", param(runner.ParamSpec{From: runner.From{"body"}, Match: "a"})},
+		{"a query with dots", "params.x.from", "one name", param(runner.ParamSpec{From: runner.From{"query", "a", "b"}, Match: "a"})},
+		{"an empty name", "params.x.from", "empty name", param(runner.ParamSpec{From: runner.From{"body", "", "b"}, Match: "a"})},
+	} {
+		t.Run(c.reason, func(t *testing.T) {
+			_, problems := compile(c.spec)
+			refuse(t, problems, c.path, c.words)
+		})
+	}
+}
+
+func TestAllThatIsWrongIsToldAtOnce(t *testing.T) {
+	_, problems := compile(runner.HookSpec{Path: "x", Callers: []string{"cd"}, Busy: "no", Command: []string{"sh", "{y}"}, Env: map[string]string{"PATH": "{z}"}})
+	if len(problems) < 6 {
+		t.Errorf("got %v", problems)
+	}
+}
+
+func TestHooksTogetherAreChecked(t *testing.T) {
+	var p problem.List
+	echo := func() *runner.HookSpec {
+		return &runner.HookSpec{Path: "/a", Callers: []string{"ci"}, Command: []string{"/bin/echo"}}
+	}
+	runner.Compile(map[string]*runner.HookSpec{"a": echo(), "b": echo(), "c": nil}, []string{"ci"}, &p)
+	all := p.All()
+	if len(all) != 2 || strings.Join(all[0].Path, ".") != "b.path" || strings.Join(all[1].Path, ".") != "c" {
+		t.Errorf("got %v", all)
+	}
+}
+
+func TestAnOpenHookIsAWarning(t *testing.T) {
+	_, problems := compile(runner.HookSpec{Unauthenticated: true, Command: []string{"/bin/echo"}})
+	refuse(t, problems, "dangerously_unauthenticated", "anybody")
+	if !problems[0].Warning {
+		t.Error("it keeps the server from starting")
+	}
+}
+
+func TestDefaultsAreFilledInAndTheFileStaysAsItWas(t *testing.T) {
+	spec := runner.HookSpec{Callers: []string{"ci"}, Command: []string{"/bin/echo"}}
+	h := hook(t, spec)
+	if h.Path != "/hooks/h" || h.Timeout != time.Hour || h.Grace != 10*time.Second || h.Body.Max != 1<<20 ||
+		h.Body.Timeout != 10*time.Second || h.Output.Head != 1<<20 || h.Output.Tail != 9<<20 || h.Spec().Busy != "reject" {
+		t.Errorf("got %+v", h.Spec())
+	}
+	if spec.Path != "" || spec.Timeout != 0 {
+		t.Errorf("the file's own changed: %+v", spec)
+	}
+}
+
+func TestNoSenderSteersWhatACommandLoads(t *testing.T) {
+	env := func(name, value string) []problem.Problem {
+		_, problems := compile(runner.HookSpec{
+			Command: []string{"/bin/echo", "{x}"}, Env: map[string]string{name: value},
+			Params: map[string]runner.ParamSpec{"x": text("body", "x")},
+		})
+		return problems
+	}
+	for _, name := range []string{
+		"PATH", "HOME", "IFS", "ENV", "BASH_ENV", "LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES", "PYTHONPATH", "PERL5LIB",
+		"NODE_OPTIONS", "GIT_SSH_COMMAND", "JAVA_TOOL_OPTIONS", "http_proxy", "HTTPS_PROXY", "EDITOR", "XDG_CONFIG_HOME", "OPENSSL_CONF", "MAKEFLAGS",
+	} {
+		refuse(t, env(name, "{x}"), "env."+name, "no sender may")
+		if problems := env(name, "/fixed"); len(problems) > 0 {
+			t.Errorf("the file itself may not set %s: %v", name, problems)
+		}
+	}
+	for _, name := range []string{"REF", "EVENT", "GOAL", "NODE", "PGDATABASE", "CI_COMMIT", "pathname"} {
+		if problems := env(name, "{x}"); len(problems) > 0 {
+			t.Errorf("%s: %v", name, problems)
+		}
+	}
+	refuse(t, env("SALLYPORT_RUN", "x"), "env.SALLYPORT_RUN", "by the server itself")
+	refuse(t, env("TRACEPARENT", "x"), "env.TRACEPARENT", "by the server itself")
+	refuse(t, env("A=B", "x"), "env.A=B", "no name")
+	refuse(t, env("A", "x\x00"), "env.A", "NUL")
+}
+
+func TestEnvironIsSortedAndFilled(t *testing.T) {
+	h := hook(t, runner.HookSpec{Command: []string{"/bin/echo"}, Env: map[string]string{"B": "{x}=\n{x}", "A": "{{}}"}}, "x")
+	if got := h.Environ(runner.Values{"x": "v"}); !slices.Equal(got, []string{"A={}", "B=v=\nv"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestFlightsOfTwoHooksNeverMeet(t *testing.T) {
+	h := hook(t, runner.HookSpec{Command: []string{"/bin/echo"}, Flight: "{x}"}, "x")
+	if got := h.Flight(runner.Values{"x": "eu/1"}); got != "h/eu/1" {
+		t.Errorf("got %q", got)
+	}
+	if got := hook(t, runner.HookSpec{Command: []string{"/bin/echo"}}).Flight(nil); got != "h" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for written, want := range map[string]runner.Size{
+		"4096": 4096, "1B": 1, "64KiB": 64 << 10, "10MiB": 10 << 20, "1GiB": 1 << 30, "10kB": 10_000, "10KB": 10_000, "10MB": 10_000_000, "1GB": 1_000_000_000,
+	} {
+		var s runner.Size
+		if err := s.UnmarshalText([]byte(written)); err != nil || s != want {
+			t.Errorf("%s is %d, %v", written, s, err)
+		}
+		var again runner.Size
+		if err := again.UnmarshalText([]byte(s.String())); err != nil || again != s {
+			t.Errorf("%s is told as %s", written, s)
+		}
+	}
+	for _, written := range []string{"", "0", "0MiB", "-1", "+1", "1.5MiB", "1 MiB", "MiB", "1mib", "1K", "1TiB", "1_000", "0x10", "9223372036854775808", "9999999999GiB", "1MiBB"} {
+		var s runner.Size
+		if err := s.UnmarshalText([]byte(written)); err == nil {
+			t.Errorf("%q is read as %d", written, s)
+		}
+	}
+}
+
+func TestFromIsDottedOrAList(t *testing.T) {
+	for written, want := range map[string][]string{
+		"from: body.a.b": {"body", "a", "b"},
+		"from: [claim, kubernetes.io, namespace]": {"claim", "kubernetes.io", "namespace"},
+	} {
+		var got struct{ From runner.From }
+		if err := yaml.Unmarshal([]byte(written), &got); err != nil || !slices.Equal(got.From, want) {
+			t.Errorf("%s: %q, %v", written, got.From, err)
+		}
+	}
+	failed := errors.New("no text")
+	var f runner.From
+	if err := f.UnmarshalYAML(func(any) error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("got %v", err)
+	}
+}
