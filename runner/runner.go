@@ -98,21 +98,13 @@ func (r *Runner) Start(d Delivery) (Run, error) {
 	if d.Hook.StdinBody {
 		order.Stdin = d.Body
 	}
-	ends, err := r.launch(order)
-	if err != nil {
+	if err := r.procs.Start(order); err != nil {
 		return Run{}, r.notStarted(run, err)
 	}
 	r.stopLate(run)
 	r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
-	go r.follow(run, ends)
+	go r.follow(run)
 	return run, nil
-}
-
-func (r *Runner) launch(o Order) (<-chan End, error) {
-	if err := r.procs.Start(o); err != nil {
-		return nil, err
-	}
-	return r.procs.Follow(o.Run)
 }
 
 // takeOff puts a run into the air, unless its flight is up there already.
@@ -158,8 +150,8 @@ func (r *Runner) notStarted(run Run, reason error) error {
 
 // follow records the end of a run. The flight is free only after that, so the
 // record never shows two runs of a flight at once.
-func (r *Runner) follow(run Run, ends <-chan End) {
-	end := <-ends
+func (r *Runner) follow(run Run) {
+	end := r.end(run)
 	state := end.State()
 	if _, err := r.store.Finish(run.ID, state, end, false); err != nil {
 		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", state, "error", err)
@@ -183,6 +175,23 @@ func (r *Runner) follow(run Run, ends <-chan End) {
 	}
 	r.log.Info("run ended", attrs...)
 	r.land(run)
+}
+
+// end waits for the end of a run. A command that started and whose end cannot
+// be seen is stopped, and its run is interrupted: its delivery is not given
+// back, because the command did run.
+func (r *Runner) end(run Run) End {
+	ends, err := r.procs.Follow(run.ID)
+	if err == nil {
+		if end, ok := <-ends; ok {
+			return end
+		}
+	}
+	r.log.Error("run not followed", "run", run.ID, "hook", run.Hook, "error", err)
+	if err := r.procs.Stop(run.ID, Interrupted, 0); err != nil {
+		r.log.Error("run not stopped", "run", run.ID, "error", err)
+	}
+	return End{Ended: r.now(), Reason: Interrupted}
 }
 
 // State returns the state that an end leaves its run in.
@@ -217,14 +226,7 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 // that are still there when ctx is done are stopped: TERM, their hook's grace,
 // KILL.
 func (r *Runner) Drain(ctx context.Context) {
-	r.mu.Lock()
-	if !r.draining {
-		r.draining = true
-		if len(r.air) == 0 {
-			close(r.empty)
-		}
-	}
-	r.mu.Unlock()
+	r.shut()
 	select {
 	case <-r.empty:
 		return
@@ -234,12 +236,32 @@ func (r *Runner) Drain(ctx context.Context) {
 	<-r.empty
 }
 
-// Kill ends everything in the air at once, without grace.
-func (r *Runner) Kill() { r.stopAll(0) }
+// Kill takes no more deliveries and ends everything in the air at once, without
+// grace.
+func (r *Runner) Kill() {
+	r.shut()
+	r.stopAll(0)
+}
+
+// shut takes no more deliveries.
+func (r *Runner) shut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.draining {
+		return
+	}
+	r.draining = true
+	if len(r.air) == 0 {
+		close(r.empty)
+	}
+}
 
 func (r *Runner) stopAll(grace time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.stopped != nil && *r.stopped == 0 {
+		return // killed already: nobody gets a grace after that
+	}
 	r.stopped = &grace
 	for _, run := range r.air {
 		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
