@@ -1,0 +1,168 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"modernc.org/sqlite"
+)
+
+// SQLite is the durable record of runs and claims, in one file of the state
+// folder. What a method has returned without an error is on the disk and
+// survives a crash of the program and of the machine. All methods may be
+// called at once from many goroutines.
+//
+// One goroutine writes: operations that come while a transaction is being
+// committed share the next one, each in a savepoint of its own.
+type SQLite struct {
+	now  func() time.Time
+	log  *slog.Logger
+	path string
+	lock *os.File
+
+	write   *sql.DB   // one connection for the writer, one for checkpoints
+	conn    *sql.Conn // the writer's
+	writer  *prepared
+	read    *sql.DB
+	reader  *prepared
+	ops     chan *op
+	turn    sync.Mutex   // held while a transaction is under way
+	commits atomic.Int64 // transactions that wrote
+	down    bool         // the last transaction failed; the writer's own
+
+	closing chan struct{}
+	once    sync.Once
+	done    sync.WaitGroup
+}
+
+// Open opens, or makes, the record in the folder dir, which must belong to
+// this user alone, brings its schema forward, and holds the folder until
+// Close. Errors: ErrHeld, ErrUnsafe, ErrNewer, ErrUnavailable with what is wrong.
+func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logger) (*SQLite, error) {
+	lock, err := holdFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(filepath.Join(dir, "state.db"))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("finding the state folder: %w", err), lock.Close())
+	}
+	s := &SQLite{
+		now: now, log: log, path: path, lock: lock,
+		ops: make(chan *op), closing: make(chan struct{}),
+	}
+	if err := s.open(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.shut())
+	}
+	// The two goroutines end with Close, not with the ctx of Open.
+	life := context.WithoutCancel(ctx)
+	s.done.Go(func() { s.serve(life) })
+	s.done.Go(func() { s.keepLogShort(life) })
+	return s, nil
+}
+
+func (s *SQLite) open(ctx context.Context) error {
+	// Elsewhere than on Linux and the BSDs this is not to be had, and fsync,
+	// which does more, stays.
+	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
+		return fmt.Errorf("choosing fdatasync: %w", err)
+	}
+	// SQLite would make the file by the umask, and its log by the file's mode.
+	file, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("making the file: %w", err)
+	}
+	if err := file.Close(); err != nil {
+		return fmt.Errorf("making the file: %w", err)
+	}
+	s.write, err = sql.Open("sqlite", dsn(s.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
+		// The writer never checkpoints in passing, keepLogShort does.
+		"wal_autocheckpoint(0)", "journal_size_limit(33554432)"))
+	if err != nil {
+		return err
+	}
+	s.write.SetMaxOpenConns(2)
+	s.write.SetMaxIdleConns(2)
+	if err := check(ctx, s.write); err != nil {
+		return err
+	}
+	if err := migrate(ctx, s.write, s.now().UnixMicro()); err != nil {
+		return err
+	}
+	if s.conn, err = s.write.Conn(ctx); err != nil {
+		return unavailable("connecting", err)
+	}
+	s.writer = newPrepared(s.conn.PrepareContext)
+	s.read, err = sql.Open("sqlite", dsn(s.path, "ro", "query_only(1)"))
+	if err != nil {
+		return err
+	}
+	s.read.SetMaxOpenConns(4)
+	s.read.SetMaxIdleConns(4)
+	s.reader = newPrepared(s.read.PrepareContext)
+	return nil
+}
+
+func dsn(path, mode string, pragmas ...string) string {
+	query := url.Values{"mode": {mode}, "_dqs": {"0"}, "_defensive": {"1"}}
+	query["_pragma"] = append([]string{"busy_timeout(5000)", "trusted_schema(0)", "cell_size_check(1)"}, pragmas...)
+	return (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}).String()
+}
+
+// check refuses a database that is damaged, and a filesystem that cannot do
+// what the promise of this package needs.
+func check(ctx context.Context, db *sql.DB) error {
+	var mode, result string
+	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&mode); err != nil {
+		return unavailable("reading the file", err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("%w: its filesystem does not allow a write-ahead log (journal mode %s)", ErrUnavailable, mode)
+	}
+	if err := db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&result); err != nil {
+		return unavailable("checking the file", err)
+	}
+	if result != "ok" {
+		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrCorrupt, result)
+	}
+	return nil
+}
+
+// Close ends what is being written, closes the file and lets the folder go.
+// Calls that come later fail with ErrUnavailable.
+func (s *SQLite) Close() error {
+	var err error
+	s.once.Do(func() {
+		close(s.closing)
+		s.done.Wait()
+		err = s.shut()
+	})
+	return err
+}
+
+// shut closes what is open, the lock last.
+func (s *SQLite) shut() error {
+	var errs []error
+	if s.read != nil {
+		errs = append(errs, s.read.Close())
+	}
+	if s.conn != nil {
+		errs = append(errs, s.conn.Close())
+	}
+	if s.write != nil {
+		errs = append(errs, s.write.Close())
+	}
+	if err := errors.Join(append(errs, s.lock.Close())...); err != nil {
+		return fmt.Errorf("closing the store: %w", err)
+	}
+	return nil
+}

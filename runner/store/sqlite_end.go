@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sallyport/runner"
+)
+
+// Finish records the end of a run and lets the next of its flight go: next is
+// the one that is Running from now on, to be started by the caller, or nil.
+// With giveBack the deliveries that led to the run may come again. An end that
+// was recorded before stands: it is returned with a nil next, so that Finish may be
+// repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
+func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end runner.End, giveBack bool) (ended runner.Run, next *runner.Run, err error) {
+	if !state.Ended() {
+		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is no end", id, state)
+	}
+	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		ended, err = tx.run(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
+			end.Output.Bytes, end.Output.Dropped)
+		if errors.Is(err, runner.ErrUnknown) { // or ended before
+			ended, err = tx.run(ctx, sqlRun, id)
+			return err
+		}
+		if err == nil && giveBack {
+			_, err = tx.exec(ctx, sqlUnclaim, id)
+		}
+		if err != nil {
+			return err
+		}
+		next, err = s.promote(ctx, tx, ended.Flight)
+		return err
+	})
+	if err != nil {
+		return runner.Run{}, nil, err
+	}
+	return ended, next, nil
+}
+
+// promote makes the first that waits the running one, if nothing runs.
+func (s *SQLite) promote(ctx context.Context, tx *prepared, flight string) (*runner.Run, error) {
+	next, err := tx.run(ctx, sqlPromote, flight, micros(s.now()))
+	switch {
+	case errors.Is(err, runner.ErrUnknown):
+		return nil, nil //nolint:nilnil // nothing waits
+	case err != nil:
+		return nil, err
+	}
+	return &next, nil
+}
+
+// CancelQueued ends a run that waits as Cancelled and tells whether it did.
+// Any other run is returned as it stands. Errors: runner.ErrUnknown, ErrUnavailable.
+func (s *SQLite) CancelQueued(ctx context.Context, id string) (run runner.Run, cancelled bool, err error) {
+	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		run, err = tx.run(ctx, sqlDropRun, id, runner.Cancelled, micros(s.now()), "")
+		cancelled = err == nil
+		if errors.Is(err, runner.ErrUnknown) {
+			run, err = tx.run(ctx, sqlRun, id)
+		}
+		return err
+	})
+	if err != nil {
+		return runner.Run{}, false, err
+	}
+	return run, cancelled, nil
+}
+
+// ExpireQueued ends the runs of a hook that were accepted before the given
+// time and wait still, as TimedOut, and returns them. Their claims stay.
+func (s *SQLite) ExpireQueued(ctx context.Context, hook string, before time.Time) (expired []runner.Run, err error) {
+	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		expired, err = tx.runs(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", micros(before))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return expired, nil
+}

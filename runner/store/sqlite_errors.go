@@ -1,0 +1,64 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"sallyport/runner"
+)
+
+// Errors of SQLite. Each error of Admit and of the other methods that is about
+// the disk or the database, not about the run asked for, is an ErrUnavailable:
+// nothing was recorded, and the same call may succeed later.
+var (
+	ErrUnavailable = errors.New("store unavailable")
+	// ErrDiskFull is a runner.ErrFull too.
+	ErrDiskFull = fmt.Errorf("disk full: %w", runner.ErrFull)
+	ErrReadOnly = errors.New("database is read-only")
+	ErrCorrupt  = errors.New("database is corrupt")
+	// ErrHeld says that another server uses the folder.
+	ErrHeld = errors.New("another server holds it")
+	// ErrUnsafe says that other users of the machine could change the folder.
+	ErrUnsafe = errors.New("folder is not safe from others")
+	// ErrNewer says that a later version of the program wrote the database.
+	ErrNewer = errors.New("database was written by a newer version")
+)
+
+var errClosed = fmt.Errorf("%w: closed", ErrUnavailable)
+
+// QueueFull says that a run of the flight is under way and that as many as the
+// hook allows wait already. It is a *runner.Busy too.
+type QueueFull struct {
+	Busy  *runner.Busy
+	Depth int // how many wait
+}
+
+func (e *QueueFull) Error() string {
+	return fmt.Sprintf("%v, and the queue is full with %d", e.Busy, e.Depth)
+}
+
+// Unwrap makes a QueueFull a *runner.Busy.
+func (e *QueueFull) Unwrap() error { return e.Busy }
+
+// unavailable tells what an error of the database means. Errors that the
+// database has no part in pass as they are.
+func unavailable(doing string, err error) error {
+	var failure *sqlite.Error
+	if !errors.As(err, &failure) {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	switch failure.Code() & 0xff { // the rest of an extended code is detail
+	case sqlite3.SQLITE_FULL:
+		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrDiskFull, doing, err)
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
+		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrReadOnly, doing, err)
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrCorrupt, doing, err)
+	case sqlite3.SQLITE_CONSTRAINT: // of one operation; the others go on
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)
+}

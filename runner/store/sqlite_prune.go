@@ -1,0 +1,156 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"sallyport/runner"
+)
+
+// Keep is how much of a hook's past stays. What is zero does not bound.
+type Keep struct {
+	Age   time.Duration // since the run ended
+	Count int           // ended runs
+}
+
+// Retention is how much of the past stays.
+type Retention struct {
+	Default Keep
+	Hooks   map[string]Keep // instead of Default
+	// Claims is how long a delivery without an age of its own is recognised;
+	// 0 for 30 days.
+	Claims time.Duration
+	Batch  int // how many runs and how many claims one Prune removes at most; 0 for 200
+}
+
+const (
+	sqlNextHook    = `SELECT hook FROM runs WHERE hook > $1 ORDER BY hook LIMIT 1`
+	sqlPastOf      = `SELECT id FROM runs WHERE hook = $1 AND state = $2 `
+	sqlOld         = sqlPastOf + `AND id < $3 AND ended < $4 ORDER BY id LIMIT $5`
+	sqlNewest      = sqlPastOf + `ORDER BY id DESC LIMIT $3`
+	sqlOlder       = sqlPastOf + `AND id < $3 ORDER BY id LIMIT $4`
+	sqlPruneRun    = `DELETE FROM runs WHERE id = $1 AND state NOT IN ('running', 'queued')`
+	sqlPruneStale  = `DELETE FROM claims WHERE (hook, key) IN (SELECT hook, key FROM claims WHERE until BETWEEN 1 AND $1 LIMIT $2)`
+	sqlPruneClaims = `DELETE FROM claims WHERE (hook, key) IN (SELECT hook, key FROM claims WHERE until = 0 AND created < $1 LIMIT $2)`
+)
+
+// Prune takes one small step: it forgets ended runs beyond the retention, and
+// claims that refuse nothing any more, at most a batch of each, and returns
+// the ids of the runs. Claims stay when their runs go. Who calls it repeats it
+// until a step returns fewer than the batch.
+func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, err error) {
+	r.Batch = cmp.Or(r.Batch, 200)
+	r.Claims = cmp.Or(r.Claims, 30*24*time.Hour)
+	now := s.now()
+	ids, err := s.beyond(ctx, r, now)
+	if err != nil {
+		return nil, err
+	}
+	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		removed = removed[:0]
+		for _, id := range ids {
+			n, err := tx.exec(ctx, sqlPruneRun, id)
+			if err != nil {
+				return err
+			}
+			if n > 0 {
+				removed = append(removed, id)
+			}
+		}
+		if _, err := tx.exec(ctx, sqlPruneStale, micros(now), r.Batch); err != nil {
+			return err
+		}
+		_, err := tx.exec(ctx, sqlPruneClaims, micros(now.Add(-r.Claims)), r.Batch)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return removed, nil
+}
+
+// beyond finds runs that the retention does not keep, without the writer.
+func (s *SQLite) beyond(ctx context.Context, r Retention, now time.Time) (ids []string, err error) {
+	for hook := ""; len(ids) < r.Batch; {
+		err := s.reader.scan(ctx, []any{&hook}, sqlNextHook, hook)
+		if errors.Is(err, sql.ErrNoRows) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		keep, own := r.Hooks[hook]
+		if !own {
+			keep = r.Default
+		}
+		old, err := s.tooOld(ctx, hook, now.Add(-keep.Age), keep.Age > 0, r.Batch)
+		if err != nil {
+			return nil, fmt.Errorf("looking for old runs: %w", err)
+		}
+		many, err := s.tooMany(ctx, hook, keep.Count, r.Batch)
+		if err != nil {
+			return nil, fmt.Errorf("looking for old runs: %w", err)
+		}
+		ids = append(ids, distinct(append(old, many...))...)
+	}
+	return ids[:min(len(ids), r.Batch)], nil
+}
+
+// tooOld finds runs of a hook that ended before a time.
+func (s *SQLite) tooOld(ctx context.Context, hook string, before time.Time, bounded bool, batch int) (ids []string, err error) {
+	if !bounded {
+		return nil, nil
+	}
+	for _, state := range endStates() {
+		// A run is older than its end.
+		some, err := s.ids(ctx, sqlOld, hook, state, firstID(before), micros(before), batch)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, some...)
+	}
+	return ids, nil
+}
+
+// tooMany finds ended runs of a hook beyond the newest count.
+func (s *SQLite) tooMany(ctx context.Context, hook string, count, batch int) (ids []string, err error) {
+	if count <= 0 {
+		return nil, nil
+	}
+	var newest []string
+	for _, state := range endStates() {
+		some, err := s.ids(ctx, sqlNewest, hook, state, count+1)
+		if err != nil {
+			return nil, err
+		}
+		newest = append(newest, some...)
+	}
+	if len(newest) <= count {
+		return nil, nil
+	}
+	slices.Sort(newest)
+	oldestKept := newest[len(newest)-count]
+	for _, state := range endStates() {
+		some, err := s.ids(ctx, sqlOlder, hook, state, oldestKept, batch)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, some...)
+	}
+	return ids, nil
+}
+
+func (s *SQLite) ids(ctx context.Context, query, hook string, state runner.State, args ...any) (ids []string, err error) {
+	err = s.reader.rows(ctx, func(rows *sql.Rows) error {
+		var id string
+		err := rows.Scan(&id)
+		ids = append(ids, id)
+		return err
+	}, query, append([]any{hook, state}, args...)...)
+	return ids, err
+}

@@ -1,0 +1,110 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"sallyport/runner"
+)
+
+// The statements of the state machine. They are written for SQLite and
+// PostgreSQL both. States stand in them as text where a partial index is to be
+// found by them.
+const (
+	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped`
+
+	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
+	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
+	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
+	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
+	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place DESC LIMIT 1`
+	sqlQueue    = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
+	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE state IN ('running', 'queued') ORDER BY state DESC, place, id`
+
+	// What runs, and who asked for it, are one: a pending run never keeps the
+	// name of one caller with the parameters of another.
+	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5 WHERE id = $1 RETURNING ` + runColumns
+
+	// The input is kept where a run may be asked for again without anybody
+	// sending it again.
+	sqlEnd = `UPDATE runs SET state = $2, ended = $3, exit_code = $4, signal = $5, error = $6, output_bytes = $7, output_dropped = $8,
+		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END WHERE id = $1 AND state IN ('running', 'queued') RETURNING ` + runColumns
+	sqlPromote = `UPDATE runs SET state = 'running', started = $2
+		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1)
+		AND NOT EXISTS (SELECT 1 FROM runs WHERE flight = $1 AND state = 'running') RETURNING ` + runColumns
+
+	sqlDropQueue   = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
+	sqlDropRun     = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
+	sqlDropExpired = sqlEndQueued + `WHERE hook = $1 AND state = 'queued' AND created < $5 RETURNING ` + runColumns
+	sqlEndQueued   = `UPDATE runs SET state = $2, ended = $3, error = $4, stdin = NULL `
+
+	sqlClaim   = `SELECT run, body FROM claims WHERE hook = $1 AND key = $2`
+	sqlSetRun  = `INSERT INTO claims (hook, key, run, body, until, created) VALUES ($1, $2, $3, $4, $5, $6)`
+	sqlUnclaim = `DELETE FROM claims WHERE run = $1`
+)
+
+// runs reads the runs that a statement yields.
+func (p *prepared) runs(ctx context.Context, query string, args ...any) (runs []runner.Run, err error) {
+	err = p.rows(ctx, func(rows *sql.Rows) error {
+		r, err := scanRun(rows)
+		runs = append(runs, r)
+		return err
+	}, query, args...)
+	return runs, err
+}
+
+// run reads the run that a statement yields, or returns runner.ErrUnknown.
+func (p *prepared) run(ctx context.Context, query string, args ...any) (runner.Run, error) {
+	runs, err := p.runs(ctx, query, args...)
+	switch {
+	case err != nil:
+		return runner.Run{}, err
+	case len(runs) == 0:
+		return runner.Run{}, runner.ErrUnknown
+	}
+	return runs[0], nil
+}
+
+func scanRun(rows *sql.Rows) (r runner.Run, err error) {
+	var params []byte
+	var created, started, ended int64
+	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
+		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped)
+	if err != nil {
+		return r, unavailable("reading a run", err)
+	}
+	if err := json.Unmarshal(params, &r.Params); err != nil {
+		return r, fmt.Errorf("%w: %w: reading the parameters of run %s: %w", ErrUnavailable, ErrCorrupt, r.ID, err)
+	}
+	r.Created, r.Started, r.Ended = instant(created), instant(started), instant(ended)
+	switch r.State {
+	case runner.TimedOut, runner.Cancelled, runner.Interrupted:
+		r.Reason = r.State
+	default:
+	}
+	return r, nil
+}
+
+// micros is how a time stands in the record: 0 for none, and what a number of
+// microseconds cannot hold is cut down to what it can.
+func micros(t time.Time) int64 {
+	const last = 253402300799 // of the year 9999, in seconds
+	switch {
+	case t.IsZero():
+		return 0
+	case t.Unix() > last:
+		return last * 1e6
+	}
+	return t.UnixMicro()
+}
+
+func instant(micros int64) time.Time {
+	if micros == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(micros).UTC()
+}

@@ -1,0 +1,63 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"fmt"
+	"io/fs"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS //nolint:gochecknoglobals // go:embed has no other form
+
+const (
+	sqlMakeSchema = `CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY, applied BIGINT NOT NULL)`
+	sqlVersion    = `SELECT COALESCE(MAX(version), 0) FROM schema_version`
+	sqlSetVersion = `INSERT INTO schema_version (version, applied) VALUES ($1, $2)`
+)
+
+// migrate brings the schema forward, each step and the note of it in one
+// transaction. It never goes back: a database of a newer version is refused
+// before anything is written.
+func migrate(ctx context.Context, db *sql.DB, now int64) error {
+	names, err := fs.Glob(migrations, "migrations/*.sql") // sorted
+	if err != nil {
+		return fmt.Errorf("listing the migrations: %w", err)
+	}
+	if _, err := db.ExecContext(ctx, sqlMakeSchema); err != nil {
+		return unavailable("reading the schema version", err)
+	}
+	var version int
+	if err := db.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
+		return unavailable("reading the schema version", err)
+	}
+	if version > len(names) {
+		return fmt.Errorf("schema version %d, this program knows %d: %w", version, len(names), ErrNewer)
+	}
+	for ; version < len(names); version++ {
+		if err := migrateStep(ctx, db, names[version], version+1, now); err != nil {
+			return unavailable("applying "+names[version], err)
+		}
+	}
+	return nil
+}
+
+func migrateStep(ctx context.Context, db *sql.DB, name string, version int, now int64) error {
+	text, err := migrations.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it says so, before it nothing was done
+	if _, err := tx.ExecContext(ctx, string(text)); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, sqlSetVersion, version, now); err != nil {
+		return err
+	}
+	return tx.Commit()
+}

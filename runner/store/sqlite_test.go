@@ -1,0 +1,583 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// clock is a time that moves by a second with every look at it.
+type clock struct{ at atomic.Int64 }
+
+func (c *clock) now() time.Time {
+	return time.Unix(1_800_000_000+c.at.Add(1), 123_456_789).UTC()
+}
+
+func open(t testing.TB) *store.SQLite {
+	t.Helper()
+	return openIn(t, filepath.Join(t.TempDir(), "state"))
+}
+
+func openIn(t testing.TB, dir string) *store.SQLite {
+	t.Helper()
+	s, err := store.Open(t.Context(), dir, new(clock).now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func newRun(t testing.TB, hook, flight string) runner.Run {
+	t.Helper()
+	id, err := uuid.NewV7()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return runner.Run{
+		ID: id.String(), Hook: hook, Caller: "ci", Flight: flight, Params: map[string]string{"ref": "<main> é"},
+		Created: time.Now(),
+	}
+}
+
+func admit(t testing.TB, s *store.SQLite, r runner.Run, p store.Policy) store.Admission {
+	t.Helper()
+	a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, p, store.Input{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func finish(t testing.TB, s *store.SQLite, id string) *runner.Run {
+	t.Helper()
+	zero := 0
+	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+func state(t testing.TB, s *store.SQLite, id string, want runner.State) runner.Run {
+	t.Helper()
+	r, err := s.Get(t.Context(), id)
+	if err != nil || r.State != want {
+		t.Fatalf("run %s is %q (%v), not %s", id, r.State, err, want)
+	}
+	return r
+}
+
+func TestRejectRefusesWithTheRunInFlightAndLeavesNoTrace(t *testing.T) {
+	s := open(t)
+	first := admit(t, s, newRun(t, "build", "build"), store.Policy{Kind: store.Reject})
+	if first.Run.State != runner.Running || first.Run.Started.IsZero() {
+		t.Fatalf("first run: %+v", first.Run)
+	}
+	second := newRun(t, "build", "build")
+	_, err := s.Admit(t.Context(), second, runner.Claim{Key: "d2"}, store.Policy{Kind: store.Reject}, store.Input{})
+	var busy *runner.Busy
+	if !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
+		t.Fatalf("second: %v", err)
+	}
+	if _, err := s.Get(t.Context(), second.ID); !errors.Is(err, runner.ErrUnknown) {
+		t.Fatalf("the refused run is recorded: %v", err)
+	}
+	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: "d2"}); !errors.Is(err, runner.ErrUnknown) {
+		t.Fatalf("the refused delivery is claimed: %v", err)
+	}
+	admit(t, s, newRun(t, "build", "build/other"), store.Policy{Kind: store.Reject})
+	if next := finish(t, s, first.Run.ID); next != nil {
+		t.Fatalf("something waits: %+v", next)
+	}
+	if a := admit(t, s, second, store.Policy{Kind: store.Reject}); a.Run.State != runner.Running {
+		t.Fatalf("free flight: %+v", a)
+	}
+}
+
+func TestQueueIsBoundedAndInOrder(t *testing.T) {
+	s := open(t)
+	policy := store.Policy{Kind: store.Queue, Depth: 2}
+	first := admit(t, s, newRun(t, "build", "f"), policy)
+	// The clock of the ids may go back; who came first is still first.
+	older, newer := newRun(t, "build", "f"), newRun(t, "build", "f")
+	second, third := admit(t, s, newer, policy), admit(t, s, older, policy)
+	if second.Position != 1 || third.Position != 2 || third.Run.State != runner.Queued {
+		t.Fatalf("positions %d and %d", second.Position, third.Position)
+	}
+	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, policy, store.Input{})
+	var full *store.QueueFull
+	var busy *runner.Busy
+	if !errors.As(err, &full) || full.Depth != 2 || !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
+		t.Fatalf("full queue: %v", err)
+	}
+	active, err := s.Active(t.Context())
+	if err != nil || len(active) != 3 || active[0].ID != first.Run.ID || active[1].ID != newer.ID || active[2].ID != older.ID {
+		t.Fatalf("active: %v %+v", err, active)
+	}
+	next := finish(t, s, first.Run.ID)
+	if next == nil || next.ID != newer.ID || next.State != runner.Running || next.Started.IsZero() {
+		t.Fatalf("next: %+v", next)
+	}
+	if next = finish(t, s, next.ID); next == nil || next.ID != older.ID {
+		t.Fatalf("last: %+v", next)
+	}
+	if next = finish(t, s, next.ID); next != nil {
+		t.Fatalf("one too many: %+v", next)
+	}
+}
+
+func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.T) {
+	s := open(t)
+	policy := store.Policy{Kind: store.Join}
+	first := admit(t, s, newRun(t, "build", "f"), policy)
+	pending := admit(t, s, newRun(t, "build", "f"), policy)
+	if pending.Joined || pending.Position != 1 || pending.Run.State != runner.Queued {
+		t.Fatalf("pending: %+v", pending)
+	}
+	newest := newRun(t, "build", "f")
+	newest.Caller, newest.Params = "ops", map[string]string{"ref": "newest"}
+	in := store.Input{Trace: "00-1", Stdin: []byte("body")}
+	joined, err := s.Admit(t.Context(), newest, runner.Claim{Key: "joined"}, policy, in)
+	if err != nil || !joined.Joined || joined.Position != 1 || joined.Run.ID != pending.Run.ID {
+		t.Fatalf("joined: %v %+v", err, joined)
+	}
+	got := state(t, s, pending.Run.ID, runner.Queued)
+	if got.Params["ref"] != "newest" || got.Caller != "ops" {
+		t.Fatalf("pending run: %+v", got)
+	}
+	if again, err := s.Find(t.Context(), "build", runner.Claim{Key: "joined"}); err != nil || again.ID != pending.Run.ID {
+		t.Fatalf("the joined delivery leads to %v %+v", err, again)
+	}
+	if got, err := s.Input(t.Context(), pending.Run.ID); err != nil || got.Trace != in.Trace || string(got.Stdin) != "body" {
+		t.Fatalf("input: %v %+v", err, got)
+	}
+	if next := finish(t, s, first.Run.ID); next == nil || next.ID != pending.Run.ID || next.Params["ref"] != "newest" {
+		t.Fatalf("next: %+v", next)
+	}
+	if next := finish(t, s, pending.Run.ID); next != nil {
+		t.Fatalf("more than one more build: %+v", next)
+	}
+}
+
+func TestReplaceStopsTheRunningAndDropsWhatWaits(t *testing.T) {
+	s := open(t)
+	first := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Replace})
+	if first.Stop != nil || first.Run.State != runner.Running {
+		t.Fatalf("first: %+v", first)
+	}
+	second := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Replace})
+	third := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Replace})
+	if second.Stop == nil || second.Stop.ID != first.Run.ID || len(second.Superseded) != 0 {
+		t.Fatalf("second: %+v", second)
+	}
+	if third.Stop == nil || third.Stop.ID != first.Run.ID || third.Position != 1 ||
+		len(third.Superseded) != 1 || third.Superseded[0].ID != second.Run.ID {
+		t.Fatalf("third: %+v", third)
+	}
+	dropped := state(t, s, second.Run.ID, runner.Cancelled)
+	if dropped.Reason != runner.Cancelled || dropped.Ended.IsZero() || !strings.Contains(dropped.Error, third.Run.ID) {
+		t.Fatalf("dropped: %+v", dropped)
+	}
+	_, next, err := s.Finish(t.Context(), first.Run.ID, runner.Cancelled, runner.End{Ended: time.Now(), Signal: "SIGTERM"}, false)
+	if err != nil || next == nil || next.ID != third.Run.ID {
+		t.Fatalf("next: %v %+v", err, next)
+	}
+}
+
+func TestAnUnknownPolicyRecordsNothing(t *testing.T) {
+	s := open(t)
+	admit(t, s, newRun(t, "build", "f"), store.Policy{})
+	r := newRun(t, "build", "f")
+	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, store.Policy{Kind: "later"}, store.Input{}); err == nil {
+		t.Fatal("admitted")
+	}
+	if _, err := s.Get(t.Context(), r.ID); !errors.Is(err, runner.ErrUnknown) {
+		t.Fatal(err)
+	}
+}
+
+func TestADeliveryStartsOneRunEver(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s := openIn(t, dir)
+	c := runner.Claim{Key: "d1", Body: [32]byte{1}, OneBody: true}
+	first, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	finish(t, s, first.Run.ID)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openIn(t, dir)
+	again := func(c runner.Claim) error {
+		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{})
+		return err
+	}
+	var replayed *runner.Replayed
+	if err := again(c); !errors.As(err, &replayed) || replayed.Run.ID != first.Run.ID || replayed.Run.State != runner.Succeeded {
+		t.Errorf("the same delivery: %v", err)
+	}
+	other := c
+	other.Body = [32]byte{2}
+	if err := again(other); !errors.Is(err, runner.ErrReused) {
+		t.Errorf("another body: %v", err)
+	}
+	other.OneBody = false
+	if err := again(other); !errors.As(err, &replayed) {
+		t.Errorf("a key that covers the body: %v", err)
+	}
+	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "g"), c, store.Policy{}, store.Input{}); err != nil {
+		t.Errorf("another hook: %v", err)
+	}
+	for range 2 {
+		if err := again(runner.Claim{}); err != nil && !errors.As(err, new(*runner.Busy)) {
+			t.Errorf("repetition that is legitimate: %v", err)
+		}
+	}
+}
+
+func TestOneOfManyEqualDeliveriesStartsARun(t *testing.T) {
+	s := open(t)
+	var started atomic.Int32
+	var all sync.WaitGroup
+	for i := range 32 {
+		r := newRun(t, "build", fmt.Sprint("flight ", i))
+		all.Go(func() {
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "same"}, store.Policy{}, store.Input{})
+			switch {
+			case err == nil:
+				started.Add(1)
+			case !errors.As(err, new(*runner.Replayed)):
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := started.Load(); n != 1 {
+		t.Fatalf("%d runs for one delivery", n)
+	}
+}
+
+func TestAGivenBackDeliveryMayComeAgain(t *testing.T) {
+	s := open(t)
+	c := runner.Claim{Key: "d1"}
+	a, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := runner.End{Ended: time.Now(), Error: "the command could not be started"}
+	if _, _, err := s.Finish(t.Context(), a.Run.ID, runner.Failed, end, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, s, a.Run.ID, runner.Failed); got.Error != end.Error {
+		t.Fatalf("%+v", got)
+	}
+}
+
+func TestFinishKeepsTheFirstEndAndEverythingOfIt(t *testing.T) {
+	s := open(t)
+	r := newRun(t, "build", "f")
+	a := admit(t, s, r, store.Policy{})
+	waiting := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Queue, Depth: 1})
+	code := 3
+	end := runner.End{
+		Ended: time.UnixMicro(1_800_000_000_000_001).UTC(), ExitCode: &code, Signal: "SIGKILL", Reason: runner.TimedOut, Error: "why",
+		Output: runner.Output{Bytes: 1 << 40, Dropped: 7},
+	}
+	ended, next, err := s.Finish(t.Context(), r.ID, runner.TimedOut, end, false)
+	if err != nil || next == nil || next.ID != waiting.Run.ID {
+		t.Fatalf("next: %v %+v", err, next)
+	}
+	want := a.Run
+	want.State, want.End = runner.TimedOut, end
+	for name, got := range map[string]runner.Run{"returned": ended, "read": state(t, s, r.ID, runner.TimedOut)} {
+		if fmt.Sprintf("%+v", got.End.Output) != fmt.Sprintf("%+v", want.End.Output) || *got.ExitCode != code ||
+			got.Signal != end.Signal || got.Reason != end.Reason || got.Error != end.Error || !got.Ended.Equal(end.Ended) ||
+			!got.Created.Equal(want.Created) || !got.Started.Equal(want.Started) || got.Params["ref"] != want.Params["ref"] {
+			t.Errorf("%s: %+v, not %+v", name, got, want)
+		}
+	}
+	again, next, err := s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()}, true)
+	if err != nil || next != nil || again.State != runner.TimedOut {
+		t.Fatalf("again: %v %+v %+v", err, next, again)
+	}
+	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: r.ID}); err != nil {
+		t.Fatalf("the second end gave the delivery back: %v", err)
+	}
+	if _, _, err := s.Finish(t.Context(), "no such", runner.Failed, runner.End{}, false); !errors.Is(err, runner.ErrUnknown) {
+		t.Fatalf("unknown: %v", err)
+	}
+	if _, _, err := s.Finish(t.Context(), waiting.Run.ID, runner.Running, runner.End{}, false); err == nil {
+		t.Fatal("running is no end")
+	}
+}
+
+func TestInputGoesWithTheEndUnlessThatWasNotSeen(t *testing.T) {
+	s := open(t)
+	for _, end := range []runner.State{runner.Succeeded, runner.Interrupted} {
+		r := newRun(t, "build", "f")
+		if _, err := s.Admit(t.Context(), r, runner.Claim{}, store.Policy{}, store.Input{Stdin: []byte("secret")}); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.Finish(t.Context(), r.ID, end, runner.End{Ended: time.Now()}, false); err != nil {
+			t.Fatal(err)
+		}
+		in, err := s.Input(t.Context(), r.ID)
+		if kept := len(in.Stdin) > 0; err != nil || kept != (end == runner.Interrupted) {
+			t.Errorf("%s: %v %q", end, err, in.Stdin)
+		}
+	}
+	if _, err := s.Input(t.Context(), "no such"); !errors.Is(err, runner.ErrUnknown) {
+		t.Error(err)
+	}
+}
+
+func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
+	s := open(t)
+	policy := store.Policy{Kind: store.Queue, Depth: 9}
+	running := admit(t, s, newRun(t, "build", "f"), policy)
+	one, two, late := newRun(t, "build", "f"), newRun(t, "build", "f"), newRun(t, "build", "f")
+	late.Created = late.Created.Add(time.Hour)
+	for _, r := range []runner.Run{one, two, late} {
+		admit(t, s, r, policy)
+	}
+	if r, done, err := s.CancelQueued(t.Context(), running.Run.ID); err != nil || done || r.State != runner.Running {
+		t.Fatalf("running: %v %v %+v", err, done, r)
+	}
+	if r, done, err := s.CancelQueued(t.Context(), one.ID); err != nil || !done || r.State != runner.Cancelled {
+		t.Fatalf("queued: %v %v %+v", err, done, r)
+	}
+	if _, _, err := s.CancelQueued(t.Context(), "no such"); !errors.Is(err, runner.ErrUnknown) {
+		t.Fatal(err)
+	}
+	if other, err := s.ExpireQueued(t.Context(), "deploy", late.Created); err != nil || len(other) != 0 {
+		t.Fatalf("of another hook: %v %+v", err, other)
+	}
+	expired, err := s.ExpireQueued(t.Context(), "build", late.Created)
+	if err != nil || len(expired) != 1 || expired[0].ID != two.ID || expired[0].State != runner.TimedOut {
+		t.Fatalf("expired: %v %+v", err, expired)
+	}
+	if next := finish(t, s, running.Run.ID); next == nil || next.ID != late.ID {
+		t.Fatalf("next: %+v", next)
+	}
+}
+
+// fill records ended runs of a few hooks and callers, in all states, at times
+// a minute apart, and returns them newest first.
+func fill(t testing.TB, s *store.SQLite, n int) []runner.Run {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(1, 2))
+	ends := []runner.State{runner.Succeeded, runner.Failed, runner.TimedOut, runner.Cancelled, runner.Interrupted}
+	var runs []runner.Run
+	for i := range n {
+		r := newRun(t, fmt.Sprint("hook", rng.IntN(4)), fmt.Sprint("flight", i))
+		at := time.UnixMilli(1_700_000_000_000).Add(time.Duration(i) * time.Minute)
+		r.ID = idAt(at, i)
+		r.Caller, r.Created = fmt.Sprint("caller", rng.IntN(3)), at
+		a := admit(t, s, r, store.Policy{})
+		if i%10 != 0 {
+			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))], runner.End{Ended: at.Add(time.Second)}, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.Run = ended
+		}
+		runs = append(runs, a.Run)
+	}
+	slices.Reverse(runs)
+	return runs
+}
+
+func idAt(at time.Time, i int) string {
+	ms := at.UnixMilli()
+	return fmt.Sprintf("%08x-%04x-7000-8000-%012x", ms>>16, ms&0xffff, i)
+}
+
+func TestEveryFilterYieldsWhatItSaysNewestFirstPageByPage(t *testing.T) {
+	s := open(t)
+	all := fill(t, s, 300)
+	rng := rand.New(rand.NewPCG(3, 4))
+	pick := func(from []string) (some []string) {
+		for _, x := range from {
+			if rng.IntN(3) == 0 {
+				some = append(some, x)
+			}
+		}
+		return some
+	}
+	for range 200 {
+		f := store.Filter{
+			Hooks: pick([]string{"hook0", "hook1", "hook2", "hook0", "none"}), Callers: pick([]string{"caller0", "caller1"}),
+			Limit: 1 + rng.IntN(20),
+		}
+		for _, x := range pick([]string{"running", "succeeded", "failed", "cancelled"}) {
+			f.States = append(f.States, runner.State(x))
+		}
+		if rng.IntN(2) == 0 {
+			f.Since = all[len(all)-1-rng.IntN(100)].Created
+		}
+		if rng.IntN(2) == 0 {
+			f.Until = all[rng.IntN(100)].Created
+		}
+		var want []string
+		for _, r := range all {
+			if (len(f.Hooks) == 0 || slices.Contains(f.Hooks, r.Hook)) &&
+				(len(f.Callers) == 0 || slices.Contains(f.Callers, r.Caller)) &&
+				(len(f.States) == 0 || slices.Contains(f.States, r.State)) &&
+				!r.Created.Before(f.Since) && (f.Until.IsZero() || r.Created.Before(f.Until)) {
+				want = append(want, r.ID)
+			}
+		}
+		if got := pages(t, s, f); !slices.Equal(got, want) {
+			t.Fatalf("%+v\n yields %d runs %v\n    not %d %v", f, len(got), got, len(want), want)
+		}
+	}
+	for _, limit := range []int{-1, 1001} {
+		if _, _, err := s.List(t.Context(), store.Filter{Limit: limit}); err == nil {
+			t.Errorf("limit %d", limit)
+		}
+	}
+}
+
+func pages(t testing.TB, s *store.SQLite, f store.Filter) (ids []string) {
+	t.Helper()
+	for {
+		page, next, err := s.List(t.Context(), f)
+		if err != nil || len(page) > f.Limit {
+			t.Fatalf("%d runs, %v", len(page), err)
+		}
+		for _, r := range page {
+			ids = append(ids, r.ID)
+		}
+		if next == "" {
+			return ids
+		}
+		f.Before = next
+	}
+}
+
+func TestEveryStatementFindsItsRowsByAnIndex(t *testing.T) {
+	s := open(t)
+	plans, err := s.Plans(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for query, steps := range plans {
+		t.Log(query, steps)
+		for _, step := range steps {
+			if strings.HasPrefix(step, "SCAN") && step != "SCAN CONSTANT ROW" {
+				t.Errorf("%s\n\t%s", query, step)
+			}
+			// Of all that is sorted, only what is active is not a page.
+			if strings.Contains(step, "B-TREE FOR ORDER BY") && !strings.Contains(query, "ORDER BY state") {
+				t.Errorf("%s\n\t%s", query, step)
+			}
+		}
+	}
+}
+
+func TestPruneKeepsTheNewestTheYoungTheActiveAndTheClaims(t *testing.T) {
+	s := open(t) // its clock stands long after all of these
+	all := fill(t, s, 300)
+	r := store.Retention{
+		Default: store.Keep{Count: 20},
+		Hooks:   map[string]store.Keep{"hook1": {}, "hook2": {Age: time.Since(time.Time{}), Count: 3}, "hook3": {Age: time.Hour}},
+		Claims:  100 * 365 * 24 * time.Hour, Batch: 7,
+	}
+	var removed []string
+	for {
+		some, err := s.Prune(t.Context(), r)
+		if err != nil || len(some) > r.Batch {
+			t.Fatalf("%d removed, %v", len(some), err)
+		}
+		removed = append(removed, some...)
+		if len(some) < r.Batch {
+			break
+		}
+	}
+	kept := map[string]int{}
+	for _, run := range all {
+		keep := !run.State.Ended()
+		if run.State.Ended() {
+			kept[run.Hook]++
+			n := kept[run.Hook]
+			keep = run.Hook == "hook0" && n <= 20 || run.Hook == "hook1" || run.Hook == "hook2" && n <= 3
+		}
+		_, err := s.Get(t.Context(), run.ID)
+		if keep != (err == nil) || keep == slices.Contains(removed, run.ID) {
+			t.Errorf("%s %s %s number %d: %v", run.ID, run.Hook, run.State, kept[run.Hook], err)
+		}
+		first, err := s.Find(t.Context(), run.Hook, runner.Claim{Key: run.ID})
+		if err != nil || first.ID != run.ID || first.Hook != run.Hook {
+			t.Errorf("the claim of %s: %v", run.ID, err)
+		}
+	}
+}
+
+func TestClaimsGoWhenTheyRefuseNothingAnyMore(t *testing.T) {
+	s := open(t)
+	now := new(clock).now()
+	for key, c := range map[string]struct{ until, created time.Time }{
+		"stale by itself":   {until: now.Add(-time.Hour), created: now.Add(-2 * time.Hour)},
+		"fresh":             {until: now.Add(time.Hour), created: now.Add(-99 * 24 * time.Hour)},
+		"ageless and old":   {created: now.Add(-31 * 24 * time.Hour)},
+		"ageless and young": {created: now.Add(-29 * 24 * time.Hour)},
+		"beyond all time":   {until: time.Unix(1<<60, 0), created: now.Add(-99 * 24 * time.Hour)},
+	} {
+		r := newRun(t, "build", key)
+		r.Created = c.created
+		if _, err := s.Admit(t.Context(), r, runner.Claim{Key: key, Until: c.until}, store.Policy{}, store.Input{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Prune(t.Context(), store.Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]error{
+		"stale by itself": runner.ErrUnknown, "ageless and old": runner.ErrUnknown,
+		"fresh": nil, "ageless and young": nil, "beyond all time": nil,
+	} {
+		if _, err := s.Find(t.Context(), "build", runner.Claim{Key: key}); !errors.Is(err, want) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
+
+func TestACancelledContextRecordsNothingUnseen(t *testing.T) {
+	s := open(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		r := newRun(t, "build", "f")
+		_, err := s.Admit(ctx, r, runner.Claim{}, store.Policy{}, store.Input{})
+		_, got := s.Get(t.Context(), r.ID)
+		if (err == nil) != (got == nil) {
+			t.Fatalf("Admit: %v, Get: %v", err, got)
+		}
+		if err == nil {
+			finish(t, s, r.ID)
+		}
+	}
+}

@@ -1,0 +1,268 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"os"
+	"sync"
+	"time"
+)
+
+// op is one caller's operation: all of it is recorded, or nothing.
+type op struct {
+	do   func(context.Context, *prepared) error
+	err  error
+	done chan error
+}
+
+// maxBatch bounds how much one transaction does, and so how long its first
+// operation waits.
+const maxBatch = 128
+
+// do has an operation recorded and returns once it is on the disk. ctx bounds
+// the wait for a turn only: from then on the outcome is certain, and awaited.
+func (s *SQLite) do(ctx context.Context, f func(context.Context, *prepared) error) error {
+	o := &op{do: f, done: make(chan error, 1)}
+	select {
+	case s.ops <- o:
+		return <-o.done
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closing:
+		return errClosed
+	}
+}
+
+// serve is the one writer.
+func (s *SQLite) serve(ctx context.Context) {
+	for {
+		select {
+		case first := <-s.ops:
+			batch := s.gather(first)
+			err := s.transact(ctx, batch)
+			s.notice(err)
+			for _, o := range batch {
+				// What an operation found may rest on one before it in the
+				// batch: if that is not recorded, none of it holds.
+				if err != nil {
+					o.err = err
+				}
+				o.done <- o.err
+			}
+		case <-s.closing:
+			return
+		}
+	}
+}
+
+// gather takes the operations that wait already.
+func (s *SQLite) gather(first *op) []*op {
+	batch := []*op{first}
+	for len(batch) < maxBatch {
+		select {
+		case o := <-s.ops:
+			batch = append(batch, o)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// transact runs a batch in one transaction. Its error is about all of them;
+// the error of an operation by itself stands in the operation.
+func (s *SQLite) transact(ctx context.Context, batch []*op) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if _, err := s.writer.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
+		return s.undo(ctx, err)
+	}
+	refused := 0
+	for _, o := range batch {
+		if err := s.step(ctx, o, len(batch) > 1); err != nil {
+			return s.undo(ctx, err)
+		}
+		if o.err != nil {
+			refused++
+		}
+	}
+	if refused == len(batch) {
+		return s.undo(ctx, nil)
+	}
+	if _, err := s.writer.exec(ctx, `COMMIT`); err != nil {
+		return s.undo(ctx, err)
+	}
+	s.commits.Add(1)
+	return nil
+}
+
+// step runs one operation, in a savepoint unless it is alone.
+func (s *SQLite) step(ctx context.Context, o *op, shared bool) error {
+	if shared {
+		if _, err := s.writer.exec(ctx, `SAVEPOINT op`); err != nil {
+			return err
+		}
+	}
+	o.err = o.do(ctx, s.writer)
+	if errors.Is(o.err, ErrUnavailable) {
+		return o.err
+	}
+	if !shared {
+		return nil
+	}
+	if o.err != nil {
+		if _, err := s.writer.exec(ctx, `ROLLBACK TO op`); err != nil {
+			return err
+		}
+	}
+	_, err := s.writer.exec(ctx, `RELEASE op`)
+	return err
+}
+
+// undo takes a transaction back and returns err. After some errors SQLite has
+// done so by itself, so that the rollback's own error says nothing.
+func (s *SQLite) undo(ctx context.Context, err error) error {
+	_, _ = s.writer.exec(ctx, `ROLLBACK`)
+	return err
+}
+
+// notice tells the operator once that nothing can be recorded, and once that
+// it is over.
+func (s *SQLite) notice(err error) {
+	switch {
+	case err != nil && !s.down:
+		s.log.Error("store unavailable", "error", err)
+	case err == nil && s.down:
+		s.log.Info("store available again")
+	}
+	s.down = err != nil
+}
+
+const (
+	// logCheck is how often the write-ahead log is copied into the database.
+	logCheck = time.Second
+	// logLimit is the size in bytes from which on writers wait for that.
+	logLimit = 32 << 20
+)
+
+// keepLogShort copies the write-ahead log into the database, beside the writer
+// and on a connection of its own, so that no commit pays for it. Only a log
+// that grew past logLimit makes the writer wait: the log starts over when all
+// of it was copied, and a writer that never rests would never let it.
+func (s *SQLite) keepLogShort(ctx context.Context) {
+	tick := time.NewTicker(logCheck)
+	defer tick.Stop()
+	var copied int64
+	failing := false
+	for {
+		select {
+		case <-tick.C:
+		case <-s.closing:
+			return
+		}
+		commits := s.commits.Load()
+		if commits == copied {
+			continue
+		}
+		whole, err := s.checkpoint(ctx)
+		if info, statErr := os.Stat(s.path + "-wal"); err == nil && statErr == nil && info.Size() > logLimit {
+			s.turn.Lock()
+			whole, err = s.checkpoint(ctx)
+			s.turn.Unlock()
+		}
+		if whole {
+			copied = commits
+		}
+		if err != nil && !failing {
+			s.log.Error("write-ahead log not copied", "error", err)
+		}
+		failing = err != nil
+	}
+}
+
+// checkpoint copies what it can without making anybody wait, and tells whether
+// that was all.
+func (s *SQLite) checkpoint(ctx context.Context) (whole bool, err error) {
+	var busy, frames, copied int
+	err = s.write.QueryRowContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &frames, &copied)
+	if err != nil {
+		return false, unavailable("copying the write-ahead log", err)
+	}
+	return busy == 0 && frames == copied, nil
+}
+
+// prepared runs statements, each prepared once. Its errors are those of
+// unavailable.
+type prepared struct {
+	prepare func(context.Context, string) (*sql.Stmt, error)
+
+	mu    sync.Mutex
+	stmts map[string]*sql.Stmt
+}
+
+func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *prepared {
+	return &prepared{prepare: prepare, stmts: map[string]*sql.Stmt{}}
+}
+
+func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if st := p.stmts[query]; st != nil {
+		return st, nil
+	}
+	st, err := p.prepare(ctx, query)
+	if err != nil {
+		return nil, unavailable("preparing", err)
+	}
+	p.stmts[query] = st
+	return st, nil
+}
+
+// exec returns how many rows were changed.
+func (p *prepared) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	st, err := p.stmt(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	result, err := st.ExecContext(ctx, args...)
+	if err != nil {
+		return 0, unavailable("writing", err)
+	}
+	return result.RowsAffected()
+}
+
+// scan reads one row into dest; it is sql.ErrNoRows when there is none.
+func (p *prepared) scan(ctx context.Context, dest []any, query string, args ...any) error {
+	st, err := p.stmt(ctx, query)
+	if err != nil {
+		return err
+	}
+	err = st.QueryRowContext(ctx, args...).Scan(dest...)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return unavailable("reading", err)
+	}
+	return err
+}
+
+// rows calls each with every row, to scan it.
+func (p *prepared) rows(ctx context.Context, each func(*sql.Rows) error, query string, args ...any) error {
+	st, err := p.stmt(ctx, query)
+	if err != nil {
+		return err
+	}
+	rows, err := st.QueryContext(ctx, args...)
+	if err != nil {
+		return unavailable("reading", err)
+	}
+	defer rows.Close() //nolint:errcheck // what matters is in rows.Err
+	for rows.Next() {
+		if err := each(rows); err != nil {
+			return err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return unavailable("reading", err)
+	}
+	return nil
+}
