@@ -78,7 +78,7 @@ func evalOption(name string) *regexp.Regexp {
 	if shells.MatchString(name) {
 		return regexp.MustCompile(`^[-+][A-Za-z]*[csC]|^--(c|init-c)`)
 	}
-	form := map[string]string{
+	form := map[string]string{ //nolint:gosec // G101: patterns of options, no passwords
 		"python": `^-[^-WXmc]*c`, "pypy": `^-[^-WXmc]*c`,
 		"perl": `^-[^-IMmi]*[eE]`, "raku": `^-[^-IM]*e`,
 		"ruby": `^-[^-IrEKxFi]*e`,

@@ -22,7 +22,7 @@ func (s *Size) UnmarshalText(text []byte) error {
 	if err != nil || !known || n == 0 || n > math.MaxInt64/unit {
 		return fmt.Errorf("%q is no size: write 4096, 64KiB or 10MB", text)
 	}
-	*s = Size(n * unit)
+	*s = Size(n * unit) //nolint:gosec // G115: at most MaxInt64, by the line above
 	return nil
 }
 
