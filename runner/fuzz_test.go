@@ -1,0 +1,62 @@
+package runner_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"sallyport/runner"
+)
+
+// FuzzArgv sends anything to a hook that takes any text, and tries the values
+// on Argv itself, too: either there are problems, or each word of the file is
+// one argument with its literals and the values verbatim, and none became an
+// option.
+func FuzzArgv(f *testing.F) {
+	h := hook(f, runner.HookSpec{
+		Command: []string{"/bin/echo", "{a}", "--x={b}", "a{a}-{b}{{", "fixed", "--", "{b}", "sub", "{c}", "{a}{c}"},
+		Params: map[string]runner.ParamSpec{
+			"a": text("body", "a"), "b": text("query", "b"), "c": {From: runner.From{"body", "c"}, Match: "(?s).*", Default: new("")},
+		},
+	})
+	f.Fuzz(func(t *testing.T, body []byte, contentType, query string) {
+		in := runner.Input{Body: body, ContentType: contentType, Query: map[string][]string{"b": {query}}}
+		v, problems, err := h.Bind(in)
+		if err == nil && len(problems) == 0 {
+			if v["b"] != query {
+				t.Errorf("%q became %q", query, v["b"])
+			}
+			check(t, h, v, true)
+		} else if v != nil {
+			t.Errorf("values %q in spite of %v, %v", v, problems, err)
+		}
+		check(t, h, runner.Values{"a": string(body), "b": query, "c": contentType}, false)
+	})
+}
+
+func check(t *testing.T, h *runner.Hook, v runner.Values, bound bool) {
+	t.Helper()
+	argv, err := h.Argv(v)
+	if err != nil {
+		if bound {
+			t.Errorf("bound and refused: %v", err)
+		}
+		return
+	}
+	a, b, c := v["a"], v["b"], v["c"]
+	want := []string{"/bin/echo", a, "--x=" + b, "a" + a + "-" + b + "{", "fixed", "--", b, "sub", c, a + c}
+	if !slices.Equal(argv, want) || len(argv) != len(h.Spec().Command) {
+		t.Errorf("got %q, want %q", argv, want)
+	}
+	for i, word := range argv {
+		if !utf8.ValidString(word) || strings.ContainsRune(word, 0) {
+			t.Errorf("argument %d is %q", i, word)
+		}
+	}
+	for _, i := range []int{1, 8, 9} { // 6 follows the --
+		if strings.HasPrefix(argv[i], "-") {
+			t.Errorf("argument %d is an option: %q", i, argv[i])
+		}
+	}
+}

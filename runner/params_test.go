@@ -1,0 +1,257 @@
+package runner_test
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/textproto"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"sallyport/runner"
+)
+
+// delivery is an Input with the same value in every source, as text.
+func delivery(value string) runner.Input {
+	quoted, _ := json.Marshal(value)
+	return runner.Input{
+		Body:   []byte(`{"a":{"b":` + string(quoted) + `}}`),
+		Query:  url.Values{"q": {value}},
+		Header: textproto.MIMEHeader{"X-Event": {value}},
+		Claims: map[string]any{"k8s.io": map[string]any{"ns": value}},
+	}
+}
+
+// one makes a hook with the parameter x alone.
+func one(t testing.TB, p runner.ParamSpec) *runner.Hook {
+	t.Helper()
+	return hook(t, runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]runner.ParamSpec{"x": p}})
+}
+
+func allow(t *testing.T, h *runner.Hook, in runner.Input, want string) {
+	t.Helper()
+	v, problems, err := h.Bind(in)
+	if err != nil || len(problems) > 0 || v["x"] != want {
+		t.Errorf("want %.40q, got %.40q, %v, %v", want, v["x"], problems, err)
+		return
+	}
+	if argv, err := h.Argv(v); err != nil || len(argv) != 2 || argv[1] != "--x="+want {
+		t.Errorf("argv %.80q, %v", argv, err)
+	}
+}
+
+func turnAway(t *testing.T, h *runner.Hook, in runner.Input, words string) {
+	t.Helper()
+	v, problems, err := h.Bind(in)
+	if err != nil || len(problems) != 1 || problems[0].Param != "x" || !strings.Contains(problems[0].Text, words) || v != nil {
+		t.Errorf("want x %s, got %.40q, %v, %v", words, v, problems, err)
+	}
+}
+
+func jsonBody(text string) runner.Input {
+	return runner.Input{Body: []byte(text), ContentType: "application/json"}
+}
+
+func form(text string) runner.Input {
+	return runner.Input{Body: []byte(text), ContentType: "application/x-www-form-urlencoded; charset=utf-8"}
+}
+
+func TestValuesReachTheCommandVerbatimFromEverySource(t *testing.T) {
+	for _, from := range []runner.From{{"body", "a", "b"}, {"query", "q"}, {"header", "x-event"}, {"claim", "k8s.io", "ns"}} {
+		h := one(t, runner.ParamSpec{From: from, Match: "(?s).*"})
+		for _, value := range []string{
+			"", "a b", "$(reboot)", "`reboot`", "; reboot", "a\nb\r\n", "'\"\\", "{x}", "{{", "%s%n", "*", "~", "é😀\ufffd", "--flag", strings.Repeat("v", 64<<10),
+		} {
+			allow(t, h, delivery(value), value)
+		}
+		turnAway(t, h, delivery("a\x00b"), "NUL")
+		turnAway(t, h, delivery(strings.Repeat("v", 64<<10+1)), "longer than")
+		turnAway(t, h, runner.Input{}, "is missing: no "+from.String())
+	}
+	for _, from := range []runner.From{{"query", "q"}, {"header", "X-Event"}} {
+		turnAway(t, one(t, runner.ParamSpec{From: from, Match: "(?s).*"}), delivery("\xff"), "UTF-8")
+	}
+	h := one(t, text("body", "a", "b"))
+	allow(t, h, form("a.b=1%202+3"), "1 2 3")
+	turnAway(t, h, form("a.b=%ff"), "UTF-8")
+	turnAway(t, h, form("a.b=%00"), "NUL")
+	turnAway(t, h, form("a=1"), "is missing: no body.a.b in the form")
+}
+
+func TestTypes(t *testing.T) {
+	from := runner.From{"body", "x"}
+	number := one(t, runner.ParamSpec{From: from, Type: "int", Min: new(int64(-5)), Max: new(int64(10))})
+	for _, text := range []string{"-5", "0", "10"} {
+		allow(t, number, jsonBody(`{"x":`+text+`}`), text)
+		allow(t, number, form("x="+text), text)
+	}
+	for text, words := range map[string]string{
+		"-6": "below -5", "11": "above 10", "1.0": "not an integer", "1e1": "not an integer", "-0": "not an integer",
+		"9223372036854775808": "not an integer", "true": "not an integer", `"1"`: "a text and not an integer",
+	} {
+		turnAway(t, number, jsonBody(`{"x":`+text+`}`), words)
+	}
+	for _, text := range []string{"", "007", "%2B1", "+1", "1+", "0x1", "1_0", "%D9%A1"} { // the last is an Arabic one
+		turnAway(t, number, form("x="+text), "not an integer")
+	}
+	yes := one(t, runner.ParamSpec{From: from, Type: "bool"})
+	allow(t, yes, jsonBody(`{"x":true}`), "true")
+	allow(t, yes, form("x=false"), "false")
+	for _, text := range []string{`"true"`, "1", "0"} {
+		turnAway(t, yes, jsonBody(`{"x":`+text+`}`), "not true or false")
+	}
+	turnAway(t, yes, form("x=TRUE"), "not true or false")
+	loose := one(t, runner.ParamSpec{From: from, Match: `.*`})
+	for text, want := range map[string]string{`1.50`: "1.50", `1e400`: "1e400", `false`: "false", `"1"`: "1"} {
+		allow(t, loose, jsonBody(`{"x":`+text+`}`), want)
+	}
+	for _, text := range []string{`[]`, `["a"]`, `{}`, `{"y":1}`} {
+		turnAway(t, loose, jsonBody(`{"x":`+text+`}`), "a list or an object")
+	}
+	turnAway(t, loose, jsonBody(`{"x":null}`), "is missing")
+	turnAway(t, loose, jsonBody(`["x"]`), "is missing")
+	turnAway(t, loose, runner.Input{}, "is missing")
+}
+
+func TestAClaimIsTypedAsItWasSigned(t *testing.T) {
+	number := one(t, runner.ParamSpec{From: runner.From{"claim", "n"}, Type: "int"})
+	allow(t, number, runner.Input{Claims: map[string]any{"n": json.Number("7")}}, "7")
+	turnAway(t, number, runner.Input{Claims: map[string]any{"n": "7"}}, "a text and not an integer")
+	turnAway(t, number, runner.Input{Claims: map[string]any{"n": []any{json.Number("7")}}}, "a list or an object")
+}
+
+func TestAPatternMatchesTheWholeValue(t *testing.T) {
+	date := one(t, runner.ParamSpec{From: runner.From{"query", "q"}, Match: `\d{4}|x`})
+	allow(t, date, delivery("2026"), "2026")
+	for _, value := range []string{"2026\n", "\n2026", "20261", "2026x", "yx", ""} {
+		turnAway(t, date, delivery(value), "does not match")
+	}
+	lines := one(t, runner.ParamSpec{From: runner.From{"query", "q"}, Match: `(?m)^\d+$`})
+	turnAway(t, lines, delivery("1\n; reboot"), "does not match")
+	region := one(t, runner.ParamSpec{From: runner.From{"query", "q"}, Enum: []string{"eu", "us"}})
+	allow(t, region, delivery("eu"), "eu")
+	turnAway(t, region, delivery("EU"), "not one of")
+	turnAway(t, region, delivery(""), "not one of")
+}
+
+func TestADefaultStandsForWhatIsMissingAndForNothingElse(t *testing.T) {
+	h := one(t, runner.ParamSpec{From: runner.From{"body", "x"}, Enum: []string{"eu", "us"}, Default: new("eu")})
+	for _, in := range []runner.Input{{}, jsonBody(`{}`), jsonBody(`{"x":null}`), form("y=1")} {
+		allow(t, h, in, "eu")
+	}
+	turnAway(t, h, jsonBody(`{"x":""}`), "not one of")
+	turnAway(t, h, form("x="), "not one of")
+}
+
+func TestWhatIsGivenTwiceIsRefused(t *testing.T) {
+	turnAway(t, one(t, text("query", "q")), runner.Input{Query: url.Values{"q": {"a", "a"}}}, "more than once")
+	turnAway(t, one(t, text("header", "X-A")), runner.Input{Header: textproto.MIMEHeader{"X-A": {"a", "b"}}}, "more than once")
+	turnAway(t, one(t, text("body", "x")), form("x=1&x=2"), "more than once")
+	if _, _, err := one(t, text("body", "x")).Bind(jsonBody(`{"x":1,"x":2}`)); !errors.Is(err, runner.ErrBody) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestABodyThatIsNotWhatItIsDeclaredToBeIsMalformed(t *testing.T) {
+	h := one(t, text("body", "x"))
+	for _, in := range []runner.Input{
+		jsonBody(`{`), jsonBody(`{"x":1} {}`), jsonBody("{\"x\":\"\xff\"}"), jsonBody("x=1"), form("x=%zz"), form("x=1;y=2"),
+		{Body: []byte(`{"x":1}`), ContentType: "text/plain"},
+		{Body: []byte(`{"x":1}`), ContentType: "application/json; charset"},
+		{Body: []byte(`{"x":1}`), ContentType: "multipart/form-data; boundary=x"},
+	} {
+		if v, problems, err := h.Bind(in); !errors.Is(err, runner.ErrBody) || v != nil || problems != nil {
+			t.Errorf("%s %q: %v, %v, %v", in.ContentType, in.Body, v, problems, err)
+		}
+	}
+	for _, kind := range []string{"", "application/json; charset=utf-8", "APPLICATION/JSON", "application/cloudevents+json"} {
+		allow(t, h, runner.Input{Body: []byte(`{"x":"1"}`), ContentType: kind}, "1")
+	}
+	// Who takes nothing from the body does not care what it is.
+	allow(t, one(t, text("query", "q")), runner.Input{Body: []byte("{"), Query: url.Values{"q": {"1"}}}, "1")
+}
+
+func TestAllProblemsAreToldAtOnceAndNoneRepeatsTheValue(t *testing.T) {
+	spec := runner.HookSpec{Command: []string{"/bin/echo", "{a}{b}{c}{d}"}, Params: map[string]runner.ParamSpec{
+		"a": {From: runner.From{"body", "a"}, Type: "int"}, "b": {From: runner.From{"body", "b"}, Enum: []string{"x"}},
+		"c": text("body", "c"), "d": text("body", "d"),
+	}}
+	_, problems, err := hook(t, spec).Bind(jsonBody(`{"a":"s3cret","b":["s3cret"],"d":"fine"}`))
+	if err != nil || len(problems) != 3 {
+		t.Fatalf("got %v, %v", problems, err)
+	}
+	for i, name := range []string{"a", "b", "c"} {
+		if problems[i].Param != name || strings.Contains(problems[i].Text, "s3cret") {
+			t.Errorf("got %v", problems[i])
+		}
+	}
+	spec.Params["c"] = runner.ParamSpec{From: runner.From{"body", "c"}, Match: "x"}
+	_, problems, err = hook(t, spec).Bind(jsonBody(`{"a":7.5,"b":"s3cret","c":"s3cret","d":"fine"}`))
+	if err != nil || len(problems) != 3 {
+		t.Errorf("got %v, %v", problems, err)
+	}
+}
+
+func TestNoValueBecomesAnOption(t *testing.T) {
+	for line, allowed := range map[string]bool{
+		"{x}":            false,
+		"{x}.log":        false,
+		"{y}{x}":         false, // y is empty
+		"--x={x}":        true,
+		"-o{x}":          true,
+		"./{x}":          true,
+		"-- {x}":         true,
+		"-- {y} {x}":     true,
+		"-- f={y} {x}":   true,
+		"-- run {x}":     false, // run may be a program that -- was not for
+		"-- run -- {x}":  true,
+		"--x {x}":        false,
+		"-- --x={y} {x}": true,
+	} {
+		names := params([]string{line})
+		h := hook(t, command(append([]string{"/bin/echo"}, strings.Fields(line)...)...), names...)
+		for _, value := range []string{"-", "-x", "--upload-pack=x"} {
+			_, problems, err := h.Bind(jsonBody(`{"x":"` + value + `","y":""}`))
+			if err != nil || (len(problems) == 0) != allowed {
+				t.Errorf("%s with %s: %v, %v", line, value, problems, err)
+			}
+			if _, err := h.Argv(runner.Values{"x": value, "y": ""}); (err == nil) != allowed {
+				t.Errorf("argv of %s with %s: %v", line, value, err)
+			}
+		}
+	}
+}
+
+func TestEachWordOfTheFileIsOneArgument(t *testing.T) {
+	h := hook(t, command("/bin/echo", "", "{{x}}", "{x}", "a {x} b {y}{y}", "{{{x}}}"), "x", "y")
+	argv, err := h.Argv(runner.Values{"x": "1 2", "y": "{x}\n", "z": "not a parameter"})
+	if want := []string{"/bin/echo", "", "{x}", "1 2", "a 1 2 b {x}\n{x}\n", "{1 2}"}; err != nil || !slices.Equal(argv, want) {
+		t.Errorf("got %q, %v", argv, err)
+	}
+}
+
+func TestArgvTrustsNobodysWordThatValuesWereChecked(t *testing.T) {
+	h := hook(t, runner.HookSpec{Command: []string{"/bin/echo", "{n}", "--r={r}"}, Params: map[string]runner.ParamSpec{
+		"n": {From: runner.From{"body", "n"}, Type: "int"}, "r": {From: runner.From{"body", "r"}, Enum: []string{"eu"}},
+	}})
+	good := runner.Values{"n": "1", "r": "eu"}
+	if _, err := h.Argv(good); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"n": "x", "r": "us"} {
+		bad := maps.Clone(good)
+		bad[name] = value
+		if argv, err := h.Argv(bad); err == nil {
+			t.Errorf("got %q", argv)
+		}
+		delete(bad, name)
+		if argv, err := h.Argv(bad); err == nil {
+			t.Errorf("without %s: %q", name, argv)
+		}
+	}
+	if argv, err := h.Argv(runner.Values{"n": "-1", "r": "eu"}); err == nil {
+		t.Errorf("got %q", argv)
+	}
+}
