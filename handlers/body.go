@@ -44,8 +44,6 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 	// Errors mean that the connection has no deadlines, and it always has.
 	ctl := http.NewResponseController(w)
 	_ = ctl.SetReadDeadline(now.Add(bound.Timeout))
-	// Left standing, it would end a request that waits for its run.
-	defer func() { _ = ctl.SetReadDeadline(time.Time{}) }()
 	size := int64(bound.Max)
 	if r.ContentLength >= 0 {
 		size = r.ContentLength
@@ -56,6 +54,7 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 		return nil, none, bodyError(w, bound, err)
 	}
 	if len(first) < smallBody {
+		arrived(ctl)
 		return first, none, nil
 	}
 	if !b.large.TryAcquire(size) {
@@ -71,8 +70,14 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 		release()
 		return nil, none, bodyError(w, bound, err)
 	}
+	arrived(ctl)
 	return whole.Bytes(), release, nil
 }
+
+// arrived lifts the deadline of a body that is there: left standing, it would
+// end a request that waits for its run. One that is not there keeps it, for
+// net/http goes on reading what a refused request still sends.
+func arrived(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(time.Time{}) }
 
 func tooLarge(w http.ResponseWriter, bound runner.BodySpec) error {
 	w.Header().Set("Connection", "close") // rather than read what nobody wants

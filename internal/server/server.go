@@ -19,7 +19,8 @@ import (
 // The deadlines of a connection. A handler that waits for a run, or reads a
 // body, sets its own.
 const (
-	headerTimeout = 5 * time.Second // from accept to the end of the header, handshake included
+	headerTimeout = 5 * time.Second  // from accept to the end of the header, handshake included
+	readTimeout   = 10 * time.Second // to the end of a body that no handler reads
 	writeTimeout  = 30 * time.Second
 	idleTimeout   = 60 * time.Second
 	headerBytes   = 16 << 10
@@ -46,6 +47,7 @@ func Listen(ctx context.Context, c *config.Config, h http.Handler, run *runner.R
 		http: &http.Server{
 			Handler:           h,
 			ReadHeaderTimeout: headerTimeout,
+			ReadTimeout:       readTimeout,
 			WriteTimeout:      writeTimeout,
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    headerBytes,
