@@ -30,6 +30,7 @@ type Hook struct {
 	flight  template
 	params  map[string]*param
 	spec    *HookSpec
+	digest  string
 }
 
 // Spec returns the hook as it was written, defaults filled in.
@@ -132,6 +133,7 @@ func compile(name string, s HookSpec, known map[string]bool, p *problem.List) *H
 		}
 	}
 	checkCommand(h.command, s.Command, p.At("command"))
+	h.digest = digest(name, &s)
 	return h
 }
 

@@ -53,6 +53,7 @@ type Output struct {
 type Order struct {
 	Run     string
 	Hook    string
+	Digest  string // of the hook as the server has it: Hook.Digest
 	Caller  string
 	Values  Values // of the parameters; compiled to an argv where the process is started
 	Trace   string // W3C traceparent, may be empty

@@ -1,0 +1,36 @@
+package config
+
+import (
+	"maps"
+	"slices"
+
+	"sallyport/internal/problem"
+	"sallyport/runner"
+)
+
+// LoadHooks reads the file called name and compiles its hooks and nothing else:
+// no key, no certificate and no secret that the file names is opened, because
+// the process that starts commands has no use for them. The hooks are nil if
+// any of the diagnostics is more than a warning; the shape of the whole file
+// counts.
+func LoadHooks(name string) (map[string]*runner.Hook, []Diagnostic) {
+	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
+	var f File
+	data, err := read(name)
+	if err != nil {
+		r.add(place{}, "", err.Error())
+	}
+	if data == nil || !decode(data, &f, r) {
+		return nil, r.sorted()
+	}
+	var p problem.List
+	for hook := range f.Hooks {
+		checkName(hook, p.At("hooks", hook))
+	}
+	hooks := runner.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
+	r.resolve(p.All())
+	if r.bad() {
+		return nil, r.sorted()
+	}
+	return hooks, r.sorted()
+}
