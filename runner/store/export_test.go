@@ -11,7 +11,9 @@ func (s *SQLite) Plans(ctx context.Context) (map[string][]string, error) {
 	plans := map[string][]string{}
 	for _, query := range []string{
 		sqlRun, sqlInput, sqlInFlight, sqlLast, sqlQueue, sqlActive, sqlJoin, sqlEnd, sqlPromote, sqlDropQueue, sqlDropRun,
-		sqlDropExpired, sqlClaim, sqlUnclaim, sqlListAll, sqlListByState, sqlListByHook, sqlListByCaller, sqlListByHookAndCall,
+		sqlDropExpired, sqlClaim, sqlUnclaim, sqlList + sqlNewestFirst,
+		sqlListPast + sqlNewestFirst, sqlListPast + sqlOfHook + sqlNewestFirst, sqlListPast + sqlOfCaller + sqlNewestFirst,
+		sqlListPast + sqlOfBoth + sqlNewestFirst, sqlListActive + sqlNewestFirst, sqlListActive + sqlOfBoth + sqlNewestFirst,
 		sqlNextHook, sqlOld, sqlNewest, sqlOlder, sqlPruneRun, sqlPruneStale, sqlPruneClaims,
 	} {
 		err := s.reader.rows(ctx, func(rows *sql.Rows) error {

@@ -38,6 +38,7 @@ type SQLite struct {
 	turn    sync.Mutex   // held while a transaction is under way
 	commits atomic.Int64 // transactions that wrote
 	down    bool         // the last transaction failed; the writer's own
+	settled settled
 
 	closing chan struct{}
 	once    sync.Once
@@ -86,7 +87,7 @@ func (s *SQLite) open(ctx context.Context) error {
 	}
 	s.write, err = sql.Open("sqlite", dsn(s.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
 		// The writer never checkpoints in passing, keepLogShort does.
-		"wal_autocheckpoint(0)", "journal_size_limit(33554432)"))
+		"wal_autocheckpoint(0)", "journal_size_limit(33554432)", "cache_size(-8192)"))
 	if err != nil {
 		return err
 	}
@@ -152,14 +153,18 @@ func (s *SQLite) Close() error {
 // shut closes what is open, the lock last.
 func (s *SQLite) shut() error {
 	var errs []error
-	if s.read != nil {
-		errs = append(errs, s.read.Close())
+	for _, statements := range []*prepared{s.reader, s.writer} {
+		if statements != nil {
+			errs = append(errs, statements.close())
+		}
 	}
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())
 	}
-	if s.write != nil {
-		errs = append(errs, s.write.Close())
+	for _, db := range []*sql.DB{s.read, s.write} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
 	}
 	if err := errors.Join(append(errs, s.lock.Close())...); err != nil {
 		return fmt.Errorf("closing the store: %w", err)

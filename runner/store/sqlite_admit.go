@@ -59,6 +59,9 @@ func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p Po
 	if err != nil {
 		return Admission{}, err
 	}
+	if len(a.Superseded) > 0 {
+		s.settled.forget(run.Hook)
+	}
 	return a, nil
 }
 

@@ -18,6 +18,9 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	if !state.Ended() {
 		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is no end", id, state)
 	}
+	if end.Ended.IsZero() { // what has ended has a time of it, in every index
+		end.Ended = s.now()
+	}
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
 		ended, err = tx.run(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
 			end.Output.Bytes, end.Output.Dropped)
@@ -37,6 +40,7 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	if err != nil {
 		return runner.Run{}, nil, err
 	}
+	s.settled.forget(ended.Hook)
 	return ended, next, nil
 }
 
@@ -66,6 +70,7 @@ func (s *SQLite) CancelQueued(ctx context.Context, id string) (run runner.Run, c
 	if err != nil {
 		return runner.Run{}, false, err
 	}
+	s.settled.forget(run.Hook)
 	return run, cancelled, nil
 }
 
@@ -79,5 +84,6 @@ func (s *SQLite) ExpireQueued(ctx context.Context, hook string, before time.Time
 	if err != nil {
 		return nil, err
 	}
+	s.settled.forget(hook)
 	return expired, nil
 }

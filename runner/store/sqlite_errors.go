@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -43,12 +44,15 @@ func (e *QueueFull) Error() string {
 // Unwrap makes a QueueFull a *runner.Busy.
 func (e *QueueFull) Unwrap() error { return e.Busy }
 
-// unavailable tells what an error of the database means. Errors that the
-// database has no part in pass as they are.
+// unavailable tells what an error of the database means. Who gave up waiting
+// gets the context's error as it is.
 func unavailable(doing string, err error) error {
 	var failure *sqlite.Error
-	if !errors.As(err, &failure) {
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: %w", doing, err)
+	case !errors.As(err, &failure): // of database/sql: closed, or a row that does not read
+		return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)
 	}
 	switch failure.Code() & 0xff { // the rest of an extended code is detail
 	case sqlite3.SQLITE_FULL:

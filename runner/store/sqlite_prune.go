@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"sallyport/runner"
@@ -29,8 +30,8 @@ type Retention struct {
 }
 
 const (
-	sqlNextHook    = `SELECT hook FROM runs WHERE hook > $1 ORDER BY hook LIMIT 1`
-	sqlPastOf      = `SELECT id FROM runs WHERE hook = $1 AND state = $2 `
+	sqlNextHook    = `SELECT hook FROM runs WHERE hook > $1 AND ended > 0 ORDER BY hook LIMIT 1`
+	sqlPastOf      = `SELECT id FROM runs WHERE hook = $1 AND state = $2 AND ended > 0 `
 	sqlOld         = sqlPastOf + `AND id < $3 AND ended < $4 ORDER BY id LIMIT $5`
 	sqlNewest      = sqlPastOf + `ORDER BY id DESC LIMIT $3`
 	sqlOlder       = sqlPastOf + `AND id < $3 ORDER BY id LIMIT $4`
@@ -117,11 +118,46 @@ func (s *SQLite) tooOld(ctx context.Context, hook string, before time.Time, boun
 	return ids, nil
 }
 
+// settled remembers the hooks of which no run has ended since none was found
+// to be too many, and by which count: to look costs time for every run kept.
+type settled struct {
+	mu   sync.Mutex
+	hook map[string]int
+}
+
+func (s *settled) is(hook string, count int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hook[hook] == count
+}
+
+// expect says that a look begins: a run that ends from now on undoes it.
+func (s *settled) expect(hook string, count int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hook == nil {
+		s.hook = map[string]int{}
+	}
+	s.hook[hook] = count
+}
+
+func (s *settled) forget(hook string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.hook, hook)
+}
+
 // tooMany finds ended runs of a hook beyond the newest count.
 func (s *SQLite) tooMany(ctx context.Context, hook string, count, batch int) (ids []string, err error) {
-	if count <= 0 {
+	if count <= 0 || s.settled.is(hook, count) {
 		return nil, nil
 	}
+	s.settled.expect(hook, count)
+	defer func() {
+		if err != nil || len(ids) > 0 {
+			s.settled.forget(hook)
+		}
+	}()
 	var newest []string
 	for _, state := range endStates() {
 		some, err := s.ids(ctx, sqlNewest, hook, state, count+1)

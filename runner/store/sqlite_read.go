@@ -95,14 +95,12 @@ func (s *SQLite) List(ctx context.Context, f Filter) (page []runner.Run, next st
 
 const (
 	sqlList        = `SELECT ` + runColumns + ` FROM runs WHERE id >= $1 AND id < $2`
-	sqlListState   = sqlList + ` AND state = $4`
+	sqlListActive  = sqlList + ` AND ended = 0 AND state = $4`
+	sqlListPast    = sqlList + ` AND ended > 0 AND state = $4`
+	sqlOfHook      = ` AND hook = $5`
+	sqlOfCaller    = ` AND caller = $5`
+	sqlOfBoth      = ` AND hook = $5 AND caller = $6`
 	sqlNewestFirst = ` ORDER BY id DESC LIMIT $3`
-
-	sqlListAll           = sqlList + sqlNewestFirst
-	sqlListByState       = sqlListState + sqlNewestFirst
-	sqlListByHook        = sqlListState + ` AND hook = $5` + sqlNewestFirst
-	sqlListByCaller      = sqlListState + ` AND caller = $5` + sqlNewestFirst
-	sqlListByHookAndCall = sqlListState + ` AND hook = $5 AND caller = $6` + sqlNewestFirst
 )
 
 // part is a list that one index yields in order.
@@ -116,23 +114,27 @@ type part struct {
 // sort every run that matches, or read every run that does not.
 func (f Filter) parts() (parts []part) {
 	if len(f.Hooks)+len(f.Callers)+len(f.States) == 0 {
-		return []part{{query: sqlListAll}}
+		return []part{{query: sqlList + sqlNewestFirst}}
 	}
 	states := f.States
 	if len(states) == 0 {
 		states = allStates()
 	}
 	for _, state := range distinct(states) {
+		list := sqlListPast
+		if !state.Ended() {
+			list = sqlListActive
+		}
 		for _, hook := range orAny(f.Hooks) {
 			for _, caller := range orAny(f.Callers) {
-				p := part{query: sqlListByState, args: []any{state}}
+				p := part{query: list + sqlNewestFirst, args: []any{state}}
 				switch {
 				case hook != nil && caller != nil:
-					p = part{sqlListByHookAndCall, []any{state, *hook, *caller}}
+					p = part{list + sqlOfBoth + sqlNewestFirst, []any{state, *hook, *caller}}
 				case hook != nil:
-					p = part{sqlListByHook, []any{state, *hook}}
+					p = part{list + sqlOfHook + sqlNewestFirst, []any{state, *hook}}
 				case caller != nil:
-					p = part{sqlListByCaller, []any{state, *caller}}
+					p = part{list + sqlOfCaller + sqlNewestFirst, []any{state, *caller}}
 				}
 				parts = append(parts, p)
 			}

@@ -23,7 +23,7 @@ const (
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
 	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place DESC LIMIT 1`
 	sqlQueue    = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
-	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE state IN ('running', 'queued') ORDER BY state DESC, place, id`
+	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
 	// What runs, and who asked for it, are one: a pending run never keeps the
 	// name of one caller with the parameters of another.
@@ -39,7 +39,7 @@ const (
 
 	sqlDropQueue   = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
 	sqlDropRun     = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
-	sqlDropExpired = sqlEndQueued + `WHERE hook = $1 AND state = 'queued' AND created < $5 RETURNING ` + runColumns
+	sqlDropExpired = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND created < $5 RETURNING ` + runColumns
 	sqlEndQueued   = `UPDATE runs SET state = $2, ended = $3, error = $4, stdin = NULL `
 
 	sqlClaim   = `SELECT run, body FROM claims WHERE hook = $1 AND key = $2`

@@ -313,7 +313,7 @@ func TestFinishKeepsTheFirstEndAndEverythingOfIt(t *testing.T) {
 	want := a.Run
 	want.State, want.End = runner.TimedOut, end
 	for name, got := range map[string]runner.Run{"returned": ended, "read": state(t, s, r.ID, runner.TimedOut)} {
-		if fmt.Sprintf("%+v", got.End.Output) != fmt.Sprintf("%+v", want.End.Output) || *got.ExitCode != code ||
+		if got.Output != want.Output || *got.ExitCode != code ||
 			got.Signal != end.Signal || got.Reason != end.Reason || got.Error != end.Error || !got.Ended.Equal(end.Ended) ||
 			!got.Created.Equal(want.Created) || !got.Started.Equal(want.Started) || got.Params["ref"] != want.Params["ref"] {
 			t.Errorf("%s: %+v, not %+v", name, got, want)
@@ -427,10 +427,10 @@ func TestEveryFilterYieldsWhatItSaysNewestFirstPageByPage(t *testing.T) {
 		}
 		return some
 	}
-	for range 200 {
+	for range 60 {
 		f := store.Filter{
 			Hooks: pick([]string{"hook0", "hook1", "hook2", "hook0", "none"}), Callers: pick([]string{"caller0", "caller1"}),
-			Limit: 1 + rng.IntN(20),
+			Limit: 1 + rng.IntN(40),
 		}
 		for _, x := range pick([]string{"running", "succeeded", "failed", "cancelled"}) {
 			f.States = append(f.States, runner.State(x))
@@ -485,14 +485,21 @@ func TestEveryStatementFindsItsRowsByAnIndex(t *testing.T) {
 		t.Fatal(err)
 	}
 	for query, steps := range plans {
-		t.Log(query, steps)
 		for _, step := range steps {
-			if strings.HasPrefix(step, "SCAN") && step != "SCAN CONSTANT ROW" {
+			// The index of active runs is a short one.
+			active := strings.HasPrefix(step, "SCAN runs USING INDEX runs_active") || strings.Contains(step, "INDEX runs_active (id>")
+			if strings.HasPrefix(step, "SCAN") && !active && step != "SCAN CONSTANT ROW" {
 				t.Errorf("%s\n\t%s", query, step)
 			}
 			// Of all that is sorted, only what is active is not a page.
 			if strings.Contains(step, "B-TREE FOR ORDER BY") && !strings.Contains(query, "ORDER BY state") {
 				t.Errorf("%s\n\t%s", query, step)
+			}
+			// What a list is asked for must all be found by the index.
+			for _, column := range []string{"hook", "caller", "state", "id"} {
+				if !active && strings.Contains(query, "LIMIT $3") && strings.Contains(query, column+" = $") && !strings.Contains(step, column+"=?") {
+					t.Errorf("%s\n\t%s", query, step)
+				}
 			}
 		}
 	}
@@ -517,7 +524,16 @@ func TestPruneKeepsTheNewestTheYoungTheActiveAndTheClaims(t *testing.T) {
 			break
 		}
 	}
-	kept := map[string]int{}
+	// One more that ends is one too many again.
+	late := newRun(t, "hook0", "late")
+	admit(t, s, late, store.Policy{})
+	finish(t, s, late.ID)
+	some, err := s.Prune(t.Context(), r)
+	if err != nil || len(some) != 1 {
+		t.Fatalf("one too many: %v %v", err, some)
+	}
+	removed = append(removed, some...)
+	kept := map[string]int{"hook0": 1}
 	for _, run := range all {
 		keep := !run.State.Ended()
 		if run.State.Ended() {

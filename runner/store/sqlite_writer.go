@@ -219,6 +219,17 @@ func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	return st, nil
 }
 
+// close finalizes the statements: a connection with one left does not close.
+func (p *prepared) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, st := range p.stmts {
+		errs = append(errs, st.Close())
+	}
+	return errors.Join(errs...)
+}
+
 // exec returns how many rows were changed.
 func (p *prepared) exec(ctx context.Context, query string, args ...any) (int64, error) {
 	st, err := p.stmt(ctx, query)

@@ -1,6 +1,6 @@
 -- One row for each run. Times are microseconds since 1970 UTC, 0 for none; an
--- id is a UUIDv7, so the order of ids is the order of time. What stands here
--- is meant to hold for SQLite and PostgreSQL (there with COLLATE "C" on id).
+-- id is a UUIDv7, so the order of ids is the order of time (in PostgreSQL, id
+-- wants COLLATE "C" for that).
 CREATE TABLE runs (
     id             TEXT   NOT NULL PRIMARY KEY,
     hook           TEXT   NOT NULL,
@@ -19,9 +19,10 @@ CREATE TABLE runs (
     output_dropped BIGINT NOT NULL DEFAULT 0,
     trace          TEXT   NOT NULL,
     stdin          BYTEA
-);
+) WITHOUT ROWID; -- SQLite only: one tree to write to instead of two
 
 -- This is the single flight: whatever the program believes, two runs of a
 -- flight cannot both be recorded as running.
 CREATE UNIQUE INDEX runs_in_flight ON runs (flight) WHERE state = 'running';
 CREATE UNIQUE INDEX runs_waiting ON runs (flight, place) WHERE state = 'queued';
+CREATE INDEX runs_active ON runs (id) WHERE ended = 0;

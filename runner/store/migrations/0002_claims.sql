@@ -9,7 +9,7 @@ CREATE TABLE claims (
     until   BIGINT NOT NULL, -- stale by itself from then on; 0 for never
     created BIGINT NOT NULL,
     PRIMARY KEY (hook, key)
-);
+) WITHOUT ROWID;
 
 CREATE INDEX claims_of_run ON claims (run);
 CREATE INDEX claims_until ON claims (until, created);

@@ -1,0 +1,166 @@
+package store_test
+
+import (
+	"database/sql"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// report says how long the calls took, in the middle and at the end of all.
+func report(b *testing.B, took []time.Duration) {
+	b.Helper()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+}
+
+// BenchmarkAdmit admits runs to free flights and ends them, from one caller
+// and from several at once; the times are of Admit alone.
+func BenchmarkAdmit(b *testing.B) {
+	for _, callers := range []int{1, 16, 64} {
+		b.Run(fmt.Sprint("callers=", callers), func(b *testing.B) {
+			s := open(b)
+			var mu sync.Mutex
+			var took []time.Duration
+			var next atomic.Int64
+			var all sync.WaitGroup
+			b.ResetTimer()
+			for c := range callers {
+				all.Go(func() {
+					var mine []time.Duration
+					for next.Add(1) <= int64(b.N) {
+						r := newRun(b, "build", fmt.Sprint("flight", c))
+						before := time.Now()
+						admit(b, s, r, store.Policy{})
+						mine = append(mine, time.Since(before))
+						finish(b, s, r.ID)
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					took = append(took, mine...)
+				})
+			}
+			all.Wait()
+			b.StopTimer()
+			report(b, took)
+		})
+	}
+}
+
+// BenchmarkAppend is the floor: a record of 512 bytes, appended and synced.
+func BenchmarkAppend(b *testing.B) {
+	file, err := os.Create(filepath.Join(b.TempDir(), "log"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = file.Close() })
+	var took []time.Duration
+	for b.Loop() {
+		before := time.Now()
+		if _, err := file.Write(make([]byte, 512)); err != nil {
+			b.Fatal(err)
+		}
+		if err := syscall.Fdatasync(int(file.Fd())); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(before))
+	}
+	report(b, took)
+}
+
+// past makes a store with n ended runs of 100 hooks and 50 callers, one in a
+// hundred of them failed.
+func past(b *testing.B, n int) string {
+	b.Helper()
+	dir := filepath.Join(b.TempDir(), "state")
+	if err := openIn(b, dir).Close(); err != nil {
+		b.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", filepath.Join(dir, "state.db")+"?_pragma=synchronous(OFF)")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close() //nolint:errcheck // what is read from it afterwards tells
+	const step = 1000
+	for from := 0; from < n; from += step {
+		var rows, claims []string
+		for i := from; i < min(from+step, n); i++ {
+			at := time.UnixMilli(1_700_000_000_000).Add(time.Duration(i) * time.Second)
+			state := "succeeded"
+			if i%100 == 0 {
+				state = "failed"
+			}
+			rows = append(rows, fmt.Sprintf(`('%s','hook%d','caller%d','hook%[2]d/x','%[4]s',0,'{"ref":"refs/heads/main","sha":"0123456789abcdef"}',%[5]d,%[5]d,%[5]d,0,'')`,
+				idAt(at, i), i%100, i/100%50, state, at.UnixMicro()))
+			claims = append(claims, fmt.Sprintf(`('hook%d','%032x','%s',zeroblob(32),0,%d)`, i%100, i, idAt(at, i), at.UnixMicro()))
+		}
+		for _, query := range []string{
+			`INSERT INTO runs (id,hook,caller,flight,state,place,params,created,started,ended,exit_code,trace) VALUES ` + strings.Join(rows, ","),
+			`INSERT INTO claims VALUES ` + strings.Join(claims, ","),
+		} {
+			if _, err := db.ExecContext(b.Context(), query); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	return dir
+}
+
+// BenchmarkPast looks at and adds to a long history.
+func BenchmarkPast(b *testing.B) {
+	for _, n := range []int{0, 100_000, 1_000_000} {
+		b.Run(fmt.Sprint("runs=", n), func(b *testing.B) {
+			dir := past(b, n)
+			before := time.Now()
+			s := openIn(b, dir)
+			b.Logf("opened in %v", time.Since(before))
+			for name, f := range map[string]store.Filter{
+				"all": {}, "hook": {Hooks: []string{"hook7"}}, "caller": {Callers: []string{"caller7"}},
+				"hook+caller+state": {Hooks: []string{"hook7"}, Callers: []string{"caller7"}, States: []runner.State{runner.Succeeded}},
+				"10 hooks, failed":  {Hooks: []string{"hook0", "hook1", "hook2", "hook3", "hook4", "hook5", "hook6", "hook7", "hook8", "hook9"}, States: []runner.State{runner.Failed}},
+				"nothing":           {Hooks: []string{"none"}},
+			} {
+				b.Run("List/"+name, func(b *testing.B) {
+					var took []time.Duration
+					for b.Loop() {
+						before := time.Now()
+						if _, _, err := s.List(b.Context(), f); err != nil {
+							b.Fatal(err)
+						}
+						took = append(took, time.Since(before))
+					}
+					report(b, took)
+				})
+			}
+			b.Run("Admit", func(b *testing.B) {
+				var took []time.Duration
+				for b.Loop() {
+					r := newRun(b, "hook7", "hook7/x")
+					before := time.Now()
+					admit(b, s, r, store.Policy{})
+					took = append(took, time.Since(before))
+					finish(b, s, r.ID)
+				}
+				report(b, took)
+			})
+			b.Run("Prune", func(b *testing.B) {
+				for b.Loop() {
+					if _, err := s.Prune(b.Context(), store.Retention{Default: store.Keep{Count: 5_000, Age: 9e18}}); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,311 @@
+package store_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// TestMain makes the test program its own child where a test needs a process
+// to kill or to take the disk from.
+func TestMain(m *testing.M) {
+	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
+		m.Run()
+		return
+	}
+	children := map[string]func(context.Context, string) error{
+		"child-crash": crashChild, "child-limit": limitChild, "child-tmpfs": tmpfsChild,
+	}
+	err := children[os.Args[1]](context.Background(), os.Args[2])
+	fmt.Println("end", err)
+}
+
+func child(t *testing.T, name, dir string) *exec.Cmd {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, name, dir)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+func openChild(ctx context.Context, dir string) (*store.SQLite, error) {
+	return store.Open(ctx, dir, time.Now, slog.New(slog.DiscardHandler))
+}
+
+// crashChild runs runs until it is killed, and says after each call what the
+// store has acknowledged.
+func crashChild(ctx context.Context, dir string) error {
+	s, err := openChild(ctx, dir)
+	if err != nil {
+		return err
+	}
+	active, err := s.Active(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range active {
+		if r.State != runner.Running {
+			continue
+		}
+		if err := end(ctx, s, &r, runner.Interrupted); err != nil {
+			return err
+		}
+	}
+	var workers sync.WaitGroup
+	errs := make(chan error, 16)
+	for range cap(errs) {
+		workers.Go(func() { errs <- work(ctx, s) })
+	}
+	return <-errs
+}
+
+func work(ctx context.Context, s *store.SQLite) error {
+	policies := []store.Policy{{Kind: store.Reject}, {Kind: store.Queue, Depth: 5}, {Kind: store.Join}, {Kind: store.Replace}}
+	for {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return err
+		}
+		r := runner.Run{ID: id.String(), Hook: "build", Flight: fmt.Sprint("flight", rand.IntN(4)), Created: time.Now()}
+		a, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, policies[rand.IntN(len(policies))], store.Input{})
+		if errors.As(err, new(*runner.Busy)) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Println("accepted", r.ID, a.Run.ID)
+		if a.Run.State == runner.Running {
+			if err := end(ctx, s, &a.Run, runner.Succeeded); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func end(ctx context.Context, s *store.SQLite, r *runner.Run, as runner.State) error {
+	for r != nil {
+		ended, next, err := s.Finish(ctx, r.ID, as, runner.End{Ended: time.Now()}, false)
+		if err != nil {
+			return err
+		}
+		fmt.Println("ended", ended.ID, ended.State)
+		r = next
+	}
+	return nil
+}
+
+func TestKillingTheServerAmidCommitsLosesNothingThatWasAcknowledged(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	rng := rand.New(rand.NewPCG(5, 6))
+	for range 8 {
+		cmd := child(t, "child-crash", dir)
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var said []string
+		lines := bufio.NewReader(stdout)
+		for kill := 50 + rng.IntN(400); ; kill-- {
+			if kill == 0 {
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				break // a line that was cut off was not said
+			}
+			said = append(said, strings.TrimSpace(line))
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Fatalf("the child ended by itself: %s", said[len(said)-1])
+		}
+		checkSaid(t, dir, said)
+	}
+}
+
+// checkSaid holds the record to what the child had acknowledged.
+func checkSaid(t *testing.T, dir string, said []string) {
+	t.Helper()
+	s := openIn(t, dir)
+	for _, line := range said {
+		what := strings.Fields(line)
+		switch what[0] {
+		case "accepted":
+			got, err := s.Find(t.Context(), "build", runner.Claim{Key: what[1]})
+			if err != nil || got.ID != what[2] || got.State == "" {
+				t.Errorf("%s: %v %+v", line, err, got)
+			}
+		case "ended":
+			got, err := s.Get(t.Context(), what[1])
+			if err != nil || string(got.State) != what[2] {
+				t.Errorf("%s: %v %+v", line, err, got)
+			}
+		default:
+			t.Errorf("the child said: %s", line)
+		}
+	}
+	active, err := s.Active(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	running := map[string]bool{}
+	for _, r := range active {
+		switch {
+		case r.State == runner.Running && running[r.Flight]:
+			t.Errorf("two runs of %s", r.Flight)
+		case r.State == runner.Queued && !running[r.Flight]:
+			t.Errorf("%s waits for nothing", r.ID)
+		}
+		running[r.Flight] = running[r.Flight] || r.State == runner.Running
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// limitChild has the kernel refuse every write beyond a file size (EFBIG).
+func limitChild(ctx context.Context, dir string) error {
+	signal.Ignore(syscall.SIGXFSZ)
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		return err
+	}
+	fill := func() error {
+		info, err := os.Stat(filepath.Join(dir, "state.db-wal"))
+		if err != nil {
+			return err
+		}
+		return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: uint64(info.Size()) + 100_000, Max: before.Max})
+	}
+	free := func() error { return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before) }
+	return fullDisk(ctx, dir, fill, free, store.ErrUnavailable)
+}
+
+// tmpfsChild uses up a small filesystem (ENOSPC).
+func tmpfsChild(ctx context.Context, dir string) error {
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=4m,mode=0700"); err != nil {
+		return fmt.Errorf("no tmpfs: %w", err)
+	}
+	filler := filepath.Join(dir, "filler")
+	fill := func() error {
+		err := os.WriteFile(filler, make([]byte, 8<<20), 0o600)
+		if !errors.Is(err, syscall.ENOSPC) {
+			return fmt.Errorf("the disk is not full: %w", err)
+		}
+		return nil
+	}
+	free := func() error { return os.Remove(filler) }
+	return fullDisk(ctx, filepath.Join(dir, "state"), fill, free, store.ErrDiskFull)
+}
+
+// fullDisk takes the disk away from a store amid its work and gives it back:
+// what it acknowledged is there, what it refused is not, and it goes on.
+func fullDisk(ctx context.Context, dir string, fill, free func() error, want error) error {
+	s, err := openChild(ctx, dir)
+	if err != nil {
+		return err
+	}
+	add := func(i int) (runner.Run, error) {
+		r := runner.Run{ID: fmt.Sprint("run", i), Hook: "build", Flight: fmt.Sprint("flight", i), Created: time.Now()}
+		_, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, store.Policy{}, store.Input{Stdin: make([]byte, 10_000)})
+		return r, err
+	}
+	if _, err := add(0); err != nil {
+		return err
+	}
+	if err := fill(); err != nil {
+		return err
+	}
+	n := 1
+	for ; err == nil; n++ {
+		if _, err = add(n); n > 10_000 {
+			return errors.New("the disk does not fill")
+		}
+	}
+	n--
+	if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, want) {
+		return fmt.Errorf("full, but: %w", err)
+	}
+	fmt.Printf("refused run %d: %v\n", n, err)
+	if r, err := s.Get(ctx, "run0"); err != nil || r.State != runner.Running {
+		return fmt.Errorf("reading while full: %w", err)
+	}
+	if _, err := s.Checkpoint(ctx); err != nil && !errors.Is(err, store.ErrUnavailable) {
+		return err
+	}
+	if err := free(); err != nil {
+		return err
+	}
+	if _, _, err := s.Finish(ctx, "run0", runner.Succeeded, runner.End{Ended: time.Now()}, false); err != nil {
+		return fmt.Errorf("finishing when space is back: %w", err)
+	}
+	if _, err := s.Get(ctx, fmt.Sprint("run", n)); !errors.Is(err, runner.ErrUnknown) {
+		return fmt.Errorf("the refused run is there: %w", err)
+	}
+	if _, err := add(n); err != nil {
+		return fmt.Errorf("admitting when space is back: %w", err)
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if s, err = openChild(ctx, dir); err != nil {
+		return err
+	}
+	for i := 1; i <= n; i++ {
+		if r, err := s.Get(ctx, fmt.Sprint("run", i)); err != nil || r.State != runner.Running {
+			return fmt.Errorf("run %d of %d: %+v %w", i, n, r, err)
+		}
+	}
+	return s.Close()
+}
+
+func TestAFullDiskRefusesAndLosesNothingAndIsGotOver(t *testing.T) {
+	t.Run("file size limit", func(t *testing.T) {
+		said, err := child(t, "child-limit", filepath.Join(t.TempDir(), "state")).Output()
+		if err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")) {
+			t.Fatalf("%v\n%s", err, said)
+		}
+	})
+	t.Run("tmpfs in a namespace", func(t *testing.T) {
+		cmd := child(t, "child-tmpfs", t.TempDir())
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if os.Geteuid() != 0 {
+			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		}
+		said, err := cmd.Output()
+		switch {
+		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
+			t.Log("no namespaces to be had here; the file size limit and the page limit stand for it: ", err)
+		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
+			t.Fatalf("%v\n%s", err, said)
+		}
+	})
+}

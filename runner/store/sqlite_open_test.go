@@ -1,0 +1,237 @@
+package store_test
+
+import (
+	"database/sql"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+func refuse(t *testing.T, dir string, want ...error) {
+	t.Helper()
+	s, err := store.Open(t.Context(), dir, new(clock).now, slog.New(slog.DiscardHandler))
+	if err == nil {
+		t.Fatal("opened", s.Close())
+	}
+	for _, w := range want {
+		if !errors.Is(err, w) {
+			t.Errorf("%v is not %v", err, w)
+		}
+	}
+	t.Log(err)
+}
+
+func TestAFolderIsHeldByOneServer(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s := openIn(t, dir)
+	refuse(t, dir, store.ErrHeld)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openIn(t, dir)
+}
+
+func TestAFolderThatOthersCouldChangeIsRefused(t *testing.T) {
+	folder := func(mode os.FileMode) string {
+		dir := filepath.Join(t.TempDir(), "state")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	for _, mode := range []os.FileMode{0o770, 0o707, 0o750, 0o704, 0o701} {
+		refuse(t, folder(mode), store.ErrUnsafe)
+	}
+	above := folder(0o777)
+	refuse(t, filepath.Join(above, "state"), store.ErrUnsafe)
+
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(folder(0o777), link); err != nil {
+		t.Fatal(err)
+	}
+	refuse(t, link, store.ErrUnsafe)
+
+	turnable := filepath.Join(folder(0o777), "link")
+	if err := os.Symlink(folder(0o700), turnable); err != nil {
+		t.Fatal(err)
+	}
+	refuse(t, turnable, store.ErrUnsafe)
+
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refuse(t, file, store.ErrUnsafe)
+	refuse(t, filepath.Join(t.TempDir(), "no", "state"), os.ErrNotExist)
+	openIn(t, folder(0o700))
+}
+
+func TestWhatIsMadeIsForThisUserAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s := openIn(t, dir)
+	admit(t, s, newRun(t, "build", "f"), store.Policy{})
+	for name, want := range map[string]os.FileMode{"": 0o700, "lock": 0o600, "state.db": 0o600, "state.db-wal": 0o600, "state.db-shm": 0o600} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("%q: %v, %v", name, err, info.Mode())
+		}
+	}
+}
+
+// rawly changes the database of a closed store with SQL of the test's own.
+func rawly(t *testing.T, dir string, queries ...string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(dir, "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range queries {
+		if _, err := db.ExecContext(t.Context(), q); err != nil {
+			t.Fatalf("%s: %v", q, err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnOlderSchemaComesForwardWithItsRuns(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	first, err := os.ReadFile("migrations/0001_runs.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rawly(t, dir, string(first),
+		`CREATE TABLE schema_version (version BIGINT NOT NULL PRIMARY KEY, applied BIGINT NOT NULL)`,
+		`INSERT INTO schema_version VALUES (1, 1)`,
+		`INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace)
+		 VALUES ('018bcfe5-6800-7000-8000-000000000000', 'build', 'ci', 'f', 'running', 0, '{"a":"b"}', 1, 2, '')`)
+	s := openIn(t, dir)
+	active, err := s.Active(t.Context())
+	if err != nil || len(active) != 1 || active[0].Params["a"] != "b" {
+		t.Fatalf("%v %+v", err, active)
+	}
+	finish(t, s, active[0].ID)
+	if page, _, err := s.List(t.Context(), store.Filter{Hooks: []string{"build"}}); err != nil || len(page) != 1 {
+		t.Fatalf("%v %+v", err, page)
+	}
+	admit(t, s, newRun(t, "build", "f"), store.Policy{})
+}
+
+func TestANewerSchemaIsRefusedAndLeftAsItIs(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := openIn(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	rawly(t, dir, `INSERT INTO schema_version VALUES (1000, 1)`)
+	refuse(t, dir, store.ErrNewer)
+	rawly(t, dir, `DELETE FROM schema_version WHERE version = 1000`)
+	openIn(t, dir)
+}
+
+func TestACorruptFileIsRefused(t *testing.T) {
+	for name, damage := range map[string]func([]byte) []byte{
+		"no database": func([]byte) []byte { return make([]byte, 8192) },
+		"text": func([]byte) []byte {
+			return []byte("this is no database, it is a letter to whom it may concern, and it goes on")
+		},
+		"a page of junk": func(b []byte) []byte { return append(b[:4096:4096], append(junk(4096), b[8192:]...)...) },
+		"cut off":        func(b []byte) []byte { return b[:len(b)/2/4096*4096] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "state")
+			s := openIn(t, dir)
+			fill(t, s, 50)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(dir, "state.db")
+			content, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, damage(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			refuse(t, dir, store.ErrUnavailable, store.ErrCorrupt)
+		})
+	}
+}
+
+func junk(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i*7 + 1)
+	}
+	return b
+}
+
+func TestAReadOnlyOrFullDatabaseRefusesAndGoesOnAfterwards(t *testing.T) {
+	for name, row := range map[string]struct {
+		spoil, repair string
+		want          error
+	}{
+		"read-only": {"PRAGMA query_only = 1", "PRAGMA query_only = 0", store.ErrReadOnly},
+		"full":      {"PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000", store.ErrDiskFull},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			before := admit(t, s, newRun(t, "build", "before"), store.Policy{})
+			if err := s.WriteAll(t.Context(), row.spoil); err != nil {
+				t.Fatal(err)
+			}
+			r := newRun(t, "build", "f")
+			r.Params["much"] = string(make([]byte, 100_000))
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, store.Policy{}, store.Input{})
+			if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, row.want) {
+				t.Fatal(err)
+			}
+			if errors.Is(err, runner.ErrFull) != (name == "full") {
+				t.Fatal(err)
+			}
+			state(t, s, before.Run.ID, runner.Running)
+			if err := s.WriteAll(t.Context(), row.repair); err != nil {
+				t.Fatal(err)
+			}
+			finish(t, s, before.Run.ID)
+			if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, store.Policy{}, store.Input{}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestAClosedStoreIsUnavailable(t *testing.T) {
+	s := open(t)
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, store.Policy{}, store.Input{}); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	if _, err := s.Get(t.Context(), "x"); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatal(err)
+	}
+}
+
+func TestTheLogIsCopiedBesideTheWriter(t *testing.T) {
+	s := open(t)
+	fill(t, s, 20)
+	if whole, err := s.Checkpoint(t.Context()); err != nil || !whole {
+		t.Fatal(whole, err)
+	}
+	fill(t, open(t), 5)
+}

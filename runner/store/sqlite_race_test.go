@@ -1,0 +1,139 @@
+package store_test
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// witness knows what runs without asking the store.
+type witness struct {
+	mu    sync.Mutex
+	air   map[string]string // by flight
+	order []string          // as they started
+	seen  map[string]int
+}
+
+func (w *witness) start(t *testing.T, r runner.Run) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if other, taken := w.air[r.Flight]; taken {
+		t.Errorf("%s runs while %s does, both of %s", r.ID, other, r.Flight)
+	}
+	w.air[r.Flight] = r.ID
+	w.order = append(w.order, r.ID)
+	w.seen[r.ID]++
+}
+
+func (w *witness) end(r runner.Run) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.air, r.Flight)
+}
+
+// waiter is a run that was queued, and when its admission began and ended.
+type waiter struct {
+	run       runner.Run
+	from, til int64
+}
+
+func TestNoTwoRunsOfAFlightAndNoneOutOfOrder(t *testing.T) {
+	s := open(t)
+	w := &witness{air: map[string]string{}, seen: map[string]int{}}
+	policies := []store.Policy{{Kind: store.Reject}, {Kind: store.Queue, Depth: 5}, {Kind: store.Queue, Depth: 9}, {Kind: store.Join}, {Kind: store.Replace}}
+	var tick atomic.Int64
+	var mu sync.Mutex
+	var waiters []waiter
+	accepted := map[string]bool{}
+	var all sync.WaitGroup
+	for g := range 64 {
+		all.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(g), 1))
+			for range 15 {
+				r := newRun(t, "build", fmt.Sprint("flight", rng.IntN(3)))
+				from := tick.Add(1)
+				a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, policies[rng.IntN(len(policies))], store.Input{})
+				til := tick.Add(1)
+				if errors.As(err, new(*runner.Busy)) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				accepted[a.Run.ID] = true
+				if a.Run.State == runner.Queued && !a.Joined {
+					waiters = append(waiters, waiter{a.Run, from, til})
+				}
+				mu.Unlock()
+				if a.Run.State == runner.Running {
+					runAll(t, s, w, a.Run)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if active, err := s.Active(t.Context()); err != nil || len(active) != 0 {
+		t.Fatalf("left over: %v %+v", err, active)
+	}
+	for id := range accepted {
+		r, err := s.Get(t.Context(), id)
+		if err != nil || w.seen[id] != 1 && r.State != runner.Cancelled || w.seen[id] > 1 {
+			t.Errorf("%s is %s and ran %d times: %v", id, r.State, w.seen[id], err)
+		}
+	}
+	inOrder(t, w, waiters)
+}
+
+// runAll is a runner: it runs a run, and what becomes startable by its end.
+func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
+	t.Helper()
+	for next := &r; next != nil; {
+		now := *next
+		w.start(t, now)
+		w.end(now) // before the end is recorded: afterwards the next may be running
+		var err error
+		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false); err != nil {
+			t.Error(err)
+			return
+		}
+	}
+}
+
+// inOrder checks that of two runs of a flight, of which one was queued before
+// the other came, the first started first.
+func inOrder(t *testing.T, w *witness, waiters []waiter) {
+	t.Helper()
+	started := map[string]int{}
+	for i, id := range w.order {
+		started[id] = i
+	}
+	waiters = slices.DeleteFunc(waiters, func(x waiter) bool { _, ran := started[x.run.ID]; return !ran })
+	slices.SortFunc(waiters, func(a, b waiter) int { return cmp.Compare(started[a.run.ID], started[b.run.ID]) })
+	pairs := 0
+	for i, a := range waiters {
+		for _, b := range waiters[i+1:] {
+			if a.run.Flight != b.run.Flight {
+				continue
+			}
+			pairs++
+			if b.til < a.from {
+				t.Errorf("%s was queued before %s came, and started after it", b.run.ID, a.run.ID)
+			}
+		}
+	}
+	if pairs == 0 {
+		t.Error("nothing was queued: this test shows nothing")
+	}
+}
