@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,40 +28,46 @@ import (
 // race detector and all.
 func TestMain(m *testing.M) {
 	syscall.Umask(0o022) // the scripts make the files that the server inspects
-	testscript.Main(m, map[string]func(){"sallyport": main})
+	testscript.Main(m, map[string]func(){"sallyport": main, "witness": witness})
 }
 
 func TestScripts(t *testing.T) {
 	t.Parallel()
+	witness, err := exec.LookPath("witness")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
-			port, err := freePort()
-			env.Setenv("PORT", port)
-			env.Setenv("URL", "https://localhost:"+port)
+			env.Setenv("WITNESS", witness)
 			env.Values["servers"] = map[string]*exec.Cmd{}
-			return err
+			env.Values["held"] = &[]net.Conn{}
+			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"expand":   expand,
-			"serve":    serve,
-			"signal":   sendSignal,
+			"environ":  environ,
 			"exited":   exited,
+			"exits":    exits,
+			"expand":   expand,
+			"fill":     fill,
+			"gone":     gone,
+			"hold":     hold,
+			"logged":   logged,
+			"pki":      pki,
+			"raw":      raw,
+			"release":  release,
 			"request":  request,
+			"serve":    serve,
+			"sign":     sign,
+			"signal":   sendSignal,
+			"token":    token,
+			"vector":   vector,
 			"waitfile": waitFile,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 	})
-}
-
-func freePort() (string, error) {
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, errors.Join(err, l.Close())
 }
 
 // expand puts the script's environment into files: expand FILE...
@@ -71,7 +78,7 @@ func expand(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-const patience = 20 * time.Second // for what takes milliseconds on an idle machine
+const patience = 30 * time.Second // for what takes milliseconds on an idle machine
 
 // eventually asks until the answer is yes.
 func eventually(ts *testscript.TestScript, what string, ask func() bool) {
@@ -87,41 +94,43 @@ func eventually(ts *testscript.TestScript, what string, ask func() bool) {
 	}
 }
 
-// serve starts the server and waits until it answers: serve NAME ARG... Its
-// log goes to NAME.log.
+// serve starts the server, waits until it serves and puts where it does so into
+// $URL: serve NAME ARG... Its log goes to NAME.log.
 func serve(ts *testscript.TestScript, _ bool, args []string) {
 	name := args[0]
-	log, err := os.Create(ts.MkAbs(name + ".log"))
+	file := ts.MkAbs(name + ".log")
+	log, err := os.Create(file)
 	ts.Check(err)
 	defer func() { _ = log.Close() }()
-	cmd := exec.CommandContext(context.Background(), "sallyport", append([]string{"serve"}, args[1:]...)...)
-	if path, err := lookPath(ts, "sallyport"); err == nil {
-		cmd.Path, cmd.Err = path, nil
-	}
+	path, err := lookPath(ts, "sallyport")
+	ts.Check(err)
+	cmd := exec.CommandContext(context.Background(), path, append([]string{"serve"}, args[1:]...)...)
 	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "CREDENTIALS_DIRECTORY="+ts.Getenv("CREDENTIALS_DIRECTORY"), "SECRET="+ts.Getenv("SECRET"))
+	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"))
 	cmd.Stdout, cmd.Stderr = log, log
 	ts.Check(cmd.Start())
 	servers(ts)[name] = cmd
 	ts.Defer(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		if b, err := os.ReadFile(ts.MkAbs(name + ".log")); err == nil {
+		if b, err := os.ReadFile(file); err == nil {
 			ts.Logf("log of %s:\n%s", name, b)
 		}
 	})
-	eventually(ts, "the server to answer", func() bool {
-		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "tcp", "localhost:"+ts.Getenv("PORT"))
-		if err == nil {
-			_ = c.Close()
+	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
+	eventually(ts, "the server to serve", func() bool {
+		b, err := os.ReadFile(file)
+		ts.Check(err)
+		found := address.FindSubmatch(b)
+		if found != nil {
+			ts.Setenv("URL", string(found[1]))
 		}
-		return err == nil
+		return found != nil
 	})
 }
 
 func servers(ts *testscript.TestScript) map[string]*exec.Cmd {
-	m, _ := ts.Value("servers").(map[string]*exec.Cmd)
-	return m
+	return ts.Value("servers").(map[string]*exec.Cmd)
 }
 
 func lookPath(ts *testscript.TestScript, name string) (string, error) {
@@ -135,7 +144,7 @@ func lookPath(ts *testscript.TestScript, name string) (string, error) {
 
 // sendSignal signals a server: signal NAME TERM
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
-	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL, "HUP": syscall.SIGHUP}[args[1]]
+	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}[args[1]]
 	ts.Check(servers(ts)[args[0]].Process.Signal(sig))
 }
 
@@ -161,77 +170,200 @@ type headers []string
 func (h *headers) String() string     { return strings.Join(*h, "\n") }
 func (h *headers) Set(s string) error { *h = append(*h, s); return nil }
 
-// request sends one request over TLS and prints the answer, status first:
-//
-//	request [-h 'Name: value']... [-headers FILE] [-cert NAME] [-d TEXT | -data FILE] [-http1] [-as STATUS] METHOD PATH
-//
-// It fails unless the answer has the status of -as, or with "!" unless there is
-// no answer at all.
+// requestFlags are those of request.
+type requestFlags struct {
+	*flag.FlagSet
+
+	add                                               headers
+	file, cert, text, data, flip, twice, tls, out, at *string
+	chunked, http1, until                             *bool
+	as                                                *int
+}
+
+// request sends one request over TLS and prints the answer, status first. It
+// fails unless the answer has the status of -as, or with "!" unless there is no
+// answer at all; then it prints why.
 func request(ts *testscript.TestScript, neg bool, args []string) {
-	fs := flag.NewFlagSet("request", flag.ContinueOnError)
-	var add headers
-	fs.Var(&add, "h", "")
-	file := fs.String("headers", "", "")
-	cert := fs.String("cert", "", "")
-	text := fs.String("d", "", "")
-	data := fs.String("data", "", "")
-	http1 := fs.Bool("http1", false, "")
-	as := fs.Int("as", 200, "")
-	ts.Check(fs.Parse(args))
-	body := []byte(*text)
-	if *data != "" {
-		body = []byte(ts.ReadFile(*data))
-	}
-	req, err := http.NewRequestWithContext(context.Background(), fs.Arg(0), ts.Getenv("URL")+fs.Arg(1), bytes.NewReader(body))
-	ts.Check(err)
-	if len(body) > 0 {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	if *file != "" {
-		add = append(add, strings.Split(strings.TrimSpace(ts.ReadFile(*file)), "\n")...)
-	}
-	seen := []string{}
-	for _, h := range add {
-		k, v, _ := strings.Cut(h, ":")
-		if k = http.CanonicalHeaderKey(k); !slices.Contains(seen, k) {
-			req.Header.Del(k)
-			seen = append(seen, k)
-		}
-		req.Header.Add(k, strings.TrimSpace(v))
-	}
-	res, err := httpClient(ts, *cert, *http1).Do(req)
-	if neg {
-		if err == nil {
-			_ = res.Body.Close()
-			ts.Fatalf("answered %s", res.Status)
-		}
+	f := &requestFlags{FlagSet: flag.NewFlagSet("request [FLAG]... METHOD PATH", flag.ContinueOnError)}
+	f.Var(&f.add, "h", "a header, 'Name: value'; instead of those that -headers has, or again")
+	f.file = f.String("headers", "", "a file of headers")
+	f.cert = f.String("cert", "", "show the certificate NAME.pem with NAME.key")
+	f.text = f.String("d", "", "the body")
+	f.data = f.String("data", "", "a file with the body")
+	f.flip = f.String("flip", "", "change one character near the end of this header")
+	f.twice = f.String("twice", "", "send this header twice")
+	f.tls = f.String("tls", "", "speak this version of TLS, 1.1 or 1.2")
+	f.out = f.String("out", "", "keep the answer in a file, without what differs each time: Date and the request's id")
+	f.at = f.String("location", "", "keep its Location in this variable")
+	f.chunked = f.Bool("chunked", false, "do not declare the body's length")
+	f.http1 = f.Bool("http1", false, "speak HTTP/1.1")
+	f.until = f.Bool("until", false, "send again until the status is that of -as")
+	f.as = f.Int("as", 200, "the status")
+	ts.Check(f.Parse(args))
+	if *f.until {
+		eventually(ts, fmt.Sprint("status ", *f.as), func() bool {
+			res, _, err := f.send(ts)
+			return err == nil && res.StatusCode == *f.as
+		})
 		return
 	}
-	ts.Check(err)
-	defer func() { _ = res.Body.Close() }()
-	b, err := io.ReadAll(res.Body)
+	res, body, err := f.send(ts)
+	if neg {
+		if err == nil {
+			ts.Fatalf("answered %s", res.Status)
+		}
+		_, _ = fmt.Fprintln(ts.Stdout(), err)
+		return
+	}
 	ts.Check(err)
 	var out bytes.Buffer
 	_, _ = fmt.Fprintln(&out, res.Proto, res.Status)
 	_ = res.Header.Write(&out)
-	_, _ = fmt.Fprintf(&out, "\n%s\n", b)
+	_, _ = fmt.Fprintf(&out, "\n%s\n", body)
 	_, _ = ts.Stdout().Write(out.Bytes())
-	if res.StatusCode != *as {
-		ts.Fatalf("status %d, want %d:\n%s", res.StatusCode, *as, out.Bytes())
+	if res.StatusCode != *f.as {
+		ts.Fatalf("status %d, want %d:\n%s", res.StatusCode, *f.as, out.Bytes())
+	}
+	if *f.at != "" {
+		ts.Setenv(*f.at, res.Header.Get("Location"))
+	}
+	if *f.out != "" {
+		text := strings.ReplaceAll(out.String(), res.Header.Get("X-Request-Id"), "ID")
+		text = strings.ReplaceAll(text, res.Header.Get("Date"), "DATE")
+		ts.Check(os.WriteFile(ts.MkAbs(*f.out), []byte(text), 0o600))
 	}
 }
 
-func httpClient(ts *testscript.TestScript, cert string, http1 bool) *http.Client {
+func (f *requestFlags) send(ts *testscript.TestScript) (*http.Response, []byte, error) {
+	body := []byte(*f.text)
+	if *f.data != "" {
+		body = []byte(ts.ReadFile(*f.data))
+	}
+	var reader io.Reader = bytes.NewReader(body)
+	if *f.chunked {
+		reader = struct{ io.Reader }{reader} // of a length that net/http cannot know
+	}
+	req, err := http.NewRequestWithContext(context.Background(), f.Arg(0), ts.Getenv("URL")+f.Arg(1), reader)
+	ts.Check(err)
+	if len(body) > 0 {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	f.header(ts, req.Header)
+	res, err := f.client(ts).Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	answer, err := io.ReadAll(res.Body)
+	return res, answer, err
+}
+
+func (f *requestFlags) header(ts *testscript.TestScript, h http.Header) {
+	if *f.file != "" {
+		for line := range strings.Lines(ts.ReadFile(*f.file)) {
+			k, v, _ := strings.Cut(line, ":")
+			h.Set(k, strings.TrimSpace(v))
+		}
+	}
+	seen := []string{}
+	for _, field := range f.add {
+		k, v, _ := strings.Cut(field, ":")
+		if k = http.CanonicalHeaderKey(k); !slices.Contains(seen, k) {
+			h.Del(k)
+			seen = append(seen, k)
+		}
+		h.Add(k, strings.TrimSpace(v))
+	}
+	if *f.flip != "" {
+		h.Set(*f.flip, flip(h.Get(*f.flip)))
+	}
+	if *f.twice != "" {
+		h.Add(*f.twice, h.Get(*f.twice))
+	}
+}
+
+// flip changes a character near the end, where every sender has its signature,
+// into another that hex and base64 know too.
+func flip(v string) string {
+	i := len(v) - 10
+	if v[i] == '0' {
+		return v[:i] + "1" + v[i+1:]
+	}
+	return v[:i] + "0" + v[i+1:]
+}
+
+func (f *requestFlags) client(ts *testscript.TestScript) *http.Client {
+	conf := clientTLS(ts)
+	if *f.tls != "" {
+		conf.MinVersion = map[string]uint16{"1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12}[*f.tls]
+		conf.MaxVersion = conf.MinVersion
+	}
+	if *f.cert != "" {
+		pair, err := tls.LoadX509KeyPair(ts.MkAbs(*f.cert+".pem"), ts.MkAbs(*f.cert+".key"))
+		ts.Check(err)
+		// Shown whether or not the server says that it knows its CA.
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	}
+	t := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: !*f.http1, DisableKeepAlives: true}
+	return &http.Client{Transport: t, Timeout: patience}
+}
+
+// clientTLS trusts certs/ca.pem, which signed the server's certificate.
+func clientTLS(ts *testscript.TestScript) *tls.Config {
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(ts.ReadFile("certs/ca.pem"))) {
 		ts.Fatalf("certs/ca.pem holds no certificate")
 	}
-	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
-	if cert != "" {
-		pair, err := tls.LoadX509KeyPair(ts.MkAbs(cert+".pem"), ts.MkAbs(cert+".key"))
-		ts.Check(err)
-		conf.Certificates = []tls.Certificate{pair}
+	return &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}
+}
+
+// dial opens a connection to the server, without TLS.
+func dial(ts *testscript.TestScript) net.Conn {
+	address := strings.TrimPrefix(ts.Getenv("URL"), "https://")
+	c, err := (&net.Dialer{Timeout: patience}).DialContext(context.Background(), "tcp", address)
+	ts.Check(err)
+	ts.Check(c.SetDeadline(time.Now().Add(patience)))
+	return c
+}
+
+// raw sends a file as it is, each line ended as HTTP/1.1 has it, and prints
+// what comes back until the server closes: raw [-plain] FILE. It never closes
+// first, so it fails if the server waits for more for ever.
+func raw(ts *testscript.TestScript, _ bool, args []string) {
+	c := dial(ts)
+	if args[0] == "-plain" {
+		args = args[1:]
+	} else {
+		c = tls.Client(c, clientTLS(ts))
 	}
-	t := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: !http1, DisableKeepAlives: true}
-	return &http.Client{Transport: t, Timeout: patience}
+	defer func() { _ = c.Close() }()
+	_, err := io.WriteString(c, strings.ReplaceAll(ts.ReadFile(args[0]), "\n", "\r\n"))
+	ts.Check(err)
+	b, err := io.ReadAll(c)
+	_, _ = ts.Stdout().Write(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		ts.Fatalf("the server did not close the connection; it sent %q", b)
+	}
+}
+
+// hold opens connections that do nothing, and keeps them: hold N
+func hold(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	held := ts.Value("held").(*[]net.Conn)
+	for range n {
+		c := tls.Client(dial(ts), clientTLS(ts))
+		ts.Check(c.HandshakeContext(context.Background()))
+		*held = append(*held, c)
+	}
+	ts.Defer(func() { release(ts, false, nil) })
+}
+
+// release closes the connections that are held.
+func release(ts *testscript.TestScript, _ bool, _ []string) {
+	held := ts.Value("held").(*[]net.Conn)
+	for _, c := range *held {
+		_ = c.Close()
+	}
+	*held = nil
 }
