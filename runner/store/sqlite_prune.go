@@ -26,7 +26,7 @@ type Retention struct {
 	// Claims is how long a delivery without an age of its own is recognised;
 	// 0 for 30 days.
 	Claims time.Duration
-	Batch  int // how many runs and how many claims one Prune removes at most; 0 for 200
+	Batch  int // how many runs and how many claims one Prune removes at most; 0 for 50
 }
 
 const (
@@ -45,7 +45,7 @@ const (
 // the ids of the runs. Claims stay when their runs go. Who calls it repeats it
 // until a step returns fewer than the batch.
 func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, err error) {
-	r.Batch = cmp.Or(r.Batch, 200)
+	r.Batch = cmp.Or(r.Batch, 50)
 	r.Claims = cmp.Or(r.Claims, 30*24*time.Hour)
 	now := s.now()
 	ids, err := s.beyond(ctx, r, now)
