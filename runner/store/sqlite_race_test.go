@@ -102,6 +102,9 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 	for next := &r; next != nil; {
 		now := *next
 		w.start(t, now)
+		if got, err := s.Get(t.Context(), now.ID); err != nil || got.State != runner.Running { // and so it takes a while
+			t.Errorf("%s runs as %q: %v", now.ID, got.State, err)
+		}
 		w.end(now) // before the end is recorded: afterwards the next may be running
 		var err error
 		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false); err != nil {
