@@ -7,7 +7,6 @@ import (
 	"net/textproto"
 	"net/url"
 	"regexp"
-	"slices"
 
 	"sallyport/auth"
 	"sallyport/runner"
@@ -41,20 +40,20 @@ func (s *Server) hook(w http.ResponseWriter, r *http.Request, req *request) erro
 	if err := s.limitCaller(w, who); err != nil {
 		return err
 	}
-	if !h.Unauthenticated && !slices.Contains(h.Callers, who.Caller) {
-		return forbidden(who.Caller)
+	if !h.Unauthenticated && !h.May(who.Caller, runner.MayStart) {
+		return forbidden(who.Caller, "start this hook")
 	}
 	values, err := bind(r, body, who, h)
 	if err != nil {
 		return err
 	}
-	run, err := s.runner.Start(runner.Delivery{
+	started, err := s.runner.Start(r.Context(), runner.Delivery{
 		Hook: h, Caller: who.Caller, Values: values, Claim: claim(who), Body: body, Trace: traceparent(r.Header),
 	})
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
 	}
-	return s.answerRun(w, r, req, run, wait)
+	return s.answerStarted(w, r, req, started, wait)
 }
 
 // authenticate tells who sends. A failure costs the address a token of a
@@ -94,10 +93,10 @@ func (s *Server) limitCaller(w http.ResponseWriter, who *auth.Identity) error {
 	return nil
 }
 
-func forbidden(caller string) error {
+func forbidden(caller, what string) error {
 	return &refusal{
-		status: http.StatusForbidden, kind: "forbidden", reason: "caller " + caller + " may not start this hook",
-		detail: "The credential is valid, and this caller may not start this hook.",
+		status: http.StatusForbidden, kind: "forbidden", reason: "caller " + caller + " may not " + what,
+		detail: "The credential is valid, and this caller may not " + what + ".",
 	}
 }
 
@@ -161,7 +160,7 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 	case errors.As(err, &busy):
 		return &refusal{
 			status: http.StatusServiceUnavailable, kind: "busy", run: &busy.Run,
-			detail: "A run is in flight. Retry-After is when it should be over.",
+			detail: "A run is in flight, and no more may wait. Retry-After is when it should be over.",
 			header: http.Header{"Retry-After": {seconds(busy.RetryAfter)}},
 		}
 	case errors.As(err, &failed):
@@ -173,10 +172,15 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 		return unauthorized(err.Error())
 	case errors.Is(err, runner.ErrDraining):
 		return draining()
-	case errors.Is(err, runner.ErrFull):
+	case errors.Is(err, runner.ErrUnavailable):
 		return &refusal{
-			status: http.StatusServiceUnavailable, kind: "full", cause: err,
-			detail: "The server cannot record another run now.", header: http.Header{"Retry-After": {"60"}},
+			status: http.StatusServiceUnavailable, kind: "unavailable", cause: err,
+			detail: "The server cannot record a run now, so it starts none.", header: http.Header{"Retry-After": {"30"}},
+		}
+	case errors.Is(err, runner.ErrNoInput):
+		return &refusal{
+			status: http.StatusUnprocessableEntity, kind: "no-body",
+			detail: "The command reads the body of its delivery, which is not kept once the run has ended. Send the delivery again.",
 		}
 	}
 	return err

@@ -53,7 +53,10 @@ func (s *Server) routes() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
 	r.Handle("/healthz", methods{http.MethodGet: s.health})
 	r.Handle("/readyz", methods{http.MethodGet: s.ready})
-	r.Handle("/runs/{id}", methods{http.MethodGet: s.getRun})
+	r.Handle("/runs", methods{http.MethodGet: s.listRuns})
+	r.Handle("/runs/{id}", methods{http.MethodGet: s.getRun, http.MethodDelete: s.cancelRun})
+	r.Handle("/runs/{id}/output", methods{http.MethodGet: s.getOutput})
+	r.Handle("/runs/{id}/rerun", methods{http.MethodPost: s.rerun})
 	r.PathPrefix("/").Handler(handler(s.hook))
 	// What has no path at all (OPTIONS *) gets the same answer as an unknown one.
 	r.NotFoundHandler = handler(s.hook)

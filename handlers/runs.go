@@ -1,49 +1,138 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
 
+	"sallyport/auth"
 	"sallyport/runner"
 )
 
 // maxWait bounds how long an answer is held back for the end of a run.
 const maxWait = 300 * time.Second
 
-// getRun answers with a run to the caller that started it. To all others it is
-// as if there were none.
+// caller authenticates a request of the run API, which has no body.
+func (s *Server) caller(w http.ResponseWriter, r *http.Request, req *request) (*auth.Identity, error) {
+	body, release, err := s.bodies.read(w, r, runner.BodySpec{Timeout: time.Second}, s.now())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	who, err := s.authenticate(r, req, body, nil)
+	if err != nil {
+		return nil, err
+	}
+	return who, s.limitCaller(w, who)
+}
+
+// run returns the run of the path to a caller that has the right over it: as
+// the one that started it, or by the file. To all others it is as if there
+// were none; to one that may read it and not do what is asked, 403.
+func (s *Server) run(w http.ResponseWriter, r *http.Request, req *request, right runner.Right) (runner.Run, *auth.Identity, error) {
+	who, err := s.caller(w, r, req)
+	if err != nil {
+		return runner.Run{}, nil, err
+	}
+	run, err := s.runner.Get(r.Context(), mux.Vars(r)["id"])
+	switch {
+	case errors.Is(err, runner.ErrUnknown), err == nil && !s.may(who.Caller, run, runner.MayRead) && !s.may(who.Caller, run, right):
+		return runner.Run{}, nil, notFound()
+	case err != nil:
+		return runner.Run{}, nil, s.notStarted(w, r, req, 0, err)
+	case !s.may(who.Caller, run, right):
+		return runner.Run{}, nil, forbidden(who.Caller, string(right)+" this run")
+	}
+	req.hook, req.run = run.Hook, run.ID
+	return run, who, nil
+}
+
+// may tells whether a caller has a right over a run.
+func (s *Server) may(caller string, run runner.Run, right runner.Right) bool {
+	h, ok := s.config.Hook(run.Hook)
+	if ok && h.May(caller, right) {
+		return true
+	}
+	return right != runner.MayStart && run.Caller == caller
+}
+
+// getRun answers with a run.
 func (s *Server) getRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait, err := preferWait(r.Header)
 	if err != nil {
 		return err
 	}
-	body, release, err := s.bodies.read(w, r, runner.BodySpec{Timeout: time.Second}, s.now())
+	run, _, err := s.run(w, r, req, runner.MayRead)
 	if err != nil {
-		return err
-	}
-	defer release()
-	who, err := s.authenticate(r, req, body, nil)
-	if err != nil {
-		return err
-	}
-	if err := s.limitCaller(w, who); err != nil {
-		return err
-	}
-	run, err := s.runner.Get(mux.Vars(r)["id"])
-	switch {
-	case errors.Is(err, runner.ErrUnknown), err == nil && run.Caller != who.Caller:
-		return notFound()
-	case err != nil:
 		return err
 	}
 	return s.answerRun(w, r, req, run, wait)
+}
+
+// cancelRun ends a run that waits or runs, and answers with it as it stands.
+func (s *Server) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
+	wait, err := preferWait(r.Header)
+	if err != nil {
+		return err
+	}
+	run, _, err := s.run(w, r, req, runner.MayCancel)
+	if err != nil {
+		return err
+	}
+	if run, err = s.runner.Cancel(r.Context(), run.ID); err != nil {
+		return s.notStarted(w, r, req, wait, err)
+	}
+	return s.answerRun(w, r, req, run, wait)
+}
+
+// rerun starts the command of a run again, with the same parameters. It is a
+// command of whoever asks, and no replay.
+func (s *Server) rerun(w http.ResponseWriter, r *http.Request, req *request) error {
+	wait, err := preferWait(r.Header)
+	if err != nil {
+		return err
+	}
+	run, who, err := s.run(w, r, req, runner.MayStart)
+	if err != nil {
+		return err
+	}
+	started, err := s.runner.Rerun(r.Context(), run, who.Caller)
+	if err != nil {
+		return s.notStarted(w, r, req, wait, err)
+	}
+	return s.answerStarted(w, r, req, started, wait)
+}
+
+// waiting is a run that is queued.
+type waiting struct {
+	runner.Run
+	Joined   bool      `json:"joined,omitempty"`
+	Position int       `json:"position"`       // 1 is next
+	Expected time.Time `json:"expected_start"` // by the median of the hook's runs
+}
+
+// answerStarted answers 200 for a run that runs and 202 for one that waits.
+func (s *Server) answerStarted(w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int) error {
+	if started.Run.State != runner.Queued || wait > 0 {
+		return s.answerRun(w, r, req, started.Run, wait)
+	}
+	req.run = started.Run.ID
+	w.Header().Set("Location", "/runs/"+started.Run.ID)
+	writeJSON(w, http.StatusAccepted, "application/json", waiting{
+		Run: started.Run, Joined: started.Joined, Position: started.Position,
+		Expected: s.now().Add(started.Expected).Round(time.Second),
+	})
+	return nil
 }
 
 // answerRun answers 200 with a run: as it stands, or when it has ended if the
@@ -65,6 +154,106 @@ func (s *Server) answerRun(w http.ResponseWriter, r *http.Request, req *request,
 	w.Header().Set("Location", "/runs/"+run.ID)
 	writeJSON(w, http.StatusOK, "application/json", run)
 	return nil
+}
+
+// page is a part of the list of runs.
+type page struct {
+	Runs []runner.Run `json:"runs"`           // newest first
+	Next string       `json:"next,omitempty"` // path and query of the next page
+}
+
+// listRuns answers with the runs that the caller may read: its own, and those
+// of the hooks that the file lets it read.
+func (s *Server) listRuns(w http.ResponseWriter, r *http.Request, req *request) error {
+	who, err := s.caller(w, r, req)
+	if err != nil {
+		return err
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return malformed("The query is malformed.")
+	}
+	f, err := filter(query)
+	if err != nil {
+		return err
+	}
+	var runs []runner.Run
+	more := false
+	for _, part := range s.visible(who.Caller, f) {
+		some, next, err := s.runner.List(r.Context(), part)
+		if err != nil {
+			return err
+		}
+		runs = append(runs, some...)
+		more = more || next != ""
+	}
+	slices.SortFunc(runs, func(a, b runner.Run) int { return cmp.Compare(b.ID, a.ID) })
+	runs = slices.CompactFunc(runs, func(a, b runner.Run) bool { return a.ID == b.ID })
+	if len(runs) > f.Limit {
+		runs, more = runs[:f.Limit], true
+	}
+	p := page{Runs: runs}
+	if p.Runs == nil {
+		p.Runs = []runner.Run{}
+	}
+	if more && len(runs) > 0 {
+		query.Set("before", runs[len(runs)-1].ID)
+		p.Next = "/runs?" + query.Encode()
+	}
+	writeJSON(w, http.StatusOK, "application/json", p)
+	return nil
+}
+
+// visible narrows a filter to what a caller may read: two lists that may
+// overlap.
+func (s *Server) visible(caller string, f runner.Filter) (parts []runner.Filter) {
+	if len(f.Callers) == 0 || slices.Contains(f.Callers, caller) {
+		own := f
+		own.Callers = []string{caller}
+		parts = append(parts, own)
+	}
+	var hooks []string
+	for _, name := range slices.Sorted(maps.Keys(s.config.Hooks)) {
+		if s.config.Hooks[name].May(caller, runner.MayRead) && (len(f.Hooks) == 0 || slices.Contains(f.Hooks, name)) {
+			hooks = append(hooks, name)
+		}
+	}
+	if len(hooks) > 0 {
+		f.Hooks = hooks
+		parts = append(parts, f)
+	}
+	return parts
+}
+
+// filter reads ?hook=&caller=&state=&since=&until=&before=&limit=. The first
+// three may be repeated.
+func filter(q url.Values) (f runner.Filter, err error) {
+	f = runner.Filter{Hooks: q["hook"], Callers: q["caller"], Before: q.Get("before"), Limit: 50}
+	for name := range q {
+		if !slices.Contains([]string{"hook", "caller", "state", "since", "until", "before", "limit"}, name) {
+			return f, malformed("Runs are asked for by hook, caller, state, since, until, before and limit, and nothing else.")
+		}
+	}
+	for _, text := range q["state"] {
+		state := runner.State(text)
+		if state != runner.Queued && state != runner.Running && !slices.Contains(runner.Ends(), state) {
+			return f, malformed("There is no such state of a run.")
+		}
+		f.States = append(f.States, state)
+	}
+	for name, at := range map[string]*time.Time{"since": &f.Since, "until": &f.Until} {
+		if text := q.Get(name); text != "" {
+			if *at, err = time.Parse(time.RFC3339, text); err != nil {
+				return f, malformed("since and until are times as in RFC 3339.")
+			}
+		}
+	}
+	if text := q.Get("limit"); text != "" {
+		if f.Limit, err = strconv.Atoi(text); err != nil || f.Limit < 1 || f.Limit > 1000 {
+			return f, malformed("limit is a number from 1 to 1000.")
+		}
+	}
+	return f, nil
 }
 
 // preferWait reads wait=N, in seconds, out of the Prefer fields; zero without

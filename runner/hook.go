@@ -16,22 +16,42 @@ import (
 type Hook struct {
 	Name            string
 	Path            string
-	Callers         []string
+	Callers         []string // all that may do anything with it
 	Unauthenticated bool
 	Timeout         time.Duration
 	Grace           time.Duration
 	Dir             string // empty for the run's own folder
 	StdinBody       bool
-	Body            BodySpec
-	Output          OutputSpec
+	Busy            Policy
+	QueueTimeout    time.Duration // zero for none
+	// RerunInterrupted says that the command may be run again when nobody saw
+	// its end.
+	RerunInterrupted bool
+	Keep             KeepSpec
+	Body             BodySpec
+	Output           OutputSpec
 
 	command []template
 	env     map[string]template
 	flight  template
 	params  map[string]*param
 	spec    *HookSpec
+	may     map[string][]Right
 	digest  string
 }
+
+// Right is what a caller may do with a hook.
+type Right string
+
+// The rights. MayRead and MayCancel are of the runs that others started, too.
+const (
+	MayStart  Right = "start"
+	MayRead   Right = "read"
+	MayCancel Right = "cancel"
+)
+
+// May tells whether a caller has a right.
+func (h *Hook) May(caller string, r Right) bool { return slices.Contains(h.may[caller], r) }
 
 // Spec returns the hook as it was written, defaults filled in.
 func (h *Hook) Spec() HookSpec { return *h.spec }
@@ -115,8 +135,10 @@ func Compile(specs map[string]*HookSpec, callers []string, p *problem.List) map[
 func compile(name string, s HookSpec, known map[string]bool, p *problem.List) *Hook {
 	fillDefaults(name, &s)
 	h := &Hook{
-		Name: name, Path: s.Path, Callers: s.Callers, Unauthenticated: s.Unauthenticated,
-		Timeout: s.Timeout, Grace: s.Grace, Dir: s.Dir, StdinBody: s.Stdin == "body", Body: s.Body, Output: s.Output,
+		Name: name, Path: s.Path, Unauthenticated: s.Unauthenticated, Keep: s.Keep,
+		Busy: Policy{Kind: Kind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
+		RerunInterrupted: s.OnInterrupted == "rerun",
+		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, StdinBody: s.Stdin == "body", Body: s.Body, Output: s.Output,
 		spec: &s,
 	}
 	h.checkPath(p)
@@ -157,8 +179,15 @@ func fillDefaults(name string, s *HookSpec) {
 	if s.Path == "" {
 		s.Path = "/hooks/" + name
 	}
-	if s.Busy == "" {
-		s.Busy = "reject"
+	switch {
+	case s.Busy.Queue > 0:
+		s.Busy.Kind = string(Queue)
+	case s.Busy.Kind == "":
+		s.Busy.Kind = string(Reject)
+	}
+	def(&s.Keep.Age, 30*24*time.Hour)
+	if s.Keep.Count == 0 {
+		s.Keep.Count = 1000
 	}
 }
 
@@ -180,32 +209,69 @@ func (h *Hook) checkPath(p *problem.List) {
 	}
 }
 
+// maxQueue bounds how many runs of a flight may wait.
+const maxQueue = 10_000
+
 func (h *Hook) checkCallers(known map[string]bool, p *problem.List) {
 	at := p.At("callers")
+	grants := h.spec.Callers
 	switch {
-	case h.Unauthenticated && len(h.Callers) > 0:
+	case h.Unauthenticated && len(grants) > 0:
 		p.At("dangerously_unauthenticated").Errorf("contradicts callers: leave one of the two out")
 	case h.Unauthenticated:
 		p.At("dangerously_unauthenticated").Warnf("anybody who reaches the server may start the hook %s", h.Name)
-	case len(h.Callers) == 0:
+	case len(grants) == 0:
 		at.Errorf("names nobody: a hook that nobody may start is a mistake")
 	}
-	seen := map[string]bool{}
-	for i, c := range h.Callers {
-		if !known[c] {
-			at.Index(i).Errorf("there is no caller %q", c)
+	h.may = make(map[string][]Right, len(grants))
+	for i, g := range grants {
+		if !known[g.Caller] {
+			at.Index(i).Errorf("there is no caller %q", g.Caller)
 		}
-		if seen[c] {
-			at.Index(i).Errorf("%q stands here twice", c)
+		if h.may[g.Caller] != nil {
+			at.Index(i).Errorf("%q stands here twice", g.Caller)
 		}
-		seen[c] = true
+		h.Callers = append(h.Callers, g.Caller)
+		h.may[g.Caller] = []Right{MayStart}
+		if g.May != nil {
+			h.may[g.Caller] = rights(g.May, at.Index(i).At("may"))
+		}
 	}
+}
+
+func rights(written []string, p *problem.List) []Right {
+	list := make([]Right, len(written))
+	for i, w := range written {
+		list[i] = Right(w)
+		if list[i] != MayStart && list[i] != MayRead && list[i] != MayCancel {
+			p.Index(i).Errorf("%q is no right: start, read or cancel", w)
+		}
+	}
+	if len(list) == 0 {
+		p.Errorf("allows nothing: leave the caller out")
+	}
+	return list
 }
 
 func (h *Hook) checkBounds(p *problem.List) {
 	s := h.spec
-	if s.Busy != "reject" {
-		p.At("busy").Errorf("%q is no policy: reject", s.Busy)
+	switch h.Busy.Kind {
+	case Reject, Join, Replace:
+	case Queue:
+		if s.Busy.Queue < 1 || s.Busy.Queue > maxQueue {
+			p.At("busy").Errorf("a queue has a length from 1 to %d: busy: {queue: 10}", maxQueue)
+		}
+	default:
+		p.At("busy").Errorf("%q is no policy: reject, {queue: N}, join or replace", s.Busy.Kind)
+	}
+	if s.QueueTimeout != 0 && h.Busy.Kind == Reject {
+		p.At("queue_timeout").Errorf("is for a hook whose runs may wait, and busy: reject has none")
+	}
+	if s.OnInterrupted != "" && s.OnInterrupted != "rerun" {
+		p.At("on_interrupted").Errorf("%q is no policy: rerun, or leave it out", s.OnInterrupted)
+	}
+	if s.Keep.Count < 1 || s.Keep.Age < 0 {
+		p.At("keep").Errorf("has a bound below nothing")
 	}
 	if s.Stdin != "" && s.Stdin != "body" {
 		p.At("stdin").Errorf("%q is no source: body, or leave it out", s.Stdin)
@@ -220,6 +286,7 @@ func (h *Hook) checkBounds(p *problem.List) {
 	}
 	positive(s.Timeout, p.At("timeout"))
 	positive(s.Grace, p.At("grace"))
+	positive(s.QueueTimeout, p.At("queue_timeout"))
 	positive(s.Body.Timeout, p.At("body", "timeout"))
 	if s.Body.Max > 1<<30 {
 		p.At("body", "max").Errorf("is over 1GiB, and a body is held in memory while it is verified")

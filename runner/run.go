@@ -29,6 +29,8 @@ type Run struct {
 	Params  map[string]string `json:"params,omitempty"`
 	Created time.Time         `json:"created"`
 	Started time.Time         `json:"started,omitzero"`
+	Of      string            `json:"of,omitempty"`      // the run that this one repeats
+	Attempt int               `json:"attempt,omitempty"` // how often it was repeated by itself, after an interruption
 	End
 }
 
@@ -55,6 +57,7 @@ type Order struct {
 	Hook    string
 	Digest  string // of the hook as the server has it: Hook.Digest
 	Caller  string
+	Flight  string
 	Values  Values // of the parameters; compiled to an argv where the process is started
 	Trace   string // W3C traceparent, may be empty
 	Stdin   []byte
@@ -66,6 +69,9 @@ type Order struct {
 type Processes interface {
 	// Start returns once the command runs, or why it does not.
 	Start(Order) error
+	// Known tells whether a run was ever given to Start, even if its end was
+	// not seen.
+	Known(run string) (bool, error)
 	// Follow yields the end of a run once and is closed. It is an error when
 	// the run is not known.
 	Follow(run string) (<-chan End, error)
@@ -75,3 +81,6 @@ type Processes interface {
 	// List names the runs that are under way.
 	List() ([]string, error)
 }
+
+// Ends are the states in which a run is over.
+func Ends() []State { return []State{Succeeded, Failed, TimedOut, Cancelled, Interrupted} }

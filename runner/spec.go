@@ -3,17 +3,23 @@
 // It knows nothing of HTTP, of who calls, or of processes.
 package runner
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // HookSpec is a hook as the configuration file writes it.
 type HookSpec struct {
 	Path            string               `yaml:"path"`    // default /hooks/<name>
-	Callers         []string             `yaml:"callers"` // who may start it
+	Callers         []Grant              `yaml:"callers"` // who may do what with it
 	Unauthenticated bool                 `yaml:"dangerously_unauthenticated"`
 	Command         []string             `yaml:"command"` // argv; "{name}" is a hole, "{{" and "}}" are braces
 	Params          map[string]ParamSpec `yaml:"params"`
-	Flight          string               `yaml:"flight"`  // template; one run at a time for each value. Default: one for the hook
-	Busy            string               `yaml:"busy"`    // reject (default)
+	Flight          string               `yaml:"flight"`         // template; one run at a time for each value. Default: one for the hook
+	Busy            BusySpec             `yaml:"busy"`           // reject (default), queue: N, join, replace
+	QueueTimeout    time.Duration        `yaml:"queue_timeout"`  // how long a run may wait; default for ever
+	OnInterrupted   string               `yaml:"on_interrupted"` // rerun, or empty: the command may be run again when its end was not seen
+	Keep            KeepSpec             `yaml:"keep"`
 	Timeout         time.Duration        `yaml:"timeout"` // default 1h
 	Grace           time.Duration        `yaml:"grace"`   // between TERM and KILL; default 10s
 	Dir             string               `yaml:"dir"`     // working directory, absolute; default the run's own folder
@@ -21,6 +27,41 @@ type HookSpec struct {
 	Stdin           string               `yaml:"stdin"`   // "body", or empty for /dev/null
 	Body            BodySpec             `yaml:"body"`
 	Output          OutputSpec           `yaml:"output"`
+}
+
+// Grant says what a caller may do with a hook and its runs. It is written as the
+// caller's name alone, or with may.
+type Grant struct {
+	Caller string `yaml:"caller"`
+	// May is start, read and cancel. read and cancel are of all the hook's runs;
+	// who may start may do both with its own in any case. Default: start.
+	May []string `yaml:"may"`
+}
+
+// UnmarshalYAML reads the caller's name alone.
+func (g *Grant) UnmarshalYAML(decode func(any) error) error { return decode(&g.Caller) }
+
+// BusySpec is what happens to a delivery whose flight is in the air: reject,
+// join, replace, or the mapping {queue: N}.
+type BusySpec struct {
+	Kind  string `yaml:"-"`
+	Queue int    `yaml:"queue"` // how many may wait
+}
+
+// UnmarshalYAML reads the forms that are one word.
+func (b *BusySpec) UnmarshalYAML(decode func(any) error) error { return decode(&b.Kind) }
+
+func (b BusySpec) String() string {
+	if b.Queue > 0 {
+		return fmt.Sprintf("queue: %d", b.Queue)
+	}
+	return b.Kind
+}
+
+// KeepSpec says how long ended runs and their outputs are kept.
+type KeepSpec struct {
+	Age   time.Duration `yaml:"age"`   // since the end; default 30 days (720h)
+	Count int           `yaml:"count"` // of the hook's runs; default 1000
 }
 
 // BodySpec bounds what a sender may send.

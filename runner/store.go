@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"context"
 	"errors"
 	"time"
 )
@@ -16,28 +17,90 @@ type Claim struct {
 	OneBody bool
 }
 
+// Policy is what happens to a delivery whose flight is in the air.
+type Policy struct {
+	Kind  Kind
+	Depth int // Queue: how many may wait
+}
+
+// Kind is a kind of Policy.
+type Kind string
+
+// The kinds.
+const (
+	Reject  Kind = "reject"  // busy
+	Queue   Kind = "queue"   // wait, in order
+	Join    Kind = "join"    // one pending run stands for all who come, with the newest parameters
+	Replace Kind = "replace" // the run in the air is cancelled, and the newest runs
+)
+
+// Feed is what a command is given besides its parameters. It is kept until
+// the run ends, and with the run if its end was not seen.
+type Feed struct {
+	Trace string // W3C traceparent, may be empty
+	Stdin []byte
+}
+
+// Admission is what became of a delivery.
+type Admission struct {
+	Run        Run   // as recorded: running, so start it now, or queued
+	Joined     bool  // Run was pending before, and now has this delivery's parameters
+	Position   int   // of a queued run, 1 is next
+	Stop       *Run  // Replace: to be cancelled, so that Run can start
+	Superseded []Run // Replace: were pending, and ended as cancelled
+}
+
+// Filter says which runs List returns. Empty fields let all through.
+type Filter struct {
+	Hooks   []string
+	Callers []string
+	States  []State
+	Since   time.Time // created at or after
+	Until   time.Time // created before
+	Before  string    // cursor: the id of the last run of the page before
+	Limit   int       // at most; 0 means 50
+}
+
 // Store is the record of runs and of the claims on the deliveries that started
-// them. Its methods may be called at once from many goroutines.
+// them. Its methods may be called at once from many goroutines; what they
+// return was durable before.
 type Store interface {
 	// Find returns the run that a delivery to the hook started, or
 	// ErrUnknown, or ErrReused.
-	Find(hook string, c Claim) (Run, error)
-	// Begin records a run together with the claim of its delivery, both or
-	// neither. A delivery claimed before is *Replayed or ErrReused. What
-	// cannot be recorded is refused: the caller starts nothing on any error.
-	Begin(r Run, c Claim) error
-	// Finish records the end of a run and returns the run. With giveBack, the
-	// claim is given up: the delivery may come again.
-	Finish(id string, s State, e End, giveBack bool) (Run, error)
+	Find(ctx context.Context, hook string, c Claim) (Run, error)
+	// Admit records a run together with the claim of its delivery, both or
+	// neither. A flight has one running run at most. Errors are *Replayed,
+	// ErrReused, *Busy and ErrUnavailable; then nothing may be started.
+	Admit(ctx context.Context, r Run, c Claim, p Policy, in Feed) (Admission, error)
+	// Finish records the end of a run and, if promote is set, makes the next of
+	// its flight running in the same stroke. With giveBack the claims on it
+	// are given up: their deliveries may come again. It may be repeated.
+	Finish(ctx context.Context, id string, s State, e End, giveBack, promote bool) (ended Run, next *Run, err error)
+	// Promote makes the next run of every flight running that has none in the
+	// air, and returns those runs.
+	Promote(ctx context.Context) ([]Run, error)
+	// Feed returns what the command of a run is to be given, or ErrUnknown.
+	Feed(ctx context.Context, id string) (Feed, error)
 	// Get returns a run, or ErrUnknown.
-	Get(id string) (Run, error)
+	Get(ctx context.Context, id string) (Run, error)
+	// List returns the newest runs first, and the cursor of the next page,
+	// empty on the last one.
+	List(ctx context.Context, f Filter) (runs []Run, next string, err error)
+	// Active returns the runs that are queued or running.
+	Active(ctx context.Context) ([]Run, error)
+	// CancelQueued ends a run that waits as cancelled, and reports whether it
+	// did. A run that does not wait is returned as it stands.
+	CancelQueued(ctx context.Context, id string) (Run, bool, error)
+	// ExpireQueued ends the runs of a hook that were accepted before the time
+	// and wait still, as timed out, and returns them.
+	ExpireQueued(ctx context.Context, hook string, before time.Time) ([]Run, error)
 }
 
 // Errors of a Store.
 var (
-	ErrUnknown = errors.New("no such run")
-	ErrReused  = errors.New("one-time credential used again with another body")
-	ErrFull    = errors.New("no room to remember another delivery")
+	ErrUnknown     = errors.New("no such run")
+	ErrReused      = errors.New("one-time credential used again with another body")
+	ErrUnavailable = errors.New("the store cannot record")
 )
 
 // Replayed says that a delivery started Run already.

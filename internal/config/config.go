@@ -205,8 +205,8 @@ func (f *File) checkUse(p *problem.List) {
 			continue
 		}
 		open = open || h.Unauthenticated
-		for _, name := range h.Callers {
-			used[name] = true
+		for _, g := range h.Callers {
+			used[g.Caller] = true
 		}
 	}
 	if len(f.Callers) == 0 && !open {

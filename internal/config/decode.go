@@ -56,7 +56,7 @@ func (d *decoder) value(n ast.Node, at place, path string, v reflect.Value) {
 		v.Set(reflect.New(v.Type().Elem()))
 		v = v.Elem()
 	}
-	_, isList := n.(*ast.SequenceNode)
+	_, isScalar := n.(ast.ScalarNode)
 	switch to := v.Addr().Interface().(type) {
 	case *any:
 		*to = d.any(n, at, path)
@@ -65,7 +65,7 @@ func (d *decoder) value(n ast.Node, at place, path string, v reflect.Value) {
 		d.text(n, at, path, to)
 		return
 	case interface{ UnmarshalYAML(func(any) error) error }:
-		if !isList { // a list is read as one, so that each entry has its place
+		if isScalar { // what has parts is read as such, so that each has its place
 			d.text(n, at, path, to)
 			return
 		}

@@ -105,7 +105,7 @@ func describeHook(row rowFunc, h *runner.Hook) {
 	if h.Unauthenticated {
 		row("  callers", "anybody, unauthenticated")
 	} else {
-		row("  callers", "%s", strings.Join(s.Callers, ", "))
+		row("  callers", "%s", strings.Join(h.Callers, ", "))
 	}
 	row("  command", "%q", s.Command)
 	label := "  params"
