@@ -102,11 +102,15 @@ func (r *Runner) Drain(ctx context.Context) {
 }
 
 // Leave takes no more deliveries and starts nothing more. Runs go on, and the
-// next server takes them up.
+// next server takes them up; who waits for one is answered as it stands.
 func (r *Runner) Leave() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.draining, r.left = true, true
+	for id, done := range r.done {
+		close(done)
+		delete(r.done, id)
+	}
 }
 
 func (r *Runner) isLeft() bool {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"sallyport/internal/config"
@@ -30,20 +31,20 @@ const (
 // Server is one TLS listener and what answers on it.
 type Server struct {
 	http     *http.Server
+	raw      net.Listener // below the limits and TLS
 	listener net.Listener
+	next     func(listener, ready *os.File) error
 	runner   *runner.Runner
 	drain    time.Duration
 	log      *slog.Logger
 }
 
-// Listen opens the address of the configuration. Nothing is accepted before
-// Serve.
-func Listen(ctx context.Context, c *config.Config, h http.Handler, run *runner.Runner, log *slog.Logger) (*Server, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
-	if err != nil {
-		return nil, err
-	}
+// New returns a server on a listener. Nothing is accepted before Serve. next
+// starts the server that takes over from this one, with the two files as its
+// descriptors 3 and 4 and HandoverEnv set.
+func New(l net.Listener, c *config.Config, h http.Handler, run *runner.Runner, next func(listener, ready *os.File) error, log *slog.Logger) *Server {
 	return &Server{
+		raw: l, next: next,
 		http: &http.Server{
 			Handler:           h,
 			ReadHeaderTimeout: headerTimeout,
@@ -64,26 +65,50 @@ func Listen(ctx context.Context, c *config.Config, h http.Handler, run *runner.R
 		},
 		listener: tls.NewListener(limit(l, c.Limits.Connections, c.Limits.ConnectionsPerAddress), c.TLS),
 		runner:   run, drain: c.Drain, log: log,
-	}, nil
+	}
 }
 
 // Addr is where the server listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Serve answers until stop is closed, then drains: deliveries are refused with
-// 503 while runs in the air may end, for as long as the configuration says;
-// what still runs then is stopped. A second event on kill ends that at once. When
-// Serve returns, no command is left.
-func (s *Server) Serve(stop, kill <-chan struct{}) error {
+// Signals end a server. Stop and Kill are closed once; each event on HandOver
+// is an attempt.
+type Signals struct {
+	Stop, Kill, HandOver <-chan struct{}
+}
+
+// Serve answers until it is told to stop, then drains: deliveries are refused
+// with 503 while runs in the air may end, for as long as the configuration
+// says; what still runs then is stopped, at once when it is told to kill. No
+// command is left when it returns, unless it handed over: then all runs go on,
+// and handedOver is true.
+func (s *Server) Serve(sig Signals) (handedOver bool, err error) {
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(s.listener) }()
 	s.log.Info("serving", "address", "https://"+s.Addr().String())
 	var serveErr error
-	select {
-	case serveErr = <-failed:
-		s.log.Error("serving ended", "error", serveErr)
-	case <-stop:
+	for waiting := true; waiting; {
+		waiting = false
+		select {
+		case serveErr = <-failed:
+			s.log.Error("serving ended", "error", serveErr)
+		case <-sig.Stop:
+		case <-sig.HandOver:
+			if err := s.handOver(); err != nil {
+				s.log.Error("not handed over", "error", err)
+				waiting = true
+				continue
+			}
+			s.runner.Leave()
+			s.close()
+			s.log.Info("handed over")
+			return true, nil
+		}
 	}
+	return false, s.drainAll(sig.Kill, serveErr)
+}
+
+func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {
 	s.log.Info("draining", "runs_may_take", s.drain.String())
 	ctx, cancel := context.WithTimeout(context.Background(), s.drain)
 	defer cancel()
