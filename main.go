@@ -115,34 +115,124 @@ func (cmd *serveCmd) Run(s *streams) error {
 	if c == nil {
 		return exitCode(1)
 	}
+	exe, err := os.Executable() // now: later it may have been replaced
+	if err != nil {
+		return err
+	}
 	log := newLog(s.err)
 	syscall.Umask(0o077) // what the server and its commands write is theirs alone, unless they say otherwise
-	procs, err := process.NewLocal(filepath.Join(c.State, "runs"), c.Hook, log)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	_, handedOver := os.LookupEnv(server.HandoverEnv)
+	listener, ready, err := server.Inherited(ctx, c, handedOver)
 	if err != nil {
 		return err
 	}
-	const remembered = 1 << 14
-	runs := runner.New(store.NewMemory(remembered, time.Now), procs, time.Now, log)
-	srv, err := server.Listen(context.Background(), c, handlers.New(c, runs, time.Now, log), runs, log)
+	st, err := openStore(ctx, c.State, ready, log)
 	if err != nil {
 		return err
 	}
-	stop, kill := signals()
-	return srv.Serve(stop, kill)
+	defer closing(st, "the record", log)
+	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Log: log})
+	if err != nil {
+		return err
+	}
+	defer closing(procs, "the supervisor's socket", log)
+	runs := runner.New(st, procs, c.Hook, time.Now, log)
+	if err := runs.Recover(ctx); err != nil {
+		return fmt.Errorf("taking up what runs: %w", err)
+	}
+	go maintain(ctx, c, runs, st, log)
+	next := func(listener, ready *os.File) error {
+		env := append(os.Environ(), server.HandoverEnv+"=1")
+		return process.StartServer(exe, os.Args[1:], env, listener, ready)
+	}
+	srv := server.New(listener, c, handlers.New(c, runs, time.Now, log), runs, next, log)
+	if err := server.Notify(); err != nil {
+		log.Warn("service manager not told", "error", err)
+	}
+	left, err := srv.Serve(signals())
+	if !left {
+		err = errors.Join(err, procs.Quit())
+	}
+	return err
 }
 
-// signals closes stop at the first SIGTERM or SIGINT and kill at the second.
-func signals() (stop, kill <-chan struct{}) {
-	first, second := make(chan struct{}), make(chan struct{})
-	got := make(chan os.Signal, 2)
+func closing(c io.Closer, what string, log *slog.Logger) {
+	if err := c.Close(); err != nil {
+		log.Error("closing "+what, "error", err)
+	}
+}
+
+// openStore opens the record. A server that is taking over tells the one before
+// it to let go, and waits for that.
+func openStore(ctx context.Context, dir string, ready func() error, log *slog.Logger) (*store.SQLite, error) {
+	if ready == nil {
+		return store.Open(ctx, dir, time.Now, log)
+	}
+	if err := ready(); err != nil {
+		return nil, fmt.Errorf("telling the server before this one: %w", err)
+	}
+	const patience, pause = time.Minute, 10 * time.Millisecond
+	for end := time.After(patience); ; {
+		st, err := store.Open(ctx, dir, time.Now, log)
+		if !errors.Is(err, store.ErrHeld) {
+			return st, err
+		}
+		select {
+		case <-end:
+			return nil, err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// maintain keeps the past within its bounds, in small steps.
+func maintain(ctx context.Context, c *config.Config, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
+	keep := store.Retention{Hooks: make(map[string]store.Keep, len(c.Hooks)), Default: store.Keep{Age: 30 * 24 * time.Hour, Count: 1000}}
+	for name, h := range c.Hooks {
+		keep.Hooks[name] = store.Keep{Age: h.Keep.Age, Count: h.Keep.Count}
+	}
+	dir := filepath.Join(c.State, "runs")
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := runs.ExpireQueued(ctx, c.Hooks)
+		removed, pruning := st.Prune(ctx, keep)
+		for _, id := range removed {
+			err = errors.Join(err, process.Remove(dir, id))
+		}
+		_, trimming := process.Trim(dir, int64(c.Outputs))
+		if err := errors.Join(err, pruning, trimming); err != nil {
+			log.Error("tidying", "error", err)
+		}
+	}
+}
+
+// signals are SIGTERM or SIGINT to stop, a second one to kill, and SIGUSR2 to
+// hand over.
+func signals() server.Signals {
+	first, second, next := make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
+	got, usr := make(chan os.Signal, 2), make(chan os.Signal, 1)
 	signal.Notify(got, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(usr, syscall.SIGUSR2)
 	go func() {
 		<-got
 		close(first)
 		<-got
 		close(second)
 	}()
-	return first, second
+	go func() {
+		for range usr {
+			next <- struct{}{}
+		}
+	}()
+	return server.Signals{Stop: first, Kill: second, HandOver: next}
 }
 
 // newLog writes text for a person at a terminal and JSON for a program.

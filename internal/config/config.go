@@ -35,7 +35,8 @@ type File struct {
 	State   string                      `yaml:"state"`  // a folder, relative to the file; required
 	TLS     certs.Spec                  `yaml:"tls"`
 	Limits  Limits                      `yaml:"limits"`
-	Drain   time.Duration               `yaml:"drain"` // how long runs may go on after SIGTERM; default 30s
+	Drain   time.Duration               `yaml:"drain"`   // how long runs may go on after SIGTERM; default 30s
+	Outputs runner.Size                 `yaml:"outputs"` // what all outputs together may take of the disk; default 10GiB
 	Callers map[string]*CallerSpec      `yaml:"callers"`
 	Hooks   map[string]*runner.HookSpec `yaml:"hooks"`
 }
@@ -70,6 +71,7 @@ type Config struct {
 	TLS          *tls.Config
 	Limits       Limits
 	Drain        time.Duration
+	Outputs      runner.Size
 	Auth         *auth.Callers
 	CallerLimits map[string]Limit // of every caller
 	Hooks        map[string]*runner.Hook
@@ -142,7 +144,7 @@ func compile(f *File, dir string, env Env, p *problem.List) *Config {
 	checkListen(f.Listen, p.At("listen"))
 	f.Limits.check(p.At("limits"))
 	c := &Config{
-		Listen: f.Listen, State: f.State, Limits: f.Limits, Drain: f.Drain,
+		Listen: f.Listen, State: f.State, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs,
 		TLS:          certs.Load(f.TLS, dir, env.Now, p.At("tls")),
 		CallerLimits: make(map[string]Limit, len(f.Callers)),
 		callers:      f.Callers,
@@ -180,6 +182,9 @@ func (f *File) fillDefaults() {
 	}
 	if f.Drain == 0 {
 		f.Drain = 30 * time.Second
+	}
+	if f.Outputs == 0 {
+		f.Outputs = 10 << 30
 	}
 	l := &f.Limits
 	l.Address = l.Address.orDefault(Limit{Rate: 20, Burst: 100})
