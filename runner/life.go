@@ -56,7 +56,7 @@ func (r *Runner) rerunInterrupted(run Run) {
 	in, err := r.store.Feed(context.Background(), run.ID)
 	var again Run
 	if err == nil {
-		again, err = r.newRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, Of: run.ID})
+		again, err = r.newRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, RerunOf: run.ID})
 	}
 	if err == nil {
 		again.Attempt = run.Attempt + 1

@@ -29,8 +29,8 @@ type Run struct {
 	Params  map[string]string `json:"params,omitempty"`
 	Created time.Time         `json:"created"`
 	Started time.Time         `json:"started,omitzero"`
-	Of      string            `json:"of,omitempty"`      // the run that this one repeats
-	Attempt int               `json:"attempt,omitempty"` // how often it was repeated by itself, after an interruption
+	RerunOf string            `json:"rerun_of,omitempty"` // the run that this one repeats
+	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated by itself, after an interruption
 	End
 }
 

@@ -13,13 +13,13 @@ import (
 
 // Delivery is one verified request for a hook, its parameters bound.
 type Delivery struct {
-	Hook   *Hook
-	Caller string
-	Values Values
-	Claim  Claim
-	Body   []byte // for stdin
-	Trace  string // W3C traceparent, or empty
-	Of     string // the run that this one repeats, or empty
+	Hook    *Hook
+	Caller  string
+	Values  Values
+	Claim   Claim
+	Body    []byte // for stdin
+	Trace   string // W3C traceparent, or empty
+	RerunOf string // the run that this one repeats, or empty
 }
 
 // Started is what a delivery led to.
@@ -135,7 +135,7 @@ func (r *Runner) newRun(d Delivery) (Run, error) {
 	}
 	run := Run{
 		ID: id.String(), Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values),
-		Params: d.Values, Created: r.now(), Of: d.Of,
+		Params: d.Values, Created: r.now(), RerunOf: d.RerunOf,
 	}
 	return run, nil
 }
@@ -379,7 +379,7 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string) (Started, er
 	if problems := h.check(run.Params); len(problems) > 0 {
 		return Started{}, &NotStarted{Run: run, Reason: fmt.Errorf("parameter %s %s", problems[0].Param, problems[0].Text)}
 	}
-	d := Delivery{Hook: h, Caller: caller, Values: run.Params, Of: run.ID}
+	d := Delivery{Hook: h, Caller: caller, Values: run.Params, RerunOf: run.ID}
 	if h.StdinBody {
 		in, err := r.store.Feed(ctx, run.ID)
 		if err != nil {

@@ -1,3 +1,4 @@
+// Package store keeps the record of runs.
 package store
 
 import (

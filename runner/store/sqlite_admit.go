@@ -11,53 +11,20 @@ import (
 	"sallyport/runner"
 )
 
-// Kind is a policy's name.
-type Kind string
-
-// The policies for a delivery whose flight is taken.
-const (
-	Reject  Kind = "reject"  // it is refused
-	Queue   Kind = "queue"   // its run waits behind those that wait already
-	Join    Kind = "join"    // one run waits for all who come, with the newest parameters
-	Replace Kind = "replace" // the running run is to be cancelled, and this one is next
-)
-
-// Policy is what happens when the flight is taken. The zero Policy is Reject.
-type Policy struct {
-	Kind  Kind
-	Depth int // Queue: how many may wait
-}
-
-// Input is what a command is given besides its parameters. It is kept with a
-// run until the run ends, and for as long as the run itself if its end was not seen.
-type Input struct {
-	Trace string // W3C traceparent, may be empty
-	Stdin []byte
-}
-
-// Admission says what became of an accepted delivery.
-type Admission struct {
-	Run        runner.Run   // as recorded: Running, to be started now, or Queued
-	Joined     bool         // Run was pending before; its parameters and caller are now the delivery's
-	Position   int          // of a queued Run, 1 for the next
-	Stop       *runner.Run  // Replace: the running run, to be cancelled
-	Superseded []runner.Run // pending runs that were ended as Cancelled
-}
-
 // Admit records a run and the claim of its delivery, both or neither, and
 // decides its state: Running when nothing of its flight runs, else what the
 // policy says. The state and start that run has are not looked at. A delivery
 // claimed before is *runner.Replayed or runner.ErrReused; one refused for
-// being busy is *runner.Busy (of which RetryAfter is left to the caller) or
-// *QueueFull, and leaves no trace. The caller starts nothing on any error.
-func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p Policy, in Input) (Admission, error) {
-	var a Admission
+// being busy is *runner.Busy (of which RetryAfter is left to the caller), and
+// leaves no trace. The caller starts nothing on any error.
+func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+	var a runner.Admission
 	err := s.do(ctx, func(ctx context.Context, tx *prepared) (err error) {
 		a, err = s.admit(ctx, tx, run, c, p, in)
 		return err
 	})
 	if err != nil {
-		return Admission{}, err
+		return runner.Admission{}, err
 	}
 	if len(a.Superseded) > 0 {
 		s.settled.forget(run.Hook)
@@ -65,51 +32,51 @@ func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p Po
 	return a, nil
 }
 
-func (s *SQLite) admit(ctx context.Context, tx *prepared, run runner.Run, c runner.Claim, p Policy, in Input) (Admission, error) {
+func (s *SQLite) admit(ctx context.Context, tx *prepared, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
 	switch first, err := claimed(ctx, tx, run.Hook, c); {
 	case err == nil:
-		return Admission{}, &runner.Replayed{Run: first}
+		return runner.Admission{}, &runner.Replayed{Run: first}
 	case !errors.Is(err, runner.ErrUnknown):
-		return Admission{}, err
+		return runner.Admission{}, err
 	}
 	run.Created, run.Started, run.End = instant(micros(run.Created)), instant(0), runner.End{}
 	current, err := tx.run(ctx, sqlInFlight, run.Flight)
-	var a Admission
+	var a runner.Admission
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		run.State, run.Started = runner.Running, instant(micros(s.now()))
-		a, err = Admission{Run: run}, insertRun(ctx, tx, run, 0, in)
+		a, err = runner.Admission{Run: run}, insertRun(ctx, tx, run, 0, in)
 	case err == nil:
 		run.State = runner.Queued
 		a, err = s.wait(ctx, tx, current, run, p, in)
 	}
 	if err != nil {
-		return Admission{}, err
+		return runner.Admission{}, err
 	}
 	return a, claim(ctx, tx, a.Run, c)
 }
 
 // wait records a run behind the current one, as the policy has it.
-func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run, p Policy, in Input) (a Admission, err error) {
+func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run, p runner.Policy, in runner.Feed) (a runner.Admission, err error) {
 	var waiting, last int
 	if err := tx.scan(ctx, []any{&waiting, &last}, sqlQueue, run.Flight); err != nil {
 		return a, err
 	}
-	a = Admission{Run: run, Position: waiting + 1}
+	a = runner.Admission{Run: run, Position: waiting + 1}
 	switch p.Kind {
-	case Reject, "":
+	case runner.Reject, "":
 		return a, &runner.Busy{Run: current}
-	case Queue:
+	case runner.Queue:
 		if waiting >= p.Depth {
-			return a, &QueueFull{Busy: &runner.Busy{Run: current}, Depth: waiting}
+			return a, &runner.Busy{Run: current}
 		}
-	case Join:
+	case runner.Join:
 		if waiting > 0 {
 			a.Joined, a.Position = true, waiting
 			a.Run, err = join(ctx, tx, run, in)
 			return a, err
 		}
-	case Replace:
+	case runner.Replace:
 		a.Stop, a.Position = &current, 1
 		a.Superseded, err = tx.runs(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()), "replaced by run "+run.ID)
 		if err != nil {
@@ -123,7 +90,7 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 
 // join gives the parameters of run to the last that waits. There is more than
 // one only when the hook's policy was another before.
-func join(ctx context.Context, tx *prepared, run runner.Run, in Input) (runner.Run, error) {
+func join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (runner.Run, error) {
 	pending, err := tx.run(ctx, sqlLast, run.Flight)
 	if err != nil {
 		return runner.Run{}, err
@@ -135,13 +102,13 @@ func join(ctx context.Context, tx *prepared, run runner.Run, in Input) (runner.R
 	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin)
 }
 
-func insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in Input) error {
+func insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in runner.Feed) error {
 	params, err := json.Marshal(r.Params)
 	if err != nil {
 		return fmt.Errorf("writing the parameters: %w", err)
 	}
 	_, err = tx.exec(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
-		micros(r.Created), micros(r.Started), in.Trace, in.Stdin)
+		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt)
 	return err
 }
 

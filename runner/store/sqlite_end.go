@@ -9,12 +9,12 @@ import (
 	"sallyport/runner"
 )
 
-// Finish records the end of a run and lets the next of its flight go: next is
+// Finish records the end of a run and, with promote, lets the next of its flight go: next is
 // the one that is Running from now on, to be started by the caller, or nil.
 // With giveBack the deliveries that led to the run may come again. An end that
 // was recorded before stands: it is returned with a nil next, so that Finish may be
 // repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
-func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end runner.End, giveBack bool) (ended runner.Run, next *runner.Run, err error) {
+func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end runner.End, giveBack, promote bool) (ended runner.Run, next *runner.Run, err error) {
 	if !state.Ended() {
 		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is no end", id, state)
 	}
@@ -34,7 +34,9 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 		if err != nil {
 			return err
 		}
-		next, err = s.promote(ctx, tx, ended.Flight)
+		if promote {
+			next, err = s.promote(ctx, tx, ended.Flight)
+		}
 		return err
 	})
 	if err != nil {
@@ -54,6 +56,32 @@ func (s *SQLite) promote(ctx context.Context, tx *prepared, flight string) (*run
 		return nil, err
 	}
 	return &next, nil
+}
+
+// Promote makes the first that waits of every flight the running one, where
+// nothing runs, and returns those runs.
+func (s *SQLite) Promote(ctx context.Context) (promoted []runner.Run, err error) {
+	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		promoted = nil
+		active, err := tx.runs(ctx, sqlActive)
+		if err != nil {
+			return err
+		}
+		for _, run := range active {
+			if run.State != runner.Queued {
+				continue
+			}
+			next, err := s.promote(ctx, tx, run.Flight)
+			if err != nil {
+				return err
+			}
+			if next != nil {
+				promoted = append(promoted, *next)
+			}
+		}
+		return nil
+	})
+	return promoted, err
 }
 
 // CancelQueued ends a run that waits as Cancelled and tells whether it did.

@@ -15,11 +15,10 @@ import (
 // the disk or the database, not about the run asked for, is an ErrUnavailable:
 // nothing was recorded, and the same call may succeed later.
 var (
-	ErrUnavailable = errors.New("store unavailable")
-	// ErrDiskFull is a runner.ErrFull too.
-	ErrDiskFull = fmt.Errorf("disk full: %w", runner.ErrFull)
-	ErrReadOnly = errors.New("database is read-only")
-	ErrCorrupt  = errors.New("database is corrupt")
+	ErrUnavailable = runner.ErrUnavailable
+	ErrDiskFull    = errors.New("disk full")
+	ErrReadOnly    = errors.New("database is read-only")
+	ErrCorrupt     = errors.New("database is corrupt")
 	// ErrHeld says that another server uses the folder.
 	ErrHeld = errors.New("another server holds it")
 	// ErrUnsafe says that other users of the machine could change the folder.
@@ -29,20 +28,6 @@ var (
 )
 
 var errClosed = fmt.Errorf("%w: closed", ErrUnavailable)
-
-// QueueFull says that a run of the flight is under way and that as many as the
-// hook allows wait already. It is a *runner.Busy too.
-type QueueFull struct {
-	Busy  *runner.Busy
-	Depth int // how many wait
-}
-
-func (e *QueueFull) Error() string {
-	return fmt.Sprintf("%v, and the queue is full with %d", e.Busy, e.Depth)
-}
-
-// Unwrap makes a QueueFull a *runner.Busy.
-func (e *QueueFull) Unwrap() error { return e.Busy }
 
 // unavailable tells what an error of the database means. Who gave up waiting
 // gets the context's error as it is.

@@ -107,7 +107,7 @@ func (s *SQLite) tooOld(ctx context.Context, hook string, before time.Time, boun
 	if !bounded {
 		return nil, nil
 	}
-	for _, state := range endStates() {
+	for _, state := range runner.Ends() {
 		// A run is older than its end.
 		some, err := s.ids(ctx, sqlOld, hook, state, firstID(before), micros(before), batch)
 		if err != nil {
@@ -159,7 +159,7 @@ func (s *SQLite) tooMany(ctx context.Context, hook string, count, batch int) (id
 		}
 	}()
 	var newest []string
-	for _, state := range endStates() {
+	for _, state := range runner.Ends() {
 		some, err := s.ids(ctx, sqlNewest, hook, state, count+1)
 		if err != nil {
 			return nil, err
@@ -171,7 +171,7 @@ func (s *SQLite) tooMany(ctx context.Context, hook string, count, batch int) (id
 	}
 	slices.Sort(newest)
 	oldestKept := newest[len(newest)-count]
-	for _, state := range endStates() {
+	for _, state := range runner.Ends() {
 		some, err := s.ids(ctx, sqlOlder, hook, state, oldestKept, batch)
 		if err != nil {
 			return nil, err

@@ -24,11 +24,11 @@ func (s *SQLite) Get(ctx context.Context, id string) (runner.Run, error) {
 	return s.reader.run(ctx, sqlRun, id)
 }
 
-// Input returns what the command of a run is to be given, or runner.ErrUnknown.
-func (s *SQLite) Input(ctx context.Context, id string) (in Input, err error) {
+// Feed returns what the command of a run is to be given, or runner.ErrUnknown.
+func (s *SQLite) Feed(ctx context.Context, id string) (in runner.Feed, err error) {
 	err = s.reader.scan(ctx, []any{&in.Trace, &in.Stdin}, sqlInput, id)
 	if errors.Is(err, sql.ErrNoRows) {
-		return Input{}, runner.ErrUnknown
+		return runner.Feed{}, runner.ErrUnknown
 	}
 	return in, err
 }
@@ -39,20 +39,9 @@ func (s *SQLite) Active(ctx context.Context) ([]runner.Run, error) {
 	return s.reader.runs(ctx, sqlActive)
 }
 
-// Filter picks runs. An empty list allows all.
-type Filter struct {
-	Hooks   []string
-	Callers []string
-	States  []runner.State
-	Since   time.Time // by the time within the run's id, milliseconds
-	Until   time.Time // that time itself not included
-	Before  string    // cursor of an earlier page
-	Limit   int       // of the page, 1 to 1000; 0 for 50
-}
-
 // List returns the runs that f allows, newest first, and the cursor for the
 // rest, empty at the end. A page costs about the same however many runs there are.
-func (s *SQLite) List(ctx context.Context, f Filter) (page []runner.Run, next string, err error) {
+func (s *SQLite) List(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
 	if f.Limit == 0 {
 		f.Limit = 50
 	}
@@ -73,8 +62,8 @@ func (s *SQLite) List(ctx context.Context, f Filter) (page []runner.Run, next st
 		}
 		return tx.StmtContext(ctx, st), nil
 	})
-	for _, part := range f.parts() {
-		low, high := f.bounds()
+	for _, part := range parts(f) {
+		low, high := bounds(f)
 		if len(page) > f.Limit { // only what is newer can still get onto the page
 			low = page[f.Limit].ID
 		}
@@ -112,7 +101,7 @@ type part struct {
 // parts takes a filter apart into lists that an index yields in order, one for
 // each hook, caller and state. A query with all of them at once would read and
 // sort every run that matches, or read every run that does not.
-func (f Filter) parts() (parts []part) {
+func parts(f runner.Filter) (parts []part) {
 	if len(f.Hooks)+len(f.Callers)+len(f.States) == 0 {
 		return []part{{query: sqlList + sqlNewestFirst}}
 	}
@@ -144,11 +133,7 @@ func (f Filter) parts() (parts []part) {
 }
 
 func allStates() []runner.State {
-	return append([]runner.State{runner.Running, runner.Queued}, endStates()...)
-}
-
-func endStates() []runner.State {
-	return []runner.State{runner.Succeeded, runner.Failed, runner.TimedOut, runner.Cancelled, runner.Interrupted}
+	return append([]runner.State{runner.Running, runner.Queued}, runner.Ends()...)
 }
 
 // orAny returns the distinct names, or one nil for any.
@@ -170,7 +155,7 @@ func distinct[T cmp.Ordered](list []T) []T {
 
 // bounds are the ids between which the filter's runs lie, the higher one not
 // included.
-func (f Filter) bounds() (low, high string) {
+func bounds(f runner.Filter) (low, high string) {
 	high = "~" // above every id
 	if f.Before != "" {
 		high = f.Before

@@ -18,7 +18,9 @@ CREATE TABLE runs (
     output_bytes   BIGINT NOT NULL DEFAULT 0,
     output_dropped BIGINT NOT NULL DEFAULT 0,
     trace          TEXT   NOT NULL,
-    stdin          BYTEA
+    stdin          BYTEA,
+    rerun_of       TEXT   NOT NULL DEFAULT '', -- the run that this one repeats
+    attempt        BIGINT NOT NULL DEFAULT 0   -- how often it was repeated by itself
 ) WITHOUT ROWID; -- SQLite only: one tree to write to instead of two
 
 -- This is the single flight: whatever the program believes, two runs of a
