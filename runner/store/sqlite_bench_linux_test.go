@@ -42,7 +42,7 @@ func BenchmarkAdmit(b *testing.B) {
 					for next.Add(1) <= int64(b.N) {
 						r := newRun(b, "build", fmt.Sprint("flight", c))
 						before := time.Now()
-						admit(b, s, r, store.Policy{})
+						admit(b, s, r, runner.Policy{})
 						mine = append(mine, time.Since(before))
 						finish(b, s, r.ID)
 					}
@@ -125,7 +125,7 @@ func BenchmarkPast(b *testing.B) {
 			before := time.Now()
 			s := openIn(b, dir)
 			b.Logf("opened in %v", time.Since(before))
-			for name, f := range map[string]store.Filter{
+			for name, f := range map[string]runner.Filter{
 				"all": {}, "hook": {Hooks: []string{"hook7"}}, "caller": {Callers: []string{"caller7"}},
 				"hook+caller+state": {Hooks: []string{"hook7"}, Callers: []string{"caller7"}, States: []runner.State{runner.Succeeded}},
 				"10 hooks, failed":  {Hooks: []string{"hook0", "hook1", "hook2", "hook3", "hook4", "hook5", "hook6", "hook7", "hook8", "hook9"}, States: []runner.State{runner.Failed}},
@@ -148,7 +148,7 @@ func BenchmarkPast(b *testing.B) {
 				for b.Loop() {
 					r := newRun(b, "hook7", "hook7/x")
 					before := time.Now()
-					admit(b, s, r, store.Policy{})
+					admit(b, s, r, runner.Policy{})
 					took = append(took, time.Since(before))
 					finish(b, s, r.ID)
 				}

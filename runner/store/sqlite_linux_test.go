@@ -81,14 +81,14 @@ func crashChild(ctx context.Context, dir string) error {
 }
 
 func work(ctx context.Context, s *store.SQLite) error {
-	policies := []store.Policy{{Kind: store.Reject}, {Kind: store.Queue, Depth: 5}, {Kind: store.Join}, {Kind: store.Replace}}
+	policies := []runner.Policy{{Kind: runner.Reject}, {Kind: runner.Queue, Depth: 5}, {Kind: runner.Join}, {Kind: runner.Replace}}
 	for {
 		id, err := uuid.NewV7()
 		if err != nil {
 			return err
 		}
 		r := runner.Run{ID: id.String(), Hook: "build", Flight: fmt.Sprint("flight", rand.IntN(4)), Created: time.Now()}
-		a, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, policies[rand.IntN(len(policies))], store.Input{})
+		a, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, policies[rand.IntN(len(policies))], runner.Feed{})
 		if errors.As(err, new(*runner.Busy)) {
 			continue
 		}
@@ -106,7 +106,7 @@ func work(ctx context.Context, s *store.SQLite) error {
 
 func end(ctx context.Context, s *store.SQLite, r *runner.Run, as runner.State) error {
 	for r != nil {
-		ended, next, err := s.Finish(ctx, r.ID, as, runner.End{Ended: time.Now()}, false)
+		ended, next, err := s.Finish(ctx, r.ID, as, runner.End{Ended: time.Now()}, false, true)
 		if err != nil {
 			return err
 		}
@@ -233,7 +233,7 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 	}
 	add := func(i int) (runner.Run, error) {
 		r := runner.Run{ID: fmt.Sprint("run", i), Hook: "build", Flight: fmt.Sprint("flight", i), Created: time.Now()}
-		_, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, store.Policy{}, store.Input{Stdin: make([]byte, 10_000)})
+		_, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, runner.Policy{}, runner.Feed{Stdin: make([]byte, 10_000)})
 		return r, err
 	}
 	if _, err := add(0); err != nil {
@@ -262,7 +262,7 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 	if err := free(); err != nil {
 		return err
 	}
-	if _, _, err := s.Finish(ctx, "run0", runner.Succeeded, runner.End{Ended: time.Now()}, false); err != nil {
+	if _, _, err := s.Finish(ctx, "run0", runner.Succeeded, runner.End{Ended: time.Now()}, false, true); err != nil {
 		return fmt.Errorf("finishing when space is back: %w", err)
 	}
 	if _, err := s.Get(ctx, fmt.Sprint("run", n)); !errors.Is(err, runner.ErrUnknown) {

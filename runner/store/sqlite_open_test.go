@@ -77,7 +77,7 @@ func TestAFolderThatOthersCouldChangeIsRefused(t *testing.T) {
 func TestWhatIsMadeIsForThisUserAlone(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
-	admit(t, s, newRun(t, "build", "f"), store.Policy{})
+	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
 	for name, want := range map[string]os.FileMode{"": 0o700, "lock": 0o600, "state.db": 0o600, "state.db-wal": 0o600, "state.db-shm": 0o600} {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil || info.Mode().Perm() != want {
@@ -123,10 +123,10 @@ func TestAnOlderSchemaComesForwardWithItsRuns(t *testing.T) {
 		t.Fatalf("%v %+v", err, active)
 	}
 	finish(t, s, active[0].ID)
-	if page, _, err := s.List(t.Context(), store.Filter{Hooks: []string{"build"}}); err != nil || len(page) != 1 {
+	if page, _, err := s.List(t.Context(), runner.Filter{Hooks: []string{"build"}}); err != nil || len(page) != 1 {
 		t.Fatalf("%v %+v", err, page)
 	}
-	admit(t, s, newRun(t, "build", "f"), store.Policy{})
+	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
 }
 
 func TestANewerSchemaIsRefusedAndLeftAsItIs(t *testing.T) {
@@ -187,17 +187,17 @@ func TestAReadOnlyOrFullDatabaseRefusesAndGoesOnAfterwards(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
-			before := admit(t, s, newRun(t, "build", "before"), store.Policy{})
+			before := admit(t, s, newRun(t, "build", "before"), runner.Policy{})
 			if err := s.WriteAll(t.Context(), row.spoil); err != nil {
 				t.Fatal(err)
 			}
 			r := newRun(t, "build", "f")
 			r.Params["much"] = string(make([]byte, 100_000))
-			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, store.Policy{}, store.Input{})
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{})
 			if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, row.want) {
 				t.Fatal(err)
 			}
-			if errors.Is(err, runner.ErrFull) != (name == "full") {
+			if errors.Is(err, runner.ErrUnavailable) != (name == "full") {
 				t.Fatal(err)
 			}
 			state(t, s, before.Run.ID, runner.Running)
@@ -205,7 +205,7 @@ func TestAReadOnlyOrFullDatabaseRefusesAndGoesOnAfterwards(t *testing.T) {
 				t.Fatal(err)
 			}
 			finish(t, s, before.Run.ID)
-			if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, store.Policy{}, store.Input{}); err != nil {
+			if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{}); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -219,7 +219,7 @@ func TestAClosedStoreIsUnavailable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, store.Policy{}, store.Input{}); !errors.Is(err, store.ErrUnavailable) {
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{}, runner.Feed{}); !errors.Is(err, store.ErrUnavailable) {
 		t.Fatal(err)
 	}
 	if _, err := s.Get(t.Context(), "x"); !errors.Is(err, store.ErrUnavailable) {

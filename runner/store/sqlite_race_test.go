@@ -50,7 +50,7 @@ type waiter struct {
 func TestNoTwoRunsOfAFlightAndNoneOutOfOrder(t *testing.T) {
 	s := open(t)
 	w := &witness{air: map[string]string{}, seen: map[string]int{}}
-	policies := []store.Policy{{Kind: store.Reject}, {Kind: store.Queue, Depth: 5}, {Kind: store.Queue, Depth: 9}, {Kind: store.Join}, {Kind: store.Replace}}
+	policies := []runner.Policy{{Kind: runner.Reject}, {Kind: runner.Queue, Depth: 5}, {Kind: runner.Queue, Depth: 9}, {Kind: runner.Join}, {Kind: runner.Replace}}
 	var tick atomic.Int64
 	var mu sync.Mutex
 	var waiters []waiter
@@ -62,7 +62,7 @@ func TestNoTwoRunsOfAFlightAndNoneOutOfOrder(t *testing.T) {
 			for range 15 {
 				r := newRun(t, "build", fmt.Sprint("flight", rng.IntN(3)))
 				from := tick.Add(1)
-				a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, policies[rng.IntN(len(policies))], store.Input{})
+				a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, policies[rng.IntN(len(policies))], runner.Feed{})
 				til := tick.Add(1)
 				if errors.As(err, new(*runner.Busy)) {
 					continue
@@ -107,7 +107,7 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 		}
 		w.end(now) // before the end is recorded: afterwards the next may be running
 		var err error
-		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false); err != nil {
+		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false, true); err != nil {
 			t.Error(err)
 			return
 		}

@@ -58,9 +58,9 @@ func newRun(t testing.TB, hook, flight string) runner.Run {
 	}
 }
 
-func admit(t testing.TB, s *store.SQLite, r runner.Run, p store.Policy) store.Admission {
+func admit(t testing.TB, s *store.SQLite, r runner.Run, p runner.Policy) runner.Admission {
 	t.Helper()
-	a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, p, store.Input{})
+	a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, p, runner.Feed{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func admit(t testing.TB, s *store.SQLite, r runner.Run, p store.Policy) store.Ad
 func finish(t testing.TB, s *store.SQLite, id string) *runner.Run {
 	t.Helper()
 	zero := 0
-	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero}, false)
+	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero}, false, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,12 +88,12 @@ func state(t testing.TB, s *store.SQLite, id string, want runner.State) runner.R
 
 func TestRejectRefusesWithTheRunInFlightAndLeavesNoTrace(t *testing.T) {
 	s := open(t)
-	first := admit(t, s, newRun(t, "build", "build"), store.Policy{Kind: store.Reject})
+	first := admit(t, s, newRun(t, "build", "build"), runner.Policy{Kind: runner.Reject})
 	if first.Run.State != runner.Running || first.Run.Started.IsZero() {
 		t.Fatalf("first run: %+v", first.Run)
 	}
 	second := newRun(t, "build", "build")
-	_, err := s.Admit(t.Context(), second, runner.Claim{Key: "d2"}, store.Policy{Kind: store.Reject}, store.Input{})
+	_, err := s.Admit(t.Context(), second, runner.Claim{Key: "d2"}, runner.Policy{Kind: runner.Reject}, runner.Feed{})
 	var busy *runner.Busy
 	if !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
 		t.Fatalf("second: %v", err)
@@ -104,18 +104,18 @@ func TestRejectRefusesWithTheRunInFlightAndLeavesNoTrace(t *testing.T) {
 	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: "d2"}); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatalf("the refused delivery is claimed: %v", err)
 	}
-	admit(t, s, newRun(t, "build", "build/other"), store.Policy{Kind: store.Reject})
+	admit(t, s, newRun(t, "build", "build/other"), runner.Policy{Kind: runner.Reject})
 	if next := finish(t, s, first.Run.ID); next != nil {
 		t.Fatalf("something waits: %+v", next)
 	}
-	if a := admit(t, s, second, store.Policy{Kind: store.Reject}); a.Run.State != runner.Running {
+	if a := admit(t, s, second, runner.Policy{Kind: runner.Reject}); a.Run.State != runner.Running {
 		t.Fatalf("free flight: %+v", a)
 	}
 }
 
 func TestQueueIsBoundedAndInOrder(t *testing.T) {
 	s := open(t)
-	policy := store.Policy{Kind: store.Queue, Depth: 2}
+	policy := runner.Policy{Kind: runner.Queue, Depth: 2}
 	first := admit(t, s, newRun(t, "build", "f"), policy)
 	// The clock of the ids may go back; who came first is still first.
 	older, newer := newRun(t, "build", "f"), newRun(t, "build", "f")
@@ -123,10 +123,9 @@ func TestQueueIsBoundedAndInOrder(t *testing.T) {
 	if second.Position != 1 || third.Position != 2 || third.Run.State != runner.Queued {
 		t.Fatalf("positions %d and %d", second.Position, third.Position)
 	}
-	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, policy, store.Input{})
-	var full *store.QueueFull
+	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, policy, runner.Feed{})
 	var busy *runner.Busy
-	if !errors.As(err, &full) || full.Depth != 2 || !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
+	if !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
 		t.Fatalf("full queue: %v", err)
 	}
 	active, err := s.Active(t.Context())
@@ -147,7 +146,7 @@ func TestQueueIsBoundedAndInOrder(t *testing.T) {
 
 func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.T) {
 	s := open(t)
-	policy := store.Policy{Kind: store.Join}
+	policy := runner.Policy{Kind: runner.Join}
 	first := admit(t, s, newRun(t, "build", "f"), policy)
 	pending := admit(t, s, newRun(t, "build", "f"), policy)
 	if pending.Joined || pending.Position != 1 || pending.Run.State != runner.Queued {
@@ -155,7 +154,7 @@ func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.
 	}
 	newest := newRun(t, "build", "f")
 	newest.Caller, newest.Params = "ops", map[string]string{"ref": "newest"}
-	in := store.Input{Trace: "00-1", Stdin: []byte("body")}
+	in := runner.Feed{Trace: "00-1", Stdin: []byte("body")}
 	joined, err := s.Admit(t.Context(), newest, runner.Claim{Key: "joined"}, policy, in)
 	if err != nil || !joined.Joined || joined.Position != 1 || joined.Run.ID != pending.Run.ID {
 		t.Fatalf("joined: %v %+v", err, joined)
@@ -167,7 +166,7 @@ func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.
 	if again, err := s.Find(t.Context(), "build", runner.Claim{Key: "joined"}); err != nil || again.ID != pending.Run.ID {
 		t.Fatalf("the joined delivery leads to %v %+v", err, again)
 	}
-	if got, err := s.Input(t.Context(), pending.Run.ID); err != nil || got.Trace != in.Trace || string(got.Stdin) != "body" {
+	if got, err := s.Feed(t.Context(), pending.Run.ID); err != nil || got.Trace != in.Trace || string(got.Stdin) != "body" {
 		t.Fatalf("input: %v %+v", err, got)
 	}
 	if next := finish(t, s, first.Run.ID); next == nil || next.ID != pending.Run.ID || next.Params["ref"] != "newest" {
@@ -180,12 +179,12 @@ func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.
 
 func TestReplaceStopsTheRunningAndDropsWhatWaits(t *testing.T) {
 	s := open(t)
-	first := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Replace})
+	first := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
 	if first.Stop != nil || first.Run.State != runner.Running {
 		t.Fatalf("first: %+v", first)
 	}
-	second := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Replace})
-	third := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Replace})
+	second := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	third := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
 	if second.Stop == nil || second.Stop.ID != first.Run.ID || len(second.Superseded) != 0 {
 		t.Fatalf("second: %+v", second)
 	}
@@ -197,7 +196,7 @@ func TestReplaceStopsTheRunningAndDropsWhatWaits(t *testing.T) {
 	if dropped.Reason != runner.Cancelled || dropped.Ended.IsZero() || !strings.Contains(dropped.Error, third.Run.ID) {
 		t.Fatalf("dropped: %+v", dropped)
 	}
-	_, next, err := s.Finish(t.Context(), first.Run.ID, runner.Cancelled, runner.End{Ended: time.Now(), Signal: "SIGTERM"}, false)
+	_, next, err := s.Finish(t.Context(), first.Run.ID, runner.Cancelled, runner.End{Ended: time.Now(), Signal: "SIGTERM"}, false, true)
 	if err != nil || next == nil || next.ID != third.Run.ID {
 		t.Fatalf("next: %v %+v", err, next)
 	}
@@ -205,9 +204,9 @@ func TestReplaceStopsTheRunningAndDropsWhatWaits(t *testing.T) {
 
 func TestAnUnknownPolicyRecordsNothing(t *testing.T) {
 	s := open(t)
-	admit(t, s, newRun(t, "build", "f"), store.Policy{})
+	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
 	r := newRun(t, "build", "f")
-	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, store.Policy{Kind: "later"}, store.Input{}); err == nil {
+	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, runner.Policy{Kind: "later"}, runner.Feed{}); err == nil {
 		t.Fatal("admitted")
 	}
 	if _, err := s.Get(t.Context(), r.ID); !errors.Is(err, runner.ErrUnknown) {
@@ -219,7 +218,7 @@ func TestADeliveryStartsOneRunEver(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
 	c := runner.Claim{Key: "d1", Body: [32]byte{1}, OneBody: true}
-	first, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{})
+	first, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +228,7 @@ func TestADeliveryStartsOneRunEver(t *testing.T) {
 	}
 	s = openIn(t, dir)
 	again := func(c runner.Claim) error {
-		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{})
+		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
 		return err
 	}
 	var replayed *runner.Replayed
@@ -245,7 +244,7 @@ func TestADeliveryStartsOneRunEver(t *testing.T) {
 	if err := again(other); !errors.As(err, &replayed) {
 		t.Errorf("a key that covers the body: %v", err)
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "g"), c, store.Policy{}, store.Input{}); err != nil {
+	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "g"), c, runner.Policy{}, runner.Feed{}); err != nil {
 		t.Errorf("another hook: %v", err)
 	}
 	for range 2 {
@@ -262,7 +261,7 @@ func TestOneOfManyEqualDeliveriesStartsARun(t *testing.T) {
 	for i := range 32 {
 		r := newRun(t, "build", fmt.Sprint("flight ", i))
 		all.Go(func() {
-			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "same"}, store.Policy{}, store.Input{})
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "same"}, runner.Policy{}, runner.Feed{})
 			switch {
 			case err == nil:
 				started.Add(1)
@@ -280,15 +279,15 @@ func TestOneOfManyEqualDeliveriesStartsARun(t *testing.T) {
 func TestAGivenBackDeliveryMayComeAgain(t *testing.T) {
 	s := open(t)
 	c := runner.Claim{Key: "d1"}
-	a, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{})
+	a, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	end := runner.End{Ended: time.Now(), Error: "the command could not be started"}
-	if _, _, err := s.Finish(t.Context(), a.Run.ID, runner.Failed, end, true); err != nil {
+	if _, _, err := s.Finish(t.Context(), a.Run.ID, runner.Failed, end, true, true); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, store.Policy{}, store.Input{}); err != nil {
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{}); err != nil {
 		t.Fatal(err)
 	}
 	if got := state(t, s, a.Run.ID, runner.Failed); got.Error != end.Error {
@@ -299,14 +298,14 @@ func TestAGivenBackDeliveryMayComeAgain(t *testing.T) {
 func TestFinishKeepsTheFirstEndAndEverythingOfIt(t *testing.T) {
 	s := open(t)
 	r := newRun(t, "build", "f")
-	a := admit(t, s, r, store.Policy{})
-	waiting := admit(t, s, newRun(t, "build", "f"), store.Policy{Kind: store.Queue, Depth: 1})
+	a := admit(t, s, r, runner.Policy{})
+	waiting := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1})
 	code := 3
 	end := runner.End{
 		Ended: time.UnixMicro(1_800_000_000_000_001).UTC(), ExitCode: &code, Signal: "SIGKILL", Reason: runner.TimedOut, Error: "why",
 		Output: runner.Output{Bytes: 1 << 40, Dropped: 7},
 	}
-	ended, next, err := s.Finish(t.Context(), r.ID, runner.TimedOut, end, false)
+	ended, next, err := s.Finish(t.Context(), r.ID, runner.TimedOut, end, false, true)
 	if err != nil || next == nil || next.ID != waiting.Run.ID {
 		t.Fatalf("next: %v %+v", err, next)
 	}
@@ -319,17 +318,17 @@ func TestFinishKeepsTheFirstEndAndEverythingOfIt(t *testing.T) {
 			t.Errorf("%s: %+v, not %+v", name, got, want)
 		}
 	}
-	again, next, err := s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()}, true)
+	again, next, err := s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()}, true, true)
 	if err != nil || next != nil || again.State != runner.TimedOut {
 		t.Fatalf("again: %v %+v %+v", err, next, again)
 	}
 	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: r.ID}); err != nil {
 		t.Fatalf("the second end gave the delivery back: %v", err)
 	}
-	if _, _, err := s.Finish(t.Context(), "no such", runner.Failed, runner.End{}, false); !errors.Is(err, runner.ErrUnknown) {
+	if _, _, err := s.Finish(t.Context(), "no such", runner.Failed, runner.End{}, false, true); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatalf("unknown: %v", err)
 	}
-	if _, _, err := s.Finish(t.Context(), waiting.Run.ID, runner.Running, runner.End{}, false); err == nil {
+	if _, _, err := s.Finish(t.Context(), waiting.Run.ID, runner.Running, runner.End{}, false, true); err == nil {
 		t.Fatal("running is no end")
 	}
 }
@@ -338,25 +337,25 @@ func TestInputGoesWithTheEndUnlessThatWasNotSeen(t *testing.T) {
 	s := open(t)
 	for _, end := range []runner.State{runner.Succeeded, runner.Interrupted} {
 		r := newRun(t, "build", "f")
-		if _, err := s.Admit(t.Context(), r, runner.Claim{}, store.Policy{}, store.Input{Stdin: []byte("secret")}); err != nil {
+		if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, runner.Feed{Stdin: []byte("secret")}); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := s.Finish(t.Context(), r.ID, end, runner.End{Ended: time.Now()}, false); err != nil {
+		if _, _, err := s.Finish(t.Context(), r.ID, end, runner.End{Ended: time.Now()}, false, true); err != nil {
 			t.Fatal(err)
 		}
-		in, err := s.Input(t.Context(), r.ID)
+		in, err := s.Feed(t.Context(), r.ID)
 		if kept := len(in.Stdin) > 0; err != nil || kept != (end == runner.Interrupted) {
 			t.Errorf("%s: %v %q", end, err, in.Stdin)
 		}
 	}
-	if _, err := s.Input(t.Context(), "no such"); !errors.Is(err, runner.ErrUnknown) {
+	if _, err := s.Feed(t.Context(), "no such"); !errors.Is(err, runner.ErrUnknown) {
 		t.Error(err)
 	}
 }
 
 func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
 	s := open(t)
-	policy := store.Policy{Kind: store.Queue, Depth: 9}
+	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
 	running := admit(t, s, newRun(t, "build", "f"), policy)
 	one, two, late := newRun(t, "build", "f"), newRun(t, "build", "f"), newRun(t, "build", "f")
 	late.Created = late.Created.Add(time.Hour)
@@ -396,9 +395,9 @@ func fill(t testing.TB, s *store.SQLite, n int) []runner.Run {
 		at := time.UnixMilli(1_700_000_000_000).Add(time.Duration(i) * time.Minute)
 		r.ID = idAt(at, i)
 		r.Caller, r.Created = fmt.Sprint("caller", rng.IntN(3)), at
-		a := admit(t, s, r, store.Policy{})
+		a := admit(t, s, r, runner.Policy{})
 		if i%10 != 0 {
-			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))], runner.End{Ended: at.Add(time.Second)}, false)
+			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))], runner.End{Ended: at.Add(time.Second)}, false, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -428,7 +427,7 @@ func TestEveryFilterYieldsWhatItSaysNewestFirstPageByPage(t *testing.T) {
 		return some
 	}
 	for range 60 {
-		f := store.Filter{
+		f := runner.Filter{
 			Hooks: pick([]string{"hook0", "hook1", "hook2", "hook0", "none"}), Callers: pick([]string{"caller0", "caller1"}),
 			Limit: 1 + rng.IntN(40),
 		}
@@ -455,13 +454,13 @@ func TestEveryFilterYieldsWhatItSaysNewestFirstPageByPage(t *testing.T) {
 		}
 	}
 	for _, limit := range []int{-1, 1001} {
-		if _, _, err := s.List(t.Context(), store.Filter{Limit: limit}); err == nil {
+		if _, _, err := s.List(t.Context(), runner.Filter{Limit: limit}); err == nil {
 			t.Errorf("limit %d", limit)
 		}
 	}
 }
 
-func pages(t testing.TB, s *store.SQLite, f store.Filter) (ids []string) {
+func pages(t testing.TB, s *store.SQLite, f runner.Filter) (ids []string) {
 	t.Helper()
 	for {
 		page, next, err := s.List(t.Context(), f)
@@ -526,7 +525,7 @@ func TestPruneKeepsTheNewestTheYoungTheActiveAndTheClaims(t *testing.T) {
 	}
 	// One more that ends is one too many again.
 	late := newRun(t, "hook0", "late")
-	admit(t, s, late, store.Policy{})
+	admit(t, s, late, runner.Policy{})
 	finish(t, s, late.ID)
 	some, err := s.Prune(t.Context(), r)
 	if err != nil || len(some) != 1 {
@@ -564,7 +563,7 @@ func TestClaimsGoWhenTheyRefuseNothingAnyMore(t *testing.T) {
 	} {
 		r := newRun(t, "build", key)
 		r.Created = c.created
-		if _, err := s.Admit(t.Context(), r, runner.Claim{Key: key, Until: c.until}, store.Policy{}, store.Input{}); err != nil {
+		if _, err := s.Admit(t.Context(), r, runner.Claim{Key: key, Until: c.until}, runner.Policy{}, runner.Feed{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -587,7 +586,7 @@ func TestACancelledContextRecordsNothingUnseen(t *testing.T) {
 	cancel()
 	for range 50 {
 		r := newRun(t, "build", "f")
-		_, err := s.Admit(ctx, r, runner.Claim{}, store.Policy{}, store.Input{})
+		_, err := s.Admit(ctx, r, runner.Claim{}, runner.Policy{}, runner.Feed{})
 		_, got := s.Get(t.Context(), r.ID)
 		if (err == nil) != (got == nil) {
 			t.Fatalf("Admit: %v, Get: %v", err, got)
