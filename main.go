@@ -12,11 +12,14 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"syscall"
+	"text/tabwriter"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -39,6 +42,7 @@ type commands struct {
 	Check   checkCmd   `cmd:"" help:"Print what is wrong with a configuration, or what it would serve."`
 	Call    callCmd    `cmd:"" help:"Sign a delivery, send it to a hook and print the run."`
 	Sign    signCmd    `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
+	Runs    runsCmd    `cmd:"" help:"List, show, follow, cancel and repeat runs."`
 	Certs   certsCmd   `cmd:"" help:"Make certificates."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -128,16 +132,16 @@ func (cmd *serveCmd) Run(s *streams) error {
 	if err != nil {
 		return err
 	}
-	st, err := openStore(ctx, c.State, ready, log)
-	if err != nil {
-		return err
-	}
-	defer closing(st, "the record", log)
 	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Log: log})
 	if err != nil {
 		return err
 	}
 	defer closing(procs, "the supervisor's socket", log)
+	st, err := openStore(ctx, c.State, ready, log)
+	if err != nil {
+		return err
+	}
+	defer closing(st, "the record", log)
 	runs := runner.New(st, procs, c.Hook, time.Now, log)
 	if err := runs.Recover(ctx); err != nil {
 		return fmt.Errorf("taking up what runs: %w", err)
@@ -347,9 +351,7 @@ func (cmd *signCmd) Run(s *streams) error {
 type callCmd struct {
 	URL string `arg:"" help:"Of the hook: https://host/path."`
 	proof
-	CA          string            `name:"ca" placeholder:"FILE" help:"Trust this CA instead of the system's."`
-	Cert        string            `placeholder:"FILE" help:"Client certificate, PEM." and:"cert"`
-	Key         string            `placeholder:"FILE" help:"Its key, PEM." and:"cert"`
+	transport
 	ContentType string            `default:"application/json" help:"Of the body."`
 	Set         map[string]string `short:"H" placeholder:"NAME=VALUE" help:"One more header."`
 	Wait        bool              `help:"Follow the run and exit as it does."`
@@ -358,17 +360,11 @@ type callCmd struct {
 
 // Run sends the delivery and prints the run as JSON.
 func (cmd *callCmd) Run(s *streams) error {
-	sign, err := cmd.signer()
-	if err != nil {
-		return err
-	}
 	body, err := cmd.body(s.in)
 	if err != nil {
 		return err
 	}
-	c, err := client.New(client.Options{
-		Sign: sign, CA: cmd.CA, Cert: cmd.Cert, Key: cmd.Key, Retry: cmd.Retry, Progress: s.err, Now: time.Now,
-	})
+	c, err := cmd.client(&cmd.proof, client.Options{Retry: cmd.Retry, Progress: s.err})
 	if err != nil {
 		return err
 	}
@@ -385,9 +381,7 @@ func (cmd *callCmd) Run(s *streams) error {
 	if res.Replayed {
 		_, _ = fmt.Fprintln(s.err, "this delivery was accepted before; nothing was started again")
 	}
-	enc := json.NewEncoder(s.out)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(res.Run); err != nil {
+	if err := printJSON(s.out, res.Run); err != nil {
 		return err
 	}
 	if code := client.RunExitCode(res.Run); cmd.Wait && code != 0 {
@@ -427,4 +421,204 @@ func (*versionCmd) Run(s *streams) error {
 	}
 	_, err := fmt.Fprintln(s.out, "sallyport", version, info.GoVersion)
 	return err
+}
+
+// transport is how a server is reached.
+type transport struct {
+	CA   string `name:"ca" placeholder:"FILE" help:"Trust this CA instead of the system's."`
+	Cert string `placeholder:"FILE" help:"Client certificate, PEM." and:"cert"`
+	Key  string `placeholder:"FILE" help:"Its key, PEM." and:"cert"`
+}
+
+func (t *transport) client(p *proof, o client.Options) (*client.Client, error) {
+	sign, err := p.signer()
+	if err != nil {
+		return nil, err
+	}
+	o.Sign, o.CA, o.Cert, o.Key, o.Now = sign, t.CA, t.Cert, t.Key, time.Now
+	return client.New(o)
+}
+
+type runsCmd struct {
+	List   runsListCmd   `cmd:"" help:"List runs, newest first."`
+	Show   runsShowCmd   `cmd:"" help:"Show one run."`
+	Output runsOutputCmd `cmd:"" help:"Print what the command of a run wrote."`
+	Cancel runsCancelCmd `cmd:"" help:"End a run that waits or runs."`
+	Rerun  runsRerunCmd  `cmd:"" help:"Start the command of a run again."`
+}
+
+// reach is where runs are asked for: at a server with a credential, or in the
+// state folder of this machine, which needs no server.
+type reach struct {
+	Server string `placeholder:"URL" help:"Server: https://host:port." xor:"where" required:""`
+	State  string `placeholder:"DIR" help:"State folder, instead of a server." xor:"where" required:""`
+	proof
+	transport
+}
+
+// ask calls online or offline.
+func (r *reach) ask(online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if r.State != "" {
+		st, err := store.OpenRead(ctx, r.State)
+		if err != nil {
+			return err
+		}
+		return errors.Join(offline(ctx, st), st.Close())
+	}
+	c, err := r.client(&r.proof, client.Options{})
+	if err != nil {
+		return err
+	}
+	return online(ctx, c)
+}
+
+type runsListCmd struct {
+	reach
+	Hook   []string       `help:"Of these hooks."`
+	Caller []string       `help:"Of these callers."`
+	In     []runner.State `name:"in" placeholder:"STATE" help:"In these states: queued, running, succeeded, failed, timed_out, cancelled, interrupted."`
+	Since  time.Time      `format:"2006-01-02T15:04:05Z07:00" help:"Created then or later, as 2026-11-30T12:00:00Z."`
+	Until  time.Time      `format:"2006-01-02T15:04:05Z07:00" help:"Created before then."`
+	Before string         `placeholder:"ID" help:"Go on after this run of an earlier page."`
+	Limit  int            `default:"50" help:"At most so many, up to 1000."`
+	JSON   bool           `name:"json" help:"Print JSON."`
+}
+
+// Run prints a table, or JSON.
+func (cmd *runsListCmd) Run(s *streams) error {
+	var p client.Page
+	err := cmd.ask(func(ctx context.Context, c *client.Client) (err error) {
+		p, err = c.Runs(ctx, cmd.Server, cmd.query())
+		return err
+	}, func(ctx context.Context, st *store.SQLite) (err error) {
+		p.Runs, _, err = st.List(ctx, runner.Filter{
+			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.In, Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if cmd.JSON {
+		return printJSON(s.out, p.Runs)
+	}
+	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "RUN\tHOOK\tCALLER\tSTATE\tCREATED\tTOOK\tEXIT")
+	for _, r := range p.Runs {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Hook, r.Caller, r.State,
+			r.Created.Local().Format(time.DateTime), took(r), exit(r))
+	}
+	return w.Flush()
+}
+
+func (cmd *runsListCmd) query() url.Values {
+	q := url.Values{"hook": cmd.Hook, "caller": cmd.Caller, "limit": {strconv.Itoa(cmd.Limit)}}
+	for _, state := range cmd.In {
+		q.Add("state", string(state))
+	}
+	for name, at := range map[string]time.Time{"since": cmd.Since, "until": cmd.Until} {
+		if !at.IsZero() {
+			q.Set(name, at.Format(time.RFC3339))
+		}
+	}
+	if cmd.Before != "" {
+		q.Set("before", cmd.Before)
+	}
+	return q
+}
+
+func took(r runner.Run) string {
+	if r.Started.IsZero() || r.Ended.IsZero() {
+		return ""
+	}
+	return r.Ended.Sub(r.Started).Round(time.Millisecond).String()
+}
+
+func exit(r runner.Run) string {
+	if r.ExitCode != nil {
+		return strconv.Itoa(*r.ExitCode)
+	}
+	return r.Signal
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+type runsShowCmd struct {
+	ID string `arg:"" help:"Run."`
+	reach
+}
+
+// Run prints the run as JSON.
+func (cmd *runsShowCmd) Run(s *streams) error {
+	var r runner.Run
+	err := cmd.ask(func(ctx context.Context, c *client.Client) (err error) {
+		r, err = c.Run(ctx, cmd.Server, cmd.ID)
+		return err
+	}, func(ctx context.Context, st *store.SQLite) (err error) {
+		r, err = st.Get(ctx, cmd.ID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return printJSON(s.out, r)
+}
+
+type runsOutputCmd struct {
+	ID     string `arg:"" help:"Run."`
+	Follow bool   `short:"f" help:"Go on until the run has ended."`
+	reach
+}
+
+// Run copies the output.
+func (cmd *runsOutputCmd) Run(s *streams) error {
+	return cmd.ask(func(ctx context.Context, c *client.Client) error {
+		return c.Output(ctx, cmd.Server, cmd.ID, cmd.Follow, s.out)
+	}, func(context.Context, *store.SQLite) error {
+		if cmd.Follow {
+			return fmt.Errorf("--follow needs a --server: %w", client.ErrUsage)
+		}
+		return process.CopyOutput(s.out, filepath.Join(cmd.State, "runs"), cmd.ID)
+	})
+}
+
+type runsCancelCmd struct {
+	ID string `arg:"" help:"Run."`
+	reach
+}
+
+// errNoServer says that a command changes something, which only a server does.
+var errNoServer = fmt.Errorf("this needs a --server: %w", client.ErrUsage)
+
+// Run cancels.
+func (cmd *runsCancelCmd) Run(s *streams) error {
+	return cmd.ask(func(ctx context.Context, c *client.Client) error {
+		r, err := c.Cancel(ctx, cmd.Server, cmd.ID)
+		if err != nil {
+			return err
+		}
+		return printJSON(s.out, r)
+	}, func(context.Context, *store.SQLite) error { return errNoServer })
+}
+
+type runsRerunCmd struct {
+	ID string `arg:"" help:"Run."`
+	reach
+}
+
+// Run starts the command again.
+func (cmd *runsRerunCmd) Run(s *streams) error {
+	return cmd.ask(func(ctx context.Context, c *client.Client) error {
+		r, err := c.Rerun(ctx, cmd.Server, cmd.ID)
+		if err != nil {
+			return err
+		}
+		return printJSON(s.out, r)
+	}, func(context.Context, *store.SQLite) error { return errNoServer })
 }

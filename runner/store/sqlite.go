@@ -72,6 +72,35 @@ func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logge
 	return s, nil
 }
 
+// OpenRead opens the record in the folder dir to read it, beside the server
+// that writes it or without one. What writes fails with ErrUnavailable.
+func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
+	path, err := filepath.Abs(filepath.Join(dir, "state.db"))
+	if err != nil {
+		return nil, fmt.Errorf("finding the state folder: %w", err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("opening the record: %w", err)
+	}
+	s := &SQLite{path: path, closing: make(chan struct{})}
+	close(s.closing) // for those who would write
+	if err := s.openReader(); err != nil {
+		return nil, err
+	}
+	return s, s.read.PingContext(ctx)
+}
+
+func (s *SQLite) openReader() (err error) {
+	s.read, err = sql.Open("sqlite", dsn(s.path, "ro", "query_only(1)"))
+	if err != nil {
+		return err
+	}
+	s.read.SetMaxOpenConns(4)
+	s.read.SetMaxIdleConns(4)
+	s.reader = newPrepared(s.read.PrepareContext)
+	return nil
+}
+
 func (s *SQLite) open(ctx context.Context) error {
 	// Elsewhere than on Linux and the BSDs this is not to be had, and fsync,
 	// which does more, stays.
@@ -104,14 +133,7 @@ func (s *SQLite) open(ctx context.Context) error {
 		return unavailable("connecting", err)
 	}
 	s.writer = newPrepared(s.conn.PrepareContext)
-	s.read, err = sql.Open("sqlite", dsn(s.path, "ro", "query_only(1)"))
-	if err != nil {
-		return err
-	}
-	s.read.SetMaxOpenConns(4)
-	s.read.SetMaxIdleConns(4)
-	s.reader = newPrepared(s.read.PrepareContext)
-	return nil
+	return s.openReader()
 }
 
 func dsn(path, mode string, pragmas ...string) string {
@@ -144,8 +166,10 @@ func check(ctx context.Context, db *sql.DB) error {
 func (s *SQLite) Close() error {
 	var err error
 	s.once.Do(func() {
-		close(s.closing)
-		s.done.Wait()
+		if s.write != nil {
+			close(s.closing)
+			s.done.Wait()
+		}
 		err = s.shut()
 	})
 	return err
@@ -167,7 +191,10 @@ func (s *SQLite) shut() error {
 			errs = append(errs, db.Close())
 		}
 	}
-	if err := errors.Join(append(errs, s.lock.Close())...); err != nil {
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("closing the store: %w", err)
 	}
 	return nil
