@@ -11,7 +11,7 @@ func TestDigestTellsHooksApart(t *testing.T) {
 	digest := func(name string, change func(*runner.HookSpec)) string {
 		t.Helper()
 		spec := &runner.HookSpec{
-			Callers: []string{"a", "b"}, Command: []string{"/bin/echo", "{x}", "{y}"},
+			Callers: grants("a", "b"), Command: []string{"/bin/echo", "{x}", "{y}"},
 			Params: map[string]runner.ParamSpec{
 				"x": {Match: "a+", From: runner.From{"query", "x"}},
 				"y": {Enum: []string{"1"}, From: runner.From{"query", "y"}},
@@ -32,7 +32,7 @@ func TestDigestTellsHooksApart(t *testing.T) {
 			t.Fatalf("the same hook has the digests %q and %q", same, got)
 		}
 	}
-	if digest("job", func(s *runner.HookSpec) { s.Busy = "reject" }) != same {
+	if digest("job", func(s *runner.HookSpec) { s.Busy = runner.BusySpec{Kind: "reject"} }) != same {
 		t.Error("a default that is written out makes another hook of it")
 	}
 	seen := map[string]string{same: "the hook itself", digest("other", func(*runner.HookSpec) {}): "the name"}

@@ -14,7 +14,7 @@ import (
 // for each name in params.
 func compile(s runner.HookSpec, params ...string) (*runner.Hook, []problem.Problem) {
 	if s.Callers == nil && !s.Unauthenticated {
-		s.Callers = []string{"ci"}
+		s.Callers = grants("ci")
 	}
 	if s.Params == nil {
 		s.Params = map[string]runner.ParamSpec{}
@@ -25,6 +25,14 @@ func compile(s runner.HookSpec, params ...string) (*runner.Hook, []problem.Probl
 	var p problem.List
 	hooks := runner.Compile(map[string]*runner.HookSpec{"h": &s}, []string{"ci"}, &p)
 	return hooks["h"], p.All()
+}
+
+func grants(callers ...string) []runner.Grant {
+	list := make([]runner.Grant, len(callers))
+	for i, c := range callers {
+		list[i].Caller = c
+	}
+	return list
 }
 
 // text is a parameter that takes any text.

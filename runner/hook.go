@@ -180,7 +180,7 @@ func fillDefaults(name string, s *HookSpec) {
 		s.Path = "/hooks/" + name
 	}
 	switch {
-	case s.Busy.Queue > 0:
+	case s.Busy.Queue != 0:
 		s.Busy.Kind = string(Queue)
 	case s.Busy.Kind == "":
 		s.Busy.Kind = string(Reject)
@@ -245,6 +245,9 @@ func rights(written []string, p *problem.List) []Right {
 		list[i] = Right(w)
 		if list[i] != MayStart && list[i] != MayRead && list[i] != MayCancel {
 			p.Index(i).Errorf("%q is no right: start, read or cancel", w)
+		}
+		if slices.Contains(list[:i], list[i]) {
+			p.Index(i).Errorf("%q stands here twice", w)
 		}
 	}
 	if len(list) == 0 {

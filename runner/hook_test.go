@@ -32,11 +32,11 @@ func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
 		{"a path that ends with a slash", "path", "no plain path", echo(func(s *runner.HookSpec) { s.Path = "/a/" })},
 		{"a path with an escape", "path", "no plain path", echo(func(s *runner.HookSpec) { s.Path = "/a%2fb" })},
 		{"a path of the server's own", "path", "belongs to the server", echo(func(s *runner.HookSpec) { s.Path = "/runs/x" })},
-		{"nobody may call", "callers", "names nobody", echo(func(s *runner.HookSpec) { s.Callers = []string{} })},
-		{"an unknown caller", "callers.0", "no caller", echo(func(s *runner.HookSpec) { s.Callers = []string{"cd"} })},
-		{"a caller twice", "callers.1", "twice", echo(func(s *runner.HookSpec) { s.Callers = []string{"ci", "ci"} })},
-		{"open and not", "dangerously_unauthenticated", "contradicts", echo(func(s *runner.HookSpec) { s.Callers, s.Unauthenticated = []string{"ci"}, true })},
-		{"an unknown policy", "busy", "no policy", echo(func(s *runner.HookSpec) { s.Busy = "queue" })},
+		{"nobody may call", "callers", "names nobody", echo(func(s *runner.HookSpec) { s.Callers = grants() })},
+		{"an unknown caller", "callers.0", "no caller", echo(func(s *runner.HookSpec) { s.Callers = grants("cd") })},
+		{"a caller twice", "callers.1", "twice", echo(func(s *runner.HookSpec) { s.Callers = grants("ci", "ci") })},
+		{"open and not", "dangerously_unauthenticated", "contradicts", echo(func(s *runner.HookSpec) { s.Callers, s.Unauthenticated = grants("ci"), true })},
+		{"an unknown policy", "busy", "no policy", echo(func(s *runner.HookSpec) { s.Busy.Kind = "wait" })},
 		{"an unknown stdin", "stdin", "no source", echo(func(s *runner.HookSpec) { s.Stdin = "Body" })},
 		{"a relative dir", "dir", "no folder", echo(func(s *runner.HookSpec) { s.Dir = "tmp" })},
 		{"a dir that is missing", "dir", "no folder", echo(func(s *runner.HookSpec) { s.Dir = "/nowhere" })},
@@ -78,7 +78,7 @@ func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
 }
 
 func TestAllThatIsWrongIsToldAtOnce(t *testing.T) {
-	_, problems := compile(runner.HookSpec{Path: "x", Callers: []string{"cd"}, Busy: "no", Command: []string{"sh", "{y}"}, Env: map[string]string{"PATH": "{z}"}})
+	_, problems := compile(runner.HookSpec{Path: "x", Callers: grants("cd"), Busy: runner.BusySpec{Kind: "no"}, Command: []string{"sh", "{y}"}, Env: map[string]string{"PATH": "{z}"}})
 	if len(problems) < 6 {
 		t.Errorf("got %v", problems)
 	}
@@ -87,7 +87,7 @@ func TestAllThatIsWrongIsToldAtOnce(t *testing.T) {
 func TestHooksTogetherAreChecked(t *testing.T) {
 	var p problem.List
 	echo := func() *runner.HookSpec {
-		return &runner.HookSpec{Path: "/a", Callers: []string{"ci"}, Command: []string{"/bin/echo"}}
+		return &runner.HookSpec{Path: "/a", Callers: grants("ci"), Command: []string{"/bin/echo"}}
 	}
 	runner.Compile(map[string]*runner.HookSpec{"a": echo(), "b": echo(), "c": nil}, []string{"ci"}, &p)
 	all := p.All()
@@ -105,10 +105,10 @@ func TestAnOpenHookIsAWarning(t *testing.T) {
 }
 
 func TestDefaultsAreFilledInAndTheFileStaysAsItWas(t *testing.T) {
-	spec := runner.HookSpec{Callers: []string{"ci"}, Command: []string{"/bin/echo"}}
+	spec := runner.HookSpec{Callers: grants("ci"), Command: []string{"/bin/echo"}}
 	h := hook(t, spec)
 	if h.Path != "/hooks/h" || h.Timeout != time.Hour || h.Grace != 10*time.Second || h.Body.Max != 1<<20 ||
-		h.Body.Timeout != 10*time.Second || h.Output.Head != 1<<20 || h.Output.Tail != 9<<20 || h.Spec().Busy != "reject" {
+		h.Body.Timeout != 10*time.Second || h.Output.Head != 1<<20 || h.Output.Tail != 9<<20 || h.Spec().Busy.Kind != "reject" {
 		t.Errorf("got %+v", h.Spec())
 	}
 	if spec.Path != "" || spec.Timeout != 0 {

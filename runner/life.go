@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 )
@@ -11,6 +12,7 @@ import (
 // that were recorded but never started are started, and those that wait are
 // started in their turn. It is called once, before the first Start.
 func (r *Runner) Recover(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx) // the runs outlive it
 	active, err := r.store.Active(ctx)
 	if err != nil {
 		return err
@@ -20,25 +22,49 @@ func (r *Runner) Recover(ctx context.Context) error {
 			continue
 		}
 		known, err := r.procs.Known(run.ID)
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case !known: // it was recorded, and its command never started
-			r.launchStored(run)
+		}
+		r.hold()
+		if !known { // it was recorded, and its command never started
+			r.launchStored(ctx, run)
 			continue
 		}
 		r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-		r.mu.Lock()
-		r.air[run.Flight] = run
-		r.active++
-		r.mu.Unlock()
-		go r.follow(run)
+		r.airborne(run)
+		go r.follow(ctx, run)
 	}
+	r.stopReplaced(ctx, active)
 	promoted, err := r.store.Promote(ctx)
 	for _, run := range promoted {
-		r.launchStored(run)
+		r.hold()
+		r.launchStored(ctx, run)
 	}
 	return err
+}
+
+// hold counts a run that is launched or followed here, until leave.
+func (r *Runner) hold() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.active++
+}
+
+// stopReplaced stops what is in the air while a run waits to replace it: the
+// server before may have gone between its record and the stop.
+func (r *Runner) stopReplaced(ctx context.Context, active []Run) {
+	for _, run := range active {
+		h, ok := r.hook(run.Hook)
+		if run.State != Queued || !ok || h.Busy.Kind != Replace {
+			continue
+		}
+		r.mu.Lock()
+		old, ok := r.air[run.Flight]
+		r.mu.Unlock()
+		if ok {
+			r.stop(ctx, old.ID, stopping{Cancelled, -1})
+		}
+	}
 }
 
 // mostReruns bounds how often an interrupted run is started again by itself: a
@@ -46,27 +72,40 @@ func (r *Runner) Recover(ctx context.Context) error {
 const mostReruns = 3
 
 // rerunInterrupted queues a run again whose end nobody saw, where its hook says
-// that this is safe. It is admitted before the end is recorded, so that nothing
-// accepted is lost in between.
-func (r *Runner) rerunInterrupted(run Run) {
+// that this is safe. It may be repeated: the claim keeps a run from being
+// queued twice, by another server too.
+func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 	h, ok := r.hook(run.Hook)
 	if !ok || !h.RerunInterrupted || run.Attempt >= mostReruns {
-		return
+		return nil
 	}
-	in, err := r.store.Feed(context.Background(), run.ID)
-	var again Run
-	if err == nil {
-		again, err = r.newRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, RerunOf: run.ID})
-	}
-	if err == nil {
-		again.Attempt = run.Attempt + 1
-		_, err = r.store.Admit(context.Background(), again, Claim{}, Policy{Kind: Queue, Depth: maxQueue * 2}, in)
-	}
+	in, err := r.store.Feed(ctx, run.ID)
 	if err != nil {
-		r.log.Error("interrupted run not queued again", "run", run.ID, "error", err)
-		return
+		return err
 	}
-	r.log.Info("interrupted run queued again", "run", run.ID, "as", again.ID, "attempt", again.Attempt)
+	again, err := r.newRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, RerunOf: run.ID})
+	if err != nil {
+		return err
+	}
+	again.Flight, again.Attempt = run.Flight, run.Attempt+1
+	p := Policy{Kind: Queue, Depth: maxQueue * 2}
+	if h.Busy.Kind == Join || h.Busy.Kind == Replace {
+		p.Depth = 1 // what waits is newer, and stands for this run
+	}
+	// Keys of deliveries are digests, so no sender can take this one.
+	_, err = r.store.Admit(ctx, again, Claim{Key: "interrupted " + run.ID}, p, in)
+	var done *Replayed
+	var newer *Busy
+	switch {
+	case errors.As(err, &done):
+		return nil
+	case errors.As(err, &newer):
+		r.log.Info("interrupted run not queued again: others wait", "run", run.ID)
+		return nil
+	case err == nil:
+		r.log.Info("interrupted run queued again", "run", run.ID, "as", again.ID, "attempt", again.Attempt)
+	}
+	return err
 }
 
 // ExpireQueued ends the runs of the hooks that have waited longer than their
@@ -101,16 +140,25 @@ func (r *Runner) Drain(ctx context.Context) {
 	}
 }
 
-// Leave takes no more deliveries and starts nothing more. Runs go on, and the
-// next server takes them up; who waits for one is answered as it stands.
+// Leave takes no more deliveries, and once it returns nothing more is started:
+// the next server may have the record. Runs go on, and that server takes them
+// up; who waits for one is answered as it stands.
 func (r *Runner) Leave() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.draining, r.left = true, true
 	for id, done := range r.done {
 		close(done)
 		delete(r.done, id)
 	}
+	r.mu.Unlock()
+	r.ordering.Wait()
+}
+
+// isGoing tells whether nobody here waits for what cannot be recorded now.
+func (r *Runner) isGoing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.left || r.stopped != nil
 }
 
 func (r *Runner) isLeft() bool {
@@ -147,21 +195,22 @@ func (r *Runner) Kill() {
 
 func (r *Runner) stopAll(grace time.Duration) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.stopped = &grace
-	for _, run := range r.air {
-		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
-		r.stop(run.ID, Cancelled, grace)
+	killed := r.stopped != nil && *r.stopped == 0
+	if killed || r.left { // then they are the next server's
+		r.mu.Unlock()
+		return
 	}
-}
-
-// stopLate stops a run that took off before stopAll and whose command started
-// after it.
-func (r *Runner) stopLate(run Run) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.stopped != nil {
-		r.stop(run.ID, Cancelled, *r.stopped)
+	r.stopped = &grace // who takes off from now on sees this
+	var runs []Run
+	for _, run := range r.air {
+		if r.up[run.ID] {
+			runs = append(runs, run)
+		}
+	}
+	r.mu.Unlock()
+	for _, run := range runs {
+		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
+		r.stopNow(run.ID, stopping{Cancelled, grace})
 	}
 }
 

@@ -67,10 +67,20 @@ type Runner struct {
 	left     bool                     // runs are left to the next server
 	stopped  *time.Duration           // set once all were stopped: the grace they were given
 	air      map[string]Run           // by flight: what is under way, so that busy is answered from memory
-	active   int                      // runs that are launched or followed here
+	up       map[string]bool          // by run: its command was started, or found running
+	stops    map[string]stopping      // by run: asked for before its command was up
+	active   int                      // deliveries that are being admitted, and runs that are launched or followed here
 	done     map[string]chan struct{} // by run: closed when its end is recorded
 	took     map[string]*durations    // by hook
 	changed  chan struct{}            // closed and replaced when active falls to zero
+
+	ordering sync.WaitGroup // orders that are being given; none begins once left is set
+}
+
+// stopping is how a run is to be stopped.
+type stopping struct {
+	why   State
+	grace time.Duration
 }
 
 // New returns a runner with nothing in the air. hook yields a hook as the
@@ -78,7 +88,8 @@ type Runner struct {
 func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log,
-		air: map[string]Run{}, done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}),
+		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{},
+		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}),
 	}
 }
 
@@ -101,11 +112,13 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	if err := r.enter(run.Flight, d.Hook.Busy); err != nil {
 		return Started{}, err
 	}
-	defer r.leave()
 	in := d.feed()
 	// What was asked for is done, whether or not the sender still listens.
 	ctx = context.WithoutCancel(ctx)
 	a, err := r.store.Admit(ctx, run, d.Claim, d.Hook.Busy, in)
+	if err != nil || a.Run.State != Running {
+		defer r.leave() // otherwise launch sees to it
+	}
 	if err != nil {
 		var busy *Busy
 		if errors.As(err, &busy) {
@@ -118,12 +131,11 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 		r.tell(old.ID)
 	}
 	if a.Run.State == Running {
-		run, err := r.launch(a.Run, in)
-		return Started{Run: run}, err
+		return Started{Run: a.Run}, r.launch(ctx, a.Run, in, false)
 	}
 	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight, "position", a.Position)
 	if a.Stop != nil {
-		r.stop(a.Stop.ID, Cancelled, -1)
+		r.stop(ctx, a.Stop.ID, stopping{Cancelled, -1})
 	}
 	return Started{Run: a.Run, Joined: a.Joined, Position: a.Position, Expected: r.expected(a.Run, a.Position)}, nil
 }
@@ -172,24 +184,55 @@ func (r *Runner) leave() {
 	}
 }
 
-// launch starts the command of a run that is recorded as running.
-func (r *Runner) launch(run Run, in Feed) (Run, error) {
+// launch starts the command of a run that is recorded as running, and takes
+// over its caller's part of active. Waited says that the run's delivery was
+// answered before. From here on ctx is one that is never done.
+func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) error {
+	if !r.takeOff(run, waited) {
+		r.leave()
+		return nil
+	}
+	err := r.order(run, in)
+	r.ordering.Done()
+	if err != nil {
+		return r.notStarted(ctx, run, err)
+	}
+	r.airborne(run)
+	r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
+	go r.follow(ctx, run)
+	return nil
+}
+
+// takeOff tells whether a run is to be started here. One that is not is found
+// by the next server, recorded and not started, and started by that: after
+// Leave because it may be there already, and a run that waited while this one
+// drains, because it would be stopped with the others.
+func (r *Runner) takeOff(run Run, waited bool) bool {
 	r.mu.Lock()
-	if r.left {
-		// The next server finds it recorded and not started, and starts it.
-		r.mu.Unlock()
-		return run, nil
+	defer r.mu.Unlock()
+	if r.left || waited && r.draining {
+		return false
 	}
 	r.air[run.Flight] = run
-	r.active++
-	r.mu.Unlock()
-	if err := r.order(run, in); err != nil {
-		return run, r.notStarted(run, err)
+	r.ordering.Add(1)
+	return true
+}
+
+// airborne notes that the command of a run is there to be stopped, and stops
+// it if that was asked for before.
+func (r *Runner) airborne(run Run) {
+	r.mu.Lock()
+	r.air[run.Flight] = run
+	r.up[run.ID] = true
+	how, asked := r.stops[run.ID]
+	delete(r.stops, run.ID)
+	if r.stopped != nil {
+		how, asked = stopping{Cancelled, *r.stopped}, true
 	}
-	r.stopLate(run)
-	r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
-	go r.follow(run)
-	return run, nil
+	r.mu.Unlock()
+	if asked {
+		r.stopNow(run.ID, how)
+	}
 }
 
 func (r *Runner) order(run Run, in Feed) error {
@@ -205,16 +248,27 @@ func (r *Runner) order(run Run, in Feed) error {
 
 // notStarted records a run whose command could not be started. Its delivery
 // is given back: the reason may be gone when the sender tries again.
-func (r *Runner) notStarted(run Run, reason error) error {
+func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
 	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
-	ended := r.finish(run, Failed, End{Ended: r.now(), Error: "the command could not be started"}, true)
-	return &NotStarted{Run: ended, Reason: reason}
+	end := End{Ended: r.now(), Error: "the command could not be started"}
+	recorded := make(chan Run, 1)
+	go func() { recorded <- r.finish(ctx, run, Failed, end, true) }()
+	select {
+	case run = <-recorded:
+	case <-time.After(recordAgain): // the sender need not wait until the store can record again
+		run.State, run.End = Failed, end
+	}
+	return &NotStarted{Run: run, Reason: reason}
 }
 
 // follow records the end of a run. Its flight is free only after that, so the
 // record never shows two runs of a flight at once.
-func (r *Runner) follow(run Run) {
-	end := r.end(run)
+func (r *Runner) follow(ctx context.Context, run Run) {
+	end, seen := r.end(run)
+	if !seen {
+		r.leave()
+		return
+	}
 	state := end.State()
 	took := end.Ended.Sub(run.Started)
 	r.mu.Lock()
@@ -234,71 +288,95 @@ func (r *Runner) follow(run Run) {
 		attrs = append(attrs, "signal", end.Signal)
 	}
 	r.log.Info("run ended", attrs...)
-	if state == Interrupted {
-		r.rerunInterrupted(run)
-	}
-	r.finish(run, state, end, false)
+	r.finish(ctx, run, state, end, false)
 }
 
 // end waits for the end of a run. A command that started and whose end cannot
 // be seen is stopped, and its run is interrupted: its delivery is not given
-// back, because the command did run.
-func (r *Runner) end(run Run) End {
+// back, because the command did run. After Leave it is the next server that
+// sees the end.
+func (r *Runner) end(run Run) (end End, seen bool) {
 	ends, err := r.procs.Follow(run.ID)
 	if err == nil {
 		if end, ok := <-ends; ok {
-			return end
+			return end, true
 		}
 	}
+	if r.isLeft() {
+		return End{}, false
+	}
 	r.log.Error("run not followed", "run", run.ID, "hook", run.Hook, "error", err)
-	r.stop(run.ID, Interrupted, 0)
-	return End{Ended: r.now(), Reason: Interrupted}
+	r.stopNow(run.ID, stopping{Interrupted, 0})
+	return End{Ended: r.now(), Reason: Interrupted}, true
 }
 
 // finish records an end, for as long as it takes the store to take it, and
 // launches what waited for it.
-func (r *Runner) finish(run Run, s State, e End, giveBack bool) Run {
-	ended, next := r.record(run, s, e, giveBack)
+func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack bool) Run {
+	ended, next := r.record(ctx, run, s, e, giveBack)
 	r.mu.Lock()
 	if r.air[run.Flight].ID == run.ID {
 		delete(r.air, run.Flight)
 	}
+	delete(r.up, run.ID)
+	delete(r.stops, run.ID)
 	r.mu.Unlock()
 	r.tell(run.ID)
-	if next != nil {
-		r.launchStored(*next)
+	if next == nil {
+		r.leave()
+		return ended
 	}
-	r.leave()
+	go r.launchStored(ctx, *next) // it takes over this run's part of active
 	return ended
 }
 
 // launchStored starts a run whose delivery was answered before. A failure is
 // recorded and logged; there is nobody to tell.
-func (r *Runner) launchStored(run Run) {
-	in, err := r.store.Feed(context.Background(), run.ID)
-	if err != nil {
-		r.log.Error("run's feed not read", "run", run.ID, "error", err)
+func (r *Runner) launchStored(ctx context.Context, run Run) {
+	for {
+		in, err := r.store.Feed(ctx, run.ID)
+		if err == nil {
+			_ = r.launch(ctx, run, in, true)
+			return
+		}
+		// Never without its input: that would be another run than the one asked for.
+		r.log.Error("run's input not read", "run", run.ID, "hook", run.Hook, "error", err)
+		if errors.Is(err, ErrUnknown) || r.Draining() {
+			r.leave()
+			return
+		}
+		<-time.After(recordAgain)
 	}
-	_, _ = r.launch(run, in)
 }
 
 // recordAgain is how long to wait for a store that cannot record an end, for
 // want of space perhaps.
 const recordAgain = time.Second
 
-func (r *Runner) record(run Run, s State, e End, giveBack bool) (Run, *Run) {
+func (r *Runner) record(ctx context.Context, run Run, s State, e End, giveBack bool) (Run, *Run) {
 	for {
-		ended, next, err := r.store.Finish(context.Background(), run.ID, s, e, giveBack, !r.Draining())
+		ended, next, err := r.recordOnce(ctx, run, s, e, giveBack)
 		if err == nil {
 			return ended, next
 		}
 		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", s, "error", err)
-		if errors.Is(err, ErrUnknown) || r.isLeft() {
+		if errors.Is(err, ErrUnknown) || r.isGoing() { // the next server learns the end from the run's folder
 			run.State, run.End = s, e
 			return run, nil
 		}
 		<-time.After(recordAgain) // the run's command has ended; only its record waits
 	}
+}
+
+// recordOnce queues an interrupted run again before it records its end, so that
+// nothing accepted is lost between the two.
+func (r *Runner) recordOnce(ctx context.Context, run Run, s State, e End, giveBack bool) (ended Run, next *Run, err error) {
+	if s == Interrupted {
+		if err := r.rerunInterrupted(ctx, run); err != nil {
+			return Run{}, nil, err
+		}
+	}
+	return r.store.Finish(ctx, run.ID, s, e, giveBack, !r.Draining())
 }
 
 // tell lets those go on who wait for the end of a run.
@@ -330,19 +408,23 @@ func (r *Runner) List(ctx context.Context, f Filter) ([]Run, string, error) {
 	return r.store.List(ctx, f)
 }
 
-// Wait returns a run when it has ended, or as it stands when ctx is done.
+// Wait returns a run when it has ended, or as it stands when ctx is done or the
+// run is left to the next server.
 func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	r.mu.Lock()
+	left := r.left
 	done, ok := r.done[id]
-	if !ok {
+	if !ok && !left {
 		done = make(chan struct{})
 		r.done[id] = done
 	}
 	r.mu.Unlock()
 	// Asked after done is there, so that an end in between is not missed.
 	run, err := r.store.Get(context.WithoutCancel(ctx), id)
-	if err != nil || run.State.Ended() {
-		r.tell(id)
+	if errors.Is(err, ErrUnknown) || err == nil && run.State.Ended() {
+		r.tell(id) // nobody else would
+	}
+	if err != nil || run.State.Ended() || left {
 		return run, err
 	}
 	select {
@@ -364,7 +446,7 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 		r.log.Info("run cancelled", "run", id, "hook", run.Hook)
 		r.tell(id)
 	case run.State == Running:
-		r.stop(id, Cancelled, -1)
+		r.stop(ctx, id, stopping{Cancelled, -1})
 	}
 	return run, nil
 }
@@ -393,8 +475,29 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string) (Started, er
 	return r.Start(ctx, d)
 }
 
-func (r *Runner) stop(id string, why State, grace time.Duration) {
-	if err := r.procs.Stop(id, why, grace); err != nil {
+// stop ends the command of a run that the record has as running: now, or as
+// soon as it is there.
+func (r *Runner) stop(ctx context.Context, id string, how stopping) {
+	r.mu.Lock()
+	up := r.up[id]
+	if !up {
+		r.stops[id] = how
+	}
+	r.mu.Unlock()
+	if up {
+		r.stopNow(id, how)
+		return
+	}
+	// It may have ended before, and then nobody else forgets this.
+	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
+		r.mu.Lock()
+		delete(r.stops, id)
+		r.mu.Unlock()
+	}
+}
+
+func (r *Runner) stopNow(id string, how stopping) {
+	if err := r.procs.Stop(id, how.why, how.grace); err != nil {
 		r.log.Error("run not stopped", "run", id, "error", err)
 	}
 }

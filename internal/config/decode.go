@@ -182,7 +182,7 @@ func (d *decoder) fieldsOf(t reflect.Type) map[string][]int {
 	}
 	fields := map[string][]int{}
 	for _, f := range reflect.VisibleFields(t) {
-		if key := f.Tag.Get("yaml"); key != "" && key != ",inline" {
+		if key := f.Tag.Get("yaml"); key != "" && key != "-" && key != ",inline" {
 			fields[key] = f.Index
 		}
 	}

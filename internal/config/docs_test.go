@@ -43,7 +43,7 @@ func structures(t *testing.T, at reflect.Type, path string, into map[string][]st
 			switch {
 			case !tagged:
 				t.Errorf("%s.%s has no key", at, f.Name)
-			case key != ",inline":
+			case key != ",inline" && key != "-":
 				into[path] = append(into[path], key)
 				structures(t, f.Type, strings.TrimPrefix(path+"."+key, "."), into)
 			}

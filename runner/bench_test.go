@@ -1,0 +1,372 @@
+package runner_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// commands stand in for the supervisor and its processes: each command runs
+// until the test ends it, whatever becomes of the server. They count what real
+// commands would witness: two of one flight at once, or one started twice.
+type commands struct {
+	entered chan string   // when set: a start says so here,
+	gate    chan struct{} // and waits for this
+
+	mu       sync.Mutex
+	refuse   error // of Start
+	lose     bool  // whether Follow knows nothing
+	obey     bool  // whether a command ends when it is told to
+	air      map[string]runner.Order
+	given    map[string]runner.Order // all that ever started
+	ends     map[string]runner.End
+	follow   map[string][]chan runner.End
+	flights  map[string]int
+	overlaps int
+	twice    int
+	started  int
+	stops    []stop
+}
+
+type stop struct {
+	run   string
+	why   runner.State
+	grace time.Duration
+}
+
+func (c *commands) Start(o runner.Order) error {
+	if c.gate != nil {
+		c.entered <- o.Run
+		<-c.gate
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refuse != nil {
+		return c.refuse
+	}
+	if _, before := c.given[o.Run]; before {
+		c.twice++
+	}
+	c.started++
+	c.air[o.Run], c.given[o.Run] = o, o
+	if c.flights[o.Flight]++; c.flights[o.Flight] > 1 {
+		c.overlaps++
+	}
+	return nil
+}
+
+func (c *commands) Known(run string) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, known := c.given[run]
+	return known, nil
+}
+
+func (c *commands) Follow(run string) (<-chan runner.End, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ends := make(chan runner.End, 1)
+	if e, ended := c.ends[run]; ended {
+		ends <- e
+		close(ends)
+		return ends, nil
+	}
+	if _, up := c.air[run]; c.lose || !up {
+		return nil, errors.New("nobody knows this run")
+	}
+	c.follow[run] = append(c.follow[run], ends)
+	return ends, nil
+}
+
+func (c *commands) Stop(run string, why runner.State, grace time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, known := c.given[run]; !known {
+		return errors.New("nobody knows this run")
+	}
+	c.stops = append(c.stops, stop{run, why, grace})
+	if c.obey {
+		c.land(run, runner.End{Ended: time.Now(), Signal: "SIGTERM", Reason: why})
+	}
+	return nil
+}
+
+func (c *commands) List() ([]string, error) { return nil, nil }
+
+// end ends a command.
+func (c *commands) end(run string, e runner.End) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.land(run, e)
+}
+
+func (c *commands) land(run string, e runner.End) {
+	o, up := c.air[run]
+	if !up {
+		return
+	}
+	c.flights[o.Flight]--
+	delete(c.air, run)
+	c.ends[run] = e
+	for _, ends := range c.follow[run] {
+		ends <- e
+		close(ends)
+	}
+}
+
+// disconnect breaks off what is followed, as when the supervisor's socket closes.
+func (c *commands) disconnect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for run, all := range c.follow {
+		for _, ends := range all {
+			close(ends)
+		}
+		delete(c.follow, run)
+	}
+}
+
+func (c *commands) order(run string) runner.Order {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.given[run]
+}
+
+func (c *commands) stopped() []stop {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]stop(nil), c.stops...)
+}
+
+func (c *commands) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.started
+}
+
+func (c *commands) set(change func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change()
+}
+
+// disk is the real store on a disk that the test takes away.
+type disk struct {
+	*store.SQLite
+	mu   sync.Mutex
+	gone bool
+}
+
+func (d *disk) full(yes bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.gone = yes
+}
+
+func (d *disk) err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gone {
+		return runner.ErrUnavailable
+	}
+	return nil
+}
+
+func (d *disk) Admit(ctx context.Context, r runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+	if err := d.err(); err != nil {
+		return runner.Admission{}, err
+	}
+	return d.SQLite.Admit(ctx, r, c, p, in)
+}
+
+func (d *disk) Finish(ctx context.Context, id string, s runner.State, e runner.End, giveBack, promote bool) (runner.Run, *runner.Run, error) {
+	if err := d.err(); err != nil {
+		return runner.Run{}, nil, err
+	}
+	return d.SQLite.Finish(ctx, id, s, e, giveBack, promote)
+}
+
+func (d *disk) Feed(ctx context.Context, id string) (runner.Feed, error) {
+	if err := d.err(); err != nil {
+		return runner.Feed{}, err
+	}
+	return d.SQLite.Feed(ctx, id)
+}
+
+// bench is a runner over such commands and a real store, and a clock that the
+// test moves.
+type bench struct {
+	*commands
+	*runner.Runner
+	disk  *disk
+	dir   string
+	mu    sync.Mutex
+	clock time.Time
+	hooks map[string]*runner.Hook
+}
+
+func newBench(t *testing.T, hooks ...*runner.Hook) *bench {
+	t.Helper()
+	b := &bench{
+		commands: &commands{
+			air: map[string]runner.Order{}, given: map[string]runner.Order{}, ends: map[string]runner.End{},
+			follow: map[string][]chan runner.End{}, flights: map[string]int{},
+		},
+		clock: time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC),
+		dir:   folder(t, 0o700),
+	}
+	b.use(hooks...)
+	b.open(t)
+	t.Cleanup(func() { b.close(t) })
+	return b
+}
+
+// use loads another configuration.
+func (b *bench) use(hooks ...*runner.Hook) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hooks = map[string]*runner.Hook{}
+	for _, h := range hooks {
+		b.hooks[h.Name] = h
+	}
+}
+
+func (b *bench) hook(name string) (*runner.Hook, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h, ok := b.hooks[name]
+	return h, ok
+}
+
+func (b *bench) open(t *testing.T) {
+	t.Helper()
+	s, err := store.Open(context.WithoutCancel(t.Context()), b.dir, b.now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.disk = &disk{SQLite: s}
+	b.Runner = runner.New(b.disk, b.commands, b.hook, b.now, slog.New(slog.DiscardHandler))
+}
+
+func (b *bench) close(t *testing.T) {
+	t.Helper()
+	if err := b.disk.Close(); err != nil {
+		t.Error(err)
+	}
+	b.Leave() // the record is gone already: nobody hears of this
+}
+
+// crash kills the server. The commands go on.
+func (b *bench) crash(t *testing.T) {
+	t.Helper()
+	b.close(t)
+	b.open(t)
+}
+
+func (b *bench) recover(t *testing.T) {
+	t.Helper()
+	if err := b.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) now() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.clock
+}
+
+func (b *bench) pass(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clock = b.clock.Add(d)
+}
+
+func (b *bench) Start(d runner.Delivery) (runner.Run, error) {
+	s, err := b.Runner.Start(context.Background(), d)
+	return s.Run, err
+}
+
+func (b *bench) start(t *testing.T, d runner.Delivery) runner.Run {
+	t.Helper()
+	run, err := b.Start(d)
+	if err != nil || run.State != runner.Running {
+		t.Fatalf("not started: %v, %v", run.State, err)
+	}
+	return run
+}
+
+// queue has a delivery wait.
+func (b *bench) queue(t *testing.T, d runner.Delivery) runner.Started {
+	t.Helper()
+	s, err := b.Runner.Start(t.Context(), d)
+	if err != nil || s.Run.State != runner.Queued {
+		t.Fatalf("not queued: %v, %v", s.Run.State, err)
+	}
+	return s
+}
+
+// finish ends a run with an exit code and waits for its record.
+func (b *bench) finish(t *testing.T, run runner.Run, code int) runner.Run {
+	t.Helper()
+	b.end(run.ID, runner.End{Ended: b.now(), ExitCode: &code})
+	return b.ended(t, run)
+}
+
+func (b *bench) ended(t *testing.T, run runner.Run) runner.Run {
+	t.Helper()
+	run, err := b.Wait(t.Context(), run.ID)
+	if err != nil || !run.State.Ended() {
+		t.Fatalf("run %+v, %v", run, err)
+	}
+	return run
+}
+
+// state expects a state in the record.
+func (b *bench) state(t *testing.T, id string, want runner.State) runner.Run {
+	t.Helper()
+	run, err := b.Get(t.Context(), id)
+	if err != nil || run.State != want {
+		t.Errorf("run is %s (%v), want %s", run.State, err, want)
+	}
+	return run
+}
+
+// until waits for what happens elsewhere.
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	patience := time.After(time.Minute)
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-patience:
+			t.Fatal("never: " + what)
+		}
+	}
+}
+
+// flies waits until the command of a run runs.
+func (b *bench) flies(t *testing.T, id string) runner.Order {
+	t.Helper()
+	until(t, "run "+id+" starts", func() bool {
+		b.commands.mu.Lock()
+		defer b.commands.mu.Unlock()
+		_, up := b.air[id]
+		return up
+	})
+	return b.order(id)
+}
+
+// await waits for n stops.
+func (b *bench) await(t *testing.T, n int) {
+	t.Helper()
+	until(t, "a stop", func() bool { return len(b.stopped()) >= n })
+}
