@@ -39,7 +39,9 @@ func TestDigestTellsHooksApart(t *testing.T) {
 	for what, change := range map[string]func(*runner.HookSpec){
 		"command": func(s *runner.HookSpec) { s.Command = append(s.Command, "more") },
 		"callers": func(s *runner.HookSpec) { s.Callers = s.Callers[:1] },
-		"match":   func(s *runner.HookSpec) { s.Params["x"] = runner.ParamSpec{Match: "b+", From: runner.From{"query", "x"}} },
+		"match": func(s *runner.HookSpec) {
+			s.Params["x"] = runner.ParamSpec{Match: "b+", From: runner.From{"query", "x"}}
+		},
 		"env":     func(s *runner.HookSpec) { s.Env["A"] = "3" },
 		"timeout": func(s *runner.HookSpec) { s.Timeout = 1 },
 		"flight":  func(s *runner.HookSpec) { s.Flight = "{y}" },
