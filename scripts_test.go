@@ -134,8 +134,8 @@ func sign(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 // token prints the header with a token that "sallyport sign" would not make:
-// token AGE ALG KEYFILE CLAIMS OTHERS. Both claims are files of a JSON object or
-// one itself; those of OTHERS win, and null takes a claim out.
+// token AGE ALG KEYFILE CLAIMS OTHERS. CLAIMS is a file of a JSON object, OTHERS
+// one itself; its claims win, and null takes a claim out.
 func token(ts *testscript.TestScript, _ bool, args []string) {
 	age, err := time.ParseDuration(args[0])
 	ts.Check(err)
@@ -174,7 +174,7 @@ func pki(ts *testscript.TestScript, _ bool, args []string) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ts.Check(err)
 	cert := &x509.Certificate{
-		Subject: pkix.Name{CommonName: args[0]}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		Subject: pkix.Name{CommonName: args[0]}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(30 * 24 * time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	ca, caKey := cert, key

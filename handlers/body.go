@@ -21,6 +21,8 @@ import (
 const (
 	smallBody  = 64 << 10
 	largeTotal = 16 << 20
+
+	answerTime = 30 * time.Second // to send an answer, once the body is there
 )
 
 // bodies reads bodies within the allowance.
@@ -44,6 +46,9 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 	// Errors mean that the connection has no deadlines, and it always has.
 	ctl := http.NewResponseController(w)
 	_ = ctl.SetReadDeadline(now.Add(bound.Timeout))
+	// The server's own deadline for answers counts from the header on: a body
+	// that takes its time would start a run and leave none to say so.
+	_ = ctl.SetWriteDeadline(now.Add(bound.Timeout + answerTime))
 	size := int64(bound.Max)
 	if r.ContentLength >= 0 {
 		size = r.ContentLength

@@ -1,0 +1,327 @@
+package handlers_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+	"sallyport/handlers"
+	"sallyport/internal/client"
+	"sallyport/internal/config"
+	"sallyport/runner"
+	"sallyport/runner/process"
+	"sallyport/runner/store"
+)
+
+// house is everything from a configuration file to a TLS connection, but for
+// the clock, which stands still until a test moves it.
+type house struct {
+	t      *testing.T
+	dir    string
+	config *config.Config
+	runner *runner.Runner
+	server *httptest.Server
+	log    *journal
+	clock  *clock
+}
+
+const (
+	goodKey  = "the good caller's key, long enough"
+	guestKey = "the guest's key, which is long enough"
+	tokenKey = "the key that a CI signs its tokens with"
+)
+
+// newHouse serves the hook start, for the callers good (github) and ci (jwt) but
+// not for guest (slack). Its command ends at once, unless a file named hold is
+// there: then when it is gone. limits is YAML.
+func newHouse(t *testing.T, limits string) *house {
+	t.Helper()
+	dir := t.TempDir()
+	return build(t, dir, fmt.Sprintf(`
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key, client_ca: certs/ca.pem}
+limits: {%s}
+callers:
+  good: {hmac: {scheme: github, keys: [{file: good}]}}
+  guest: {hmac: {scheme: slack, keys: [{file: guest}]}}
+  ci: {jwt: {issuer: https://ci.example, audience: https://hooks.example.com, keys: [{file: token}]}}
+hooks:
+  start:
+    path: /start
+    callers: [good, ci]
+    command: [%q, %q, "{x}"]
+    params: {x: {from: query.x, enum: [a, b], default: a}}
+    body: {max: 1KiB, timeout: 1m}
+  slow:
+    path: /slow
+    callers: [good]
+    command: [/bin/true]
+    body: {timeout: 1ms}
+  other: {callers: [guest], command: [/bin/true]}
+`, limits, dir+"/job.sh", dir))
+}
+
+func load(t testing.TB, dir, text string) *config.Config {
+	t.Helper()
+	if _, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	for name, file := range map[string]struct {
+		text string
+		mode os.FileMode
+	}{
+		"good": {goodKey, 0o600}, "guest": {guestKey, 0o600}, "token": {tokenKey, 0o600},
+		"job.sh":         {"#!/bin/sh\nwhile [ -e \"$1/hold\" ]; do sleep 0.02; done\n", 0o700},
+		"sallyport.yaml": {text, 0o600},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(file.text), file.mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, found := config.Load(filepath.Join(dir, "sallyport.yaml"), config.Env{
+		Getenv: func(string) (string, bool) { return "", false }, Now: time.Now(),
+	})
+	if c == nil {
+		t.Fatal(found)
+	}
+	return c
+}
+
+func build(t *testing.T, dir, text string) *house {
+	t.Helper()
+	h := &house{t: t, dir: dir, config: load(t, dir, text), log: &journal{}, clock: &clock{at: time.Now()}}
+	log := slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	procs, err := process.NewLocal(filepath.Join(h.config.State, "runs"), h.config.Hook, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.runner = runner.New(store.NewMemory(1<<10, h.clock.now), procs, h.clock.now, log)
+	h.serve(handlers.New(h.config, h.runner, h.clock.now, log))
+	t.Cleanup(func() {
+		h.release()
+		h.runner.Drain(t.Context())
+		if t.Failed() {
+			t.Logf("log:\n%s", h.log)
+		}
+	})
+	return h
+}
+
+func (h *house) serve(handler http.Handler) {
+	h.server = httptest.NewUnstartedServer(handler)
+	h.server.TLS = h.config.TLS.Clone()
+	h.server.EnableHTTP2 = true
+	h.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	h.server.StartTLS()
+	h.t.Cleanup(h.server.Close)
+}
+
+func (h *house) hold() {
+	h.t.Helper()
+	if err := os.WriteFile(h.dir+"/hold", nil, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *house) release() { _ = os.Remove(h.dir + "/hold") }
+
+// runs is how many commands were started so far.
+func (h *house) runs() int { return strings.Count(h.log.String(), `"msg":"run started"`) }
+
+// delivery is one request; its zero value is a POST to /start of nobody.
+type delivery struct {
+	method, path, body string
+	header             http.Header
+	cert               *tls.Certificate
+	upload             io.Reader // instead of body, of unknown length
+	declared           int64     // instead of the body's length
+}
+
+// by signs the body as a caller does, with an id of its own.
+func (h *house) by(caller, body string) delivery {
+	h.t.Helper()
+	var sign client.Signer
+	var err error
+	switch caller {
+	case "good":
+		sign, err = client.HMAC("github", []byte(goodKey))
+	case "guest":
+		sign, err = client.HMAC("slack", []byte(guestKey))
+	case "ci":
+		sign, err = client.JWT{Alg: "HS256", Issuer: "https://ci.example", Audience: "https://hooks.example.com"}.Signer([]byte(tokenKey))
+	default:
+		sign, err = client.HMAC("github", []byte("a key that nobody has, long enough"))
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	header, err := sign("id-"+body, []byte(body), h.clock.now())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return delivery{body: body, header: header}
+}
+
+func (d delivery) to(path string) delivery { d.path = path; return d }
+
+type answer struct {
+	status int
+	header http.Header
+	body   string
+	asked  bool // for the body, which waited for that
+}
+
+// send sends a delivery on a connection of its own. The body waits until the
+// server asks for it (RFC 9110 10.1.1), which tells whether it was read.
+func (h *house) send(d delivery) (answer, error) {
+	h.t.Helper()
+	roots := x509.NewCertPool()
+	ca, err := os.ReadFile(h.dir + "/certs/ca.pem")
+	if err != nil || !roots.AppendCertsFromPEM(ca) {
+		h.t.Fatal("no CA", err)
+	}
+	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
+	if d.cert != nil {
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.cert, nil }
+	}
+	transport := &http.Transport{TLSClientConfig: conf, ExpectContinueTimeout: time.Minute}
+	defer transport.CloseIdleConnections()
+	var a answer
+	ctx := httptrace.WithClientTrace(h.t.Context(), &httptrace.ClientTrace{Got100Continue: func() { a.asked = true }})
+	var body io.Reader = strings.NewReader(d.body)
+	if d.upload != nil {
+		body = d.upload
+	}
+	if d.method == "" {
+		d.method = http.MethodPost
+	}
+	if d.path == "" {
+		d.path = "/start"
+	}
+	req, err := http.NewRequestWithContext(ctx, d.method, h.server.URL+d.path, body)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if d.header != nil {
+		req.Header = d.header.Clone()
+	}
+	if d.declared > 0 {
+		req.ContentLength = d.declared
+	}
+	req.Header.Set("Expect", "100-continue")
+	res, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+	if err != nil {
+		return a, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	var text bytes.Buffer
+	_, _ = text.ReadFrom(res.Body)
+	a.status, a.header, a.body = res.StatusCode, res.Header, text.String()
+	return a, nil
+}
+
+// answers sends a delivery and checks the status.
+func (h *house) answers(want int, d delivery) answer {
+	h.t.Helper()
+	a, err := h.send(d)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if a.status != want {
+		h.t.Errorf("%s %s: status %d, want %d: %s", d.method, d.path, a.status, want, a.body)
+	}
+	return a
+}
+
+// starts sends a delivery, waits for the end of its run and checks that it is one of its own.
+func (h *house) starts(d delivery) {
+	h.t.Helper()
+	before := h.runs()
+	d.header = d.header.Clone()
+	d.header.Set("Prefer", "wait=60")
+	a := h.answers(http.StatusOK, d)
+	if a.header.Get("Idempotent-Replayed") != "" || h.runs() != before+1 || !strings.Contains(a.body, `"state":"succeeded"`) {
+		h.t.Errorf("no run of its own: %v\n%s", a.header, a.body)
+	}
+}
+
+// lines are those of the log that requests left.
+func (h *house) lines() (lines []map[string]any) {
+	h.t.Helper()
+	for text := range strings.Lines(h.log.String()) {
+		var line map[string]any
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			h.t.Fatal(err)
+		}
+		if line["msg"] == "request" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// line is that of the request with this answer, once it is there.
+func (h *house) line(a answer) map[string]any {
+	h.t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 2000 {
+		for _, line := range h.lines() {
+			if line["request"] == a.header.Get("X-Request-Id") {
+				return line
+			}
+		}
+		<-tick.C
+	}
+	h.t.Fatal("no line in the log for ", a.header)
+	return nil
+}
+
+type clock struct {
+	mu sync.Mutex
+	at time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
+func (c *clock) move(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = c.at.Add(d)
+}
+
+type journal struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(b)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
