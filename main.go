@@ -45,6 +45,8 @@ type commands struct {
 	Runs    runsCmd    `cmd:"" help:"List, show, follow, cancel and repeat runs."`
 	Certs   certsCmd   `cmd:"" help:"Make certificates."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+
+	Supervise superviseCmd `cmd:"" hidden:"" help:"Be the parent of commands. The server starts this itself."`
 }
 
 const description = `A secured webhook receiver.
@@ -133,7 +135,7 @@ func (cmd *serveCmd) Run(s *streams) error {
 	if err != nil {
 		return err
 	}
-	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Log: log})
+	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Version: programVersion(), Log: log})
 	if err != nil {
 		return err
 	}
@@ -161,6 +163,21 @@ func (cmd *serveCmd) Run(s *streams) error {
 		err = errors.Join(err, procs.Quit())
 	}
 	return err
+}
+
+// superviseCmd is the process that starts commands and outlives the server.
+type superviseCmd struct {
+	State  string `required:"" help:"State folder."`
+	Config string `required:"" help:"Configuration file."`
+}
+
+// Run supervises until there is nothing left to do.
+func (cmd *superviseCmd) Run(s *streams) error {
+	syscall.Umask(0o077)
+	return process.Supervise(process.Supervision{
+		State: cmd.State, Version: programVersion(), Log: newLog(s.err),
+		Load: func() (map[string]*runner.Hook, error) { return config.LoadHooks(cmd.Config) },
+	})
 }
 
 func closing(c io.Closer, what string, log *slog.Logger) {
@@ -416,12 +433,20 @@ type versionCmd struct{}
 
 // Run prints the version of the program and of what it was built with.
 func (*versionCmd) Run(s *streams) error {
-	info, _ := debug.ReadBuildInfo()
-	if version == "" {
-		version = info.Main.Version
-	}
-	_, err := fmt.Fprintln(s.out, "sallyport", version, info.GoVersion)
+	_, err := fmt.Fprintln(s.out, "sallyport", programVersion())
 	return err
+}
+
+// programVersion tells one build of the program from another.
+func programVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	switch {
+	case version != "" && ok:
+		return version + " " + info.GoVersion
+	case ok:
+		return info.Main.Version + " " + info.GoVersion
+	}
+	return version
 }
 
 // transport is how a server is reached.

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -8,29 +10,24 @@ import (
 	"sallyport/runner"
 )
 
-// LoadHooks reads the file called name and compiles its hooks and nothing else:
-// no key, no certificate and no secret that the file names is opened, because
-// the process that starts commands has no use for them. The hooks are nil if
-// any of the diagnostics is more than a warning; the shape of the whole file
-// counts.
-func LoadHooks(name string) (map[string]*runner.Hook, []Diagnostic) {
+// LoadHooks reads the hooks of the file called name and nothing that the file
+// names besides: no key, no certificate. It is for the process that starts
+// commands, which has no business with secrets.
+func LoadHooks(name string) (map[string]*runner.Hook, error) {
 	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
-	var f File
 	data, err := read(name)
 	if err != nil {
-		r.add(place{}, "", err.Error())
+		return nil, err
 	}
-	if data == nil || !decode(data, &f, r) {
-		return nil, r.sorted()
+	var f File
+	if !decode(data, &f, r) || r.bad() {
+		return nil, errors.New(r.sorted()[0].String())
 	}
 	var p problem.List
-	for hook := range f.Hooks {
-		checkName(hook, p.At("hooks", hook))
-	}
 	hooks := runner.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
 	r.resolve(p.All())
 	if r.bad() {
-		return nil, r.sorted()
+		return nil, fmt.Errorf("the hooks are refused: %s", r.sorted()[0])
 	}
-	return hooks, r.sorted()
+	return hooks, nil
 }
