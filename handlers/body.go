@@ -69,7 +69,9 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 		}
 	}
 	release := func() { b.large.Release(size) }
-	whole := bytes.NewBuffer(make([]byte, 0, min(size, 4*smallBody)+bytes.MinRead))
+	// At once, not by doubling, which would hold up to three times as much; a
+	// page that nothing is written to takes no memory.
+	whole := bytes.NewBuffer(make([]byte, 0, size+bytes.MinRead))
 	whole.Write(first)
 	if _, err := whole.ReadFrom(body); err != nil {
 		release()

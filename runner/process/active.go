@@ -23,19 +23,22 @@ const (
 // the goroutine in follow.
 type active struct {
 	local     *Local
-	hook      *runner.Hook
 	status    Status
-	process   *os.Process
+	process   *os.Process // nil for an orphan: the child of a supervisor that is gone
 	tree      *tree
 	output    *keeper
 	stop      chan stopping
+	park      chan parking
 	done      chan struct{}           // closed when the end is recorded
 	followers []chan<- runner.End     // guarded by local.mu
 	exit      <-chan *os.ProcessState // nil once the main process ended
 	state     *os.ProcessState
 	kill      *time.Timer
-	killAt    time.Time // zero until TERM was sent
 	kills     int
+}
+
+func newActive(l *Local, s Status) *active {
+	return &active{local: l, status: s, stop: make(chan stopping), park: make(chan parking), done: make(chan struct{})}
 }
 
 type stopping struct {
@@ -55,34 +58,33 @@ func (f *files) close() {
 }
 
 // open makes what stands in the run's folder.
-func (a *active) open(o runner.Order) (f *files, err error) {
+func (a *active) open(hook *runner.Hook, o runner.Order) (f *files, err error) {
 	f = &files{}
-	root := a.local.root
-	if a.hook.Dir == "" {
-		if err := root.Mkdir(filepath.Join(o.Run, workDir), 0o700); err != nil {
+	if hook.Dir == "" {
+		if err := a.local.root.Mkdir(filepath.Join(o.Run, workDir), 0o700); err != nil {
 			return f, fmt.Errorf("making the working folder: %w", err)
 		}
 	}
-	if f.lock, err = root.OpenFile(filepath.Join(o.Run, lockFile), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return f, fmt.Errorf("making the lock: %w", err)
+	if f.lock, err = a.local.takeLock(o.Run); err != nil {
+		return f, err
 	}
-	if err := unix.Flock(int(f.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return f, fmt.Errorf("taking the lock: %w", err)
-	}
-	if f.stdin, err = a.openStdin(o); err != nil {
+	if f.stdin, err = a.openStdin(hook, o); err != nil {
 		return f, fmt.Errorf("preparing stdin: %w", err)
 	}
-	if a.output, f.output, err = newKeeper(a.local, o.Run, a.hook.Output); err != nil {
+	if a.output, f.output, err = newKeeper(a.local, o.Run, a.status.Bounds); err != nil {
 		return f, fmt.Errorf("making the output: %w", err)
 	}
 	a.status.Ring = a.output.ring
+	if a.local.cgroups != "" {
+		a.status.Cgroup = filepath.Join(a.local.cgroups, cgroupPrefix+o.Run)
+	}
 	return f, nil
 }
 
 // openStdin gives the body as an unlinked file, so that nobody has to be alive
 // to feed a pipe.
-func (a *active) openStdin(o runner.Order) (*os.File, error) {
-	if !a.hook.StdinBody {
+func (a *active) openStdin(hook *runner.Hook, o runner.Order) (*os.File, error) {
+	if !hook.StdinBody {
 		return os.Open(os.DevNull)
 	}
 	name := filepath.Join(o.Run, "stdin")
@@ -126,10 +128,13 @@ func environ(hook *runner.Hook, o runner.Order) []string {
 // from others.
 const runMark = "SALLYPORT_RUN="
 
+// cgroupPrefix begins the name of a run's cgroup.
+const cgroupPrefix = "sallyport-"
+
 // spawn starts the command as the leader of its own session, so that no
 // terminal reaches it and its group is its own.
-func (a *active) spawn(argv, env []string, f *files) error {
-	dir := a.hook.Dir
+func (a *active) spawn(hook *runner.Hook, argv, env []string, f *files) error {
+	dir := hook.Dir
 	if dir == "" {
 		dir = filepath.Join(a.local.dir, a.status.Run, workDir)
 	}
@@ -149,19 +154,21 @@ func (a *active) spawn(argv, env []string, f *files) error {
 
 // follow sees the run to its end: the main process gone, and all that it left.
 func (a *active) follow() {
-	// Not being able to record the start is no reason to kill what runs: the
-	// end is recorded again, and the lock tells that it runs.
-	if err := a.local.writeStatus(&a.status, false); err != nil {
-		a.local.log.Error("recording the start of a run", "run", a.status.Run, "error", err)
+	if a.process != nil {
+		a.status.Birth = a.local.birth(a.process.Pid)
 	}
+	a.record()
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
-	go func() { exit <- awaitEnd(a.process) }()
-	timeout := time.NewTimer(a.hook.Timeout)
+	go func() { exit <- a.await() }()
+	timeout := time.NewTimer(time.Until(a.status.Started.Add(a.status.Bounds.Timeout)))
 	defer timeout.Stop()
 	a.kill = time.NewTimer(time.Hour)
 	a.kill.Stop()
 	defer a.kill.Stop()
+	if !a.status.KillAt.IsZero() {
+		a.kill.Reset(time.Until(a.status.KillAt))
+	}
 	wait := a.output.interval()
 	tick := time.NewTimer(wait)
 	defer tick.Stop()
@@ -169,20 +176,24 @@ func (a *active) follow() {
 		select {
 		case a.state = <-a.exit:
 			a.exit = nil
-			if over = a.tree.gone(); !over {
-				a.end("", a.hook.Grace)
+			if over = a.gone(); !over {
+				a.end("", a.status.Bounds.Grace)
 				wait = time.Millisecond
 				tick.Reset(wait)
 			}
 		case s := <-a.stop:
 			a.end(s.why, s.grace)
+		case p := <-a.park:
+			p.ready <- a.handOver()
+			<-p.resume
+			a.goOn()
 		case <-timeout.C:
 			a.end(runner.TimedOut, -1)
 		case <-a.kill.C:
 			over = a.killTree()
 		case <-tick.C:
 			a.trim(false)
-			if over = a.exit == nil && a.tree.gone(); a.exit == nil {
+			if over = a.exit == nil && a.gone(); a.exit == nil {
 				wait = min(2*wait, 100*time.Millisecond)
 			} else {
 				wait = a.output.interval()
@@ -193,23 +204,55 @@ func (a *active) follow() {
 	a.finish()
 }
 
+// record writes the status. Not being able to is no reason to kill what runs:
+// the status is written again, and the lock tells that it runs.
+func (a *active) record() {
+	if err := a.local.writeStatus(&a.status, false); err != nil {
+		a.local.log.Error("recording a run", "run", a.status.Run, "error", err)
+	}
+}
+
+// await returns when the main process has ended, and how, where that is known.
+func (a *active) await() *os.ProcessState {
+	if a.process != nil {
+		return awaitEnd(a.process)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for a.local.lives(&a.status) {
+		<-tick.C
+	}
+	return nil
+}
+
+// gone tells, once the main process ended, whether nothing of the run is left.
+// Of an orphan only the lock knows for sure.
+func (a *active) gone() bool {
+	if a.process != nil {
+		return a.tree.gone()
+	}
+	a.tree.headless()
+	return a.tree.gone() && !a.local.held(a.status.Run)
+}
+
 // end asks the tree to end, and has it killed when the grace is over. Only the
 // first reason counts, and only when the main process did not end by itself.
 func (a *active) end(why runner.State, grace time.Duration) {
 	if grace < 0 {
-		grace = a.hook.Grace
+		grace = a.status.Bounds.Grace
 	}
 	if a.exit != nil && a.status.Why == "" {
 		a.status.Why = why
 	}
 	at := time.Now().Add(grace)
-	if a.killAt.IsZero() {
+	if a.status.KillAt.IsZero() {
 		a.tree.terminate()
-	} else if !at.Before(a.killAt) {
+	} else if !at.Before(a.status.KillAt) {
 		return
 	}
-	a.killAt = at
+	a.status.KillAt = at
 	a.kill.Reset(grace)
+	a.record()
 }
 
 // killTree kills until nothing is left. What it cannot kill (a process that
@@ -242,7 +285,7 @@ func (a *active) trim(final bool) {
 
 // finish takes the exit code and the output's size, and records the end.
 func (a *active) finish() {
-	if a.state == nil {
+	if a.state == nil && a.process != nil {
 		a.state, _ = a.process.Wait() // no state: somebody else took the exit code
 	}
 	a.status.Ended = time.Now()
@@ -261,7 +304,7 @@ func (a *active) finish() {
 	}
 	a.status.Dropped = dropped
 	a.status.Output = runner.Output{Bytes: a.output.size, Dropped: dropped.Bytes()}
-	a.local.finish(a)
+	a.local.conclude(a)
 }
 
 func exitOf(s *os.ProcessState) (code *int, signal string) {

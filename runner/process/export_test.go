@@ -10,3 +10,20 @@ func (l *Local) HasCgroups() bool { return l.cgroups != "" }
 // WithoutPunch makes l keep outputs as it does where the filesystem cannot
 // free the middle of a file.
 func (l *Local) WithoutPunch() { l.punch = false }
+
+// Prepare has f called on the Local of a supervisor before it adopts anything.
+func (s *Supervision) Prepare(f func(*Local)) {
+	s.prepare = func(v *supervisor) { f(v.local) }
+}
+
+// ForUser makes a supervisor serve another user than its own.
+func (s *Supervision) ForUser(uid int) {
+	s.prepare = func(v *supervisor) { v.uid = uid }
+}
+
+// Break cuts the connection, as a network would between two machines.
+func (c *Client) Break() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.link.conn.Close()
+}

@@ -27,22 +27,35 @@ import (
 	"sallyport/runner"
 )
 
-// ErrUnknown says that no run of that id is known here.
-var ErrUnknown = errors.New("unknown run")
+// Errors that callers tell apart.
+var (
+	// ErrUnknown says that no run of that id is known here.
+	ErrUnknown = errors.New("unknown run")
+	// ErrFlight says that something of the same flight still runs, whatever
+	// the record says.
+	ErrFlight = errors.New("a command of the same flight is still running")
+)
 
 // Local runs commands as children of the calling process. It is a
 // runner.Processes, safe for concurrent use.
 type Local struct {
-	dir     string // absolute; a folder for each run
+	dir     string // absolute, without symlinks; a folder for each run
 	root    *os.Root
 	hook    func(name string) (*runner.Hook, bool)
 	log     *slog.Logger
 	punch   bool   // the filesystem can free the middle of a file
 	cgroups string // where a run's cgroup is made; empty where that cannot be
+	boot    string // tells this start of the machine from others
 
-	spawning sync.RWMutex // read: between the birth of a main process and its entry in active
-	mu       sync.Mutex
-	active   map[string]*active
+	subreaper bool // what commands leave behind becomes this process's child
+	unlocked  bool // of tests that show what the locks are for
+
+	spawning  sync.RWMutex // read: between the birth of a main process and its entry in active
+	mu        sync.Mutex
+	active    map[string]*active
+	unwritten map[string]Status // ends that are not on disk yet
+	flights   map[string]int    // what is under way or still holds its lock; nil when nobody asked for single flights
+	reaping   bool              // a reap is due
 }
 
 // NewLocal returns a Local that keeps the runs' folders in dir, which is made
@@ -50,28 +63,17 @@ type Local struct {
 // yields a hook as the file has it at that moment. Descriptors that this
 // process inherited are marked close-on-exec, so that no command gets them.
 func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog.Logger) (*Local, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, fmt.Errorf("finding the folder of runs: %w", err)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the folder of runs: %w", err)
-	}
-	root, err := os.OpenRoot(dir)
+	dir, root, err := openFolder(dir)
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder of runs: %w", err)
 	}
-	info, err := root.Stat(".")
-	if err != nil {
-		return nil, fmt.Errorf("reading the folder of runs: %w", err)
-	}
-	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return nil, fmt.Errorf("the folder of runs %s is open to others (mode %04o): chmod 0700", dir, perm)
+	if err := root.Mkdir(activeDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("making a folder: %w", err)
 	}
 	if err := sealDescriptors(); err != nil {
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
-	l := &Local{dir: dir, root: root, hook: hook, log: log, active: map[string]*active{}}
+	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: bootID(), active: map[string]*active{}, unwritten: map[string]Status{}}
 	if l.punch, err = canPunch(root); err != nil {
 		return nil, fmt.Errorf("trying the folder of runs: %w", err)
 	}
@@ -82,6 +84,40 @@ func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog
 		log.Info("no cgroup for each run, so what a command leaves behind is looked for among all processes", "error", err)
 	}
 	return l, nil
+}
+
+// openFolder makes a folder that nobody else may enter, or refuses one that
+// others may, and returns its real path.
+func openFolder(name string) (string, *os.Root, error) {
+	if err := os.MkdirAll(name, 0o700); err != nil {
+		return "", nil, err
+	}
+	real, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return "", nil, err
+	}
+	if real, err = filepath.Abs(real); err != nil {
+		return "", nil, err
+	}
+	root, err := os.OpenRoot(real)
+	if err != nil {
+		return "", nil, err
+	}
+	info, err := root.Stat(".")
+	if err != nil {
+		return "", nil, errors.Join(err, root.Close())
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case info.Mode().Perm()&0o077 != 0:
+		err = fmt.Errorf("%s is open to others (mode %04o): chmod 0700", real, info.Mode().Perm())
+	case !ok || int(owner.Uid) != os.Geteuid():
+		err = fmt.Errorf("%s belongs to another user", real)
+	}
+	if err != nil {
+		return "", nil, errors.Join(err, root.Close())
+	}
+	return real, root, nil
 }
 
 // sealDescriptors marks what this process inherited beyond stdin, stdout and
@@ -115,6 +151,10 @@ func (l *Local) Start(o runner.Order) error {
 	if !ok {
 		return fmt.Errorf("starting run %s: there is no hook %q", o.Run, o.Hook)
 	}
+	return l.start(hook, o)
+}
+
+func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 	if err := checkID(o.Run); err != nil {
 		return fmt.Errorf("starting: %w", err)
 	}
@@ -122,22 +162,49 @@ func (l *Local) Start(o runner.Order) error {
 	if err != nil {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
-	if err := l.root.Mkdir(o.Run, 0o700); err != nil {
-		return fmt.Errorf("making the folder of a run: %w", err)
+	flight := hook.Flight(o.Values)
+	if err := l.takeOff(flight); err != nil {
+		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
-	a := &active{
-		local: l, hook: hook,
-		status: Status{Run: o.Run, Hook: o.Hook, Caller: o.Caller, Created: o.Created},
-		stop:   make(chan stopping), done: make(chan struct{}),
+	if err := l.makeFolder(o.Run, flight); err != nil {
+		l.land(flight)
+		return err
 	}
-	if err := l.launch(a, argv, o); err != nil {
+	a := newActive(l, Status{
+		Run: o.Run, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(),
+		Bounds: Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
+	})
+	if err := l.launch(a, hook, argv, o); err != nil {
+		a.status.Started = time.Time{}
 		a.status.End = runner.End{Ended: time.Now(), Error: cause(err)}
-		if err := l.writeStatus(&a.status, true); err != nil {
-			l.log.Error("recording a run that did not start", "run", o.Run, "error", err)
-		}
+		l.conclude(a)
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	return nil
+}
+
+// takeOff counts a run of a flight, unless there is one already.
+func (l *Local) takeOff(flight string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.flights == nil {
+		return nil
+	}
+	if l.flights[flight] > 0 {
+		return fmt.Errorf("%w: %s", ErrFlight, flight)
+	}
+	l.flights[flight]++
+	return nil
+}
+
+func (l *Local) land(flight string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.flights[flight] > 1 {
+		l.flights[flight]--
+		return
+	}
+	delete(l.flights, flight)
 }
 
 // cause is the system's own word for an error, without the paths around it:
@@ -150,15 +217,20 @@ func cause(err error) string {
 }
 
 // launch starts the command and leaves a goroutine that follows it.
-func (l *Local) launch(a *active, argv []string, o runner.Order) error {
-	files, err := a.open(o)
+func (l *Local) launch(a *active, hook *runner.Hook, argv []string, o runner.Order) error {
+	files, err := a.open(hook, o)
 	if err != nil {
 		files.close()
 		return err
 	}
 	l.spawning.RLock()
 	defer l.spawning.RUnlock()
-	err = a.spawn(argv, environ(a.hook, o), files)
+	// The status comes first: whoever finds this run after a crash must know
+	// that its command may have run.
+	err = l.writeStatus(&a.status, false)
+	if err == nil {
+		err = a.spawn(hook, argv, environ(hook, o), files)
+	}
 	files.close() // before follow: from now on the lock tells of the tree alone
 	if err != nil {
 		a.output.abandon()
@@ -187,6 +259,9 @@ func (l *Local) Follow(run string) (<-chan runner.End, error) {
 		return ends, nil
 	}
 	s, err := l.readStatus(run)
+	if u, ok := l.unwritten[run]; ok {
+		s, err = &u, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -241,19 +316,31 @@ func (l *Local) Remove(run string) error {
 	if err := l.root.RemoveAll(run); err != nil {
 		return fmt.Errorf("removing run %s: %w", run, err)
 	}
+	l.mu.Lock()
+	delete(l.unwritten, run)
+	l.mu.Unlock()
+	l.settle(run)
 	return nil
 }
 
-// finish records the end of a run and tells its followers.
-func (l *Local) finish(a *active) {
-	if err := l.writeStatus(&a.status, true); err != nil {
-		l.log.Error("recording the end of a run", "run", a.status.Run, "error", err)
+// conclude records the end of a run, frees its flight and tells its followers,
+// in this order: who learns the end may start the next run of the flight.
+func (l *Local) conclude(a *active) {
+	run := a.status.Run
+	err := l.writeStatus(&a.status, true)
+	if err := l.root.Remove(filepath.Join(run, workDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.log.Debug("leaving a run's working folder", "run", run, "error", err)
 	}
-	if err := l.root.Remove(filepath.Join(a.status.Run, workDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		l.log.Debug("leaving a run's working folder", "run", a.status.Run, "error", err)
+	if err != nil {
+		l.log.Error("recording the end of a run; it will be tried again", "run", run, "error", err)
+		l.mu.Lock()
+		l.unwritten[run] = a.status
+		l.mu.Unlock()
+		go l.writeLater(run)
 	}
+	l.free(run, a.status.Flight)
 	l.mu.Lock()
-	delete(l.active, a.status.Run)
+	delete(l.active, run)
 	followers := a.followers
 	l.mu.Unlock()
 	close(a.done)
@@ -261,7 +348,113 @@ func (l *Local) finish(a *active) {
 		ends <- a.status.end()
 		close(ends)
 	}
-	l.reap()
+	l.reapSoon()
+}
+
+// writeLater writes the end of a run that could not be written, on a full disk
+// for one. Until then it is told from memory.
+func (l *Local) writeLater(run string) {
+	const first, last = 200 * time.Millisecond, 10 * time.Second
+	for wait := first; ; wait = min(2*wait, last) {
+		<-time.After(wait)
+		l.mu.Lock()
+		s, ok := l.unwritten[run]
+		l.mu.Unlock()
+		if !ok { // removed
+			return
+		}
+		if err := l.writeStatus(&s, true); err != nil {
+			l.log.Debug("recording the end of a run", "run", run, "error", err)
+			continue
+		}
+		l.log.Info("the end of a run is recorded at last", "run", run)
+		l.mu.Lock()
+		delete(l.unwritten, run)
+		l.mu.Unlock()
+		l.settle(run)
+		return
+	}
+}
+
+// free lets the next run of the flight start, as soon as nobody keeps the lock.
+func (l *Local) free(run, flight string) {
+	held := l.held(run)
+	if held { // perhaps by a child that is about to execute another command
+		l.spawning.Lock()
+		held = l.held(run)
+		l.spawning.Unlock()
+	}
+	if !held {
+		l.land(flight)
+		l.settle(run)
+		return
+	}
+	l.log.Error("a process that got away keeps the lock of a run that is over, and its flight with it", "run", run, "flight", flight)
+	go l.freeLater(run, flight)
+}
+
+func (l *Local) freeLater(run, flight string) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for l.held(run) {
+		<-tick.C
+	}
+	l.log.Info("the lock of a run is free at last", "run", run, "flight", flight)
+	l.land(flight)
+	l.settle(run)
+}
+
+// settle forgets that a run may be under way, once its end is on disk and its
+// lock is free.
+func (l *Local) settle(run string) {
+	l.mu.Lock()
+	_, unwritten := l.unwritten[run]
+	l.mu.Unlock()
+	if unwritten || l.held(run) {
+		return
+	}
+	if err := l.root.Remove(filepath.Join(activeDir, run)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.log.Warn("forgetting a run", "run", run, "error", err)
+	}
+}
+
+// reapSoon takes the zombies that commands left to this process, not at once,
+// because that looks at all processes.
+func (l *Local) reapSoon() {
+	if !l.subreaper && os.Getpid() != 1 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reaping {
+		return
+	}
+	l.reaping = true
+	time.AfterFunc(time.Second, func() {
+		l.mu.Lock()
+		l.reaping = false
+		l.mu.Unlock()
+		l.reap()
+	})
+}
+
+// busy tells whether a run is under way, or an end not on disk.
+func (l *Local) busy() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.active)+len(l.unwritten) > 0
+}
+
+// ringState tells of an output that is being written around and around.
+func (l *Local) ringState(run string) (ring bool, size int64, d Dropped) {
+	l.mu.Lock()
+	a, ok := l.active[run]
+	l.mu.Unlock()
+	if !ok || a.output.ring == nil {
+		return false, 0, Dropped{}
+	}
+	size, d = a.output.state()
+	return true, size, d
 }
 
 // mains are the pids whose end somebody waits for.

@@ -25,14 +25,27 @@ import (
 // patience is how long a test waits for what must happen; none asserts it.
 const patience = time.Minute
 
+// subject is what starts commands, and the folder where it keeps their runs.
+type subject struct {
+	commands
+	dir string
+}
+
+type commands interface {
+	runner.Processes
+	Output(run string) (*process.Output, error)
+	Remove(run string) error
+}
+
+// bench has a Local of the test's own process.
 type bench struct {
+	subject
 	*process.Local
-	dir  string
 	hook *runner.Hook
 }
 
 // newBench compiles the hook "job" and makes a Local that knows it.
-func newBench(t *testing.T, spec runner.HookSpec) *bench {
+func newBench(t testing.TB, spec runner.HookSpec) *bench {
 	t.Helper()
 	spec.Callers = []string{"tester"}
 	if spec.Grace == 0 {
@@ -46,17 +59,18 @@ func newBench(t *testing.T, spec runner.HookSpec) *bench {
 	if p.Bad() {
 		t.Fatalf("the hook of the test does not compile: %v", p.All())
 	}
-	b := &bench{dir: filepath.Join(t.TempDir(), "runs"), hook: hooks["job"]}
+	b := &bench{subject: subject{dir: filepath.Join(t.TempDir(), "runs")}, hook: hooks["job"]}
 	find := func(name string) (*runner.Hook, bool) { return b.hook, name == "job" }
 	var err error
 	if b.Local, err = process.NewLocal(b.dir, find, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
 		t.Fatal(err)
 	}
+	b.commands = b.Local
 	return b
 }
 
 // shell is a command that runs a script; its arguments follow.
-func shell(t *testing.T, script string, args ...string) []string {
+func shell(t testing.TB, script string, args ...string) []string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "script")
 	if err := os.WriteFile(name, []byte(script), 0o600); err != nil {
@@ -70,7 +84,7 @@ func order() runner.Order {
 }
 
 // start starts a run and makes sure that none is left when the test ends.
-func (b *bench) start(t *testing.T, o runner.Order) string {
+func (b *subject) start(t testing.TB, o runner.Order) string {
 	t.Helper()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)
@@ -84,7 +98,7 @@ func (b *bench) start(t *testing.T, o runner.Order) string {
 	return o.Run
 }
 
-func (b *bench) end(t *testing.T, run string) runner.End {
+func (b *subject) end(t testing.TB, run string) runner.End {
 	t.Helper()
 	ends, err := b.Follow(run)
 	if err != nil {
@@ -105,12 +119,12 @@ func (b *bench) end(t *testing.T, run string) runner.End {
 	return runner.End{}
 }
 
-func (b *bench) run(t *testing.T, o runner.Order) runner.End {
+func (b *subject) run(t testing.TB, o runner.Order) runner.End {
 	t.Helper()
 	return b.end(t, b.start(t, o))
 }
 
-func (b *bench) output(t *testing.T, run string) string {
+func (b *subject) output(t testing.TB, run string) string {
 	t.Helper()
 	o, err := b.Output(run)
 	if err != nil {
@@ -136,7 +150,7 @@ func (b *bench) output(t *testing.T, run string) string {
 }
 
 // status reads what the folder says, as another process would.
-func (b *bench) status(t *testing.T, run string) (s process.Status) {
+func (b *subject) status(t testing.TB, run string) (s process.Status) {
 	t.Helper()
 	f, err := os.OpenInRoot(b.dir, filepath.Join(run, "status"))
 	if err != nil {
@@ -154,7 +168,7 @@ func (b *bench) status(t *testing.T, run string) (s process.Status) {
 }
 
 // eventually waits for what another process does.
-func eventually(t *testing.T, what string, holds func() bool) {
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -165,12 +179,12 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-func (b *bench) says(t *testing.T, run, text string) {
+func (b *subject) says(t testing.TB, run, text string) {
 	t.Helper()
 	eventually(t, "the command says "+text, func() bool { return strings.Contains(b.output(t, run), text) })
 }
 
-func exited(t *testing.T, e runner.End, code int) {
+func exited(t testing.TB, e runner.End, code int) {
 	t.Helper()
 	if e.ExitCode == nil || *e.ExitCode != code || e.Signal != "" || e.Reason != "" || e.Error != "" || e.Ended.IsZero() {
 		t.Errorf("got %+v, want exit code %d and nothing else", e, code)

@@ -7,9 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
-
-	"sallyport/runner"
 )
 
 const (
@@ -66,8 +65,8 @@ type keeper struct {
 }
 
 // newKeeper makes a run's output and returns the descriptor for the command.
-func newKeeper(l *Local, run string, spec runner.OutputSpec) (k *keeper, command *os.File, err error) {
-	k = &keeper{head: int64(spec.Head), tail: max(int64(spec.Tail), 1), wait: fastest}
+func newKeeper(l *Local, run string, b Bounds) (k *keeper, command *os.File, err error) {
+	k = &keeper{head: b.Head, tail: b.Tail, wait: fastest}
 	flags := os.O_CREATE | os.O_EXCL | os.O_WRONLY
 	name := filepath.Join(run, outputFile)
 	if l.punch {
@@ -89,6 +88,72 @@ func newKeeper(l *Local, run string, spec runner.OutputSpec) (k *keeper, command
 	k.over = make(chan struct{})
 	go k.copy()
 	return k, command, nil
+}
+
+// adoptKeeper takes over the output of a run that another process started.
+func adoptKeeper(l *Local, s *Status) (*keeper, error) {
+	k := &keeper{head: s.Bounds.Head, tail: s.Bounds.Tail, wait: fastest, ring: s.Ring, size: s.Output.Bytes, dropped: s.Dropped}
+	var err error
+	name := filepath.Join(s.Run, outputFile)
+	if k.ring == nil {
+		k.f, err = l.root.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+		return k, err
+	}
+	if k.f, err = l.root.OpenFile(name, os.O_WRONLY, 0); err != nil {
+		return k, err
+	}
+	k.over = make(chan struct{})
+	if s.Pipe > 0 {
+		k.pipe = os.NewFile(uintptr(s.Pipe), "pipe")
+		go k.copy()
+		return k, nil
+	}
+	// Whoever read the pipe is gone, and with it how far it had come. Unless the
+	// file was never written around, only its head is known to be in order.
+	close(k.over)
+	info, err := k.f.Stat()
+	if err != nil {
+		return k, err
+	}
+	k.size, k.dropped = info.Size(), Dropped{}
+	if k.size >= k.head+k.tail {
+		k.dropped = Dropped{From: k.head, To: k.size}
+	}
+	return k, nil
+}
+
+// pause stops reading the pipe, so that another program image can go on with
+// it, and returns its descriptor; 0 when there is none. What the command
+// writes meanwhile waits in the pipe.
+func (k *keeper) pause() (fd int, err error) {
+	if k.pipe == nil {
+		return 0, nil
+	}
+	if err := k.pipe.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		return 0, fmt.Errorf("pausing an output: %w", err)
+	}
+	<-k.over
+	conn, err := k.pipe.SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("pausing an output: %w", err)
+	}
+	if err := conn.Control(func(p uintptr) { fd, err = int(p), keepOnExec(int(p)) }); err != nil {
+		return 0, fmt.Errorf("pausing an output: %w", err)
+	}
+	return fd, err
+}
+
+// resume goes on after a pause that came to nothing.
+func (k *keeper) resume(fd int) {
+	if k.pipe == nil {
+		return
+	}
+	if fd > 0 {
+		syscall.CloseOnExec(fd)
+	}
+	_ = k.pipe.SetReadDeadline(time.Time{})
+	k.over = make(chan struct{})
+	go k.copy()
 }
 
 // interval is how long to wait until trim.
@@ -113,7 +178,8 @@ func (k *keeper) trim(final bool, record func(Dropped) error) error {
 		k.wait = min(k.wait*2, slowest)
 	}
 	k.size = size
-	if size < k.dropped.To { // the command cut its own output short
+	cut := size < k.dropped.To // by the command itself
+	if cut {
 		k.dropped = Dropped{}
 	}
 	d, least := k.dropped, int64(slack)
@@ -127,12 +193,21 @@ func (k *keeper) trim(final bool, record func(Dropped) error) error {
 	from := d.To
 	d.To = (size - k.tail) &^ (page - 1)
 	if d.To-from < least {
+		d = k.dropped
 		k.mu.Unlock()
+		if cut {
+			return record(d)
+		}
 		return nil
 	}
 	k.dropped = d
 	k.mu.Unlock()
-	return errors.Join(record(d), punch(k.f, from, d.To-from))
+	err = record(d)
+	punched := punch(k.f, from, d.To-from)
+	if err != nil { // there may be room now
+		err = record(d)
+	}
+	return errors.Join(err, punched)
 }
 
 // copy moves the pipe into the ring, until nobody writes any more.
@@ -217,11 +292,13 @@ func (k *keeper) finish() (Dropped, error) {
 }
 
 // Output reads what a command wrote, during the run and afterwards. Offsets
-// are those of all that was written, whatever was dropped.
+// are those of all that was written, whatever was dropped. It is for one
+// reader at a time.
 type Output struct {
-	f     *os.File
-	ring  *Ring
-	state func() (int64, Dropped)
+	f      *os.File
+	folder *os.Root
+	ring   *Ring
+	state  func() (int64, Dropped)
 }
 
 // Output opens the output of a run. The caller closes it.
@@ -229,26 +306,66 @@ func (l *Local) Output(run string) (*Output, error) {
 	if err := checkID(run); err != nil {
 		return nil, fmt.Errorf("reading: %w", err)
 	}
-	o := &Output{}
-	l.mu.Lock()
-	a, ok := l.active[run]
-	l.mu.Unlock()
-	if ok {
-		o.ring, o.state = a.output.ring, a.output.state
-	} else {
-		s, err := l.readStatus(run)
-		if err != nil {
-			return nil, err
-		}
-		o.ring = s.Ring
-		o.state = func() (int64, Dropped) { return s.Output.Bytes, s.Dropped }
-	}
-	f, err := l.root.Open(filepath.Join(run, outputFile))
+	o, err := openOutput(l.root, run)
 	if err != nil {
-		return nil, fmt.Errorf("opening the output of run %s: %w", run, err)
+		return nil, err
 	}
-	o.f = f
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a, ok := l.active[run]; ok {
+		o.state = a.output.state
+	}
 	return o, nil
+}
+
+// OpenOutput opens the output of a run from the folder of runs alone, whoever
+// keeps it. While a run is under way whose output goes through a pipe, no more
+// than the head is told. The caller closes it.
+func OpenOutput(dir, run string) (*Output, error) {
+	if err := checkID(run); err != nil {
+		return nil, fmt.Errorf("reading: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the folder of runs: %w", err)
+	}
+	defer func() { _ = root.Close() }()
+	return openOutput(root, run)
+}
+
+func openOutput(root *os.Root, run string) (*Output, error) {
+	s, err := readStatus(root, run)
+	if err != nil {
+		return nil, err
+	}
+	folder, err := root.OpenRoot(run)
+	if err != nil {
+		return nil, fmt.Errorf("opening the folder of run %s: %w", run, err)
+	}
+	f, err := folder.Open(outputFile)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the output of run %s: %w", run, err), folder.Close())
+	}
+	return &Output{f: f, folder: folder, ring: s.Ring, state: func() (int64, Dropped) {
+		// The status is replaced before a byte is freed, so what it tells after
+		// a byte was read says whether that byte was still there.
+		if s.Ended.IsZero() {
+			if now, err := readStatus(folder, "."); err == nil {
+				s = now
+			}
+		}
+		if !s.Ended.IsZero() {
+			return s.Output.Bytes, s.Dropped
+		}
+		info, err := f.Stat()
+		if err != nil {
+			return 0, Dropped{}
+		}
+		if s.Ring != nil {
+			return min(info.Size(), s.Ring.Head), Dropped{}
+		}
+		return info.Size(), s.Dropped
+	}}, nil
 }
 
 // State returns how many bytes the command wrote so far and which of them are
@@ -293,4 +410,4 @@ func (o *Output) Next(p []byte, off int64) (at int64, n int, err error) {
 }
 
 // Close closes the output.
-func (o *Output) Close() error { return o.f.Close() }
+func (o *Output) Close() error { return errors.Join(o.f.Close(), o.folder.Close()) }

@@ -26,7 +26,7 @@ func counting(lines int) []string {
 }
 
 // right checks that p is what the command wrote at the offset.
-func right(t *testing.T, p []byte, at int64) {
+func right(t testing.TB, p []byte, at int64) {
 	t.Helper()
 	for len(p) > 0 {
 		line := strconv.AppendInt(nil, firstLine+at/lineBytes, 10)
@@ -41,7 +41,7 @@ func right(t *testing.T, p []byte, at int64) {
 
 // readAlong reads an output from its start to the end of the run, and returns
 // how many bytes were there.
-func (b *bench) readAlong(t *testing.T, run string, chunk int) (kept int64) {
+func (b *subject) readAlong(t testing.TB, run string, chunk int) (kept int64) {
 	t.Helper()
 	ends, err := b.Follow(run)
 	if err != nil {
@@ -77,7 +77,7 @@ func (b *bench) readAlong(t *testing.T, run string, chunk int) (kept int64) {
 	}
 }
 
-func bounded(t *testing.T, lines int, prepare func(*process.Local)) {
+func bounded(t testing.TB, lines int, prepare func(*process.Local)) {
 	t.Helper()
 	const head, tail = 1<<20 + 5, 3<<20 + 7
 	b := newBench(t, runner.HookSpec{Command: counting(lines), Output: runner.OutputSpec{Head: head, Tail: tail}})

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sallyport/runner"
 )
 
@@ -16,9 +18,14 @@ import (
 const (
 	outputFile = "output" // what the command wrote
 	statusFile = "status" // Status as JSON
-	lockFile   = "lock"   // flock'd as long as any of the command's tree keeps the descriptor
+	lockFile   = "lock"   // flock'd as long as any of the command's tree keeps the descriptor; its content is the flight
 	workDir    = "work"   // the working directory, unless the hook has another
 )
+
+// activeDir has another name of the lock of each run that may be under way. It
+// tells a supervisor what the one before it left, without a look at each run
+// that ever was, and whose flight a lock is, whatever became of the run's folder.
+const activeDir = "active"
 
 // Status is what a run's folder says of the run. It is replaced whole, never
 // written in place. Ended is zero while the run is under way.
@@ -26,14 +33,32 @@ type Status struct {
 	Run     string       `json:"run"`
 	Hook    string       `json:"hook"`
 	Caller  string       `json:"caller,omitempty"`
+	Flight  string       `json:"flight,omitempty"`
 	PID     int          `json:"pid,omitempty"`    // of the main process
+	Birth   string       `json:"birth,omitempty"`  // with PID, the main process and no later one
 	Cgroup  string       `json:"cgroup,omitempty"` // absolute path, where the run has one
 	Created time.Time    `json:"created,omitzero"`
 	Started time.Time    `json:"started,omitzero"`
 	Why     runner.State `json:"reason,omitempty"`
 	Dropped Dropped      `json:"dropped,omitzero"`
 	Ring    *Ring        `json:"ring,omitempty"`
+	Bounds  Bounds       `json:"bounds,omitzero"`
+	KillAt  time.Time    `json:"kill_at,omitzero"` // when TERM was sent: the end of the grace
+
+	// Written only when a supervisor replaces itself in place.
+	Found map[int]string `json:"found,omitempty"` // pids and births of the tree, as far as they were found
+	Pipe  int            `json:"pipe,omitempty"`  // descriptor that the output comes from
+
 	runner.End
+}
+
+// Bounds are those of the hook when the run started. The file may say
+// something else by the time that another supervisor enforces them.
+type Bounds struct {
+	Timeout time.Duration `json:"timeout"` // nanoseconds, as is Grace
+	Grace   time.Duration `json:"grace"`
+	Head    int64         `json:"head"`
+	Tail    int64         `json:"tail"`
 }
 
 func (s *Status) end() runner.End {
@@ -68,8 +93,11 @@ func (l *Local) writeStatus(s *Status, sync bool) error {
 	return nil
 }
 
-func (l *Local) readStatus(run string) (*Status, error) {
-	text, err := l.root.ReadFile(filepath.Join(run, statusFile))
+func (l *Local) readStatus(run string) (*Status, error) { return readStatus(l.root, run) }
+
+// readStatus reads the status of a run from the folder of runs.
+func readStatus(root *os.Root, run string) (*Status, error) {
+	text, err := root.ReadFile(filepath.Join(run, statusFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("run %s: %w", run, ErrUnknown)
 	}
@@ -81,4 +109,53 @@ func (l *Local) readStatus(run string) (*Status, error) {
 		return nil, fmt.Errorf("reading the status of run %s: %w", run, err)
 	}
 	return s, nil
+}
+
+// makeFolder makes the folder of a run with the lock in it. The lock has its
+// name among the active ones first, so that no crash leaves a folder behind
+// that nobody looks at.
+func (l *Local) makeFolder(run, flight string) error {
+	name := filepath.Join(activeDir, run)
+	f, err := l.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("making the lock of a run: %w", err)
+	}
+	_, err = f.WriteString(flight)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("making the lock of a run: %w", err), l.root.Remove(name))
+	}
+	if err := l.root.Mkdir(run, 0o700); err != nil {
+		return errors.Join(fmt.Errorf("making the folder of a run: %w", err), l.root.Remove(name))
+	}
+	if err := l.root.Link(name, filepath.Join(run, lockFile)); err != nil {
+		return errors.Join(fmt.Errorf("making the lock of a run: %w", err), l.root.RemoveAll(run), l.root.Remove(name))
+	}
+	return nil
+}
+
+// takeLock opens the lock of a run for the command, for reading alone: what a
+// program writes to a descriptor that it did not open stays out of it.
+func (l *Local) takeLock(run string) (*os.File, error) {
+	f, err := l.root.Open(filepath.Join(run, lockFile))
+	if err != nil {
+		return nil, fmt.Errorf("taking the lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("taking the lock: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// held tells whether anybody keeps the lock of a run. What cannot be told
+// counts as held.
+func (l *Local) held(run string) bool {
+	if l.unlocked {
+		return false
+	}
+	f, err := l.root.Open(filepath.Join(activeDir, run))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer func() { _ = f.Close() }() // which gives the lock back
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,15 +28,19 @@ type tree struct {
 	lock   string // path of the lock's file
 	cgroup string // path; empty without one
 
-	found    map[int]string // pid and start of all that a search ever found
-	spawning *sync.RWMutex
+	found map[int]string // pid and start of all that a search ever found
+	local *Local
+}
+
+func newTree(l *Local, run string) *tree {
+	return &tree{mark: []byte(runMark + run), lock: filepath.Join(l.dir, run, lockFile), found: map[int]string{}, local: l}
 }
 
 // startTree starts argv in the run's own cgroup, if there can be one.
 func startTree(l *Local, run string, argv []string, attr *os.ProcAttr) (*os.Process, *tree, error) {
-	t := &tree{mark: []byte(runMark + run), lock: filepath.Join(l.dir, run, lockFile), found: map[int]string{}, spawning: &l.spawning}
+	t := newTree(l, run)
 	if l.cgroups != "" {
-		p, err := t.startInCgroup(filepath.Join(l.cgroups, "sallyport-"+run), argv, attr)
+		p, err := t.startInCgroup(filepath.Join(l.cgroups, cgroupPrefix+run), argv, attr)
 		if err == nil {
 			return p, t, nil
 		}
@@ -117,7 +120,9 @@ func (t *tree) terminate() {
 // signal reaches the group in one stroke, and the rest one by one. What is gone
 // meanwhile needs no signal, so errors say nothing.
 func (t *tree) signal(sig syscall.Signal) {
-	_ = unix.Kill(-t.pid, sig)
+	if t.pid > 0 {
+		_ = unix.Kill(-t.pid, sig)
+	}
 	handles := map[int]int{}
 	for _, pid := range t.members() {
 		if group, err := unix.Getpgid(pid); err == nil && group == t.pid {
@@ -213,14 +218,16 @@ func (t *tree) members() (pids []int) {
 // until it executes its program it shares our descriptors, and might be taken
 // for one that inherited the lock.
 func (t *tree) search() (pids []int) {
-	t.spawning.Lock()
-	defer t.spawning.Unlock()
+	t.local.spawning.Lock()
+	defer t.local.spawning.Unlock()
+	stray := t.strays()
 	all := processes()
 	children := map[int][]int{}
 	var queue []int
 	for pid, p := range all {
 		children[p.parent] = append(children[p.parent], pid)
-		if p.group == t.pid || p.session == t.pid || t.found[pid] == p.start || t.marked(pid) {
+		ours := t.pid > 0 && (p.group == t.pid || p.session == t.pid)
+		if ours || stray(pid, p) || t.found[pid] == p.start || t.marked(pid) {
 			queue = append(queue, pid)
 		}
 	}
@@ -239,6 +246,17 @@ func (t *tree) search() (pids []int) {
 		}
 	}
 	return pids
+}
+
+// strays tells of a process whether it is one that shed all that it inherited
+// and was left to this process as the subreaper. Whose it was can be said only
+// while one run is under way; with the last one all of them end.
+func (t *tree) strays() func(pid int, p process) bool {
+	mains, own := t.local.mains(), os.Getpid()
+	if !t.local.subreaper || len(mains) != 1 || !mains[t.pid] {
+		return func(int, process) bool { return false }
+	}
+	return func(pid int, p process) bool { return p.parent == own && !mains[pid] }
 }
 
 // marked tells whether a process has the run's entry in its environment, or
@@ -274,22 +292,29 @@ func processes() map[int]process {
 		if err != nil {
 			continue
 		}
-		stat, err := read("/proc", name, "stat")
-		if err != nil {
-			continue
+		if p, ok := stat(pid); ok {
+			all[pid] = p
 		}
-		// pid (name) state ppid pgrp session … start; the name may hold anything.
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 20 {
-			continue
-		}
-		p := process{zombie: fields[0] == "Z" || fields[0] == "X", start: fields[19]}
-		p.parent, _ = strconv.Atoi(fields[1]) // the kernel writes numbers
-		p.group, _ = strconv.Atoi(fields[2])
-		p.session, _ = strconv.Atoi(fields[3])
-		all[pid] = p
 	}
 	return all
+}
+
+// stat reads the entry of one process.
+func stat(pid int) (p process, ok bool) {
+	text, err := read("/proc", strconv.Itoa(pid), "stat")
+	if err != nil {
+		return p, false
+	}
+	// pid (name) state ppid pgrp session … start; the name may hold anything.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 20 {
+		return p, false
+	}
+	p = process{zombie: fields[0] == "Z" || fields[0] == "X", start: fields[19]}
+	p.parent, _ = strconv.Atoi(fields[1]) // the kernel writes numbers
+	p.group, _ = strconv.Atoi(fields[2])
+	p.session, _ = strconv.Atoi(fields[3])
+	return p, true
 }
 
 // read reads a file that the kernel makes up.
@@ -297,17 +322,15 @@ func read(path ...string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(path...))
 }
 
-// reap takes what commands left to this process as the first of its container:
-// nobody else would, and zombies fill the table of processes.
+// reap takes what commands left to this process as their subreaper, or as the
+// first of its container: nobody else would, and zombies fill the table of
+// processes.
 func (l *Local) reap() {
-	if os.Getpid() != 1 {
-		return
-	}
 	l.spawning.Lock()
 	defer l.spawning.Unlock()
 	mains := l.mains()
 	for pid, p := range processes() {
-		if p.parent == 1 && p.zombie && !mains[pid] {
+		if p.parent == os.Getpid() && p.zombie && !mains[pid] {
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 		}
 	}

@@ -42,7 +42,7 @@ setsid sh -c "$keep" "$1" &                         # in a session of its own
 setsid sh -c '(env -i /bin/sh -c "$1" "$0" 3>&- & echo $!; wait)' "$1" "$keep" & # found by its parent only
 `
 
-func pids(t *testing.T, b *bench, run string, n int) (all []int) {
+func pids(t *testing.T, b *subject, run string, n int) (all []int) {
 	t.Helper()
 	eventually(t, "the family is there", func() bool {
 		all = nil
@@ -80,7 +80,7 @@ func TestStopReachesTheWholeTree(t *testing.T) {
 			for name, b := range ways(t, spec) {
 				t.Run(name, func(t *testing.T) {
 					run := b.start(t, order())
-					all := pids(t, b, run, 5)
+					all := pids(t, &b.subject, run, 5)
 					grace := patience
 					if trap == "" {
 						grace = 100 * time.Millisecond
@@ -104,7 +104,7 @@ func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
 			run := b.start(t, order())
-			all := pids(t, b, run, 5)
+			all := pids(t, &b.subject, run, 5)
 			if err := os.WriteFile(filepath.Join(b.dir, run, "work", "go"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -119,7 +119,7 @@ func TestStoppedProcessesAreEndedToo(t *testing.T) {
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
 			run := b.start(t, order())
-			all := pids(t, b, run, 2)
+			all := pids(t, &b.subject, run, 2)
 			if err := b.Stop(run, runner.Cancelled, patience); err != nil {
 				t.Fatal(err)
 			}
@@ -196,7 +196,7 @@ func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
 }
 
 // held tells whether somebody keeps the lock of a run.
-func (b *bench) held(t *testing.T, run string) bool {
+func (b *subject) held(t *testing.T, run string) bool {
 	t.Helper()
 	f, err := os.OpenInRoot(b.dir, filepath.Join(run, "lock"))
 	if err != nil {

@@ -10,9 +10,10 @@ import (
 
 // tree is the main process and its group. A process that left the group, by
 // setsid or setpgid, is not found on this system, and neither waited for nor
-// killed; it still holds the run's lock.
+// killed; it still holds the run's lock. What another process started, which is
+// gone, is only waited for: that its group is still its own cannot be told.
 type tree struct {
-	pid    int
+	pid    int    // 0 for what another process started
 	cgroup string // always empty
 }
 
@@ -32,15 +33,22 @@ func awaitEnd(p *os.Process) *os.ProcessState {
 }
 
 func (t *tree) terminate() {
+	if t.pid == 0 {
+		return
+	}
 	_ = syscall.Kill(-t.pid, syscall.SIGTERM) // who is gone needs none
 	_ = syscall.Kill(-t.pid, syscall.SIGCONT)
 }
 
-func (t *tree) kill() { _ = syscall.Kill(-t.pid, syscall.SIGKILL) }
+func (t *tree) kill() {
+	if t.pid > 0 {
+		_ = syscall.Kill(-t.pid, syscall.SIGKILL)
+	}
+}
 
 // gone takes "not permitted" for alive: darwin says so of zombies too, which
 // their parent will reap.
-func (t *tree) gone() bool { return errors.Is(syscall.Kill(-t.pid, 0), syscall.ESRCH) }
+func (t *tree) gone() bool { return t.pid == 0 || errors.Is(syscall.Kill(-t.pid, 0), syscall.ESRCH) }
 
 func (t *tree) close() error { return nil }
 
@@ -51,3 +59,22 @@ func findCgroups() (string, error) { return "", errors.New("this system has none
 func punch(*os.File, int64, int64) error { return errors.ErrUnsupported }
 
 func canPunch(*os.Root) (bool, error) { return false, nil }
+
+func bootID() string { return "" }
+
+func (l *Local) birth(int) string { return "" }
+
+// lives goes by the lock.
+func (l *Local) lives(s *Status) bool { return l.held(s.Run) }
+
+func adoptTree(*Local, *Status) (*tree, *os.Process) { return &tree{}, nil }
+
+func (t *tree) headless() {}
+
+func (t *tree) relatives() map[int]string { return nil }
+
+func canReplace() bool { return false }
+
+func becomeSubreaper() error { return nil }
+
+func (l *Local) sweepCgroups() {}

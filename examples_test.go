@@ -1,0 +1,275 @@
+package main_test
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"maps"
+	"math/big"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/golang-jwt/jwt/v5"
+
+	"sallyport/auth"
+	"sallyport/certs"
+	"sallyport/internal/client"
+	"sallyport/internal/config"
+)
+
+// sent is what the sender of an example sends; everything else, and how to prove
+// who sends it, stands in the example itself.
+type sent struct {
+	path   string
+	body   string
+	header map[string]string
+	claims map[string]any // beside those that the example asks for
+}
+
+func exampleDeliveries() map[string]sent {
+	const commit = "6dcb09b5b57875f334f61aebed695e2e4193db5e"
+	return map[string]sent{
+		"ci-jwt.yaml": {path: "/hooks/release", claims: map[string]any{"sha": commit, "actor": "octocat"}},
+		"github.yaml": {
+			path:   "/hooks/build",
+			body:   `{"ref":"refs/heads/main","after":"` + commit + `","repository":{"id":1,"full_name":"example/app"}}`,
+			header: map[string]string{"X-GitHub-Event": "push", "X-GitHub-Delivery": "72d3162e-cc78-11e3-81ab-4c9367dc0958"},
+		},
+		"gitlab.yaml": {
+			path:   "/hooks/deploy",
+			body:   `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","project_id":15}`,
+			header: map[string]string{"X-Gitlab-Event": "Tag Push Hook"},
+		},
+		"mtls.yaml":              {path: "/hooks/report?region=us", body: `{"date":"2026-11-23"}`, header: map[string]string{"Idempotency-Key": "2026-11-23-us"}},
+		"sallyport.yaml":         {path: "/start", body: `{"seconds":0}`},
+		"standard-webhooks.yaml": {path: "/hooks/import", body: `{"type":"contact.created","timestamp":"2026-11-23T20:26:10Z","data":{"id":1}}`},
+	}
+}
+
+// TestExamplesServeWhatTheirSendersSend copies each example next to fresh keys
+// and certificates, and sends a delivery of each of its callers.
+func TestExamplesServeWhatTheirSendersSend(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("examples/*")
+	check(t, err)
+	deliveries := exampleDeliveries()
+	var names []string
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil && !info.IsDir() { // the folder of secrets is made by make run
+			names = append(names, filepath.Base(file))
+		}
+	}
+	if want := slices.Sorted(maps.Keys(deliveries)); !slices.Equal(names, want) {
+		t.Fatalf("examples are %v, and this test knows what is sent to %v", names, want)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := &example{sent: deliveries[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
+			e.copy(t, name)
+			e.serve(t, name)
+			e.test(t)
+		})
+	}
+}
+
+// example is an example's own copy of the world.
+type example struct {
+	sent
+
+	dir     string
+	url     string
+	roots   *x509.CertPool
+	signers map[string]client.Signer    // by caller
+	certs   map[string]*tls.Certificate // by caller
+}
+
+// copy puts the example where it may listen anywhere, and makes what it names.
+func (e *example) copy(t *testing.T, name string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("examples", name))
+	check(t, err)
+	var f config.File
+	check(t, yaml.Unmarshal(text, &f))
+	dir := filepath.Join(e.dir, "examples")
+	check(t, os.Mkdir(dir, 0o755))
+	listen := regexp.MustCompile(`(?m)^listen: .*$`)
+	if len(listen.FindAll(text, -1)) != 1 {
+		t.Fatal("there is no one line with listen")
+	}
+	check(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
+
+	pki := filepath.Join(dir, filepath.Dir(f.TLS.Cert))
+	_, err = certs.Dev(pki, time.Now(), false)
+	check(t, err)
+	ca, err := os.ReadFile(filepath.Join(pki, "ca.pem"))
+	check(t, err)
+	e.roots = x509.NewCertPool()
+	e.roots.AppendCertsFromPEM(ca)
+
+	for name, caller := range f.Callers {
+		switch {
+		case caller.HMAC != nil:
+			// The last key is the newest. Of this form it is good for every scheme that a preset has a secret for.
+			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, secrets(t, dir, caller.HMAC.Keys))
+		case caller.Token != nil:
+			e.signers[name], err = client.Static(caller.Token.Header, string(secrets(t, dir, caller.Token.Keys)))
+		case caller.JWT != nil:
+			e.signers[name] = e.issuer(t, dir, caller.JWT)
+		case caller.MTLS != nil:
+			var pair tls.Certificate
+			pair, err = tls.LoadX509KeyPair(filepath.Join(pki, "client.pem"), filepath.Join(pki, "client.key"))
+			e.certs[name] = &pair
+		}
+		check(t, err)
+	}
+}
+
+// secrets makes the files of keys and returns the last.
+func secrets(t *testing.T, dir string, keys []auth.KeySpec) (last []byte) {
+	t.Helper()
+	for _, k := range keys {
+		last = make([]byte, 32)
+		_, _ = rand.Read(last) // never fails
+		last = []byte("whsec_" + base64.StdEncoding.EncodeToString(last))
+		write(t, filepath.Join(dir, k.File), last)
+	}
+	return last
+}
+
+func write(t *testing.T, file string, text []byte) {
+	t.Helper()
+	check(t, os.MkdirAll(filepath.Dir(file), 0o700))
+	check(t, os.WriteFile(file, text, 0o600))
+}
+
+// issuer signs tokens with a key of a fresh key set.
+func (e *example) issuer(t *testing.T, dir string, spec *auth.JWTSpec) client.Signer {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	check(t, err)
+	encode := base64.RawURLEncoding.EncodeToString
+	set, err := json.Marshal(map[string]any{"keys": []any{map[string]any{
+		"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": encode(key.N.Bytes()), "e": encode(big.NewInt(int64(key.E)).Bytes()),
+	}}})
+	check(t, err)
+	write(t, filepath.Join(dir, spec.JWKS), set)
+	return func(id string, _ []byte, at time.Time) (http.Header, error) {
+		// What a GitHub Actions token has, as far as anybody rules on it.
+		claims := jwt.MapClaims{
+			"iss": spec.Issuer, "aud": spec.Audience, "jti": id, "sub": "repo:example/app:ref:refs/heads/main",
+			"iat": at.Unix(), "nbf": at.Unix() - 600, "exp": at.Unix() + 300,
+		}
+		maps.Copy(claims, spec.Claims)
+		maps.Copy(claims, e.claims)
+		token := jwt.NewWithClaims(jwt.SigningMethodRS256, claims)
+		token.Header["kid"] = "1"
+		text, err := token.SignedString(key)
+		return http.Header{"Authorization": {"Bearer " + text}}, err
+	}
+}
+
+func (e *example) serve(t *testing.T, name string) {
+	t.Helper()
+	if out, err := program(t, e.dir, "check", "--config", "examples/"+name).CombinedOutput(); err != nil || strings.Contains(string(out), "warning") {
+		t.Fatalf("check: %v\n%s", err, out)
+	}
+	e.url = listening(t, e.dir, program(t, e.dir, "serve", "--config", "examples/"+name))
+}
+
+// listening starts a server, ends it with the test, and returns its address.
+func listening(t *testing.T, dir string, serve *exec.Cmd) (url string) {
+	t.Helper()
+	name := filepath.Join(dir, "log")
+	log, err := os.Create(name)
+	check(t, err)
+	serve.Stdout, serve.Stderr = log, log
+	check(t, serve.Start())
+	t.Cleanup(func() {
+		_ = serve.Process.Signal(syscall.SIGTERM)
+		if err := serve.Wait(); err != nil {
+			t.Errorf("ending the server: %v", err)
+		}
+		if text, err := os.ReadFile(name); err == nil && t.Failed() {
+			t.Logf("log:\n%s", text)
+		}
+		check(t, log.Close())
+	})
+	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 1500 {
+		text, err := os.ReadFile(name)
+		check(t, err)
+		if found := address.FindSubmatch(text); found != nil {
+			return string(found[1])
+		}
+		<-tick.C
+	}
+	t.Fatal("the server does not serve")
+	return ""
+}
+
+func (e *example) test(t *testing.T) {
+	t.Helper()
+	callers := slices.Sorted(maps.Keys(e.signers))
+	callers = append(callers, slices.Sorted(maps.Keys(e.certs))...)
+	if len(callers) == 0 {
+		t.Fatal("nobody may call")
+	}
+	for _, name := range callers {
+		header := http.Header{}
+		if sign := e.signers[name]; sign != nil {
+			var err error
+			header, err = sign(rand.Text(), []byte(e.body), time.Now())
+			check(t, err)
+		}
+		if status, text := e.send(t, header, e.certs[name]); status != http.StatusOK ||
+			!strings.Contains(text, `"caller":"`+name+`"`) || !strings.Contains(text, `"state":"succeeded"`) {
+			t.Errorf("%s: %d %s, want a run that succeeded", name, status, text)
+		}
+	}
+	if status, text := e.send(t, http.Header{}, nil); status != http.StatusUnauthorized {
+		t.Errorf("without a credential: %d %s, want 401", status, text)
+	}
+}
+
+// send posts the delivery and waits for the end of its run.
+func (e *example) send(t *testing.T, header http.Header, cert *tls.Certificate) (status int, text string) {
+	t.Helper()
+	conf := &tls.Config{RootCAs: e.roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}
+	if cert != nil {
+		conf.Certificates = []tls.Certificate{*cert}
+	}
+	transport := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, e.url+e.path, strings.NewReader(e.body))
+	check(t, err)
+	req.Header = header
+	req.Header.Set("Prefer", "wait=60")
+	if e.body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for name, value := range e.header {
+		req.Header.Set(name, value)
+	}
+	res, err := (&http.Client{Transport: transport, Timeout: 2 * time.Minute}).Do(req)
+	check(t, err)
+	defer func() { check(t, res.Body.Close()) }()
+	b, err := io.ReadAll(res.Body)
+	check(t, err)
+	return res.StatusCode, string(b)
+}

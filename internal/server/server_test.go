@@ -1,0 +1,244 @@
+package server_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+	"sallyport/internal/config"
+	"sallyport/internal/problem"
+	"sallyport/internal/server"
+	"sallyport/runner"
+	"sallyport/runner/process"
+	"sallyport/runner/store"
+)
+
+// patience is far above what anything here takes on an idle machine.
+const patience = 30 * time.Second
+
+// served is a server on a port of its own.
+type served struct {
+	t       *testing.T
+	address string
+	roots   *x509.CertPool
+	stop    chan struct{}
+	kill    chan struct{}
+	ended   chan error
+}
+
+func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
+	t.Helper()
+	dir := t.TempDir()
+	if _, err := certs.Dev(dir, time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	var problems problem.List
+	c := &config.Config{
+		Listen: "localhost:0", Limits: limits, Drain: patience,
+		TLS: certs.Load(certs.Spec{Cert: "server.pem", Key: "server.key"}, dir, time.Now(), problems.At()),
+	}
+	if c.TLS == nil {
+		t.Fatal(problems.All())
+	}
+	log := slog.New(slog.DiscardHandler)
+	procs, err := process.NewLocal(filepath.Join(dir, "runs"), c.Hook, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := runner.New(store.NewMemory(1, time.Now), procs, time.Now, log)
+	srv, err := server.Listen(t.Context(), c, h, run, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &served{t: t, address: srv.Addr().String(), roots: x509.NewCertPool(), stop: make(chan struct{}), kill: make(chan struct{}), ended: make(chan error, 1)}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.roots.AppendCertsFromPEM(ca)
+	go func() { s.ended <- srv.Serve(s.stop, s.kill) }()
+	t.Cleanup(func() {
+		s.end()
+		if err := <-s.ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *served) end() {
+	select {
+	case <-s.stop:
+	default:
+		close(s.stop)
+	}
+}
+
+// dial opens a connection without TLS.
+func (s *served) dial() net.Conn {
+	s.t.Helper()
+	c, err := new(net.Dialer).DialContext(s.t.Context(), "tcp", s.address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = c.Close() })
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+func (s *served) handshake(version uint16) (*tls.Conn, error) {
+	s.t.Helper()
+	c := tls.Client(s.dial(), &tls.Config{RootCAs: s.roots, ServerName: "localhost", MinVersion: version, MaxVersion: version})
+	return c, c.HandshakeContext(s.t.Context())
+}
+
+func (s *served) tls() *tls.Conn {
+	s.t.Helper()
+	c, err := s.handshake(tls.VersionTLS13)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// closed reads until the server closes and returns what it sent.
+func (s *served) closed(c net.Conn) string {
+	s.t.Helper()
+	b, err := io.ReadAll(c)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.t.Errorf("the server keeps the connection open; it sent %q", b)
+	}
+	return string(b)
+}
+
+func plenty() config.Limits { return config.Limits{Connections: 100, ConnectionsPerAddress: 100} }
+
+func hello(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
+
+func TestPlaintextIsAnsweredWithNotOneByte(t *testing.T) {
+	t.Parallel()
+	s := serve(t, plenty(), http.HandlerFunc(hello))
+	for _, text := range []string{
+		"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "POST / HTTP/1.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"\x16\x03", "SSH-2.0-OpenSSH\r\n", strings.Repeat("\x00", 100),
+	} {
+		c := s.dial()
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+		got := s.closed(c)
+		if len(got) > 0 && got[0] != 21 { // a TLS alert says no more than that this is TLS
+			t.Errorf("%q was answered with %q", text, got)
+		}
+		if strings.HasPrefix(text, "GET") && got != "" {
+			t.Errorf("a browser's request was answered with %q", got)
+		}
+	}
+}
+
+func TestConnectionsThatSayNothingAreClosed(t *testing.T) {
+	t.Parallel()
+	s := serve(t, plenty(), http.HandlerFunc(hello))
+	silent := s.dial()
+	half := s.dial()
+	if _, err := half.Write([]byte{22, 3, 1, 2, 0, 1}); err != nil { // the beginning of a ClientHello
+		t.Fatal(err)
+	}
+	idle := s.tls()
+	header := s.tls()
+	if _, err := io.WriteString(header, "GET / HTTP/1.1\r\nHost: localhost\r\nX-More: "); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]net.Conn{"silent": silent, "half a handshake": half, "no request": idle, "half a header": header} {
+		if got := s.closed(c); strings.Contains(got, "200") {
+			t.Errorf("%s: answered with %q", what, got)
+		}
+	}
+}
+
+func TestConnectionsOverTheBoundsAreClosedBeforeAHandshake(t *testing.T) {
+	t.Parallel()
+	for why, limits := range map[string]config.Limits{
+		"in all":           {Connections: 2, ConnectionsPerAddress: 100},
+		"from one address": {Connections: 100, ConnectionsPerAddress: 2},
+	} {
+		t.Run(why, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, limits, http.HandlerFunc(hello))
+			first := s.tls()
+			s.tls()
+			if _, err := s.handshake(tls.VersionTLS13); err == nil {
+				t.Error("a third connection got through")
+			}
+			if got := s.closed(s.dial()); got != "" {
+				t.Errorf("a fourth one heard %q", got)
+			}
+			// A place that is given back is there for the next.
+			if err := first.Close(); err != nil {
+				t.Fatal(err)
+			}
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for range 1000 {
+				if _, err := s.handshake(tls.VersionTLS13); err == nil {
+					return
+				}
+				<-tick.C
+			}
+			t.Error("the place was not given back")
+		})
+	}
+}
+
+func TestOldTLSIsRefused(t *testing.T) {
+	t.Parallel()
+	s := serve(t, plenty(), http.HandlerFunc(hello))
+	for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12} {
+		if _, err := s.handshake(version); err == nil {
+			t.Errorf("%s was spoken", tls.VersionName(version))
+		}
+	}
+}
+
+func TestAnAnswerUnderWayIsFinishedBeforeTheServerGoes(t *testing.T) {
+	t.Parallel()
+	asked, answer := make(chan struct{}), make(chan struct{})
+	s := serve(t, plenty(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-answer
+		hello(w, r)
+	}))
+	c := s.tls()
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	s.end()
+	// Once nobody gets in any more, the server has begun to close.
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		probe, err := new(net.Dialer).DialContext(t.Context(), "tcp", s.address)
+		if err != nil {
+			break
+		}
+		_ = probe.Close()
+		<-tick.C
+	}
+	close(answer)
+	if got := s.closed(c); !strings.HasSuffix(got, "hello") {
+		t.Errorf("answered with %q", got)
+	}
+}

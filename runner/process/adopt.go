@@ -1,0 +1,177 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"sallyport/runner"
+)
+
+// adopt takes over what was under way when another supervisor went, or this one
+// replaced itself: its own children wholly, the rest by their locks. It is
+// called once, before anything is started.
+func (l *Local) adopt() error {
+	dir, err := l.root.Open(activeDir)
+	if err != nil {
+		return fmt.Errorf("adopting runs: %w", err)
+	}
+	runs, err := dir.Readdirnames(-1)
+	if err := errors.Join(err, dir.Close()); err != nil {
+		return fmt.Errorf("adopting runs: %w", err)
+	}
+	var adopted []*active
+	for _, run := range runs {
+		if err := checkID(run); err != nil {
+			l.log.Warn("leaving a file that is none of ours", "name", filepath.Join(activeDir, run))
+			continue
+		}
+		if a := l.adoptRun(run); a != nil {
+			adopted = append(adopted, a)
+		}
+	}
+	// All are known before one is followed: at its end strangers are reaped.
+	for _, a := range adopted {
+		l.active[a.status.Run] = a
+	}
+	for _, a := range adopted {
+		go a.follow()
+	}
+	l.sweepCgroups()
+	return nil
+}
+
+// adoptRun returns what is to be followed of a run, or nil.
+func (l *Local) adoptRun(run string) *active {
+	text, err := l.root.ReadFile(filepath.Join(activeDir, run))
+	if err != nil {
+		l.log.Error("reading the flight of a run", "run", run, "error", err)
+	}
+	flight := string(text)
+	l.count(flight)
+	s, err := l.readStatus(run)
+	switch {
+	case errors.Is(err, ErrUnknown):
+		// The command never started, or the run was removed and something of
+		// it got away.
+		if !l.held(run) {
+			err = l.root.RemoveAll(run)
+		}
+		if err != nil && !errors.Is(err, ErrUnknown) {
+			l.log.Warn("removing a run that never started", "run", run, "error", err)
+		}
+		l.free(run, flight)
+		return nil
+	case err != nil:
+		l.log.Error("adopting a run that tells nothing of itself", "run", run, "error", err)
+		s = &Status{Started: time.Now(), Bounds: Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
+	case !s.Ended.IsZero():
+		l.free(run, flight)
+		return nil
+	}
+	s.Run, s.Flight = run, flight
+	a := newActive(l, *s)
+	if l.unlocked {
+		a.status.Why, a.status.Ended = runner.Interrupted, time.Now()
+		l.conclude(a)
+		return nil
+	}
+	a.tree, a.process = adoptTree(l, s)
+	if a.output, err = adoptKeeper(l, s); err != nil {
+		l.log.Error("adopting the output of a run", "run", run, "error", err)
+	}
+	a.status.Found, a.status.Pipe, a.status.Output = nil, 0, runner.Output{}
+	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", a.process != nil)
+	return a
+}
+
+// count puts an adopted run into the air, whoever else is there.
+func (l *Local) count(flight string) {
+	if l.flights != nil {
+		l.flights[flight]++
+	}
+}
+
+// parking asks a run to leave its state in its folder and to do nothing
+// until resume is closed.
+type parking struct {
+	ready  chan<- error
+	resume <-chan struct{}
+}
+
+// park makes every run leave its state in its folder, so that another program
+// image can take over from there. resume undoes it; it is to be called on an
+// error too.
+func (l *Local) park() (resume func(), err error) {
+	l.mu.Lock()
+	var runs []*active
+	for _, a := range l.active {
+		runs = append(runs, a)
+	}
+	unwritten := len(l.unwritten)
+	l.mu.Unlock()
+	stop := make(chan struct{})
+	resume = func() { close(stop) }
+	if unwritten > 0 {
+		return resume, fmt.Errorf("%d ends of runs are not on disk yet", unwritten)
+	}
+	if len(runs) > 0 && !canReplace() {
+		return resume, fmt.Errorf("%d runs are under way, and this system cannot keep their exit codes meanwhile", len(runs))
+	}
+	for _, a := range runs {
+		ready := make(chan error, 1)
+		select {
+		case a.park <- parking{ready: ready, resume: stop}:
+			if err := <-ready; err != nil {
+				return resume, fmt.Errorf("parking run %s: %w", a.status.Run, err)
+			}
+		case <-a.done:
+		}
+	}
+	// One of them may have ended just now, on a disk that was full just then.
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.unwritten) > 0 {
+		return resume, errors.New("the end of a run is not on disk yet")
+	}
+	return resume, nil
+}
+
+// handOver leaves in the folder what the next program image needs.
+func (a *active) handOver() (err error) {
+	if a.status.Pipe, err = a.output.pause(); err != nil {
+		return err
+	}
+	size, dropped := a.output.state()
+	a.status.Output = runner.Output{Bytes: size, Dropped: dropped.Bytes()}
+	a.status.Dropped, a.status.Found = dropped, a.tree.relatives()
+	return a.local.writeStatus(&a.status, false)
+}
+
+// goOn undoes handOver.
+func (a *active) goOn() {
+	a.output.resume(a.status.Pipe)
+	a.status.Pipe, a.status.Found = 0, nil
+	a.status.Output = runner.Output{}
+}
+
+// earlier tells how a run's start went that was asked for before, whose
+// carrying out is over: known, and with the error that it had.
+func (l *Local) earlier(run string) (known bool, err error) {
+	s, err := l.readStatus(run)
+	l.mu.Lock()
+	if u, ok := l.unwritten[run]; ok {
+		s, err = &u, nil
+	}
+	l.mu.Unlock()
+	switch {
+	case errors.Is(err, ErrUnknown):
+		return false, nil
+	case err != nil:
+		return true, err
+	case s.Started.IsZero():
+		return true, fmt.Errorf("starting run %s: %s", run, s.Error)
+	}
+	return true, nil
+}

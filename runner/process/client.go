@@ -1,0 +1,341 @@
+package process
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/runner"
+)
+
+// Options say where a supervisor is, and how to start one.
+type Options struct {
+	State   string // the state folder, made with mode 0700 when it is missing
+	Config  string // the configuration file
+	Exe     string // the program; it is started as: Exe supervise --state State --config Config
+	Version string // of Exe: a supervisor of another one is asked to replace itself in place
+	Log     *slog.Logger
+}
+
+// Client has the supervisor of an installation start and follow commands, in a
+// process of its own that goes on when this one ends. It is a
+// runner.Processes, safe for concurrent use.
+//
+// A supervisor that is gone is started again. What it left under way is
+// followed by the new one until it is over; such a run ends Interrupted.
+type Client struct {
+	o    Options
+	id   string
+	ctx  context.Context // of all that goes on until Close
+	stop context.CancelFunc
+
+	mu       sync.Mutex // held while a connection is made
+	link     *link
+	replaced bool // the supervisor was asked to replace itself
+}
+
+// How long a call waits for a supervisor that is to be started or found.
+const patience = 15 * time.Second
+
+// Connect finds the supervisor of a state folder or starts it. Another Client
+// that was connected to it no longer is. ctx bounds the search alone.
+func Connect(ctx context.Context, o Options) (*Client, error) {
+	dir, root, err := openFolder(o.State)
+	if err != nil {
+		return nil, fmt.Errorf("opening the state folder: %w", err)
+	}
+	if err := root.Close(); err != nil {
+		return nil, fmt.Errorf("opening the state folder: %w", err)
+	}
+	o.State = dir
+	for _, path := range []*string{&o.Config, &o.Exe} { // the supervisor works elsewhere
+		if *path, err = filepath.Abs(*path); err != nil {
+			return nil, fmt.Errorf("finding the supervisor's files: %w", err)
+		}
+	}
+	c := &Client{o: o, id: rand.Text()}
+	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if _, err := c.connect(ctx); err != nil {
+		c.stop()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close leaves the supervisor and all that runs alone.
+func (c *Client) Close() error {
+	c.stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == nil {
+		return nil
+	}
+	_ = c.link.conn.Close()
+	<-c.link.broken
+	return nil
+}
+
+// PID is the supervisor's process, as it was when it was last spoken to; 0 if
+// it never was.
+func (c *Client) PID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link == nil {
+		return 0
+	}
+	return c.link.PID
+}
+
+// Start is that of runner.Processes. An order that was lost on the way is asked
+// for again, and carried out once. Errors wrap ErrFlight when something of the
+// flight still runs.
+func (c *Client) Start(o runner.Order) error {
+	_, err := c.call(request{Do: "start", Order: &o})
+	return err
+}
+
+// Stop is that of runner.Processes.
+func (c *Client) Stop(run string, why runner.State, grace time.Duration) error {
+	_, err := c.call(request{Do: "stop", Run: run, Why: why, Grace: grace})
+	return err
+}
+
+// List names the runs that are under way, those that an earlier supervisor
+// left too.
+func (c *Client) List() ([]string, error) {
+	p, err := c.call(request{Do: "list"})
+	if err != nil {
+		return nil, err
+	}
+	return p.Runs, nil
+}
+
+// Remove deletes the folder of a run that is over. A run that is not there is
+// no error.
+func (c *Client) Remove(run string) error {
+	_, err := c.call(request{Do: "remove", Run: run})
+	return err
+}
+
+// Quit ends the supervisor. It is an error when runs are under way.
+func (c *Client) Quit() error {
+	_, err := c.call(request{Do: "quit"})
+	return err
+}
+
+// Follow yields the end of a run once, and is closed. It is an error that wraps
+// ErrUnknown when the run is not known: a run that was ordered and is not
+// known never started. After Close the channel is closed without an end.
+func (c *Client) Follow(run string) (<-chan runner.End, error) {
+	if _, err := c.call(request{Do: "known", Run: run}); err != nil {
+		return nil, err
+	}
+	ends := make(chan runner.End, 1)
+	go func() {
+		defer close(ends)
+		for c.ctx.Err() == nil {
+			p, err := c.call(request{Do: "wait", Run: run})
+			switch {
+			case err == nil && p.End != nil:
+				p.End.Reason = p.Why
+				ends <- *p.End
+				return
+			case errors.Is(err, ErrUnknown): // its folder is gone
+				ends <- runner.End{Ended: time.Now(), Reason: runner.Interrupted}
+				return
+			case errors.Is(err, ErrSuperseded):
+				return
+			}
+			c.o.Log.Warn("following a run; it will be tried again", "run", run, "error", err)
+			select {
+			case <-time.After(time.Second):
+			case <-c.ctx.Done():
+			}
+		}
+	}()
+	return ends, nil
+}
+
+// Output opens the output of a run. The caller closes it.
+func (c *Client) Output(run string) (*Output, error) {
+	o, err := OpenOutput(filepath.Join(c.o.State, runsDir), run)
+	if err != nil || o.ring == nil {
+		return o, err
+	}
+	files := o.state
+	o.state = func() (int64, Dropped) {
+		if p, err := c.call(request{Do: "output", Run: run}); err == nil && p.Ring {
+			return p.Size, p.Dropped
+		}
+		return files()
+	}
+	return o, nil
+}
+
+// call asks the supervisor, and once more when the connection broke before an
+// answer came.
+func (c *Client) call(q request) (*reply, error) {
+	for {
+		l, err := c.connected()
+		if err != nil {
+			return nil, err
+		}
+		p, err := l.call(q)
+		if !errors.Is(err, errBroken) || c.ctx.Err() != nil || q.Do == "quit" {
+			return p, err
+		}
+		q.Again = true
+	}
+}
+
+func (c *Client) connected() (*link, error) {
+	ctx, done := context.WithTimeout(c.ctx, patience)
+	defer done()
+	return c.connect(ctx)
+}
+
+// connect returns the connection, a new one when there is none that works.
+func (c *Client) connect(ctx context.Context) (*link, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link != nil {
+		select {
+		case <-c.link.broken:
+		default:
+			return c.link, nil
+		}
+	}
+	l, err := c.find(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reaching the supervisor: %w", err)
+	}
+	if l.Version != c.o.Version && !c.replaced {
+		c.replaced = true
+		_, err := l.call(request{Do: "replace", Exe: c.o.Exe})
+		if errors.Is(err, errBroken) { // as it must be: the old image is gone
+			if l, err = c.find(ctx); err != nil {
+				return nil, fmt.Errorf("reaching the supervisor: %w", err)
+			}
+		} else {
+			c.o.Log.Warn("the supervisor stays what it is", "version", l.Version, "error", err)
+		}
+	}
+	c.link = l
+	return l, nil
+}
+
+// find dials until a supervisor answers, and starts one when there is none.
+func (c *Client) find(ctx context.Context) (*link, error) {
+	const first, last = time.Millisecond, 50 * time.Millisecond
+	var died <-chan error
+	for wait := first; ; wait = min(2*wait, last) {
+		l, err := dial(ctx, c.o.State, c.id)
+		if err == nil || errors.Is(err, ErrSuperseded) {
+			return l, err
+		}
+		if died == nil {
+			ended, err := c.spawn()
+			if err != nil {
+				return nil, fmt.Errorf("starting it: %w", err)
+			}
+			died = ended
+		}
+		select {
+		case end := <-died:
+			return nil, fmt.Errorf("it ended at once: %w", end)
+		case <-ctx.Done():
+			return nil, errors.Join(err, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// spawn starts a supervisor, unless somebody holds its lock: then there is one,
+// or will be, and the channel is nil. Otherwise it tells of its end.
+func (c *Client) spawn() (died <-chan error, err error) {
+	mutex, err := os.OpenFile(filepath.Join(c.o.State, mutexFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, mutex.Close()) }() // the supervisor has it by then
+	if err := unix.Flock(int(mutex.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("taking its lock: %w", err)
+	}
+	if err := c.makeSecret(); err != nil {
+		return nil, err
+	}
+	socket, err := c.listen()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, socket.Close()) }()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, null.Close()) }()
+	// A session of its own, so that no terminal's end reaches it; and an empty
+	// environment, because ours may hold secrets.
+	p, err := os.StartProcess(c.o.Exe, []string{c.o.Exe, "supervise", "--state", c.o.State, "--config", c.o.Config}, &os.ProcAttr{
+		Dir: "/", Env: []string{},
+		Files: []*os.File{null, null, os.Stderr, socketFD: socket, mutexFD: mutex},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return nil, err
+	}
+	ended := make(chan error, 1)
+	go func() {
+		s, err := p.Wait()
+		ended <- errors.Join(err, fmt.Errorf("%v", s))
+	}()
+	return ended, nil
+}
+
+// makeSecret writes what a server must know besides its user. Only the holder
+// of the lock calls it.
+func (c *Client) makeSecret() error {
+	secret := make([]byte, secretBytes)
+	_, _ = rand.Read(secret) // never fails
+	name := filepath.Join(c.o.State, secretFile)
+	if err := os.WriteFile(name+".new", secret, 0o600); err != nil {
+		return fmt.Errorf("making the secret: %w", err)
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		return fmt.Errorf("making the secret: %w", err)
+	}
+	return nil
+}
+
+// listen makes the socket that the supervisor inherits.
+func (c *Client) listen() (f *os.File, err error) {
+	if err := os.Remove(filepath.Join(c.o.State, socketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing the old socket: %w", err)
+	}
+	err = withSocket(c.o.State, func(path string) error {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			return err
+		}
+		l.SetUnlinkOnClose(false)
+		f, err = l.File()
+		return errors.Join(err, l.Close(), os.Chmod(path, 0o600))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making the socket: %w", err)
+	}
+	return f, nil
+}

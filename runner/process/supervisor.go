@@ -1,0 +1,493 @@
+package process
+
+import (
+	"bufio"
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/runner"
+)
+
+// Supervision is what a supervisor goes by.
+type Supervision struct {
+	State string // the state folder
+	// Load reads the hooks from the file as it stands. Its error is for the
+	// operator.
+	Load    func() (map[string]*runner.Hook, error)
+	Version string // a server of another one has this process replace itself
+	Log     *slog.Logger
+
+	// Idle is how long to stay with no server and no run; default one minute.
+	Idle time.Duration
+
+	// DangerouslyUnlocked lets runs of one flight overlap after a crash. It is
+	// for a test that shows what the locks are for.
+	DangerouslyUnlocked bool
+
+	prepare func(*supervisor) // of tests
+}
+
+// supervisor is the parent of all commands, and outlives the server.
+type supervisor struct {
+	Supervision
+	local    *Local
+	listener *net.UnixListener
+	socket   *os.File // as it was inherited, to be handed on
+	mutex    *os.File // likewise
+	secret   []byte
+	uid      int
+	quit     chan struct{}
+
+	// moving is held for reading while a run is started, and for writing by
+	// whoever sets going or replaces this process.
+	moving sync.RWMutex
+	going  bool
+
+	loading sync.Mutex
+	hooks   map[string]*runner.Hook
+
+	mu         sync.Mutex
+	current    *session
+	superseded map[string]bool // clients that another has taken over from
+}
+
+var errGoing = errors.New("the supervisor is about to end")
+
+// Supervise is the supervisor: it returns when it is told to go, at SIGTERM
+// once its runs have ended, or when it has had nothing to do for a while. It is
+// to be called in a process of its own, which Connect starts. SIGHUP, SIGINT
+// and a broken pipe at stderr do not end it.
+func Supervise(s Supervision) error {
+	// Caught and not ignored, because commands would inherit that.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	if s.Idle == 0 {
+		s.Idle = time.Minute
+	}
+	v := &supervisor{Supervision: s, uid: os.Geteuid(), quit: make(chan struct{}), superseded: map[string]bool{}}
+	if err := v.inherit(); err != nil {
+		return err
+	}
+	if err := v.open(); err != nil {
+		return err
+	}
+	s.Log.Info("supervisor ready", "pid", os.Getpid(), "version", s.Version)
+	go v.accept()
+	go v.preload()
+	v.wait(signals)
+	v.leave()
+	s.Log.Info("supervisor ended", "pid", os.Getpid())
+	return nil
+}
+
+// inherit takes what whoever started this process holds for it.
+func (v *supervisor) inherit() (err error) {
+	v.socket, v.mutex = os.NewFile(socketFD, socketFile), os.NewFile(mutexFD, mutexFile)
+	// The lock is ours already if it was inherited; if not, nobody else's.
+	want, err := os.Stat(filepath.Join(v.State, mutexFile))
+	if err != nil {
+		return fmt.Errorf("starting as a supervisor: %w", err)
+	}
+	got, err := v.mutex.Stat()
+	if err != nil || !os.SameFile(want, got) {
+		return errors.New("this command is started by the server alone")
+	}
+	if err := unix.Flock(mutexFD, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("taking the lock of the supervisor: %w", err)
+	}
+	l, err := net.FileListener(v.socket)
+	if err != nil {
+		return fmt.Errorf("taking the socket over: %w", err)
+	}
+	var ok bool
+	if v.listener, ok = l.(*net.UnixListener); !ok {
+		return errors.New("the inherited socket is no Unix socket")
+	}
+	if v.secret, err = os.ReadFile(filepath.Join(v.State, secretFile)); err != nil {
+		return fmt.Errorf("reading the secret: %w", err)
+	}
+	if len(v.secret) != secretBytes {
+		return fmt.Errorf("the secret has %d bytes and not %d", len(v.secret), secretBytes)
+	}
+	return nil
+}
+
+func (v *supervisor) open() (err error) {
+	if v.local, err = NewLocal(filepath.Join(v.State, runsDir), nil, v.Log); err != nil {
+		return err
+	}
+	if err := becomeSubreaper(); err != nil {
+		return fmt.Errorf("becoming a subreaper: %w", err)
+	}
+	v.local.subreaper = true
+	if v.local.unlocked = v.DangerouslyUnlocked; !v.local.unlocked {
+		v.local.flights = map[string]int{}
+	}
+	if v.prepare != nil {
+		v.prepare(v)
+	}
+	return v.local.adopt()
+}
+
+// wait returns when it is time to go.
+func (v *supervisor) wait(signals <-chan os.Signal) {
+	const parts = 4
+	tick := time.NewTicker(v.Idle / parts)
+	defer tick.Stop()
+	for idle := 0; ; {
+		select {
+		case <-v.quit:
+			return
+		case s := <-signals:
+			if s == syscall.SIGTERM {
+				v.stopAll()
+				return
+			}
+		case <-tick.C:
+			v.mu.Lock()
+			alone := v.current == nil
+			v.mu.Unlock()
+			if idle++; !alone || v.local.busy() {
+				idle = 0
+			}
+			if idle > parts && v.retire() == nil {
+				return
+			}
+		}
+	}
+}
+
+// stopAll ends all runs with the grace that their hooks give them.
+func (v *supervisor) stopAll() {
+	v.moving.Lock()
+	v.going = true
+	v.moving.Unlock()
+	runs, _ := v.local.List() // no error comes from a Local
+	var ends []<-chan runner.End
+	for _, run := range runs {
+		v.Log.Warn("run stopped: the supervisor is told to end", "run", run)
+		if err := v.local.Stop(run, runner.Cancelled, -1); err != nil {
+			v.Log.Error("stopping a run", "run", run, "error", err)
+		}
+		if end, err := v.local.Follow(run); err == nil {
+			ends = append(ends, end)
+		}
+	}
+	for _, end := range ends {
+		<-end
+	}
+}
+
+// retire takes no more runs, if there are none.
+func (v *supervisor) retire() error {
+	v.moving.Lock()
+	defer v.moving.Unlock()
+	if v.going {
+		return errGoing
+	}
+	if v.local.busy() {
+		return errors.New("runs are under way")
+	}
+	v.going = true
+	return nil
+}
+
+// leave lets the server have the answers that it waits for.
+func (v *supervisor) leave() {
+	_ = v.listener.Close()
+	v.mu.Lock()
+	s := v.current
+	v.mu.Unlock()
+	if s == nil {
+		return
+	}
+	_ = s.conn.CloseRead()
+	_ = s.conn.SetWriteDeadline(time.Now().Add(greetingTime))
+	<-s.done
+}
+
+// accept greets whoever comes. Only one is served: a server that comes later
+// has taken the place of the one before.
+func (v *supervisor) accept() {
+	for {
+		conn, err := v.listener.AcceptUnix()
+		switch {
+		case err == nil:
+			go v.greet(conn)
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			v.Log.Error("accepting a server", "error", err)
+			<-time.After(100 * time.Millisecond)
+		}
+	}
+}
+
+// greet serves a connection if it is a server's.
+func (v *supervisor) greet(conn *net.UnixConn) {
+	s := &session{v: v, conn: conn, gone: make(chan struct{}), done: make(chan struct{})}
+	r := bufio.NewReaderSize(conn, maxGreeting)
+	err := errors.Join(conn.SetDeadline(time.Now().Add(greetingTime)), checkPeer(conn, v.uid))
+	var h hello
+	if err == nil {
+		err = readGreeting(r, &h)
+	}
+	if err == nil && subtle.ConstantTimeCompare(h.Secret, v.secret) != 1 {
+		err = errors.New("the secret is not ours")
+	}
+	if err != nil {
+		v.Log.Warn("refusing a connection", "error", err)
+		_ = conn.Close()
+		return
+	}
+	s.client = h.Client
+	err = v.admit(s)
+	w := welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}
+	if err := errors.Join(writeLine(conn, w, nil), conn.SetDeadline(time.Time{}), err); err != nil {
+		v.Log.Warn("refusing a server", "error", err)
+		_ = conn.Close() // which ends what serve reads
+	}
+	if err == nil {
+		s.serve(r)
+	}
+}
+
+// admit makes s the one that is served. All that the one before asked for has
+// been done or never will be, so that s learns how things stand.
+func (v *supervisor) admit(s *session) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.superseded[s.client] {
+		return ErrSuperseded
+	}
+	if old := v.current; old != nil {
+		if old.client != s.client {
+			v.superseded[old.client] = true
+		}
+		_ = old.conn.Close()
+		<-old.done
+	}
+	v.moving.RLock()
+	defer v.moving.RUnlock()
+	if v.going {
+		return errGoing
+	}
+	v.current = s
+	return nil
+}
+
+// dismiss forgets a session that is over.
+func (v *supervisor) dismiss(s *session) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.current == s {
+		v.current = nil
+	}
+}
+
+func (v *supervisor) preload() {
+	v.loading.Lock()
+	defer v.loading.Unlock()
+	if err := v.load(); err != nil {
+		v.Log.Error("reading the hooks", "error", err)
+	}
+}
+
+func (v *supervisor) load() error {
+	hooks, err := v.Load()
+	if err == nil {
+		v.hooks = hooks
+	}
+	return err
+}
+
+// hookFor returns the hook that an order means. The file is read again when
+// the server knows another version of the hook.
+func (v *supervisor) hookFor(o *runner.Order) (*runner.Hook, error) {
+	v.loading.Lock()
+	defer v.loading.Unlock()
+	for again := false; ; again = true {
+		h := v.hooks[o.Hook]
+		switch {
+		case h != nil && h.Digest() == o.Digest:
+			if !h.Unauthenticated && !slices.Contains(h.Callers, o.Caller) {
+				return nil, fmt.Errorf("the file does not let the caller %q start the hook %q", o.Caller, o.Hook)
+			}
+			return h, nil
+		case again && h == nil:
+			return nil, fmt.Errorf("the file has no hook %q", o.Hook)
+		case again:
+			return nil, fmt.Errorf("the hook %q is not the one that the server knows: the file has changed since the server read it", o.Hook)
+		}
+		if err := v.load(); err != nil {
+			return nil, fmt.Errorf("reading the hooks: %w", err)
+		}
+	}
+}
+
+// start starts a run, once.
+func (v *supervisor) start(o *runner.Order, again bool) error {
+	if o == nil {
+		return errors.New("no order")
+	}
+	v.moving.RLock()
+	defer v.moving.RUnlock()
+	if v.going {
+		return errGoing
+	}
+	if err := checkID(o.Run); err != nil {
+		return err
+	}
+	if again {
+		if known, err := v.local.earlier(o.Run); known {
+			return err
+		}
+	}
+	hook, err := v.hookFor(o)
+	if err != nil {
+		return fmt.Errorf("starting run %s: %w", o.Run, err)
+	}
+	return v.local.start(hook, *o)
+}
+
+// replace executes another program image in this process, which keeps its
+// children. It returns only if that cannot be.
+func (v *supervisor) replace(exe string) error {
+	if err := checkImage(exe); err != nil {
+		return fmt.Errorf("replacing the supervisor: %w", err)
+	}
+	v.moving.Lock()
+	defer v.moving.Unlock()
+	resume, err := v.local.park()
+	defer resume()
+	if err == nil {
+		err = errors.Join(keepOnExec(socketFD), keepOnExec(mutexFD))
+	}
+	if err == nil {
+		v.Log.Info("supervisor replaces itself", "exe", exe)
+		err = syscall.Exec(exe, append([]string{exe}, os.Args[1:]...), []string{}) //nolint:gosec // G204: checked above
+	}
+	syscall.CloseOnExec(socketFD)
+	syscall.CloseOnExec(mutexFD)
+	return fmt.Errorf("replacing the supervisor: %w", err)
+}
+
+// checkImage refuses a program that another user could have written.
+func checkImage(exe string) error {
+	if !filepath.IsAbs(exe) {
+		return fmt.Errorf("%q is no absolute path", exe)
+	}
+	info, err := os.Stat(exe)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !ok || owner.Uid != 0 && int(owner.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to another user", exe)
+	case !info.Mode().IsRegular() || info.Mode()&0o022 != 0:
+		return fmt.Errorf("%s may be written by others", exe)
+	}
+	return unix.Access(exe, unix.X_OK)
+}
+
+// session is one connection of a server.
+type session struct {
+	v      *supervisor
+	conn   *net.UnixConn
+	client string
+	gone   chan struct{} // closed when no more requests come
+	done   chan struct{} // closed when all of them were carried out
+
+	writing sync.Mutex
+}
+
+func (s *session) serve(r *bufio.Reader) {
+	var calls sync.WaitGroup
+	for {
+		q, err := readRequest(r)
+		if err != nil {
+			break
+		}
+		calls.Go(func() {
+			p := s.answer(q)
+			p.ID = q.ID
+			s.writing.Lock()
+			defer s.writing.Unlock()
+			if err := writeLine(s.conn, p, nil); err != nil {
+				_ = s.conn.Close() // the server asks again, on another
+			}
+		})
+	}
+	close(s.gone)
+	calls.Wait()
+	_ = s.conn.Close()
+	close(s.done)
+	s.v.dismiss(s)
+}
+
+func (s *session) answer(q *request) *reply {
+	p := new(reply)
+	l := s.v.local
+	var err error
+	switch q.Do {
+	case "start":
+		err = s.v.start(q.Order, q.Again)
+	case "stop":
+		err = l.Stop(q.Run, q.Why, q.Grace)
+	case "known":
+		_, err = l.Follow(q.Run)
+	case "wait":
+		err = s.waitEnd(q.Run, p)
+	case "list":
+		p.Runs, err = l.List()
+	case "remove":
+		err = l.Remove(q.Run)
+	case "output":
+		p.Ring, p.Size, p.Dropped = l.ringState(q.Run)
+	case "replace":
+		err = s.v.replace(q.Exe)
+	case "quit":
+		if err = s.v.retire(); err == nil {
+			close(s.v.quit)
+		}
+	default:
+		err = fmt.Errorf("nobody knows how to %q", q.Do)
+	}
+	p.Fault = newFault(err)
+	return p
+}
+
+// waitEnd waits for the end of a run, or of the connection.
+func (s *session) waitEnd(run string, p *reply) error {
+	ends, err := s.v.local.Follow(run)
+	if err != nil {
+		return err
+	}
+	select {
+	case e := <-ends:
+		p.End, p.Why = &e, e.Reason
+		return nil
+	case <-s.gone:
+	}
+	select { // what is there already is still told
+	case e := <-ends:
+		p.End, p.Why = &e, e.Reason
+		return nil
+	default:
+		return context.Canceled
+	}
+}

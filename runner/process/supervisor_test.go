@@ -1,0 +1,1000 @@
+package process_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/internal/config"
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+// TestMain lets this program be the supervisor, or a server that can be
+// killed, besides the tests.
+func TestMain(m *testing.M) {
+	as := map[string]func([]string) error{"supervise": supervise, "serve": serve}
+	if len(os.Args) < 2 || as[os.Args[1]] == nil {
+		m.Run()
+		return
+	}
+	if err := as[os.Args[1]](os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// supervise is started as the program's own command is: --state DIR --config
+// FILE. A file "seams" in DIR has words that switch parts off.
+func supervise(args []string) error {
+	state, file := args[1], args[3]
+	out, err := os.OpenFile(filepath.Join(state, "supervisor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	words, _ := os.ReadFile(filepath.Join(state, "seams"))
+	s := process.Supervision{
+		State: state, Version: os.Args[0], Log: slog.New(slog.NewTextHandler(out, nil)),
+		Load: func() (map[string]*runner.Hook, error) {
+			hooks, found := config.LoadHooks(file)
+			if hooks == nil {
+				return nil, fmt.Errorf("%v", found)
+			}
+			return hooks, nil
+		},
+		DangerouslyUnlocked: strings.Contains(string(words), "unlocked"),
+	}
+	if strings.Contains(string(words), "hasty") {
+		s.Idle = 40 * time.Millisecond
+	}
+	s.Prepare(func(l *process.Local) {
+		if strings.Contains(string(words), "no-cgroups") {
+			l.WithoutCgroups()
+		}
+		if strings.Contains(string(words), "no-punch") {
+			l.WithoutPunch()
+		}
+	})
+	if strings.Contains(string(words), "other-user") {
+		s.ForUser(os.Geteuid() + 1)
+	}
+	if err := process.Supervise(s); err != nil {
+		_, _ = fmt.Fprintln(out, err)
+		return err
+	}
+	return nil
+}
+
+// serve has the orders of its input, a line each, carried out until it is killed.
+func serve(args []string) error {
+	c, err := process.Connect(context.Background(), process.Options{
+		State: args[0], Config: args[1], Exe: os.Args[0], Version: os.Args[0], Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		var o runner.Order
+		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
+			return err
+		}
+		if err := c.Start(o); err != nil {
+			return err
+		}
+		fmt.Println("started")
+	}
+	return lines.Err()
+}
+
+// post is a state folder, a file with hooks, and a client of the supervisor.
+type post struct {
+	subject
+	*process.Client
+	options process.Options
+	hooks   map[string]*runner.Hook
+}
+
+func newPost(t testing.TB, specs map[string]runner.HookSpec, seams ...string) *post {
+	t.Helper()
+	dir := t.TempDir()
+	p := &post{options: process.Options{
+		State: filepath.Join(dir, "state"), Config: filepath.Join(dir, "sallyport.yaml"), Exe: os.Args[0], Version: os.Args[0],
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}}
+	p.dir = filepath.Join(p.options.State, "runs")
+	if err := os.Mkdir(p.options.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.options.State, "seams"), []byte(strings.Join(seams, " ")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.hooks = p.write(t, specs)
+	p.connect(t)
+	t.Cleanup(func() { p.end(t) })
+	return p
+}
+
+// write writes the file of hooks and returns what it says.
+func (p *post) write(t testing.TB, specs map[string]runner.HookSpec) map[string]*runner.Hook {
+	t.Helper()
+	text := "callers: {tester: {token: {keys: [{id: a, file: nowhere}]}}}\nhooks:\n"
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		s := specs[name]
+		command, _ := json.Marshal(s.Command)
+		text += fmt.Sprintf("  %s:\n    callers: [tester]\n    command: %s\n    timeout: %s\n    grace: %s\n", name, command, orElse(s.Timeout), orElse(s.Grace))
+		if s.Flight != "" {
+			text += fmt.Sprintf("    flight: %q\n", s.Flight)
+		}
+		if s.Stdin != "" {
+			text += "    stdin: body\n"
+		}
+		if s.Output != (runner.OutputSpec{}) {
+			text += fmt.Sprintf("    output: {head: %d, tail: %d}\n", s.Output.Head, s.Output.Tail)
+		}
+		if len(s.Params) > 0 {
+			text += "    params:\n"
+			for name, param := range s.Params {
+				text += fmt.Sprintf("      %s: {from: query.%s, match: %q}\n", name, name, param.Match)
+			}
+		}
+	}
+	if err := os.WriteFile(p.options.Config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hooks, found := config.LoadHooks(p.options.Config)
+	if hooks == nil {
+		t.Fatalf("the hooks of the test: %v\n%s", found, text)
+	}
+	return hooks
+}
+
+func orElse(d time.Duration) time.Duration {
+	if d == 0 {
+		return patience
+	}
+	return d
+}
+
+// connect replaces the client by a new one, as a server that was started again does.
+func (p *post) connect(t testing.TB) {
+	t.Helper()
+	if p.Client != nil {
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := process.Connect(t.Context(), p.options)
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
+		t.Fatalf("%v\n%s", err, log)
+	}
+	p.Client, p.commands = c, c
+}
+
+// end stops what runs and ends the supervisor.
+func (p *post) end(t testing.TB) {
+	t.Helper()
+	defer func() {
+		log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
+		t.Logf("the supervisor said:\n%s", log)
+	}()
+	c, err := process.Connect(context.WithoutCancel(t.Context()), p.options)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer func() { _ = c.Close() }()
+	runs, err := c.List()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, run := range runs {
+		if err := c.Stop(run, runner.Cancelled, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	pid := c.PID()
+	eventually(t, "the supervisor ends", func() bool { return c.Quit() == nil || !exists(pid) })
+	eventually(t, "the supervisor is gone", func() bool { return !exists(pid) })
+}
+
+func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+// order is for a hook of the post.
+func (p *post) order(hook string, values runner.Values) runner.Order {
+	o := order()
+	o.Hook, o.Digest, o.Values = hook, p.hooks[hook].Digest(), values
+	return o
+}
+
+func (p *post) begin(t testing.TB, o runner.Order) string {
+	t.Helper()
+	if err := p.Start(o); err != nil {
+		t.Fatal(err)
+	}
+	return o.Run
+}
+
+// killSupervisor leaves all runs without their parent.
+func (p *post) killSupervisor(t testing.TB) {
+	t.Helper()
+	pid := p.PID()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the supervisor is dead", func() bool { return !exists(pid) })
+}
+
+func job(command []string) map[string]runner.HookSpec {
+	return map[string]runner.HookSpec{"job": {Command: command}}
+}
+
+// gated says "ready" and its pid, and goes on when the file exists.
+func gated(t testing.TB, then string) (command []string, release func()) {
+	t.Helper()
+	gate := filepath.Join(t.TempDir(), "gate")
+	return shell(t, `echo ready $$; until [ -e "$1" ]; do sleep 0.01; done; `+then, gate), func() {
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func interrupted(t testing.TB, e runner.End) {
+	t.Helper()
+	if e.Reason != runner.Interrupted || e.ExitCode != nil || e.Signal != "" || e.Ended.IsZero() {
+		t.Errorf("got %+v, want an end that nobody saw", e)
+	}
+}
+
+func TestCommandsOutliveTheServerAndTellTheNextOneAll(t *testing.T) {
+	command, release := gated(t, `echo more; exit 7`)
+	p := newPost(t, job(command))
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	orders, out := pipe(t), pipe(t)
+	server, err := os.StartProcess(os.Args[0], []string{os.Args[0], "serve", p.options.State, p.options.Config}, &os.ProcAttr{
+		Files: []*os.File{orders[0], out[1], os.Stderr},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := p.order("job", nil)
+	if err := json.NewEncoder(orders[1]).Encode(o); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out[0]).ReadString('\n'); line != "started\n" {
+		t.Fatalf("the server says %q, %v", line, err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p.Client = nil
+	p.connect(t)
+	if list, err := p.List(); err != nil || !slices.Equal(list, []string{o.Run}) {
+		t.Fatalf("the next server finds %v, %v", list, err)
+	}
+	p.says(t, o.Run, "ready")
+	release()
+	exited(t, p.subject.end(t, o.Run), 7)
+	if got := p.output(t, o.Run); !strings.HasSuffix(got, "\nmore\n") {
+		t.Errorf("output %q", got)
+	}
+	exited(t, p.subject.end(t, o.Run), 7) // and again
+}
+
+func pipe(t testing.TB) (ends [2]*os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+	return [2]*os.File{r, w}
+}
+
+func TestKilledSupervisorsRunKeepsItsFlightUntilItIsGone(t *testing.T) {
+	for _, seam := range []string{"", "no-cgroups"} {
+		t.Run("seam="+seam, func(t *testing.T) {
+			command, release := gated(t, `echo more`)
+			p := newPost(t, job(command), seam)
+			run := p.begin(t, p.order("job", nil))
+			ends, err := p.Follow(run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.says(t, run, "ready")
+			p.killSupervisor(t)
+			if err := p.Start(p.order("job", nil)); !errors.Is(err, process.ErrFlight) {
+				t.Errorf("a second run of the flight: %v", err)
+			}
+			if list, err := p.List(); err != nil || !slices.Equal(list, []string{run}) {
+				t.Errorf("under way: %v, %v", list, err)
+			}
+			select {
+			case e := <-ends:
+				t.Fatalf("it ended while its command was running: %+v", e)
+			default:
+			}
+			release()
+			interrupted(t, <-ends)
+			if got := p.output(t, run); !strings.HasSuffix(got, "\nmore\n") {
+				t.Errorf("output %q", got)
+			}
+			next := p.begin(t, p.order("job", nil))
+			exited(t, p.subject.end(t, next), 0)
+			interrupted(t, p.subject.end(t, run))
+		})
+	}
+}
+
+// The flight must be kept by the lock alone, or the test above shows nothing.
+func TestWithoutTheLocksRunsOfOneFlightOverlap(t *testing.T) {
+	command, release := gated(t, `echo more`)
+	p := newPost(t, job(command), "unlocked")
+	run := p.begin(t, p.order("job", nil))
+	p.says(t, run, "ready")
+	p.killSupervisor(t)
+	other := p.begin(t, p.order("job", nil))
+	p.says(t, other, "ready")
+	if text, _ := os.ReadFile(filepath.Join(p.dir, run, "output")); strings.Contains(string(text), "more") {
+		t.Error("the first was over, so this shows nothing")
+	}
+	release()
+	exited(t, p.subject.end(t, other), 0)
+	eventually(t, "the first is over", func() bool { // of which the record knows nothing
+		text, _ := os.ReadFile(filepath.Join(p.dir, run, "output"))
+		return strings.Contains(string(text), "more")
+	})
+}
+
+func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
+	// It closes what a search would find it by, but has the lock as another descriptor.
+	escape := `exec 9<&3 3<&-; exec env -i /usr/bin/setsid /bin/sh -c 'echo $$; exec /bin/sleep 600'`
+	command := shell(t, `case $SALLYPORT_CALLER in tester) (`+escape+` &) ;; esac; sleep 0.3`)
+	p := newPost(t, job(command), "no-cgroups")
+	p.hooks["idle"] = p.hooks["job"]
+	run := p.begin(t, p.order("job", nil))
+	var pid int
+	eventually(t, "there is who escapes", func() bool {
+		pid, _ = strconv.Atoi(strings.TrimSpace(p.output(t, run)))
+		return pid > 0
+	})
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+	p.killSupervisor(t) // or it would be the subreaper's
+	eventually(t, "the flight is refused", func() bool { return errors.Is(p.Start(p.order("job", nil)), process.ErrFlight) })
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	interrupted(t, p.subject.end(t, run))
+	p.begin(t, p.order("job", nil))
+}
+
+func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
+	for _, seam := range []string{"", "no-cgroups"} {
+		for what, timeout := range map[string]time.Duration{"stopped": patience, "timed out": 1500 * time.Millisecond} {
+			t.Run(what+" "+seam, func(t *testing.T) {
+				script := shell(t, family+"wait; while :; do sleep 1; done", "")
+				p := newPost(t, map[string]runner.HookSpec{"job": {Command: script, Timeout: timeout, Grace: 100 * time.Millisecond}}, seam)
+				run := p.begin(t, p.order("job", nil))
+				all := pids(t, &p.subject, run, 5)
+				p.killSupervisor(t)
+				if what == "stopped" {
+					if err := p.Stop(run, runner.Cancelled, -1); err != nil {
+						t.Fatal(err)
+					}
+				}
+				interrupted(t, p.subject.end(t, run))
+				allGone(t, all)
+			})
+		}
+	}
+}
+
+func TestWholeTreeIsStoppedThroughTheSupervisor(t *testing.T) {
+	for _, seam := range []string{"", "no-cgroups"} {
+		t.Run("seam="+seam, func(t *testing.T) {
+			// The last one shed all that it inherited; a subreaper finds it still.
+			script := shell(t, family+`(env -i /usr/bin/setsid /bin/sh -c 'trap "" TERM; echo $$; while :; do /bin/sleep 1; done' 3>&- &)
+sleep 0.5; while :; do sleep 1; done`, "")
+			p := newPost(t, job(script), seam)
+			run := p.begin(t, p.order("job", nil))
+			all := pids(t, &p.subject, run, 6)
+			if err := p.Stop(run, runner.Cancelled, 100*time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			if e := p.subject.end(t, run); e.Reason != runner.Cancelled || e.Signal != "SIGKILL" && e.Signal != "SIGTERM" {
+				t.Errorf("got %+v", e)
+			}
+			allGone(t, all)
+			eventually(t, "no zombie is left", func() bool {
+				children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.PID(), p.PID()))
+				return len(children) == 0
+			})
+		})
+	}
+}
+
+func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
+	command, release := gated(t, `echo more; exit 5`)
+	stubborn := shell(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)
+	counted := shell(t, `echo ready >&2; seq 1000000 1199999; exec sleep 600`)
+	p := newPost(t, map[string]runner.HookSpec{
+		"job": {Command: command}, "late": {Command: stubborn, Timeout: 3 * time.Second, Grace: 50 * time.Millisecond},
+		"slow": {Command: stubborn, Grace: 3 * time.Second}, "quick": {Command: shell(t, `echo $$; exit 9`)},
+		"talks": {Command: counted, Output: runner.OutputSpec{Head: 100_000, Tail: 100_000}},
+	})
+	runs := map[string]string{}
+	ends := map[string]<-chan runner.End{}
+	for _, hook := range []string{"job", "late", "slow", "talks"} {
+		runs[hook] = p.begin(t, p.order(hook, nil))
+		if hook != "talks" { // more than is kept
+			p.says(t, runs[hook], "ready")
+		}
+	}
+	if err := p.Stop(runs["slow"], runner.Cancelled, -1); err != nil {
+		t.Fatal(err)
+	}
+	before := p.PID()
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.Link(p.options.Exe, other); err != nil {
+		copyFile(t, p.options.Exe, other)
+	}
+	p.options.Exe, p.options.Version = other, other
+	p.connect(t)
+	if p.PID() != before {
+		t.Fatalf("the process is another one: %d, not %d", p.PID(), before)
+	}
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", before)); err != nil || exe != other {
+		t.Fatalf("the program is still %s, %v", exe, err)
+	}
+	for hook, run := range runs {
+		var err error
+		if ends[hook], err = p.Follow(run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Start(p.order("job", nil)); !errors.Is(err, process.ErrFlight) {
+		t.Errorf("a second run of the flight: %v", err)
+	}
+	exited(t, p.subject.end(t, p.begin(t, p.order("quick", nil))), 9)
+	release()
+	exited(t, <-ends["job"], 5)
+	if got := p.output(t, runs["job"]); !strings.HasSuffix(got, "\nmore\n") {
+		t.Errorf("output %q", got)
+	}
+	if e := <-ends["late"]; e.Reason != runner.TimedOut || e.Signal != "SIGKILL" {
+		t.Errorf("the timeout was forgotten: %+v", e)
+	}
+	if e := <-ends["slow"]; e.Reason != runner.Cancelled || e.Signal != "SIGKILL" {
+		t.Errorf("the kill was forgotten: %+v", e)
+	}
+}
+
+func copyFile(t testing.TB, from, to string) {
+	t.Helper()
+	in, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, in, 0o700); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOutputThroughAPipeGoesOnWhenTheSupervisorReplacesItself(t *testing.T) {
+	const lines = 400_000
+	p := newPost(t, map[string]runner.HookSpec{
+		"job": {Command: shell(t, fmt.Sprintf(`seq %d %d; exit 3`, firstLine, firstLine+lines-1)), Output: runner.OutputSpec{Head: 100_000, Tail: 200_000}},
+	}, "no-punch")
+	run := p.begin(t, p.order("job", nil))
+	before := p.PID()
+	dir := t.TempDir()
+	for i := range 4 {
+		other := filepath.Join(dir, strconv.Itoa(i))
+		if err := os.Link(os.Args[0], other); err != nil {
+			copyFile(t, os.Args[0], other)
+		}
+		p.options.Exe, p.options.Version = other, other
+		p.connect(t)
+	}
+	if p.PID() != before {
+		t.Errorf("the process is another one: %d, not %d", p.PID(), before)
+	}
+	kept := p.readAlong(t, run, 10_000)
+	e := p.subject.end(t, run)
+	exited(t, e, 3)
+	if e.Output.Bytes != lines*lineBytes || kept == 0 {
+		t.Errorf("%d bytes counted, %d read, want %d", e.Output.Bytes, kept, lines*lineBytes)
+	}
+	if kept = p.readAlong(t, run, 10_000); kept != 300_000 {
+		t.Errorf("%d bytes kept", kept)
+	}
+}
+
+func TestReplacementByAProgramOfOthersIsRefused(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	other := filepath.Join(t.TempDir(), "other")
+	copyFile(t, p.options.Exe, other)
+	if err := os.Chmod(other, 0o722); err != nil {
+		t.Fatal(err)
+	}
+	p.options.Exe, p.options.Version = other, other
+	before := p.PID()
+	p.connect(t)
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", before)); err != nil || exe == other {
+		t.Errorf("the supervisor is %s, %v", exe, err)
+	}
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+}
+
+func TestWhoDoesNotKnowTheSecretIsRefused(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	right, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := slices.Clone(right)
+	wrong[31] ^= 1
+	for name, secret := range map[string][]byte{"wrong": wrong, "short": right[:31], "none": nil, "long": append(slices.Clone(right), 0)} {
+		if got := greet(t, p, map[string]any{"secret": secret, "client": "x"}); got != "" {
+			t.Errorf("%s: the supervisor answers %q", name, got)
+		}
+	}
+	if got := greet(t, p, strings.Repeat("x", 100_000)); got != "" {
+		t.Errorf("endless: the supervisor answers %q", got)
+	}
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0) // and goes on serving
+	if got := greet(t, p, map[string]any{"secret": right, "client": "x"}); !strings.Contains(got, "pid") {
+		t.Errorf("the right one is refused: %q", got)
+	}
+}
+
+func greet(t testing.TB, p *post, hello any) string {
+	t.Helper()
+	conn, err := net.Dial("unix", filepath.Join(p.options.State, "supervisor.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = json.NewEncoder(conn).Encode(hello) // it may hang up in the middle
+	line, _ := bufio.NewReader(conn).ReadString('\n')
+	return line
+}
+
+func TestOtherUsersAreRefused(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	if err := p.Quit(); err != nil {
+		t.Fatal(err)
+	}
+	seams := filepath.Join(p.options.State, "seams")
+	if err := os.WriteFile(seams, []byte("other-user"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 5*time.Second)
+	defer stop()
+	if _, err := process.Connect(ctx, p.options); err == nil {
+		t.Error("somebody else was served")
+	}
+	log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
+	if !strings.Contains(string(log), "runs as user") {
+		t.Errorf("it was refused for another reason:\n%s", log)
+	}
+	if err := os.WriteFile(seams, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	i := strings.LastIndex(string(log), "pid=")
+	pid, _, _ := strings.Cut(string(log[i+len("pid="):]), " ")
+	n, err := strconv.Atoi(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(n, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStateFolderOfOthersIsRefused(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	for name, want := range map[string]os.FileMode{"supervisor.sock": 0o600, "supervisor.secret": 0o600, "supervisor.lock": 0o600, "runs": 0o700} {
+		info, err := os.Stat(filepath.Join(p.options.State, name))
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v; want %v", name, info.Mode(), err, want)
+		}
+	}
+	o := p.options
+	o.State = t.TempDir()
+	if err := os.Chmod(o.State, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := process.Connect(t.Context(), o); err == nil {
+		t.Error("a folder that others may enter was taken")
+	}
+}
+
+func TestManyServersAtOnceStartOneSupervisor(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	for range 3 {
+		if err := p.Quit(); err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		clients := make([]*process.Client, 8)
+		for i := range clients {
+			all.Go(func() {
+				var err error
+				clients[i], err = process.Connect(t.Context(), p.options)
+				if err != nil && !errors.Is(err, process.ErrSuperseded) {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		served, pid := 0, 0
+		for _, c := range clients {
+			if c == nil {
+				continue
+			}
+			if pid == 0 {
+				pid = c.PID()
+			}
+			if c.PID() != pid {
+				t.Errorf("supervisors %d and %d", c.PID(), pid)
+			}
+			switch _, err := c.List(); {
+			case err == nil:
+				served++
+			case !errors.Is(err, process.ErrSuperseded):
+				t.Error(err)
+			}
+			_ = c.Close()
+		}
+		if served != 1 {
+			t.Errorf("%d servers are served", served)
+		}
+		p.Client = nil
+		p.connect(t)
+	}
+}
+
+func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
+	before, release := gated(t, "exit 1")
+	defer release()
+	p := newPost(t, job(before))
+	refused := func(o runner.Order, want string) {
+		t.Helper()
+		if err := p.Start(o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+		if _, err := p.Follow(o.Run); !errors.Is(err, process.ErrUnknown) {
+			t.Errorf("it is known: %v", err)
+		}
+	}
+	o := p.order("job", nil)
+	o.Digest = ""
+	refused(o, "the file has changed")
+	o = p.order("job", nil)
+	o.Hook = "other"
+	refused(o, `no hook "other"`)
+	o = p.order("job", nil)
+	o.Caller = "stranger"
+	refused(o, `does not let the caller "stranger"`)
+
+	old := p.order("job", nil)
+	p.hooks = p.write(t, job(shell(t, "exit 2")))
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 2) // reads the file again
+	refused(old, "the file has changed")
+	if err := os.WriteFile(p.options.Config, []byte("hooks: ["), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 2) // what it knows is still good
+	refused(old, "reading the hooks")
+}
+
+func TestStdinCrossesTheSocketWhole(t *testing.T) {
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: []string{"/bin/cat"}, Stdin: "body"}})
+	o := p.order("job", nil)
+	o.Stdin = []byte(strings.Repeat("line\x00\n\xff", 200_000))
+	run := p.begin(t, o)
+	exited(t, p.subject.end(t, run), 0)
+	if p.output(t, run) != string(o.Stdin) {
+		t.Error("stdin arrived otherwise")
+	}
+}
+
+func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, []byte{0x7f}, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p := newPost(t, job([]string{program}))
+	if err := p.Start(p.order("job", nil)); err == nil || !strings.Contains(err.Error(), "exec format error") {
+		t.Errorf("got %v", err)
+	}
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+	o := p.order("job", nil)
+	if err := p.Start(o); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("got %v", err)
+	}
+	if e := p.subject.end(t, o.Run); e.Error != "no such file or directory" {
+		t.Errorf("recorded %+v", e)
+	}
+	if err := p.Start(o); !errors.Is(err, os.ErrExist) {
+		t.Errorf("the same id again: %v", err)
+	}
+	if err := p.Stop(order().Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
+		t.Errorf("stopping what is not there: %v", err)
+	}
+	if err := p.Remove(o.Run); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Follow(o.Run); !errors.Is(err, process.ErrUnknown) {
+		t.Errorf("a removed run: %v", err)
+	}
+}
+
+// witness is what commands write of themselves: "begin RUN" and "end RUN".
+type witness string
+
+func (w witness) command(t testing.TB) map[string]runner.HookSpec {
+	t.Helper()
+	return map[string]runner.HookSpec{"job": {
+		Command: shell(t, `echo "begin $2 $SALLYPORT_RUN" >> "$1"; sleep 0.02; echo "end $2 $SALLYPORT_RUN" >> "$1"`, string(w), "{key}"),
+		Flight:  "{key}", Params: map[string]runner.ParamSpec{"key": {Match: "[0-9]+"}},
+	}}
+}
+
+// read returns how often each run began, and how often two of a flight
+// were there at once.
+func (w witness) read(t testing.TB) (began map[string]int, overlaps int) {
+	t.Helper()
+	text, err := os.ReadFile(string(w))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	began = map[string]int{}
+	inAir := map[string]int{}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if f[0] == "end" {
+			inAir[f[1]]--
+			continue
+		}
+		began[f[2]]++
+		if inAir[f[1]]++; inAir[f[1]] > 1 {
+			overlaps++
+		}
+	}
+	return began, overlaps
+}
+
+func TestNothingRunsTwiceOrOverlapsWhateverBreaks(t *testing.T) {
+	for what, disturb := range map[string]func(*post){
+		"connection": func(p *post) { p.Break() },
+		"supervisor": func(p *post) { _ = syscall.Kill(p.PID(), syscall.SIGKILL) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := witness(filepath.Join(t.TempDir(), "witness"))
+			p := newPost(t, w.command(t))
+			over := make(chan struct{})
+			var trouble sync.WaitGroup
+			trouble.Go(func() {
+				tick := time.NewTicker(40 * time.Millisecond)
+				defer tick.Stop()
+				for n := 0; n < 40; n++ {
+					select {
+					case <-tick.C:
+						disturb(p)
+					case <-over:
+						return
+					}
+				}
+			})
+			var mu sync.Mutex
+			states := map[string]runner.State{}
+			var flights sync.WaitGroup
+			for key := range 4 {
+				flights.Go(func() {
+					for range 25 {
+						o := p.order("job", runner.Values{"key": strconv.Itoa(key)})
+						if err := p.Start(o); err != nil {
+							t.Error(err)
+							return
+						}
+						e := p.subject.end(t, o.Run)
+						mu.Lock()
+						states[o.Run] = e.State()
+						mu.Unlock()
+					}
+				})
+			}
+			flights.Wait()
+			close(over)
+			trouble.Wait()
+			began, overlaps := w.read(t)
+			if overlaps > 0 {
+				t.Errorf("%d overlaps", overlaps)
+			}
+			for run, n := range began {
+				if n != 1 || states[run] == "" {
+					t.Errorf("run %s began %d times and ended %q", run, n, states[run])
+				}
+			}
+			lost := 0
+			for run, s := range states {
+				switch {
+				case s == runner.Succeeded && began[run] != 1:
+					t.Errorf("run %s is said to have succeeded and never began", run)
+				case s != runner.Succeeded && (s != runner.Interrupted || what == "connection"):
+					t.Errorf("run %s ended %s", run, s)
+				case s == runner.Interrupted:
+					lost++
+				}
+			}
+			t.Logf("%d runs, %d interrupted", len(states), lost)
+		})
+	}
+}
+
+func TestTermEndsTheRunsAndThenTheSupervisor(t *testing.T) {
+	p := newPost(t, job(shell(t, `trap "echo tidy; exit 4" TERM; echo ready; while :; do sleep 0.01; done`)))
+	run := p.begin(t, p.order("job", nil))
+	ends, err := p.Follow(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.says(t, run, "ready")
+	pid := p.PID()
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE} {
+		if err := syscall.Kill(pid, sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := p.List(); err != nil || p.PID() != pid {
+		t.Errorf("it did not survive: %v", err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-ends; e.Reason != runner.Cancelled || e.ExitCode == nil || *e.ExitCode != 4 {
+		t.Errorf("got %+v", e)
+	}
+	eventually(t, "it is gone", func() bool { return !exists(pid) })
+}
+
+func TestSupervisorDoesNotQuitWhileARunIsUnderWay(t *testing.T) {
+	command, release := gated(t, "exit 0")
+	p := newPost(t, job(command))
+	run := p.begin(t, p.order("job", nil))
+	if err := p.Quit(); err == nil {
+		t.Error("it quits")
+	}
+	release()
+	exited(t, p.subject.end(t, run), 0)
+}
+
+func TestSupervisorWithNothingToDoEnds(t *testing.T) {
+	command, release := gated(t, "exit 6")
+	p := newPost(t, job(command), "hasty")
+	run := p.begin(t, p.order("job", nil))
+	pid := p.PID()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.Client = nil
+	eventually(t, "some time has passed", func() bool { // many times what it waits
+		s := p.status(t, run)
+		return time.Since(s.Started) > 300*time.Millisecond
+	})
+	if !exists(pid) {
+		t.Error("it went while a run was under way")
+	}
+	release()
+	eventually(t, "it is gone", func() bool { return !exists(pid) })
+	p.connect(t)
+	exited(t, p.subject.end(t, run), 6) // from the folder
+}
+
+func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
+	command, release := gated(t, "exit 8")
+	p := newPost(t, job(command))
+	run := p.begin(t, p.order("job", nil))
+	p.says(t, run, "ready")
+	blocker := filepath.Join(p.dir, run, "status.new")
+	eventually(t, "the way is blocked", func() bool { return os.Mkdir(blocker, 0o700) == nil })
+	release()
+	exited(t, p.subject.end(t, run), 8)
+	if s := p.status(t, run); !s.Ended.IsZero() {
+		t.Fatalf("it was written, so the test shows nothing: %+v", s)
+	}
+	if err := p.Quit(); err == nil {
+		t.Error("it quits and forgets an end")
+	}
+	exited(t, p.subject.end(t, run), 8)
+	if err := os.Remove(blocker); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end is on disk", func() bool { return !p.status(t, run).Ended.IsZero() })
+}
+
+func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
+	const lines = 3_000_000
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: counting(lines), Output: runner.OutputSpec{Head: 1 << 20, Tail: 1 << 20}}})
+	run := p.begin(t, p.order("job", nil))
+	kept := p.readAlong(t, run, 10_000) // live
+	e := p.subject.end(t, run)
+	exited(t, e, 0)
+	if e.Output.Bytes != lines*lineBytes || e.Output.Dropped == 0 || kept == 0 {
+		t.Errorf("%+v, of which %d were read", e.Output, kept)
+	}
+	o, err := process.OpenOutput(p.dir, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = o.Close() }()
+	if size, dropped := o.State(); size != e.Output.Bytes || dropped.Bytes() != e.Output.Dropped {
+		t.Errorf("the files tell %d and %+v", size, dropped)
+	}
+	if _, err := process.OpenOutput(p.dir, order().Run); !errors.Is(err, process.ErrUnknown) {
+		t.Errorf("unknown: %v", err)
+	}
+	if _, err := process.OpenOutput(p.dir, "../x"); err == nil {
+		t.Error("a path was taken for a run")
+	}
+}
+
+func TestRingIsReadLiveThroughTheSupervisor(t *testing.T) {
+	const lines = 1_000_000
+	p := newPost(t, map[string]runner.HookSpec{
+		"job": {Command: counting(lines), Output: runner.OutputSpec{Head: 100_000, Tail: 100_000}},
+	}, "no-punch")
+	run := p.begin(t, p.order("job", nil))
+	p.readAlong(t, run, 10_000)
+	exited(t, p.subject.end(t, run), 0)
+	if kept := p.readAlong(t, run, 10_000); kept != 200_000 {
+		t.Errorf("%d bytes kept", kept)
+	}
+}
+
+func TestSupervisorThatCannotStartSaysSo(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	o := p.options
+	o.State = filepath.Join(t.TempDir(), "state")
+	o.Exe = "/bin/false"
+	if _, err := process.Connect(t.Context(), o); err == nil || !strings.Contains(err.Error(), "ended at once") {
+		t.Errorf("got %v", err)
+	}
+	o.Exe = "/no/such/program"
+	if _, err := process.Connect(t.Context(), o); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSuperviseIsNotForPeople(t *testing.T) {
+	dir := t.TempDir()
+	if err := process.Supervise(process.Supervision{State: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("it started without a server")
+	}
+	var _ io.Closer = (*process.Client)(nil)
+}

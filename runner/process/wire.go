@@ -1,0 +1,312 @@
+package process
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"sallyport/runner"
+)
+
+// What the server and the supervisor say to one another: first a line each to
+// greet, then requests and replies in any order, a line of JSON each. A
+// request may be followed by the bytes for stdin.
+
+// The names in the state folder.
+const (
+	runsDir    = "runs"
+	socketFile = "supervisor.sock"
+	secretFile = "supervisor.secret"
+	mutexFile  = "supervisor.lock" // flock'd by the one supervisor, and before by whoever starts it
+)
+
+// The descriptors that a supervisor inherits.
+const (
+	socketFD = 3
+	mutexFD  = 4
+)
+
+const (
+	secretBytes  = 32
+	maxGreeting  = 4 << 10
+	greetingTime = 5 * time.Second
+	maxStdin     = 1 << 30 // the most that a hook's body.max may be
+)
+
+// hello is what a server says first.
+type hello struct {
+	Secret []byte `json:"secret"`
+	Client string `json:"client"` // a new random word for each Client
+}
+
+// welcome is what the supervisor answers.
+type welcome struct {
+	PID     int    `json:"pid"`
+	Version string `json:"version"`
+	Fault   *fault `json:"fault,omitempty"`
+}
+
+type request struct {
+	ID    uint64        `json:"id"`
+	Do    string        `json:"do"`
+	Run   string        `json:"run,omitempty"`
+	Order *runner.Order `json:"order,omitempty"` // without Stdin
+	Stdin int           `json:"stdin,omitempty"` // how many bytes follow the line
+	Again bool          `json:"again,omitempty"` // the order may have been carried out already
+	Why   runner.State  `json:"why,omitempty"`
+	Grace time.Duration `json:"grace,omitempty"`
+	Exe   string        `json:"exe,omitempty"`
+}
+
+type reply struct {
+	ID      uint64       `json:"id"`
+	Fault   *fault       `json:"fault,omitempty"`
+	End     *runner.End  `json:"end,omitempty"`
+	Why     runner.State `json:"why,omitempty"` // End.Reason, which JSON leaves out
+	Runs    []string     `json:"runs,omitempty"`
+	Ring    bool         `json:"ring,omitempty"` // the run is under way and its output in a ring
+	Size    int64        `json:"size,omitempty"`
+	Dropped Dropped      `json:"dropped,omitzero"`
+}
+
+// fault is an error on its way.
+type fault struct {
+	Kind string `json:"kind,omitempty"`
+	Text string `json:"text"`
+}
+
+// ErrSuperseded says that another server has taken the supervisor over.
+var ErrSuperseded = errors.New("another server has taken over")
+
+// kinds are the errors that keep their identity on the way.
+func kinds() map[string]error {
+	return map[string]error{"unknown": ErrUnknown, "flight": ErrFlight, "exists": fs.ErrExist, "superseded": ErrSuperseded}
+}
+
+func newFault(err error) *fault {
+	if err == nil {
+		return nil
+	}
+	f := &fault{Text: err.Error()}
+	for kind, is := range kinds() {
+		if errors.Is(err, is) {
+			f.Kind = kind
+		}
+	}
+	return f
+}
+
+func (f *fault) Error() string { return f.Text }
+
+func (f *fault) Unwrap() error { return kinds()[f.Kind] }
+
+// err is the fault as an error, or nil.
+func (f *fault) err() error {
+	if f == nil {
+		return nil
+	}
+	return f
+}
+
+// writeLine writes v and what follows it at once.
+func writeLine(w io.Writer, v any, rest []byte) error {
+	var b bytes.Buffer
+	if err := json.NewEncoder(&b).Encode(v); err != nil {
+		return err
+	}
+	b.Write(rest)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func readLine(r *bufio.Reader, v any) error {
+	line, err := r.ReadBytes('\n')
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(line, v)
+}
+
+// readGreeting reads a line of somebody who is not known yet.
+func readGreeting(r *bufio.Reader, v any) error {
+	line, err := r.ReadSlice('\n') // no more than the reader holds
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(line, v)
+}
+
+func readRequest(r *bufio.Reader) (*request, error) {
+	q := new(request)
+	if err := readLine(r, q); err != nil {
+		return nil, err
+	}
+	if q.Stdin < 0 || q.Stdin > maxStdin || q.Stdin > 0 && q.Order == nil {
+		return nil, fmt.Errorf("%d bytes for stdin", q.Stdin)
+	}
+	if q.Stdin > 0 {
+		q.Order.Stdin = make([]byte, q.Stdin)
+		if _, err := io.ReadFull(r, q.Order.Stdin); err != nil {
+			return nil, err
+		}
+	}
+	return q, nil
+}
+
+// checkPeer refuses whoever runs as another user.
+func checkPeer(conn *net.UnixConn, uid int) error {
+	got, err := peerUID(conn)
+	if err != nil {
+		return fmt.Errorf("asking who the peer is: %w", err)
+	}
+	if got != uid {
+		return fmt.Errorf("the peer runs as user %d and not as %d", got, uid)
+	}
+	return nil
+}
+
+// withSocket calls f with a path of the socket in the folder. The system takes
+// no more than a hundred bytes, whatever a folder's name may be.
+func withSocket(dir string, f func(path string) error) error {
+	const most = 100
+	path := filepath.Join(dir, socketFile)
+	if len(path) <= most {
+		return f(path)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }() // only read
+	short := filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), socketFile)
+	if _, err := os.Stat(filepath.Dir(short)); err != nil {
+		return fmt.Errorf("the path %s is too long for a socket", path)
+	}
+	return f(short)
+}
+
+// link is a connection to the supervisor, on the server's side.
+type link struct {
+	conn *net.UnixConn
+	welcome
+
+	writing sync.Mutex
+	mu      sync.Mutex
+	last    uint64
+	waiting map[uint64]chan *reply
+	broken  chan struct{} // closed when nothing comes any more
+}
+
+// errBroken says that no answer came, so that nobody knows what was done.
+var errBroken = errors.New("the connection to the supervisor broke")
+
+// dial connects and greets.
+func dial(ctx context.Context, dir, client string) (*link, error) {
+	var conn net.Conn
+	err := withSocket(dir, func(path string) (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, "unix", path)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	l := &link{waiting: map[uint64]chan *reply{}, broken: make(chan struct{})}
+	l.conn, _ = conn.(*net.UnixConn) // as the network is "unix"
+	r := bufio.NewReaderSize(conn, maxGreeting)
+	if err := l.greet(ctx, r, dir, client); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	go l.read(r)
+	return l, nil
+}
+
+func (l *link) greet(ctx context.Context, r *bufio.Reader, dir, client string) error {
+	if err := checkPeer(l.conn, os.Geteuid()); err != nil {
+		return err
+	}
+	secret, err := os.ReadFile(filepath.Join(dir, secretFile))
+	if err != nil {
+		return fmt.Errorf("reading the secret: %w", err)
+	}
+	until := time.Now().Add(greetingTime)
+	if at, ok := ctx.Deadline(); ok && at.Before(until) {
+		until = at
+	}
+	if err := l.conn.SetDeadline(until); err != nil {
+		return err
+	}
+	if err := writeLine(l.conn, hello{Secret: secret, Client: client}, nil); err != nil {
+		return fmt.Errorf("greeting: %w", err)
+	}
+	if err := readGreeting(r, &l.welcome); err != nil {
+		return fmt.Errorf("greeting: %w", err)
+	}
+	if l.Fault != nil {
+		return l.Fault
+	}
+	return l.conn.SetDeadline(time.Time{})
+}
+
+// read hands replies to those who wait for them.
+func (l *link) read(r *bufio.Reader) {
+	defer close(l.broken)
+	for {
+		p := new(reply)
+		if err := readLine(r, p); err != nil {
+			_ = l.conn.Close()
+			return
+		}
+		l.mu.Lock()
+		ch := l.waiting[p.ID]
+		delete(l.waiting, p.ID)
+		l.mu.Unlock()
+		if ch != nil {
+			ch <- p
+		}
+	}
+}
+
+// call asks and waits for the answer. Errors wrap errBroken when there is none.
+func (l *link) call(q request) (*reply, error) {
+	var stdin []byte
+	if q.Order != nil {
+		o := *q.Order
+		stdin, o.Stdin = o.Stdin, nil
+		q.Order, q.Stdin = &o, len(stdin)
+	}
+	ch := make(chan *reply, 1)
+	l.mu.Lock()
+	l.last++
+	q.ID = l.last
+	l.waiting[q.ID] = ch
+	l.mu.Unlock()
+	l.writing.Lock()
+	err := writeLine(l.conn, q, stdin)
+	l.writing.Unlock()
+	if err != nil { // half a request may be on its way
+		_ = l.conn.Close()
+		return nil, fmt.Errorf("%w: %w", errBroken, err)
+	}
+	select {
+	case p := <-ch:
+		return p, p.Fault.err()
+	case <-l.broken:
+	}
+	select { // it may have come just before
+	case p := <-ch:
+		return p, p.Fault.err()
+	default:
+		return nil, errBroken
+	}
+}
