@@ -135,16 +135,18 @@ func (cmd *serveCmd) Run(s *streams) error {
 	if err != nil {
 		return err
 	}
-	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Version: programVersion(), Log: log})
-	if err != nil {
-		return err
-	}
-	defer closing(procs, "the supervisor's socket", log)
 	st, err := openStore(ctx, c.State, ready, log)
 	if err != nil {
 		return err
 	}
 	defer closing(st, "the record", log)
+	// Only now: the supervisor lets go of the server before this one when another
+	// comes, which by now has let go of its runs.
+	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Version: programVersion(), Log: log})
+	if err != nil {
+		return err
+	}
+	defer closing(procs, "the supervisor's socket", log)
 	runs := runner.New(st, procs, c.Hook, time.Now, log)
 	if err := runs.Recover(ctx); err != nil {
 		return fmt.Errorf("taking up what runs: %w", err)
@@ -176,7 +178,13 @@ func (cmd *superviseCmd) Run(s *streams) error {
 	syscall.Umask(0o077)
 	return process.Supervise(process.Supervision{
 		State: cmd.State, Version: programVersion(), Log: newLog(s.err),
-		Load: func() (map[string]*runner.Hook, error) { return config.LoadHooks(cmd.Config) },
+		Load: func() (map[string]*runner.Hook, error) {
+			hooks, found := config.LoadHooks(cmd.Config)
+			if hooks == nil {
+				return nil, fmt.Errorf("the hooks are refused: %s", found[0])
+			}
+			return hooks, nil
+		},
 	})
 }
 

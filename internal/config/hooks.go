@@ -1,8 +1,6 @@
 package config
 
 import (
-	"errors"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -10,24 +8,29 @@ import (
 	"sallyport/runner"
 )
 
-// LoadHooks reads the hooks of the file called name and nothing that the file
-// names besides: no key, no certificate. It is for the process that starts
-// commands, which has no business with secrets.
-func LoadHooks(name string) (map[string]*runner.Hook, error) {
+// LoadHooks reads the file called name and compiles its hooks and nothing else:
+// no key, no certificate and no secret that the file names is opened, because
+// the process that starts commands has no use for them. The hooks are nil if
+// any of the diagnostics is more than a warning; the shape of the whole file
+// counts.
+func LoadHooks(name string) (map[string]*runner.Hook, []Diagnostic) {
 	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
+	var f File
 	data, err := read(name)
 	if err != nil {
-		return nil, err
+		r.add(place{}, "", err.Error())
 	}
-	var f File
-	if !decode(data, &f, r) || r.bad() {
-		return nil, errors.New(r.sorted()[0].String())
+	if data == nil || !decode(data, &f, r) {
+		return nil, r.sorted()
 	}
 	var p problem.List
+	for hook := range f.Hooks {
+		checkName(hook, p.At("hooks", hook))
+	}
 	hooks := runner.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
 	r.resolve(p.All())
 	if r.bad() {
-		return nil, fmt.Errorf("the hooks are refused: %s", r.sorted()[0])
+		return nil, r.sorted()
 	}
-	return hooks, nil
+	return hooks, r.sorted()
 }

@@ -133,6 +133,15 @@ func (c *Client) Quit() error {
 	return err
 }
 
+// Known tells whether a run was ever given to Start.
+func (c *Client) Known(run string) (bool, error) {
+	_, err := c.call(request{Do: "known", Run: run})
+	if errors.Is(err, ErrUnknown) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Follow yields the end of a run once, and is closed. It is an error that wraps
 // ErrUnknown when the run is not known: a run that was ordered and is not
 // known never started. After Close the channel is closed without an end.

@@ -1,0 +1,38 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+// CopyOutput writes what is kept of a run's output in dir, with a line where
+// its middle is missing.
+func CopyOutput(to io.Writer, dir, run string) error {
+	o, err := OpenOutput(dir, run)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = o.Close() }() // only read
+	buf := make([]byte, 64<<10)
+	for off := int64(0); ; {
+		at, n, err := o.Next(buf, off)
+		if at > off {
+			if _, err := fmt.Fprintf(to, "\n[%d bytes not kept]\n", at-off); err != nil {
+				return err
+			}
+		}
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		off = at + int64(n)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
