@@ -59,7 +59,9 @@ hooks:
 				var all sync.WaitGroup
 				answers := make(chan string, strangers)
 				for range strangers {
-					all.Go(func() { answers <- upload(t, dir, strings.TrimPrefix(url, "https://"), "/hooks/"+hook, kind == "chunked") })
+					all.Go(func() {
+						answers <- upload(t, dir, strings.TrimPrefix(url, "https://"), "/hooks/"+hook, kind == "chunked")
+					})
 				}
 				all.Wait()
 				close(answers)

@@ -110,11 +110,18 @@ func build(t *testing.T, dir, text string) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.runner = runner.New(store.NewMemory(1<<10, h.clock.now), procs, h.clock.now, log)
+	st, err := store.Open(t.Context(), h.config.State, h.clock.now, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.runner = runner.New(st, procs, h.config.Hook, h.clock.now, log)
 	h.serve(handlers.New(h.config, h.runner, h.clock.now, log))
 	t.Cleanup(func() {
 		h.release()
 		h.runner.Drain(t.Context())
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
 		if t.Failed() {
 			t.Logf("log:\n%s", h.log)
 		}

@@ -55,18 +55,26 @@ func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := runner.New(store.NewMemory(1, time.Now), procs, time.Now, log)
-	srv, err := server.Listen(t.Context(), c, h, run, log)
+	st, err := store.Open(t.Context(), filepath.Join(dir, "state"), time.Now, log)
 	if err != nil {
 		t.Fatal(err)
 	}
+	run := runner.New(st, procs, c.Hook, time.Now, log)
+	l, _, err := server.Inherited(t.Context(), c, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := server.New(l, c, h, run, nil, log)
 	s := &served{t: t, address: srv.Addr().String(), roots: x509.NewCertPool(), stop: make(chan struct{}), kill: make(chan struct{}), ended: make(chan error, 1)}
 	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.roots.AppendCertsFromPEM(ca)
-	go func() { s.ended <- srv.Serve(s.stop, s.kill) }()
+	go func() {
+		_, err := srv.Serve(server.Signals{Stop: s.stop, Kill: s.kill})
+		s.ended <- errors.Join(err, st.Close())
+	}()
 	t.Cleanup(func() {
 		s.end()
 		if err := <-s.ended; err != nil {

@@ -273,6 +273,15 @@ func (l *Local) Follow(run string) (<-chan runner.End, error) {
 	return ends, nil
 }
 
+// Known tells whether a run was ever given to Start.
+func (l *Local) Known(run string) (bool, error) {
+	_, err := l.Follow(run)
+	if errors.Is(err, ErrUnknown) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Stop ends a run's whole tree: TERM, grace, KILL. It returns at once. Grace
 // below zero means the hook's own; a second Stop may shorten the grace but
 // changes nothing else. A run that is over already is no error.

@@ -47,7 +47,7 @@ type bench struct {
 // newBench compiles the hook "job" and makes a Local that knows it.
 func newBench(t testing.TB, spec runner.HookSpec) *bench {
 	t.Helper()
-	spec.Callers = []string{"tester"}
+	spec.Callers = []runner.Grant{{Caller: "tester"}}
 	if spec.Grace == 0 {
 		spec.Grace = patience
 	}
@@ -55,7 +55,7 @@ func newBench(t testing.TB, spec runner.HookSpec) *bench {
 		spec.Timeout = patience
 	}
 	var p problem.List
-	hooks := runner.Compile(map[string]*runner.HookSpec{"job": &spec}, spec.Callers, &p)
+	hooks := runner.Compile(map[string]*runner.HookSpec{"job": &spec}, []string{"tester"}, &p)
 	if p.Bad() {
 		t.Fatalf("the hook of the test does not compile: %v", p.All())
 	}
