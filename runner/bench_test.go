@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"sallyport/runner"
 	"sallyport/runner/store"
 )
@@ -161,6 +163,13 @@ type disk struct {
 	*store.SQLite
 	mu   sync.Mutex
 	gone bool
+	asks int // while it was gone
+}
+
+func (d *disk) refusals() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.asks
 }
 
 func (d *disk) full(yes bool) {
@@ -173,6 +182,7 @@ func (d *disk) err() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.gone {
+		d.asks++
 		return runner.ErrUnavailable
 	}
 	return nil
@@ -310,6 +320,19 @@ func (b *bench) queue(t *testing.T, d runner.Delivery) runner.Started {
 		t.Fatalf("not queued: %v, %v", s.Run.State, err)
 	}
 	return s
+}
+
+// admit records a run as a server does that then goes before it starts it.
+func (b *bench) admit(t *testing.T, h *runner.Hook, x string, in runner.Feed) (id string) {
+	t.Helper()
+	a, err := b.disk.SQLite.Admit(t.Context(), runner.Run{
+		ID: uuid.Must(uuid.NewV7()).String(), Hook: h.Name, Caller: "ci", Flight: h.Flight(runner.Values{"x": x}),
+		Params: runner.Values{"x": x}, Created: b.now(),
+	}, runner.Claim{}, h.Busy, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.Run.ID
 }
 
 // finish ends a run with an exit code and waits for its record.

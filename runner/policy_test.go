@@ -1,0 +1,366 @@
+package runner_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+)
+
+// policy is a hook with one flight, and a parameter that tells deliveries apart.
+func policy(t *testing.T, change func(*runner.HookSpec)) *runner.Hook {
+	t.Helper()
+	s := runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}}
+	change(&s)
+	return hook(t, s, "x")
+}
+
+func queueOf(n int) func(*runner.HookSpec) {
+	return func(s *runner.HookSpec) { s.Busy.Queue = n }
+}
+
+func join(s *runner.HookSpec)    { s.Busy.Kind = "join" }
+func replace(s *runner.HookSpec) { s.Busy.Kind = "replace" }
+
+func claimed(d runner.Delivery, key string) runner.Delivery {
+	d.Claim = runner.Claim{Key: key}
+	return d
+}
+
+func TestAQueueIsBoundedInOrderAndTellsWhenARunShouldStart(t *testing.T) {
+	h := policy(t, queueOf(2))
+	b := newBench(t, h)
+	run := b.start(t, of(h, "0"))
+	b.pass(time.Minute)
+	b.finish(t, run, 0)
+
+	first := b.start(t, of(h, "1"))
+	b.pass(20 * time.Second)
+	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
+	if second.Position != 1 || third.Position != 2 || second.Joined {
+		t.Errorf("got %+v, %+v", second, third)
+	}
+	if second.Expected != 40*time.Second || third.Expected != 100*time.Second {
+		t.Errorf("expected in %s and %s", second.Expected, third.Expected)
+	}
+	_, err := b.Start(claimed(of(h, "4"), "k"))
+	if got := busy(t, err, first).RetryAfter; got != 40*time.Second {
+		t.Errorf("retry after %s", got)
+	}
+
+	b.finish(t, first, 0)
+	if o := b.flies(t, second.Run.ID); o.Values["x"] != "2" {
+		t.Errorf("got %+v", o)
+	}
+	// The one refused gave its claim back, and takes the place that is free now.
+	fourth := b.queue(t, claimed(of(h, "4"), "k"))
+	if fourth.Position != 2 {
+		t.Errorf("position %d", fourth.Position)
+	}
+	b.finish(t, second.Run, 1)
+	b.flies(t, third.Run.ID)
+	b.finish(t, third.Run, 0)
+	if o := b.flies(t, fourth.Run.ID); o.Values["x"] != "4" || o.Caller != "ci" {
+		t.Errorf("got %+v", o)
+	}
+	if run := b.finish(t, fourth.Run, 0); run.State != runner.Succeeded || run.Started.IsZero() {
+		t.Errorf("got %+v", run)
+	}
+}
+
+func TestAQueuedRunGetsTheBodyThatItsDeliveryHad(t *testing.T) {
+	h := hook(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: "body", Busy: runner.BusySpec{Queue: 1}})
+	b := newBench(t, h)
+	first := b.start(t, of(h, ""))
+	d := of(h, "")
+	d.Body, d.Trace = []byte("second"), "00-2"
+	second := b.queue(t, d)
+	b.finish(t, first, 0)
+	if o := b.flies(t, second.Run.ID); string(o.Stdin) != "second" || o.Trace != "00-2" {
+		t.Errorf("got %+v", o)
+	}
+}
+
+func TestARunIsNotStartedWithoutTheBodyThatCannotBeRead(t *testing.T) {
+	h := hook(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: "body"})
+	b := newBench(t, h)
+	id := b.admit(t, h, "", runner.Feed{Stdin: []byte("body")})
+	b.disk.full(true)
+	recovered := make(chan error)
+	go func() { recovered <- b.Recover(context.WithoutCancel(t.Context())) }()
+	until(t, "the body is asked for", func() bool { return b.disk.refusals() > 0 })
+	b.disk.full(false)
+	if err := <-recovered; err != nil {
+		t.Fatal(err)
+	}
+	if o := b.flies(t, id); string(o.Stdin) != "body" {
+		t.Errorf("got %+v", o)
+	}
+}
+
+func TestHoweverManyJoinThereIsOneMoreRunWithTheNewestParameters(t *testing.T) {
+	h := policy(t, join)
+	b := newBench(t, h)
+	first := b.start(t, claimed(of(h, "0"), "0"))
+	var pending runner.Started
+	for i := 1; i <= 20; i++ {
+		key := fmt.Sprint(i)
+		s := b.queue(t, claimed(of(h, key), key))
+		if i > 1 && s.Run.ID != pending.Run.ID {
+			t.Fatalf("delivery %d is another run", i)
+		}
+		if pending = s; s.Position != 1 || s.Joined != (i > 1) || s.Run.Params["x"] != key {
+			t.Errorf("delivery %d: %+v", i, s)
+		}
+	}
+	b.finish(t, first, 0)
+	if o := b.flies(t, pending.Run.ID); o.Values["x"] != "20" {
+		t.Errorf("got %+v", o)
+	}
+	b.finish(t, pending.Run, 0)
+	for i := range 21 { // whoever joined is answered with the run that stood for it
+		key := fmt.Sprint(i)
+		want := pending.Run
+		if i == 0 {
+			want = first
+		}
+		_, err := b.Start(claimed(of(h, key), key))
+		if run := replayed(t, err, want); run.State != runner.Succeeded {
+			t.Errorf("got %+v", run)
+		}
+	}
+	if b.count() != 2 {
+		t.Errorf("%d runs", b.count())
+	}
+}
+
+func TestTheNewestReplacesWhatRunsAndWhatWaits(t *testing.T) {
+	h := policy(t, replace)
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second := b.queue(t, of(h, "2"))
+	if want := []stop{{first.ID, runner.Cancelled, -1}}; !slices.Equal(b.stopped(), want) || second.Position != 1 {
+		t.Errorf("stopped %v, position %d", b.stopped(), second.Position)
+	}
+	third := b.queue(t, of(h, "3"))
+	if run := b.ended(t, second.Run); run.State != runner.Cancelled || run.Error != "replaced by run "+third.Run.ID || !run.Started.IsZero() {
+		t.Errorf("got %+v", run)
+	}
+	b.end(first.ID, runner.End{Ended: b.now(), Signal: "SIGTERM", Reason: runner.Cancelled})
+	if o := b.flies(t, third.Run.ID); o.Values["x"] != "3" {
+		t.Errorf("got %+v", o)
+	}
+	b.finish(t, third.Run, 0)
+	b.state(t, first.ID, runner.Cancelled)
+	if b.count() != 2 || b.overlaps > 0 {
+		t.Errorf("%d runs, %d overlaps", b.count(), b.overlaps)
+	}
+}
+
+// gateStarts holds commands back before they start.
+func (b *bench) gateStarts() {
+	b.entered, b.gate = make(chan string), make(chan struct{})
+}
+
+func TestARunReplacedBeforeItsCommandIsThereIsStoppedAllTheSame(t *testing.T) {
+	h := policy(t, replace)
+	b := newBench(t, h)
+	b.gateStarts()
+	first := make(chan runner.Run)
+	go func() { run, _ := b.Start(of(h, "1")); first <- run }()
+	id := <-b.entered
+	b.queue(t, of(h, "2"))
+	b.gate <- struct{}{}
+	<-first
+	b.await(t, 1)
+	if want := []stop{{id, runner.Cancelled, -1}}; !slices.Equal(b.stopped(), want) {
+		t.Errorf("got %v", b.stopped())
+	}
+	close(b.gate)
+	go func() { <-b.entered }()
+	b.end(id, runner.End{Ended: b.now(), Reason: runner.Cancelled})
+	b.ended(t, <-sent(runner.Run{ID: id}))
+}
+
+func sent[T any](v T) <-chan T {
+	c := make(chan T, 1)
+	c <- v
+	return c
+}
+
+func TestOnlyRunsOfTheSameFlightWaitForEachOther(t *testing.T) {
+	h := policy(t, func(s *runner.HookSpec) { s.Flight, s.Busy.Kind = "{x}", "join" })
+	b := newBench(t, h)
+	b.start(t, of(h, "eu"))
+	b.start(t, of(h, "us"))
+	b.queue(t, of(h, "eu"))
+}
+
+func TestAQueuedRunWhoseCommandDoesNotStartLetsTheNextGo(t *testing.T) {
+	h := policy(t, queueOf(500))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "0"))
+	var waiting []runner.Run
+	for i := range 300 {
+		waiting = append(waiting, b.queue(t, claimed(of(h, "x"), fmt.Sprint(i))).Run)
+	}
+	b.set(func() { b.refuse = errors.New("gone") })
+	b.finish(t, first, 0)
+	for _, run := range waiting {
+		if run = b.ended(t, run); run.State != runner.Failed || run.Error != "the command could not be started" {
+			t.Fatalf("got %+v", run)
+		}
+	}
+	b.set(func() { b.refuse = nil })
+	b.start(t, claimed(of(h, "x"), "0")) // it was given back
+}
+
+func TestARunThatWaitsTooLongEndsInTheQueue(t *testing.T) {
+	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
+	patient := policy(t, queueOf(5))
+	patient.Name = "patient"
+	b := newBench(t, h, patient)
+	first := b.start(t, of(h, "1"))
+	second := b.queue(t, of(h, "2"))
+	b.pass(45 * time.Second)
+	third := b.queue(t, of(h, "3"))
+	b.pass(30 * time.Second)
+	ended := make(chan runner.Run)
+	go func() { run, _ := b.Wait(t.Context(), second.Run.ID); ended <- run }()
+	if err := b.ExpireQueued(t.Context(), maps.Clone(b.hooks)); err != nil {
+		t.Fatal(err)
+	}
+	if run := <-ended; run.State != runner.TimedOut || !run.Started.IsZero() || run.Error == "" {
+		t.Errorf("got %+v", run)
+	}
+	b.state(t, first.ID, runner.Running) // the time is of the queue
+	b.state(t, third.Run.ID, runner.Queued)
+	b.finish(t, first, 0)
+	b.flies(t, third.Run.ID)
+}
+
+func TestCancelEndsWhatWaitsAndStopsWhatRuns(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
+	ended := make(chan runner.Run)
+	go func() { run, _ := b.Wait(t.Context(), second.Run.ID); ended <- run }()
+	if run, err := b.Cancel(t.Context(), second.Run.ID); err != nil || run.State != runner.Cancelled {
+		t.Errorf("got %+v, %v", run, err)
+	}
+	if run := <-ended; run.State != runner.Cancelled {
+		t.Errorf("got %+v", run)
+	}
+	if len(b.stopped()) > 0 {
+		t.Errorf("stopped %v", b.stopped())
+	}
+	if run, err := b.Cancel(t.Context(), first.ID); err != nil || run.State != runner.Running {
+		t.Errorf("got %+v, %v", run, err)
+	}
+	if want := []stop{{first.ID, runner.Cancelled, -1}}; !slices.Equal(b.stopped(), want) {
+		t.Errorf("got %v", b.stopped())
+	}
+	b.end(first.ID, runner.End{Ended: b.now(), Reason: runner.Cancelled})
+	b.flies(t, third.Run.ID)
+	if run := b.finish(t, third.Run, 0); run.State != runner.Succeeded {
+		t.Errorf("got %+v", run)
+	}
+	if run, err := b.Cancel(t.Context(), third.Run.ID); err != nil || run.State != runner.Succeeded {
+		t.Errorf("got %+v, %v", run, err)
+	}
+	if _, err := b.Cancel(t.Context(), "x"); !errors.Is(err, runner.ErrUnknown) {
+		t.Errorf("got %v", err)
+	}
+	if len(b.stopped()) != 1 {
+		t.Errorf("stopped %v", b.stopped())
+	}
+}
+
+func TestARunCancelledBeforeItsCommandIsThereIsStoppedAllTheSame(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	b.gateStarts()
+	started := make(chan runner.Run)
+	go func() { run, _ := b.Start(of(h, "")); started <- run }()
+	id := <-b.entered
+	if _, err := b.Cancel(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	close(b.gate)
+	<-started
+	if want := []stop{{id, runner.Cancelled, -1}}; !slices.Equal(b.stopped(), want) {
+		t.Errorf("got %v", b.stopped())
+	}
+}
+
+func TestARerunIsANewRunAndNoReplay(t *testing.T) {
+	h := policy(t, func(*runner.HookSpec) {})
+	b := newBench(t, h)
+	first := b.finish(t, b.start(t, claimed(of(h, "v"), "k")), 1)
+	for range 2 {
+		s, err := b.Rerun(t.Context(), first, "admin")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Run.ID == first.ID || s.Run.RerunOf != first.ID || s.Run.Caller != "admin" || s.Run.Attempt != 0 {
+			t.Errorf("got %+v", s.Run)
+		}
+		if o := b.order(s.Run.ID); o.Values["x"] != "v" || o.Caller != "admin" {
+			t.Errorf("got %+v", o)
+		}
+		_, err = b.Rerun(t.Context(), first, "admin") // the single flight holds for a person, too
+		busy(t, err, s.Run)
+		b.finish(t, s.Run, 0)
+	}
+	_, err := b.Start(claimed(of(h, "v"), "k"))
+	replayed(t, err, first)
+}
+
+func TestARerunIsHeldToTheConfigurationOfNow(t *testing.T) {
+	h := hook(t, runner.HookSpec{
+		Command: []string{"/bin/echo", "--x={x}"},
+		Params:  map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Match: "[a-z]+"}},
+	})
+	b := newBench(t, h)
+	run := b.finish(t, b.start(t, of(h, "abc")), 0)
+	stricter := hook(t, runner.HookSpec{
+		Command: []string{"/bin/echo", "--x={x}"},
+		Params:  map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Enum: []string{"b"}}},
+	})
+	b.use(stricter)
+	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.As(err, new(*runner.NotStarted)) {
+		t.Errorf("got %v", err)
+	}
+	b.use()
+	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.Is(err, runner.ErrUnknown) {
+		t.Errorf("got %v", err)
+	}
+	if b.count() != 1 {
+		t.Errorf("%d runs", b.count())
+	}
+}
+
+func TestARerunWantsTheBodyThatTheCommandReads(t *testing.T) {
+	h := hook(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: "body"})
+	b := newBench(t, h)
+	d := of(h, "")
+	d.Body = []byte("body")
+	run := b.finish(t, b.start(t, d), 0)
+	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.Is(err, runner.ErrNoInput) {
+		t.Errorf("got %v", err)
+	}
+	b.set(func() { b.lose = true })
+	run = b.ended(t, b.start(t, d)) // interrupted, and its body kept for this
+	b.set(func() { b.lose = false })
+	b.end(run.ID, runner.End{})
+	s, err := b.Rerun(t.Context(), run, "ci")
+	if err != nil || string(b.order(s.Run.ID).Stdin) != "body" {
+		t.Errorf("got %+v, %v", s, err)
+	}
+}
