@@ -163,7 +163,17 @@ type disk struct {
 	*store.SQLite
 	mu   sync.Mutex
 	gone bool
-	asks int // while it was gone
+	half bool // no ends can be recorded
+	asks int  // in vain
+	gets int
+
+	admitted func() // when set, called after an Admit
+}
+
+func (d *disk) unfinished(yes bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.half = yes
 }
 
 func (d *disk) refusals() int {
@@ -178,10 +188,10 @@ func (d *disk) full(yes bool) {
 	d.gone = yes
 }
 
-func (d *disk) err() error {
+func (d *disk) err(end bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.gone {
+	if d.gone || end && d.half {
 		d.asks++
 		return runner.ErrUnavailable
 	}
@@ -189,21 +199,42 @@ func (d *disk) err() error {
 }
 
 func (d *disk) Admit(ctx context.Context, r runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
-	if err := d.err(); err != nil {
+	if err := d.err(false); err != nil {
 		return runner.Admission{}, err
 	}
-	return d.SQLite.Admit(ctx, r, c, p, in)
+	a, err := d.SQLite.Admit(ctx, r, c, p, in)
+	if d.admitted != nil {
+		d.admitted()
+	}
+	return a, err
 }
 
 func (d *disk) Finish(ctx context.Context, id string, s runner.State, e runner.End, giveBack, promote bool) (runner.Run, *runner.Run, error) {
-	if err := d.err(); err != nil {
+	if err := d.err(true); err != nil {
 		return runner.Run{}, nil, err
 	}
 	return d.SQLite.Finish(ctx, id, s, e, giveBack, promote)
 }
 
+func (d *disk) Get(ctx context.Context, id string) (runner.Run, error) {
+	if err := d.err(false); err != nil {
+		return runner.Run{}, err
+	}
+	run, err := d.SQLite.Get(ctx, id)
+	d.mu.Lock()
+	d.gets++
+	d.mu.Unlock()
+	return run, err
+}
+
+func (d *disk) looks() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.gets
+}
+
 func (d *disk) Feed(ctx context.Context, id string) (runner.Feed, error) {
-	if err := d.err(); err != nil {
+	if err := d.err(false); err != nil {
 		return runner.Feed{}, err
 	}
 	return d.SQLite.Feed(ctx, id)

@@ -202,11 +202,11 @@ func TestOnlyRunsOfTheSameFlightWaitForEachOther(t *testing.T) {
 }
 
 func TestAQueuedRunWhoseCommandDoesNotStartLetsTheNextGo(t *testing.T) {
-	h := policy(t, queueOf(500))
+	h := policy(t, queueOf(50))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "0"))
 	var waiting []runner.Run
-	for i := range 300 {
+	for i := range 50 {
 		waiting = append(waiting, b.queue(t, claimed(of(h, "x"), fmt.Sprint(i))).Run)
 	}
 	b.set(func() { b.refuse = errors.New("gone") })

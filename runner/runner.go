@@ -253,12 +253,13 @@ func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
 	end := End{Ended: r.now(), Error: "the command could not be started"}
 	recorded := make(chan Run, 1)
 	go func() { recorded <- r.finish(ctx, run, Failed, end, true) }()
+	ended := run
+	ended.State, ended.End = Failed, end
 	select {
-	case run = <-recorded:
+	case ended = <-recorded:
 	case <-time.After(recordAgain): // the sender need not wait until the store can record again
-		run.State, run.End = Failed, end
 	}
-	return &NotStarted{Run: run, Reason: reason}
+	return &NotStarted{Run: ended, Reason: reason}
 }
 
 // follow records the end of a run. Its flight is free only after that, so the

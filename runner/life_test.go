@@ -1,0 +1,383 @@
+package runner_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+)
+
+func exit(code int) runner.End { return runner.End{Ended: time.Now(), ExitCode: &code} }
+
+func TestARunThatEndsWhileNoServerIsThereIsRecordedAsItEnded(t *testing.T) {
+	h := region(t)
+	b := newBench(t, h)
+	before, after := b.start(t, of(h, "before")), b.start(t, of(h, "after"))
+	killed := b.start(t, of(h, "killed"))
+	b.crash(t)
+	b.end(before.ID, exit(3))
+	b.end(killed.ID, runner.End{Ended: b.now(), Signal: "SIGKILL", Reason: runner.TimedOut})
+	b.recover(t)
+	_, err := b.Start(of(h, "after"))
+	busy(t, err, after)
+	if run := b.ended(t, before); run.State != runner.Failed || *run.ExitCode != 3 {
+		t.Errorf("got %+v", run)
+	}
+	if run := b.ended(t, killed); run.State != runner.TimedOut || run.Signal != "SIGKILL" {
+		t.Errorf("got %+v", run)
+	}
+	if run := b.finish(t, after, 0); run.State != runner.Succeeded || *run.ExitCode != 0 {
+		t.Errorf("got %+v", run)
+	}
+	b.start(t, of(h, "before"))
+	if b.twice > 0 {
+		t.Error("a run was started twice")
+	}
+}
+
+func TestAnAdoptedRunCanBeCancelled(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	run := b.start(t, of(h, ""))
+	b.crash(t)
+	b.recover(t)
+	if _, err := b.Cancel(t.Context(), run.ID); err != nil {
+		t.Fatal(err)
+	}
+	if want := []stop{{run.ID, runner.Cancelled, -1}}; !slices.Equal(b.stopped(), want) {
+		t.Errorf("got %v", b.stopped())
+	}
+}
+
+func TestARunThatWasRecordedAndNeverStartedIsStartedOnce(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	id := b.admit(t, h, "v", runner.Feed{Trace: "00-1"})
+	b.crash(t)
+	b.recover(t)
+	if o := b.flies(t, id); o.Values["x"] != "v" || o.Trace != "00-1" || o.Caller != "ci" {
+		t.Errorf("got %+v", o)
+	}
+	b.crash(t)
+	b.recover(t)
+	b.queue(t, of(h, "w"))
+	if b.count() != 1 {
+		t.Errorf("%d starts", b.count())
+	}
+}
+
+func TestARunWhoseHookIsGoneFailsAndLetsNobodyWait(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.admit(t, h, "1", runner.Feed{})
+	second := b.admit(t, h, "2", runner.Feed{})
+	b.crash(t)
+	b.use()
+	b.recover(t)
+	for _, id := range []string{first, second} {
+		if run := b.ended(t, runner.Run{ID: id}); run.State != runner.Failed {
+			t.Errorf("got %+v", run)
+		}
+	}
+	if b.count() > 0 {
+		t.Error("started without a hook")
+	}
+}
+
+func TestWhatWaitsIsStartedInItsTurnAfterACrash(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
+	b.crash(t)
+	b.recover(t)
+	b.state(t, second.Run.ID, runner.Queued) // the first goes on
+	b.crash(t)
+	b.end(first.ID, exit(0))
+	b.recover(t)
+	b.flies(t, second.Run.ID)
+	b.finish(t, second.Run, 0)
+	b.flies(t, third.Run.ID)
+	if b.overlaps > 0 || b.count() != 3 {
+		t.Errorf("%d overlaps, %d runs", b.overlaps, b.count())
+	}
+}
+
+func TestAReplacementWhoseStopWasLostInACrashStopsWhatRuns(t *testing.T) {
+	h := policy(t, replace)
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second := b.admit(t, h, "2", runner.Feed{})
+	b.crash(t)
+	b.recover(t)
+	if want := []stop{{first.ID, runner.Cancelled, -1}}; !slices.Equal(b.stopped(), want) {
+		t.Errorf("got %v", b.stopped())
+	}
+	b.end(first.ID, runner.End{Ended: b.now(), Reason: runner.Cancelled})
+	b.flies(t, second)
+}
+
+func TestARunThatWasInterruptedIsRepeatedOnlyWhereTheFileSaysSoAndThreeTimes(t *testing.T) {
+	rerun := func(s *runner.HookSpec) { s.OnInterrupted = "rerun" }
+	h := policy(t, rerun)
+	b := newBench(t, h)
+	run := b.start(t, claimed(of(h, "v"), "k"))
+	first := run
+	for attempt := 1; attempt <= 3; attempt++ {
+		b.end(run.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+		b.ended(t, run)
+		all, _, err := b.Runner.List(t.Context(), runner.Filter{})
+		if err != nil || len(all) != attempt+1 {
+			t.Fatalf("%d runs, %v", len(all), err)
+		}
+		if all[0].RerunOf != run.ID || all[0].Attempt != attempt || all[0].Caller != "ci" || all[0].Params["x"] != "v" {
+			t.Errorf("got %+v", all[0])
+		}
+		run = all[0]
+		b.flies(t, run.ID)
+	}
+	b.end(run.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+	b.ended(t, run)
+	b.start(t, of(h, "w")) // nothing waits
+	if b.count() != 5 || b.overlaps > 0 {
+		t.Errorf("%d runs, %d overlaps", b.count(), b.overlaps)
+	}
+	_, err := b.Start(claimed(of(h, "v"), "k")) // the command did run
+	replayed(t, err, first)
+}
+
+func TestARunIsRepeatedOnceThoughTheServerGoesBeforeItRecordsTheEnd(t *testing.T) {
+	h := policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+	b := newBench(t, h)
+	run := b.start(t, of(h, "v"))
+	b.disk.unfinished(true) // queued again, and the end is not recorded
+	b.end(run.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+	until(t, "the end is tried", func() bool { return b.disk.refusals() > 0 })
+	b.crash(t)
+	b.recover(t)
+	b.ended(t, run)
+	all, _, err := b.Runner.List(t.Context(), runner.Filter{})
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d runs, %v", len(all), err)
+	}
+	b.flies(t, all[0].ID)
+}
+
+func TestAnInterruptedRunIsNotRepeatedBehindANewerOneThatStandsForIt(t *testing.T) {
+	for name, kind := range map[string]func(*runner.HookSpec){"join": join, "replace": replace} {
+		t.Run(name, func(t *testing.T) {
+			h := policy(t, func(s *runner.HookSpec) { kind(s); s.OnInterrupted = "rerun" })
+			b := newBench(t, h)
+			first := b.start(t, of(h, "old"))
+			second := b.queue(t, of(h, "new"))
+			b.end(first.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+			b.ended(t, first)
+			b.flies(t, second.Run.ID)
+			b.finish(t, second.Run, 0)
+			if active, err := b.disk.Active(t.Context()); err != nil || len(active) > 0 || b.count() != 2 {
+				t.Errorf("active %v, %v; %d runs", active, err, b.count())
+			}
+		})
+	}
+}
+
+func TestLeaveStartsNothingMoreAndTheNextServerGoesOn(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second := b.queue(t, of(h, "2"))
+	waiting := make(chan runner.Run)
+	go func() { run, _ := b.Wait(t.Context(), first.ID); waiting <- run }()
+	old := b.Runner
+	old.Leave()
+	if run := <-waiting; run.State != runner.Running {
+		t.Errorf("got %+v", run)
+	}
+	if run, err := old.Wait(t.Context(), second.Run.ID); err != nil || run.State != runner.Queued { // who comes late does not wait either
+		t.Errorf("got %+v, %v", run, err)
+	}
+	if _, err := b.Start(of(h, "3")); !errors.Is(err, runner.ErrDraining) {
+		t.Errorf("got %v", err)
+	}
+	b.end(first.ID, exit(0))
+	until(t, "the end is recorded", func() bool { return b.record(t, first.ID).State == runner.Succeeded })
+	b.state(t, second.Run.ID, runner.Queued)
+	old.Kill() // what runs is the next server's
+	if b.count() != 1 || len(b.stopped()) > 0 {
+		t.Errorf("%d starts, stopped %v", b.count(), b.stopped())
+	}
+	b.crash(t)
+	b.recover(t)
+	b.flies(t, second.Run.ID)
+}
+
+func (b *bench) record(t *testing.T, id string) runner.Run {
+	t.Helper()
+	run, err := b.Get(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return run
+}
+
+func TestARunThatNobodyFollowsAnyMoreGoesOnAfterLeave(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	run := b.start(t, of(h, ""))
+	until(t, "the run is followed", func() bool {
+		b.commands.mu.Lock()
+		defer b.commands.mu.Unlock()
+		return len(b.follow[run.ID]) == 1
+	})
+	b.Leave()
+	b.disconnect()
+	b.Drain(t.Context()) // returns when the follower has gone
+	b.state(t, run.ID, runner.Running)
+	if len(b.stopped()) > 0 {
+		t.Errorf("stopped %v", b.stopped())
+	}
+	b.crash(t)
+	b.recover(t)
+	if run := b.finish(t, run, 0); run.State != runner.Succeeded {
+		t.Errorf("got %+v", run)
+	}
+}
+
+func TestLeaveReturnsOnlyWhenNoStartIsUnderWay(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	b.gateStarts()
+	started := make(chan runner.Run)
+	go func() { run, _ := b.Start(of(h, "")); started <- run }()
+	id := <-b.entered
+	left := make(chan struct{})
+	go func() { b.Leave(); close(left) }()
+	until(t, "no more deliveries", b.Draining)
+	select {
+	case <-left:
+		t.Error("the next server would start this run, too")
+	default:
+	}
+	close(b.gate)
+	<-left
+	if run := <-started; run.ID != id || b.count() != 1 {
+		t.Errorf("got %+v, %d starts", run, b.count())
+	}
+}
+
+func TestADeliveryAdmittedJustBeforeLeaveIsStartedByTheNextServer(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	b.disk.admitted = func() { b.Leave() }
+	run := b.start(t, of(h, ""))
+	if b.count() > 0 {
+		t.Error("started after Leave")
+	}
+	b.crash(t)
+	b.recover(t)
+	b.flies(t, run.ID)
+}
+
+func TestDrainLeavesWhatWaitsForTheNextServer(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.set(func() { b.obey = true })
+	b.Drain(ctx)
+	b.state(t, first.ID, runner.Cancelled)
+	b.state(t, second.Run.ID, runner.Queued)
+	b.state(t, third.Run.ID, runner.Queued)
+	if b.count() != 1 {
+		t.Errorf("%d starts", b.count())
+	}
+	b.crash(t)
+	b.recover(t)
+	b.flies(t, second.Run.ID)
+	b.state(t, third.Run.ID, runner.Queued)
+}
+
+func TestAnEndIsRecordedAsSoonAsTheStoreCan(t *testing.T) {
+	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second := b.queue(t, of(h, "2"))
+	b.disk.full(true)
+	b.end(first.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+	until(t, "the end is tried", func() bool { return b.disk.refusals() > 0 })
+	if _, err := b.Start(of(h, "3")); !errors.Is(err, runner.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if b.count() != 1 {
+		t.Errorf("%d starts", b.count())
+	}
+	b.disk.full(false)
+	if run := b.ended(t, first); run.State != runner.Interrupted {
+		t.Errorf("got %+v", run)
+	}
+	b.flies(t, second.Run.ID)
+	active, err := b.disk.Active(t.Context())
+	if err != nil || len(active) != 2 || active[1].RerunOf != first.ID {
+		t.Errorf("active %+v, %v", active, err)
+	}
+}
+
+func TestTheSenderIsToldThatNothingStartedThoughThatCannotBeRecorded(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	b.set(func() { b.refuse = errors.New("gone") })
+	b.disk.unfinished(true)
+	_, err := b.Start(claimed(of(h, ""), "k"))
+	var failed *runner.NotStarted
+	if !errors.As(err, &failed) || failed.Run.State != runner.Failed {
+		t.Fatalf("got %v", err)
+	}
+	b.disk.unfinished(false)
+	b.ended(t, failed.Run)
+	b.set(func() { b.refuse = nil })
+	b.start(t, claimed(of(h, ""), "k"))
+}
+
+func TestADrainEndsThoughTheStoreCannotRecord(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	run := b.start(t, of(h, ""))
+	b.disk.full(true)
+	b.set(func() { b.obey = true })
+	b.Kill()
+	b.Drain(t.Context())
+	b.crash(t)
+	b.state(t, run.ID, runner.Running)
+	b.recover(t) // the end is known still
+	if run := b.ended(t, run); run.State != runner.Cancelled || run.Signal != "SIGTERM" {
+		t.Errorf("got %+v", run)
+	}
+}
+
+func TestAReadThatFailsForOneWaiterDoesNotWakeTheOthers(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	run := b.start(t, of(h, ""))
+	ended := make(chan runner.Run)
+	const waiters = 5
+	for range waiters {
+		go func() { run, _ := b.Wait(t.Context(), run.ID); ended <- run }()
+	}
+	until(t, "all have looked", func() bool { return b.disk.looks() >= waiters })
+	b.disk.full(true)
+	if _, err := b.Wait(t.Context(), run.ID); !errors.Is(err, runner.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	b.disk.full(false)
+	b.finish(t, run, 0)
+	for range waiters {
+		if run := <-ended; run.State != runner.Succeeded {
+			t.Errorf("got %+v", run)
+		}
+	}
+}
