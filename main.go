@@ -127,6 +127,9 @@ func (cmd *serveCmd) Run(s *streams) error {
 		return err
 	}
 	log := newLog(s.err)
+	// A terminal that closes, or a log whose reader is gone, must not end the
+	// server past its drain. Caught, not ignored: commands would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE)
 	syscall.Umask(0o077) // what the server and its commands write is theirs alone, unless they say otherwise
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -190,7 +193,7 @@ func (cmd *superviseCmd) Run(s *streams) error {
 
 func closing(c io.Closer, what string, log *slog.Logger) {
 	if err := c.Close(); err != nil {
-		log.Error("closing "+what, "error", err)
+		log.Error("closing", "what", what, "error", err)
 	}
 }
 

@@ -202,12 +202,12 @@ func request(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(f.Parse(args))
 	if *f.until {
 		eventually(ts, fmt.Sprint("status ", *f.as), func() bool {
-			res, _, err := f.send(ts)
+			res, _, err := f.send(ts) //nolint:bodyclose // send closes it
 			return err == nil && res.StatusCode == *f.as
 		})
 		return
 	}
-	res, body, err := f.send(ts)
+	res, body, err := f.send(ts) //nolint:bodyclose // send closes it
 	if neg {
 		if err == nil {
 			ts.Fatalf("answered %s", res.Status)

@@ -96,6 +96,7 @@ func highWater(t *testing.T, pid int) int {
 
 // upload sends as much of a body as the server takes and returns its answer.
 func upload(t *testing.T, dir, address, path string, chunked bool) string {
+	t.Helper()
 	ca, err := os.ReadFile(filepath.Join(dir, "certs", "ca.pem"))
 	if err != nil {
 		return err.Error()

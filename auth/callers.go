@@ -128,6 +128,10 @@ func (c *Callers) checkShared(p *problem.List) {
 	}
 }
 
+// SecretHeaders returns the headers in which a secret stands as it is, so that
+// nobody takes a parameter from them.
+func (c *Callers) SecretHeaders() []string { return append([]string{"Authorization"}, c.tokens...) }
+
 // Names returns the names of all callers, in order.
 func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
 

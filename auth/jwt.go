@@ -57,6 +57,10 @@ func compileJWT(spec *JWTSpec, src Sources, p *problem.List) *jwtRule {
 	}
 	j.claims = compileClaims(spec.Claims, p.At("claims"))
 	j.keys = compileJWTKeys(spec, src, p)
+	shared := slices.ContainsFunc(j.keys, func(k jwtKey) bool { return !strings.HasPrefix(k.alg, "HS") })
+	if shared && len(spec.Claims) == 0 {
+		p.Warnf("has no claims: whoever this issuer signs for, and can name this audience, is this caller")
+	}
 	return j
 }
 

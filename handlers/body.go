@@ -5,36 +5,62 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"sallyport/runner"
 )
 
 // A body is held whole while it is verified, and whoever sends it has proved
-// nothing yet. The first smallBody bytes of each are free; what goes beyond
-// comes out of one allowance for all, so that memory is bounded by it and not by
-// the number of connections, and a flood of large bodies leaves room for the small
-// ones that most senders send.
+// nothing yet. The first freeBody bytes of each request are free; what goes
+// beyond comes out of one allowance for all, as it arrives: who declares much
+// and sends little holds little. No address may hold more than half of it.
 const (
-	smallBody  = 64 << 10
-	largeTotal = 16 << 20
+	freeBody  = 16 << 10
+	leastHeld = 16 << 20
 
 	answerTime = 30 * time.Second // to send an answer, once the body is there
 )
 
 // bodies reads bodies within the allowance.
-type bodies struct{ large *semaphore.Weighted }
+type bodies struct {
+	total int64
 
-// newBodies makes an allowance in which the largest body of any hook fits.
+	mu   sync.Mutex
+	held int64
+	by   map[netip.Addr]int64 // only addresses that hold something
+}
+
+// newBodies makes an allowance of which the largest body of any hook takes at
+// most half.
 func newBodies(hooks map[string]*runner.Hook) *bodies {
-	total := int64(largeTotal)
+	b := &bodies{total: leastHeld, by: map[netip.Addr]int64{}}
 	for _, h := range hooks {
-		total = max(total, int64(h.Body.Max))
+		b.total = max(b.total, 4*int64(h.Body.Max)) // it is held twice while it grows
 	}
-	return &bodies{large: semaphore.NewWeighted(total)}
+	return b
+}
+
+func (b *bodies) take(from netip.Addr, n int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.held+n > b.total || b.by[from]+n > b.total/2 {
+		return false
+	}
+	b.held += n
+	b.by[from] += n
+	return true
+}
+
+func (b *bodies) give(from netip.Addr, n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.held -= n
+	if b.by[from] -= n; b.by[from] == 0 {
+		delete(b.by, from)
+	}
 }
 
 // read returns the body, whole, and what gives its allowance back.
@@ -49,36 +75,40 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 	// The server's own deadline for answers counts from the header on: a body
 	// that takes its time would start a run and leave none to say so.
 	_ = ctl.SetWriteDeadline(now.Add(bound.Timeout + answerTime))
-	size := int64(bound.Max)
+	most := int64(bound.Max)
 	if r.ContentLength >= 0 {
-		size = r.ContentLength
+		most = r.ContentLength
 	}
+	most += bytes.MinRead // room to find its end
+	from, held := address(r), int64(0)
+	release := func() { b.give(from, held); held = 0 }
 	body := http.MaxBytesReader(w, r.Body, int64(bound.Max))
-	first, err := io.ReadAll(io.LimitReader(body, smallBody))
-	if err != nil {
-		return nil, none, bodyError(w, bound, err)
-	}
-	if len(first) < smallBody {
-		arrived(ctl)
-		return first, none, nil
-	}
-	if !b.large.TryAcquire(size) {
-		return nil, none, &refusal{
-			status: http.StatusServiceUnavailable, kind: "overloaded",
-			detail: "Too many large bodies at once.", header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
+	whole := make([]byte, 0, min(most, freeBody))
+	for {
+		if len(whole) == cap(whole) {
+			size := min(2*int64(cap(whole)), most)
+			if !b.take(from, size) {
+				release()
+				return nil, none, &refusal{
+					status: http.StatusServiceUnavailable, kind: "overloaded",
+					detail: "Too many large bodies at once.", header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
+				}
+			}
+			whole = append(make([]byte, 0, size), whole...)
+			b.give(from, held)
+			held = size
+		}
+		n, err := body.Read(whole[len(whole):cap(whole)])
+		whole = whole[:len(whole)+n]
+		switch {
+		case errors.Is(err, io.EOF):
+			arrived(ctl)
+			return whole, release, nil
+		case err != nil:
+			release()
+			return nil, none, bodyError(w, bound, err)
 		}
 	}
-	release := func() { b.large.Release(size) }
-	// At once, not by doubling, which would hold up to three times as much; a
-	// page that nothing is written to takes no memory.
-	whole := bytes.NewBuffer(make([]byte, 0, size+bytes.MinRead))
-	whole.Write(first)
-	if _, err := whole.ReadFrom(body); err != nil {
-		release()
-		return nil, none, bodyError(w, bound, err)
-	}
-	arrived(ctl)
-	return whole.Bytes(), release, nil
 }
 
 // arrived lifts the deadline of a body that is there: left standing, it would

@@ -7,6 +7,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"regexp"
+	"strings"
 
 	"sallyport/auth"
 	"sallyport/runner"
@@ -48,8 +49,9 @@ func (s *Server) hook(w http.ResponseWriter, r *http.Request, req *request) erro
 		return err
 	}
 	started, err := s.runner.Start(r.Context(), runner.Delivery{
-		Hook: h, Caller: who.Caller, Values: values, Claim: claim(who), Body: body, Trace: traceparent(r.Header),
+		Hook: h, Caller: who.Caller, Values: values, Claim: claim(who, h), Body: body, Trace: traceparent(r.Header),
 	})
+	release() // what follows may wait for minutes
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
 	}
@@ -125,15 +127,26 @@ func bind(r *http.Request, body []byte, who *auth.Identity, h *runner.Hook) (run
 	return values, nil
 }
 
-func claim(who *auth.Identity) runner.Claim {
-	c := runner.Claim{Key: who.Replay, Until: who.Until, OneBody: who.OneBody, Body: who.BodyDigest}
-	if c.Key == "" {
+// claim ties a delivery to its hook. A signature may stand for one run of each
+// hook that its sender set up with the same secret; a token that may be used once is used
+// once in all, so where it goes counts as part of what it came with.
+func claim(who *auth.Identity, h *runner.Hook) runner.Claim {
+	if who.Replay == "" {
 		return runner.Claim{}
 	}
+	if who.OneBody {
+		return runner.Claim{
+			Key: digest(who.Scheme, who.Replay), Until: who.Until, OneBody: true,
+			Body: sha256.Sum256(append(who.BodyDigest[:], h.Name...)),
+		}
+	}
 	// One caller's id is not another's, even where both chose the same.
-	sum := sha256.Sum256([]byte(who.Caller + "\x00" + who.Scheme + "\x00" + who.Replay))
-	c.Key = string(sum[:])
-	return c
+	return runner.Claim{Key: digest(who.Caller, who.Scheme, who.Replay), Until: who.Until, Body: who.BodyDigest}
+}
+
+func digest(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return string(sum[:])
 }
 
 // traceparentForm is version 00 of W3C Trace Context, 3.2. What does not fit is

@@ -185,7 +185,7 @@ func TestARefusalLeavesNoTraceOfTheNextStep(t *testing.T) {
 		{
 			step: "the drain, then the run",
 			refuse: func(h *house) {
-				h.runner.Drain(context.Background())
+				h.runner.Drain(t.Context())
 				h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 				h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 			},

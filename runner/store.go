@@ -9,7 +9,7 @@ import (
 // Claim ties a delivery to the run it started, so that the same delivery never
 // starts a second one.
 type Claim struct {
-	Key   string    // of the delivery, unique within its hook; empty where repetition is legitimate
+	Key   string    // of the delivery, unique within its hook, or in all with OneBody; empty where repetition is legitimate
 	Until time.Time // a replay is refused by its own age from then on; zero means never
 	Body  [32]byte  // SHA-256
 	// OneBody is set where Key does not cover the body: the same Key with

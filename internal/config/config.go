@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -173,7 +174,24 @@ func compile(f *File, dir string, env Env, p *problem.List) *Config {
 	}
 	c.Hooks = runner.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
 	f.checkUse(p)
+	f.checkSecrets(c.Auth.SecretHeaders(), p.At("hooks"))
 	return c
+}
+
+// checkSecrets keeps credentials from becoming parameters, which are recorded,
+// logged and shown.
+func (f *File) checkSecrets(headers []string, p *problem.List) {
+	headers = append(headers, "Proxy-Authorization", "Cookie")
+	for name, h := range f.Hooks {
+		if h == nil {
+			continue
+		}
+		for param, spec := range h.Params {
+			if len(spec.From) == 2 && spec.From[0] == "header" && slices.Contains(headers, http.CanonicalHeaderKey(spec.From[1])) {
+				p.At(name, "params", param, "from").Errorf("the header %s holds a credential, and parameters are recorded and shown", spec.From[1])
+			}
+		}
+	}
 }
 
 func (f *File) fillDefaults() {

@@ -53,7 +53,7 @@ func New(l net.Listener, c *config.Config, h http.Handler, run *runner.Runner, n
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    headerBytes,
 			HTTP2: &http.HTTP2Config{
-				MaxConcurrentStreams: 32, // a connection is one sender, not a fleet
+				MaxConcurrentStreams: 16, // a connection is one sender, not a fleet
 				SendPingTimeout:      30 * time.Second,
 				PingTimeout:          15 * time.Second,
 				WriteByteTimeout:     writeTimeout,

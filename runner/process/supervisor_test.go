@@ -571,7 +571,7 @@ func TestWhoDoesNotKnowTheSecretIsRefused(t *testing.T) {
 
 func greet(t testing.TB, p *post, hello any) string {
 	t.Helper()
-	conn, err := net.Dial("unix", filepath.Join(p.options.State, "supervisor.sock"))
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", filepath.Join(p.options.State, "supervisor.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}

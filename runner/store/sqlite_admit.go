@@ -121,7 +121,7 @@ func claimed(ctx context.Context, from *prepared, hook string, c runner.Claim) (
 	}
 	var id string
 	var body []byte
-	err := from.scan(ctx, []any{&id, &body}, sqlClaim, hook, c.Key)
+	err := from.scan(ctx, []any{&id, &body}, sqlClaim, scope(hook, c), c.Key)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return runner.Run{}, runner.ErrUnknown
@@ -137,10 +137,18 @@ func claimed(ctx context.Context, from *prepared, hook string, c runner.Claim) (
 	return run, err
 }
 
+// scope is where a claim's key is unique: within its hook, or everywhere.
+func scope(hook string, c runner.Claim) string {
+	if c.OneBody {
+		return ""
+	}
+	return hook
+}
+
 func claim(ctx context.Context, tx *prepared, r runner.Run, c runner.Claim) error {
 	if c.Key == "" {
 		return nil
 	}
-	_, err := tx.exec(ctx, sqlSetRun, r.Hook, c.Key, r.ID, c.Body[:], micros(c.Until), micros(r.Created))
+	_, err := tx.exec(ctx, sqlSetRun, scope(r.Hook, c), c.Key, r.ID, c.Body[:], micros(c.Until), micros(r.Created))
 	return err
 }
