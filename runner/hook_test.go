@@ -37,6 +37,19 @@ func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
 		{"a caller twice", "callers.1", "twice", echo(func(s *runner.HookSpec) { s.Callers = grants("ci", "ci") })},
 		{"open and not", "dangerously_unauthenticated", "contradicts", echo(func(s *runner.HookSpec) { s.Callers, s.Unauthenticated = grants("ci"), true })},
 		{"an unknown policy", "busy", "no policy", echo(func(s *runner.HookSpec) { s.Busy.Kind = "wait" })},
+		{"a queue of no length", "busy", "from 1 to", echo(func(s *runner.HookSpec) { s.Busy.Kind = "queue" })},
+		{"a queue below nothing", "busy", "from 1 to", echo(func(s *runner.HookSpec) { s.Busy.Queue = -1 })},
+		{"a queue without an end", "busy", "from 1 to", echo(func(s *runner.HookSpec) { s.Busy.Queue = 10_001 })},
+		{"a time to wait where nobody waits", "queue_timeout", "reject has none", echo(func(s *runner.HookSpec) { s.QueueTimeout = time.Minute })},
+		{"a time to wait below zero", "queue_timeout", "below zero", echo(func(s *runner.HookSpec) { s.QueueTimeout, s.Busy.Kind = -1, "join" })},
+		{"an unknown way to repeat", "on_interrupted", "no policy", echo(func(s *runner.HookSpec) { s.OnInterrupted = "retry" })},
+		{"a count to keep below nothing", "keep", "below nothing", echo(func(s *runner.HookSpec) { s.Keep.Count = -1 })},
+		{"an age to keep below nothing", "keep", "below nothing", echo(func(s *runner.HookSpec) { s.Keep.Age = -1 })},
+		{"an unknown right", "callers.0.may.1", "no right", echo(func(s *runner.HookSpec) { s.Callers = may("start", "write") })},
+		{"a right in capitals", "callers.0.may.0", "no right", echo(func(s *runner.HookSpec) { s.Callers = may("Start") })},
+		{"a right twice", "callers.0.may.1", "twice", echo(func(s *runner.HookSpec) { s.Callers = may("read", "read") })},
+		{"no right at all", "callers.0.may", "allows nothing", echo(func(s *runner.HookSpec) { s.Callers = may() })},
+		{"a caller twice, first with no right", "callers.1", "twice", echo(func(s *runner.HookSpec) { s.Callers = append(may("read"), grants("ci")...) })},
 		{"an unknown stdin", "stdin", "no source", echo(func(s *runner.HookSpec) { s.Stdin = "Body" })},
 		{"a relative dir", "dir", "no folder", echo(func(s *runner.HookSpec) { s.Dir = "tmp" })},
 		{"a dir that is missing", "dir", "no folder", echo(func(s *runner.HookSpec) { s.Dir = "/nowhere" })},
@@ -74,6 +87,62 @@ func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
 			_, problems := compile(c.spec)
 			refuse(t, problems, c.path, c.words)
 		})
+	}
+}
+
+func may(rights ...string) []runner.Grant {
+	return []runner.Grant{{Caller: "ci", May: append([]string{}, rights...)}}
+}
+
+func TestACallerMayWhatTheFileSaysAndStartByDefault(t *testing.T) {
+	all := []runner.Right{runner.MayStart, runner.MayRead, runner.MayCancel}
+	for _, c := range []struct {
+		grants []runner.Grant
+		want   []runner.Right
+	}{
+		{grants("ci"), []runner.Right{runner.MayStart}},
+		{may("read"), []runner.Right{runner.MayRead}},
+		{may("cancel", "start"), []runner.Right{runner.MayStart, runner.MayCancel}},
+		{may("start", "read", "cancel"), all},
+	} {
+		h := hook(t, runner.HookSpec{Command: []string{"/bin/echo"}, Callers: c.grants})
+		for _, r := range all {
+			if got := h.May("ci", r); got != slices.Contains(c.want, r) {
+				t.Errorf("%+v: %s is %t", c.grants, r, got)
+			}
+			if h.May("cd", r) || h.May("", r) {
+				t.Errorf("%+v: others may %s", c.grants, r)
+			}
+		}
+	}
+}
+
+func TestPoliciesAsTheFileWritesThem(t *testing.T) {
+	for spec, want := range map[runner.BusySpec]runner.Policy{
+		{}:                {Kind: runner.Reject},
+		{Kind: "reject"}:  {Kind: runner.Reject},
+		{Queue: 10_000}:   {Kind: runner.Queue, Depth: 10_000},
+		{Kind: "join"}:    {Kind: runner.Join},
+		{Kind: "replace"}: {Kind: runner.Replace},
+	} {
+		h := hook(t, runner.HookSpec{Command: []string{"/bin/echo"}, Busy: spec})
+		if h.Busy != want {
+			t.Errorf("%s is %+v", spec, h.Busy)
+		}
+	}
+	if got := (runner.BusySpec{Kind: "queue", Queue: 3}).String(); got != "queue: 3" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestAWordAloneIsACallerOrAPolicy(t *testing.T) {
+	var got struct {
+		Callers []runner.Grant
+		Busy    runner.BusySpec
+	}
+	err := yaml.Unmarshal([]byte("callers: [ci, admin]\nbusy: join"), &got)
+	if err != nil || len(got.Callers) != 2 || got.Callers[1].Caller != "admin" || got.Busy.Kind != "join" {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
 
