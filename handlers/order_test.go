@@ -1,7 +1,6 @@
 package handlers_test
 
 import (
-	"context"
 	"crypto/tls"
 	"io"
 	"net/http"
