@@ -202,39 +202,47 @@ func request(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(f.Parse(args))
 	if *f.until {
 		eventually(ts, fmt.Sprint("status ", *f.as), func() bool {
-			res, _, err := f.send(ts)
-			return err == nil && res.StatusCode == *f.as
+			res, err := f.send(ts)
+			return err == nil && res.code == *f.as
 		})
 		return
 	}
-	res, body, err := f.send(ts)
+	res, err := f.send(ts)
 	if neg {
 		if err == nil {
-			ts.Fatalf("answered %s", res.Status)
+			ts.Fatalf("answered %s", res.first)
 		}
 		_, _ = fmt.Fprintln(ts.Stdout(), err)
 		return
 	}
 	ts.Check(err)
 	var out bytes.Buffer
-	_, _ = fmt.Fprintln(&out, res.Proto, res.Status)
-	_ = res.Header.Write(&out)
-	_, _ = fmt.Fprintf(&out, "\n%s\n", body)
+	_, _ = fmt.Fprintln(&out, res.first)
+	_ = res.header.Write(&out)
+	_, _ = fmt.Fprintf(&out, "\n%s\n", res.body)
 	_, _ = ts.Stdout().Write(out.Bytes())
-	if res.StatusCode != *f.as {
-		ts.Fatalf("status %d, want %d:\n%s", res.StatusCode, *f.as, out.Bytes())
+	if res.code != *f.as {
+		ts.Fatalf("status %d, want %d:\n%s", res.code, *f.as, out.Bytes())
 	}
 	if *f.at != "" {
-		ts.Setenv(*f.at, res.Header.Get("Location"))
+		ts.Setenv(*f.at, res.header.Get("Location"))
 	}
 	if *f.out != "" {
-		text := strings.ReplaceAll(out.String(), res.Header.Get("X-Request-Id"), "ID")
-		text = strings.ReplaceAll(text, res.Header.Get("Date"), "DATE")
+		text := strings.ReplaceAll(out.String(), res.header.Get("X-Request-Id"), "ID")
+		text = strings.ReplaceAll(text, res.header.Get("Date"), "DATE")
 		ts.Check(os.WriteFile(ts.MkAbs(*f.out), []byte(text), 0o600))
 	}
 }
 
-func (f *requestFlags) send(ts *testscript.TestScript) (*http.Response, []byte, error) {
+// reply is an answer that was read whole.
+type reply struct {
+	first  string // line
+	code   int
+	header http.Header
+	body   []byte
+}
+
+func (f *requestFlags) send(ts *testscript.TestScript) (*reply, error) {
 	body := []byte(*f.text)
 	if *f.data != "" {
 		body = []byte(ts.ReadFile(*f.data))
@@ -251,11 +259,11 @@ func (f *requestFlags) send(ts *testscript.TestScript) (*http.Response, []byte, 
 	f.header(ts, req.Header)
 	res, err := f.client(ts).Do(req)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { _ = res.Body.Close() }()
-	answer, err := io.ReadAll(res.Body)
-	return res, answer, err
+	b, err := io.ReadAll(res.Body)
+	return &reply{res.Proto + " " + res.Status, res.StatusCode, res.Header, b}, err
 }
 
 func (f *requestFlags) header(ts *testscript.TestScript, h http.Header) {

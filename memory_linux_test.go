@@ -59,7 +59,9 @@ hooks:
 				var all sync.WaitGroup
 				answers := make(chan string, strangers)
 				for range strangers {
-					all.Go(func() { answers <- upload(t, dir, strings.TrimPrefix(url, "https://"), "/hooks/"+hook, kind == "chunked") })
+					all.Go(func() {
+						answers <- upload(t, dir, strings.TrimPrefix(url, "https://"), "/hooks/"+hook, kind == "chunked")
+					})
 				}
 				all.Wait()
 				close(answers)
@@ -94,6 +96,7 @@ func highWater(t *testing.T, pid int) int {
 
 // upload sends as much of a body as the server takes and returns its answer.
 func upload(t *testing.T, dir, address, path string, chunked bool) string {
+	t.Helper()
 	ca, err := os.ReadFile(filepath.Join(dir, "certs", "ca.pem"))
 	if err != nil {
 		return err.Error()

@@ -95,6 +95,7 @@ func BenchmarkHooks10000(b *testing.B) { benchmarkHooks(b, 10_000) }
 // benchmarkHooks sends deliveries to the last hook that go all the way to the
 // parameters, which are refused, so that no process adds to the time.
 func benchmarkHooks(b *testing.B, n int) {
+	b.Helper()
 	c := load(b, b.TempDir(), manyHooks(n))
 	handler := handlers.New(c, nil, time.Now, slog.New(slog.DiscardHandler))
 	sign, err := client.HMAC("github", []byte(goodKey))

@@ -2,6 +2,7 @@ package handlers_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -114,7 +115,7 @@ func build(t *testing.T, dir, text string) *house {
 	h.serve(handlers.New(h.config, h.runner, h.clock.now, log))
 	t.Cleanup(func() {
 		h.release()
-		h.runner.Drain(t.Context())
+		h.runner.Drain(context.WithoutCancel(t.Context()))
 		if t.Failed() {
 			t.Logf("log:\n%s", h.log)
 		}

@@ -1,7 +1,6 @@
 package handlers_test
 
 import (
-	"context"
 	"crypto/tls"
 	"io"
 	"net/http"
@@ -185,7 +184,7 @@ func TestARefusalLeavesNoTraceOfTheNextStep(t *testing.T) {
 		{
 			step: "the drain, then the run",
 			refuse: func(h *house) {
-				h.runner.Drain(context.Background())
+				h.runner.Drain(h.t.Context())
 				h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 				h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 			},
