@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("WITNESS", witness)
-			env.Values["servers"] = map[string]*exec.Cmd{}
+			env.Values["servers"] = map[string]*running{}
 			env.Values["held"] = &[]net.Conn{}
 			return nil
 		},
@@ -109,10 +109,15 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"))
 	cmd.Stdout, cmd.Stderr = log, log
 	ts.Check(cmd.Start())
-	servers(ts)[name] = cmd
+	srv := &running{Cmd: cmd, ended: make(chan struct{})}
+	servers(ts)[name] = srv
+	go func() {
+		_ = cmd.Wait() // its exit code is what counts
+		close(srv.ended)
+	}()
 	ts.Defer(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-srv.ended
 		if b, err := os.ReadFile(file); err == nil {
 			ts.Logf("log of %s:\n%s", name, b)
 		}
@@ -129,8 +134,15 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-func servers(ts *testscript.TestScript) map[string]*exec.Cmd {
-	return ts.Value("servers").(map[string]*exec.Cmd)
+// running is a server, and what is closed when it has ended.
+type running struct {
+	*exec.Cmd
+
+	ended chan struct{}
+}
+
+func servers(ts *testscript.TestScript) map[string]*running {
+	return ts.Value("servers").(map[string]*running)
 }
 
 func lookPath(ts *testscript.TestScript, name string) (string, error) {
@@ -150,9 +162,13 @@ func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
 
 // exited waits for the end of a server and checks its exit code: exited NAME CODE
 func exited(ts *testscript.TestScript, _ bool, args []string) {
-	cmd := servers(ts)[args[0]]
-	_ = cmd.Wait() // its exit code is what counts
-	if got := strconv.Itoa(cmd.ProcessState.ExitCode()); got != args[1] {
+	srv := servers(ts)[args[0]]
+	select {
+	case <-srv.ended:
+	case <-time.After(patience):
+		ts.Fatalf("%s does not end", args[0])
+	}
+	if got := strconv.Itoa(srv.ProcessState.ExitCode()); got != args[1] {
 		ts.Fatalf("%s exited with %s, want %s", args[0], got, args[1])
 	}
 }
