@@ -41,6 +41,8 @@ type commands struct {
 	Sign    signCmd    `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
 	Certs   certsCmd   `cmd:"" help:"Make certificates."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+
+	Supervise superviseCmd `cmd:"" hidden:"" help:"Start and follow commands for the server, which starts this."`
 }
 
 const description = `A secured webhook receiver.
@@ -154,6 +156,27 @@ func newLog(w io.Writer) *slog.Logger {
 		}
 	}
 	return slog.New(slog.NewJSONHandler(w, nil))
+}
+
+type superviseCmd struct {
+	State  string `required:"" help:"State folder."`
+	Config string `required:"" help:"Configuration file."`
+}
+
+// Run follows commands until none is left and nobody needs it. It loads the
+// hooks and nothing else.
+func (cmd *superviseCmd) Run(s *streams) error {
+	syscall.Umask(0o077)
+	return process.Supervise(process.Supervision{
+		State: cmd.State, Version: programVersion(), Log: newLog(s.err),
+		Load: func() (map[string]*runner.Hook, error) {
+			hooks, found := config.LoadHooks(cmd.Config)
+			if hooks == nil {
+				return nil, fmt.Errorf("%s: %v", cmd.Config, found)
+			}
+			return hooks, nil
+		},
+	})
 }
 
 type checkCmd struct {
@@ -333,9 +356,15 @@ type versionCmd struct{}
 // Run prints the version of the program and of what it was built with.
 func (*versionCmd) Run(s *streams) error {
 	info, _ := debug.ReadBuildInfo()
-	if version == "" {
-		version = info.Main.Version
-	}
-	_, err := fmt.Fprintln(s.out, "sallyport", version, info.GoVersion)
+	_, err := fmt.Fprintln(s.out, "sallyport", programVersion(), info.GoVersion)
 	return err
+}
+
+// programVersion is what the build says. A supervisor of another one replaces
+// itself.
+func programVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
+		return info.Main.Version
+	}
+	return version
 }
