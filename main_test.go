@@ -41,7 +41,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("WITNESS", witness)
-			env.Values["servers"] = map[string]*exec.Cmd{}
+			env.Values["servers"] = map[string]*running{}
 			env.Values["held"] = &[]net.Conn{}
 			return nil
 		},
@@ -109,10 +109,15 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"))
 	cmd.Stdout, cmd.Stderr = log, log
 	ts.Check(cmd.Start())
-	servers(ts)[name] = cmd
+	srv := &running{Cmd: cmd, ended: make(chan struct{})}
+	servers(ts)[name] = srv
+	go func() {
+		_ = cmd.Wait() // its exit code is what counts
+		close(srv.ended)
+	}()
 	ts.Defer(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-srv.ended
 		if b, err := os.ReadFile(file); err == nil {
 			ts.Logf("log of %s:\n%s", name, b)
 		}
@@ -129,8 +134,15 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-func servers(ts *testscript.TestScript) map[string]*exec.Cmd {
-	return ts.Value("servers").(map[string]*exec.Cmd)
+// running is a server, and what is closed when it has ended.
+type running struct {
+	*exec.Cmd
+
+	ended chan struct{}
+}
+
+func servers(ts *testscript.TestScript) map[string]*running {
+	return ts.Value("servers").(map[string]*running)
 }
 
 func lookPath(ts *testscript.TestScript, name string) (string, error) {
@@ -150,9 +162,13 @@ func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
 
 // exited waits for the end of a server and checks its exit code: exited NAME CODE
 func exited(ts *testscript.TestScript, _ bool, args []string) {
-	cmd := servers(ts)[args[0]]
-	_ = cmd.Wait() // its exit code is what counts
-	if got := strconv.Itoa(cmd.ProcessState.ExitCode()); got != args[1] {
+	srv := servers(ts)[args[0]]
+	select {
+	case <-srv.ended:
+	case <-time.After(patience):
+		ts.Fatalf("%s does not end", args[0])
+	}
+	if got := strconv.Itoa(srv.ProcessState.ExitCode()); got != args[1] {
 		ts.Fatalf("%s exited with %s, want %s", args[0], got, args[1])
 	}
 }
@@ -202,39 +218,47 @@ func request(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(f.Parse(args))
 	if *f.until {
 		eventually(ts, fmt.Sprint("status ", *f.as), func() bool {
-			res, _, err := f.send(ts) //nolint:bodyclose // send closes it
-			return err == nil && res.StatusCode == *f.as
+			res, err := f.send(ts)
+			return err == nil && res.code == *f.as
 		})
 		return
 	}
-	res, body, err := f.send(ts) //nolint:bodyclose // send closes it
+	res, err := f.send(ts)
 	if neg {
 		if err == nil {
-			ts.Fatalf("answered %s", res.Status)
+			ts.Fatalf("answered %s", res.first)
 		}
 		_, _ = fmt.Fprintln(ts.Stdout(), err)
 		return
 	}
 	ts.Check(err)
 	var out bytes.Buffer
-	_, _ = fmt.Fprintln(&out, res.Proto, res.Status)
-	_ = res.Header.Write(&out)
-	_, _ = fmt.Fprintf(&out, "\n%s\n", body)
+	_, _ = fmt.Fprintln(&out, res.first)
+	_ = res.header.Write(&out)
+	_, _ = fmt.Fprintf(&out, "\n%s\n", res.body)
 	_, _ = ts.Stdout().Write(out.Bytes())
-	if res.StatusCode != *f.as {
-		ts.Fatalf("status %d, want %d:\n%s", res.StatusCode, *f.as, out.Bytes())
+	if res.code != *f.as {
+		ts.Fatalf("status %d, want %d:\n%s", res.code, *f.as, out.Bytes())
 	}
 	if *f.at != "" {
-		ts.Setenv(*f.at, res.Header.Get("Location"))
+		ts.Setenv(*f.at, res.header.Get("Location"))
 	}
 	if *f.out != "" {
-		text := strings.ReplaceAll(out.String(), res.Header.Get("X-Request-Id"), "ID")
-		text = strings.ReplaceAll(text, res.Header.Get("Date"), "DATE")
+		text := strings.ReplaceAll(out.String(), res.header.Get("X-Request-Id"), "ID")
+		text = strings.ReplaceAll(text, res.header.Get("Date"), "DATE")
 		ts.Check(os.WriteFile(ts.MkAbs(*f.out), []byte(text), 0o600))
 	}
 }
 
-func (f *requestFlags) send(ts *testscript.TestScript) (*http.Response, []byte, error) {
+// reply is an answer that was read whole.
+type reply struct {
+	first  string // line
+	code   int
+	header http.Header
+	body   []byte
+}
+
+func (f *requestFlags) send(ts *testscript.TestScript) (*reply, error) {
 	body := []byte(*f.text)
 	if *f.data != "" {
 		body = []byte(ts.ReadFile(*f.data))
@@ -251,11 +275,11 @@ func (f *requestFlags) send(ts *testscript.TestScript) (*http.Response, []byte, 
 	f.header(ts, req.Header)
 	res, err := f.client(ts).Do(req)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { _ = res.Body.Close() }()
-	answer, err := io.ReadAll(res.Body)
-	return res, answer, err
+	b, err := io.ReadAll(res.Body)
+	return &reply{res.Proto + " " + res.Status, res.StatusCode, res.Header, b}, err
 }
 
 func (f *requestFlags) header(ts *testscript.TestScript, h http.Header) {

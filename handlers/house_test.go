@@ -2,6 +2,7 @@ package handlers_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -118,7 +119,7 @@ func build(t *testing.T, dir, text string) *house {
 	h.serve(handlers.New(h.config, h.runner, h.clock.now, log))
 	t.Cleanup(func() {
 		h.release()
-		h.runner.Drain(t.Context())
+		h.runner.Drain(context.WithoutCancel(t.Context()))
 		if err := st.Close(); err != nil {
 			t.Error(err)
 		}

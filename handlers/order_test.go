@@ -184,7 +184,7 @@ func TestARefusalLeavesNoTraceOfTheNextStep(t *testing.T) {
 		{
 			step: "the drain, then the run",
 			refuse: func(h *house) {
-				h.runner.Drain(t.Context())
+				h.runner.Drain(h.t.Context())
 				h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 				h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 			},

@@ -33,6 +33,7 @@ type active struct {
 	followers []chan<- runner.End     // guarded by local.mu
 	exit      <-chan *os.ProcessState // nil once the main process ended
 	state     *os.ProcessState
+	recorded  bool // the folder knows the main process
 	kill      *time.Timer
 	kills     int
 }
@@ -46,53 +47,18 @@ type stopping struct {
 	grace time.Duration
 }
 
-// files are what the command inherits.
-type files struct{ stdin, output, lock *os.File }
-
-func (f *files) close() {
-	for _, f := range []*os.File{f.stdin, f.output, f.lock} {
-		if f != nil {
-			_ = f.Close() // nothing was written through it here
-		}
-	}
-}
-
-// open makes what stands in the run's folder.
-func (a *active) open(hook *runner.Hook, o runner.Order) (f *files, err error) {
-	f = &files{}
-	if hook.Dir == "" {
-		if err := a.local.root.Mkdir(filepath.Join(o.Run, workDir), 0o700); err != nil {
-			return f, fmt.Errorf("making the working folder: %w", err)
-		}
-	}
-	if f.lock, err = a.local.takeLock(o.Run); err != nil {
-		return f, err
-	}
-	if f.stdin, err = a.openStdin(hook, o); err != nil {
-		return f, fmt.Errorf("preparing stdin: %w", err)
-	}
-	if a.output, f.output, err = newKeeper(a.local, o.Run, a.status.Bounds); err != nil {
-		return f, fmt.Errorf("making the output: %w", err)
-	}
-	a.status.Ring = a.output.ring
-	if a.local.cgroups != "" {
-		a.status.Cgroup = filepath.Join(a.local.cgroups, cgroupPrefix+o.Run)
-	}
-	return f, nil
-}
-
 // openStdin gives the body as an unlinked file, so that nobody has to be alive
 // to feed a pipe.
-func (a *active) openStdin(hook *runner.Hook, o runner.Order) (*os.File, error) {
+func openStdin(root *os.Root, hook *runner.Hook, o runner.Order) (*os.File, error) {
 	if !hook.StdinBody {
 		return os.Open(os.DevNull)
 	}
-	name := filepath.Join(o.Run, "stdin")
-	if err := a.local.root.WriteFile(name, o.Stdin, 0o600); err != nil {
+	const name = "stdin"
+	if err := root.WriteFile(name, o.Stdin, 0o600); err != nil {
 		return nil, err
 	}
-	f, err := a.local.root.Open(name)
-	return f, errors.Join(err, a.local.root.Remove(name))
+	f, err := root.Open(name)
+	return f, errors.Join(err, root.Remove(name))
 }
 
 // environ is the whole environment of the command. Nothing comes from the
@@ -133,14 +99,14 @@ const cgroupPrefix = "sallyport-"
 
 // spawn starts the command as the leader of its own session, so that no
 // terminal reaches it and its group is its own.
-func (a *active) spawn(hook *runner.Hook, argv, env []string, f *files) error {
+func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, lock *os.File) error {
 	dir := hook.Dir
 	if dir == "" {
 		dir = filepath.Join(a.local.dir, a.status.Run, workDir)
 	}
 	attr := &os.ProcAttr{
 		Dir: dir, Env: env,
-		Files: []*os.File{f.stdin, f.output, f.output, f.lock},
+		Files: []*os.File{stdin, output, output, lock},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	p, t, err := startTree(a.local, a.status.Run, argv, attr)
@@ -157,7 +123,6 @@ func (a *active) follow() {
 	if a.process != nil {
 		a.status.Birth = a.local.birth(a.process.Pid)
 	}
-	a.record()
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
 	go func() { exit <- a.await() }()
@@ -192,6 +157,9 @@ func (a *active) follow() {
 		case <-a.kill.C:
 			over = a.killTree()
 		case <-tick.C:
+			if !a.recorded { // by now the start is out of the way, and short runs are over
+				a.record()
+			}
 			a.trim(false)
 			if over = a.exit == nil && a.gone(); a.exit == nil {
 				wait = min(2*wait, 100*time.Millisecond)
@@ -207,6 +175,7 @@ func (a *active) follow() {
 // record writes the status. Not being able to is no reason to kill what runs:
 // the status is written again, and the lock tells that it runs.
 func (a *active) record() {
+	a.recorded = true
 	if err := a.local.writeStatus(&a.status, false); err != nil {
 		a.local.log.Error("recording a run", "run", a.status.Run, "error", err)
 	}

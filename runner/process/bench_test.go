@@ -11,87 +11,96 @@ import (
 	"sallyport/runner/process"
 )
 
-// report tells how long a start took until the command's program ran.
-func report(b *testing.B, took []time.Duration) {
-	b.Helper()
-	slices.Sort(took)
-	for name, at := range map[string]int{"p50-µs": len(took) / 2, "p99-µs": len(took) * 99 / 100} {
-		b.ReportMetric(float64(took[at].Nanoseconds())/1e3, name)
-	}
+// way is one of the ways to start a command that are compared.
+type way struct {
+	name  string
+	start func() (end func())
+	took  []time.Duration
 }
 
-// measure times each start, and not the end of what it started.
-func measure(b *testing.B, start func(), end func()) {
-	b.Helper()
-	var took []time.Duration
+// BenchmarkStart compares how long it takes until the command's program runs.
+// The ways take turns, because other work on the machine disturbs the figures
+// more than they differ; there is a pause before each, as there is between runs.
+func BenchmarkStart(b *testing.B) {
+	local, supplied := newBench(b, runner.HookSpec{Command: []string{"/bin/true"}}), newBench(b, runner.HookSpec{Command: []string{"/bin/true"}})
+	supplied.Supply()
+	p := newPost(b, job([]string{"/bin/true"}))
+	ways := []way{
+		{name: "bare", start: startBare(b)},
+		{name: "local", start: starter(b, local.Local, order)},
+		{name: "supplied", start: starter(b, supplied.Local, order)},
+		{name: "supervisor", start: starter(b, p.Client, func() runner.Order { return p.order("job", nil) })},
+		{name: "roundtrip", start: func() func() {
+			if _, err := p.List(); err != nil {
+				b.Fatal(err)
+			}
+			return func() {}
+		}},
+	}
+	pause := time.NewTicker(5 * time.Millisecond)
+	defer pause.Stop()
 	for b.Loop() {
-		from := time.Now()
-		start()
-		took = append(took, time.Since(from))
-		end()
+		for i := range ways {
+			<-pause.C
+			from := time.Now()
+			end := ways[i].start()
+			ways[i].took = append(ways[i].took, time.Since(from))
+			end()
+		}
 	}
-	report(b, took)
+	bare := 0.0
+	for i, w := range ways {
+		slices.Sort(w.took)
+		p50 := float64(w.took[len(w.took)/2].Microseconds())
+		if i == 0 {
+			bare = p50
+		}
+		b.ReportMetric(p50, w.name+"-p50-µs")
+		b.ReportMetric(float64(w.took[len(w.took)*99/100].Microseconds()), w.name+"-p99-µs")
+		b.ReportMetric(p50/bare, w.name+"/bare")
+	}
 }
 
-func BenchmarkStartBare(b *testing.B) {
+func startBare(b *testing.B) func() (end func()) {
+	b.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer func() { _ = null.Close() }()
-	var p *os.Process
-	measure(b, func() {
-		p, err = os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{
+	b.Cleanup(func() { _ = null.Close() })
+	return func() func() {
+		p, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{
 			Env: []string{"A=B"}, Files: []*os.File{null, null, null}, Sys: &syscall.SysProcAttr{Setsid: true},
 		})
 		if err != nil {
 			b.Fatal(err)
 		}
-	}, func() {
-		if _, err := p.Wait(); err != nil {
-			b.Fatal(err)
+		return func() {
+			if _, err := p.Wait(); err != nil {
+				b.Fatal(err)
+			}
 		}
-	})
+	}
 }
 
-func BenchmarkStartLocal(b *testing.B) {
-	l := newBench(b, runner.HookSpec{Command: []string{"/bin/true"}})
-	benchStart(b, l.Local, order)
-}
-
-func BenchmarkStartSupervisor(b *testing.B) {
-	p := newPost(b, job([]string{"/bin/true"}))
-	benchStart(b, p.Client, func() runner.Order { return p.order("job", nil) })
-}
-
-func benchStart(b *testing.B, s commands, order func() runner.Order) {
+func starter(b *testing.B, s commands, order func() runner.Order) func() (end func()) {
 	b.Helper()
-	var o runner.Order
-	measure(b, func() {
-		o = order()
+	return func() func() {
+		o := order()
 		if err := s.Start(o); err != nil {
 			b.Fatal(err)
 		}
-	}, func() {
-		ends, err := s.Follow(o.Run)
-		if err != nil {
-			b.Fatal(err)
+		return func() {
+			ends, err := s.Follow(o.Run)
+			if err != nil {
+				b.Fatal(err)
+			}
+			<-ends
+			if err := s.Remove(o.Run); err != nil {
+				b.Fatal(err)
+			}
 		}
-		<-ends
-		if err := s.Remove(o.Run); err != nil {
-			b.Fatal(err)
-		}
-	})
-}
-
-// BenchmarkRoundTrip is what the way to the supervisor and back takes.
-func BenchmarkRoundTrip(b *testing.B) {
-	p := newPost(b, job([]string{"/bin/true"}))
-	measure(b, func() {
-		if _, err := p.List(); err != nil {
-			b.Fatal(err)
-		}
-	}, func() {})
+	}
 }
 
 var _ commands = (*process.Client)(nil)

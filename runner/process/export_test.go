@@ -27,3 +27,6 @@ func (c *Client) Break() {
 	defer c.mu.Unlock()
 	_ = c.link.conn.Close()
 }
+
+// Supply keeps folders ready.
+func (l *Local) Supply() { l.supply() }

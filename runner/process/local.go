@@ -50,6 +50,9 @@ type Local struct {
 	subreaper bool // what commands leave behind becomes this process's child
 	unlocked  bool // of tests that show what the locks are for
 
+	ready  chan *folder // nil without a supply
+	refill chan struct{}
+
 	spawning  sync.RWMutex // read: between the birth of a main process and its entry in active
 	mu        sync.Mutex
 	active    map[string]*active
@@ -67,13 +70,13 @@ func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder of runs: %w", err)
 	}
-	if err := root.Mkdir(activeDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("making a folder: %w", err)
-	}
 	if err := sealDescriptors(); err != nil {
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
 	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: bootID(), active: map[string]*active{}, unwritten: map[string]Status{}}
+	if err := l.clearReady(); err != nil {
+		return nil, err
+	}
 	if l.punch, err = canPunch(root); err != nil {
 		return nil, fmt.Errorf("trying the folder of runs: %w", err)
 	}
@@ -166,15 +169,28 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 	if err := l.takeOff(flight); err != nil {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
-	if err := l.makeFolder(o.Run, flight); err != nil {
+	f, err := l.takeFolder()
+	if err != nil {
 		l.land(flight)
 		return err
 	}
+	defer l.discard(f) // but not what a has taken
 	a := newActive(l, Status{
 		Run: o.Run, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(),
 		Bounds: Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
 	})
-	if err := l.launch(a, hook, argv, o); err != nil {
+	if f.command == nil {
+		a.status.Ring = newRing(a.status.Bounds)
+	}
+	if l.cgroups != "" {
+		a.status.Cgroup = filepath.Join(l.cgroups, cgroupPrefix+o.Run)
+	}
+	if err := l.moveIn(f, &a.status); err != nil {
+		l.land(flight)
+		return err
+	}
+	if err := l.launch(a, f, hook, argv, o); err != nil {
+		l.discard(f) // with it the lock
 		a.status.Started = time.Time{}
 		a.status.End = runner.End{Ended: time.Now(), Error: cause(err)}
 		l.conclude(a)
@@ -217,23 +233,24 @@ func cause(err error) string {
 }
 
 // launch starts the command and leaves a goroutine that follows it.
-func (l *Local) launch(a *active, hook *runner.Hook, argv []string, o runner.Order) error {
-	files, err := a.open(hook, o)
+func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, o runner.Order) error {
+	stdin, err := openStdin(f.root, hook, o)
 	if err != nil {
-		files.close()
-		return err
+		return fmt.Errorf("preparing stdin: %w", err)
 	}
+	defer closeAll(stdin)
+	keeper, output, err := newKeeper(f, a.status.Bounds)
+	if err != nil {
+		return fmt.Errorf("preparing the output: %w", err)
+	}
+	a.output = keeper
 	l.spawning.RLock()
 	defer l.spawning.RUnlock()
-	// The status comes first: whoever finds this run after a crash must know
-	// that its command may have run.
-	err = l.writeStatus(&a.status, false)
-	if err == nil {
-		err = a.spawn(hook, argv, environ(hook, o), files)
-	}
-	files.close() // before follow: from now on the lock tells of the tree alone
+	err = a.spawn(hook, argv, environ(hook, o), stdin, output, f.lock)
+	closeAll(output, f.lock) // before follow: from now on the lock tells of the tree alone
+	f.output, f.command, f.lock = nil, nil, nil
 	if err != nil {
-		a.output.abandon()
+		keeper.abandon()
 		return err
 	}
 	a.status.Started = time.Now()

@@ -506,10 +506,7 @@ func TestStatusIsTrueAtEveryMoment(t *testing.T) {
 	b := newBench(t, runner.HookSpec{Command: shell(t, `echo ready; until [ -e "$1" ]; do sleep 0.01; done; exit 5`, release)})
 	run := b.start(t, order())
 	b.says(t, run, "ready")
-	eventually(t, "there is a status", func() bool {
-		_, err := os.Stat(filepath.Join(b.dir, run, "status"))
-		return err == nil
-	})
+	eventually(t, "the status knows the process", func() bool { return b.status(t, run).PID != 0 })
 	s := b.status(t, run)
 	if s.Run != run || s.Hook != "job" || s.Caller != "tester" || s.PID == 0 || s.Created.IsZero() || s.Started.IsZero() || !s.Ended.IsZero() {
 		t.Errorf("while it runs: %+v", s)

@@ -64,31 +64,23 @@ type keeper struct {
 	failed  error // of the last write to the ring
 }
 
-// newKeeper makes a run's output and returns the descriptor for the command.
-func newKeeper(l *Local, run string, b Bounds) (k *keeper, command *os.File, err error) {
-	k = &keeper{head: b.Head, tail: b.Tail, wait: fastest}
-	flags := os.O_CREATE | os.O_EXCL | os.O_WRONLY
-	name := filepath.Join(run, outputFile)
-	if l.punch {
-		if k.f, err = l.root.OpenFile(name, flags|os.O_APPEND, 0o600); err != nil {
-			return nil, nil, err
-		}
-		if command, err = l.root.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0); err != nil {
-			return nil, nil, errors.Join(err, k.f.Close())
-		}
-		return k, command, nil
-	}
-	if k.f, err = l.root.OpenFile(name, flags, 0o600); err != nil {
-		return nil, nil, err
+// newKeeper keeps the output in a run's folder, and returns the descriptor for
+// the command. Both take their files over.
+func newKeeper(f *folder, b Bounds) (k *keeper, command *os.File, err error) {
+	k = &keeper{f: f.output, head: b.Head, tail: b.Tail, wait: fastest}
+	if f.command != nil {
+		return k, f.command, nil
 	}
 	if k.pipe, command, err = os.Pipe(); err != nil {
-		return nil, nil, errors.Join(err, k.f.Close())
+		return nil, nil, err
 	}
-	k.ring = &Ring{Head: k.head, Tail: k.tail}
+	k.ring = newRing(b)
 	k.over = make(chan struct{})
 	go k.copy()
 	return k, command, nil
 }
+
+func newRing(b Bounds) *Ring { return &Ring{Head: b.Head, Tail: b.Tail} }
 
 // adoptKeeper takes over the output of a run that another process started.
 func adoptKeeper(l *Local, s *Status) (*keeper, error) {

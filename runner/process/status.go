@@ -111,41 +111,6 @@ func readStatus(root *os.Root, run string) (*Status, error) {
 	return s, nil
 }
 
-// makeFolder makes the folder of a run with the lock in it. The lock has its
-// name among the active ones first, so that no crash leaves a folder behind
-// that nobody looks at.
-func (l *Local) makeFolder(run, flight string) error {
-	name := filepath.Join(activeDir, run)
-	f, err := l.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("making the lock of a run: %w", err)
-	}
-	_, err = f.WriteString(flight)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("making the lock of a run: %w", err), l.root.Remove(name))
-	}
-	if err := l.root.Mkdir(run, 0o700); err != nil {
-		return errors.Join(fmt.Errorf("making the folder of a run: %w", err), l.root.Remove(name))
-	}
-	if err := l.root.Link(name, filepath.Join(run, lockFile)); err != nil {
-		return errors.Join(fmt.Errorf("making the lock of a run: %w", err), l.root.RemoveAll(run), l.root.Remove(name))
-	}
-	return nil
-}
-
-// takeLock opens the lock of a run for the command, for reading alone: what a
-// program writes to a descriptor that it did not open stays out of it.
-func (l *Local) takeLock(run string) (*os.File, error) {
-	f, err := l.root.Open(filepath.Join(run, lockFile))
-	if err != nil {
-		return nil, fmt.Errorf("taking the lock: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("taking the lock: %w", err), f.Close())
-	}
-	return f, nil
-}
-
 // held tells whether anybody keeps the lock of a run. What cannot be told
 // counts as held.
 func (l *Local) held(run string) bool {

@@ -139,7 +139,11 @@ func (v *supervisor) open() (err error) {
 	if v.prepare != nil {
 		v.prepare(v)
 	}
-	return v.local.adopt()
+	if err := v.local.adopt(); err != nil {
+		return err
+	}
+	v.local.supply()
+	return nil
 }
 
 // wait returns when it is time to go.

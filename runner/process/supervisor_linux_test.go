@@ -1,0 +1,195 @@
+package process_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
+	// It closes what a search would find it by, but has the lock as another descriptor.
+	escape := `exec 9<&3 3<&-; exec env -i /usr/bin/setsid /bin/sh -c 'echo $$; exec /bin/sleep 600'`
+	command := shell(t, `case $SALLYPORT_CALLER in tester) (`+escape+` &) ;; esac; sleep 0.3`)
+	p := newPost(t, job(command), "no-cgroups")
+	run := p.begin(t, p.order("job", nil))
+	var pid int
+	eventually(t, "there is who escapes", func() bool {
+		pid, _ = strconv.Atoi(strings.TrimSpace(p.output(t, run)))
+		return pid > 0
+	})
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+	p.killSupervisor(t) // or it would be the subreaper's
+	eventually(t, "the flight is refused", func() bool { return errors.Is(p.Start(p.order("job", nil)), process.ErrFlight) })
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	interrupted(t, p.subject.end(t, run))
+	p.begin(t, p.order("job", nil))
+}
+
+func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
+	for _, seam := range []string{"", "no-cgroups"} {
+		for what, timeout := range map[string]time.Duration{"stopped": patience, "timed out": 1500 * time.Millisecond} {
+			t.Run(what+" "+seam, func(t *testing.T) {
+				script := shell(t, family+"wait; while :; do sleep 1; done", "")
+				p := newPost(t, map[string]runner.HookSpec{"job": {Command: script, Timeout: timeout, Grace: 100 * time.Millisecond}}, seam)
+				run := p.begin(t, p.order("job", nil))
+				all := pids(t, &p.subject, run, 5)
+				p.killSupervisor(t)
+				if what == "stopped" {
+					if err := p.Stop(run, runner.Cancelled, -1); err != nil {
+						t.Fatal(err)
+					}
+				}
+				interrupted(t, p.subject.end(t, run))
+				allGone(t, all)
+			})
+		}
+	}
+}
+
+func TestWholeTreeIsStoppedThroughTheSupervisor(t *testing.T) {
+	for _, seam := range []string{"", "no-cgroups"} {
+		t.Run("seam="+seam, func(t *testing.T) {
+			// The last one shed all that it inherited; a subreaper finds it still.
+			script := shell(t, family+`(env -i /usr/bin/setsid /bin/sh -c 'trap "" TERM; echo $$; while :; do /bin/sleep 1; done' 3>&- &)
+sleep 0.5; while :; do sleep 1; done`, "")
+			p := newPost(t, job(script), seam)
+			run := p.begin(t, p.order("job", nil))
+			all := pids(t, &p.subject, run, 6)
+			if err := p.Stop(run, runner.Cancelled, 100*time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			if e := p.subject.end(t, run); e.Reason != runner.Cancelled || e.Signal != "SIGKILL" && e.Signal != "SIGTERM" {
+				t.Errorf("got %+v", e)
+			}
+			allGone(t, all)
+			eventually(t, "no zombie is left", func() bool {
+				children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.PID(), p.PID()))
+				return len(children) == 0
+			})
+		})
+	}
+}
+
+func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
+	command, release := gated(t, `echo more; exit 5`)
+	stubborn := shell(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)
+	counted := shell(t, `echo ready >&2; seq 1000000 1199999; exec sleep 600`)
+	p := newPost(t, map[string]runner.HookSpec{
+		"job": {Command: command}, "late": {Command: stubborn, Timeout: 3 * time.Second, Grace: 50 * time.Millisecond},
+		"slow": {Command: stubborn, Grace: 3 * time.Second}, "quick": {Command: shell(t, `echo $$; exit 9`)},
+		"talks": {Command: counted, Output: runner.OutputSpec{Head: 100_000, Tail: 100_000}},
+	})
+	runs := map[string]string{}
+	ends := map[string]<-chan runner.End{}
+	for _, hook := range []string{"job", "late", "slow", "talks"} {
+		runs[hook] = p.begin(t, p.order(hook, nil))
+		if hook != "talks" { // more than is kept
+			p.says(t, runs[hook], "ready")
+		}
+	}
+	if err := p.Stop(runs["slow"], runner.Cancelled, -1); err != nil {
+		t.Fatal(err)
+	}
+	before := p.PID()
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.Link(p.options.Exe, other); err != nil {
+		copyFile(t, p.options.Exe, other)
+	}
+	p.options.Exe, p.options.Version = other, other
+	p.connect(t)
+	if p.PID() != before {
+		t.Fatalf("the process is another one: %d, not %d", p.PID(), before)
+	}
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", before)); err != nil || exe != other {
+		t.Fatalf("the program is still %s, %v", exe, err)
+	}
+	for hook, run := range runs {
+		var err error
+		if ends[hook], err = p.Follow(run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Start(p.order("job", nil)); !errors.Is(err, process.ErrFlight) {
+		t.Errorf("a second run of the flight: %v", err)
+	}
+	exited(t, p.subject.end(t, p.begin(t, p.order("quick", nil))), 9)
+	release()
+	exited(t, <-ends["job"], 5)
+	if got := p.output(t, runs["job"]); !strings.HasSuffix(got, "\nmore\n") {
+		t.Errorf("output %q", got)
+	}
+	if e := <-ends["late"]; e.Reason != runner.TimedOut || e.Signal != "SIGKILL" {
+		t.Errorf("the timeout was forgotten: %+v", e)
+	}
+	if e := <-ends["slow"]; e.Reason != runner.Cancelled || e.Signal != "SIGKILL" {
+		t.Errorf("the kill was forgotten: %+v", e)
+	}
+}
+
+func TestOutputThroughAPipeGoesOnWhenTheSupervisorReplacesItself(t *testing.T) {
+	const lines = 400_000
+	p := newPost(t, map[string]runner.HookSpec{
+		"job": {Command: shell(t, fmt.Sprintf(`seq %d %d; exit 3`, firstLine, firstLine+lines-1)), Output: runner.OutputSpec{Head: 100_000, Tail: 200_000}},
+	}, "no-punch")
+	run := p.begin(t, p.order("job", nil))
+	before := p.PID()
+	dir := t.TempDir()
+	for i := range 4 {
+		other := filepath.Join(dir, strconv.Itoa(i))
+		if err := os.Link(os.Args[0], other); err != nil {
+			copyFile(t, os.Args[0], other)
+		}
+		p.options.Exe, p.options.Version = other, other
+		p.connect(t)
+	}
+	if p.PID() != before {
+		t.Errorf("the process is another one: %d, not %d", p.PID(), before)
+	}
+	kept := p.readAlong(t, run, 10_000)
+	e := p.subject.end(t, run)
+	exited(t, e, 3)
+	if e.Output.Bytes != lines*lineBytes || kept == 0 {
+		t.Errorf("%d bytes counted, %d read, want %d", e.Output.Bytes, kept, lines*lineBytes)
+	}
+	if kept = p.readAlong(t, run, 10_000); kept != 300_000 {
+		t.Errorf("%d bytes kept", kept)
+	}
+}
+
+func TestReplacementByAProgramOfOthersIsRefused(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	other := filepath.Join(t.TempDir(), "other")
+	copyFile(t, p.options.Exe, other)
+	if err := os.Chmod(other, 0o722); err != nil {
+		t.Fatal(err)
+	}
+	p.options.Exe, p.options.Version = other, other
+	before := p.PID()
+	p.connect(t)
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", before)); err != nil || exe == other {
+		t.Errorf("the supervisor is %s, %v", exe, err)
+	}
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+}
+
+func copyFile(t testing.TB, from, to string) {
+	t.Helper()
+	in, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, in, 0o700); err != nil {
+		t.Fatal(err)
+	}
+}
