@@ -167,7 +167,7 @@ type disk struct {
 	asks int  // in vain
 	gets int
 
-	admitted func() // when set, called after an Admit
+	admitted, finished func() // when set, called after an Admit or a Finish
 }
 
 func (d *disk) unfinished(yes bool) {
@@ -213,7 +213,11 @@ func (d *disk) Finish(ctx context.Context, id string, s runner.State, e runner.E
 	if err := d.err(true); err != nil {
 		return runner.Run{}, nil, err
 	}
-	return d.SQLite.Finish(ctx, id, s, e, giveBack, promote)
+	ended, next, err := d.SQLite.Finish(ctx, id, s, e, giveBack, promote)
+	if d.finished != nil {
+		d.finished()
+	}
+	return ended, next, err
 }
 
 func (d *disk) Get(ctx context.Context, id string) (runner.Run, error) {

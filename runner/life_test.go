@@ -205,7 +205,6 @@ func TestLeaveStartsNothingMoreAndTheNextServerGoesOn(t *testing.T) {
 	b.end(first.ID, exit(0))
 	until(t, "the end is recorded", func() bool { return b.record(t, first.ID).State == runner.Succeeded })
 	b.state(t, second.Run.ID, runner.Queued)
-	old.Kill() // what runs is the next server's
 	if b.count() != 1 || len(b.stopped()) > 0 {
 		t.Errorf("%d starts, stopped %v", b.count(), b.stopped())
 	}
@@ -235,6 +234,7 @@ func TestARunThatNobodyFollowsAnyMoreGoesOnAfterLeave(t *testing.T) {
 	b.Leave()
 	b.disconnect()
 	b.Drain(t.Context()) // returns when the follower has gone
+	b.Kill()             // of what runs here, and it is the next server's
 	b.state(t, run.ID, runner.Running)
 	if len(b.stopped()) > 0 {
 		t.Errorf("stopped %v", b.stopped())
@@ -300,6 +300,22 @@ func TestDrainLeavesWhatWaitsForTheNextServer(t *testing.T) {
 	b.recover(t)
 	b.flies(t, second.Run.ID)
 	b.state(t, third.Run.ID, runner.Queued)
+}
+
+func TestARunWhoseTurnComesJustBeforeTheKillIsLeftForTheNextServer(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second := b.queue(t, of(h, "2"))
+	b.disk.finished = func() { b.Kill() }
+	b.finish(t, first, 0)
+	b.Drain(t.Context())
+	if b.count() != 1 {
+		t.Errorf("%d starts", b.count())
+	}
+	b.crash(t)
+	b.recover(t)
+	b.flies(t, second.Run.ID)
 }
 
 func TestAnEndIsRecordedAsSoonAsTheStoreCan(t *testing.T) {
