@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -163,6 +164,7 @@ func (cmd *serveCmd) Run(s *streams) error {
 	if err := server.Notify(); err != nil {
 		log.Warn("service manager not told", "error", err)
 	}
+	boundMemory(c)
 	left, err := srv.Serve(signals())
 	if !left {
 		err = errors.Join(err, procs.Quit())
@@ -189,6 +191,20 @@ func (cmd *superviseCmd) Run(s *streams) error {
 			return hooks, nil
 		},
 	})
+}
+
+// boundMemory has the garbage of large bodies collected before it piles up. The
+// bound is soft, and far above what the server lives on.
+func boundMemory(c *config.Config) {
+	largest := int64(0)
+	for _, h := range c.Hooks {
+		largest = max(largest, int64(h.Body.Max))
+	}
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	const room = 8 << 20
+	debug.SetMemoryLimit(3*int64(m.HeapAlloc) + largest + room) //nolint:gosec // G115: no heap is that large
 }
 
 func closing(c io.Closer, what string, log *slog.Logger) {

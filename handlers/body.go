@@ -19,6 +19,7 @@ import (
 // and sends little holds little. No address may hold more than half of it.
 const (
 	freeBody  = 16 << 10
+	earnest   = 1 << 20 // who has sent so much is given room for the rest
 	leastHeld = 16 << 20
 
 	answerTime = 30 * time.Second // to send an answer, once the body is there
@@ -34,11 +35,11 @@ type bodies struct {
 }
 
 // newBodies makes an allowance of which the largest body of any hook takes at
-// most half.
+// most half, so that no single address can keep all others out.
 func newBodies(hooks map[string]*runner.Hook) *bodies {
 	b := &bodies{total: leastHeld, by: map[netip.Addr]int64{}}
 	for _, h := range hooks {
-		b.total = max(b.total, 4*int64(h.Body.Max)) // it is held twice while it grows
+		b.total = max(b.total, 2*(int64(h.Body.Max)+bytes.MinRead))
 	}
 	return b
 }
@@ -87,16 +88,18 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 	for {
 		if len(whole) == cap(whole) {
 			size := min(2*int64(cap(whole)), most)
-			if !b.take(from, size) {
+			if size > earnest {
+				size = most // by doubling, up to three times as much would be held
+			}
+			if !b.take(from, size-held) {
 				release()
 				return nil, none, &refusal{
 					status: http.StatusServiceUnavailable, kind: "overloaded",
 					detail: "Too many large bodies at once.", header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
 				}
 			}
-			whole = append(make([]byte, 0, size), whole...)
-			b.give(from, held)
 			held = size
+			whole = append(make([]byte, 0, size), whole...)
 		}
 		n, err := body.Read(whole[len(whole):cap(whole)])
 		whole = whole[:len(whole)+n]

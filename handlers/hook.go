@@ -119,12 +119,16 @@ func bind(r *http.Request, body []byte, who *auth.Identity, h *runner.Hook) (run
 	case err != nil:
 		return nil, err
 	case len(problems) > 0:
-		return nil, &refusal{
-			status: http.StatusUnprocessableEntity, kind: "parameters", problems: problems,
-			detail: "The parameters are not what this hook allows.", reason: "parameter " + problems[0].Param + " " + problems[0].Text,
-		}
+		return nil, notAllowedValues(&runner.NotAllowed{Problems: problems})
 	}
 	return values, nil
+}
+
+func notAllowedValues(e *runner.NotAllowed) error {
+	return &refusal{
+		status: http.StatusUnprocessableEntity, kind: "parameters", problems: e.Problems,
+		detail: "The parameters are not what this hook allows.", reason: e.Error(),
+	}
 }
 
 // claim ties a delivery to its hook. A signature may stand for one run of each
@@ -165,6 +169,7 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 	var replayed *runner.Replayed
 	var busy *runner.Busy
 	var failed *runner.NotStarted
+	var values *runner.NotAllowed
 	switch {
 	case errors.As(err, &replayed):
 		req.reason = "replayed"
@@ -181,6 +186,8 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 			status: http.StatusInternalServerError, kind: "not-started", run: &failed.Run, cause: failed.Reason,
 			detail: "The command could not be started. The operator finds the reason under the request id.",
 		}
+	case errors.As(err, &values):
+		return notAllowedValues(values)
 	case errors.Is(err, runner.ErrReused):
 		return unauthorized(err.Error())
 	case errors.Is(err, runner.ErrDraining):

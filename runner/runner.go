@@ -51,6 +51,14 @@ func (e *NotStarted) Error() string { return fmt.Sprintf("starting run %s: %v", 
 // not kept beyond the end of the run.
 var ErrNoInput = errors.New("the body that the command reads is not kept")
 
+// NotAllowed says that the parameters of a run are not, or no longer, what its
+// hook allows.
+type NotAllowed struct{ Problems []ParamProblem }
+
+func (e *NotAllowed) Error() string {
+	return "parameter " + e.Problems[0].Param + " " + e.Problems[0].Text
+}
+
 // ErrDraining says that the server takes no more deliveries.
 var ErrDraining = errors.New("draining")
 
@@ -460,7 +468,7 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string) (Started, er
 		return Started{}, ErrUnknown
 	}
 	if problems := h.check(run.Params); len(problems) > 0 {
-		return Started{}, &NotStarted{Run: run, Reason: fmt.Errorf("parameter %s %s", problems[0].Param, problems[0].Text)}
+		return Started{}, &NotAllowed{Problems: problems}
 	}
 	d := Delivery{Hook: h, Caller: caller, Values: run.Params, RerunOf: run.ID}
 	if h.StdinBody {
