@@ -43,6 +43,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("WITNESS", witness)
 			env.Values["servers"] = map[string]*running{}
 			env.Values["held"] = &[]net.Conn{}
+			env.Values["steady"] = &[]func() (int, error){}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -60,7 +61,9 @@ func TestScripts(t *testing.T) {
 			"request":  request,
 			"serve":    serve,
 			"sign":     sign,
+			"shoot":    shoot,
 			"signal":   sendSignal,
+			"steady":   steady,
 			"token":    token,
 			"vector":   vector,
 			"waitfile": waitFile,
@@ -156,7 +159,7 @@ func lookPath(ts *testscript.TestScript, name string) (string, error) {
 
 // sendSignal signals a server: signal NAME TERM
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
-	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}[args[1]]
+	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL, "USR2": syscall.SIGUSR2}[args[1]]
 	ts.Check(servers(ts)[args[0]].Process.Signal(sig))
 }
 
@@ -210,7 +213,7 @@ func request(ts *testscript.TestScript, neg bool, args []string) {
 	f.twice = f.String("twice", "", "send this header twice")
 	f.tls = f.String("tls", "", "speak this version of TLS, 1.1 or 1.2")
 	f.out = f.String("out", "", "keep the answer in a file, without what differs each time: Date and the request's id")
-	f.at = f.String("location", "", "keep its Location in this variable")
+	f.at = f.String("location", "", "keep its Location in this variable, and the run's id in that with _ID")
 	f.chunked = f.Bool("chunked", false, "do not declare the body's length")
 	f.http1 = f.Bool("http1", false, "speak HTTP/1.1")
 	f.until = f.Bool("until", false, "send again until the status is that of -as")
@@ -242,6 +245,7 @@ func request(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if *f.at != "" {
 		ts.Setenv(*f.at, res.header.Get("Location"))
+		ts.Setenv(*f.at+"_ID", strings.TrimPrefix(res.header.Get("Location"), "/runs/"))
 	}
 	if *f.out != "" {
 		text := strings.ReplaceAll(out.String(), res.header.Get("X-Request-Id"), "ID")

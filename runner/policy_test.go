@@ -334,7 +334,7 @@ func TestARerunIsHeldToTheConfigurationOfNow(t *testing.T) {
 		Params:  map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Enum: []string{"b"}}},
 	})
 	b.use(stricter)
-	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.As(err, new(*runner.NotStarted)) {
+	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.As(err, new(*runner.NotAllowed)) {
 		t.Errorf("got %v", err)
 	}
 	b.use()

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// supervisorReady is how a supervisor says in a log who it is.
+func supervisorReady() *regexp.Regexp {
+	return regexp.MustCompile(`"msg":"supervisor ready","pid":([0-9]+)`)
+}
+
+// shoot kills the supervisor that a log tells of last: shoot LOG
+func shoot(ts *testscript.TestScript, _ bool, args []string) {
+	found := supervisorReady().FindAllStringSubmatch(ts.ReadFile(args[0]), -1)
+	if found == nil {
+		ts.Fatalf("%s tells of no supervisor", args[0])
+	}
+	pid, err := strconv.Atoi(found[len(found)-1][1])
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+}
+
+// steady sends requests one after the other, each on a connection of its own,
+// until it is told to stop, and fails unless all were answered with the status:
+//
+//	steady start STATUS METHOD PATH HEADER...
+//	steady stop
+func steady(ts *testscript.TestScript, _ bool, args []string) {
+	flows, _ := ts.Value("steady").(*[]func() (int, error))
+	if args[0] == "stop" {
+		for _, stop := range *flows {
+			n, err := stop()
+			ts.Check(err)
+			if n == 0 {
+				ts.Fatalf("no request was sent")
+			}
+			ts.Logf("%d requests, all answered", n)
+		}
+		*flows = nil
+		return
+	}
+	f := &requestFlags{add: args[4:], tls: new(string), cert: new(string), http1: new(bool)}
+	c := f.client(ts)
+	address := ts.Getenv("URL") + args[3]
+	ctx, cancel := context.WithCancel(context.Background())
+	var flow sync.WaitGroup
+	var sent int
+	var failed error
+	flow.Go(func() {
+		for ctx.Err() == nil && failed == nil {
+			sent++
+			failed = ask(c, args[1], args[2], address, args[4:])
+		}
+	})
+	*flows = append(*flows, func() (int, error) {
+		cancel()
+		flow.Wait()
+		return sent, failed
+	})
+	ts.Defer(cancel)
+}
+
+type unexpected string
+
+func (e unexpected) Error() string { return "answered " + string(e) }
+
+// ask sends a request that is answered with one of the statuses, as 200,503.
+func ask(c *http.Client, statuses, method, address string, header []string) error {
+	req, err := http.NewRequestWithContext(context.Background(), method, address, nil)
+	if err != nil {
+		return err
+	}
+	for _, field := range header {
+		k, v, _ := strings.Cut(field, ":")
+		req.Header.Set(k, strings.TrimSpace(v))
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = res.Body.Close() }()
+	text, err := io.ReadAll(res.Body)
+	if err == nil && !strings.Contains(statuses, strconv.Itoa(res.StatusCode)) {
+		err = unexpected(res.Status + ": " + string(text))
+	}
+	return err
+}
