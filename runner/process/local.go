@@ -389,11 +389,17 @@ func (l *Local) writeLater(run string) {
 		if !ok { // removed
 			return
 		}
-		if err := l.writeStatus(&s, true); err != nil {
+		err := l.writeStatus(&s, true)
+		_, gone := l.root.Stat(run)
+		switch {
+		case err == nil:
+			l.log.Info("the end of a run is recorded at last", "run", run)
+		case errors.Is(gone, fs.ErrNotExist):
+			l.log.Warn("a run ended whose folder somebody removed", "run", run)
+		default:
 			l.log.Debug("recording the end of a run", "run", run, "error", err)
 			continue
 		}
-		l.log.Info("the end of a run is recorded at last", "run", run)
 		l.mu.Lock()
 		delete(l.unwritten, run)
 		l.mu.Unlock()

@@ -736,6 +736,21 @@ func TestSupervisorWithNothingToDoEnds(t *testing.T) {
 	exited(t, p.subject.end(t, run), 6) // from the folder
 }
 
+func TestSupervisorWhoseFolderIsGoneEndsWithItsLastRun(t *testing.T) {
+	command, release := gated(t, "exit 6")
+	p := newPost(t, job(command), "hasty")
+	run := p.begin(t, p.order("job", nil))
+	p.says(t, run, "ready")
+	pid := p.PID()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.Client = nil
+	eventually(t, "the folder is gone", func() bool { return os.RemoveAll(p.options.State) == nil })
+	release()
+	eventually(t, "it is gone", func() bool { return !exists(pid) })
+}
+
 func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
 	command, release := gated(t, "exit 8")
 	p := newPost(t, job(command))
