@@ -124,6 +124,7 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 		if b, err := os.ReadFile(file); err == nil {
 			ts.Logf("log of %s:\n%s", name, b)
 		}
+		endStrays(cmd.Dir)
 	})
 	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
 	eventually(ts, "the server to serve", func() bool {

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,6 +19,22 @@ import (
 // supervisorReady is how a supervisor says in a log who it is.
 func supervisorReady() *regexp.Regexp {
 	return regexp.MustCompile(`"msg":"supervisor ready","pid":([0-9]+)`)
+}
+
+// endStrays asks what outlives the servers of a script, supervisors and servers
+// that took over, to end: they are those that work on the script's folder.
+func endStrays(dir string) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // none where there is no such folder
+	for _, p := range processes {
+		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
+		at, _ := os.Readlink(filepath.Join(p, "cwd"))
+		pid, err := strconv.Atoi(filepath.Base(p))
+		ours := bytes.Contains(line, []byte("/sallyport\x00su")) && bytes.Contains(line, []byte(dir)) ||
+			bytes.Contains(line, []byte("/sallyport\x00se")) && strings.TrimSuffix(at, " (deleted)") == dir
+		if err == nil && ours {
+			_ = syscall.Kill(pid, syscall.SIGTERM) // it may have gone by itself
+		}
+	}
 }
 
 // shoot kills the supervisor that a log tells of last: shoot LOG

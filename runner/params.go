@@ -156,6 +156,9 @@ func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	var problems []ParamProblem
 	for _, name := range slices.Sorted(maps.Keys(h.params)) {
 		value, text := h.params[name].take(in, body)
+		if text == "" {
+			text = h.params[name].refuse(value)
+		}
 		if text != "" {
 			problems = append(problems, ParamProblem{Param: name, Text: text})
 			continue

@@ -286,17 +286,6 @@ func (r *Runner) follow(ctx context.Context, run Run) {
 	}
 	r.took[run.Hook].add(took)
 	r.mu.Unlock()
-	attrs := []any{
-		"run", run.ID, "hook", run.Hook, "caller", run.Caller, "state", state, "took_ms", took.Milliseconds(),
-		"output_bytes", end.Output.Bytes, "output_dropped", end.Output.Dropped,
-	}
-	if end.ExitCode != nil {
-		attrs = append(attrs, "exit_code", *end.ExitCode)
-	}
-	if end.Signal != "" {
-		attrs = append(attrs, "signal", end.Signal)
-	}
-	r.log.Info("run ended", attrs...)
 	r.finish(ctx, run, state, end, false)
 }
 
@@ -319,6 +308,22 @@ func (r *Runner) end(run Run) (end End, seen bool) {
 	return End{Ended: r.now(), Reason: Interrupted}, true
 }
 
+// logEnd comes after the record and before anybody is told, so that who reads
+// it finds the flight free.
+func (r *Runner) logEnd(run Run, state State, end End) {
+	attrs := []any{
+		"run", run.ID, "hook", run.Hook, "caller", run.Caller, "state", state, "took_ms", end.Ended.Sub(run.Started).Milliseconds(),
+		"output_bytes", end.Output.Bytes, "output_dropped", end.Output.Dropped,
+	}
+	if end.ExitCode != nil {
+		attrs = append(attrs, "exit_code", *end.ExitCode)
+	}
+	if end.Signal != "" {
+		attrs = append(attrs, "signal", end.Signal)
+	}
+	r.log.Info("run ended", attrs...)
+}
+
 // finish records an end, for as long as it takes the store to take it, and
 // launches what waited for it.
 func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack bool) Run {
@@ -330,6 +335,9 @@ func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack b
 	delete(r.up, run.ID)
 	delete(r.stops, run.ID)
 	r.mu.Unlock()
+	if !giveBack {
+		r.logEnd(run, s, e)
+	}
 	r.tell(run.ID)
 	if next == nil {
 		r.leave()
