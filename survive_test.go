@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -11,7 +13,24 @@ import (
 	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"sallyport/runner/process"
 )
+
+// unlocked is the program with a supervisor that heeds no locks, to show what
+// they are for.
+func unlocked() {
+	if os.Args[1] != "supervise" {
+		main()
+		return
+	}
+	cmd := superviseCmd{State: os.Args[3], Config: os.Args[5]}
+	s := cmd.supervision(os.Stderr)
+	s.DangerouslyUnlocked = true
+	if err := process.Supervise(s); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+	}
+}
 
 // supervisorReady is how a supervisor says in a log who it is.
 func supervisorReady() *regexp.Regexp {
