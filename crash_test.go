@@ -112,7 +112,7 @@ func newCrash(t *testing.T, program string) *crash {
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	c := &crash{t: t, dir: t.TempDir(), program: path, answers: map[int]int{}, rand: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // G404: no secret
+	c := &crash{t: t, dir: t.TempDir(), program: path, answers: map[int]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
 	if _, err := certs.Dev(filepath.Join(c.dir, "certs"), time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
@@ -267,8 +267,8 @@ func (c *crash) load(ctx context.Context) {
 		n := c.next
 		c.next++
 		c.mu.Unlock()
-		hook := hooks[rand.IntN(len(hooks))]                                                              //nolint:gosec // G404: no secret
-		body := fmt.Sprintf(`{"n":%d,"flight":%d,"how":%q}`, n, rand.IntN(2), hows[rand.IntN(len(hows))]) //nolint:gosec // G404: no secret
+		hook := hooks[rand.IntN(len(hooks))]
+		body := fmt.Sprintf(`{"n":%d,"flight":%d,"how":%q}`, n, rand.IntN(2), hows[rand.IntN(len(hows))])
 		for ctx.Err() == nil {
 			status, id := c.deliver(ctx, hook, []byte(body))
 			c.mu.Lock()

@@ -77,7 +77,7 @@ func steady(ts *testscript.TestScript, _ bool, args []string) {
 	flow.Go(func() {
 		for ctx.Err() == nil && failed == nil {
 			sent++
-			failed = ask(c, args[1], args[2], address, args[4:])
+			failed = ask(context.WithoutCancel(ctx), c, args[1], args[2], address, args[4:])
 		}
 	})
 	*flows = append(*flows, func() (int, error) {
@@ -93,8 +93,8 @@ type unexpected string
 func (e unexpected) Error() string { return "answered " + string(e) }
 
 // ask sends a request that is answered with one of the statuses, as 200,503.
-func ask(c *http.Client, statuses, method, address string, header []string) error {
-	req, err := http.NewRequestWithContext(context.Background(), method, address, nil)
+func ask(ctx context.Context, c *http.Client, statuses, method, address string, header []string) error {
+	req, err := http.NewRequestWithContext(ctx, method, address, nil)
 	if err != nil {
 		return err
 	}
