@@ -414,7 +414,8 @@ func (c *crash) untrue(r runner.Run, w testimony) error {
 func (c *crash) check() {
 	c.t.Helper()
 	runs, w := c.records(), c.testimony()
-	states, numbers, again, notStarted := map[runner.State]int{}, map[string]string{}, map[string]int{}, 0
+	states, numbers, again := map[runner.State]int{}, map[string]string{}, map[string]int{}
+	notStarted, neverBegun := 0, 0
 	for id, r := range runs {
 		states[r.State]++
 		again[r.RerunOf]++
@@ -427,6 +428,9 @@ func (c *crash) check() {
 		if r.State == runner.Failed && r.Error != "" && len(w.begun[id]) == 0 && !slices.Contains(c.accepted, id) {
 			notStarted++ // and its delivery was answered so
 			continue
+		}
+		if r.State == runner.Interrupted && len(w.begun[id]) == 0 {
+			neverBegun++ // killed between the order and the command's first line
 		}
 		if err := c.untrue(r, w); err != nil {
 			c.t.Errorf("run %+v: %v", r, err)
@@ -456,8 +460,8 @@ func (c *crash) check() {
 	if len(w.overlaps) > 0 {
 		c.t.Errorf("these runs overlap another of their flight: %v", w.overlaps)
 	}
-	c.t.Logf("kills %+v, answers %v (0: none), accepted %d, lost %d, recorded %d %v, begun %d, repeated %d, not started %d, overlaps %d",
-		c.kills, c.answers, len(c.accepted), lost, len(runs), states, len(w.begun), len(runs)-again[""], notStarted, len(w.overlaps))
+	c.t.Logf("kills %+v, answers %v (0: none), accepted %d, lost %d, recorded %d %v, begun %d, repeated %d, not started %d, interrupted before they began %d, overlaps %d",
+		c.kills, c.answers, len(c.accepted), lost, len(runs), states, len(w.begun), len(runs)-again[""], notStarted, neverBegun, len(w.overlaps))
 	if len(w.begun) == 0 || states[runner.Interrupted] == 0 || states[runner.Succeeded] == 0 || states[runner.Cancelled] == 0 {
 		c.t.Error("too little happened for this to tell anything")
 	}
