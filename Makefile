@@ -5,10 +5,11 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL: # a recipe is one script, which ends at its first error
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt vuln cross fuzz clean tools secrets
+.PHONY: help run build test lint fmt vuln cross crash fuzz clean tools secrets
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
 FUZZTIME ?= 10s
+CRASHES  ?= 200
 TOOL     := go tool -modfile=.ci/tools/go.mod
 SENDERS  := testdata/senders/node_modules/.package-lock.json
 
@@ -46,6 +47,9 @@ cross: ## build for the other systems, and vet the tests there
 	  go build ./...
 	  go vet ./...
 	done
+
+crash: tools ## kill the server and its supervisor CRASHES times (200) under load, and count what the commands saw
+	CRASHES=$(CRASHES) CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run '^TestCrash' -v .
 
 fuzz: ## fuzz each target for FUZZTIME (10s)
 	go test -list '^Fuzz' ./... | awk '/^Fuzz/ {name[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print name[i], $$2; n = 0}' |

@@ -181,8 +181,12 @@ type superviseCmd struct {
 // Run supervises until there is nothing left to do.
 func (cmd *superviseCmd) Run(s *streams) error {
 	syscall.Umask(0o077)
-	return process.Supervise(process.Supervision{
-		State: cmd.State, Version: programVersion(), Log: newLog(s.err),
+	return process.Supervise(cmd.supervision(s.err))
+}
+
+func (cmd *superviseCmd) supervision(log io.Writer) process.Supervision {
+	return process.Supervision{
+		State: cmd.State, Version: programVersion(), Log: newLog(log),
 		Load: func() (map[string]*runner.Hook, error) {
 			hooks, found := config.LoadHooks(cmd.Config)
 			if hooks == nil {
@@ -190,7 +194,7 @@ func (cmd *superviseCmd) Run(s *streams) error {
 			}
 			return hooks, nil
 		},
-	})
+	}
 }
 
 // boundMemory has the garbage of large bodies collected before it piles up. The

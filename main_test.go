@@ -28,7 +28,7 @@ import (
 // race detector and all.
 func TestMain(m *testing.M) {
 	syscall.Umask(0o022) // the scripts make the files that the server inspects
-	testscript.Main(m, map[string]func(){"sallyport": main, "witness": witness})
+	testscript.Main(m, map[string]func(){"sallyport": main, "witness": witness, "unlocked": unlocked})
 }
 
 func TestScripts(t *testing.T) {

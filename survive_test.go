@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -14,7 +15,24 @@ import (
 	"syscall"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"sallyport/runner/process"
 )
+
+// unlocked is the program with a supervisor that heeds no locks, to show what
+// they are for.
+func unlocked() {
+	if os.Args[1] != "supervise" {
+		main()
+		return
+	}
+	cmd := superviseCmd{State: os.Args[3], Config: os.Args[5]}
+	s := cmd.supervision(os.Stderr)
+	s.DangerouslyUnlocked = true
+	if err := process.Supervise(s); err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+	}
+}
 
 // supervisorReady is how a supervisor says in a log who it is.
 func supervisorReady() *regexp.Regexp {
@@ -77,7 +95,7 @@ func steady(ts *testscript.TestScript, _ bool, args []string) {
 	flow.Go(func() {
 		for ctx.Err() == nil && failed == nil {
 			sent++
-			failed = ask(c, args[1], args[2], address, args[4:]) //nolint:contextcheck // each request is answered whole, even the one under way at the end
+			failed = ask(context.WithoutCancel(ctx), c, args[1], args[2], address, args[4:])
 		}
 	})
 	*flows = append(*flows, func() (int, error) {
@@ -93,8 +111,8 @@ type unexpected string
 func (e unexpected) Error() string { return "answered " + string(e) }
 
 // ask sends a request that is answered with one of the statuses, as 200,503.
-func ask(c *http.Client, statuses, method, address string, header []string) error {
-	req, err := http.NewRequestWithContext(context.Background(), method, address, nil)
+func ask(ctx context.Context, c *http.Client, statuses, method, address string, header []string) error {
+	req, err := http.NewRequestWithContext(ctx, method, address, nil)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,520 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+	"sallyport/internal/client"
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// The crash test kills the server, the supervisor, or both, at random moments
+// under load, and afterwards holds the record to what the commands themselves
+// have witnessed. CRASHES is how many times; "make crash" has it kill more
+// often than "make test".
+
+// crashJob is the command of all hooks: job.sh DIR HOOK FLIGHT N HOW. It
+// appends to DIR/witness when it begins and when it ends, each in one write.
+// Its whole tree keeps a flock of its own on the flight's file, so that a
+// second run of the flight notices the first, or what that left behind.
+const crashJob = `#!/bin/sh
+exec 8>>"$1/witness" 9>>"$1/$2-$3.flight"
+echo "begin $SALLYPORT_RUN $4" >&8
+flock -n 9 || echo "overlap $SALLYPORT_RUN $4" >&8
+case $5 in
+plain) sleep 0.05 ;;
+long) sleep 0.4 ;;
+fork) sleep 0.3 & ;;
+setsid) setsid sh -c 'trap "" TERM; setsid sleep 0.5 & sleep 0.1' & sleep 0.05 ;;
+stubborn) trap "" TERM; sleep 0.3 ;;
+esac
+code=$(($4 % 3))
+echo "end $SALLYPORT_RUN $code" >&8
+exit $code
+`
+
+const crashConfig = `
+listen: "localhost:0"
+state: DIR/state
+tls: {cert: DIR/certs/server.pem, key: DIR/certs/server.key}
+limits: {address: {rate: 100000/s, burst: 100000}, caller: {rate: 100000/s, burst: 100000}}
+callers:
+  load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}}
+hooks:
+`
+
+const crashHook = `
+  NAME:
+    callers: [load]
+    command: [DIR/job.sh, DIR, NAME, "{flight}", "{n}", "{how}"]
+    params:
+      n: {from: body.n, type: int}
+      flight: {from: body.flight, type: int}
+      how: {from: body.how, enum: [plain, long, fork, setsid, stubborn]}
+    flight: "{flight}"
+    busy: BUSY
+    grace: 200ms
+    timeout: 1m
+    keep: {count: 1000000}
+`
+
+// crash is an installation that is being mistreated.
+type crash struct {
+	t       *testing.T
+	dir     string
+	program string
+	log     *os.File
+	server  *exec.Cmd
+	url     atomic.Pointer[string]
+	http    *http.Client
+	sign    client.Signer
+	rand    *rand.Rand
+
+	kills struct{ server, supervisor, both int }
+	shots []time.Time // at supervisors
+
+	mu       sync.Mutex
+	answers  map[int]int
+	accepted []string // runs whose delivery was answered with 200 or 202
+	next     int      // number of the next delivery
+}
+
+func newCrash(t *testing.T, program string) *crash {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	c := &crash{t: t, dir: t.TempDir(), program: path, answers: map[int]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
+	if _, err := certs.Dev(filepath.Join(c.dir, "certs"), time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	config := crashConfig
+	for name, busy := range map[string]string{"reject": "reject", "queue": "{queue: 4}", "join": "join", "replace": "replace"} {
+		config += strings.NewReplacer("NAME", name, "BUSY", busy).Replace(crashHook)
+		if name == "queue" {
+			config += "    on_interrupted: rerun\n"
+		}
+	}
+	secret := []byte("a secret of thirty-two bytes or so")
+	c.write("sallyport.yaml", strings.ReplaceAll(config, "DIR", c.dir), 0o600)
+	c.write("secret", string(secret), 0o600)
+	c.write("job.sh", crashJob, 0o755)
+	c.write("witness", "", 0o600)
+	if c.log, err = os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c.sign, err = client.HMAC("github", secret); err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(c.read("certs/ca.pem"))
+	c.http = &http.Client{Timeout: patience, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true,
+	}}
+	t.Cleanup(c.clean)
+	return c
+}
+
+func (c *crash) write(name, text string, mode os.FileMode) {
+	c.t.Helper()
+	if err := os.WriteFile(filepath.Join(c.dir, name), []byte(text), mode); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *crash) read(name string) []byte {
+	c.t.Helper()
+	b, err := os.ReadFile(filepath.Join(c.dir, name))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return b
+}
+
+// clean leaves no process behind, and shows the log's worst lines of a test that failed.
+func (c *crash) clean() {
+	if pid := c.supervisor(); pid > 0 {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if c.server != nil {
+		_ = c.server.Process.Kill()
+		_ = c.server.Wait()
+	}
+	_ = c.log.Close()
+	if !c.t.Failed() {
+		return
+	}
+	log := filepath.Join(os.TempDir(), "sallyport-crash.log")
+	c.t.Logf("the log is kept as %s: %v", log, os.WriteFile(log, append(c.read("log"), c.read("witness")...), 0o600))
+}
+
+// start starts a server, and returns when it serves unless that is not to be awaited.
+func (c *crash) start(await bool) {
+	c.t.Helper()
+	from, err := c.log.Seek(0, io.SeekEnd)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.server = exec.CommandContext(context.Background(), c.program, "serve", "-c", filepath.Join(c.dir, "sallyport.yaml"))
+	c.server.Stdout, c.server.Stderr = c.log, c.log
+	if err := c.server.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	if !await {
+		return
+	}
+	serving := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
+	c.until("the server to serve", func() bool {
+		found := serving.FindSubmatch(c.read("log")[from:])
+		if found == nil {
+			return false
+		}
+		url := string(found[1])
+		c.url.Store(&url)
+		return true
+	})
+}
+
+func (c *crash) until(what string, done func() bool) {
+	c.t.Helper()
+	end := time.After(patience)
+	for !done() {
+		select {
+		case <-end:
+			c.t.Fatalf("waited in vain for %s", what)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// supervisor is the pid of the supervisor that came last, or 0 when it is gone.
+func (c *crash) supervisor() int {
+	found := supervisorReady().FindAllSubmatch(c.read("log"), -1)
+	if found == nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(string(found[len(found)-1][1]))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if !bytes.Contains(line, []byte(c.dir)) {
+		return 0
+	}
+	return pid
+}
+
+// kill waits for a random while, and kills at random.
+func (c *crash) kill() {
+	<-time.After(time.Duration(20+c.rand.IntN(400)) * time.Millisecond)
+	what, pid := c.rand.IntN(3), c.supervisor()
+	if pid == 0 {
+		what = 0
+	}
+	if what > 0 {
+		c.shots = append(c.shots, time.Now())
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
+	}
+	switch what {
+	case 0:
+		c.kills.server++
+	case 1:
+		c.kills.supervisor++
+		return
+	case 2:
+		c.kills.both++
+	}
+	_ = c.server.Process.Kill()
+	_ = c.server.Wait() // it was killed
+	c.start(c.rand.IntN(4) > 0)
+}
+
+// load sends deliveries until ctx is done. One whose answer did not come is
+// sent again until there is one: it must not start a second run.
+func (c *crash) load(ctx context.Context) {
+	hows := []string{"plain", "plain", "long", "fork", "setsid", "stubborn"}
+	hooks := []string{"reject", "queue", "join", "replace"}
+	for ctx.Err() == nil {
+		c.mu.Lock()
+		n := c.next
+		c.next++
+		c.mu.Unlock()
+		hook := hooks[rand.IntN(len(hooks))]
+		body := fmt.Sprintf(`{"n":%d,"flight":%d,"how":%q}`, n, rand.IntN(2), hows[rand.IntN(len(hows))])
+		for ctx.Err() == nil {
+			status, id := c.deliver(ctx, hook, []byte(body))
+			c.mu.Lock()
+			c.answers[status]++
+			if status == http.StatusOK || status == http.StatusAccepted {
+				c.accepted = append(c.accepted, id)
+			}
+			c.mu.Unlock()
+			<-time.After(10 * time.Millisecond)
+			if status > 0 {
+				break
+			}
+		}
+	}
+}
+
+// deliver returns the status of the answer, 0 if there was none.
+func (c *crash) deliver(ctx context.Context, hook string, body []byte) (status int, run string) {
+	header, err := c.sign("", body, time.Now())
+	if err != nil {
+		c.t.Error(err)
+		return 0, ""
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, *c.url.Load()+"/hooks/"+hook, bytes.NewReader(body))
+	if err != nil {
+		c.t.Error(err)
+		return 0, ""
+	}
+	maps.Copy(req.Header, header)
+	req.Header.Set("Content-Type", "application/json")
+	res, err := c.http.Do(req)
+	if err != nil {
+		return 0, ""
+	}
+	defer func() { _ = res.Body.Close() }()
+	var answer struct{ ID string }
+	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
+		return 0, ""
+	}
+	return res.StatusCode, answer.ID
+}
+
+// under runs f while deliveries come.
+func (c *crash) under(senders int, f func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var load sync.WaitGroup
+	for range senders {
+		load.Go(func() { c.load(ctx) })
+	}
+	defer load.Wait()
+	defer cancel()
+	f()
+}
+
+// records are the runs as they are recorded, once nothing is under way.
+func (c *crash) records() map[string]runner.Run {
+	c.t.Helper()
+	state := filepath.Join(c.dir, "state")
+	st, err := store.OpenRead(c.t.Context(), state)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer func() { _ = st.Close() }()
+	c.until("all runs to end", func() bool {
+		runs, _, err := st.List(c.t.Context(), runner.Filter{States: []runner.State{runner.Queued, runner.Running}})
+		return err == nil && len(runs) == 0
+	})
+	all := map[string]runner.Run{}
+	for f := (runner.Filter{Limit: 1000}); ; {
+		runs, next, err := st.List(c.t.Context(), f)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for _, r := range runs {
+			all[r.ID] = r
+		}
+		if f.Before = next; next == "" {
+			return all
+		}
+	}
+}
+
+// testimony is what the commands witnessed.
+type testimony struct {
+	begun    map[string][]string // by run: the number that it had
+	ended    map[string]string   // by run: its exit code
+	overlaps []string
+}
+
+func (c *crash) testimony() testimony {
+	w := testimony{begun: map[string][]string{}, ended: map[string]string{}}
+	for line := range strings.Lines(string(c.read("witness"))) {
+		word := strings.Fields(line)
+		if len(word) != 3 {
+			c.t.Fatalf("the witness says %q", line)
+		}
+		switch run := word[1]; word[0] {
+		case "begin":
+			w.begun[run] = append(w.begun[run], word[2])
+		case "end":
+			w.ended[run] = word[2]
+		case "overlap":
+			w.overlaps = append(w.overlaps, run)
+		}
+	}
+	return w
+}
+
+// shot tells whether a supervisor was killed while a run was under way.
+func (c *crash) shot(r runner.Run) bool {
+	return slices.ContainsFunc(c.shots, func(at time.Time) bool { return at.After(r.Created) && at.Before(r.Ended) })
+}
+
+// untrue says what is wrong with the record of a run, or nothing.
+func (c *crash) untrue(r runner.Run, w testimony) error {
+	begun, ended := w.begun[r.ID], w.ended[r.ID]
+	switch {
+	case len(begun) > 1:
+		return errors.New("it was run twice")
+	case len(begun) == 1 && begun[0] != r.Params["n"]:
+		return fmt.Errorf("it was run with %s", begun[0])
+	}
+	switch r.State {
+	case runner.Succeeded, runner.Failed:
+		if r.ExitCode == nil || len(begun) == 0 || ended != strconv.Itoa(*r.ExitCode) || (*r.ExitCode == 0) != (r.State == runner.Succeeded) {
+			return fmt.Errorf("begun %d times, ended with %q", len(begun), ended)
+		}
+	case runner.Cancelled:
+		if r.Hook != "replace" {
+			return errors.New("nobody cancelled it")
+		}
+	case runner.Interrupted:
+		if !c.shot(r) {
+			return errors.New("no supervisor was killed meanwhile")
+		}
+	case runner.Queued, runner.Running, runner.TimedOut:
+		return errors.New("it is over, and not by a timeout")
+	}
+	return nil
+}
+
+// check holds the record to what was witnessed.
+func (c *crash) check() {
+	c.t.Helper()
+	runs, w := c.records(), c.testimony()
+	states, numbers, again := map[runner.State]int{}, map[string]string{}, map[string]int{}
+	notStarted, neverBegun := 0, 0
+	for id, r := range runs {
+		states[r.State]++
+		again[r.RerunOf]++
+		if other, twice := numbers[r.Params["n"]]; twice && r.RerunOf == "" {
+			c.t.Errorf("delivery %s led to runs %s and %s", r.Params["n"], other, id)
+		}
+		if r.RerunOf == "" {
+			numbers[r.Params["n"]] = id
+		}
+		if r.State == runner.Failed && r.Error != "" && len(w.begun[id]) == 0 && !slices.Contains(c.accepted, id) {
+			notStarted++ // and its delivery was answered so
+			continue
+		}
+		if r.State == runner.Interrupted && len(w.begun[id]) == 0 {
+			neverBegun++ // killed between the order and the command's first line
+		}
+		if err := c.untrue(r, w); err != nil {
+			c.t.Errorf("run %+v: %v", r, err)
+		}
+	}
+	for id, r := range runs {
+		want := 0
+		if r.State == runner.Interrupted && r.Hook == "queue" && r.Attempt < 3 {
+			want = 1
+		}
+		if again[id] != want {
+			c.t.Errorf("run %+v was repeated %d times, want %d", r, again[id], want)
+		}
+	}
+	for id := range w.begun {
+		if _, ok := runs[id]; !ok {
+			c.t.Errorf("run %s began and is not recorded", id)
+		}
+	}
+	lost := 0
+	for _, id := range c.accepted {
+		if _, ok := runs[id]; !ok {
+			lost++
+			c.t.Errorf("run %s was accepted and is lost", id)
+		}
+	}
+	if len(w.overlaps) > 0 {
+		c.t.Errorf("these runs overlap another of their flight: %v", w.overlaps)
+	}
+	c.t.Logf("kills %+v, answers %v (0: none), accepted %d, lost %d, recorded %d %v, begun %d, repeated %d, not started %d, interrupted before they began %d, overlaps %d",
+		c.kills, c.answers, len(c.accepted), lost, len(runs), states, len(w.begun), len(runs)-again[""], notStarted, neverBegun, len(w.overlaps))
+	if len(w.begun) == 0 || states[runner.Interrupted] == 0 || states[runner.Succeeded] == 0 || states[runner.Cancelled] == 0 {
+		c.t.Error("too little happened for this to tell anything")
+	}
+}
+
+func crashes(t *testing.T) int {
+	t.Helper()
+	text, ok := os.LookupEnv("CRASHES")
+	if !ok {
+		return 12
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestCrash: whatever is killed, nothing accepted is lost, nothing runs twice,
+// no two runs of a flight overlap, and the record says what happened.
+func TestCrash(t *testing.T) {
+	n := crashes(t)
+	c := newCrash(t, "sallyport")
+	c.start(true)
+	c.under(4, func() {
+		for range n {
+			c.kill()
+		}
+	})
+	_ = c.server.Process.Kill()
+	_ = c.server.Wait() // it was killed
+	c.start(true)
+	c.check()
+	if err := c.server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.server.Wait(); err != nil {
+		t.Errorf("the server did not end well: %v", err)
+	}
+}
+
+// TestCrashFindsOverlapsWithoutLocks: the test above can fail.
+func TestCrashFindsOverlapsWithoutLocks(t *testing.T) {
+	c := newCrash(t, "unlocked")
+	c.start(true)
+	c.under(4, func() {
+		for range 100 {
+			c.kill()
+			if len(c.testimony().overlaps) > 0 {
+				return
+			}
+		}
+		t.Error("nothing overlaps")
+	})
+	t.Logf("kills %+v, overlaps %d", c.kills, len(c.testimony().overlaps))
+}
