@@ -51,7 +51,7 @@ cross: ## build for the other systems, and vet the tests there
 crash: tools ## kill the server and its supervisor CRASHES times (200) under load, and count what the commands saw
 	CRASHES=$(CRASHES) CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run '^TestCrash' -v .
 
-fuzz: ## fuzz each target for FUZZTIME (10s)
+fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 	go test -list '^Fuzz' ./... | awk '/^Fuzz/ {name[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print name[i], $$2; n = 0}' |
 	while read -r name package; do
 	  go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null
