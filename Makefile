@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL: # a recipe is one script, which ends at its first error
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt vuln cross crash fuzz clean tools secrets
+.PHONY: help run build test lint fmt vuln cross crash fuzz bench clean tools secrets
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
 FUZZTIME ?= 10s
@@ -56,6 +56,9 @@ fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 	while read -r name package; do
 	  go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null
 	done
+
+bench: ## report what parts cost: hooks, starts as a ratio to a bare one, the record
+	go test -run '^$$' -bench . -benchtime 500x ./handlers ./runner/process ./runner/store
 
 clean: ## remove what was built or fetched; certificates, secrets and state stay
 	rm -rf bin testdata/senders/node_modules

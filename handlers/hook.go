@@ -181,6 +181,11 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 			detail: "A run is in flight, and no more may wait. Retry-After is when it should be over.",
 			header: http.Header{"Retry-After": {seconds(busy.RetryAfter)}},
 		}
+	case errors.Is(err, runner.ErrFlight): // something got away from its run, and lives
+		return &refusal{
+			status: http.StatusServiceUnavailable, kind: "busy", cause: err,
+			detail: "A command of this flight is still running.", header: http.Header{"Retry-After": {"10"}},
+		}
 	case errors.As(err, &failed):
 		return &refusal{
 			status: http.StatusInternalServerError, kind: "not-started", run: &failed.Run, cause: failed.Reason,

@@ -1,6 +1,9 @@
 package runner
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // State is where a run stands.
 type State string
@@ -63,6 +66,10 @@ type Order struct {
 	Stdin   []byte
 	Created time.Time
 }
+
+// ErrFlight is why Start of Processes refuses a run while something of its
+// flight is alive, whatever the record says.
+var ErrFlight = errors.New("a command of the same flight is still running")
 
 // Processes is the seam to what starts and follows commands. Errors of Start
 // are for the operator.

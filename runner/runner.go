@@ -45,6 +45,9 @@ type NotStarted struct {
 	Reason error
 }
 
+// Unwrap returns the reason.
+func (e *NotStarted) Unwrap() error { return e.Reason }
+
 func (e *NotStarted) Error() string { return fmt.Sprintf("starting run %s: %v", e.Run.ID, e.Reason) }
 
 // ErrNoInput says that a command reads the body of its delivery, and the body was

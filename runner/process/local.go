@@ -33,7 +33,7 @@ var (
 	ErrUnknown = errors.New("unknown run")
 	// ErrFlight says that something of the same flight still runs, whatever
 	// the record says.
-	ErrFlight = errors.New("a command of the same flight is still running")
+	ErrFlight = runner.ErrFlight
 )
 
 // Local runs commands as children of the calling process. It is a
