@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,15 +24,19 @@ type commands struct {
 	entered chan string   // when set: a start says so here,
 	gate    chan struct{} // and waits for this
 
+	listing chan struct{} // when set: List waits for this
+	lists   atomic.Int64
+
 	mu       sync.Mutex
 	refuse   error // of Start
+	refused  int   // how often
 	lose     bool  // whether Follow knows nothing
 	obey     bool  // whether a command ends when it is told to
-	air      map[string]runner.Order
+	hook     func(name string) (*runner.Hook, bool)
+	air      map[string]string       // by run: its flight
 	given    map[string]runner.Order // all that ever started
 	ends     map[string]runner.End
 	follow   map[string][]chan runner.End
-	flights  map[string]int
 	overlaps int
 	twice    int
 	started  int
@@ -50,16 +57,19 @@ func (c *commands) Start(o runner.Order) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.refuse != nil {
+		c.refused++
 		return c.refuse
 	}
 	if _, before := c.given[o.Run]; before {
 		c.twice++
 	}
 	c.started++
-	c.air[o.Run], c.given[o.Run] = o, o
-	if c.flights[o.Flight]++; c.flights[o.Flight] > 1 {
+	h, _ := c.hook(o.Hook) // which the runner has just found
+	flight := h.Flight(o.Values)
+	if slices.Contains(slices.Collect(maps.Values(c.air)), flight) {
 		c.overlaps++
 	}
+	c.air[o.Run], c.given[o.Run] = flight, o
 	return nil
 }
 
@@ -99,7 +109,13 @@ func (c *commands) Stop(run string, why runner.State, grace time.Duration) error
 	return nil
 }
 
-func (c *commands) List() ([]string, error) { return nil, nil }
+func (c *commands) List() ([]string, error) {
+	c.lists.Add(1)
+	if c.listing != nil {
+		<-c.listing
+	}
+	return nil, nil
+}
 
 // end ends a command.
 func (c *commands) end(run string, e runner.End) {
@@ -109,11 +125,9 @@ func (c *commands) end(run string, e runner.End) {
 }
 
 func (c *commands) land(run string, e runner.End) {
-	o, up := c.air[run]
-	if !up {
+	if _, up := c.air[run]; !up {
 		return
 	}
-	c.flights[o.Flight]--
 	delete(c.air, run)
 	c.ends[run] = e
 	for _, ends := range c.follow[run] {
@@ -220,6 +234,13 @@ func (d *disk) Finish(ctx context.Context, id string, s runner.State, e runner.E
 	return ended, next, err
 }
 
+func (d *disk) Promote(ctx context.Context) ([]runner.Run, error) {
+	if err := d.err(true); err != nil {
+		return nil, err
+	}
+	return d.SQLite.Promote(ctx)
+}
+
 func (d *disk) Get(ctx context.Context, id string) (runner.Run, error) {
 	if err := d.err(false); err != nil {
 		return runner.Run{}, err
@@ -260,12 +281,13 @@ func newBench(t *testing.T, hooks ...*runner.Hook) *bench {
 	t.Helper()
 	b := &bench{
 		commands: &commands{
-			air: map[string]runner.Order{}, given: map[string]runner.Order{}, ends: map[string]runner.End{},
-			follow: map[string][]chan runner.End{}, flights: map[string]int{},
+			air: map[string]string{}, given: map[string]runner.Order{}, ends: map[string]runner.End{},
+			follow: map[string][]chan runner.End{},
 		},
 		clock: time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC),
 		dir:   folder(t, 0o700),
 	}
+	b.commands.hook = b.hook
 	b.use(hooks...)
 	b.open(t)
 	t.Cleanup(func() { b.close(t) })

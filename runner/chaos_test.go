@@ -106,8 +106,13 @@ func TestNoTwoRunsOfAFlightOverlapAndNoneIsLostWhateverEndsAndWhoeverGoes(t *tes
 				default:
 				}
 				b.set(func() { b.refuse = nil })
-				if rand.IntN(8) == 0 {
+				switch rand.IntN(16) {
+				case 0:
 					b.set(func() { b.refuse = errors.New("no such file") })
+				case 1:
+					b.set(func() { b.refuse = runner.ErrFlight })
+				case 2:
+					b.set(func() { b.refuse = runner.ErrNotNow })
 				}
 				if up := b.flown(); len(up) > 0 {
 					b.end(up[rand.IntN(len(up))], anyEnd())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -35,10 +36,11 @@ func (r *Runner) Recover(ctx context.Context) error {
 		go r.follow(ctx, run)
 	}
 	r.stopReplaced(ctx, active)
-	promoted, err := r.store.Promote(ctx)
-	for _, run := range promoted {
-		r.hold()
-		r.launchStored(ctx, run)
+	err = r.promote(ctx)
+	if errors.Is(err, ErrUnavailable) { // which keeps no server from following what runs
+		r.log.Error("waiting runs not started", "error", err)
+		r.turnLater(ctx)
+		return nil
 	}
 	return err
 }
@@ -132,26 +134,38 @@ func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*Hook) error
 // is queued stays queued, for the next server.
 func (r *Runner) Drain(ctx context.Context) {
 	r.mu.Lock()
-	r.draining = true
+	r.takeNoMore()
 	r.mu.Unlock()
-	if !r.idle(ctx.Done()) {
-		r.stopAll(-1)
-		r.idle(nil)
+	if r.idle(ctx) {
+		return
+	}
+	r.stopAll(-1)
+	ctx = context.WithoutCancel(ctx)
+	for idle := false; !idle && r.Answers(ctx); { // who does not answer ends nothing, and tells of no end
+		idle = r.idleSoon(ctx)
 	}
 }
 
-// Leave takes no more deliveries, and once it returns nothing more is started:
+// Leave takes no more deliveries, and once it returns nothing more is ordered:
 // the next server may have the record. Runs go on, and that server takes them
-// up; who waits for one is answered as it stands.
+// up; who waits for one is answered as it stands. An order that is not answered
+// is not awaited for ever: whoever connects to the supervisor next learns what
+// became of it.
 func (r *Runner) Leave() {
 	r.mu.Lock()
-	r.draining, r.left = true, true
+	r.takeNoMore()
+	r.left = true
 	for id, done := range r.done {
 		close(done)
 		delete(r.done, id)
 	}
 	r.mu.Unlock()
-	r.ordering.Wait()
+	answered := make(chan struct{})
+	go func() { r.ordering.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-time.After(answerTime):
+	}
 }
 
 // isGoing tells whether nobody here waits for what cannot be recorded now.
@@ -167,8 +181,8 @@ func (r *Runner) isLeft() bool {
 	return r.left
 }
 
-// idle waits until nothing is under way, and reports false if enough was.
-func (r *Runner) idle(enough <-chan struct{}) bool {
+// idle waits until nothing is under way, and reports false if ctx was done first.
+func (r *Runner) idle(ctx context.Context) bool {
 	for {
 		r.mu.Lock()
 		active, changed := r.active, r.changed
@@ -178,17 +192,23 @@ func (r *Runner) idle(enough <-chan struct{}) bool {
 		}
 		select {
 		case <-changed:
-		case <-enough:
+		case <-ctx.Done():
 			return false
 		}
 	}
+}
+
+func (r *Runner) idleSoon(ctx context.Context) bool {
+	ctx, stop := context.WithTimeout(ctx, answerTime)
+	defer stop()
+	return r.idle(ctx)
 }
 
 // Kill takes no more deliveries and ends everything in the air at once, without
 // grace.
 func (r *Runner) Kill() {
 	r.mu.Lock()
-	r.draining = true
+	r.takeNoMore()
 	r.mu.Unlock()
 	r.stopAll(0)
 }
@@ -208,17 +228,61 @@ func (r *Runner) stopAll(grace time.Duration) {
 		}
 	}
 	r.mu.Unlock()
+	var all sync.WaitGroup
 	for _, run := range runs {
 		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
-		r.stopNow(run.ID, stopping{Cancelled, grace})
+		all.Go(func() { r.stopNow(run.ID, stopping{Cancelled, grace}) })
+	}
+	all.Wait()
+}
+
+// takeNoMore turns deliveries away from now on. The caller holds mu.
+func (r *Runner) takeNoMore() {
+	if !r.draining {
+		r.draining = true
+		close(r.going)
 	}
 }
+
+// Going is closed once deliveries are turned away.
+func (r *Runner) Going() <-chan struct{} { return r.going }
 
 // Draining tells whether deliveries are turned away.
 func (r *Runner) Draining() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.draining
+}
+
+// question is one to the supervisor, and its answer once done is closed.
+type question struct {
+	done chan struct{}
+	err  error
+}
+
+// Answers tells whether the supervisor answers before ctx is done. However many
+// want to know, one question is under way.
+func (r *Runner) Answers(ctx context.Context) bool {
+	r.mu.Lock()
+	q := r.asked
+	if q == nil {
+		q = &question{done: make(chan struct{})}
+		r.asked = q
+		go func() {
+			_, q.err = r.procs.List()
+			r.mu.Lock()
+			r.asked = nil
+			r.mu.Unlock()
+			close(q.done)
+		}()
+	}
+	r.mu.Unlock()
+	select {
+	case <-q.done:
+		return q.err == nil
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // unknownRun is what a sender is told to wait when no run of the hook has

@@ -359,6 +359,59 @@ func TestTheSenderIsToldThatNothingStartedThoughThatCannotBeRecorded(t *testing.
 	b.start(t, claimed(of(h, ""), "k"))
 }
 
+func TestAStoreThatCannotRecordAtTheStartHoldsUpNothingButWhatWaits(t *testing.T) {
+	h, other := policy(t, queueOf(5)), alone(t)
+	other.Name = "other"
+	b := newBench(t, h, other)
+	goesOn := b.start(t, of(other, ""))
+	first := b.admit(t, h, "1", runner.Feed{})
+	second := b.admit(t, h, "2", runner.Feed{})
+	if _, _, err := b.disk.SQLite.Finish(t.Context(), first, runner.Succeeded, runner.End{}, false, false); err != nil {
+		t.Fatal(err)
+	}
+	b.crash(t)
+	b.disk.unfinished(true)
+	b.recover(t)
+	until(t, "what waits is tried again", func() bool { return b.disk.refusals() > 1 })
+	if _, err := b.Start(of(other, "")); err == nil {
+		t.Error("what goes on was forgotten")
+	}
+	b.disk.unfinished(false)
+	b.flies(t, second)
+	b.finish(t, goesOn, 0)
+}
+
+func TestALackOfSpaceUsesNoWaitingRunUp(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first, second := b.start(t, of(h, "1")), b.queue(t, of(h, "2")).Run
+	b.set(func() { b.refuse = runner.ErrFull })
+	b.finish(t, first, 0)
+	refused := func() bool { b.commands.mu.Lock(); defer b.commands.mu.Unlock(); return b.refused > 1 }
+	until(t, "it is tried again", refused)
+	b.state(t, second.ID, runner.Running)
+	b.set(func() { b.refuse, b.refused = nil, 0 })
+	b.flies(t, second.ID)
+	// Nor does a server that goes meanwhile.
+	third := b.queue(t, of(h, "3")).Run
+	b.set(func() { b.refuse = runner.ErrFull })
+	b.finish(t, second, 0)
+	until(t, "it is tried again", refused)
+	b.Drain(t.Context())
+	b.crash(t)
+	b.set(func() { b.refuse = nil })
+	b.recover(t)
+	b.flies(t, third.ID)
+	b.finish(t, third, 0)
+	// Who waits for an answer gets one, and may come again.
+	b.set(func() { b.refuse = runner.ErrFull })
+	if _, err := b.Start(claimed(of(h, "4"), "k")); !errors.Is(err, runner.ErrFull) {
+		t.Errorf("got %v", err)
+	}
+	b.set(func() { b.refuse = nil })
+	b.start(t, claimed(of(h, "4"), "k"))
+}
+
 func TestADrainEndsThoughTheStoreCannotRecord(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)

@@ -304,7 +304,7 @@ func TestARerunIsANewRunAndNoReplay(t *testing.T) {
 	b := newBench(t, h)
 	first := b.finish(t, b.start(t, claimed(of(h, "v"), "k")), 1)
 	for range 2 {
-		s, err := b.Rerun(t.Context(), first, "admin")
+		s, err := b.Rerun(t.Context(), first, "admin", runner.Claim{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -314,7 +314,7 @@ func TestARerunIsANewRunAndNoReplay(t *testing.T) {
 		if o := b.order(s.Run.ID); o.Values["x"] != "v" || o.Caller != "admin" {
 			t.Errorf("got %+v", o)
 		}
-		_, err = b.Rerun(t.Context(), first, "admin") // the single flight holds for a person, too
+		_, err = b.Rerun(t.Context(), first, "admin", runner.Claim{}) // the single flight holds for a person, too
 		busy(t, err, s.Run)
 		b.finish(t, s.Run, 0)
 	}
@@ -334,11 +334,11 @@ func TestARerunIsHeldToTheConfigurationOfNow(t *testing.T) {
 		Params:  map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Enum: []string{"b"}}},
 	})
 	b.use(stricter)
-	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.As(err, new(*runner.NotAllowed)) {
+	if _, err := b.Rerun(t.Context(), run, "ci", runner.Claim{}); !errors.As(err, new(*runner.NotAllowed)) {
 		t.Errorf("got %v", err)
 	}
 	b.use()
-	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.Is(err, runner.ErrUnknown) {
+	if _, err := b.Rerun(t.Context(), run, "ci", runner.Claim{}); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("got %v", err)
 	}
 	if b.count() != 1 {
@@ -352,14 +352,14 @@ func TestARerunWantsTheBodyThatTheCommandReads(t *testing.T) {
 	d := of(h, "")
 	d.Body = []byte("body")
 	run := b.finish(t, b.start(t, d), 0)
-	if _, err := b.Rerun(t.Context(), run, "ci"); !errors.Is(err, runner.ErrNoInput) {
+	if _, err := b.Rerun(t.Context(), run, "ci", runner.Claim{}); !errors.Is(err, runner.ErrNoInput) {
 		t.Errorf("got %v", err)
 	}
 	b.set(func() { b.lose = true })
 	run = b.ended(t, b.start(t, d)) // interrupted, and its body kept for this
 	b.set(func() { b.lose = false })
 	b.end(run.ID, runner.End{})
-	s, err := b.Rerun(t.Context(), run, "ci")
+	s, err := b.Rerun(t.Context(), run, "ci", runner.Claim{})
 	if err != nil || string(b.order(s.Run.ID).Stdin) != "body" {
 		t.Errorf("got %+v, %v", s, err)
 	}

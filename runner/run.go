@@ -34,6 +34,9 @@ type Run struct {
 	Started time.Time         `json:"started,omitzero"`
 	RerunOf string            `json:"rerun_of,omitempty"` // the run that this one repeats
 	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated by itself, after an interruption
+	// StandsFor are other callers, whose deliveries wait in this run for want
+	// of one of their own: those of Join before Caller's.
+	StandsFor []string `json:"stands_for,omitempty"`
 	End
 }
 
@@ -60,27 +63,39 @@ type Order struct {
 	Hook    string
 	Digest  string // of the hook as the server has it: Hook.Digest
 	Caller  string
-	Flight  string
 	Values  Values // of the parameters; compiled to an argv where the process is started
 	Trace   string // W3C traceparent, may be empty
 	Stdin   []byte
 	Created time.Time
 }
 
-// ErrFlight is why Start of Processes refuses a run while something of its
-// flight is alive, whatever the record says.
-var ErrFlight = errors.New("a command of the same flight is still running")
+// Errors of Start of Processes that the runner tells apart. After the first two
+// nothing was started, and the same order may be carried out later.
+var (
+	// ErrFlight: something of the flight is alive, whatever the record says.
+	ErrFlight = errors.New("a command of the same flight is still running")
+	// ErrNotNow: who starts commands is on its way out, or not there.
+	ErrNotNow = errors.New("commands cannot be started now")
+	// ErrLeft: this server is not told any more, and the next one finds out.
+	ErrLeft = errors.New("left to the next server")
+)
+
+// ErrFull is why Start of Processes refuses a run that there is no space for.
+// Nothing is left of it, so that it may be started later.
+var ErrFull = errors.New("no space for a run")
 
 // Processes is the seam to what starts and follows commands. Errors of Start
 // are for the operator.
 type Processes interface {
-	// Start returns once the command runs, or why it does not.
+	// Start returns once the command runs, or why it does not. While that
+	// cannot be known it does not return.
 	Start(Order) error
 	// Known tells whether a run was ever given to Start, even if its end was
 	// not seen.
 	Known(run string) (bool, error)
-	// Follow yields the end of a run once and is closed. It is an error when
-	// the run is not known.
+	// Follow yields the end of a run once and is closed, or is closed without
+	// an end when the run is left to the next server. It is an error when the
+	// run is not known.
 	Follow(run string) (<-chan End, error)
 	// Stop ends the run's whole tree: TERM, the hook's grace, KILL. It returns
 	// at once. Grace below zero means the hook's own.

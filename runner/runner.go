@@ -25,6 +25,7 @@ type Delivery struct {
 // Started is what a delivery led to.
 type Started struct {
 	Run      Run
+	Late     bool          // the run is recorded, and nobody has said yet that its command runs
 	Joined   bool          // the run was pending before
 	Position int           // of a queued run; 1 is next
 	Expected time.Duration // until a queued run should start, by the hook's own median
@@ -75,15 +76,19 @@ type Runner struct {
 
 	mu       sync.Mutex
 	draining bool
+	going    chan struct{}            // closed when draining begins
 	left     bool                     // runs are left to the next server
 	stopped  *time.Duration           // set once all were stopped: the grace they were given
 	air      map[string]Run           // by flight: what is under way, so that busy is answered from memory
 	up       map[string]bool          // by run: its command was started, or found running
 	stops    map[string]stopping      // by run: asked for before its command was up
+	vain     map[string]bool          // by run: its turn has come in vain, and the log says so
+	turning  bool                     // what waits is about to be tried again
 	active   int                      // deliveries that are being admitted, and runs that are launched or followed here
 	done     map[string]chan struct{} // by run: closed when its end is recorded
 	took     map[string]*durations    // by hook
 	changed  chan struct{}            // closed and replaced when active falls to zero
+	asked    *question                // under way
 
 	ordering sync.WaitGroup // orders that are being given; none begins once left is set
 }
@@ -99,8 +104,8 @@ type stopping struct {
 func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log,
-		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{},
-		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}),
+		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{}, vain: map[string]bool{},
+		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}), going: make(chan struct{}),
 	}
 }
 
@@ -142,7 +147,8 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 		r.tell(old.ID)
 	}
 	if a.Run.State == Running {
-		return Started{Run: a.Run}, r.launch(ctx, a.Run, in, false)
+		late, err := r.launch(ctx, a.Run, in, false)
+		return Started{Run: a.Run, Late: late}, err
 	}
 	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight, "position", a.Position)
 	if a.Stop != nil {
@@ -195,84 +201,6 @@ func (r *Runner) leave() {
 	}
 }
 
-// launch starts the command of a run that is recorded as running, and takes
-// over its caller's part of active. Waited says that the run's delivery was
-// answered before. From here on ctx is one that is never done.
-func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) error {
-	if !r.takeOff(run, waited) {
-		r.leave()
-		return nil
-	}
-	err := r.order(run, in)
-	r.ordering.Done()
-	if err != nil {
-		return r.notStarted(ctx, run, err)
-	}
-	r.airborne(run)
-	r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
-	go r.follow(ctx, run)
-	return nil
-}
-
-// takeOff tells whether a run is to be started here. One that is not is found
-// by the next server, recorded and not started, and started by that: after
-// Leave because it may be there already, and a run that waited while this one
-// drains, because it would be stopped with the others.
-func (r *Runner) takeOff(run Run, waited bool) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.left || waited && r.draining {
-		return false
-	}
-	r.air[run.Flight] = run
-	r.ordering.Add(1)
-	return true
-}
-
-// airborne notes that the command of a run is there to be stopped, and stops
-// it if that was asked for before.
-func (r *Runner) airborne(run Run) {
-	r.mu.Lock()
-	r.air[run.Flight] = run
-	r.up[run.ID] = true
-	how, asked := r.stops[run.ID]
-	delete(r.stops, run.ID)
-	if r.stopped != nil {
-		how, asked = stopping{Cancelled, *r.stopped}, true
-	}
-	r.mu.Unlock()
-	if asked {
-		r.stopNow(run.ID, how)
-	}
-}
-
-func (r *Runner) order(run Run, in Feed) error {
-	h, ok := r.hook(run.Hook)
-	if !ok {
-		return fmt.Errorf("the configuration has no hook %q any more", run.Hook)
-	}
-	return r.procs.Start(Order{
-		Run: run.ID, Hook: run.Hook, Digest: h.Digest(), Caller: run.Caller, Flight: run.Flight,
-		Values: run.Params, Trace: in.Trace, Stdin: in.Stdin, Created: run.Created,
-	})
-}
-
-// notStarted records a run whose command could not be started. Its delivery
-// is given back: the reason may be gone when the sender tries again.
-func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
-	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
-	end := End{Ended: r.now(), Error: "the command could not be started"}
-	recorded := make(chan Run, 1)
-	go func() { recorded <- r.finish(ctx, run, Failed, end, true) }()
-	ended := run
-	ended.State, ended.End = Failed, end
-	select {
-	case ended = <-recorded:
-	case <-time.After(recordAgain): // the sender need not wait until the store can record again
-	}
-	return &NotStarted{Run: ended, Reason: reason}
-}
-
 // follow records the end of a run. Its flight is free only after that, so the
 // record never shows two runs of a flight at once.
 func (r *Runner) follow(ctx context.Context, run Run) {
@@ -292,18 +220,16 @@ func (r *Runner) follow(ctx context.Context, run Run) {
 	r.finish(ctx, run, state, end, false)
 }
 
-// end waits for the end of a run. A command that started and whose end cannot
-// be seen is stopped, and its run is interrupted: its delivery is not given
-// back, because the command did run. After Leave it is the next server that
-// sees the end.
+// end waits for the end of a run, unless it is the next server that sees it. A
+// command that started and of which nothing is known is stopped, and its run is
+// interrupted: its delivery is not given back, because the command did run.
 func (r *Runner) end(run Run) (end End, seen bool) {
 	ends, err := r.procs.Follow(run.ID)
 	if err == nil {
-		if end, ok := <-ends; ok {
-			return end, true
-		}
+		end, seen = <-ends
+		return end, seen
 	}
-	if r.isLeft() {
+	if r.isLeft() || errors.Is(err, ErrLeft) {
 		return End{}, false
 	}
 	r.log.Error("run not followed", "run", run.ID, "hook", run.Hook, "error", err)
@@ -336,7 +262,6 @@ func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack b
 		delete(r.air, run.Flight)
 	}
 	delete(r.up, run.ID)
-	delete(r.stops, run.ID)
 	r.mu.Unlock()
 	if !giveBack {
 		r.logEnd(run, s, e)
@@ -348,25 +273,6 @@ func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack b
 	}
 	go r.launchStored(ctx, *next) // it takes over this run's part of active
 	return ended
-}
-
-// launchStored starts a run whose delivery was answered before. A failure is
-// recorded and logged; there is nobody to tell.
-func (r *Runner) launchStored(ctx context.Context, run Run) {
-	for {
-		in, err := r.store.Feed(ctx, run.ID)
-		if err == nil {
-			_ = r.launch(ctx, run, in, true)
-			return
-		}
-		// Never without its input: that would be another run than the one asked for.
-		r.log.Error("run's input not read", "run", run.ID, "hook", run.Hook, "error", err)
-		if errors.Is(err, ErrUnknown) || r.Draining() {
-			r.leave()
-			return
-		}
-		<-time.After(recordAgain)
-	}
 }
 
 // recordAgain is how long to wait for a store that cannot record an end, for
@@ -399,10 +305,12 @@ func (r *Runner) recordOnce(ctx context.Context, run Run, s State, e End, giveBa
 	return r.store.Finish(ctx, run.ID, s, e, giveBack, !r.Draining())
 }
 
-// tell lets those go on who wait for the end of a run.
+// tell lets those go on who wait for the end of a run, and forgets the run.
 func (r *Runner) tell(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	delete(r.stops, id)
+	delete(r.vain, id)
 	if done, ok := r.done[id]; ok {
 		close(done)
 		delete(r.done, id)
@@ -458,22 +366,27 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 // grace, and KILL. It returns the run as it stands then. One that has ended
 // stays as it is.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
-	run, cancelled, err := r.store.CancelQueued(ctx, id)
-	switch {
-	case err != nil:
-		return Run{}, err
-	case cancelled:
-		r.log.Info("run cancelled", "run", id, "hook", run.Hook)
-		r.tell(id)
-	case run.State == Running:
+	run, err := r.cancelQueued(ctx, id)
+	if err == nil && run.State == Running {
 		r.stop(ctx, id, stopping{Cancelled, -1})
 	}
-	return run, nil
+	return run, err
+}
+
+// cancelQueued cancels a run if it waits, and returns it as it stands then.
+func (r *Runner) cancelQueued(ctx context.Context, id string) (Run, error) {
+	run, cancelled, err := r.store.CancelQueued(ctx, id)
+	if cancelled {
+		r.log.Info("run cancelled", "run", id, "hook", run.Hook)
+		r.tell(id)
+	}
+	return run, err
 }
 
 // Rerun starts the command of a run again, with its parameters, for a caller.
-// It is a new run and no replay. Errors are those of Start, and ErrUnknown.
-func (r *Runner) Rerun(ctx context.Context, run Run, caller string) (Started, error) {
+// It is a new run and no replay, unless the claim on the request for it was made
+// before. Errors are those of Start, and ErrUnknown.
+func (r *Runner) Rerun(ctx context.Context, run Run, caller string, claim Claim) (Started, error) {
 	h, ok := r.hook(run.Hook)
 	if !ok {
 		return Started{}, ErrUnknown
@@ -481,7 +394,7 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string) (Started, er
 	if problems := h.check(run.Params); len(problems) > 0 {
 		return Started{}, &NotAllowed{Problems: problems}
 	}
-	d := Delivery{Hook: h, Caller: caller, Values: run.Params, RerunOf: run.ID}
+	d := Delivery{Hook: h, Caller: caller, Values: run.Params, Claim: claim, RerunOf: run.ID}
 	if h.StdinBody {
 		in, err := r.store.Feed(ctx, run.ID)
 		if err != nil {
@@ -508,11 +421,10 @@ func (r *Runner) stop(ctx context.Context, id string, how stopping) {
 		r.stopNow(id, how)
 		return
 	}
-	// It may have ended before, and then nobody else forgets this.
-	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
-		r.mu.Lock()
-		delete(r.stops, id)
-		r.mu.Unlock()
+	// Before that it may have ended, or have been put back to wait, and then
+	// nobody else sees to this.
+	if run, err := r.cancelQueued(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
+		r.tell(id)
 	}
 }
 

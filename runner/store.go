@@ -46,7 +46,7 @@ type Admission struct {
 	Run        Run   // as recorded: running, so start it now, or queued
 	Joined     bool  // Run was pending before, and now has this delivery's parameters
 	Position   int   // of a queued run, 1 is next
-	Stop       *Run  // Replace: to be cancelled, so that Run can start
+	Stop       *Run  // Replace: to be cancelled, so that Run can start; nil if only others wait
 	Superseded []Run // Replace: were pending, and ended as cancelled
 }
 
@@ -54,6 +54,7 @@ type Admission struct {
 type Filter struct {
 	Hooks   []string
 	Callers []string
+	Joined  string // by this caller, before another did: in StandsFor
 	States  []State
 	Since   time.Time // created at or after
 	Until   time.Time // created before
@@ -79,6 +80,9 @@ type Store interface {
 	// Promote makes the next run of every flight running that has none in the
 	// air, and returns those runs.
 	Promote(ctx context.Context) ([]Run, error)
+	// Requeue makes a running run, whose command was not started, wait again
+	// as the first of its flight. A run that does not run stays as it is.
+	Requeue(ctx context.Context, id string) error
 	// Feed returns what the command of a run is to be given, or ErrUnknown.
 	Feed(ctx context.Context, id string) (Feed, error)
 	// Get returns a run, or ErrUnknown.

@@ -1,0 +1,203 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// answerTime is how long the supervisor may take before others go on without
+// its answer: less than senders wait for theirs.
+const answerTime = 5 * time.Second
+
+// launch starts the command of a run that is recorded as running, and takes
+// over its caller's part of active. Waited says that the run's delivery was
+// answered before. A run is late when nobody can say yet whether its command
+// runs: its order stands, and is never given twice. From here on ctx is one that
+// is never done.
+func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (late bool, err error) {
+	if !r.takeOff(run, waited) {
+		if waited { // if this fails, the next server finds it all the same
+			_ = r.store.Requeue(ctx, run.ID)
+		}
+		r.leave()
+		return true, nil
+	}
+	told := make(chan error, 1)
+	go func() {
+		defer r.ordering.Done()
+		told <- r.order(run, in)
+	}()
+	select {
+	case err := <-told:
+		return r.launched(ctx, run, waited, err)
+	case <-time.After(answerTime):
+	}
+	r.log.Warn("run late: the supervisor does not answer", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
+	go func() { _, _ = r.launched(ctx, run, true, <-told) }()
+	return true, nil
+}
+
+// launched goes on once it is known what became of an order.
+func (r *Runner) launched(ctx context.Context, run Run, waited bool, err error) (late bool, _ error) {
+	switch {
+	case err == nil:
+		r.airborne(run)
+		r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
+		go r.follow(ctx, run)
+		return false, nil
+	case errors.Is(err, ErrLeft):
+		r.leave()
+		return true, nil
+	case waited && (errors.Is(err, ErrFlight) || errors.Is(err, ErrNotNow) || errors.Is(err, ErrFull)):
+		r.putBack(ctx, run, err)
+		return true, nil
+	}
+	return false, r.notStarted(ctx, run, err)
+}
+
+// takeOff tells whether a run is to be started here. One that is not is recorded
+// and not started, and started by the next server: after Leave because that may be
+// there already, and a run that waited while this one drains, because it would be
+// stopped with the others.
+func (r *Runner) takeOff(run Run, waited bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.left || waited && r.draining {
+		return false
+	}
+	r.air[run.Flight] = run
+	r.ordering.Add(1)
+	return true
+}
+
+// airborne notes that the command of a run is there to be stopped, and stops
+// it if that was asked for before.
+func (r *Runner) airborne(run Run) {
+	r.mu.Lock()
+	r.air[run.Flight] = run
+	r.up[run.ID] = true
+	how, asked := r.stops[run.ID]
+	delete(r.stops, run.ID)
+	if r.stopped != nil {
+		how, asked = stopping{Cancelled, *r.stopped}, true
+	}
+	r.mu.Unlock()
+	if asked {
+		r.stopNow(run.ID, how)
+	}
+}
+
+func (r *Runner) order(run Run, in Feed) error {
+	h, ok := r.hook(run.Hook)
+	if !ok {
+		return fmt.Errorf("the configuration has no hook %q any more", run.Hook)
+	}
+	return r.procs.Start(Order{
+		Run: run.ID, Hook: run.Hook, Digest: h.Digest(), Caller: run.Caller,
+		Values: run.Params, Trace: in.Trace, Stdin: in.Stdin, Created: run.Created,
+	})
+}
+
+// notStarted records a run whose command could not be started. Its delivery
+// is given back: the reason may be gone when the sender tries again.
+func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
+	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
+	end := End{Ended: r.now(), Error: "the command could not be started"}
+	recorded := make(chan Run, 1)
+	go func() { recorded <- r.finish(ctx, run, Failed, end, true) }()
+	ended := run
+	ended.State, ended.End = Failed, end
+	select {
+	case ended = <-recorded:
+	case <-time.After(recordAgain): // the sender need not wait until the store can record again
+	}
+	return &NotStarted{Run: ended, Reason: reason}
+}
+
+// launchStored starts a run whose delivery was answered before. A failure is
+// recorded and logged; there is nobody to tell.
+func (r *Runner) launchStored(ctx context.Context, run Run) {
+	for {
+		in, err := r.store.Feed(ctx, run.ID)
+		if err == nil {
+			_, _ = r.launch(ctx, run, in, true)
+			return
+		}
+		// Never without its input: that would be another run than the one asked for.
+		r.log.Error("run's input not read", "run", run.ID, "hook", run.Hook, "error", err)
+		if errors.Is(err, ErrUnknown) || r.Draining() {
+			r.leave()
+			return
+		}
+		<-time.After(recordAgain)
+	}
+}
+
+// putBack has a run wait again whose turn has come in vain, before all others of
+// its flight: it was accepted, and the reason passes.
+func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
+	defer r.leave()
+	r.mu.Lock()
+	logged := r.vain[run.ID]
+	r.vain[run.ID] = true
+	delete(r.air, run.Flight) // now: once it waits, another try may be under way
+	r.mu.Unlock()
+	if !logged {
+		r.log.Warn("run waits on: its command cannot be started yet", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
+	}
+	for err := r.store.Requeue(ctx, run.ID); err != nil; err = r.store.Requeue(ctx, run.ID) {
+		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
+		if r.isGoing() { // the next server starts it
+			return
+		}
+		<-time.After(recordAgain)
+	}
+	r.mu.Lock()
+	_, asked := r.stops[run.ID]
+	r.mu.Unlock()
+	if asked { // while it was tried; who asks from now on finds it waiting
+		if _, err := r.cancelQueued(ctx, run.ID); err != nil {
+			r.log.Error("run not cancelled", "run", run.ID, "error", err)
+		}
+	}
+	r.turnLater(ctx)
+}
+
+// turnAgain is how long what was put back waits before it is tried again.
+const turnAgain = time.Second
+
+func (r *Runner) turnLater(ctx context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.turning || r.draining { // then it is the next server that tries
+		return
+	}
+	r.turning = true
+	time.AfterFunc(turnAgain, func() { r.turn(ctx) })
+}
+
+// turn tries to start what is first in each flight that nothing runs in.
+func (r *Runner) turn(ctx context.Context) {
+	r.mu.Lock()
+	r.turning = false
+	draining := r.draining
+	r.mu.Unlock()
+	if draining {
+		return
+	}
+	if err := r.promote(ctx); err != nil {
+		r.log.Error("waiting runs not tried again", "error", err)
+		r.turnLater(ctx)
+	}
+}
+
+func (r *Runner) promote(ctx context.Context) error {
+	promoted, err := r.store.Promote(ctx)
+	for _, run := range promoted {
+		r.hold()
+		go r.launchStored(ctx, run)
+	}
+	return err
+}

@@ -1,0 +1,314 @@
+package runner_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+)
+
+// passing are the reasons for which a command cannot be started yet.
+func passing() map[string]error {
+	return map[string]error{
+		"something got away":       fmt.Errorf("starting: %w: h", runner.ErrFlight),
+		"the supervisor is going":  fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow),
+		"nothing can be asked for": fmt.Errorf("%w: reaching the supervisor", runner.ErrNotNow),
+	}
+}
+
+// vain has the turn of a run come while nothing can be started, and the run put back.
+func (b *bench) vain(t *testing.T, first, next runner.Run, reason error) {
+	t.Helper()
+	b.set(func() { b.refuse, b.refused = reason, 0 })
+	b.finish(t, first, 0)
+	b.putBack(t, next.ID)
+}
+
+func (b *bench) putBack(t *testing.T, id string) {
+	t.Helper()
+	until(t, "the run waits again", func() bool {
+		b.commands.mu.Lock()
+		refused := b.refused
+		b.commands.mu.Unlock()
+		run := b.record(t, id)
+		return refused > 0 && run.State == runner.Queued && run.Started.IsZero()
+	})
+}
+
+func TestARunThatWasAcceptedWaitsOnWhileItsCommandCannotBeStarted(t *testing.T) {
+	for what, reason := range passing() {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			h := policy(t, queueOf(5))
+			b := newBench(t, h)
+			first := b.start(t, claimed(of(h, "1"), "1"))
+			second, third := b.queue(t, claimed(of(h, "2"), "2")), b.queue(t, of(h, "3"))
+			b.vain(t, first, second.Run, reason)
+
+			_, err := b.Start(claimed(of(h, "2"), "2")) // its delivery was not given back
+			replayed(t, err, second.Run)
+			fourth := b.queue(t, of(h, "4")) // and comes behind
+			if fourth.Position != 3 {
+				t.Errorf("position %d", fourth.Position)
+			}
+			b.set(func() { b.refuse = nil })
+			for _, s := range []runner.Started{second, third, fourth} {
+				b.flies(t, s.Run.ID)
+				if run := b.finish(t, s.Run, 0); run.State != runner.Succeeded {
+					t.Errorf("got %+v", run)
+				}
+			}
+			if b.count() != 4 || b.overlaps+b.twice > 0 {
+				t.Errorf("%d starts, %d overlaps, %d twice", b.count(), b.overlaps, b.twice)
+			}
+		})
+	}
+}
+
+func TestAFreshDeliveryIsGivenBackWhileItsCommandCannotBeStarted(t *testing.T) {
+	for what, reason := range passing() {
+		t.Run(what, func(t *testing.T) {
+			h := policy(t, queueOf(5))
+			b := newBench(t, h)
+			b.set(func() { b.refuse = reason })
+			_, err := b.Start(claimed(of(h, ""), "k"))
+			if !errors.As(err, new(*runner.NotStarted)) || !errors.Is(err, reason) {
+				t.Fatalf("got %v", err)
+			}
+			b.set(func() { b.refuse = nil })
+			b.start(t, claimed(of(h, ""), "k"))
+		})
+	}
+}
+
+func TestARunThatWaitsOnCanBeCancelledAndExpires(t *testing.T) {
+	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
+	b.pass(45 * time.Second)
+	fourth := b.queue(t, of(h, "4"))
+	b.vain(t, first, second.Run, runner.ErrFlight)
+	if _, err := b.Cancel(t.Context(), second.Run.ID); err != nil {
+		t.Fatal(err)
+	}
+	if run := b.ended(t, second.Run); run.State != runner.Cancelled || !run.Started.IsZero() {
+		t.Errorf("got %+v", run)
+	}
+	b.pass(30 * time.Second)
+	until(t, "the next is given up", func() bool { // not while it is tried
+		if err := b.ExpireQueued(t.Context(), maps.Clone(b.hooks)); err != nil {
+			t.Fatal(err)
+		}
+		return b.record(t, third.Run.ID).State.Ended()
+	})
+	if run := b.ended(t, third.Run); run.State != runner.TimedOut {
+		t.Errorf("got %+v", run)
+	}
+	b.set(func() { b.refuse = nil })
+	b.flies(t, fourth.Run.ID)
+	if b.count() != 2 {
+		t.Errorf("%d starts", b.count())
+	}
+}
+
+func TestARunThatIsCancelledWhileItIsTriedInVainIsNotTriedAgain(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second := b.queue(t, of(h, "2"))
+	b.gateStarts()
+	b.set(func() { b.refuse = runner.ErrFlight })
+	b.finish(t, first, 0)
+	if id := <-b.entered; id != second.Run.ID {
+		t.Fatalf("%s is tried", id)
+	}
+	if _, err := b.Cancel(t.Context(), second.Run.ID); err != nil {
+		t.Fatal(err)
+	}
+	close(b.gate)
+	if run := b.ended(t, second.Run); run.State != runner.Cancelled {
+		t.Errorf("got %+v", run)
+	}
+}
+
+func TestWhoComesWhileARunWaitsOnIsTreatedByThePolicy(t *testing.T) {
+	t.Run("join", func(t *testing.T) {
+		t.Parallel()
+		h := policy(t, join)
+		b := newBench(t, h)
+		first := b.start(t, of(h, "1"))
+		second := b.queue(t, of(h, "2"))
+		b.vain(t, first, second.Run, runner.ErrFlight)
+		var third runner.Started
+		until(t, "it joins", func() bool { // or comes while the other is tried
+			third = b.queue(t, of(h, "3"))
+			return third.Run.ID == second.Run.ID
+		})
+		b.set(func() { b.refuse = nil })
+		if o := b.flies(t, third.Run.ID); o.Values["x"] != "3" {
+			t.Errorf("got %+v", o)
+		}
+	})
+	t.Run("replace", func(t *testing.T) {
+		t.Parallel()
+		h := policy(t, replace)
+		b := newBench(t, h)
+		first := b.start(t, of(h, "1"))
+		second := b.queue(t, of(h, "2"))
+		b.vain(t, first, second.Run, runner.ErrFlight)
+		third := b.queue(t, of(h, "3"))
+		if run := b.ended(t, second.Run); run.State != runner.Cancelled {
+			t.Errorf("got %+v", run)
+		}
+		b.set(func() { b.refuse = nil })
+		b.flies(t, third.Run.ID)
+		if len(b.stopped()) != 1 || b.count() != 2 { // of the first
+			t.Errorf("stopped %v, %d starts", b.stopped(), b.count())
+		}
+	})
+	t.Run("reject", func(t *testing.T) {
+		t.Parallel()
+		h := policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+		b := newBench(t, h)
+		first := b.start(t, of(h, "1"))
+		b.set(func() { b.refuse = runner.ErrFlight })
+		b.end(first.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+		b.ended(t, first)
+		again, _, err := b.Runner.List(t.Context(), runner.Filter{})
+		if err != nil || len(again) != 2 {
+			t.Fatalf("%d runs, %v", len(again), err)
+		}
+		b.putBack(t, again[0].ID)
+		_, err = b.Start(of(h, "2"))
+		busy(t, err, again[0])
+		b.set(func() { b.refuse = nil })
+		b.flies(t, again[0].ID)
+	})
+}
+
+func TestWhatWaitsOnIsTheNextServersWhenThisOneGoes(t *testing.T) {
+	for what, leave := range map[string]func(context.Context, *bench){
+		"drained": func(ctx context.Context, b *bench) { b.Drain(ctx) },
+		"left":    func(_ context.Context, b *bench) { b.Leave() },
+		"killed":  func(context.Context, *bench) {},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			h := policy(t, queueOf(5))
+			b := newBench(t, h)
+			first := b.start(t, of(h, "1"))
+			second := b.queue(t, of(h, "2"))
+			b.vain(t, first, second.Run, runner.ErrNotNow)
+			leave(t.Context(), b)
+			b.crash(t)
+			b.recover(t) // still in vain
+			b.putBack(t, second.Run.ID)
+			b.set(func() { b.refuse = nil })
+			b.flies(t, second.Run.ID)
+			if b.count() != 2 {
+				t.Errorf("%d starts", b.count())
+			}
+		})
+	}
+}
+
+func TestARunOfWhichNobodyKnowsWhetherItRunsIsTheNextServersToFindOut(t *testing.T) {
+	for _, runs := range []bool{true, false} {
+		t.Run(fmt.Sprint("runs=", runs), func(t *testing.T) {
+			h := policy(t, queueOf(5))
+			b := newBench(t, h)
+			d := claimed(of(h, "1"), "k")
+			b.set(func() { b.refuse = fmt.Errorf("another server has taken over: %w", runner.ErrLeft) })
+			s, err := b.Runner.Start(t.Context(), d)
+			if err != nil || !s.Late {
+				t.Fatalf("got %+v, %v", s, err)
+			}
+			b.state(t, s.Run.ID, runner.Running)
+			b.set(func() { b.refuse = nil })
+			if runs { // its answer was lost
+				if err := b.commands.Start(runner.Order{Run: s.Run.ID, Hook: s.Run.Hook, Values: s.Run.Params}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.crash(t)
+			b.recover(t)
+			b.flies(t, s.Run.ID)
+			_, err = b.Start(d)
+			replayed(t, err, s.Run)
+			if run := b.finish(t, s.Run, 0); run.State != runner.Succeeded || b.count() != 1 {
+				t.Errorf("got %+v, %d starts", run, b.count())
+			}
+		})
+	}
+}
+
+func TestADeliveryIsAnsweredThoughTheSupervisorDoesNot(t *testing.T) {
+	t.Parallel()
+	h := policy(t, queueOf(5))
+	for what, end := range map[string]struct {
+		refuse error
+		state  runner.State
+	}{"it runs": {nil, runner.Succeeded}, "it cannot": {errors.New("no such file"), runner.Failed}} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, h)
+			b.gateStarts()
+			b.set(func() { b.refuse = end.refuse })
+			first := make(chan runner.Started)
+			go func() {
+				s, err := b.Runner.Start(t.Context(), claimed(of(h, "1"), "1"))
+				if err != nil {
+					t.Error(err)
+				}
+				first <- s
+			}()
+			id := <-b.entered
+			s := <-first // long before the supervisor answers
+			if !s.Late || s.Run.ID != id || s.Run.State != runner.Running {
+				t.Errorf("got %+v", s)
+			}
+			_, err := b.Start(claimed(of(h, "1"), "1"))
+			replayed(t, err, s.Run)
+			if second := b.queue(t, of(h, "2")); second.Position != 1 {
+				t.Errorf("got %+v", second)
+			}
+			b.Leave() // does not wait for ever either
+			close(b.gate)
+			if end.refuse == nil {
+				b.flies(t, id)
+				b.end(id, exit(0))
+			}
+			until(t, "the end is recorded", func() bool { return b.record(t, id).State == end.state })
+			if stopped := b.stopped(); !slices.Equal(stopped, nil) {
+				t.Errorf("stopped %v", stopped)
+			}
+		})
+	}
+}
+
+func TestOneQuestionToASilentSupervisorIsUnderWay(t *testing.T) {
+	b := newBench(t, alone(t))
+	if !b.Answers(t.Context()) {
+		t.Error("silent")
+	}
+	b.listing = make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 3 {
+		if b.Answers(ctx) {
+			t.Error("answers")
+		}
+	}
+	until(t, "it is asked", func() bool { return b.lists.Load() > 1 })
+	if b.Answers(ctx) || b.lists.Load() != 2 {
+		t.Errorf("asked %d times", b.lists.Load())
+	}
+	close(b.listing)
+	until(t, "it answers", func() bool { return b.Answers(t.Context()) })
+}

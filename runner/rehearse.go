@@ -1,0 +1,51 @@
+package runner
+
+import (
+	"context"
+	"errors"
+)
+
+// Rehearse tells what Start would do with a delivery, as far as that can be
+// known without recording it. It starts nothing and leaves no trace. The run
+// that it returns has no id, and is running or queued; errors are those of Start.
+func (r *Runner) Rehearse(ctx context.Context, d Delivery) (Started, error) {
+	switch first, err := r.store.Find(ctx, d.Hook.Name, d.Claim); {
+	case err == nil:
+		return Started{}, &Replayed{Run: first}
+	case !errors.Is(err, ErrUnknown):
+		return Started{}, err
+	}
+	if r.Draining() {
+		return Started{}, ErrDraining
+	}
+	active, err := r.store.Active(ctx)
+	if err != nil {
+		return Started{}, err
+	}
+	run := Run{Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values), Params: d.Values, State: Running}
+	var current *Run
+	waiting := 0
+	for _, other := range active {
+		switch {
+		case other.Flight != run.Flight:
+		case other.State == Running:
+			current = &other
+		default:
+			waiting++
+		}
+	}
+	if current == nil {
+		return Started{Run: run}, nil
+	}
+	run.State = Queued
+	started := Started{Run: run, Position: waiting + 1}
+	switch p := d.Hook.Busy; {
+	case p.Kind == Reject, p.Kind == Queue && waiting >= p.Depth:
+		return Started{}, &Busy{Run: *current, RetryAfter: r.estimate(*current)}
+	case p.Kind == Join && waiting > 0:
+		started.Joined, started.Position = true, waiting
+	case p.Kind == Replace:
+		started.Position = 1
+	}
+	return started, nil
+}
