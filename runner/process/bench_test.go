@@ -27,9 +27,9 @@ func BenchmarkStart(b *testing.B) {
 	p := newPost(b, job([]string{"/bin/true"}))
 	ways := []way{
 		{name: "bare", start: startBare(b)},
-		{name: "local", start: starter(b, local.Local, order)},
-		{name: "supplied", start: starter(b, supplied.Local, order)},
-		{name: "supervisor", start: starter(b, p.Client, func() runner.Order { return p.order("job", nil) })},
+		{name: "local", start: starter(b, local.subject, order)},
+		{name: "supplied", start: starter(b, supplied.subject, order)},
+		{name: "supervisor", start: starter(b, p.subject, func() runner.Order { return p.order("job", nil) })},
 		{name: "roundtrip", start: func() func() {
 			if _, err := p.List(); err != nil {
 				b.Fatal(err)
@@ -83,7 +83,7 @@ func startBare(b *testing.B) func() (end func()) {
 	}
 }
 
-func starter(b *testing.B, s commands, order func() runner.Order) func() (end func()) {
+func starter(b *testing.B, s subject, order func() runner.Order) func() (end func()) {
 	b.Helper()
 	return func() func() {
 		o := order()
@@ -96,11 +96,9 @@ func starter(b *testing.B, s commands, order func() runner.Order) func() (end fu
 				b.Fatal(err)
 			}
 			<-ends
-			if err := s.Remove(o.Run); err != nil {
+			if err := process.Remove(s.dir, o.Run); err != nil {
 				b.Fatal(err)
 			}
 		}
 	}
 }
-
-var _ commands = (*process.Client)(nil)

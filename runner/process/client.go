@@ -44,8 +44,17 @@ type Client struct {
 	replaced bool // the supervisor was asked to replace itself
 }
 
-// How long a call waits for a supervisor that is to be started or found.
-const patience = 15 * time.Second
+const (
+	patience   = 15 * time.Second // with a supervisor that is to be started or found
+	answerTime = 5 * time.Second  // of one that has little to do for its answer
+	askAgain   = time.Second
+)
+
+// errUnreached says that nothing was asked, for want of a supervisor.
+var errUnreached = fmt.Errorf("%w: reaching the supervisor", runner.ErrNotNow)
+
+// errSilent says that nobody knows yet what was done.
+var errSilent = errors.New("the supervisor does not answer")
 
 // Connect finds the supervisor of a state folder or starts it. Another Client
 // that was connected to it no longer is. ctx bounds the search alone.
@@ -97,45 +106,48 @@ func (c *Client) PID() int {
 }
 
 // Start is that of runner.Processes. An order that was lost on the way is asked
-// for again, and carried out once. Errors wrap ErrFlight when something of the
-// flight still runs.
+// for again until it is known what became of it, and carried out once.
 func (c *Client) Start(o runner.Order) error {
-	_, err := c.call(request{Do: "start", Order: &o})
+	_, err := c.call(request{Do: "start", Order: &o}, false)
 	return err
 }
 
-// Stop is that of runner.Processes.
+// Stop is that of runner.Processes. A supervisor that does not answer in time is
+// an error, and stops the run when it can.
 func (c *Client) Stop(run string, why runner.State, grace time.Duration) error {
-	_, err := c.call(request{Do: "stop", Run: run, Why: why, Grace: grace})
+	_, err := c.within(answerTime, request{Do: "stop", Run: run, Why: why, Grace: grace})
 	return err
 }
 
 // List names the runs that are under way, those that an earlier supervisor
 // left too.
 func (c *Client) List() ([]string, error) {
-	p, err := c.call(request{Do: "list"})
+	p, err := c.within(answerTime, request{Do: "list"})
 	if err != nil {
 		return nil, err
 	}
 	return p.Runs, nil
 }
 
-// Remove deletes the folder of a run that is over. A run that is not there is
-// no error.
-func (c *Client) Remove(run string) error {
-	_, err := c.call(request{Do: "remove", Run: run})
-	return err
+// Reload has the supervisor read the hooks anew, and returns the runner.Digest
+// of what it read. Until the next time, it starts those that it knew before too.
+func (c *Client) Reload() (string, error) {
+	p, err := c.within(patience, request{Do: "reload"})
+	if err != nil {
+		return "", err
+	}
+	return p.Digest, nil
 }
 
 // Quit ends the supervisor. It is an error when runs are under way.
 func (c *Client) Quit() error {
-	_, err := c.call(request{Do: "quit"})
+	_, err := c.within(answerTime, request{Do: "quit"})
 	return err
 }
 
 // Known tells whether a run was ever given to Start.
 func (c *Client) Known(run string) (bool, error) {
-	_, err := c.call(request{Do: "known", Run: run})
+	_, err := c.within(patience, request{Do: "known", Run: run})
 	if errors.Is(err, ErrUnknown) {
 		return false, nil
 	}
@@ -144,16 +156,18 @@ func (c *Client) Known(run string) (bool, error) {
 
 // Follow yields the end of a run once, and is closed. It is an error that wraps
 // ErrUnknown when the run is not known: a run that was ordered and is not
-// known never started. After Close the channel is closed without an end.
+// known never started. After Close, or when another server has taken over, the
+// channel is closed without an end, or the error wraps runner.ErrLeft. A
+// supervisor that cannot be reached, or does not answer, is waited for.
 func (c *Client) Follow(run string) (<-chan runner.End, error) {
-	if _, err := c.call(request{Do: "known", Run: run}); err != nil {
+	if _, err := c.call(request{Do: "known", Run: run}, true); err != nil {
 		return nil, err
 	}
 	ends := make(chan runner.End, 1)
 	go func() {
 		defer close(ends)
-		for c.ctx.Err() == nil {
-			p, err := c.call(request{Do: "wait", Run: run})
+		for {
+			p, err := c.call(request{Do: "wait", Run: run}, true)
 			switch {
 			case err == nil && p.End != nil:
 				p.End.Reason = p.Why
@@ -162,14 +176,11 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 			case errors.Is(err, ErrUnknown): // its folder is gone
 				ends <- runner.End{Ended: time.Now(), Reason: runner.Interrupted}
 				return
-			case errors.Is(err, ErrSuperseded):
+			case errors.Is(err, runner.ErrLeft):
 				return
 			}
 			c.o.Log.Warn("following a run; it will be tried again", "run", run, "error", err)
-			select {
-			case <-time.After(time.Second):
-			case <-c.ctx.Done():
-			}
+			<-time.After(askAgain)
 		}
 	}()
 	return ends, nil
@@ -183,7 +194,7 @@ func (c *Client) Output(run string) (*Output, error) {
 	}
 	files := o.state
 	o.state = func() (int64, Dropped) {
-		if p, err := c.call(request{Do: "output", Run: run}); err == nil && p.Ring {
+		if p, err := c.within(answerTime, request{Do: "output", Run: run}); err == nil && p.Ring {
 			return p.Size, p.Dropped
 		}
 		return files()
@@ -191,19 +202,54 @@ func (c *Client) Output(run string) (*Output, error) {
 	return o, nil
 }
 
-// call asks the supervisor, and once more when the connection broke before an
-// answer came.
-func (c *Client) call(q request) (*reply, error) {
+// within is call for what the supervisor does at once. What was asked stands when
+// the time is over.
+func (c *Client) within(t time.Duration, q request) (*reply, error) {
+	type answer struct {
+		*reply
+		err error
+	}
+	came := make(chan answer, 1)
+	go func() {
+		p, err := c.call(q, false)
+		came <- answer{p, err}
+	}()
+	select {
+	case a := <-came:
+		return a.reply, a.err
+	case <-time.After(t):
+		return nil, fmt.Errorf("%w: %s", errSilent, q.Do)
+	}
+}
+
+// call asks the supervisor, and again when the connection broke before an answer
+// came. Where none can be reached it is an error, unless an answer is needed: to
+// who says so, and to a start that may have been carried out. After Close errors
+// wrap runner.ErrLeft.
+func (c *Client) call(q request, need bool) (*reply, error) {
 	for {
 		l, err := c.connected()
-		if err != nil {
+		if err == nil {
+			var p *reply
+			if p, err = l.call(q); !errors.Is(err, errBroken) {
+				return p, err
+			}
+		}
+		switch {
+		case c.ctx.Err() != nil:
+			return nil, fmt.Errorf("%w: %w", runner.ErrLeft, err)
+		case errors.Is(err, errBroken) && q.Do != "quit":
+			q.Again = true
+			need = need || q.Do == "start"
+		case errors.Is(err, errUnreached) && need:
+			c.o.Log.Warn("asking the supervisor; it will be tried again", "for", q.Do, "run", q.Run, "error", err)
+			select {
+			case <-time.After(askAgain):
+			case <-c.ctx.Done():
+			}
+		default:
 			return nil, err
 		}
-		p, err := l.call(q)
-		if !errors.Is(err, errBroken) || c.ctx.Err() != nil || q.Do == "quit" {
-			return p, err
-		}
-		q.Again = true
 	}
 }
 
@@ -226,14 +272,16 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	}
 	l, err := c.find(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reaching the supervisor: %w", err)
+		return nil, unreached(err)
 	}
 	if l.Version != c.o.Version && !c.replaced {
 		c.replaced = true
+		stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 		_, err := l.call(request{Do: "replace", Exe: c.o.Exe})
+		stop()
 		if errors.Is(err, errBroken) { // as it must be: the old image is gone
 			if l, err = c.find(ctx); err != nil {
-				return nil, fmt.Errorf("reaching the supervisor: %w", err)
+				return nil, unreached(err)
 			}
 		} else {
 			c.o.Log.Warn("the supervisor stays what it is", "version", l.Version, "error", err)
@@ -241,6 +289,13 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	}
 	c.link = l
 	return l, nil
+}
+
+func unreached(err error) error {
+	if errors.Is(err, ErrSuperseded) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errUnreached, err)
 }
 
 // find dials until a supervisor answers, and starts one when there is none.
@@ -252,10 +307,13 @@ func (c *Client) find(ctx context.Context) (*link, error) {
 		if err == nil || errors.Is(err, ErrSuperseded) {
 			return l, err
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.o.Log.Warn("the supervisor does not answer; going on trying", "error", err)
+		}
 		if died == nil {
 			ended, err := c.spawn()
 			if err != nil {
-				return nil, fmt.Errorf("starting it: %w", err)
+				return nil, fmt.Errorf("starting it: %w", full(err))
 			}
 			died = ended
 		}

@@ -30,3 +30,13 @@ func (c *Client) Break() {
 
 // Supply keeps folders ready.
 func (l *Local) Supply() { l.supply() }
+
+// Pending tells how many requests are not answered.
+func (c *Client) Pending() int {
+	c.mu.Lock()
+	l := c.link
+	c.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.waiting)
+}

@@ -172,7 +172,7 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 	f, err := l.takeFolder()
 	if err != nil {
 		l.land(flight)
-		return err
+		return full(err)
 	}
 	defer l.discard(f) // but not what a has taken
 	a := newActive(l, Status{
@@ -185,11 +185,16 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 	if l.cgroups != "" {
 		a.status.Cgroup = filepath.Join(l.cgroups, cgroupPrefix+o.Run)
 	}
-	if err := l.moveIn(f, &a.status); err != nil {
-		l.land(flight)
-		return err
+	stdin, err := openStdin(f.root, hook, o)
+	defer closeAll(stdin)
+	if err == nil {
+		err = l.moveIn(f, &a.status)
 	}
-	if err := l.launch(a, f, hook, argv, o); err != nil {
+	if err != nil {
+		l.land(flight)
+		return full(err)
+	}
+	if err := l.launch(a, f, hook, argv, stdin, o); err != nil {
 		l.discard(f) // with it the lock
 		a.status.Started = time.Time{}
 		a.status.End = runner.End{Ended: time.Now(), Error: cause(err)}
@@ -197,6 +202,15 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	return nil
+}
+
+// full marks an error that comes of a lack of space, before anything is left of
+// a run.
+func full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", runner.ErrFull, err)
+	}
+	return err
 }
 
 // takeOff counts a run of a flight, unless there is one already.
@@ -233,12 +247,7 @@ func cause(err error) string {
 }
 
 // launch starts the command and leaves a goroutine that follows it.
-func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, o runner.Order) error {
-	stdin, err := openStdin(f.root, hook, o)
-	if err != nil {
-		return fmt.Errorf("preparing stdin: %w", err)
-	}
-	defer closeAll(stdin)
+func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, stdin *os.File, o runner.Order) error {
 	keeper, output, err := newKeeper(f, a.status.Bounds)
 	if err != nil {
 		return fmt.Errorf("preparing the output: %w", err)
@@ -325,28 +334,6 @@ func (l *Local) List() ([]string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Sorted(maps.Keys(l.active)), nil
-}
-
-// Remove deletes the folder of a run that is over. A run that is not there is
-// no error.
-func (l *Local) Remove(run string) error {
-	if err := checkID(run); err != nil {
-		return fmt.Errorf("removing: %w", err)
-	}
-	l.mu.Lock()
-	_, ok := l.active[run]
-	l.mu.Unlock()
-	if ok {
-		return fmt.Errorf("removing run %s: it is under way", run)
-	}
-	if err := l.root.RemoveAll(run); err != nil {
-		return fmt.Errorf("removing run %s: %w", run, err)
-	}
-	l.mu.Lock()
-	delete(l.unwritten, run)
-	l.mu.Unlock()
-	l.settle(run)
-	return nil
 }
 
 // conclude records the end of a run, frees its flight and tells its followers,

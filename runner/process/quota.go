@@ -1,18 +1,21 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Remove deletes the folder of a run in dir, unless its command's tree still
-// holds the lock. A run that is not there is no error.
+// Remove deletes the folder of a run in dir. One whose tree still holds the lock
+// is left, for Sweep; that, or a run that is not there, is no error.
 func Remove(dir, run string) error {
 	if err := checkID(run); err != nil {
 		return fmt.Errorf("removing: %w", err)
@@ -41,6 +44,57 @@ func lockHeld(folder string) (bool, error) {
 		return true, nil
 	}
 	return false, err
+}
+
+// Sweep removes the folders of runs in dir that are not known: a crash between
+// forgetting a run and removing its folder leaves one. It takes small steps with
+// pauses, and returns when it has seen all there were, or ctx is done.
+func Sweep(ctx context.Context, dir string, known func(run string) (bool, error)) (removed int, err error) {
+	const step, pause = 100, 50 * time.Millisecond
+	d, err := os.Open(dir)
+	if err != nil {
+		return 0, fmt.Errorf("sweeping: %w", err)
+	}
+	defer func() { _ = d.Close() }() // only read
+	for ctx.Err() == nil {
+		names, err := d.Readdirnames(step)
+		if errors.Is(err, io.EOF) {
+			return removed, nil
+		}
+		if err != nil {
+			return removed, fmt.Errorf("sweeping: %w", err)
+		}
+		for _, run := range names {
+			gone, err := sweepOne(dir, run, known)
+			if err != nil {
+				return removed, fmt.Errorf("sweeping: %w", err)
+			}
+			if gone {
+				removed++
+			}
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+	return removed, ctx.Err()
+}
+
+// sweepOne asks whether a run is known only once its folder is there: every run
+// is recorded before it gets one.
+func sweepOne(dir, run string, known func(run string) (bool, error)) (gone bool, err error) {
+	if checkID(run) != nil { // none of ours
+		return false, nil
+	}
+	if is, err := known(run); err != nil || is {
+		return false, err
+	}
+	if err := Remove(dir, run); err != nil {
+		return false, err
+	}
+	_, err = os.Lstat(filepath.Join(dir, run))
+	return errors.Is(err, fs.ErrNotExist), nil
 }
 
 // Trim removes the oldest outputs in dir until what is left takes at most quota

@@ -58,13 +58,14 @@ type supervisor struct {
 
 	loading sync.Mutex
 	hooks   map[string]*runner.Hook
+	before  map[string]*runner.Hook // as they were until the last reload: the server may still go by those
 
 	mu         sync.Mutex
 	current    *session
 	superseded map[string]bool // clients that another has taken over from
 }
 
-var errGoing = errors.New("the supervisor is about to end")
+var errGoing = fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow)
 
 // Supervise is the supervisor: it returns when it is told to go, at SIGTERM
 // once its runs have ended, or when it has had nothing to do for a while. It is
@@ -313,18 +314,34 @@ func (v *supervisor) preload() {
 func (v *supervisor) load() error {
 	hooks, err := v.Load()
 	if err == nil {
-		v.hooks = hooks
+		v.hooks, v.before = hooks, nil
 	}
 	return err
 }
 
+// reload reads the hooks anew, before the server goes by them: until then, it
+// goes by those from before.
+func (v *supervisor) reload() (digest string, err error) {
+	v.loading.Lock()
+	defer v.loading.Unlock()
+	before := v.hooks
+	if err := v.load(); err != nil {
+		return "", err
+	}
+	v.before = before
+	return runner.Digest(v.hooks), nil
+}
+
 // hookFor returns the hook that an order means. The file is read again when
-// the server knows another version of the hook.
+// the server knows another version of the hook; that the two differ passes.
 func (v *supervisor) hookFor(o *runner.Order) (*runner.Hook, error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()
 	for again := false; ; again = true {
 		h := v.hooks[o.Hook]
+		if old := v.before[o.Hook]; old != nil && old.Digest() == o.Digest {
+			h = old
+		}
 		switch {
 		case h != nil && h.Digest() == o.Digest:
 			if !h.Unauthenticated && !slices.Contains(h.Callers, o.Caller) {
@@ -332,12 +349,12 @@ func (v *supervisor) hookFor(o *runner.Order) (*runner.Hook, error) {
 			}
 			return h, nil
 		case again && h == nil:
-			return nil, fmt.Errorf("the file has no hook %q", o.Hook)
+			return nil, fmt.Errorf("%w: the file has no hook %q", runner.ErrNotNow, o.Hook)
 		case again:
-			return nil, fmt.Errorf("the hook %q is not the one that the server knows: the file has changed since the server read it", o.Hook)
+			return nil, fmt.Errorf("%w: the hook %q is not the one that the server knows: the file has changed since the server read it", runner.ErrNotNow, o.Hook)
 		}
 		if err := v.load(); err != nil {
-			return nil, fmt.Errorf("reading the hooks: %w", err)
+			return nil, fmt.Errorf("%w: reading the hooks: %w", runner.ErrNotNow, err)
 		}
 	}
 }
@@ -349,9 +366,6 @@ func (v *supervisor) start(o *runner.Order, again bool) error {
 	}
 	v.moving.RLock()
 	defer v.moving.RUnlock()
-	if v.going {
-		return errGoing
-	}
 	if err := checkID(o.Run); err != nil {
 		return err
 	}
@@ -359,6 +373,9 @@ func (v *supervisor) start(o *runner.Order, again bool) error {
 		if known, err := v.local.earlier(o.Run); known {
 			return err
 		}
+	}
+	if v.going {
+		return errGoing
 	}
 	hook, err := v.hookFor(o)
 	if err != nil {
@@ -458,8 +475,8 @@ func (s *session) answer(q *request) *reply {
 		err = s.waitEnd(q.Run, p)
 	case "list":
 		p.Runs, err = l.List()
-	case "remove":
-		err = l.Remove(q.Run)
+	case "reload":
+		p.Digest, err = s.v.reload()
 	case "output":
 		p.Ring, p.Size, p.Dropped = l.ringState(q.Run)
 	case "replace":

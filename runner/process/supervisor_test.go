@@ -566,7 +566,7 @@ func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 	if err := p.Stop(order().Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
 		t.Errorf("stopping what is not there: %v", err)
 	}
-	if err := p.Remove(o.Run); err != nil {
+	if err := process.Remove(p.dir, o.Run); err != nil {
 		t.Error(err)
 	}
 	if _, err := p.Follow(o.Run); !errors.Is(err, process.ErrUnknown) {

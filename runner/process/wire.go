@@ -75,7 +75,8 @@ type reply struct {
 	End     *runner.End  `json:"end,omitempty"`
 	Why     runner.State `json:"why,omitempty"` // End.Reason, which JSON leaves out
 	Runs    []string     `json:"runs,omitempty"`
-	Ring    bool         `json:"ring,omitempty"` // the run is under way and its output in a ring
+	Digest  string       `json:"digest,omitempty"` // of all hooks
+	Ring    bool         `json:"ring,omitempty"`   // the run is under way and its output in a ring
 	Size    int64        `json:"size,omitempty"`
 	Dropped Dropped      `json:"dropped,omitzero"`
 }
@@ -87,11 +88,14 @@ type fault struct {
 }
 
 // ErrSuperseded says that another server has taken the supervisor over.
-var ErrSuperseded = errors.New("another server has taken over")
+var ErrSuperseded = fmt.Errorf("another server has taken over: %w", runner.ErrLeft)
 
 // kinds are the errors that keep their identity on the way.
 func kinds() map[string]error {
-	return map[string]error{"unknown": ErrUnknown, "flight": ErrFlight, "exists": fs.ErrExist, "superseded": ErrSuperseded}
+	return map[string]error{
+		"unknown": ErrUnknown, "flight": ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
+		"not now": runner.ErrNotNow,
+	}
 }
 
 func newFault(err error) *fault {

@@ -1,0 +1,174 @@
+package process_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+// signal signals the supervisor.
+func (p *post) signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(p.PID(), sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startInBackground gives an order and returns where its answer comes.
+func (p *post) startInBackground(c *process.Client, o runner.Order) <-chan error {
+	answer := make(chan error, 1)
+	go func() { answer <- c.Start(o) }()
+	return answer
+}
+
+func unanswered(t testing.TB, answer <-chan error) {
+	t.Helper()
+	select {
+	case err := <-answer:
+		t.Fatalf("it is answered, by nobody who knows: %v", err)
+	default:
+	}
+}
+
+func TestASilentSupervisorHoldsNobodyUpAndDoesAllWhenItWakes(t *testing.T) {
+	t.Parallel()
+	w := witness(filepath.Join(t.TempDir(), "witness"))
+	specs := w.command(t)
+	specs["long"] = runner.HookSpec{Command: []string{"/bin/sleep", "600"}}
+	p := newPost(t, specs)
+	run := p.begin(t, p.order("long", nil))
+	ends, err := p.Follow(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.signal(t, syscall.SIGSTOP)
+	defer p.signal(t, syscall.SIGCONT)
+	o := p.order("job", runner.Values{"key": "1"})
+	answer := p.startInBackground(p.Client, o)
+	if err := p.Stop(run, runner.Cancelled, -1); err == nil {
+		t.Error("somebody answered")
+	}
+	if _, err := p.List(); err == nil {
+		t.Error("somebody answered")
+	}
+	unanswered(t, answer)
+	p.signal(t, syscall.SIGCONT)
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
+	if e := <-ends; e.Reason != runner.Cancelled {
+		t.Errorf("got %+v", e)
+	}
+	exited(t, p.subject.end(t, o.Run), 0)
+	if began, _ := w.read(t); began[o.Run] != 1 {
+		t.Errorf("it began %d times", began[o.Run])
+	}
+}
+
+func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
+	w := witness(filepath.Join(t.TempDir(), "witness"))
+	p := newPost(t, w.command(t))
+	p.signal(t, syscall.SIGSTOP)
+	defer p.signal(t, syscall.SIGCONT)
+	o := p.order("job", runner.Values{"key": "1"})
+	old := p.Client
+	answer := p.startInBackground(old, o)
+	eventually(t, "it is on its way", func() bool { return old.Pending() > 0 })
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answer; !errors.Is(err, runner.ErrLeft) {
+		t.Errorf("got %v", err)
+	}
+	p.signal(t, syscall.SIGCONT)
+	p.Client = nil
+	p.connect(t)
+	known, err := p.Known(o.Run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !known { // it was not read whole, and never will be
+		p.begin(t, o)
+	}
+	exited(t, p.subject.end(t, o.Run), 0)
+	if began, _ := w.read(t); began[o.Run] != 1 {
+		t.Errorf("it began %d times", began[o.Run])
+	}
+}
+
+func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
+	w := witness(filepath.Join(t.TempDir(), "witness"))
+	p := newPost(t, w.command(t))
+	exe := filepath.Join(t.TempDir(), "program")
+	if err := os.Symlink(p.options.Exe, exe); err != nil {
+		t.Fatal(err)
+	}
+	p.options.Exe = exe
+	p.connect(t)
+	p.signal(t, syscall.SIGSTOP)
+	o := p.order("job", runner.Values{"key": "1"})
+	answer := p.startInBackground(p.Client, o)
+	eventually(t, "it is on its way", func() bool { return p.Pending() > 0 })
+	if err := os.Remove(exe); err != nil { // and no supervisor takes this one's place
+		t.Fatal(err)
+	}
+	p.killSupervisor(t)
+	// What was never asked is an error at once, and has not been done.
+	other := p.order("job", runner.Values{"key": "2"})
+	if err := p.Start(other); !errors.Is(err, runner.ErrNotNow) {
+		t.Errorf("got %v", err)
+	}
+	unanswered(t, answer)
+	if err := os.Symlink(os.Args[0], exe); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
+	exited(t, p.subject.end(t, o.Run), 0)
+	if began, _ := w.read(t); began[o.Run] != 1 || began[other.Run] != 0 {
+		t.Errorf("began: %v", began)
+	}
+}
+
+func TestWhoIsSupersededDoesNotSayThatNothingStarted(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	old := p.Client
+	p.Client = nil
+	p.connect(t)
+	if err := old.Start(p.order("job", nil)); !errors.Is(err, runner.ErrLeft) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := old.Follow(order().Run); !errors.Is(err, runner.ErrLeft) {
+		t.Errorf("got %v", err)
+	}
+	if err := old.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestASupervisorOnItsWayOutTakesNoOrders(t *testing.T) {
+	gate := filepath.Join(t.TempDir(), "gate")
+	p := newPost(t, map[string]runner.HookSpec{
+		"job":  {Command: []string{"/bin/true"}},
+		"slow": {Command: shell(t, `trap "" TERM; echo ready $$; until [ -e "$1" ]; do sleep 0.01; done`, gate)},
+	})
+	run := p.begin(t, p.order("slow", nil))
+	p.says(t, run, "ready")
+	p.signal(t, syscall.SIGTERM)
+	var refused runner.Order
+	eventually(t, "it takes no orders", func() bool {
+		refused = p.order("job", nil)
+		return errors.Is(p.Start(refused), runner.ErrNotNow)
+	})
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the next one does", func() bool { return p.Start(refused) == nil })
+	exited(t, p.subject.end(t, refused.Run), 0)
+}

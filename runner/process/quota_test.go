@@ -1,0 +1,126 @@
+package process_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+const kept = 64 << 10 // bytes that each run of these tests writes
+
+// newHoard has a command that writes, and then waits until its run is released.
+func newHoard(t *testing.T) (b *bench, release func(run string)) {
+	t.Helper()
+	gates := t.TempDir()
+	b = newBench(t, runner.HookSpec{Command: shell(t,
+		`head -c 65536 /dev/zero; until [ -e "$1/$SALLYPORT_RUN" ]; do sleep 0.01; done`, gates)})
+	return b, func(run string) {
+		if err := os.WriteFile(filepath.Join(gates, run), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// write starts a run and waits until all is written.
+func (b *bench) write(t *testing.T) (run string) {
+	t.Helper()
+	run = b.start(t, order())
+	eventually(t, "all is written", func() bool {
+		info, err := os.Stat(filepath.Join(b.dir, run, "output"))
+		return err == nil && info.Size() == kept
+	})
+	return run
+}
+
+// having are the runs that have a file, or a folder.
+func (b *bench) having(runs []string, file string) (some []string) {
+	for _, run := range runs {
+		if _, err := os.Stat(filepath.Join(b.dir, run, file)); err == nil {
+			some = append(some, run)
+		}
+	}
+	return some
+}
+
+func TestTheOldestOutputsGoBeyondTheQuotaAndNoneOfWhatRuns(t *testing.T) {
+	b, release := newHoard(t)
+	var runs []string
+	for i := range 6 {
+		runs = append(runs, b.write(t))
+		if i > 0 {
+			release(runs[i])
+			exited(t, b.end(t, runs[i]), 0)
+		}
+	}
+	freed, err := process.Trim(b.dir, 3*kept)
+	if want := []string{runs[0], runs[4], runs[5]}; err != nil || freed != 3*kept || !slices.Equal(b.having(runs, "output"), want) {
+		t.Errorf("freed %d of %v, %v: %v are left, want %v", freed, runs, err, b.having(runs, "output"), want)
+	}
+	if got := b.having(runs, "status"); !slices.Equal(got, runs) {
+		t.Errorf("more than outputs went: %v have a status", got)
+	}
+	release(runs[0])
+	exited(t, b.end(t, runs[0]), 0)
+	if freed, err = process.Trim(b.dir, 0); err != nil || freed != 3*kept {
+		t.Errorf("freed %d, %v", freed, err)
+	}
+}
+
+func TestFoldersThatNoRunIsKnownOfAreSweptUnlessTheirTreeLives(t *testing.T) {
+	b, release := newHoard(t)
+	known, forgotten, lives := b.write(t), b.write(t), b.write(t)
+	for _, run := range []string{known, forgotten} {
+		release(run)
+		exited(t, b.end(t, run), 0)
+	}
+	for range 300 { // of several steps
+		if err := os.MkdirAll(filepath.Join(b.dir, order().Run, "work"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := map[string]int{}
+	removed, err := process.Sweep(t.Context(), b.dir, func(run string) (bool, error) {
+		asked[run]++
+		return run == known, nil
+	})
+	if err != nil || removed != 301 || len(asked) != 303 {
+		t.Errorf("removed %d of %d, %v", removed, len(asked), err)
+	}
+	all := []string{known, forgotten, lives}
+	if got, want := b.having(all, "."), []string{known, lives}; !slices.Equal(got, want) {
+		t.Errorf("of %v %v are left, want %v", all, got, want)
+	}
+	if got := b.having([]string{"active", "ready"}, "."); len(got) != 2 {
+		t.Errorf("of the supervisor's own folders only %v are left", got)
+	}
+	release(lives)
+	exited(t, b.end(t, lives), 0)
+	o := order()
+	o.Run = forgotten
+	b.start(t, o) // for the clean-up, which asks for its end
+}
+
+func TestNothingIsSweptWhenNobodyCanTellWhatIsKnown(t *testing.T) {
+	b, release := newHoard(t)
+	run := b.write(t)
+	release(run)
+	exited(t, b.end(t, run), 0)
+	unavailable := errors.New("unavailable")
+	if _, err := process.Sweep(t.Context(), b.dir, func(string) (bool, error) { return false, unavailable }); !errors.Is(err, unavailable) {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := process.Sweep(ctx, b.dir, func(string) (bool, error) { return false, nil }); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if len(b.having([]string{run}, "output")) == 0 {
+		t.Error("it was removed")
+	}
+}
