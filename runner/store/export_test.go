@@ -10,10 +10,11 @@ import (
 func (s *SQLite) Plans(ctx context.Context) (map[string][]string, error) {
 	plans := map[string][]string{}
 	for _, query := range []string{
-		sqlRun, sqlInput, sqlInFlight, sqlLast, sqlQueue, sqlActive, sqlJoin, sqlEnd, sqlPromote, sqlDropQueue, sqlDropRun,
+		sqlRun, sqlInput, sqlInFlight, sqlFirst, sqlLast, sqlQueue, sqlActive, sqlJoin, sqlEnd, sqlPromote, sqlRequeue, sqlDropQueue, sqlDropRun,
 		sqlDropExpired, sqlClaim, sqlUnclaim, sqlList + sqlNewestFirst,
 		sqlListPast + sqlNewestFirst, sqlListPast + sqlOfHook + sqlNewestFirst, sqlListPast + sqlOfCaller + sqlNewestFirst,
 		sqlListPast + sqlOfBoth + sqlNewestFirst, sqlListActive + sqlNewestFirst, sqlListActive + sqlOfBoth + sqlNewestFirst,
+		sqlListPast + sqlOfJoined + sqlNewestFirst, sqlListPast + sqlOfJoined + sqlAndHook + sqlNewestFirst, sqlListActive + sqlOfJoined + sqlNewestFirst,
 		sqlNextHook, sqlOld, sqlNewest, sqlOlder, sqlPruneRun, sqlPruneStale, sqlPruneClaims,
 	} {
 		err := s.reader.rows(ctx, func(rows *sql.Rows) error {

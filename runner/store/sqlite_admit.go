@@ -7,13 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"sallyport/runner"
 )
 
 // Admit records a run and the claim of its delivery, both or neither, and
-// decides its state: Running when nothing of its flight runs, else what the
-// policy says. The state and start that run has are not looked at. A delivery
+// decides its state: Running when nothing of its flight runs or waits, else what
+// the policy says. The state and start that run has are not looked at. A delivery
 // claimed before is *runner.Replayed or runner.ErrReused; one refused for
 // being busy is *runner.Busy (of which RetryAfter is left to the caller), and
 // leaves no trace. The caller starts nothing on any error.
@@ -41,6 +42,9 @@ func (s *SQLite) admit(ctx context.Context, tx *prepared, run runner.Run, c runn
 	}
 	run.Created, run.Started, run.End = instant(micros(run.Created)), instant(0), runner.End{}
 	current, err := tx.run(ctx, sqlInFlight, run.Flight)
+	if errors.Is(err, runner.ErrUnknown) { // who waits for something that got away is before it
+		current, err = tx.run(ctx, sqlFirst, run.Flight)
+	}
 	var a runner.Admission
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
@@ -77,7 +81,9 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 			return a, err
 		}
 	case runner.Replace:
-		a.Stop, a.Position = &current, 1
+		if a.Position = 1; current.State == runner.Running {
+			a.Stop = &current
+		}
 		a.Superseded, err = tx.runs(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()), "replaced by run "+run.ID)
 		if err != nil {
 			return a, err
@@ -88,8 +94,9 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 	return a, insertRun(ctx, tx, run, last+1, in)
 }
 
-// join gives the parameters of run to the last that waits. There is more than
-// one only when the hook's policy was another before.
+// join gives the parameters of run to the last that waits, and its caller; the
+// one before stays known. There is more than one only when the hook's policy was
+// another before, or when one was put back.
 func join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (runner.Run, error) {
 	pending, err := tx.run(ctx, sqlLast, run.Flight)
 	if err != nil {
@@ -99,7 +106,12 @@ func join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (ru
 	if err != nil {
 		return runner.Run{}, fmt.Errorf("writing the parameters: %w", err)
 	}
-	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin)
+	standsFor := slices.DeleteFunc(distinct(append(pending.StandsFor, pending.Caller)), func(c string) bool { return c == run.Caller })
+	names, err := json.Marshal(append([]string{}, standsFor...))
+	if err != nil {
+		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
+	}
+	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names))
 }
 
 func insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in runner.Feed) error {

@@ -58,14 +58,17 @@ func BenchmarkAdmit(b *testing.B) {
 	}
 }
 
-// BenchmarkAppend is the floor: a record of 512 bytes, appended and synced.
-func BenchmarkAppend(b *testing.B) {
+// BenchmarkDurable holds Admit against the floor, a record of 512 bytes that is
+// appended and synced: one and the other in turn, because the disk's own time
+// differs more than they do.
+func BenchmarkDurable(b *testing.B) {
+	s := open(b)
 	file, err := os.Create(filepath.Join(b.TempDir(), "log"))
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = file.Close() })
-	var took []time.Duration
+	var appended, admitted []time.Duration
 	for b.Loop() {
 		before := time.Now()
 		if _, err := file.Write(make([]byte, 512)); err != nil {
@@ -74,17 +77,36 @@ func BenchmarkAppend(b *testing.B) {
 		if err := syscall.Fdatasync(int(file.Fd())); err != nil {
 			b.Fatal(err)
 		}
-		took = append(took, time.Since(before))
+		appended = append(appended, time.Since(before))
+		r := newRun(b, "build", "flight")
+		before = time.Now()
+		admit(b, s, r, runner.Policy{})
+		admitted = append(admitted, time.Since(before))
+		finish(b, s, r.ID)
+		// As happens once a second; the log is then written over, which costs the
+		// disk less than to make it longer.
+		if len(admitted)%100 == 0 {
+			if _, err := s.Checkpoint(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
 	}
-	report(b, took)
+	report(b, admitted)
+	slices.Sort(appended)
+	middle := len(appended) / 2
+	b.ReportMetric(float64(appended[middle].Microseconds()), "append-p50-µs")
+	b.ReportMetric(float64(admitted[middle])/float64(appended[middle]), "admit/append-p50")
 }
 
-// past makes a store with n ended runs of 100 hooks and 50 callers, one in a
-// hundred of them failed.
+// past makes a store with n ended runs.
 func past(b *testing.B, n int) string {
 	b.Helper()
 	dir := filepath.Join(b.TempDir(), "state")
 	if err := openIn(b, dir).Close(); err != nil {
+		b.Fatal(err)
+	}
+	fill, err := os.ReadFile("testdata/past.sql")
+	if err != nil {
 		b.Fatal(err)
 	}
 	db, err := sql.Open("sqlite", filepath.Join(dir, "state.db")+"?_pragma=synchronous(OFF)")
@@ -92,34 +114,15 @@ func past(b *testing.B, n int) string {
 		b.Fatal(err)
 	}
 	defer db.Close() //nolint:errcheck // what is read from it afterwards tells
-	const step = 1000
-	for from := 0; from < n; from += step {
-		var rows, claims []string
-		for i := from; i < min(from+step, n); i++ {
-			at := time.UnixMilli(1_700_000_000_000).Add(time.Duration(i) * time.Second)
-			state := "succeeded"
-			if i%100 == 0 {
-				state = "failed"
-			}
-			rows = append(rows, fmt.Sprintf(`('%s','hook%d','caller%d','hook%[2]d/x','%[4]s',0,'{"ref":"refs/heads/main","sha":"0123456789abcdef"}',%[5]d,%[5]d,%[5]d,0,'')`,
-				idAt(at, i), i%100, i/100%50, state, at.UnixMicro()))
-			claims = append(claims, fmt.Sprintf(`('hook%d','%032x','%s',zeroblob(32),0,%d)`, i%100, i, idAt(at, i), at.UnixMicro()))
-		}
-		for _, query := range []string{
-			`INSERT INTO runs (id,hook,caller,flight,state,place,params,created,started,ended,exit_code,trace) VALUES ` + strings.Join(rows, ","),
-			`INSERT INTO claims VALUES ` + strings.Join(claims, ","),
-		} {
-			if _, err := db.ExecContext(b.Context(), query); err != nil {
-				b.Fatal(err)
-			}
-		}
+	if _, err := db.ExecContext(b.Context(), strings.NewReplacer("COUNT", fmt.Sprint(n), "HOOKS", "100").Replace(string(fill))); err != nil {
+		b.Fatal(err)
 	}
 	return dir
 }
 
 // BenchmarkPast looks at and adds to a long history.
 func BenchmarkPast(b *testing.B) {
-	for _, n := range []int{0, 100_000, 1_000_000} {
+	for _, n := range []int{1, 1_000_000} {
 		b.Run(fmt.Sprint("runs=", n), func(b *testing.B) {
 			dir := past(b, n)
 			before := time.Now()
@@ -156,7 +159,7 @@ func BenchmarkPast(b *testing.B) {
 			})
 			b.Run("Prune", func(b *testing.B) {
 				for b.Loop() {
-					if _, err := s.Prune(b.Context(), store.Retention{Default: store.Keep{Count: 5_000, Age: 9e18}}); err != nil {
+					if _, _, err := s.Prune(b.Context(), store.Retention{Default: store.Keep{Count: 5_000, Age: 9e18}}); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -84,6 +84,15 @@ func (s *SQLite) Promote(ctx context.Context) (promoted []runner.Run, err error)
 	return promoted, err
 }
 
+// Requeue makes a running run wait again, before all others of its flight. A
+// run that does not run stays as it is.
+func (s *SQLite) Requeue(ctx context.Context, id string) error {
+	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		_, err := tx.exec(ctx, sqlRequeue, id)
+		return err
+	})
+}
+
 // CancelQueued ends a run that waits as Cancelled and tells whether it did.
 // Any other run is returned as it stands. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) CancelQueued(ctx context.Context, id string) (run runner.Run, cancelled bool, err error) {

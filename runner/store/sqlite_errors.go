@@ -39,7 +39,11 @@ func unavailable(doing string, err error) error {
 	case !errors.As(err, &failure): // of database/sql: closed, or a row that does not read
 		return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)
 	}
-	switch failure.Code() & 0xff { // the rest of an extended code is detail
+	code := failure.Code() & 0xff                       // the rest of an extended code is detail
+	if failure.Code() == sqlite3.SQLITE_IOERR_SHMSIZE { // but this: no room for the index of the log
+		code = sqlite3.SQLITE_FULL
+	}
+	switch code {
 	case sqlite3.SQLITE_FULL:
 		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrDiskFull, doing, err)
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:

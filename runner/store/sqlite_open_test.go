@@ -140,6 +140,35 @@ func TestANewerSchemaIsRefusedAndLeftAsItIs(t *testing.T) {
 	openIn(t, dir)
 }
 
+// crashed returns a folder as a crash leaves it: the database, and a log beside
+// it that does not hide what becomes of the database.
+func crashed(t *testing.T) (dir string) {
+	t.Helper()
+	from := filepath.Join(t.TempDir(), "state")
+	s := openIn(t, from)
+	fill(t, s, 50)
+	if whole, err := s.Checkpoint(t.Context()); err != nil || !whole {
+		t.Fatal(whole, err)
+	}
+	dir = filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"state.db", "state.db-wal"} {
+		content, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil || len(content) == 0 {
+			t.Fatalf("%s of %d bytes: %v", name, len(content), err)
+		}
+		if name == "state.db-wal" {
+			content = content[:32] // its header; all of it was copied
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
 func TestACorruptFileIsRefused(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"no database": func([]byte) []byte { return make([]byte, 8192) },
@@ -150,12 +179,7 @@ func TestACorruptFileIsRefused(t *testing.T) {
 		"cut off":        func(b []byte) []byte { return b[:len(b)/2/4096*4096] },
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "state")
-			s := openIn(t, dir)
-			fill(t, s, 50)
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
+			dir := crashed(t)
 			file := filepath.Join(dir, "state.db")
 			content, err := os.ReadFile(file)
 			if err != nil {

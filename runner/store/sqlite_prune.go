@@ -42,16 +42,17 @@ const (
 
 // Prune takes one small step: it forgets ended runs beyond the retention, and
 // claims that refuse nothing any more, at most a batch of each, and returns
-// the ids of the runs. Claims stay when their runs go. Who calls it repeats it
-// until a step returns fewer than the batch.
-func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, err error) {
+// the ids of the runs, and whether there may be more to forget. Claims stay when
+// their runs go.
+func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more bool, err error) {
 	r.Batch = cmp.Or(r.Batch, 50)
 	r.Claims = cmp.Or(r.Claims, 30*24*time.Hour)
 	now := s.now()
 	ids, err := s.beyond(ctx, r, now)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	var stale, old int64
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
 		removed = removed[:0]
 		for _, id := range ids {
@@ -63,16 +64,16 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, err 
 				removed = append(removed, id)
 			}
 		}
-		if _, err := tx.exec(ctx, sqlPruneStale, micros(now), r.Batch); err != nil {
+		if stale, err = tx.exec(ctx, sqlPruneStale, micros(now), r.Batch); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, sqlPruneClaims, micros(now.Add(-r.Claims)), r.Batch)
+		old, err = tx.exec(ctx, sqlPruneClaims, micros(now.Add(-r.Claims)), r.Batch)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return removed, nil
+	return removed, max(len(ids), int(stale), int(old)) == r.Batch, nil
 }
 
 // beyond finds runs that the retention does not keep, without the writer.

@@ -101,6 +101,19 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 	t.Helper()
 	for next := &r; next != nil; {
 		now := *next
+		if rand.IntN(8) == 0 { // in vain
+			if err := s.Requeue(t.Context(), now.ID); err != nil {
+				t.Error(err)
+			}
+			promoted, err := s.Promote(t.Context())
+			if err != nil {
+				t.Error(err)
+			}
+			for _, again := range promoted {
+				runAll(t, s, w, again)
+			}
+			return
+		}
 		w.start(t, now)
 		if got, err := s.Get(t.Context(), now.ID); err != nil || got.State != runner.Running { // and so it takes a while
 			t.Errorf("%s runs as %q: %v", now.ID, got.State, err)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -89,6 +90,8 @@ const (
 	sqlOfHook      = ` AND hook = $5`
 	sqlOfCaller    = ` AND caller = $5`
 	sqlOfBoth      = ` AND hook = $5 AND caller = $6`
+	sqlOfJoined    = ` AND stands_for <> '[]' AND replace(stands_for, $5, '') <> stands_for`
+	sqlAndHook     = ` AND hook = $6`
 	sqlNewestFirst = ` ORDER BY id DESC LIMIT $3`
 )
 
@@ -102,7 +105,7 @@ type part struct {
 // each hook, caller and state. A query with all of them at once would read and
 // sort every run that matches, or read every run that does not.
 func parts(f runner.Filter) (parts []part) {
-	if len(f.Hooks)+len(f.Callers)+len(f.States) == 0 {
+	if len(f.Hooks)+len(f.Callers)+len(f.States) == 0 && f.Joined == "" {
 		return []part{{query: sqlList + sqlNewestFirst}}
 	}
 	states := f.States
@@ -115,6 +118,10 @@ func parts(f runner.Filter) (parts []part) {
 			list = sqlListActive
 		}
 		for _, hook := range orAny(f.Hooks) {
+			if f.Joined != "" {
+				parts = append(parts, joinedPart(list, state, hook, f.Joined))
+				continue
+			}
 			for _, caller := range orAny(f.Callers) {
 				p := part{query: list + sqlNewestFirst, args: []any{state}}
 				switch {
@@ -130,6 +137,17 @@ func parts(f runner.Filter) (parts []part) {
 		}
 	}
 	return parts
+}
+
+// joinedPart lists the runs that stand for a caller.
+func joinedPart(list string, state runner.State, hook *string, caller string) part {
+	name, _ := json.Marshal(caller) // a string can always be written
+	p := part{query: list + sqlOfJoined, args: []any{state, string(name)}}
+	if hook != nil {
+		p = part{query: p.query + sqlAndHook, args: append(p.args, *hook)}
+	}
+	p.query += sqlNewestFirst
+	return p
 }
 
 func allStates() []runner.State {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,20 +15,21 @@ import (
 // PostgreSQL both. States stand in them as text where a partial index is to be
 // found by them.
 const (
-	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt`
+	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt, stands_for`
 
 	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin, rerun_of, attempt)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
+	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1`
 	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place DESC LIMIT 1`
 	sqlQueue    = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
 	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
 	// What runs, and who asked for it, are one: a pending run never keeps the
 	// name of one caller with the parameters of another.
-	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5 WHERE id = $1 RETURNING ` + runColumns
+	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6 WHERE id = $1 RETURNING ` + runColumns
 
 	// The input is kept where a run may be asked for again without anybody
 	// sending it again.
@@ -36,6 +38,10 @@ const (
 	sqlPromote = `UPDATE runs SET state = 'running', started = $2
 		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1)
 		AND NOT EXISTS (SELECT 1 FROM runs WHERE flight = $1 AND state = 'running') RETURNING ` + runColumns
+
+	sqlRequeue = `UPDATE runs SET state = 'queued', started = 0,
+		place = (SELECT COALESCE(MIN(place), 1) - 1 FROM runs AS others WHERE others.flight = runs.flight AND others.state = 'queued')
+		WHERE id = $1 AND state = 'running'`
 
 	sqlDropQueue   = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
 	sqlDropRun     = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
@@ -70,15 +76,15 @@ func (p *prepared) run(ctx context.Context, query string, args ...any) (runner.R
 }
 
 func scanRun(rows *sql.Rows) (r runner.Run, err error) {
-	var params []byte
+	var params, standsFor []byte
 	var created, started, ended int64
 	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
-		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt)
+		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor)
 	if err != nil {
 		return r, unavailable("reading a run", err)
 	}
-	if err := json.Unmarshal(params, &r.Params); err != nil {
-		return r, fmt.Errorf("%w: %w: reading the parameters of run %s: %w", ErrUnavailable, ErrCorrupt, r.ID, err)
+	if err := errors.Join(json.Unmarshal(params, &r.Params), json.Unmarshal(standsFor, &r.StandsFor)); err != nil {
+		return r, fmt.Errorf("%w: %w: reading run %s: %w", ErrUnavailable, ErrCorrupt, r.ID, err)
 	}
 	r.Created, r.Started, r.Ended = instant(created), instant(started), instant(ended)
 	switch r.State {

@@ -177,6 +177,78 @@ func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.
 	}
 }
 
+func TestAJoinedRunStaysKnownToAllWhoseDeliveriesWaitInIt(t *testing.T) {
+	s := open(t)
+	policy := runner.Policy{Kind: runner.Join}
+	first := admit(t, s, newRun(t, "build", "f"), policy)
+	var pending runner.Run
+	for _, c := range []struct {
+		caller string
+		others []string
+	}{{"a_b", nil}, {"axb", []string{"a_b"}}, {"axb", []string{"a_b"}}, {"ops", []string{"a_b", "axb"}}, {"a_b", []string{"axb", "ops"}}} {
+		r := newRun(t, "build", "f")
+		r.Caller = c.caller
+		pending = admit(t, s, r, policy).Run
+		if pending.Caller != c.caller || !slices.Equal(pending.StandsFor, c.others) {
+			t.Errorf("%s: %+v", c.caller, pending)
+		}
+	}
+	for _, happens := range []func(){func() {}, func() { finish(t, s, first.Run.ID) }, func() { finish(t, s, pending.ID) }} {
+		happens()
+		for f, want := range map[*runner.Filter]bool{
+			{Joined: "axb"}: true, {Joined: "ops", Hooks: []string{"build"}}: true, {Joined: "ops", Hooks: []string{"other"}}: false,
+			{Joined: "a_b"}: false, {Joined: "op"}: false, {Joined: "a%"}: false, {Joined: "axb", Before: pending.ID}: false,
+		} {
+			runs, _, err := s.List(t.Context(), *f)
+			if err != nil || (len(runs) == 1 && runs[0].ID == pending.ID) != want || !want && len(runs) > 0 {
+				t.Errorf("%+v: %+v, %v", *f, runs, err)
+			}
+		}
+	}
+}
+
+func TestAPutBackRunIsTheFirstAndWhoComesWaitsBehindIt(t *testing.T) {
+	s := open(t)
+	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
+	requeue := func(id string) {
+		t.Helper()
+		if err := s.Requeue(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := admit(t, s, newRun(t, "build", "f"), policy)
+	requeue(first.Run.ID)
+	if r := state(t, s, first.Run.ID, runner.Queued); !r.Started.IsZero() {
+		t.Errorf("it has started: %+v", r)
+	}
+	second := admit(t, s, newRun(t, "build", "f"), policy)
+	if second.Run.State != runner.Queued || second.Position != 2 {
+		t.Errorf("second: %+v", second)
+	}
+	for range 2 {
+		promoted, err := s.Promote(t.Context())
+		if err != nil || len(promoted) != 1 || promoted[0].ID != first.Run.ID || promoted[0].Started.IsZero() {
+			t.Fatalf("promoted: %+v, %v", promoted, err)
+		}
+		requeue(first.Run.ID)
+		requeue(first.Run.ID) // once more changes nothing
+	}
+	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{Kind: runner.Reject}, runner.Feed{})
+	if b := new(runner.Busy); !errors.As(err, &b) || b.Run.ID != first.Run.ID {
+		t.Errorf("reject: %v", err)
+	}
+	third := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	if third.Stop != nil || len(third.Superseded) != 2 || third.Position != 1 || third.Run.State != runner.Queued {
+		t.Errorf("replace: %+v", third)
+	}
+	if promoted, err := s.Promote(t.Context()); err != nil || len(promoted) != 1 || promoted[0].ID != third.Run.ID {
+		t.Errorf("promoted: %+v, %v", promoted, err)
+	}
+	finish(t, s, third.Run.ID)
+	requeue(third.Run.ID) // what has ended stays so
+	state(t, s, third.Run.ID, runner.Succeeded)
+}
+
 func TestReplaceStopsTheRunningAndDropsWhatWaits(t *testing.T) {
 	s := open(t)
 	first := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
@@ -517,12 +589,12 @@ func TestPruneKeepsTheNewestTheYoungTheActiveAndTheClaims(t *testing.T) {
 	}
 	var removed []string
 	for {
-		some, err := s.Prune(t.Context(), r)
+		some, more, err := s.Prune(t.Context(), r)
 		if err != nil || len(some) > r.Batch {
 			t.Fatalf("%d removed, %v", len(some), err)
 		}
 		removed = append(removed, some...)
-		if len(some) < r.Batch {
+		if !more {
 			break
 		}
 	}
@@ -530,7 +602,7 @@ func TestPruneKeepsTheNewestTheYoungTheActiveAndTheClaims(t *testing.T) {
 	late := newRun(t, "hook0", "late")
 	admit(t, s, late, runner.Policy{})
 	finish(t, s, late.ID)
-	some, err := s.Prune(t.Context(), r)
+	some, _, err := s.Prune(t.Context(), r)
 	if err != nil || len(some) != 1 {
 		t.Fatalf("one too many: %v %v", err, some)
 	}
@@ -570,8 +642,10 @@ func TestClaimsGoWhenTheyRefuseNothingAnyMore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Prune(t.Context(), store.Retention{}); err != nil {
-		t.Fatal(err)
+	for batch := range 2 { // one of each kind goes, so a step of one may have left some
+		if _, more, err := s.Prune(t.Context(), store.Retention{Batch: batch + 1}); err != nil || more == (batch > 0) {
+			t.Fatal(more, err)
+		}
 	}
 	for key, want := range map[string]error{
 		"stale by itself": runner.ErrUnknown, "ageless and old": runner.ErrUnknown,

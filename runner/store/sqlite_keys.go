@@ -1,0 +1,41 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+
+	"sallyport/internal/keyuse"
+)
+
+const (
+	sqlUseKey = `INSERT INTO key_uses (caller, scheme, key, used) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (caller, scheme, key) DO UPDATE SET used = excluded.used WHERE excluded.used > key_uses.used`
+	sqlKeyUses = `SELECT caller, scheme, key, used FROM key_uses ORDER BY caller, scheme, key`
+)
+
+// SaveKeyUses records when keys were last used. It never goes back in time.
+func (s *SQLite) SaveKeyUses(ctx context.Context, uses []keyuse.Use) error {
+	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		for _, u := range uses {
+			if _, err := tx.exec(ctx, sqlUseKey, u.Caller, u.Scheme, u.Key, micros(u.At)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// KeyUses returns when each key was last used, by caller, scheme and key.
+func (s *SQLite) KeyUses(ctx context.Context) (uses []keyuse.Use, err error) {
+	err = s.reader.rows(ctx, func(rows *sql.Rows) error {
+		var u keyuse.Use
+		var used int64
+		if err := rows.Scan(&u.Caller, &u.Scheme, &u.Key, &used); err != nil {
+			return err
+		}
+		u.At = instant(used)
+		uses = append(uses, u)
+		return nil
+	}, sqlKeyUses)
+	return uses, err
+}
