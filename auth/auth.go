@@ -1,29 +1,39 @@
 // Package auth tells who sent a delivery and whether it is fresh. Everything
 // in it is a pure function of the delivery and of the compiled callers: it
 // reads no clock, opens no connection and keeps no state, so one row of a test
-// is one fact. What a refused sender is told is decided elsewhere and is always
-// the same; the Refusal is for the operator.
+// is one fact. (Keys of issuers are what package keyset has of them by then,
+// and what certs.Clients believes by SPIFFE is the Workload API's; Await is
+// apart.) What a refused sender is told is decided elsewhere and is always the
+// same; the Refusal is for the operator.
 package auth
 
 import (
+	"context"
 	"crypto/tls"
+	"errors"
 	"net/http"
+	"net/url"
 	"time"
+
+	"sallyport/auth/keyset"
 )
 
 // Delivery is one request as authentication sees it.
 type Delivery struct {
-	Header http.Header
-	Body   []byte               // whole and raw: what is signed is what arrived
-	TLS    *tls.ConnectionState // of this request, so resumed sessions are covered
-	Now    time.Time
+	Method    string
+	Authority string   // host, or host:port, that the request is for
+	URL       *url.URL // path and query of the target, as they came
+	Header    http.Header
+	Body      []byte               // whole and raw: what is signed is what arrived
+	TLS       *tls.ConnectionState // of this request, so resumed sessions are covered
+	Now       time.Time
 }
 
 // Identity is what a verified credential proves.
 type Identity struct {
 	Caller string
-	Scheme string // hmac, jwt, mtls or token
-	Key    string // id of the key that verified; for mtls the matched name
+	Scheme string // hmac, signature, jwt, mtls or token
+	Key    string // id of the key that verified; for mtls the matched name or fingerprint
 
 	// Replay identifies this delivery among all of all callers: a digest of the
 	// signed id, else of what was signed, or of the token. Empty where
@@ -36,6 +46,9 @@ type Identity struct {
 	// Replay with another BodyDigest is an attack, not a repetition.
 	OneBody    bool
 	BodyDigest [32]byte // SHA-256 of the body
+	// Target is set where Replay covers method and target too, so that a request
+	// without a body is known by it as well.
+	Target bool
 
 	Event  string         // what the sender calls this kind of delivery, if it says; not signed if it is a header
 	Claims map[string]any // of a verified JWT, as strictjson decodes them
@@ -50,6 +63,7 @@ const (
 	Malformed Reason = "malformed" // present, but not of the form its scheme has
 	Wrong     Reason = "wrong"     // well formed, and verified by no key
 	Stale     Reason = "stale"     // verified, but outside its time
+	Revoked   Reason = "revoked"   // verified, but taken back by its CA
 )
 
 // Refusal is the error of Authenticate. It is for the log, never for the sender.
@@ -59,6 +73,16 @@ type Refusal struct {
 	Caller string // set only where the credential verified, or names its caller itself
 	Key    string
 	Detail string // no secret and no bytes of the request but what is printable and short
+
+	keys *keyset.Set // that may have a key for the credential when it is fetched anew
+}
+
+// Await reports whether a delivery that was refused with err is worth being
+// judged once more: if a key was missing that its issuer may have published since,
+// it waits for the issuer's keys, a few seconds at most.
+func Await(ctx context.Context, err error) bool {
+	var r *Refusal
+	return errors.As(err, &r) && r.keys != nil && r.keys.Await(ctx)
 }
 
 func (r *Refusal) Error() string {

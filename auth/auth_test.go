@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"sallyport/auth"
+	"sallyport/auth/keyset"
+	"sallyport/certs"
 	"sallyport/internal/problem"
 )
 
@@ -25,13 +27,16 @@ const (
 // bench compiles callers, with a folder for their keys.
 type bench struct {
 	testing.TB
-	dir   string
-	specs map[string]*auth.CallerSpec
+	dir      string
+	clientCA string // file
+	specs    map[string]*auth.CallerSpec
+
+	inForce map[keyset.Source]*keyset.Set
 }
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
-	return &bench{t, t.TempDir(), map[string]*auth.CallerSpec{}}
+	return &bench{TB: t, dir: t.TempDir(), specs: map[string]*auth.CallerSpec{}}
 }
 
 // key writes a key file and returns its specification.
@@ -88,7 +93,9 @@ func (b *bench) compile() *auth.Callers {
 
 func (b *bench) try() (*auth.Callers, *problem.List) {
 	p := &problem.List{}
-	c := auth.Compile(b.specs, auth.Sources{Dir: b.dir}, p.At("callers"))
+	clients := certs.LoadClients(certs.Spec{ClientCA: b.clientCA}, b.dir, time.Now(), nil, p.At("tls"))
+	c := auth.Compile(b.specs, auth.Sources{Dir: b.dir, Clients: clients, Now: time.Now(), KeySets: b.inForce}, p.At("callers"))
+	clients.Complete(nil, p.At("tls"))
 	// At has given the list behind p its place, so p sees what was added there.
 	return c, p
 }

@@ -6,8 +6,8 @@ import (
 	"iter"
 	"maps"
 	"slices"
-	"strings"
 
+	"sallyport/auth/keyset"
 	"sallyport/internal/problem"
 )
 
@@ -25,21 +25,25 @@ type Callers struct {
 	all    []*caller // in the order of their names
 	reads  []string  // the headers that decide; none may be there twice
 	tokens []string  // the headers that hold a static token
+
+	keySets map[keyset.Source]*keyset.Set // that are fetched
 }
 
 type caller struct {
-	name   string
-	replay string // check, allow, or empty for the default of the credential
-	hmac   []hmacKey
-	jwt    *jwtRule
-	tokens *tokenRule
-	mtls   *MTLSSpec
+	name      string
+	replay    string // check, allow, or empty for the default of the credential
+	hmac      []hmacKey
+	signature *signatureRule
+	jwt       *jwtRule
+	tokens    *tokenRule
+	mtls      *mtlsRule
 }
 
 // Compile checks all callers and reads their keys. Everything that is wrong
 // goes to p, under the caller's name; if p is bad, the result must not be used.
 func Compile(specs map[string]*CallerSpec, src Sources, p *problem.List) *Callers {
-	c := &Callers{byName: map[string]*caller{}}
+	c := &Callers{byName: map[string]*caller{}, keySets: map[keyset.Source]*keyset.Set{}}
+	src.made = c.keySets
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
 		one := compileCaller(name, specs[name], src, p.At(name))
 		c.byName[name] = one
@@ -52,8 +56,8 @@ func Compile(specs map[string]*CallerSpec, src Sources, p *problem.List) *Caller
 
 func compileCaller(name string, spec *CallerSpec, src Sources, p *problem.List) *caller {
 	c := &caller{name: name}
-	if spec == nil || spec.HMAC == nil && spec.JWT == nil && spec.MTLS == nil && spec.Token == nil {
-		p.Errorf("needs a credential: hmac, jwt, mtls or token")
+	if spec == nil || spec.HMAC == nil && spec.Signature == nil && spec.JWT == nil && spec.MTLS == nil && spec.Token == nil {
+		p.Errorf("needs a credential: hmac, signature, jwt, mtls or token")
 		return c
 	}
 	c.replay = spec.Replay
@@ -63,14 +67,18 @@ func compileCaller(name string, spec *CallerSpec, src Sources, p *problem.List) 
 	if spec.HMAC != nil {
 		c.hmac = compileHMAC(spec.HMAC, src, p.At("hmac"))
 	}
+	if spec.Signature != nil {
+		c.signature = compileSignature(spec.Signature, src, p.At("signature"))
+	}
 	if spec.JWT != nil {
 		c.jwt = compileJWT(spec.JWT, src, p.At("jwt"))
 	}
 	if spec.Token != nil {
 		c.tokens = compileToken(spec.Token, src, p.At("token"))
 	}
+	spec.warnEnds(src.Now, p)
 	if spec.MTLS != nil {
-		c.mtls = compileMTLS(spec.MTLS, p.At("mtls"))
+		c.mtls = compileMTLS(spec.MTLS, src.Clients, p.At("mtls"))
 	}
 	return c
 }
@@ -80,6 +88,9 @@ func (c *Callers) collectHeaders() {
 		for i := range one.hmac {
 			s := one.hmac[i].scheme
 			c.reads = append(c.reads, s.spec.Header, s.tsHeader, s.idHeader)
+		}
+		if one.signature != nil {
+			c.reads = append(c.reads, "Signature-Input", "Signature", "Content-Digest")
 		}
 		if one.jwt != nil {
 			c.reads = append(c.reads, "Authorization")
@@ -114,8 +125,15 @@ func (c *Callers) checkShared(p *problem.List) {
 			k := &one.hmac[i]
 			shared(p.At("hmac", "keys"), one.name, "hmac", k.scheme.spec.Header, string(k.bytes))
 		}
+		if s := one.signature; s != nil {
+			for i := range s.keys {
+				shared(p.At("signature", "keys"), one.name, "signature", s.keys[i].id, string(material(s.keys[i].key)))
+			}
+		}
 		if m := one.mtls; m != nil {
-			shared(p.At("mtls"), one.name, "mtls", m.URI, strings.ToLower(m.DNS), m.CN)
+			for _, name := range m.spec.names() {
+				shared(p.At("mtls"), one.name, "mtls", m.spec.CA, name.kind, name.text)
+			}
 		}
 		if t := one.tokens; t != nil {
 			for i := range t.keys {
@@ -131,6 +149,9 @@ func (c *Callers) checkShared(p *problem.List) {
 // SecretHeaders returns the headers in which a secret stands as it is, so that
 // nobody takes a parameter from them.
 func (c *Callers) SecretHeaders() []string { return append([]string{"Authorization"}, c.tokens...) }
+
+// KeySets returns the key sets that a keyset.Keeper has to keep.
+func (c *Callers) KeySets() map[keyset.Source]*keyset.Set { return c.keySets }
 
 // Names returns the names of all callers, in order.
 func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
@@ -151,7 +172,7 @@ func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
 			return nil, refuse(Malformed, "", "the header %s is over %d bytes", name, maxHeader)
 		}
 	}
-	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.byHMAC, c.byJWT, c.byOther, c.byToken, c.byMTLS} {
+	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.bySignature, c.byHMAC, c.byJWT, c.byOther, c.byToken, c.byMTLS} {
 		if id, err := kind(d, hook); !errors.Is(err, errAbsent) {
 			return id, err
 		}
@@ -196,7 +217,7 @@ func (c *caller) replayCheck(scheme string) bool {
 	if c.replay != "" {
 		return c.replay == "check"
 	}
-	return scheme == "hmac" || scheme == "jwt"
+	return scheme == "hmac" || scheme == "signature" || scheme == "jwt"
 }
 
 func refuse(reason Reason, scheme, format string, a ...any) *Refusal {

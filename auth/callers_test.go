@@ -13,7 +13,7 @@ import (
 )
 
 func TestADeliveryWithoutACredentialIsAbsent(t *testing.T) {
-	b := newBench(t)
+	b := newAuthority(t).trusted()
 	b.hmac("github", "github", secretA)
 	b.token("gitlab", "X-Gitlab-Token", secretB)
 	b.jwt("ci", nil, b.key("", ring().hs256))
@@ -268,6 +268,11 @@ func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 	b.hmac("curve", "discord", strings.Repeat("ab", 31))
 	b.caller("mtls").MTLS = &auth.MTLSSpec{URI: "a", CN: "b"}
 	b.caller("wild").MTLS = &auth.MTLSSpec{DNS: "*.example.com"}
+	b.caller("ca-less").MTLS = &auth.MTLSSpec{CN: "etl"}
+	b.caller("absent").MTLS = &auth.MTLSSpec{CN: "etl", CA: "absent.pem"}
+	b.caller("sha1").MTLS = &auth.MTLSSpec{Fingerprint: auth.Fingerprints{strings.Repeat("AB:", 31) + "AB", strings.Repeat("ab", 20)}}
+	b.caller("domain").MTLS = &auth.MTLSSpec{URI: "spiffe://corp"}
+	b.caller("upper").MTLS = &auth.MTLSSpec{URI: "spiffe://Corp/etl"}
 	b.hmac("many", "github", make([]string, 65)...)
 	for path, want := range map[string]string{
 		"error callers.none: ":                     "needs a credential",
@@ -280,11 +285,16 @@ func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 		"error callers.twins.hmac.keys.1.id":       "another key",
 		"error callers.noid.hmac.keys.1":           "needs an id",
 		"error callers.dates.hmac.keys.0.not_afte": "never valid",
-		"error callers.alg.hmac.keys.0.alg":        "jwt only",
+		"error callers.alg.hmac.keys.0.alg":        "jwt and signature only",
 		"error callers.base64.hmac.keys.0":         "not base64",
 		"error callers.whsk.hmac.keys.0":           "not base64",
 		"error callers.curve.hmac.keys.0":          "Ed25519 public key has 32",
-		"error callers.mtls.mtls":                  "one of uri, dns and cn",
+		"error callers.mtls.mtls":                  "one of uri, dns, cn and fingerprint",
+		"error callers.ca-less.mtls":               "needs a ca, or tls.client_ca",
+		"error callers.absent.mtls.ca":             "no such file",
+		"error callers.sha1.mtls.fingerprint.1":    "no SHA-256 fingerprint",
+		"error callers.domain.mtls.uri":            "no SPIFFE ID",
+		"error callers.upper.mtls.uri":             "no SPIFFE ID",
 		"error callers.wild.mtls.dns":              "wildcard",
 		"error callers.many.hmac.keys":             "at most 64",
 	} {

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"sallyport/auth/keyset"
 	"sallyport/internal/problem"
 	"sallyport/internal/strictjson"
 )
@@ -25,6 +27,9 @@ type jwtRule struct {
 	claims           map[string]any
 	maxAge, leeway   time.Duration
 	keys             []jwtKey
+
+	remote     *keyset.Set // nil where the file has the keys
+	algorithms []string    // of remote
 }
 
 // jwtKey is a key with the one algorithm it is for (RFC 8725 3.1).
@@ -36,8 +41,9 @@ type jwtKey struct {
 }
 
 func compileJWT(spec *JWTSpec, src Sources, p *problem.List) *jwtRule {
+	spec.fill(p)
 	j := &jwtRule{issuer: spec.Issuer, audience: spec.Audience, maxAge: spec.MaxAge, leeway: spec.Leeway}
-	if j.issuer == "" {
+	if j.issuer == "" && spec.Preset == "" {
 		p.At("issuer").Errorf("is missing")
 	}
 	if j.audience == "" {
@@ -57,8 +63,15 @@ func compileJWT(spec *JWTSpec, src Sources, p *problem.List) *jwtRule {
 	}
 	j.claims = compileClaims(spec.Claims, p.At("claims"))
 	j.keys = compileJWTKeys(spec, src, p)
-	shared := slices.ContainsFunc(j.keys, func(k jwtKey) bool { return !strings.HasPrefix(k.alg, "HS") })
-	if shared && len(spec.Claims) == 0 {
+	j.remote = compileIssuer(spec, src, p)
+	j.algorithms = slices.DeleteFunc(keyset.Algorithms(), func(alg string) bool {
+		return len(spec.Algorithms) > 0 && !slices.Contains(spec.Algorithms, alg)
+	})
+	if j.remote != nil && len(j.algorithms) == 0 {
+		p.At("algorithms").Errorf("holds none that a key of an issuer is for: %s", strings.Join(keyset.Algorithms(), ", "))
+	}
+	shared := j.remote != nil || slices.ContainsFunc(j.keys, func(k jwtKey) bool { return !strings.HasPrefix(k.alg, "HS") })
+	if shared && len(spec.Claims) == 0 && spec.Preset == "" {
 		p.Warnf("has no claims: whoever this issuer signs for, and can name this audience, is this caller")
 	}
 	return j
@@ -83,7 +96,7 @@ func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
 		return nil, refuse(Malformed, "jwt", "the token %v", err)
 	}
 	refusal := refuse(Wrong, "jwt", "the token is of an issuer that no caller has")
-	verified := map[[32]byte]bool{}
+	verified := map[any]error{}
 	for one := range c.candidates(hook) {
 		if one.jwt == nil || t.claims["iss"] != one.jwt.issuer {
 			continue
@@ -93,6 +106,7 @@ func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
 			return id, nil
 		}
 		if refusal.Caller == "" { // the first caller whose key verified tells most
+			r.keys = cmp.Or(r.keys, refusal.keys)
 			refusal = r
 		}
 	}
@@ -169,12 +183,12 @@ func goodType(typ any) bool {
 }
 
 // presents judges the token by the caller's keys, then by its rules.
-func (c *caller) presents(t *token, d *Delivery, verified map[[32]byte]bool) (*Identity, *Refusal) {
-	k, detail := c.jwt.find(t, verified)
-	if k == nil {
-		return nil, refuse(Wrong, "jwt", "%s", detail)
+func (c *caller) presents(t *token, d *Delivery, verified map[any]error) (*Identity, *Refusal) {
+	k, r := c.jwt.find(t, d.Now, verified)
+	if r != nil {
+		return nil, r
 	}
-	r := &Refusal{Reason: Wrong, Scheme: "jwt", Caller: c.name, Key: k.id}
+	r = &Refusal{Reason: Wrong, Scheme: "jwt", Caller: c.name, Key: k.id}
 	if r.Detail = k.outside(d.Now); r.Detail != "" {
 		return nil, r
 	}
@@ -209,28 +223,59 @@ func (c *caller) presents(t *token, d *Delivery, verified map[[32]byte]bool) (*I
 
 // find returns the key that verifies the token. A kid picks among the keys that
 // have a name; what has none is tried whenever the algorithm is its own.
-func (j *jwtRule) find(t *token, verified map[[32]byte]bool) (*jwtKey, string) {
+func (j *jwtRule) find(t *token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
 	detail := "no key of the caller has the token's alg and kid"
 	for i := range j.keys {
 		k := &j.keys[i]
 		if k.alg != t.alg || t.kid != "" && k.named && k.id != t.kid {
 			continue
 		}
-		ok, done := verified[k.print]
+		err, done := verified[k.print]
 		if !done {
-			ok = k.verifies(t.raw)
-			verified[k.print] = ok
+			err = verify(t.raw, k.alg, func(*jwt.Token) (any, error) { return k.key, nil })
+			verified[k.print] = err
 		}
-		if ok {
-			return k, ""
+		if err == nil {
+			return &k.keyInfo, nil
 		}
 		detail = "the token's signature verifies with no key of the caller"
 	}
-	return nil, detail
+	if j.remote != nil {
+		return j.findRemote(t, now, verified)
+	}
+	return nil, refuse(Wrong, "jwt", "%s", detail)
 }
 
-func (k *jwtKey) verifies(raw string) bool {
-	parser := jwt.NewParser(jwt.WithValidMethods([]string{k.alg}), jwt.WithStrictDecoding(), jwt.WithJSONNumber(), jwt.WithoutClaimsValidation())
-	_, err := parser.Parse(raw, func(*jwt.Token) (any, error) { return k.key, nil })
-	return err == nil
+// findRemote is find among the keys of the issuer, which are found by kid alone:
+// to try them all would be work that anybody can ask for.
+func (j *jwtRule) findRemote(t *token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
+	if !slices.Contains(j.algorithms, t.alg) {
+		return nil, refuse(Wrong, "jwt", "the token's alg is none of the caller's")
+	}
+	err, done := verified[j.remote]
+	if !done {
+		err = verify(t.raw, t.alg, j.remote.Keyfunc(now))
+		verified[j.remote] = err
+	}
+	if err == nil {
+		return &keyInfo{id: t.kid, named: true}, nil
+	}
+	r := refuse(Wrong, "jwt", "%v", err)
+	if errors.Is(err, keyset.ErrNoKey) {
+		r.keys = j.remote
+	}
+	return nil, r
+}
+
+// verify returns nil if the token's signature verifies, and what key says if it
+// has none for the token.
+func verify(raw, alg string, key jwt.Keyfunc) error {
+	parser := jwt.NewParser(jwt.WithValidMethods([]string{alg}), jwt.WithStrictDecoding(), jwt.WithJSONNumber(), jwt.WithoutClaimsValidation())
+	var missing error
+	_, err := parser.Parse(raw, func(t *jwt.Token) (any, error) {
+		var k any
+		k, missing = key(t)
+		return k, missing
+	})
+	return cmp.Or(missing, err)
 }

@@ -1,73 +1,162 @@
 package auth
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"net/url"
 	"slices"
 	"strings"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"sallyport/certs"
 	"sallyport/internal/problem"
 )
 
-func compileMTLS(spec *MTLSSpec, p *problem.List) *MTLSSpec {
-	if btoi(spec.URI != "")+btoi(spec.DNS != "")+btoi(spec.CN != "") != 1 {
-		p.Errorf("needs one of uri, dns and cn")
+// mtlsRule is which client certificates are a caller's.
+type mtlsRule struct {
+	spec  *MTLSSpec
+	pins  map[string]certs.Trust // by fingerprint, in lower case without colons; then trust is nil
+	trust certs.Trust
+}
+
+func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *problem.List) *mtlsRule {
+	r := &mtlsRule{spec: spec}
+	switch {
+	case spec.CA != "":
+		r.trust = clients.Of(spec.CA, p.At("ca"))
+	case isSPIFFE(spec.URI) && clients.BySPIFFE() != nil:
+		r.trust = clients.BySPIFFE()
+	default:
+		r.trust = clients.ByDefault()
+	}
+	switch {
+	case btoi(spec.URI != "")+btoi(spec.DNS != "")+btoi(spec.CN != "")+btoi(len(spec.Fingerprint) > 0) != 1:
+		p.Errorf("needs one of uri, dns, cn and fingerprint")
+	case len(spec.Fingerprint) > 0:
+		r.pin(clients, p.At("fingerprint"))
+	case r.trust == nil:
+		p.Errorf("needs a ca, or tls.client_ca: without one nobody says whose certificate it is")
 	}
 	if strings.Contains(spec.DNS, "*") {
 		p.At("dns").Errorf("holds a wildcard, but names one sender")
 	}
-	return spec
+	if id, err := spiffeid.FromString(spec.URI); isSPIFFE(spec.URI) && (err != nil || id.Path() == "") {
+		p.At("uri").Errorf("is no SPIFFE ID of a workload: write spiffe://trust-domain/path")
+	}
+	return r
 }
 
-// byMTLS reads the connection of this delivery, not the handshake: a session
-// that is resumed, or kept open past the end of its certificate, is judged anew.
+func (r *mtlsRule) pin(clients *certs.Clients, p *problem.List) {
+	r.pins = map[string]certs.Trust{}
+	for i, text := range r.spec.Fingerprint {
+		print := fingerprint(text)
+		sum, err := hex.DecodeString(print)
+		if err != nil || len(sum) != sha256.Size {
+			p.Index(i).Errorf("%q is no SHA-256 fingerprint: 64 hexadecimal digits, as openssl x509 -fingerprint -sha256 prints them", text)
+			continue
+		}
+		r.pins[print] = r.trust
+		if r.spec.CA == "" {
+			r.pins[print] = clients.Pinned([sha256.Size]byte(sum), r.trust)
+		}
+	}
+	r.trust = nil
+}
+
+func fingerprint(text string) string { return strings.ToLower(strings.ReplaceAll(text, ":", "")) }
+
+func isSPIFFE(uri string) bool { return strings.HasPrefix(uri, "spiffe://") }
+
+// certName is one name that a caller's certificate may have.
+type certName struct{ kind, text string }
+
+// names returns those that a delivery can be told by.
+func (m *MTLSSpec) names() []certName {
+	var list []certName
+	for _, print := range m.Fingerprint {
+		list = append(list, certName{"fingerprint", fingerprint(print)})
+	}
+	for kind, text := range map[string]string{"uri": m.URI, "dns": strings.ToLower(m.DNS), "cn": m.CN} {
+		if text != "" {
+			list = append(list, certName{kind, text})
+		}
+	}
+	return list
+}
+
+// byMTLS judges what the client of this delivery's connection showed by the
+// trust of now, and not by that of its handshake: the connection or the session
+// may be older than a change of the configuration, or than a revocation.
 func (c *Callers) byMTLS(d *Delivery, hook []string) (*Identity, error) {
 	if d.TLS == nil || len(d.TLS.PeerCertificates) == 0 ||
 		!slices.ContainsFunc(c.all, func(one *caller) bool { return one.mtls != nil }) {
 		return nil, errAbsent
 	}
-	if len(d.TLS.VerifiedChains) == 0 || len(d.TLS.VerifiedChains[0]) == 0 {
-		return nil, refuse(Wrong, "mtls", "the client certificate leads to no trusted CA")
-	}
-	leaf := d.TLS.VerifiedChains[0][0]
+	shown := d.TLS.PeerCertificates
+	refusal := refuse(Wrong, "mtls", "the client certificate names no caller")
 	for one := range c.candidates(hook) {
 		if one.mtls == nil {
 			continue
 		}
-		name, ok := one.mtls.names(leaf)
-		switch {
-		case !ok:
-		case d.Now.Before(leaf.NotBefore) || d.Now.After(leaf.NotAfter):
-			return nil, &Refusal{Reason: Stale, Scheme: "mtls", Caller: one.name, Key: name, Detail: "the client certificate is not valid now"}
-		default:
+		name, trust := one.mtls.match(shown[0])
+		if trust == nil {
+			continue
+		}
+		err := trust(shown, d.Now)
+		if err == nil {
 			return one.unsigned("mtls", name, d), nil
 		}
+		if refusal.Reason == Wrong { // no other caller of that name is nearer
+			refusal = one.distrust(name, err)
+		}
 	}
-	return nil, refuse(Wrong, "mtls", "the client certificate names no caller")
+	return nil, refusal
 }
 
-// names tells whether the certificate is for whom m names. Names are compared
-// whole; none is a pattern.
-func (m *MTLSSpec) names(leaf *x509.Certificate) (string, bool) {
+// distrust is the refusal of a certificate that names the caller.
+func (c *caller) distrust(name string, err error) *Refusal {
 	switch {
+	case errors.Is(err, certs.ErrRevoked):
+		return &Refusal{Reason: Revoked, Scheme: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
+	case errors.Is(err, certs.ErrStale):
+		return &Refusal{Reason: Stale, Scheme: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
+	}
+	return refuse(Wrong, "mtls", "the client certificate names the caller %s, but %s", c.name, err)
+}
+
+// match returns the name that makes the certificate the caller's, and what has to
+// believe it then; nil if it is somebody else's. Names are compared whole; none
+// is a pattern.
+func (r *mtlsRule) match(leaf *x509.Certificate) (string, certs.Trust) {
+	m, ok := r.spec, false
+	switch {
+	case r.pins != nil:
+		sum := sha256.Sum256(leaf.Raw)
+		print := hex.EncodeToString(sum[:])
+		return print, r.pins[print]
 	case m.URI != "":
-		// An X.509-SVID has exactly one URI (section 2 of its specification).
-		if strings.HasPrefix(m.URI, "spiffe://") && len(leaf.URIs) != 1 {
-			return "", false
-		}
-		for _, uri := range leaf.URIs {
-			if uri.String() == m.URI {
-				return m.URI, true
-			}
-		}
+		ok = (!isSPIFFE(m.URI) || isSVID(leaf)) && slices.ContainsFunc(leaf.URIs, func(uri *url.URL) bool { return uri.String() == m.URI })
 	case m.DNS != "":
-		return m.DNS, slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, m.DNS) })
+		ok = slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, m.DNS) })
 	case m.CN != "":
 		// With two, which of them the field holds is an accident of parsing.
-		return m.CN, leaf.Subject.CommonName == m.CN && commonNames(leaf.Subject) == 1
+		ok = leaf.Subject.CommonName == m.CN && commonNames(leaf.Subject) == 1
 	}
-	return "", false
+	if !ok {
+		return "", nil
+	}
+	return m.URI + m.DNS + m.CN, r.trust
+}
+
+// isSVID reports whether a certificate has the form of an X.509-SVID: exactly one
+// URI, and no right to sign for others (sections 2, 4.1 and 4.3 of its specification).
+func isSVID(leaf *x509.Certificate) bool {
+	return len(leaf.URIs) == 1 && leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) == 0
 }
 
 func commonNames(subject pkix.Name) (n int) {

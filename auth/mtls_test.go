@@ -4,15 +4,21 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,7 +52,7 @@ func (a *authority) issue(template *x509.Certificate) tls.Certificate {
 		parent, signer, a.key = template, key, key
 	}
 	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(30*24*time.Hour)
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
 	if err != nil {
 		a.t.Fatal(err)
@@ -85,7 +91,7 @@ func (a *authority) line(cert *tls.Certificate) *line {
 	server := a.issue(&x509.Certificate{DNSNames: []string{"localhost"}})
 	l := &line{
 		a.t,
-		&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{server}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool},
+		&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{server}, ClientAuth: tls.RequestClientCert}, // it verifies nothing
 		&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)},
 	}
 	if cert != nil {
@@ -137,9 +143,28 @@ func (l *line) deliver() *auth.Delivery {
 	return &auth.Delivery{Header: http.Header{}, Body: []byte("{}"), TLS: state, Now: time.Now()}
 }
 
-func mtlsBench(t *testing.T) *auth.Callers {
-	t.Helper()
-	b := newBench(t)
+// trusted returns a bench with the authority as tls.client_ca.
+func (a *authority) trusted() *bench {
+	a.t.Helper()
+	b := newBench(a.t)
+	b.clientCA = a.file(b)
+	return b
+}
+
+// file keeps the authority's certificate in a file.
+func (a *authority) file(b *bench) string {
+	a.t.Helper()
+	name := a.cert.SerialNumber.String() + ".pem"
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+	if err := os.WriteFile(filepath.Join(b.dir, name), text, 0o600); err != nil {
+		a.t.Fatal(err)
+	}
+	return name
+}
+
+func (a *authority) bench() *auth.Callers {
+	a.t.Helper()
+	b := a.trusted()
 	b.caller("etl").MTLS = &auth.MTLSSpec{URI: "spiffe://corp/etl"}
 	b.caller("quay").MTLS = &auth.MTLSSpec{DNS: "Quay.example.com"}
 	b.caller("cron").MTLS = &auth.MTLSSpec{CN: "cron"}
@@ -147,7 +172,8 @@ func mtlsBench(t *testing.T) *auth.Callers {
 }
 
 func TestACertificateIsWhomItNamesExactly(t *testing.T) {
-	a, c := newAuthority(t), mtlsBench(t)
+	a := newAuthority(t)
+	c := a.bench()
 	cn := func(s string) pkix.Name { return pkix.Name{CommonName: s} }
 	second := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
 		{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "other"}, {Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "cron"},
@@ -183,7 +209,8 @@ func TestACertificateIsWhomItNamesExactly(t *testing.T) {
 }
 
 func TestAResumedSessionIsJudgedAnew(t *testing.T) {
-	a, c := newAuthority(t), mtlsBench(t)
+	a := newAuthority(t)
+	c := a.bench()
 	cert := a.client(pkix.Name{CommonName: "cron"}, nil)
 	l := a.line(&cert)
 	l.deliver()
@@ -199,14 +226,10 @@ func TestAResumedSessionIsJudgedAnew(t *testing.T) {
 }
 
 func TestACertificateThatIsNotVerifiedIsNone(t *testing.T) {
-	a, c := newAuthority(t), mtlsBench(t)
+	a := newAuthority(t)
+	c := a.bench()
 	forged := newAuthority(t).client(pkix.Name{CommonName: "cron"}, nil)
-	if _, err := a.line(&forged).connect(); err == nil {
-		t.Error("the handshake took a certificate of another CA")
-	}
-	l := a.line(&forged)
-	l.server.ClientAuth = tls.RequireAnyClientCert // a server that does not verify
-	refuse(t, c, l.deliver(), auth.Wrong)
+	refuse(t, c, a.line(&forged).deliver(), auth.Wrong)
 	refuse(t, c, a.line(nil).deliver(), auth.Absent)
 	// Without a caller that has one, a certificate is not looked at.
 	b := newBench(t)
@@ -217,7 +240,7 @@ func TestACertificateThatIsNotVerifiedIsNone(t *testing.T) {
 
 func TestARightCertificateDoesNotMakeGoodAWrongSignature(t *testing.T) {
 	a := newAuthority(t)
-	b := newBench(t)
+	b := a.trusted()
 	b.hmac("github", "github", secretA)
 	b.jwt("ci", nil, b.key("", ring().hs256))
 	b.caller("cron").MTLS = &auth.MTLSSpec{CN: "cron"}
@@ -229,4 +252,73 @@ func TestARightCertificateDoesNotMakeGoodAWrongSignature(t *testing.T) {
 	refuse(t, c, d, auth.Wrong, "cron")
 	d.Header = headers("Authorization", "Bearer x")
 	refuse(t, c, d, auth.Malformed, "cron")
+}
+
+func TestACallerIsBelievedByItsOwnCAsAlone(t *testing.T) {
+	ours, partner := newAuthority(t), newAuthority(t)
+	b := ours.trusted()
+	b.caller("etl").MTLS = &auth.MTLSSpec{URI: "spiffe://corp/etl"}
+	b.caller("cron").MTLS = &auth.MTLSSpec{CN: "cron"}
+	b.caller("partner").MTLS = &auth.MTLSSpec{CN: "job", CA: partner.file(b)}
+	b.caller("pinned").MTLS = &auth.MTLSSpec{CN: "cron", CA: partner.file(b)} // another one of that name
+	c := b.compile()
+	cert := func(a *authority, cn, uri string) *auth.Delivery {
+		t.Helper()
+		one := a.client(pkix.Name{CommonName: cn}, nil, uri)
+		return a.line(&one).deliver()
+	}
+	allow(t, c, cert(ours, "x", "spiffe://corp/etl"), "etl")
+	allow(t, c, cert(partner, "job", "x:y"), "partner")
+	allow(t, c, cert(ours, "cron", "x:y"), "cron")
+	allow(t, c, cert(partner, "cron", "x:y"), "pinned")
+	allow(t, c, cert(partner, "cron", "x:y"), "pinned", "cron") // whichever hook it is for
+	refuse(t, c, cert(partner, "x", "spiffe://corp/etl"), auth.Wrong)
+	refuse(t, c, cert(ours, "job", "x:y"), auth.Wrong)
+}
+
+func TestAPinnedCertificateNeedsACAUnlessItSignedItself(t *testing.T) {
+	ca := newAuthority(t)
+	self := newAuthority(t) // its first certificate, as openssl req -x509 makes them
+	selfPair := tls.Certificate{Certificate: [][]byte{self.cert.Raw}, PrivateKey: self.key, Leaf: self.cert}
+	signed, other := ca.client(pkix.Name{CommonName: "x"}, nil), ca.client(pkix.Name{CommonName: "x"}, nil)
+	child := self.client(pkix.Name{CommonName: "ca"}, nil)
+	sum := func(c tls.Certificate) string {
+		s := sha256.Sum256(c.Leaf.Raw)
+		return strings.ToUpper(strings.Join(strings.Split(fmt.Sprintf("% x", s), " "), ":"))
+	}
+	b := ca.trusted()
+	b.caller("self").MTLS = &auth.MTLSSpec{Fingerprint: auth.Fingerprints{sum(selfPair), sum(signed)}}
+	c := b.compile()
+	if id := allow(t, c, ca.line(&selfPair).deliver(), "self"); len(id.Key) != 64 {
+		t.Errorf("key %q", id.Key)
+	}
+	allow(t, c, ca.line(&signed).deliver(), "self")
+	refuse(t, c, ca.line(&other).deliver(), auth.Wrong)
+	refuse(t, c, ca.line(&child).deliver(), auth.Wrong) // that it may sign is nothing to us
+	late := ca.line(&selfPair).deliver()
+	late.Now = self.cert.NotAfter.Add(time.Second)
+	refuse(t, c, late, auth.Stale)
+
+	// Without a CA, what a CA signed is believed by nobody.
+	b.clientCA = ""
+	c = b.compile()
+	allow(t, c, ca.line(&selfPair).deliver(), "self")
+	refuse(t, c, ca.line(&signed).deliver(), auth.Wrong)
+	// With one that the caller names, nothing stands for itself.
+	b.specs["self"].MTLS.CA = ca.file(b)
+	c = b.compile()
+	allow(t, c, ca.line(&signed).deliver(), "self")
+	refuse(t, c, ca.line(&selfPair).deliver(), auth.Wrong)
+}
+
+func TestCallersOfOneNameAndOneCAAreToldApartByNobody(t *testing.T) {
+	ours, partner := newAuthority(t), newAuthority(t)
+	b := ours.trusted()
+	b.caller("a").MTLS = &auth.MTLSSpec{DNS: "x.example.com"}
+	b.caller("b").MTLS = &auth.MTLSSpec{DNS: "X.example.com", CA: partner.file(b)}
+	if got := b.problems(); got != "" {
+		t.Error(got)
+	}
+	b.caller("c").MTLS = &auth.MTLSSpec{DNS: "X.example.com"}
+	b.wantProblem("warning callers.c.mtls", `the caller "a"`)
 }

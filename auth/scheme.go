@@ -2,6 +2,7 @@ package auth
 
 import (
 	"crypto/ed25519"
+	"crypto/fips140"
 	"crypto/sha1" //nolint:gosec // only by an option whose name says that it is dangerous
 	"crypto/sha256"
 	"crypto/sha512"
@@ -74,6 +75,9 @@ func (s *Scheme) compileHash(p *problem.List) {
 		s.newHash, s.sigSize = sha1.New, sha1.Size
 		if !s.spec.SHA1 {
 			p.At("hash").Errorf("sha1 is broken: it needs dangerously_sha1")
+		}
+		if fips140.Enforced() { // crypto/hmac would panic at the first delivery
+			p.At("hash").Errorf("sha1 is not there with GODEBUG=fips140=only")
 		}
 	default:
 		p.At("hash").Errorf("is not sha256, sha512 or ed25519")

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	"sallyport/auth/keyset"
+	"sallyport/certs"
 	"sallyport/internal/problem"
 )
 
@@ -28,6 +31,26 @@ const (
 type Sources struct {
 	Dir    string                      // relative file names are relative to it
 	Getenv func(string) (string, bool) // os.LookupEnv in the program
+	Now    time.Time                   // keys that end soon after are warned of
+
+	Saw     func(path string, info fs.FileInfo) // of every file, before it is read; may be nil
+	Clients *certs.Clients                      // by whom client certificates are believed; needed for callers with mtls
+
+	KeySets map[keyset.Source]*keyset.Set // those in force, which go on; may be nil
+	made    map[keyset.Source]*keyset.Set // for the callers that are compiled
+}
+
+// keySet returns the one set of a source.
+func (s Sources) keySet(from keyset.Source) (*keyset.Set, error) {
+	set, err := s.made[from], error(nil)
+	if set == nil {
+		set = s.KeySets[from]
+	}
+	if set == nil {
+		set, err = keyset.New(from)
+	}
+	s.made[from] = set
+	return set, err
 }
 
 // Secret returns the text of a secret without its one trailing newline. It
@@ -53,7 +76,7 @@ func (s Sources) read(k *KeySpec, forbidden os.FileMode) (field string, text []b
 	}
 	switch field {
 	case "file":
-		text, err = readKeyFile(s.path(k.File), forbidden)
+		text, err = s.readKeyFile(s.path(k.File), forbidden)
 	case "env":
 		text, err = s.variable(k.Env)
 	case "credential":
@@ -99,13 +122,17 @@ func (s Sources) credential(name string, forbidden os.FileMode) ([]byte, error) 
 	if !filepath.IsAbs(string(dir)) {
 		return nil, errors.New("the environment variable CREDENTIALS_DIRECTORY is not an absolute path")
 	}
-	return readKeyFile(filepath.Join(string(dir), name), forbidden)
+	return s.readKeyFile(filepath.Join(string(dir), name), forbidden)
 }
 
 // readKeyFile follows symlinks (Kubernetes mounts secrets as such) and judges
 // the file it has opened, so that nobody can change it in between. It opens
 // without blocking, or a named pipe would hang the start.
-func readKeyFile(path string, forbidden os.FileMode) ([]byte, error) {
+func (s Sources) readKeyFile(path string, forbidden os.FileMode) ([]byte, error) {
+	if s.Saw != nil {
+		info, _ := os.Stat(path) // nil if it is not there
+		s.Saw(path, info)
+	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("reading key: %w", err)
@@ -180,7 +207,7 @@ func eachKey(keys []KeySpec, p *problem.List, load func(*KeySpec, keyInfo, *prob
 // secret reads one key that must stay secret, and reports what is wrong with it.
 func (s Sources) secret(k *KeySpec, p *problem.List) ([]byte, bool) {
 	if k.Alg != "" {
-		p.At("alg").Errorf("is for the keys of jwt only")
+		p.At("alg").Errorf("is for the keys of jwt and signature only")
 	}
 	return s.load(k, secretMode, p)
 }

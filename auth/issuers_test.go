@@ -1,0 +1,369 @@
+package auth_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"sallyport/auth"
+	"sallyport/auth/keyset"
+	"sallyport/certs"
+)
+
+// publisher is an issuer that answers its discovery document and its keys over
+// TLS, and counts what else it is asked for.
+type publisher struct {
+	*httptest.Server
+
+	set   atomic.Pointer[string]
+	other atomic.Int32
+}
+
+// publisher starts one for the bench, whose folder gets its CA as ca.pem.
+func (b *bench) publisher(keys ...map[string]any) *publisher {
+	b.Helper()
+	if _, err := certs.Dev(b.dir, time.Now(), true); err != nil {
+		b.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(b.dir, "server.pem"), filepath.Join(b.dir, "server.key"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := &publisher{}
+	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/.well-known/openid-configuration":
+			_ = json.NewEncoder(w).Encode(map[string]string{"issuer": p.URL, "jwks_uri": p.URL + "/jwks"})
+		case "/jwks":
+			_, _ = io.WriteString(w, *p.set.Load())
+		default:
+			p.other.Add(1)
+		}
+	}))
+	p.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+	p.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	p.StartTLS()
+	b.Cleanup(p.Close)
+	p.publish(b, keys...)
+	return p
+}
+
+func (p *publisher) publish(b *bench, keys ...map[string]any) {
+	b.Helper()
+	text, err := json.Marshal(map[string]any{"keys": keys})
+	if err != nil {
+		b.Fatal(err)
+	}
+	set := string(text)
+	p.set.Store(&set)
+}
+
+// from has a caller's keys fetched from a publisher.
+func (b *bench) from(name string, p *publisher, change func(*auth.JWTSpec)) {
+	b.Helper()
+	b.jwt(name, func(s *auth.JWTSpec) {
+		s.Issuer, s.CA = p.URL, "ca.pem"
+		if change != nil {
+			change(s)
+		}
+	})
+}
+
+// kept compiles the callers and waits for the keys of all issuers.
+func (b *bench) kept() *auth.Callers {
+	b.Helper()
+	c := b.compile()
+	keyset.NewKeeper(slog.New(slog.DiscardHandler)).Keep(b.Context(), c.KeySets())
+	for _, s := range c.KeySets() {
+		s.Await(b.Context())
+	}
+	return c
+}
+
+// now bears a token of an issuer that is good at the time it is made.
+func (p *publisher) now(t testing.TB, method jwt.SigningMethod, key any, kid string, change ...func(jwt.MapClaims)) *auth.Delivery {
+	t.Helper()
+	at := time.Now().Unix()
+	c := claims(set("iss", p.URL), set("iat", at), set("exp", at+300))
+	for _, f := range change {
+		f(c)
+	}
+	header := map[string]any{}
+	if kid != "" {
+		header["kid"] = kid
+	}
+	d := bearing(token(t, method, key, c, header))
+	d.Now = time.Now()
+	return d
+}
+
+func TestAFetchedKeyVerifiesWhatItIsForAndNothingElse(t *testing.T) {
+	r := ring()
+	b := newBench(t)
+	ours := b.publisher(jwkRSA(&r.rsa.PublicKey, "kid", "r"), jwkEC(t, &r.p256.PublicKey, "kid", "e"), jwkEd(r.ed, "kid", "d"))
+	theirs := b.publisher(jwkRSA(&r.otherRSA.PublicKey, "kid", "o"))
+	b.from("ours", ours, nil)
+	b.from("theirs", theirs, nil)
+	c := b.kept()
+	if id := allow(t, c, ours.now(t, jwt.SigningMethodRS256, r.rsa, "r"), "ours"); id.Key != "r" || id.Replay == "" || !id.OneBody {
+		t.Errorf("identity %+v", id)
+	}
+	allow(t, c, ours.now(t, jwt.SigningMethodES256, r.p256, "e"), "ours")
+	allow(t, c, ours.now(t, jwt.SigningMethodEdDSA, r.ed, "d"), "ours")
+	allow(t, c, theirs.now(t, jwt.SigningMethodRS256, r.otherRSA, "o"), "theirs")
+
+	text := publicPEM(t, r.rsa)
+	der, err := x509.MarshalPKIXPublicKey(r.rsa.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, d := range map[string]*auth.Delivery{
+		"another issuer's key":               ours.now(t, jwt.SigningMethodRS256, r.otherRSA, "r"),
+		"another issuer's key under its kid": ours.now(t, jwt.SigningMethodRS256, r.otherRSA, "o"),
+		"our key under another issuer's kid": ours.now(t, jwt.SigningMethodRS256, r.rsa, "o"),
+		"our key in another issuer's name":   theirs.now(t, jwt.SigningMethodRS256, r.rsa, "r"),
+		"another key's kid":                  ours.now(t, jwt.SigningMethodRS256, r.rsa, "e"),
+		"no kid":                             ours.now(t, jwt.SigningMethodRS256, r.rsa, ""),
+		"a kid of another case":              ours.now(t, jwt.SigningMethodRS256, r.rsa, "R"),
+		"a kid as a path":                    ours.now(t, jwt.SigningMethodRS256, r.rsa, "../r"),
+		"a kid as an address":                ours.now(t, jwt.SigningMethodRS256, r.rsa, ours.URL+"/evil"),
+		"another algorithm of the key":       ours.now(t, jwt.SigningMethodRS512, r.rsa, "r"),
+		"another padding":                    ours.now(t, jwt.SigningMethodPS256, r.rsa, "r"),
+		"the public key as a secret":         ours.now(t, jwt.SigningMethodHS256, []byte(text), "r"),
+		"the public key in DER as a secret":  ours.now(t, jwt.SigningMethodHS256, der, "r"),
+		"none":                               ours.now(t, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, "r"),
+		"another audience":                   ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("aud", "https://other.example")),
+		"another claim":                      ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("ref", "refs/heads/evil")),
+		"no claim":                           ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("run", nil)),
+		"an issuer of nobody":                ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("iss", ours.URL+"/")),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if id, err := c.Authenticate(d, nil); err == nil {
+				t.Errorf("accepted as %s", id.Caller)
+			}
+		})
+	}
+	for _, member := range []string{"jku", "x5u", "jwk"} {
+		raw := token(t, jwt.SigningMethodRS256, r.rsa, claims(set("iss", ours.URL)), map[string]any{"kid": "x", member: ours.URL + "/evil"})
+		refuse(t, c, bearing(raw), auth.Malformed)
+	}
+	if n := ours.other.Load(); n > 0 {
+		t.Errorf("the issuer was asked %d times for what nobody may ask", n)
+	}
+}
+
+func TestOnlyAKeyThatIsMissingIsWorthWaitingFor(t *testing.T) {
+	r := ring()
+	b := newBench(t)
+	p := b.publisher(jwkRSA(&r.rsa.PublicKey, "kid", "r"))
+	b.from("ci", p, func(s *auth.JWTSpec) { s.Algorithms = []string{"RS256", "ES256"} })
+	b.jwt("other", nil, b.key("", r.hs256))
+	c := b.kept()
+	for name, d := range map[string]*auth.Delivery{
+		"a key that is there": p.now(t, jwt.SigningMethodRS256, r.otherRSA, "r"),
+		"no kid":              p.now(t, jwt.SigningMethodRS256, r.rsa, ""),
+		"an algorithm that the caller does not take": p.now(t, jwt.SigningMethodEdDSA, r.ed, "new"),
+		"a secret":              p.now(t, jwt.SigningMethodHS256, []byte(r.hs256), "new"),
+		"claims that are wrong": p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("ref", "x")),
+		"too late":              p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("exp", time.Now().Unix()-100), set("iat", time.Now().Unix()-200)),
+		"another issuer":        p.now(t, jwt.SigningMethodRS256, r.rsa, "new", set("iss", issuer)),
+		"no credential":         delivery("", http.Header{}),
+	} {
+		_, err := c.Authenticate(d, nil)
+		if err == nil || auth.Await(t.Context(), err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if auth.Await(t.Context(), nil) {
+		t.Error("it waited for nothing")
+	}
+	p.publish(b, jwkRSA(&r.rsa.PublicKey, "kid", "r"), jwkEC(t, &r.p256.PublicKey, "kid", "new"))
+	d := p.now(t, jwt.SigningMethodES256, r.p256, "new")
+	_, err := c.Authenticate(d, nil)
+	if err == nil || !auth.Await(t.Context(), err) {
+		t.Fatalf("a new key: %v", err)
+	}
+	allow(t, c, d, "ci")
+	if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, r.p256, "newer"), auth.Wrong); auth.Await(t.Context(), r) {
+		t.Error("fetched again at once")
+	}
+}
+
+// What a caller with keys of its own says about the token must not hide that
+// another one's issuer may have a new key.
+func TestAMissingKeyIsWorthWaitingForWhoeverElseHasTheIssuer(t *testing.T) {
+	for _, names := range [][]string{{"a", "b"}, {"b", "a"}} {
+		b := newBench(t)
+		p := b.publisher(jwkRSA(&ring().rsa.PublicKey, "kid", "r"))
+		b.from(names[0], p, nil)
+		b.jwt(names[1], func(s *auth.JWTSpec) { s.Issuer = p.URL }, b.key("", publicPEM(t, ring().otherRSA)))
+		c := b.kept()
+		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().rsa, "r"), names[0])
+		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().otherRSA, "r"), names[1])
+		if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, ring().p256, "new"), auth.Wrong); !auth.Await(t.Context(), r) {
+			t.Errorf("%v: it did not wait", names)
+		}
+	}
+}
+
+func TestCallersOfOneIssuerShareItsKeysAcrossConfigurations(t *testing.T) {
+	b := newBench(t)
+	p := b.publisher(jwkRSA(&ring().rsa.PublicKey, "kid", "r"))
+	b.from("one", p, nil)
+	b.from("two", p, nil)
+	b.from("three", p, func(s *auth.JWTSpec) { s.JWKS = p.URL + "/jwks" })
+	c := b.kept()
+	for _, name := range c.Names() {
+		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().rsa, "r"), name, name)
+	}
+	first := c.KeySets()
+	if len(first) != 2 {
+		t.Fatalf("sets %v", first)
+	}
+	b.inForce = first
+	delete(b.specs, "three")
+	if second := b.compile().KeySets(); len(second) != 1 || second[onlyKey(second)] != first[onlyKey(second)] {
+		t.Errorf("sets %v after %v", second, first)
+	}
+	// Another CA is another trust.
+	ca, err := os.ReadFile(filepath.Join(b.dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "ca.pem"), append([]byte("again\n"), ca...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if third := b.compile().KeySets(); len(third) != 1 || first[onlyKey(third)] != nil {
+		t.Errorf("sets %v after %v", third, first)
+	}
+}
+
+func onlyKey(m map[keyset.Source]*keyset.Set) keyset.Source {
+	for k := range m {
+		return k
+	}
+	return keyset.Source{}
+}
+
+func TestKeysAreFetchedFromHTTPSAddressesOnly(t *testing.T) {
+	for _, x := range []struct {
+		change func(*auth.JWTSpec)
+		want   []string
+	}{
+		{func(s *auth.JWTSpec) { s.Issuer = "http://issuer.example" }, []string{"jwt.issuer: ", "https"}},
+		{func(s *auth.JWTSpec) { s.Issuer = "issuer" }, []string{"jwt.issuer: ", "jwks or keys must say"}},
+		{func(s *auth.JWTSpec) { s.Issuer = "https://issuer.example?tenant=1" }, []string{"jwt.issuer: "}},
+		{func(s *auth.JWTSpec) { s.Issuer = "https://issuer.example#x" }, []string{"jwt.issuer: "}},
+		{func(s *auth.JWTSpec) { s.JWKS = "http://issuer.example/jwks" }, []string{"jwt.jwks: ", "over nothing else"}},
+		{func(s *auth.JWTSpec) { s.JWKS = "file:///etc/passwd" }, []string{"jwt.jwks: "}},
+		{func(s *auth.JWTSpec) { s.JWKS = "https://user@issuer.example/jwks" }, []string{"jwt.jwks: "}},
+		{func(s *auth.JWTSpec) { s.JWKS = "https://" }, []string{"jwt.jwks: "}},
+		{func(s *auth.JWTSpec) { s.CA = "absent.pem" }, []string{"jwt.ca: ", "absent.pem"}},
+		{func(s *auth.JWTSpec) { s.CA = "garbage.pem" }, []string{"jwt.ca: ", "holds no certificate"}},
+		{func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256"} }, []string{"jwt.algorithms: ", "none that a key of an issuer is for"}},
+	} {
+		b := newBench(t)
+		if err := os.WriteFile(filepath.Join(b.dir, "garbage.pem"), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b.jwt("ci", x.change)
+		b.wantProblem(append([]string{"error callers.ci."}, x.want...)...)
+	}
+	b := newBench(t)
+	b.publisher()
+	b.jwt("ci", func(s *auth.JWTSpec) { s.CA = "ca.pem" }, b.key("", ring().hs256))
+	b.wantProblem("error callers.ci.jwt.ca: ", "these are not")
+	b = newBench(t)
+	b.jwt("ci", func(s *auth.JWTSpec) { s.Claims = nil })
+	b.wantProblem("warning callers.ci.jwt: has no claims")
+}
+
+// pinned is, for each preset, what has to be written, and what of it pins.
+func pinned() map[string]auth.JWTSpec {
+	return map[string]auth.JWTSpec{
+		"github-actions": {Claims: map[string]any{"repository_id": "1234"}},
+		"gitlab-ci":      {Claims: map[string]any{"project_id": "15"}},
+		"circleci": {
+			Issuer: "https://oidc.circleci.com/org/0e2c7a58-12c2-45b9-ab6e-0b2c3f3a8c1d",
+			Claims: map[string]any{"oidc.circleci.com/project-id": "7b9e0d0c-47d4-4d7f-9f0c-8f1e3c0f9a11"},
+		},
+		"buildkite":  {Claims: map[string]any{"organization_slug": "acme", "pipeline_slug": "release"}},
+		"kubernetes": {Issuer: "https://kubernetes.default.svc.cluster.local", Claims: map[string]any{"sub": "system:serviceaccount:ci:deployer"}},
+		"google":     {Claims: map[string]any{"email": "ci@project.iam.gserviceaccount.com", "email_verified": true}},
+	}
+}
+
+func TestAPresetPinsItsCaller(t *testing.T) {
+	for name, good := range pinned() {
+		t.Run(name, func(t *testing.T) {
+			compile := func(change func(*auth.JWTSpec)) (*bench, *auth.JWTSpec) {
+				b := newBench(t)
+				spec := good
+				spec.Preset, spec.Audience, spec.Claims = name, audience, maps.Clone(good.Claims)
+				change(&spec)
+				b.caller("ci").JWT = &spec
+				return b, &spec
+			}
+			b, spec := compile(func(*auth.JWTSpec) {})
+			if all := b.problems(); all != "" {
+				t.Error(all)
+			}
+			if spec.Issuer == "" || len(spec.Algorithms) == 0 || strings.HasPrefix(spec.Algorithms[0], "HS") {
+				t.Errorf("filled in %+v", spec)
+			}
+			for claim := range good.Claims {
+				b, _ := compile(func(s *auth.JWTSpec) { delete(s.Claims, claim) })
+				b.wantProblem("error callers.ci.jwt.claims: ", "do not say whose tokens these are", claim)
+				for _, other := range []any{int64(1234), "", "a b", []any{"1234"}, nil, "*"} {
+					b, _ = compile(func(s *auth.JWTSpec) { s.Claims[claim] = other })
+					b.wantProblem("error callers.ci.jwt.claims."+claim+": ", "not of the form")
+				}
+			}
+			b, _ = compile(func(s *auth.JWTSpec) { s.Claims = map[string]any{"ref": "refs/heads/main"} })
+			b.wantProblem("error callers.ci.jwt.claims: ", "do not say whose")
+			b, _ = compile(func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256"} })
+			b.wantProblem("error callers.ci.jwt.algorithms.0: ", name+" signs with")
+			b, spec = compile(func(s *auth.JWTSpec) { s.Issuer, s.MaxAge = "https://ghe.example/_services/token", time.Minute })
+			if all := b.problems(); all != "" || spec.Issuer != "https://ghe.example/_services/token" || spec.MaxAge != time.Minute {
+				t.Errorf("what is written does not hold: %+v %s", spec, all)
+			}
+			if good.Issuer != "" {
+				b, _ = compile(func(s *auth.JWTSpec) { s.Issuer = "" })
+				b.wantProblem("error callers.ci.jwt.issuer: ", "has to be written for "+name)
+			}
+		})
+	}
+	b := newBench(t)
+	b.caller("ci").JWT = &auth.JWTSpec{Preset: "github", Audience: audience}
+	b.wantProblem("error callers.ci.jwt.preset: ", `no preset "github"`, "buildkite, circleci, github-actions, gitlab-ci, google, kubernetes")
+	b = newBench(t)
+	b.caller("ci").JWT = &auth.JWTSpec{Preset: "google", Audience: audience, Claims: map[string]any{"sub": "104857600123"}}
+	b.compile()
+}
+
+func TestATokenOfAnotherProjectIsNotThePresetsCaller(t *testing.T) {
+	r := ring()
+	b := newBench(t)
+	p := b.publisher(jwkRSA(&r.rsa.PublicKey, "kid", "r"))
+	b.from("ci", p, func(s *auth.JWTSpec) {
+		s.Preset, s.Claims = "github-actions", map[string]any{"repository_id": "1234", "ref": "refs/heads/main"}
+	})
+	c := b.kept()
+	allow(t, c, p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("repository_id", "1234")), "ci")
+	for _, id := range []any{nil, "1235", 1234, []any{"1234"}, "12345"} {
+		refuse(t, c, p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("repository_id", id)), auth.Wrong)
+	}
+}

@@ -1,0 +1,176 @@
+package keyset
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/MicahParks/jwkset"
+
+	"sallyport/internal/strictjson"
+)
+
+const (
+	fetchTimeout = 10 * time.Second // of a whole fetch
+	maxBody      = 1 << 20
+	maxHeader    = 64 << 10
+)
+
+// CheckAddress returns what keeps an address from being fetched: anything but
+// https, and parts that a request would not carry as they are written.
+func CheckAddress(text string) error {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "":
+		return errors.New("is not an https address")
+	case u.Scheme != "https":
+		return errors.New("is not an https address, and keys are fetched over nothing else")
+	case u.User != nil || u.Fragment != "":
+		return errors.New("is an address with a user or a fragment")
+	}
+	return nil
+}
+
+// newClient returns a client that trusts the CAs in PEM, or the system's. It
+// goes through the proxy that the environment names, as Go programs do; that
+// one sees where to, and nothing else.
+func newClient(ca string) (*http.Client, error) {
+	var roots *x509.CertPool
+	if ca != "" {
+		roots = x509.NewCertPool()
+		if !roots.AppendCertsFromPEM([]byte(ca)) {
+			return nil, errors.New("holds no CA")
+		}
+	}
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+			MaxResponseHeaderBytes: maxHeader,
+			DisableCompression:     true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+// fetched is what of a set is fit to verify a signature, and what is not.
+type fetched struct {
+	keys          []jwkset.JWK
+	kids, leftOut []string
+}
+
+// fetch returns the set as its issuer has it now.
+func (s *Set) fetch(ctx context.Context) (*fetched, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	defer s.client.CloseIdleConnections() // the next fetch is minutes away
+	address := s.source.Address
+	if address == "" {
+		var err error
+		if address, err = s.discover(ctx); err != nil {
+			return nil, err
+		}
+	}
+	data, err := s.get(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	got, err := choose(data)
+	if err != nil {
+		return nil, fmt.Errorf("what %s answers %w", address, err)
+	}
+	return got, nil
+}
+
+// choose takes the keys out of a set that are fit to verify a signature. One
+// key that is not fit does not spoil the others: issuers publish keys for
+// encryption along with them, and keys of kinds that are to come.
+func choose(data []byte) (*fetched, error) {
+	all, err := Parse(data, nil)
+	if err != nil {
+		return nil, err
+	}
+	got := &fetched{}
+	for i, k := range all {
+		if k.Err == nil && k.ID == "" {
+			k.Err = errors.New("has no kid, which a fetched key is found by")
+		}
+		var jwk jwkset.JWK
+		if k.Err == nil {
+			jwk, k.Err = jwkset.NewJWKFromKey(k.Public, jwkset.JWKOptions{
+				Metadata: jwkset.JWKMetadataOptions{ALG: jwkset.ALG(k.Alg), KID: k.ID, USE: jwkset.UseSig},
+			})
+		}
+		switch {
+		case k.Err == nil:
+			got.keys = append(got.keys, jwk)
+			got.kids = append(got.kids, k.ID)
+		case !errors.Is(k.Err, ErrOther):
+			got.leftOut = append(got.leftOut, fmt.Sprintf("keys[%d] %q %v", i, k.ID, k.Err))
+		}
+	}
+	if len(got.keys) == 0 {
+		return nil, fmt.Errorf("holds no key to verify a signature with: %q", got.leftOut)
+	}
+	return got, nil
+}
+
+// discover asks the issuer where its keys are (OpenID Connect Discovery 1.0,
+// section 4). Who answers for another issuer is not believed (4.3).
+func (s *Set) discover(ctx context.Context) (address string, err error) {
+	document := strings.TrimSuffix(s.source.Issuer, "/") + "/.well-known/openid-configuration"
+	data, err := s.get(ctx, document)
+	if err != nil {
+		return "", err
+	}
+	fields, err := strictjson.Decode(data)
+	if err != nil {
+		return "", fmt.Errorf("reading %s: %w", document, err)
+	}
+	if issuer, _ := strictjson.Lookup(fields, "issuer"); issuer != s.source.Issuer {
+		return "", fmt.Errorf("%s is of another issuer than %s", document, s.source.Issuer)
+	}
+	uri, _ := strictjson.Lookup(fields, "jwks_uri")
+	if address, _ = uri.(string); address == "" {
+		return "", fmt.Errorf("%s has no jwks_uri", document)
+	}
+	return address, nil
+}
+
+// get is the one place where anything is asked for.
+func (s *Set) get(ctx context.Context, address string) ([]byte, error) {
+	if err := CheckAddress(address); err != nil {
+		return nil, fmt.Errorf("%q %w", address, err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", "application/json, application/jwk-set+json")
+	res, err := s.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close() //nolint:errcheck // only read
+	switch {
+	case res.StatusCode >= 300 && res.StatusCode < 400:
+		return nil, fmt.Errorf("%s answers %d, and redirects are not followed", address, res.StatusCode)
+	case res.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("%s answers %d", address, res.StatusCode)
+	}
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxBody+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("reading %s: %w", address, err)
+	case len(data) > maxBody:
+		return nil, fmt.Errorf("%s answers more than %d bytes", address, maxBody)
+	}
+	return data, nil
+}

@@ -1,0 +1,174 @@
+package keyset
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/MicahParks/jwkset"
+
+	"sallyport/internal/strictjson"
+)
+
+const (
+	minRSA = 2048
+	maxRSA = 8192 // what is longer only costs time
+
+	maxKeys = 64 // of one set
+	maxKid  = 256
+)
+
+// Key is a public key of a set, with the one algorithm it is for (RFC 8725 3.1).
+type Key struct {
+	ID     string // its kid, or empty
+	Alg    string
+	Public any // *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
+
+	Err error // why it must not be used, and then nothing else but ID is set
+}
+
+// ErrOther is the error of a key that is for something else than signatures.
+var ErrOther = errors.New("is not for verifying signatures")
+
+// RSA returns the algorithms that an RSA key may be for (RFC 7518 3.1). The
+// first is what such keys are for in practice.
+func RSA() []string { return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"} }
+
+// Algorithms returns all that a public key may be for.
+func Algorithms() []string { return append(RSA(), "ES256", "ES384", "ES512", "EdDSA") }
+
+// OneOf returns the algorithm of a family that the list picks: its first if the
+// list is empty, and nothing if the list leaves a choice.
+func OneOf(family, list []string) string {
+	if len(list) == 0 {
+		return family[0]
+	}
+	picked := ""
+	for _, alg := range list {
+		if slices.Contains(family, alg) {
+			if picked != "" {
+				return ""
+			}
+			picked = alg
+		}
+	}
+	return picked
+}
+
+// Bind returns the one algorithm that a public key is for: what is asked for if
+// the key can do it, else what its type and the list of algorithms say.
+func Bind(key any, asked string, algorithms []string) (string, error) {
+	var family []string
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		if bits := k.N.BitLen(); bits < minRSA || bits > maxRSA {
+			return "", fmt.Errorf("is an RSA key of %d bits, and must have %d to %d", bits, minRSA, maxRSA)
+		}
+		if k.E < 3 || k.E%2 == 0 {
+			return "", errors.New("is an RSA key with an exponent that is even or below 3")
+		}
+		family = RSA()
+	case *ecdsa.PublicKey:
+		name := map[string]string{"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}[k.Params().Name]
+		if name == "" {
+			return "", errors.New("is on a curve that is not P-256, P-384 or P-521")
+		}
+		family = []string{name}
+	case ed25519.PublicKey:
+		family = []string{"EdDSA"}
+	default:
+		return "", errors.New("is not an RSA, ECDSA or Ed25519 key")
+	}
+	if asked != "" && !slices.Contains(family, asked) {
+		return "", fmt.Errorf("is a key for %s, not for %s", strings.Join(family, ", "), asked)
+	}
+	if asked == "" && len(family) > 1 {
+		if asked = OneOf(family, algorithms); asked == "" {
+			return "", errors.New("fits none or more than one of algorithms: say alg")
+		}
+	}
+	if asked == "" {
+		asked = family[0]
+	}
+	return asked, nil
+}
+
+// Parse reads a key set (RFC 7517 5): all of its keys, each with what is wrong
+// with it. An RSA key that does not say its algorithm is for the one that the
+// list picks, or for RS256.
+func Parse(data []byte, algorithms []string) ([]Key, error) {
+	set, err := strictjson.Decode(data)
+	if err != nil {
+		return nil, err
+	}
+	entry, _ := strictjson.Lookup(set, "keys")
+	list, _ := entry.([]any)
+	if len(list) == 0 || len(list) > maxKeys {
+		return nil, fmt.Errorf("holds no key set of 1 to %d keys", maxKeys)
+	}
+	keys := make([]Key, len(list))
+	kids := map[string]int{}
+	for i, member := range list {
+		if keys[i] = parseKey(member, algorithms); keys[i].Err == nil && keys[i].ID != "" {
+			kids[keys[i].ID]++
+		}
+	}
+	for i, k := range keys {
+		if k.Err == nil && kids[k.ID] > 1 { // which of them is meant, nobody can tell
+			keys[i] = Key{ID: k.ID, Err: errors.New("has the kid of another key")}
+		}
+	}
+	return keys, nil
+}
+
+// parseKey reads one key, from exactly the members that matter: certificates
+// and addresses of keys are not looked at. (jwkset, given the whole of it,
+// fetches what x5u names.)
+func parseKey(member any, algorithms []string) Key {
+	fields, ok := member.(map[string]any)
+	if !ok {
+		return Key{Err: errors.New("is not an object")}
+	}
+	text := map[string]string{}
+	for _, name := range []string{"kid", "kty", "use", "alg", "crv", "x", "y", "n", "e"} {
+		if v, there := fields[name]; there {
+			if text[name], ok = v.(string); !ok || text[name] == "" || name == "kid" && len(text[name]) > maxKid {
+				return Key{Err: fmt.Errorf("has a %s that is not a string, or is empty or too long", name)}
+			}
+		}
+	}
+	k := Key{ID: text["kid"]}
+	for _, name := range []string{"k", "d", "p", "q", "dp", "dq", "qi", "oth"} {
+		if _, there := fields[name]; there {
+			k.Err = errors.New("is a secret or private key, which does not belong in a key set")
+			return k
+		}
+	}
+	ops, there := fields["key_ops"]
+	if list, _ := ops.([]any); there && !slices.Contains(list, any("verify")) || text["use"] != "" && text["use"] != "sig" {
+		k.Err = ErrOther
+		return k
+	}
+	jwk, err := jwkset.NewJWKFromMarshal(jwkset.JWKMarshal{
+		KTY: jwkset.KTY(text["kty"]), CRV: jwkset.CRV(text["crv"]), X: text["x"], Y: text["y"], N: text["n"], E: text["e"],
+	}, jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{StrictPadding: true, SkipMetadata: true})
+	if err != nil {
+		k.Err = errors.New("is not a public RSA, EC or OKP key that parses")
+		return k
+	}
+	// A list that leaves the choice to keys without alg does not break the set.
+	if text["alg"] == "" && text["kty"] == "RSA" && OneOf(RSA(), algorithms) == "" {
+		text["alg"] = RSA()[0]
+	}
+	alg, err := Bind(jwk.Key(), text["alg"], algorithms)
+	if err != nil {
+		k.Err = err
+		return k
+	}
+	k.Alg, k.Public = alg, jwk.Key()
+	return k
+}

@@ -1,0 +1,114 @@
+package keyset
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+)
+
+// Keeper keeps the sets of the configuration in force fresh.
+type Keeper struct {
+	log  *slog.Logger
+	kept map[*Set]context.CancelFunc
+}
+
+// NewKeeper returns a Keeper that keeps nothing yet.
+func NewKeeper(log *slog.Logger) *Keeper {
+	return &Keeper{log: log, kept: map[*Set]context.CancelFunc{}}
+}
+
+// Keep begins to keep the sets that are new, until ctx is done, and lets go of
+// those that are not among them any more. It is not to be called twice at once.
+func (k *Keeper) Keep(ctx context.Context, sets map[Source]*Set) {
+	for _, s := range sets {
+		if _, ok := k.kept[s]; !ok {
+			ctx, cancel := context.WithCancel(ctx)
+			k.kept[s] = cancel
+			s.begin()
+			go s.keep(ctx, k.log)
+		}
+	}
+	for s, cancel := range k.kept {
+		if sets[s.source] != s {
+			cancel()
+			delete(k.kept, s)
+		}
+	}
+}
+
+// keep fetches the set until ctx is done.
+func (s *Set) keep(ctx context.Context, log *slog.Logger) {
+	defer s.letGo()
+	log = log.With("issuer", s.source.String())
+	for retry := firstRetry; ; s.begin() {
+		got, err := s.fetch(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		before, pause := s.Status(), interval
+		if err == nil {
+			err = s.keys.KeyReplaceAll(ctx, got.keys)
+		}
+		switch {
+		case err != nil:
+			pause, retry = retry, min(2*retry, interval)
+			log.Warn("keys not fetched", "error", err, "retry_s", pause.Seconds(), "keys", before.Keys)
+		case before.Err != nil || !slices.Equal(got.kids, before.Keys) || !slices.Equal(got.leftOut, before.LeftOut):
+			retry = firstRetry
+			level := slog.LevelInfo
+			if len(got.leftOut) > 0 {
+				level = slog.LevelWarn
+			}
+			log.Log(ctx, level, "keys fetched", "keys", got.kids, "left_out", got.leftOut)
+		}
+		s.end(got, err, pause)
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		case <-time.After(pause):
+		}
+	}
+}
+
+// begin says that a fetch is due.
+func (s *Set) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = true
+	s.status.Fetches++
+	if s.pending == nil {
+		s.pending = make(chan struct{})
+	}
+	select { // who asked in the meantime gets this one
+	case <-s.wake:
+	default:
+	}
+}
+
+// end says what became of it, and when the next is due.
+func (s *Set) end(got *fetched, err error, pause time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.Tried, s.status.Err = time.Now().Round(0), err // of the wall: a machine may sleep
+	s.status.Next = s.status.Tried.Add(pause)
+	if err == nil {
+		s.status.Keys, s.status.LeftOut, s.status.Fetched = got.kids, got.leftOut, s.status.Tried
+	} else {
+		s.status.Failed++
+	}
+	close(s.pending)
+	s.pending = nil
+}
+
+// letGo tells those who wait that nothing comes any more.
+func (s *Set) letGo() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = false
+	if s.pending != nil {
+		close(s.pending)
+		s.pending = nil
+	}
+}

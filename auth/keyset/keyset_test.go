@@ -1,0 +1,742 @@
+package keyset_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"sallyport/auth/keyset"
+	"sallyport/certs"
+)
+
+const (
+	issuer    = "https://localhost"
+	discovery = "/.well-known/openid-configuration"
+	keysPath  = "/keys"
+)
+
+// provider is an issuer behind real TLS and a listener in memory, so that its
+// tests may run by a clock of their own.
+type provider struct {
+	t   *testing.T
+	ca  string
+	log *journal
+
+	mu       sync.Mutex
+	hits     map[string]int // by path
+	document string         // of discovery
+	set      string
+	answer   http.HandlerFunc // instead of the set, if there is one
+	dead     bool
+
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+// newProvider is to be called within the bubble.
+func newProvider(t *testing.T) *provider {
+	t.Helper()
+	dir := t.TempDir()
+	if _, err := certs.Dev(dir, time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &provider{
+		t: t, ca: string(ca), log: &journal{}, hits: map[string]int{}, conns: make(chan net.Conn), done: make(chan struct{}),
+		document: fmt.Sprintf(`{"issuer":%q,"jwks_uri":%q}`, issuer, issuer+keysPath),
+	}
+	srv := &http.Server{Handler: p, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	go func() {
+		_ = srv.Serve(tls.NewListener(p, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}))
+	}()
+	t.Cleanup(func() { _ = srv.Close() })
+	return p
+}
+
+func (p *provider) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *provider) Close() error   { p.once.Do(func() { close(p.done) }); return nil }
+func (p *provider) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (p *provider) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	p.mu.Lock()
+	dead := p.dead
+	p.mu.Unlock()
+	if dead {
+		return nil, errors.New("nobody is there")
+	}
+	near, far := net.Pipe()
+	select {
+	case p.conns <- far:
+		return near, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-p.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.mu.Lock()
+	p.hits[r.URL.Path]++
+	document, set, answer := p.document, p.set, p.answer
+	p.mu.Unlock()
+	switch {
+	case r.URL.Path == discovery:
+		_, _ = io.WriteString(w, document)
+	case answer != nil && r.URL.Path != "/elsewhere":
+		answer(w, r)
+	default:
+		_, _ = io.WriteString(w, set)
+	}
+}
+
+func (p *provider) change(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+// publish has the provider answer these keys from now on.
+func (p *provider) publish(keys ...*signer) {
+	p.t.Helper()
+	var list []map[string]any
+	for _, k := range keys {
+		list = append(list, k.jwk())
+	}
+	p.publishRaw(list...)
+}
+
+func (p *provider) publishRaw(keys ...map[string]any) {
+	p.t.Helper()
+	text, err := json.Marshal(map[string]any{"keys": keys})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.change(func() { p.set, p.answer = string(text), nil })
+}
+
+func (p *provider) asked() map[string]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.hits)
+}
+
+func (p *provider) fetches() int { return p.asked()[keysPath] }
+
+// keep returns a set of the provider that is kept until the test is over.
+func (p *provider) keep(source keyset.Source) *keyset.Set {
+	p.t.Helper()
+	s := p.make(source)
+	keyset.NewKeeper(slog.New(slog.NewJSONHandler(p.log, nil))).Keep(p.t.Context(), map[keyset.Source]*keyset.Set{source: s})
+	synctest.Wait()
+	return s
+}
+
+func (p *provider) make(source keyset.Source) *keyset.Set {
+	p.t.Helper()
+	s, err := keyset.New(source)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	s.Dial(p.dial)
+	return s
+}
+
+func (p *provider) discovered() keyset.Source { return keyset.Source{Issuer: issuer, CA: p.ca} }
+
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(b)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.String()
+}
+
+// signer is a key of the issuer, or of somebody else.
+type signer struct {
+	kid string
+	key *ecdsa.PrivateKey
+}
+
+func newSigner(t *testing.T, kid string) *signer {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &signer{kid, key}
+}
+
+func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+
+func (s *signer) jwk() map[string]any {
+	point, _ := s.key.PublicKey.Bytes() // 4, x, y
+	return map[string]any{"kty": "EC", "crv": "P-256", "kid": s.kid, "x": b64(point[1:33]), "y": b64(point[33:])}
+}
+
+// verify checks a token that the signer makes, as auth does.
+func verify(t *testing.T, set *keyset.Set, s *signer) error {
+	t.Helper()
+	token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{"iss": issuer})
+	token.Header["kid"] = s.kid
+	raw, err := token.SignedString(s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = jwt.NewParser(jwt.WithValidMethods([]string{"ES256"})).Parse(raw, set.Keyfunc(time.Now()))
+	return err
+}
+
+// deliver is verify as a delivery goes: once more, if a fetch may help.
+func deliver(t *testing.T, set *keyset.Set, s *signer) error {
+	t.Helper()
+	err := verify(t, set, s)
+	if errors.Is(err, keyset.ErrNoKey) && set.Await(t.Context()) {
+		err = verify(t, set, s)
+	}
+	return err
+}
+
+func accepts(t *testing.T, set *keyset.Set, s *signer) {
+	t.Helper()
+	if err := verify(t, set, s); err != nil {
+		t.Errorf("%s is refused: %v", s.kid, err)
+	}
+}
+
+func refuses(t *testing.T, set *keyset.Set, s *signer, why string) {
+	t.Helper()
+	if err := verify(t, set, s); err == nil || !strings.Contains(err.Error(), why) {
+		t.Errorf("%s: %v, want %q", s.kid, err, why)
+	}
+}
+
+func TestKeysAreThereBeforeTheFirstToken(t *testing.T) {
+	for _, how := range []string{"discovery", "address"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newProvider(t)
+				one := newSigner(t, "one")
+				p.publish(one)
+				source := p.discovered()
+				if how == "address" {
+					source = keyset.Source{Address: issuer + keysPath, CA: p.ca}
+				}
+				set := p.keep(source)
+				accepts(t, set, one)
+				refuses(t, set, &signer{"one", newSigner(t, "").key}, "signature is invalid")
+				if p.fetches() != 1 || strings.Count(p.log.String(), "keys fetched") != 1 {
+					t.Errorf("%d fetches, log %s", p.fetches(), p.log)
+				}
+			})
+		})
+	}
+}
+
+// A rotated key has to work within 30 s although somebody forges all the while,
+// and who forges must not have the issuer asked again and again.
+func TestAFloodOfForgedTokensNeitherFetchesNorHidesANewKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		old, fresh := newSigner(t, "old"), newSigner(t, "fresh")
+		p.publish(old)
+		set := p.keep(p.discovered())
+		before, start := p.fetches(), time.Now()
+		var worked time.Duration
+		for i := range 60 {
+			if err := deliver(t, set, newSigner(t, fmt.Sprint("forged ", i))); err == nil {
+				t.Fatal("a forged token is accepted")
+			}
+			if i == 0 {
+				p.publish(old, fresh) // right after the fetch that the first one led to
+			}
+			if worked == 0 && deliver(t, set, fresh) == nil {
+				worked = time.Since(start)
+			}
+			time.Sleep(time.Second) //nolint:forbidigo // of the bubble's clock
+		}
+		t.Logf("60 forged tokens in a minute: %d fetches, the new key worked after %s", p.fetches()-before, worked)
+		if n := p.fetches() - before; n > 3 {
+			t.Errorf("%d fetches for 60 forged tokens", n)
+		}
+		if worked == 0 || worked > 30*time.Second {
+			t.Errorf("the new key worked after %s", worked)
+		}
+	})
+}
+
+func TestTokensThatComeAtOnceShareOneFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		old, fresh := newSigner(t, "old"), newSigner(t, "fresh")
+		p.publish(old)
+		set := p.keep(p.discovered())
+		p.publish(old, fresh)
+		forged := newSigner(t, "forged")
+		var wg sync.WaitGroup
+		for range 30 {
+			wg.Go(func() { _ = deliver(t, set, forged) })
+			wg.Go(func() {
+				if err := deliver(t, set, fresh); err != nil {
+					t.Errorf("the first tokens of a new key: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := p.fetches(); n != 2 {
+			t.Errorf("%d fetches, want one at the start and one for all of them", n)
+		}
+	})
+}
+
+func TestAWithdrawnKeyIsGoodForOneIntervalAtMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		old, fresh := newSigner(t, "old"), newSigner(t, "fresh")
+		p.publish(old)
+		set := p.keep(p.discovered())
+		p.publish(fresh)
+		time.Sleep(keyset.Interval + time.Second) //nolint:forbidigo // of the bubble's clock
+		refuses(t, set, old, "none of the token's kid")
+		accepts(t, set, fresh)
+	})
+}
+
+func TestADeadIssuerKeepsItsKeysForADayAndNoLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		one := newSigner(t, "one")
+		p.publish(one)
+		set := p.keep(p.discovered())
+		p.change(func() { p.dead = true })
+		time.Sleep(keyset.Believed) //nolint:forbidigo // of the bubble's clock
+		accepts(t, set, one)
+		if s := set.Status(); s.Err == nil || s.Failed < 100 || !s.Next.After(time.Now()) || !slices.Equal(s.Keys, []string{"one"}) {
+			t.Errorf("status %+v", s)
+		}
+		time.Sleep(time.Second) //nolint:forbidigo // of the bubble's clock
+		refuses(t, set, one, "too old")
+		p.change(func() { p.dead = false })
+		if err := deliver(t, set, one); err != nil {
+			t.Errorf("the issuer is back: %v", err)
+		}
+	})
+}
+
+func TestAFirstFetchThatFailsIsTriedAgainWithoutATokenAndToldEachTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		one := newSigner(t, "one")
+		p.publish(one)
+		p.dead = true
+		set := p.keep(p.discovered())
+		refuses(t, set, one, "could not be fetched yet")
+		refuses(t, set, one, "nobody is there")
+		if n := strings.Count(p.log.String(), `"level":"WARN","msg":"keys not fetched"`); n != 1 {
+			t.Errorf("told %d times", n)
+		}
+		time.Sleep(7*keyset.FirstRetry + time.Second) //nolint:forbidigo // of the bubble's clock
+		if s := set.Status(); s.Failed != 4 {         // after 0, 1, 3 and 7
+			t.Errorf("tried %d times: %s", s.Failed, p.log)
+		}
+		p.change(func() { p.dead = false })
+		time.Sleep(8 * keyset.FirstRetry) //nolint:forbidigo // of the bubble's clock
+		accepts(t, set, one)
+	})
+}
+
+// Every one of these leaves the keys that there are, and costs little.
+func TestWhatAnIssuerMustNotAnswer(t *testing.T) {
+	endless := func(w http.ResponseWriter, _ *http.Request) {
+		for {
+			if _, err := io.WriteString(w, strings.Repeat(" ", 1<<16)); err != nil {
+				return
+			}
+		}
+	}
+	var mint *provider // of the case under way
+	text := func(s string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, s) }
+	}
+	many := `{"keys":[` + strings.TrimSuffix(strings.Repeat(`{"kty":"EC"},`, 65), ",") + `]}`
+	for name, c := range map[string]struct {
+		answer   http.HandlerFunc
+		document string
+		want     string
+	}{
+		"a redirect": {answer: func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusFound)
+		}, want: "redirects are not followed"},
+		"a redirect that keeps the method": {answer: func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, issuer+"/elsewhere", http.StatusPermanentRedirect)
+		}, want: "redirects are not followed"},
+		"an error":  {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, want: "answers 500"},
+		"no answer": {answer: func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, want: "deadline exceeded"},
+		"a drip": {answer: func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				_, _ = io.WriteString(w, " ")
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(time.Second) //nolint:forbidigo // of the bubble's clock
+			}
+		}, want: "deadline exceeded"},
+		"too much":         {answer: text(strings.Repeat(" ", keyset.MaxBody+1)), want: "more than"},
+		"no end":           {answer: endless, want: "more than"},
+		"a header too big": {answer: func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 1<<17)) }, want: "exceeded"},
+		"a bomb":           {answer: func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Encoding", "gzip") }, want: "not JSON"},
+		"no JSON":          {answer: text("<html>"), want: "not JSON"},
+		"two values":       {answer: func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, mint.set+"{}") }, want: "follows"},
+		"duplicate names":  {answer: func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"keys":[],`+mint.set[1:]) }, want: "twice"},
+		"no keys":          {answer: text(`{"keys":[]}`), want: "no key set"},
+		"too many keys":    {answer: text(many), want: "no key set"},
+		"only bad keys":    {answer: text(`{"keys":[{"kty":"oct","k":"AAAA","kid":"one"}]}`), want: "no key to verify"},
+
+		"another issuer":       {document: `{"issuer":"https://localhost/","jwks_uri":"https://localhost/keys"}`, want: "of another issuer"},
+		"no issuer":            {document: `{"jwks_uri":"https://localhost/keys"}`, want: "of another issuer"},
+		"no address":           {document: `{"issuer":"https://localhost"}`, want: "no jwks_uri"},
+		"an address in clear":  {document: `{"issuer":"https://localhost","jwks_uri":"http://localhost/keys"}`, want: "is not an https address"},
+		"an address of a file": {document: `{"issuer":"https://localhost","jwks_uri":"file:///etc/passwd"}`, want: "is not an https address"},
+		"a relative address":   {document: `{"issuer":"https://localhost","jwks_uri":"/keys"}`, want: "is not an https address"},
+		"an address and user":  {document: `{"issuer":"https://localhost","jwks_uri":"https://a:b@localhost/keys"}`, want: "with a user"},
+		"a doubtful document":  {document: `{"issuer":"https://localhost","issuer":"https://localhost","jwks_uri":"https://localhost/keys"}`, want: "twice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newProvider(t)
+				mint = p
+				one := newSigner(t, "one")
+				p.publish(one)
+				set := p.keep(p.discovered())
+				accepts(t, set, one)
+				p.change(func() {
+					if p.answer = c.answer; c.document != "" {
+						p.document = c.document
+					}
+				})
+				time.Sleep(keyset.Interval + 15*time.Second) //nolint:forbidigo // of the bubble's clock
+				status := set.Status()
+				if status.Err == nil || !strings.Contains(status.Err.Error(), c.want) {
+					t.Errorf("the error is %v, want %q", status.Err, c.want)
+				}
+				accepts(t, set, one)
+				if p.asked()["/elsewhere"] > 0 {
+					t.Error("the redirect was followed")
+				}
+				p.change(func() {
+					p.answer, p.document = nil, fmt.Sprintf(`{"issuer":%q,"jwks_uri":%q}`, issuer, issuer+keysPath)
+				})
+				time.Sleep(keyset.Interval + 15*time.Second) //nolint:forbidigo // of the bubble's clock
+				if err := set.Status().Err; err != nil {
+					t.Errorf("it answers well again: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// This one is about real connections: what is in memory has no room for the
+// alert of a client that does not believe.
+func TestAnIssuerIsBelievedByItsOwnCAOnly(t *testing.T) {
+	t.Parallel()
+	p, other := newProvider(t), newProvider(t)
+	p.publish(newSigner(t, "one"))
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.conns <- c
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close() })
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	for _, c := range []struct{ host, ca, want string }{
+		{"https://localhost:", "", "certificate"},
+		{"https://localhost:", other.ca, "certificate"},
+		{"http://localhost:", p.ca, "is not an https address"},
+	} {
+		status := p.status(keyset.Source{Address: c.host + port + keysPath, CA: c.ca})
+		if err := status.Err; err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: the error is %v, want %q", c.host, err, c.want)
+		}
+	}
+	if len(p.asked()) > 0 {
+		t.Errorf("asked for %v", p.asked())
+	}
+	if s := p.status(keyset.Source{Address: "https://localhost:" + port + keysPath, CA: p.ca}); s.Err != nil || !slices.Equal(s.Keys, []string{"one"}) {
+		t.Errorf("status %+v", s)
+	}
+	if _, err := keyset.New(keyset.Source{Issuer: issuer, CA: "x"}); err == nil {
+		t.Error("a CA that is none was taken")
+	}
+}
+
+// status is that of a set over real connections, after its first fetch.
+func (p *provider) status(source keyset.Source) keyset.Status {
+	p.t.Helper()
+	set, err := keyset.New(source)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	keyset.NewKeeper(slog.New(slog.NewJSONHandler(p.log, nil))).Keep(p.t.Context(), map[keyset.Source]*keyset.Set{source: set})
+	set.Await(p.t.Context())
+	return set.Status()
+}
+
+// A key that is not fit to verify a signature is left out, and spoils no other.
+func TestAPoisonedSetKeepsItsGoodKeys(t *testing.T) {
+	weak, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwkOf := func(k *rsa.PublicKey) map[string]any {
+		return map[string]any{"kty": "RSA", "kid": "bad", "n": b64(k.N.Bytes()), "e": b64(big.NewInt(int64(k.E)).Bytes())}
+	}
+	bad := newSigner(t, "bad")
+	with := func(name string, value any) map[string]any {
+		m := bad.jwk()
+		m[name] = value
+		return m
+	}
+	for name, c := range map[string]struct {
+		key    map[string]any
+		silent bool
+	}{
+		"for encryption":        {with("use", "enc"), true},
+		"for other operations":  {with("key_ops", []string{"sign", "deriveKey"}), true},
+		"a secret":              {map[string]any{"kty": "oct", "kid": "bad", "k": b64([]byte(strings.Repeat("k", 32)))}, false},
+		"a secret of our kid":   {map[string]any{"kty": "oct", "kid": "good", "k": b64([]byte(strings.Repeat("k", 32)))}, false},
+		"private":               {with("d", "AAAA"), false},
+		"short":                 {jwkOf(&weak.PublicKey), false},
+		"off the curve":         {with("x", b64(make([]byte, 32))), false},
+		"of no known curve":     {with("crv", "secp256k1"), false},
+		"for another algorithm": {with("alg", "HS256"), false},
+		"for none":              {with("alg", "none"), false},
+		"nameless":              {map[string]any{"kty": "EC", "crv": "P-256", "x": bad.jwk()["x"], "y": bad.jwk()["y"]}, false},
+		"of a doubtful name":    {with("kid", 7), false},
+		"of a kind to come":     {map[string]any{"kty": "AKP", "kid": "bad", "alg": "ML-DSA-44", "pub": "AAAA"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newProvider(t)
+				good := newSigner(t, "good")
+				p.publishRaw(good.jwk(), c.key)
+				set := p.keep(p.discovered())
+				accepts(t, set, good)
+				if err := verify(t, set, bad); err == nil {
+					t.Error("the bad key verifies")
+				}
+				hmac := jwt.New(jwt.SigningMethodHS256)
+				hmac.Header["kid"] = "bad"
+				raw, err := hmac.SignedString([]byte(strings.Repeat("k", 32)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := jwt.Parse(raw, set.Keyfunc(time.Now())); err == nil {
+					t.Error("a published secret verifies")
+				}
+				if s := set.Status(); !slices.Equal(s.Keys, []string{"good"}) || c.silent != (len(s.LeftOut) == 0) || c.silent == strings.Contains(p.log.String(), "WARN") {
+					t.Errorf("status %+v, log %s", s, p.log)
+				}
+			})
+		})
+	}
+}
+
+func TestTwoKeysOfOneKidAreBothLeftOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		good, one, two := newSigner(t, "good"), newSigner(t, "twice"), newSigner(t, "twice")
+		p.publish(good, one, two)
+		set := p.keep(p.discovered())
+		accepts(t, set, good)
+		refuses(t, set, one, "none of the token's kid")
+		refuses(t, set, two, "none of the token's kid")
+	})
+}
+
+// jwkset by itself fetches what x5u names, from anywhere.
+func TestNothingButTheSetIsFetched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		one := newSigner(t, "one")
+		key := one.jwk()
+		key["x5u"], key["jku"], key["x5c"] = issuer+"/x5u", issuer+"/jku", []string{"AAAA"}
+		p.publishRaw(key)
+		set := p.keep(p.discovered())
+		accepts(t, set, one)
+		if len(p.asked()) != 2 {
+			t.Errorf("asked for %v", p.asked())
+		}
+	})
+}
+
+func TestATokenIsVerifiedByTheKeyThatItNamesAndItsAlgorithmOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		one := newSigner(t, "one")
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.publishRaw(one.jwk(), map[string]any{"kty": "RSA", "kid": "rsa", "n": b64(key.N.Bytes()), "e": "AQAB"})
+		set := p.keep(p.discovered())
+		parse := func(m jwt.SigningMethod, with any, kid any) error {
+			token := jwt.New(m)
+			if token.Header["kid"] = kid; kid == nil {
+				delete(token.Header, "kid")
+			}
+			raw, err := token.SignedString(with)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = jwt.Parse(raw, set.Keyfunc(time.Now()))
+			return err
+		}
+		if err := parse(jwt.SigningMethodRS256, key, "rsa"); err != nil {
+			t.Error(err)
+		}
+		for name, err := range map[string]error{
+			"no kid":                parse(jwt.SigningMethodES256, one.key, nil),
+			"a number":              parse(jwt.SigningMethodES256, one.key, 1),
+			"another key's":         parse(jwt.SigningMethodES256, one.key, "rsa"),
+			"another algorithm":     parse(jwt.SigningMethodRS512, key, "rsa"),
+			"another padding":       parse(jwt.SigningMethodPS256, key, "rsa"),
+			"the key as a password": parse(jwt.SigningMethodHS256, key.N.Bytes(), "rsa"),
+			"none":                  parse(jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, "one"),
+		} {
+			if err == nil {
+				t.Errorf("%s: accepted", name)
+			}
+		}
+	})
+}
+
+func TestWaitingIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		one := newSigner(t, "one")
+		p.publish(one)
+		set := p.keep(p.discovered())
+		p.change(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
+		var waited, turned atomic.Int32
+		var wg sync.WaitGroup
+		start := time.Now()
+		for range keyset.MaxWaiting + 10 {
+			wg.Go(func() {
+				if set.Await(t.Context()) {
+					t.Error("a fetch that does not end has ended")
+				}
+				if took := time.Since(start); took == 0 {
+					turned.Add(1)
+				} else if took == keyset.MaxWait {
+					waited.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if turned.Load() != 10 || waited.Load() != keyset.MaxWaiting {
+			t.Errorf("%d waited, %d were turned away at once", waited.Load(), turned.Load())
+		}
+		// That was then: the next ones wait as they did.
+		p.publish(one)
+		time.Sleep(keyset.Interval) //nolint:forbidigo // of the bubble's clock
+		if !set.Await(t.Context()) {
+			t.Error("nobody is waiting, and one more may not")
+		}
+		// A delivery whose sender has gone does not wait.
+		p.change(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
+		time.Sleep(keyset.OnDemand) //nolint:forbidigo // of the bubble's clock
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if start := time.Now(); set.Await(ctx) || time.Since(start) > 0 {
+			t.Error("it waited for nobody")
+		}
+	})
+}
+
+func TestAKeeperGoesOnWithASetAndLetsGoOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, q := newProvider(t), newProvider(t)
+		one, two := newSigner(t, "one"), newSigner(t, "two")
+		p.publish(one)
+		q.publish(two)
+		a, b := p.discovered(), q.discovered()
+		setA, setB := p.make(a), q.make(b)
+		if start := time.Now(); setA.Await(t.Context()) || time.Since(start) > 0 {
+			t.Error("it waited for a set that nobody keeps")
+		}
+		k := keyset.NewKeeper(slog.New(slog.DiscardHandler))
+		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{a: setA, b: setB})
+		synctest.Wait()
+		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{a: setA})
+		synctest.Wait()
+		accepts(t, setA, one)
+		accepts(t, setB, two) // for the deliveries that are still under way
+		if p.fetches() != 1 || setB.Await(t.Context()) {
+			t.Errorf("%d fetches", p.fetches())
+		}
+		time.Sleep(3*keyset.Interval + time.Second) //nolint:forbidigo // of the bubble's clock
+		if p.fetches() != 4 || q.fetches() != 1 {
+			t.Errorf("%d and %d fetches", p.fetches(), q.fetches())
+		}
+		// The same source in another configuration, loaded from scratch, is another set.
+		setB = q.make(b)
+		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{b: setB})
+		synctest.Wait()
+		accepts(t, setB, two)
+	})
+}

@@ -1,0 +1,33 @@
+package auth
+
+import "strings"
+
+// Resembles tells whether a delivery that was refused carries what could have
+// been the caller's credential, by where it stands and whom it names. It proves
+// nothing: anybody can make such a delivery.
+func (c *Callers) Resembles(d *Delivery, caller string) bool {
+	one := c.byName[caller]
+	if one == nil {
+		return false
+	}
+	for i := range one.hmac {
+		if len(d.Header[one.hmac[i].scheme.spec.Header]) > 0 {
+			return true
+		}
+	}
+	if len(d.Header["Signature-Input"]) > 0 && one.signature != nil {
+		if m, err := readMessage(d); err == nil && one.signature.key(m.keyID) != nil {
+			return true
+		}
+	}
+	if raw, ok := cutScheme(d.Header.Get("Authorization"), "Bearer "); ok && one.jwt != nil && strings.Count(raw, ".") == 2 {
+		if t, err := openToken(raw); err == nil && t.claims["iss"] == one.jwt.issuer {
+			return true
+		}
+	}
+	if one.tokens != nil && len(d.Header[one.tokens.header]) > 0 {
+		_, ok := cutScheme(d.Header.Get(one.tokens.header), one.tokens.prefix)
+		return ok
+	}
+	return false
+}

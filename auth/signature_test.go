@@ -1,0 +1,494 @@
+package auth_test
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/sha512"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/auth"
+)
+
+// The test keys and the test request of RFC 9421 B.1 and B.2.
+const (
+	rfcSecret  = "uzvJfB4u3N0Jy4T7NZ75MDVcr8zSTInedJtkgcu46YW4XByzNJjxBdtjUkdJPBtbmHhIDi6pcl8jsasjlTMtDQ=="
+	rfcEd25519 = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAJrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs=\n-----END PUBLIC KEY-----"
+	rfcP256    = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEqIVYZVLCrPZHGHjP17CTW0/+D9Lf\n" +
+		"w0EkjqF7xB4FivAxzic30tMM4GF+hR6Dxh71Z50VGGdldkkDXZCnTNnoXQ==\n-----END PUBLIC KEY-----"
+)
+
+func rfcRequest(input, signature string) *auth.Delivery {
+	return &auth.Delivery{
+		Method: http.MethodPost, Authority: "example.com", URL: &url.URL{Path: "/foo", RawQuery: "param=Value&Pet=dog"},
+		Header: headers("Date", "Tue, 20 Apr 2021 02:07:55 GMT", "Content-Type", "application/json",
+			"Content-Digest", "sha-512=:WZDPaVn/7XgHaAy8pmojAkGWoRx2UFChF41A2svX+TaPm+AbwAgBWnrIiYllu7BNNyealdVLvRwEmTHWXvJwew==:",
+			"Content-Length", "18", "Signature-Input", input, "Signature", signature),
+		Body: []byte(`{"hello": "world"}`), Now: time.Unix(1618884480, 0),
+	}
+}
+
+func TestTheVectorsOfRFC9421(t *testing.T) {
+	secret, err := base64.StdEncoding.DecodeString(rfcSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t)
+	for name, v := range map[string]struct{ key, input, signature, base string }{
+		"B.2.5": {
+			string(secret), `sig-b25=("date" "@authority" "content-type");created=1618884473;keyid="test-shared-secret"`,
+			"sig-b25=:pxcQw6G3AjtMBQjwo8XzkZf/bws5LelbaMk5rGIGtE8=:",
+			"\"date\": Tue, 20 Apr 2021 02:07:55 GMT\n\"@authority\": example.com\n\"content-type\": application/json\n" +
+				`"@signature-params": ("date" "@authority" "content-type");created=1618884473;keyid="test-shared-secret"`,
+		},
+		"B.2.6": {
+			rfcEd25519, `sig-b26=("date" "@method" "@path" "@authority" "content-type" "content-length");created=1618884473;keyid="test-key-ed25519"`,
+			"sig-b26=:wqcAqbmYJ2ji2glfAMaRy4gruYYnx2nEFN2HN6jrnDnQCK1u02Gb04v9EDgwUPiu4A0w6vuQv5lIp5WPpBKRCw==:",
+			"\"date\": Tue, 20 Apr 2021 02:07:55 GMT\n\"@method\": POST\n\"@path\": /foo\n\"@authority\": example.com\n" +
+				"\"content-type\": application/json\n\"content-length\": 18\n" +
+				`"@signature-params": ("date" "@method" "@path" "@authority" "content-type" "content-length");created=1618884473;keyid="test-key-ed25519"`,
+		},
+	} {
+		base, ok, err := auth.ReadMessage(rfcRequest(v.input, v.signature), name, b.dir, b.key(name, v.key).File)
+		if err != nil || base != v.base || !ok {
+			t.Errorf("%s: verified %v, %v, of the base\n%s\nwant\n%s", name, ok, err, base, v.base)
+		}
+		// None of the two covers enough for a delivery.
+		b.caller("sender").Signature = &auth.SignatureSpec{Authority: []string{"example.com"}, Keys: []auth.KeySpec{b.key(keyID(v.input), v.key)}}
+		if r := refuse(t, b.compile(), rfcRequest(v.input, v.signature), auth.Wrong); !strings.Contains(r.Detail, "does not cover") || r.Caller != "sender" {
+			t.Errorf("%s: %v", name, r)
+		}
+	}
+	// B.2.4 signs a response, so its base is as printed there.
+	const b24 = "\"@status\": 200\n\"content-type\": application/json\n" +
+		"\"content-digest\": sha-512=:mEWXIS7MaLRuGgxOBdODa3xqM1XdEvxoYhvlCFJ41QJgJc4GTsPp29l5oGX69wWdXymyU0rjJuahq4l5aGgfLQ==:\n" +
+		"\"content-length\": 23\n" +
+		`"@signature-params": ("@status" "content-type" "content-digest" "content-length");created=1618884473;keyid="test-key-ecc-p256"`
+	sig, err := base64.StdEncoding.DecodeString("wNmSUAhwb5LxtOtOpNa6W5xj067m5hFrj0XQ4fvpaCLx0NKocgPquLgyahnzDnDAUy5eCdlYUEkLIj+32oiasw==")
+	if err != nil || !auth.VerifyBase(rfcP256, b24, sig) || auth.VerifyBase(rfcP256, b24+" ", sig) {
+		t.Error("B.2.4 does not verify, or something else does", err)
+	}
+	if der, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])}); err != nil || auth.VerifyBase(rfcP256, b24, der) {
+		t.Error("a signature in DER verifies", err)
+	}
+}
+
+func keyID(input string) string {
+	_, id, _ := strings.Cut(input, `keyid="`)
+	return strings.TrimSuffix(id, `"`)
+}
+
+const (
+	hmacID    = "secret"
+	ed25519ID = "ed25519"
+	p256ID    = "p256"
+)
+
+// senderKeys makes a key of each kind: the files of a caller, and what signs.
+func senderKeys(b *bench) (specs []auth.KeySpec, sign map[string]*auth.SigningKey) {
+	b.Helper()
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	texts := map[string][2]string{hmacID: {secretA, secretA}}
+	for id, private := range map[string]crypto.Signer{ed25519ID: ed25519.NewKeyFromSeed(make([]byte, 32)), p256ID: ec} {
+		der, err := x509.MarshalPKCS8PrivateKey(private)
+		if err != nil {
+			b.Fatal(err)
+		}
+		texts[id] = [2]string{publicPEM(b, private), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))}
+	}
+	sign = map[string]*auth.SigningKey{}
+	for id, text := range texts {
+		specs = append(specs, b.key(id, text[0]))
+		if sign[id], err = auth.NewSigningKey(id, []byte(text[1])); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return specs, sign
+}
+
+// signatureCallers has one caller with message signatures, "sender".
+func signatureCallers(t testing.TB, change func(*auth.SignatureSpec)) (*auth.Callers, map[string]*auth.SigningKey) {
+	t.Helper()
+	b := newBench(t)
+	specs, sign := senderKeys(b)
+	spec := &auth.SignatureSpec{Authority: []string{"hooks.example.com", "localhost:8443"}, Keys: specs}
+	if change != nil {
+		change(spec)
+	}
+	b.caller("sender").Signature = spec
+	// What is right there to fall back to must not help.
+	b.token("weak", "X-Weak", secretC)
+	return b.compile(), sign
+}
+
+// asked is a request as the server gets it, without a signature.
+func asked(method, target, body string) *auth.Delivery {
+	path, query, _ := strings.Cut(target, "?")
+	return &auth.Delivery{
+		Method: method, Authority: "hooks.example.com", URL: &url.URL{Path: path, RawQuery: query}, Body: []byte(body), Now: now(),
+		Header: headers("Content-Type", "application/json", "X-Weak", secretC, "X-Kind", "full"),
+	}
+}
+
+func seal(t testing.TB, key *auth.SigningKey, d *auth.Delivery, nonce, tag string) *auth.Delivery {
+	t.Helper()
+	h, err := key.Sign(d, nonce, tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, values := range h {
+		d.Header[name] = values
+	}
+	return d
+}
+
+func TestAMessageSignatureOfEachAlgorithmIsTakenAndNoTamperedOne(t *testing.T) {
+	c, sign := signatureCallers(t, nil)
+	_, stranger := signatureCallers(t, nil)
+	for id, key := range sign {
+		fresh := func() *auth.Delivery { return seal(t, key, asked("POST", "/start?x=1", "{}"), "n1", "") }
+		who := allow(t, c, fresh(), "sender")
+		if who.Scheme != "signature" || who.Key != id || who.Replay == "" || !who.Target || !who.Until.Equal(now().Add(72*time.Hour)) {
+			t.Errorf("%s: identity %+v", id, who)
+		}
+		for why, change := range map[string]func(*auth.Delivery){
+			"another method":         func(d *auth.Delivery) { d.Method = "PUT" },
+			"another path":           func(d *auth.Delivery) { d.URL.Path = "/stop" },
+			"another spelling":       func(d *auth.Delivery) { d.URL.RawPath = "/st%61rt" },
+			"another query":          func(d *auth.Delivery) { d.URL.RawQuery = "x=2" },
+			"more query":             func(d *auth.Delivery) { d.URL.RawQuery += "&y=1" },
+			"no query":               func(d *auth.Delivery) { d.URL.RawQuery = "" },
+			"another authority":      func(d *auth.Delivery) { d.Authority = "localhost:8443" },
+			"another port":           func(d *auth.Delivery) { d.Authority += ":8443" },
+			"another content type":   func(d *auth.Delivery) { d.Header.Set("Content-Type", "application/x-www-form-urlencoded") },
+			"no content type":        func(d *auth.Delivery) { d.Header.Del("Content-Type") },
+			"two content types":      func(d *auth.Delivery) { d.Header.Add("Content-Type", "application/json") },
+			"another body":           func(d *auth.Delivery) { d.Body = []byte("{ }") },
+			"no body":                func(d *auth.Delivery) { d.Body = nil },
+			"body and digest":        func(d *auth.Delivery) { d.Body = nil; d.Header.Del("Content-Digest") },
+			"another body's digest":  func(d *auth.Delivery) { d.Body = []byte("[]"); d.Header.Set("Content-Digest", digestOf("[]")) },
+			"no Signature":           func(d *auth.Delivery) { d.Header.Del("Signature") },
+			"Signature twice":        func(d *auth.Delivery) { d.Header.Add("Signature", d.Header.Get("Signature")) },
+			"Signature-Input twice":  func(d *auth.Delivery) { d.Header.Add("Signature-Input", d.Header.Get("Signature-Input")) },
+			"a stranger's signature": func(d *auth.Delivery) { seal(t, stranger[p256ID], d, "n1", "") },
+			"another time":           edit("Signature-Input", "created=1800000000", "created=1800000001"),
+			"another nonce":          edit("Signature-Input", `nonce="n1"`, `nonce="n2"`),
+			"another key":            edit("Signature-Input", `keyid="`+id+`"`, `keyid="nobody's"`),
+			"a bit of it turned":     func(d *auth.Delivery) { d.Header.Set("Signature", turn(d.Header.Get("Signature"), 20)) },
+			"cut short":              func(d *auth.Delivery) { d.Header.Set("Signature", "sig=:AAAA:") },
+			"empty":                  func(d *auth.Delivery) { d.Header.Set("Signature", "sig=::") },
+		} {
+			if why == "a stranger's signature" && id == hmacID {
+				continue // the stranger has that secret too
+			}
+			d := fresh()
+			change(d)
+			if who, err := c.Authenticate(d, []string{"sender", "weak"}); err == nil {
+				t.Errorf("%s, %s: accepted as %s", id, why, who.Caller)
+			}
+		}
+		allow(t, c, seal(t, key, asked("DELETE", "/runs/1", ""), "n1", ""), "sender")
+	}
+}
+
+func edit(header, old, text string) func(*auth.Delivery) {
+	return func(d *auth.Delivery) { d.Header.Set(header, strings.Replace(d.Header.Get(header), old, text, 1)) }
+}
+
+func digestOf(body string) string {
+	sum := sha256.Sum256([]byte(body))
+	return "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
+}
+
+// byHand signs what is given with the secret: the Signature-Input as it is sent,
+// and the lines that its components stand for. An empty signed is the input.
+type byHand struct{ input, signed, lines string }
+
+const (
+	whole      = `("@method" "@target-uri" "content-type" "content-digest")`
+	fresh      = `;created=1800000000;keyid="secret"`
+	wholeLines = "\"@method\": POST\n\"@target-uri\": https://hooks.example.com/start?x=1\n\"content-type\": application/json\n\"content-digest\": DIGEST\n"
+)
+
+func (x byHand) delivery() *auth.Delivery {
+	d := asked("POST", "/start?x=1", "{}")
+	d.Header.Set("Content-Digest", digestOf("{}"))
+	d.Header.Set("Signature-Input", "sig="+x.input)
+	if x.signed == "" {
+		x.signed = x.input
+	}
+	mac := hmac.New(sha256.New, []byte(secretA))
+	_, _ = mac.Write([]byte(strings.Replace(x.lines, "DIGEST", digestOf("{}"), 1) + `"@signature-params": ` + x.signed))
+	d.Header.Set("Signature", "sig=:"+base64.StdEncoding.EncodeToString(mac.Sum(nil))+":")
+	return d
+}
+
+func TestWhatAMessageSignatureMustCoverAndSay(t *testing.T) {
+	c, _ := signatureCallers(t, nil)
+	const method, typed, digest = "\"@method\": POST\n", "\"content-type\": application/json\n", "\"content-digest\": DIGEST\n"
+	const target, authority = "\"@target-uri\": https://hooks.example.com/start?x=1\n", "\"@authority\": hooks.example.com\n"
+	const path, query = "\"@path\": /start\n", "\"@query\": ?x=1\n"
+	for why, x := range map[string]byHand{
+		"the target whole":    {input: whole + fresh, lines: wholeLines},
+		"the target in parts": {input: `("@query" "@path" "@authority" "@method" "content-type" "content-digest")` + fresh, lines: query + path + authority + method + typed + digest},
+		"with more": {
+			input: `("@scheme" "@request-target" "x-kind" "@method" "@target-uri" "content-type" "content-digest")` + fresh,
+			lines: "\"@scheme\": https\n\"@request-target\": /start?x=1\n\"x-kind\": full\n" + method + target + typed + digest,
+		},
+		"every parameter":               {input: whole + `;expires=1800000010` + fresh + `;alg="hmac-sha256";nonce="n"`, lines: wholeLines},
+		"no nonce, as old as it may be": {input: whole + `;created=1799999700;keyid="secret"`, lines: wholeLines},
+		"a clock that is ahead":         {input: whole + `;created=1800000030;keyid="secret"`, lines: wholeLines},
+	} {
+		if _, err := c.Authenticate(x.delivery(), nil); err != nil {
+			t.Errorf("%s: %v", why, err)
+		}
+	}
+	for why, x := range map[string]struct {
+		byHand
+		reason auth.Reason
+	}{
+		"no method":         {byHand{input: `("@target-uri" "content-type" "content-digest")` + fresh, lines: target + typed + digest}, auth.Wrong},
+		"no target":         {byHand{input: `("@method" "content-type" "content-digest")` + fresh, lines: method + typed + digest}, auth.Wrong},
+		"no authority":      {byHand{input: `("@method" "@path" "@query" "content-type" "content-digest")` + fresh, lines: method + path + query + typed + digest}, auth.Wrong},
+		"no path":           {byHand{input: `("@method" "@authority" "@query" "content-type" "content-digest")` + fresh, lines: method + authority + query + typed + digest}, auth.Wrong},
+		"no query":          {byHand{input: `("@method" "@authority" "@path" "content-type" "content-digest")` + fresh, lines: method + authority + path + typed + digest}, auth.Wrong},
+		"no content type":   {byHand{input: `("@method" "@target-uri" "content-digest")` + fresh, lines: method + target + digest}, auth.Wrong},
+		"no digest":         {byHand{input: `("@method" "@target-uri" "content-type")` + fresh, lines: method + target + typed}, auth.Wrong},
+		"nothing":           {byHand{input: `()` + fresh}, auth.Wrong},
+		"no time":           {byHand{input: whole + `;keyid="secret"`, lines: wholeLines}, auth.Malformed},
+		"no key id":         {byHand{input: whole + `;created=1800000000`, lines: wholeLines}, auth.Malformed},
+		"too old":           {byHand{input: whole + `;created=1799999699;keyid="secret"`, lines: wholeLines}, auth.Stale},
+		"of the future":     {byHand{input: whole + `;created=1800000031;keyid="secret"`, lines: wholeLines}, auth.Stale},
+		"expired":           {byHand{input: whole + `;expires=1799999999` + fresh, lines: wholeLines}, auth.Stale},
+		"alg of another":    {byHand{input: whole + fresh + `;alg="ed25519"`, lines: wholeLines}, auth.Wrong},
+		"a tag":             {byHand{input: whole + fresh + `;tag="app"`, lines: wholeLines}, auth.Wrong},
+		"unknown parameter": {byHand{input: whole + fresh + `;context="x"`, lines: wholeLines}, auth.Malformed},
+		"time twice":        {byHand{input: whole + `;created=1` + fresh, signed: whole + fresh, lines: wholeLines}, auth.Malformed},
+		"time twice, the last signed": {
+			byHand{input: whole + `;created=1;created=1800000000;keyid="secret"`, signed: whole + fresh, lines: wholeLines}, auth.Malformed,
+		},
+		"time as text":          {byHand{input: whole + `;created="1800000000";keyid="secret"`, lines: wholeLines}, auth.Malformed},
+		"time as decimal":       {byHand{input: whole + `;created=1800000000.0;keyid="secret"`, lines: wholeLines}, auth.Malformed},
+		"time as date":          {byHand{input: whole + `;created=@1800000000;keyid="secret"`, lines: wholeLines}, auth.Malformed},
+		"time as nothing":       {byHand{input: whole + `;created;keyid="secret"`, lines: wholeLines}, auth.Malformed},
+		"key id as token":       {byHand{input: whole + `;created=1800000000;keyid=a`, lines: wholeLines}, auth.Malformed},
+		"key id as bytes":       {byHand{input: whole + `;created=1800000000;keyid=:YQ==:`, lines: wholeLines}, auth.Malformed},
+		"white space":           {byHand{input: whole + `; created=1800000000;keyid="secret"`, signed: whole + fresh, lines: wholeLines}, auth.Malformed},
+		"two spaces":            {byHand{input: strings.Replace(whole, " ", "  ", 1) + fresh, signed: whole + fresh, lines: wholeLines}, auth.Malformed},
+		"two signatures":        {byHand{input: whole + fresh + `, other=` + whole + fresh, signed: whole + fresh, lines: wholeLines}, auth.Malformed},
+		"the same label twice":  {byHand{input: whole + fresh + `, sig=` + whole + fresh, signed: whole + fresh, lines: wholeLines}, auth.Malformed},
+		"no list":               {byHand{input: `"@method"` + fresh, lines: wholeLines}, auth.Malformed},
+		"an integer":            {byHand{input: `(1)` + fresh}, auth.Malformed},
+		"a token":               {byHand{input: `(a)` + fresh}, auth.Malformed},
+		"upper case":            {byHand{input: `("@METHOD" "@target-uri" "content-type" "content-digest")` + fresh, lines: wholeLines}, auth.Malformed},
+		"a header in caps":      {byHand{input: `("@method" "@target-uri" "Content-Type" "content-digest")` + fresh, lines: wholeLines}, auth.Malformed},
+		"the same twice":        {byHand{input: `("@method" "@method" "@target-uri" "content-type" "content-digest")` + fresh, lines: method + wholeLines}, auth.Malformed},
+		"what is not there":     {byHand{input: `("@method" "@target-uri" "content-type" "content-digest" "x-none")` + fresh, lines: wholeLines + "\"x-none\": \n"}, auth.Malformed},
+		"an unknown component":  {byHand{input: `("@method" "@target-uri" "content-type" "content-digest" "@status")` + fresh, lines: wholeLines}, auth.Malformed},
+		"its own parameters":    {byHand{input: `("@method" "@target-uri" "content-type" "content-digest" "@signature-params")` + fresh, lines: wholeLines}, auth.Malformed},
+		"a parameter in a name": {byHand{input: `("@method" "@target-uri" "content-type" "content-digest";sf)` + fresh, lines: wholeLines}, auth.Malformed},
+		"of the request":        {byHand{input: `("@method";req "@target-uri" "content-type" "content-digest")` + fresh, lines: wholeLines}, auth.Malformed},
+		"a query parameter":     {byHand{input: `("@method" "@path" "@authority" "@query-param";name="x" "content-type" "content-digest")` + fresh}, auth.Malformed},
+		"a line in a name":      {byHand{input: `("@method" "@target-uri" "content-type" "content-digest" "x: \"")` + fresh}, auth.Malformed},
+		"not at all a field":    {byHand{input: `((((((`}, auth.Malformed},
+	} {
+		r := refuse(t, c, x.delivery(), x.reason, "sender")
+		if r.Scheme != "signature" || (r.Caller != "") != (x.reason == auth.Stale || strings.Contains(r.Detail, "cover") || strings.Contains(r.Detail, "tag")) && x.reason != auth.Malformed {
+			t.Errorf("%s: %+v", why, r)
+		}
+	}
+}
+
+func TestTheContentDigestIsThatOfTheBody(t *testing.T) {
+	c, _ := signatureCallers(t, nil)
+	sum := sha512.Sum512([]byte("{}"))
+	long := "sha-512=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
+	other := sha512.Sum512([]byte("[]"))
+	try := func(value string) error {
+		x := byHand{input: whole + fresh, lines: strings.Replace(wholeLines, "DIGEST", value, 1)}
+		d := x.delivery()
+		d.Header.Set("Content-Digest", value)
+		_, err := c.Authenticate(d, nil)
+		return err
+	}
+	for _, value := range []string{digestOf("{}"), long, digestOf("{}") + ", " + long, "md5=:AAAA:, " + long} {
+		if err := try(value); err != nil {
+			t.Errorf("%s: %v", value, err)
+		}
+	}
+	for why, value := range map[string]string{
+		"another body's":           digestOf("[]"),
+		"one of two another's":     digestOf("{}") + ", sha-512=:" + base64.StdEncoding.EncodeToString(other[:]) + ":",
+		"only a broken hash":       "md5=:AAAA:",
+		"cut short":                "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:16]) + ":",
+		"empty":                    "",
+		"no bytes":                 `sha-256="x"`,
+		"a list":                   "sha-256=()",
+		"twice, the last is right": "sha-256=:AAAA:, " + digestOf("{}"),
+		"in hex":                   "sha-256=" + strings.Repeat("0", 64),
+		"another hash's length":    strings.Replace(digestOf("{}"), "sha-256", "sha-512", 1),
+	} {
+		if err := try(value); err == nil {
+			t.Errorf("%s: accepted", why)
+		}
+	}
+}
+
+func TestAMessageSignatureIsForThisServerAndUse(t *testing.T) {
+	c, sign := signatureCallers(t, func(s *auth.SignatureSpec) {
+		s.Tag, s.Components, s.MaxAge = "deploy", []string{"x-kind"}, time.Minute
+	})
+	key := sign[ed25519ID]
+	// The signer here covers no header of its own choice, so by hand.
+	covered := strings.Replace(whole, `("`, `("x-kind" "`, 1) + fresh
+	allow(t, c, byHand{input: covered + `;tag="deploy"`, lines: "\"x-kind\": full\n" + wholeLines}.delivery(), "sender")
+	for _, x := range []byHand{
+		{input: covered, lines: "\"x-kind\": full\n" + wholeLines},
+		{input: covered + `;tag="Deploy"`, lines: "\"x-kind\": full\n" + wholeLines},
+		{input: whole + fresh + `;tag="deploy"`, lines: wholeLines},
+		{input: strings.Replace(covered, "1800000000", "1799999939", 1) + `;tag="deploy"`, lines: "\"x-kind\": full\n" + wholeLines},
+	} {
+		if _, err := c.Authenticate(x.delivery(), nil); err == nil {
+			t.Errorf("accepted %s", x.input)
+		}
+	}
+	refuse(t, c, seal(t, key, asked("POST", "/start", "{}"), "", "deploy"), auth.Wrong)
+
+	c, sign = signatureCallers(t, nil)
+	for authority, ok := range map[string]bool{
+		"hooks.example.com": true, "HOOKS.example.com:443": true, "localhost:8443": true,
+		"staging.example.com": false, "hooks.example.com:8443": false, "localhost": false, "": false, "hooks.example.com.": false,
+	} {
+		d := asked("GET", "/runs", "")
+		d.Authority = authority
+		if _, err := c.Authenticate(seal(t, sign[p256ID], d, "", ""), nil); (err == nil) != ok {
+			t.Errorf("for %q: %v", authority, err)
+		}
+	}
+}
+
+func TestAMessageSignatureIsKnownByItsNonceElseByWhatItSigns(t *testing.T) {
+	c, sign := signatureCallers(t, nil)
+	key := sign[p256ID] // whose signatures differ each time
+	replay := func(nonce, target string, ago time.Duration) string {
+		t.Helper()
+		d := asked("POST", target, "{}")
+		d.Now = now().Add(-ago)
+		seal(t, key, d, nonce, "")
+		d.Now = now()
+		return allow(t, c, d, "sender").Replay
+	}
+	if replay("n", "/start", 0) != replay("n", "/start", time.Minute) {
+		t.Error("a retry with the same nonce is another delivery")
+	}
+	if replay("n", "/start", 0) == replay("m", "/start", 0) {
+		t.Error("another nonce is the same delivery")
+	}
+	first, again := replay("", "/start", 0), replay("", "/start", 0)
+	if first != again {
+		t.Error("the same without a nonce is another delivery")
+	}
+	if replay("", "/start", 0) == replay("", "/start", time.Second) || replay("", "/start", 0) == replay("", "/stop", 0) {
+		t.Error("without a nonce, another time or target is the same delivery")
+	}
+}
+
+func TestKeysOfMessageSignaturesAreForOneAlgorithmEach(t *testing.T) {
+	b := newBench(t)
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := func(id, text, alg string) auth.KeySpec {
+		k := b.key(id, text)
+		k.Alg = alg
+		return k
+	}
+	b.caller("sender").Signature = &auth.SignatureSpec{Keys: []auth.KeySpec{
+		key("rsa", publicPEM(t, rsaKey), ""), key("p384", publicPEM(t, p384), ""), key("short", "short", ""),
+		key("swapped", secretA, "ed25519"), key("", secretB, ""), key("ok", secretC, "hmac-sha256"),
+	}, Authority: []string{"https://hooks.example.com"}, Components: []string{"X-Kind", "@status"}, Tag: "a b", MaxAge: 25 * time.Hour}
+	b.wantProblem("keys.0", "not an Ed25519 or P-256 key")
+	b.wantProblem("keys.1", "not an Ed25519 or P-256 key")
+	b.wantProblem("keys.2", "must be at least 16")
+	b.wantProblem("keys.3.alg", `is "ed25519", but this is a key for hmac-sha256`)
+	b.wantProblem("keys.4", "needs an id")
+	b.wantProblem("authority.0", "no host or host:port")
+	b.wantProblem("components.0", "no header in lower case")
+	b.wantProblem("components.1", "none of @method")
+	b.wantProblem("tag", "visible ASCII")
+	b.wantProblem("max_age", "not between")
+	b.specs["sender"].Signature = &auth.SignatureSpec{}
+	b.wantProblem("authority", "is missing")
+	b.wantProblem("keys", "needs at least one key")
+}
+
+func TestKeysThatNobodyMaySignWithAreRefused(t *testing.T) {
+	for why, text := range map[string]string{"public": rfcEd25519, "garbage": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", "cut": "-----BEGIN"} {
+		if _, err := auth.NewSigningKey("k", []byte(text)); err == nil {
+			t.Errorf("%s: taken", why)
+		}
+	}
+	for _, id := range []string{"", "a\nb", strings.Repeat("x", 257)} {
+		if _, err := auth.NewSigningKey(id, []byte(secretA)); err == nil {
+			t.Errorf("the keyid %q was taken", id)
+		}
+	}
+}
+
+func TestAKeyIsTakenInItsTimeByEveryCredential(t *testing.T) {
+	for why, dates := range map[string]func(*auth.KeySpec){
+		"":                      func(k *auth.KeySpec) { k.NotBefore, k.NotAfter = now(), now().Add(time.Second) },
+		"not_before is to come": func(k *auth.KeySpec) { k.NotBefore = now().Add(time.Second) },
+		"not_after has passed":  func(k *auth.KeySpec) { k.NotAfter = now().Add(-time.Second) },
+	} {
+		b := newBench(t)
+		specs, sign := senderKeys(b)
+		for i := range specs {
+			dates(&specs[i])
+		}
+		dated := func(text string) []auth.KeySpec {
+			k := b.key("1", text)
+			dates(&k)
+			return []auth.KeySpec{k}
+		}
+		b.caller("signature").Signature = &auth.SignatureSpec{Authority: []string{"hooks.example.com"}, Keys: specs}
+		b.caller("hmac").HMAC = &auth.HMACSpec{Scheme: "github", Keys: dated(secretA)}
+		b.caller("token").Token = &auth.TokenSpec{Header: "X-Token", Keys: dated(secretB)}
+		b.caller("jwt").JWT = &auth.JWTSpec{Issuer: issuer, Audience: audience, Keys: dated(ring().hs256)}
+		c := b.compile()
+		for caller, d := range map[string]*auth.Delivery{
+			"signature": seal(t, sign[p256ID], asked("GET", "/runs", ""), "", ""),
+			"hmac":      delivery("{}", signed(t, "github", secretA, "{}")),
+			"token":     delivery("{}", headers("X-Token", secretB)),
+			"jwt":       bearing(hs(t, claims())),
+		} {
+			if why == "" {
+				allow(t, c, d, caller)
+			} else if r := refuse(t, c, d, auth.Wrong); r.Caller != caller || !strings.Contains(r.Detail, why) {
+				t.Errorf("%s: %+v", caller, r)
+			}
+		}
+	}
+}
