@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	maxFile   = 1 << 20             // bytes of one PEM file; a whole system's roots are a quarter of it
+	maxFile   = 16 << 20            // bytes of one file; a CRL of half a million entries is the largest
 	warnAhead = 14 * 24 * time.Hour // before the end of a certificate
 	day       = 24 * time.Hour
 )
@@ -29,18 +29,23 @@ const (
 // Spec is the tls section of the configuration file. Paths are relative to the
 // folder of that file.
 type Spec struct {
-	Cert       string `yaml:"cert"`        // PEM: the server's certificate, then its intermediates
-	Key        string `yaml:"key"`         // PEM, not encrypted, for nobody else to read
-	ClientCA   string `yaml:"client_ca"`   // PEM: who may sign client certificates; none are asked for without it
-	MinVersion string `yaml:"min_version"` // "1.3" (default) or "1.2"
+	Cert         string      `yaml:"cert"`         // as in PairSpec; for a single pair
+	Key          string      `yaml:"key"`          // likewise
+	Certificates []PairSpec  `yaml:"certificates"` // several pairs, instead of cert and key
+	ACME         *ACMESpec   `yaml:"acme"`         // beside pairs, or alone
+	ClientCA     string      `yaml:"client_ca"`    // PEM: who may sign the certificates of callers who name no CA of their own
+	ClientCRL    []string    `yaml:"client_crl"`   // PEM or DER: what the CAs of client certificates have revoked
+	SPIFFE       *SPIFFESpec `yaml:"spiffe"`       // in place of client_ca, and of pairs where there are none
+	MinVersion   string      `yaml:"min_version"`  // "1.3" (default) or "1.2"
 }
 
-// Load reads what spec names, relative to dir, and returns the server's TLS
-// configuration, which nobody changes afterwards. Everything wrong with the
-// files is written to p at the key that names the file. When any of it is more
-// than a warning the result is nil: nothing is served with less checking than
-// the file asks for.
-func Load(spec Spec, dir string, now time.Time, p *problem.List) *tls.Config {
+// Load reads what spec names for the server itself, relative to dir, and returns
+// its TLS configuration, which nobody changes once Clients.Complete and
+// ACME.Serve have added the rest, and when what it shows ends. Everything wrong
+// with the files is written to p at the key that names the file. When any of it
+// is more than a warning the result is nil: nothing is served with less checking
+// than the file asks for.
+func Load(spec Spec, dir string, now time.Time, p *problem.List) (*tls.Config, []Expiry) {
 	before := errorCount(p)
 	cfg := &tls.Config{
 		MinVersion: minVersion(spec.MinVersion, p.At("min_version")),
@@ -57,19 +62,12 @@ func Load(spec Spec, dir string, now time.Time, p *problem.List) *tls.Config {
 		NextProtos: []string{"h2", "http/1.1"},
 		// CurvePreferences stay Go's: they lead with X25519MLKEM768.
 	}
-	if pair, ok := loadPair(spec, dir, now, p); ok {
-		cfg.Certificates = []tls.Certificate{pair}
-	}
-	if spec.ClientCA != "" {
-		// Not required of everybody: other callers sign instead. Whoever
-		// shows a certificate has to show a good one.
-		cfg.ClientAuth = tls.VerifyClientCertIfGiven
-		cfg.ClientCAs = loadClientCA(spec.ClientCA, dir, now, p.At("client_ca"))
-	}
+	pairs, ends := loadPairs(spec, dir, now, p)
+	cfg.Certificates = pairs
 	if errorCount(p) > before {
-		return nil
+		return nil, nil
 	}
-	return cfg
+	return cfg, ends
 }
 
 func errorCount(p *problem.List) (n int) {
@@ -92,66 +90,6 @@ func minVersion(text string, p *problem.List) uint16 {
 	return tls.VersionTLS13
 }
 
-// loadPair reads the server's certificate and key. It reports false when
-// either could not be used; what else is wrong stands in p.
-func loadPair(spec Spec, dir string, now time.Time, p *problem.List) (tls.Certificate, bool) {
-	atCert, atKey := p.At("cert"), p.At("key")
-	certPEM, certOK := read(resolve(dir, spec.Cert), spec.Cert, 0o002, atCert)
-	keyPEM, keyOK := read(resolve(dir, spec.Key), spec.Key, 0o027, atKey)
-	if certOK {
-		var chain []*x509.Certificate
-		if chain, certOK = parse(spec.Cert, certPEM, now, atCert); certOK {
-			checkServer(spec.Cert, chain[0], atCert)
-		}
-	}
-	if keyOK && encrypted(keyPEM) {
-		atKey.Errorf("%s is encrypted, and there is nobody to ask for its passphrase at the start; keep it in clear, readable by the server alone", spec.Key)
-		keyOK = false
-	}
-	if !certOK || !keyOK {
-		return tls.Certificate{}, false
-	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		atKey.Errorf("using %s with %s: %v", spec.Key, spec.Cert, err)
-		return tls.Certificate{}, false
-	}
-	return pair, true
-}
-
-func checkServer(file string, leaf *x509.Certificate, p *problem.List) {
-	usable := func(u x509.ExtKeyUsage) bool {
-		return u == x509.ExtKeyUsageServerAuth || u == x509.ExtKeyUsageAny
-	}
-	if len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 && !slices.ContainsFunc(leaf.ExtKeyUsage, usable) {
-		p.Errorf("certificate 1 of %s is not for servers: its extended key usage lacks serverAuth", file)
-	}
-	// Senders look nowhere else for the name (RFC 9525 section 2).
-	if len(leaf.DNSNames)+len(leaf.IPAddresses) == 0 {
-		p.Errorf("certificate 1 of %s has no DNS name and no address in its subjectAltName, so no sender would take it", file)
-	}
-}
-
-func loadClientCA(file, dir string, now time.Time, p *problem.List) *x509.CertPool {
-	data, ok := read(resolve(dir, file), file, 0o002, p)
-	if !ok {
-		return nil
-	}
-	list, ok := parse(file, data, now, p)
-	if !ok {
-		return nil
-	}
-	pool := x509.NewCertPool()
-	for i, c := range list {
-		// A leaf in the pool would be trusted as it stands, whoever signed it.
-		if !c.BasicConstraintsValid || !c.IsCA || c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0 {
-			p.Errorf("certificate %d of %s is not a CA's", i+1, file)
-		}
-		pool.AddCert(c)
-	}
-	return pool
-}
-
 func resolve(dir, path string) string {
 	if filepath.IsAbs(path) {
 		return path
@@ -165,6 +103,8 @@ func read(path, name string, deny fs.FileMode, p *problem.List) ([]byte, bool) {
 		p.Errorf("is missing")
 		return nil, false
 	}
+	seen, _ := os.Stat(path) // nil if it is not there
+	p.Saw(path, seen)
 	// O_NONBLOCK: a FIFO must not hold up the start.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -256,12 +196,18 @@ func sound(n int, file string, c *x509.Certificate, now time.Time, p *problem.Li
 	if key, ok := c.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() < 2048 {
 		p.Errorf("certificate %d of %s has an RSA key of %d bits; 2048 is the least", n, file, key.N.BitLen())
 	}
-	weak := []x509.SignatureAlgorithm{x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1}
 	// The signature of a root on itself proves nothing and is never checked.
-	if slices.Contains(weak, c.SignatureAlgorithm) && !bytes.Equal(c.RawIssuer, c.RawSubject) {
+	if forgeable(c.SignatureAlgorithm) && !bytes.Equal(c.RawIssuer, c.RawSubject) {
 		p.Errorf("certificate %d of %s is signed with %s, which can be forged", n, file, c.SignatureAlgorithm)
 	}
 	return errorCount(p) == before
+}
+
+// forgeable reports whether a signature may be by somebody without the key.
+func forgeable(a x509.SignatureAlgorithm) bool {
+	return slices.Contains([]x509.SignatureAlgorithm{
+		x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1,
+	}, a)
 }
 
 func encrypted(keyPEM []byte) bool {

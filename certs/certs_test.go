@@ -36,7 +36,7 @@ func encode(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
-func parseOne(t *testing.T, text string) *x509.Certificate {
+func parseOne(t testing.TB, text string) *x509.Certificate {
 	t.Helper()
 	block, _ := pem.Decode([]byte(text))
 	if block == nil {
@@ -49,7 +49,7 @@ func parseOne(t *testing.T, text string) *x509.Certificate {
 	return c
 }
 
-func newKey(t *testing.T) crypto.Signer {
+func newKey(t testing.TB) crypto.Signer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -58,7 +58,7 @@ func newKey(t *testing.T) crypto.Signer {
 	return key
 }
 
-func newCA(t *testing.T, now time.Time, change ...func(*x509.Certificate)) ca {
+func newCA(t testing.TB, now time.Time, change ...func(*x509.Certificate)) ca {
 	t.Helper()
 	tmpl := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "Corp CA"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * 365 * time.Hour),
@@ -77,7 +77,7 @@ func newCA(t *testing.T, now time.Time, change ...func(*x509.Certificate)) ca {
 }
 
 // issue makes a server's certificate, with an ECDSA key when key is nil.
-func (c ca) issue(t *testing.T, key crypto.Signer, change ...func(*x509.Certificate)) pair {
+func (c ca) issue(t testing.TB, key crypto.Signer, change ...func(*x509.Certificate)) pair {
 	t.Helper()
 	if key == nil {
 		key = newKey(t)
@@ -101,14 +101,14 @@ func (c ca) issue(t *testing.T, key crypto.Signer, change ...func(*x509.Certific
 	return pair{encode("CERTIFICATE", der), encode("PRIVATE KEY", keyDER)}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func write(t *testing.T, dir, name, text string, mode os.FileMode) {
+func write(t testing.TB, dir, name, text string, mode os.FileMode) {
 	t.Helper()
 	path := filepath.Join(dir, name)
 	must(t, os.WriteFile(path, []byte(text), mode))
@@ -131,8 +131,15 @@ func good(t *testing.T, dir string, now time.Time) ca {
 func load(t *testing.T, dir string, s certs.Spec, now time.Time) (*tls.Config, []string) {
 	t.Helper()
 	var p problem.List
-	cfg := certs.Load(s, dir, now, p.At("tls"))
-	var got []string
+	cfg, _ := certs.Load(s, dir, now, p.At("tls"))
+	if (cfg == nil) != p.Bad() {
+		t.Errorf("configuration given: %v, although problems are %q", cfg != nil, texts(&p))
+	}
+	certs.LoadClients(s, dir, now, nil, p.At("tls")).Complete(cfg, p.At("tls"))
+	return cfg, texts(&p)
+}
+
+func texts(p *problem.List) (got []string) {
 	for _, one := range p.All() {
 		level := "error "
 		if one.Warning {
@@ -140,10 +147,7 @@ func load(t *testing.T, dir string, s certs.Spec, now time.Time) (*tls.Config, [
 		}
 		got = append(got, level+strings.Join(one.Path, ".")+": "+one.Text)
 	}
-	if (cfg == nil) != p.Bad() {
-		t.Errorf("configuration given: %v, although problems are %q", cfg != nil, got)
-	}
-	return cfg, got
+	return got
 }
 
 func TestLoadAsksForNoCertificateWithoutClientCA(t *testing.T) {
@@ -233,7 +237,7 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 			must(t, os.Remove(dir+"/s.pem"))
 			must(t, syscall.Mkfifo(dir+"/s.pem", 0o644))
 		}, "error tls.cert: s.pem is not a regular file"},
-		"a huge file":            {file("c.pem", strings.Repeat("x", 1<<20+1), 0o644), "error tls.client_ca: c.pem is larger than"},
+		"a huge file":            {file("c.pem", strings.Repeat("x", 16<<20+1), 0o644), "error tls.client_ca: c.pem is larger than"},
 		"another key":            {func(t *testing.T, dir string, c ca) { t.Helper(); write(t, dir, "s.key", c.issue(t, nil).key, 0o600) }, "error tls.key: using s.key with s.pem: tls: private key does not match"},
 		"no key in the key file": {file("s.key", "hello", 0o600), "error tls.key: using s.key with s.pem: "},
 		"an encrypted key":       {file("s.key", encode("ENCRYPTED PRIVATE KEY", []byte("x")), 0o600), "error tls.key: s.key is encrypted"},
@@ -322,7 +326,7 @@ func TestProblemsElsewhereInTheFileDoNotHideAGoodPair(t *testing.T) {
 	good(t, dir, now)
 	var p problem.List
 	p.At("hooks").Errorf("none")
-	if certs.Load(all(), dir, now, &p) == nil {
+	if cfg, _ := certs.Load(all(), dir, now, &p); cfg == nil {
 		t.Error("nil, although the certificates are good")
 	}
 }

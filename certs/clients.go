@@ -1,0 +1,313 @@
+package certs
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"sallyport/internal/problem"
+)
+
+// What a client shows is judged twice. The handshake turns away whoever shows a
+// certificate that nobody here would believe. Each request is then judged
+// anew, by the trust of its caller and of its time: a connection may be older
+// than the configuration, and a resumed session older than both.
+
+// maxShown bounds what one client makes the server verify, again for each request.
+const maxShown = 10
+
+// Why a certificate is not believed that a trusted CA did sign.
+var (
+	ErrStale   = errors.New("outside its time")
+	ErrRevoked = errors.New("revoked")
+)
+
+// Trust tells whether the certificates that a client showed, its own first, are
+// to be believed now. The error says why they are not, in words that follow
+// "the client certificate"; it is or wraps ErrStale or ErrRevoked where that is
+// why. A Trust may be used by many at once.
+type Trust func(shown []*x509.Certificate, now time.Time) error
+
+// Clients are the CAs by which client certificates are believed, and what they
+// have revoked. It is made together with the configuration, which names them in
+// several places, and not changed once Complete was called.
+type Clients struct {
+	spec     Spec
+	dir      string
+	now      time.Time
+	files    map[string]*authority // by name, as the configuration file has it
+	pins     map[[sha256.Size]byte]bool
+	revoked  *revocations
+	workload *workload
+}
+
+// LoadClients reads what the tls section names for all callers. Everything
+// wrong is written to p at the key that names it; if p is bad, the result is
+// for finding what else is wrong, and must not be used.
+func LoadClients(spec Spec, dir string, now time.Time, workloads *Workloads, p *problem.List) *Clients {
+	c := &Clients{
+		spec: spec, dir: dir, now: now, revoked: &revocations{},
+		files: map[string]*authority{}, pins: map[[sha256.Size]byte]bool{},
+	}
+	if spec.ClientCA != "" {
+		c.file(spec.ClientCA, p.At("client_ca"))
+	}
+	if spec.SPIFFE != nil {
+		if spec.ClientCA != "" {
+			p.At("spiffe").Errorf("takes the place of client_ca: name that file at the callers who are believed by it")
+		}
+		c.workload = workloads.load(spec.SPIFFE, p.At("spiffe"))
+	}
+	return c
+}
+
+// Of returns what believes certificates that lead to a CA of a file.
+func (c *Clients) Of(file string, p *problem.List) Trust { return c.trust(c.file(file, p)) }
+
+// ByDefault returns what believes the certificates of callers who name no CA of
+// their own, or nil when there is no tls.client_ca.
+func (c *Clients) ByDefault() Trust {
+	if c.spec.ClientCA == "" {
+		return nil
+	}
+	return c.trust(c.files[c.spec.ClientCA])
+}
+
+// BySPIFFE returns what believes the X.509-SVIDs of the trust domains that the
+// Workload API knows now, or nil when there is no tls.spiffe. It is for callers
+// that are known by their SPIFFE ID, and for no others: the CA of a federated
+// trust domain may put any other name into a certificate.
+func (c *Clients) BySPIFFE() Trust {
+	if c.spec.SPIFFE == nil {
+		return nil
+	}
+	return c.workload.verify
+}
+
+// Pinned returns what believes the one certificate with this SHA-256 sum. If it
+// is signed by itself, nobody else can vouch for it, and nobody has to. If
+// not, it must be believed by the rest, too, so that its CA can revoke it.
+func (c *Clients) Pinned(sum [sha256.Size]byte, rest Trust) Trust {
+	c.pins[sum] = true
+	return func(shown []*x509.Certificate, now time.Time) error {
+		switch {
+		case sha256.Sum256(shown[0].Raw) != sum:
+			return errors.New("is another one than is pinned")
+		case selfSigned(shown[0]):
+			return alone(shown[0], now)
+		case rest == nil:
+			return errors.New("is not signed by itself, so its pin needs a ca that signed it")
+		}
+		return rest(shown, now)
+	}
+}
+
+// Complete reads the CRLs, now that every CA is known, and has cfg ask clients
+// for certificates, if anybody is believed by one. With tls.spiffe, it serves
+// the SVID unless cfg has a certificate. cfg may be nil.
+func (c *Clients) Complete(cfg *tls.Config, p *problem.List) {
+	c.loadCRLs(p.At("client_crl"))
+	if cfg == nil {
+		return
+	}
+	if c.workload != nil && len(cfg.Certificates) == 0 {
+		cfg.GetCertificate = c.workload.certificate
+	}
+	if len(c.files) == 0 && len(c.pins) == 0 && c.workload == nil {
+		return
+	}
+	// Not required of everybody: other callers sign instead. Whoever shows a
+	// certificate has to show a good one, and admit is who says so: crypto/tls
+	// knows one pool for all.
+	cfg.ClientAuth = tls.RequestClientCert
+	cfg.VerifyConnection = c.admit
+	if len(c.pins) > 0 || c.workload != nil {
+		return
+	}
+	// Of several certificates, a client picks by this list (RFC 8446 section
+	// 4.2.4), or shows none. It cannot tell of pins and of what changes.
+	cfg.ClientCAs = x509.NewCertPool()
+	for _, a := range c.files {
+		for _, ca := range a.cas {
+			cfg.ClientCAs.AddCert(ca)
+		}
+	}
+}
+
+// Describe tells by what client certificates are believed, but for what callers name.
+func (c *Clients) Describe() (lines []string) {
+	if c.spec.ClientCA != "" {
+		lines = append(lines, "by the CAs of "+c.spec.ClientCA)
+	}
+	if c.workload != nil {
+		lines = append(lines, "by SPIFFE: "+c.workload.String())
+	}
+	for _, list := range c.revoked.sorted() {
+		lines = append(lines, list.String())
+	}
+	return lines
+}
+
+// Expiries tells when the CAs end, and what else client certificates are believed
+// by.
+func (c *Clients) Expiries() (all []Expiry) {
+	for name, a := range c.files {
+		all = append(all, expiries("client CA", name, a.cas)...)
+	}
+	for _, l := range c.revoked.lists {
+		all = append(all, Expiry{What: "CRL", File: l.file, Subject: l.by, NotAfter: l.until, Ahead: l.ahead})
+	}
+	if c.workload != nil {
+		all = append(all, c.workload.expiries()...)
+	}
+	return all
+}
+
+// admit judges a handshake. A revoked certificate gets through it, because the
+// refusal of its requests is logged with the reason. But no session is resumed
+// with one: its client may have a new one, and shows it in a full handshake.
+func (c *Clients) admit(state tls.ConnectionState) error {
+	shown := state.PeerCertificates
+	if len(shown) == 0 {
+		return nil
+	}
+	if len(shown) > maxShown {
+		return fmt.Errorf("a client showed %d certificates, of at most %d", len(shown), maxShown)
+	}
+	now := time.Now()
+	if c.pins[sha256.Sum256(shown[0].Raw)] && selfSigned(shown[0]) && alone(shown[0], now) == nil {
+		return nil
+	}
+	if c.workload != nil && c.workload.verify(shown, now) == nil {
+		return nil
+	}
+	for _, a := range c.files {
+		chains, err := a.chains(shown, now)
+		if err == nil && state.DidResume {
+			err = c.revoked.check(chains, now)
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	return errors.New("a client showed a certificate that nobody is believed by")
+}
+
+func (c *Clients) trust(a *authority) Trust {
+	return func(shown []*x509.Certificate, now time.Time) error {
+		chains, err := a.chains(shown, now)
+		if err != nil {
+			return err
+		}
+		return c.revoked.check(chains, now)
+	}
+}
+
+// file reads a file of CAs, once. Of one that cannot be read the CAs are none.
+func (c *Clients) file(name string, p *problem.List) *authority {
+	if a, ok := c.files[name]; ok {
+		return a
+	}
+	var found, cas []*x509.Certificate
+	if data, ok := read(resolve(c.dir, name), name, 0o002, p); ok {
+		found, _ = parse(name, data, c.now, p)
+	}
+	for i, ca := range found {
+		// A leaf in the pool would be trusted as it stands, whoever signed it.
+		if !ca.BasicConstraintsValid || !ca.IsCA || ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCertSign == 0 {
+			p.Errorf("certificate %d of %s is not a CA's", i+1, name)
+			continue
+		}
+		cas = append(cas, ca)
+	}
+	c.files[name] = newAuthority(name, cas)
+	return c.files[name]
+}
+
+// authority is the CAs of one file, or of one SPIFFE trust domain.
+type authority struct {
+	name           string
+	cas            []*x509.Certificate
+	roots, between *x509.CertPool // never nil: for x509.Verify that means the system's
+}
+
+// newAuthority trusts the CAs that no other of them signed. The others are
+// between: as roots they would be believed even after their own CA revoked them.
+func newAuthority(name string, cas []*x509.Certificate) *authority {
+	a := &authority{name: name, cas: cas, roots: x509.NewCertPool(), between: x509.NewCertPool()}
+	for _, ca := range cas {
+		if !selfSigned(ca) && issuer(ca, cas) != nil {
+			a.between.AddCert(ca)
+			continue
+		}
+		a.roots.AddCert(ca)
+	}
+	return a
+}
+
+// chains returns every way from the certificate that a client showed to a root.
+func (a *authority) chains(shown []*x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
+	if shown[0].IsCA {
+		return nil, errors.New("is a CA's, and no client's")
+	}
+	between := a.between.Clone()
+	for _, c := range shown[1:] {
+		between.AddCert(c)
+	}
+	chains, err := verifyClient(shown[0], a.roots, between, now)
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		err = fmt.Errorf("leads to no CA of %s that is valid now", a.name)
+	}
+	return chains, err
+}
+
+// alone judges a certificate that is trusted by itself.
+func alone(c *x509.Certificate, now time.Time) error {
+	roots := x509.NewCertPool()
+	roots.AddCert(c)
+	_, err := verifyClient(c, roots, nil, now)
+	return err
+}
+
+// verifyClient verifies as crypto/tls does. Its errors say nothing that stands
+// in the certificate, because anybody may have written that.
+func verifyClient(c *x509.Certificate, roots, between *x509.CertPool, now time.Time) ([][]*x509.Certificate, error) {
+	chains, err := c.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err == nil {
+		return chains, nil
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return nil, err
+	}
+	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
+	switch {
+	case invalid.Cert == nil:
+		return nil, errors.New("has a critical extension or a signature that is not understood")
+	case invalid.Reason == x509.Expired:
+		return nil, fmt.Errorf("is %w: from %s to %s", ErrStale, c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
+	case invalid.Reason == x509.IncompatibleUsage:
+		return nil, errors.New("is not for clients: an extended key usage lacks clientAuth")
+	}
+	return nil, errors.New("is outside the name constraints or policies of its CAs")
+}
+
+// selfSigned reports whether a certificate is signed with its own key.
+func selfSigned(c *x509.Certificate) bool {
+	return bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+}
+
+// issuer returns the CA that signed a certificate, or nil if it is none of these.
+func issuer(c *x509.Certificate, cas []*x509.Certificate) *x509.Certificate {
+	for _, ca := range cas {
+		if bytes.Equal(ca.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(ca) == nil {
+			return ca
+		}
+	}
+	return nil
+}

@@ -1,0 +1,351 @@
+package certs_test
+
+import (
+	"crypto"
+	"crypto/rand"
+	_ "crypto/sha1" // signs what must be refused
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+	"sallyport/internal/problem"
+)
+
+// crl makes one that revokes these serial numbers.
+func (c ca) crl(t testing.TB, change func(*x509.RevocationList), serials ...int64) string {
+	t.Helper()
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: c.now.Add(-time.Hour), NextUpdate: c.now.Add(24 * time.Hour)}
+	for _, n := range serials {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: big.NewInt(n), RevocationTime: c.now})
+	}
+	if change != nil {
+		change(list)
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, c.cert, c.key)
+	must(t, err)
+	return encode("X509 CRL", der)
+}
+
+// signed makes a CRL that Go makes no more: without an end, or signed with SHA-1.
+func (c ca) signed(t testing.TB, endless bool) string {
+	t.Helper()
+	hash, id := crypto.SHA1, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 1}
+	list := pkix.TBSCertificateList{ //nolint:staticcheck // SA1019: RevocationList makes no such CRL
+		Version: 1, ThisUpdate: c.now.Add(-time.Hour).UTC(), NextUpdate: c.now.Add(time.Hour).UTC(),
+	}
+	if endless {
+		hash, id = crypto.SHA256, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}
+		list.NextUpdate = time.Time{}
+	}
+	list.Signature.Algorithm = id
+	_, err := asn1.Unmarshal(c.cert.RawSubject, &list.Issuer)
+	must(t, err)
+	tbs, err := asn1.Marshal(list)
+	must(t, err)
+	h := hash.New()
+	h.Write(tbs)
+	sum, err := c.key.Sign(rand.Reader, h.Sum(nil), hash)
+	must(t, err)
+	der, err := asn1.Marshal(struct {
+		List      asn1.RawValue
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}{asn1.RawValue{FullBytes: tbs}, list.Signature, asn1.BitString{Bytes: sum, BitLength: 8 * len(sum)}})
+	must(t, err)
+	return encode("X509 CRL", der)
+}
+
+func unpem(t *testing.T, text string) []byte {
+	t.Helper()
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		t.Fatal("no PEM")
+	}
+	return block.Bytes
+}
+
+// flipped changes a bit of the signature.
+func flipped(der []byte) []byte {
+	der[len(der)-1] ^= 1
+	return der
+}
+
+func listing(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCRLSign }
+
+// between makes a CA that c signs for.
+func (c ca) between(t testing.TB, name string, serial int64) ca {
+	t.Helper()
+	key := newKey(t)
+	p := c.issue(t, key, func(tmpl *x509.Certificate) {
+		*tmpl = x509.Certificate{
+			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name}, NotBefore: tmpl.NotBefore, NotAfter: tmpl.NotAfter,
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		}
+	})
+	return ca{p.cert, parseOne(t, p.cert), key, c.now}
+}
+
+// client makes the certificate of a client.
+func (c ca) client(t testing.TB, serial int64) *x509.Certificate {
+	t.Helper()
+	return parseOne(t, c.issue(t, nil, func(tmpl *x509.Certificate) {
+		tmpl.SerialNumber, tmpl.ExtKeyUsage = big.NewInt(serial), []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	}).cert)
+}
+
+func TestCRLsAreReadWholeOrNotAtAll(t *testing.T) {
+	now := time.Now()
+	corp, stranger := newCA(t, now, listing), newCA(t, now, listing)
+	namesake := newCA(t, now, func(c *x509.Certificate) { listing(c); c.Subject.CommonName = "Other CA" })
+	mute := newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Mute CA" })
+	extended := func(critical bool, id ...int) string {
+		return corp.crl(t, func(l *x509.RevocationList) {
+			l.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier(id), Critical: critical, Value: []byte{0x30, 0}}}
+		})
+	}
+	entry := func(critical bool, id ...int) string {
+		return corp.crl(t, func(l *x509.RevocationList) {
+			l.RevokedCertificateEntries[0].ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier(id), Critical: critical, Value: []byte{0x30, 0}}}
+		}, 1)
+	}
+	times := func(from, until time.Duration) string {
+		return corp.crl(t, func(l *x509.RevocationList) { l.ThisUpdate, l.NextUpdate = now.Add(from), now.Add(until) })
+	}
+	const at, list = "error tls.client_crl.0: ", "the CRL of CN=Corp CA in c.crl "
+	for name, row := range map[string]struct{ text, want string }{
+		"PEM":                         {corp.crl(t, nil, 1), ""},
+		"DER":                         {string(unpem(t, corp.crl(t, nil, 1))), ""},
+		"of several, one in all":      {corp.crl(t, nil) + "# and\n" + mute.pem, at + "reading c.crl: it holds a CERTIFICATE"},
+		"there twice":                 {corp.crl(t, nil) + corp.crl(t, nil), at + list + "is not the only one: there is one in c.crl"},
+		"cut short":                   {corp.crl(t, nil) + corp.crl(t, nil)[:100], at + "reading c.crl: of 2 PEM blocks, 1 cannot be read"},
+		"more after DER":              {string(unpem(t, corp.crl(t, nil))) + "x", at + "reading c.crl: something follows"},
+		"nothing":                     {"", at + "reading c.crl: "},
+		"a broken one":                {encode("X509 CRL", []byte("x")), at + "reading c.crl: parsing CRL 1: "},
+		"of the name, not of the key": {stranger.crl(t, nil), at + list + "is not signed by that CA: "},
+		"of another CA":               {namesake.crl(t, nil), at + "the CRL of CN=Other CA in c.crl is of none of the CAs"},
+		"of a CA that may not":        {"", ""}, // made below
+		"without an end":              {corp.signed(t, true), at + list + "does not say when the next one comes"},
+		"signed with SHA-1":           {corp.signed(t, false), at + list + "is signed with ECDSA-SHA1, which can be forged"},
+		"changed":                     {encode("X509 CRL", flipped(unpem(t, corp.crl(t, nil, 1)))), at + list + "is not signed by that CA: "},
+		"delta":                       {extended(true, 2, 5, 29, 27), at + list + "is a delta CRL"},
+		"delta, not critical":         {extended(false, 2, 5, 29, 27), at + list + "is a delta CRL"},
+		"partial or indirect":         {extended(true, 2, 5, 29, 28), at + list + "is indirect, or for a part"},
+		"critical and unknown":        {extended(true, 1, 2, 3), at + list + "has the critical extension 1.2.3"},
+		"unknown":                     {extended(false, 1, 2, 3), ""},
+		"entry of another CA":         {entry(false, 2, 5, 29, 29), at + list + "has an entry with the extension 2.5.29.29"},
+		"critical in an entry":        {entry(true, 1, 2, 3), at + list + "has an entry with the extension 1.2.3"},
+		"unknown in an entry":         {entry(false, 1, 2, 3), ""},
+		"not yet valid":               {times(time.Hour, 2*time.Hour), at + list + "is not valid before "},
+		"ended":                       {times(-2*time.Hour, -time.Hour), "warning tls.client_crl.0: " + list + "ended on "},
+		"in its last quarter":         {times(-80*time.Hour, 20*time.Hour), "warning tls.client_crl.0: " + list + "ends soon, on "},
+		"just before that":            {times(-70*time.Hour, 30*time.Hour), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			good(t, dir, now)
+			write(t, dir, "c.pem", corp.pem, 0o644)
+			write(t, dir, "c.crl", row.text, 0o644)
+			if name == "of a CA that may not" {
+				write(t, dir, "c.pem", mute.pem, 0o644)
+				forged := ca{mute.pem, &x509.Certificate{}, mute.key, now}
+				*forged.cert = *mute.cert
+				forged.cert.KeyUsage |= x509.KeyUsageCRLSign
+				forged.cert.SubjectKeyId = []byte{1}
+				write(t, dir, "c.crl", forged.crl(t, nil), 0o644)
+				row.want = at + "the CRL of CN=Mute CA in c.crl is of a CA that may not sign CRLs"
+			}
+			s := all()
+			s.ClientCRL = []string{"c.crl"}
+			_, got := load(t, dir, s, now)
+			if row.want == "" && len(got) > 0 || row.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], row.want)) {
+				t.Errorf("got  %q\nwant %q", got, row.want)
+			}
+		})
+	}
+}
+
+func TestCRLThatOthersMayChangeIsRefused(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	corp := newCA(t, now, listing)
+	good(t, dir, now)
+	write(t, dir, "c.pem", corp.pem, 0o644)
+	write(t, dir, "c.crl", corp.crl(t, nil), 0o646)
+	s := all()
+	s.ClientCRL = []string{"c.crl"}
+	if _, got := load(t, dir, s, now); len(got) != 1 || !strings.HasPrefix(got[0], "error tls.client_crl.0: c.crl may be changed by others") {
+		t.Errorf("%q", got)
+	}
+}
+
+// believed is a world of two CAs, corp with a CA between, and partner.
+type believed struct {
+	now                    time.Time
+	corp, between, partner ca
+}
+
+func newBelieved(t testing.TB) *believed {
+	t.Helper()
+	now := time.Now()
+	b := &believed{now: now, corp: newCA(t, now, listing), partner: newCA(t, now, listing, func(c *x509.Certificate) { c.Subject.CommonName = "Partner CA" })}
+	b.between = b.corp.between(t, "Issuing CA", 9)
+	return b
+}
+
+// trust returns what believes the certificates of callers without a ca, when the
+// file of client_ca holds these CAs and a partner's has others.
+func (b *believed) trust(t *testing.T, clientCA, partner, crls string) certs.Trust {
+	t.Helper()
+	dir := t.TempDir()
+	write(t, dir, "c.pem", clientCA, 0o644)
+	write(t, dir, "p.pem", partner, 0o644)
+	spec := certs.Spec{ClientCA: "c.pem"}
+	if crls != "" {
+		write(t, dir, "c.crl", crls, 0o644)
+		spec.ClientCRL = []string{"c.crl"}
+	}
+	var p problem.List
+	c := certs.LoadClients(spec, dir, b.now, nil, p.At("tls"))
+	c.Of("p.pem", p.At("callers"))
+	c.Complete(nil, p.At("tls"))
+	if p.Bad() {
+		t.Fatal(texts(&p))
+	}
+	return c.ByDefault()
+}
+
+func TestEveryCertificateOfTheChainIsLookedUp(t *testing.T) {
+	b := newBelieved(t)
+	leaf := b.between.client(t, 5)
+	for name, row := range map[string]struct {
+		clientCA, partner, crls string
+		want                    error
+	}{
+		"no CRL":                        {b.corp.pem, b.partner.pem, "", nil},
+		"another is revoked":            {b.corp.pem + b.between.pem, b.partner.pem, b.corp.crl(t, nil, 1) + b.between.crl(t, nil, 1), nil},
+		"the leaf is revoked":           {b.corp.pem + b.between.pem, b.partner.pem, b.between.crl(t, nil, 1, 5), certs.ErrRevoked},
+		"its number, but by the root":   {b.corp.pem + b.between.pem, b.partner.pem, b.corp.crl(t, nil, 5), nil},
+		"the CA between is revoked":     {b.corp.pem, b.partner.pem, b.corp.crl(t, nil, 9), certs.ErrRevoked},
+		"and stands in the file":        {b.corp.pem + b.between.pem, b.partner.pem, b.corp.crl(t, nil, 9), certs.ErrRevoked},
+		"and is trusted without a root": {b.between.pem, b.corp.pem, b.corp.crl(t, nil, 9), certs.ErrRevoked},
+		"trusted without a root":        {b.between.pem, b.corp.pem, b.corp.crl(t, nil, 5), nil},
+		"on hold is revoked, too": {b.corp.pem + b.between.pem, b.partner.pem, b.between.crl(t, func(l *x509.RevocationList) {
+			l.RevokedCertificateEntries[0].ReasonCode = 6
+		}, 5), certs.ErrRevoked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			trust := b.trust(t, row.clientCA, row.partner, row.crls)
+			err := trust([]*x509.Certificate{leaf, b.between.cert}, b.now)
+			if !errors.Is(err, row.want) {
+				t.Errorf("%v, want %v", err, row.want)
+			}
+		})
+	}
+}
+
+func TestACABetweenIsHeldToWhatItsRootAllows(t *testing.T) {
+	now := time.Now()
+	root := newCA(t, now, func(c *x509.Certificate) {
+		c.PermittedDNSDomains, c.PermittedDNSDomainsCritical = []string{"corp.example"}, true
+	})
+	between := root.between(t, "Issuing CA", 9)
+	beyond := between.client(t, 5) // hooks.example.com
+	inside := parseOne(t, between.issue(t, nil, func(c *x509.Certificate) {
+		c.DNSNames, c.ExtKeyUsage = []string{"etl.corp.example"}, nil
+	}).cert)
+	b := &believed{now: now}
+	trust := b.trust(t, root.pem+between.pem, root.pem, "") // in the file of its root
+	if err := trust([]*x509.Certificate{beyond}, now); err == nil || !strings.Contains(err.Error(), "name constraints") {
+		t.Errorf("a name that the root does not allow: %v", err)
+	}
+	must(t, trust([]*x509.Certificate{inside}, now))
+}
+
+func TestTheHandshakeBoundsWhatAClientShows(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	c := good(t, dir, now)
+	leaf := c.issue(t, nil, func(tmpl *x509.Certificate) { tmpl.ExtKeyUsage = nil })
+	cfg, _ := load(t, dir, all(), now)
+	roots := x509.NewCertPool()
+	roots.AddCert(c.cert)
+	for n, want := range map[int]bool{10: true, 11: false} {
+		pair, err := tls.X509KeyPair([]byte(leaf.cert+strings.Repeat(c.pem, n-1)), []byte(leaf.key))
+		must(t, err)
+		client := &tls.Config{RootCAs: roots, ServerName: "hooks.example.com", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+		_, clientErr, serverErr := handshake(t, cfg, client)
+		if (clientErr == nil && serverErr == nil) != want {
+			t.Errorf("%d certificates: %v", n, serverErr)
+		}
+	}
+}
+
+func TestWhenACRLHasEndedNobodyOfThatCAIsBelieved(t *testing.T) {
+	b := newBelieved(t)
+	trust := b.trust(t, b.corp.pem+b.between.pem+b.partner.pem, b.partner.pem, b.between.crl(t, nil, 6)+b.partner.crl(t, func(l *x509.RevocationList) {
+		l.NextUpdate = b.now.Add(48 * time.Hour)
+	}))
+	later := b.now.Add(25 * time.Hour)
+	for name, row := range map[string]struct {
+		leaf *x509.Certificate
+		at   time.Time
+		want error
+	}{
+		"in time":                   {b.between.client(t, 5), b.now, nil},
+		"too late":                  {b.between.client(t, 5), later, certs.ErrStale},
+		"too late, and revoked":     {b.between.client(t, 6), later, certs.ErrRevoked},
+		"of another CA":             {b.partner.client(t, 5), later, nil},
+		"of the CA above, unlisted": {b.corp.client(t, 5), later, nil},
+	} {
+		if err := trust([]*x509.Certificate{row.leaf}, row.at); !errors.Is(err, row.want) {
+			t.Errorf("%s: %v, want %v", name, err, row.want)
+		}
+	}
+}
+
+func TestACertificateIsJudgedByTheTimeOfTheRequest(t *testing.T) {
+	b := newBelieved(t)
+	trust := b.trust(t, b.corp.pem, b.partner.pem, "")
+	leaf := b.corp.client(t, 5) // for 90 days, and the CA for a year
+	for at, want := range map[time.Time]error{
+		b.now: nil, leaf.NotAfter: nil, leaf.NotAfter.Add(time.Second): certs.ErrStale, leaf.NotBefore.Add(-time.Second): certs.ErrStale,
+	} {
+		if err := trust([]*x509.Certificate{leaf}, at); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", at, err, want)
+		}
+	}
+	old := parseOne(t, b.corp.issue(t, nil, func(c *x509.Certificate) {
+		c.ExtKeyUsage, c.NotAfter = nil, b.corp.cert.NotAfter.Add(time.Hour)
+	}).cert)
+	if err := trust([]*x509.Certificate{old}, b.corp.cert.NotAfter.Add(time.Minute)); err == nil {
+		t.Error("believed by a CA whose time is over")
+	}
+}
+
+// BenchmarkTrust tells what judging a request costs beside one signature, which
+// nobody can do without.
+func BenchmarkTrust(b *testing.B) {
+	w := newBelieved(b)
+	leaf, dir := w.between.client(b, 5), b.TempDir()
+	write(b, dir, "c.pem", w.corp.pem+w.between.pem, 0o644)
+	write(b, dir, "c.crl", w.corp.crl(b, nil, 1)+w.between.crl(b, nil, 1), 0o644)
+	var p problem.List
+	c := certs.LoadClients(certs.Spec{ClientCA: "c.pem", ClientCRL: []string{"c.crl"}}, dir, w.now, nil, p.At("tls"))
+	c.Complete(nil, p.At("tls"))
+	trust := c.ByDefault()
+	var judging, signature time.Duration
+	for b.Loop() {
+		start := time.Now()
+		must(b, trust([]*x509.Certificate{leaf, w.between.cert}, w.now))
+		judged := time.Now()
+		must(b, leaf.CheckSignatureFrom(w.between.cert))
+		judging, signature = judging+judged.Sub(start), signature+time.Since(judged)
+	}
+	b.ReportMetric(float64(judging)/float64(signature), "signatures/op")
+}

@@ -1,0 +1,248 @@
+package certs
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"sallyport/internal/problem"
+)
+
+// revocations is what the CAs of the client certificates have revoked.
+type revocations struct {
+	lists map[signer]*crl
+	// above is who signed a trusted CA that is not a root itself, by its DER. Its
+	// chains end with it, but what revokes it counts all the same.
+	above map[string]*x509.Certificate
+}
+
+// signer is who signs certificates and CRLs: a name with a key, whatever
+// certificate says so.
+type signer [sha256.Size]byte
+
+func signerOf(ca *x509.Certificate) signer {
+	return sha256.Sum256(slices.Concat(ca.RawSubject, ca.RawSubjectPublicKeyInfo))
+}
+
+// crl is a certificate revocation list (RFC 5280 section 5): complete, and for
+// all certificates of one CA.
+type crl struct {
+	file    string
+	by      string // name of the CA
+	until   time.Time
+	ahead   time.Duration   // a warning is due so long before
+	serials map[string]bool // in decimal
+}
+
+func (l *crl) String() string {
+	return fmt.Sprintf("of %s, %d are revoked, by %s until %s", l.by, len(l.serials), l.file, l.until.UTC().Format(time.RFC3339))
+}
+
+// sorted returns the CRLs in the order of their files.
+func (r *revocations) sorted() []*crl {
+	return slices.SortedFunc(maps.Values(r.lists), func(a, b *crl) int { return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.by, b.by)) })
+}
+
+// loadCRLs reads the CRLs. A file that cannot be read whole is an error; one
+// that has ended is not: the server serves all others, and the certificates of
+// that CA are refused until there is a newer one.
+func (c *Clients) loadCRLs(p *problem.List) {
+	var cas []*x509.Certificate
+	for _, a := range c.files {
+		cas = append(cas, a.cas...)
+	}
+	c.revoked.lists, c.revoked.above = map[signer]*crl{}, map[string]*x509.Certificate{}
+	for i, name := range c.spec.ClientCRL {
+		at := p.Index(i)
+		data, ok := read(resolve(c.dir, name), name, 0o002, at)
+		if !ok {
+			continue
+		}
+		lists, err := parseCRLs(data)
+		if err != nil {
+			at.Errorf("reading %s: %v", name, err)
+		}
+		for _, list := range lists {
+			c.addCRL(name, list, cas, at)
+		}
+	}
+	for _, ca := range cas {
+		if above := issuer(ca, cas); above != nil && !selfSigned(ca) {
+			c.revoked.above[string(ca.Raw)] = above
+		}
+	}
+	c.warnUnlisted(p)
+}
+
+// warnUnlisted tells of CAs without a CRL, if any has one.
+func (c *Clients) warnUnlisted(p *problem.List) {
+	if len(c.revoked.lists) == 0 {
+		return
+	}
+	for name, a := range c.files {
+		for i, ca := range a.cas {
+			if c.revoked.lists[signerOf(ca)] == nil {
+				p.Warnf("there is no CRL of certificate %d of %s (%s), so what that CA revokes is believed", i+1, name, ca.Subject)
+			}
+		}
+	}
+}
+
+func (c *Clients) addCRL(file string, list *x509.RevocationList, cas []*x509.Certificate, p *problem.List) {
+	name := list.Issuer.String()
+	ca, err := crlIssuer(list, cas)
+	if err == nil {
+		err = complete(list)
+	}
+	if err != nil {
+		p.Errorf("the CRL of %s in %s %v", name, file, err)
+		return
+	}
+	if other := c.revoked.lists[signerOf(ca)]; other != nil {
+		p.Errorf("the CRL of %s in %s is not the only one: there is one in %s", name, file, other.file)
+		return
+	}
+	switch left := list.NextUpdate.Sub(c.now); {
+	case c.now.Before(list.ThisUpdate):
+		p.Errorf("the CRL of %s in %s is not valid before %s", name, file, list.ThisUpdate.UTC().Format(time.RFC3339))
+	case left < 0:
+		p.Warnf("the CRL of %s in %s ended on %s: all certificates of that CA are refused until there is a newer one", name, file, list.NextUpdate.UTC().Format(time.RFC3339))
+	case left < list.NextUpdate.Sub(list.ThisUpdate)/4:
+		p.Warnf("the CRL of %s in %s ends soon, on %s; then all certificates of that CA are refused", name, file, list.NextUpdate.UTC().Format(time.RFC3339))
+	}
+	l := &crl{file: file, by: name, until: list.NextUpdate, ahead: quarter(list.ThisUpdate, list.NextUpdate), serials: make(map[string]bool, len(list.RevokedCertificateEntries))}
+	for _, entry := range list.RevokedCertificateEntries {
+		l.serials[entry.SerialNumber.String()] = true // for whatever reason, and be it on hold
+	}
+	c.revoked.lists[signerOf(ca)] = l
+}
+
+// parseCRLs reads PEM (RFC 7468 section 6), or one CRL in DER.
+func parseCRLs(data []byte) ([]*x509.RevocationList, error) {
+	blocks := bytes.Count(data, []byte("-----BEGIN"))
+	if blocks == 0 {
+		list, err := x509.ParseRevocationList(data)
+		if err == nil && len(list.Raw) != len(data) {
+			err = errors.New("something follows after the CRL")
+		}
+		if err != nil {
+			return nil, err
+		}
+		return []*x509.RevocationList{list}, nil
+	}
+	var lists []*x509.RevocationList
+	for rest := data; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "X509 CRL" {
+			return nil, fmt.Errorf("it holds a %s and is for CRLs only", block.Type)
+		}
+		list, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parsing CRL %d: %w", len(lists)+1, err)
+		}
+		lists = append(lists, list)
+	}
+	if len(lists) != blocks {
+		return nil, fmt.Errorf("of %d PEM blocks, %d cannot be read", blocks, blocks-len(lists))
+	}
+	return lists, nil
+}
+
+// crlIssuer returns the CA that signed a CRL.
+func crlIssuer(list *x509.RevocationList, cas []*x509.Certificate) (*x509.Certificate, error) {
+	if forgeable(list.SignatureAlgorithm) {
+		return nil, fmt.Errorf("is signed with %s, which can be forged", list.SignatureAlgorithm)
+	}
+	err := errors.New("is of none of the CAs of client_ca and of callers")
+	for _, ca := range cas {
+		if !bytes.Equal(ca.RawSubject, list.RawIssuer) {
+			continue
+		}
+		if ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCRLSign == 0 {
+			err = errors.New("is of a CA that may not sign CRLs: its key usage lacks cRLSign")
+			continue
+		}
+		wrong := list.CheckSignatureFrom(ca)
+		if wrong == nil {
+			return ca, nil
+		}
+		err = fmt.Errorf("is not signed by that CA: %w", wrong)
+	}
+	return nil, err
+}
+
+// complete tells why a CRL is less than the whole list of its CA, or cannot be
+// understood (RFC 5280 sections 5.2 and 5.3).
+func complete(list *x509.RevocationList) error {
+	if list.NextUpdate.IsZero() {
+		return errors.New("does not say when the next one comes (nextUpdate), so it could never be too old")
+	}
+	for _, e := range list.Extensions {
+		switch {
+		case e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 27}): // deltaCRLIndicator
+			return errors.New("is a delta CRL; only complete ones are read")
+		case e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 28}): // issuingDistributionPoint
+			return errors.New("is indirect, or for a part of the certificates (issuingDistributionPoint); only complete ones are read")
+		case e.Critical:
+			return fmt.Errorf("has the critical extension %s, which is not understood", e.Id)
+		}
+	}
+	for _, entry := range list.RevokedCertificateEntries {
+		for _, e := range entry.Extensions {
+			// Of them, certificateIssuer stands in indirect CRLs.
+			if e.Critical || e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 29}) {
+				return fmt.Errorf("has an entry with the extension %s, which is not understood", e.Id)
+			}
+		}
+	}
+	return nil
+}
+
+// check tells why none of the chains is good, or nothing if one is.
+func (r *revocations) check(chains [][]*x509.Certificate, now time.Time) (err error) {
+	for _, chain := range chains {
+		if err = r.checkChain(chain, now); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func (r *revocations) checkChain(chain []*x509.Certificate, now time.Time) error {
+	for i := 0; len(r.lists) > 0 && i < len(chain); i++ {
+		above := r.above[string(chain[i].Raw)]
+		if i+1 < len(chain) {
+			above = chain[i+1]
+		} else if above != nil && len(chain) < 2*maxShown {
+			chain = append(slices.Clip(chain), above)
+		}
+		if above == nil {
+			break
+		}
+		list := r.lists[signerOf(above)]
+		whose := "is"
+		if i > 0 {
+			whose = "leads to a CA that is"
+		}
+		switch {
+		case list == nil:
+		case list.serials[chain[i].SerialNumber.String()]:
+			return fmt.Errorf("%s %w by %s", whose, ErrRevoked, list.by)
+		case now.After(list.until):
+			return fmt.Errorf("cannot be told from a revoked one: the CRL of %s in %s is %w, which ended on %s",
+				list.by, list.file, ErrStale, list.until.UTC().Format(time.RFC3339))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+package certs
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"slices"
+	"strings"
+	"time"
+
+	"sallyport/internal/problem"
+)
+
+// PairSpec is a certificate of the server and its key.
+type PairSpec struct {
+	Cert string `yaml:"cert"` // PEM: the certificate, then its intermediates
+	Key  string `yaml:"key"`  // PEM, not encrypted, for nobody else to read
+}
+
+// loadPairs reads the server's certificates and keys. Which of them a client is
+// shown crypto/tls decides: the first that has the name it asks for (RFC 6066
+// section 3) and a key of a type that it can use. A client that asks for no
+// name, or for one that no certificate has, is shown the first one; whether it
+// is content with that is for the client to say.
+func loadPairs(spec Spec, dir string, now time.Time, p *problem.List) (pairs []tls.Certificate, ends []Expiry) {
+	type use struct {
+		name string
+		key  x509.PublicKeyAlgorithm
+	}
+	used := map[use]int{} // by which pair
+	specs, at := pairSpecs(spec, p)
+	for i, s := range specs {
+		pair, list, ok := loadPair(s, dir, now, at(i))
+		if !ok {
+			continue
+		}
+		pairs, ends = append(pairs, pair), append(ends, expiries("server certificate", s.Cert, list)...)
+		for _, name := range pair.Leaf.DNSNames {
+			u := use{strings.ToLower(name), pair.Leaf.PublicKeyAlgorithm}
+			first, taken := used[u]
+			if !taken {
+				used[u] = i
+			} else if first != i {
+				at(i).At("cert").Errorf("%s is for %s with a key of type %s, and so is %s: nobody would be shown this one", s.Cert, u.name, u.key, specs[first].Cert)
+			}
+			if spec.ACME != nil && slices.Contains(spec.ACME.Domains, u.name) {
+				at(i).At("cert").Errorf("%s is for %s, for which acme gets a certificate", s.Cert, u.name)
+			}
+		}
+	}
+	return pairs, ends
+}
+
+// pairSpecs returns the pairs of the file, and where each of them stands.
+func pairSpecs(spec Spec, p *problem.List) (specs []PairSpec, at func(int) *problem.List) {
+	one := spec.Cert != "" || spec.Key != ""
+	if len(spec.Certificates) > 0 {
+		if one {
+			p.At("certificates").Errorf("stands beside cert and key; put them into this list")
+		}
+		return spec.Certificates, p.At("certificates").Index
+	}
+	if one || spec.ACME == nil && spec.SPIFFE == nil {
+		specs = []PairSpec{{Cert: spec.Cert, Key: spec.Key}}
+	}
+	return specs, func(int) *problem.List { return p }
+}
+
+// loadPair reads one certificate with its chain, and its key. It reports false
+// when either could not be used; what else is wrong stands in p.
+func loadPair(spec PairSpec, dir string, now time.Time, p *problem.List) (pair tls.Certificate, chain []*x509.Certificate, ok bool) {
+	atCert, atKey := p.At("cert"), p.At("key")
+	certPEM, certOK := read(resolve(dir, spec.Cert), spec.Cert, 0o002, atCert)
+	keyPEM, keyOK := read(resolve(dir, spec.Key), spec.Key, 0o027, atKey)
+	if certOK {
+		if chain, certOK = parse(spec.Cert, certPEM, now, atCert); certOK {
+			checkServer(spec.Cert, chain[0], atCert)
+		}
+	}
+	if keyOK && encrypted(keyPEM) {
+		atKey.Errorf("%s is encrypted, and there is nobody to ask for its passphrase at the start; keep it in clear, readable by the server alone", spec.Key)
+		keyOK = false
+	}
+	if !certOK || !keyOK {
+		return tls.Certificate{}, nil, false
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		atKey.Errorf("using %s with %s: %v", spec.Key, spec.Cert, err)
+		return tls.Certificate{}, nil, false
+	}
+	return pair, chain, true
+}
+
+func checkServer(file string, leaf *x509.Certificate, p *problem.List) {
+	usable := func(u x509.ExtKeyUsage) bool {
+		return u == x509.ExtKeyUsageServerAuth || u == x509.ExtKeyUsageAny
+	}
+	if len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 && !slices.ContainsFunc(leaf.ExtKeyUsage, usable) {
+		p.Errorf("certificate 1 of %s is not for servers: its extended key usage lacks serverAuth", file)
+	}
+	// Senders look nowhere else for the name (RFC 9525 section 2).
+	if len(leaf.DNSNames)+len(leaf.IPAddresses) == 0 {
+		p.Errorf("certificate 1 of %s has no DNS name and no address in its subjectAltName, so no sender would take it", file)
+	}
+}

@@ -1,0 +1,21 @@
+package certs
+
+import (
+	"time"
+
+	"sallyport/internal/problem"
+)
+
+// Roots reads a PEM file with the CAs that another server is to be believed by,
+// relative to dir, and returns it as it is. A self-signed certificate of that
+// server is one, too. What is wrong is written to p, and then the result is nil.
+func Roots(file, dir string, now time.Time, p *problem.List) []byte {
+	data, ok := read(resolve(dir, file), file, 0o002, p)
+	if !ok {
+		return nil
+	}
+	if _, ok := parse(file, data, now, p); !ok {
+		return nil
+	}
+	return data
+}

@@ -1,0 +1,145 @@
+// Package spiffetest is a SPIFFE Workload API for tests: a server that speaks
+// the real protocol on a Unix socket, and trust domains to issue from.
+package spiffetest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Domain is a trust domain and its CA.
+type Domain struct {
+	ID string // "spiffe://corp"
+	CA *x509.Certificate
+
+	key *ecdsa.PrivateKey
+}
+
+// NewDomain returns a trust domain with a new CA.
+func NewDomain(id string) (*Domain, error) {
+	d := &Domain{ID: id}
+	pair, err := d.issue(&x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, id)
+	d.CA = pair.Leaf
+	return d, err
+}
+
+// SVID issues a certificate for a SPIFFE ID, be it of this domain or not.
+func (d *Domain) SVID(id string, dns ...string) (tls.Certificate, error) {
+	return d.issue(&x509.Certificate{
+		DNSNames: dns, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, id)
+}
+
+// issue signs a certificate; the first one is the domain's own.
+func (d *Domain) issue(c *x509.Certificate, id string) (pair tls.Certificate, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return pair, err
+	}
+	uri, err := url.Parse(id)
+	if err != nil {
+		return pair, err
+	}
+	c.URIs = []*url.URL{uri}
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(time.Hour)
+	parent := d.CA
+	if parent == nil {
+		parent, d.key = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), d.key)
+	if err != nil {
+		return pair, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
+}
+
+// Agent is a Workload API. It issues the same to everybody who asks.
+type Agent struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+	server *grpc.Server
+
+	mu      sync.Mutex
+	issued  *workload.X509SVIDResponse
+	changed chan struct{} // closed when issued is no more
+	cancel  chan struct{} // closed to end what is under way
+}
+
+// Listen starts a Workload API that has nothing to issue yet.
+func Listen(socket string) (*Agent, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{server: grpc.NewServer(), changed: make(chan struct{}), cancel: make(chan struct{})}
+	workload.RegisterSpiffeWorkloadAPIServer(a.server, a)
+	go func() { _ = a.server.Serve(l) }()
+	return a, nil
+}
+
+// Stop closes the socket and every connection.
+func (a *Agent) Stop() { a.server.Stop() }
+
+// Cancel ends every call, with the code for those that the caller has given up.
+func (a *Agent) Cancel() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	close(a.cancel)
+	a.cancel = make(chan struct{})
+}
+
+// Issue hands out a server's SVID with the bundle of its domain, and those of
+// the federated ones.
+func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) error {
+	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
+	if err != nil {
+		return err
+	}
+	r := &workload.X509SVIDResponse{FederatedBundles: map[string][]byte{}, Svids: []*workload.X509SVID{{
+		SpiffeId: svid.Leaf.URIs[0].String(), X509Svid: svid.Certificate[0], X509SvidKey: key, Bundle: own.CA.Raw,
+	}}}
+	for _, d := range federated {
+		r.FederatedBundles[d.ID] = d.CA.Raw
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.issued = r
+	close(a.changed)
+	a.changed = make(chan struct{})
+	return nil
+}
+
+// FetchX509SVID is the one call that is answered.
+func (a *Agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+	for {
+		a.mu.Lock()
+		issued, changed, cancel := a.issued, a.changed, a.cancel
+		a.mu.Unlock()
+		if issued == nil {
+			return status.Error(codes.PermissionDenied, "no identity issued")
+		}
+		if err := stream.Send(issued); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-cancel:
+			return status.Error(codes.Canceled, "going")
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
+}
