@@ -1,0 +1,42 @@
+package handlers
+
+import (
+	"net/http"
+	"strings"
+
+	"sallyport/internal/audit"
+)
+
+// asked is what the audit says about a request, as far as it is known by now.
+func (req *request) asked() audit.Line {
+	line := audit.Line{
+		Request: req.id, Address: req.address, Caller: req.caller, Scheme: req.scheme, Key: req.key, Hook: req.hook, Params: req.params,
+	}
+	if bad := req.refused; bad != nil {
+		line.Caller, line.Scheme, line.Key = bad.Caller, bad.Scheme, bad.Key
+	}
+	return line
+}
+
+// decided tells the audit how a request was turned away. What was allowed stood
+// there before it was done (audit.Store), and reading what one may is no
+// decision to record.
+func (s *Server) decided(r *http.Request, req *request, rec *recorder) {
+	line := req.asked()
+	line.Decision, line.Status, line.Method, line.Path = audit.Refused, rec.status, r.Method, r.URL.Path
+	line.Run, line.Reason = req.run, req.reason
+	sure := req.caller != ""
+	switch {
+	case req.would != "":
+		line.Decision, line.Reason = audit.Observed, strings.TrimSuffix("would have been "+req.would+": "+req.reason, ": ")
+		s.audit.Decided(line, req.would, sure)
+	case req.reason == replayed:
+		line.Decision = audit.Replayed
+		s.audit.Decided(line, replayed, sure)
+	case rec.status < http.StatusBadRequest:
+	case !sure && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
+		s.audit.Count(req.kind) // the noise of scanners
+	default:
+		s.audit.Decided(line, req.kind, sure)
+	}
+}

@@ -1,0 +1,246 @@
+package audit_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/internal/audit"
+)
+
+// small has segments of some ten lines.
+const small = 48 << 10
+
+func open(t testing.TB, state string, keep int64) *audit.Log {
+	t.Helper()
+	l, err := audit.Open(audit.Options{State: state, Keep: keep}, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+func write(t testing.TB, l *audit.Log, n int) {
+	t.Helper()
+	for i := range n {
+		line := audit.Line{Decision: audit.Allowed, Action: "start", Caller: "ci", Hook: "build", Run: fmt.Sprint("run ", i), Reason: "<&>\u2028\xff\x00"}
+		if err := l.Write(t.Context(), line); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func shut(t testing.TB, l *audit.Log) {
+	t.Helper()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// written is the audit of a state folder with n lines of decisions.
+func written(t testing.TB, keep int64, n int) (state string) {
+	t.Helper()
+	state = t.TempDir()
+	l := open(t, state, keep)
+	write(t, l, n)
+	shut(t, l)
+	return state
+}
+
+func verifier(t testing.TB, state string) audit.Verifier {
+	t.Helper()
+	keys, err := audit.Keys(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := audit.Verifiers(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return audit.Verifier{Known: known}
+}
+
+// good verifies an audit in which nothing is wrong.
+func good(t testing.TB, state string) audit.Report {
+	t.Helper()
+	v := verifier(t, state)
+	r, err := v.State(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func segments(t testing.TB, state string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(state, "audit", "*.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+func read(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func put(t testing.TB, name string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lines are all of an audit, decoded without what hangs them together.
+func lines(t testing.TB, state string) (all []audit.Line) {
+	t.Helper()
+	for _, name := range segments(t, state) {
+		for text := range bytes.Lines(read(t, name)) {
+			var l audit.Line
+			if err := json.Unmarshal(text, &l); err != nil {
+				t.Fatalf("%s: %v", text, err)
+			}
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+func TestLinesAreThereInTheirOrderAndTheirFilesAreTheOwnersAlone(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	from := time.Now()
+	l := open(t, state, small)
+	write(t, l, 100)
+	shut(t, l)
+	r := good(t, state)
+	all := lines(t, state)
+	if r.First != 1 || r.Last != uint64(len(all)) || r.Vouched != r.Last || r.Files < 4 || r.Checkpoints < r.Files {
+		t.Errorf("got %+v of %d lines", r, len(all))
+	}
+	if all[0].Event != audit.Begun || all[len(all)-1].Event != audit.Checkpoint {
+		t.Errorf("begins with %+v, ends with %+v", all[0], all[len(all)-1])
+	}
+	var runs []string
+	for i, line := range all {
+		if line.Seq != uint64(i+1) || line.Time.Before(from) || line.Time.After(time.Now()) {
+			t.Errorf("line %d: %+v", i+1, line)
+		}
+		if line.Decision == audit.Allowed {
+			runs = append(runs, strings.TrimPrefix(line.Run, "run "))
+		}
+	}
+	if len(runs) != 100 || runs[0] != "0" || runs[99] != "99" {
+		t.Errorf("the runs are %v", runs)
+	}
+	for _, name := range append(segments(t, state), state+"/audit/checkpoint", state+"/audit/verifier", state+"/audit.key") {
+		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", name, info.Mode(), err)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(state, "audit")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Error(info.Mode(), err)
+	}
+}
+
+func TestAnAuditGoesOnWhereItWasLeft(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	for range 5 {
+		l := open(t, state, small)
+		write(t, l, 7)
+		if _, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now, slog.New(slog.DiscardHandler)); !errors.Is(err, audit.ErrHeld) {
+			t.Errorf("a second writer: %v", err)
+		}
+		good(t, state) // while it is being written
+		shut(t, l)
+		if err := l.Write(t.Context(), audit.Line{Event: audit.Stopped}); err == nil {
+			t.Error("written after the end")
+		}
+	}
+	// Each time its lines and a checkpoint; each file but the last ends with one more.
+	if r := good(t, state); r.First != 1 || r.Vouched != r.Last || r.Lines != 1+5*8+r.Files-1 {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// TestWhatIsRemovedIsSaidAndTheRestIsWithinBounds: and a removal that nobody
+// signed for is a fault (TestTampering).
+func TestWhatIsRemovedIsSaidAndTheRestIsWithinBounds(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, small)
+	for range 10 {
+		write(t, l, 100)
+		good(t, state)
+		var total int64
+		for _, name := range segments(t, state) {
+			total += int64(len(read(t, name)))
+		}
+		if total > small {
+			t.Errorf("%d bytes, of %d", total, small)
+		}
+	}
+	shut(t, l)
+	r, all := good(t, state), lines(t, state)
+	removed := slices.IndexFunc(all, func(l audit.Line) bool { return l.Event == audit.Removed && l.Through == r.First-1 })
+	if r.First < 500 || removed < 0 {
+		t.Errorf("got %+v; the line that says so is at %d", r, removed)
+	}
+	v := verifier(t, state)
+	if _, err := v.Files(segments(t, state)[1:]); err != nil {
+		t.Errorf("segments that were copied: %v", err)
+	}
+}
+
+func TestAnAuditMayBeGivenAnotherKeyAndVerifiesWithBoth(t *testing.T) {
+	t.Parallel()
+	state := written(t, small, 5)
+	if err := os.Remove(state + "/audit.key"); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, state, small)
+	write(t, l, 5)
+	shut(t, l)
+	good(t, state)
+	keys, err := audit.Keys(state)
+	if err != nil || len(keys) != 2 {
+		t.Fatal(keys, err)
+	}
+	for _, key := range keys {
+		known, err := audit.Verifiers([]string{key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := audit.Verifier{Known: known}
+		if r, err := v.State(state); err == nil {
+			t.Errorf("one of two keys is enough: %+v", r)
+		}
+	}
+}
+
+func TestADigestIsThatOfNamesAndValuesInTheirOrder(t *testing.T) {
+	t.Parallel()
+	// printf 'a\0x\0b\0\0' | sha256sum
+	const want = "8ec54942a19c1649603c347e2673ca591bdc9afdf0b36e9e70c4f2c932145aba"
+	if got := audit.Digest(map[string]string{"b": "", "a": "x"}); got != want {
+		t.Errorf("got %s", got)
+	}
+	if audit.Digest(map[string]string{"a": "bc"}) == audit.Digest(map[string]string{"ab": "c"}) {
+		t.Error("two sets of values have one digest")
+	}
+}

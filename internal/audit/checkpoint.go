@@ -1,0 +1,168 @@
+package audit
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+)
+
+// keyName stands before each signature.
+const keyName = "sallyport"
+
+// What is signed says what it is for: a checkpoint within the log cannot be
+// passed off as the end of it.
+const (
+	ofLine = "sallyport audit, line before"
+	ofHead = "sallyport audit, latest line"
+)
+
+// signer signs as package note has it.
+type signer struct {
+	note.Verifier
+
+	key  ed25519.PrivateKey
+	vkey string // of the verifier
+}
+
+// Sign implements note.Signer.
+func (s *signer) Sign(msg []byte) ([]byte, error) { return ed25519.Sign(s.key, msg), nil }
+
+func newSigner(key ed25519.PrivateKey) (*signer, error) {
+	public, ok := key.Public().(ed25519.PublicKey)
+	if !ok {
+		return nil, errors.New("this is no ed25519 key")
+	}
+	vkey, err := note.NewEd25519VerifierKey(keyName, public)
+	if err != nil {
+		return nil, err
+	}
+	v, err := note.NewVerifier(vkey)
+	return &signer{v, key, vkey}, err
+}
+
+// checkpoint returns a signed note about a place.
+func (s *signer) checkpoint(kind string, p place, at time.Time) (string, error) {
+	text := fmt.Sprintf("%s\n%d\n%s\n%s\n", kind, p.seq, p.hash, at.UTC().Format(time.RFC3339Nano))
+	signed, err := note.Sign(&note.Note{Text: text}, s)
+	return string(signed), err
+}
+
+// opened is a checkpoint whose signature was verified.
+type opened struct {
+	place
+	at time.Time
+}
+
+var errCheckpoint = errors.New("it is no checkpoint of this kind")
+
+// open verifies a checkpoint.
+func open(kind, signed string, known note.Verifiers) (opened, error) {
+	n, err := note.Open([]byte(signed), known)
+	if err != nil {
+		return opened{}, err
+	}
+	for _, s := range n.Sigs {
+		// The library lets bits that mean nothing be anything.
+		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
+			return opened{}, err
+		}
+	}
+	fields := strings.Split(n.Text, "\n")
+	if len(fields) != 5 || fields[0] != kind || len(fields[2]) != hashSize {
+		return opened{}, errCheckpoint
+	}
+	seq, err1 := strconv.ParseUint(fields[1], 10, 64)
+	at, err2 := time.Parse(time.RFC3339Nano, fields[3])
+	return opened{place{seq, fields[2]}, at}, errors.Join(err1, err2)
+}
+
+// Verifiers returns those that verifier keys, as Key prints them, stand for.
+func Verifiers(keys []string) (note.Verifiers, error) {
+	var list []note.Verifier
+	seen := map[string]bool{}
+	for _, key := range keys {
+		if seen[key] {
+			continue
+		}
+		seen[key] = true
+		v, err := note.NewVerifier(key)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no verifier key: %w", key, err)
+		}
+		list = append(list, v)
+	}
+	return note.VerifierList(list...), nil
+}
+
+// ParseKey reads a private ed25519 key: PEM, PKCS #8.
+func ParseKey(text []byte) (ed25519.PrivateKey, error) {
+	block, rest := pem.Decode(text)
+	if block == nil || block.Type != "PRIVATE KEY" || len(strings.TrimSpace(string(rest))) > 0 {
+		return nil, errors.New("it is no private key in PEM: openssl genpkey -algorithm ed25519 makes one")
+	}
+	any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("it is no private key: %w", err)
+	}
+	key, ok := any.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("it is a %T, and ed25519 is needed", any)
+	}
+	return key, nil
+}
+
+// ownKey returns the key of a state folder, which is made when there is none.
+func ownKey(state string) (ed25519.PrivateKey, error) {
+	name := filepath.Join(state, "audit.key")
+	text, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return makeKey(name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, err := ParseKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+func makeKey(name string) (ed25519.PrivateKey, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, replace(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
+// replace writes a file so that it is there whole, or as it was before.
+func replace(name string, text []byte) (err error) {
+	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}

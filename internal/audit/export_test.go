@@ -1,0 +1,10 @@
+package audit
+
+import "io"
+
+// Segment verifies the lines of r as those of the only segment of a state folder.
+func (v *Verifier) Segment(r io.Reader) error {
+	w := v.walk()
+	w.state = true
+	return w.segment(segment{name: "segment", first: 1}, r, true)
+}

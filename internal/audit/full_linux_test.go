@@ -1,0 +1,170 @@
+package audit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/internal/audit"
+)
+
+// TestMain makes the test program its own child where a test needs a process to
+// take the disk from.
+func TestMain(m *testing.M) {
+	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
+		m.Run()
+		return
+	}
+	children := map[string]func(string) error{"child-limit": limitChild, "child-tmpfs": tmpfsChild}
+	fmt.Println("end", children[os.Args[1]](os.Args[2]))
+}
+
+// limitChild has the kernel refuse every write beyond a file size (EFBIG), in
+// the middle of a line.
+func limitChild(state string) error {
+	signal.Ignore(syscall.SIGXFSZ)
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
+		return err
+	}
+	fill := func() error {
+		return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 20_001, Max: before.Max})
+	}
+	free := func() error { return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before) }
+	return fullDisk(state, fill, free)
+}
+
+// tmpfsChild uses up a small filesystem (ENOSPC).
+func tmpfsChild(dir string) error {
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=1m,mode=0700"); err != nil {
+		return fmt.Errorf("no tmpfs: %w", err)
+	}
+	filler := filepath.Join(dir, "filler")
+	fill := func() error {
+		if err := os.WriteFile(filler, make([]byte, 8<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			return fmt.Errorf("the disk is not full: %w", err)
+		}
+		return nil
+	}
+	return fullDisk(dir, fill, func() error { return os.Remove(filler) })
+}
+
+// fullDisk takes the disk away from an audit amid its work and gives it back:
+// what was acknowledged is there, what was refused is not, and it goes on by
+// itself.
+func fullDisk(state string, fill, free func() error) error {
+	var looks, ahead atomic.Int64
+	now := func() time.Time { looks.Add(1); return time.Now().Add(time.Duration(ahead.Load())) }
+	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20}, now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	add := func(i int) error {
+		return l.Write(context.Background(), audit.Line{Decision: audit.Allowed, Run: fmt.Sprintf("run %d.", i)})
+	}
+	if err := errors.Join(add(0), fill()); err != nil {
+		return err
+	}
+	n := 1
+	for ; err == nil; n++ {
+		if err = add(n); n > 10_000 {
+			return errors.New("the disk does not fill")
+		}
+	}
+	n--
+	if l.Err() == nil {
+		return errors.New("full, and ready")
+	}
+	// What is counted is told after a minute, in vain, and not forgotten.
+	l.Count("counted")
+	ahead.Store(int64(time.Hour))
+	for from := looks.Load(); looks.Load() < from+10; {
+		<-time.After(10 * time.Millisecond)
+	}
+	if err := free(); err != nil {
+		return err
+	}
+	for range time.Tick(10 * time.Millisecond) {
+		if l.Err() == nil {
+			break
+		}
+	}
+	if err := errors.Join(add(n+1), l.Close()); err != nil {
+		return fmt.Errorf("when there is space again: %w", err)
+	}
+	keys, err := audit.Keys(state)
+	if err != nil {
+		return err
+	}
+	known, err := audit.Verifiers(keys)
+	if err != nil {
+		return err
+	}
+	v := audit.Verifier{Known: known}
+	if _, err := v.State(state); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(segmentName(state, 1))
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(text, []byte(`"event":"suppressed","reason":"counted","count":1,`)) {
+		return errors.New("what was counted is forgotten")
+	}
+	for i := range n + 2 {
+		if there := bytes.Contains(text, fmt.Appendf(nil, "run %d.", i)); there != (i != n) {
+			return fmt.Errorf("run %d of %d is there: %t", i, n, there)
+		}
+	}
+	return nil
+}
+
+func child(t *testing.T, name string) *exec.Cmd {
+	t.Helper()
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program, name, t.TempDir())
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+func TestAFullDiskRefusesAndIsGotOver(t *testing.T) {
+	t.Parallel()
+	t.Run("file size limit", func(t *testing.T) {
+		t.Parallel()
+		said, err := child(t, "child-limit").Output()
+		if err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")) {
+			t.Fatalf("%v\n%s", err, said)
+		}
+	})
+	t.Run("tmpfs in a namespace", func(t *testing.T) {
+		t.Parallel()
+		cmd := child(t, "child-tmpfs")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if os.Geteuid() != 0 {
+			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		}
+		said, err := cmd.Output()
+		switch {
+		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
+			t.Log("no namespaces to be had here; the file size limit stands for it: ", err)
+		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
+			t.Fatalf("%v\n%s", err, said)
+		}
+	})
+}

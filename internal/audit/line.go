@@ -1,0 +1,174 @@
+// Package audit keeps a record of decisions that nobody changes unseen: lines
+// of JSON, each of which has the hash of the one before it, and checkpoints
+// that are signed.
+package audit
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Line is one line of the audit: a decision about a request, or an event of the
+// server's own. The keys are described in docs/operations.md.
+type Line struct {
+	Seq      uint64    `json:"seq"`  // set by the Log, from 1 on
+	Time     time.Time `json:"time"` // set by the Log
+	Decision Decision  `json:"decision,omitempty"`
+	Event    Event     `json:"event,omitempty"`
+
+	Action  string `json:"action,omitempty"`  // what was allowed: start or cancel
+	Request string `json:"request,omitempty"` // id
+	Status  int    `json:"status,omitempty"`
+	Address string `json:"address,omitempty"`
+	Method  string `json:"method,omitempty"`
+	Path    string `json:"path,omitempty"`
+	Caller  string `json:"caller,omitempty"` // of a refused credential: whom it names
+	Scheme  string `json:"scheme,omitempty"`
+	Key     string `json:"key,omitempty"`
+	Hook    string `json:"hook,omitempty"`
+	Params  string `json:"params,omitempty"` // Digest of the values
+	Run     string `json:"run,omitempty"`
+	RerunOf string `json:"rerun_of,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+
+	Version  string    `json:"version,omitempty"`  // of the program
+	Config   string    `json:"config,omitempty"`   // SHA-256 of the configuration file
+	Verifier string    `json:"verifier,omitempty"` // key that checkpoints are verified with from here on
+	Count    int       `json:"count,omitempty"`    // of what is not in lines of its own
+	Since    time.Time `json:"since,omitzero"`
+	Until    time.Time `json:"until,omitzero"`
+	Through  uint64    `json:"through,omitempty"` // removed: all lines up to this one
+	Cut      string    `json:"cut,omitempty"`     // the beginning of what was cut
+	Bytes    int64     `json:"bytes,omitempty"`   // all of it
+	SHA256   string    `json:"sha256,omitempty"`  // of all of it
+	Note     string    `json:"note,omitempty"`    // checkpoint: the signature over the line before
+}
+
+// Decision is what was decided about a request.
+type Decision string
+
+// The decisions.
+const (
+	Allowed  Decision = "allowed"  // written before what it allows is done
+	Void     Decision = "void"     // what was allowed did not come to be; the reason says why
+	Refused  Decision = "refused"  // turned away
+	Replayed Decision = "replayed" // accepted before, and answered with that run
+	Observed Decision = "observed" // of an observed caller: nothing came of it; the reason says what would have
+)
+
+// Event is something that is no decision.
+type Event string
+
+// The events.
+const (
+	Begun      Event = "begun"      // the first line
+	Checkpoint Event = "checkpoint" // a signature over all lines before
+	Removed    Event = "removed"    // of the oldest lines, to keep within bounds
+	Cut        Event = "cut"        // of what was not written whole when the server was killed
+	Resumed    Event = "resumed"    // after the audit could not be written
+	Suppressed Event = "suppressed" // refusals that were only counted
+	Started    Event = "server started"
+	Stopped    Event = "server stopped"
+	HandedOver Event = "server handed over"
+	Reloaded   Event = "configuration reloaded"
+)
+
+// Digest returns the SHA-256 of values, in hex: of each name and its value, in
+// the order of the names, with a NUL after each. No value holds a NUL.
+func Digest(values map[string]string) string {
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		_, _ = fmt.Fprintf(h, "%s\x00%s\x00", name, values[name]) // a hash takes it all
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// longest bounds what a stranger may write into one field.
+const longest = 200
+
+func short(s string) string {
+	if len(s) > longest {
+		return s[:longest] + "…"
+	}
+	return s
+}
+
+// A line ends with the hash of the line before it and its own, which is that of
+// everything that stands before it on its line.
+const (
+	prevField = `,"prev":"`
+	hashField = `","hash":"`
+	lineEnd   = "\"}\n"
+	hashSize  = 2 * sha256.Size
+)
+
+// maxLine bounds a line, far above what there is.
+const maxLine = 64 << 10
+
+// place is how far a chain of lines goes: the number and the hash of its last
+// line.
+type place struct {
+	seq  uint64
+	hash string // empty when it is not known
+}
+
+// begin is the place before the first line.
+func begin() place { return place{hash: strings.Repeat("0", hashSize)} }
+
+// add appends a line to b.
+func (p *place) add(b []byte, l Line) ([]byte, error) {
+	l.Seq = p.seq + 1
+	for _, s := range []*string{&l.Address, &l.Method, &l.Path, &l.Key, &l.Reason} {
+		*s = short(*s)
+	}
+	text, err := json.Marshal(l)
+	if err != nil {
+		return b, fmt.Errorf("writing a line: %w", err)
+	}
+	from := len(b)
+	b = append(b, text[:len(text)-1]...)
+	b = append(b, prevField+p.hash...)
+	hash := hashOf(b[from:])
+	*p = place{l.Seq, hash}
+	return append(b, hashField+hash+lineEnd...), nil
+}
+
+func hashOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// link is what ties a line to the others.
+type link struct {
+	seq              uint64
+	prev, hash, real string // real is what the hash should be
+}
+
+// parse reads the link of a line without its end. It is false when the line is
+// not of the form that add writes.
+func parse(b []byte) (link, bool) {
+	const foot = len(prevField) + hashSize + len(hashField) + hashSize + len(lineEnd) - 1
+	if len(b) < foot {
+		return link{}, false
+	}
+	own := len(b) - foot + len(prevField) + hashSize
+	rest, ok1 := bytes.CutPrefix(b[len(b)-foot:], []byte(prevField))
+	prev, rest := string(rest[:min(hashSize, len(rest))]), rest[min(hashSize, len(rest)):]
+	rest, ok2 := bytes.CutPrefix(rest, []byte(hashField))
+	hash, ok3 := bytes.CutSuffix(rest, []byte(lineEnd[:len(lineEnd)-1]))
+	head, ok4 := bytes.CutPrefix(b, []byte(`{"seq":`))
+	number, _, ok5 := bytes.Cut(head, []byte(","))
+	seq, err := strconv.ParseUint(string(number), 10, 64)
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 || err != nil || seq == 0 {
+		return link{}, false
+	}
+	return link{seq: seq, prev: prev, hash: string(hash), real: hashOf(b[:own])}, true
+}

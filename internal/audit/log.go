@@ -1,0 +1,535 @@
+package audit
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/time/rate"
+)
+
+// Errors of a Log.
+var (
+	ErrHeld    = errors.New("another server writes this audit")
+	ErrDamaged = errors.New("the audit is not as it was left")
+	errClosed  = errors.New("the audit is closed")
+	errGone    = errors.New("its file is not where it was")
+)
+
+// Options say how an audit is written.
+type Options struct {
+	State string             // folder; the audit is in its folder audit
+	Keep  int64              // bytes that all lines together may take; the oldest go first
+	Key   ed25519.PrivateKey // nil for one that is made in the state folder
+}
+
+// Log is the writer of an audit. All methods may be called at once from many
+// goroutines; one of its own writes, and lines that come while others are made
+// durable share the next write.
+type Log struct {
+	dir   string
+	keep  atomic.Int64
+	sign  *signer
+	now   func() time.Time
+	log   *slog.Logger
+	lock  *os.File
+	fault atomic.Pointer[error] // why nothing can be written, or nil
+
+	ops     chan *op
+	closing chan struct{}
+	once    sync.Once
+	ended   chan struct{} // closed when the writer is gone
+
+	refusals
+
+	// The rest is the writer's own.
+	place
+
+	file   *os.File
+	info   os.FileInfo
+	size   int64     // of the file, up to the end of its last good line
+	spilt  bool      // there may be more in the file than that
+	last   uint64    // line that the file checkpoint is about
+	fresh  int       // lines since the last checkpoint among the lines
+	signed time.Time // when that was
+	failed time.Time // since when nothing can be written; zero when it can
+}
+
+// op is a line to be written. done is nil for one that nobody waits for.
+type op struct {
+	line Line
+	kind kind // where it is counted when nobody waits and it cannot be written
+	done chan error
+}
+
+// The rhythm of the writer.
+const (
+	maxBatch    = 256
+	waiting     = 1024        // lines that nobody waits for
+	headEvery   = time.Second // the file checkpoint, when something was written
+	signEvery   = time.Minute // a checkpoint among the lines, likewise
+	signLines   = 1000        // or after so many
+	maxSegment  = 16 << 20    // bytes
+	minSegments = 8           // within Options.Keep
+	cutQuoted   = 4 << 10     // bytes of a cut line that are kept
+)
+
+// Open opens the audit of a state folder, or begins one, and holds it until
+// Close. It records what a server that was killed left of its last line.
+// Errors: ErrHeld, and ErrDamaged with what is wrong.
+func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
+	l := &Log{
+		dir: folder(o.State), now: now, log: log,
+		ops: make(chan *op, waiting), closing: make(chan struct{}), ended: make(chan struct{}),
+		refusals: refusals{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, told: now()},
+		place:    begin(), signed: now(),
+	}
+	l.keep.Store(o.Keep)
+	lock, err := hold(l.dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the audit in %s: %w", l.dir, err)
+	}
+	l.lock = lock
+	if err := l.open(o); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the audit in %s: %w", l.dir, err), l.shut())
+	}
+	go l.serve()
+	return l, nil
+}
+
+func (l *Log) open(o Options) (err error) {
+	if o.Key == nil {
+		if o.Key, err = ownKey(o.State); err != nil {
+			return err
+		}
+	}
+	if l.sign, err = newSigner(o.Key); err != nil {
+		return err
+	}
+	known, err := l.tellVerifier()
+	if err != nil {
+		return err
+	}
+	segments, err := list(l.dir)
+	if err != nil {
+		return err
+	}
+	if len(segments) == 0 {
+		return l.begin(known)
+	}
+	return l.resume(segments[len(segments)-1], known)
+}
+
+// tellVerifier adds the key that verifies to those of before, and returns all.
+func (l *Log) tellVerifier() (note.Verifiers, error) {
+	keys, err := readKeys(l.dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	if len(keys) == 0 || keys[len(keys)-1] != l.sign.vkey {
+		keys = append(keys, l.sign.vkey)
+		if err := replace(filepath.Join(l.dir, verifierFile), []byte(strings.Join(keys, "\n")+"\n")); err != nil {
+			return nil, err
+		}
+	}
+	return Verifiers(keys)
+}
+
+// begin starts a new audit. Its checkpoint comes first, so that there never are
+// lines without one.
+func (l *Log) begin(known note.Verifiers) error {
+	old, err := os.ReadFile(filepath.Join(l.dir, checkpointFile))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err == nil {
+		h, err := open(ofHead, string(old), known)
+		if err == nil && h.seq > 0 {
+			err = fmt.Errorf("there is no line, and its checkpoint has seen %d", h.seq)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+	}
+	if err := l.head(); err != nil {
+		return err
+	}
+	if err := l.create(); err != nil {
+		return err
+	}
+	return l.append(true, Line{Event: Begun, Verifier: l.sign.vkey})
+}
+
+// resume goes on after the last line of a segment.
+func (l *Log) resume(s segment, known note.Verifiers) error {
+	text, err := os.ReadFile(filepath.Join(l.dir, checkpointFile))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	h, err := open(ofHead, string(text), known)
+	if err != nil {
+		return fmt.Errorf("%w: its checkpoint: %w", ErrDamaged, err)
+	}
+	if err := l.use(s.name, os.O_RDWR); err != nil {
+		return err
+	}
+	w := walk{known: known, repair: true, heads: []head{{h.place, checkpointFile}}}
+	err = w.segment(s, l.file, true)
+	if w.report.Lines == 0 && err == nil && h.seq == s.first-1 { // made just before the end
+		w.place = h.place
+	}
+	if err = errors.Join(err, w.end()); err != nil {
+		return fmt.Errorf("%w: %w; see sallyport audit verify", ErrDamaged, err)
+	}
+	l.place, l.last, l.size = w.place, h.seq, s.size-int64(len(w.torn))
+	if len(w.torn) == 0 {
+		return nil
+	}
+	l.log.Warn("audit line cut", "bytes", len(w.torn), "after", l.seq)
+	// It is longer than what it quotes, and takes its place in one write.
+	l.spilt = len(w.torn) > cutQuoted
+	return l.append(true, Line{
+		Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashOf(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
+	})
+}
+
+// use makes a file the one that is written.
+func (l *Log) use(name string, flags int) error {
+	f, err := os.OpenFile(name, flags, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if l.file != nil {
+		err = l.file.Close()
+	}
+	l.file, l.info, l.size, l.spilt = f, info, 0, info.Size() > 0
+	return err
+}
+
+// append writes lines to the file, all or none.
+func (l *Log) append(durable bool, lines ...Line) error {
+	if l.spilt {
+		if err := l.file.Truncate(l.size); err != nil {
+			return err
+		}
+		l.spilt = false
+	}
+	p, at, b := l.place, l.now().UTC(), []byte(nil)
+	for _, line := range lines {
+		line.Time = at
+		var err error
+		if b, err = p.add(b, line); err != nil {
+			return err
+		}
+	}
+	_, err := l.file.WriteAt(b, l.size)
+	if err == nil && durable {
+		err = l.file.Sync()
+	}
+	if err == nil {
+		err = l.there()
+	}
+	if err != nil {
+		l.spilt = l.file.Truncate(l.size) != nil
+		return err
+	}
+	l.place, l.size, l.fresh = p, l.size+int64(len(b)), l.fresh+len(lines)
+	return nil
+}
+
+// there tells whether the file is where it belongs: what is written to one that
+// was removed is nowhere.
+func (l *Log) there() error {
+	info, err := os.Stat(l.file.Name())
+	if err == nil && !os.SameFile(info, l.info) {
+		err = errGone
+	}
+	return err
+}
+
+// create begins a segment.
+func (l *Log) create() error {
+	if err := l.use(segmentName(l.dir, l.seq+1), os.O_RDWR|os.O_CREATE); err != nil {
+		return err
+	}
+	return syncFolder(l.dir)
+}
+
+// head writes the file checkpoint.
+func (l *Log) head() error {
+	text, err := l.sign.checkpoint(ofHead, l.place, l.now())
+	if err != nil {
+		return err
+	}
+	if err := replace(filepath.Join(l.dir, checkpointFile), []byte(text)); err != nil {
+		return err
+	}
+	l.last = l.seq
+	return nil
+}
+
+// checkpoint makes all lines durable, and signs for them among the lines and in
+// the file.
+func (l *Log) checkpoint() error {
+	text, err := l.sign.checkpoint(ofLine, l.place, l.now())
+	if err != nil {
+		return err
+	}
+	if err := l.append(true, Line{Event: Checkpoint, Note: text}); err != nil {
+		return err
+	}
+	l.fresh, l.signed = 0, l.now()
+	return l.head()
+}
+
+// rotate begins another segment, and removes the oldest ones that there is no
+// room for. That they go is signed for before they do.
+func (l *Log) rotate() error {
+	if l.fresh > 0 {
+		if err := l.checkpoint(); err != nil {
+			return err
+		}
+	}
+	if l.last != l.seq {
+		if err := l.head(); err != nil {
+			return err
+		}
+	}
+	if err := l.create(); err != nil {
+		return err
+	}
+	segments, err := list(l.dir)
+	if err != nil {
+		return err
+	}
+	total := l.limit() // for the one that was just begun
+	for _, s := range segments {
+		total += s.size
+	}
+	var old []segment
+	for total > l.keep.Load() && len(old) < len(segments)-1 {
+		total -= segments[len(old)].size
+		old = append(old, segments[len(old)])
+	}
+	if len(old) == 0 {
+		return nil
+	}
+	through := segments[len(old)].first - 1
+	if err := l.append(true, Line{Event: Removed, Through: through}); err != nil {
+		return err
+	}
+	if err := l.head(); err != nil {
+		return err
+	}
+	for _, s := range old {
+		if err := os.Remove(s.name); err != nil { // the next time, then
+			l.log.Error("audit lines not removed", "error", err)
+		}
+	}
+	l.log.Info("audit lines removed", "through", through)
+	return nil
+}
+
+// limit is the size from which on a segment is followed by another.
+func (l *Log) limit() int64 { return min(maxSegment, l.keep.Load()/minSegments) }
+
+// Write writes a line and returns once it is on the disk. An error means that it
+// is not there, and that what it allows must not be done. ctx bounds the wait
+// for a turn only.
+func (l *Log) Write(ctx context.Context, line Line) error {
+	o := &op{line: line, done: make(chan error, 1)}
+	select {
+	case <-l.closing:
+		return errClosed
+	default:
+	}
+	select {
+	case l.ops <- o:
+	case <-l.closing:
+		return errClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-o.done:
+		return err
+	case <-l.ended:
+		select {
+		case err := <-o.done:
+			return err
+		default:
+			return errClosed
+		}
+	}
+}
+
+// Reloaded records that a configuration is about to be in force, and has its
+// bound kept from then on. The digest is that of its file.
+func (l *Log) Reloaded(ctx context.Context, keep int64, digest string) error {
+	if err := l.Write(ctx, Line{Event: Reloaded, Config: digest}); err != nil {
+		return fmt.Errorf("writing the audit: %w", err)
+	}
+	l.keep.Store(keep)
+	return nil
+}
+
+// Err says why lines cannot be written now, or nothing.
+func (l *Log) Err() error {
+	if err := l.fault.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// serve is the one writer.
+func (l *Log) serve() {
+	defer close(l.ended)
+	tick := time.NewTicker(headEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case o := <-l.ops:
+			l.commit(l.gather(o))
+		case <-tick.C:
+			l.notice(l.tick())
+		case <-l.closing:
+			l.finish()
+			return
+		}
+	}
+}
+
+// gather takes the lines that wait already.
+func (l *Log) gather(first *op) []*op {
+	batch := []*op{first}
+	for len(batch) < maxBatch {
+		select {
+		case o := <-l.ops:
+			batch = append(batch, o)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit writes a batch, and tells those who wait.
+func (l *Log) commit(batch []*op) {
+	var lines []Line
+	durable := false
+	for _, o := range batch {
+		lines = append(lines, o.line)
+		durable = durable || o.done != nil
+	}
+	err := l.write(durable, lines)
+	l.notice(err)
+	for _, o := range batch {
+		switch {
+		case o.done != nil:
+			o.done <- err
+		case err != nil:
+			l.count(o.kind, tally{1, l.now(), l.now()})
+		}
+	}
+}
+
+// write appends lines, after one that says so if nothing could be written
+// before them.
+func (l *Log) write(durable bool, lines []Line) error {
+	if l.size >= l.limit() {
+		if err := l.rotate(); err != nil {
+			return err
+		}
+	}
+	if !l.failed.IsZero() {
+		lines = append([]Line{{Event: Resumed, Since: l.failed}}, lines...)
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	return l.append(durable, lines...)
+}
+
+// notice tells the operator once that nothing can be written, and once that it
+// is over.
+func (l *Log) notice(err error) {
+	switch {
+	case err != nil && l.failed.IsZero():
+		l.failed = l.now()
+		l.log.Error("audit unavailable: nothing is started", "error", err)
+	case err == nil && !l.failed.IsZero():
+		l.failed = time.Time{}
+		l.log.Info("audit available again")
+	}
+	l.fault.Store(nil)
+	if err != nil {
+		l.fault.Store(&err)
+	}
+}
+
+// tick does what is due: it finds out whether the audit can be written again,
+// writes what was only counted, and signs.
+func (l *Log) tick() error {
+	if err := l.there(); err != nil {
+		return err
+	}
+	if err := l.tell(false); err != nil {
+		return err
+	}
+	if l.fresh > 0 && (l.fresh >= signLines || l.now().Sub(l.signed) >= signEvery) {
+		return l.checkpoint()
+	}
+	if l.seq == l.last {
+		return nil
+	}
+	if err := l.file.Sync(); err != nil { // nobody signs for what may not last
+		return err
+	}
+	return l.head()
+}
+
+// finish writes what is left, and the last checkpoint.
+func (l *Log) finish() {
+	for len(l.ops) > 0 {
+		l.commit(l.gather(<-l.ops))
+	}
+	err := l.tell(true)
+	if err == nil {
+		err = l.checkpoint()
+	}
+	l.notice(err)
+}
+
+// Close writes what is left and lets the audit go. Lines that come later are
+// refused.
+func (l *Log) Close() error {
+	var err error
+	l.once.Do(func() {
+		close(l.closing)
+		<-l.ended
+		err = errors.Join(l.Err(), l.shut())
+	})
+	return err
+}
+
+// shut closes what is open, the lock last.
+func (l *Log) shut() error {
+	var errs []error
+	if l.file != nil {
+		errs = append(errs, l.file.Close())
+	}
+	return errors.Join(append(errs, release(l.lock))...)
+}

@@ -1,0 +1,142 @@
+package audit
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Strangers can cause refusals in any number, and each line that they fill
+// pushes an older one out. Of each kind, the first ones have lines of their own,
+// and the rest are counted.
+const (
+	refusalBurst = 100
+	refusalEvery = 6 * time.Second // one more line
+	tellEvery    = time.Minute     // how many were only counted
+)
+
+// kind is what refusals are counted by. The callers are those of the
+// configuration, and the reasons those of the program, so there are few.
+type kind struct{ reason, caller string }
+
+// tally counts refusals that have no lines of their own.
+type tally struct {
+	n            int
+	since, until time.Time
+}
+
+type refusals struct {
+	mu     sync.Mutex
+	limits map[kind]*rate.Limiter
+	tally  map[kind]tally
+	told   time.Time
+}
+
+// Decided records what became of a request, for a reason of few. What comes too
+// often is counted, unless it is sure who asked: every line of the decisions
+// about a verified caller is there, but for those that its limit turned away.
+func (l *Log) Decided(line Line, reason string, sure bool) {
+	at := l.now()
+	k := kind{reason: reason}
+	if sure {
+		k.caller = line.Caller
+	}
+	if !sure || reason == TooOften {
+		if !l.allow(k, at) {
+			l.count(k, tally{1, at, at})
+			return
+		}
+	}
+	l.later(&op{line: line, kind: k})
+}
+
+// later has a line written that nothing hangs on.
+func (l *Log) later(o *op) {
+	select {
+	case l.ops <- o:
+	case <-l.closing:
+	}
+}
+
+// TooOften is the reason of what a limit turned away.
+const TooOften = "too-often"
+
+// Count records that something was turned away that deserves no line.
+func (l *Log) Count(reason string) {
+	at := l.now()
+	l.count(kind{reason: reason}, tally{1, at, at})
+}
+
+func compare(a, b kind) int {
+	return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.caller, b.caller))
+}
+
+func (r *refusals) allow(k kind, at time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	limit := r.limits[k]
+	if limit == nil {
+		limit = rate.NewLimiter(rate.Every(refusalEvery), refusalBurst)
+		r.limits[k] = limit
+	}
+	return limit.AllowN(at, 1)
+}
+
+func (r *refusals) count(k kind, t tally) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if old, ok := r.tally[k]; ok {
+		t = tally{old.n + t.n, earlier(old.since, t.since), later(old.until, t.until)}
+	}
+	r.tally[k] = t
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// due returns what was counted, if it is time to tell, and forgets it.
+func (r *refusals) due(at time.Time, last bool) map[kind]tally {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !last && at.Sub(r.told) < tellEvery {
+		return nil
+	}
+	r.told = at
+	counted := r.tally
+	r.tally = map[kind]tally{}
+	return counted
+}
+
+// tell writes what was counted. What cannot be written is counted still.
+func (l *Log) tell(last bool) error {
+	counted := l.due(l.now(), last)
+	var lines []Line
+	for _, k := range slices.SortedFunc(maps.Keys(counted), compare) {
+		t := counted[k]
+		lines = append(lines, Line{
+			Event: Suppressed, Reason: k.reason, Caller: k.caller, Count: t.n, Since: t.since.UTC(), Until: t.until.UTC(),
+		})
+	}
+	err := l.write(true, lines)
+	if err != nil {
+		for k, t := range counted {
+			l.count(k, t)
+		}
+	}
+	return err
+}

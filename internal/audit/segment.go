@@ -1,0 +1,95 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+)
+
+// What is in the folder audit of a state folder, beside the segments.
+const (
+	checkpointFile = "checkpoint"
+	verifierFile   = "verifier"
+	lockFile       = "lock"
+)
+
+func folder(state string) string { return filepath.Join(state, "audit") }
+
+// segment is a file of lines. It is named by the seq of its first line.
+type segment struct {
+	name  string
+	first uint64 // zero where the name does not say
+	size  int64
+}
+
+func segmentName(dir string, first uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%020d.jsonl", first))
+}
+
+// list returns the segments of a folder, the oldest first.
+func list(dir string) ([]segment, error) {
+	entries, err := os.ReadDir(dir) // sorted
+	if err != nil {
+		return nil, err
+	}
+	form := regexp.MustCompile(`^([0-9]{20})\.jsonl$`)
+	var segments []segment
+	for _, e := range entries {
+		m := form.FindStringSubmatch(e.Name())
+		if m == nil {
+			continue
+		}
+		first, err := strconv.ParseUint(m[1], 10, 64)
+		if err != nil {
+			continue // no number that a line could have
+		}
+		info, err := e.Info()
+		if errors.Is(err, os.ErrNotExist) { // removed just now
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		segments = append(segments, segment{filepath.Join(dir, e.Name()), first, info.Size()})
+	}
+	return segments, nil
+}
+
+// hold makes the folder, and returns the lock that keeps another writer out for
+// as long as it is open.
+func hold(dir string) (*os.File, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = ErrHeld
+	}
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
+}
+
+// release lets the next writer in at once. Closing alone would not while a
+// process that was just forked has the file, too.
+func release(lock *os.File) error {
+	return errors.Join(syscall.Flock(int(lock.Fd()), syscall.LOCK_UN), lock.Close())
+}
+
+// syncFolder makes names that came or went last through a power cut.
+func syncFolder(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

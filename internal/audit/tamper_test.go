@@ -1,0 +1,430 @@
+package audit_test
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/internal/audit"
+)
+
+// trail is an audit that is being tampered with: its segments by their names,
+// each a list of lines with their ends, and the file checkpoint.
+type trail struct {
+	t        *testing.T
+	state    string
+	names    []string
+	original map[string][][]byte
+	head     []byte
+}
+
+func newTrail(t *testing.T, state string) *trail {
+	t.Helper()
+	good(t, state)
+	r := &trail{t: t, state: state, names: segments(t, state), original: map[string][][]byte{}}
+	for _, name := range r.names {
+		r.original[name] = slices.Collect(bytes.Lines(read(t, name)))
+	}
+	r.head = read(t, r.checkpoint())
+	return r
+}
+
+func (r *trail) checkpoint() string { return filepath.Join(r.state, "audit", "checkpoint") }
+
+// restore makes the audit what it was.
+func (r *trail) restore() {
+	for _, name := range segments(r.t, r.state) {
+		if _, ours := r.original[name]; !ours {
+			_ = os.Remove(name)
+		}
+	}
+	for name, text := range r.original {
+		put(r.t, name, bytes.Join(text, nil))
+	}
+	put(r.t, r.checkpoint(), r.head)
+}
+
+// bad verifies, and checks where the fault is: in a line of a file, or with
+// line 0 anywhere in it.
+func (r *trail) bad(what, file string, line int) {
+	r.t.Helper()
+	v := verifier(r.t, r.state)
+	report, err := v.State(r.state)
+	var fault *audit.Fault
+	switch {
+	case err == nil:
+		r.t.Errorf("%s: nothing was found: %+v", what, report)
+	case !errors.As(err, &fault):
+		r.t.Errorf("%s: no place, but: %v", what, err)
+	case fault.File != file || line > 0 && fault.Line != line:
+		r.t.Errorf("%s: found %v, want %s:%d", what, err, file, line)
+	}
+}
+
+// after is the place that follows a line: the next one, or the first of the
+// next file.
+func (r *trail) after(file, line int) (string, int) {
+	if line < len(r.original[r.names[file]]) || file == len(r.names)-1 {
+		return r.names[file], line + 1
+	}
+	return r.names[file+1], 1
+}
+
+// each calls f with every line.
+func (r *trail) each(f func(file, line int)) {
+	for i, name := range r.names {
+		for n := range r.original[name] {
+			f(i, n+1)
+		}
+	}
+}
+
+// with puts other lines into a file.
+func (r *trail) with(file int, text ...[]byte) { put(r.t, r.names[file], bytes.Join(text, nil)) }
+
+// flip changes one bit of a byte of a segment.
+func (r *trail) flip(file, at int, bit byte) {
+	r.t.Helper()
+	text := bytes.Join(r.original[r.names[file]], nil)
+	line := bytes.Count(text[:at], []byte("\n")) + 1
+	text[at] ^= bit
+	put(r.t, r.names[file], text)
+	r.bad(fmt.Sprintf("byte %d of file %d ^ %#x", at, file, bit), r.names[file], line)
+}
+
+func TestAFlippedByteIsFoundInItsLine(t *testing.T) {
+	t.Parallel()
+	short := newTrail(t, written(t, small, 4))
+	for at := range read(t, short.names[0]) {
+		short.flip(0, at, 0x20) // the case of a letter
+		short.flip(0, at, 1<<rand.IntN(8))
+	}
+	short.restore()
+	good(t, short.state)
+	long := newTrail(t, written(t, small, 60))
+	for range 500 {
+		file := rand.IntN(len(long.names))
+		text := read(t, long.names[file])
+		long.flip(file, rand.IntN(len(text)), byte(1)<<rand.IntN(8))
+		put(t, long.names[file], text)
+	}
+	good(t, long.state)
+}
+
+func TestLinesThatAreDroppedMovedOrAddedAreFoundWhereTheyWere(t *testing.T) {
+	t.Parallel()
+	r := newTrail(t, written(t, small, 40))
+	stranger := slices.Collect(bytes.Lines(read(t, segments(t, written(t, small, 40))[0])))
+	r.each(func(file, line int) {
+		text := r.original[r.names[file]]
+		i := line - 1
+		at := fmt.Sprintf("file %d, line %d", file, line)
+
+		r.with(file, slices.Delete(slices.Clone(text), i, i+1)...)
+		name, n := r.after(file, line-1)
+		if line == len(text) && file < len(r.names)-1 {
+			name, n = r.names[file+1], 1
+		}
+		r.bad("dropped: "+at, name, n)
+
+		r.with(file, slices.Insert(slices.Clone(text), i, text[i])...)
+		name, n = r.after(file, line)
+		if line == len(text) {
+			name, n = r.names[file], line+1
+		}
+		r.bad("repeated: "+at, name, n)
+
+		other := rand.IntN(len(text))
+		swapped := slices.Clone(text)
+		swapped[i], swapped[other] = swapped[other], swapped[i]
+		if other != i {
+			r.with(file, swapped...)
+			r.bad("swapped: "+at, r.names[file], min(i, other)+1)
+		}
+
+		for what, b := range map[string][]byte{
+			"of another audit": stranger[1+rand.IntN(len(stranger)-1)], "empty": []byte("\n"), "JSON": []byte("{}\n"),
+			"short": []byte(`","hash":"","prev":""}` + "\n"), "long": append(bytes.Repeat([]byte("x"), 100_000), '\n'),
+			"no number": []byte(strings.Replace(string(text[i]), `"seq":`, `"seq":-`, 1)), "NUL": make([]byte, 300),
+		} {
+			r.with(file, slices.Insert(slices.Clone(text), i, b)...)
+			r.bad("inserted, "+what+": "+at, r.names[file], line)
+			replaced := slices.Clone(text)
+			replaced[i] = b
+			r.with(file, replaced...)
+			r.bad("replaced, "+what+": "+at, r.names[file], line)
+		}
+		r.with(file, text...)
+	})
+	good(t, r.state)
+}
+
+func TestATruncatedFileIsFoundWhereItEnds(t *testing.T) {
+	t.Parallel()
+	r := newTrail(t, written(t, small, 14))
+	for file, name := range r.names {
+		whole := read(t, name)
+		for size := range whole {
+			put(t, name, whole[:size])
+			line := bytes.Count(whole[:size], []byte("\n"))
+			at, n := name, line+1
+			if size == 0 || whole[size-1] == '\n' {
+				if file < len(r.names)-1 && size > 0 {
+					at, n = r.names[file+1], 1
+				}
+			}
+			r.bad(fmt.Sprintf("file %d, %d of %d bytes", file, size, len(whole)), at, n)
+		}
+		put(t, name, whole)
+	}
+	good(t, r.state)
+}
+
+func TestFilesThatAreRemovedOrRenamedAreFound(t *testing.T) {
+	t.Parallel()
+	r := newTrail(t, written(t, small, 60))
+	last := len(r.names) - 1
+	for file, name := range r.names {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+		switch file {
+		case last:
+			r.bad("the last removed", r.names[file-1], len(r.original[r.names[file-1]])+1)
+		default:
+			r.bad("removed", r.names[file+1], 1)
+		}
+		r.restore()
+		other := segmentName(r.state, 7)
+		if file == last {
+			other = segmentName(r.state, 1_000_000)
+		}
+		if err := os.Rename(name, other); err != nil {
+			t.Fatal(err)
+		}
+		r.bad("renamed", other, 1)
+		r.restore()
+	}
+	for _, name := range r.names {
+		put(t, name, nil)
+	}
+	r.bad("all emptied", r.names[0], 1)
+	for _, name := range r.names {
+		_ = os.Remove(name)
+	}
+	v := verifier(t, r.state)
+	if report, err := v.State(r.state); err == nil {
+		t.Errorf("all removed: %+v", report)
+	}
+	r.restore()
+	good(t, r.state)
+}
+
+func segmentName(state string, first int) string {
+	return filepath.Join(state, "audit", fmt.Sprintf("%020d.jsonl", first))
+}
+
+func TestACheckpointThatWasChangedRemovedOrExchangedIsFound(t *testing.T) {
+	t.Parallel()
+	r := newTrail(t, written(t, small, 10))
+	for at := range r.head {
+		for bit := byte(1); bit != 0; bit <<= 1 {
+			b := bytes.Clone(r.head)
+			b[at] ^= bit
+			put(t, r.checkpoint(), b)
+			r.bad(fmt.Sprintf("byte %d ^ %#x", at, bit), r.checkpoint(), 0)
+		}
+		put(t, r.checkpoint(), r.head[:at])
+		r.bad(fmt.Sprint("cut to ", at), r.checkpoint(), 0)
+	}
+	other := written(t, small, 10)
+	put(t, r.checkpoint(), read(t, filepath.Join(other, "audit", "checkpoint")))
+	r.bad("of another audit", r.checkpoint(), 0)
+	// The signatures among the lines are for anybody to copy.
+	for _, l := range lines(t, r.state) {
+		if l.Event == audit.Checkpoint {
+			put(t, r.checkpoint(), []byte(l.Note))
+			r.bad("one from among the lines", r.checkpoint(), 0)
+		}
+	}
+	if err := os.Remove(r.checkpoint()); err != nil {
+		t.Fatal(err)
+	}
+	r.bad("removed", r.checkpoint(), 0)
+}
+
+// forge makes lines follow one another again after some were changed, as
+// anybody can who has no key.
+func forge(text [][]byte) [][]byte {
+	form := regexp.MustCompile(`,"prev":"[0-9a-f]{64}","hash":"[0-9a-f]{64}"}\n$`)
+	number := regexp.MustCompile(`^{"seq":[0-9]+,`)
+	var forged [][]byte
+	prev, seq := "", 0
+	for i, b := range text {
+		var own struct {
+			Seq  int
+			Prev string
+		}
+		_ = json.Unmarshal(b, &own)
+		if i == 0 {
+			prev, seq = own.Prev, own.Seq
+		}
+		b = form.ReplaceAll(b, []byte(`,"prev":"`+prev+`"`))
+		b = number.ReplaceAll(b, fmt.Appendf(nil, `{"seq":%d,`, seq))
+		// The hash is of what stands before the quote that ends prev.
+		sum := sha256.Sum256(b[:len(b)-1])
+		prev = hex.EncodeToString(sum[:])
+		forged = append(forged, append(b, `,"hash":"`+prev+"\"}\n"...))
+		seq++
+	}
+	return forged
+}
+
+func TestForgingIsExact(t *testing.T) {
+	t.Parallel()
+	r := newTrail(t, written(t, 8<<20, 20))
+	r.with(0, forge(r.original[r.names[0]])...)
+	good(t, r.state)
+}
+
+// TestWhoHasNoKeyRewritesNothingUnseen: the first line that may be bad is the
+// one after the last signature before it.
+func TestWhoHasNoKeyRewritesNothingUnseen(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	for range 3 { // each ends with a checkpoint
+		l := open(t, state, 8<<20)
+		write(t, l, 5)
+		shut(t, l)
+	}
+	r := newTrail(t, state)
+	text := r.original[r.names[0]]
+	checkpoint := func(line int) bool { return bytes.Contains(text[line-1], []byte(`"checkpoint"`)) }
+	doubt := 1
+	for line := 1; line <= len(text); line++ {
+		if checkpoint(line) {
+			doubt = line // its own text is signed for by what comes later
+		}
+		changed := slices.Clone(text)
+		changed[line-1] = regexp.MustCompile(`"time":"2`).ReplaceAll(text[line-1], []byte(`"time":"3`))
+		r.with(0, forge(changed)...)
+		r.bad(fmt.Sprint("rewritten: ", line), r.names[0], doubt)
+		if !checkpoint(line) {
+			r.with(0, forge(slices.Delete(slices.Clone(text), line-1, line))...)
+			r.bad(fmt.Sprint("dropped: ", line), r.names[0], doubt)
+			r.with(0, forge(slices.Insert(slices.Clone(text), line-1, text[line-1]))...)
+			r.bad(fmt.Sprint("repeated: ", line), r.names[0], doubt)
+		}
+	}
+}
+
+// TestARemovalThatNobodySignedForIsFound: a line that says so does not make it
+// true.
+func TestARemovalThatNobodySignedForIsFound(t *testing.T) {
+	t.Parallel()
+	r := newTrail(t, written(t, small, 60))
+	last := len(r.names) - 1
+	text := r.original[r.names[last]]
+	var first audit.Line
+	if err := json.Unmarshal(r.original[r.names[2]][0], &first); err != nil {
+		t.Fatal(err)
+	}
+	says := fmt.Appendf(nil, `"event":"removed","through":%d`, first.Seq-1)
+	add := bytes.Replace(text[len(text)-1], []byte(`"event":"checkpoint"`), says, 1)
+	r.with(last, forge(append(slices.Clone(text), add))...)
+	good(t, r.state) // it only hangs on the chain
+	for _, name := range r.names[:2] {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.bad("removed", r.names[2], 1)
+}
+
+// TestACheckpointKeptElsewhereSeesWhatTheMachinesOwnKeyHides is about who has
+// the machine, with its key: they can rewrite all, but not what others have seen.
+func TestACheckpointKeptElsewhereSeesWhatTheMachinesOwnKeyHides(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	kept := map[string]string{}
+	early := ""
+	for i := range 3 {
+		l := open(t, state, small)
+		write(t, l, 5)
+		shut(t, l)
+		kept[fmt.Sprint("kept ", i)] = string(read(t, state+"/audit/checkpoint"))
+		if i == 0 {
+			early = string(bytes.Join([][]byte{read(t, segments(t, state)[0])}, nil))
+		}
+	}
+	v := verifier(t, state)
+	v.Checkpoints = kept
+	if _, err := v.State(state); err != nil {
+		t.Errorf("nothing was done yet: %v", err)
+	}
+	// Back to what it was after the first time, whole and with its own checkpoint.
+	for _, name := range segments(t, state)[1:] {
+		_ = os.Remove(name)
+	}
+	put(t, segments(t, state)[0], []byte(early))
+	put(t, state+"/audit/checkpoint", []byte(kept["kept 0"]))
+	good(t, state)
+	var fault *audit.Fault
+	if _, err := v.State(state); !errors.As(err, &fault) || !strings.Contains(fault.What, "is missing") {
+		t.Errorf("truncated: %v", err)
+	}
+	// And on from there, as if nothing had been.
+	l := open(t, state, small)
+	write(t, l, 20)
+	shut(t, l)
+	good(t, state)
+	for from := range maps.Keys(kept) {
+		v := verifier(t, state)
+		v.Checkpoints = map[string]string{from: kept[from]}
+		if _, err := v.State(state); (err == nil) != (from == "kept 0") {
+			t.Errorf("rewritten, with %s: %v", from, err)
+		}
+	}
+}
+
+func FuzzVerify(f *testing.F) {
+	// The same in every process that the fuzzer starts.
+	state, key := f.TempDir(), ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	l, err := audit.Open(audit.Options{State: state, Keep: small, Key: key}, func() time.Time { return time.Unix(1, 0) }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		f.Fatal(err)
+	}
+	write(f, l, 3)
+	shut(f, l)
+	whole := read(f, segments(f, state)[0])
+	v := verifier(f, state)
+	f.Add(whole)
+	f.Add([]byte("{}\n"))
+	f.Add(bytes.Replace(whole, []byte(`"seq":3`), []byte(`"seq":18446744073709551615`), 1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		name := filepath.Join(t.TempDir(), "lines")
+		put(t, name, b)
+		got, err := v.Files([]string{name})
+		if err != nil || got.Vouched == 0 {
+			return
+		}
+		vouched := slices.Collect(bytes.Lines(b))[:got.Vouched-got.First+1]
+		if !bytes.Contains(whole, bytes.Join(vouched, nil)) {
+			t.Errorf("vouched for up to %d: %q", got.Vouched, b)
+		}
+	})
+}

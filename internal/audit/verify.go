@@ -1,0 +1,401 @@
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+)
+
+// Fault is the first thing that is wrong with an audit.
+type Fault struct {
+	File string
+	Line int    // 0 for the file as a whole
+	Seq  uint64 // that the line has, or should have; 0 where there is none
+	What string
+	Good uint64 // the signatures before vouch for all lines up to this one
+}
+
+func (f *Fault) Error() string {
+	at := f.File
+	if f.Line > 0 {
+		at = fmt.Sprintf("%s:%d", at, f.Line)
+	}
+	if f.Seq > 0 {
+		at = fmt.Sprintf("%s: seq %d", at, f.Seq)
+	}
+	return fmt.Sprintf("%s: %s (signatures vouch for all up to seq %d)", at, f.What, f.Good)
+}
+
+// Report is what was found good.
+type Report struct {
+	Files       int
+	Lines       int
+	First, Last uint64 // seq
+	Checkpoints int
+	Vouched     uint64 // the last line that a signature vouches for; what comes after hangs on the chain alone
+}
+
+// Verifier checks an audit against signatures. Its zero value knows no key and
+// no checkpoint.
+type Verifier struct {
+	Known note.Verifiers
+	// Checkpoints are kept elsewhere: the content of the file checkpoint, as it
+	// was at some time.
+	Checkpoints map[string]string // by what to call it
+}
+
+// Files checks segments that were taken out of their folder, in order.
+func (v *Verifier) Files(names []string) (Report, error) {
+	w := v.walk()
+	if err := w.take(v.Checkpoints); err != nil {
+		return Report{}, err
+	}
+	for i, name := range names {
+		f, err := os.Open(name)
+		if err != nil {
+			return Report{}, err
+		}
+		err = w.segment(segment{name: name}, f, i == len(names)-1)
+		_ = f.Close() // only read
+		if err != nil {
+			return Report{}, err
+		}
+	}
+	return w.report, w.end()
+}
+
+// State checks the audit of a state folder, whether or not a server writes it.
+func (v *Verifier) State(state string) (Report, error) {
+	dir := folder(state)
+	own, err := os.ReadFile(filepath.Join(dir, checkpointFile)) // first: what is written meanwhile is only more
+	if errors.Is(err, os.ErrNotExist) {
+		return Report{}, &Fault{File: filepath.Join(dir, checkpointFile), What: "is missing"}
+	}
+	if err != nil {
+		return Report{}, err
+	}
+	segments, files, err := openSegments(dir)
+	defer closeAll(files)
+	if err != nil {
+		return Report{}, err
+	}
+	w := v.walk()
+	w.state = true
+	if err := w.take(map[string]string{filepath.Join(dir, checkpointFile): string(own)}); err != nil {
+		return Report{}, err
+	}
+	if err := w.take(v.Checkpoints); err != nil {
+		return Report{}, err
+	}
+	for i, s := range segments {
+		if err := w.segment(s, files[i], i == len(segments)-1); err != nil {
+			return Report{}, err
+		}
+	}
+	return w.report, w.end()
+}
+
+// openSegments opens all, so that none is removed while it waits to be read.
+func openSegments(dir string) (segments []segment, files []*os.File, err error) {
+	for range 10 {
+		if segments, err = list(dir); err != nil {
+			return nil, nil, err
+		}
+		files = nil
+		for _, s := range segments {
+			f, err2 := os.Open(s.name)
+			if err = err2; err != nil {
+				break
+			}
+			files = append(files, f)
+		}
+		if !errors.Is(err, os.ErrNotExist) { // a running server removed it just now
+			break
+		}
+		closeAll(files)
+	}
+	return segments, files, err
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // only read
+	}
+}
+
+// head is a checkpoint from outside the log.
+type head struct {
+	place
+	from string
+}
+
+// walk goes through the lines of an audit, from its first to its last.
+type walk struct {
+	place
+
+	known   note.Verifiers
+	state   bool // it is a state folder: nothing may be missing
+	repair  bool // a line that is cut off at the end is not a fault
+	heads   []head
+	report  Report
+	doubt   *Fault // the first line that no signature vouches for yet
+	removed uint64 // all up to this line may be missing
+	claimed uint64 // the same, by a line that no signature vouches for yet
+	last    Fault  // place of the next line
+	torn    []byte // such a line
+	top     string // the file that the first line is in
+}
+
+func (v *Verifier) walk() *walk {
+	known := v.Known
+	if known == nil {
+		known = note.VerifierList()
+	}
+	return &walk{known: known}
+}
+
+// take verifies checkpoints from outside.
+func (w *walk) take(checkpoints map[string]string) error {
+	for from, text := range checkpoints {
+		c, err := open(ofHead, text, w.known)
+		if err != nil {
+			return &Fault{File: from, What: "is no checkpoint with a signature that can be verified: " + err.Error()}
+		}
+		w.heads = append(w.heads, head{c.place, from})
+	}
+	return nil
+}
+
+// segment checks the lines of one file.
+func (w *walk) segment(s segment, r io.Reader, last bool) error {
+	w.report.Files++
+	w.last = Fault{File: s.name, Line: 1, Seq: w.seq + 1}
+	each := func(b []byte) error {
+		err := w.line(s, b)
+		w.last.Line++
+		w.last.Seq = w.seq + 1
+		return err
+	}
+	err := scan(r, each)
+	var torn *torn
+	for i := 0; errors.As(err, &torn) && last && w.state && !w.signed() && i < 50; i++ { // a server may be writing it
+		<-time.After(10 * time.Millisecond)
+		err = scan(io.MultiReader(bytes.NewReader(torn.text), r), each)
+	}
+	switch {
+	case errors.As(err, &torn) && last && w.repair:
+		w.torn = torn.text
+	case errors.As(err, &torn):
+		return w.fault("is cut off: %d bytes without an end. A server that was killed may have left them; the next one records it", len(torn.text))
+	case errors.Is(err, bufio.ErrTooLong):
+		return w.fault("is no line of the audit: it is too long")
+	case err != nil:
+		return err
+	}
+	if w.last.Line == 1 && !last {
+		return w.fault("is missing: the file is empty")
+	}
+	if w.last.Line == 1 && s.first > 0 && w.report.Lines > 0 && s.first != w.seq+1 {
+		return w.fault("belongs to a file whose name says that it begins with seq %d", s.first)
+	}
+	return nil
+}
+
+// signed tells whether a checkpoint from outside has seen the next line.
+func (w *walk) signed() bool {
+	return slices.ContainsFunc(w.heads, func(h head) bool { return h.seq > w.seq })
+}
+
+// fault is at the line that w.last stands at.
+func (w *walk) fault(format string, a ...any) error {
+	f := w.last
+	f.What, f.Good = fmt.Sprintf(format, a...), w.report.Vouched
+	return &f
+}
+
+// line checks one line and goes on to it.
+func (w *walk) line(s segment, b []byte) error {
+	l, ok := parse(b)
+	if !ok {
+		return w.fault("is no line of the audit")
+	}
+	if l.hash != l.real {
+		return w.fault("was changed: its hash is not that of its text")
+	}
+	if w.report.Lines == 0 {
+		if err := w.first(l); err != nil {
+			return err
+		}
+	}
+	switch {
+	case l.seq != w.seq+1:
+		return w.fault("is not here, but seq %d is: lines are missing, moved or repeated", l.seq)
+	case l.prev != w.hash:
+		return w.fault("does not follow the line before it: one of the two was rewritten")
+	case w.last.Line == 1 && s.first > 0 && l.seq != s.first:
+		return w.fault("is in a file whose name says that it begins with seq %d", s.first)
+	}
+	if w.doubt == nil {
+		here := w.last
+		w.doubt = &here
+	}
+	if bytes.Contains(b, []byte(`"event":"`)) {
+		if err := w.event(b); err != nil {
+			return err
+		}
+	}
+	w.place = place{l.seq, l.hash}
+	w.report.Lines++
+	w.report.Last = l.seq
+	return w.meet()
+}
+
+// first takes the place before the first line from that line itself, unless it
+// is the first of all.
+func (w *walk) first(l link) error {
+	w.place = place{l.seq - 1, l.prev}
+	if l.seq == 1 {
+		w.place = begin()
+	}
+	w.report.First, w.last.Seq, w.top = l.seq, l.seq, w.last.File
+	for _, h := range w.heads {
+		if h.seq < w.seq {
+			return &Fault{File: h.from, Seq: h.seq, What: fmt.Sprintf("cannot be compared: the lines begin with seq %d", l.seq)}
+		}
+	}
+	return w.meet()
+}
+
+// event looks at those that change what is to be expected.
+func (w *walk) event(b []byte) error {
+	var l Line
+	if err := json.Unmarshal(b, &l); err != nil {
+		return w.fault("is no line of the audit: %v", err)
+	}
+	switch l.Event {
+	case Checkpoint:
+		c, err := open(ofLine, l.Note, w.known)
+		if err != nil {
+			return w.rewritten(l.Seq, "its signature does not verify: "+err.Error())
+		}
+		if c.place != w.place {
+			return w.rewritten(l.Seq, "what it signs is not the line before it")
+		}
+		w.report.Checkpoints++
+		w.vouched()
+		here := w.last // the checkpoint's own line has yet to be vouched for
+		w.doubt = &here
+	case Removed:
+		w.claimed = l.Through
+	default: // nothing hangs on it
+	}
+	return nil
+}
+
+// rewritten blames the first line that nothing vouches for.
+func (w *walk) rewritten(seq uint64, why string) error {
+	f := *w.doubt
+	f.Good = w.report.Vouched
+	f.What = fmt.Sprintf("was rewritten, or another up to seq %d was: the checkpoint there says so, for %s", seq, why)
+	return &f
+}
+
+// vouched notes that a signature covers everything up to here.
+func (w *walk) vouched() {
+	w.report.Vouched, w.removed, w.doubt = w.seq, w.claimed, nil
+}
+
+// meet compares the checkpoints from outside that are about the line just gone
+// to.
+func (w *walk) meet() error {
+	met := false
+	for _, h := range w.heads {
+		if h.seq != w.seq {
+			continue
+		}
+		if h.hash != w.hash {
+			at := w.last
+			if w.doubt != nil {
+				at = *w.doubt
+			}
+			at.Good = w.report.Vouched
+			at.What = fmt.Sprintf("was rewritten, or another up to seq %d was: %s says so", h.seq, h.from)
+			return &at
+		}
+		met = true
+	}
+	if met {
+		w.vouched()
+	}
+	return nil
+}
+
+// end looks for what is missing before the first line and after the last.
+func (w *walk) end() error {
+	if w.report.Lines == 0 && w.state {
+		w.place = begin()
+	}
+	for _, h := range w.heads {
+		if h.seq > w.seq {
+			return w.fault("is missing, and with it all up to seq %d: %s has seen them", h.seq, h.from)
+		}
+	}
+	if w.report.Lines == 0 && (!w.state || w.report.Files == 0) {
+		return errors.New("there is no line of an audit")
+	}
+	if w.state && w.report.First > w.removed+1 {
+		return &Fault{
+			File: w.top, Line: 1, Seq: w.removed + 1, Good: w.removed,
+			What: fmt.Sprintf("is missing before this, and with it all up to seq %d: no line that is vouched for says that they were removed", w.report.First-1),
+		}
+	}
+	return nil
+}
+
+// torn is what stands at the end of a segment without an end of its own.
+type torn struct{ text []byte }
+
+func (t *torn) Error() string { return fmt.Sprintf("%d bytes without an end of line", len(t.text)) }
+
+// scan calls each with every line, without its end. Errors: those of each and of
+// the reader, bufio.ErrTooLong, and *torn.
+func scan(r io.Reader, each func([]byte) error) error {
+	in := bufio.NewReaderSize(r, maxLine)
+	for {
+		b, err := in.ReadSlice('\n')
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			return bufio.ErrTooLong
+		case errors.Is(err, io.EOF) && len(b) > 0:
+			return &torn{bytes.Clone(b)}
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := each(b[:len(b)-1]); err != nil {
+			return err
+		}
+	}
+}
+
+// Keys returns the keys that verify a state folder's audit, the newest last.
+func Keys(state string) ([]string, error) { return readKeys(folder(state)) }
+
+func readKeys(dir string) ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, verifierFile))
+	if err != nil {
+		return nil, fmt.Errorf("reading the verifier key: %w", err)
+	}
+	return strings.Fields(string(text)), nil
+}

@@ -1,0 +1,370 @@
+package audit_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sallyport/internal/audit"
+	"sallyport/runner"
+)
+
+// until waits for a fact.
+func until(t testing.TB, what string, ask func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.After(30 * time.Second); !ask(); {
+		select {
+		case <-end:
+			t.Fatal("waited in vain for ", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func size(t testing.TB, state string) (n int) {
+	t.Helper()
+	for _, name := range segments(t, state) {
+		n += len(read(t, name))
+	}
+	return n
+}
+
+func TestAHundredThousandRefusalsTakeLittleAndAreAllCounted(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, 64<<20)
+	const n, callers = 100_000, 10
+	var all sync.WaitGroup
+	for i := range callers {
+		all.Go(func() {
+			for j := range n / callers {
+				line := audit.Line{Decision: audit.Refused, Status: 401, Address: fmt.Sprint(i, ".", j), Path: strings.Repeat("\x00", 10_000)}
+				l.Decided(line, "unauthorized", false)
+				l.Count("not-found")
+				if j%1000 == 0 {
+					// That anybody did this is not suppressed, however much else comes.
+					l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci", Reason: fmt.Sprint(i, ".", j)}, "forbidden", true)
+				}
+				l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci"}, audit.TooOften, true)
+			}
+		})
+	}
+	all.Wait()
+	shut(t, l)
+	good(t, state)
+	got, sure := map[string]int{}, 0
+	for _, l := range lines(t, state) {
+		switch {
+		case l.Event == audit.Suppressed:
+			got[l.Reason+l.Caller] += l.Count
+			if l.Since.IsZero() || l.Until.Before(l.Since) || l.Until.After(l.Time) {
+				t.Errorf("from when until when: %+v", l)
+			}
+		case l.Status == 401:
+			got["unauthorized"]++
+		case l.Reason != "":
+			sure++
+		case l.Decision == audit.Refused:
+			got["too-oftenci"]++
+		}
+	}
+	if sure != 100 || got["unauthorized"] != n || got["not-found"] != n || got["too-oftenci"] != n {
+		t.Errorf("of a verified caller %d, counted %v", sure, got)
+	}
+	if size := size(t, state); size > 300<<10 {
+		t.Errorf("%d bytes", size)
+	}
+	t.Logf("%d bytes for %d refusals", size(t, state), 3*n)
+}
+
+func TestNoDecisionAboutAVerifiedCallerIsLostHoweverFastTheyCome(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, 64<<20)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 1000 {
+				l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci"}, "busy", true)
+			}
+		})
+	}
+	all.Wait()
+	shut(t, l)
+	if r := good(t, state); r.Lines < 8000 {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// killed is the audit of a server that was killed: what was written, and no end.
+func killed(t *testing.T) string {
+	t.Helper()
+	state := t.TempDir()
+	l := open(t, state, small)
+	write(t, l, 3)
+	copied := t.TempDir()
+	if err := os.CopyFS(copied, os.DirFS(state)); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{copied, copied + "/audit"} {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return copied
+}
+
+func TestALineThatWasNotWrittenWholeIsQuotedByTheNext(t *testing.T) {
+	t.Parallel()
+	rests := [][]byte{
+		[]byte("x"), make([]byte, 3000), bytes.Repeat([]byte{'"', 0xff}, 5000),
+		bytes.Repeat([]byte("y"), 4<<10), bytes.Repeat([]byte("z"), 10<<10),
+	}
+	line := read(t, segments(t, killed(t))[0])
+	line = line[bytes.LastIndexByte(line[:len(line)-1], '\n')+1:]
+	for size := 1; size < len(line); size += 23 {
+		rests = append(rests, line[:size])
+	}
+	for _, rest := range rests {
+		state := killed(t)
+		name := segments(t, state)[0]
+		whole := read(t, name)
+		put(t, name, append(whole, rest...))
+		v := verifier(t, state)
+		var fault *audit.Fault
+		if _, err := v.State(state); !errors.As(err, &fault) || !strings.Contains(fault.What, "cut off") {
+			t.Errorf("%.10q: %v", rest, err)
+		}
+		l := open(t, state, small)
+		write(t, l, 1)
+		shut(t, l)
+		good(t, state)
+		cut := lines(t, state)[bytes.Count(whole, []byte("\n"))]
+		sum := sha256.Sum256(rest)
+		if cut.Event != audit.Cut || cut.Bytes != int64(len(rest)) || cut.SHA256 != hex.EncodeToString(sum[:]) || !strings.HasPrefix(cut.Cut, string(rest[:1])) {
+			t.Errorf("%.10q: %+v", rest, cut)
+		}
+	}
+}
+
+// slow has the rest of a text only after it said that there was no more.
+type slow struct{ parts [][]byte }
+
+func (s *slow) Read(b []byte) (int, error) {
+	if len(s.parts) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, s.parts[0])
+	if s.parts[0] = s.parts[0][n:]; len(s.parts[0]) > 0 || n > 0 {
+		return n, nil
+	}
+	s.parts = s.parts[1:]
+	return 0, io.EOF
+}
+
+func TestALineThatIsBeingWrittenIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	state := written(t, small, 3)
+	whole := read(t, segments(t, state)[0])
+	v := verifier(t, state)
+	for _, at := range []int{1, len(whole) - 300, len(whole) - 1} {
+		if err := v.Segment(&slow{[][]byte{whole[:at], whole[at:]}}); err != nil {
+			t.Errorf("cut at %d: %v", at, err)
+		}
+		if err := v.Segment(&slow{[][]byte{whole[:at]}}); err == nil {
+			t.Errorf("cut at %d for good, and nothing was found", at)
+		}
+	}
+}
+
+func TestADamagedAuditIsNotGoneOnWith(t *testing.T) {
+	t.Parallel()
+	for what, damage := range map[string]func(t *testing.T, state, name string, whole []byte){
+		"changed":       func(t *testing.T, _, name string, whole []byte) { t.Helper(); whole[20] ^= 1; put(t, name, whole) },
+		"truncated":     func(t *testing.T, _, name string, whole []byte) { t.Helper(); put(t, name, whole[:len(whole)-1]) },
+		"emptied":       func(t *testing.T, _, name string, _ []byte) { t.Helper(); put(t, name, nil) },
+		"removed":       func(_ *testing.T, _, name string, _ []byte) { _ = os.Remove(name) },
+		"no checkpoint": func(_ *testing.T, state, _ string, _ []byte) { _ = os.Remove(state + "/audit/checkpoint") },
+		"wrong checkpoint": func(t *testing.T, state, _ string, _ []byte) {
+			t.Helper()
+			put(t, state+"/audit/checkpoint", read(t, written(t, small, 3)+"/audit/checkpoint"))
+		},
+		"wrong name": func(_ *testing.T, state, name string, _ []byte) { _ = os.Rename(name, segmentName(state, 5)) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			state := written(t, 8<<20, 10)
+			name := segments(t, state)[0]
+			damage(t, state, name, read(t, name))
+			l, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now, slog.New(slog.DiscardHandler))
+			if !errors.Is(err, audit.ErrDamaged) {
+				t.Errorf("%v %v", l, err)
+			}
+		})
+	}
+}
+
+// TestWithoutItsFolderNothingIsWrittenUntilItIsBack: a file that was removed
+// takes writes still, and they would be nowhere.
+func TestWithoutItsFolderNothingIsWrittenUntilItIsBack(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, small)
+	write(t, l, 3)
+	from, away := filepath.Join(state, "audit"), filepath.Join(state, "away")
+	if err := os.Rename(from, away); err != nil {
+		t.Fatal(err)
+	}
+	long := audit.Line{Decision: audit.Allowed, Run: "lost", Version: strings.Repeat("long ", 1000)} // so that it would show under the next
+	if err := l.Write(t.Context(), long); err == nil {
+		t.Error("written to a file that is not there")
+	}
+	l.Decided(audit.Line{Decision: audit.Refused, Run: "lost", Caller: "ci"}, "busy", true)
+	if err := l.Write(t.Context(), long); err == nil || l.Err() == nil { // by then what came before was tried
+		t.Error("written, or ready")
+	}
+	if err := os.Rename(away, from); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the audit to find its folder by itself", func() bool { return l.Err() == nil })
+	good(t, state)
+	write(t, l, 3)
+	shut(t, l)
+	good(t, state)
+	resumed, counted := 0, 0
+	for _, l := range lines(t, state) {
+		switch {
+		case l.Run == "lost" && l.Decision == audit.Allowed:
+			t.Error("a line that was refused is there")
+		case l.Event == audit.Resumed:
+			resumed++
+		case l.Event == audit.Suppressed:
+			counted += l.Count
+		case l.Run == "lost":
+			counted++
+		}
+	}
+	if resumed != 1 || counted != 1 {
+		t.Errorf("resumed %d times, the refusal is there %d times", resumed, counted)
+	}
+}
+
+func TestTheFolderIsMissedWithoutAnyWrite(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, small)
+	if err := os.Remove(segments(t, state)[0]); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the audit to miss its file", func() bool { return l.Err() != nil })
+}
+
+// record is a store of runs that looks at the audit when it is asked.
+type record struct {
+	runner.Store
+
+	t     *testing.T
+	state string
+	err   error
+	run   string // that Admit answers with, instead of the one it is given
+	seen  []audit.Line
+}
+
+func (r *record) Admit(_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed) (runner.Admission, error) {
+	r.seen = lines(r.t, r.state)
+	if r.run != "" {
+		run.ID = r.run
+	}
+	return runner.Admission{Run: run}, r.err
+}
+
+func (r *record) CancelQueued(_ context.Context, id string) (runner.Run, bool, error) {
+	r.seen = lines(r.t, r.state)
+	return runner.Run{ID: id}, true, r.err
+}
+
+func TestWhatIsAllowedIsThereBeforeItIsDone(t *testing.T) {
+	t.Parallel()
+	asked := audit.Line{Request: "R", Address: "A", Caller: "ci", Scheme: "hmac", Key: "k"}
+	run := runner.Run{ID: "new", Hook: "build", Caller: "ci", Params: runner.Values{"a": "x"}}
+	rerun, repeated := run, run
+	rerun.RerunOf = "old"
+	repeated.RerunOf, repeated.Attempt = "old", 1
+	allowed := audit.Line{
+		Decision: audit.Allowed, Action: "start", Request: "R", Address: "A", Caller: "ci", Scheme: "hmac", Key: "k",
+		Hook: "build", Params: audit.Digest(run.Params), Run: "new",
+	}
+	allowedRerun, byItself := allowed, audit.Line{
+		Decision: audit.Allowed, Action: "start", Caller: "ci", Hook: "build", Params: audit.Digest(run.Params), Run: "new", RerunOf: "old",
+		Reason: "on_interrupted: rerun",
+	}
+	allowedRerun.RerunOf = "old"
+	cancel := asked
+	cancel.Decision, cancel.Action, cancel.Run = audit.Allowed, "cancel", "new"
+	for what, c := range map[string]struct {
+		run    *runner.Run // nil to cancel
+		err    error
+		as     string
+		before audit.Line
+		void   string
+	}{
+		"started":        {run: &run, before: allowed},
+		"repeated by it": {run: &repeated, before: byItself},
+		"started again":  {run: &rerun, before: allowedRerun},
+		"busy":           {run: &run, err: &runner.Busy{Run: runner.Run{ID: "other"}}, before: allowed, void: "busy with run other"},
+		"replayed":       {run: &run, err: &runner.Replayed{Run: runner.Run{ID: "other"}}, before: allowed, void: "delivery accepted before, as run other"},
+		"not recorded":   {run: &run, err: runner.ErrUnavailable, before: allowed, void: "the store cannot record"},
+		"joined":         {run: &run, as: "other", before: allowed, void: "joined run other"},
+		"cancelled":      {before: cancel},
+		"no such run":    {err: runner.ErrUnknown, before: cancel, void: "no such run"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			state := t.TempDir()
+			l := open(t, state, small)
+			inner := &record{t: t, state: state, err: c.err, run: c.as}
+			st := audit.Store(inner, l)
+			do := func() (err error) {
+				ctx := audit.Asking(t.Context(), func() audit.Line { return asked })
+				if c.run == nil {
+					_, _, err = st.CancelQueued(ctx, "new")
+				} else {
+					_, err = st.Admit(ctx, *c.run, runner.Claim{}, runner.Policy{}, runner.Feed{})
+				}
+				return err
+			}
+			if err := do(); !errors.Is(err, c.err) {
+				t.Errorf("got %v", err)
+			}
+			shut(t, l)
+			plain := func(l audit.Line) audit.Line { l.Seq, l.Time = 0, time.Time{}; return l }
+			if n := len(inner.seen); n != 2 || plain(inner.seen[1]) != c.before {
+				t.Errorf("when it was done there was\n%+v\nwant\n%+v", inner.seen, c.before)
+			}
+			after := lines(t, state)[2:]
+			want := c.before
+			want.Decision, want.Reason = audit.Void, c.void
+			if c.void != "" && plain(after[0]) != want || c.void == "" && after[0].Event != audit.Checkpoint {
+				t.Errorf("after it there is\n%+v\nwant\n%+v", after[0], want)
+			}
+			// What cannot be written is not done.
+			inner.seen = nil
+			if err := do(); !errors.Is(err, runner.ErrUnavailable) || inner.seen != nil {
+				t.Errorf("done without a line: %v", err)
+			}
+		})
+	}
+}
