@@ -32,7 +32,7 @@ const (
 
 // Options say how a Client reaches the server and proves who it is.
 type Options struct {
-	Sign  Signer
+	Sign  RequestSigner
 	CA    string        // PEM file, trusted instead of the system's roots; none when empty
 	Cert  string        // PEM file of the client certificate; none when empty
 	Key   string        // PEM file of its key
@@ -218,7 +218,7 @@ func (c *Client) send(ctx context.Context, method string, u *url.URL, d Delivery
 		req.Header.Set("Prefer", "wait="+strconv.Itoa(waitTime)) // RFC 7240 section 4.3
 	}
 	if c.opt.Sign != nil {
-		signed, err := c.opt.Sign(d.ID, d.Body, c.opt.Now())
+		signed, err := c.opt.Sign(req, d.ID, d.Body, c.opt.Now())
 		if err != nil {
 			return nil, err
 		}

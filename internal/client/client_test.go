@@ -56,7 +56,9 @@ func newGate(t *testing.T, steps ...http.HandlerFunc) *gate {
 		t.Fatal(err)
 	}
 	var p problem.List
-	cfg := certs.Load(certs.Spec{Cert: "server.pem", Key: "server.key", ClientCA: "ca.pem"}, g.dir, time.Now(), &p)
+	spec := certs.Spec{Cert: "server.pem", Key: "server.key", ClientCA: "ca.pem"}
+	cfg, _ := certs.Load(spec, g.dir, time.Now(), &p)
+	certs.LoadClients(spec, g.dir, time.Now(), nil, &p).Complete(cfg, &p)
 	if cfg == nil {
 		t.Fatal(p.All())
 	}
@@ -100,7 +102,9 @@ func (g *gate) client(t *testing.T, o client.Options) (*client.Client, *clock) {
 		o.CA = filepath.Join(g.dir, "ca.pem")
 	}
 	if o.Sign == nil {
-		o.Sign = func(id string, _ []byte, _ time.Time) (http.Header, error) { return http.Header{"X-Id": {id}}, nil }
+		o.Sign = func(_ *http.Request, id string, _ []byte, _ time.Time) (http.Header, error) {
+			return http.Header{"X-Id": {id}}, nil
+		}
 	}
 	c := must(client.New(o))(t)
 	c.SetPause(k.pause)
@@ -382,7 +386,7 @@ func TestTLS12IsNotSpoken(t *testing.T) {
 
 func TestClientCertificateIsShown(t *testing.T) {
 	g := newGate(t, func(w http.ResponseWriter, r *http.Request) {
-		if len(r.TLS.VerifiedChains) == 0 || r.TLS.PeerCertificates[0].URIs[0].String() != "spiffe://localhost/dev" || r.ProtoMajor != 2 {
+		if len(r.TLS.PeerCertificates) == 0 || r.TLS.PeerCertificates[0].URIs[0].String() != "spiffe://localhost/dev" || r.ProtoMajor != 2 {
 			refuse(401, "")(w, r)
 			return
 		}

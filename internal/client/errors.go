@@ -26,6 +26,8 @@ var (
 	ErrUnreachable = errors.New("reaching the server")
 	// ErrAnswer: an answer came, and it is not a sallyport server's.
 	ErrAnswer = errors.New("not the answer of a sallyport server")
+	// ErrObserved: the delivery is good, and the server only observes its caller.
+	ErrObserved = errors.New("nothing was started: the server observes this caller")
 	// ErrLost: the run was started, and how it ended could not be learnt.
 	ErrLost = errors.New("the run was started, and its end is not known")
 
@@ -139,6 +141,14 @@ func parseRun(body []byte) (runner.Run, error) {
 	if err := json.Unmarshal(body, &run); err != nil {
 		return run, fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
+	var o struct {
+		Observed bool   `json:"observed"`
+		Would    string `json:"would"`
+		Status   int    `json:"status"`
+	}
+	if err := json.Unmarshal(body, &o); err == nil && o.Observed {
+		return run, fmt.Errorf("%w; it would have been %s (%d)", ErrObserved, printable(o.Would), o.Status)
+	}
 	if run.ID == "" || run.State == "" {
 		return run, fmt.Errorf("%w: it has no run", ErrAnswer)
 	}
@@ -170,6 +180,8 @@ func ExitCode(err error) int {
 		return ExitUsage
 	case errors.Is(err, ErrLost), errors.Is(err, ErrAnswer):
 		return ExitServer
+	case errors.Is(err, ErrObserved):
+		return ExitDenied
 	case errors.As(err, &e):
 		return refusedCode(e.Status)
 	case errors.Is(err, ErrUnreachable):

@@ -93,7 +93,7 @@ func (c *Client) request(ctx context.Context, method, server, path string) (*htt
 	// Some schemes are verified with the content type of deliveries only.
 	req.Header.Set("Content-Type", "application/json")
 	if c.opt.Sign != nil {
-		signed, err := c.opt.Sign(rand.Text(), nil, c.opt.Now())
+		signed, err := c.opt.Sign(req, rand.Text(), nil, c.opt.Now())
 		if err != nil {
 			return nil, err
 		}

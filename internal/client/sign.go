@@ -24,6 +24,29 @@ const tokenLife = 5 * time.Minute
 // body. Nil proves nothing, for a client certificate or an open hook.
 type Signer func(id string, body []byte, at time.Time) (http.Header, error)
 
+// RequestSigner is a Signer that proves more than the body: what is asked, and
+// of whom. The request has its content type.
+type RequestSigner func(req *http.Request, id string, body []byte, at time.Time) (http.Header, error)
+
+// Requests returns s for use where a RequestSigner is needed.
+func (s Signer) Requests() RequestSigner {
+	return func(_ *http.Request, id string, body []byte, at time.Time) (http.Header, error) {
+		return s(id, body, at)
+	}
+}
+
+// Signature makes HTTP message signatures (RFC 9421), with key being a secret
+// or a private key in PEM. The tag is left out when empty.
+func Signature(keyID, tag string, key []byte) (RequestSigner, error) {
+	k, err := auth.NewSigningKey(keyID, key)
+	if err != nil {
+		return nil, fmt.Errorf("reading the key: %w", err)
+	}
+	return func(req *http.Request, id string, body []byte, at time.Time) (http.Header, error) {
+		return k.Sign(&auth.Delivery{Method: req.Method, Authority: req.URL.Host, URL: req.URL, Header: req.Header, Body: body, Now: at}, id, tag)
+	}, nil
+}
+
 // HMAC signs as the sender of the preset scheme does; a few presets sign with
 // Ed25519. The secret is the text of the key file without its trailing newline.
 func HMAC(preset string, secret []byte) (Signer, error) {

@@ -4,10 +4,16 @@
 package config
 
 import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -22,6 +28,8 @@ import (
 
 	"sallyport/auth"
 	"sallyport/certs"
+	"sallyport/internal/audit"
+	"sallyport/internal/keyuse"
 	"sallyport/internal/problem"
 	"sallyport/runner"
 )
@@ -38,15 +46,30 @@ type File struct {
 	Limits  Limits                      `yaml:"limits"`
 	Drain   time.Duration               `yaml:"drain"`   // how long runs may go on after SIGTERM; default 30s
 	Outputs runner.Size                 `yaml:"outputs"` // what all outputs together may take of the disk; default 10GiB
+	Metrics *Metrics                    `yaml:"metrics"` // default: none are served
+	Audit   Audit                       `yaml:"audit"`
 	Callers map[string]*CallerSpec      `yaml:"callers"`
 	Hooks   map[string]*runner.HookSpec `yaml:"hooks"`
 }
 
-// CallerSpec is a caller: its credentials, and how often it may come.
+// CallerSpec is a caller: its credentials, how often it may come, and whether
+// anything comes of it.
 type CallerSpec struct {
 	auth.CallerSpec `yaml:",inline"`
 
-	Limit *Limit `yaml:"limit"` // default: limits.caller
+	Limit   *Limit `yaml:"limit"`   // default: limits.caller
+	Observe bool   `yaml:"observe"` // what it sends is verified and reported, and starts nothing
+}
+
+// Metrics says who may read /metrics.
+type Metrics struct {
+	Callers []string `yaml:"callers"`
+}
+
+// Audit says how decisions are recorded.
+type Audit struct {
+	Keep runner.Size `yaml:"keep"` // what all lines together may take of the disk; default 1GiB
+	Key  string      `yaml:"key"`  // file with the private key that checkpoints are signed with; default: one of the server's own
 }
 
 // Limits bounds what may come, and how often.
@@ -63,6 +86,21 @@ type Limits struct {
 type Env struct {
 	Getenv func(string) (string, bool) // os.LookupEnv in the program
 	Now    time.Time
+
+	// Serving is the configuration that is in force, which the new one is to
+	// follow while the server runs; nil at the start.
+	Serving *Config
+	// Workloads are the SPIFFE Workload APIs that are connected, whatever file
+	// names them.
+	Workloads *certs.Workloads
+	// Seen takes down, unless it is nil, which files were read and what they
+	// were before; nil for one that is not there.
+	Seen map[string]fs.FileInfo
+	// Uses is where uses of keys are noted; nil for nowhere. It goes into the
+	// Config as it is, and outlives it.
+	Uses *keyuse.Table
+	// Renewals are the certificates that are obtained, whatever file asks for them.
+	Renewals *certs.Renewals
 }
 
 // Config is a configuration without a fault. It is never changed.
@@ -70,14 +108,30 @@ type Config struct {
 	Listen       string
 	State        string // relative to the working directory, or absolute
 	TLS          *tls.Config
+	ACME         *certs.ACME // nil without
 	Limits       Limits
 	Drain        time.Duration
 	Outputs      runner.Size
+	Audit        audit.Options
+	Digest       string // SHA-256 of the file, in hex
 	Auth         *auth.Callers
 	CallerLimits map[string]Limit // of every caller
+	Observed     map[string]bool  // callers whose deliveries start nothing
 	Hooks        map[string]*runner.Hook
+	Metrics      []string // callers that may read /metrics; nil if it is not served
+	SPIFFE       string   // the socket of the Workload API, if one is named
+	Uses         *keyuse.Table
 
-	callers map[string]*CallerSpec
+	callers  map[string]*CallerSpec
+	clients  *certs.Clients
+	auditKey string // file
+	expiries []certs.Expiry
+}
+
+// Expiries tells what of TLS ends when, the first first: what the server shows
+// and what it trusts.
+func (c *Config) Expiries() []certs.Expiry {
+	return certs.Earliest(slices.Concat(c.expiries, c.clients.Expiries(), c.ACME.Expiries()))
 }
 
 // Hook returns a hook by its name.
@@ -90,22 +144,39 @@ func (c *Config) Hook(name string) (*runner.Hook, bool) {
 // nil if any of the diagnostics, which are in the order of the file, is more
 // than a warning.
 func Load(name string, env Env) (*Config, []Diagnostic) {
-	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
-	var f File
-	data, err := read(name)
-	if err != nil {
-		r.add(place{}, "", err.Error())
+	var p problem.List
+	f, r := open(name, &p)
+	if env.Seen != nil {
+		defer func() { maps.Copy(env.Seen, p.Files()) }()
 	}
-	if data == nil || !decode(data, &f, r) {
+	if f == nil {
 		return nil, r.sorted()
 	}
-	var p problem.List
-	c := compile(&f, filepath.Dir(name), env, p.At())
+	c := compile(f, filepath.Dir(name), env, p.At())
 	r.resolve(p.All())
 	if r.bad() {
 		return nil, r.sorted()
 	}
+	c.Digest = r.digest
 	return c, r.sorted()
+}
+
+// open reads the file and takes it apart. The File is nil if it cannot be.
+func open(name string, p *problem.List) (*File, *report) {
+	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
+	info, _ := os.Stat(name) // nil if it is not there
+	p.Saw(name, info)
+	data, err := read(name)
+	if err != nil {
+		r.add(place{}, "", err.Error())
+	}
+	sum := sha256.Sum256(data)
+	r.digest = hex.EncodeToString(sum[:])
+	f := new(File)
+	if data == nil || !decode(data, f, r) {
+		return nil, r
+	}
+	return f, r
 }
 
 var errWritable = errors.New("this file may be changed by its group or by others, and it decides what runs: chmod go-w")
@@ -146,14 +217,16 @@ func compile(f *File, dir string, env Env, p *problem.List) *Config {
 	f.Limits.check(p.At("limits"))
 	c := &Config{
 		Listen: f.Listen, State: f.State, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs,
-		TLS:          certs.Load(f.TLS, dir, env.Now, p.At("tls")),
 		CallerLimits: make(map[string]Limit, len(f.Callers)),
-		callers:      f.Callers,
+		Observed:     map[string]bool{},
+		Uses:         env.Uses,
+		callers:      f.Callers, auditKey: f.Audit.Key,
 	}
 	if !filepath.IsAbs(c.State) {
 		c.State = filepath.Join(dir, c.State)
 	}
 	checkState(f.State, c.State, p.At("state"))
+	c.loadTLS(f.TLS, dir, env, p.At("tls"))
 
 	specs := make(map[string]*auth.CallerSpec, len(f.Callers))
 	for name, caller := range f.Callers {
@@ -163,19 +236,63 @@ func compile(f *File, dir string, env Env, p *problem.List) *Config {
 			continue
 		}
 		specs[name] = &caller.CallerSpec
+		if caller.Observe {
+			c.Observed[name] = true
+			p.At("callers", name, "observe").Warnf("what this caller sends is verified and reported, and starts nothing")
+		}
 		if caller.Limit != nil {
 			c.CallerLimits[name] = caller.Limit.orDefault(f.Limits.Caller)
 			c.CallerLimits[name].check(p.At("callers", name, "limit"))
 		}
 	}
-	c.Auth = auth.Compile(specs, auth.Sources{Dir: dir, Getenv: env.Getenv}, p.At("callers"))
+	src := auth.Sources{Dir: dir, Getenv: env.Getenv, Saw: p.Saw, Clients: c.clients, Now: env.Now}
+	c.Audit = audit.Options{State: c.State, Keep: int64(f.Audit.Keep), Key: f.Audit.load(src, p.At("audit"))}
+	if env.Serving != nil {
+		src.KeySets = env.Serving.Auth.KeySets()
+	}
+	c.Auth = auth.Compile(specs, src, p.At("callers"))
+	if env.Serving != nil {
+		c.checkFollows(env.Serving, p)
+	}
+	c.clients.Complete(c.TLS, p.At("tls"))
+	c.TLS = c.ACME.Serve(c.TLS)
 	for name := range f.Hooks {
 		checkName(name, p.At("hooks", name))
 	}
 	c.Hooks = runner.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
+	if f.Metrics != nil {
+		c.Metrics = f.Metrics.Callers
+	}
 	f.checkUse(p)
 	f.checkSecrets(c.Auth.SecretHeaders(), p.At("hooks"))
 	return c
+}
+
+// loadTLS reads what TLS is made of, but for what callers name.
+func (c *Config) loadTLS(spec certs.Spec, dir string, env Env, p *problem.List) {
+	if env.Renewals == nil {
+		env.Renewals = certs.NewRenewals(slog.New(slog.DiscardHandler))
+	}
+	c.TLS, c.expiries = certs.Load(spec, dir, env.Now, p)
+	c.ACME = certs.LoadACME(spec.ACME, dir, c.State, env.Renewals, env.Now, p.At("acme"))
+	c.clients = certs.LoadClients(spec, dir, env.Now, env.Workloads, p)
+	if spec.SPIFFE != nil {
+		c.SPIFFE = spec.SPIFFE.Socket
+	}
+}
+
+// checkFollows refuses what cannot change under a server that runs.
+func (c *Config) checkFollows(old *Config, p *problem.List) {
+	const text = "cannot change while the server runs (it has %q): start it anew"
+	if c.Listen != old.Listen {
+		p.At("listen").Errorf(text, old.Listen)
+	}
+	if c.State != old.State {
+		p.At("state").Errorf(text, old.State)
+	}
+	if !bytes.Equal(c.Audit.Key, old.Audit.Key) {
+		p.At("audit", "key").Errorf("cannot change while the server runs: start it anew")
+	}
 }
 
 // checkSecrets keeps credentials from becoming parameters, which are recorded,
@@ -204,6 +321,9 @@ func (f *File) fillDefaults() {
 	if f.Outputs == 0 {
 		f.Outputs = 10 << 30
 	}
+	if f.Audit.Keep == 0 {
+		f.Audit.Keep = 1 << 30
+	}
 	l := &f.Limits
 	l.Address = l.Address.orDefault(Limit{Rate: 20, Burst: 100})
 	l.Failures = l.Failures.orDefault(Limit{Rate: 10.0 / 60, Burst: 20})
@@ -214,6 +334,28 @@ func (f *File) fillDefaults() {
 	if l.ConnectionsPerAddress == 0 {
 		l.ConnectionsPerAddress = 64
 	}
+}
+
+// leastAudit is room for some thousand decisions.
+const leastAudit = 1 << 20
+
+func (a *Audit) load(src auth.Sources, p *problem.List) ed25519.PrivateKey {
+	if a.Keep < leastAudit {
+		p.At("keep").Errorf("%s is too little: 1MiB or more", a.Keep)
+	}
+	if a.Key == "" {
+		return nil
+	}
+	text, err := src.Secret(&auth.KeySpec{File: a.Key})
+	if err != nil {
+		p.At("key").Errorf("%v", err)
+		return nil
+	}
+	key, err := audit.ParseKey(text)
+	if err != nil {
+		p.At("key").Errorf("%v", err)
+	}
+	return key
 }
 
 // checkUse tells what the sections lack together.
@@ -232,16 +374,28 @@ func (f *File) checkUse(p *problem.List) {
 			used[g.Caller] = true
 		}
 	}
+	if f.Metrics != nil {
+		f.Metrics.check(f.Callers, used, p.At("metrics", "callers"))
+	}
 	if len(f.Callers) == 0 && !open {
 		p.At("callers").Errorf("are missing: without a caller nobody may start anything")
 	}
-	for name, caller := range f.Callers {
+	for name := range f.Callers {
 		if !used[name] {
 			p.At("callers", name).Warnf("no hook names this caller")
 		}
-		if caller != nil && caller.MTLS != nil && f.TLS.ClientCA == "" {
-			p.At("callers", name, "mtls").Errorf("needs tls.client_ca: without it no client is asked for a certificate")
+	}
+}
+
+func (m *Metrics) check(callers map[string]*CallerSpec, used map[string]bool, p *problem.List) {
+	if len(m.Callers) == 0 {
+		p.Errorf("name nobody, so nobody could read the metrics")
+	}
+	for i, name := range m.Callers {
+		if _, ok := callers[name]; !ok {
+			p.Index(i).Errorf("there is no caller %q", name)
 		}
+		used[name] = true
 	}
 }
 

@@ -2,10 +2,15 @@ package config_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -30,10 +35,17 @@ func world(t testing.TB) string {
 	if _, err := certs.Dev(filepath.Join(dir, "certs"), now(), false); err != nil {
 		t.Fatal(err)
 	}
-	public := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public()
-	der, err := x509.MarshalPKIXPublicKey(public)
+	private := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	der, err := x509.MarshalPKIXPublicKey(private.Public())
 	if err != nil {
 		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"clients", "partner"} {
+		authority(t, filepath.Join(dir, "certs", name))
 	}
 	write(t, filepath.Join(dir, "secrets", "github"), secret, 0o600)
 	write(t, filepath.Join(dir, "secrets", "github2"), secret+"2", 0o600)
@@ -41,7 +53,34 @@ func world(t testing.TB) string {
 	write(t, filepath.Join(dir, "secrets", "short"), "less than 32 bytes", 0o600)
 	write(t, filepath.Join(dir, "secrets", "public"), secret+"!", 0o644)
 	write(t, filepath.Join(dir, "secrets", "ci.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), 0o644)
+	write(t, filepath.Join(dir, "secrets", "audit.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), 0o600)
 	return dir
+}
+
+// authority makes NAME.pem, a CA, and NAME.crl, which revokes one certificate.
+func authority(t testing.TB, name string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: filepath.Base(name)}, NotBefore: now(), NotAfter: now().Add(1000 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{1},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), 0o644)
+	crl, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+		Number: big.NewInt(1), ThisUpdate: now(), NextUpdate: now().Add(100 * time.Hour),
+		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: big.NewInt(7), RevocationTime: now()}},
+	}, ca, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, name+".crl", string(crl), 0o644)
 }
 
 func write(t testing.TB, name, text string, mode os.FileMode) {
@@ -282,6 +321,29 @@ func TestConfigurationIsWhatTheFileSays(t *testing.T) {
 	}
 	if _, ok := c.Hook("stop"); ok {
 		t.Error("Hook finds what is not there")
+	}
+}
+
+func TestEveryCertificateHasItsEnd(t *testing.T) {
+	t.Parallel()
+	dir := world(t)
+	c, found := load(t, dir, testdata(t, "all.yaml"))
+	if c == nil {
+		t.Fatal(found)
+	}
+	var got []string
+	for _, e := range c.Expiries() {
+		got = append(got, strings.Join([]string{e.What, e.File, e.Subject, e.NotAfter.Format(time.DateOnly)}, ", "))
+	}
+	want := []string{
+		"server certificate, certs/server.pem, localhost, 2027-02-28",
+		"client CA, certs/clients.pem, CN=clients, 2027-01-11",
+		"client CA, certs/partner.pem, CN=partner, 2027-01-11",
+		"CRL, certs/clients.crl, CN=clients, 2026-12-04",
+		"CRL, certs/partner.crl, CN=partner, 2026-12-04",
+	}
+	if slices.Sort(got); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

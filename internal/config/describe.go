@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,8 +12,10 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"sallyport/auth"
+	"sallyport/internal/keyuse"
 	"sallyport/runner"
 )
 
@@ -26,10 +29,25 @@ func (c *Config) Describe(w io.Writer) {
 	}
 
 	row("listen", "%s, %s or newer, %s", c.Listen, tls.VersionName(c.TLS.MinVersion), clientCertificates(c.TLS))
+	for _, pair := range c.TLS.Certificates {
+		row("", "certificate for %s, until %s", names(pair.Leaf), pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
+	}
+	if c.ACME != nil {
+		row("", "certificates for %s, by ACME from %s", strings.Join(c.ACME.Domains, ", "), c.ACME.Directory)
+	}
+	label := "clients"
+	for _, line := range c.clients.Describe() {
+		row(label, "%s", line)
+		label = ""
+	}
 	row("state", "%s", c.State)
 	row("limits", "address %s; failures %s", c.Limits.Address, c.Limits.Failures)
 	row("", "connections %d, %d from one address", c.Limits.Connections, c.Limits.ConnectionsPerAddress)
 	row("drain", "%s", c.Drain)
+	row("audit", "%s kept, signed with %s", runner.Size(c.Audit.Keep), cmp.Or(c.auditKey, "a key of the server's own"))
+	if c.Metrics != nil {
+		row("metrics", "for %s", strings.Join(c.Metrics, ", "))
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.callers)) {
 		row("", "")
 		row("caller "+name, "limit %s", c.CallerLimits[name])
@@ -52,18 +70,32 @@ func clientCertificates(c *tls.Config) string {
 	return "client certificates verified"
 }
 
+// names is what a certificate is for.
+func names(leaf *x509.Certificate) string {
+	list := slices.Clone(leaf.DNSNames)
+	for _, ip := range leaf.IPAddresses {
+		list = append(list, ip.String())
+	}
+	return strings.Join(list, ", ")
+}
+
 type rowFunc func(name, format string, a ...any)
 
 func describeCaller(row rowFunc, c *CallerSpec) {
 	if h := c.HMAC; h != nil {
 		row("  hmac", "%s; keys %s", cmp.Or(h.Scheme, "in "+h.Header), keys(h.Keys))
 	}
-	if j := c.JWT; j != nil {
-		from := keys(j.Keys)
-		if j.JWKS != "" {
-			from = strings.TrimPrefix(from+", "+j.JWKS, ", ")
+	if s := c.Signature; s != nil {
+		row("  signature", "for %s; keys %s", strings.Join(s.Authority, ", "), keys(s.Keys))
+		if s.Tag != "" || len(s.Components) > 0 {
+			row("", "covers %s; tag %s", strings.Join(append([]string{"method, target and body"}, s.Components...), ", "), cmp.Or(s.Tag, "none"))
 		}
-		row("  jwt", "of %s for %s; keys %s", j.Issuer, j.Audience, from)
+	}
+	if j := c.JWT; j != nil {
+		row("  jwt", "of %s for %s; keys %s", j.Issuer, j.Audience, jwtKeys(j))
+		if j.Preset != "" {
+			row("", "preset %s, signed with %s", j.Preset, strings.Join(j.Algorithms, ", "))
+		}
 		for _, name := range slices.Sorted(maps.Keys(j.Claims)) {
 			value, _ := json.Marshal(j.Claims[name]) // as the token has it; all of it was checked
 			row("", "claim %s is %s", name, value)
@@ -73,15 +105,41 @@ func describeCaller(row rowFunc, c *CallerSpec) {
 		row("  token", "in %s; keys %s", cmp.Or(t.Header, "Authorization"), keys(t.Keys))
 	}
 	if m := c.MTLS; m != nil {
-		for kind, name := range map[string]string{"URI": m.URI, "DNS": m.DNS, "CN": m.CN} {
-			if name != "" {
-				row("  mtls", "%s %s", kind, name)
-			}
-		}
+		describeMTLS(row, m)
+	}
+	if c.Observe {
+		row("  observe", "verified and reported; starts nothing")
 	}
 	if c.Replay != "" {
 		row("  replay", "%s", c.Replay)
 	}
+}
+
+func describeMTLS(row rowFunc, m *auth.MTLSSpec) {
+	by := ""
+	if m.CA != "" {
+		by = ", by the CAs of " + m.CA
+	}
+	for kind, name := range map[string]string{"URI": m.URI, "DNS": m.DNS, "CN": m.CN, "fingerprint": strings.Join(m.Fingerprint, " or ")} {
+		if name != "" {
+			row("  mtls", "%s %s%s", kind, name, by)
+		}
+	}
+}
+
+// jwtKeys says where the keys of tokens are, or are fetched from.
+func jwtKeys(j *auth.JWTSpec) string {
+	from := keys(j.Keys)
+	switch {
+	case j.JWKS != "":
+		from = strings.TrimPrefix(from+", "+j.JWKS, ", ")
+	case len(j.Keys) == 0:
+		from = "by its discovery document"
+	}
+	if j.CA != "" {
+		from += ", fetched by the CAs of " + j.CA
+	}
+	return from
 }
 
 func keys(specs []auth.KeySpec) string {
@@ -97,6 +155,53 @@ func keys(specs []auth.KeySpec) string {
 		list = append(list, fmt.Sprintf("%s (%s)", cmp.Or(k.ID, "1"), from))
 	}
 	return strings.Join(list, ", ")
+}
+
+// DescribeKeys prints each key with the time in which it is taken, and when it
+// was last used. What was used and is not in the file any more comes after them.
+func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
+	last := make(map[keyuse.Use]time.Time, len(uses))
+	for _, u := range uses {
+		last[keyuse.Use{Caller: u.Caller, Scheme: u.Scheme, Key: u.Key}] = u.At
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(u keyuse.Use, taken, used string) {
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", visible(u.Caller), u.Scheme, visible(u.Key), taken, used)
+	}
+	_, _ = fmt.Fprintln(t, "\nCALLER\tCREDENTIAL\tKEY\tTAKEN\tLAST USED")
+	for _, k := range c.Auth.Keys() {
+		u := keyuse.Use{Caller: k.Caller, Scheme: k.Scheme, Key: k.ID}
+		used := "never"
+		if at, ok := last[u]; ok {
+			used = at.UTC().Format(time.RFC3339)
+		}
+		delete(last, u)
+		row(u, taken(k, now), used)
+	}
+	rest := slices.Collect(maps.Keys(last))
+	keyuse.Sort(rest)
+	for _, u := range rest {
+		row(u, "not in the file", last[u].UTC().Format(time.RFC3339))
+	}
+	_ = t.Flush() // a reader that has gone wants no more
+}
+
+// taken says when a key is taken.
+func taken(k auth.KeyInfo, now time.Time) string {
+	var list []string
+	if !k.NotBefore.IsZero() {
+		list = append(list, "from "+k.NotBefore.Format(time.RFC3339))
+	}
+	if !k.NotAfter.IsZero() {
+		list = append(list, "until "+k.NotAfter.Format(time.RFC3339))
+	}
+	switch {
+	case !k.NotAfter.IsZero() && now.After(k.NotAfter):
+		list = append(list, "which is past")
+	case now.Before(k.NotBefore):
+		list = append(list, "which is to come")
+	}
+	return cmp.Or(strings.Join(list, " "), "always")
 }
 
 func describeHook(row rowFunc, h *runner.Hook) {

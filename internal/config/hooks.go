@@ -14,16 +14,11 @@ import (
 // any of the diagnostics is more than a warning; the shape of the whole file
 // counts.
 func LoadHooks(name string) (map[string]*runner.Hook, []Diagnostic) {
-	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
-	var f File
-	data, err := read(name)
-	if err != nil {
-		r.add(place{}, "", err.Error())
-	}
-	if data == nil || !decode(data, &f, r) {
+	var p problem.List
+	f, r := open(name, &p)
+	if f == nil {
 		return nil, r.sorted()
 	}
-	var p problem.List
 	for hook := range f.Hooks {
 		checkName(hook, p.At("hooks", hook))
 	}

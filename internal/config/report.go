@@ -47,6 +47,7 @@ type report struct {
 	file   string
 	found  []Diagnostic
 	places map[string]place
+	digest string          // of the file
 	broken map[string]bool // paths whose value has the wrong shape
 }
 

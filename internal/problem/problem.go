@@ -1,9 +1,11 @@
 // Package problem collects what is wrong with a configuration, so that an
-// operator sees all of it at once and each with its place in the file.
+// operator sees all of it at once and each with its place in the file; and
+// which files that was found in, so that they can be watched.
 package problem
 
 import (
 	"fmt"
+	"io/fs"
 	"slices"
 )
 
@@ -16,16 +18,27 @@ type Problem struct {
 
 // List is where the checks write. Its zero value is empty and ready.
 type List struct {
-	all  *[]Problem
+	*found
+
 	path []string
+}
+
+// found is what all lists of one configuration write to.
+type found struct {
+	problems []Problem
+	files    map[string]fs.FileInfo
+}
+
+func (l *List) init() {
+	if l.found == nil {
+		l.found = &found{files: map[string]fs.FileInfo{}}
+	}
 }
 
 // At returns a list that writes to the same place, further down the file.
 func (l *List) At(keys ...string) *List {
-	if l.all == nil {
-		l.all = new([]Problem)
-	}
-	return &List{all: l.all, path: append(slices.Clone(l.path), keys...)}
+	l.init()
+	return &List{found: l.found, path: append(slices.Clone(l.path), keys...)}
 }
 
 // Index is At for an entry of a list.
@@ -38,21 +51,32 @@ func (l *List) Errorf(format string, a ...any) { l.add(false, format, a...) }
 func (l *List) Warnf(format string, a ...any) { l.add(true, format, a...) }
 
 func (l *List) add(warning bool, format string, a ...any) {
-	if l.all == nil {
-		l.all = new([]Problem)
-	}
-	*l.all = append(*l.all, Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning})
+	l.init()
+	l.problems = append(l.problems, Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning})
 }
 
 // All returns what was added, in order.
 func (l *List) All() []Problem {
-	if l.all == nil {
+	if l.found == nil {
 		return nil
 	}
-	return *l.all
+	return l.problems
 }
 
 // Bad tells whether any problem is more than a warning.
 func (l *List) Bad() bool {
 	return slices.ContainsFunc(l.All(), func(p Problem) bool { return !p.Warning })
+}
+
+// Saw notes a file that the outcome depends on, as it was before it was read;
+// nil if it could not be opened.
+func (l *List) Saw(path string, info fs.FileInfo) {
+	l.init()
+	l.files[path] = info
+}
+
+// Files returns what was noted, by path.
+func (l *List) Files() map[string]fs.FileInfo {
+	l.init()
+	return l.files
 }

@@ -29,7 +29,10 @@ const (
 	inheritedReady    = 4
 )
 
-const readyWithin = 30 * time.Second
+const (
+	answersWithin = 5 * time.Second // the supervisor
+	readyWithin   = 30 * time.Second
+)
 
 // Inherited returns the listener that the server before this one, or systemd,
 // hands to this process, or opens one. ready tells the server before this one
@@ -66,6 +69,11 @@ func Notify() error {
 // handOver starts the next server and returns when that is ready, or why it
 // is not.
 func (s *Server) handOver() error {
+	soon, stop := context.WithTimeout(context.Background(), answersWithin)
+	defer stop()
+	if !s.runner.Answers(soon) {
+		return errors.New("the supervisor does not answer, and the next server would wait for it in vain")
+	}
 	tcp, ok := s.raw.(*net.TCPListener)
 	if !ok {
 		return errors.New("the listener cannot be handed over")

@@ -5,21 +5,23 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+
+	"sallyport/internal/live"
 )
 
 // listener bounds how many connections there are, in all and from one address.
 // What is over the bound is closed before a handshake could cost anything.
 type listener struct {
 	net.Listener
-	total, each int
+	conf *live.Configuration
 
 	mu   sync.Mutex
 	open map[netip.Addr]int
 	sum  int
 }
 
-func limit(l net.Listener, total, each int) *listener {
-	return &listener{Listener: l, total: total, each: each, open: map[netip.Addr]int{}}
+func limit(l net.Listener, conf *live.Configuration) *listener {
+	return &listener{Listener: l, conf: conf, open: map[netip.Addr]int{}}
 }
 
 // Accept returns the next connection that is within the bounds.
@@ -39,9 +41,10 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 func (l *listener) take(from netip.Addr) bool {
+	most := &l.conf.Get().Limits
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.sum >= l.total || l.open[from] >= l.each {
+	if l.sum >= most.Connections || l.open[from] >= most.ConnectionsPerAddress {
 		return false
 	}
 	l.sum++

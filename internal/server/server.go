@@ -13,7 +13,7 @@ import (
 	"os"
 	"time"
 
-	"sallyport/internal/config"
+	"sallyport/internal/live"
 	"sallyport/runner"
 )
 
@@ -26,24 +26,26 @@ const (
 	idleTimeout   = 60 * time.Second
 	headerBytes   = 16 << 10
 	lastAnswers   = 5 * time.Second
+	firstRequest  = time.Second // of a connection that was accepted just before the end
 )
 
 // Server is one TLS listener and what answers on it.
 type Server struct {
 	http     *http.Server
+	fresh    newcomers
 	raw      net.Listener // below the limits and TLS
 	listener net.Listener
 	next     func(listener, ready *os.File) error
 	runner   *runner.Runner
-	drain    time.Duration
+	conf     *live.Configuration
 	log      *slog.Logger
 }
 
 // New returns a server on a listener. Nothing is accepted before Serve. next
 // starts the server that takes over from this one, with the two files as its
 // descriptors 3 and 4 and HandoverEnv set.
-func New(l net.Listener, c *config.Config, h http.Handler, run *runner.Runner, next func(listener, ready *os.File) error, log *slog.Logger) *Server {
-	return &Server{
+func New(l net.Listener, conf *live.Configuration, h http.Handler, run *runner.Runner, next func(listener, ready *os.File) error, log *slog.Logger) *Server {
+	s := &Server{
 		raw: l, next: next,
 		http: &http.Server{
 			Handler:           h,
@@ -63,9 +65,16 @@ func New(l net.Listener, c *config.Config, h http.Handler, run *runner.Runner, n
 			// Scanners cause one line per handshake: worth having, not by default.
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
-		listener: tls.NewListener(limit(l, c.Limits.Connections, c.Limits.ConnectionsPerAddress), c.TLS),
-		runner:   run, drain: c.Drain, log: log,
+		listener: tls.NewListener(limit(l, conf), &tls.Config{
+			MinVersion: tls.VersionTLS13, // never asked: each handshake goes by the configuration in force
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return conf.Get().TLS, nil
+			},
+		}),
+		runner: run, conf: conf, log: log,
 	}
+	s.fresh.watch(s.http)
+	return s
 }
 
 // Addr is where the server listens.
@@ -99,6 +108,9 @@ func (s *Server) Serve(sig Signals) (handedOver bool, err error) {
 				waiting = true
 				continue
 			}
+			// What was on its way here is still answered here, as ever; from now
+			// on what comes waits for the next server.
+			_ = s.finish(firstRequest) // those that take longer go on below
 			s.runner.Leave()
 			s.close()
 			s.log.Info("handed over")
@@ -109,8 +121,9 @@ func (s *Server) Serve(sig Signals) (handedOver bool, err error) {
 }
 
 func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {
-	s.log.Info("draining", "runs_may_take", s.drain.String())
-	ctx, cancel := context.WithTimeout(context.Background(), s.drain)
+	patience := s.conf.Get().Drain
+	s.log.Info("draining", "runs_may_take", patience.String())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	drained := make(chan struct{})
 	go func() { s.runner.Drain(ctx); close(drained) }()
@@ -119,6 +132,7 @@ func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {
 	case <-kill:
 		s.log.Warn("killing: a second signal came")
 		s.runner.Kill()
+		cancel()
 		<-drained
 	}
 	s.close()
@@ -129,12 +143,18 @@ func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {
 	return nil
 }
 
-// close lets answers under way be finished, among them those that waited for
-// the runs which just ended.
-func (s *Server) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), lastAnswers)
+// finish takes no more connections, and lets answers under way be finished.
+func (s *Server) finish(patience time.Duration) error {
+	_ = s.listener.Close() // it may be closed already
+	s.fresh.await(firstRequest)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := s.http.Shutdown(ctx); err != nil {
+	return s.http.Shutdown(ctx)
+}
+
+// close is finish, for those too that waited for runs which just ended.
+func (s *Server) close() {
+	if s.finish(lastAnswers) != nil {
 		_ = s.http.Close()
 	}
 }

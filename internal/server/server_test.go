@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -16,7 +17,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/config"
-	"sallyport/internal/problem"
+	"sallyport/internal/live"
 	"sallyport/internal/server"
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -42,15 +43,22 @@ func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
 	if _, err := certs.Dev(dir, time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
-	var problems problem.List
-	c := &config.Config{
-		Listen: "localhost:0", Limits: limits, Drain: patience,
-		TLS: certs.Load(certs.Spec{Cert: "server.pem", Key: "server.key"}, dir, time.Now(), problems.At()),
-	}
-	if c.TLS == nil {
-		t.Fatal(problems.All())
+	file := filepath.Join(dir, "sallyport.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, `
+listen: "localhost:0"
+state: state
+tls: {cert: server.pem, key: server.key}
+limits: {connections: %d, connections_per_address: %d}
+drain: %s
+hooks: {nothing: {dangerously_unauthenticated: true, command: [/bin/true]}}
+`, limits.Connections, limits.ConnectionsPerAddress, patience), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
+	c, found := live.Load(file, config.Env{}, log)
+	if c == nil {
+		t.Fatal(found)
+	}
 	procs, err := process.NewLocal(filepath.Join(dir, "runs"), c.Hook, log)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +68,7 @@ func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
 		t.Fatal(err)
 	}
 	run := runner.New(st, procs, c.Hook, time.Now, log)
-	l, _, err := server.Inherited(t.Context(), c, false)
+	l, _, err := server.Inherited(t.Context(), c.Get(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,6 +224,30 @@ func TestOldTLSIsRefused(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12} {
 		if _, err := s.handshake(version); err == nil {
 			t.Errorf("%s was spoken", tls.VersionName(version))
+		}
+	}
+}
+
+// Whoever records a connection now must not read it once there are quantum
+// computers (ML-KEM, FIPS 203), as far as the client goes along.
+func TestKeyExchangeIsHybridWhereTheClientKnowsIt(t *testing.T) {
+	t.Parallel()
+	s := serve(t, plenty(), http.HandlerFunc(hello))
+	type ids = []tls.CurveID
+	for why, row := range map[string]struct {
+		client ids
+		want   tls.CurveID
+	}{
+		"what Go's client offers":     {nil, tls.X25519MLKEM768},
+		"in whatever order":           {ids{tls.CurveP256, tls.X25519MLKEM768}, tls.X25519MLKEM768},
+		"a client without it":         {ids{tls.CurveP256}, tls.CurveP256},
+		"nothing but it, and is fine": {ids{tls.X25519MLKEM768}, tls.X25519MLKEM768},
+	} {
+		c := tls.Client(s.dial(), &tls.Config{RootCAs: s.roots, ServerName: "localhost", MinVersion: tls.VersionTLS13, CurvePreferences: row.client})
+		if err := c.HandshakeContext(t.Context()); err != nil {
+			t.Errorf("%s: %v", why, err)
+		} else if got := c.ConnectionState().CurveID; got != row.want {
+			t.Errorf("%s: %v, want %v", why, got, row.want)
 		}
 	}
 }

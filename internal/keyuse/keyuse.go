@@ -1,0 +1,143 @@
+// Package keyuse remembers when each key was last used, so that an operator who
+// rotates keys sees which one nobody needs any more.
+package keyuse
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Use is the last use of a key of a caller.
+type Use struct {
+	Caller string
+	Scheme string // of the credential
+	Key    string
+	At     time.Time
+}
+
+// Store keeps uses across restarts.
+type Store interface {
+	// SaveKeyUses records uses; of a key that is there, the later one stays.
+	SaveKeyUses(ctx context.Context, uses []Use) error
+	// KeyUses returns all that was recorded.
+	KeyUses(ctx context.Context) ([]Use, error)
+}
+
+// Table is what is known in this process. Its zero value is empty and ready,
+// and a nil one remembers nothing. Its methods may be called at once.
+type Table struct {
+	mu      sync.Mutex
+	last    map[name]time.Time
+	changed map[name]bool // since the last save
+}
+
+type name struct{ caller, scheme, key string }
+
+const (
+	maxKeys   = 10_000 // a sender's own keys may have any name; past this, new ones are not remembered
+	saveEvery = time.Minute
+)
+
+// Note remembers a use, unless a later one is known.
+func (t *Table) Note(u Use) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.note(u); n != (name{}) {
+		t.changed[n] = true
+	}
+}
+
+func (t *Table) note(u Use) name {
+	if t.last == nil {
+		t.last, t.changed = map[name]time.Time{}, map[name]bool{}
+	}
+	n := name{u.Caller, u.Scheme, u.Key}
+	if last, known := t.last[n]; known && !u.At.After(last) || !known && len(t.last) >= maxKeys {
+		return name{}
+	}
+	t.last[n] = u.At
+	return n
+}
+
+// List returns all that is known, by caller, scheme and key.
+func (t *Table) List() []Use {
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	uses := make([]Use, 0, len(t.last))
+	for n, at := range t.last {
+		uses = append(uses, Use{n.caller, n.scheme, n.key, at})
+	}
+	Sort(uses)
+	return uses
+}
+
+// Sort orders uses by caller, scheme and key.
+func Sort(uses []Use) {
+	slices.SortFunc(uses, func(a, b Use) int {
+		return cmp.Or(cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Key, b.Key))
+	})
+}
+
+// Load takes over what a server before this one recorded.
+func (t *Table) Load(ctx context.Context, from Store) error {
+	uses, err := from.KeyUses(ctx)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, u := range uses {
+		t.note(u)
+	}
+	return nil
+}
+
+// Keep records what changes, once a minute, until ctx is done.
+func (t *Table) Keep(ctx context.Context, in Store, log *slog.Logger) {
+	tick := time.NewTicker(saveEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			t.Save(ctx, in, log)
+		}
+	}
+}
+
+// Save records what has changed since the last time. What cannot be recorded is
+// logged, and tried again the next time.
+func (t *Table) Save(ctx context.Context, in Store, log *slog.Logger) {
+	t.mu.Lock()
+	var uses []Use
+	for n := range t.changed {
+		uses = append(uses, Use{n.caller, n.scheme, n.key, t.last[n]})
+	}
+	t.changed = map[name]bool{}
+	t.mu.Unlock()
+	if len(uses) == 0 {
+		return
+	}
+	Sort(uses)
+	err := in.SaveKeyUses(ctx, uses)
+	if err == nil {
+		return
+	}
+	log.Error("last uses of keys not recorded", "error", err)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, u := range uses {
+		t.changed[name{u.Caller, u.Scheme, u.Key}] = true
+	}
+}

@@ -1,0 +1,63 @@
+package server
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// newcomers are the connections that have carried no request yet. One that is
+// closed then looks to its sender like a refusal: over HTTP/2 some senders give
+// up when they are told to go away before their first request was sent.
+type newcomers struct {
+	mu   sync.Mutex
+	open map[net.Conn]struct{}
+}
+
+type connKey struct{}
+
+// watch has s tell of its connections.
+func (n *newcomers) watch(s *http.Server) {
+	n.open = map[net.Conn]struct{}{}
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }
+	s.ConnState = func(c net.Conn, state http.ConnState) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		switch state {
+		case http.StateNew:
+			n.open[c] = struct{}{}
+		case http.StateClosed, http.StateHijacked:
+			delete(n.open, c)
+		case http.StateActive, http.StateIdle: // over HTTP/2, before its first request too
+		}
+	}
+	all := s.Handler
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(net.Conn); ok {
+			n.mu.Lock()
+			delete(n.open, c)
+			n.mu.Unlock()
+		}
+		all.ServeHTTP(w, r)
+	})
+}
+
+// await returns when there are none, or after a while.
+func (n *newcomers) await(patience time.Duration) {
+	end := time.After(patience)
+	for {
+		n.mu.Lock()
+		count := len(n.open)
+		n.mu.Unlock()
+		if count == 0 {
+			return
+		}
+		select {
+		case <-end:
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
