@@ -44,6 +44,16 @@ func newBodies(hooks map[string]*runner.Hook) *bodies {
 	return b
 }
 
+// or returns the allowance itself if it is right for the hooks, and otherwise a
+// new one.
+func (b *bodies) or(hooks map[string]*runner.Hook) *bodies {
+	fresh := newBodies(hooks)
+	if b != nil && b.total == fresh.total {
+		return b
+	}
+	return fresh
+}
+
 func (b *bodies) take(from netip.Addr, n int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

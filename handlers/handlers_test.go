@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/handlers"
+	"sallyport/internal/audit"
 	"sallyport/internal/client"
 )
 
@@ -17,7 +18,7 @@ func TestAFaultOfOursIsAnsweredWithoutItsText(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	// Without a runner, whoever asks for one runs into a nil pointer.
-	h.serve(handlers.New(h.config, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil))))
+	h.serve(handlers.New(h.config, nil, h.audit, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil))))
 	a := h.answers(http.StatusInternalServerError, h.by("good", "1"))
 	if a.header.Get("Content-Type") != "application/problem+json" || !strings.Contains(a.body, "urn:sallyport:internal") {
 		t.Errorf("no problem: %v %s", a.header, a.body)
@@ -47,7 +48,7 @@ func TestAnAnswerHasItsOwnTimeHoweverLongTheBodyTook(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	log := slog.New(slog.NewJSONHandler(h.log, nil))
-	all := handlers.New(h.config, h.runner, h.clock.now, log)
+	all := handlers.New(h.config, h.runner, h.audit, nil, h.clock.now, log)
 	h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0)); err != nil {
 			t.Error(err)
@@ -78,8 +79,8 @@ hooks:
 func TestTheLastOfTenThousandHooksAnswersAsTheOnlyOneDoes(t *testing.T) {
 	t.Parallel()
 	h := build(t, t.TempDir(), manyHooks(10_000))
-	if len(h.config.Hooks) != 10_000 {
-		t.Fatalf("%d hooks", len(h.config.Hooks))
+	if len(h.config.Get().Hooks) != 10_000 {
+		t.Fatalf("%d hooks", len(h.config.Get().Hooks))
 	}
 	h.starts(h.by("good", "1").to("/hooks/h9999?x=1"))
 	h.starts(h.by("good", "1").to("/hooks/h0?x=1"))
@@ -97,7 +98,12 @@ func BenchmarkHooks10000(b *testing.B) { benchmarkHooks(b, 10_000) }
 func benchmarkHooks(b *testing.B, n int) {
 	b.Helper()
 	c := load(b, b.TempDir(), manyHooks(n))
-	handler := handlers.New(c, nil, time.Now, slog.New(slog.DiscardHandler))
+	trail, err := audit.Open(c.Get().Audit, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer trail.Close() //nolint:errcheck // of no use any more
+	handler := handlers.New(c, nil, trail, nil, time.Now, slog.New(slog.DiscardHandler))
 	sign, err := client.HMAC("github", []byte(goodKey))
 	if err != nil {
 		b.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"sallyport/auth"
+	"sallyport/internal/audit"
+	"sallyport/internal/keyuse"
 	"sallyport/runner"
 )
 
@@ -34,10 +36,14 @@ func (s *Server) hook(w http.ResponseWriter, r *http.Request, req *request) erro
 		return err
 	}
 	defer release()
+	arrived, length := s.now(), len(body)
 	who, err := s.authenticate(r, req, body, h)
 	if err != nil {
+		release()
+		s.evenly(r, length, h, arrived)
 		return err
 	}
+	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only told
 	if err := s.limitCaller(w, who); err != nil {
 		return err
 	}
@@ -48,9 +54,14 @@ func (s *Server) hook(w http.ResponseWriter, r *http.Request, req *request) erro
 	if err != nil {
 		return err
 	}
-	started, err := s.runner.Start(r.Context(), runner.Delivery{
+	req.params = audit.Digest(values)
+	d := runner.Delivery{
 		Hook: h, Caller: who.Caller, Values: values, Claim: claim(who, h), Body: body, Trace: traceparent(r.Header),
-	})
+	}
+	if req.observed {
+		return s.rehearse(w, r, req, d)
+	}
+	started, err := s.runner.Start(r.Context(), d)
 	release() // what follows may wait for minutes
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
@@ -68,11 +79,19 @@ func (s *Server) authenticate(r *http.Request, req *request, body []byte, h *run
 		}
 		callers = h.Callers
 	}
-	who, err := s.config.Auth.Authenticate(&auth.Delivery{Header: r.Header, Body: body, TLS: r.TLS, Now: s.now()}, callers)
+	d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: s.now()}
+	who, err := s.config.Auth.Authenticate(d, callers)
+	if auth.Await(r.Context(), err) { // the key that was missing may be there now
+		d.Now = s.now()
+		who, err = s.config.Auth.Authenticate(d, callers)
+	}
 	if err == nil {
-		req.caller, req.key = who.Caller, who.Key
+		req.caller, req.scheme, req.key = who.Caller, who.Scheme, who.Key
+		s.config.Uses.Note(keyuse.Use{Caller: who.Caller, Scheme: who.Scheme, Key: who.Key, At: s.now()})
 		return who, nil
 	}
+	req.resembles = s.resembling(d, callers)
+	_ = errors.As(err, &req.refused)
 	if e := s.failures.take(address(r), s.now()); e != nil {
 		e.cause = err
 		return nil, e
@@ -164,23 +183,29 @@ func traceparent(h http.Header) string {
 	return ""
 }
 
+const replayed = "replayed"
+
 // notStarted is the table of why a verified delivery starts nothing.
 func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
-	var replayed *runner.Replayed
+	var first *runner.Replayed
 	var busy *runner.Busy
 	var failed *runner.NotStarted
 	var values *runner.NotAllowed
 	switch {
-	case errors.As(err, &replayed):
-		req.reason = "replayed"
+	case errors.As(err, &first):
+		req.reason = replayed
 		w.Header().Set("Idempotent-Replayed", "true")
-		return s.answerRun(w, r, req, replayed.Run, wait)
+		return s.answerRun(w, r, req, first.Run, wait)
 	case errors.As(err, &busy):
 		return &refusal{
 			status: http.StatusServiceUnavailable, kind: "busy", run: &busy.Run,
 			detail: "A run is in flight, and no more may wait. Retry-After is when it should be over.",
 			header: http.Header{"Retry-After": {seconds(busy.RetryAfter)}},
 		}
+	case errors.Is(err, runner.ErrNotNow):
+		return notNow(err)
+	case errors.Is(err, runner.ErrUnavailable), errors.Is(err, runner.ErrFull):
+		return unavailable(err)
 	case errors.Is(err, runner.ErrFlight): // something got away from its run, and lives
 		return &refusal{
 			status: http.StatusServiceUnavailable, kind: "busy", cause: err,
@@ -197,11 +222,6 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 		return unauthorized(err.Error())
 	case errors.Is(err, runner.ErrDraining):
 		return draining()
-	case errors.Is(err, runner.ErrUnavailable):
-		return &refusal{
-			status: http.StatusServiceUnavailable, kind: "unavailable", cause: err,
-			detail: "The server cannot record a run now, so it starts none.", header: http.Header{"Retry-After": {"30"}},
-		}
 	case errors.Is(err, runner.ErrNoInput):
 		return &refusal{
 			status: http.StatusUnprocessableEntity, kind: "no-body",
@@ -209,6 +229,20 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 		}
 	}
 	return err
+}
+
+func unavailable(cause error) error {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: "unavailable", cause: cause,
+		detail: "The server cannot record a run now, so it starts none.", header: http.Header{"Retry-After": {"30"}},
+	}
+}
+
+func notNow(cause error) error {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: "unavailable", cause: cause,
+		detail: "Commands cannot be started now.", header: http.Header{"Retry-After": {"10"}},
+	}
 }
 
 func draining() error {

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,8 +22,10 @@ import (
 
 	"sallyport/certs"
 	"sallyport/handlers"
+	"sallyport/internal/audit"
 	"sallyport/internal/client"
 	"sallyport/internal/config"
+	"sallyport/internal/live"
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
@@ -33,8 +36,9 @@ import (
 type house struct {
 	t      *testing.T
 	dir    string
-	config *config.Config
+	config *live.Configuration
 	runner *runner.Runner
+	audit  *audit.Log
 	server *httptest.Server
 	log    *journal
 	clock  *clock
@@ -77,7 +81,7 @@ hooks:
 `, limits, dir+"/job.sh", dir))
 }
 
-func load(t testing.TB, dir, text string) *config.Config {
+func load(t testing.TB, dir, text string) *live.Configuration {
 	t.Helper()
 	if _, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false); err != nil {
 		t.Fatal(err)
@@ -94,9 +98,9 @@ func load(t testing.TB, dir, text string) *config.Config {
 			t.Fatal(err)
 		}
 	}
-	c, found := config.Load(filepath.Join(dir, "sallyport.yaml"), config.Env{
-		Getenv: func(string) (string, bool) { return "", false }, Now: time.Now(),
-	})
+	c, found := live.Load(filepath.Join(dir, "sallyport.yaml"), config.Env{
+		Getenv: func(string) (string, bool) { return "", false },
+	}, slog.New(slog.DiscardHandler))
 	if c == nil {
 		t.Fatal(found)
 	}
@@ -107,20 +111,23 @@ func build(t *testing.T, dir, text string) *house {
 	t.Helper()
 	h := &house{t: t, dir: dir, config: load(t, dir, text), log: &journal{}, clock: &clock{at: time.Now()}}
 	log := slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	procs, err := process.NewLocal(filepath.Join(h.config.State, "runs"), h.config.Hook, log)
+	procs, err := process.NewLocal(filepath.Join(h.config.Get().State, "runs"), h.config.Hook, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, err := store.Open(t.Context(), h.config.State, h.clock.now, log)
+	st, err := store.Open(t.Context(), h.config.Get().State, h.clock.now, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.runner = runner.New(st, procs, h.config.Hook, h.clock.now, log)
-	h.serve(handlers.New(h.config, h.runner, h.clock.now, log))
+	if h.audit, err = audit.Open(h.config.Get().Audit, h.clock.now, log); err != nil {
+		t.Fatal(err)
+	}
+	h.runner = runner.New(audit.Store(st, h.audit), procs, h.config.Hook, h.clock.now, log)
+	h.serve(handlers.New(h.config, h.runner, h.audit, nil, h.clock.now, log))
 	t.Cleanup(func() {
 		h.release()
 		h.runner.Drain(context.WithoutCancel(t.Context()))
-		if err := st.Close(); err != nil {
+		if err := errors.Join(h.audit.Close(), st.Close()); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() {
@@ -132,7 +139,7 @@ func build(t *testing.T, dir, text string) *house {
 
 func (h *house) serve(handler http.Handler) {
 	h.server = httptest.NewUnstartedServer(handler)
-	h.server.TLS = h.config.TLS.Clone()
+	h.server.TLS = h.config.Get().TLS.Clone()
 	h.server.EnableHTTP2 = true
 	h.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	h.server.StartTLS()
@@ -298,6 +305,30 @@ func (h *house) line(a answer) map[string]any {
 	}
 	h.t.Fatal("no line in the log for ", a.header)
 	return nil
+}
+
+// audited are the lines of the audit with the decision and, if there is one, the
+// request of like.
+func (h *house) audited(like audit.Line) (found []audit.Line) {
+	h.t.Helper()
+	segments, err := filepath.Glob(h.config.Get().State + "/audit/*.jsonl")
+	if err != nil || len(segments) != 1 {
+		h.t.Fatal(segments, err)
+	}
+	text, err := os.ReadFile(segments[0])
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for text := range bytes.Lines(text) {
+		var line audit.Line
+		if bytes.HasSuffix(text, []byte("\n")) && json.Unmarshal(text, &line) != nil {
+			h.t.Fatalf("no JSON: %s", text)
+		}
+		if line.Decision == like.Decision && (like.Request == "" || line.Request == like.Request) {
+			found = append(found, line)
+		}
+	}
+	return found
 }
 
 type clock struct {

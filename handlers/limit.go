@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"sallyport/internal/audit"
 	"sallyport/internal/config"
 )
 
@@ -27,6 +28,14 @@ const (
 	addressSlots = 1 << 15
 	failureSlots = 1 << 13
 )
+
+// or returns the table itself if the limit is as it was, and otherwise a new one.
+func (t *addressLimits) or(limit config.Limit, slots int) *addressLimits {
+	if t != nil && t.limit == limit {
+		return t
+	}
+	return newAddressLimits(limit, slots)
+}
 
 func newAddressLimits(limit config.Limit, slots int) *addressLimits {
 	return &addressLimits{seed: maphash.MakeSeed(), limit: limit, slots: make([]rate.Limiter, slots)}
@@ -47,10 +56,22 @@ func (t *addressLimits) take(a netip.Addr, now time.Time) *refusal {
 	return take(t.of(a), "address", now)
 }
 
-func callerLimits(callers map[string]config.Limit) map[string]*rate.Limiter {
+// callerLimits takes over the limiters that are there, with what was spent of
+// them.
+func callerLimits(callers map[string]config.Limit, old map[string]*rate.Limiter) map[string]*rate.Limiter {
 	limits := make(map[string]*rate.Limiter, len(callers))
 	for name, l := range callers {
-		limits[name] = rate.NewLimiter(rate.Limit(l.Rate), l.Burst)
+		limiter, ok := old[name]
+		if !ok {
+			limiter = rate.NewLimiter(rate.Limit(l.Rate), l.Burst)
+		}
+		if limiter.Limit() != rate.Limit(l.Rate) {
+			limiter.SetLimit(rate.Limit(l.Rate))
+		}
+		if limiter.Burst() != l.Burst {
+			limiter.SetBurst(l.Burst)
+		}
+		limits[name] = limiter
 	}
 	return limits
 }
@@ -61,7 +82,7 @@ func take(l *rate.Limiter, policy string, now time.Time) *refusal {
 	}
 	wait := time.Duration((1 - l.TokensAt(now)) / float64(l.Limit()) * float64(time.Second))
 	return &refusal{
-		status: http.StatusTooManyRequests, kind: "too-often",
+		status: http.StatusTooManyRequests, kind: audit.TooOften,
 		detail: "Too many requests; Retry-After says when the next one may come.",
 		reason: "limit by " + policy,
 		header: http.Header{

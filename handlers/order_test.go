@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/certs"
+	"sallyport/internal/audit"
 )
 
 // TestARefusalLeavesNoTraceOfTheNextStep has a row for each step of a
@@ -197,6 +198,9 @@ func TestARefusalLeavesNoTraceOfTheNextStep(t *testing.T) {
 			row.refuse(h)
 			if got := h.runs(); got != row.runs {
 				t.Errorf("%d runs were started, want %d", got, row.runs)
+			}
+			if got := len(h.audited(audit.Line{Decision: audit.Allowed})); got != row.runs {
+				t.Errorf("the audit has %d as allowed, want %d", got, row.runs)
 			}
 			row.untouched(h)
 		})

@@ -8,18 +8,30 @@ import (
 	"net/http"
 	"runtime/debug"
 	"time"
+
+	"sallyport/auth"
+	"sallyport/internal/audit"
 )
 
 // request is what the log line of a request says beyond the request itself.
 // The handlers fill it in as they learn it.
 type request struct {
-	id     string
-	caller string
-	key    string
-	hook   string
-	run    string
-	reason string // why it was turned away
-	cause  error
+	id      string
+	address string
+	caller  string // once its credential verified
+	scheme  string
+	key     string
+	refused *auth.Refusal // of its credential
+	hook    string
+	params  string // digest
+	run     string
+	kind    string // how it was turned away
+	reason  string // why
+	cause   error
+
+	observed  bool   // nothing is to come of it but an answer
+	would     string // have been started, queued, replayed or refused, were it not observed
+	resembles string // observed callers that it could be meant to come from, though it proves none
 }
 
 type requestKey struct{}
@@ -34,14 +46,15 @@ func of(r *http.Request) *request {
 func (s *Server) outer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := s.now()
-		req := &request{id: rand.Text()}
-		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
+		req := &request{id: rand.Text(), address: r.RemoteAddr}
+		r = r.WithContext(audit.Asking(context.WithValue(r.Context(), requestKey{}, req), req.asked))
 		rec := &recorder{ResponseWriter: w}
 		h := w.Header()
 		h.Set("X-Request-Id", req.id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
 		defer s.access(r, req, rec, start)
+		defer s.decided(r, req, rec)
 		defer s.recover(rec, req)
 		if e := s.addresses.take(address(r), start); e != nil {
 			writeProblem(rec, req, e)
@@ -84,7 +97,13 @@ func (s *Server) access(r *http.Request, req *request, rec *recorder, start time
 		slog.Float64("took_ms", float64(s.now().Sub(start).Microseconds())/1000),
 	}
 	for _, a := range []struct{ key, value string }{
-		{"hook", req.hook}, {"caller", req.caller}, {"key", req.key}, {"run", req.run}, {"reason", req.reason},
+		{"hook", req.hook},
+		{"caller", req.caller},
+		{"key", req.key},
+		{"run", req.run},
+		{"reason", req.reason},
+		{"observed", req.would},
+		{"resembles", req.resembles},
 	} {
 		if a.value != "" {
 			attrs = append(attrs, slog.String(a.key, a.value))

@@ -59,7 +59,7 @@ func (s *Server) getOutput(w http.ResponseWriter, r *http.Request, req *request)
 	}
 	w.WriteHeader(http.StatusOK)
 	sink := &sink{w: w, now: s.now}
-	_ = copyOutput(r.Context(), sink, out, 0, size) // the reader is gone; nobody is left to tell
+	_, _ = copyOutput(r.Context(), sink, out, 0, size) // the reader is gone; nobody is left to tell
 	return nil
 }
 
@@ -148,12 +148,7 @@ func (s *sink) gap(from, to int64) error {
 
 // copyOutput sends what is there from off on, up to end, and returns where it
 // came to.
-func copyOutput(ctx context.Context, to *sink, out *process.Output, off, end int64) error {
-	_, err := copyFrom(ctx, to, out, off, end)
-	return err
-}
-
-func copyFrom(ctx context.Context, to *sink, out *process.Output, off, end int64) (int64, error) {
+func copyOutput(ctx context.Context, to *sink, out *process.Output, off, end int64) (int64, error) {
 	buf := make([]byte, chunk)
 	for off < end && ctx.Err() == nil {
 		at, n, err := out.Next(buf, off)
@@ -202,7 +197,7 @@ func (s *Server) followOutput(w http.ResponseWriter, r *http.Request, run runner
 			return nil //nolint:nilerr // the answer is under way, and ends
 		}
 		size, _ := out.State()
-		if off, err = copyFrom(r.Context(), to, out, off, size); err != nil {
+		if off, err = copyOutput(r.Context(), to, out, off, size); err != nil {
 			return nil //nolint:nilerr // the reader is gone
 		}
 		if size, _ = out.State(); now.State.Ended() && off >= size {

@@ -1,10 +1,12 @@
 package handlers
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
+	"strconv"
 
 	"sallyport/runner"
 )
@@ -13,7 +15,7 @@ import (
 // apart from it what the operator's log says.
 type refusal struct {
 	status   int
-	kind     string // last part of the problem's type
+	kind     string // one of few: last part of the problem's type
 	detail   string // for the sender
 	reason   string // for the operator; the detail, where that says all
 	cause    error  // for the operator
@@ -47,12 +49,13 @@ type runInFlight struct {
 func writeProblem(w http.ResponseWriter, req *request, err error) {
 	var e *refusal
 	if !errors.As(err, &e) {
+		req.observed = false
 		e = &refusal{
 			status: http.StatusInternalServerError, kind: "internal", cause: err,
 			detail: "The server could not do this. Its operator finds the reason under the request id.",
 		}
 	}
-	req.reason, req.cause = e.reason, e.cause
+	req.kind, req.reason, req.cause = e.kind, e.reason, e.cause
 	if req.reason == "" {
 		req.reason = e.kind
 	}
@@ -64,16 +67,26 @@ func writeProblem(w http.ResponseWriter, req *request, err error) {
 		p.Run = &runInFlight{ID: e.run.ID, State: e.run.State}
 		req.run = e.run.ID
 	}
+	if req.observed {
+		writeObservation(w, req, observation{Would: "refused", Status: e.status, Problem: &p})
+		return
+	}
 	maps.Copy(w.Header(), e.header)
 	writeJSON(w, e.status, "application/problem+json", p)
+	// Now, and not when the log has been written, which takes its time by what
+	// the operator reads there.
+	_ = http.NewResponseController(w).Flush()
 }
 
 func writeJSON(w http.ResponseWriter, status int, kind string, v any) {
-	w.Header().Set("Content-Type", kind)
-	w.WriteHeader(status)
-	enc := json.NewEncoder(w)
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(v) // the sender is gone; there is nobody left to tell
+	_ = enc.Encode(v) // of types that can be
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Content-Length", strconv.Itoa(text.Len()))
+	w.WriteHeader(status)
+	_, _ = w.Write(text.Bytes()) // the sender is gone; there is nobody left to tell
 }
 
 // The refusals that are always the same.

@@ -3,47 +3,86 @@
 package handlers
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/mux"
 	"golang.org/x/time/rate"
 
+	"sallyport/internal/audit"
 	"sallyport/internal/config"
+	"sallyport/internal/live"
 	"sallyport/runner"
 )
 
+// Handler is the whole surface of the server, by the configuration in force.
+type Handler struct {
+	live    *live.Configuration
+	current atomic.Pointer[Server]
+}
+
+// New returns the surface. Update has it go by a configuration that came into
+// force since.
+func New(conf *live.Configuration, run *runner.Runner, trail *audit.Log, metrics http.Handler, now func() time.Time, log *slog.Logger) *Handler {
+	h := &Handler{live: conf}
+	h.current.Store(newServer(conf.Get(), &Server{
+		runner: run, audit: trail, metrics: metrics, beats: newBeats(), live: conf, log: log, now: now,
+	}))
+	return h
+}
+
+// Update goes by the configuration in force from the next request on. Requests
+// under way end by the one that they began with. It is not to be called twice at
+// once.
+func (h *Handler) Update() { h.current.Store(newServer(h.live.Get(), h.current.Load())) }
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.current.Load().all.ServeHTTP(w, r)
+}
+
 // Server answers requests by one compiled configuration.
 type Server struct {
-	config *config.Config
-	runner *runner.Runner
-	log    *slog.Logger
-	now    func() time.Time
+	config  *config.Config
+	live    *live.Configuration
+	runner  *runner.Runner
+	audit   *audit.Log
+	metrics http.Handler
+	log     *slog.Logger
+	now     func() time.Time
+	all     http.Handler
 
 	hooks     map[string]*runner.Hook // by path
 	addresses *addressLimits
 	failures  *addressLimits
 	callers   map[string]*rate.Limiter
 	bodies    *bodies
+	beats     *beats
 }
 
-// New returns the whole surface of the server.
-func New(c *config.Config, run *runner.Runner, now func() time.Time, log *slog.Logger) http.Handler {
+// newServer goes on where the one before it is: what has been spent of a limit
+// stays spent.
+func newServer(c *config.Config, old *Server) *Server {
 	s := &Server{
-		config: c, runner: run, log: log, now: now,
+		config: c, live: old.live, runner: old.runner, audit: old.audit, metrics: old.metrics, log: old.log, now: old.now,
+		beats:     old.beats,
 		hooks:     make(map[string]*runner.Hook, len(c.Hooks)),
-		addresses: newAddressLimits(c.Limits.Address, addressSlots),
-		failures:  newAddressLimits(c.Limits.Failures, failureSlots),
-		callers:   callerLimits(c.CallerLimits),
-		bodies:    newBodies(c.Hooks),
+		addresses: old.addresses.or(c.Limits.Address, addressSlots),
+		failures:  old.failures.or(c.Limits.Failures, failureSlots),
+		callers:   callerLimits(c.CallerLimits, old.callers),
+		bodies:    old.bodies.or(c.Hooks),
 	}
 	for _, h := range c.Hooks {
 		s.hooks[h.Path] = h
 	}
-	return s.outer(s.routes())
+	s.all = s.outer(s.routes())
+	return s
 }
 
 // routes are all there are. Hooks are not among them: mux tries its routes one
@@ -53,6 +92,7 @@ func (s *Server) routes() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
 	r.Handle("/healthz", methods{http.MethodGet: s.health})
 	r.Handle("/readyz", methods{http.MethodGet: s.ready})
+	r.Handle("/metrics", methods{http.MethodGet: s.getMetrics})
 	r.Handle("/runs", methods{http.MethodGet: s.listRuns})
 	r.Handle("/runs/{id}", methods{http.MethodGet: s.getRun, http.MethodDelete: s.cancelRun})
 	r.Handle("/runs/{id}/output", methods{http.MethodGet: s.getOutput})
@@ -103,11 +143,48 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request, _ *request) erro
 	return nil
 }
 
-// ready tells whether deliveries are taken.
-func (s *Server) ready(w http.ResponseWriter, _ *http.Request, _ *request) error {
+// getMetrics shows the metrics to whom the file lets read them.
+func (s *Server) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
+	if s.config.Metrics == nil {
+		return notFound()
+	}
+	who, err := s.caller(w, r, req)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(s.config.Metrics, who.Caller) {
+		return forbidden(who.Caller, "read the metrics")
+	}
+	s.metrics.ServeHTTP(w, r)
+	return nil
+}
+
+// answersWithin is how long /readyz gives the supervisor: longer than most probes wait.
+const answersWithin = 2 * time.Second
+
+// ready tells whether deliveries are taken and commands started, and how old the configuration is
+// that they are taken by. What is wrong with a newer one is for the log alone.
+func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ *request) error {
 	if s.runner.Draining() {
 		return draining()
 	}
-	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ready"})
+	if err := s.audit.Err(); err != nil {
+		return unavailable(err)
+	}
+	soon, stop := context.WithTimeout(r.Context(), answersWithin)
+	defer stop()
+	if !s.runner.Answers(soon) {
+		return notNow(errors.New("the supervisor does not answer"))
+	}
+	status := s.live.Status()
+	writeJSON(w, http.StatusOK, "application/json", readiness{
+		Status: "ready", Loaded: status.Loaded.UTC(), ReloadFailed: status.Failed.UTC(),
+	})
 	return nil
+}
+
+type readiness struct {
+	Status       string    `json:"status"`
+	Loaded       time.Time `json:"configuration_loaded"`
+	ReloadFailed time.Time `json:"reload_failed,omitzero"` // since then
 }

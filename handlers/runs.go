@@ -29,41 +29,65 @@ func (s *Server) caller(w http.ResponseWriter, r *http.Request, req *request) (*
 		return nil, err
 	}
 	defer release()
+	arrived := s.now()
 	who, err := s.authenticate(r, req, body, nil)
 	if err != nil {
+		s.evenly(r, 0, nil, arrived)
 		return nil, err
 	}
 	return who, s.limitCaller(w, who)
 }
 
-// run returns the run of the path to a caller that has the right over it: as
-// the one that started it, or by the file. To all others it is as if there
-// were none; to one that may read it and not do what is asked, 403.
-func (s *Server) run(w http.ResponseWriter, r *http.Request, req *request, right runner.Right) (runner.Run, *auth.Identity, error) {
+// run returns the run of the path to a caller that has the rights over it: as
+// the one that started it, or by the file. Without rights it is enough that the
+// caller may know of it. To all others it is as if there were none; to one that may
+// know of it and not do what is asked, 403.
+func (s *Server) run(w http.ResponseWriter, r *http.Request, req *request, rights ...runner.Right) (runner.Run, *auth.Identity, error) {
 	who, err := s.caller(w, r, req)
 	if err != nil {
 		return runner.Run{}, nil, err
 	}
+	acts := slices.IndexFunc(rights, func(right runner.Right) bool { return right != runner.MayRead })
+	if acts >= 0 && s.config.Observed[who.Caller] {
+		return runner.Run{}, nil, forbidden(who.Caller, string(rights[acts])+" anything while it is observed")
+	}
 	run, err := s.runner.Get(r.Context(), mux.Vars(r)["id"])
+	lacks := slices.IndexFunc(rights, func(right runner.Right) bool { return !s.may(who.Caller, run, right) })
 	switch {
-	case errors.Is(err, runner.ErrUnknown), err == nil && !s.may(who.Caller, run, runner.MayRead) && !s.may(who.Caller, run, right):
+	case errors.Is(err, runner.ErrUnknown), err == nil && !s.knows(who.Caller, run) && (lacks >= 0 || len(rights) == 0):
 		return runner.Run{}, nil, notFound()
 	case err != nil:
 		return runner.Run{}, nil, s.notStarted(w, r, req, 0, err)
-	case !s.may(who.Caller, run, right):
-		return runner.Run{}, nil, forbidden(who.Caller, string(right)+" this run")
+	case lacks >= 0:
+		return runner.Run{}, nil, forbidden(who.Caller, string(rights[lacks])+" this run")
 	}
 	req.hook, req.run = run.Hook, run.ID
 	return run, who, nil
 }
 
-// may tells whether a caller has a right over a run.
+// may tells whether a caller has a right over a run. One that stands for others
+// too is not the caller's alone to cancel.
 func (s *Server) may(caller string, run runner.Run, right runner.Right) bool {
 	h, ok := s.config.Hook(run.Hook)
 	if ok && h.May(caller, right) {
 		return true
 	}
-	return right != runner.MayStart && run.Caller == caller
+	return run.Caller == caller && (right == runner.MayRead || right == runner.MayCancel && len(run.StandsFor) == 0)
+}
+
+// knows tells whether a caller may know how a run stands: who may read it, and
+// who was told that its delivery waits in it.
+func (s *Server) knows(caller string, run runner.Run) bool {
+	return s.may(caller, run, runner.MayRead) || slices.Contains(run.StandsFor, caller)
+}
+
+// view takes out of a run what is not for the caller, if that may not read it:
+// who joined it last, with which parameters.
+func (s *Server) view(caller string, run runner.Run) runner.Run {
+	if !s.may(caller, run, runner.MayRead) {
+		run.Caller, run.Params, run.StandsFor = "", nil, nil
+	}
+	return run
 }
 
 // getRun answers with a run.
@@ -72,7 +96,7 @@ func (s *Server) getRun(w http.ResponseWriter, r *http.Request, req *request) er
 	if err != nil {
 		return err
 	}
-	run, _, err := s.run(w, r, req, runner.MayRead)
+	run, _, err := s.run(w, r, req)
 	if err != nil {
 		return err
 	}
@@ -96,21 +120,30 @@ func (s *Server) cancelRun(w http.ResponseWriter, r *http.Request, req *request)
 }
 
 // rerun starts the command of a run again, with the same parameters. It is a
-// command of whoever asks, and no replay.
+// command of whoever asks, and no replay; but where the credential tells one
+// request from another, each is good for one run.
 func (s *Server) rerun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait, err := preferWait(r.Header)
 	if err != nil {
 		return err
 	}
-	run, who, err := s.run(w, r, req, runner.MayStart)
+	run, who, err := s.run(w, r, req, runner.MayRead, runner.MayStart)
 	if err != nil {
 		return err
 	}
-	started, err := s.runner.Rerun(r.Context(), run, who.Caller)
+	started, err := s.runner.Rerun(r.Context(), run, who.Caller, rerunClaim(who))
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
 	}
 	return s.answerStarted(w, r, req, started, wait)
+}
+
+// rerunClaim is that of a request without a body.
+func rerunClaim(who *auth.Identity) runner.Claim {
+	if !who.Target || who.Replay == "" {
+		return runner.Claim{}
+	}
+	return runner.Claim{Key: digest(who.Caller, who.Scheme, who.Replay), Until: who.Until, Body: who.BodyDigest}
 }
 
 // waiting is a run that is queued.
@@ -121,13 +154,18 @@ type waiting struct {
 	Expected time.Time `json:"expected_start"` // by the median of the hook's runs
 }
 
-// answerStarted answers 200 for a run that runs and 202 for one that waits.
+// answerStarted answers 200 for a run that runs, and 202 for one that waits or
+// of which nobody can say yet that it runs.
 func (s *Server) answerStarted(w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int) error {
-	if started.Run.State != runner.Queued || wait > 0 {
+	if wait > 0 || started.Run.State != runner.Queued && !started.Late {
 		return s.answerRun(w, r, req, started.Run, wait)
 	}
 	req.run = started.Run.ID
 	w.Header().Set("Location", "/runs/"+started.Run.ID)
+	if started.Late {
+		writeJSON(w, http.StatusAccepted, "application/json", started.Run)
+		return nil
+	}
 	writeJSON(w, http.StatusAccepted, "application/json", waiting{
 		Run: started.Run, Joined: started.Joined, Position: started.Position,
 		Expected: s.now().Add(started.Expected).Round(time.Second),
@@ -152,7 +190,7 @@ func (s *Server) answerRun(w http.ResponseWriter, r *http.Request, req *request,
 		}
 	}
 	w.Header().Set("Location", "/runs/"+run.ID)
-	writeJSON(w, http.StatusOK, "application/json", run)
+	writeJSON(w, http.StatusOK, "application/json", s.view(req.caller, run))
 	return nil
 }
 
@@ -162,8 +200,8 @@ type page struct {
 	Next string       `json:"next,omitempty"` // path and query of the next page
 }
 
-// listRuns answers with the runs that the caller may read: its own, and those
-// of the hooks that the file lets it read.
+// listRuns answers with the runs that the caller may know of: its own, those that
+// stand for it, and those of the hooks that the file lets it read.
 func (s *Server) listRuns(w http.ResponseWriter, r *http.Request, req *request) error {
 	who, err := s.caller(w, r, req)
 	if err != nil {
@@ -192,6 +230,9 @@ func (s *Server) listRuns(w http.ResponseWriter, r *http.Request, req *request) 
 	if len(runs) > f.Limit {
 		runs, more = runs[:f.Limit], true
 	}
+	for i := range runs {
+		runs[i] = s.view(who.Caller, runs[i])
+	}
 	p := page{Runs: runs}
 	if p.Runs == nil {
 		p.Runs = []runner.Run{}
@@ -204,13 +245,17 @@ func (s *Server) listRuns(w http.ResponseWriter, r *http.Request, req *request) 
 	return nil
 }
 
-// visible narrows a filter to what a caller may read: two lists that may
-// overlap.
+// visible narrows a filter to what a caller may know of: lists that may overlap.
 func (s *Server) visible(caller string, f runner.Filter) (parts []runner.Filter) {
 	if len(f.Callers) == 0 || slices.Contains(f.Callers, caller) {
 		own := f
 		own.Callers = []string{caller}
 		parts = append(parts, own)
+	}
+	if len(f.Callers) == 0 { // whose they are now is not told
+		joined := f
+		joined.Joined = caller
+		parts = append(parts, joined)
 	}
 	var hooks []string
 	for _, name := range slices.Sorted(maps.Keys(s.config.Hooks)) {

@@ -1,0 +1,106 @@
+package handlers
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"sallyport/runner"
+)
+
+// How long it takes to refuse a credential depends on what is wrong with it:
+// with no signature there is nothing to compute, with a wrong one of a known
+// caller the body is hashed, perhaps for many keys. So that an outsider learns
+// nothing of that, a refusal is answered only at a time that depends on the
+// hook and the length of the body alone: at the first multiple of a span that
+// is above what judging a credential takes.
+const (
+	leastSpan = 5 * time.Millisecond
+	mostSpan  = 4 * time.Second      // less than the server gives last answers when it goes
+	spanPer   = 10 * time.Nanosecond // and byte hashed: 100 MB/s, a fraction of what a slow processor does
+
+	// beat is how often waiting refusals are looked at, all on the same beat:
+	// when one is answered then depends on when its body was there, and on
+	// nothing that happened since.
+	beat = time.Millisecond
+)
+
+// span is of a body's length and the hook alone; nil is the run API.
+func (s *Server) span(length int, h *runner.Hook) time.Duration {
+	var callers []string
+	if h != nil {
+		callers = h.Callers
+	}
+	return min(leastSpan+time.Duration(s.config.Auth.Work(callers, length))*spanPer, mostSpan)
+}
+
+// evenly waits until a request may be answered whose body was there at the time
+// arrived, and that has no valid credential. It ends before that when the sender
+// leaves, and when the server begins to drain. Nothing of the body is held meanwhile.
+func (s *Server) evenly(r *http.Request, length int, h *runner.Hook, arrived time.Time) {
+	span := s.span(length, h)
+	took := s.now().Sub(arrived)
+	going := s.runner.Going()
+	if s.runner.Draining() { // those that come during the drain are as even as all others
+		going = nil
+	}
+	s.beats.wait(r.Context(), going, span-took%span)
+}
+
+// beats wakes all that wait for a beat at once.
+type beats struct {
+	begin time.Time
+
+	mu      sync.Mutex
+	at      map[int64]chan struct{} // by number of the beat since begin
+	running bool
+}
+
+func newBeats() *beats { return &beats{begin: time.Now(), at: map[int64]chan struct{}{}} }
+
+// wait returns at the first beat that is at least d from now.
+func (b *beats) wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
+	n := int64((time.Since(b.begin)+d)/beat) + 1
+	b.mu.Lock()
+	ch, ok := b.at[n]
+	if !ok {
+		ch = make(chan struct{})
+		b.at[n] = ch
+	}
+	if !b.running {
+		b.running = true
+		go b.run()
+	}
+	b.mu.Unlock()
+	select {
+	case <-ch:
+	case <-ctx.Done():
+	case <-going:
+	}
+}
+
+// run wakes who waits, for as long as anybody does.
+func (b *beats) run() {
+	next, stop := ticks(beat)
+	defer stop()
+	for more := true; more; {
+		next()
+		now := int64(time.Since(b.begin) / beat)
+		b.mu.Lock()
+		for n, ch := range b.at {
+			if n <= now {
+				close(ch)
+				delete(b.at, n)
+			}
+		}
+		more = len(b.at) > 0
+		b.running = more
+		b.mu.Unlock()
+	}
+}
+
+func ticker(every time.Duration) (next, stop func()) {
+	t := time.NewTicker(every)
+	return func() { <-t.C }, t.Stop
+}

@@ -1,0 +1,59 @@
+package handlers
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+
+	"sallyport/auth"
+	"sallyport/runner"
+)
+
+// observation is the answer to a verified delivery of a caller that is only
+// observed: what would have become of it. The sender has proved who it is, so
+// it may know.
+type observation struct {
+	Observed bool     `json:"observed"` // true
+	Would    string   `json:"would"`    // have been started, queued, replayed or refused
+	Status   int      `json:"status"`   // that it would have been answered with
+	Flight   string   `json:"flight,omitempty"`
+	Position int      `json:"position,omitempty"` // of what would be queued; 1 is next
+	Run      string   `json:"run,omitempty"`      // the first run of what would be replayed
+	Problem  *problem `json:"problem,omitempty"`  // of what would be refused
+}
+
+// rehearse answers a delivery of an observed caller that is refused by nothing
+// so far. It starts nothing and records nothing.
+func (s *Server) rehearse(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
+	started, err := s.runner.Rehearse(r.Context(), d)
+	o := observation{Would: "started", Status: http.StatusOK, Flight: started.Run.Flight, Position: started.Position}
+	var replayed *runner.Replayed
+	switch {
+	case errors.As(err, &replayed):
+		o.Would, o.Run = "replayed", replayed.Run.ID
+	case err != nil:
+		return s.notStarted(w, r, req, 0, err)
+	case started.Run.State == runner.Queued:
+		o.Would, o.Status = "queued", http.StatusAccepted
+	}
+	writeObservation(w, req, o)
+	return nil
+}
+
+func writeObservation(w http.ResponseWriter, req *request, o observation) {
+	o.Observed = true
+	req.would = o.Would
+	writeJSON(w, http.StatusOK, "application/json", o)
+}
+
+// resembling names the observed callers that a delivery without a valid
+// credential could be meant to come from: their senders are to be mended.
+func (s *Server) resembling(d *auth.Delivery, callers []string) string {
+	if callers == nil { // a request of the run API, which any caller may make
+		callers = s.config.Auth.Names()
+	}
+	return strings.Join(slices.DeleteFunc(slices.Clone(callers), func(name string) bool {
+		return !s.config.Observed[name] || !s.config.Auth.Resembles(d, name)
+	}), ",")
+}

@@ -1,0 +1,38 @@
+package handlers
+
+import (
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ticks returns what waits for the next tick, and what ends them. The ticks are
+// those of the machine's clock. A time.Ticker would not do here: the runtime
+// waits for its timers in whole milliseconds, counted from when it has nothing
+// else left to do, so that when a timer fires tells how long the work before took.
+func ticks(every time.Duration) (next, stop func()) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	if err != nil {
+		return ticker(every)
+	}
+	f := os.NewFile(uintptr(fd), "timer") // read through the poller, which the timer wakes
+	step := unix.NsecToTimespec(int64(every))
+	var now unix.Timespec
+	err = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	if err == nil {
+		first := unix.NsecToTimespec((now.Nano()/int64(every) + 1) * int64(every))
+		err = unix.TimerfdSettime(fd, unix.TFD_TIMER_ABSTIME, &unix.ItimerSpec{Interval: step, Value: first}, nil)
+	}
+	if err != nil {
+		_ = f.Close() // nothing was written
+		return ticker(every)
+	}
+	var count [8]byte
+	next = func() {
+		if _, err := f.Read(count[:]); err != nil { // never: then at least without a busy loop
+			<-time.After(every)
+		}
+	}
+	return next, func() { _ = f.Close() }
+}
