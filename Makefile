@@ -5,13 +5,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL: # a recipe is one script, which ends at its first error
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt vuln cross crash fuzz bench clean tools secrets
+.PHONY: help run build test lint fmt vuln fips cross crash fuzz bench clean tools secrets
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
 FUZZTIME ?= 10s
 CRASHES  ?= 200
 TOOL     := go tool -modfile=.ci/tools/go.mod
-SENDERS  := testdata/senders/node_modules/.package-lock.json
+NPM      := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard testdata/*/package.json))
+PEBBLE   := bin/test/pebble bin/test/pebble-challtestsrv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +24,9 @@ run: build secrets ## serve examples/sallyport.yaml at https://localhost:8443
 build: ## build bin/sallyport: static, no cgo
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/sallyport .
 
-test: tools $(SENDERS) ## install what the tests need and pass them all, with the race detector
+test: tools $(NPM) $(PEBBLE) ## install what the tests need and pass them all, with the race detector
+	@export NOT_CHECKED=$$(mktemp) # a test that cannot be had here says so in it
+	trap 'cat "$$NOT_CHECKED"; rm "$$NOT_CHECKED"' EXIT
 	CGO_ENABLED=1 go test -race $(TESTFLAGS) ./...
 
 lint: ## check the walls of the house (.golangci.yml)
@@ -41,6 +44,14 @@ vuln: ## look for known vulnerabilities (GOVULNDB=URL: in a database of one's ow
 	  $(TOOL) govulncheck $${GOVULNDB:+-db "$$GOVULNDB"} ./...
 	fi
 
+# Without the race detector, which costs more than all else here together.
+fips: tools $(NPM) $(PEBBLE) ## build with Go's certified cryptography, and pass the tests of what uses it in FIPS 140-3 mode
+	export CGO_ENABLED=0 GOFIPS140=certified
+	go build -trimpath -buildvcs=false -o bin/test/sallyport-fips .
+	bin/test/sallyport-fips version | grep -F 'FIPS 140-3 mode, module v'
+	go test ./auth ./certs ./handlers ./internal/...
+	go test -run '^Test(Scripts|Examples|Senders|Alertmanager|ACMEObtains)' .
+
 cross: ## build for the other systems, and vet the tests there
 	for target in linux/arm64 darwin/arm64 freebsd/amd64; do
 	  export CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/}
@@ -57,26 +68,36 @@ fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 	  go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null
 	done
 
-bench: ## report what parts cost: hooks, starts as a ratio to a bare one, the record
-	go test -run '^$$' -bench . -benchtime 500x ./handlers ./runner/process ./runner/store
+bench: ## report what it costs, in a few minutes: parts, and the program over TLS as ratios to a bare os/exec
+	@{
+	  go test -run '^$$' -bench . -benchtime 500x ./handlers ./runner/process ./runner/store ./internal/audit
+	  go test -run '^$$' -bench . -benchtime 5s .
+	} | awk '/^Benchmark/ && NF > 3 {print $$1; for (i = 3; i < NF; i += 2) printf "%14s  %s\n", $$i, $$(i+1); next} {print}'
 
 clean: ## remove what was built or fetched; certificates, secrets and state stay
-	rm -rf bin testdata/senders/node_modules
+	rm -rf bin testdata/*/node_modules
 
-# Each command that the tests call, and a C compiler for the race detector.
+# Each command that the tests call, and a C compiler for the race detector. Of
+# Alertmanager only the program: without its service, there is none to start.
 tools:
 	@missing=
-	for need in node:nodejs npm:npm openssl:openssl curl:curl; do
+	for need in node:nodejs npm:npm openssl:openssl curl:curl jq:jq prometheus-alertmanager:prometheus-alertmanager; do
 	  command -v "$${need%:*}" >/dev/null || missing+=" $${need#*:}"
 	done
 	echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 || missing+=' gcc libc6-dev'
 	[ -z "$$missing" ] && exit 0
 	sudo=$$([ "$$(id -u)" = 0 ] || echo sudo)
 	$$sudo apt-get update -q || true
-	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+	  -o DPkg::Options::='--path-exclude=/etc/init.d/prometheus-alertmanager' \
+	  -o DPkg::Options::='--path-exclude=*/systemd/system/prometheus-alertmanager.service' $$missing
 
-$(SENDERS): testdata/senders/package.json testdata/senders/package-lock.json testdata/senders/.npmrc | tools
-	cd testdata/senders && npm ci
+testdata/%/node_modules/.package-lock.json: testdata/%/package.json testdata/%/package-lock.json testdata/%/.npmrc | tools
+	cd testdata/$* && npm ci
+
+$(PEBBLE) &: testdata/acme/go.mod testdata/acme/go.sum
+	CGO_ENABLED=0 go build -modfile=testdata/acme/go.mod -o bin/test/ \
+	  github.com/letsencrypt/pebble/v2/cmd/pebble github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv
 
 secrets: examples/secrets/dev examples/secrets/github
 

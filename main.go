@@ -4,7 +4,9 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/fips140"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -25,10 +27,16 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"sallyport/auth"
+	"sallyport/auth/keyset"
 	"sallyport/certs"
 	"sallyport/handlers"
+	"sallyport/internal/audit"
 	"sallyport/internal/client"
 	"sallyport/internal/config"
+	"sallyport/internal/keyuse"
+	"sallyport/internal/live"
+	"sallyport/internal/metrics"
 	"sallyport/internal/server"
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -44,7 +52,9 @@ type commands struct {
 	Call    callCmd    `cmd:"" help:"Sign a delivery, send it to a hook and print the run."`
 	Sign    signCmd    `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
 	Runs    runsCmd    `cmd:"" help:"List, show, follow, cancel and repeat runs."`
+	Audit   auditCmd   `cmd:"" help:"Check the record of decisions."`
 	Certs   certsCmd   `cmd:"" help:"Make certificates."`
+	Keys    keysCmd    `cmd:"" help:"Make keys."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
 	Supervise superviseCmd `cmd:"" hidden:"" help:"Be the parent of commands. The server starts this itself."`
@@ -103,14 +113,11 @@ type exitCode int
 
 func (c exitCode) Error() string { return fmt.Sprint("exit code ", int(c)) }
 
-// load reads the configuration and prints what is wrong with it. It returns nil
-// when the server must not start.
-func load(name string, errOut io.Writer) *config.Config {
-	c, found := config.Load(name, config.Env{Getenv: os.LookupEnv, Now: time.Now()})
+// tell prints what is wrong with a configuration.
+func tell(found []config.Diagnostic, errOut io.Writer) {
 	for _, d := range found {
 		_, _ = fmt.Fprintln(errOut, d)
 	}
-	return c
 }
 
 type serveCmd struct {
@@ -118,22 +125,29 @@ type serveCmd struct {
 }
 
 // Run serves until a signal comes.
-func (cmd *serveCmd) Run(s *streams) error {
-	c := load(cmd.Config, s.err)
-	if c == nil {
+func (cmd *serveCmd) Run(s *streams) error { //nolint:funlen // everything is wired here, and the order matters
+	log := newLog(s.err)
+	workloads, renewals, uses := certs.NewWorkloads(log), certs.NewRenewals(log), new(keyuse.Table)
+	defer workloads.Retain("")
+	defer renewals.Use(nil)
+	conf, found := live.Load(cmd.Config, config.Env{Getenv: os.LookupEnv, Workloads: workloads, Renewals: renewals, Uses: uses}, log)
+	tell(found, s.err)
+	if conf == nil {
 		return exitCode(1)
 	}
+	c := conf.Get()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	exe, err := os.Executable() // now: later it may have been replaced
 	if err != nil {
 		return err
 	}
-	log := newLog(s.err)
-	// A terminal that closes, or a log whose reader is gone, must not end the
-	// server past its drain. Caught, not ignored: commands would inherit that.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE)
+	// A log whose reader is gone must not end the server past its drain, nor a
+	// terminal that closes. Caught, not ignored: commands would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
 	syscall.Umask(0o077) // what the server and its commands write is theirs alone, unless they say otherwise
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	_, handedOver := os.LookupEnv(server.HandoverEnv)
 	listener, ready, err := server.Inherited(ctx, c, handedOver)
 	if err != nil {
@@ -144,6 +158,15 @@ func (cmd *serveCmd) Run(s *streams) error {
 		return err
 	}
 	defer closing(st, "the record", log)
+	if err := uses.Load(ctx, st); err != nil {
+		return fmt.Errorf("reading when keys were used: %w", err)
+	}
+	defer uses.Save(context.WithoutCancel(ctx), st, log)
+	trail, err := openAudit(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer closing(trail, "the audit", log)
 	// Only now: the supervisor lets go of the server before this one when another
 	// comes, which by now has let go of its runs.
 	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Version: programVersion(), Log: log})
@@ -151,25 +174,66 @@ func (cmd *serveCmd) Run(s *streams) error {
 		return err
 	}
 	defer closing(procs, "the supervisor's socket", log)
-	runs := runner.New(st, procs, c.Hook, time.Now, log)
+	runs := runner.New(audit.Store(st, trail), procs, conf.Hook, time.Now, log)
 	if err := runs.Recover(ctx); err != nil {
 		return fmt.Errorf("taking up what runs: %w", err)
 	}
-	go maintain(ctx, c, runs, st, log)
+	defer cancel() // before the record closes
+	go maintain(ctx, conf, runs, st, log)
+	go sweep(ctx, filepath.Join(conf.Get().State, "runs"), st, log)
+	go uses.Keep(ctx, st, log)
+	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return conf.Get().Expiries() }, log)
+	surface := handlers.New(conf, runs, trail, metrics.Handler(conf, uses, programVersion()), time.Now, log)
+	issuers := keyset.NewKeeper(log)
+	inForce := func(c *config.Config) {
+		issuers.Keep(ctx, c.Auth.KeySets())
+		surface.Update()
+		boundMemory(c)
+		workloads.Retain(c.SPIFFE)
+		renewals.Use(c.ACME)
+	}
+	inForce(c)
+	go conf.Watch(ctx, hup, func(c *config.Config) error { return agree(ctx, procs, trail, c) }, inForce)
 	next := func(listener, ready *os.File) error {
 		env := append(os.Environ(), server.HandoverEnv+"=1")
 		return process.StartServer(exe, os.Args[1:], env, listener, ready)
 	}
-	srv := server.New(listener, c, handlers.New(c, runs, time.Now, log), runs, next, log)
+	srv := server.New(listener, conf, surface, runs, next, log)
 	if err := server.Notify(); err != nil {
 		log.Warn("service manager not told", "error", err)
 	}
-	boundMemory(c)
 	left, err := srv.Serve(signals())
-	if !left {
-		err = errors.Join(err, procs.Quit())
+	if left {
+		return errors.Join(err, trail.Write(ctx, audit.Line{Event: audit.HandedOver}))
 	}
-	return err
+	return errors.Join(err, procs.Quit(), trail.Write(ctx, audit.Line{Event: audit.Stopped}))
+}
+
+// openAudit opens the audit, which says first by what configuration the
+// decisions are made that follow. The server before this one has let it go by
+// now, as it did the record.
+func openAudit(ctx context.Context, c *config.Config, log *slog.Logger) (*audit.Log, error) {
+	trail, err := audit.Open(c.Audit, time.Now, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := trail.Write(ctx, audit.Line{Event: audit.Started, Version: programVersion(), Config: c.Digest}); err != nil {
+		return nil, errors.Join(err, trail.Close())
+	}
+	return trail, nil
+}
+
+// agree has the supervisor read the hooks that are to be in force, and the audit
+// say so before they are.
+func agree(ctx context.Context, procs *process.Client, trail *audit.Log, c *config.Config) error {
+	digest, err := procs.Reload() //nolint:contextcheck // it has its own patience, and is not to be left half done
+	if err == nil && digest != runner.Digest(c.Hooks) {
+		return live.ErrChanged
+	}
+	if err != nil {
+		return err
+	}
+	return trail.Reloaded(ctx, c.Audit.Keep, c.Digest)
 }
 
 // superviseCmd is the process that starts commands and outlives the server.
@@ -240,30 +304,64 @@ func openStore(ctx context.Context, dir string, ready func() error, log *slog.Lo
 	}
 }
 
-// maintain keeps the past within its bounds, in small steps.
-func maintain(ctx context.Context, c *config.Config, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
+// maintain keeps the past within its bounds. What is beyond them is forgotten in
+// small steps, which follow one another for as long as there is more.
+func maintain(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
+	dir := filepath.Join(conf.Get().State, "runs")
+	const interval, pause = 5 * time.Second, 10 * time.Millisecond
+	trim, step := time.NewTimer(interval), time.NewTimer(interval)
+	defer trim.Stop()
+	defer step.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-trim.C:
+			from := time.Now()
+			_, err = process.Trim(dir, int64(conf.Get().Outputs))
+			trim.Reset(max(interval, 50*time.Since(from))) // it looks at every folder: 6 s for a million
+		case <-step.C:
+			c := conf.Get()
+			expiring := runs.ExpireQueued(ctx, c.Hooks)
+			removed, more, pruning := st.Prune(ctx, retention(c))
+			err = errors.Join(expiring, pruning)
+			for _, id := range removed {
+				err = errors.Join(err, process.Remove(dir, id))
+			}
+			step.Reset(interval)
+			if more {
+				step.Reset(pause)
+			}
+		}
+		if err != nil {
+			log.Error("tidying", "error", err)
+		}
+	}
+}
+
+func retention(c *config.Config) store.Retention {
 	keep := store.Retention{Hooks: make(map[string]store.Keep, len(c.Hooks)), Default: store.Keep{Age: 30 * 24 * time.Hour, Count: 1000}}
 	for name, h := range c.Hooks {
 		keep.Hooks[name] = store.Keep{Age: h.Keep.Age, Count: h.Keep.Count}
 	}
-	dir := filepath.Join(c.State, "runs")
-	tick := time.NewTicker(5 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+	return keep
+}
+
+// sweep removes what a crash left of runs that were forgotten just then.
+func sweep(ctx context.Context, dir string, st *store.SQLite, log *slog.Logger) {
+	removed, err := process.Sweep(ctx, dir, func(run string) (bool, error) {
+		_, err := st.Get(ctx, run)
+		if errors.Is(err, runner.ErrUnknown) {
+			return false, nil
 		}
-		err := runs.ExpireQueued(ctx, c.Hooks)
-		removed, pruning := st.Prune(ctx, keep)
-		for _, id := range removed {
-			err = errors.Join(err, process.Remove(dir, id))
-		}
-		_, trimming := process.Trim(dir, int64(c.Outputs))
-		if err := errors.Join(err, pruning, trimming); err != nil {
-			log.Error("tidying", "error", err)
-		}
+		return true, err
+	})
+	if removed > 0 {
+		log.Info("folders of forgotten runs removed", "count", removed)
+	}
+	if err != nil && ctx.Err() == nil {
+		log.Error("removing folders of forgotten runs", "error", err)
 	}
 }
 
@@ -300,29 +398,47 @@ func newLog(w io.Writer) *slog.Logger {
 
 type checkCmd struct {
 	Config string `short:"c" default:"sallyport.yaml" help:"Configuration file."`
+	Live   bool   `help:"Tell also when each key was last used, by the state folder."`
 }
 
 // Run prints what would be served.
 func (cmd *checkCmd) Run(s *streams) error {
-	c := load(cmd.Config, s.err)
+	workloads := certs.NewWorkloads(slog.New(slog.DiscardHandler))
+	defer workloads.Retain("")
+	c, found := config.Load(cmd.Config, config.Env{Getenv: os.LookupEnv, Now: time.Now(), Workloads: workloads})
+	tell(found, s.err)
 	if c == nil {
 		return exitCode(1)
 	}
 	c.Describe(s.out)
+	if !cmd.Live {
+		return nil
+	}
+	ctx := context.Background()
+	st, err := store.OpenRead(ctx, c.State)
+	if err != nil {
+		return err
+	}
+	uses, err := st.KeyUses(ctx)
+	if err := errors.Join(err, st.Close()); err != nil {
+		return err
+	}
+	c.DescribeKeys(s.out, uses, time.Now())
 	return nil
 }
 
 // proof is how a delivery proves who sends it, and what it carries.
 type proof struct {
-	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, jwt, or token. None for a client certificate alone."`
-	KeyFile  string            `placeholder:"FILE" help:"The secret; for jwt the secret or a PEM private key; for token the token."`
+	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, signature (RFC 9421), jwt, or token. None for a client certificate alone."`
+	KeyFile  string            `placeholder:"FILE" help:"The secret; for jwt and signature the secret or a PEM private key; for token the token."`
 	ID       string            `help:"Id of the delivery. Default: a random one."`
 	Data     string            `short:"d" help:"Body." xor:"body"`
 	DataFile string            `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
 	Header   string            `default:"Authorization" help:"token: the header that holds it."`
 	Prefix   string            `default:"${bearer}" help:"token: what stands before it in Authorization."`
 	Alg      string            `default:"HS256" help:"jwt: algorithm."`
-	Kid      string            `help:"jwt: key id."`
+	Kid      string            `help:"jwt and signature: key id."`
+	Tag      string            `help:"signature: tag."`
 	Issuer   string            `help:"jwt: iss."`
 	Audience string            `help:"jwt: aud."`
 	Subject  string            `help:"jwt: sub."`
@@ -330,7 +446,7 @@ type proof struct {
 }
 
 // signer returns what makes the headers; nil without a scheme.
-func (p *proof) signer() (client.Signer, error) {
+func (p *proof) signer() (client.RequestSigner, error) {
 	if p.Scheme == "" {
 		return nil, nil
 	}
@@ -342,6 +458,17 @@ func (p *proof) signer() (client.Signer, error) {
 		return nil, fmt.Errorf("reading the key: %w", err)
 	}
 	key = bytes.TrimSuffix(bytes.TrimSuffix(key, []byte("\n")), []byte("\r"))
+	if p.Scheme == "signature" {
+		return client.Signature(p.Kid, p.Tag, key)
+	}
+	sign, err := p.bodySigner(key)
+	if err != nil {
+		return nil, err
+	}
+	return sign.Requests(), nil
+}
+
+func (p *proof) bodySigner(key []byte) (client.Signer, error) {
 	switch p.Scheme {
 	case "token":
 		prefix := ""
@@ -371,7 +498,12 @@ func (p *proof) body(in io.Reader) ([]byte, error) {
 	return os.ReadFile(p.DataFile)
 }
 
-type signCmd struct{ proof }
+type signCmd struct {
+	proof
+	Method      string `default:"POST" help:"signature: of the request."`
+	URL         string `help:"signature: of the request, https://host/path."`
+	ContentType string `default:"application/json" help:"signature: of the body."`
+}
 
 // Run prints the headers.
 func (cmd *signCmd) Run(s *streams) error {
@@ -389,7 +521,12 @@ func (cmd *signCmd) Run(s *streams) error {
 	if cmd.ID == "" {
 		cmd.ID = rand.Text()
 	}
-	h, err := sign(cmd.ID, body, time.Now())
+	req, err := http.NewRequestWithContext(context.Background(), cmd.Method, cmd.URL, http.NoBody)
+	if err != nil || cmd.Scheme == "signature" && (req.URL.Scheme != "https" || req.URL.Host == "") {
+		return fmt.Errorf("--url %q is not of the form https://host/path: %w", cmd.URL, client.ErrUsage)
+	}
+	req.Header.Set("Content-Type", cmd.ContentType)
+	h, err := sign(req, cmd.ID, body, time.Now())
 	if err != nil {
 		return err
 	}
@@ -439,6 +576,71 @@ func (cmd *callCmd) Run(s *streams) error {
 	return nil
 }
 
+type auditCmd struct {
+	Verify auditVerifyCmd `cmd:"" help:"Find the first line of an audit that was changed, moved or removed."`
+	Key    auditKeyCmd    `cmd:"" help:"Print the keys that verify an audit, the newest last."`
+}
+
+type auditVerifyCmd struct {
+	Files      []string `arg:"" optional:"" help:"Files of lines that were copied elsewhere, in order."`
+	State      string   `placeholder:"DIR" help:"State folder, instead of files: nothing may be missing."`
+	Key        []string `placeholder:"KEY" help:"Trust this key, which \"audit key\" printed, and not those of the state folder."`
+	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint that was kept elsewhere: what it has seen must be there."`
+}
+
+// Run prints what is right, or the first thing that is wrong.
+func (cmd *auditVerifyCmd) Run(s *streams) error {
+	keys := cmd.Key
+	switch {
+	case (cmd.State == "") == (len(cmd.Files) == 0):
+		return fmt.Errorf("either --state or files are needed: %w", client.ErrUsage)
+	case len(keys) == 0 && cmd.State == "":
+		return fmt.Errorf("files need a --key: %w", client.ErrUsage)
+	case len(keys) == 0:
+		var err error
+		if keys, err = audit.Keys(cmd.State); err != nil {
+			return err
+		}
+	}
+	known, err := audit.Verifiers(keys)
+	if err != nil {
+		return err
+	}
+	v := audit.Verifier{Known: known, Checkpoints: map[string]string{}}
+	for _, name := range cmd.Checkpoint {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		v.Checkpoints[name] = string(text)
+	}
+	var report audit.Report
+	if cmd.State != "" {
+		report, err = v.State(cmd.State)
+	} else {
+		report, err = v.Files(cmd.Files)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(s.out, "%d lines in %d files, seq %d to %d, follow one another. Signatures vouch for all up to seq %d.\n",
+		report.Lines, report.Files, report.First, report.Last, report.Vouched)
+	return err
+}
+
+type auditKeyCmd struct {
+	State string `required:"" placeholder:"DIR" help:"State folder."`
+}
+
+// Run prints the keys.
+func (cmd *auditKeyCmd) Run(s *streams) error {
+	keys, err := audit.Keys(cmd.State)
+	for _, key := range keys {
+		_, _ = fmt.Fprintln(s.out, key)
+	}
+	return err
+}
+
 type certsCmd struct {
 	Dev devCmd `cmd:"" help:"Make a development CA, and certificates for localhost and for a client."`
 }
@@ -460,11 +662,67 @@ func (cmd *devCmd) Run(s *streams) error {
 	return nil
 }
 
+type keysCmd struct {
+	New keysNewCmd `cmd:"" help:"Make a key, and print the line that puts it under keys."`
+}
+
+type keysNewCmd struct {
+	Scheme string `arg:"" help:"What the key is for: a preset such as github, signature, jwt or token."`
+	Alg    string `help:"jwt: HS256 (the default), RS256, ES256 or EdDSA; signature: ed25519 (the default), ecdsa-p256-sha256 or hmac-sha256; standard-webhooks and svix: ed25519."`
+	ID     string `help:"Id of the key. Default: today's date."`
+	Out    string `placeholder:"FILE" help:"File to make, which must not be there; a public half goes to FILE.pub. - prints both. Default: SCHEME-ID."`
+}
+
+// Run makes the files. A secret is printed only where that is asked for.
+func (cmd *keysNewCmd) Run(s *streams) error {
+	key, err := auth.GenerateKey(cmd.Scheme, cmd.Alg)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, client.ErrUsage)
+	}
+	id := cmp.Or(cmd.ID, time.Now().Format(time.DateOnly))
+	file := cmp.Or(cmd.Out, cmd.Scheme+"-"+id)
+	if cmd.Out == "-" {
+		_, _ = fmt.Fprintf(s.err, "- {id: %q, file: FILE}\n", id)
+		_, err := s.out.Write(append(key.Secret, key.Public...))
+		return err
+	}
+	if err := writeNew(file, key.Secret); err != nil {
+		return err
+	}
+	if key.Public != nil {
+		if err := writeNew(file+".pub", key.Public); err != nil {
+			return errors.Join(err, os.Remove(file))
+		}
+		_, _ = fmt.Fprintf(s.err, "%s is for the sender alone; the server needs %s.pub\n", file, file)
+		file += ".pub"
+	}
+	_, err = fmt.Fprintf(s.out, "- {id: %q, file: %q}\n", id, file)
+	return err
+}
+
+// writeNew makes a file that nobody else may read, and leaves no half of one.
+func writeNew(name string, text []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("making the key's file: %w", err)
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("writing the key's file: %w", err), os.Remove(name))
+	}
+	return nil
+}
+
 type versionCmd struct{}
 
-// Run prints the version of the program and of what it was built with.
+// Run prints the version of the program and of what it was built with, and
+// whether its cryptography is in FIPS 140-3 mode.
 func (*versionCmd) Run(s *streams) error {
-	_, err := fmt.Fprintln(s.out, "sallyport", programVersion())
+	mode := ""
+	if fips140.Enabled() {
+		mode = ", FIPS 140-3 mode, module " + fips140.Version()
+	}
+	_, err := fmt.Fprintf(s.out, "sallyport %s%s\n", programVersion(), mode)
 	return err
 }
 
