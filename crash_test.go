@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -28,15 +29,17 @@ import (
 	"time"
 
 	"sallyport/certs"
+	"sallyport/internal/audit"
 	"sallyport/internal/client"
 	"sallyport/runner"
 	"sallyport/runner/store"
 )
 
-// The crash test kills the server, the supervisor, or both, at random moments
+// The crash test kills the server, the supervisor, or both, or has the server
+// hand over and kills either of the two servers amid that, at random moments
 // under load, and afterwards holds the record to what the commands themselves
 // have witnessed. CRASHES is how many times; "make crash" has it kill more
-// often than "make test".
+// often than "make test". SEED repeats the choices of another time.
 
 // crashJob is the command of all hooks: job.sh DIR HOOK FLIGHT N HOW. It
 // appends to DIR/witness when it begins and when it ends, each in one write.
@@ -89,13 +92,12 @@ type crash struct {
 	dir     string
 	program string
 	log     *os.File
-	server  *exec.Cmd
 	url     atomic.Pointer[string]
 	http    *http.Client
 	sign    client.Signer
 	rand    *rand.Rand
 
-	kills struct{ server, supervisor, both int }
+	kills struct{ server, supervisor, both, old, next, handover int }
 	shots []time.Time // at supervisors
 
 	mu       sync.Mutex
@@ -111,6 +113,11 @@ func newCrash(t *testing.T, program string) *crash {
 		t.Fatal(err)
 	}
 	seed := rand.Uint64()
+	if text, ok := os.LookupEnv("SEED"); ok {
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Logf("seed %d", seed)
 	c := &crash{t: t, dir: t.TempDir(), program: path, answers: map[int]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
 	if _, err := certs.Dev(filepath.Join(c.dir, "certs"), time.Now(), false); err != nil {
@@ -164,10 +171,7 @@ func (c *crash) clean() {
 	if pid := c.supervisor(); pid > 0 {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	if c.server != nil {
-		_ = c.server.Process.Kill()
-		_ = c.server.Wait()
-	}
+	c.killServers()
 	_ = c.log.Close()
 	if !c.t.Failed() {
 		return
@@ -176,30 +180,74 @@ func (c *crash) clean() {
 	c.t.Logf("the log is kept as %s: %v", log, os.WriteFile(log, append(c.read("log"), c.read("witness")...), 0o600))
 }
 
-// start starts a server, and returns when it serves unless that is not to be awaited.
-func (c *crash) start(await bool) {
+// start starts a server, and returns when it serves unless that is not to be
+// awaited. ended is closed when it has ended.
+func (c *crash) start(await bool) (cmd *exec.Cmd, ended <-chan struct{}) {
 	c.t.Helper()
 	from, err := c.log.Seek(0, io.SeekEnd)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.server = exec.CommandContext(context.Background(), c.program, "serve", "-c", filepath.Join(c.dir, "sallyport.yaml"))
-	c.server.Stdout, c.server.Stderr = c.log, c.log
-	if err := c.server.Start(); err != nil {
+	cmd = exec.CommandContext(context.Background(), c.program, "serve", "-c", filepath.Join(c.dir, "sallyport.yaml"))
+	cmd.Stdout, cmd.Stderr = c.log, c.log
+	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
-	if !await {
-		return
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // who wants to know looks at its state
+		close(done)
+	}()
+	if await {
+		c.until("the server to serve", func() bool { return c.serves(from) })
 	}
-	serving := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
-	c.until("the server to serve", func() bool {
-		found := serving.FindSubmatch(c.read("log")[from:])
-		if found == nil {
-			return false
+	return cmd, done
+}
+
+// serves tells whether a server said so in the log from there on, and sends all
+// that follows to that.
+func (c *crash) serves(from int64) bool {
+	found := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`).FindAllSubmatch(c.read("log")[from:], -1)
+	if found == nil {
+		return false
+	}
+	url := string(found[len(found)-1][1])
+	c.url.Store(&url)
+	return true
+}
+
+// servers are the processes that serve or are about to, the oldest first.
+func (c *crash) servers() (pids []int) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
+	for _, p := range processes {
+		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+c.dir)) {
+			pids = append(pids, pid)
 		}
-		url := string(found[1])
-		c.url.Store(&url)
-		return true
+	}
+	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(born(a), born(b)) })
+	return pids
+}
+
+// born is when a process was started, in ticks since the machine was.
+func born(pid int) (ticks int) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if fields := strings.Fields(rest); len(fields) > 19 {
+		ticks, _ = strconv.Atoi(fields[19])
+	}
+	return ticks
+}
+
+// killServers returns when none is left.
+func (c *crash) killServers() {
+	c.t.Helper()
+	c.until("the servers to be dead", func() bool {
+		pids := c.servers()
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
+		}
+		return len(pids) == 0
 	})
 }
 
@@ -234,27 +282,73 @@ func (c *crash) supervisor() int {
 
 // kill waits for a random while, and kills at random.
 func (c *crash) kill() {
+	c.t.Helper()
 	<-time.After(time.Duration(20+c.rand.IntN(400)) * time.Millisecond)
-	what, pid := c.rand.IntN(3), c.supervisor()
-	if pid == 0 {
-		what = 0
-	}
-	if what > 0 {
-		c.shots = append(c.shots, time.Now())
-		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
-	}
-	switch what {
+	switch c.rand.IntN(5) {
 	case 0:
 		c.kills.server++
 	case 1:
-		c.kills.supervisor++
+		c.kills.supervisor += c.shoot()
 		return
 	case 2:
-		c.kills.both++
+		c.kills.both += c.shoot()
+	default:
+		c.handOver()
+		return
 	}
-	_ = c.server.Process.Kill()
-	_ = c.server.Wait() // it was killed
+	c.killServers()
 	c.start(c.rand.IntN(4) > 0)
+}
+
+// shoot kills the supervisor, and returns how many there were.
+func (c *crash) shoot() int {
+	pid := c.supervisor()
+	if pid == 0 {
+		return 0
+	}
+	c.shots = append(c.shots, time.Now())
+	_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
+	return 1
+}
+
+// handOver has the server start the next one, kills one of them on the way or
+// none, or the supervisor, and returns when somebody serves.
+func (c *crash) handOver() {
+	c.t.Helper()
+	pids := c.servers()
+	if len(pids) == 0 { // the last one had handed over to one that was killed
+		c.start(true)
+		return
+	}
+	from, err := c.log.Seek(0, io.SeekEnd)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	old := pids[0]
+	_ = syscall.Kill(old, syscall.SIGUSR2) // before it serves, this ends it
+	<-time.After(time.Duration(c.rand.IntN(300)) * time.Millisecond)
+	pids = c.servers()
+	switch what := c.rand.IntN(4); {
+	case what == 0:
+		c.kills.old++
+		_ = syscall.Kill(old, syscall.SIGKILL)
+	case what == 1 && len(pids) > 0 && pids[len(pids)-1] != old:
+		c.kills.next++
+		_ = syscall.Kill(pids[len(pids)-1], syscall.SIGKILL)
+	case what == 2:
+		c.kills.supervisor += c.shoot()
+	}
+	// Whichever is left takes all that comes, or gives up.
+	c.until("one server", func() bool { pids = c.servers(); return len(pids) < 2 })
+	switch {
+	case len(pids) == 0:
+		c.start(c.rand.IntN(4) > 0)
+	case pids[0] == old:
+		c.serves(0) // perhaps it was not awaited before
+	default:
+		c.until("the next server to serve", func() bool { return c.serves(from) || len(c.servers()) == 0 })
+		c.kills.handover++
+	}
 }
 
 // load sends deliveries until ctx is done. One whose answer did not come is
@@ -450,6 +544,7 @@ func (c *crash) check() {
 			c.t.Errorf("run %s began and is not recorded", id)
 		}
 	}
+	c.checkAudit(w)
 	lost := 0
 	for _, id := range c.accepted {
 		if _, ok := runs[id]; !ok {
@@ -465,6 +560,57 @@ func (c *crash) check() {
 	if len(w.begun) == 0 || states[runner.Interrupted] == 0 || states[runner.Succeeded] == 0 || states[runner.Cancelled] == 0 {
 		c.t.Error("too little happened for this to tell anything")
 	}
+}
+
+// checkAudit verifies the audit, while the server writes it, and looks for what
+// began and was not allowed there before.
+func (c *crash) checkAudit(w testimony) {
+	c.t.Helper()
+	state := filepath.Join(c.dir, "state")
+	keys, err := audit.Keys(state)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	known, err := audit.Verifiers(keys)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	v := audit.Verifier{Known: known}
+	report, err := v.State(state)
+	if err != nil {
+		c.t.Errorf("the audit: %v", err)
+	}
+	allowed, cut, started := map[string]bool{}, 0, 0
+	names, err := filepath.Glob(filepath.Join(state, "audit", "*.jsonl"))
+	if err != nil || len(names) == 0 {
+		c.t.Fatal(names, err)
+	}
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for text := range bytes.Lines(text) {
+			var l audit.Line
+			if json.Unmarshal(text, &l) != nil {
+				continue // it is being written
+			}
+			allowed[l.Run] = allowed[l.Run] || l.Decision == audit.Allowed
+			switch l.Event {
+			case audit.Started:
+				started++
+			case audit.Cut:
+				cut++
+			default:
+			}
+		}
+	}
+	for id := range w.begun {
+		if !allowed[id] {
+			c.t.Errorf("run %s began and was not allowed before", id)
+		}
+	}
+	c.t.Logf("audit %+v, of %d servers; %d lines were cut", report, started, cut)
 }
 
 func crashes(t *testing.T) int {
@@ -491,15 +637,15 @@ func TestCrash(t *testing.T) {
 			c.kill()
 		}
 	})
-	_ = c.server.Process.Kill()
-	_ = c.server.Wait() // it was killed
-	c.start(true)
+	c.killServers()
+	server, ended := c.start(true)
 	c.check()
-	if err := c.server.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.server.Wait(); err != nil {
-		t.Errorf("the server did not end well: %v", err)
+	<-ended
+	if !server.ProcessState.Success() {
+		t.Errorf("the server did not end well: %v", server.ProcessState)
 	}
 }
 

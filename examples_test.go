@@ -1,16 +1,19 @@
 package main_test
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,6 +45,11 @@ type sent struct {
 func exampleDeliveries() map[string]sent {
 	const commit = "6dcb09b5b57875f334f61aebed695e2e4193db5e"
 	return map[string]sent{
+		"alertmanager.yaml": {
+			path: "/hooks/remedy",
+			body: `{"version":"4","status":"firing","receiver":"sallyport","groupLabels":{"alertname":"QueueStuck"},` +
+				`"commonLabels":{"alertname":"QueueStuck","service":"mail-out"},"alerts":[]}`,
+		},
 		"ci-jwt.yaml": {path: "/hooks/release", claims: map[string]any{"sha": commit, "actor": "octocat"}},
 		"github.yaml": {
 			path:   "/hooks/build",
@@ -53,8 +61,10 @@ func exampleDeliveries() map[string]sent {
 			body:   `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","project_id":15}`,
 			header: map[string]string{"X-Gitlab-Event": "Tag Push Hook"},
 		},
+		"issuers.yaml":           {path: "/hooks/load", body: `{"region":"eu"}`},
 		"mtls.yaml":              {path: "/hooks/report?region=us", body: `{"date":"2026-11-23"}`, header: map[string]string{"Idempotency-Key": "2026-11-23-us"}},
 		"sallyport.yaml":         {path: "/start", body: `{"seconds":0}`},
+		"signature.yaml":         {path: "/hooks/load", body: `{"table":"orders"}`},
 		"standard-webhooks.yaml": {path: "/hooks/import", body: `{"type":"contact.created","timestamp":"2026-11-23T20:26:10Z","data":{"id":1}}`},
 	}
 }
@@ -106,12 +116,6 @@ func (e *example) copy(t *testing.T, name string) {
 	check(t, yaml.Unmarshal(text, &f))
 	dir := filepath.Join(e.dir, "examples")
 	check(t, os.Mkdir(dir, 0o755))
-	listen := regexp.MustCompile(`(?m)^listen: .*$`)
-	if len(listen.FindAll(text, -1)) != 1 {
-		t.Fatal("there is no one line with listen")
-	}
-	check(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
-
 	pki := filepath.Join(dir, filepath.Dir(f.TLS.Cert))
 	_, err = certs.Dev(pki, time.Now(), false)
 	check(t, err)
@@ -121,14 +125,24 @@ func (e *example) copy(t *testing.T, name string) {
 	e.roots.AppendCertsFromPEM(ca)
 
 	for name, caller := range f.Callers {
+		if caller.JWT != nil { // whose issuer is played here, at an address of its own
+			var lines string
+			e.signers[name], lines = e.issuer(t, pki, caller.JWT)
+			block := regexp.MustCompile(`(?m)(^  ` + name + `:\n    jwt:\n      preset: .*\n)(?:      issuer: .*\n)?`)
+			text = block.ReplaceAll(text, []byte("${1}"+lines))
+		}
 		switch {
 		case caller.HMAC != nil:
 			// The last key is the newest. Of this form it is good for every scheme that a preset has a secret for.
 			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, secrets(t, dir, caller.HMAC.Keys))
+		case caller.Signature != nil:
+			e.signers[name] = e.wholeRequests(t, dir, caller.Signature)
 		case caller.Token != nil:
-			e.signers[name], err = client.Static(caller.Token.Header, string(secrets(t, dir, caller.Token.Keys)))
-		case caller.JWT != nil:
-			e.signers[name] = e.issuer(t, dir, caller.JWT)
+			token := string(secrets(t, dir, caller.Token.Keys))
+			if caller.Token.Header == "" {
+				token = "Bearer " + token
+			}
+			e.signers[name], err = client.Static(cmp.Or(caller.Token.Header, "Authorization"), token)
 		case caller.MTLS != nil:
 			var pair tls.Certificate
 			pair, err = tls.LoadX509KeyPair(filepath.Join(pki, "client.pem"), filepath.Join(pki, "client.key"))
@@ -136,6 +150,28 @@ func (e *example) copy(t *testing.T, name string) {
 		}
 		check(t, err)
 	}
+	listen := regexp.MustCompile(`(?m)^listen: .*$`)
+	if len(listen.FindAll(text, -1)) != 1 {
+		t.Fatal("there is no one line with listen")
+	}
+	check(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
+}
+
+// exampleHost is by which the senders of examples ask.
+const exampleHost = "hooks.example.com"
+
+// wholeRequests signs deliveries with the private half of a fresh key.
+func (e *example) wholeRequests(t *testing.T, dir string, spec *auth.SignatureSpec) client.Signer {
+	t.Helper()
+	key, err := auth.GenerateKey("signature", "")
+	check(t, err)
+	write(t, filepath.Join(dir, spec.Keys[0].File), key.Public)
+	sign, err := client.Signature(spec.Keys[0].ID, spec.Tag, key.Secret)
+	check(t, err)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+exampleHost+e.path, http.NoBody)
+	check(t, err)
+	req.Header.Set("Content-Type", "application/json")
+	return func(id string, body []byte, at time.Time) (http.Header, error) { return sign(req, id, body, at) }
 }
 
 // secrets makes the files of keys and returns the last.
@@ -156,21 +192,29 @@ func write(t *testing.T, file string, text []byte) {
 	check(t, os.WriteFile(file, text, 0o600))
 }
 
-// issuer signs tokens with a key of a fresh key set.
-func (e *example) issuer(t *testing.T, dir string, spec *auth.JWTSpec) client.Signer {
+// issuer plays the issuer of tokens for a caller, and returns what signs them
+// and the lines by which the caller's jwt leads to it.
+func (e *example) issuer(t *testing.T, pki string, spec *auth.JWTSpec) (sign client.Signer, lines string) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	check(t, err)
 	encode := base64.RawURLEncoding.EncodeToString
-	set, err := json.Marshal(map[string]any{"keys": []any{map[string]any{
-		"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": encode(key.N.Bytes()), "e": encode(big.NewInt(int64(key.E)).Bytes()),
-	}}})
+	pair, err := tls.LoadX509KeyPair(filepath.Join(pki, "server.pem"), filepath.Join(pki, "server.key"))
 	check(t, err)
-	write(t, filepath.Join(dir, spec.JWKS), set)
+	answers := map[string]any{"/jwks": map[string]any{"keys": []any{map[string]any{
+		"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": encode(key.N.Bytes()), "e": encode(big.NewInt(int64(key.E)).Bytes()),
+	}}}}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(answers[r.URL.Path])
+	}))
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	answers["/.well-known/openid-configuration"] = map[string]string{"issuer": srv.URL, "jwks_uri": srv.URL + "/jwks"}
 	return func(id string, _ []byte, at time.Time) (http.Header, error) {
 		// What a GitHub Actions token has, as far as anybody rules on it.
 		claims := jwt.MapClaims{
-			"iss": spec.Issuer, "aud": spec.Audience, "jti": id, "sub": "repo:example/app:ref:refs/heads/main",
+			"iss": srv.URL, "aud": spec.Audience, "jti": id, "sub": "repo:example/app:ref:refs/heads/main",
 			"iat": at.Unix(), "nbf": at.Unix() - 600, "exp": at.Unix() + 300,
 		}
 		maps.Copy(claims, spec.Claims)
@@ -179,7 +223,7 @@ func (e *example) issuer(t *testing.T, dir string, spec *auth.JWTSpec) client.Si
 		token.Header["kid"] = "1"
 		text, err := token.SignedString(key)
 		return http.Header{"Authorization": {"Bearer " + text}}, err
-	}
+	}, fmt.Sprintf("      issuer: %s\n      ca: %s/ca.pem\n", srv.URL, pki)
 }
 
 func (e *example) serve(t *testing.T, name string) {
@@ -191,7 +235,7 @@ func (e *example) serve(t *testing.T, name string) {
 }
 
 // listening starts a server, ends it with the test, and returns its address.
-func listening(t *testing.T, dir string, serve *exec.Cmd) (url string) {
+func listening(t testing.TB, dir string, serve *exec.Cmd) (url string) {
 	t.Helper()
 	name := filepath.Join(dir, "log")
 	log, err := os.Create(name)
@@ -258,7 +302,7 @@ func (e *example) send(t *testing.T, header http.Header, cert *tls.Certificate) 
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, e.url+e.path, strings.NewReader(e.body))
 	check(t, err)
-	req.Header = header
+	req.Header, req.Host = header, exampleHost
 	req.Header.Set("Prefer", "wait=60")
 	if e.body != "" {
 		req.Header.Set("Content-Type", "application/json")

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"os/exec"
 	"regexp"
@@ -22,31 +23,46 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"sallyport/internal/spiffetest"
 )
 
 // TestMain lets the scripts run the program itself, as a process of its own,
 // race detector and all.
 func TestMain(m *testing.M) {
 	syscall.Umask(0o022) // the scripts make the files that the server inspects
-	testscript.Main(m, map[string]func(){"sallyport": main, "witness": witness, "unlocked": unlocked})
+	testscript.Main(m, map[string]func(){"sallyport": main, "witness": witness, "unlocked": unlocked, "smuggler": smuggler, "spill": spill})
 }
 
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	witness, err := exec.LookPath("witness")
-	if err != nil {
-		t.Fatal(err)
+	programs := map[string]string{}
+	for _, name := range []string{"witness", "smuggler"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		programs[strings.ToUpper(name)] = path
 	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("WITNESS", witness)
+			for name, path := range programs {
+				env.Setenv(name, path)
+			}
 			env.Values["servers"] = map[string]*running{}
+			env.Values["socket"] = new(*os.File)
 			env.Values["held"] = &[]net.Conn{}
+			env.Values["domains"] = map[string]*spiffetest.Domain{}
+			env.Values["agent"] = new(*spiffetest.Agent)
+			env.Values["kept"] = map[string]*http.Client{}
 			env.Values["steady"] = &[]func() (int, error){}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"activate": activate,
+			"audited":  audited,
 			"environ":  environ,
 			"exited":   exited,
 			"exits":    exits,
@@ -56,21 +72,32 @@ func TestScripts(t *testing.T) {
 			"hold":     hold,
 			"logged":   logged,
 			"pki":      pki,
+			"port":     port,
 			"raw":      raw,
 			"release":  release,
 			"request":  request,
 			"serve":    serve,
+			"setenv":   setenv,
 			"sign":     sign,
 			"shoot":    shoot,
 			"signal":   sendSignal,
 			"steady":   steady,
+			"svid":     svid,
 			"token":    token,
 			"vector":   vector,
 			"waitfile": waitFile,
+			"waitlog":  waitLog,
+			"workload": workload,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 	})
+}
+
+// setenv sets a variable to what stands in a file, as NAME=VALUE: setenv FILE
+func setenv(ts *testscript.TestScript, _ bool, args []string) {
+	name, value, _ := strings.Cut(strings.TrimSpace(ts.ReadFile(args[0])), "=")
+	ts.Setenv(name, value)
 }
 
 // expand puts the script's environment into files: expand FILE...
@@ -100,14 +127,35 @@ func eventually(ts *testscript.TestScript, what string, ask func() bool) {
 // serve starts the server, waits until it serves and puts where it does so into
 // $URL: serve NAME ARG... Its log goes to NAME.log.
 func serve(ts *testscript.TestScript, _ bool, args []string) {
-	name := args[0]
+	path, err := lookPath(ts, "sallyport")
+	ts.Check(err)
+	start(ts, args[0], exec.CommandContext(context.Background(), path, append([]string{"serve"}, args[1:]...)...))
+}
+
+// activate is serve as a service manager does it: with a socket that was there
+// before the server and stays when it ends, the same for all of a script.
+func activate(ts *testscript.TestScript, _ bool, args []string) {
+	path, err := lookPath(ts, "sallyport")
+	ts.Check(err)
+	socket := ts.Value("socket").(**os.File)
+	if *socket == nil {
+		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+		ts.Check(err)
+		*socket, err = l.(*net.TCPListener).File()
+		ts.Check(errors.Join(err, l.Close()))
+		ts.Defer(func() { _ = (*socket).Close() })
+	}
+	// The process that is started says for whom the socket is: itself.
+	cmd := exec.CommandContext(context.Background(), "/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" serve "$@"`, path}, args[1:]...)...)
+	cmd.ExtraFiles = []*os.File{*socket}
+	start(ts, args[0], cmd)
+}
+
+func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	file := ts.MkAbs(name + ".log")
 	log, err := os.Create(file)
 	ts.Check(err)
 	defer func() { _ = log.Close() }()
-	path, err := lookPath(ts, "sallyport")
-	ts.Check(err)
-	cmd := exec.CommandContext(context.Background(), path, append([]string{"serve"}, args[1:]...)...)
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"))
 	cmd.Stdout, cmd.Stderr = log, log
@@ -160,9 +208,10 @@ func lookPath(ts *testscript.TestScript, name string) (string, error) {
 
 // sendSignal signals a server: signal NAME TERM
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
-	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL, "USR2": syscall.SIGUSR2}[args[1]]
-	ts.Check(servers(ts)[args[0]].Process.Signal(sig))
+	ts.Check(servers(ts)[args[0]].Process.Signal(signalNamed(args[1])))
 }
+
+func signalNamed(name string) syscall.Signal { return unix.SignalNum("SIG" + name) }
 
 // exited waits for the end of a server and checks its exit code: exited NAME CODE
 func exited(ts *testscript.TestScript, _ bool, args []string) {
@@ -185,6 +234,13 @@ func waitFile(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
+// waitLog waits until a text stands in a file so many times: waitlog FILE N TEXT
+func waitLog(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	eventually(ts, args[2]+" in "+args[0], func() bool { return strings.Count(ts.ReadFile(args[0]), args[2]) >= n })
+}
+
 type headers []string
 
 func (h *headers) String() string     { return strings.Join(*h, "\n") }
@@ -196,18 +252,18 @@ type requestFlags struct {
 
 	add                                               headers
 	file, cert, text, data, flip, twice, tls, out, at *string
+	keep, resume, has                                 *string
 	chunked, http1, until                             *bool
 	as                                                *int
 }
 
-// request sends one request over TLS and prints the answer, status first. It
-// fails unless the answer has the status of -as, or with "!" unless there is no
-// answer at all; then it prints why.
-func request(ts *testscript.TestScript, neg bool, args []string) {
+func newRequestFlags() *requestFlags {
 	f := &requestFlags{FlagSet: flag.NewFlagSet("request [FLAG]... METHOD PATH", flag.ContinueOnError)}
 	f.Var(&f.add, "h", "a header, 'Name: value'; instead of those that -headers has, or again")
 	f.file = f.String("headers", "", "a file of headers")
 	f.cert = f.String("cert", "", "show the certificate NAME.pem with NAME.key")
+	f.keep = f.String("keep", "", "send on the one connection of this name")
+	f.resume = f.String("resume", "", "resume the TLS session of this name on a new connection")
 	f.text = f.String("d", "", "the body")
 	f.data = f.String("data", "", "a file with the body")
 	f.flip = f.String("flip", "", "change one character near the end of this header")
@@ -217,13 +273,22 @@ func request(ts *testscript.TestScript, neg bool, args []string) {
 	f.at = f.String("location", "", "keep its Location in this variable, and the run's id in that with _ID")
 	f.chunked = f.Bool("chunked", false, "do not declare the body's length")
 	f.http1 = f.Bool("http1", false, "speak HTTP/1.1")
-	f.until = f.Bool("until", false, "send again until the status is that of -as")
+	f.until = f.Bool("until", false, "send again until the status is that of -as, and the body matches -has")
+	f.has = f.String("has", "", "what the body matches, with -until")
 	f.as = f.Int("as", 200, "the status")
+	return f
+}
+
+// request sends one request over TLS and prints the answer, status first. It
+// fails unless the answer has the status of -as, or with "!" unless there is no
+// answer at all; then it prints why.
+func request(ts *testscript.TestScript, neg bool, args []string) {
+	f := newRequestFlags()
 	ts.Check(f.Parse(args))
 	if *f.until {
 		eventually(ts, fmt.Sprint("status ", *f.as), func() bool {
 			res, err := f.send(ts)
-			return err == nil && res.code == *f.as
+			return err == nil && res.code == *f.as && regexp.MustCompile(*f.has).Match(res.body)
 		})
 		return
 	}
@@ -278,11 +343,19 @@ func (f *requestFlags) send(ts *testscript.TestScript) (*reply, error) {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	f.header(ts, req.Header)
+	_, known := ts.Value("kept").(map[string]*http.Client)[f.kept()]
+	reused := false
+	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+	}))
 	res, err := f.client(ts).Do(req)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = res.Body.Close() }()
+	if known && (*f.keep != "" && !reused || *f.resume != "" && !res.TLS.DidResume) {
+		ts.Fatalf("a new connection, with a session that is as new")
+	}
 	b, err := io.ReadAll(res.Body)
 	return &reply{res.Proto + " " + res.Status, res.StatusCode, res.Header, b}, err
 }
@@ -321,7 +394,22 @@ func flip(v string) string {
 	return v[:i] + "0" + v[i+1:]
 }
 
+// kept names the client of -keep or -resume, or nothing.
+func (f *requestFlags) kept() string {
+	switch {
+	case *f.keep != "":
+		return "keep " + *f.keep
+	case *f.resume != "":
+		return "resume " + *f.resume
+	}
+	return ""
+}
+
 func (f *requestFlags) client(ts *testscript.TestScript) *http.Client {
+	kept := ts.Value("kept").(map[string]*http.Client)
+	if c, ok := kept[f.kept()]; ok {
+		return c
+	}
 	conf := clientTLS(ts)
 	if *f.tls != "" {
 		conf.MinVersion = map[string]uint16{"1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12}[*f.tls]
@@ -333,8 +421,16 @@ func (f *requestFlags) client(ts *testscript.TestScript) *http.Client {
 		// Shown whether or not the server says that it knows its CA.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
-	t := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: !*f.http1, DisableKeepAlives: true}
-	return &http.Client{Transport: t, Timeout: patience}
+	if *f.resume != "" {
+		conf.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	}
+	t := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: !*f.http1, DisableKeepAlives: *f.keep == ""}
+	c := &http.Client{Transport: t, Timeout: patience}
+	if f.kept() != "" {
+		kept[f.kept()] = c
+		ts.Defer(t.CloseIdleConnections)
+	}
+	return c
 }
 
 // clientTLS trusts certs/ca.pem, which signed the server's certificate.

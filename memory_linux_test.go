@@ -32,11 +32,7 @@ const (
 func TestStrangersBodiesTakeNoMemory(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "sallyport"), ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v\n%s", err, out)
-	}
+	shipped(t, dir)
 	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
 	check(t, err)
 	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))
@@ -80,14 +76,30 @@ hooks:
 	}
 }
 
+// shipped builds the program into a folder as it is shipped.
+func shipped(t testing.TB, dir string) {
+	t.Helper()
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "sallyport"), ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v\n%s", err, out)
+	}
+}
+
 // highWater is the most memory that a process ever had, in KiB.
-func highWater(t *testing.T, pid int) int {
+func highWater(t testing.TB, pid int) int {
+	t.Helper()
+	return memory(t, pid, "VmHWM")
+}
+
+// memory is a line of /proc/PID/status, in KiB.
+func memory(t testing.TB, pid int, line string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	check(t, err)
-	found := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindSubmatch(status)
+	found := regexp.MustCompile(line + `:\s+(\d+) kB`).FindSubmatch(status)
 	if found == nil {
-		t.Fatalf("no VmHWM in %s", status)
+		t.Fatalf("no %s in %s", line, status)
 	}
 	n, err := strconv.Atoi(string(found[1]))
 	check(t, err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,9 +13,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +28,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sallyport/internal/client"
+	"sallyport/internal/spiffetest"
 )
 
 // witness is a command that a hook may have: witness FILE ARG... It keeps in
@@ -122,6 +126,70 @@ func logged(ts *testscript.TestScript, _ bool, args []string) {
 	eventually(ts, id+" in the log", func() bool { return strings.Contains(ts.ReadFile(args[0]), `"request":"`+id+`"`) })
 }
 
+// port puts a port that nobody listens on into a variable: port VARIABLE
+func port(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	ts.Check(err)
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(errors.Join(err, l.Close()))
+	ts.Setenv(args[0], port)
+}
+
+// audited checks that the audit has one line of the last answer's request with a
+// decision, and what the line says: audited DECISION FIELD=VALUE... A value may
+// be * for whatever it is; fields that every line has are left out.
+func audited(ts *testscript.TestScript, _ bool, args []string) {
+	_, rest, _ := strings.Cut(ts.ReadFile("stdout"), "\nX-Request-Id: ")
+	id, _, ok := strings.Cut(rest, "\r\n")
+	if !ok {
+		ts.Fatalf("the answer has no id")
+	}
+	want := map[string]string{"decision": args[0], "request": id}
+	for _, field := range args[1:] {
+		name, value, _ := strings.Cut(field, "=")
+		want[name] = value
+	}
+	var got map[string]string
+	eventually(ts, args[0]+" in the audit", func() bool { got = auditLine(ts, args[0], id); return got != nil })
+	for _, every := range []string{"seq", "time", "address", "prev", "hash"} {
+		if got[every] == "" {
+			ts.Fatalf("no %s in %v", every, got)
+		}
+		delete(got, every)
+	}
+	for name, value := range want {
+		if value == "*" {
+			want[name] = got[name]
+		}
+	}
+	if !maps.Equal(got, want) {
+		ts.Fatalf("got  %q\nwant %q", got, want)
+	}
+}
+
+// auditLine is the line about a request with a decision, or nil.
+func auditLine(ts *testscript.TestScript, decision, request string) map[string]string {
+	names, err := filepath.Glob(ts.MkAbs("state/audit/*.jsonl"))
+	ts.Check(err)
+	for _, name := range names {
+		for text := range strings.Lines(ts.ReadFile(name)) {
+			if !strings.HasSuffix(text, "\n") { // it is being written
+				continue
+			}
+			var line map[string]any
+			ts.Check(json.Unmarshal([]byte(text), &line))
+			if line["decision"] == decision && line["request"] == request {
+				fields := map[string]string{}
+				for k, v := range line {
+					fields[k] = fmt.Sprint(v)
+				}
+				return fields
+			}
+		}
+	}
+	return nil
+}
+
 // sign signs as a sender does whose clock is off: sign AGE SCHEME KEYFILE BODY
 func sign(ts *testscript.TestScript, _ bool, args []string) {
 	age, err := time.ParseDuration(args[0])
@@ -166,10 +234,11 @@ func token(ts *testscript.TestScript, _ bool, args []string) {
 	_, _ = fmt.Fprintln(ts.Stdout(), "Authorization: Bearer "+signed)
 }
 
-// pki makes a CA, or a client certificate of one, as NAME.pem and NAME.key:
+// pki makes a CA, or a client's or server's certificate of one, as NAME.pem and
+// NAME.key, which ends in 30 days or so long from now:
 //
 //	pki NAME
-//	pki NAME CA uri:URI|dns:NAME|cn:NAME [expired]
+//	pki NAME CA uri:URI|dns:NAME|cn:NAME|server:NAME [expired|DURATION]
 func pki(ts *testscript.TestScript, _ bool, args []string) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ts.Check(err)
@@ -184,7 +253,12 @@ func pki(ts *testscript.TestScript, _ bool, args []string) {
 		ca, caKey = authority(ts, args[1])
 		name(ts, cert, args[2])
 		if len(args) == 4 {
-			cert.NotAfter = time.Now().Add(-time.Hour)
+			left := -time.Hour
+			if args[3] != "expired" {
+				left, err = time.ParseDuration(args[3])
+				ts.Check(err)
+			}
+			cert.NotAfter = time.Now().Add(left)
 		}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, cert, ca, key.Public(), caKey)
@@ -203,6 +277,8 @@ func name(ts *testscript.TestScript, cert *x509.Certificate, text string) {
 		cert.URIs = []*url.URL{uri}
 	case "dns":
 		cert.DNSNames = []string{name}
+	case "server":
+		cert.DNSNames, cert.ExtKeyUsage = []string{name}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	default:
 		cert.Subject.CommonName = name
 	}
@@ -216,4 +292,54 @@ func authority(ts *testscript.TestScript, name string) (*x509.Certificate, *ecds
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	ts.Check(err)
 	return ca, key.(*ecdsa.PrivateKey)
+}
+
+// domain returns a SPIFFE trust domain, a new one when there is none of that name.
+func domain(ts *testscript.TestScript, name string) *spiffetest.Domain {
+	domains := ts.Value("domains").(map[string]*spiffetest.Domain)
+	if domains[name] == nil {
+		d, err := spiffetest.NewDomain("spiffe://" + name)
+		ts.Check(err)
+		domains[name] = d
+	}
+	return domains[name]
+}
+
+// workload has a Workload API hand out a new certificate for localhost, with the
+// bundle of its domain and of federated ones, and keeps its CA as certs/ca.pem:
+//
+//	workload SOCKET DOMAIN [FEDERATED...]
+//	workload forget DOMAIN: the next one of this name has another CA
+func workload(ts *testscript.TestScript, _ bool, args []string) {
+	if args[0] == "forget" {
+		delete(ts.Value("domains").(map[string]*spiffetest.Domain), args[1])
+		return
+	}
+	agent := ts.Value("agent").(**spiffetest.Agent)
+	if *agent == nil {
+		a, err := spiffetest.Listen(ts.MkAbs(args[0]))
+		ts.Check(err)
+		ts.Defer(a.Stop)
+		*agent = a
+	}
+	own := domain(ts, args[1])
+	pair, err := own.SVID("spiffe://"+args[1]+"/sallyport", "localhost")
+	ts.Check(err)
+	var federated []*spiffetest.Domain
+	for _, name := range args[2:] {
+		federated = append(federated, domain(ts, name))
+	}
+	ts.Check((*agent).Issue(pair, own, federated...))
+	ts.Check(os.MkdirAll(ts.MkAbs("certs"), 0o700))
+	ts.Check(os.WriteFile(ts.MkAbs("certs/ca.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.CA.Raw}), 0o600))
+}
+
+// svid issues a certificate as NAME.pem and NAME.key: svid NAME DOMAIN ID
+func svid(ts *testscript.TestScript, _ bool, args []string) {
+	pair, err := domain(ts, args[1]).SVID(args[2])
+	ts.Check(err)
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
 }

@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,6 +38,7 @@ type order struct {
 	ID     string         `json:"id"`
 	At     int64          `json:"at"`
 	Claims map[string]any `json:"claims,omitempty"`
+	URL    string         `json:"url"`
 }
 
 // delivery is a request on its way to a hook.
@@ -70,7 +72,7 @@ func TestSenders(t *testing.T) {
 	if _, err := os.Stat("testdata/senders/node_modules/.package-lock.json"); err != nil {
 		t.Fatal("the senders' libraries are not installed: run make test")
 	}
-	all := append(hmacSenders(), jwtSenders(t)...)
+	all := slices.Concat(hmacSenders(), signatureSenders(t), jwtSenders(t))
 	dir := t.TempDir()
 	url, client := startServer(t, dir, all)
 	for _, s := range all {
@@ -100,6 +102,25 @@ func hmacSenders() []*sender {
 		s.other = order{Sender: s.name, Secret: secret()}
 		s.caller = fmt.Sprintf("hmac: {scheme: %s, keys: [{file: %s.key}]}", s.name, s.name)
 		s.files = map[string]string{s.name + ".key": s.order.Secret}
+	}
+	return all
+}
+
+func signatureSenders(t *testing.T) []*sender {
+	t.Helper()
+	var all []*sender
+	for alg, kind := range map[string]string{"hmac-sha256": "", "ed25519": "EdDSA", "ecdsa-p256-sha256": "ES256"} {
+		s := &sender{name: "http-message-signatures-" + alg, signature: "Signature", signedAt: "Signature-Input"}
+		s.order = order{Sender: "http-message-signatures", Alg: alg}
+		s.other = s.order
+		text := rand.Text() + rand.Text()
+		if s.order.Secret, s.other.Secret = text, rand.Text()+rand.Text(); kind != "" {
+			s.order.Key, text = keyPair(t, kind)
+			s.other.Key, _ = keyPair(t, kind)
+		}
+		s.caller = fmt.Sprintf(`signature: {authority: ["localhost:$PORT"], keys: [{id: sender, file: %s.key}]}`, s.name)
+		s.files = map[string]string{s.name + ".key": text}
+		all = append(all, s)
 	}
 	return all
 }
@@ -151,7 +172,7 @@ func keyPair(t *testing.T, alg string) (private, public string) {
 		string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkix}))
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -165,7 +186,7 @@ func startServer(t *testing.T, dir string, all []*sender) (url string, client *h
 	port := freeTCPPort(t)
 	var callers, hooks strings.Builder
 	for _, s := range all {
-		_, _ = fmt.Fprintf(&callers, "  %s: {%s}\n", s.name, s.caller)
+		_, _ = fmt.Fprintf(&callers, "  %s: {%s}\n", s.name, strings.ReplaceAll(s.caller, "$PORT", port))
 		ran := filepath.Join(dir, "ran", s.name)
 		_, _ = fmt.Fprintf(&hooks, "  %s: {callers: [%s], command: [%q, %q], stdin: body}\n", s.name, s.name, dir+"/job.sh", ran)
 		check(t, os.MkdirAll(ran, 0o700))
@@ -210,7 +231,7 @@ callers:
 }
 
 // program is the program itself, which TestMain has put into the PATH.
-func program(t *testing.T, dir string, args ...string) *exec.Cmd {
+func program(t testing.TB, dir string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("sallyport", args...) //nolint:noctx // it is ended by a signal, after the test's context
 	cmd.Dir = dir
@@ -277,7 +298,7 @@ func (h *hook) test(t *testing.T) {
 	for why, d := range h.tampered(t, second) {
 		h.refuses(t, why, d)
 	}
-	if h.order.Alg != "" {
+	if h.token() {
 		// A token proves who sends, not what: it is good for one body only.
 		h.refuses(t, "a token used again with another body", with(first, func(d *delivery) { d.body += " " }))
 	}
@@ -289,13 +310,17 @@ func (h *hook) test(t *testing.T) {
 	h.accepts(t, "what the tampered ones were made of", second)
 }
 
+// token tells whether the sender proves itself by a JWT.
+func (s *sender) token() bool { return s.signature == "Authorization" }
+
 // signed asks the sender's library for a new delivery.
 func (h *hook) signed(t *testing.T, change func(*order)) *delivery {
 	t.Helper()
 	now := time.Now()
 	o := h.order
+	o.URL = h.url
 	o.ID, o.At, o.Body = "msg_"+rand.Text(), now.Unix(), fmt.Sprintf(`{"type":"push","text":"%s é"}`, rand.Text())
-	if o.Alg != "" {
+	if h.token() {
 		o.Claims = map[string]any{
 			"iss": issuer + h.name, "aud": audience, "sub": "job", "jti": rand.Text(),
 			"iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
@@ -334,9 +359,12 @@ func (h *hook) tampered(t *testing.T, good *delivery) map[string]*delivery {
 		"a wrong one before it": with(good, func(d *delivery) { d.header[h.signature] = []string{flipped(sig), sig} }),
 		"another secret":        h.signed(t, func(o *order) { o.Secret, o.Key = h.other.Secret, h.other.Key }),
 	}
-	if h.order.Alg != "" {
+	if h.token() {
 		maps.Copy(all, h.tamperedTokens(t, good))
 		return all
+	}
+	if h.signature == "Signature" {
+		maps.Copy(all, h.tamperedSignatures(t, good))
 	}
 	all["the body changed"] = with(good, func(d *delivery) { d.body = strings.Replace(d.body, "push", "pusH", 1) })
 	all["the body longer"] = with(good, func(d *delivery) { d.body += "\n" })
@@ -358,6 +386,23 @@ func (h *hook) tampered(t *testing.T, good *delivery) map[string]*delivery {
 		all["an old signature under a new time"] = with(old, func(d *delivery) { d.header.Set(h.signedAt, fresh) })
 	}
 	return all
+}
+
+func (h *hook) tamperedSignatures(t *testing.T, good *delivery) map[string]*delivery {
+	t.Helper()
+	return map[string]*delivery{
+		"for another server":      h.signed(t, func(o *order) { o.URL = "https://other.example.com/hooks/" + h.name }),
+		"for another hook":        h.signed(t, func(o *order) { o.URL += "2" }),
+		"with another query":      h.signed(t, func(o *order) { o.URL += "?a=b" }),
+		"of another content type": with(good, func(d *delivery) { d.header.Set("Content-Type", "text/plain") }),
+		"without its digest":      with(good, func(d *delivery) { d.header.Del("Content-Digest") }),
+		"without its input":       with(good, func(d *delivery) { d.header.Del("Signature-Input") }),
+		"with its input twice":    with(good, func(d *delivery) { d.header.Add("Signature-Input", d.header.Get("Signature-Input")) }),
+		"with a second signature": with(good, func(d *delivery) {
+			d.header.Set("Signature-Input", d.header.Get("Signature-Input")+", b=()")
+			d.header.Set("Signature", d.header.Get("Signature")+", b=:AAAA:")
+		}),
+	}
 }
 
 func (h *hook) tamperedTokens(t *testing.T, good *delivery) map[string]*delivery {

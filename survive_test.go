@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -47,15 +50,16 @@ func endStrays(dir string) {
 		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
 		at, _ := os.Readlink(filepath.Join(p, "cwd"))
 		pid, err := strconv.Atoi(filepath.Base(p))
-		ours := bytes.Contains(line, []byte("/sallyport\x00su")) && bytes.Contains(line, []byte(dir)) ||
+		ours := bytes.Contains(line, []byte("/sallyport\x00su")) && bytes.Contains(line, []byte(dir+"/")) ||
 			bytes.Contains(line, []byte("/sallyport\x00se")) && strings.TrimSuffix(at, " (deleted)") == dir
 		if err == nil && ours {
 			_ = syscall.Kill(pid, syscall.SIGTERM) // it may have gone by itself
+			_ = syscall.Kill(pid, syscall.SIGCONT)
 		}
 	}
 }
 
-// shoot kills the supervisor that a log tells of last: shoot LOG
+// shoot signals the supervisor that a log tells of last, or kills it: shoot LOG [TERM]
 func shoot(ts *testscript.TestScript, _ bool, args []string) {
 	found := supervisorReady().FindAllStringSubmatch(ts.ReadFile(args[0]), -1)
 	if found == nil {
@@ -63,8 +67,50 @@ func shoot(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	pid, err := strconv.Atoi(found[len(found)-1][1])
 	ts.Check(err)
-	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+	ts.Check(syscall.Kill(pid, signalNamed(append(args, "KILL")[1])))
 }
+
+// smuggler takes the lock of a run out of its process tree, as a command does
+// that hands its descriptors to a daemon: "smuggler keep SOCKET FILE" is the
+// daemon, until there is such a file; "smuggler send SOCKET" the command.
+func smuggler() {
+	ctx := context.Background()
+	if os.Args[1] == "send" {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", os.Args[2])
+		if err == nil {
+			_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte{0}, syscall.UnixRights(lockFD), nil)
+		}
+		if err == nil {
+			_, err = conn.Read([]byte{0}) // it has arrived
+		}
+		if !errors.Is(err, io.EOF) {
+			_, _ = fmt.Fprintln(os.Stderr, err)
+		}
+		return
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", os.Args[2])
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, err)
+		return
+	}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _, _, _, _ = conn.(*net.UnixConn).ReadMsgUnix(make([]byte, 1), make([]byte, 64)) // and it is here
+			_ = conn.Close()
+		}
+	}()
+	for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
+		if _, err := os.Stat(os.Args[3]); err == nil {
+			return
+		}
+	}
+}
+
+const lockFD = 3 // of every command
 
 // steady sends requests one after the other, each on a connection of its own,
 // until it is told to stop, and fails unless all were answered with the status:
@@ -85,7 +131,7 @@ func steady(ts *testscript.TestScript, _ bool, args []string) {
 		*flows = nil
 		return
 	}
-	f := &requestFlags{add: args[4:], tls: new(string), cert: new(string), http1: new(bool)}
+	f := &requestFlags{add: args[4:], tls: new(string), cert: new(string), keep: new(string), resume: new(string), http1: new(bool)}
 	c := f.client(ts)
 	address := ts.Getenv("URL") + args[3]
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,9 +1,9 @@
 // Signs deliveries as real senders do, by the senders' own libraries.
 //
 // Standard input, a line each: {"sender", "secret" or "key" (PKCS #8 PEM),
-// "body", "id", "at" (Unix seconds), "claims", "alg"}. Standard output, a line
+// "body", "id", "at" (Unix seconds), "claims", "alg", "url"}. Standard output, a line
 // for each of them: the headers, as JSON.
-import { webcrypto } from "node:crypto";
+import { createHash, createPrivateKey, webcrypto } from "node:crypto";
 import { createInterface } from "node:readline";
 
 globalThis.crypto ??= webcrypto; // Node 18 does not put it there itself
@@ -38,6 +38,18 @@ const senders = {
     const { default: Stripe } = await import("stripe");
     const header = { payload: body, secret, timestamp: at };
     return { "stripe-signature": Stripe.webhooks.generateTestHeaderString(header) };
+  },
+  async "http-message-signatures"({ secret, key, alg, id, at, body, url }) {
+    const { createSigner, httpbis } = await import("http-message-signatures");
+    const digest = createHash("sha512").update(body).digest("base64");
+    const headers = { "content-type": "application/json", "content-digest": `sha-512=:${digest}:` };
+    const { headers: signed } = await httpbis.signMessage({
+      key: createSigner(key ? createPrivateKey(key) : Buffer.from(secret), alg, "sender"),
+      fields: ["@method", "@authority", "@path", "@query", "content-type", "content-digest"],
+      params: ["keyid", "alg", "created", "expires", "nonce"],
+      paramValues: { created: new Date(at * 1000), nonce: id },
+    }, { method: "POST", url, headers });
+    return signed;
   },
   async jose({ secret, key, alg, claims }) {
     const { SignJWT, UnsecuredJWT, importPKCS8 } = await import("jose");
