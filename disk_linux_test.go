@@ -282,7 +282,7 @@ func (d *disk) inTheQueue() {
 	}
 	d.onlyTheRecord()
 	d.write("go", "", 0o600)
-	d.said(`"msg":"run not started yet","run":"` + runs[1].ID)
+	d.said(`"msg":"run waits on: its command cannot be started yet","run":"` + runs[1].ID)
 	d.free("state")
 	for _, run := range runs {
 		d.ends(run.ID, 7)

@@ -1,9 +1,12 @@
 package process_test
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -11,11 +14,22 @@ import (
 	"sallyport/runner/process"
 )
 
-// signal signals the supervisor.
+// signal signals the supervisor. After SIGSTOP none of its threads goes on: they
+// stop one by one, and one that has not yet could still take an order.
 func (p *post) signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	if err := syscall.Kill(p.PID(), sig); err != nil {
 		t.Fatal(err)
+	}
+	if sig == syscall.SIGSTOP {
+		eventually(t, "all threads stand still", func() bool {
+			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+			return !slices.ContainsFunc(threads, func(name string) bool {
+				stat, _ := os.ReadFile(name)
+				_, state, _ := bytes.Cut(stat, []byte(") ")) // proc_pid_stat(5)
+				return !bytes.HasPrefix(state, []byte("T"))
+			})
+		})
 	}
 }
 
