@@ -1,36 +1,28 @@
 //go:build linux
 
-package main
+package main_test
 
 import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"sallyport/certs"
 	"sallyport/internal/audit"
-	"sallyport/internal/client"
 	"sallyport/runner"
 	"sallyport/runner/store"
 )
@@ -61,16 +53,6 @@ echo "end $SALLYPORT_RUN $code" >&8
 exit $code
 `
 
-const crashConfig = `
-listen: "localhost:0"
-state: DIR/state
-tls: {cert: DIR/certs/server.pem, key: DIR/certs/server.key}
-limits: {address: {rate: 100000/s, burst: 100000}, caller: {rate: 100000/s, burst: 100000}}
-callers:
-  load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}}
-hooks:
-`
-
 const crashHook = `
   NAME:
     callers: [load]
@@ -88,14 +70,8 @@ const crashHook = `
 
 // crash is an installation that is being mistreated.
 type crash struct {
-	t       *testing.T
-	dir     string
-	program string
-	log     *os.File
-	url     atomic.Pointer[string]
-	http    *http.Client
-	sign    client.Signer
-	rand    *rand.Rand
+	*installation
+	rand *rand.Rand
 
 	kills struct{ server, supervisor, both, old, next, handover int }
 	shots []time.Time // at supervisors
@@ -108,112 +84,25 @@ type crash struct {
 
 func newCrash(t *testing.T, program string) *crash {
 	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		t.Fatal(err)
-	}
 	seed := rand.Uint64()
 	if text, ok := os.LookupEnv("SEED"); ok {
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
+		var err error
+		seed, err = strconv.ParseUint(text, 10, 64)
+		check(t, err)
 	}
 	t.Logf("seed %d", seed)
-	c := &crash{t: t, dir: t.TempDir(), program: path, answers: map[int]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
-	if _, err := certs.Dev(filepath.Join(c.dir, "certs"), time.Now(), false); err != nil {
-		t.Fatal(err)
-	}
-	config := crashConfig
+	hooks := "hooks:\n"
 	for name, busy := range map[string]string{"reject": "reject", "queue": "{queue: 4}", "join": "join", "replace": "replace"} {
-		config += strings.NewReplacer("NAME", name, "BUSY", busy).Replace(crashHook)
+		hooks += strings.NewReplacer("NAME", name, "BUSY", busy).Replace(crashHook)
 		if name == "queue" {
-			config += "    on_interrupted: rerun\n"
+			hooks += "    on_interrupted: rerun\n"
 		}
 	}
-	secret := []byte("a secret of thirty-two bytes or so")
-	c.write("sallyport.yaml", strings.ReplaceAll(config, "DIR", c.dir), 0o600)
-	c.write("secret", string(secret), 0o600)
+	c := &crash{installation: install(t, program, hooks), answers: map[int]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
 	c.write("job.sh", crashJob, 0o755)
 	c.write("witness", "", 0o600)
-	if c.log, err = os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if c.sign, err = client.HMAC("github", secret); err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(c.read("certs/ca.pem"))
-	c.http = &http.Client{Timeout: patience, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true,
-	}}
-	t.Cleanup(c.clean)
+	t.Cleanup(c.killServers) // before the supervisor is looked for
 	return c
-}
-
-func (c *crash) write(name, text string, mode os.FileMode) {
-	c.t.Helper()
-	if err := os.WriteFile(filepath.Join(c.dir, name), []byte(text), mode); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-func (c *crash) read(name string) []byte {
-	c.t.Helper()
-	b, err := os.ReadFile(filepath.Join(c.dir, name))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return b
-}
-
-// clean leaves no process behind, and shows the log's worst lines of a test that failed.
-func (c *crash) clean() {
-	if pid := c.supervisor(); pid > 0 {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-	c.killServers()
-	_ = c.log.Close()
-	if !c.t.Failed() {
-		return
-	}
-	log := filepath.Join(os.TempDir(), "sallyport-crash.log")
-	c.t.Logf("the log is kept as %s: %v", log, os.WriteFile(log, append(c.read("log"), c.read("witness")...), 0o600))
-}
-
-// start starts a server, and returns when it serves unless that is not to be
-// awaited. ended is closed when it has ended.
-func (c *crash) start(await bool) (cmd *exec.Cmd, ended <-chan struct{}) {
-	c.t.Helper()
-	from, err := c.log.Seek(0, io.SeekEnd)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	cmd = exec.CommandContext(context.Background(), c.program, "serve", "-c", filepath.Join(c.dir, "sallyport.yaml"))
-	cmd.Stdout, cmd.Stderr = c.log, c.log
-	if err := cmd.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // who wants to know looks at its state
-		close(done)
-	}()
-	if await {
-		c.until("the server to serve", func() bool { return c.serves(from) })
-	}
-	return cmd, done
-}
-
-// serves tells whether a server said so in the log from there on, and sends all
-// that follows to that.
-func (c *crash) serves(from int64) bool {
-	found := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`).FindAllSubmatch(c.read("log")[from:], -1)
-	if found == nil {
-		return false
-	}
-	url := string(found[len(found)-1][1])
-	c.url.Store(&url)
-	return true
 }
 
 // servers are the processes that serve or are about to, the oldest first.
@@ -251,37 +140,8 @@ func (c *crash) killServers() {
 	})
 }
 
-func (c *crash) until(what string, done func() bool) {
-	c.t.Helper()
-	end := time.After(patience)
-	for !done() {
-		select {
-		case <-end:
-			c.t.Fatalf("waited in vain for %s", what)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-// supervisor is the pid of the supervisor that came last, or 0 when it is gone.
-func (c *crash) supervisor() int {
-	found := supervisorReady().FindAllSubmatch(c.read("log"), -1)
-	if found == nil {
-		return 0
-	}
-	pid, err := strconv.Atoi(string(found[len(found)-1][1]))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if !bytes.Contains(line, []byte(c.dir)) {
-		return 0
-	}
-	return pid
-}
-
-// kill waits for a random while, and kills at random.
-func (c *crash) kill() {
+// mistreat waits for a random while, and kills at random.
+func (c *crash) mistreat() {
 	c.t.Helper()
 	<-time.After(time.Duration(20+c.rand.IntN(400)) * time.Millisecond)
 	switch c.rand.IntN(5) {
@@ -364,45 +224,19 @@ func (c *crash) load(ctx context.Context) {
 		hook := hooks[rand.IntN(len(hooks))]
 		body := fmt.Sprintf(`{"n":%d,"flight":%d,"how":%q}`, n, rand.IntN(2), hows[rand.IntN(len(hows))])
 		for ctx.Err() == nil {
-			status, id := c.deliver(ctx, hook, []byte(body))
+			a := c.ask(ctx, http.MethodPost, "/hooks/"+hook, body)
 			c.mu.Lock()
-			c.answers[status]++
-			if status == http.StatusOK || status == http.StatusAccepted {
-				c.accepted = append(c.accepted, id)
+			c.answers[a.code]++
+			if a.code == http.StatusOK || a.code == http.StatusAccepted {
+				c.accepted = append(c.accepted, a.run().ID)
 			}
 			c.mu.Unlock()
 			<-time.After(10 * time.Millisecond)
-			if status > 0 {
+			if a.code > 0 {
 				break
 			}
 		}
 	}
-}
-
-// deliver returns the status of the answer, 0 if there was none.
-func (c *crash) deliver(ctx context.Context, hook string, body []byte) (status int, run string) {
-	header, err := c.sign("", body, time.Now())
-	if err != nil {
-		c.t.Error(err)
-		return 0, ""
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, *c.url.Load()+"/hooks/"+hook, bytes.NewReader(body))
-	if err != nil {
-		c.t.Error(err)
-		return 0, ""
-	}
-	maps.Copy(req.Header, header)
-	req.Header.Set("Content-Type", "application/json")
-	res, err := c.http.Do(req)
-	if err != nil {
-		return 0, ""
-	}
-	defer func() { _ = res.Body.Close() }()
-	var answer struct{ ID string }
-	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
-		return 0, ""
-	}
-	return res.StatusCode, answer.ID
 }
 
 // under runs f while deliveries come.
@@ -634,19 +468,13 @@ func TestCrash(t *testing.T) {
 	c.start(true)
 	c.under(4, func() {
 		for range n {
-			c.kill()
+			c.mistreat()
 		}
 	})
 	c.killServers()
-	server, ended := c.start(true)
+	c.start(true)
 	c.check()
-	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	<-ended
-	if !server.ProcessState.Success() {
-		t.Errorf("the server did not end well: %v", server.ProcessState)
-	}
+	c.end()
 }
 
 // TestCrashFindsOverlapsWithoutLocks: the test above can fail.
@@ -655,7 +483,7 @@ func TestCrashFindsOverlapsWithoutLocks(t *testing.T) {
 	c.start(true)
 	c.under(4, func() {
 		for range 100 {
-			c.kill()
+			c.mistreat()
 			if len(c.testimony().overlaps) > 0 {
 				return
 			}

@@ -371,8 +371,9 @@ func (d *disk) atTheStart() {
 	d.end()
 	d.fill("state")
 	d.start(false)
-	if err := d.server.Wait(); err == nil || d.server.ProcessState.ExitCode() != 1 {
-		d.t.Errorf("the server ended with %v", err)
+	<-d.ended
+	if d.server.ProcessState.ExitCode() != 1 {
+		d.t.Errorf("the server ended with %v", d.server.ProcessState)
 	}
 	d.said("sallyport: opening " + filepath.Join(d.dir, "state/state.db") + ": the store cannot record: disk full: ")
 	d.free("state")

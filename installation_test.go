@@ -37,6 +37,7 @@ type installation struct {
 	program string
 	log     *os.File
 	server  *exec.Cmd
+	ended   <-chan struct{} // closed when the server has ended
 	url     atomic.Pointer[string]
 	http    *http.Client
 	sign    client.Signer
@@ -127,44 +128,46 @@ func (in *installation) clean() {
 func (in *installation) start(await bool) {
 	in.t.Helper()
 	from, err := in.log.Seek(0, io.SeekEnd)
-	if err != nil {
-		in.t.Fatal(err)
-	}
-	cmd := exec.CommandContext(context.Background(), in.program, "serve", "-c", filepath.Join(in.dir, "sallyport.yaml"))
+	check(in.t, err)
+	cmd, ended := exec.CommandContext(context.Background(), in.program, "serve", "-c", filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = in.log, in.log
-	if err := cmd.Start(); err != nil {
-		in.t.Fatal(err)
+	check(in.t, cmd.Start())
+	go func() {
+		_ = cmd.Wait() // who wants to know looks at its state
+		close(ended)
+	}()
+	in.server, in.ended = cmd, ended
+	if await {
+		in.until("the server to serve", func() bool { return in.serves(from) })
 	}
-	in.server = cmd
-	if !await {
-		return
+}
+
+// serves tells whether a server said so in the log from there on, and sends all
+// that follows to that.
+func (in *installation) serves(from int64) bool {
+	in.t.Helper()
+	found := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`).FindAllSubmatch(in.read("log")[from:], -1)
+	if found == nil {
+		return false
 	}
-	serving := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
-	in.until("the server to serve", func() bool {
-		found := serving.FindSubmatch(in.read("log")[from:])
-		if found == nil {
-			return false
-		}
-		url := string(found[1])
-		in.url.Store(&url)
-		return true
-	})
+	url := string(found[len(found)-1][1])
+	in.url.Store(&url)
+	return true
 }
 
 // kill kills the server, and nothing else.
 func (in *installation) kill() {
-	_ = in.server.Process.Kill()
-	_ = in.server.Wait() // it was killed
+	_ = in.server.Process.Kill() // it may have gone
+	<-in.ended
 }
 
 // end ends the server, which lets no run and no supervisor stay.
 func (in *installation) end() {
 	in.t.Helper()
-	if err := in.server.Process.Signal(syscall.SIGTERM); err != nil {
-		in.t.Fatal(err)
-	}
-	if err := in.server.Wait(); err != nil {
-		in.t.Errorf("the server did not end well: %v", err)
+	check(in.t, in.server.Process.Signal(syscall.SIGTERM))
+	<-in.ended
+	if !in.server.ProcessState.Success() {
+		in.t.Errorf("the server did not end well: %v", in.server.ProcessState)
 	}
 }
 
