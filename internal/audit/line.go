@@ -150,6 +150,7 @@ func hashOf(b []byte) string {
 type link struct {
 	seq              uint64
 	prev, hash, real string // real is what the hash should be
+	at               time.Time
 }
 
 // parse reads the link of a line without its end. It is false when the line is
@@ -165,10 +166,12 @@ func parse(b []byte) (link, bool) {
 	rest, ok2 := bytes.CutPrefix(rest, []byte(hashField))
 	hash, ok3 := bytes.CutSuffix(rest, []byte(lineEnd[:len(lineEnd)-1]))
 	head, ok4 := bytes.CutPrefix(b, []byte(`{"seq":`))
-	number, _, ok5 := bytes.Cut(head, []byte(","))
-	seq, err := strconv.ParseUint(string(number), 10, 64)
-	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 || err != nil || seq == 0 {
+	number, rest, ok5 := bytes.Cut(head, []byte(`,"time":"`))
+	written, _, ok6 := bytes.Cut(rest, []byte(`"`))
+	seq, err1 := strconv.ParseUint(string(number), 10, 64)
+	at, err2 := time.Parse(time.RFC3339Nano, string(written))
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 || !ok6 || err1 != nil || err2 != nil || seq == 0 {
 		return link{}, false
 	}
-	return link{seq: seq, prev: prev, hash: string(hash), real: hashOf(b[:own])}, true
+	return link{seq: seq, prev: prev, hash: string(hash), real: hashOf(b[:own]), at: at}, true
 }

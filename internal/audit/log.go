@@ -60,7 +60,7 @@ type Log struct {
 	spilt  bool      // there may be more in the file than that
 	last   uint64    // line that the file checkpoint is about
 	fresh  int       // lines since the last checkpoint among the lines
-	signed time.Time // when that was
+	since  time.Time // of the first of them
 	failed time.Time // since when nothing can be written; zero when it can
 }
 
@@ -76,7 +76,7 @@ const (
 	maxBatch    = 256
 	waiting     = 1024        // lines that nobody waits for
 	headEvery   = time.Second // the file checkpoint, when something was written
-	signEvery   = time.Minute // a checkpoint among the lines, likewise
+	signEvery   = time.Minute // a checkpoint among the lines, so long after the first since the last one
 	signLines   = 1000        // or after so many
 	maxSegment  = 16 << 20    // bytes
 	minSegments = 8           // within Options.Keep
@@ -91,7 +91,7 @@ func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
 		dir: folder(o.State), now: now, log: log,
 		ops: make(chan *op, waiting), closing: make(chan struct{}), ended: make(chan struct{}),
 		refusals: refusals{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, told: now()},
-		place:    begin(), signed: now(),
+		place:    begin(),
 	}
 	l.keep.Store(o.Keep)
 	lock, err := hold(l.dir)
@@ -184,22 +184,42 @@ func (l *Log) resume(s segment, known note.Verifiers) error {
 	}
 	w := walk{known: known, repair: true, heads: []head{{h.place, checkpointFile}}}
 	err = w.segment(s, l.file, true)
-	if w.report.Lines == 0 && err == nil && h.seq == s.first-1 { // made just before the end
+	if err == nil && w.report.Lines == 0 && h.seq == s.first-1 { // made just before the end
 		w.place = h.place
+	} else {
+		err = errors.Join(err, w.end())
 	}
-	if err = errors.Join(err, w.end()); err != nil {
+	if err != nil {
 		return fmt.Errorf("%w: %w; see sallyport audit verify", ErrDamaged, err)
 	}
 	l.place, l.last, l.size = w.place, h.seq, s.size-int64(len(w.torn))
-	if len(w.torn) == 0 {
+	return l.mend(&w)
+}
+
+// mend completes what a server that was killed left, and signs for it: lines
+// without a signature must not add up over many kills.
+func (l *Log) mend(w *walk) error {
+	var lines []Line
+	if len(w.torn) > 0 {
+		l.log.Warn("audit line cut", "bytes", len(w.torn), "after", l.seq)
+		// It is longer than what it quotes, and takes its place in one write.
+		l.spilt = len(w.torn) > cutQuoted
+		lines = append(lines, Line{
+			Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashOf(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
+		})
+	}
+	if l.seq == 0 {
+		lines = append(lines, Line{Event: Begun, Verifier: l.sign.vkey})
+	}
+	if len(lines) > 0 {
+		if err := l.append(true, lines...); err != nil {
+			return err
+		}
+	}
+	if len(lines) == 0 && (w.closed || w.report.Lines == 0) {
 		return nil
 	}
-	l.log.Warn("audit line cut", "bytes", len(w.torn), "after", l.seq)
-	// It is longer than what it quotes, and takes its place in one write.
-	l.spilt = len(w.torn) > cutQuoted
-	return l.append(true, Line{
-		Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashOf(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
-	})
+	return l.checkpoint()
 }
 
 // use makes a file the one that is written.
@@ -246,6 +266,9 @@ func (l *Log) append(durable bool, lines ...Line) error {
 		l.spilt = l.file.Truncate(l.size) != nil
 		return err
 	}
+	if l.fresh == 0 {
+		l.since = at
+	}
 	l.place, l.size, l.fresh = p, l.size+int64(len(b)), l.fresh+len(lines)
 	return nil
 }
@@ -291,8 +314,13 @@ func (l *Log) checkpoint() error {
 	if err := l.append(true, Line{Event: Checkpoint, Note: text}); err != nil {
 		return err
 	}
-	l.fresh, l.signed = 0, l.now()
+	l.fresh = 0
 	return l.head()
+}
+
+// owes tells whether enough has come since the last checkpoint.
+func (l *Log) owes() bool {
+	return l.fresh > 0 && (l.fresh >= signLines || l.now().Sub(l.since) >= signEvery)
 }
 
 // rotate begins another segment, and removes the oldest ones that there is no
@@ -447,10 +475,16 @@ func (l *Log) commit(batch []*op) {
 }
 
 // write appends lines, after one that says so if nothing could be written
-// before them.
+// before them. A checkpoint that is due comes first, and without it nothing: many
+// lines that nobody signed for would look like a forgery.
 func (l *Log) write(durable bool, lines []Line) error {
 	if l.size >= l.limit() {
 		if err := l.rotate(); err != nil {
+			return err
+		}
+	}
+	if l.owes() {
+		if err := l.checkpoint(); err != nil {
 			return err
 		}
 	}
@@ -489,7 +523,7 @@ func (l *Log) tick() error {
 	if err := l.tell(false); err != nil {
 		return err
 	}
-	if l.fresh > 0 && (l.fresh >= signLines || l.now().Sub(l.signed) >= signEvery) {
+	if l.owes() {
 		return l.checkpoint()
 	}
 	if l.seq == l.last {

@@ -332,6 +332,42 @@ func TestWhoHasNoKeyRewritesNothingUnseen(t *testing.T) {
 	}
 }
 
+// TestAnOldCheckpointVouchesForLittleMore is about who has no key, and a copy of
+// the file checkpoint as it was: it is put back, and all that came later written
+// anew, without its signatures.
+func TestAnOldCheckpointVouchesForLittleMore(t *testing.T) {
+	t.Parallel()
+	const keep = 64 << 20 // one segment
+	for what, later := range map[string]func(text [][]byte) [][]byte{
+		"many lines": func(text [][]byte) [][]byte { return text },
+		"few lines, over a while": func(text [][]byte) [][]byte {
+			last := bytes.Replace(text[4], []byte(`"time":"2`), []byte(`"time":"3`), 1)
+			return append(slices.Clone(text[:4]), last)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			state := written(t, keep, 5)
+			old := read(t, state+"/audit/checkpoint")
+			seen := bytes.Count(read(t, segments(t, state)[0]), []byte("\n"))
+			l := open(t, state, keep)
+			write(t, l, 3000)
+			shut(t, l)
+			r := newTrail(t, state)
+			text := r.original[r.names[0]]
+			forged := slices.DeleteFunc(slices.Clone(text[seen:]), func(b []byte) bool { return bytes.Contains(b, []byte(`"checkpoint"`)) })
+			forged = later(forged)
+			r.with(0, forge(append(slices.Clone(text[:seen]), forged...))...)
+			put(t, r.checkpoint(), old)
+			r.bad(what, r.names[0], seen+1)
+			l, err := audit.Open(audit.Options{State: state, Keep: keep}, time.Now, slog.New(slog.DiscardHandler))
+			if !errors.Is(err, audit.ErrDamaged) {
+				t.Errorf("gone on with: %v %v", l, err)
+			}
+		})
+	}
+}
+
 // TestARemovalThatNobodySignedForIsFound: a line that says so does not make it
 // true.
 func TestARemovalThatNobodySignedForIsFound(t *testing.T) {

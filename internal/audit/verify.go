@@ -16,6 +16,13 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
+// The writer signs more often than this, whatever happens: more lines at the end
+// that no signature vouches for are not its own, or were followed by others.
+const (
+	mostUnsigned    = 2 * signLines
+	longestUnsigned = 2 * signEvery
+)
+
 // Fault is the first thing that is wrong with an audit.
 type Fault struct {
 	File string
@@ -148,12 +155,15 @@ type walk struct {
 	repair  bool // a line that is cut off at the end is not a fault
 	heads   []head
 	report  Report
-	doubt   *Fault // the first line that no signature vouches for yet
-	removed uint64 // all up to this line may be missing
-	claimed uint64 // the same, by a line that no signature vouches for yet
-	last    Fault  // place of the next line
-	torn    []byte // such a line
-	top     string // the file that the first line is in
+	doubt   *Fault    // the first line that no signature vouches for yet
+	doubted time.Time // when that was written
+	at      time.Time // when the last line was
+	closed  bool      // that line is a checkpoint
+	removed uint64    // all up to this line may be missing
+	claimed uint64    // the same, by a line that no signature vouches for yet
+	last    Fault     // place of the next line
+	torn    []byte    // such a line
+	top     string    // the file that the first line is in
 }
 
 func (v *Verifier) walk() *walk {
@@ -245,9 +255,9 @@ func (w *walk) line(s segment, b []byte) error {
 	case w.last.Line == 1 && s.first > 0 && l.seq != s.first:
 		return w.fault("is in a file whose name says that it begins with seq %d", s.first)
 	}
+	w.at, w.closed = l.at, false
 	if w.doubt == nil {
-		here := w.last
-		w.doubt = &here
+		w.doubts()
 	}
 	if bytes.Contains(b, []byte(`"event":"`)) {
 		if err := w.event(b); err != nil {
@@ -292,9 +302,9 @@ func (w *walk) event(b []byte) error {
 			return w.rewritten(l.Seq, "what it signs is not the line before it")
 		}
 		w.report.Checkpoints++
+		w.closed = true
 		w.vouched()
-		here := w.last // the checkpoint's own line has yet to be vouched for
-		w.doubt = &here
+		w.doubts() // the checkpoint's own line has yet to be vouched for
 	case Removed:
 		w.claimed = l.Through
 	default: // nothing hangs on it
@@ -308,6 +318,12 @@ func (w *walk) rewritten(seq uint64, why string) error {
 	f.Good = w.report.Vouched
 	f.What = fmt.Sprintf("was rewritten, or another up to seq %d was: the checkpoint there says so, for %s", seq, why)
 	return &f
+}
+
+// doubts notes that nothing vouches for the line just read.
+func (w *walk) doubts() {
+	here := w.last
+	w.doubt, w.doubted = &here, w.at
 }
 
 // vouched notes that a signature covers everything up to here.
@@ -352,6 +368,12 @@ func (w *walk) end() error {
 	}
 	if w.report.Lines == 0 && (!w.state || w.report.Files == 0) {
 		return errors.New("there is no line of an audit")
+	}
+	if w.doubt != nil && (w.seq-w.doubt.Seq > mostUnsigned || w.at.Sub(w.doubted) > longestUnsigned) {
+		f := *w.doubt
+		f.Good = w.report.Vouched
+		f.What = fmt.Sprintf("was written by somebody else, or the checkpoints were removed that came after it: no signature vouches for it, nor for any up to seq %d", w.seq)
+		return &f
 	}
 	if w.state && w.report.First > w.removed+1 {
 		return &Fault{

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -158,6 +159,66 @@ func TestALineThatWasNotWrittenWholeIsQuotedByTheNext(t *testing.T) {
 			t.Errorf("%.10q: %+v", rest, cut)
 		}
 	}
+}
+
+// TestASegmentThatWasJustMadeIsGoneOnWith: a server may be killed, or find the
+// disk full, when it has made the file and not written its first line.
+func TestASegmentThatWasJustMadeIsGoneOnWith(t *testing.T) {
+	t.Parallel()
+	first := func(t *testing.T) (state string, next int) { // the server was killed amid its very first line
+		t.Helper()
+		state = killed(t)
+		put(t, segments(t, state)[0], nil)
+		return state, 1
+	}
+	later := func(t *testing.T) (state string, next int) {
+		t.Helper()
+		state = written(t, small, 3)
+		next = len(lines(t, state)) + 1
+		put(t, segmentName(state, next), nil)
+		return state, next
+	}
+	for what, made := range map[string]func(*testing.T) (string, int){"the first": first, "a later one": later} {
+		for _, rest := range []string{"", `{"seq":1,"ti`, strings.Repeat("long ", 2000)} {
+			state, next := made(t)
+			put(t, segmentName(state, next), []byte(rest))
+			l := open(t, state, small)
+			write(t, l, 2)
+			shut(t, l)
+			good(t, state)
+			all := lines(t, state)
+			if all[next-1].Event == audit.Cut {
+				all = slices.Delete(all, next-1, next)
+			} else if rest != "" {
+				t.Errorf("%s, %.10q: no word of what was cut", what, rest)
+			}
+			if next == 1 && (all[0].Event != audit.Begun || all[0].Verifier == "") {
+				t.Errorf("%s, %.10q: begins with %+v", what, rest, all[0])
+			}
+			if last := all[len(all)-2]; last.Run != "run 1" {
+				t.Errorf("%s, %.10q: the last line is %+v", what, rest, last)
+			}
+		}
+	}
+}
+
+// TestLinesWithoutASignatureDoNotAddUpOverManyKills: they would look like a
+// forgery in the end.
+func TestLinesWithoutASignatureDoNotAddUpOverManyKills(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	for range 20 {
+		l := open(t, state, 8<<20)
+		write(t, l, 150)
+		copied := t.TempDir()
+		if err := errors.Join(os.CopyFS(copied, os.DirFS(state)), os.Chmod(copied, 0o700), os.Chmod(copied+"/audit", 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		state = copied
+	}
+	good(t, state)
+	shut(t, open(t, state, 8<<20))
+	good(t, state)
 }
 
 // slow has the rest of a text only after it said that there was no more.
