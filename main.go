@@ -550,6 +550,9 @@ func (cmd *callCmd) Run(s *streams) error {
 	if err != nil {
 		return err
 	}
+	if _, hmac := auth.Preset(cmd.Scheme); hmac && len(body) == 0 {
+		return fmt.Errorf("--data is missing, and %s signs nothing else: %w", cmd.Scheme, client.ErrUsage)
+	}
 	c, err := cmd.client(&cmd.proof, client.Options{Retry: cmd.Retry, Progress: s.err})
 	if err != nil {
 		return err

@@ -40,7 +40,8 @@ type Identity struct {
 	// repetition is legitimate.
 	Replay string
 	// Until is when this Replay may be forgotten, because a replay no longer
-	// verifies by itself and the sender no longer retries; zero means never.
+	// verifies by itself and the sender no longer retries; zero means never, of
+	// itself: then the record decides how long it keeps it.
 	Until time.Time
 	// OneBody is set where Replay does not cover the body (a JWT): the same
 	// Replay with another BodyDigest is an attack, not a repetition.
@@ -49,6 +50,9 @@ type Identity struct {
 	// Target is set where Replay covers method and target too, so that a request
 	// without a body is known by it as well.
 	Target bool
+	// Lasting is set where what was sent is good for ever, and for every request
+	// with the same body: an HMAC without a time.
+	Lasting bool
 
 	Event  string         // what the sender calls this kind of delivery, if it says; not signed if it is a header
 	Claims map[string]any // of a verified JWT, as strictjson decodes them

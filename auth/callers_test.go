@@ -1,8 +1,13 @@
 package auth_test
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -302,6 +307,42 @@ func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 	}
 }
 
+// TestAnEmptyBodySignsNoDelivery: what is signed then is what every request for
+// runs has, so who saw one of these could start something with it.
+func TestAnEmptyBodySignsNoDelivery(t *testing.T) {
+	for _, scheme := range []string{"github", "stripe", "standard-webhooks"} {
+		b := newBench(t)
+		p := newPair(scheme, "empty")
+		b.hmac("ci", scheme, p.verify)
+		c := b.compile()
+		r := refuse(t, c, delivery("", signed(t, scheme, p.sign, "")), auth.Malformed, "ci")
+		if r.Caller != "ci" || !strings.Contains(r.Detail, "empty") {
+			t.Errorf("%s: %+v", scheme, r)
+		}
+		if id := allow(t, c, delivery("", signed(t, scheme, p.sign, "")), "ci"); id.Lasting != (scheme == "github") {
+			t.Errorf("%s: %+v", scheme, id)
+		}
+		allow(t, c, delivery("{}", signed(t, scheme, p.sign, "{}")), "ci", "ci")
+	}
+}
+
+// TestATimeIsWrittenInOneWay: with zeros before it, it could take the end of what
+// stands before it, or give some of its own.
+func TestATimeIsWrittenInOneWay(t *testing.T) {
+	b := newBench(t)
+	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: auth.SchemeSpec{
+		Header: "X-Sig", Signed: "{body}0{ts}", TS: &auth.TimeSpec{Header: "X-Ts"},
+	}, Keys: []auth.KeySpec{b.key("k", secretA)}}
+	c := b.compile()
+	mac := hmac.New(sha256.New, []byte(secretA))
+	ts := strconv.FormatInt(now().Unix(), 10)
+	_, _ = io.WriteString(mac, "100"+"0"+ts)
+	h := http.Header{"X-Sig": {hex.EncodeToString(mac.Sum(nil))}, "X-Ts": {ts}}
+	allow(t, c, delivery("100", h), "own")
+	h["X-Ts"] = []string{"0" + ts}
+	refuse(t, c, delivery("10", h), auth.Malformed)
+}
+
 func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
 	ok := auth.SchemeSpec{Header: "X-Sig", Signed: "{body}"}
 	change := func(f func(*auth.SchemeSpec)) auth.SchemeSpec {
@@ -328,6 +369,8 @@ func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
 		"signed: needs {body} twice":         change(func(s *auth.SchemeSpec) { s.Signed = "{body}{body}" }),
 		"signed: hole":                       change(func(s *auth.SchemeSpec) { s.Signed = "{body}{path}" }),
 		"signed: literal after":              change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{id}{body}", &auth.FieldSpec{Header: "X-Id"} }),
+		"signed: nothing between":            change(func(s *auth.SchemeSpec) { s.Signed, s.TS = "{body}{ts}", &auth.TimeSpec{Header: "X-Ts"} }),
+		"signed: nothing before the id":      change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{body}{id}.", &auth.FieldSpec{Header: "X-Id"} }),
 		"ts: is missing":                     change(func(s *auth.SchemeSpec) { s.Signed = "{ts}.{body}" }),
 		"ts: must stand in one place":        change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{} }),
 		"ts: is not covered":                 change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{Header: "X-Ts"} }),

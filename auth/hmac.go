@@ -165,6 +165,9 @@ func (c *Callers) byHMAC(d *Delivery, hook []string) (*Identity, error) {
 				}
 			}
 			if k.scheme.verifies(k.bytes, sig, d.Body) {
+				if len(d.Body) == 0 && len(hook) > 0 {
+					return nil, &Refusal{Reason: Malformed, Scheme: "hmac", Caller: caller.name, Key: k.id, Detail: "the body is empty, so the signature is that of any request for runs"}
+				}
 				return caller.signed(k, sig, d)
 			}
 			refusal = refuse(Wrong, "hmac", "the signature verifies with no key")
@@ -252,9 +255,10 @@ func (e entry) cut(item string, inList bool) (string, bool) {
 	return strings.CutSuffix(text, e.after)
 }
 
-// time reads a timestamp: decimal digits and nothing else.
+// time reads a timestamp: decimal digits and nothing else, in the one way that a
+// number is written.
 func (s *Scheme) time(text string) (time.Time, error) {
-	if text == "" || len(text) > 14 || strings.Trim(text, "0123456789") != "" {
+	if text == "" || len(text) > 14 || text[0] == '0' || strings.Trim(text, "0123456789") != "" {
 		return time.Time{}, errors.New("is not a plain decimal number")
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
@@ -360,7 +364,7 @@ func (c *caller) signed(k *hmacKey, sig *signature, d *Delivery) (*Identity, err
 			return nil, r
 		}
 	}
-	id := &Identity{Caller: c.name, Scheme: "hmac", Key: k.id, BodyDigest: sha256.Sum256(d.Body)}
+	id := &Identity{Caller: c.name, Scheme: "hmac", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Lasting: s.spec.TS == nil}
 	id.Event = s.event(d.Header, fields)
 	if c.replayCheck("hmac") {
 		id.Replay, id.Until = s.replay(c.name, sig, fields, id.BodyDigest)

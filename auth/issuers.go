@@ -71,9 +71,15 @@ func jwtIssuers() map[string]jwtIssuer {
 }
 
 // fill puts what the preset knows where nothing is written, and checks that the
-// claims pin the caller.
+// claims pin the caller, also of an issuer that is known and named by its address
+// alone.
 func (spec *JWTSpec) fill(p *problem.List) {
 	if spec.Preset == "" {
+		for name, of := range jwtIssuers() { // it signs for everybody by whatever name it goes here
+			if of.address != "" && spec.Issuer == of.address {
+				of.checkPins(name, spec, p.At("claims"))
+			}
+		}
 		return
 	}
 	of, ok := jwtIssuers()[spec.Preset]
@@ -96,10 +102,10 @@ func (spec *JWTSpec) fill(p *problem.List) {
 			p.At("algorithms").Index(i).Errorf("%s signs with %s", spec.Preset, strings.Join(of.algorithms, ", "))
 		}
 	}
-	of.checkPins(spec, p.At("claims"))
+	of.checkPins(spec.Preset, spec, p.At("claims"))
 }
 
-func (of *jwtIssuer) checkPins(spec *JWTSpec, p *problem.List) {
+func (of *jwtIssuer) checkPins(name string, spec *JWTSpec, p *problem.List) {
 	var needs []string
 	for _, pins := range of.pins {
 		missing := slices.ContainsFunc(pins, func(one pin) bool { _, ok := spec.Claims[one.claim]; return !ok })
@@ -108,7 +114,7 @@ func (of *jwtIssuer) checkPins(spec *JWTSpec, p *problem.List) {
 			need = append(need, one.claim+": "+one.example)
 			value, err := json.Marshal(spec.Claims[one.claim])
 			if !missing && (err != nil || !one.form.Match(value)) {
-				p.At(one.claim).Errorf("is not of the form that %s gives it: %s: %s", spec.Preset, one.claim, one.example)
+				p.At(one.claim).Errorf("is not of the form that %s gives it: %s: %s", name, one.claim, one.example)
 			}
 		}
 		if !missing {
@@ -116,5 +122,5 @@ func (of *jwtIssuer) checkPins(spec *JWTSpec, p *problem.List) {
 		}
 		needs = append(needs, strings.Join(need, ", "))
 	}
-	p.Errorf("do not say whose tokens these are, and %s signs for everybody: write %s", spec.Preset, strings.Join(needs, ", or "))
+	p.Errorf("do not say whose tokens these are, and %s signs for everybody: write %s", name, strings.Join(needs, ", or "))
 }

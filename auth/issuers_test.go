@@ -346,7 +346,14 @@ func TestAPresetPinsItsCaller(t *testing.T) {
 			}
 		})
 	}
+	// By its address alone it signs for everybody, too.
 	b := newBench(t)
+	spec := &auth.JWTSpec{Issuer: "https://token.actions.githubusercontent.com", Audience: audience, Claims: map[string]any{"ref": "refs/heads/main"}}
+	b.caller("ci").JWT = spec
+	b.wantProblem("error callers.ci.jwt.claims: ", "do not say whose tokens these are", "github-actions", "repository_id")
+	spec.Claims["repository_id"] = "1234"
+	b.compile()
+	b = newBench(t)
 	b.caller("ci").JWT = &auth.JWTSpec{Preset: "github", Audience: audience}
 	b.wantProblem("error callers.ci.jwt.preset: ", `no preset "github"`, "buildkite, circleci, github-actions, gitlab-ci, google, kubernetes")
 	b = newBench(t)

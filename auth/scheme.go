@@ -147,6 +147,11 @@ func (s *Scheme) compileSigned(p *problem.List) {
 		if hole == "id" && (after == "" || after[0] == '{') {
 			p.Errorf("has {id} with no literal after it")
 		}
+		// So they could between two holes. A time before the body is no such case:
+		// a digit more or less makes it one of another century.
+		if n := len(s.signed); n > 0 && s.signed[n-1].hole && s.signed[n-1].text+hole != "tsbody" && s.signed[n-1].text != "id" {
+			p.Errorf("has nothing between {%s} and {%s}", s.signed[n-1].text, hole)
+		}
 		count[hole]++
 		s.signed = append(s.signed, piece{text: hole, hole: true})
 		rest = after

@@ -100,14 +100,13 @@ func TestEveryDecisionHasItsLine(t *testing.T) {
 	get.method = http.MethodGet
 	is(h.answers(http.StatusNotFound, get.to("/runs/"+run)), refused(
 		audit.Line{Caller: "guest", Scheme: "hmac", Key: "1", Method: "GET", Path: "/runs/" + run}, 404, "not-found"))
-	remove := h.by("good", "")
-	remove.method = http.MethodDelete
-	is(h.answers(http.StatusOK, remove.to("/runs/"+run)), audit.Line{
-		Decision: audit.Allowed, Action: "cancel", Caller: "good", Scheme: "hmac", Key: "1", Hook: "start", Run: run,
+	remove := h.asks(http.MethodDelete, "/runs/"+run, "delete")
+	is(h.answers(http.StatusOK, remove), audit.Line{
+		Decision: audit.Allowed, Action: "cancel", Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Run: run,
 	})
-	again := h.answers(http.StatusOK, h.by("good", "").to("/runs/"+run+"/rerun"))
+	again := h.answers(http.StatusOK, h.asks(http.MethodPost, "/runs/"+run+"/rerun", "rerun"))
 	is(again, audit.Line{
-		Decision: audit.Allowed, Action: "start", Caller: "good", Scheme: "hmac", Key: "1", Hook: "start", Params: b, Run: runOf(t, again), RerunOf: run,
+		Decision: audit.Allowed, Action: "start", Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Params: b, Run: runOf(t, again), RerunOf: run,
 	})
 
 	// The credentials, until there were too many.
@@ -197,12 +196,9 @@ func TestWithoutTheAuditNothingStartsAndTheServerIsNotReady(t *testing.T) {
 	if err := os.Rename(h.config.Get().State+"/audit", away); err != nil {
 		t.Fatal(err)
 	}
-	remove := h.by("good", "")
-	remove.method = http.MethodDelete
-	for _, d := range []delivery{h.by("good", "1"), h.by("good", "").to("/runs/" + run + "/rerun"), remove.to("/runs/" + run)} {
-		if d.method == "" && d.path == "" {
-			d = d.to("/start?x=b")
-		}
+	for _, d := range []delivery{
+		h.by("good", "1").to("/start?x=b"), h.asks(http.MethodPost, "/runs/"+run+"/rerun", "rerun"), h.asks(http.MethodDelete, "/runs/"+run, "delete"),
+	} {
 		a := h.answers(http.StatusServiceUnavailable, d)
 		if !strings.Contains(a.body, "urn:sallyport:") {
 			t.Errorf("got %s", a.body)

@@ -68,7 +68,7 @@ callers:
 hooks:
   start:
     path: /start
-    callers: [good, ci]
+    callers: [good, {caller: ci, may: [start, read, cancel]}]
     command: [%q, %q, "{x}"]
     params: {x: {from: query.x, enum: [a, b], default: a}}
     body: {max: 1KiB, timeout: 1m}
@@ -168,7 +168,16 @@ type delivery struct {
 }
 
 // by signs the body as a caller does, with an id of its own.
-func (h *house) by(caller, body string) delivery {
+func (h *house) by(caller, body string) delivery { return h.signed(caller, "id-"+body, body) }
+
+// asks is a request of ci for runs, by a token with an id of its own.
+func (h *house) asks(method, path, id string) delivery {
+	d := h.signed("ci", id, "")
+	d.method, d.path = method, path
+	return d
+}
+
+func (h *house) signed(caller, id, body string) delivery {
 	h.t.Helper()
 	var sign client.Signer
 	var err error
@@ -185,7 +194,7 @@ func (h *house) by(caller, body string) delivery {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	header, err := sign("id-"+body, []byte(body), h.clock.now())
+	header, err := sign(id, []byte(body), h.clock.now())
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -264,7 +273,7 @@ func (h *house) answers(want int, d delivery) answer {
 }
 
 // starts sends a delivery, waits for the end of its run and checks that it is one of its own.
-func (h *house) starts(d delivery) {
+func (h *house) starts(d delivery) answer {
 	h.t.Helper()
 	before := h.runs()
 	d.header = d.header.Clone()
@@ -273,6 +282,7 @@ func (h *house) starts(d delivery) {
 	if a.header.Get("Idempotent-Replayed") != "" || h.runs() != before+1 || !strings.Contains(a.body, `"state":"succeeded"`) {
 		h.t.Errorf("no run of its own: %v\n%s", a.header, a.body)
 	}
+	return a
 }
 
 // lines are those of the log that requests left.

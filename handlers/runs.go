@@ -3,6 +3,7 @@ package handlers
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -50,6 +51,12 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, req *request, right
 	acts := slices.IndexFunc(rights, func(right runner.Right) bool { return right != runner.MayRead })
 	if acts >= 0 && s.config.Observed[who.Caller] {
 		return runner.Run{}, nil, forbidden(who.Caller, string(rights[acts])+" anything while it is observed")
+	}
+	if acts >= 0 && who.Lasting { // who has seen one request of it could cancel and repeat runs for ever
+		return runner.Run{}, nil, &refusal{
+			status: http.StatusForbidden, kind: "forbidden", reason: "the signature has no time, and covers no more than a body, which is empty",
+			detail: "A signature of this kind never ends and does not say what is asked for. Cancel and repeat runs with another credential.",
+		}
 	}
 	run, err := s.runner.Get(r.Context(), mux.Vars(r)["id"])
 	lacks := slices.IndexFunc(rights, func(right runner.Right) bool { return !s.may(who.Caller, run, right) })
@@ -131,19 +138,24 @@ func (s *Server) rerun(w http.ResponseWriter, r *http.Request, req *request) err
 	if err != nil {
 		return err
 	}
-	started, err := s.runner.Rerun(r.Context(), run, who.Caller, rerunClaim(who))
+	started, err := s.runner.Rerun(r.Context(), run, who.Caller, rerunClaim(who, run))
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
 	}
 	return s.answerStarted(w, r, req, started, wait)
 }
 
-// rerunClaim is that of a request without a body.
-func rerunClaim(who *auth.Identity) runner.Claim {
-	if !who.Target || who.Replay == "" {
+// rerunClaim has a credential that may come once repeat a run once: a token that
+// a delivery came with repeats none.
+func rerunClaim(who *auth.Identity, run runner.Run) runner.Claim {
+	what := "rerun " + run.ID
+	switch {
+	case who.Replay == "":
 		return runner.Claim{}
+	case who.OneBody:
+		return runner.Claim{Key: digest(who.Scheme, who.Replay), Until: who.Until, OneBody: true, Body: sha256.Sum256([]byte(what))}
 	}
-	return runner.Claim{Key: digest(who.Caller, who.Scheme, who.Replay), Until: who.Until, Body: who.BodyDigest}
+	return runner.Claim{Key: digest(who.Caller, who.Scheme, who.Replay, what), Until: who.Until, Body: who.BodyDigest}
 }
 
 // waiting is a run that is queued.
