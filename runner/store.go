@@ -95,8 +95,8 @@ type Store interface {
 	// CancelQueued ends a run that waits as cancelled, and reports whether it
 	// did. A run that does not wait is returned as it stands.
 	CancelQueued(ctx context.Context, id string) (Run, bool, error)
-	// ExpireQueued ends the runs of a hook that were accepted before the time
-	// and wait still, as timed out, and returns them.
+	// ExpireQueued ends the runs of a hook that wait still and whose last delivery
+	// was accepted before the time, as timed out, and returns them.
 	ExpireQueued(ctx context.Context, hook string, before time.Time) ([]Run, error)
 }
 

@@ -73,7 +73,8 @@ func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logge
 }
 
 // OpenRead opens the record in the folder dir to read it, beside the server
-// that writes it or without one. What writes fails with ErrUnavailable.
+// that writes it or without one. What writes fails with ErrUnavailable. Errors:
+// ErrNewer, ErrOlder, ErrUnavailable.
 func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	path, err := filepath.Abs(filepath.Join(dir, "state.db"))
 	if err != nil {
@@ -87,7 +88,10 @@ func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	if err := s.openReader(); err != nil {
 		return nil, err
 	}
-	return s, s.read.PingContext(ctx)
+	if err := checkVersion(ctx, s.read); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.shut())
+	}
+	return s, nil
 }
 
 func (s *SQLite) openReader() (err error) {

@@ -75,6 +75,9 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 			return a, &runner.Busy{Run: current}
 		}
 	case runner.Join:
+		if waiting > 0 && run.RerunOf != "" { // with parameters older than those that wait
+			return a, &runner.Busy{Run: current}
+		}
 		if waiting > 0 {
 			a.Joined, a.Position = true, waiting
 			a.Run, err = join(ctx, tx, run, in)
@@ -111,7 +114,7 @@ func join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (ru
 	if err != nil {
 		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
 	}
-	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names))
+	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names), micros(run.Created))
 }
 
 func insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in runner.Feed) error {

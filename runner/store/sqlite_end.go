@@ -111,8 +111,8 @@ func (s *SQLite) CancelQueued(ctx context.Context, id string) (run runner.Run, c
 	return run, cancelled, nil
 }
 
-// ExpireQueued ends the runs of a hook that were accepted before the given
-// time and wait still, as TimedOut, and returns them. Their claims stay.
+// ExpireQueued ends the runs of a hook that wait still and whose last delivery was
+// accepted before the given time, as TimedOut, and returns them. Their claims stay.
 func (s *SQLite) ExpireQueued(ctx context.Context, hook string, before time.Time) (expired []runner.Run, err error) {
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
 		expired, err = tx.runs(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", micros(before))

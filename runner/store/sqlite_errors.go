@@ -25,6 +25,8 @@ var (
 	ErrUnsafe = errors.New("folder is not safe from others")
 	// ErrNewer says that a later version of the program wrote the database.
 	ErrNewer = errors.New("database was written by a newer version")
+	// ErrOlder says that no server of this version has opened the database yet.
+	ErrOlder = errors.New("database is of an older version until a server of this one is started")
 )
 
 var errClosed = fmt.Errorf("%w: closed", ErrUnavailable)

@@ -117,6 +117,9 @@ func TestAnOlderSchemaComesForwardWithItsRuns(t *testing.T) {
 		`INSERT INTO schema_version VALUES (1, 1)`,
 		`INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace)
 		 VALUES ('018bcfe5-6800-7000-8000-000000000000', 'build', 'ci', 'f', 'running', 0, '{"a":"b"}', 1, 2, '')`)
+	if _, err := store.OpenRead(t.Context(), dir); !errors.Is(err, store.ErrOlder) { // only who serves brings it forward
+		t.Errorf("to read: %v", err)
+	}
 	s := openIn(t, dir)
 	active, err := s.Active(t.Context())
 	if err != nil || len(active) != 1 || active[0].Params["a"] != "b" {
@@ -136,6 +139,9 @@ func TestANewerSchemaIsRefusedAndLeftAsItIs(t *testing.T) {
 	}
 	rawly(t, dir, `INSERT INTO schema_version VALUES (1000, 1)`)
 	refuse(t, dir, store.ErrNewer)
+	if _, err := store.OpenRead(t.Context(), dir); !errors.Is(err, store.ErrNewer) {
+		t.Errorf("to read: %v", err)
+	}
 	rawly(t, dir, `DELETE FROM schema_version WHERE version = 1000`)
 	openIn(t, dir)
 }

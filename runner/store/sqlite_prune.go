@@ -24,7 +24,7 @@ type Retention struct {
 	Default Keep
 	Hooks   map[string]Keep // instead of Default
 	// Claims is how long a delivery without an age of its own is recognised;
-	// 0 for 30 days.
+	// 0 for a year.
 	Claims time.Duration
 	Batch  int // how many runs and how many claims one Prune removes at most; 0 for 50
 }
@@ -46,7 +46,7 @@ const (
 // their runs go.
 func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more bool, err error) {
 	r.Batch = cmp.Or(r.Batch, 50)
-	r.Claims = cmp.Or(r.Claims, 30*24*time.Hour)
+	r.Claims = cmp.Or(r.Claims, 365*24*time.Hour)
 	now := s.now()
 	ids, err := s.beyond(ctx, r, now)
 	if err != nil {

@@ -28,8 +28,10 @@ const (
 	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
 	// What runs, and who asked for it, are one: a pending run never keeps the
-	// name of one caller with the parameters of another.
-	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6 WHERE id = $1 RETURNING ` + runColumns
+	// name of one caller with the parameters of another, nor that it repeats
+	// a run whose parameters it no longer has.
+	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6, joined = $7, rerun_of = '', attempt = 0
+		WHERE id = $1 RETURNING ` + runColumns
 
 	// The input is kept where a run may be asked for again without anybody
 	// sending it again.
@@ -45,7 +47,7 @@ const (
 
 	sqlDropQueue   = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
 	sqlDropRun     = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
-	sqlDropExpired = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND created < $5 RETURNING ` + runColumns
+	sqlDropExpired = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND created < $5 AND joined < $5 RETURNING ` + runColumns
 	sqlEndQueued   = `UPDATE runs SET state = $2, ended = $3, error = $4, stdin = NULL `
 
 	sqlClaim   = `SELECT run, body FROM claims WHERE hook = $1 AND key = $2`

@@ -33,12 +33,35 @@ func migrate(ctx context.Context, db *sql.DB, now int64) error {
 		return unavailable("reading the schema version", err)
 	}
 	if version > len(names) {
-		return fmt.Errorf("schema version %d, this program knows %d: %w", version, len(names), ErrNewer)
+		return otherVersion(version, len(names), ErrNewer)
 	}
 	for ; version < len(names); version++ {
 		if err := migrateStep(ctx, db, names[version], version+1, now); err != nil {
 			return unavailable("applying "+names[version], err)
 		}
+	}
+	return nil
+}
+
+func otherVersion(is, known int, err error) error {
+	return fmt.Errorf("schema version %d, this program knows %d: %w", is, known, err)
+}
+
+// checkVersion refuses a schema that this program does not read.
+func checkVersion(ctx context.Context, db *sql.DB) error {
+	names, err := fs.Glob(migrations, "migrations/*.sql")
+	if err != nil {
+		return fmt.Errorf("listing the migrations: %w", err)
+	}
+	var version int
+	if err := db.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
+		return unavailable("reading the schema version", err)
+	}
+	switch {
+	case version > len(names):
+		return otherVersion(version, len(names), ErrNewer)
+	case version < len(names):
+		return otherVersion(version, len(names), ErrOlder)
 	}
 	return nil
 }

@@ -207,6 +207,35 @@ func TestAJoinedRunStaysKnownToAllWhoseDeliveriesWaitInIt(t *testing.T) {
 	}
 }
 
+func TestARerunDoesNotTakeThePlaceOfWhatIsNewer(t *testing.T) {
+	s := open(t)
+	policy := runner.Policy{Kind: runner.Join}
+	first := admit(t, s, newRun(t, "build", "f"), policy)
+	rerun := newRun(t, "build", "f")
+	rerun.RerunOf, rerun.Attempt = "an older run", 1
+	if a := admit(t, s, rerun, policy); a.Joined || a.Run.RerunOf == "" { // nobody waits
+		t.Fatalf("%+v", a)
+	}
+	push := newRun(t, "build", "f")
+	push.Params = map[string]string{"ref": "pushed"}
+	if a := admit(t, s, push, policy); !a.Joined || a.Run.ID != rerun.ID {
+		t.Fatalf("%+v", a)
+	}
+	pending := state(t, s, rerun.ID, runner.Queued)
+	if pending.RerunOf != "" || pending.Attempt != 0 || pending.Params["ref"] != "pushed" {
+		t.Errorf("what was pushed has become %+v", pending)
+	}
+	again := newRun(t, "build", "f")
+	again.RerunOf = "an older run"
+	var busy *runner.Busy
+	if a, err := s.Admit(t.Context(), again, runner.Claim{Key: again.ID}, policy, runner.Feed{}); !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
+		t.Errorf("%+v %v", a, err)
+	}
+	if now := state(t, s, rerun.ID, runner.Queued); now.Params["ref"] != "pushed" {
+		t.Errorf("what was pushed has become %+v", now)
+	}
+}
+
 func TestAPutBackRunIsTheFirstAndWhoComesWaitsBehindIt(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
@@ -458,6 +487,27 @@ func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
 	}
 }
 
+// TestADeliveryThatJoinsHasItsOwnTimeToWait: it was accepted just now, however
+// long the run waits that it joined.
+func TestADeliveryThatJoinsHasItsOwnTimeToWait(t *testing.T) {
+	s := open(t)
+	policy := runner.Policy{Kind: runner.Join}
+	admit(t, s, newRun(t, "build", "f"), policy)
+	pending, late := newRun(t, "build", "f"), newRun(t, "build", "f")
+	late.Created = pending.Created.Add(time.Hour)
+	admit(t, s, pending, policy)
+	if a := admit(t, s, late, policy); a.Run.ID != pending.ID {
+		t.Fatalf("%+v", a)
+	}
+	for want, before := range []time.Time{late.Created, late.Created.Add(time.Minute)} {
+		expired, err := s.ExpireQueued(t.Context(), "build", before)
+		if err != nil || len(expired) != want {
+			t.Errorf("before %s: %v %+v", before, err, expired)
+		}
+	}
+	state(t, s, pending.ID, runner.TimedOut)
+}
+
 // fill records ended runs of a few hooks and callers, in all states, at times
 // a minute apart, and returns them newest first.
 func fill(t testing.TB, s *store.SQLite, n int) []runner.Run {
@@ -631,10 +681,10 @@ func TestClaimsGoWhenTheyRefuseNothingAnyMore(t *testing.T) {
 	now := new(clock).now()
 	for key, c := range map[string]struct{ until, created time.Time }{
 		"stale by itself":   {until: now.Add(-time.Hour), created: now.Add(-2 * time.Hour)},
-		"fresh":             {until: now.Add(time.Hour), created: now.Add(-99 * 24 * time.Hour)},
-		"ageless and old":   {created: now.Add(-31 * 24 * time.Hour)},
-		"ageless and young": {created: now.Add(-29 * 24 * time.Hour)},
-		"beyond all time":   {until: time.Unix(1<<60, 0), created: now.Add(-99 * 24 * time.Hour)},
+		"fresh":             {until: now.Add(time.Hour), created: now.Add(-999 * 24 * time.Hour)},
+		"ageless and old":   {created: now.Add(-366 * 24 * time.Hour)},
+		"ageless and young": {created: now.Add(-364 * 24 * time.Hour)},
+		"beyond all time":   {until: time.Unix(1<<60, 0), created: now.Add(-999 * 24 * time.Hour)},
 	} {
 		r := newRun(t, "build", key)
 		r.Created = c.created
