@@ -157,7 +157,7 @@ func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	ts.Check(err)
 	defer func() { _ = log.Close() }()
 	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"))
+	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"), "CREDENTIALS_DIRECTORY="+ts.Getenv("CREDENTIALS_DIRECTORY"))
 	cmd.Stdout, cmd.Stderr = log, log
 	ts.Check(cmd.Start())
 	srv := &running{Cmd: cmd, ended: make(chan struct{})}

@@ -185,6 +185,14 @@ func traceparent(h http.Header) string {
 
 const replayed = "replayed"
 
+// forgotten is a first run that is not kept any more: what recognises its delivery
+// is kept for longer.
+type forgotten struct {
+	ID        string `json:"id"`
+	Hook      string `json:"hook"`
+	Forgotten bool   `json:"forgotten"` // true
+}
+
 // notStarted is the table of why a verified delivery starts nothing.
 func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
 	var first *runner.Replayed
@@ -195,6 +203,11 @@ func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request
 	case errors.As(err, &first):
 		req.reason = replayed
 		w.Header().Set("Idempotent-Replayed", "true")
+		if first.Run.State == "" {
+			req.run = first.Run.ID
+			writeJSON(w, http.StatusOK, "application/json", forgotten{first.Run.ID, first.Run.Hook, true})
+			return nil
+		}
 		return s.answerRun(w, r, req, first.Run, wait)
 	case errors.As(err, &busy):
 		return &refusal{

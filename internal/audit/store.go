@@ -36,7 +36,19 @@ func (s *audited) Admit(ctx context.Context, r runner.Run, c runner.Claim, p run
 	case a.Run.ID != r.ID:
 		s.void(line, "joined run "+a.Run.ID)
 	}
+	for _, old := range a.Superseded { // that they end was decided above
+		s.log.later(&op{line: replaced(line, old), kind: kind{reason: "replaced", caller: line.Caller}})
+	}
+	if a.Stop != nil && s.write(ctx, replaced(line, *a.Stop)) != nil {
+		a.Stop = nil // it may end by itself; the log says that nothing can be written
+	}
 	return a, err
+}
+
+// replaced says of a run that it is cancelled for the one that a line is about.
+func replaced(by Line, old runner.Run) Line {
+	by.Action, by.Run, by.RerunOf, by.Params, by.Reason = "cancel", old.ID, "", Digest(old.Params), "replaced by run "+by.Run
+	return by
 }
 
 // CancelQueued is how every cancelling begins, also that of a run that does not

@@ -429,3 +429,32 @@ func TestWhatIsAllowedIsThereBeforeItIsDone(t *testing.T) {
 		})
 	}
 }
+
+// replacing is a record in which every run replaces two others.
+type replacing struct{ record }
+
+func (r *replacing) Admit(_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed) (runner.Admission, error) {
+	return runner.Admission{Run: run, Stop: &runner.Run{ID: "running"}, Superseded: []runner.Run{{ID: "waiting"}}}, nil
+}
+
+func TestWhatIsReplacedHasItsLines(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, small)
+	st := audit.Store(&replacing{}, l)
+	ctx := audit.Asking(t.Context(), func() audit.Line { return audit.Line{Request: "R", Caller: "ci"} })
+	a, err := st.Admit(ctx, runner.Run{ID: "new", Hook: "build", Caller: "ci"}, runner.Claim{}, runner.Policy{}, runner.Feed{})
+	if err != nil || a.Stop == nil {
+		t.Fatalf("%+v %v", a, err)
+	}
+	cancelled := map[string]bool{}
+	for _, line := range lines(t, state) { // that of the running one is there before it is stopped
+		if line.Action == "cancel" && line.Decision == audit.Allowed && line.Reason == "replaced by run new" && line.Request == "R" && line.Hook == "build" {
+			cancelled[line.Run] = true
+		}
+	}
+	shut(t, l)
+	if !cancelled["running"] || !cancelled["waiting"] {
+		t.Errorf("cancelled %v", cancelled)
+	}
+}

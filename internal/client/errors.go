@@ -142,12 +142,16 @@ func parseRun(body []byte) (runner.Run, error) {
 		return run, fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
 	var o struct {
-		Observed bool   `json:"observed"`
-		Would    string `json:"would"`
-		Status   int    `json:"status"`
+		Observed  bool   `json:"observed"`
+		Would     string `json:"would"`
+		Status    int    `json:"status"`
+		Forgotten bool   `json:"forgotten"`
 	}
 	if err := json.Unmarshal(body, &o); err == nil && o.Observed {
 		return run, fmt.Errorf("%w; it would have been %s (%d)", ErrObserved, printable(o.Would), o.Status)
+	}
+	if o.Forgotten {
+		return run, fmt.Errorf("%w: it was accepted before, as run %s, which is not kept any more", ErrLost, printable(run.ID))
 	}
 	if run.ID == "" || run.State == "" {
 		return run, fmt.Errorf("%w: it has no run", ErrAnswer)
