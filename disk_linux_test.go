@@ -119,6 +119,7 @@ func fullDisk(t *testing.T) {
 	d.underWay()
 	d.withoutSupervisor()
 	d.atTheStart()
+	d.readOnly()
 }
 
 func (d *disk) mount(folder string, size int) {
@@ -239,9 +240,10 @@ func (d *disk) exhaust() (refused []string, first string) {
 // audit: what cannot be written there is refused, and what runs is not.
 func (d *disk) audit() {
 	hold := d.deliver("job", d.body("hold")).run()
+	d.witnessed("begin " + hold.ID)
 	d.fill("state/audit")
 	for range 100 { // which fit on the last page of its file
-		if d.deliver("job", d.body("quick")).code != http.StatusOK {
+		if d.deliver("job", d.body("quick"), "Prefer: wait=60").code != http.StatusOK {
 			break
 		}
 	}
@@ -323,6 +325,9 @@ func (d *disk) underWay() {
 	hold, first := d.deliver("job", holding).run(), d.deliver("queue", d.body("hold")).run()
 	second, write := d.deliver("queue", d.body("hold")).run(), d.deliver("job", d.body("write")).run()
 	d.witnessed("end " + write.ID + " 9")
+	for _, run := range []runner.Run{hold, first} {
+		d.witnessed("begin " + run.ID)
+	}
 	d.exhaust()
 	d.write("go", "", 0o600)
 	for _, run := range []runner.Run{write, hold, first} {
@@ -377,6 +382,23 @@ func (d *disk) atTheStart() {
 	}
 	d.said("sallyport: opening " + filepath.Join(d.dir, "state/state.db") + ": the store cannot record: disk full: ")
 	d.free("state")
+	d.start(true)
+	d.taken(d.body("quick"))
+}
+
+// readOnly: a disk that takes no writes, as one is mounted that had errors, is
+// told like a full one.
+func (d *disk) readOnly() {
+	d.end()
+	state := filepath.Join(d.dir, "state")
+	check(d.t, syscall.Mount("none", state, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	d.start(false)
+	<-d.ended
+	if d.server.ProcessState.ExitCode() != 1 {
+		d.t.Errorf("the server ended with %v", d.server.ProcessState)
+	}
+	d.said("read-only file system")
+	check(d.t, syscall.Mount("none", state, "", syscall.MS_REMOUNT, ""))
 	d.start(true)
 	d.taken(d.body("quick"))
 }

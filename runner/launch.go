@@ -51,7 +51,7 @@ func (r *Runner) launched(ctx context.Context, run Run, waited bool, err error) 
 		r.leave()
 		return true, nil
 	case waited && (errors.Is(err, ErrFlight) || errors.Is(err, ErrNotNow) || errors.Is(err, ErrFull)):
-		r.putBack(ctx, run, err)
+		go r.putBack(ctx, run, err) // who recovers does not wait until there is space again
 		return true, nil
 	}
 	return false, r.notStarted(ctx, run, err)
