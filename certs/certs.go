@@ -138,17 +138,19 @@ func read(path, name string, deny fs.FileMode, p *problem.List) ([]byte, bool) {
 }
 
 func what(deny fs.FileMode) string {
-	if deny&0o004 != 0 {
+	switch {
+	case deny&0o004 != 0:
 		return "read or changed by"
+	case deny&0o020 != 0:
+		return "changed by its group or by"
 	}
 	return "changed by"
 }
 
-// parse returns the certificates of a PEM file, at least one, all of them
-// sound and current, or reports false. Text between the blocks is a comment
+// certificates returns those of a PEM file, at least one, or reports false. Text between the blocks is a comment
 // (RFC 7468 section 2), but a block that cannot be read is an error: skipped,
 // as pem.Decode would, it is a CA that the operator believes is there.
-func parse(file string, data []byte, now time.Time, p *problem.List) ([]*x509.Certificate, bool) {
+func certificates(file string, data []byte, p *problem.List) ([]*x509.Certificate, bool) {
 	blocks := bytes.Count(data, []byte("-----BEGIN"))
 	var list []*x509.Certificate
 	for rest := data; ; {
@@ -175,21 +177,30 @@ func parse(file string, data []byte, now time.Time, p *problem.List) ([]*x509.Ce
 		p.Errorf("%s holds %d PEM blocks, and %d of them cannot be read", file, blocks, blocks-len(list))
 		return nil, false
 	}
-	ok := true
+	return list, true
+}
+
+// parse is certificates, all of them sound and current.
+func parse(file string, data []byte, now time.Time, p *problem.List) ([]*x509.Certificate, bool) {
+	list, ok := certificates(file, data, p)
 	for i, c := range list {
+		if now.After(c.NotAfter) {
+			p.Errorf("certificate %d of %s expired on %s", i+1, file, c.NotAfter.UTC().Format(time.RFC3339))
+			ok = false
+		}
 		ok = sound(i+1, file, c, now, p) && ok
 	}
 	return list, ok
 }
 
-// sound reports whether a certificate is of today's strength and time.
+// sound reports whether a certificate is of today's strength, and its time has
+// come. That it soon ends is a warning.
 func sound(n int, file string, c *x509.Certificate, now time.Time, p *problem.List) bool {
 	before := errorCount(p)
 	switch {
 	case now.Before(c.NotBefore):
 		p.Errorf("certificate %d of %s is not valid before %s", n, file, c.NotBefore.UTC().Format(time.RFC3339))
 	case now.After(c.NotAfter):
-		p.Errorf("certificate %d of %s expired on %s", n, file, c.NotAfter.UTC().Format(time.RFC3339))
 	case now.Add(warnAhead).After(c.NotAfter):
 		p.Warnf("certificate %d of %s expires in %d days, on %s", n, file, int(c.NotAfter.Sub(now)/day), c.NotAfter.UTC().Format(time.RFC3339))
 	}

@@ -207,22 +207,33 @@ func (c *Clients) trust(a *authority) Trust {
 	}
 }
 
-// file reads a file of CAs, once. Of one that cannot be read the CAs are none.
+// file reads a file of CAs, once. Of one that cannot be read the CAs are none. A
+// CA that has ended is a warning, as is a CRL: nobody is believed by it, and it
+// must not keep those from being served who are believed by another.
 func (c *Clients) file(name string, p *problem.List) *authority {
 	if a, ok := c.files[name]; ok {
 		return a
 	}
 	var found, cas []*x509.Certificate
-	if data, ok := read(resolve(c.dir, name), name, 0o002, p); ok {
-		found, _ = parse(name, data, c.now, p)
+	if data, ok := read(resolve(c.dir, name), name, 0o022, p); ok {
+		found, _ = certificates(name, data, p)
 	}
+	ended := 0
 	for i, ca := range found {
+		sound(i+1, name, ca, c.now, p)
+		if c.now.After(ca.NotAfter) {
+			ended++
+			p.Warnf("certificate %d of %s expired on %s: nobody is believed by it", i+1, name, ca.NotAfter.UTC().Format(time.RFC3339))
+		}
 		// A leaf in the pool would be trusted as it stands, whoever signed it.
 		if !ca.BasicConstraintsValid || !ca.IsCA || ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCertSign == 0 {
 			p.Errorf("certificate %d of %s is not a CA's", i+1, name)
 			continue
 		}
 		cas = append(cas, ca)
+	}
+	if ended > 1 && ended == len(found) {
+		p.Warnf("all CAs of %s have expired, so nobody is believed by that file", name)
 	}
 	c.files[name] = newAuthority(name, cas)
 	return c.files[name]

@@ -62,7 +62,7 @@ func (c *Clients) loadCRLs(p *problem.List) {
 	c.revoked.lists, c.revoked.above = map[signer]*crl{}, map[string]*x509.Certificate{}
 	for i, name := range c.spec.ClientCRL {
 		at := p.Index(i)
-		data, ok := read(resolve(c.dir, name), name, 0o002, at)
+		data, ok := read(resolve(c.dir, name), name, 0o022, at)
 		if !ok {
 			continue
 		}
