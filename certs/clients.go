@@ -2,11 +2,17 @@ package certs
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"sallyport/internal/problem"
@@ -17,14 +23,24 @@ import (
 // anew, by the trust of its caller and of its time: a connection may be older
 // than the configuration, and a resumed session older than both.
 
-// maxShown bounds what one client makes the server verify, again for each request.
-const maxShown = 10
+// What one client may show. All of it is verified before the client has proved
+// that it has a key, so it must not cost much more than an honest chain does: no
+// two CAs of one name, which would have every signature tried with every key,
+// and no RSA key whose use costs a hundred times what that of others does.
+const (
+	maxShown    = 4 // its own, and three CAs
+	maxRSABits  = 4096
+	rsaExponent = 65537
+)
 
 // Why a certificate is not believed that a trusted CA did sign.
 var (
 	ErrStale   = errors.New("outside its time")
 	ErrRevoked = errors.New("revoked")
 )
+
+// errNoCA says less than any other reason does.
+var errNoCA = errors.New("leads to no CA")
 
 // Trust tells whether the certificates that a client showed, its own first, are
 // to be believed now. The error says why they are not, in words that follow
@@ -40,6 +56,7 @@ type Clients struct {
 	dir      string
 	now      time.Time
 	files    map[string]*authority // by name, as the configuration file has it
+	all      *authority            // what any of them believes, for handshakes; made by Complete
 	pins     map[[sha256.Size]byte]bool
 	revoked  *revocations
 	workload *workload
@@ -123,6 +140,7 @@ func (c *Clients) Complete(cfg *tls.Config, p *problem.List) {
 	// Not required of everybody: other callers sign instead. Whoever shows a
 	// certificate has to show a good one, and admit is who says so: crypto/tls
 	// knows one pool for all.
+	c.all = union(c.files)
 	cfg.ClientAuth = tls.RequestClientCert
 	cfg.VerifyConnection = c.admit
 	if len(c.pins) > 0 || c.workload != nil {
@@ -169,32 +187,76 @@ func (c *Clients) Expiries() (all []Expiry) {
 
 // admit judges a handshake. A revoked certificate gets through it, because the
 // refusal of its requests is logged with the reason. But no session is resumed
-// with one: its client may have a new one, and shows it in a full handshake.
+// with one: its client may have a new one, and shows it in a full handshake. Of
+// the reasons why one is not believed, the error has the one that says most.
 func (c *Clients) admit(state tls.ConnectionState) error {
 	shown := state.PeerCertificates
 	if len(shown) == 0 {
 		return nil
 	}
-	if len(shown) > maxShown {
-		return fmt.Errorf("a client showed %d certificates, of at most %d", len(shown), maxShown)
+	if err := bearable(shown); err != nil {
+		return err
 	}
 	now := time.Now()
-	if c.pins[sha256.Sum256(shown[0].Raw)] && selfSigned(shown[0]) && alone(shown[0], now) == nil {
-		return nil
+	if c.pins[sha256.Sum256(shown[0].Raw)] && selfSigned(shown[0]) {
+		return alone(shown[0], now)
 	}
-	if c.workload != nil && c.workload.verify(shown, now) == nil {
-		return nil
+	chains, err := c.all.chains(shown, now)
+	if err == nil && state.DidResume {
+		err = c.revoked.check(chains, now)
 	}
-	for _, a := range c.files {
-		chains, err := a.chains(shown, now)
-		if err == nil && state.DidResume {
-			err = c.revoked.check(chains, now)
+	if errors.Is(err, errNoCA) {
+		err = c.nobodies(shown)
+	}
+	if err == nil || c.workload == nil {
+		return err
+	}
+	bySPIFFE := c.workload.verify(shown, now)
+	if bySPIFFE == nil || !c.all.signs(shown) {
+		return bySPIFFE
+	}
+	return err
+}
+
+// nobodies names the files whose CAs a client's certificate says that it is by,
+// although it is not.
+func (c *Clients) nobodies(shown []*x509.Certificate) error {
+	var named []string
+	for _, name := range slices.Sorted(maps.Keys(c.files)) {
+		if c.files[name].signs(shown) {
+			named = append(named, name)
 		}
-		if err == nil {
-			return nil
-		}
 	}
-	return errors.New("a client showed a certificate that nobody is believed by")
+	if len(named) == 0 {
+		return fmt.Errorf("%w that is known here, and is not pinned", errNoCA)
+	}
+	return noCA(strings.Join(named, ", "))
+}
+
+// bearable tells why what a client shows is not even looked at. Requests need not
+// ask again: what they judge was shown in the handshake.
+func bearable(shown []*x509.Certificate) error {
+	if len(shown) > maxShown {
+		return fmt.Errorf("is one of %d that are shown, and %d are the most", len(shown), maxShown)
+	}
+	names := map[string]bool{}
+	for i, c := range shown {
+		switch key := c.PublicKey.(type) {
+		case *rsa.PublicKey:
+			if key.N.BitLen() > maxRSABits || key.E != rsaExponent {
+				return fmt.Errorf("is shown with an RSA key (certificate %d) of %d bits and the exponent %d; %d bits are the most, and %d is the exponent",
+					i+1, key.N.BitLen(), key.E, maxRSABits, rsaExponent)
+			}
+		case *ecdsa.PublicKey, ed25519.PublicKey:
+		default:
+			return fmt.Errorf("is shown with a key (certificate %d) that is not RSA, ECDSA or Ed25519", i+1)
+		}
+		if i > 0 && names[string(c.RawSubject)] {
+			return fmt.Errorf("is shown with two CAs of one name (the second is certificate %d)", i+1)
+		}
+		names[string(c.RawSubject)] = i > 0
+	}
+	return nil
 }
 
 func (c *Clients) trust(a *authority) Trust {
@@ -243,25 +305,51 @@ func (c *Clients) file(name string, p *problem.List) *authority {
 type authority struct {
 	name           string
 	cas            []*x509.Certificate
-	roots, between *x509.CertPool // never nil: for x509.Verify that means the system's
+	names          map[string]bool // subjects of the CAs, raw
+	roots, between *x509.CertPool  // never nil: for x509.Verify that means the system's
 }
 
-// newAuthority trusts the CAs that no other of them signed. The others are
-// between: as roots they would be believed even after their own CA revoked them.
 func newAuthority(name string, cas []*x509.Certificate) *authority {
-	a := &authority{name: name, cas: cas, roots: x509.NewCertPool(), between: x509.NewCertPool()}
+	a := &authority{name: name, names: map[string]bool{}, roots: x509.NewCertPool(), between: x509.NewCertPool()}
+	a.add(cas)
+	return a
+}
+
+// union believes whatever one of the files does. A client's chain is verified
+// once then, and not once for every file.
+func union(files map[string]*authority) *authority {
+	all := newAuthority("", nil)
+	for _, a := range files {
+		all.add(a.cas)
+	}
+	return all
+}
+
+// add trusts the CAs that no other of them signed. The others are between: as
+// roots they would be believed even after their own CA revoked them.
+func (a *authority) add(cas []*x509.Certificate) {
+	a.cas = append(a.cas, cas...)
 	for _, ca := range cas {
+		a.names[string(ca.RawSubject)] = true
 		if !selfSigned(ca) && issuer(ca, cas) != nil {
 			a.between.AddCert(ca)
 			continue
 		}
 		a.roots.AddCert(ca)
 	}
-	return a
+}
+
+// signs reports whether a certificate that a client showed says that it is by one
+// of these CAs. If none does, there is nothing to verify.
+func (a *authority) signs(shown []*x509.Certificate) bool {
+	return slices.ContainsFunc(shown, func(c *x509.Certificate) bool { return a.names[string(c.RawIssuer)] })
 }
 
 // chains returns every way from the certificate that a client showed to a root.
 func (a *authority) chains(shown []*x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
+	if !a.signs(shown) {
+		return nil, noCA(a.name)
+	}
 	if shown[0].IsCA {
 		return nil, errors.New("is a CA's, and no client's")
 	}
@@ -271,10 +359,12 @@ func (a *authority) chains(shown []*x509.Certificate, now time.Time) ([][]*x509.
 	}
 	chains, err := verifyClient(shown[0], a.roots, between, now)
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		err = fmt.Errorf("leads to no CA of %s that is valid now", a.name)
+		err = noCA(a.name)
 	}
 	return chains, err
 }
+
+func noCA(file string) error { return fmt.Errorf("%w of %s that is valid now", errNoCA, file) }
 
 // alone judges a certificate that is trusted by itself.
 func alone(c *x509.Certificate, now time.Time) error {
@@ -301,7 +391,12 @@ func verifyClient(c *x509.Certificate, roots, between *x509.CertPool, now time.T
 	case invalid.Cert == nil:
 		return nil, errors.New("has a critical extension or a signature that is not understood")
 	case invalid.Reason == x509.Expired:
-		return nil, fmt.Errorf("is %w: from %s to %s", ErrStale, c.NotBefore.UTC().Format(time.RFC3339), c.NotAfter.UTC().Format(time.RFC3339))
+		whose := "is"
+		if invalid.Cert != c {
+			whose = "leads to a CA that is"
+		}
+		return nil, fmt.Errorf("%s %w: from %s to %s", whose, ErrStale,
+			invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	case invalid.Reason == x509.IncompatibleUsage:
 		return nil, errors.New("is not for clients: an extended key usage lacks clientAuth")
 	}

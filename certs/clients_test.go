@@ -1,8 +1,11 @@
 package certs_test
 
 import (
+	"bytes"
 	"crypto"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	_ "crypto/sha1" // signs what must be refused
 	"crypto/tls"
 	"crypto/x509"
@@ -11,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -177,11 +181,13 @@ func TestCRLThatOthersMayChangeIsRefused(t *testing.T) {
 	corp := newCA(t, now, listing)
 	good(t, dir, now)
 	write(t, dir, "c.pem", corp.pem, 0o644)
-	write(t, dir, "c.crl", corp.crl(t, nil), 0o646)
 	s := all()
 	s.ClientCRL = []string{"c.crl"}
-	if _, got := load(t, dir, s, now); len(got) != 1 || !strings.HasPrefix(got[0], "error tls.client_crl.0: c.crl may be changed by others") {
-		t.Errorf("%q", got)
+	for _, mode := range []os.FileMode{0o646, 0o664} {
+		write(t, dir, "c.crl", corp.crl(t, nil), mode)
+		if _, got := load(t, dir, s, now); len(got) != 1 || !strings.HasPrefix(got[0], "error tls.client_crl.0: c.crl may be changed by its group or by others") {
+			t.Errorf("%q", got)
+		}
 	}
 }
 
@@ -268,21 +274,149 @@ func TestACABetweenIsHeldToWhatItsRootAllows(t *testing.T) {
 	must(t, trust([]*x509.Certificate{inside}, now))
 }
 
+// shows handshakes as a client that shows these certificates, its own first, and
+// returns why the server refuses.
+func shows(t *testing.T, cfg *tls.Config, server ca, own pair, more ...string) error {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(server.cert)
+	p, err := tls.X509KeyPair([]byte(own.cert+strings.Join(more, "")), []byte(own.key))
+	must(t, err)
+	client := &tls.Config{RootCAs: roots, ServerName: "hooks.example.com", MinVersion: tls.VersionTLS13}
+	client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &p, nil }
+	_, clientErr, serverErr := handshake(t, cfg, client)
+	if serverErr == nil && clientErr != nil {
+		t.Error(clientErr)
+	}
+	return serverErr
+}
+
+func forClients(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }
+
+// holder has a CA vouch for a key that need not be one.
+func (c ca) holder(t *testing.T, name string, key crypto.PublicKey) string {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: c.now.Add(-time.Hour), NotAfter: c.now.Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, c.cert, key, c.key)
+	must(t, err)
+	return encode("CERTIFICATE", der)
+}
+
+// TestTheHandshakeBoundsWhatAClientShows has leaves that would be believed, but
+// for what is shown beside them: a stranger picks that, and has it verified for
+// the price of sending it.
 func TestTheHandshakeBoundsWhatAClientShows(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	c := good(t, dir, now)
-	leaf := c.issue(t, nil, func(tmpl *x509.Certificate) { tmpl.ExtKeyUsage = nil })
 	cfg, _ := load(t, dir, all(), now)
-	roots := x509.NewCertPool()
-	roots.AddCert(c.cert)
-	for n, want := range map[int]bool{10: true, 11: false} {
-		pair, err := tls.X509KeyPair([]byte(leaf.cert+strings.Repeat(c.pem, n-1)), []byte(leaf.key))
-		must(t, err)
-		client := &tls.Config{RootCAs: roots, ServerName: "hooks.example.com", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
-		_, clientErr, serverErr := handshake(t, cfg, client)
-		if (clientErr == nil && serverErr == nil) != want {
-			t.Errorf("%d certificates: %v", n, serverErr)
+	leaf := c.issue(t, nil, forClients)
+	a := c.between(t, "A", 2)
+	b := a.between(t, "B", 3)
+	far := b.issue(t, nil, forClients)
+	rsaKey := func(bits uint, e int) *rsa.PublicKey {
+		n := new(big.Int).Lsh(big.NewInt(1), bits-1)
+		return &rsa.PublicKey{N: n.SetBit(n, 0, 1), E: e}
+	}
+	public, _, err := ed25519.GenerateKey(rand.Reader)
+	must(t, err)
+	// X25519 (RFC 8410, section 3) can sign nothing.
+	mute := bytes.Replace(unpem(t, c.holder(t, "X", public)), []byte{0x2b, 0x65, 0x70}, []byte{0x2b, 0x65, 0x6e}, 1)
+	for name, row := range map[string]struct {
+		own  pair
+		more []string
+		want string // of why it is refused
+	}{
+		"itself":                      {leaf, nil, ""},
+		"three CAs":                   {far, []string{b.pem, a.pem, c.pem}, ""},
+		"and four":                    {far, []string{b.pem, a.pem, c.pem, b.between(t, "C", 4).pem}, "is one of 5 that are shown, and 4 are the most"},
+		"itself twice":                {leaf, []string{leaf.cert}, ""},
+		"one CA twice":                {far, []string{b.pem, a.pem, b.pem}, "two CAs of one name (the second is certificate 4)"},
+		"two keys of one name":        {far, []string{b.pem, a.pem, a.between(t, "A", 5).pem}, "two CAs of one name (the second is certificate 4)"},
+		"RSA of 4096 bits":            {leaf, []string{c.holder(t, "R", rsaKey(4096, 65537))}, ""},
+		"RSA of more":                 {leaf, []string{c.holder(t, "R", rsaKey(4097, 65537))}, "an RSA key (certificate 2) of 4097 bits"},
+		"RSA with a large exponent":   {leaf, []string{c.holder(t, "R", rsaKey(2048, 1<<31-1))}, "an RSA key (certificate 2) of 2048 bits and the exponent 2147483647"},
+		"a key that nobody signs by":  {leaf, []string{encode("CERTIFICATE", mute)}, "a key (certificate 2) that is not RSA, ECDSA or Ed25519"},
+		"and all of it beside a good": {far, []string{b.pem, a.pem, c.holder(t, "X", rsaKey(8192, 65537))}, "an RSA key (certificate 4) of 8192 bits"},
+	} {
+		err := shows(t, cfg, c, row.own, row.more...)
+		if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
+			t.Errorf("%s: %v, want %q", name, err, row.want)
 		}
+	}
+}
+
+// TestTheHandshakeTellsWhatIsWrong is for whoever has to find out why a client
+// hears no more than an alert.
+func TestTheHandshakeTellsWhatIsWrong(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	c := good(t, dir, now)
+	partner := newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Partner CA" })
+	namesake := newCA(t, now)
+	write(t, dir, "p.pem", partner.pem, 0o644)
+	var p problem.List
+	cfg, _ := certs.Load(all(), dir, now, &p)
+	clients := certs.LoadClients(all(), dir, now, nil, &p)
+	clients.Of("p.pem", &p)
+	clients.Complete(cfg, &p)
+	if p.Bad() {
+		t.Fatal(texts(&p))
+	}
+	ended := func(c *x509.Certificate) { forClients(c); c.NotAfter = now.Add(-time.Minute) }
+	for name, row := range map[string]struct {
+		own  pair
+		want string
+	}{
+		"good":                   {c.issue(t, nil, forClients), ""},
+		"of the other file":      {partner.issue(t, nil, forClients), ""},
+		"ended":                  {partner.issue(t, nil, ended), "is outside its time: from "},
+		"of a name, not its key": {namesake.issue(t, nil, forClients), "leads to no CA of c.pem that is valid now"},
+		"a server's":             {c.issue(t, nil), "is not for clients: an extended key usage lacks clientAuth"},
+		"of nobody, and ended":   {newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Nobody" }).issue(t, nil, ended), "leads to no CA that is known here, and is not pinned"},
+		"a CA's":                 {func() pair { b := c.between(t, "A", 2); return pair{b.pem, keyPEM(t, b.key)} }(), "is a CA's, and no client's"},
+	} {
+		err := shows(t, cfg, c, row.own)
+		if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
+			t.Errorf("%s: %v, want %q", name, err, row.want)
+		}
+	}
+}
+
+func keyPEM(t *testing.T, key crypto.Signer) string {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	return encode("PRIVATE KEY", der)
+}
+
+// A CA whose time is over is a warning, like a CRL: beside it stand others, and
+// whoever comes by those must be served on the next start, too.
+func TestACAThatHasEndedKeepsNobodyElseOut(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	c := good(t, dir, now)
+	old := newCA(t, now.Add(-366*day), func(c *x509.Certificate) { c.Subject.CommonName = "Old CA" })
+	older := newCA(t, now.Add(-400*day), func(c *x509.Certificate) { c.Subject.CommonName = "Older CA" })
+	write(t, dir, "c.pem", old.pem+c.pem, 0o644)
+	cfg, got := load(t, dir, all(), now)
+	const warning = "warning tls.client_ca: certificate 1 of c.pem expired on "
+	if len(got) != 1 || !strings.HasPrefix(got[0], warning) || !strings.HasSuffix(got[0], ": nobody is believed by it") {
+		t.Fatalf("%q", got)
+	}
+	if err := shows(t, cfg, c, c.issue(t, nil, forClients)); err != nil {
+		t.Errorf("a client of the CA that is left: %v", err)
+	}
+	old.now = now // so that the client's own time is not over
+	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil || !strings.Contains(err.Error(), "leads to a CA that is outside its time: from ") {
+		t.Errorf("a client of the CA that has ended: %v", err)
+	}
+	write(t, dir, "c.pem", old.pem+older.pem, 0o644)
+	cfg, got = load(t, dir, all(), now)
+	if len(got) != 3 || got[2] != "warning tls.client_ca: all CAs of c.pem have expired, so nobody is believed by that file" {
+		t.Errorf("%q", got)
+	}
+	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil {
+		t.Error("believed by a file of CAs that have all ended")
 	}
 }
 

@@ -219,12 +219,15 @@ func (r *revocations) check(chains [][]*x509.Certificate, now time.Time) (err er
 	return err
 }
 
+// maxChain is longer than any chain, but for CAs that signed one another.
+const maxChain = 20
+
 func (r *revocations) checkChain(chain []*x509.Certificate, now time.Time) error {
 	for i := 0; len(r.lists) > 0 && i < len(chain); i++ {
 		above := r.above[string(chain[i].Raw)]
 		if i+1 < len(chain) {
 			above = chain[i+1]
-		} else if above != nil && len(chain) < 2*maxShown {
+		} else if above != nil && len(chain) < maxChain {
 			chain = append(slices.Clip(chain), above)
 		}
 		if above == nil {
