@@ -190,10 +190,16 @@ func (c *Clients) Expiries() (all []Expiry) {
 // with one: its client may have a new one, and shows it in a full handshake. Of
 // the reasons why one is not believed, the error has the one that says most.
 func (c *Clients) admit(state tls.ConnectionState) error {
-	shown := state.PeerCertificates
-	if len(shown) == 0 {
+	if len(state.PeerCertificates) == 0 {
 		return nil
 	}
+	if err := c.judge(state.PeerCertificates, state.DidResume); err != nil {
+		return fmt.Errorf("the client certificate %w", err)
+	}
+	return nil
+}
+
+func (c *Clients) judge(shown []*x509.Certificate, resumed bool) error {
 	if err := bearable(shown); err != nil {
 		return err
 	}
@@ -202,7 +208,7 @@ func (c *Clients) admit(state tls.ConnectionState) error {
 		return alone(shown[0], now)
 	}
 	chains, err := c.all.chains(shown, now)
-	if err == nil && state.DidResume {
+	if err == nil && resumed {
 		err = c.revoked.check(chains, now)
 	}
 	if errors.Is(err, errNoCA) {

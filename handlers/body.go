@@ -10,13 +10,14 @@ import (
 	"sync"
 	"time"
 
+	"sallyport/internal/peer"
 	"sallyport/runner"
 )
 
 // A body is held whole while it is verified, and whoever sends it has proved
 // nothing yet. The first freeBody bytes of each request are free; what goes
 // beyond comes out of one allowance for all, as it arrives: who declares much
-// and sends little holds little. No address may hold more than half of it.
+// and sends little holds little. No site may hold more than half of it.
 const (
 	freeBody  = 16 << 10
 	earnest   = 1 << 20 // who has sent so much is given room for the rest
@@ -31,11 +32,11 @@ type bodies struct {
 
 	mu   sync.Mutex
 	held int64
-	by   map[netip.Addr]int64 // only addresses that hold something
+	by   map[netip.Addr]int64 // only sites that hold something
 }
 
 // newBodies makes an allowance of which the largest body of any hook takes at
-// most half, so that no single address can keep all others out.
+// most half, so that no single site can keep all others out.
 func newBodies(hooks map[string]*runner.Hook) *bodies {
 	b := &bodies{total: leastHeld, by: map[netip.Addr]int64{}}
 	for _, h := range hooks {
@@ -91,7 +92,7 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 		most = r.ContentLength
 	}
 	most += bytes.MinRead // room to find its end
-	from, held := address(r), int64(0)
+	from, held := peer.Site(remote(r)), int64(0)
 	release := func() { b.give(from, held); held = 0 }
 	body := http.MaxBytesReader(w, r.Body, int64(bound.Max))
 	whole := make([]byte, 0, min(most, freeBody))

@@ -12,6 +12,7 @@ import (
 
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
+	"sallyport/internal/peer"
 )
 
 // addressLimits is a table of limiters that never grows, whatever the number
@@ -23,10 +24,11 @@ type addressLimits struct {
 	slots []rate.Limiter
 }
 
-// The two tables together take about 3.2 MiB.
+// The three tables together take about 3.2 MiB.
 const (
-	addressSlots = 1 << 15
-	failureSlots = 1 << 13
+	connectionSlots = 1 << 14
+	addressSlots    = 1 << 14
+	failureSlots    = 1 << 13
 )
 
 // or returns the table itself if the limit is as it was, and otherwise a new one.
@@ -51,7 +53,10 @@ func (t *addressLimits) of(a netip.Addr) *rate.Limiter {
 	return l
 }
 
-// take spends one token of the address, or says how it is turned away.
+// allow spends one token of the address, if it has one.
+func (t *addressLimits) allow(a netip.Addr, now time.Time) bool { return t.of(a).AllowN(now, 1) }
+
+// take is allow, and says how it is turned away.
 func (t *addressLimits) take(a netip.Addr, now time.Time) *refusal {
 	return take(t.of(a), "address", now)
 }
@@ -111,18 +116,14 @@ func seconds(d time.Duration) string {
 	return fmt.Sprint(max(1, int(math.Ceil(d.Seconds()))))
 }
 
-// address is what a caller is told apart by before it has proved anything: an
-// IPv4 address, or the /64 that one IPv6 host can fill at will.
-func address(r *http.Request) netip.Addr {
+// remote is where a request comes from.
+func remote(r *http.Request) netip.Addr {
 	ap, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
-	a := ap.Addr().Unmap().WithZone("")
-	if a.Is6() {
-		if p, err := a.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return a
+	return ap.Addr()
 }
+
+// address is what a caller is told apart by before it has proved anything.
+func address(r *http.Request) netip.Addr { return peer.Host(remote(r)) }

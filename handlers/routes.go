@@ -58,12 +58,13 @@ type Server struct {
 	now     func() time.Time
 	all     http.Handler
 
-	hooks     map[string]*runner.Hook // by path
-	addresses *addressLimits
-	failures  *addressLimits
-	callers   map[string]*rate.Limiter
-	bodies    *bodies
-	beats     *beats
+	hooks       map[string]*runner.Hook // by path
+	connections *addressLimits
+	addresses   *addressLimits
+	failures    *addressLimits
+	callers     map[string]*rate.Limiter
+	bodies      *bodies
+	beats       *beats
 }
 
 // newServer goes on where the one before it is: what has been spent of a limit
@@ -71,12 +72,13 @@ type Server struct {
 func newServer(c *config.Config, old *Server) *Server {
 	s := &Server{
 		config: c, live: old.live, runner: old.runner, audit: old.audit, metrics: old.metrics, log: old.log, now: old.now,
-		beats:     old.beats,
-		hooks:     make(map[string]*runner.Hook, len(c.Hooks)),
-		addresses: old.addresses.or(c.Limits.Address, addressSlots),
-		failures:  old.failures.or(c.Limits.Failures, failureSlots),
-		callers:   callerLimits(c.CallerLimits, old.callers),
-		bodies:    old.bodies.or(c.Hooks),
+		beats:       old.beats,
+		hooks:       make(map[string]*runner.Hook, len(c.Hooks)),
+		connections: old.connections.or(c.Limits.Address, connectionSlots),
+		addresses:   old.addresses.or(c.Limits.Address, addressSlots),
+		failures:    old.failures.or(c.Limits.Failures, failureSlots),
+		callers:     callerLimits(c.CallerLimits, old.callers),
+		bodies:      old.bodies.or(c.Hooks),
 	}
 	for _, h := range c.Hooks {
 		s.hooks[h.Path] = h

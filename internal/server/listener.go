@@ -7,21 +7,25 @@ import (
 	"sync"
 
 	"sallyport/internal/live"
+	"sallyport/internal/peer"
 )
 
-// listener bounds how many connections there are, in all and from one address.
-// What is over the bound is closed before a handshake could cost anything.
+// listener bounds how many connections there are, in all and from one address,
+// and how often one may connect. What is over the bound is closed before a
+// handshake could cost anything.
 type listener struct {
 	net.Listener
-	conf *live.Configuration
+	conf    *live.Configuration
+	surface Surface
 
-	mu   sync.Mutex
-	open map[netip.Addr]int
-	sum  int
+	mu    sync.Mutex
+	sum   int
+	hosts map[netip.Addr]int
+	sites map[netip.Addr]int
 }
 
-func limit(l net.Listener, conf *live.Configuration) *listener {
-	return &listener{Listener: l, conf: conf, open: map[netip.Addr]int{}}
+func limit(l net.Listener, conf *live.Configuration, s Surface) *listener {
+	return &listener{Listener: l, conf: conf, surface: s, hosts: map[netip.Addr]int{}, sites: map[netip.Addr]int{}}
 }
 
 // Accept returns the next connection that is within the bounds.
@@ -31,24 +35,34 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		from := address(c)
-		if !l.take(from) {
+		from := peer.AddrPort(c.RemoteAddr()).Addr()
+		if !l.surface.Connecting(from) {
 			_ = c.Close() // it was never used: there is nothing to lose
+			continue
+		}
+		if !l.take(from) {
+			l.surface.Crowded()
+			_ = c.Close()
 			continue
 		}
 		return &conn{Conn: c, closed: sync.OnceFunc(func() { l.give(from) })}, nil
 	}
 }
 
+// take lets one site have half of all connections at most, or what a single
+// address of it may have if that is more.
 func (l *listener) take(from netip.Addr) bool {
 	most := &l.conf.Get().Limits
+	host, site := peer.Host(from), peer.Site(from)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.sum >= most.Connections || l.open[from] >= most.ConnectionsPerAddress {
+	if l.sum >= most.Connections || l.hosts[host] >= most.ConnectionsPerAddress ||
+		l.sites[site] >= max(most.Connections/2, most.ConnectionsPerAddress) {
 		return false
 	}
 	l.sum++
-	l.open[from]++
+	l.hosts[host]++
+	l.sites[site]++
 	return true
 }
 
@@ -56,22 +70,14 @@ func (l *listener) give(from netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sum--
-	if l.open[from]--; l.open[from] == 0 {
-		delete(l.open, from)
-	}
+	less(l.hosts, peer.Host(from))
+	less(l.sites, peer.Site(from))
 }
 
-// address is an IPv4 address, or the /64 that one IPv6 host can fill at will.
-func address(c net.Conn) netip.Addr {
-	tcp, ok := c.RemoteAddr().(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
+func less(open map[netip.Addr]int, a netip.Addr) {
+	if open[a]--; open[a] == 0 {
+		delete(open, a)
 	}
-	a := tcp.AddrPort().Addr().Unmap().WithZone("")
-	if p, err := a.Prefix(64); err == nil && a.Is6() {
-		return p.Addr()
-	}
-	return a
 }
 
 // conn is a connection that gives its place back and carries nothing but TLS.

@@ -5,15 +5,18 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"time"
 
 	"sallyport/internal/live"
+	"sallyport/internal/peer"
 	"sallyport/runner"
 )
 
@@ -29,9 +32,19 @@ const (
 	firstRequest  = time.Second // of a connection that was accepted just before the end
 )
 
+// Surface is what answers on the connections, and what is asked and told about
+// those that have proved nothing yet.
+type Surface interface {
+	http.Handler
+	Connecting(from netip.Addr) bool // whether it may, so often
+	Crowded()
+	Unbelieved(from netip.AddrPort, shown *x509.Certificate, why error)
+}
+
 // Server is one TLS listener and what answers on it.
 type Server struct {
 	http     *http.Server
+	surface  Surface
 	fresh    newcomers
 	raw      net.Listener // below the limits and TLS
 	listener net.Listener
@@ -44,11 +57,11 @@ type Server struct {
 // New returns a server on a listener. Nothing is accepted before Serve. next
 // starts the server that takes over from this one, with the two files as its
 // descriptors 3 and 4 and HandoverEnv set.
-func New(l net.Listener, conf *live.Configuration, h http.Handler, run *runner.Runner, next func(listener, ready *os.File) error, log *slog.Logger) *Server {
+func New(l net.Listener, conf *live.Configuration, surface Surface, run *runner.Runner, next func(listener, ready *os.File) error, log *slog.Logger) *Server {
 	s := &Server{
-		raw: l, next: next,
+		raw: l, next: next, surface: surface,
 		http: &http.Server{
-			Handler:           h,
+			Handler:           surface,
 			ReadHeaderTimeout: headerTimeout,
 			ReadTimeout:       readTimeout,
 			WriteTimeout:      writeTimeout,
@@ -65,16 +78,35 @@ func New(l net.Listener, conf *live.Configuration, h http.Handler, run *runner.R
 			// Scanners cause one line per handshake: worth having, not by default.
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
-		listener: tls.NewListener(limit(l, conf), &tls.Config{
-			MinVersion: tls.VersionTLS13, // never asked: each handshake goes by the configuration in force
-			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-				return conf.Get().TLS, nil
-			},
-		}),
 		runner: run, conf: conf, log: log,
 	}
+	s.listener = tls.NewListener(limit(l, conf, surface), &tls.Config{
+		MinVersion:         tls.VersionTLS13, // never asked: each handshake goes by the configuration in force
+		GetConfigForClient: s.inForce,
+	})
 	s.fresh.watch(s.http)
 	return s
+}
+
+// inForce is the TLS of the configuration in force, which tells of the client
+// certificates that it refuses: for net/http they are one more handshake error,
+// which only the debug log has. Sessions are resumed by the keys of the listener
+// in any case, so a copy for each handshake loses none.
+func (s *Server) inForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	c := s.conf.Get().TLS
+	judge := c.VerifyConnection
+	if judge == nil {
+		return c, nil
+	}
+	c = c.Clone()
+	c.VerifyConnection = func(state tls.ConnectionState) error {
+		err := judge(state)
+		if err != nil && len(state.PeerCertificates) > 0 {
+			s.surface.Unbelieved(peer.AddrPort(hello.Conn.RemoteAddr()), state.PeerCertificates[0], err)
+		}
+		return err
+	}
+	return c, nil
 }
 
 // Addr is where the server listens.

@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,9 +39,30 @@ type served struct {
 	ended   chan error
 }
 
+// surface is a handler for all addresses, which may connect so often in all.
+type surface struct {
+	http.Handler
+
+	left    atomic.Int64
+	crowded atomic.Int64
+}
+
+func (s *surface) Connecting(netip.Addr) bool { return s.left.Add(-1) >= 0 }
+func (s *surface) Crowded()                   { s.crowded.Add(1) }
+
+func (s *surface) Unbelieved(netip.AddrPort, *x509.Certificate, error) {}
+
 func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
 	t.Helper()
-	dir := t.TempDir()
+	all := &surface{Handler: h}
+	all.left.Store(1 << 30)
+	return serveSurface(t, limits, all)
+}
+
+// load reads a configuration with these limits, which stands in a folder of its own.
+func load(t *testing.T, limits config.Limits) (c *live.Configuration, dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	if _, err := certs.Dev(dir, time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
@@ -54,11 +77,17 @@ hooks: {nothing: {dangerously_unauthenticated: true, command: [/bin/true]}}
 `, limits.Connections, limits.ConnectionsPerAddress, patience), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.DiscardHandler)
-	c, found := live.Load(file, config.Env{}, log)
+	c, found := live.Load(file, config.Env{}, slog.New(slog.DiscardHandler))
 	if c == nil {
 		t.Fatal(found)
 	}
+	return c, dir
+}
+
+func serveSurface(t *testing.T, limits config.Limits, all *surface) *served {
+	t.Helper()
+	c, dir := load(t, limits)
+	log := slog.New(slog.DiscardHandler)
 	procs, err := process.NewLocal(filepath.Join(dir, "runs"), c.Hook, log)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +101,7 @@ hooks: {nothing: {dangerously_unauthenticated: true, command: [/bin/true]}}
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := server.New(l, c, h, run, nil, log)
+	srv := server.New(l, c, all, run, nil, log)
 	s := &served{t: t, address: srv.Addr().String(), roots: x509.NewCertPool(), stop: make(chan struct{}), kill: make(chan struct{}), ended: make(chan error, 1)}
 	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
 	if err != nil {
@@ -214,6 +243,99 @@ func TestConnectionsOverTheBoundsAreClosedBeforeAHandshake(t *testing.T) {
 				<-tick.C
 			}
 			t.Error("the place was not given back")
+		})
+	}
+}
+
+func TestWhoConnectsTooOftenIsClosedBeforeAHandshake(t *testing.T) {
+	t.Parallel()
+	all := &surface{Handler: http.HandlerFunc(hello)}
+	all.left.Store(2)
+	s := serveSurface(t, plenty(), all)
+	for range 2 {
+		c := s.tls()
+		if err := c.Close(); err != nil { // it is no matter of what is open
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.handshake(tls.VersionTLS13); err == nil {
+		t.Error("a third connection got through")
+	}
+	if got := s.closed(s.dial()); got != "" {
+		t.Errorf("a fourth one heard %q", got)
+	}
+	if all.crowded.Load() > 0 {
+		t.Error("it is told as too many at once")
+	}
+}
+
+// arrivals is a listener with connections from wherever they are said to be.
+type arrivals chan net.Addr
+
+func (a arrivals) Accept() (net.Conn, error) {
+	from, ok := <-a
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	c, _ := net.Pipe()
+	return arrival{c, from}, nil
+}
+
+func (a arrivals) Close() error   { return nil }
+func (a arrivals) Addr() net.Addr { return &net.TCPAddr{} }
+
+type arrival struct {
+	net.Conn
+
+	from net.Addr
+}
+
+func (a arrival) RemoteAddr() net.Addr { return a.from }
+
+// TestNoSiteHasMoreThanHalfOfAllConnections has somebody connect who is given
+// 65536 networks, and somebody who is not.
+func TestNoSiteHasMoreThanHalfOfAllConnections(t *testing.T) {
+	t.Parallel()
+	for why, row := range map[string]struct {
+		limits      config.Limits
+		one, others int // how many connections they get of ten, each from a network of its own
+	}{
+		"half":                              {config.Limits{Connections: 8, ConnectionsPerAddress: 2}, 4, 4},
+		"what a single address may have":    {config.Limits{Connections: 8, ConnectionsPerAddress: 6}, 6, 2},
+		"all, if one address may have that": {config.Limits{Connections: 8, ConnectionsPerAddress: 8}, 8, 0},
+	} {
+		t.Run(why, func(t *testing.T) {
+			t.Parallel()
+			conf, _ := load(t, row.limits)
+			all := new(surface)
+			all.left.Store(1 << 30)
+			come := make(arrivals, 20)
+			for i := range 10 {
+				come <- &net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("2001:db8:1:%x::1", i))}
+			}
+			for i := range 10 {
+				come <- &net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("2001:db8:%x::1", 0x100+i))}
+			}
+			close(come)
+			l := server.Limit(come, conf, all)
+			got := map[bool]int{}
+			var open []net.Conn
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					break
+				}
+				got[strings.HasPrefix(c.RemoteAddr().String(), "[2001:db8:1:")]++
+				open = append(open, c)
+			}
+			if got[true] != row.one || got[false] != row.others || int(all.crowded.Load()) != 20-row.one-row.others {
+				t.Errorf("%d and %d, and %d were counted as too many", got[true], got[false], all.crowded.Load())
+			}
+			for _, c := range open {
+				if err := c.Close(); err != nil {
+					t.Error(err)
+				}
+			}
 		})
 	}
 }

@@ -1,0 +1,51 @@
+package handlers
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"log/slog"
+	"net/netip"
+
+	"sallyport/internal/audit"
+	"sallyport/internal/peer"
+)
+
+// A handshake costs more than all that a refused request does. So what the
+// address limit is to requests, it is to connections too, before TLS; but of a
+// budget of their own, so that who sends each request on a connection of its own
+// does not pay twice.
+
+// Connecting spends a token of an address for a connection, or says that it has
+// none left. The rest is counted, as is all that strangers can cause in any number.
+func (h *Handler) Connecting(from netip.Addr) bool {
+	s := h.current.Load()
+	if s.connections.allow(peer.Host(from), s.now()) {
+		return true
+	}
+	s.audit.Count("connection-too-often")
+	return false
+}
+
+// Crowded counts a connection that was one too many of those that are open.
+func (h *Handler) Crowded() { h.current.Load().audit.Count("too-many-connections") }
+
+// Unbelieved tells of a client certificate that ended its handshake, where nobody
+// but the operator can be told why. It costs the address a failure, as in a
+// request it would, and when that has none left it is no line of the log. The
+// client has not proved that the certificate is its own.
+func (h *Handler) Unbelieved(from netip.AddrPort, shown *x509.Certificate, why error) {
+	s := h.current.Load()
+	sum := sha256.Sum256(shown.Raw)
+	line := audit.Line{
+		Decision: audit.Refused, Address: from.String(), Scheme: "mtls", Key: hex.EncodeToString(sum[:]), Reason: why.Error(),
+	}
+	level := slog.LevelWarn
+	if !s.failures.allow(peer.Host(from.Addr()), s.now()) {
+		level = slog.LevelDebug
+	}
+	s.log.LogAttrs(context.Background(), level, "handshake refused",
+		slog.String("address", line.Address), slog.String("key", line.Key), slog.String("reason", line.Reason))
+	s.audit.Decided(line, "handshake", false)
+}

@@ -1,0 +1,28 @@
+package peer_test
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"sallyport/internal/peer"
+)
+
+func TestOneHostIsNotMany(t *testing.T) {
+	for text, want := range map[string]struct{ host, site string }{
+		"192.0.2.1":            {"192.0.2.1", "192.0.2.1"},
+		"::ffff:192.0.2.1":     {"192.0.2.1", "192.0.2.1"}, // as a socket for both has it
+		"2001:db8:1:2:3:4:5:6": {"2001:db8:1:2::", "2001:db8:1::"},
+		"2001:db8:1:ffff::1":   {"2001:db8:1:ffff::", "2001:db8:1::"},
+		"fe80::1%eth0":         {"fe80::", "fe80::"},
+		"::1":                  {"::", "::"},
+	} {
+		a := netip.MustParseAddr(text)
+		if host, site := peer.Host(a).String(), peer.Site(a).String(); host != want.host || site != want.site {
+			t.Errorf("%s is of %s and %s, want %v", text, host, site, want)
+		}
+	}
+	if a := peer.AddrPort(&net.UnixAddr{}).Addr(); a.IsValid() || peer.Host(a) != a {
+		t.Errorf("a socket without an address has %s", a)
+	}
+}
