@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -188,7 +187,6 @@ func (cmd *serveCmd) Run(s *streams) error { //nolint:funlen // everything is wi
 	inForce := func(c *config.Config) {
 		issuers.Keep(ctx, c.Auth.KeySets())
 		surface.Update()
-		boundMemory(c)
 		workloads.Retain(c.SPIFFE)
 		renewals.Use(c.ACME)
 	}
@@ -259,20 +257,6 @@ func (cmd *superviseCmd) supervision(log io.Writer) process.Supervision {
 			return hooks, nil
 		},
 	}
-}
-
-// boundMemory has the garbage of large bodies collected before it piles up. The
-// bound is soft, and far above what the server lives on.
-func boundMemory(c *config.Config) {
-	largest := int64(0)
-	for _, h := range c.Hooks {
-		largest = max(largest, int64(h.Body.Max))
-	}
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	const room = 8 << 20
-	debug.SetMemoryLimit(3*int64(m.HeapAlloc) + largest + room) //nolint:gosec // G115: no heap is that large
 }
 
 func closing(c io.Closer, what string, log *slog.Logger) {

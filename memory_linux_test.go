@@ -1,12 +1,15 @@
 package main_test
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,6 +77,84 @@ hooks:
 			})
 		}
 	}
+}
+
+const (
+	stalled = 300
+	asked   = 100 // requests while they are held
+	fewGCs  = 20  // cycles meanwhile; without end, there is one or more for each request
+)
+
+// TestStalledUploadsDoNotKeepTheCollectorRunning holds many uploads that have
+// sent a little, as slow senders and strangers do, and counts how often the
+// server collects garbage while it answers somebody else.
+func TestStalledUploadsDoNotKeepTheCollectorRunning(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	shipped(t, dir)
+	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
+	check(t, err)
+	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))
+	write(t, filepath.Join(dir, "sallyport.yaml"), []byte(`
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+limits: {address: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}, connections_per_address: 1000}
+metrics: {callers: [prometheus]}
+callers:
+  prometheus: {token: {keys: [{file: secret}]}}
+hooks:
+  usual: {callers: [prometheus], command: [/bin/true], body: {timeout: 10m}}
+`))
+	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
+	address := strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://")
+	for range stalled {
+		c := dialTLS(t, dir, address)
+		_, err := fmt.Fprintf(c, "POST /hooks/usual HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n%s", bytes.Repeat([]byte("x"), 15<<10))
+		check(t, err)
+	}
+	c := dialTLS(t, dir, address)
+	answers := bufio.NewReader(c)
+	collected := func() (cycles int) {
+		t.Helper()
+		_, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a secret of thirty-two bytes or so\r\n\r\n")
+		check(t, err)
+		res, err := http.ReadResponse(answers, nil)
+		check(t, err)
+		text, err := io.ReadAll(res.Body)
+		check(t, errors.Join(err, res.Body.Close()))
+		found := regexp.MustCompile(`(?m)^go_gc_duration_seconds_count (\d+)$`).FindSubmatch(text)
+		if found == nil {
+			t.Fatalf("%s: %s", res.Status, text)
+		}
+		cycles, err = strconv.Atoi(string(found[1]))
+		check(t, err)
+		return cycles
+	}
+	before := collected()
+	for range asked - 1 {
+		collected()
+	}
+	n := collected() - before
+	t.Logf("%d cycles while %d requests were answered, and %d uploads held", n, asked, stalled)
+	if n > fewGCs {
+		t.Errorf("%d cycles are more than %d", n, fewGCs)
+	}
+}
+
+// dialTLS connects to a server whose CA is in the folder.
+func dialTLS(t *testing.T, dir, address string) *tls.Conn {
+	t.Helper()
+	ca, err := os.ReadFile(filepath.Join(dir, "certs", "ca.pem"))
+	check(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}}
+	c, err := d.DialContext(t.Context(), "tcp", address)
+	check(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	check(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
+	return c.(*tls.Conn)
 }
 
 // shipped builds the program into a folder as it is shipped.

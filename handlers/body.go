@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/metrics"
 	"sync"
 	"time"
 
@@ -22,6 +24,7 @@ const (
 	freeBody  = 16 << 10
 	earnest   = 1 << 20 // who has sent so much is given room for the rest
 	leastHeld = 16 << 20
+	litterMay = 8 << 20 // what bodies leave before it is collected
 
 	answerTime = 30 * time.Second // to send an answer, once the body is there
 )
@@ -33,6 +36,8 @@ type bodies struct {
 	mu   sync.Mutex
 	held int64
 	by   map[netip.Addr]int64 // only sites that hold something
+
+	litter int64 // what bodies left behind since that was last collected
 }
 
 // newBodies makes an allowance of which the largest body of any hook takes at
@@ -70,9 +75,41 @@ func (b *bodies) give(from netip.Addr, n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.held -= n
+	b.litter += n
 	if b.by[from] -= n; b.by[from] == 0 {
 		delete(b.by, from)
 	}
+}
+
+// tidy collects what bodies have left, if there was too much of it with one more
+// of this size. By Go's own measure as much as is alive would be left, and so the
+// bodies of a few strangers take three times their size. For the rest of what
+// is alive that measure is the right one: a limit of the whole would, once
+// connections alone reach it, have the collector run without end.
+func (b *bodies) tidy(size int64) {
+	b.mu.Lock()
+	due := b.litter > 0 && b.litter+size > max(litterMay, (alive()-b.held)/2)
+	if due {
+		b.litter = 0
+	}
+	b.mu.Unlock()
+	if due {
+		runtime.GC()
+	}
+}
+
+// alive is how much was found to be in use when garbage was last collected.
+func alive() int64 {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(s)
+	return int64(s[0].Value.Uint64()) //nolint:gosec // G115: no heap is that large
+}
+
+// outgrown counts a buffer that another takes the place of.
+func (b *bodies) outgrown(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.litter += int64(n)
 }
 
 // read returns the body, whole, and what gives its allowance back.
@@ -110,6 +147,8 @@ func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodyS
 				}
 			}
 			held = size
+			b.tidy(size)
+			b.outgrown(cap(whole))
 			whole = append(make([]byte, 0, size), whole...)
 		}
 		n, err := body.Read(whole[len(whole):cap(whole)])
