@@ -3,6 +3,7 @@
 package metrics
 
 import (
+	"math"
 	"net/http"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"sallyport/certs"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/live"
 )
@@ -28,11 +30,7 @@ func Handler(conf *live.Configuration, uses *keyuse.Table, version string) http.
 			stale:   prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.", nil, nil),
 			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to load the configuration anew.", []string{"result"}, nil),
 		},
-		&trust{
-			conf: conf, uses: uses,
-			ends: prometheus.NewDesc("sallyport_certificate_not_after_timestamp_seconds", "When a certificate, a CA or a CRL ends.", []string{"what", "file", "subject"}, nil),
-			used: prometheus.NewDesc("sallyport_key_last_used_timestamp_seconds", "When a key was last used.", []string{"caller", "scheme", "key"}, nil),
-		},
+		newTrust(func() []certs.Expiry { return conf.Get().Expiries() }, uses),
 	)
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
@@ -66,9 +64,17 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 
 // trust is what there is to say about certificates and keys.
 type trust struct {
-	conf       *live.Configuration
+	expiries   func() []certs.Expiry // the first to end first
 	uses       *keyuse.Table
 	ends, used *prometheus.Desc
+}
+
+func newTrust(expiries func() []certs.Expiry, uses *keyuse.Table) *trust {
+	return &trust{
+		expiries: expiries, uses: uses,
+		ends: prometheus.NewDesc("sallyport_certificate_not_after_timestamp_seconds", "When a certificate, a CA or a CRL ends.", []string{"what", "file", "subject"}, nil),
+		used: prometheus.NewDesc("sallyport_key_last_used_timestamp_seconds", "When a key was last used.", []string{"caller", "scheme", "key"}, nil),
+	}
 }
 
 // Describe implements prometheus.Collector.
@@ -79,16 +85,43 @@ func (c *trust) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *trust) Collect(ch chan<- prometheus.Metric) {
-	for _, e := range c.conf.Get().Expiries() {
-		ch <- prometheus.MustNewConstMetric(c.ends, prometheus.GaugeValue, seconds(e.NotAfter), utf8(e.What), utf8(e.File), utf8(e.Subject))
+	ends, used := newGauges(c.ends), newGauges(c.used)
+	for _, e := range c.expiries() {
+		ends.set(seconds(e.NotAfter), math.Min, e.What, e.File, e.Subject)
 	}
 	for _, u := range c.uses.List() {
-		ch <- prometheus.MustNewConstMetric(c.used, prometheus.GaugeValue, seconds(u.At), u.Caller, u.Scheme, utf8(u.Key))
+		used.set(seconds(u.At), math.Max, u.Caller, u.Scheme, u.Key)
 	}
+	ends.collect(ch)
+	used.collect(ch)
 }
 
-// utf8 keeps what a certificate may say from being no label: that would spoil
-// all metrics.
-func utf8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+// gauges are those of one metric, by labels that somebody else may have written:
+// what a certificate or a sender calls itself need be no UTF-8, and two that are
+// none may be cleaned to the same. Either would spoil all metrics.
+type gauges struct {
+	desc   *prometheus.Desc
+	values map[[3]string]float64
+}
+
+func newGauges(d *prometheus.Desc) *gauges { return &gauges{d, map[[3]string]float64{}} }
+
+// set has one value stand for all of the same labels.
+func (g *gauges) set(value float64, of func(a, b float64) float64, labels ...string) {
+	var clean [3]string
+	for i, text := range labels {
+		clean[i] = strings.ToValidUTF8(text, "\uFFFD")
+	}
+	if other, twice := g.values[clean]; twice {
+		value = of(value, other)
+	}
+	g.values[clean] = value
+}
+
+func (g *gauges) collect(ch chan<- prometheus.Metric) {
+	for labels, value := range g.values {
+		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, value, labels[:]...)
+	}
+}
 
 func seconds(t time.Time) float64 { return float64(t.UnixNano()) / float64(time.Second) }

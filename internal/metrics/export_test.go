@@ -1,0 +1,13 @@
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sallyport/certs"
+	"sallyport/internal/keyuse"
+)
+
+// Trust collects what there is to say about these certificates and keys.
+func Trust(expiries []certs.Expiry, uses *keyuse.Table) prometheus.Collector {
+	return newTrust(func() []certs.Expiry { return expiries }, uses)
+}

@@ -1,0 +1,50 @@
+package metrics_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"sallyport/certs"
+	"sallyport/internal/keyuse"
+	"sallyport/internal/metrics"
+)
+
+// TestWhatSomebodyElseWroteDoesNotSpoilAllMetrics has names that are no UTF-8, and
+// that differ in nothing else.
+func TestWhatSomebodyElseWroteDoesNotSpoilAllMetrics(t *testing.T) {
+	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
+	uses := new(keyuse.Table)
+	for key, seconds := range map[string]int64{"k\xfe": 2000, "k\xff": 3000, "k": 4000} {
+		uses.Note(keyuse.Use{Caller: "etl", Scheme: "signature", Key: key, At: at(seconds)})
+	}
+	r := prometheus.NewPedanticRegistry()
+	r.MustRegister(metrics.Trust([]certs.Expiry{
+		{What: "client CA", File: "c.pem", Subject: "CN=\xfe", NotAfter: at(2000)},
+		{What: "client CA", File: "c.pem", Subject: "CN=\xff", NotAfter: at(3000)},
+		{What: "client CA", File: "c.pem", Subject: "CN=Corp", NotAfter: at(4000)},
+	}, uses))
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(r, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+	if w.Code != http.StatusOK {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	const unknown = "\uFFFD"
+	// What ends first and what was used last stand for both.
+	for _, want := range []string{
+		`{file="c.pem",subject="CN=` + unknown + `",what="client CA"} 2000`, `{file="c.pem",subject="CN=Corp",what="client CA"} 4000`,
+		`{caller="etl",key="k` + unknown + `",scheme="signature"} 3000`, `{caller="etl",key="k",scheme="signature"} 4000`,
+	} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("no %s in\n%s", want, w.Body)
+		}
+	}
+	if n := strings.Count(w.Body.String(), "\n"); n != 2*(2+2) {
+		t.Errorf("%d lines:\n%s", n, w.Body)
+	}
+}
