@@ -61,14 +61,14 @@ func TestFullDisk(t *testing.T) {
 		fullDisk(t)
 		return
 	}
+	if os.Geteuid() != 0 {
+		// In a user namespace of its own, / belongs to nobody that the server knows,
+		// who might then swap what it runs.
+		notChecked(t, "a full disk, because this user may mount none")
+	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFullDisk$", "-test.v", "-test.count=1")
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
 	out, err := cmd.CombinedOutput()
 	switch {
 	case cmd.Process == nil:

@@ -4,8 +4,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"sallyport/internal/owned"
 	"sallyport/internal/problem"
 )
 
@@ -48,44 +50,29 @@ func checkExecutable(program string, p *problem.List) {
 }
 
 // checkFile refuses a file that others may write, or swap because they may
-// write a folder above it, and returns its mode, 0 for no file at all.
+// write or own a folder or a link on the way to it, and returns its mode.
 func checkFile(name string, p *problem.List) fs.FileMode {
-	real, err := filepath.EvalSymlinks(name)
+	way, err := owned.Way(name)
 	if err != nil {
 		p.Errorf("%s cannot be found or read", name)
 		return fs.ModeIrregular
 	}
-	info, err := os.Stat(real)
+	mode := way[len(way)-1].Mode()
 	switch {
-	case err != nil:
-		p.Errorf("%s cannot be found or read", name)
-		return fs.ModeIrregular
-	case !info.Mode().IsRegular():
+	case !mode.IsRegular():
 		p.Errorf("%s is no file", name)
-	case info.Mode()&0o022 != 0:
-		p.Errorf("%s may be written by its group or by others (mode %04o): chmod go-w", name, info.Mode().Perm())
+	case mode&0o022 != 0:
+		p.Errorf("%s may be written by its group or by others (mode %04o): chmod go-w", name, mode.Perm())
 	}
-	for _, file := range []string{name, real} {
-		if dir := openFolder(file); dir != "" {
-			p.Errorf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", dir, name)
-			break
-		}
+	// In a sticky folder (/tmp) others rename nothing but what is theirs.
+	open := slices.IndexFunc(way, func(e owned.Entry) bool { return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0 })
+	if open >= 0 {
+		p.Errorf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", way[open].Path, name)
 	}
-	return info.Mode()
-}
-
-// openFolder returns the folder above a file that others may write. A sticky
-// one (/tmp) keeps them from renaming what is not theirs.
-func openFolder(file string) string {
-	for dir := filepath.Dir(file); ; dir = filepath.Dir(dir) {
-		info, err := os.Stat(dir)
-		if err != nil || info.Mode()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
-			return dir
-		}
-		if dir == filepath.Dir(dir) {
-			return ""
-		}
+	if whose := owned.ByAnother(way); whose != "" {
+		p.Errorf("%s", whose)
 	}
+	return mode
 }
 
 func isDir(name string) bool {

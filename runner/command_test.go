@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"sallyport/internal/notchecked"
 	"sallyport/runner"
 )
 
@@ -203,6 +204,46 @@ func TestProgramsThatOthersMaySwapAreRefused(t *testing.T) {
 	if _, problems := compile(command(deep)); len(problems) > 0 {
 		t.Errorf("below a sticky folder it is refused: %v", problems)
 	}
+}
+
+// TestProgramsThatOthersOwnAreRefused: who owns a file or a folder may change it
+// whatever its mode says, and who owns a link may have it lead elsewhere.
+func TestProgramsThatOthersOwnAreRefused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		notchecked.Skip(t, "whose programs are refused, because only root may give files away")
+	}
+	const another = 65534
+	give := func(name string) string {
+		t.Helper()
+		if err := os.Lchown(name, another, -1); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	refused := func(what string) {
+		t.Helper()
+		_, problems := compile(command(what))
+		refuse(t, problems, "command.0", "belongs to another user than root and 0")
+	}
+	refused(give(file(t, "job", 0o755)))
+
+	job := file(t, "job", 0o755)
+	give(filepath.Dir(job))
+	refused(job)
+	refused(link(t, job, "link"))
+	_, problems := compile(command(system(t)+"sh", job))
+	refuse(t, problems, "command.1", filepath.Dir(job)+" belongs to another user")
+
+	// Below a sticky folder, where others cannot rename it, it must not be theirs either.
+	sticky := folder(t, 0o777|fs.ModeSticky)
+	mine := filepath.Join(sticky, "job")
+	if err := os.Symlink(file(t, "job", 0o755), mine); err != nil {
+		t.Fatal(err)
+	}
+	if _, problems := compile(command(mine)); len(problems) > 0 {
+		t.Errorf("our own link in a sticky folder is refused: %v", problems)
+	}
+	refused(give(mine))
 }
 
 func TestWhatAWrapperOrAShellRunsIsHeldToTheSameRules(t *testing.T) {

@@ -30,6 +30,7 @@ import (
 	"sallyport/certs"
 	"sallyport/internal/audit"
 	"sallyport/internal/keyuse"
+	"sallyport/internal/owned"
 	"sallyport/internal/problem"
 	"sallyport/runner"
 )
@@ -169,6 +170,11 @@ func open(name string, p *problem.List) (*File, *report) {
 	data, err := read(name)
 	if err != nil {
 		r.add(place{}, "", err.Error())
+	}
+	if way, err := owned.Way(name); err == nil {
+		if whose := owned.ByAnother(way); whose != "" {
+			r.add(place{}, "", whose)
+		}
 	}
 	sum := sha256.Sum256(data)
 	r.digest = hex.EncodeToString(sum[:])

@@ -22,6 +22,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/config"
+	"sallyport/internal/notchecked"
 )
 
 func now() time.Time { return time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC) }
@@ -215,6 +216,29 @@ func TestFileThatOthersMayChangeIsRefusedWithAllElseThatIsWrong(t *testing.T) {
 		if c != nil || len(found) != 2 || found[0].Line != 0 || !strings.Contains(found[0].Text, "chmod go-w") ||
 			!strings.Contains(found[1].Text, "no such key") {
 			t.Errorf("%o: %q", mode, found)
+		}
+	}
+}
+
+// The owner of the file decides what runs, whatever its mode says, and so does
+// who may have its name lead to another.
+func TestFileThatOthersOwnIsRefusedWithAllElseThatIsWrong(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		notchecked.Skip(t, "whose configuration is refused, because only root may give files away")
+	}
+	for what, give := range map[string]string{"the file": "etc/real.yaml", "its folder": "etc", "a link to it": "sallyport.yaml"} {
+		dir := world(t)
+		write(t, filepath.Join(dir, "etc", "real.yaml"), testdata(t, "design.yaml")+"surplus: 1\n", 0o600)
+		name := filepath.Join(dir, "sallyport.yaml")
+		symlink(t, "etc/real.yaml", name)
+		if err := os.Lchown(filepath.Join(dir, give), 65534, -1); err != nil {
+			t.Fatal(err)
+		}
+		c, found := config.Load(name, env())
+		if c != nil || len(found) < 2 || found[0].Line != 0 || !strings.HasPrefix(found[0].Text, filepath.Join(dir, give)+" belongs to another user than root and 0") ||
+			!slices.ContainsFunc(found, func(d config.Diagnostic) bool { return strings.Contains(d.Text, "no such key") }) {
+			t.Errorf("%s: %q", what, found)
 		}
 	}
 }
