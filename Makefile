@@ -49,8 +49,8 @@ fips: tools $(NPM) $(PEBBLE) ## build with Go's certified cryptography, and pass
 	export CGO_ENABLED=0 GOFIPS140=certified
 	go build -trimpath -buildvcs=false -o bin/test/sallyport-fips .
 	bin/test/sallyport-fips version | grep -F 'FIPS 140-3 mode, module v'
-	go test ./auth ./certs ./handlers ./internal/...
-	go test -run '^Test(Scripts|Examples|Senders|Alertmanager|ACMEObtains)' .
+	go test ./auth/... ./certs ./handlers ./internal/...
+	go test -run '^Test(Scripts|Examples|Senders|Alertmanager|ACMEObtains|OpenIDProviders|WhatKeysNew)' .
 
 cross: ## build for the other systems, and vet the tests there
 	for target in linux/arm64 darwin/arm64 freebsd/amd64; do
