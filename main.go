@@ -191,7 +191,7 @@ func (cmd *serveCmd) Run(s *streams) error { //nolint:funlen // everything is wi
 		renewals.Use(c.ACME)
 	}
 	inForce(c)
-	go conf.Watch(ctx, hup, func(c *config.Config) error { return agree(ctx, procs, trail, c) }, inForce)
+	go conf.Watch(ctx, hup, func(c *config.Config) error { return agree(ctx, procs, trail, conf.Get(), c) }, inForce)
 	next := func(listener, ready *os.File) error {
 		env := append(os.Environ(), server.HandoverEnv+"=1")
 		return process.StartServer(exe, os.Args[1:], env, listener, ready)
@@ -223,8 +223,8 @@ func openAudit(ctx context.Context, c *config.Config, log *slog.Logger) (*audit.
 
 // agree has the supervisor read the hooks that are to be in force, and the audit
 // say so before they are.
-func agree(ctx context.Context, procs *process.Client, trail *audit.Log, c *config.Config) error {
-	digest, err := procs.Reload() //nolint:contextcheck // it has its own patience, and is not to be left half done
+func agree(ctx context.Context, procs *process.Client, trail *audit.Log, old, c *config.Config) error {
+	digest, err := procs.Reload(runner.Digest(old.Hooks)) //nolint:contextcheck // it has its own patience, and is not to be left half done
 	if err == nil && digest != runner.Digest(c.Hooks) {
 		return live.ErrChanged
 	}

@@ -258,10 +258,11 @@ func (a *active) finish() {
 		a.state, _ = a.process.Wait() // no state: somebody else took the exit code
 	}
 	a.status.Ended = time.Now()
-	if a.state == nil {
-		a.status.Why = runner.Interrupted
-	} else {
+	switch {
+	case a.state != nil:
 		a.status.ExitCode, a.status.Signal = exitOf(a.state)
+	case a.status.Why == "": // what was asked to end, and did, is not to run again as interrupted
+		a.status.Why = runner.Interrupted
 	}
 	if err := a.tree.close(); err != nil {
 		a.local.log.Warn("removing a run's cgroup", "run", a.status.Run, "error", err)

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -25,6 +26,8 @@ type Options struct {
 	Exe     string // the program; it is started as: Exe supervise --state State --config Config
 	Version string // of Exe: a supervisor of another one is asked to replace itself in place
 	Log     *slog.Logger
+
+	updateAgain time.Duration // of tests
 }
 
 // Client has the supervisor of an installation start and follow commands, in a
@@ -39,15 +42,18 @@ type Client struct {
 	ctx  context.Context // of all that goes on until Close
 	stop context.CancelFunc
 
-	mu       sync.Mutex // held while a connection is made
-	link     *link
-	replaced bool // the supervisor was asked to replace itself
+	mu      sync.Mutex // held while a connection is made
+	link    *link
+	foreign string // version of the supervisor once it did replace itself, by a program that is not ours either
+	told    bool   // the log says that it stays what it is
 }
 
 const (
 	patience   = 15 * time.Second // with a supervisor that is to be started or found
 	answerTime = 5 * time.Second  // of one that has little to do for its answer
 	askAgain   = time.Second
+
+	updateAgain = time.Minute // a supervisor of another version that could not replace itself
 )
 
 // errUnreached says that nothing was asked, for want of a supervisor.
@@ -66,7 +72,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	if err := root.Close(); err != nil {
 		return nil, fmt.Errorf("opening the state folder: %w", err)
 	}
-	o.State = dir
+	o.State, o.updateAgain = dir, cmp.Or(o.updateAgain, updateAgain)
 	for _, path := range []*string{&o.Config, &o.Exe} { // the supervisor works elsewhere
 		if *path, err = filepath.Abs(*path); err != nil {
 			return nil, fmt.Errorf("finding the supervisor's files: %w", err)
@@ -78,6 +84,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		c.stop()
 		return nil, err
 	}
+	go c.keepVersion()
 	return c, nil
 }
 
@@ -130,9 +137,10 @@ func (c *Client) List() ([]string, error) {
 }
 
 // Reload has the supervisor read the hooks anew, and returns the runner.Digest
-// of what it read. Until the next time, it starts those that it knew before too.
-func (c *Client) Reload() (string, error) {
-	p, err := c.within(patience, request{Do: "reload"})
+// of what it read. Those in force, whose digest is given, it goes on starting too:
+// they may stay what they are.
+func (c *Client) Reload(inForce string) (string, error) {
+	p, err := c.within(patience, request{Do: "reload", InForce: inForce})
 	if err != nil {
 		return "", err
 	}
@@ -274,21 +282,65 @@ func (c *Client) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, unreached(err)
 	}
-	if l.Version != c.o.Version && !c.replaced {
-		c.replaced = true
-		stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
-		_, err := l.call(request{Do: "replace", Exe: c.o.Exe})
-		stop()
-		if errors.Is(err, errBroken) { // as it must be: the old image is gone
-			if l, err = c.find(ctx); err != nil {
-				return nil, unreached(err)
-			}
-		} else {
-			c.o.Log.Warn("the supervisor stays what it is", "version", l.Version, "error", err)
-		}
+	if l, err = c.update(ctx, l); err != nil {
+		return nil, unreached(err)
 	}
 	c.link = l
 	return l, nil
+}
+
+// update has a supervisor of another version replace itself, and returns the
+// connection to what it is then. One that cannot is asked again: what is in its
+// way may pass. The caller holds mu.
+func (c *Client) update(ctx context.Context, l *link) (*link, error) {
+	if l.Version == c.o.Version || l.Version == c.foreign {
+		return l, nil
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
+	_, err := l.call(request{Do: "replace", Exe: c.o.Exe})
+	stop()
+	if errors.Is(err, errBroken) { // as it must be: the old image is gone
+		if l, err = c.find(ctx); err != nil {
+			return nil, err
+		}
+		if l.Version == c.o.Version {
+			return l, nil
+		}
+		c.foreign, err = l.Version, fmt.Errorf("%s is of another version than this server by now", c.o.Exe)
+	}
+	if !c.told {
+		c.told = true
+		c.o.Log.Warn("the supervisor stays what it is", "version", l.Version, "error", err)
+	}
+	return l, nil
+}
+
+// keepVersion asks a supervisor of another version again, from time to time.
+func (c *Client) keepVersion() {
+	tick := time.NewTicker(c.o.updateAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-tick.C:
+			c.updateLinked()
+		}
+	}
+}
+
+func (c *Client) updateLinked() {
+	ctx, done := context.WithTimeout(c.ctx, patience)
+	defer done()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.link.broken: // who connects next sees to it
+	default:
+		if l, err := c.update(ctx, c.link); err == nil {
+			c.link = l
+		}
+	}
 }
 
 func unreached(err error) error {

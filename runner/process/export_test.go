@@ -1,5 +1,7 @@
 package process
 
+import "time"
+
 // WithoutCgroups makes l look for what commands leave behind among all
 // processes, as it does where cgroup v2 cannot be written.
 func (l *Local) WithoutCgroups() { l.cgroups = "" }
@@ -40,3 +42,7 @@ func (c *Client) Pending() int {
 	defer l.mu.Unlock()
 	return len(l.waiting)
 }
+
+// UpdateAgainAfter has a supervisor of another version asked so often to
+// replace itself.
+func (o *Options) UpdateAgainAfter(d time.Duration) { o.updateAgain = d }

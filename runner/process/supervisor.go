@@ -58,7 +58,7 @@ type supervisor struct {
 
 	loading sync.Mutex
 	hooks   map[string]*runner.Hook
-	before  map[string]*runner.Hook // as they were until the last reload: the server may still go by those
+	before  map[string]*runner.Hook // those that the server went by at the last reload, and may still go by
 
 	mu         sync.Mutex
 	current    *session
@@ -314,17 +314,21 @@ func (v *supervisor) preload() {
 func (v *supervisor) load() error {
 	hooks, err := v.Load()
 	if err == nil {
-		v.hooks, v.before = hooks, nil
+		v.hooks = hooks
 	}
 	return err
 }
 
-// reload reads the hooks anew, before the server goes by them: until then, it
-// goes by those from before.
-func (v *supervisor) reload() (digest string, err error) {
+// reload reads the hooks anew, before the server goes by them, if it ever does:
+// until then it goes by those whose runner.Digest is inForce, however often it
+// fails to take up others.
+func (v *supervisor) reload(inForce string) (digest string, err error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()
 	before := v.hooks
+	if v.before != nil && runner.Digest(v.before) == inForce {
+		before = v.before
+	}
 	if err := v.load(); err != nil {
 		return "", err
 	}
@@ -476,7 +480,7 @@ func (s *session) answer(q *request) *reply {
 	case "list":
 		p.Runs, err = l.List()
 	case "reload":
-		p.Digest, err = s.v.reload()
+		p.Digest, err = s.v.reload(q.InForce)
 	case "output":
 		p.Ring, p.Size, p.Dropped = l.ringState(q.Run)
 	case "replace":

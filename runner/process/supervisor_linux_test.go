@@ -1,8 +1,10 @@
 package process_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -36,21 +38,25 @@ func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
 	p.begin(t, p.order("job", nil))
 }
 
+// Nobody knows their exit codes, but why they ended: as Interrupted, what was
+// cancelled would be run again.
 func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
-		for what, timeout := range map[string]time.Duration{"stopped": patience, "timed out": 1500 * time.Millisecond} {
-			t.Run(what+" "+seam, func(t *testing.T) {
+		for want, timeout := range map[runner.State]time.Duration{runner.Cancelled: patience, runner.TimedOut: 1500 * time.Millisecond} {
+			t.Run(string(want)+" "+seam, func(t *testing.T) {
 				script := shell(t, family+"wait; while :; do sleep 1; done", "")
 				p := newPost(t, map[string]runner.HookSpec{"job": {Command: script, Timeout: timeout, Grace: 100 * time.Millisecond}}, seam)
 				run := p.begin(t, p.order("job", nil))
 				all := pids(t, &p.subject, run, 5)
 				p.killSupervisor(t)
-				if what == "stopped" {
+				if want == runner.Cancelled {
 					if err := p.Stop(run, runner.Cancelled, -1); err != nil {
 						t.Fatal(err)
 					}
 				}
-				interrupted(t, p.subject.end(t, run))
+				if e := p.subject.end(t, run); e.Reason != want || e.ExitCode != nil || e.Signal != "" {
+					t.Errorf("got %+v, want %s and no exit code", e, want)
+				}
 				allGone(t, all)
 			})
 		}
@@ -181,6 +187,68 @@ func TestReplacementByAProgramOfOthersIsRefused(t *testing.T) {
 		t.Errorf("the supervisor is %s, %v", exe, err)
 	}
 	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+}
+
+func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
+	for why, again := range map[string]func(*post){"after a while": nil, "at the next connection": func(p *post) { p.Break() }} {
+		t.Run(why, func(t *testing.T) {
+			command, release := gated(t, `exit 5`)
+			p := newPost(t, job(command))
+			other := filepath.Join(t.TempDir(), "other")
+			copyFile(t, p.options.Exe, other)
+			if err := os.Chmod(other, 0o722); err != nil { // it could be somebody else's program
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			p.options.Exe, p.options.Version, p.options.Log = other, other, slog.New(slog.NewTextHandler(&log, nil))
+			if again == nil {
+				p.options.UpdateAgainAfter(20 * time.Millisecond)
+			}
+			p.connect(t)
+			before, run := p.PID(), p.begin(t, p.order("job", nil))
+			ends, err := p.Follow(run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(other, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if again != nil {
+				again(p)
+			}
+			eventually(t, "it has replaced itself", func() bool {
+				_, err := p.List()
+				exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", before))
+				return err == nil && exe == other && p.PID() == before
+			})
+			release()
+			exited(t, <-ends, 5)
+			if err := p.Close(); err != nil { // nothing is logged from now on
+				t.Fatal(err)
+			}
+			if n := strings.Count(log.String(), "stays what it is"); n != 1 {
+				t.Errorf("told %d times:\n%s", n, &log)
+			}
+		})
+	}
+}
+
+// A file that is no longer what the server was started from would make it
+// replace itself for ever.
+func TestSupervisorIsNotAskedAgainForAProgramThatIsNotOurs(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	p.options.Version = "one that no file has"
+	p.options.UpdateAgainAfter(time.Millisecond)
+	p.connect(t)
+	p.Break()
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+	log, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(log), "supervisor replaces itself"); n != 1 {
+		t.Errorf("it replaced itself %d times", n)
+	}
 }
 
 func copyFile(t testing.TB, from, to string) {

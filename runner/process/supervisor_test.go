@@ -530,6 +530,36 @@ func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
 	refused(old, "reading the hooks")
 }
 
+// The server may fail to take up what the supervisor has read already, and go on
+// by the hooks that it has: once, twice, and whatever becomes of the file.
+func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
+	p := newPost(t, job(shell(t, "exit 1")))
+	inForce, started := p.hooks, p.order("job", nil)
+	reload := func(hooks map[string]*runner.Hook) {
+		t.Helper()
+		if digest, err := p.Reload(runner.Digest(inForce)); err != nil || digest != runner.Digest(hooks) {
+			t.Fatalf("read %s, %v; want %s", digest, err, runner.Digest(hooks))
+		}
+	}
+	for code := 2; code < 5; code++ {
+		p.hooks = p.write(t, job(shell(t, fmt.Sprintf("exit %d", code))))
+		reload(p.hooks)
+		reload(p.hooks) // and in vain again
+		o := started
+		o.Run = order().Run
+		exited(t, p.subject.end(t, p.begin(t, o)), 1)
+		exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), code) // and at any moment it could be in force
+	}
+	inForce = p.hooks
+	p.hooks = p.write(t, job(shell(t, "exit 5")))
+	reload(p.hooks)
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 5)
+	started.Run = order().Run
+	if err := p.Start(started); err == nil || !strings.Contains(err.Error(), "the file has changed") {
+		t.Errorf("what is in force no more is started: %v", err)
+	}
+}
+
 func TestStdinCrossesTheSocketWhole(t *testing.T) {
 	p := newPost(t, map[string]runner.HookSpec{"job": {Command: []string{"/bin/cat"}, Stdin: "body"}})
 	o := p.order("job", nil)

@@ -67,6 +67,8 @@ type request struct {
 	Why   runner.State  `json:"why,omitempty"`
 	Grace time.Duration `json:"grace,omitempty"`
 	Exe   string        `json:"exe,omitempty"`
+
+	InForce string `json:"in_force,omitempty"` // runner.Digest of the hooks that the server goes by
 }
 
 type reply struct {
