@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,8 +29,7 @@ type Configuration struct {
 	log  *slog.Logger
 
 	current atomic.Pointer[config.Config]
-	seen    map[string]fs.FileInfo // what the last attempt found
-	again   bool                   // the last attempt was overtaken by a change
+	last    attempt
 
 	mu     sync.Mutex
 	status Status
@@ -38,9 +38,18 @@ type Configuration struct {
 // Status is how loading went.
 type Status struct {
 	Loaded   time.Time // when the one in force was
-	Failed   time.Time // when the last attempt since then failed; zero if none did
-	Reloads  int       // since the start
+	Failed   time.Time // when an attempt since then first failed; zero if none did
+	Reloads  int       // since the start, but for repetitions that end as the time before
 	Failures int
+}
+
+// attempt is the last one to load the configuration.
+type attempt struct {
+	seen      map[string]fs.FileInfo // what it found
+	overtaken int                    // by changes, so many times in a row
+	faults    []config.Diagnostic    // that made it fail; nil if it did not
+	wait      time.Duration          // until the next one, though nothing changes
+	again     time.Time              // when that is due; zero when the last one did not fail
 }
 
 // ErrChanged says that a file changed while the configuration was adopted, so
@@ -76,7 +85,7 @@ func (l *Configuration) load() (*config.Config, []config.Diagnostic) {
 	env := l.env
 	env.Now, env.Serving, env.Seen = time.Now(), l.Get(), map[string]fs.FileInfo{}
 	c, found := config.Load(l.name, env)
-	l.seen = env.Seen
+	l.last.seen = env.Seen
 	return c, found
 }
 
@@ -93,30 +102,45 @@ func (l *Configuration) adopt(c *config.Config) {
 // The files are looked at, a few times each second, rather than watched by the
 // kernel: that sees a swap of a symlink anywhere on the way to a file, and works
 // on every filesystem. A change is taken up when it has stood for one look, so
-// that a file is not read while it is written; SIGHUP does not wait.
+// that a file is not read while it is written, but does not wait for ever for a
+// file that never stands still; SIGHUP does not wait. What was refused is tried
+// again though nothing changes: the reason may be a clock, a full disk or a
+// supervisor that is away, and until then those are trusted who should not be.
 func (l *Configuration) Watch(ctx context.Context, hup <-chan os.Signal, agree func(*config.Config) error, changed func(*config.Config)) {
+	r := reloading{l, agree, changed}
 	var before map[string]fs.FileInfo
+	var since time.Time
 	pause := leastPause
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hup:
-			l.reload(ctx, agree, changed)
+			before = nil
+			r.reload(ctx, true)
 			continue
 		case <-time.After(pause):
 		}
 		start := time.Now()
-		now := look(l.seen)
+		now := look(l.last.seen)
 		pause = max(leastPause, mostShare*time.Since(start))
+		standing := !l.last.amid() && maps.EqualFunc(now, l.last.seen, same)
 		switch {
-		case !l.again && maps.EqualFunc(now, l.seen, same):
+		case standing && !l.last.due(start):
 			before = nil
-		case before == nil || !maps.EqualFunc(now, before, same):
-			before = now
+		case standing:
+			before = nil
+			r.reload(ctx, false)
+		case before == nil:
+			before, since = now, start
+		case maps.EqualFunc(now, before, same):
+			before = nil
+			r.reload(ctx, true)
+		case start.Sub(since) >= settleTime:
+			before = nil
+			r.reload(ctx, false)
 		default:
-			before = nil
-			l.reload(ctx, agree, changed)
+			before = now
 		}
 	}
 }
@@ -124,44 +148,86 @@ func (l *Configuration) Watch(ctx context.Context, hup <-chan os.Signal, agree f
 const (
 	leastPause = 200 * time.Millisecond
 	mostShare  = 500 // of the time is spent otherwise than on looking
+	settleTime = 5 * time.Second
+
+	mostOvertaken   = 10 // times, until that is a failure
+	firstAgain      = 2 * time.Second
+	mostBetweenThem = time.Minute
 )
 
-func (l *Configuration) reload(ctx context.Context, agree func(*config.Config) error, changed func(*config.Config)) {
+// amid tells whether an attempt was overtaken by a change that it did not see.
+func (a *attempt) amid() bool { return a.overtaken > 0 && a.overtaken < mostOvertaken }
+
+func (a *attempt) due(now time.Time) bool { return !a.again.IsZero() && !now.Before(a.again) }
+
+// reloading is what a reload asks and tells.
+type reloading struct {
+	*Configuration
+
+	agree   func(*config.Config) error
+	changed func(*config.Config)
+}
+
+// reload makes an attempt. One that nobody asked for, by a signal or a change,
+// is told of only if it ends otherwise than the one before.
+func (r *reloading) reload(ctx context.Context, asked bool) {
 	start := time.Now()
-	l.again = false
-	c, found := l.load()
+	c, found := r.load()
+	var err error
+	if c != nil {
+		err = r.agree(c)
+	}
+	if !errors.Is(err, ErrChanged) {
+		r.last.overtaken = 0
+	} else if r.last.overtaken++; r.last.amid() {
+		return
+	}
+	if err != nil {
+		found, c = append(found, config.Diagnostic{File: r.name, Text: err.Error()}), nil
+	}
+	if c == nil {
+		r.failed(ctx, asked, found)
+		return
+	}
+	r.last.faults, r.last.again = nil, time.Time{}
+	r.tell(ctx, found)
+	r.mu.Lock()
+	r.status.Reloads++
+	r.mu.Unlock()
+	r.adopt(c)
+	r.changed(c)
+	r.log.Info("reloaded", "file", r.name, "took_ms", time.Since(start).Milliseconds())
+}
+
+func (r *reloading) failed(ctx context.Context, asked bool, found []config.Diagnostic) {
+	now, repeated := time.Now(), slices.Equal(found, r.last.faults)
+	r.last.wait = min(2*r.last.wait, mostBetweenThem)
+	if asked || !repeated {
+		r.last.wait = firstAgain
+	}
+	r.last.faults, r.last.again = found, now.Add(r.last.wait)
+	if repeated && !asked {
+		return
+	}
+	r.tell(ctx, found)
+	r.mu.Lock()
+	r.status.Reloads++
+	r.status.Failures++
+	if r.status.Failed.IsZero() {
+		r.status.Failed = now
+	}
+	r.mu.Unlock()
+	r.log.Error("not reloaded: the configuration in force stays", "file", r.name)
+}
+
+func (r *reloading) tell(ctx context.Context, found []config.Diagnostic) {
 	for _, d := range found {
 		level := slog.LevelError
 		if d.Warning {
 			level = slog.LevelWarn
 		}
-		l.log.Log(ctx, level, "configuration", "file", d.File, "line", d.Line, "column", d.Column, "key", d.Path, "problem", d.Text)
+		r.log.Log(ctx, level, "configuration", "file", d.File, "line", d.Line, "column", d.Column, "key", d.Path, "problem", d.Text)
 	}
-	if c != nil {
-		err := agree(c)
-		if errors.Is(err, ErrChanged) {
-			l.again = true
-			return
-		}
-		if err != nil {
-			l.log.Error("configuration", "file", l.name, "problem", err.Error())
-			c = nil
-		}
-	}
-	l.mu.Lock()
-	l.status.Reloads++
-	if c == nil {
-		l.status.Failures++
-		l.status.Failed = time.Now()
-	}
-	l.mu.Unlock()
-	if c == nil {
-		l.log.Error("not reloaded: the configuration in force stays", "file", l.name)
-		return
-	}
-	l.adopt(c)
-	changed(c)
-	l.log.Info("reloaded", "file", l.name, "took_ms", time.Since(start).Milliseconds())
 }
 
 // look returns what the files are now; nil for one that is not there.
@@ -178,12 +244,8 @@ func same(a, b fs.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
 	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && a.Mode() == b.Mode() && owner(a) == owner(b)
-}
-
-func owner(i fs.FileInfo) uint32 {
-	if s, ok := i.Sys().(*syscall.Stat_t); ok {
-		return s.Uid
-	}
-	return 0
+	s, ok := a.Sys().(*syscall.Stat_t)
+	o, also := b.Sys().(*syscall.Stat_t)
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && a.Mode() == b.Mode() &&
+		ok && also && s.Uid == o.Uid && changeTime(s) == changeTime(o) // which nobody can set, as a copy does with the other
 }

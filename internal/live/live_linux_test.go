@@ -1,0 +1,46 @@
+package live_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sallyport/internal/live"
+)
+
+// As "cp -p" and rsync write in place: neither size nor time tell that another
+// key is meant.
+func TestAFileOfTheSameSizeAndTimeIsTakenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := watch(t)
+		name := filepath.Join(p.dir, "worker")
+		before, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := []byte(strings.ToUpper(string(text)))
+		for same := true; same; { // until the clock of the files has gone on
+			if err := os.WriteFile(name, other, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(name, before.ModTime(), before.ModTime()); err != nil {
+				t.Fatal(err)
+			}
+			now, err := os.Stat(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			same = now.Sys().(*syscall.Stat_t).Ctim == before.Sys().(*syscall.Stat_t).Ctim
+		}
+		p.after(time.Second)
+		p.wants(2, live.Status{Loaded: p.Status().Loaded, Reloads: 1})
+	})
+}

@@ -1,0 +1,253 @@
+package live_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sallyport/certs"
+	"sallyport/internal/config"
+	"sallyport/internal/live"
+)
+
+// place is a configuration that is watched, in a bubble: its files are real, its
+// clock is not.
+type place struct {
+	*live.Configuration
+
+	t    *testing.T
+	dir  string
+	logs log
+	hup  chan os.Signal
+
+	refusal atomic.Pointer[error] // of agree
+	asked   atomic.Int64          // agree, so often
+}
+
+// log may be written while it is read.
+type log struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (l *log) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Buffer.Write(b)
+}
+
+func (l *log) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.String(), text)
+}
+
+// watch has a configuration watched whose worker, and guest, are let in.
+func watch(t *testing.T) *place {
+	t.Helper()
+	p := &place{t: t, dir: t.TempDir(), hup: make(chan os.Signal, 1)}
+	p.certificates(time.Now())
+	p.write("worker", "the worker's token, of thirty-two bytes")
+	p.write("guest", "the guest's token, of thirty-two bytes")
+	p.configure("worker", "guest")
+	p.agree(nil)
+	var found []config.Diagnostic
+	p.Configuration, found = live.Load(filepath.Join(p.dir, "sallyport.yaml"), config.Env{}, slog.New(slog.NewJSONHandler(&p.logs, nil)))
+	if p.Configuration == nil {
+		t.Fatal(found)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		p.Watch(ctx, p.hup, func(*config.Config) error {
+			p.asked.Add(1)
+			return *p.refusal.Load()
+		}, func(*config.Config) {})
+	})
+	t.Cleanup(watching.Wait)
+	t.Cleanup(stop)
+	return p
+}
+
+func (p *place) agree(err error) { p.refusal.Store(&err) }
+
+// write puts a file in the place of another.
+func (p *place) write(name, text string) {
+	p.t.Helper()
+	file := filepath.Join(p.dir, name)
+	if err := errors.Join(os.WriteFile(file+".new", []byte(text), 0o600), os.Rename(file+".new", file)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *place) configure(callers ...string) {
+	p.t.Helper()
+	text := "listen: \"localhost:0\"\nstate: state\ntls: {cert: certs/server.pem, key: certs/server.key}\ncallers:\n"
+	for _, name := range callers {
+		text += fmt.Sprintf("  %s: {token: {keys: [{file: %s}]}}\n", name, name)
+	}
+	p.write("sallyport.yaml", text+fmt.Sprintf("hooks:\n  work: {callers: [%s], command: [/bin/true]}\n", strings.Join(callers, ", ")))
+}
+
+// certificates are good from then on.
+func (p *place) certificates(from time.Time) {
+	p.t.Helper()
+	const skew = time.Hour // that Dev allows for
+	dir := filepath.Join(p.dir, "certs")
+	err := os.RemoveAll(dir)
+	if err == nil {
+		_, err = certs.Dev(dir, from.Add(skew), false)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// after lets so much time pass.
+func (p *place) after(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+// trusted are the callers in force.
+func (p *place) trusted() int { return len(p.Get().CallerLimits) }
+
+func (p *place) wants(callers int, s live.Status) {
+	p.t.Helper()
+	got := p.Status()
+	if p.trusted() != callers || got != s {
+		p.t.Errorf("%d callers and %+v, want %d and %+v", p.trusted(), got, callers, s)
+	}
+	if n := p.logs.count("not reloaded"); n != s.Failures {
+		p.t.Errorf("told of %d failures, want %d:\n%s", n, s.Failures, &p.logs)
+	}
+}
+
+// Otherwise a caller that was taken out stays let in for good, when the disk was
+// full or the supervisor away just then.
+func TestWhatWasRefusedIsTriedAgainThoughNothingChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := watch(t)
+		loaded := p.Status().Loaded
+		p.agree(errors.New("no room for the audit"))
+		p.configure("worker")
+		p.after(time.Second)
+		failed := p.Status().Failed
+		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
+		if d := time.Since(failed); d < 0 || d > time.Second {
+			t.Errorf("it failed %s ago", d)
+		}
+		p.after(14 * time.Second) // after 2, 4 and 8 more
+		if n := p.asked.Load(); n != 4 {
+			t.Errorf("%d attempts in 15 seconds", n)
+		}
+		p.after(time.Hour)
+		if n := p.asked.Load(); n < 60 || n > 70 {
+			t.Errorf("%d attempts in an hour", n)
+		}
+		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
+		p.agree(nil)
+		p.after(time.Minute + time.Second)
+		p.wants(1, live.Status{Loaded: p.Status().Loaded, Reloads: 2, Failures: 1})
+		n := p.asked.Load()
+		p.after(time.Hour)
+		if p.asked.Load() != n {
+			t.Error("it is loaded again though it is in force")
+		}
+	})
+}
+
+func TestACertificateIsTakenUpOnceItIsValid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := watch(t)
+		p.certificates(time.Now().Add(5 * time.Second))
+		p.after(time.Second)
+		if p.logs.count("is not valid before") != 1 || p.Status().Failures != 1 {
+			t.Errorf("%+v\n%s", p.Status(), &p.logs)
+		}
+		p.after(10 * time.Second)
+		p.wants(2, live.Status{Loaded: p.Status().Loaded, Reloads: 2, Failures: 1})
+	})
+}
+
+func TestAFailureIsToldAgainOnlyWhenItIsAnotherOrSomebodyAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := watch(t)
+		loaded := p.Status().Loaded
+		p.agree(errors.New("one reason"))
+		p.configure("worker")
+		p.after(time.Hour)
+		failed := p.Status().Failed
+		p.agree(errors.New("another"))
+		p.after(time.Hour)
+		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 2, Failures: 2})
+		p.hup <- syscall.SIGHUP
+		synctest.Wait()
+		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 3, Failures: 3})
+		p.write("sallyport.yaml", "callers: {}") // and now for a third
+		p.after(time.Second)
+		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 4, Failures: 4})
+	})
+}
+
+func TestChangesWithoutEndWhileAFileIsAdoptedAreAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := watch(t)
+		loaded := p.Status().Loaded
+		p.agree(live.ErrChanged)
+		p.configure("worker")
+		p.after(2 * time.Second)
+		if n := p.asked.Load(); n < 2 {
+			t.Errorf("%d attempts in 2 seconds", n)
+		}
+		p.wants(2, live.Status{Loaded: loaded})
+		p.after(time.Hour)
+		p.wants(2, live.Status{Loaded: loaded, Failed: p.Status().Failed, Reloads: 1, Failures: 1})
+		p.agree(nil)
+		p.after(time.Minute + time.Second)
+		p.wants(1, live.Status{Loaded: p.Status().Loaded, Reloads: 2, Failures: 1})
+	})
+}
+
+func TestAFileThatNeverStandsStillHoldsNoOtherUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := watch(t)
+		p.configure("worker")
+		for n := range 100 {
+			if p.trusted() == 1 {
+				break
+			}
+			p.write("worker", "the worker's token, of thirty-two bytes"+strings.Repeat("!", n))
+			p.after(100 * time.Millisecond)
+		}
+		if p.trusted() != 1 {
+			t.Error("the guest is let in after 10 seconds")
+		}
+	})
+}
+
+func TestAFileIsNotReadWhileItIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := watch(t)
+		for n := range 10 {
+			p.write("worker", "the worker's token, of thirty-two bytes"+strings.Repeat("!", n))
+			p.after(100 * time.Millisecond)
+		}
+		if p.asked.Load() != 0 {
+			t.Error("it was read amid that")
+		}
+		p.after(time.Second)
+		p.wants(2, live.Status{Loaded: p.Status().Loaded, Reloads: 1})
+	})
+}
