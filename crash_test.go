@@ -106,11 +106,11 @@ func newCrash(t *testing.T, program string) *crash {
 }
 
 // servers are the processes that serve or are about to, the oldest first.
-func (c *crash) servers() (pids []int) {
+func (in *installation) servers() (pids []int) {
 	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
 	for _, p := range processes {
 		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
-		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+c.dir)) {
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+in.dir)) {
 			pids = append(pids, pid)
 		}
 	}
@@ -129,10 +129,10 @@ func born(pid int) (ticks int) {
 }
 
 // killServers returns when none is left.
-func (c *crash) killServers() {
-	c.t.Helper()
-	c.until("the servers to be dead", func() bool {
-		pids := c.servers()
+func (in *installation) killServers() {
+	in.t.Helper()
+	in.until("the servers to be dead", func() bool {
+		pids := in.servers()
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
 		}

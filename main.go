@@ -13,18 +13,22 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/mod/sumdb/note"
 
 	"sallyport/auth"
 	"sallyport/auth/keyset"
@@ -124,7 +128,7 @@ type serveCmd struct {
 }
 
 // Run serves until a signal comes.
-func (cmd *serveCmd) Run(s *streams) error { //nolint:funlen // everything is wired here, and the order matters
+func (cmd *serveCmd) Run(s *streams) error {
 	log := newLog(s.err)
 	workloads, renewals, uses := certs.NewWorkloads(log), certs.NewRenewals(log), new(keyuse.Table)
 	defer workloads.Retain("")
@@ -134,9 +138,6 @@ func (cmd *serveCmd) Run(s *streams) error { //nolint:funlen // everything is wi
 	if conf == nil {
 		return exitCode(1)
 	}
-	c := conf.Get()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	exe, err := os.Executable() // now: later it may have been replaced
 	if err != nil {
 		return err
@@ -147,64 +148,168 @@ func (cmd *serveCmd) Run(s *streams) error { //nolint:funlen // everything is wi
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	syscall.Umask(0o077) // what the server and its commands write is theirs alone, unless they say otherwise
+	ctx := context.Background()
 	_, handedOver := os.LookupEnv(server.HandoverEnv)
-	listener, ready, err := server.Inherited(ctx, c, handedOver)
+	listener, before, err := server.Inherited(ctx, conf.Get(), handedOver)
 	if err != nil {
 		return err
 	}
-	st, err := openStore(ctx, c.State, ready, log)
+	p := &program{
+		conf: conf, file: cmd.Config, exe: exe, uses: uses, log: log, hup: hup, signals: sync.OnceValue(signals),
+		retain: func(c *config.Config) { workloads.Retain(c.SPIFFE); renewals.Use(c.ACME) },
+	}
+	once := func(error) bool { return false }
+	if before != nil {
+		if err := checkAudit(conf.Get().State); err != nil { // while there is who goes on
+			return err
+		}
+		if err := before.Ready(); err != nil {
+			return err
+		}
+		once = func(err error) bool { return errors.Is(err, store.ErrHeld) }
+	}
+	for again := once; ; again = func(error) bool { return true } {
+		next, err := p.serve(ctx, listener, before, again)
+		if next == nil {
+			return err
+		}
+		if err != nil {
+			log.Error("handing over", "error", err)
+		}
+		if listener, err = next.Await(p.signals().Stop); listener == nil {
+			return err
+		}
+		log.Error("not handed over", "error", err)
+		before = nil
+	}
+}
+
+// program is what a server has whether or not it holds the state folder.
+type program struct {
+	conf    *live.Configuration
+	file    string
+	exe     string
+	uses    *keyuse.Table
+	log     *slog.Logger
+	hup     <-chan os.Signal
+	signals func() server.Signals
+	retain  func(*config.Config) // of what earlier configurations asked for
+}
+
+// serve serves for as long as it holds the state folder.
+func (p *program) serve(ctx context.Context, listener net.Listener, before *server.Before, again func(error) bool) (next *server.Next, err error) {
+	h, err := p.take(ctx, again)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer closing(st, "the record", log)
-	if err := uses.Load(ctx, st); err != nil {
-		return fmt.Errorf("reading when keys were used: %w", err)
-	}
-	defer uses.Save(context.WithoutCancel(ctx), st, log)
-	trail, err := openAudit(ctx, c, log)
-	if err != nil {
-		return err
-	}
-	defer closing(trail, "the audit", log)
-	// Only now: the supervisor lets go of the server before this one when another
-	// comes, which by now has let go of its runs.
-	procs, err := process.Connect(ctx, process.Options{State: c.State, Config: cmd.Config, Exe: exe, Version: programVersion(), Log: log})
-	if err != nil {
-		return err
-	}
-	defer closing(procs, "the supervisor's socket", log)
-	runs := runner.New(audit.Store(st, trail), procs, conf.Hook, time.Now, log)
-	if err := runs.Recover(ctx); err != nil {
-		return fmt.Errorf("taking up what runs: %w", err)
-	}
-	defer cancel() // before the record closes
-	go maintain(ctx, conf, runs, st, log)
-	go sweep(ctx, filepath.Join(conf.Get().State, "runs"), st, log)
-	go uses.Keep(ctx, st, log)
+	defer h.letGo()
+	ctx, cancel := context.WithCancel(ctx)
+	conf, log := p.conf, p.log
+	go maintain(ctx, conf, h.runs, h.st, log)
+	go sweep(ctx, filepath.Join(conf.Get().State, "runs"), h.st, log)
+	go p.uses.Keep(ctx, h.st, log)
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return conf.Get().Expiries() }, log)
-	surface := handlers.New(conf, runs, trail, metrics.Handler(conf, uses, programVersion()), time.Now, log)
+	surface := handlers.New(conf, h.runs, h.trail, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
 	issuers := keyset.NewKeeper(log)
 	inForce := func(c *config.Config) {
 		issuers.Keep(ctx, c.Auth.KeySets())
 		surface.Update()
-		workloads.Retain(c.SPIFFE)
-		renewals.Use(c.ACME)
+		p.retain(c)
 	}
-	inForce(c)
-	go conf.Watch(ctx, hup, func(c *config.Config) error { return agree(ctx, procs, trail, conf.Get(), c) }, inForce)
-	next := func(listener, ready *os.File) error {
-		env := append(os.Environ(), server.HandoverEnv+"=1")
-		return process.StartServer(exe, os.Args[1:], env, listener, ready)
+	inForce(conf.Get())
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		conf.Watch(ctx, p.hup, func(c *config.Config) error { return agree(ctx, h.procs, h.trail, conf.Get(), c) }, inForce)
+	}()
+	defer func() { cancel(); <-watched }() // before the record closes
+	start := func(listener, pipe *os.File) (*process.Server, error) {
+		return process.StartServer(p.exe, os.Args[1:], append(os.Environ(), server.HandoverEnv+"=1"), listener, pipe)
 	}
-	srv := server.New(listener, conf, surface, runs, next, log)
+	srv := server.New(listener, conf, surface, h.runs, start, log)
 	if err := server.Notify(); err != nil {
 		log.Warn("service manager not told", "error", err)
 	}
-	left, err := srv.Serve(signals())
-	if left {
-		return errors.Join(err, trail.Write(ctx, audit.Line{Event: audit.HandedOver}))
+	if before != nil {
+		before.Serves() // and a service manager knows by now whom to look after
 	}
-	return errors.Join(err, procs.Quit(), trail.Write(ctx, audit.Line{Event: audit.Stopped}))
+	next, err = srv.Serve(p.signals())
+	if next != nil {
+		return next, errors.Join(err, h.trail.Write(ctx, audit.Line{Event: audit.HandedOver}))
+	}
+	return nil, errors.Join(err, h.procs.Quit(), h.trail.Write(ctx, audit.Line{Event: audit.Stopped}))
+}
+
+// held is what one server at a time has of a state folder.
+type held struct {
+	st    *store.SQLite
+	trail *audit.Log
+	procs *process.Client
+	runs  *runner.Runner
+	undo  []func()
+}
+
+// letGo leaves the folder to the next server, the record last: who holds that
+// may have the rest.
+func (h *held) letGo() {
+	for _, undo := range slices.Backward(h.undo) {
+		undo()
+	}
+}
+
+// take holds the state folder. While again says so, it is tried again.
+func (p *program) take(ctx context.Context, again func(error) bool) (*held, error) {
+	const patience, pause, longer = time.Minute, 10 * time.Millisecond, 2 * time.Second
+	for end := time.After(patience); ; {
+		h, err := p.hold(ctx)
+		if err == nil || !again(err) {
+			return h, err
+		}
+		wait := pause
+		if !errors.Is(err, store.ErrHeld) {
+			p.log.Error("taking the state folder", "error", err)
+			wait = longer
+		}
+		select {
+		case <-end:
+			return nil, err
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (p *program) hold(ctx context.Context) (_ *held, err error) {
+	h := new(held)
+	defer func() {
+		if err != nil {
+			h.letGo()
+		}
+	}()
+	c := p.conf.Get()
+	if h.st, err = store.Open(ctx, c.State, time.Now, p.log); err != nil {
+		return nil, err
+	}
+	h.undo = append(h.undo, func() { closing(h.st, "the record", p.log) })
+	if err := p.uses.Load(ctx, h.st); err != nil {
+		return nil, fmt.Errorf("reading when keys were used: %w", err)
+	}
+	h.undo = append(h.undo, func() { p.uses.Save(ctx, h.st, p.log) })
+	if h.trail, err = openAudit(ctx, c, p.log); err != nil {
+		return nil, err
+	}
+	h.undo = append(h.undo, func() { closing(h.trail, "the audit", p.log) })
+	// Only now: the supervisor lets go of the server before this one when another
+	// comes, which by now has let go of its runs.
+	h.procs, err = process.Connect(ctx, process.Options{State: c.State, Config: p.file, Exe: p.exe, Version: programVersion(), Log: p.log})
+	if err != nil {
+		return nil, err
+	}
+	h.undo = append(h.undo, func() { closing(h.procs, "the supervisor's socket", p.log) })
+	h.runs = runner.New(audit.Store(h.st, h.trail), h.procs, p.conf.Hook, time.Now, p.log)
+	if err := h.runs.Recover(ctx); err != nil {
+		return nil, fmt.Errorf("taking up what runs: %w", err)
+	}
+	return h, nil
 }
 
 // openAudit opens the audit, which says first by what configuration the
@@ -219,6 +324,45 @@ func openAudit(ctx context.Context, c *config.Config, log *slog.Logger) (*audit.
 		return nil, errors.Join(err, trail.Close())
 	}
 	return trail, nil
+}
+
+// checkAudit looks for what audit.Open would refuse, in the end of an audit that
+// another server writes. That one would not open it again either, so this comes
+// before it lets go.
+func checkAudit(state string) error {
+	keys, err := audit.Keys(state)
+	if err != nil {
+		return err
+	}
+	known, err := audit.Verifiers(keys)
+	if err != nil {
+		return err
+	}
+	const attempts, pause = 20, 20 * time.Millisecond
+	for n := 1; ; n++ {
+		err := checkAuditEnd(filepath.Join(state, "audit"), known)
+		if err == nil || n == attempts { // what is only being written will be whole
+			return err
+		}
+		<-time.After(pause)
+	}
+}
+
+func checkAuditEnd(dir string, known note.Verifiers) error {
+	name := filepath.Join(dir, "checkpoint")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return fmt.Errorf("%w: %w", audit.ErrDamaged, err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.jsonl")) // sorted
+	if err != nil || len(files) == 0 {
+		return fmt.Errorf("%w: there is no line", audit.ErrDamaged)
+	}
+	v := audit.Verifier{Known: known, Checkpoints: map[string]string{name: string(text)}}
+	if _, err := v.Files(files[len(files)-1:]); err != nil {
+		return fmt.Errorf("%w: %w", audit.ErrDamaged, err)
+	}
+	return nil
 }
 
 // agree has the supervisor read the hooks that are to be in force, and the audit
@@ -262,29 +406,6 @@ func (cmd *superviseCmd) supervision(log io.Writer) process.Supervision {
 func closing(c io.Closer, what string, log *slog.Logger) {
 	if err := c.Close(); err != nil {
 		log.Error("closing", "what", what, "error", err)
-	}
-}
-
-// openStore opens the record. A server that is taking over tells the one before
-// it to let go, and waits for that.
-func openStore(ctx context.Context, dir string, ready func() error, log *slog.Logger) (*store.SQLite, error) {
-	if ready == nil {
-		return store.Open(ctx, dir, time.Now, log)
-	}
-	if err := ready(); err != nil {
-		return nil, fmt.Errorf("telling the server before this one: %w", err)
-	}
-	const patience, pause = time.Minute, 10 * time.Millisecond
-	for end := time.After(patience); ; {
-		st, err := store.Open(ctx, dir, time.Now, log)
-		if !errors.Is(err, store.ErrHeld) {
-			return st, err
-		}
-		select {
-		case <-end:
-			return nil, err
-		case <-time.After(pause):
-		}
 	}
 }
 

@@ -4,21 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"sallyport/internal/config"
+	"sallyport/runner/process"
 )
 
 // A server hands its listener over to the next one, so that no connection is
 // refused while the program is upgraded: the next one is started with the
-// listener and a pipe, checks its configuration, and says over the pipe that it
-// is ready. Only then does the old one stop accepting, finish its answers and
-// let the state folder go. What comes in between waits in the listener's queue.
+// listener and a pipe, checks what it can beside the server that there is, and
+// says over the pipe that it is ready. Only then does the old one stop accepting,
+// finish its answers and let the state folder go. What comes in between waits in
+// the listener's queue. The old one stays until the next one says that it serves,
+// and takes everything back when that ends before it came so far.
 
 // HandoverEnv is set for a server that is started by the one before it.
 const HandoverEnv = "SALLYPORT_HANDOVER"
@@ -26,25 +31,39 @@ const HandoverEnv = "SALLYPORT_HANDOVER"
 // The descriptors of a server that is started by the one before it.
 const (
 	inheritedListener = 3
-	inheritedReady    = 4
+	inheritedPipe     = 4
 )
 
 const (
 	answersWithin = 5 * time.Second // the supervisor
 	readyWithin   = 30 * time.Second
+	servesWithin  = 5 * time.Minute // a database may be checked or brought forward
 )
 
+// Before is the server that started this one, and waits for two words of it.
+type Before struct{ pipe *os.File }
+
+// Ready has it let go of all that one server has at a time.
+func (b *Before) Ready() error {
+	if _, err := b.pipe.Write([]byte{1}); err != nil {
+		return fmt.Errorf("telling the server before this one: %w", err)
+	}
+	return nil
+}
+
+// Serves has it go for good.
+func (b *Before) Serves() {
+	_, _ = b.pipe.Write([]byte{2}) // it may be gone already
+	_ = b.pipe.Close()
+}
+
 // Inherited returns the listener that the server before this one, or systemd,
-// hands to this process, or opens one. ready tells the server before this one
-// to let go; it is nil without one.
-func Inherited(ctx context.Context, c *config.Config, handedOver bool) (l net.Listener, ready func() error, err error) {
+// hands to this process, or opens one. before is nil without such a server.
+func Inherited(ctx context.Context, c *config.Config, handedOver bool) (l net.Listener, before *Before, err error) {
 	if handedOver {
+		syscall.CloseOnExec(inheritedPipe) // its end is ours
 		l, err = net.FileListener(os.NewFile(inheritedListener, "listener"))
-		pipe := os.NewFile(inheritedReady, "ready")
-		return l, func() error {
-			_, err := pipe.Write([]byte{1})
-			return errors.Join(err, pipe.Close())
-		}, err
+		return l, &Before{os.NewFile(inheritedPipe, "server before")}, err
 	}
 	passed, err := activation.Listeners() // by systemd's LISTEN_FDS
 	switch {
@@ -66,38 +85,93 @@ func Notify() error {
 	return err
 }
 
-// handOver starts the next server and returns when that is ready, or why it
+// handOver starts the next server and returns it when that is ready, or why it
 // is not.
-func (s *Server) handOver() error {
+func (s *Server) handOver() (*Next, error) {
 	soon, stop := context.WithTimeout(context.Background(), answersWithin)
 	defer stop()
 	if !s.runner.Answers(soon) {
-		return errors.New("the supervisor does not answer, and the next server would wait for it in vain")
+		return nil, errors.New("the supervisor does not answer, and the next server would wait for it in vain")
 	}
 	tcp, ok := s.raw.(*net.TCPListener)
 	if !ok {
-		return errors.New("the listener cannot be handed over")
+		return nil, errors.New("the listener cannot be handed over")
 	}
-	listener, err := tcp.File()
+	listener, err := tcp.File() // a copy
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { _ = listener.Close() }() // a copy
 	told, tell, err := os.Pipe()
 	if err != nil {
-		return err
+		return nil, errors.Join(err, listener.Close())
 	}
-	defer func() { _ = told.Close() }()
-	err = s.next(listener, tell)
+	n := &Next{listener: listener, told: told, log: s.log}
+	n.server, err = s.next(listener, tell)
 	_ = tell.Close() // the next server has its own
+	if err == nil {
+		err = n.awaitReady()
+	}
 	if err != nil {
-		return err
+		return nil, errors.Join(err, n.close())
 	}
-	if err := told.SetReadDeadline(time.Now().Add(readyWithin)); err != nil {
-		return err
+	return n, nil
+}
+
+// Next is the server that is taking over from this one.
+type Next struct {
+	server   *process.Server
+	listener *os.File // for this one to go on with, if it must
+	told     *os.File
+	log      *slog.Logger
+}
+
+func (n *Next) close() error { return errors.Join(n.listener.Close(), n.told.Close()) }
+
+func (n *Next) awaitReady() error {
+	err := n.told.SetReadDeadline(time.Now().Add(readyWithin))
+	if err == nil {
+		_, err = n.told.Read(make([]byte, 1))
 	}
-	if n, err := told.Read(make([]byte, 1)); n == 0 {
+	if err != nil {
+		_ = n.server.Kill() // it may have ended
 		return fmt.Errorf("the next server did not get ready: %w", err)
 	}
-	return nil
+	return n.told.SetReadDeadline(time.Time{})
+}
+
+// Await returns when the next server serves; one that is to stop meanwhile is
+// told so. Otherwise it has ended and let go of everything, and Await returns the
+// listener, to go on with, and why.
+func (n *Next) Await(stop <-chan struct{}) (back net.Listener, why error) {
+	if why = n.serves(stop); why == nil {
+		n.log.Info("handed over")
+		return nil, n.close()
+	}
+	back, err := net.FileListener(n.listener)
+	return back, errors.Join(why, err, n.close())
+}
+
+func (n *Next) serves(stop <-chan struct{}) error {
+	word := make(chan error, 1)
+	go func() {
+		_, err := n.told.Read(make([]byte, 1))
+		word <- err
+	}()
+	late := time.After(servesWithin)
+	for {
+		select {
+		case err := <-word:
+			if err == nil {
+				return nil
+			}
+			word = nil // it is about to end
+		case <-n.server.Ended:
+			return errors.New("the next server ended before it served")
+		case <-stop:
+			stop = nil
+			_ = n.server.Signal(syscall.SIGTERM) // it may have ended
+		case <-late:
+			_ = n.server.Kill() // it may have ended
+		}
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"sallyport/internal/live"
 	"sallyport/internal/peer"
 	"sallyport/runner"
+	"sallyport/runner/process"
 )
 
 // The deadlines of a connection. A handler that waits for a run, or reads a
@@ -48,7 +49,7 @@ type Server struct {
 	fresh    newcomers
 	raw      net.Listener // below the limits and TLS
 	listener net.Listener
-	next     func(listener, ready *os.File) error
+	next     func(listener, pipe *os.File) (*process.Server, error)
 	runner   *runner.Runner
 	conf     *live.Configuration
 	log      *slog.Logger
@@ -57,7 +58,7 @@ type Server struct {
 // New returns a server on a listener. Nothing is accepted before Serve. next
 // starts the server that takes over from this one, with the two files as its
 // descriptors 3 and 4 and HandoverEnv set.
-func New(l net.Listener, conf *live.Configuration, surface Surface, run *runner.Runner, next func(listener, ready *os.File) error, log *slog.Logger) *Server {
+func New(l net.Listener, conf *live.Configuration, surface Surface, run *runner.Runner, next func(listener, pipe *os.File) (*process.Server, error), log *slog.Logger) *Server {
 	s := &Server{
 		raw: l, next: next, surface: surface,
 		http: &http.Server{
@@ -121,9 +122,9 @@ type Signals struct {
 // Serve answers until it is told to stop, then drains: deliveries are refused
 // with 503 while runs in the air may end, for as long as the configuration
 // says; what still runs then is stopped, at once when it is told to kill. No
-// command is left when it returns, unless it handed over: then all runs go on,
-// and handedOver is true.
-func (s *Server) Serve(sig Signals) (handedOver bool, err error) {
+// command is left when it returns, unless there is a next server, which is ready
+// to take over: then all runs go on, and so does the listener.
+func (s *Server) Serve(sig Signals) (next *Next, err error) {
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(s.listener) }()
 	s.log.Info("serving", "address", "https://"+s.Addr().String())
@@ -135,7 +136,8 @@ func (s *Server) Serve(sig Signals) (handedOver bool, err error) {
 			s.log.Error("serving ended", "error", serveErr)
 		case <-sig.Stop:
 		case <-sig.HandOver:
-			if err := s.handOver(); err != nil {
+			next, err := s.handOver()
+			if err != nil {
 				s.log.Error("not handed over", "error", err)
 				waiting = true
 				continue
@@ -145,11 +147,10 @@ func (s *Server) Serve(sig Signals) (handedOver bool, err error) {
 			_ = s.finish(firstRequest) // those that take longer go on below
 			s.runner.Leave()
 			s.close()
-			s.log.Info("handed over")
-			return true, nil
+			return next, nil
 		}
 	}
-	return false, s.drainAll(sig.Kill, serveErr)
+	return nil, s.drainAll(sig.Kill, serveErr)
 }
 
 func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {

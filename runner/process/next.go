@@ -5,14 +5,26 @@ import (
 	"os"
 )
 
+// Server is a server that was started beside this process.
+type Server struct {
+	*os.Process
+
+	Ended <-chan struct{} // closed when it has, and all that it held is free
+}
+
 // StartServer starts the program anew, beside this process, with files as its
-// descriptors from 3 on. It is not followed: it outlives this process.
-func StartServer(exe string, args, env []string, files ...*os.File) error {
+// descriptors from 3 on. It outlives this process.
+func StartServer(exe string, args, env []string, files ...*os.File) (*Server, error) {
 	p, err := os.StartProcess(exe, append([]string{exe}, args...), &os.ProcAttr{
 		Env: env, Files: append([]*os.File{os.Stdin, os.Stdout, os.Stderr}, files...),
 	})
 	if err != nil {
-		return fmt.Errorf("starting the next server: %w", err)
+		return nil, fmt.Errorf("starting the next server: %w", err)
 	}
-	return p.Release()
+	ended := make(chan struct{})
+	go func() {
+		_, _ = p.Wait() // how it ended is in its log
+		close(ended)
+	}()
+	return &Server{p, ended}, nil
 }
