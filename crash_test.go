@@ -30,8 +30,8 @@ import (
 // The crash test kills the server, the supervisor, or both, or has the server
 // hand over and kills either of the two servers amid that, at random moments
 // under load, and afterwards holds the record to what the commands themselves
-// have witnessed. CRASHES is how many times; "make crash" has it kill more
-// often than "make test". SEED repeats the choices of another time.
+// have witnessed. CRASHES is how many times it kills, "make crash" more often
+// than "make test". SEED repeats the choices of another time.
 
 // crashJob is the command of all hooks: job.sh DIR HOOK FLIGHT N HOW. It
 // appends to DIR/witness when it begins and when it ends, each in one write.
@@ -73,7 +73,8 @@ type crash struct {
 	*installation
 	rand *rand.Rand
 
-	kills struct{ server, supervisor, both, old, next, handover int }
+	kills map[string]int
+	turns int         // hand-overs that nobody was killed in among them
 	shots []time.Time // at supervisors
 
 	mu       sync.Mutex
@@ -98,7 +99,7 @@ func newCrash(t *testing.T, program string) *crash {
 			hooks += "    on_interrupted: rerun\n"
 		}
 	}
-	c := &crash{installation: install(t, program, hooks), answers: map[int]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
+	c := &crash{installation: install(t, program, hooks), answers: map[int]int{}, kills: map[string]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
 	c.write("job.sh", crashJob, 0o755)
 	c.write("witness", "", 0o600)
 	t.Cleanup(c.killServers) // before the supervisor is looked for
@@ -140,35 +141,54 @@ func (in *installation) killServers() {
 	})
 }
 
+// victims are what a kill may be of.
+func victims() []string { return []string{"server", "supervisor", "both", "old", "next"} }
+
+func (c *crash) killed() (all int) {
+	for _, n := range c.kills {
+		all += n
+	}
+	return all
+}
+
 // mistreat waits for a random while, and kills at random.
 func (c *crash) mistreat() {
 	c.t.Helper()
+	c.turns++
 	<-time.After(time.Duration(20+c.rand.IntN(400)) * time.Millisecond)
+	victim := "server"
 	switch c.rand.IntN(5) {
 	case 0:
-		c.kills.server++
 	case 1:
-		c.kills.supervisor += c.shoot()
+		c.shoot("supervisor")
 		return
 	case 2:
-		c.kills.both += c.shoot()
+		if c.shoot("") {
+			victim = "both"
+		}
 	default:
 		c.handOver()
 		return
+	}
+	if len(c.servers()) > 0 {
+		c.kills[victim]++
 	}
 	c.killServers()
 	c.start(c.rand.IntN(4) > 0)
 }
 
-// shoot kills the supervisor, and returns how many there were.
-func (c *crash) shoot() int {
+// shoot kills the supervisor, if there is one, which may count as a kill by itself.
+func (c *crash) shoot(as string) bool {
 	pid := c.supervisor()
 	if pid == 0 {
-		return 0
+		return false
 	}
 	c.shots = append(c.shots, time.Now())
 	_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
-	return 1
+	if as != "" {
+		c.kills[as]++
+	}
+	return true
 }
 
 // handOver has the server start the next one, kills one of them on the way or
@@ -189,14 +209,14 @@ func (c *crash) handOver() {
 	<-time.After(time.Duration(c.rand.IntN(300)) * time.Millisecond)
 	pids = c.servers()
 	switch what := c.rand.IntN(4); {
-	case what == 0:
-		c.kills.old++
+	case what == 0 && slices.Contains(pids, old):
+		c.kills["old"]++
 		_ = syscall.Kill(old, syscall.SIGKILL)
 	case what == 1 && len(pids) > 0 && pids[len(pids)-1] != old:
-		c.kills.next++
+		c.kills["next"]++
 		_ = syscall.Kill(pids[len(pids)-1], syscall.SIGKILL)
 	case what == 2:
-		c.kills.supervisor += c.shoot()
+		c.shoot("supervisor")
 	}
 	// Whichever is left takes all that comes, or gives up.
 	c.until("one server", func() bool { pids = c.servers(); return len(pids) < 2 })
@@ -207,7 +227,6 @@ func (c *crash) handOver() {
 		c.serves(0) // perhaps it was not awaited before
 	default:
 		c.until("the next server to serve", func() bool { return c.serves(from) || len(c.servers()) == 0 })
-		c.kills.handover++
 	}
 }
 
@@ -389,8 +408,8 @@ func (c *crash) check() {
 	if len(w.overlaps) > 0 {
 		c.t.Errorf("these runs overlap another of their flight: %v", w.overlaps)
 	}
-	c.t.Logf("kills %+v, answers %v (0: none), accepted %d, lost %d, recorded %d %v, begun %d, repeated %d, not started %d, interrupted before they began %d, overlaps %d",
-		c.kills, c.answers, len(c.accepted), lost, len(runs), states, len(w.begun), len(runs)-again[""], notStarted, neverBegun, len(w.overlaps))
+	c.t.Logf("%d turns, kills %v, answers %v (0: none), accepted %d, lost %d, recorded %d %v, begun %d, repeated %d, not started %d, interrupted before they began %d, overlaps %d",
+		c.turns, c.kills, c.answers, len(c.accepted), lost, len(runs), states, len(w.begun), len(runs)-again[""], notStarted, neverBegun, len(w.overlaps))
 	if len(w.begun) == 0 || states[runner.Interrupted] == 0 || states[runner.Succeeded] == 0 || states[runner.Cancelled] == 0 {
 		c.t.Error("too little happened for this to tell anything")
 	}
@@ -467,13 +486,19 @@ func TestCrash(t *testing.T) {
 	c := newCrash(t, "sallyport")
 	c.start(true)
 	c.under(4, func() {
-		for range n {
+		for c.killed() < n {
 			c.mistreat()
 		}
 	})
 	c.killServers()
 	c.start(true)
 	c.check()
+	const enough = 100 // for each kind to happen
+	for _, victim := range victims() {
+		if n >= enough && c.kills[victim] == 0 {
+			t.Errorf("%s was never killed", victim)
+		}
+	}
 	c.end()
 }
 
@@ -490,5 +515,5 @@ func TestCrashFindsOverlapsWithoutLocks(t *testing.T) {
 		}
 		t.Error("nothing overlaps")
 	})
-	t.Logf("kills %+v, overlaps %d", c.kills, len(c.testimony().overlaps))
+	t.Logf("kills %v, overlaps %d", c.kills, len(c.testimony().overlaps))
 }
