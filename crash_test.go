@@ -517,3 +517,59 @@ func TestCrashFindsOverlapsWithoutLocks(t *testing.T) {
 	})
 	t.Logf("kills %v, overlaps %d", c.kills, len(c.testimony().overlaps))
 }
+
+const minuteHooks = `
+hooks:
+  minute: {callers: [load], command: [DIR/minute.sh], timeout: 5m}
+`
+
+// minute writes a numbered line each second.
+const minute = `#!/bin/sh
+n=0
+while [ $n -lt 60 ]; do
+  n=$((n + 1))
+  echo "line $n"
+  sleep 1
+done
+exit 0
+`
+
+// TestARunOfAMinuteOutlivesTheServerTwice: it ends with its real exit code and
+// whole output, though the server was killed amid it and started again.
+func TestARunOfAMinuteOutlivesTheServerTwice(t *testing.T) {
+	t.Parallel()
+	in := install(t, "sallyport", minuteHooks)
+	in.write("minute.sh", minute, 0o755)
+	in.start(true)
+	run := in.deliver("minute", "{}").run()
+	wrote := func(n int) {
+		t.Helper()
+		in.until(fmt.Sprint("line ", n), func() bool {
+			out, err := os.ReadFile(filepath.Join(in.dir, "state", "runs", run.ID, "output"))
+			return err == nil && bytes.Contains(out, fmt.Appendf(nil, "line %d\n", n))
+		})
+	}
+	for n := 10; n <= 50; n += 10 { // a step is within what until waits
+		wrote(n)
+		if n != 10 && n != 30 {
+			continue
+		}
+		in.kill()
+		in.start(true)
+		if r := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "").run(); r.State != runner.Running {
+			t.Fatalf("after line %d the run is %+v", n, r)
+		}
+	}
+	run = in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=50").run()
+	if run.State != runner.Succeeded || run.ExitCode == nil || *run.ExitCode != 0 {
+		t.Errorf("the run is %+v", run)
+	}
+	want := ""
+	for n := range 60 {
+		want += fmt.Sprintf("line %d\n", n+1)
+	}
+	if out := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); string(out.body) != want {
+		t.Errorf("its output is %q", out.body)
+	}
+	in.end()
+}
