@@ -233,11 +233,11 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	if before != nil {
 		before.Serves() // and a service manager knows by now whom to look after
 	}
-	next, err = srv.Serve(p.signals())
+	next, err = srv.Serve(p.signals()) //nolint:contextcheck // signals end it
 	if next != nil {
 		return next, errors.Join(err, h.trail.Write(ctx, audit.Line{Event: audit.HandedOver}))
 	}
-	return nil, errors.Join(err, h.procs.Quit(), h.trail.Write(ctx, audit.Line{Event: audit.Stopped}))
+	return nil, errors.Join(err, h.procs.Quit(), h.trail.Write(ctx, audit.Line{Event: audit.Stopped})) //nolint:contextcheck // Quit has its own patience
 }
 
 // held is what one server at a time has of a state folder.

@@ -2,7 +2,6 @@ package live_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,16 +66,14 @@ func watch(t *testing.T) *place {
 	if p.Configuration == nil {
 		t.Fatal(found)
 	}
-	ctx, stop := context.WithCancel(context.Background())
 	var watching sync.WaitGroup
 	watching.Go(func() {
-		p.Watch(ctx, p.hup, func(*config.Config) error {
+		p.Watch(t.Context(), p.hup, func(*config.Config) error {
 			p.asked.Add(1)
 			return *p.refusal.Load()
 		}, func(*config.Config) {})
 	})
 	t.Cleanup(watching.Wait)
-	t.Cleanup(stop)
 	return p
 }
 

@@ -84,7 +84,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		c.stop()
 		return nil, err
 	}
-	go c.keepVersion()
+	go c.keepVersion() //nolint:contextcheck // it ends with Close
 	return c, nil
 }
 
