@@ -389,7 +389,9 @@ func TestALackOfSpaceUsesNoWaitingRunUp(t *testing.T) {
 	b.finish(t, first, 0)
 	refused := func() bool { b.commands.mu.Lock(); defer b.commands.mu.Unlock(); return b.refused > 1 }
 	until(t, "it is tried again", refused)
-	b.state(t, second.ID, runner.Running)
+	if run, err := b.Get(t.Context(), second.ID); err != nil || run.State.Ended() { // it is tried, or waits
+		t.Errorf("run is %s, %v", run.State, err)
+	}
 	b.set(func() { b.refuse, b.refused = nil, 0 })
 	b.flies(t, second.ID)
 	// Nor does a server that goes meanwhile.
