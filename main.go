@@ -158,7 +158,7 @@ func (cmd *serveCmd) Run(s *streams) error {
 		conf: conf, file: cmd.Config, exe: exe, uses: uses, log: log, hup: hup, signals: sync.OnceValue(signals),
 		retain: func(c *config.Config) { workloads.Retain(c.SPIFFE); renewals.Use(c.ACME) },
 	}
-	once := func(error) bool { return false }
+	again := func(error) bool { return false }
 	if before != nil {
 		if err := checkAudit(conf.Get().State); err != nil { // while there is who goes on
 			return err
@@ -166,9 +166,9 @@ func (cmd *serveCmd) Run(s *streams) error {
 		if err := before.Ready(); err != nil {
 			return err
 		}
-		once = func(err error) bool { return errors.Is(err, store.ErrHeld) }
+		again = func(err error) bool { return errors.Is(err, store.ErrHeld) } // until it has
 	}
-	for again := once; ; again = func(error) bool { return true } {
+	for {
 		next, err := p.serve(ctx, listener, before, again)
 		if next == nil {
 			return err
@@ -180,7 +180,7 @@ func (cmd *serveCmd) Run(s *streams) error {
 			return err
 		}
 		log.Error("not handed over", "error", err)
-		before = nil
+		before, again = nil, func(error) bool { return true } // a disk may be full just now
 	}
 }
 
