@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// Expiry tells when something that TLS is made of ends.
+// Expiry tells when something that TLS is made of ends, or a key.
 type Expiry struct {
-	What     string // "server certificate", "client CA", "CRL", "SVID"
-	File     string // as the configuration has it; "acme" or "spiffe" for what comes from there
+	What     string // "server certificate", "client CA", "CRL", "SVID", "key"
+	File     string // as the configuration has it; "acme" or "spiffe" for what comes from there; of a key, where it stands
 	Subject  string
 	NotAfter time.Time
 	Ahead    time.Duration // a warning is due so long before; 14 days when zero

@@ -135,6 +135,16 @@ func (c *Config) Expiries() []certs.Expiry {
 	return certs.Earliest(slices.Concat(c.expiries, c.clients.Expiries(), c.ACME.Expiries()))
 }
 
+// KeyExpiries tells which keys of callers end when.
+func (c *Config) KeyExpiries() (all []certs.Expiry) {
+	for _, k := range c.Auth.Keys() {
+		if !k.NotAfter.IsZero() {
+			all = append(all, certs.Expiry{What: "key", File: "callers." + k.Caller + "." + k.Scheme, Subject: k.ID, NotAfter: k.NotAfter})
+		}
+	}
+	return all
+}
+
 // Hook returns a hook by its name.
 func (c *Config) Hook(name string) (*runner.Hook, bool) {
 	h, ok := c.Hooks[name]

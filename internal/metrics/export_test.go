@@ -3,11 +3,12 @@ package metrics
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sallyport/auth"
 	"sallyport/certs"
 	"sallyport/internal/keyuse"
 )
 
 // Trust collects what there is to say about these certificates and keys.
 func Trust(expiries []certs.Expiry, uses *keyuse.Table) prometheus.Collector {
-	return newTrust(func() []certs.Expiry { return expiries }, uses)
+	return newTrust(func() []certs.Expiry { return expiries }, func() []auth.KeyInfo { return nil }, uses)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"sallyport/auth"
 	"sallyport/certs"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/live"
@@ -30,7 +31,7 @@ func Handler(conf *live.Configuration, uses *keyuse.Table, version string) http.
 			stale:   prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.", nil, nil),
 			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to load the configuration anew.", []string{"result"}, nil),
 		},
-		newTrust(func() []certs.Expiry { return conf.Get().Expiries() }, uses),
+		newTrust(func() []certs.Expiry { return conf.Get().Expiries() }, func() []auth.KeyInfo { return conf.Get().Auth.Keys() }, uses),
 	)
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
@@ -64,36 +65,46 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 
 // trust is what there is to say about certificates and keys.
 type trust struct {
-	expiries   func() []certs.Expiry // the first to end first
-	uses       *keyuse.Table
-	ends, used *prometheus.Desc
+	expiries        func() []certs.Expiry // the first to end first
+	keys            func() []auth.KeyInfo
+	uses            *keyuse.Table
+	ends, due, used *prometheus.Desc
 }
 
-func newTrust(expiries func() []certs.Expiry, uses *keyuse.Table) *trust {
+func newTrust(expiries func() []certs.Expiry, keys func() []auth.KeyInfo, uses *keyuse.Table) *trust {
+	key := []string{"caller", "scheme", "key"}
 	return &trust{
-		expiries: expiries, uses: uses,
+		expiries: expiries, keys: keys, uses: uses,
 		ends: prometheus.NewDesc("sallyport_certificate_not_after_timestamp_seconds", "When a certificate, a CA or a CRL ends.", []string{"what", "file", "subject"}, nil),
-		used: prometheus.NewDesc("sallyport_key_last_used_timestamp_seconds", "When a key was last used.", []string{"caller", "scheme", "key"}, nil),
+		due:  prometheus.NewDesc("sallyport_key_not_after_timestamp_seconds", "When a key ends.", key, nil),
+		used: prometheus.NewDesc("sallyport_key_last_used_timestamp_seconds", "When a key was last used.", key, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *trust) Describe(ch chan<- *prometheus.Desc) {
-	ch <- c.ends
-	ch <- c.used
+	for _, d := range []*prometheus.Desc{c.ends, c.due, c.used} {
+		ch <- d
+	}
 }
 
 // Collect implements prometheus.Collector.
 func (c *trust) Collect(ch chan<- prometheus.Metric) {
-	ends, used := newGauges(c.ends), newGauges(c.used)
+	ends, due, used := newGauges(c.ends), newGauges(c.due), newGauges(c.used)
 	for _, e := range c.expiries() {
 		ends.set(seconds(e.NotAfter), math.Min, e.What, e.File, e.Subject)
+	}
+	for _, k := range c.keys() {
+		if !k.NotAfter.IsZero() {
+			due.set(seconds(k.NotAfter), math.Min, k.Caller, k.Scheme, k.ID)
+		}
 	}
 	for _, u := range c.uses.List() {
 		used.set(seconds(u.At), math.Max, u.Caller, u.Scheme, u.Key)
 	}
-	ends.collect(ch)
-	used.collect(ch)
+	for _, g := range []*gauges{ends, due, used} {
+		g.collect(ch)
+	}
 }
 
 // gauges are those of one metric, by labels that somebody else may have written:
@@ -124,4 +135,5 @@ func (g *gauges) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-func seconds(t time.Time) float64 { return float64(t.UnixNano()) / float64(time.Second) }
+// seconds holds for every year; nanoseconds end in 2262.
+func seconds(t time.Time) float64 { return float64(t.Unix()) + float64(t.Nanosecond())/1e9 }
