@@ -271,8 +271,9 @@ func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, s
 }
 
 // Follow yields the end of a run once, and is closed. A run that ended before
-// is answered from its folder. Errors wrap ErrUnknown when the run is not here
-// or was followed by a process that is gone.
+// is answered from its folder; one that has a folder and that nobody follows,
+// because a crash of the machine lost what tells of it, is over, and nobody saw
+// its end. Errors wrap ErrUnknown when the run is not here.
 func (l *Local) Follow(run string) (<-chan runner.End, error) {
 	if err := checkID(run); err != nil {
 		return nil, fmt.Errorf("following: %w", err)
@@ -291,10 +292,11 @@ func (l *Local) Follow(run string) (<-chan runner.End, error) {
 	if err != nil {
 		return nil, err
 	}
+	end := s.end()
 	if s.Ended.IsZero() {
-		return nil, fmt.Errorf("following run %s: %w: nobody saw its end", run, ErrUnknown)
+		end = runner.End{Ended: time.Now(), Reason: runner.Interrupted}
 	}
-	ends <- s.end()
+	ends <- end
 	close(ends)
 	return ends, nil
 }
