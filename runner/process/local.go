@@ -338,22 +338,25 @@ func (l *Local) List() ([]string, error) {
 	return slices.Sorted(maps.Keys(l.active)), nil
 }
 
+// tidyTime is how long who waits for the end of a run waits too until what the
+// command left in its working folder is removed. That may be anything.
+const tidyTime = time.Second
+
 // conclude records the end of a run, frees its flight and tells its followers,
 // in this order: who learns the end may start the next run of the flight.
 func (l *Local) conclude(a *active) {
 	run := a.status.Run
-	err := l.writeStatus(&a.status, true)
-	if err := l.root.Remove(filepath.Join(run, workDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		l.log.Debug("leaving a run's working folder", "run", run, "error", err)
-	}
-	if err != nil {
+	if err := l.writeStatus(&a.status, true); err != nil {
 		l.log.Error("recording the end of a run; it will be tried again", "run", run, "error", err)
 		l.mu.Lock()
 		l.unwritten[run] = a.status
 		l.mu.Unlock()
 		go l.writeLater(run)
 	}
-	l.free(run, a.status.Flight)
+	select {
+	case <-l.free(run, a.status.Flight):
+	case <-time.After(tidyTime):
+	}
 	l.mu.Lock()
 	delete(l.active, run)
 	followers := a.followers
@@ -398,40 +401,56 @@ func (l *Local) writeLater(run string) {
 }
 
 // free lets the next run of the flight start, as soon as nobody keeps the lock.
-func (l *Local) free(run, flight string) {
+// The channel is closed when nothing is left to do for it now.
+func (l *Local) free(run, flight string) <-chan struct{} {
+	done := make(chan struct{})
 	held := l.held(run)
 	if held { // perhaps by a child that is about to execute another command
 		l.spawning.Lock()
 		held = l.held(run)
 		l.spawning.Unlock()
 	}
-	if !held {
-		l.land(flight)
-		l.settle(run)
-		return
+	if held {
+		l.log.Error("a process that got away keeps the lock of a run that is over, and its flight with it", "run", run, "flight", flight)
+		go l.freeLater(run, flight)
+		close(done)
+		return done
 	}
-	l.log.Error("a process that got away keeps the lock of a run that is over, and its flight with it", "run", run, "flight", flight)
-	go l.freeLater(run, flight)
+	l.land(flight)
+	go func() { l.settle(run); close(done) }()
+	return done
 }
 
 func (l *Local) freeLater(run, flight string) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for l.held(run) {
-		<-tick.C
-	}
+	l.awaitLock(run)
 	l.log.Info("the lock of a run is free at last", "run", run, "flight", flight)
 	l.land(flight)
 	l.settle(run)
 }
 
-// settle forgets that a run may be under way, once its end is on disk and its
-// lock is free.
+// awaitLock returns when nobody keeps the lock of a run.
+func (l *Local) awaitLock(run string) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for l.held(run) {
+		<-tick.C
+	}
+}
+
+// settle removes the working folder of a run and then, once its end is on disk,
+// forgets that the run may be under way: until then, another supervisor settles
+// what this one did not. The lock is free, but for a moment in which somebody
+// tries it, or a child of another start has not executed its command yet.
 func (l *Local) settle(run string) {
+	l.awaitLock(run)
+	// In the folder of runs alone, wherever the command's symlinks point.
+	if err := l.root.RemoveAll(filepath.Join(run, workDir)); err != nil {
+		l.log.Warn("removing a run's working folder", "run", run, "error", err)
+	}
 	l.mu.Lock()
 	_, unwritten := l.unwritten[run]
 	l.mu.Unlock()
-	if unwritten || l.held(run) {
+	if unwritten { // then writeLater comes here again
 		return
 	}
 	if err := l.root.Remove(filepath.Join(activeDir, run)); err != nil && !errors.Is(err, fs.ErrNotExist) {

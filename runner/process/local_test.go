@@ -327,15 +327,12 @@ func TestEnvironmentIsTheListAndNothingElse(t *testing.T) {
 }
 
 func TestWorkingFolderIsTheRunsOwnOrTheHooks(t *testing.T) {
-	script := shell(t, `pwd -P; echo kept > file`)
+	script := shell(t, `pwd -P`)
 	b := newBench(t, runner.HookSpec{Command: script})
 	run := b.start(t, order())
 	exited(t, b.end(t, run), 0)
 	if want := filepath.Join(b.dir, run, "work") + "\n"; b.output(t, run) != want {
 		t.Errorf("worked in %s, want %s", b.output(t, run), want)
-	}
-	if _, err := os.Stat(filepath.Join(b.dir, run, "work", "file")); err != nil {
-		t.Errorf("what the command left in its folder is gone: %v", err)
 	}
 	dir := t.TempDir()
 	b = newBench(t, runner.HookSpec{Command: script, Dir: dir})

@@ -39,7 +39,7 @@ func lockHeld(folder string) (bool, error) {
 		return false, fmt.Errorf("trying the lock of a run: %w", err)
 	}
 	defer func() { _ = f.Close() }() // nothing was written
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = unix.Flock(int(f.Fd()), tryLock)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return true, nil
 	}

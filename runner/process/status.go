@@ -111,6 +111,9 @@ func readStatus(root *os.Root, run string) (*Status, error) {
 	return s, nil
 }
 
+// tryLock shares, so that those who only look are not in each other's way.
+const tryLock = unix.LOCK_SH | unix.LOCK_NB
+
 // held tells whether anybody keeps the lock of a run. What cannot be told
 // counts as held.
 func (l *Local) held(run string) bool {
@@ -122,5 +125,5 @@ func (l *Local) held(run string) bool {
 		return !errors.Is(err, fs.ErrNotExist)
 	}
 	defer func() { _ = f.Close() }() // which gives the lock back
-	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
+	return unix.Flock(int(f.Fd()), tryLock) != nil
 }
