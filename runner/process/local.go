@@ -31,6 +31,8 @@ import (
 var (
 	// ErrUnknown says that no run of that id is known here.
 	ErrUnknown = errors.New("unknown run")
+	// ErrNotKept says that a run is known, and its output was removed.
+	ErrNotKept = errors.New("it is not kept any more")
 	// ErrFlight says that something of the same flight still runs, whatever
 	// the record says.
 	ErrFlight = runner.ErrFlight

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -293,7 +294,8 @@ type Output struct {
 	state  func() (int64, Dropped)
 }
 
-// Output opens the output of a run. The caller closes it.
+// Output opens the output of a run. Errors wrap ErrUnknown or ErrNotKept where
+// there is none. The caller closes it.
 func (l *Local) Output(run string) (*Output, error) {
 	if err := checkID(run); err != nil {
 		return nil, fmt.Errorf("reading: %w", err)
@@ -335,6 +337,9 @@ func openOutput(root *os.Root, run string) (*Output, error) {
 		return nil, fmt.Errorf("opening the folder of run %s: %w", run, err)
 	}
 	f, err := folder.Open(outputFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotKept
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the output of run %s: %w", run, err), folder.Close())
 	}

@@ -178,3 +178,19 @@ func TestOutputThatTheCommandCutsShortIsReadAsItStands(t *testing.T) {
 		t.Errorf("got %.40q", got)
 	}
 }
+
+func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: shell(t, "echo much")})
+	run := b.start(t, order())
+	exited(t, b.end(t, run), 0)
+	if freed, err := process.Trim(b.dir, 0); err != nil || freed == 0 {
+		t.Fatal(freed, err)
+	}
+	_, live := b.Output(run)
+	_, files := process.OpenOutput(b.dir, run)
+	for _, err := range []error{live, files} {
+		if !errors.Is(err, process.ErrNotKept) || errors.Is(err, process.ErrUnknown) {
+			t.Error(err)
+		}
+	}
+}
