@@ -209,7 +209,7 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	go sweep(ctx, filepath.Join(conf.Get().State, "runs"), h.st, log)
 	go p.uses.Keep(ctx, h.st, log)
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries()) }, log)
-	surface := handlers.New(conf, h.runs, h.trail, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
+	surface := handlers.New(conf, h.runs, h.procs.Output, h.trail, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
 	issuers := keyset.NewKeeper(log)
 	inForce := func(c *config.Config) {
 		issuers.Keep(ctx, c.Auth.KeySets())

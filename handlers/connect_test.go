@@ -18,7 +18,7 @@ import (
 func TestConnectionsOfAnAddressAreBoundedApartFromItsRequests(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
-	surface := handlers.New(h.config, h.runner, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
 	connect := func(text string, want bool) {
 		t.Helper()
 		if surface.Connecting(netip.MustParseAddr(text)) != want {
@@ -95,7 +95,7 @@ callers:
 hooks:
   large: {path: /large, callers: [good], command: [/bin/true], body: {max: 16MiB, timeout: 1m}}
 `)
-	surface := handlers.New(h.config, h.runner, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
 	// upload sends what takes the room of a whole body, and returns the status; 0
 	// while the server waits for more.
 	upload := func(from string) (status int, end func()) {

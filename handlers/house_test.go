@@ -34,14 +34,16 @@ import (
 // house is everything from a configuration file to a TLS connection, but for
 // the clock, which stands still until a test moves it.
 type house struct {
-	t      *testing.T
-	dir    string
-	config *live.Configuration
-	runner *runner.Runner
-	audit  *audit.Log
-	server *httptest.Server
-	log    *journal
-	clock  *clock
+	t       *testing.T
+	dir     string
+	config  *live.Configuration
+	runner  *runner.Runner
+	audit   *audit.Log
+	outputs handlers.Outputs
+	record  *record
+	server  *httptest.Server
+	log     *journal
+	clock   *clock
 }
 
 const (
@@ -119,11 +121,13 @@ func build(t *testing.T, dir, text string) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.record = &record{Store: st}
 	if h.audit, err = audit.Open(h.config.Get().Audit, h.clock.now, log); err != nil {
 		t.Fatal(err)
 	}
-	h.runner = runner.New(audit.Store(st, h.audit), procs, h.config.Hook, h.clock.now, log)
-	h.serve(handlers.New(h.config, h.runner, h.audit, nil, h.clock.now, log))
+	h.outputs = procs.Output
+	h.runner = runner.New(audit.Store(h.record, h.audit), procs, h.config.Hook, h.clock.now, log)
+	h.serve(handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, log))
 	t.Cleanup(func() {
 		h.release()
 		h.runner.Drain(context.WithoutCancel(t.Context()))
@@ -210,16 +214,22 @@ type answer struct {
 	asked  bool // for the body, which waited for that
 }
 
-// send sends a delivery on a connection of its own. The body waits until the
-// server asks for it (RFC 9110 10.1.1), which tells whether it was read.
-func (h *house) send(d delivery) (answer, error) {
+// trust is how a client of the house speaks TLS.
+func (h *house) trust() *tls.Config {
 	h.t.Helper()
 	roots := x509.NewCertPool()
 	ca, err := os.ReadFile(h.dir + "/certs/ca.pem")
 	if err != nil || !roots.AppendCertsFromPEM(ca) {
 		h.t.Fatal("no CA", err)
 	}
-	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
+	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
+}
+
+// send sends a delivery on a connection of its own. The body waits until the
+// server asks for it (RFC 9110 10.1.1), which tells whether it was read.
+func (h *house) send(d delivery) (answer, error) {
+	h.t.Helper()
+	conf := h.trust()
 	if d.cert != nil {
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.cert, nil }
 	}

@@ -28,6 +28,7 @@ type request struct {
 	kind    string // how it was turned away
 	reason  string // why
 	cause   error
+	broken  bool // the answer is under way, and its reader is not to take it for a whole one
 
 	observed  bool   // nothing is to come of it but an answer
 	would     string // have been started, queued, replayed or refused, were it not observed
@@ -53,6 +54,7 @@ func (s *Server) outer(next http.Handler) http.Handler {
 		h.Set("X-Request-Id", req.id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
+		defer req.abort()
 		defer s.access(r, req, rec, start)
 		defer s.decided(r, req, rec)
 		defer s.recover(rec, req)
@@ -73,6 +75,14 @@ func (s *Server) recover(rec *recorder, req *request) {
 	s.log.Error("fault", "request", req.id, "error", fault, "stack", string(debug.Stack()))
 	if rec.status == 0 {
 		writeProblem(rec, req, fmt.Errorf("fault: %v", fault))
+	}
+}
+
+// abort ends a broken answer: over HTTP/1.1 without its last chunk, over HTTP/2
+// with a reset. It comes when the request is logged.
+func (req *request) abort() {
+	if req.broken {
+		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to break an answer off
 	}
 }
 

@@ -1,13 +1,9 @@
 package handlers
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +16,7 @@ const (
 	chunk     = 32 << 10
 	pollEvery = 100 * time.Millisecond // for output that is not there yet
 	slowest   = 30 * time.Second       // that a reader may take for one chunk
+	heartbeat = 15 * time.Second       // of a stream in which nothing happens, for what stands between
 )
 
 // getOutput answers with what a command wrote, stdout and stderr as one. Byte
@@ -31,20 +28,17 @@ func (s *Server) getOutput(w http.ResponseWriter, r *http.Request, req *request)
 	if err != nil {
 		return err
 	}
-	out, err := process.OpenOutput(filepath.Join(s.config.State, "runs"), run.ID)
+	w.Header().Set("Accept-Ranges", "bytes")
+	if r.URL.Query().Has("follow") {
+		return s.followOutput(w, r, req, run)
+	}
+	out, err := s.outputs(run.ID)
 	if err != nil {
-		if errors.Is(err, process.ErrUnknown) {
-			return notFound() // it never started, or its output was removed
-		}
-		return err
+		return noOutput(err)
 	}
 	defer func() { _ = out.Close() }() // only read
-	h := w.Header()
-	h.Set("Accept-Ranges", "bytes")
-	if r.URL.Query().Has("follow") {
-		return s.followOutput(w, r, run, out)
-	}
 	size, dropped := out.State()
+	h := w.Header()
 	if dropped.Bytes() > 0 {
 		h.Set("X-Output-Dropped", fmt.Sprintf("%d-%d", dropped.From, dropped.To-1))
 	}
@@ -58,10 +52,26 @@ func (s *Server) getOutput(w http.ResponseWriter, r *http.Request, req *request)
 		return sendRange(w, out, from, to, size)
 	}
 	w.WriteHeader(http.StatusOK)
-	sink := &sink{w: w, now: s.now}
-	_, _ = copyOutput(r.Context(), sink, out, 0, size) // the reader is gone; nobody is left to tell
+	if _, err := copyOutput(r.Context(), &sink{w: w, now: s.now}, out, 0, size); err != nil {
+		breakOff(req, err)
+	}
 	return nil
 }
+
+// noOutput is the table of why an output cannot be opened.
+func noOutput(err error) error {
+	detail := "The run has no output: its command was not started."
+	switch {
+	case errors.Is(err, process.ErrNotKept):
+		detail = "The output of the run is not kept any more."
+	case !errors.Is(err, process.ErrUnknown):
+		return err
+	}
+	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: detail}
+}
+
+// breakOff has an answer end so that its reader does not take it for a whole one.
+func breakOff(req *request, cause error) { req.broken, req.cause = true, cause }
 
 // byteRange reads a Range of one part (RFC 9110, 14.2). What it does not
 // understand it ignores, as the RFC has it.
@@ -105,121 +115,5 @@ func sendRange(w http.ResponseWriter, out *process.Output, from, to, size int64)
 	w.Header().Set("Content-Length", strconv.Itoa(n))
 	w.WriteHeader(http.StatusPartialContent)
 	_, _ = w.Write(buf[:n]) //nolint:gosec // G705: it is plain text, and nosniff says so
-	return nil
-}
-
-// sink is where output goes. at is the offset of what is written.
-type sink struct {
-	w      http.ResponseWriter
-	now    func() time.Time
-	events bool // as server-sent events
-}
-
-func (s *sink) write(b []byte, at int64) error {
-	ctl := http.NewResponseController(s.w)
-	if err := ctl.SetWriteDeadline(s.now().Add(slowest)); err != nil {
-		return err
-	}
-	if s.events {
-		var text strings.Builder
-		// JSON, so that a line of the output is never a line of the stream.
-		data, err := json.Marshal(strings.ToValidUTF8(string(b), "\uFFFD"))
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(&text, "id: %d\nevent: output\ndata: %s\n\n", at+int64(len(b)), data)
-		b = []byte(text.String())
-	}
-	if _, err := s.w.Write(b); err != nil {
-		return err
-	}
-	return ctl.Flush()
-}
-
-// gap tells a reader that bytes are missing.
-func (s *sink) gap(from, to int64) error {
-	if !s.events {
-		_, err := fmt.Fprintf(s.w, "\n[%d bytes not kept]\n", to-from)
-		return err
-	}
-	_, err := fmt.Fprintf(s.w, "id: %d\nevent: gap\ndata: {\"from\":%d,\"to\":%d}\n\n", to, from, to)
-	return err
-}
-
-// copyOutput sends what is there from off on, up to end, and returns where it
-// came to.
-func copyOutput(ctx context.Context, to *sink, out *process.Output, off, end int64) (int64, error) {
-	buf := make([]byte, chunk)
-	for off < end && ctx.Err() == nil {
-		at, n, err := out.Next(buf, off)
-		if at > off {
-			if err := to.gap(off, at); err != nil {
-				return off, err
-			}
-		}
-		off = at
-		if n > 0 {
-			if err := to.write(buf[:n], at); err != nil {
-				return off, err
-			}
-			off += int64(n)
-		}
-		if errors.Is(err, io.EOF) {
-			return off, nil
-		}
-		if err != nil {
-			return off, err
-		}
-	}
-	return off, ctx.Err()
-}
-
-// followOutput sends the output as it is written, until the run has ended: as
-// server-sent events to who accepts them, whose Last-Event-ID is an offset,
-// else as it is.
-func (s *Server) followOutput(w http.ResponseWriter, r *http.Request, run runner.Run, out *process.Output) error {
-	to := &sink{w: w, now: s.now, events: strings.Contains(r.Header.Get("Accept"), "text/event-stream")}
-	off, _ := strconv.ParseInt(r.Header.Get("Last-Event-ID"), 10, 64)
-	off = max(off, 0)
-	kind := "text/plain; charset=utf-8"
-	if to.events {
-		kind = "text/event-stream"
-	}
-	w.Header().Set("Content-Type", kind)
-	w.WriteHeader(http.StatusOK)
-	_ = http.NewResponseController(w).Flush()
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		// Asked before reading: what was written before the end is then read.
-		now, err := s.runner.Get(r.Context(), run.ID)
-		if err != nil {
-			return nil //nolint:nilerr // the answer is under way, and ends
-		}
-		size, _ := out.State()
-		if off, err = copyOutput(r.Context(), to, out, off, size); err != nil {
-			return nil //nolint:nilerr // the reader is gone
-		}
-		if size, _ = out.State(); now.State.Ended() && off >= size {
-			return to.end(now)
-		}
-		select {
-		case <-tick.C:
-		case <-r.Context().Done():
-			return nil
-		}
-	}
-}
-
-// end tells a reader of events how the run ended.
-func (s *sink) end(run runner.Run) error {
-	if !s.events {
-		return nil
-	}
-	data, err := json.Marshal(run)
-	if err != nil {
-		return err
-	}
-	_, _ = fmt.Fprintf(s.w, "event: end\ndata: %s\n\n", data) // the reader is gone; nobody is left to tell
 	return nil
 }

@@ -19,7 +19,12 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/live"
 	"sallyport/runner"
+	"sallyport/runner/process"
 )
+
+// Outputs opens the output of a run, one that is being written too. Errors wrap
+// process.ErrUnknown or process.ErrNotKept where there is none.
+type Outputs func(run string) (*process.Output, error)
 
 // Handler is the whole surface of the server, by the configuration in force.
 type Handler struct {
@@ -27,12 +32,12 @@ type Handler struct {
 	current atomic.Pointer[Server]
 }
 
-// New returns the surface. Update has it go by a configuration that came into
-// force since.
-func New(conf *live.Configuration, run *runner.Runner, trail *audit.Log, metrics http.Handler, now func() time.Time, log *slog.Logger) *Handler {
+// New returns the surface. outputs opens what a run wrote. Update has the surface
+// go by a configuration that came into force since.
+func New(conf *live.Configuration, run *runner.Runner, outputs Outputs, trail *audit.Log, metrics http.Handler, now func() time.Time, log *slog.Logger) *Handler {
 	h := &Handler{live: conf}
 	h.current.Store(newServer(conf.Get(), &Server{
-		runner: run, audit: trail, metrics: metrics, beats: newBeats(), live: conf, log: log, now: now,
+		runner: run, outputs: outputs, audit: trail, metrics: metrics, beats: newBeats(), live: conf, log: log, now: now,
 	}))
 	return h
 }
@@ -52,6 +57,7 @@ type Server struct {
 	config  *config.Config
 	live    *live.Configuration
 	runner  *runner.Runner
+	outputs Outputs
 	audit   *audit.Log
 	metrics http.Handler
 	log     *slog.Logger
@@ -71,7 +77,7 @@ type Server struct {
 // stays spent.
 func newServer(c *config.Config, old *Server) *Server {
 	s := &Server{
-		config: c, live: old.live, runner: old.runner, audit: old.audit, metrics: old.metrics, log: old.log, now: old.now,
+		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, metrics: old.metrics, log: old.log, now: old.now,
 		beats:       old.beats,
 		hooks:       make(map[string]*runner.Hook, len(c.Hooks)),
 		connections: old.connections.or(c.Limits.Address, connectionSlots),

@@ -198,7 +198,7 @@ func (s *Server) answerRun(w http.ResponseWriter, r *http.Request, req *request,
 		defer cancel()
 		var err error
 		if run, err = s.runner.Wait(ctx, run.ID); err != nil {
-			return err
+			return s.notStarted(w, r, req, 0, err)
 		}
 	}
 	w.Header().Set("Location", "/runs/"+run.ID)
@@ -232,7 +232,7 @@ func (s *Server) listRuns(w http.ResponseWriter, r *http.Request, req *request) 
 	for _, part := range s.visible(who.Caller, f) {
 		some, next, err := s.runner.List(r.Context(), part)
 		if err != nil {
-			return err
+			return s.notStarted(w, r, req, 0, err)
 		}
 		runs = append(runs, some...)
 		more = more || next != ""

@@ -1,0 +1,578 @@
+package handlers_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sallyport/handlers"
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+// record counts who asks it, and can be broken.
+type record struct {
+	runner.Store
+	gets   atomic.Int64
+	broken atomic.Bool
+}
+
+func (r *record) Get(ctx context.Context, id string) (runner.Run, error) {
+	r.gets.Add(1)
+	if r.broken.Load() {
+		return runner.Run{}, runner.ErrUnavailable
+	}
+	return r.Store.Get(ctx, id)
+}
+
+func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, string, error) {
+	if r.broken.Load() {
+		return nil, "", runner.ErrUnavailable
+	}
+	return r.Store.List(ctx, f)
+}
+
+// newScribe serves a hook whose command is a script. Its one argument is the
+// folder of the house. Of long outputs 8 KiB are kept.
+func newScribe(t *testing.T, script string) *house {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/write.sh", []byte("#!/bin/sh\ncd \"$1\"\n"+script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return build(t, dir, fmt.Sprintf(`
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+limits: {address: {rate: 1000000/s, burst: 1000000}, caller: {rate: 1000000/s, burst: 1000000}}
+callers:
+  good: {hmac: {scheme: github, keys: [{file: good}]}}
+hooks:
+  start: {path: /start, callers: [good], command: [%q, %q], busy: {queue: 10}, output: {head: 4KiB, tail: 4KiB}}
+`, dir+"/write.sh", dir))
+}
+
+// untilGone is a script that waits while there is a file named hold.
+const untilGone = "\nwhile [ -e hold ]; do sleep 0.02; done\n"
+
+// begin starts a run, or has it wait.
+func (h *house) begin(body string) (run runner.Run) {
+	h.t.Helper()
+	a, err := h.send(h.by("good", body))
+	if err == nil {
+		err = json.Unmarshal([]byte(a.body), &run)
+	}
+	if err != nil || run.ID == "" {
+		h.t.Fatal(a, err)
+	}
+	return run
+}
+
+// stands waits until a run is in a state.
+func (h *house) stands(run runner.Run, state runner.State) {
+	h.t.Helper()
+	for now := run; now.State != state; <-time.After(5 * time.Millisecond) {
+		var err error
+		if now, err = h.runner.Get(h.t.Context(), run.ID); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// stream is an answer that is still being written.
+type stream struct {
+	*http.Response
+	t     *testing.T
+	lines *bufio.Reader
+}
+
+// get asks for a page that its one caller may see.
+func (h *house) get(path string) delivery {
+	h.t.Helper()
+	d := h.by("good", "").to(path)
+	d.method = http.MethodGet
+	return d
+}
+
+// read asks for the output of a run as it stands.
+func (h *house) read(run runner.Run) delivery {
+	h.t.Helper()
+	return h.get("/runs/" + run.ID + "/output")
+}
+
+// follow asks for the output of a run as it is written, over HTTP/1.1 or HTTP/2.
+func (h *house) follow(protocol int, run runner.Run, header ...string) *stream {
+	h.t.Helper()
+	transport := &http.Transport{TLSClientConfig: h.trust(), ForceAttemptHTTP2: protocol == 2}
+	h.t.Cleanup(transport.CloseIdleConnections)
+	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, h.server.URL+"/runs/"+run.ID+"/output?follow", nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req.Header = h.by("good", "").header
+	for _, field := range header {
+		name, value, _ := strings.Cut(field, ": ")
+		req.Header.Set(name, value)
+	}
+	res, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { _ = res.Body.Close() })
+	if res.ProtoMajor != protocol {
+		h.t.Fatalf("this is HTTP/%d", res.ProtoMajor)
+	}
+	return &stream{res, h.t, bufio.NewReader(res.Body)}
+}
+
+// rest is what comes until the answer ends, and whether it ended well.
+func (s *stream) rest() (string, bool) {
+	text, err := io.ReadAll(s.lines)
+	return string(text), err == nil
+}
+
+// whole is an answer that ended well.
+func (s *stream) whole(status int) string {
+	s.t.Helper()
+	text, ok := s.rest()
+	if s.StatusCode != status || !ok {
+		s.t.Errorf("status %d, ended well: %v: %.200q", s.StatusCode, ok, text)
+	}
+	return text
+}
+
+// event is a server-sent one, or a comment without a name.
+type event struct {
+	name, data string
+	id         int
+}
+
+// next is the next event; one without anything when the stream has ended well.
+func (s *stream) next() (e event) {
+	s.t.Helper()
+	for e.id = -1; ; {
+		line, err := s.lines.ReadString('\n')
+		if errors.Is(err, io.EOF) && line == "" {
+			return event{}
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if line == "\n" {
+			return e
+		}
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+		switch name {
+		case "id":
+			e.id, _ = strconv.Atoi(value)
+		case "event":
+			e.name = value
+		case "data":
+			e.data = value
+		}
+	}
+}
+
+// output reads events until there is so much text, and returns the last id.
+func (s *stream) output(want string) (id int) {
+	s.t.Helper()
+	for got := ""; got != want; {
+		e := s.next()
+		if e.name != "output" {
+			s.t.Fatalf("after %q comes %+v", got, e)
+		}
+		got, id = got+e.text(s.t), e.id
+		if !strings.HasPrefix(want, got) {
+			s.t.Fatalf("got %q, want %q", got, want)
+		}
+	}
+	return id
+}
+
+func (e event) text(t *testing.T) (text string) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(e.data), &text); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// ends checks that the stream ends here, with the run's end.
+func (s *stream) ends(state runner.State) {
+	s.t.Helper()
+	var run runner.Run
+	e := s.next()
+	if err := json.Unmarshal([]byte(e.data), &run); e.name != "end" || err != nil || run.State != state {
+		s.t.Errorf("got %+v, %v, want the end as %s", e, err, state)
+	}
+	if e := s.next(); e != (event{}) {
+		s.t.Errorf("after the end comes %+v", e)
+	}
+}
+
+const (
+	events     = "Accept: text/event-stream"
+	fromOffset = "Range: bytes=%d-"
+)
+
+// overBoth runs a test over HTTP/1.1 and HTTP/2.
+func overBoth(t *testing.T, test func(t *testing.T, protocol int)) {
+	t.Helper()
+	for protocol := 1; protocol <= 2; protocol++ {
+		t.Run(fmt.Sprint("HTTP ", protocol), func(t *testing.T) { t.Parallel(); test(t, protocol) })
+	}
+}
+
+// hurried makes the deadlines of an answer twenty times as short.
+type hurried struct {
+	http.ResponseWriter
+	h *house
+}
+
+func (w hurried) SetWriteDeadline(at time.Time) error {
+	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(at.Sub(w.h.clock.now()) / 20))
+}
+
+func (w hurried) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func TestACommandMaySayNothingForLongerThanAnAnswerMayTake(t *testing.T) {
+	t.Parallel()
+	overBoth(t, func(t *testing.T, protocol int) {
+		h := newScribe(t, "echo first; sleep 4; echo last")
+		all := h.server.Config.Handler
+		h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { all.ServeHTTP(hurried{w, h}, r) }))
+		run := h.begin("1")
+		plain, sse, waits := h.follow(protocol, run), h.follow(protocol, run, events), h.follow(protocol, h.begin("2"), events)
+		if text := plain.whole(http.StatusOK); text != "first\nlast\n" {
+			t.Errorf("got %q", text)
+		}
+		for _, s := range []*stream{sse, waits} {
+			s.output("first\nlast\n")
+			s.ends(runner.Succeeded)
+		}
+	})
+}
+
+func TestAStreamInWhichNothingHappensShowsThatItIsAlive(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, "echo first"+untilGone)
+	h.hold()
+	run := h.begin("1")
+	waits := h.follow(2, h.begin("2"), events)
+	s := h.follow(2, run, events)
+	s.output("first\n")
+	asked := h.record.gets.Load()
+	for range 5 {
+		h.clock.move(15 * time.Second)
+		for _, s := range []*stream{s, waits} {
+			if e := s.next(); e.name != "" || e.id != -1 {
+				t.Errorf("got %+v, want a comment", e)
+			}
+		}
+	}
+	if now := h.record.gets.Load(); now != asked {
+		t.Errorf("while nothing happened, the record was asked %d times", now-asked)
+	}
+	h.release()
+	s.ends(runner.Succeeded)
+}
+
+func TestACharacterIsNotTornWhereOneReadEnds(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, `printf 'a\303'; while [ -e hold ]; do sleep 0.02; done; printf '\251b\377c\342\202'`)
+	h.hold()
+	s := h.follow(1, h.begin("1"), events)
+	if id := s.output("a"); id != 1 {
+		t.Errorf("the id %d is not where the text ends", id)
+	}
+	h.release()
+	if id := s.output("\u00e9b\ufffdc"); id != 6 {
+		t.Errorf("the id %d is not where the text ends", id)
+	}
+	if id := s.output("\ufffd"); id != 8 { // its rest never came
+		t.Errorf("the id %d is not where the text ends", id)
+	}
+	s.ends(runner.Succeeded)
+}
+
+func TestARunThatWaitsIsFollowedFromItsStart(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, "echo first"+untilGone+"echo last")
+	h.hold()
+	h.begin("1")
+	waits, given := h.begin("2"), h.begin("3")
+	if waits.State != runner.Queued {
+		t.Fatalf("it is %s", waits.State)
+	}
+	plain, sse, never, nothing := h.follow(1, waits), h.follow(2, waits, events), h.follow(2, given, events), h.follow(1, given)
+	cancel := h.by("good", "").to("/runs/" + given.ID)
+	cancel.method = http.MethodDelete
+	h.answers(http.StatusOK, cancel)
+	never.ends(runner.Cancelled)
+	h.follow(2, given, events).ends(runner.Cancelled) // who comes too late hears the same
+	if text := nothing.whole(http.StatusOK); text != "" {
+		t.Errorf("a run that never started has the output %q", text)
+	}
+	if a := h.answers(http.StatusNotFound, h.read(given)); !strings.Contains(a.body, "was not started") {
+		t.Errorf("got %s", a.body)
+	}
+	h.release()
+	if text := plain.whole(http.StatusOK); text != "first\nlast\n" {
+		t.Errorf("got %q", text)
+	}
+	sse.output("first\nlast\n")
+	sse.ends(runner.Succeeded)
+}
+
+func TestFollowersAreSentToTheNextServerAtOnce(t *testing.T) {
+	t.Parallel()
+	overBoth(t, func(t *testing.T, protocol int) {
+		h := newScribe(t, "echo first"+untilGone)
+		h.hold()
+		run := h.begin("1")
+		sse, plain, waits := h.follow(protocol, run, events), h.follow(protocol, run), h.follow(protocol, h.begin("2"), events)
+		sse.output("first\n")
+		h.runner.Leave()
+		for _, s := range []*stream{sse, waits} {
+			if e := s.next(); e != (event{}) {
+				t.Errorf("got %+v, want the end of the stream and not of the run", e)
+			}
+		}
+		if text, whole := plain.rest(); whole {
+			t.Errorf("what was sent looks like the whole output: %q", text)
+		}
+	})
+}
+
+func TestFollowersOfWhatRunsStayWhileTheServerDrains(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, "echo first"+untilGone+"echo last")
+	h.hold()
+	runs, waits := h.follow(2, h.begin("1"), events), h.follow(2, h.begin("2"), events)
+	runs.output("first\n")
+	drained := make(chan struct{})
+	go func() { defer close(drained); h.runner.Drain(t.Context()) }()
+	if e := waits.next(); e != (event{}) { // it runs at the next server
+		t.Errorf("got %+v", e)
+	}
+	h.release()
+	runs.output("last\n")
+	runs.ends(runner.Succeeded)
+	<-drained
+}
+
+func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
+	t.Parallel()
+	overBoth(t, func(t *testing.T, protocol int) {
+		h := newScribe(t, "echo much")
+		run := h.begin("1")
+		h.stands(run, runner.Succeeded)
+		log := slog.New(slog.NewJSONHandler(h.log, nil))
+		h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
+			out, err := h.outputs(id)
+			return out, errors.Join(err, out.Close()) // so that reading fails
+		}, h.audit, nil, h.clock.now, log))
+		if a, err := h.send(h.read(run)); err == nil {
+			t.Errorf("this looks whole: %+v", a)
+		}
+		for _, s := range []*stream{h.follow(protocol, run), h.follow(protocol, run, events)} {
+			if text, whole := s.rest(); whole || s.StatusCode != http.StatusOK {
+				t.Errorf("status %d, and this looks whole: %q", s.StatusCode, text)
+			}
+			if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), "closed") {
+				t.Errorf("the operator does not read why: %v", line)
+			}
+		}
+	})
+}
+
+func TestAnOutputThatIsNotKeptIsNotFound(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, "echo much")
+	run := h.begin("1")
+	h.stands(run, runner.Succeeded)
+	if freed, err := process.Trim(h.config.Get().State+"/runs", 0); err != nil || freed == 0 {
+		t.Fatal(freed, err)
+	}
+	for _, query := range []string{"", "?follow"} {
+		a := h.answers(http.StatusNotFound, h.get("/runs/"+run.ID+"/output"+query))
+		if !strings.Contains(a.body, "urn:sallyport:not-found") || !strings.Contains(a.body, "not kept any more") {
+			t.Errorf("got %s", a.body)
+		}
+	}
+}
+
+// TestOutputsAreOpenedThroughWhoKeepsThem: the file of one that goes through a
+// pipe says less than its keeper knows.
+func TestOutputsAreOpenedThroughWhoKeepsThem(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, "echo much")
+	run := h.begin("1")
+	h.stands(run, runner.Succeeded)
+	opened := 0
+	h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
+		opened++
+		return h.outputs(id)
+	}, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler)))
+	if text := h.follow(1, run).whole(http.StatusOK); text != "much\n" || opened != 1 {
+		t.Errorf("got %q, and %d were opened", text, opened)
+	}
+	if a := h.answers(http.StatusOK, h.read(run)); a.body != "much\n" || opened != 2 {
+		t.Errorf("got %q, and %d were opened", a.body, opened)
+	}
+}
+
+// lines is an output of which the middle is not kept: 3 MB, each line its number.
+const (
+	lines     = "seq 1000000 1428570"
+	lineBytes = 8
+	all       = 428571 * lineBytes
+)
+
+// right checks that what stands at an offset is what the command wrote there.
+func right(t *testing.T, text string, at int) {
+	t.Helper()
+	for text != "" {
+		line := fmt.Sprintln(1000000 + at/lineBytes)[at%lineBytes:]
+		n := min(len(line), len(text))
+		if text[:n] != line[:n] {
+			t.Fatalf("at %d stands %q, want %q", at, text[:n], line[:n])
+		}
+		text, at = text[n:], at+n
+	}
+}
+
+func TestEventsTellWhereTheyStandAndWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, lines)
+	run := h.begin("1")
+	h.stands(run, runner.Succeeded)
+	s, at, gaps := h.follow(2, run, events), 0, 0
+	var gap struct{ From, To int }
+	for at < all {
+		e := s.next()
+		switch e.name {
+		case "output":
+			right(t, e.text(t), at)
+			at += len(e.text(t))
+		case "gap":
+			if err := json.Unmarshal([]byte(e.data), &gap); err != nil || gap.From != at || gap.To <= at {
+				t.Fatalf("at %d: %+v", at, e)
+			}
+			at, gaps = gap.To, gaps+1
+		}
+		if e.id != at {
+			t.Fatalf("at %d: %+v", at, e)
+		}
+	}
+	s.ends(runner.Succeeded)
+	if gaps != 1 || gap.From < 4<<10 {
+		t.Fatalf("%d gaps, the last one %+v", gaps, gap)
+	}
+	s = h.follow(2, run, events, "Last-Event-ID: "+strconv.Itoa(all-24))
+	if id := s.output("1428568\n1428569\n1428570\n"); id != all {
+		t.Errorf("ends at %d", id)
+	}
+	s.ends(runner.Succeeded)
+	s = h.follow(2, run, events, "Last-Event-ID: "+strconv.Itoa(gap.From+1))
+	if e := s.next(); e.name != "gap" || e.id != gap.To {
+		t.Errorf("in the middle: %+v", e)
+	}
+}
+
+func TestAnOutputIsFollowedFromAnOffset(t *testing.T) {
+	t.Parallel()
+	overBoth(t, func(t *testing.T, protocol int) {
+		h := newScribe(t, "echo first"+untilGone+lines)
+		h.hold()
+		run := h.begin("1")
+		s, ahead := h.follow(protocol, run, fmt.Sprintf(fromOffset, 2)), h.follow(protocol, run, fmt.Sprintf(fromOffset, all+6))
+		if got := s.Header.Get("Content-Range"); s.StatusCode != http.StatusPartialContent || got != "bytes 2-9007199254740990/*" {
+			t.Errorf("status %d, range %q", s.StatusCode, got)
+		}
+		first := make([]byte, 4)
+		if _, err := io.ReadFull(s.lines, first); err != nil || string(first) != "rst\n" {
+			t.Errorf("got %q, %v", first, err)
+		}
+		h.release()
+		h.stands(run, runner.Succeeded)
+		if text := ahead.whole(http.StatusPartialContent); text != "" {
+			t.Errorf("there is %q behind the end", text)
+		}
+		// It may have been read before it was dropped; what is dropped is not stepped over in silence.
+		if text, whole := s.rest(); whole && len(text) != all {
+			t.Errorf("%d bytes look whole", len(text))
+		}
+		s = h.follow(protocol, run, fmt.Sprintf(fromOffset, all/2))
+		var from int
+		_, err := fmt.Sscanf(s.Header.Get("Content-Range"), "bytes %d-", &from)
+		if text := s.whole(http.StatusPartialContent); err != nil || from <= all/2 || from+len(text) != all+6 {
+			t.Errorf("from %d on there are %d bytes", from, len(text))
+		} else {
+			right(t, text, from-6)
+		}
+		if text, whole := h.follow(protocol, run, fmt.Sprintf(fromOffset, 0)).rest(); whole || !strings.HasPrefix(text, "first\n1000000\n") {
+			t.Errorf("before what is dropped there is %.20q, and it looks whole: %v", text, whole)
+		}
+	})
+}
+
+// TestAReaderThatReadsNothingHoldsNobodyUp: neither the command, nor other readers.
+func TestAReaderThatReadsNothingHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	overBoth(t, func(t *testing.T, protocol int) {
+		h := newScribe(t, untilGone+"head -c 50000000 /dev/zero; echo last")
+		h.hold()
+		run := h.begin("1")
+		slow := h.follow(protocol, run)
+		others := make([]*stream, 8)
+		for i := range others {
+			others[i] = h.follow(protocol, run, events)
+		}
+		h.release()
+		var all sync.WaitGroup
+		for _, s := range others {
+			all.Go(func() {
+				last := event{}
+				for e := s.next(); e != (event{}); e = s.next() {
+					last = e
+				}
+				if last.name != "end" || !strings.Contains(last.data, `"bytes":50000005`) {
+					t.Errorf("the last that came is %+v", last)
+				}
+			})
+		}
+		all.Wait()
+		h.stands(run, runner.Succeeded)
+		_ = slow.Body.Close()
+	})
+}
+
+func TestManyReadersEachGetAllOfIt(t *testing.T) {
+	t.Parallel()
+	h := newScribe(t, "for i in 1 2 3 4 5; do echo $i; sleep 0.05; done"+untilGone+"echo last")
+	h.hold()
+	run := h.begin("1")
+	var many []*stream
+	for i := range 60 {
+		many = append(many, h.follow(1+i%2, run))
+	}
+	h.release()
+	for _, s := range many {
+		if text := s.whole(http.StatusOK); text != "1\n2\n3\n4\n5\nlast\n" {
+			t.Errorf("got %q", text)
+		}
+	}
+}
