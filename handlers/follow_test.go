@@ -227,13 +227,8 @@ const (
 	fromOffset = "Range: bytes=%d-"
 )
 
-// overBoth runs a test over HTTP/1.1 and HTTP/2.
-func overBoth(t *testing.T, test func(t *testing.T, protocol int)) {
-	t.Helper()
-	for protocol := 1; protocol <= 2; protocol++ {
-		t.Run(fmt.Sprint("HTTP ", protocol), func(t *testing.T) { t.Parallel(); test(t, protocol) })
-	}
-}
+// protocols are those that a server speaks.
+func protocols() map[string]int { return map[string]int{"HTTP 1.1": 1, "HTTP 2": 2} }
 
 // hurried makes the deadlines of an answer twenty times as short.
 type hurried struct {
@@ -249,20 +244,23 @@ func (w hurried) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func TestACommandMaySayNothingForLongerThanAnAnswerMayTake(t *testing.T) {
 	t.Parallel()
-	overBoth(t, func(t *testing.T, protocol int) {
-		h := newScribe(t, "echo first; sleep 4; echo last")
-		all := h.server.Config.Handler
-		h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { all.ServeHTTP(hurried{w, h}, r) }))
-		run := h.begin("1")
-		plain, sse, waits := h.follow(protocol, run), h.follow(protocol, run, events), h.follow(protocol, h.begin("2"), events)
-		if text := plain.whole(http.StatusOK); text != "first\nlast\n" {
-			t.Errorf("got %q", text)
-		}
-		for _, s := range []*stream{sse, waits} {
-			s.output("first\nlast\n")
-			s.ends(runner.Succeeded)
-		}
-	})
+	for name, protocol := range protocols() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newScribe(t, "echo first; sleep 4; echo last")
+			all := h.server.Config.Handler
+			h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { all.ServeHTTP(hurried{w, h}, r) }))
+			run := h.begin("1")
+			plain, sse, waits := h.follow(protocol, run), h.follow(protocol, run, events), h.follow(protocol, h.begin("2"), events)
+			if text := plain.whole(http.StatusOK); text != "first\nlast\n" {
+				t.Errorf("got %q", text)
+			}
+			for _, s := range []*stream{sse, waits} {
+				s.output("first\nlast\n")
+				s.ends(runner.Succeeded)
+			}
+		})
+	}
 }
 
 func TestAStreamInWhichNothingHappensShowsThatItIsAlive(t *testing.T) {
@@ -338,22 +336,25 @@ func TestARunThatWaitsIsFollowedFromItsStart(t *testing.T) {
 
 func TestFollowersAreSentToTheNextServerAtOnce(t *testing.T) {
 	t.Parallel()
-	overBoth(t, func(t *testing.T, protocol int) {
-		h := newScribe(t, "echo first"+untilGone)
-		h.hold()
-		run := h.begin("1")
-		sse, plain, waits := h.follow(protocol, run, events), h.follow(protocol, run), h.follow(protocol, h.begin("2"), events)
-		sse.output("first\n")
-		h.runner.Leave()
-		for _, s := range []*stream{sse, waits} {
-			if e := s.next(); e != (event{}) {
-				t.Errorf("got %+v, want the end of the stream and not of the run", e)
+	for name, protocol := range protocols() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newScribe(t, "echo first"+untilGone)
+			h.hold()
+			run := h.begin("1")
+			sse, plain, waits := h.follow(protocol, run, events), h.follow(protocol, run), h.follow(protocol, h.begin("2"), events)
+			sse.output("first\n")
+			h.runner.Leave()
+			for _, s := range []*stream{sse, waits} {
+				if e := s.next(); e != (event{}) {
+					t.Errorf("got %+v, want the end of the stream and not of the run", e)
+				}
 			}
-		}
-		if text, whole := plain.rest(); whole {
-			t.Errorf("what was sent looks like the whole output: %q", text)
-		}
-	})
+			if text, whole := plain.rest(); whole {
+				t.Errorf("what was sent looks like the whole output: %q", text)
+			}
+		})
+	}
 }
 
 func TestFollowersOfWhatRunsStayWhileTheServerDrains(t *testing.T) {
@@ -375,27 +376,30 @@ func TestFollowersOfWhatRunsStayWhileTheServerDrains(t *testing.T) {
 
 func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
 	t.Parallel()
-	overBoth(t, func(t *testing.T, protocol int) {
-		h := newScribe(t, "echo much")
-		run := h.begin("1")
-		h.stands(run, runner.Succeeded)
-		log := slog.New(slog.NewJSONHandler(h.log, nil))
-		h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
-			out, err := h.outputs(id)
-			return out, errors.Join(err, out.Close()) // so that reading fails
-		}, h.audit, nil, h.clock.now, log))
-		if a, err := h.send(h.read(run)); err == nil {
-			t.Errorf("this looks whole: %+v", a)
-		}
-		for _, s := range []*stream{h.follow(protocol, run), h.follow(protocol, run, events)} {
-			if text, whole := s.rest(); whole || s.StatusCode != http.StatusOK {
-				t.Errorf("status %d, and this looks whole: %q", s.StatusCode, text)
+	for name, protocol := range protocols() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newScribe(t, "echo much")
+			run := h.begin("1")
+			h.stands(run, runner.Succeeded)
+			log := slog.New(slog.NewJSONHandler(h.log, nil))
+			h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
+				out, err := h.outputs(id)
+				return out, errors.Join(err, out.Close()) // so that reading fails
+			}, h.audit, nil, h.clock.now, log))
+			if a, err := h.send(h.read(run)); err == nil {
+				t.Errorf("this looks whole: %+v", a)
 			}
-			if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), "closed") {
-				t.Errorf("the operator does not read why: %v", line)
+			for _, s := range []*stream{h.follow(protocol, run), h.follow(protocol, run, events)} {
+				if text, whole := s.rest(); whole || s.StatusCode != http.StatusOK {
+					t.Errorf("status %d, and this looks whole: %q", s.StatusCode, text)
+				}
+				if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), "closed") {
+					t.Errorf("the operator does not read why: %v", line)
+				}
 			}
-		}
-	})
+		})
+	}
 }
 
 func TestAnOutputThatIsNotKeptIsNotFound(t *testing.T) {
@@ -494,70 +498,76 @@ func TestEventsTellWhereTheyStandAndWhatIsMissing(t *testing.T) {
 
 func TestAnOutputIsFollowedFromAnOffset(t *testing.T) {
 	t.Parallel()
-	overBoth(t, func(t *testing.T, protocol int) {
-		h := newScribe(t, "echo first"+untilGone+lines)
-		h.hold()
-		run := h.begin("1")
-		s, ahead := h.follow(protocol, run, fmt.Sprintf(fromOffset, 2)), h.follow(protocol, run, fmt.Sprintf(fromOffset, all+6))
-		if got := s.Header.Get("Content-Range"); s.StatusCode != http.StatusPartialContent || got != "bytes 2-9007199254740990/*" {
-			t.Errorf("status %d, range %q", s.StatusCode, got)
-		}
-		first := make([]byte, 4)
-		if _, err := io.ReadFull(s.lines, first); err != nil || string(first) != "rst\n" {
-			t.Errorf("got %q, %v", first, err)
-		}
-		h.release()
-		h.stands(run, runner.Succeeded)
-		if text := ahead.whole(http.StatusPartialContent); text != "" {
-			t.Errorf("there is %q behind the end", text)
-		}
-		// It may have been read before it was dropped; what is dropped is not stepped over in silence.
-		if text, whole := s.rest(); whole && len(text) != all {
-			t.Errorf("%d bytes look whole", len(text))
-		}
-		s = h.follow(protocol, run, fmt.Sprintf(fromOffset, all/2))
-		var from int
-		_, err := fmt.Sscanf(s.Header.Get("Content-Range"), "bytes %d-", &from)
-		if text := s.whole(http.StatusPartialContent); err != nil || from <= all/2 || from+len(text) != all+6 {
-			t.Errorf("from %d on there are %d bytes", from, len(text))
-		} else {
-			right(t, text, from-6)
-		}
-		if text, whole := h.follow(protocol, run, fmt.Sprintf(fromOffset, 0)).rest(); whole || !strings.HasPrefix(text, "first\n1000000\n") {
-			t.Errorf("before what is dropped there is %.20q, and it looks whole: %v", text, whole)
-		}
-	})
+	for name, protocol := range protocols() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newScribe(t, "echo first"+untilGone+lines)
+			h.hold()
+			run := h.begin("1")
+			s, ahead := h.follow(protocol, run, fmt.Sprintf(fromOffset, 2)), h.follow(protocol, run, fmt.Sprintf(fromOffset, all+6))
+			if got := s.Header.Get("Content-Range"); s.StatusCode != http.StatusPartialContent || got != "bytes 2-9007199254740990/*" {
+				t.Errorf("status %d, range %q", s.StatusCode, got)
+			}
+			first := make([]byte, 4)
+			if _, err := io.ReadFull(s.lines, first); err != nil || string(first) != "rst\n" {
+				t.Errorf("got %q, %v", first, err)
+			}
+			h.release()
+			h.stands(run, runner.Succeeded)
+			if text := ahead.whole(http.StatusPartialContent); text != "" {
+				t.Errorf("there is %q behind the end", text)
+			}
+			// It may have been read before it was dropped; what is dropped is not stepped over in silence.
+			if text, whole := s.rest(); whole && len(text) != all {
+				t.Errorf("%d bytes look whole", len(text))
+			}
+			s = h.follow(protocol, run, fmt.Sprintf(fromOffset, all/2))
+			var from int
+			_, err := fmt.Sscanf(s.Header.Get("Content-Range"), "bytes %d-", &from)
+			if text := s.whole(http.StatusPartialContent); err != nil || from <= all/2 || from+len(text) != all+6 {
+				t.Errorf("from %d on there are %d bytes", from, len(text))
+			} else {
+				right(t, text, from-6)
+			}
+			if text, whole := h.follow(protocol, run, fmt.Sprintf(fromOffset, 0)).rest(); whole || !strings.HasPrefix(text, "first\n1000000\n") {
+				t.Errorf("before what is dropped there is %.20q, and it looks whole: %v", text, whole)
+			}
+		})
+	}
 }
 
 // TestAReaderThatReadsNothingHoldsNobodyUp: neither the command, nor other readers.
 func TestAReaderThatReadsNothingHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
-	overBoth(t, func(t *testing.T, protocol int) {
-		h := newScribe(t, untilGone+"head -c 50000000 /dev/zero; echo last")
-		h.hold()
-		run := h.begin("1")
-		slow := h.follow(protocol, run)
-		others := make([]*stream, 8)
-		for i := range others {
-			others[i] = h.follow(protocol, run, events)
-		}
-		h.release()
-		var all sync.WaitGroup
-		for _, s := range others {
-			all.Go(func() {
-				last := event{}
-				for e := s.next(); e != (event{}); e = s.next() {
-					last = e
-				}
-				if last.name != "end" || !strings.Contains(last.data, `"bytes":50000005`) {
-					t.Errorf("the last that came is %+v", last)
-				}
-			})
-		}
-		all.Wait()
-		h.stands(run, runner.Succeeded)
-		_ = slow.Body.Close()
-	})
+	for name, protocol := range protocols() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newScribe(t, untilGone+"head -c 50000000 /dev/zero; echo last")
+			h.hold()
+			run := h.begin("1")
+			slow := h.follow(protocol, run)
+			others := make([]*stream, 8)
+			for i := range others {
+				others[i] = h.follow(protocol, run, events)
+			}
+			h.release()
+			var all sync.WaitGroup
+			for _, s := range others {
+				all.Go(func() {
+					last := event{}
+					for e := s.next(); e != (event{}); e = s.next() {
+						last = e
+					}
+					if last.name != "end" || !strings.Contains(last.data, `"bytes":50000005`) {
+						t.Errorf("the last that came is %+v", last)
+					}
+				})
+			}
+			all.Wait()
+			h.stands(run, runner.Succeeded)
+			_ = slow.Body.Close()
+		})
+	}
 }
 
 func TestManyReadersEachGetAllOfIt(t *testing.T) {
