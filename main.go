@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -22,6 +23,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"text/tabwriter"
@@ -880,7 +882,7 @@ type reach struct {
 }
 
 // ask calls online or offline.
-func (r *reach) ask(online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
+func (r *reach) ask(s *streams, online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if r.State != "" {
@@ -890,7 +892,7 @@ func (r *reach) ask(online func(context.Context, *client.Client) error, offline 
 		}
 		return errors.Join(offline(ctx, st), st.Close())
 	}
-	c, err := r.client(&r.proof, client.Options{})
+	c, err := r.client(&r.proof, client.Options{Progress: s.err})
 	if err != nil {
 		return err
 	}
@@ -906,32 +908,36 @@ type runsListCmd struct {
 	Until  time.Time      `format:"2006-01-02T15:04:05Z07:00" help:"Created before then."`
 	Before string         `placeholder:"ID" help:"Go on after this run of an earlier page."`
 	Limit  int            `default:"50" help:"At most so many, up to 1000."`
-	JSON   bool           `name:"json" help:"Print JSON."`
+	form
 }
 
-// Run prints a table, or JSON.
+// Run prints a page of runs, and how to get the next one.
 func (cmd *runsListCmd) Run(s *streams) error {
-	var p client.Page
-	err := cmd.ask(func(ctx context.Context, c *client.Client) (err error) {
+	p := client.Page{Runs: []runner.Run{}}
+	err := cmd.ask(s, func(ctx context.Context, c *client.Client) (err error) {
 		p, err = c.Runs(ctx, cmd.Server, cmd.query())
 		return err
 	}, func(ctx context.Context, st *store.SQLite) (err error) {
-		p.Runs, _, err = st.List(ctx, runner.Filter{
+		runs, next, err := st.List(ctx, runner.Filter{
 			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.In, Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
 		})
+		p.Runs, p.Next = append(p.Runs, runs...), next
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	if cmd.JSON {
-		return printJSON(s.out, p.Runs)
+		return printJSON(s.out, p)
 	}
 	w := tabwriter.NewWriter(s.out, 0, 8, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "RUN\tHOOK\tCALLER\tSTATE\tCREATED\tTOOK\tEXIT")
 	for _, r := range p.Runs {
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Hook, r.Caller, r.State,
-			r.Created.Local().Format(time.DateTime), took(r), exit(r))
+			moment(r.Created), took(r), exit(r))
+	}
+	if p.Next != "" {
+		defer func() { _, _ = fmt.Fprintln(s.err, "there are more: --before", p.Next) }()
 	}
 	return w.Flush()
 }
@@ -950,6 +956,13 @@ func (cmd *runsListCmd) query() url.Values {
 		q.Set("before", cmd.Before)
 	}
 	return q
+}
+
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Local().Format(time.DateTime)
 }
 
 func took(r runner.Run) string {
@@ -972,15 +985,74 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
+// form is how runs are printed.
+type form struct {
+	JSON bool `name:"json" help:"Print JSON, for programs."`
+}
+
+func (f *form) print(w io.Writer, r runner.Run) error {
+	if f.JSON {
+		return printJSON(w, r)
+	}
+	rows := [][2]string{
+		{"run", r.ID},
+		{"hook", r.Hook},
+		{"caller", r.Caller},
+		{"flight", r.Flight},
+		{"state", string(r.State)},
+		{"created", moment(r.Created)},
+		{"started", moment(r.Started)},
+		{"ended", moment(r.Ended)},
+		{"took", took(r)},
+		{"exit", exit(r)},
+		{"error", r.Error},
+		{"output", wrote(r)},
+		{"rerun of", r.RerunOf},
+		{"stands for", strings.Join(r.StandsFor, ", ")},
+	}
+	if r.Attempt > 0 {
+		rows = append(rows, [2]string{"attempt", strconv.Itoa(r.Attempt)})
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Params)) {
+		rows = append(rows, [2]string{"param " + name, r.Params[name]})
+	}
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, row := range rows {
+		if row[1] != "" || strings.HasPrefix(row[0], "param ") {
+			_, _ = fmt.Fprintf(t, "%s\t%s\n", row[0], plain(row[1]))
+		}
+	}
+	return t.Flush()
+}
+
+// plain quotes what a sender could use to write to the terminal what is not there.
+func plain(s string) string {
+	if quoted := strconv.Quote(s); s == "" || quoted != `"`+s+`"` {
+		return quoted
+	}
+	return s
+}
+
+func wrote(r runner.Run) string {
+	switch {
+	case r.Ended.IsZero():
+		return ""
+	case r.Output.Dropped > 0:
+		return fmt.Sprintf("%d bytes, %d of them not kept", r.Output.Bytes, r.Output.Dropped)
+	}
+	return fmt.Sprintf("%d bytes", r.Output.Bytes)
+}
+
 type runsShowCmd struct {
 	ID string `arg:"" help:"Run."`
 	reach
+	form
 }
 
-// Run prints the run as JSON.
+// Run prints the run.
 func (cmd *runsShowCmd) Run(s *streams) error {
 	var r runner.Run
-	err := cmd.ask(func(ctx context.Context, c *client.Client) (err error) {
+	err := cmd.ask(s, func(ctx context.Context, c *client.Client) (err error) {
 		r, err = c.Run(ctx, cmd.Server, cmd.ID)
 		return err
 	}, func(ctx context.Context, st *store.SQLite) (err error) {
@@ -990,7 +1062,7 @@ func (cmd *runsShowCmd) Run(s *streams) error {
 	if err != nil {
 		return err
 	}
-	return printJSON(s.out, r)
+	return cmd.print(s.out, r)
 }
 
 type runsOutputCmd struct {
@@ -1001,19 +1073,31 @@ type runsOutputCmd struct {
 
 // Run copies the output.
 func (cmd *runsOutputCmd) Run(s *streams) error {
-	return cmd.ask(func(ctx context.Context, c *client.Client) error {
-		return c.Output(ctx, cmd.Server, cmd.ID, cmd.Follow, s.out)
-	}, func(context.Context, *store.SQLite) error {
+	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
+		if cmd.Follow {
+			return c.Follow(ctx, cmd.Server, cmd.ID, s.out)
+		}
+		return c.Output(ctx, cmd.Server, cmd.ID, s.out)
+	}, func(ctx context.Context, st *store.SQLite) error {
 		if cmd.Follow {
 			return fmt.Errorf("--follow needs a --server: %w", client.ErrUsage)
 		}
-		return process.CopyOutput(s.out, filepath.Join(cmd.State, "runs"), cmd.ID)
+		r, err := st.Get(ctx, cmd.ID)
+		if err != nil {
+			return err
+		}
+		err = process.CopyOutput(s.out, filepath.Join(cmd.State, "runs"), cmd.ID)
+		if errors.Is(err, process.ErrUnknown) {
+			return fmt.Errorf("run %s has no output: it is %s, and its command was not started", r.ID, r.State)
+		}
+		return err
 	})
 }
 
 type runsCancelCmd struct {
 	ID string `arg:"" help:"Run."`
 	reach
+	form
 }
 
 // errNoServer says that a command changes something, which only a server does.
@@ -1021,27 +1105,28 @@ var errNoServer = fmt.Errorf("this needs a --server: %w", client.ErrUsage)
 
 // Run cancels.
 func (cmd *runsCancelCmd) Run(s *streams) error {
-	return cmd.ask(func(ctx context.Context, c *client.Client) error {
+	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
 		r, err := c.Cancel(ctx, cmd.Server, cmd.ID)
 		if err != nil {
 			return err
 		}
-		return printJSON(s.out, r)
+		return cmd.print(s.out, r)
 	}, func(context.Context, *store.SQLite) error { return errNoServer })
 }
 
 type runsRerunCmd struct {
 	ID string `arg:"" help:"Run."`
 	reach
+	form
 }
 
 // Run starts the command again.
 func (cmd *runsRerunCmd) Run(s *streams) error {
-	return cmd.ask(func(ctx context.Context, c *client.Client) error {
+	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
 		r, err := c.Rerun(ctx, cmd.Server, cmd.ID)
 		if err != nil {
 			return err
 		}
-		return printJSON(s.out, r)
+		return cmd.print(s.out, r)
 	}, func(context.Context, *store.SQLite) error { return errNoServer })
 }

@@ -172,30 +172,40 @@ func (c *Client) follow(ctx context.Context, u *url.URL, a *answer, d Delivery) 
 	// type stays: some schemes are verified with that of the deliveries only.
 	poll := Delivery{ContentType: d.ContentType}
 	known := a.run
-	var failing time.Time // since when the server does not answer; zero while it does
+	var out outage
 	for {
 		poll.ID = rand.Text()
-		wait := pollPause
 		now, err := c.send(ctx, http.MethodGet, at, poll)
 		switch {
 		case err == nil && now.run.State.Ended():
 			return now.run, nil
 		case err == nil:
-			known, failing = now.run, time.Time{}
+			known, out = now.run, outage{}
+			err = c.pause(ctx, pollPause)
 		default:
-			if failing.IsZero() {
-				failing = c.opt.Now()
-			}
-			var again bool
-			if wait, again = retryAfter(err); !again || c.opt.Now().Sub(failing) > max(patience, c.opt.Retry) {
-				return known, err
-			}
-			_, _ = fmt.Fprintf(c.opt.Progress, "%v; asking again in %s\n", err, wait.Round(time.Second))
+			err = c.endure(ctx, err, &out)
 		}
-		if err := c.pause(ctx, wait); err != nil {
+		if err != nil {
 			return known, err
 		}
 	}
+}
+
+// outage is a server that does not do what it is asked, since its first failure.
+type outage struct{ since time.Time }
+
+// endure waits until a server may be asked again about a run, or returns the
+// error if it will not do better, or has not for too long.
+func (c *Client) endure(ctx context.Context, err error, out *outage) error {
+	if out.since.IsZero() {
+		out.since = c.opt.Now()
+	}
+	wait, again := retryAfter(err)
+	if !again || c.opt.Now().Sub(out.since) > max(patience, c.opt.Retry) {
+		return err
+	}
+	_, _ = fmt.Fprintf(c.opt.Progress, "%v; asking again in %s\n", err, wait.Round(time.Second))
+	return c.pause(ctx, wait)
 }
 
 type answer struct {

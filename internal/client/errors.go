@@ -32,6 +32,7 @@ var (
 	ErrLost = errors.New("the run was started, and its end is not known")
 
 	errNoConnection = errors.New("no connection")
+	errBrokenOff    = errors.New("the answer broke off")
 )
 
 // unreachable sorts what net/http returns. Its text repeats the address, which
@@ -129,6 +130,9 @@ func retryAfter(err error) (time.Duration, bool) {
 	var e *Refused
 	if errors.As(err, &e) {
 		return e.wait, e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable
+	}
+	if errors.Is(err, errBrokenOff) {
+		return pollPause, true
 	}
 	return busyPause, errors.Is(err, ErrUnreachable)
 }

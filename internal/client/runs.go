@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -17,14 +18,21 @@ import (
 // Page is a part of the list of runs, newest first.
 type Page struct {
 	Runs []runner.Run `json:"runs"`
-	Next string       `json:"next"` // path and query of the next page
+	Next string       `json:"next,omitempty"` // the run before which the next page begins, if there is one
 }
 
 // Runs asks a server for the runs that query picks: hook, caller, state,
 // since, until, before and limit.
 func (c *Client) Runs(ctx context.Context, server string, query url.Values) (p Page, err error) {
-	err = c.ask(ctx, http.MethodGet, server, "/runs?"+query.Encode(), &p)
-	return p, err
+	if err := c.ask(ctx, http.MethodGet, server, "/runs?"+query.Encode(), &p); err != nil || p.Next == "" {
+		return p, err
+	}
+	next, err := url.Parse(p.Next) // path and query of the next page
+	if err != nil || !next.Query().Has("before") {
+		return p, fmt.Errorf("%w: it leads to no next page", ErrAnswer)
+	}
+	p.Next = next.Query().Get("before")
+	return p, nil
 }
 
 // Run asks for one run.
@@ -45,27 +53,93 @@ func (c *Client) Rerun(ctx context.Context, server, id string) (r runner.Run, er
 	return r, err
 }
 
-// Output copies what the command of a run wrote, and with follow what it still
-// writes until the run has ended.
-func (c *Client) Output(ctx context.Context, server, id string, follow bool, to io.Writer) error {
-	path := "/runs/" + url.PathEscape(id) + "/output"
-	if follow {
-		path += "?follow"
-	}
-	resp, err := c.request(ctx, http.MethodGet, server, path)
+// Output copies what the command of a run wrote.
+func (c *Client) Output(ctx context.Context, server, id string, to io.Writer) error {
+	resp, err := c.request(ctx, http.MethodGet, server, outputPath(id), nil)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
-	if _, err := io.Copy(to, resp.Body); err != nil {
-		return unreachable(ctx, err)
+	_, err = c.copyBody(ctx, to, resp)
+	return err
+}
+
+// Follow copies what the command of a run wrote, and what it still writes until
+// the run has ended. Where an answer breaks off, or the server restarts, it goes
+// on from there.
+func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) error {
+	var off int64
+	var out outage
+	for {
+		resp, err := c.request(ctx, http.MethodGet, server, outputPath(id)+"?follow", http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
+		if err == nil {
+			answered, from := c.opt.Now(), off
+			if off, err = c.goOn(ctx, to, off, resp); err == nil {
+				return nil
+			}
+			if !errors.Is(err, errBrokenOff) {
+				return err
+			}
+			if c.opt.Now().Sub(answered) > busyPause { // all was well until then
+				out = outage{}
+			}
+			if off > from {
+				out = outage{}
+				continue
+			}
+		}
+		if err := c.endure(ctx, err, &out); err != nil {
+			return err
+		}
 	}
-	return nil
+}
+
+func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/output" }
+
+// goOn copies an answer that goes on at the offset off, or behind what is not
+// kept there, and returns the offset that it came to.
+func (c *Client) goOn(ctx context.Context, to io.Writer, off int64, resp *http.Response) (int64, error) {
+	var at int64
+	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < off || resp.StatusCode != http.StatusPartialContent {
+		return off, errors.Join(fmt.Errorf("%w: it does not go on where it was asked to", ErrAnswer), resp.Body.Close())
+	}
+	if at > off {
+		if _, err := fmt.Fprintf(to, "\n[%d bytes not kept]\n", at-off); err != nil {
+			return off, errors.Join(err, resp.Body.Close())
+		}
+	}
+	n, err := c.copyBody(ctx, to, resp)
+	return at + n, err
+}
+
+// copyBody copies an answer. An error of the copy's reader is final.
+func (c *Client) copyBody(ctx context.Context, to io.Writer, resp *http.Response) (int64, error) {
+	defer resp.Body.Close() //nolint:errcheck // only read
+	w := &kept{Writer: to}
+	n, err := io.Copy(w, resp.Body)
+	switch {
+	case err == nil, w.err != nil:
+		return n, w.err
+	case ctx.Err() != nil:
+		return n, ctx.Err()
+	}
+	return n, fmt.Errorf("%w: %w: %v", ErrUnreachable, errBrokenOff, err) //nolint:errorlint // as in unreachable
+}
+
+// kept tells the errors of writing from those of reading.
+type kept struct {
+	io.Writer
+	err error
+}
+
+func (k *kept) Write(b []byte) (n int, err error) {
+	n, err = k.Writer.Write(b)
+	k.err = err
+	return n, err
 }
 
 // ask sends a request and reads its answer as JSON.
 func (c *Client) ask(ctx context.Context, method, server, path string, into any) error {
-	resp, err := c.request(ctx, method, server, path)
+	resp, err := c.request(ctx, method, server, path, nil)
 	if err != nil {
 		return err
 	}
@@ -80,7 +154,7 @@ const maxList = 64 << 20 // a thousand runs with long parameters
 
 // request sends a request without a body, signed as of now, and returns an
 // answer that is no refusal.
-func (c *Client) request(ctx context.Context, method, server, path string) (*http.Response, error) {
+func (c *Client) request(ctx context.Context, method, server, path string, header http.Header) (*http.Response, error) {
 	u, err := url.Parse(strings.TrimSuffix(server, "/") + path)
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return nil, fmt.Errorf("%q is not of the form https://host: %w", server, ErrUsage)
@@ -89,6 +163,7 @@ func (c *Client) request(ctx context.Context, method, server, path string) (*htt
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(req.Header, header)
 	req.Header.Set("User-Agent", "sallyport")
 	// Some schemes are verified with the content type of deliveries only.
 	req.Header.Set("Content-Type", "application/json")
