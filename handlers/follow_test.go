@@ -45,14 +45,15 @@ func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, strin
 }
 
 // newScribe serves a hook whose command is a script. Its one argument is the
-// folder of the house. Of long outputs 8 KiB are kept.
+// folder of the house. Of long outputs 8 KiB are kept. The clock goes: what is
+// followed takes its time, and deadlines must not be over when they are set.
 func newScribe(t *testing.T, script string) *house {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(dir+"/write.sh", []byte("#!/bin/sh\ncd \"$1\"\n"+script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	return build(t, dir, fmt.Sprintf(`
+	h := build(t, dir, fmt.Sprintf(`
 listen: "localhost:0"
 state: state
 tls: {cert: certs/server.pem, key: certs/server.key}
@@ -62,6 +63,8 @@ callers:
 hooks:
   start: {path: /start, callers: [good], command: [%q, %q], busy: {queue: 10}, output: {head: 4KiB, tail: 4KiB}}
 `, dir+"/write.sh", dir))
+	h.clock.start()
+	return h
 }
 
 // untilGone is a script that waits while there is a file named hold.
@@ -168,7 +171,8 @@ func (s *stream) next() (e event) {
 			return event{}
 		}
 		if err != nil {
-			s.t.Fatal(err)
+			s.t.Error(err)
+			return event{}
 		}
 		if line == "\n" {
 			return e

@@ -354,12 +354,23 @@ func (h *house) audited(like audit.Line) (found []audit.Line) {
 type clock struct {
 	mu sync.Mutex
 	at time.Time
+	on time.Time // since when it goes; zero while it stands still
 }
 
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.at
+	if c.on.IsZero() {
+		return c.at
+	}
+	return c.at.Add(time.Since(c.on))
+}
+
+func (c *clock) start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = time.Now()
+	c.on = c.at
 }
 
 func (c *clock) move(d time.Duration) {
