@@ -30,7 +30,6 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"golang.org/x/mod/sumdb/note"
 
 	"sallyport/auth"
 	"sallyport/auth/keyset"
@@ -162,7 +161,8 @@ func (cmd *serveCmd) Run(s *streams) error {
 	}
 	again := func(error) bool { return false }
 	if before != nil {
-		if err := checkAudit(conf.Get().State); err != nil { // while there is who goes on
+		// That one would not open a damaged audit again either, so before it lets go.
+		if err := audit.Check(conf.Get().State); err != nil {
 			return err
 		}
 		if err := before.Ready(); err != nil {
@@ -326,45 +326,6 @@ func openAudit(ctx context.Context, c *config.Config, log *slog.Logger) (*audit.
 		return nil, errors.Join(err, trail.Close())
 	}
 	return trail, nil
-}
-
-// checkAudit looks for what audit.Open would refuse, in the end of an audit that
-// another server writes. That one would not open it again either, so this comes
-// before it lets go.
-func checkAudit(state string) error {
-	keys, err := audit.Keys(state)
-	if err != nil {
-		return err
-	}
-	known, err := audit.Verifiers(keys)
-	if err != nil {
-		return err
-	}
-	const attempts, pause = 20, 20 * time.Millisecond
-	for n := 1; ; n++ {
-		err := checkAuditEnd(filepath.Join(state, "audit"), known)
-		if err == nil || n == attempts { // what is only being written will be whole
-			return err
-		}
-		<-time.After(pause)
-	}
-}
-
-func checkAuditEnd(dir string, known note.Verifiers) error {
-	name := filepath.Join(dir, "checkpoint")
-	text, err := os.ReadFile(name)
-	if err != nil {
-		return fmt.Errorf("%w: %w", audit.ErrDamaged, err)
-	}
-	files, err := filepath.Glob(filepath.Join(dir, "*.jsonl")) // sorted
-	if err != nil || len(files) == 0 {
-		return fmt.Errorf("%w: there is no line", audit.ErrDamaged)
-	}
-	v := audit.Verifier{Known: known, Checkpoints: map[string]string{name: string(text)}}
-	if _, err := v.Files(files[len(files)-1:]); err != nil {
-		return fmt.Errorf("%w: %w", audit.ErrDamaged, err)
-	}
-	return nil
 }
 
 // agree has the supervisor read the hooks that are to be in force, and the audit
