@@ -1,0 +1,75 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+
+	"sallyport/internal/audit"
+	"sallyport/internal/client"
+)
+
+// Audit checks the record of decisions.
+type Audit struct {
+	Verify auditVerify `cmd:"" help:"Find the first line of an audit that was changed, moved or removed."`
+	Key    auditKey    `cmd:"" help:"Print the keys that verify an audit, the newest last."`
+}
+
+type auditVerify struct {
+	Files      []string `arg:"" optional:"" help:"Files of lines that were copied elsewhere, in order."`
+	State      string   `placeholder:"DIR" help:"State folder, instead of files: nothing may be missing."`
+	Key        []string `placeholder:"KEY" help:"Trust this key, which \"audit key\" printed, and not those of the state folder."`
+	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint that was kept elsewhere: what it has seen must be there."`
+}
+
+// Run prints what is right, or the first thing that is wrong.
+func (cmd *auditVerify) Run(s *Streams) error {
+	keys := cmd.Key
+	switch {
+	case (cmd.State == "") == (len(cmd.Files) == 0):
+		return fmt.Errorf("either --state or files are needed: %w", client.ErrUsage)
+	case len(keys) == 0 && cmd.State == "":
+		return fmt.Errorf("files need a --key: %w", client.ErrUsage)
+	case len(keys) == 0:
+		var err error
+		if keys, err = audit.Keys(cmd.State); err != nil {
+			return err
+		}
+	}
+	known, err := audit.Verifiers(keys)
+	if err != nil {
+		return err
+	}
+	v := audit.Verifier{Known: known, Checkpoints: map[string]string{}}
+	for _, name := range cmd.Checkpoint {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		v.Checkpoints[name] = string(text)
+	}
+	var report audit.Report
+	if cmd.State != "" {
+		report, err = v.State(cmd.State)
+	} else {
+		report, err = v.Files(cmd.Files)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(s.Out, "%d lines in %d files, seq %d to %d, follow one another. Signatures vouch for all up to seq %d.\n",
+		report.Lines, report.Files, report.First, report.Last, report.Vouched)
+	return err
+}
+
+type auditKey struct {
+	State string `required:"" placeholder:"DIR" help:"State folder."`
+}
+
+// Run prints the keys.
+func (cmd *auditKey) Run(s *Streams) error {
+	keys, err := audit.Keys(cmd.State)
+	for _, key := range keys {
+		_, _ = fmt.Fprintln(s.Out, key)
+	}
+	return err
+}

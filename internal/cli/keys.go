@@ -1,0 +1,87 @@
+package cli
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"sallyport/auth"
+	"sallyport/certs"
+	"sallyport/internal/client"
+)
+
+// Certs makes certificates.
+type Certs struct {
+	Dev certsDev `cmd:"" help:"Make a development CA, and certificates for localhost and for a client."`
+}
+
+type certsDev struct {
+	Dir   string `default:"certs" help:"Folder to write to."`
+	Renew bool   `help:"Keep what is good for another week, replace what is not."`
+}
+
+// Run makes the files.
+func (cmd *certsDev) Run(s *Streams) error {
+	made, err := certs.Dev(cmd.Dir, time.Now(), cmd.Renew)
+	if err != nil {
+		return err
+	}
+	if made {
+		_, _ = fmt.Fprintf(s.Out, "made ca.pem, server.pem, server.key, client.pem and client.key in %s, for development only\n", cmd.Dir)
+	}
+	return nil
+}
+
+// Keys makes keys.
+type Keys struct {
+	New keysNew `cmd:"" help:"Make a key, and print the line that puts it under keys."`
+}
+
+type keysNew struct {
+	Scheme string `arg:"" help:"What the key is for: a preset such as github, signature, jwt or token."`
+	Alg    string `help:"jwt: HS256 (the default), RS256, ES256 or EdDSA; signature: ed25519 (the default), ecdsa-p256-sha256 or hmac-sha256; standard-webhooks and svix: ed25519."`
+	ID     string `help:"Id of the key. Default: today's date."`
+	Out    string `placeholder:"FILE" help:"File to make, which must not be there; a public half goes to FILE.pub. - prints both. Default: SCHEME-ID."`
+}
+
+// Run makes the files. A secret is printed only where that is asked for.
+func (cmd *keysNew) Run(s *Streams) error {
+	key, err := auth.GenerateKey(cmd.Scheme, cmd.Alg)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, client.ErrUsage)
+	}
+	id := cmp.Or(cmd.ID, time.Now().Format(time.DateOnly))
+	file := cmp.Or(cmd.Out, cmd.Scheme+"-"+id)
+	if cmd.Out == "-" {
+		_, _ = fmt.Fprintf(s.Err, "- {id: %q, file: FILE}\n", id)
+		_, err := s.Out.Write(append(key.Secret, key.Public...))
+		return err
+	}
+	if err := writeNew(file, key.Secret); err != nil {
+		return err
+	}
+	if key.Public != nil {
+		if err := writeNew(file+".pub", key.Public); err != nil {
+			return errors.Join(err, os.Remove(file))
+		}
+		_, _ = fmt.Fprintf(s.Err, "%s is for the sender alone; the server needs %s.pub\n", file, file)
+		file += ".pub"
+	}
+	_, err = fmt.Fprintf(s.Out, "- {id: %q, file: %q}\n", id, file)
+	return err
+}
+
+// writeNew makes a file that nobody else may read, and leaves no half of one.
+func writeNew(name string, text []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("making the key's file: %w", err)
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("writing the key's file: %w", err), os.Remove(name))
+	}
+	return nil
+}

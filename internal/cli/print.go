@@ -1,0 +1,78 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"sallyport/runner"
+)
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// form is how runs are printed.
+type form struct {
+	JSON bool `name:"json" help:"Print JSON, for programs."`
+}
+
+func (f *form) print(w io.Writer, r runner.Run) error {
+	if f.JSON {
+		return printJSON(w, r)
+	}
+	rows := [][2]string{
+		{"run", r.ID},
+		{"hook", r.Hook},
+		{"caller", r.Caller},
+		{"flight", r.Flight},
+		{"state", string(r.State)},
+		{"created", moment(r.Created)},
+		{"started", moment(r.Started)},
+		{"ended", moment(r.Ended)},
+		{"took", took(r)},
+		{"exit", exit(r)},
+		{"error", r.Error},
+		{"output", wrote(r)},
+		{"rerun of", r.RerunOf},
+		{"stands for", strings.Join(r.StandsFor, ", ")},
+	}
+	if r.Attempt > 0 {
+		rows = append(rows, [2]string{"attempt", strconv.Itoa(r.Attempt)})
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Params)) {
+		rows = append(rows, [2]string{"param " + name, r.Params[name]})
+	}
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, row := range rows {
+		if row[1] != "" || strings.HasPrefix(row[0], "param ") {
+			_, _ = fmt.Fprintf(t, "%s\t%s\n", row[0], plain(row[1]))
+		}
+	}
+	return t.Flush()
+}
+
+// plain quotes what a sender could use to write to the terminal what is not there.
+func plain(s string) string {
+	if quoted := strconv.Quote(s); s == "" || quoted != `"`+s+`"` {
+		return quoted
+	}
+	return s
+}
+
+func wrote(r runner.Run) string {
+	switch {
+	case r.Ended.IsZero():
+		return ""
+	case r.Output.Dropped > 0:
+		return fmt.Sprintf("%d bytes, %d of them not kept", r.Output.Bytes, r.Output.Dropped)
+	}
+	return fmt.Sprintf("%d bytes", r.Output.Bytes)
+}

@@ -1,0 +1,224 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"sallyport/internal/client"
+	"sallyport/runner"
+	"sallyport/runner/process"
+	"sallyport/runner/store"
+)
+
+// Runs lists, shows, follows, cancels and repeats runs: at a server, or in the state
+// folder of this machine.
+type Runs struct {
+	List   runsList   `cmd:"" help:"List runs, newest first."`
+	Show   runsShow   `cmd:"" help:"Show one run."`
+	Output runsOutput `cmd:"" help:"Print what the command of a run wrote."`
+	Cancel runsCancel `cmd:"" help:"End a run that waits or runs."`
+	Rerun  runsRerun  `cmd:"" help:"Start the command of a run again."`
+}
+
+// reach is where runs are asked for: at a server with a credential, or in the
+// state folder of this machine, which needs no server.
+type reach struct {
+	Server string `placeholder:"URL" help:"Server: https://host:port." xor:"where" required:""`
+	State  string `placeholder:"DIR" help:"State folder, instead of a server." xor:"where" required:""`
+	proof
+	transport
+}
+
+// ask calls online or offline.
+func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if r.State != "" {
+		st, err := store.OpenRead(ctx, r.State)
+		if err != nil {
+			return err
+		}
+		return errors.Join(offline(ctx, st), st.Close())
+	}
+	c, err := r.client(&r.proof, client.Options{Progress: s.Err})
+	if err != nil {
+		return err
+	}
+	return online(ctx, c)
+}
+
+type runsList struct {
+	reach
+	Hook   []string       `help:"Of these hooks."`
+	Caller []string       `help:"Of these callers."`
+	In     []runner.State `name:"in" placeholder:"STATE" help:"In these states: queued, running, succeeded, failed, timed_out, cancelled, interrupted."`
+	Since  time.Time      `format:"2006-01-02T15:04:05Z07:00" help:"Created then or later, as 2026-11-30T12:00:00Z."`
+	Until  time.Time      `format:"2006-01-02T15:04:05Z07:00" help:"Created before then."`
+	Before string         `placeholder:"ID" help:"Go on after this run of an earlier page."`
+	Limit  int            `default:"50" help:"At most so many, up to 1000."`
+	form
+}
+
+// Run prints a page of runs, and how to get the next one.
+func (cmd *runsList) Run(s *Streams) error {
+	p := client.Page{Runs: []runner.Run{}}
+	err := cmd.ask(s, func(ctx context.Context, c *client.Client) (err error) {
+		p, err = c.Runs(ctx, cmd.Server, cmd.query())
+		return err
+	}, func(ctx context.Context, st *store.SQLite) (err error) {
+		runs, next, err := st.List(ctx, runner.Filter{
+			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.In, Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
+		})
+		p.Runs, p.Next = append(p.Runs, runs...), next
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if cmd.JSON {
+		return printJSON(s.Out, p)
+	}
+	w := tabwriter.NewWriter(s.Out, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "RUN\tHOOK\tCALLER\tSTATE\tCREATED\tTOOK\tEXIT")
+	for _, r := range p.Runs {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Hook, r.Caller, r.State,
+			moment(r.Created), took(r), exit(r))
+	}
+	if p.Next != "" {
+		defer func() { _, _ = fmt.Fprintln(s.Err, "there are more: --before", p.Next) }()
+	}
+	return w.Flush()
+}
+
+func (cmd *runsList) query() url.Values {
+	q := url.Values{"hook": cmd.Hook, "caller": cmd.Caller, "limit": {strconv.Itoa(cmd.Limit)}}
+	for _, state := range cmd.In {
+		q.Add("state", string(state))
+	}
+	for name, at := range map[string]time.Time{"since": cmd.Since, "until": cmd.Until} {
+		if !at.IsZero() {
+			q.Set(name, at.Format(time.RFC3339))
+		}
+	}
+	if cmd.Before != "" {
+		q.Set("before", cmd.Before)
+	}
+	return q
+}
+
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Local().Format(time.DateTime)
+}
+
+func took(r runner.Run) string {
+	if r.Started.IsZero() || r.Ended.IsZero() {
+		return ""
+	}
+	return r.Ended.Sub(r.Started).Round(time.Millisecond).String()
+}
+
+func exit(r runner.Run) string {
+	if r.ExitCode != nil {
+		return strconv.Itoa(*r.ExitCode)
+	}
+	return r.Signal
+}
+
+type runsShow struct {
+	ID string `arg:"" help:"Run."`
+	reach
+	form
+}
+
+// Run prints the run.
+func (cmd *runsShow) Run(s *Streams) error {
+	var r runner.Run
+	err := cmd.ask(s, func(ctx context.Context, c *client.Client) (err error) {
+		r, err = c.Run(ctx, cmd.Server, cmd.ID)
+		return err
+	}, func(ctx context.Context, st *store.SQLite) (err error) {
+		r, err = st.Get(ctx, cmd.ID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return cmd.print(s.Out, r)
+}
+
+type runsOutput struct {
+	ID     string `arg:"" help:"Run."`
+	Follow bool   `short:"f" help:"Go on until the run has ended."`
+	reach
+}
+
+// Run copies the output.
+func (cmd *runsOutput) Run(s *Streams) error {
+	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
+		if cmd.Follow {
+			return c.Follow(ctx, cmd.Server, cmd.ID, s.Out)
+		}
+		return c.Output(ctx, cmd.Server, cmd.ID, s.Out)
+	}, func(ctx context.Context, st *store.SQLite) error {
+		if cmd.Follow {
+			return fmt.Errorf("--follow needs a --server: %w", client.ErrUsage)
+		}
+		r, err := st.Get(ctx, cmd.ID)
+		if err != nil {
+			return err
+		}
+		err = process.CopyOutput(s.Out, filepath.Join(cmd.State, "runs"), cmd.ID)
+		if errors.Is(err, process.ErrUnknown) {
+			return fmt.Errorf("run %s has no output: it is %s, and its command was not started", r.ID, r.State)
+		}
+		return err
+	})
+}
+
+type runsCancel struct {
+	ID string `arg:"" help:"Run."`
+	reach
+	form
+}
+
+// errNoServer says that a command changes something, which only a server does.
+var errNoServer = fmt.Errorf("this needs a --server: %w", client.ErrUsage)
+
+// Run cancels.
+func (cmd *runsCancel) Run(s *Streams) error {
+	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
+		r, err := c.Cancel(ctx, cmd.Server, cmd.ID)
+		if err != nil {
+			return err
+		}
+		return cmd.print(s.Out, r)
+	}, func(context.Context, *store.SQLite) error { return errNoServer })
+}
+
+type runsRerun struct {
+	ID string `arg:"" help:"Run."`
+	reach
+	form
+}
+
+// Run starts the command again.
+func (cmd *runsRerun) Run(s *Streams) error {
+	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
+		r, err := c.Rerun(ctx, cmd.Server, cmd.ID)
+		if err != nil {
+			return err
+		}
+		return cmd.print(s.Out, r)
+	}, func(context.Context, *store.SQLite) error { return errNoServer })
+}
