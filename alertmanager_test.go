@@ -114,10 +114,11 @@ func alerts(t *testing.T, dir, hook string) (bodies []string) {
 type recordedRun struct{ ID, Caller, State string }
 
 // recorded are the runs of a hook.
-func recorded(t *testing.T, dir, hook string) (runs []recordedRun) {
+func recorded(t *testing.T, dir, hook string) []recordedRun {
 	t.Helper()
 	out, err := program(t, dir, "runs", "list", "--state", "state", "--hook", hook, "--json").Output()
 	check(t, err)
-	check(t, json.Unmarshal(out, &runs))
-	return runs
+	var page struct{ Runs []recordedRun }
+	check(t, json.Unmarshal(out, &page))
+	return page.Runs
 }
