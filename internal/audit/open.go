@@ -147,9 +147,13 @@ func leftOff(s segment, r io.Reader, h opened, known note.Verifiers) (*walk, err
 }
 
 // Check tells whether Open would refuse the audit of a state folder for what is in
-// it, while another server writes it. Errors wrap ErrDamaged.
+// it, while another server writes it. Where there is none, Open begins one.
+// Errors wrap ErrDamaged, or are about reading.
 func Check(state string) error {
 	keys, err := Keys(state)
+	if _, missing := os.Stat(folder(state)); errors.Is(missing, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

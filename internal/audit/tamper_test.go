@@ -368,6 +368,39 @@ func TestAnOldCheckpointVouchesForLittleMore(t *testing.T) {
 	}
 }
 
+// TestAQuietTimeIsNoForgery: nothing is signed while nothing is written, so what
+// comes first after it hangs on the chain alone for a while.
+func TestAQuietTimeIsNoForgery(t *testing.T) {
+	t.Parallel()
+	state := written(t, 8<<20, 5)
+	old := read(t, state+"/audit/checkpoint")
+	late := func() time.Time { return time.Now().Add(time.Hour) }
+	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20}, late, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, l, 2)
+	v := verifier(t, state)
+	if report, err := v.Files(segments(t, state)); err != nil { // as it is copied now
+		t.Errorf("%+v %v", report, err)
+	}
+	killed := t.TempDir() // and just before the file checkpoint was replaced the last time
+	if err := errors.Join(os.CopyFS(killed, os.DirFS(state)), os.Chmod(killed, 0o700), os.Chmod(killed+"/audit", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	shut(t, l)
+	put(t, killed+"/audit/checkpoint", old)
+	put(t, segments(t, killed)[0], append(read(t, segments(t, killed)[0]), "torn"...))
+	for range 3 { // each is killed when it has said what was cut
+		l, err := audit.Open(audit.Options{State: killed, Keep: 8 << 20}, late, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		shut(t, l)
+	}
+	good(t, killed)
+}
+
 // TestARemovalThatNobodySignedForIsFound: a line that says so does not make it
 // true.
 func TestARemovalThatNobodySignedForIsFound(t *testing.T) {

@@ -255,10 +255,15 @@ func (w *walk) line(s segment, b []byte) error {
 	case w.last.Line == 1 && s.first > 0 && l.seq != s.first:
 		return w.fault("is in a file whose name says that it begins with seq %d", s.first)
 	}
-	w.at, w.closed = l.at, false
+	if !bytes.Contains(b, []byte(`"event":"cut"`)) { // it was written when a server came up, however long after the line before
+		w.at = l.at
+	}
 	if w.doubt == nil {
 		w.doubts()
+	} else if w.closed { // the writer counts from here on, whenever the checkpoint was
+		w.doubted = w.at
 	}
+	w.closed = false
 	if bytes.Contains(b, []byte(`"event":"`)) {
 		if err := w.event(b); err != nil {
 			return err
