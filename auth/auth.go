@@ -47,9 +47,6 @@ type Identity struct {
 	// Replay with another BodyDigest is an attack, not a repetition.
 	OneBody    bool
 	BodyDigest [32]byte // SHA-256 of the body
-	// Target is set where Replay covers method and target too, so that a request
-	// without a body is known by it as well.
-	Target bool
 	// Lasting is set where what was sent is good for ever, and for every request
 	// with the same body: an HMAC without a time.
 	Lasting bool

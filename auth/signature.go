@@ -206,7 +206,7 @@ func (c *caller) wrote(k *signatureKey, m *message, d *Delivery) (*Identity, err
 		r.Reason, r.Detail = Stale, "its expires has passed"
 		return nil, r
 	}
-	id := &Identity{Caller: c.name, Scheme: "signature", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Target: true}
+	id := &Identity{Caller: c.name, Scheme: "signature", Key: k.id, BodyDigest: sha256.Sum256(d.Body)}
 	if c.replayCheck("signature") {
 		id.Replay, id.Until = digest("signature signed", c.name, string(m.base)), m.created.Add(s.maxAge)
 		if m.nonce != "" { // a retry with a new time is the same delivery

@@ -165,7 +165,7 @@ func TestAMessageSignatureOfEachAlgorithmIsTakenAndNoTamperedOne(t *testing.T) {
 	for id, key := range sign {
 		fresh := func() *auth.Delivery { return seal(t, key, asked("POST", "/start?x=1", "{}"), "n1", "") }
 		who := allow(t, c, fresh(), "sender")
-		if who.Scheme != "signature" || who.Key != id || who.Replay == "" || !who.Target || !who.Until.Equal(now().Add(72*time.Hour)) {
+		if who.Scheme != "signature" || who.Key != id || who.Replay == "" || !who.Until.Equal(now().Add(72*time.Hour)) {
 			t.Errorf("%s: identity %+v", id, who)
 		}
 		for why, change := range map[string]func(*auth.Delivery){

@@ -21,7 +21,7 @@ func (req *request) asked() audit.Line {
 // decided tells the audit how a request was turned away. What was allowed stood
 // there before it was done (audit.Store), and reading what one may is no
 // decision to record.
-func (s *Server) decided(r *http.Request, req *request, rec *recorder) {
+func (s *surface) decided(r *http.Request, req *request, rec *recorder) {
 	line := req.asked()
 	line.Decision, line.Status, line.Method, line.Path = audit.Refused, rec.status, r.Method, r.URL.Path
 	line.Run, line.Reason = req.run, req.reason

@@ -27,7 +27,7 @@ const (
 )
 
 // span is of a body's length and the hook alone; nil is the run API.
-func (s *Server) span(length int, h *runner.Hook) time.Duration {
+func (s *surface) span(length int, h *runner.Hook) time.Duration {
 	var callers []string
 	if h != nil {
 		callers = h.Callers
@@ -38,7 +38,7 @@ func (s *Server) span(length int, h *runner.Hook) time.Duration {
 // evenly waits until a request may be answered whose body was there at the time
 // arrived, and that has no valid credential. It ends before that when the sender
 // leaves, and when the server begins to drain. Nothing of the body is held meanwhile.
-func (s *Server) evenly(r *http.Request, length int, h *runner.Hook, arrived time.Time) {
+func (s *surface) evenly(r *http.Request, length int, h *runner.Hook, arrived time.Time) {
 	span := s.span(length, h)
 	took := s.now().Sub(arrived)
 	going := s.runner.Going()

@@ -13,8 +13,16 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"sallyport/auth"
 	"sallyport/runner"
 	"sallyport/runner/process"
+)
+
+const (
+	chunk     = 32 << 10
+	pollEvery = 100 * time.Millisecond // for output that is not there yet
+	slowest   = 30 * time.Second       // that a reader may take for one chunk
+	heartbeat = 15 * time.Second       // of a stream in which nothing happens, for what stands between
 )
 
 // endless is the end of what has none yet, as RFC 8673 has it: a number that no
@@ -24,8 +32,9 @@ const endless = 1<<53 - 1
 // errGap ends an answer to a Range: what is in it follows one another.
 var errGap = errors.New("the output goes on behind what is not kept")
 
-// errGoing ends what is followed at this server: it goes on at the next.
-var errGoing = errors.New("the server is going")
+// errAgain ends what is followed here: whoever asks again goes on, at the next
+// server perhaps, and is judged again.
+var errAgain = errors.New("whoever follows is to ask again")
 
 // sink is where output goes.
 type sink struct {
@@ -160,9 +169,10 @@ func copyOutput(ctx context.Context, to *sink, out *process.Output, off, end int
 // follower sends the output of a run as it is written.
 type follower struct {
 	*sink
-	open func() (*process.Output, error)
-	out  *process.Output // nil until the command was started
-	off  int64
+	open    func() (*process.Output, error)
+	allowed func(changed bool) bool
+	out     *process.Output // nil until the command was started
+	off     int64
 }
 
 // followOutput sends the output as it is written, until the run has ended: as
@@ -170,10 +180,11 @@ type follower struct {
 // as it is, from the offset of a Range on (RFC 8673). A run that waits is waited
 // for. What is not the whole output does not look like it: without an event
 // "end", or broken off.
-func (s *Server) followOutput(w http.ResponseWriter, r *http.Request, req *request, run runner.Run) error {
+func (s *surface) followOutput(w http.ResponseWriter, r *http.Request, req *request, run runner.Run) error {
 	f := &follower{
-		sink: &sink{w: w, now: s.now, last: s.now(), events: strings.Contains(r.Header.Get("Accept"), "text/event-stream")},
-		open: func() (*process.Output, error) { return s.outputs(run.ID) },
+		sink:    &sink{w: w, now: s.now, last: s.now(), events: strings.Contains(r.Header.Get("Accept"), "text/event-stream")},
+		open:    func() (*process.Output, error) { return s.outputs(run.ID) },
+		allowed: s.lasting(r, req, run.ID), //nolint:contextcheck // it is the request's
 	}
 	if err := f.find(); err != nil {
 		return noOutput(err)
@@ -184,7 +195,7 @@ func (s *Server) followOutput(w http.ResponseWriter, r *http.Request, req *reque
 	switch {
 	case err == nil:
 		err = f.end(end, f.off)
-	case errors.Is(err, errGoing) && f.events:
+	case errors.Is(err, errAgain) && f.events:
 		return nil // who was told of no end comes again
 	}
 	if err != nil {
@@ -204,6 +215,26 @@ func (f *follower) find() error {
 	}
 	f.out = out
 	return err
+}
+
+// judgeEvery is how often who follows is judged again though no configuration came
+// into force: certificates end, and so do keys.
+const judgeEvery = time.Minute
+
+// lasting judges again who reads an answer that may last for hours, when something
+// has changed, and each minute.
+func (s *surface) lasting(r *http.Request, req *request, id string) func(changed bool) bool {
+	by, at := s, s.now()
+	return func(changed bool) bool {
+		latest, now := s.latest(), s.now()
+		if !changed && latest == by && now.Sub(at) < judgeEvery {
+			return true
+		}
+		by, at = latest, now
+		d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, TLS: r.TLS, Now: now}
+		run, err := s.runner.Get(r.Context(), id)
+		return err == nil && by.config.Auth.Stands(d, req.caller, req.scheme, req.key) && by.may(req.caller, run, runner.MayRead)
+	}
 }
 
 func (f *follower) close() {
@@ -244,7 +275,7 @@ func liveRange(field string) (from int64, ok bool) {
 
 // attend sends what comes until the run has ended. Of that the runner tells, and
 // of the output the run's file: nobody asks the record meanwhile.
-func (s *Server) attend(ctx context.Context, f *follower, id string) (runner.Run, error) {
+func (s *surface) attend(ctx context.Context, f *follower, id string) (runner.Run, error) {
 	type ending struct {
 		run runner.Run
 		err error
@@ -263,6 +294,9 @@ func (s *Server) attend(ctx context.Context, f *follower, id string) (runner.Run
 		}
 		select {
 		case <-tick.C:
+			if !f.allowed(false) {
+				return runner.Run{}, errAgain
+			}
 			if err := f.beat(); err != nil {
 				return runner.Run{}, err
 			}
@@ -273,23 +307,28 @@ func (s *Server) attend(ctx context.Context, f *follower, id string) (runner.Run
 			case ctx.Err() != nil:
 				return e.run, ctx.Err()
 			case !e.run.State.Ended():
-				return e.run, errGoing
+				return e.run, errAgain
 			}
 			return e.run, f.more(ctx) // what was written before the end
 		case <-going:
 			going = nil // what runs may still end here; what waits waits for the next server
 			if run, err := s.runner.Get(ctx, id); err != nil || run.State == runner.Queued {
-				return run, errors.Join(errGoing, err)
+				return run, errors.Join(errAgain, err)
 			}
 		}
 	}
 }
 
-// more sends what is there by now.
+// more sends what is there by now. Whoever waited for the run to start may have
+// been joined by somebody else since, whose output this is.
 func (f *follower) more(ctx context.Context) error {
+	waited := f.out == nil
 	err := f.find()
-	if f.out == nil || err != nil {
+	switch {
+	case f.out == nil || err != nil:
 		return err
+	case waited && !f.allowed(true):
+		return errAgain
 	}
 	size, _ := f.out.State()
 	f.off, err = copyOutput(ctx, f.sink, f.out, f.off, size)

@@ -284,7 +284,7 @@ func TestAStreamInWhichNothingHappensShowsThatItIsAlive(t *testing.T) {
 			}
 		}
 	}
-	if now := h.record.gets.Load(); now != asked {
+	if now := h.record.gets.Load(); now != asked+2 { // each reader was judged again, after a minute
 		t.Errorf("while nothing happened, the record was asked %d times", now-asked)
 	}
 	h.release()

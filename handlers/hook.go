@@ -18,7 +18,7 @@ import (
 // hook is the way of a delivery. Every step is a line here, in the order that
 // keeps what is cheap before what is dear and what is secret after what is
 // proved, so that a missing line shows.
-func (s *Server) hook(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) error {
 	h, ok := s.hooks[r.URL.Path]
 	if !ok {
 		return notFound()
@@ -71,7 +71,7 @@ func (s *Server) hook(w http.ResponseWriter, r *http.Request, req *request) erro
 
 // authenticate tells who sends. A failure costs the address a token of a
 // limiter of its own, so that a flood of them never spends a caller's budget.
-func (s *Server) authenticate(r *http.Request, req *request, body []byte, h *runner.Hook) (*auth.Identity, error) {
+func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *runner.Hook) (*auth.Identity, error) {
 	var callers []string
 	if h != nil {
 		if h.Unauthenticated {
@@ -100,7 +100,7 @@ func (s *Server) authenticate(r *http.Request, req *request, body []byte, h *run
 }
 
 // limitCaller spends a token of the caller and tells it what is left.
-func (s *Server) limitCaller(w http.ResponseWriter, who *auth.Identity) error {
+func (s *surface) limitCaller(w http.ResponseWriter, who *auth.Identity) error {
 	l, ok := s.callers[who.Caller]
 	if !ok {
 		return nil // an unauthenticated hook: the address limit was all there is
@@ -194,7 +194,7 @@ type forgotten struct {
 }
 
 // notStarted is the table of why a verified delivery starts nothing.
-func (s *Server) notStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
+func (s *surface) notStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
 	var first *runner.Replayed
 	var busy *runner.Busy
 	var failed *runner.NotStarted

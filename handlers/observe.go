@@ -25,7 +25,7 @@ type observation struct {
 
 // rehearse answers a delivery of an observed caller that is refused by nothing
 // so far. It starts nothing and records nothing.
-func (s *Server) rehearse(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
+func (s *surface) rehearse(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
 	started, err := s.runner.Rehearse(r.Context(), d)
 	o := observation{Would: "started", Status: http.StatusOK, Flight: started.Run.Flight, Position: started.Position}
 	var replayed *runner.Replayed
@@ -49,7 +49,7 @@ func writeObservation(w http.ResponseWriter, req *request, o observation) {
 
 // resembling names the observed callers that a delivery without a valid
 // credential could be meant to come from: their senders are to be mended.
-func (s *Server) resembling(d *auth.Delivery, callers []string) string {
+func (s *surface) resembling(d *auth.Delivery, callers []string) string {
 	if callers == nil { // a request of the run API, which any caller may make
 		callers = s.config.Auth.Names()
 	}

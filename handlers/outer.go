@@ -44,7 +44,7 @@ func of(r *http.Request) *request {
 
 // outer wraps the router rather than being used by it: mux leaves its own
 // middleware out on 404 and 405, and those are what a scanner gets.
-func (s *Server) outer(next http.Handler) http.Handler {
+func (s *surface) outer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := s.now()
 		req := &request{id: rand.Text(), address: r.RemoteAddr}
@@ -67,7 +67,7 @@ func (s *Server) outer(next http.Handler) http.Handler {
 }
 
 // recover answers 500 for a fault of ours, if nothing was answered yet.
-func (s *Server) recover(rec *recorder, req *request) {
+func (s *surface) recover(rec *recorder, req *request) {
 	fault := recover()
 	if fault == nil {
 		return
@@ -88,7 +88,7 @@ func (req *request) abort() {
 
 // access writes one line per request. What a flood can cause in any number is
 // told only at debug level, so that it cannot fill the disk.
-func (s *Server) access(r *http.Request, req *request, rec *recorder, start time.Time) {
+func (s *surface) access(r *http.Request, req *request, rec *recorder, start time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case rec.status == http.StatusTooManyRequests:

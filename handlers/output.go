@@ -6,24 +6,16 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"sallyport/runner"
 	"sallyport/runner/process"
-)
-
-const (
-	chunk     = 32 << 10
-	pollEvery = 100 * time.Millisecond // for output that is not there yet
-	slowest   = 30 * time.Second       // that a reader may take for one chunk
-	heartbeat = 15 * time.Second       // of a stream in which nothing happens, for what stands between
 )
 
 // getOutput answers with what a command wrote, stdout and stderr as one. Byte
 // offsets are those of all that was written, so they stay true although the
 // middle of a long output is not kept. Every reader reads the run's file for
 // itself, so none of them slows the command or another reader.
-func (s *Server) getOutput(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request) error {
 	run, _, err := s.run(w, r, req, runner.MayRead)
 	if err != nil {
 		return err

@@ -29,31 +29,31 @@ type Outputs func(run string) (*process.Output, error)
 // Handler is the whole surface of the server, by the configuration in force.
 type Handler struct {
 	live    *live.Configuration
-	current atomic.Pointer[Server]
+	current atomic.Pointer[surface]
 }
 
 // New returns the surface. outputs opens what a run wrote. Update has the surface
 // go by a configuration that came into force since.
 func New(conf *live.Configuration, run *runner.Runner, outputs Outputs, trail *audit.Log, metrics http.Handler, now func() time.Time, log *slog.Logger) *Handler {
 	h := &Handler{live: conf}
-	h.current.Store(newServer(conf.Get(), &Server{
-		runner: run, outputs: outputs, audit: trail, metrics: metrics, beats: newBeats(), live: conf, log: log, now: now,
+	h.current.Store(newSurface(conf.Get(), &surface{
+		runner: run, outputs: outputs, audit: trail, metrics: metrics, beats: newBeats(), live: conf, log: log, now: now, latest: h.current.Load,
 	}))
 	return h
 }
 
 // Update goes by the configuration in force from the next request on. Requests
-// under way end by the one that they began with. It is not to be called twice at
-// once.
-func (h *Handler) Update() { h.current.Store(newServer(h.live.Get(), h.current.Load())) }
+// under way end by the one that they began with, but for those who follow an
+// output. It is not to be called twice at once.
+func (h *Handler) Update() { h.current.Store(newSurface(h.live.Get(), h.current.Load())) }
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.current.Load().all.ServeHTTP(w, r)
 }
 
-// Server answers requests by one compiled configuration.
-type Server struct {
+// surface answers requests by one compiled configuration.
+type surface struct {
 	config  *config.Config
 	live    *live.Configuration
 	runner  *runner.Runner
@@ -62,6 +62,7 @@ type Server struct {
 	metrics http.Handler
 	log     *slog.Logger
 	now     func() time.Time
+	latest  func() *surface // by the configuration in force, for answers that last
 	all     http.Handler
 
 	hooks       map[string]*runner.Hook // by path
@@ -73,11 +74,11 @@ type Server struct {
 	beats       *beats
 }
 
-// newServer goes on where the one before it is: what has been spent of a limit
+// newSurface goes on where the one before it is: what has been spent of a limit
 // stays spent.
-func newServer(c *config.Config, old *Server) *Server {
-	s := &Server{
-		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, metrics: old.metrics, log: old.log, now: old.now,
+func newSurface(c *config.Config, old *surface) *surface {
+	s := &surface{
+		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, metrics: old.metrics, log: old.log, now: old.now, latest: old.latest,
 		beats:       old.beats,
 		hooks:       make(map[string]*runner.Hook, len(c.Hooks)),
 		connections: old.connections.or(c.Limits.Address, connectionSlots),
@@ -96,7 +97,7 @@ func newServer(c *config.Config, old *Server) *Server {
 // routes are all there are. Hooks are not among them: mux tries its routes one
 // after the other, so thousands would cost each request milliseconds. The
 // router does not clean paths, because its redirect turns a POST into a GET.
-func (s *Server) routes() *mux.Router {
+func (s *surface) routes() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
 	r.Handle("/healthz", methods{http.MethodGet: s.health})
 	r.Handle("/readyz", methods{http.MethodGet: s.ready})
@@ -146,13 +147,13 @@ func notAllowed(m methods) error {
 }
 
 // health tells that the process answers at all.
-func (s *Server) health(w http.ResponseWriter, _ *http.Request, _ *request) error {
+func (s *surface) health(w http.ResponseWriter, _ *http.Request, _ *request) error {
 	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
 	return nil
 }
 
 // getMetrics shows the metrics to whom the file lets read them.
-func (s *Server) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *surface) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
 	if s.config.Metrics == nil {
 		return notFound()
 	}
@@ -172,7 +173,7 @@ const answersWithin = 2 * time.Second
 
 // ready tells whether deliveries are taken and commands started, and how old the configuration is
 // that they are taken by. What is wrong with a newer one is for the log alone.
-func (s *Server) ready(w http.ResponseWriter, r *http.Request, _ *request) error {
+func (s *surface) ready(w http.ResponseWriter, r *http.Request, _ *request) error {
 	if s.runner.Draining() {
 		return draining()
 	}

@@ -24,7 +24,7 @@ import (
 const maxWait = 300 * time.Second
 
 // caller authenticates a request of the run API, which has no body.
-func (s *Server) caller(w http.ResponseWriter, r *http.Request, req *request) (*auth.Identity, error) {
+func (s *surface) caller(w http.ResponseWriter, r *http.Request, req *request) (*auth.Identity, error) {
 	body, release, err := s.bodies.read(w, r, runner.BodySpec{Timeout: time.Second}, s.now())
 	if err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ func (s *Server) caller(w http.ResponseWriter, r *http.Request, req *request) (*
 // the one that started it, or by the file. Without rights it is enough that the
 // caller may know of it. To all others it is as if there were none; to one that may
 // know of it and not do what is asked, 403.
-func (s *Server) run(w http.ResponseWriter, r *http.Request, req *request, rights ...runner.Right) (runner.Run, *auth.Identity, error) {
+func (s *surface) run(w http.ResponseWriter, r *http.Request, req *request, rights ...runner.Right) (runner.Run, *auth.Identity, error) {
 	who, err := s.caller(w, r, req)
 	if err != nil {
 		return runner.Run{}, nil, err
@@ -74,7 +74,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request, req *request, right
 
 // may tells whether a caller has a right over a run. One that stands for others
 // too is not the caller's alone to cancel.
-func (s *Server) may(caller string, run runner.Run, right runner.Right) bool {
+func (s *surface) may(caller string, run runner.Run, right runner.Right) bool {
 	h, ok := s.config.Hook(run.Hook)
 	if ok && h.May(caller, right) {
 		return true
@@ -84,13 +84,13 @@ func (s *Server) may(caller string, run runner.Run, right runner.Right) bool {
 
 // knows tells whether a caller may know how a run stands: who may read it, and
 // who was told that its delivery waits in it.
-func (s *Server) knows(caller string, run runner.Run) bool {
+func (s *surface) knows(caller string, run runner.Run) bool {
 	return s.may(caller, run, runner.MayRead) || slices.Contains(run.StandsFor, caller)
 }
 
 // view takes out of a run what is not for the caller, if that may not read it:
 // who joined it last, with which parameters.
-func (s *Server) view(caller string, run runner.Run) runner.Run {
+func (s *surface) view(caller string, run runner.Run) runner.Run {
 	if !s.may(caller, run, runner.MayRead) {
 		run.Caller, run.Params, run.StandsFor = "", nil, nil
 	}
@@ -98,7 +98,7 @@ func (s *Server) view(caller string, run runner.Run) runner.Run {
 }
 
 // getRun answers with a run.
-func (s *Server) getRun(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *surface) getRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait, err := preferWait(r.Header)
 	if err != nil {
 		return err
@@ -111,7 +111,7 @@ func (s *Server) getRun(w http.ResponseWriter, r *http.Request, req *request) er
 }
 
 // cancelRun ends a run that waits or runs, and answers with it as it stands.
-func (s *Server) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *surface) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait, err := preferWait(r.Header)
 	if err != nil {
 		return err
@@ -129,7 +129,7 @@ func (s *Server) cancelRun(w http.ResponseWriter, r *http.Request, req *request)
 // rerun starts the command of a run again, with the same parameters. It is a
 // command of whoever asks, and no replay; but where the credential tells one
 // request from another, each is good for one run.
-func (s *Server) rerun(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *surface) rerun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait, err := preferWait(r.Header)
 	if err != nil {
 		return err
@@ -168,7 +168,7 @@ type waiting struct {
 
 // answerStarted answers 200 for a run that runs, and 202 for one that waits or
 // of which nobody can say yet that it runs.
-func (s *Server) answerStarted(w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int) error {
+func (s *surface) answerStarted(w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int) error {
 	if wait > 0 || started.Run.State != runner.Queued && !started.Late {
 		return s.answerRun(w, r, req, started.Run, wait)
 	}
@@ -187,7 +187,7 @@ func (s *Server) answerStarted(w http.ResponseWriter, r *http.Request, req *requ
 
 // answerRun answers 200 with a run: as it stands, or when it has ended if the
 // request prefers to wait (RFC 7240, 4.3).
-func (s *Server) answerRun(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait int) error {
+func (s *surface) answerRun(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait int) error {
 	req.run = run.ID
 	if wait > 0 {
 		span := min(time.Duration(wait)*time.Second, maxWait)
@@ -214,7 +214,7 @@ type page struct {
 
 // listRuns answers with the runs that the caller may know of: its own, those that
 // stand for it, and those of the hooks that the file lets it read.
-func (s *Server) listRuns(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *surface) listRuns(w http.ResponseWriter, r *http.Request, req *request) error {
 	who, err := s.caller(w, r, req)
 	if err != nil {
 		return err
@@ -258,7 +258,7 @@ func (s *Server) listRuns(w http.ResponseWriter, r *http.Request, req *request) 
 }
 
 // visible narrows a filter to what a caller may know of: lists that may overlap.
-func (s *Server) visible(caller string, f runner.Filter) (parts []runner.Filter) {
+func (s *surface) visible(caller string, f runner.Filter) (parts []runner.Filter) {
 	if len(f.Callers) == 0 || slices.Contains(f.Callers, caller) {
 		own := f
 		own.Callers = []string{caller}
