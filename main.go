@@ -135,10 +135,11 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 		return err
 	}
 	p := &program{
-		conf: conf, file: cmd.Config, exe: exe, uses: uses, log: log, hup: hup, signals: sync.OnceValue(signals),
-		retain: func(c *config.Config) { workloads.Retain(c.SPIFFE); renewals.Use(c.ACME) },
+		conf: conf, file: cmd.Config, exe: exe, uses: uses, log: log, hup: hup,
+		signals: sync.OnceValue(signals), // not before there is something to end well
+		retain:  func(c *config.Config) { workloads.Retain(c.SPIFFE); renewals.Use(c.ACME) },
 	}
-	again := func(error) bool { return false }
+	again := never
 	if before != nil {
 		// That one would not open a damaged audit again either, so before it lets go.
 		if err := audit.Check(conf.Get().State); err != nil {
@@ -147,7 +148,7 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 		if err := before.Ready(); err != nil {
 			return err
 		}
-		again = func(err error) bool { return errors.Is(err, store.ErrHeld) } // until it has
+		again = whileHeld
 	}
 	for {
 		next, err := p.serve(ctx, listener, before, again)
@@ -161,9 +162,19 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 			return err
 		}
 		log.Error("not handed over", "error", err)
-		before, again = nil, func(error) bool { return true } // a disk may be full just now
+		before, again = nil, whileItMayPass
 	}
 }
+
+// For what errors the state folder is tried again.
+func never(error) bool { return false }
+
+// whileHeld is for a server that takes over: until the one before has let go.
+func whileHeld(err error) bool { return errors.Is(err, store.ErrHeld) }
+
+// whileItMayPass is for one that takes back what it had: a disk may be full just
+// now. A record that was brought forward does not come back.
+func whileItMayPass(err error) bool { return !errors.Is(err, store.ErrNewer) }
 
 // program is what a server has whether or not it holds the state folder.
 type program struct {
@@ -186,10 +197,12 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	defer h.letGo()
 	ctx, cancel := context.WithCancel(ctx)
 	conf, log := p.conf, p.log
-	go tidy.Runs(ctx, conf, h.runs, h.st, log)
-	go tidy.Outputs(ctx, conf, log)
-	go tidy.Sweep(ctx, conf.Get(), h.st, log)
-	go p.uses.Keep(ctx, h.st, log)
+	var works sync.WaitGroup
+	defer func() { cancel(); works.Wait() }() // before the record closes
+	works.Go(func() { tidy.Runs(ctx, conf, h.runs, h.st, log) })
+	works.Go(func() { tidy.Sweep(ctx, conf.Get(), h.st, log) })
+	works.Go(func() { p.uses.Keep(ctx, h.st, log) })
+	go tidy.Outputs(ctx, conf, log) // of files alone, however long that takes
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries()) }, log)
 	surface := handlers.New(conf, h.runs, h.procs.Output, h.trail, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
 	issuers := keyset.NewKeeper(log)
@@ -199,13 +212,13 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 		p.retain(c)
 	}
 	inForce(conf.Get())
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
+	works.Go(func() {
 		conf.Watch(ctx, p.hup, func(c *config.Config) error { return agree(ctx, h.procs, h.trail, conf.Get(), c) }, inForce)
-	}()
-	defer func() { cancel(); <-watched }() // before the record closes
+	})
 	start := func(listener, pipe *os.File) (*process.Server, error) {
+		if err := h.trail.Err(); err != nil { // once let go, neither server could open it
+			return nil, fmt.Errorf("the audit cannot be written: %w", err)
+		}
 		return process.StartServer(p.exe, os.Args[1:], append(os.Environ(), server.HandoverEnv+"=1"), listener, pipe)
 	}
 	srv := server.New(listener, conf, surface, h.runs, start, log)

@@ -442,21 +442,10 @@ func checkState(written, dir string, p *problem.List) {
 		p.Errorf("is missing: the folder where runs are recorded")
 		return
 	}
-	info, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return // made by serve, with mode 0700
+	switch why, err := owned.Private(dir); {
 	case err != nil:
 		p.Errorf("%v", err)
-		return
-	case !info.IsDir():
-		p.Errorf("%s is not a folder", written)
-		return
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		p.Errorf("%s may be entered by its group or by others (its mode is %04o); chmod 0700 it", written, mode)
-	}
-	if owner, ok := info.Sys().(*syscall.Stat_t); !ok || int(owner.Uid) != os.Geteuid() {
-		p.Errorf("%s belongs to another user than %d, as whom this runs", written, os.Geteuid())
+	case why != "":
+		p.Errorf("%s: %s", written, why)
 	}
 }

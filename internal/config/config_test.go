@@ -271,7 +271,10 @@ func TestStateFolder(t *testing.T) {
 		make func(t *testing.T, state string)
 		want string
 	}{
-		"is made later":     {func(*testing.T, string) {}, ""},
+		"is made later":     {func(t *testing.T, s string) { t.Helper(); mkdir(t, filepath.Dir(s), 0o755) }, ""},
+		"stands in nothing": {func(*testing.T, string) {}, "no such file or directory"},
+		"may be swapped":    {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o700); chmod(t, filepath.Dir(s), 0o775) }, "chmod go-w"},
+		"may be made":       {func(t *testing.T, s string) { t.Helper(); mkdir(t, filepath.Dir(s), 0o777) }, "chmod go-w"},
 		"is ours":           {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o700) }, ""},
 		"is behind a link":  {func(t *testing.T, s string) { t.Helper(); mkdir(t, s+"2", 0o700); symlink(t, s+"2", s) }, ""},
 		"others may list":   {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o704) }, "chmod 0700"},
@@ -294,6 +297,13 @@ func TestStateFolder(t *testing.T) {
 				t.Errorf("%q, want %q", found, c.want)
 			}
 		})
+	}
+}
+
+func chmod(t *testing.T, name string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(name, mode); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -39,7 +39,7 @@ func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st
 		for _, id := range removed {
 			err = errors.Join(err, process.Remove(folder(c), id))
 		}
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			log.Error("forgetting runs", "error", err)
 		}
 		next.Reset(interval)

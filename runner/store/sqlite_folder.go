@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"sallyport/internal/owned"
 )
 
 // holdFolder makes sure that the state folder exists and is ours alone, and
@@ -35,38 +37,11 @@ func holdFolder(dir string) (*os.File, error) {
 // write or put another folder in the place of: what it holds decides what was
 // replayed and what runs.
 func checkFolder(dir string) error {
-	path, err := filepath.Abs(dir)
-	if err != nil {
+	switch why, err := owned.Private(dir); {
+	case err != nil:
 		return fmt.Errorf("finding the state folder: %w", err)
-	}
-	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return fmt.Errorf("finding the state folder: %w", err)
-	}
-	info, err := os.Stat(real)
-	if err != nil {
-		return fmt.Errorf("finding the state folder: %w", err)
-	}
-	owner, known := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !info.IsDir():
-		return fmt.Errorf("state folder %s: %w: it is no folder", dir, ErrUnsafe)
-	case !known || int(owner.Uid) != os.Geteuid():
-		return fmt.Errorf("state folder %s: %w: it belongs to another user", dir, ErrUnsafe)
-	case info.Mode().Perm()&0o077 != 0:
-		return fmt.Errorf("state folder %s: %w: its mode is %04o, make it 0700", dir, ErrUnsafe, info.Mode().Perm())
-	}
-	// Whoever may write the folder above may rename ours and put another in
-	// its place, and whoever may write where a symlink stands may turn it; a
-	// sticky folder (/tmp) keeps others from both.
-	for _, above := range []string{filepath.Dir(path), filepath.Dir(real)} {
-		info, err := os.Stat(above)
-		if err != nil {
-			return fmt.Errorf("finding what holds the state folder: %w", err)
-		}
-		if info.Mode()&0o002 != 0 && info.Mode()&os.ModeSticky == 0 {
-			return fmt.Errorf("state folder %s: %w: anybody may write %s, which holds it", dir, ErrUnsafe, above)
-		}
+	case why != "":
+		return fmt.Errorf("state folder %s: %w: %s", dir, ErrUnsafe, why)
 	}
 	return nil
 }
