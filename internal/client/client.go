@@ -117,9 +117,9 @@ type Result struct {
 // Errors are a *Refused, or wrap ErrUsage, ErrUnreachable, ErrAnswer or, once a
 // run was started, ErrLost; ExitCode knows them.
 func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool) (Result, error) {
-	u, err := url.Parse(address)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return Result{}, fmt.Errorf("%q is not of the form https://host/path: %w", address, ErrUsage)
+	u, err := parseAddress(address)
+	if err != nil {
+		return Result{}, err
 	}
 	if d.ID == "" {
 		d.ID = rand.Text()
@@ -170,7 +170,7 @@ func (c *Client) follow(ctx context.Context, u *url.URL, a *answer, d Delivery) 
 	_, _ = fmt.Fprintf(c.opt.Progress, "run %s is %s\n", a.run.ID, a.run.State)
 	// A request of its own, with its own signature over no body. The content
 	// type stays: some schemes are verified with that of the deliveries only.
-	poll := Delivery{ContentType: d.ContentType}
+	poll := Delivery{ContentType: d.ContentType, Header: http.Header{"Prefer": {"wait=" + strconv.Itoa(waitTime)}}} // RFC 7240 section 4.3
 	known := a.run
 	var out outage
 	for {
@@ -213,8 +213,33 @@ type answer struct {
 	run    runner.Run
 }
 
-// send sends one request, signed as of now.
+// parseAddress is the one place where it is seen to that a credential goes to
+// nobody in the clear.
+func parseAddress(address string) (*url.URL, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil, fmt.Errorf("%q is not of the form https://host/path: %w", address, ErrUsage)
+	}
+	return u, nil
+}
+
+// send sends one request, and reads the run that it is answered with.
 func (c *Client) send(ctx context.Context, method string, u *url.URL, d Delivery) (*answer, error) {
+	resp, err := c.request(ctx, c.http, method, u, d)
+	if err != nil {
+		return nil, err
+	}
+	body, err := readAnswer(ctx, resp, maxAnswer+1)
+	if err != nil {
+		return nil, err
+	}
+	run, err := parseRun(body)
+	return &answer{resp.Header, run}, err
+}
+
+// request sends one request, signed as of now, and returns an answer that is no
+// refusal, with its body still to be read.
+func (c *Client) request(ctx context.Context, by *http.Client, method string, u *url.URL, d Delivery) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(d.Body))
 	if err != nil {
 		return nil, err
@@ -224,9 +249,6 @@ func (c *Client) send(ctx context.Context, method string, u *url.URL, d Delivery
 		req.Header.Set("Content-Type", d.ContentType)
 	}
 	req.Header.Set("User-Agent", "sallyport")
-	if method == http.MethodGet {
-		req.Header.Set("Prefer", "wait="+strconv.Itoa(waitTime)) // RFC 7240 section 4.3
-	}
 	if c.opt.Sign != nil {
 		signed, err := c.opt.Sign(req, d.ID, d.Body, c.opt.Now())
 		if err != nil {
@@ -234,18 +256,26 @@ func (c *Client) send(ctx context.Context, method string, u *url.URL, d Delivery
 		}
 		maps.Copy(req.Header, signed)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := by.Do(req)
 	if err != nil {
 		return nil, unreachable(ctx, err)
 	}
+	if resp.StatusCode < http.StatusMultipleChoices {
+		return resp, nil
+	}
+	body, err := readAnswer(ctx, resp, maxAnswer)
+	if err != nil {
+		return nil, err
+	}
+	return nil, refused(resp, body, c.opt.Now())
+}
+
+// readAnswer reads up to limit bytes, and lets go of the answer.
+func readAnswer(ctx context.Context, resp *http.Response, limit int64) ([]byte, error) {
 	defer resp.Body.Close() //nolint:errcheck // only read
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, limit))
 	if err != nil {
 		return nil, unreachable(ctx, err)
 	}
-	if resp.StatusCode >= 300 {
-		return nil, refused(resp, body, c.opt.Now())
-	}
-	run, err := parseRun(body)
-	return &answer{resp.Header, run}, err
+	return body, nil
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -55,7 +54,7 @@ func (c *Client) Rerun(ctx context.Context, server, id string) (r runner.Run, er
 
 // Output copies what the command of a run wrote.
 func (c *Client) Output(ctx context.Context, server, id string, to io.Writer) error {
-	resp, err := c.request(ctx, http.MethodGet, server, outputPath(id), nil)
+	resp, err := c.asking(ctx, c.patient(), http.MethodGet, server, outputPath(id), nil)
 	if err != nil {
 		return err
 	}
@@ -70,7 +69,7 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 	var off int64
 	var out outage
 	for {
-		resp, err := c.request(ctx, http.MethodGet, server, outputPath(id)+"?follow", http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
+		resp, err := c.asking(ctx, c.patient(), http.MethodGet, server, outputPath(id)+"?follow", http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
 		if err == nil {
 			answered, from := c.opt.Now(), off
 			if off, err = c.goOn(ctx, to, off, resp); err == nil {
@@ -91,6 +90,14 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 			return err
 		}
 	}
+}
+
+// patient sends requests whose answers may take for ever: an output is as long
+// as it is, and is written for as long as its run takes.
+func (c *Client) patient() *http.Client {
+	patient := *c.http
+	patient.Timeout = 0
+	return &patient
 }
 
 func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/output" }
@@ -139,12 +146,15 @@ func (k *kept) Write(b []byte) (n int, err error) {
 
 // ask sends a request and reads its answer as JSON.
 func (c *Client) ask(ctx context.Context, method, server, path string, into any) error {
-	resp, err := c.request(ctx, method, server, path, nil)
+	resp, err := c.asking(ctx, c.http, method, server, path, nil)
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxList)).Decode(into); err != nil {
+	body, err := readAnswer(ctx, resp, maxList)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, into); err != nil {
 		return fmt.Errorf("%w: %w", ErrAnswer, err)
 	}
 	return nil
@@ -152,42 +162,12 @@ func (c *Client) ask(ctx context.Context, method, server, path string, into any)
 
 const maxList = 64 << 20 // a thousand runs with long parameters
 
-// request sends a request without a body, signed as of now, and returns an
-// answer that is no refusal.
-func (c *Client) request(ctx context.Context, method, server, path string, header http.Header) (*http.Response, error) {
-	u, err := url.Parse(strings.TrimSuffix(server, "/") + path)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return nil, fmt.Errorf("%q is not of the form https://host: %w", server, ErrUsage)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), http.NoBody)
+// asking sends a request without a body to a server's run API.
+func (c *Client) asking(ctx context.Context, by *http.Client, method, server, path string, header http.Header) (*http.Response, error) {
+	u, err := parseAddress(strings.TrimSuffix(server, "/") + path)
 	if err != nil {
 		return nil, err
 	}
-	maps.Copy(req.Header, header)
-	req.Header.Set("User-Agent", "sallyport")
 	// Some schemes are verified with the content type of deliveries only.
-	req.Header.Set("Content-Type", "application/json")
-	if c.opt.Sign != nil {
-		signed, err := c.opt.Sign(req, rand.Text(), nil, c.opt.Now())
-		if err != nil {
-			return nil, err
-		}
-		maps.Copy(req.Header, signed)
-	}
-	// Following an output has no end of its own; ctx is what ends it.
-	patient := *c.http
-	patient.Timeout = 0
-	resp, err := patient.Do(req)
-	if err != nil {
-		return nil, unreachable(ctx, err)
-	}
-	if resp.StatusCode < http.StatusMultipleChoices {
-		return resp, nil
-	}
-	defer resp.Body.Close() //nolint:errcheck // only read
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return nil, unreachable(ctx, err)
-	}
-	return nil, refused(resp, body, c.opt.Now())
+	return c.request(ctx, by, method, u, Delivery{ID: rand.Text(), ContentType: "application/json", Header: header})
 }
