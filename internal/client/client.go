@@ -24,10 +24,11 @@ const (
 	maxAnswer   = 1 << 20          // bytes; a run is a few hundred
 	dialTime    = 10 * time.Second // each of TCP and TLS
 	requestTime = 2 * time.Minute  // for a whole request, with its body
+	silence     = 15 * time.Second // of a connection, before it is asked for a sign of life, and then for that
 	waitTime    = 30               // seconds that one request waits for the end of a run
 	pollPause   = time.Second      // between such requests, should the server answer at once
 	busyPause   = 5 * time.Second  // before the next try where the server named no time
-	patience    = time.Minute      // with a server that cannot be asked about a run, a restart's worth
+	patience    = time.Minute      // with a server that does not answer, a restart's worth
 )
 
 // Options say how a Client reaches the server and proves who it is.
@@ -83,6 +84,10 @@ func New(o Options) (*Client, error) {
 			TLSHandshakeTimeout:    dialTime,
 			ForceAttemptHTTP2:      true,
 			MaxResponseHeaderBytes: 64 << 10,
+			ResponseHeaderTimeout:  patience,
+			// An output that is followed may be silent for hours. That a server hangs
+			// meanwhile does not show in TCP, whose other end is its kernel.
+			HTTP2: &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence},
 		},
 	}}, nil
 }

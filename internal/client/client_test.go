@@ -52,6 +52,19 @@ type gate struct {
 func newGate(t *testing.T, steps ...http.HandlerFunc) *gate {
 	t.Helper()
 	g := &gate{dir: t.TempDir(), steps: steps}
+	cfg := g.config(t)
+	g.server = httptest.NewUnstartedServer(g)
+	g.server.TLS, g.server.EnableHTTP2 = cfg, true
+	g.server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that shall fail
+	g.server.StartTLS()
+	t.Cleanup(g.server.Close)
+	g.url = g.server.URL + "/start"
+	return g
+}
+
+// config makes the certificates, and returns what a server has of them.
+func (g *gate) config(t *testing.T) *tls.Config {
+	t.Helper()
 	if _, err := certs.Dev(g.dir, time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
@@ -62,13 +75,7 @@ func newGate(t *testing.T, steps ...http.HandlerFunc) *gate {
 	if cfg == nil {
 		t.Fatal(p.All())
 	}
-	g.server = httptest.NewUnstartedServer(g)
-	g.server.TLS, g.server.EnableHTTP2 = cfg, true
-	g.server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that shall fail
-	g.server.StartTLS()
-	t.Cleanup(g.server.Close)
-	g.url = g.server.URL + "/start"
-	return g
+	return cfg
 }
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {

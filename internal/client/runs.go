@@ -92,8 +92,8 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 	}
 }
 
-// patient sends requests whose answers may take for ever: an output is as long
-// as it is, and is written for as long as its run takes.
+// patient sends requests whose answers may take for ever once they have begun:
+// an output is as long as it is, and is written for as long as its run takes.
 func (c *Client) patient() *http.Client {
 	patient := *c.http
 	patient.Timeout = 0
