@@ -119,8 +119,9 @@ type Result struct {
 
 // Call posts a delivery to a hook, and to one that is busy again and again for
 // as long as Options.Retry says. With wait it returns when the run has ended.
-// Errors are a *Refused, or wrap ErrUsage, ErrUnreachable, ErrAnswer or, once a
-// run was started, ErrLost; ExitCode knows them.
+// Errors are a *Refused, or wrap ErrUsage, ErrUnreachable, ErrAnswer, ErrObserved
+// or, once a run was started, now or by the same delivery before, ErrLost;
+// ExitCode knows them.
 func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool) (Result, error) {
 	u, err := parseAddress(address)
 	if err != nil {

@@ -295,8 +295,8 @@ func TestWhatIsFinalIsSentOnce(t *testing.T) {
 		step http.HandlerFunc
 		code int
 	}{
-		"unauthorized":           {refuse(401, "1"), client.ExitDenied},
-		"forbidden":              {refuse(403, ""), client.ExitDenied},
+		"unauthorized":           {refuse(401, "1"), client.ExitRefused},
+		"forbidden":              {refuse(403, ""), client.ExitRefused},
 		"malformed":              {refuse(400, ""), client.ExitMalformed},
 		"not there":              {refuse(404, ""), client.ExitMalformed},
 		"parameters":             {refuse(422, ""), client.ExitMalformed},
@@ -404,7 +404,7 @@ func TestClientCertificateIsShown(t *testing.T) {
 		t.Error(err)
 	}
 	c, _ = g.client(t, client.Options{})
-	if _, err := c.Call(t.Context(), g.url, client.Delivery{}, false); client.ExitCode(err) != client.ExitDenied {
+	if _, err := c.Call(t.Context(), g.url, client.Delivery{}, false); client.ExitCode(err) != client.ExitRefused {
 		t.Error(err)
 	}
 }

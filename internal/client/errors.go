@@ -28,7 +28,8 @@ var (
 	ErrAnswer = errors.New("not the answer of a sallyport server")
 	// ErrObserved: the delivery is good, and the server only observes its caller.
 	ErrObserved = errors.New("nothing was started: the server observes this caller")
-	// ErrLost: the run was started, and how it ended could not be learnt.
+	// ErrLost: the run was started, and how it ended could not be learnt, be it that
+	// the server is away or that it had the delivery before and has forgotten the run.
 	ErrLost = errors.New("the run was started, and its end is not known")
 
 	errNoConnection = errors.New("no connection")
@@ -172,7 +173,7 @@ const (
 	ExitUnreachable = 69  // no answer
 	ExitServer      = 70  // the server failed, or the end of the run is not known
 	ExitBusy        = 75  // a run is in flight, or too often: 503, 429
-	ExitDenied      = 77  // who are you, or you may not: 401, 403
+	ExitRefused     = 77  // who are you, or you may not: 401, 403; or nobody starts anything while it is observed
 	ExitTimedOut    = 124 // of a run, as timeout(1) has it, or of waiting for it
 	ExitNotStarted  = 126 // of a run whose command could not be started, as shells have it
 	ExitInterrupt   = 130 // stopped by Ctrl-C
@@ -189,7 +190,7 @@ func ExitCode(err error) int {
 	case errors.Is(err, ErrLost), errors.Is(err, ErrAnswer):
 		return ExitServer
 	case errors.Is(err, ErrObserved):
-		return ExitDenied
+		return ExitRefused
 	case errors.As(err, &e):
 		return refusedCode(e.Status)
 	case errors.Is(err, ErrUnreachable):
@@ -205,7 +206,7 @@ func ExitCode(err error) int {
 func refusedCode(status int) int {
 	switch {
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return ExitDenied
+		return ExitRefused
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		return ExitBusy
 	case status >= http.StatusInternalServerError:
@@ -216,7 +217,8 @@ func refusedCode(status int) int {
 
 // RunExitCode returns what the run's own command would have exited with: its
 // exit code, 128 and the number of the signal that ended it, as shells have it,
-// 124 when its time was over.
+// 124 when its time was over, 126 when it could not be started, and 70 when
+// nobody saw its end.
 func RunExitCode(run runner.Run) int {
 	switch {
 	case run.State == runner.TimedOut:

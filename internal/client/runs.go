@@ -118,10 +118,11 @@ func (c *Client) goOn(ctx context.Context, to io.Writer, off int64, resp *http.R
 	return at + n, err
 }
 
-// copyBody copies an answer. An error of the copy's reader is final.
+// copyBody copies an answer. That it cannot be written is final; that it breaks
+// off is errBrokenOff, after which it can be gone on with.
 func (c *Client) copyBody(ctx context.Context, to io.Writer, resp *http.Response) (int64, error) {
 	defer resp.Body.Close() //nolint:errcheck // only read
-	w := &kept{Writer: to}
+	w := &destination{Writer: to}
 	n, err := io.Copy(w, resp.Body)
 	switch {
 	case err == nil, w.err != nil:
@@ -132,15 +133,15 @@ func (c *Client) copyBody(ctx context.Context, to io.Writer, resp *http.Response
 	return n, fmt.Errorf("%w: %w: %v", ErrUnreachable, errBrokenOff, err) //nolint:errorlint // as in unreachable
 }
 
-// kept tells the errors of writing from those of reading.
-type kept struct {
+// destination tells the errors of writing from those of reading.
+type destination struct {
 	io.Writer
 	err error
 }
 
-func (k *kept) Write(b []byte) (n int, err error) {
-	n, err = k.Writer.Write(b)
-	k.err = err
+func (d *destination) Write(b []byte) (n int, err error) {
+	n, err = d.Writer.Write(b)
+	d.err = err
 	return n, err
 }
 
