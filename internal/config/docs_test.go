@@ -117,20 +117,3 @@ func TestExampleOfTheManualLoads(t *testing.T) {
 		t.Error(diagnostics)
 	}
 }
-
-func TestLinksOfTheManualLead(t *testing.T) {
-	t.Parallel()
-	text := manual(t)
-	anchors := map[string]bool{}
-	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "#") {
-			title := strings.ToLower(strings.TrimSpace(strings.TrimLeft(line, "#")))
-			anchors[strings.ReplaceAll(regexp.MustCompile(`[^\w -]`).ReplaceAllString(title, ""), " ", "-")] = true
-		}
-	}
-	for _, m := range regexp.MustCompile(`\]\(#([^)]+)\)`).FindAllStringSubmatch(text, -1) {
-		if !anchors[m[1]] {
-			t.Errorf("no heading for #%s", m[1])
-		}
-	}
-}

@@ -1,0 +1,78 @@
+package metrics_test
+
+import (
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+	"sallyport/internal/config"
+	"sallyport/internal/keyuse"
+	"sallyport/internal/live"
+	"sallyport/internal/metrics"
+)
+
+// everything is a configuration of which there is something to say in each metric.
+const everything = `
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+callers:
+  prometheus: {token: {keys: [{file: secret, not_after: 3000-01-01T00:00:00Z}]}}
+metrics: {callers: [prometheus]}
+hooks:
+  work: {callers: [prometheus], command: [/bin/true]}
+`
+
+func TestTheManualHasEveryMetricWithItsLabelsAndNoOther(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "\n## Metrics\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	documented := regexp.MustCompile("(?m)^\\| `(sallyport_[^`]+)` \\|").FindAllStringSubmatch(section, -1)
+
+	dir := t.TempDir()
+	if _, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"sallyport.yaml": everything, "secret": "a secret of thirty-two bytes or so"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conf, found := live.Load(filepath.Join(dir, "sallyport.yaml"), config.Env{}, slog.New(slog.DiscardHandler))
+	if conf == nil {
+		t.Fatal(found)
+	}
+	uses := new(keyuse.Table)
+	uses.Note(keyuse.Use{Caller: "prometheus", Scheme: "token", Key: "1", At: time.Now()})
+	w := httptest.NewRecorder()
+	metrics.Handler(conf, uses, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+	told := regexp.MustCompile(`(?m)^(sallyport_\w+(?:\{.*\})?) `).FindAllStringSubmatch(w.Body.String(), -1)
+
+	if got, want := shapes(documented), shapes(told); !slices.Equal(got, want) || len(want) == 0 {
+		t.Errorf("the manual has %q\nthere are       %q", got, want)
+	}
+}
+
+// shapes are metrics with the names of their labels, sorted, each once.
+func shapes(metrics [][]string) (all []string) {
+	for _, m := range metrics {
+		name, labels, _ := strings.Cut(strings.TrimSuffix(m[1], "}"), "{")
+		names := strings.Split(regexp.MustCompile(`="(?:[^"\\]|\\.)*"`).ReplaceAllString(labels, ""), ",")
+		slices.Sort(names)
+		all = append(all, name+"{"+strings.Join(names, ",")+"}")
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
