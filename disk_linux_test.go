@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"sallyport/internal/notchecked"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -64,7 +65,7 @@ func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
 		// In a user namespace of its own, / belongs to nobody that the server knows,
 		// who might then swap what it runs.
-		notChecked(t, "a full disk, because this user may mount none")
+		notchecked.Skip(t, "a full disk, because this user may mount none")
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFullDisk$", "-test.v", "-test.count=1")
 	cmd.Env = append(os.Environ(), inside+"=1")
@@ -72,26 +73,12 @@ func TestFullDisk(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	switch {
 	case cmd.Process == nil:
-		notChecked(t, "a full disk, because this user may make no namespace: "+err.Error())
+		notchecked.Skip(t, "a full disk, because this user may make no namespace: "+err.Error())
 	case bytes.Contains(out, []byte(noDisk)):
-		notChecked(t, "a full disk, because this user may mount none, even in a namespace")
+		notchecked.Skip(t, "a full disk, because this user may mount none, even in a namespace")
 	case err != nil || !bytes.Contains(out, []byte("--- PASS: TestFullDisk ")):
 		t.Fatalf("%v\n%s", err, out)
 	}
-}
-
-// notChecked skips a test, and says so where "make test" prints it: go test
-// keeps to itself what a package that passes has to say.
-func notChecked(t *testing.T, what string) {
-	t.Helper()
-	text := "NOT CHECKED: " + what
-	if name := os.Getenv("NOT_CHECKED"); name != "" {
-		f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		check(t, err)
-		_, err = fmt.Fprintln(f, "***", text, "***")
-		check(t, errors.Join(err, f.Close()))
-	}
-	t.Skip(text)
 }
 
 const noDisk = "no disk of its own"

@@ -1,10 +1,7 @@
-//go:build linux
-
 package main_test
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,41 +101,6 @@ func newCrash(t *testing.T, program string) *crash {
 	c.write("witness", "", 0o600)
 	t.Cleanup(c.killServers) // before the supervisor is looked for
 	return c
-}
-
-// servers are the processes that serve or are about to, the oldest first.
-func (in *installation) servers() (pids []int) {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
-	for _, p := range processes {
-		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
-		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+in.dir)) {
-			pids = append(pids, pid)
-		}
-	}
-	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(born(a), born(b)) })
-	return pids
-}
-
-// born is when a process was started, in ticks since the machine was.
-func born(pid int) (ticks int) {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	if fields := strings.Fields(rest); len(fields) > 19 {
-		ticks, _ = strconv.Atoi(fields[19])
-	}
-	return ticks
-}
-
-// killServers returns when none is left.
-func (in *installation) killServers() {
-	in.t.Helper()
-	in.until("the servers to be dead", func() bool {
-		pids := in.servers()
-		for _, pid := range pids {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
-		}
-		return len(pids) == 0
-	})
 }
 
 // victims are what a kill may be of.

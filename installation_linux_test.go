@@ -1,13 +1,13 @@
-//go:build linux
-
 package main_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -193,6 +194,41 @@ func (in *installation) supervisor() int {
 		}
 	}
 	return 0
+}
+
+// servers are the processes that serve or are about to, the oldest first.
+func (in *installation) servers() (pids []int) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
+	for _, p := range processes {
+		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+in.dir)) {
+			pids = append(pids, pid)
+		}
+	}
+	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(born(a), born(b)) })
+	return pids
+}
+
+// born is when a process was started, in ticks since the machine was.
+func born(pid int) (ticks int) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if fields := strings.Fields(rest); len(fields) > 19 {
+		ticks, _ = strconv.Atoi(fields[19])
+	}
+	return ticks
+}
+
+// killServers returns when none is left.
+func (in *installation) killServers() {
+	in.t.Helper()
+	in.until("the servers to be dead", func() bool {
+		pids := in.servers()
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
+		}
+		return len(pids) == 0
+	})
 }
 
 // reply is an answer that was read whole. Its code is 0 when none came.
