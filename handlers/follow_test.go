@@ -2,18 +2,15 @@ package handlers_test
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,91 +19,14 @@ import (
 	"sallyport/runner/process"
 )
 
-// record counts who asks it, and can be broken.
-type record struct {
-	runner.Store
-	gets   atomic.Int64
-	broken atomic.Bool
-}
-
-func (r *record) Get(ctx context.Context, id string) (runner.Run, error) {
-	r.gets.Add(1)
-	if r.broken.Load() {
-		return runner.Run{}, runner.ErrUnavailable
-	}
-	return r.Store.Get(ctx, id)
-}
-
-func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, string, error) {
-	if r.broken.Load() {
-		return nil, "", runner.ErrUnavailable
-	}
-	return r.Store.List(ctx, f)
-}
-
-// newScribe serves a hook whose command is a script. Its one argument is the
-// folder of the house. Of long outputs 8 KiB are kept. The clock goes: what is
-// followed takes its time, and deadlines must not be over when they are set.
-func newScribe(t *testing.T, script string) *house {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.WriteFile(dir+"/write.sh", []byte("#!/bin/sh\ncd \"$1\"\n"+script), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	h := build(t, dir, fmt.Sprintf(`
-listen: "localhost:0"
-state: state
-tls: {cert: certs/server.pem, key: certs/server.key}
-limits: {address: {rate: 1000000/s, burst: 1000000}, caller: {rate: 1000000/s, burst: 1000000}}
-callers:
-  good: {hmac: {scheme: github, keys: [{file: good}]}}
-hooks:
-  start: {path: /start, callers: [good], command: [%q, %q], busy: {queue: 10}, output: {head: 4KiB, tail: 4KiB}}
-`, dir+"/write.sh", dir))
-	h.clock.start()
-	return h
-}
-
 // untilGone is a script that waits while there is a file named hold.
 const untilGone = "\nwhile [ -e hold ]; do sleep 0.02; done\n"
-
-// begin starts a run, or has it wait.
-func (h *house) begin(body string) (run runner.Run) {
-	h.t.Helper()
-	a, err := h.send(h.by("good", body))
-	if err == nil {
-		err = json.Unmarshal([]byte(a.body), &run)
-	}
-	if err != nil || run.ID == "" {
-		h.t.Fatal(a, err)
-	}
-	return run
-}
-
-// stands waits until a run is in a state.
-func (h *house) stands(run runner.Run, state runner.State) {
-	h.t.Helper()
-	for now := run; now.State != state; <-time.After(5 * time.Millisecond) {
-		var err error
-		if now, err = h.runner.Get(h.t.Context(), run.ID); err != nil || now.State.Ended() && now.State != state {
-			h.t.Fatal(now, err)
-		}
-	}
-}
 
 // stream is an answer that is still being written.
 type stream struct {
 	*http.Response
 	t     *testing.T
 	lines *bufio.Reader
-}
-
-// get asks for a page that its one caller may see.
-func (h *house) get(path string) delivery {
-	h.t.Helper()
-	d := h.by("good", "").to(path)
-	d.method = http.MethodGet
-	return d
 }
 
 // read asks for the output of a run as it stands.

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,6 +139,29 @@ func build(t *testing.T, dir, text string) *house {
 			t.Logf("log:\n%s", h.log)
 		}
 	})
+	return h
+}
+
+// newScribe serves a hook whose command is a script. Its one argument is the
+// folder of the house. Of long outputs 8 KiB are kept. The clock goes: what is
+// followed takes its time, and deadlines must not be over when they are set.
+func newScribe(t *testing.T, script string) *house {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/write.sh", []byte("#!/bin/sh\ncd \"$1\"\n"+script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h := build(t, dir, fmt.Sprintf(`
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+limits: {address: {rate: 1000000/s, burst: 1000000}, caller: {rate: 1000000/s, burst: 1000000}}
+callers:
+  good: {hmac: {scheme: github, keys: [{file: good}]}}
+hooks:
+  start: {path: /start, callers: [good], command: [%q, %q], busy: {queue: 10}, output: {head: 4KiB, tail: 4KiB}}
+`, dir+"/write.sh", dir))
+	h.clock.start()
 	return h
 }
 
@@ -269,6 +293,14 @@ func (h *house) send(d delivery) (answer, error) {
 	return a, nil
 }
 
+// get asks for a page that its one caller may see.
+func (h *house) get(path string) delivery {
+	h.t.Helper()
+	d := h.by("good", "").to(path)
+	d.method = http.MethodGet
+	return d
+}
+
 // answers sends a delivery and checks the status.
 func (h *house) answers(want int, d delivery) answer {
 	h.t.Helper()
@@ -293,6 +325,30 @@ func (h *house) starts(d delivery) answer {
 		h.t.Errorf("no run of its own: %v\n%s", a.header, a.body)
 	}
 	return a
+}
+
+// begin starts a run, or has it wait.
+func (h *house) begin(body string) (run runner.Run) {
+	h.t.Helper()
+	a, err := h.send(h.by("good", body))
+	if err == nil {
+		err = json.Unmarshal([]byte(a.body), &run)
+	}
+	if err != nil || run.ID == "" {
+		h.t.Fatal(a, err)
+	}
+	return run
+}
+
+// stands waits until a run is in a state.
+func (h *house) stands(run runner.Run, state runner.State) {
+	h.t.Helper()
+	for now := run; now.State != state; <-time.After(5 * time.Millisecond) {
+		var err error
+		if now, err = h.runner.Get(h.t.Context(), run.ID); err != nil || now.State.Ended() && now.State != state {
+			h.t.Fatal(now, err)
+		}
+	}
 }
 
 // lines are those of the log that requests left.
@@ -349,6 +405,28 @@ func (h *house) audited(like audit.Line) (found []audit.Line) {
 		}
 	}
 	return found
+}
+
+// record counts who asks it, and can be broken.
+type record struct {
+	runner.Store
+	gets   atomic.Int64
+	broken atomic.Bool
+}
+
+func (r *record) Get(ctx context.Context, id string) (runner.Run, error) {
+	r.gets.Add(1)
+	if r.broken.Load() {
+		return runner.Run{}, runner.ErrUnavailable
+	}
+	return r.Store.Get(ctx, id)
+}
+
+func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, string, error) {
+	if r.broken.Load() {
+		return nil, "", runner.ErrUnavailable
+	}
+	return r.Store.List(ctx, f)
 }
 
 type clock struct {
