@@ -29,6 +29,7 @@ type place struct {
 	dir  string
 	logs log
 	hup  chan os.Signal
+	seen time.Time // when what was in force at the latest look was loaded
 
 	refusal atomic.Pointer[error] // of agree
 	asked   atomic.Int64          // agree, so often
@@ -66,6 +67,7 @@ func watch(t *testing.T) *place {
 	if p.Configuration == nil {
 		t.Fatal(found)
 	}
+	p.seen = p.Status().Loaded
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		p.Watch(t.Context(), p.hup, func(*config.Config) error {
@@ -131,6 +133,29 @@ func (p *place) wants(callers int, s live.Status) {
 	}
 }
 
+// adopted wants a configuration to be in force that was loaded since the latest look.
+func (p *place) adopted(callers int, s live.Status) {
+	p.t.Helper()
+	s.Loaded = p.since("loaded", p.Status().Loaded)
+	p.seen = s.Loaded
+	p.wants(callers, s)
+}
+
+// failing wants a newer configuration to be refused since then, and returns since when.
+func (p *place) failing() time.Time {
+	p.t.Helper()
+	return p.since("refused", p.Status().Failed)
+}
+
+// since returns a time that must lie between what was in force at the latest look and now.
+func (p *place) since(what string, at time.Time) time.Time {
+	p.t.Helper()
+	if !at.After(p.seen) || at.After(time.Now()) {
+		p.t.Errorf("it was %s at %s, and not between %s and now, %s", what, at, p.seen, time.Now())
+	}
+	return at
+}
+
 // Otherwise a caller that was taken out stays let in for good, when the disk was
 // full or the supervisor away just then.
 func TestWhatWasRefusedIsTriedAgainThoughNothingChanges(t *testing.T) {
@@ -156,7 +181,7 @@ func TestWhatWasRefusedIsTriedAgainThoughNothingChanges(t *testing.T) {
 		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
 		p.agree(nil)
 		p.after(time.Minute + time.Second)
-		p.wants(1, live.Status{Loaded: p.Status().Loaded, Reloads: 2, Failures: 1})
+		p.adopted(1, live.Status{Reloads: 2, Failures: 1})
 		n := p.asked.Load()
 		p.after(time.Hour)
 		if p.asked.Load() != n {
@@ -174,7 +199,7 @@ func TestACertificateIsTakenUpOnceItIsValid(t *testing.T) {
 			t.Errorf("%+v\n%s", p.Status(), &p.logs)
 		}
 		p.after(10 * time.Second)
-		p.wants(2, live.Status{Loaded: p.Status().Loaded, Reloads: 2, Failures: 1})
+		p.adopted(2, live.Status{Reloads: 2, Failures: 1})
 	})
 }
 
@@ -185,7 +210,7 @@ func TestAFailureIsToldAgainOnlyWhenItIsAnotherOrSomebodyAsks(t *testing.T) {
 		p.agree(errors.New("one reason"))
 		p.configure("worker")
 		p.after(time.Hour)
-		failed := p.Status().Failed
+		failed := p.failing()
 		p.agree(errors.New("another"))
 		p.after(time.Hour)
 		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 2, Failures: 2})
@@ -210,10 +235,10 @@ func TestChangesWithoutEndWhileAFileIsAdoptedAreAFailure(t *testing.T) {
 		}
 		p.wants(2, live.Status{Loaded: loaded})
 		p.after(time.Hour)
-		p.wants(2, live.Status{Loaded: loaded, Failed: p.Status().Failed, Reloads: 1, Failures: 1})
+		p.wants(2, live.Status{Loaded: loaded, Failed: p.failing(), Reloads: 1, Failures: 1})
 		p.agree(nil)
 		p.after(time.Minute + time.Second)
-		p.wants(1, live.Status{Loaded: p.Status().Loaded, Reloads: 2, Failures: 1})
+		p.adopted(1, live.Status{Reloads: 2, Failures: 1})
 	})
 }
 
@@ -245,6 +270,6 @@ func TestAFileIsNotReadWhileItIsWritten(t *testing.T) {
 			t.Error("it was read amid that")
 		}
 		p.after(time.Second)
-		p.wants(2, live.Status{Loaded: p.Status().Loaded, Reloads: 1})
+		p.adopted(2, live.Status{Reloads: 1})
 	})
 }
