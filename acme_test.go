@@ -140,13 +140,11 @@ func newACMEWorld(t *testing.T, life time.Duration) *acmeWorld {
 			t.Fatal("Pebble is not installed: run make test")
 		}
 	}
-	w := &acmeWorld{dir: t.TempDir(), life: life, dev: x509.NewCertPool()}
+	w := &acmeWorld{dir: t.TempDir(), life: life}
 	addresses(t, &w.server, &w.dns, &w.dnsAdmin, &w.api, &w.adm)
 	_, err := certs.Dev(filepath.Join(w.dir, "pki"), time.Now(), false)
 	check(t, err)
-	ca, err := os.ReadFile(filepath.Join(w.dir, "pki", "ca.pem"))
-	check(t, err)
-	w.dev.AppendCertsFromPEM(ca)
+	w.dev = roots(t, filepath.Join(w.dir, "pki", "ca.pem"))
 	run(t, w.dir, "dns", exec.CommandContext(t.Context(), testTool(t, "pebble-challtestsrv"),
 		"-dnsserver", w.dns, "-management", w.dnsAdmin, "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", ""))
 	waitFor(t, w.dnsAdmin)

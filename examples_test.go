@@ -119,11 +119,7 @@ func (e *example) copy(t *testing.T, name string) {
 	pki := filepath.Join(dir, filepath.Dir(f.TLS.Cert))
 	_, err = certs.Dev(pki, time.Now(), false)
 	check(t, err)
-	ca, err := os.ReadFile(filepath.Join(pki, "ca.pem"))
-	check(t, err)
-	e.roots = x509.NewCertPool()
-	e.roots.AppendCertsFromPEM(ca)
-
+	e.roots = roots(t, filepath.Join(pki, "ca.pem"))
 	for name, caller := range f.Callers {
 		if caller.JWT != nil { // whose issuer is played here, at an address of its own
 			var lines string
@@ -155,6 +151,18 @@ func (e *example) copy(t *testing.T, name string) {
 		t.Fatal("there is no one line with listen")
 	}
 	check(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
+}
+
+// roots are the certificates in a file.
+func roots(t testing.TB, file string) *x509.CertPool {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	check(t, err)
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		t.Fatalf("%s holds no certificate", file)
+	}
+	return pool
 }
 
 // exampleHost is by which the senders of examples ask.

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -74,10 +73,8 @@ func install(t testing.TB, program, more string) *installation {
 	if in.sign, err = client.HMAC("github", secret); err != nil {
 		t.Fatal(err)
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(in.read("certs/ca.pem"))
 	in.http = &http.Client{Timeout: 2 * patience, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true,
+		TLSClientConfig: &tls.Config{RootCAs: roots(t, filepath.Join(in.dir, "certs/ca.pem")), MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true,
 	}}
 	t.Cleanup(in.clean)
 	return in

@@ -34,21 +34,14 @@ const (
 // detector would take more than they.
 func TestStrangersBodiesTakeNoMemory(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	shipped(t, dir)
-	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
-	check(t, err)
-	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))
-	write(t, filepath.Join(dir, "sallyport.yaml"), []byte(`
-listen: "localhost:0"
-state: state
-tls: {cert: certs/server.pem, key: certs/server.key}
+	dir := shippedWith(t, `
 callers:
   github: {hmac: {scheme: github, keys: [{file: secret}]}}
 hooks:
   usual: {callers: [github], command: [/bin/true]}
   large: {callers: [github], command: [/bin/true], body: {max: 25MiB}} # the most that GitHub sends
-`))
+`)
+	trusted := roots(t, filepath.Join(dir, "certs", "ca.pem"))
 	for _, kind := range []string{"declared", "chunked"} {
 		for _, hook := range []string{"usual", "large"} {
 			t.Run(kind+" for the "+hook+" hook", func(t *testing.T) {
@@ -59,7 +52,7 @@ hooks:
 				answers := make(chan string, strangers)
 				for range strangers {
 					all.Go(func() {
-						answers <- upload(t, dir, strings.TrimPrefix(url, "https://"), "/hooks/"+hook, kind == "chunked")
+						answers <- upload(t, trusted, strings.TrimPrefix(url, "https://"), "/hooks/"+hook, kind == "chunked")
 					})
 				}
 				all.Wait()
@@ -90,30 +83,23 @@ const (
 // server collects garbage while it answers somebody else.
 func TestStalledUploadsDoNotKeepTheCollectorRunning(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	shipped(t, dir)
-	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
-	check(t, err)
-	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))
-	write(t, filepath.Join(dir, "sallyport.yaml"), []byte(`
-listen: "localhost:0"
-state: state
-tls: {cert: certs/server.pem, key: certs/server.key}
+	dir := shippedWith(t, `
 limits: {address: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}, connections_per_address: 1000}
 metrics: {callers: [prometheus]}
 callers:
   prometheus: {token: {keys: [{file: secret}]}}
 hooks:
   usual: {callers: [prometheus], command: [/bin/true], body: {timeout: 10m}}
-`))
+`)
+	trusted := roots(t, filepath.Join(dir, "certs", "ca.pem"))
 	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
 	address := strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://")
 	for range stalled {
-		c := dialTLS(t, dir, address)
+		c := dialTLS(t, trusted, address)
 		_, err := fmt.Fprintf(c, "POST /hooks/usual HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n%s", bytes.Repeat([]byte("x"), 15<<10))
 		check(t, err)
 	}
-	c := dialTLS(t, dir, address)
+	c := dialTLS(t, trusted, address)
 	answers := bufio.NewReader(c)
 	collected := func() (cycles int) {
 		t.Helper()
@@ -142,19 +128,32 @@ hooks:
 	}
 }
 
-// dialTLS connects to a server whose CA is in the folder.
-func dialTLS(t *testing.T, dir, address string) *tls.Conn {
+// dialTLS connects to a server.
+func dialTLS(t *testing.T, trusted *x509.CertPool, address string) *tls.Conn {
 	t.Helper()
-	ca, err := os.ReadFile(filepath.Join(dir, "certs", "ca.pem"))
-	check(t, err)
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
-	d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}}
+	d := tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost", MinVersion: tls.VersionTLS13}}
 	c, err := d.DialContext(t.Context(), "tcp", address)
 	check(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	check(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
 	return c.(*tls.Conn)
+}
+
+// shippedWith makes a folder with the program as it is shipped, what it needs to
+// serve, a secret, and the rest of its configuration.
+func shippedWith(t *testing.T, rest string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	shipped(t, dir)
+	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
+	check(t, err)
+	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))
+	write(t, filepath.Join(dir, "sallyport.yaml"), []byte(`
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+`+rest))
+	return dir
 }
 
 // shipped builds the program into a folder as it is shipped.
@@ -188,19 +187,13 @@ func memory(t testing.TB, pid int, line string) int {
 }
 
 // upload sends as much of a body as the server takes and returns its answer.
-func upload(t *testing.T, dir, address, path string, chunked bool) string {
+func upload(t *testing.T, trusted *x509.CertPool, address, path string, chunked bool) string {
 	t.Helper()
-	ca, err := os.ReadFile(filepath.Join(dir, "certs", "ca.pem"))
-	if err != nil {
-		return err.Error()
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
 	plain, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
 	if err != nil {
 		return err.Error()
 	}
-	c := tls.Client(plain, &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13})
+	c := tls.Client(plain, &tls.Config{RootCAs: trusted, ServerName: "localhost", MinVersion: tls.VersionTLS13})
 	defer func() { _ = c.Close() }()
 	if err := c.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		return err.Error()

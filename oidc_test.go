@@ -102,15 +102,13 @@ type providers struct {
 func newProviders(t *testing.T) *providers {
 	t.Helper()
 	o := &providers{
-		dir: t.TempDir(), issuers: map[string]string{}, roots: x509.NewCertPool(),
+		dir: t.TempDir(), issuers: map[string]string{},
 		asked: map[string]int{}, instead: map[string]http.HandlerFunc{},
 	}
 	if out, err := program(t, o.dir, "certs", "dev").CombinedOutput(); err != nil {
 		t.Fatalf("making certificates: %v\n%s", err, out)
 	}
-	ca, err := os.ReadFile(o.dir + "/certs/ca.pem")
-	check(t, err)
-	o.roots.AppendCertsFromPEM(ca)
+	o.roots = roots(t, o.dir+"/certs/ca.pem")
 
 	cmd := exec.CommandContext(t.Context(), "node", "testdata/oidc/provider.mjs", o.dir+"/certs/server.pem", o.dir+"/certs/server.key")
 	in, err := cmd.StdinPipe()

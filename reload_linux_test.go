@@ -43,10 +43,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 	r.log, err = os.Open(filepath.Join(logs, "log"))
 	check(t, err)
 	defer func() { _ = r.log.Close() }()
-	ca, err := os.ReadFile(filepath.Join(r.dir, "certs", "ca.pem"))
-	check(t, err)
-	r.roots = x509.NewCertPool()
-	r.roots.AppendCertsFromPEM(ca)
+	r.roots = roots(t, filepath.Join(r.dir, "certs", "ca.pem"))
 	r.url = url + "/work"
 
 	stop := r.traffic()

@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -13,6 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -23,7 +23,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -183,7 +182,7 @@ func check(t testing.TB, err error) {
 // keeps the body of each run in a file of its own, ran/SENDER/RUN.
 func startServer(t *testing.T, dir string, all []*sender) (url string, client *http.Client) {
 	t.Helper()
-	port := freeTCPPort(t)
+	held, port := socket(t)
 	var callers, hooks strings.Builder
 	for _, s := range all {
 		_, _ = fmt.Fprintf(&callers, "  %s: {%s}\n", s.name, strings.ReplaceAll(s.caller, "$PORT", port))
@@ -195,39 +194,43 @@ func startServer(t *testing.T, dir string, all []*sender) (url string, client *h
 		}
 	}
 	// So many refusals from one address are what the limits are against.
-	config := fmt.Sprintf(`listen: "localhost:%s"
-state: state
+	config := fmt.Sprintf(`state: state
 tls: {cert: certs/server.pem, key: certs/server.key}
 limits: {address: {rate: 1000/s, burst: 1000}, failures: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}}
 callers:
 %shooks:
-%s`, port, &callers, &hooks)
+%s`, &callers, &hooks)
 	check(t, os.WriteFile(dir+"/sallyport.yaml", []byte(config), 0o600))
 	check(t, os.WriteFile(dir+"/job.sh", []byte("#!/bin/sh\ncat >\"$1/$SALLYPORT_RUN\"\n"), 0o700))
 	if out, err := program(t, dir, "certs", "dev").CombinedOutput(); err != nil {
 		t.Fatalf("making certificates: %v\n%s", err, out)
 	}
-	serve := program(t, dir, "serve", "--config", "sallyport.yaml")
-	var log bytes.Buffer
-	serve.Stdout, serve.Stderr = &log, &log
-	check(t, serve.Start())
 	t.Cleanup(func() {
-		_ = serve.Process.Signal(syscall.SIGTERM)
-		if err := serve.Wait(); err != nil {
-			t.Errorf("ending the server: %v", err)
-		}
 		if t.Failed() {
-			t.Logf("configuration:\n%s\nlog:\n%s", config, &log)
+			t.Logf("configuration:\n%s", config)
 		}
 	})
-	waitFor(t, "localhost:"+port)
-	ca, err := os.ReadFile(dir + "/certs/ca.pem")
-	check(t, err)
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true}
+	// The process that is started says for whom the socket is: itself.
+	serve := exec.Command("/bin/sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec sallyport serve --config sallyport.yaml`) //nolint:noctx // ended by a signal
+	serve.Dir, serve.ExtraFiles = dir, []*os.File{held}
+	listening(t, dir, serve)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots(t, dir+"/certs/ca.pem"), MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return "https://localhost:" + port, &http.Client{Transport: transport, Timeout: time.Minute}
+}
+
+// socket listens before the server does, so that its port, which senders sign, is
+// known and nobody else's.
+func socket(t *testing.T) (socket *os.File, port string) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "localhost:0")
+	check(t, err)
+	_, port, err = net.SplitHostPort(l.Addr().String())
+	check(t, err)
+	socket, err = l.(*net.TCPListener).File()
+	check(t, errors.Join(err, l.Close()))
+	t.Cleanup(func() { _ = socket.Close() })
+	return socket, port
 }
 
 // program is the program itself, which TestMain has put into the PATH.

@@ -3,7 +3,6 @@ package main_test
 import (
 	"bufio"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"math"
@@ -41,13 +40,10 @@ hooks:
 		b.Fatalf("%v\n%s", err, out)
 	}
 	url := listening(b, dir, program(b, dir, "serve", "--config", "sallyport.yaml"))
-	ca, err := os.ReadFile(filepath.Join(dir, "certs", "ca.pem"))
-	check(b, err)
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
+	trusted := roots(b, filepath.Join(dir, "certs", "ca.pem"))
 	for _, size := range []int{100, 64 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
-			conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "localhost"}}).DialContext(b.Context(), "tcp", strings.TrimPrefix(url, "https://"))
+			conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost"}}).DialContext(b.Context(), "tcp", strings.TrimPrefix(url, "https://"))
 			check(b, err)
 			defer func() { _ = conn.Close() }()
 			in := bufio.NewReader(conn)
