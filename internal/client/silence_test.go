@@ -71,7 +71,7 @@ func (e *exchange) Addr() net.Addr { return &net.UnixAddr{Name: "exchange"} }
 
 // silent calls f, within a bubble, with a client of a server that answers by the
 // steps. The step dies kills its connection.
-func silent(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerFunc, f func(t *testing.T, c *client.Client, g *gate)) {
+func silent(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerFunc, f func(ctx context.Context, c *client.Client, g *gate)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		e := &exchange{calls: make(chan net.Conn)}
@@ -85,7 +85,7 @@ func silent(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerFunc, 
 		go func() { ended <- srv.ServeTLS(e, "", "") }()
 		c := must(client.New(client.Options{CA: filepath.Join(g.dir, "ca.pem"), Now: time.Now}))(t)
 		c.SetDial(e.dial)
-		f(t, c, g)
+		f(t.Context(), c, g)
 		c.CloseIdle()
 		if err := errors.Join(srv.Close(), <-ended); !errors.Is(err, http.ErrServerClosed) {
 			t.Error(err)
@@ -109,10 +109,10 @@ func TestFollowingLeavesAServerThatHangs(t *testing.T) {
 					_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
 					part(from, "last")(w, r)
 				}}
-			}, func(t *testing.T, c *client.Client, g *gate) {
+			}, func(ctx context.Context, c *client.Client, g *gate) {
 				start := time.Now()
 				var got strings.Builder
-				if err := c.Follow(t.Context(), "https://localhost", "r1", &got); err != nil || strings.Replace(got.String(), "more\n", "", 1) != "first\nlast" {
+				if err := c.Follow(ctx, "https://localhost", "r1", &got); err != nil || strings.Replace(got.String(), "more\n", "", 1) != "first\nlast" {
 					t.Errorf("got %q, %v", got.String(), err)
 				}
 				if took := time.Since(start); took > 70*time.Second { // by the bubble's clock: a minute, and the pause before the next try
@@ -132,9 +132,9 @@ func TestFollowingOutlastsACommandThatIsSilent(t *testing.T) {
 			<-time.After(24 * time.Hour)
 			_, _ = io.WriteString(w, "last")
 		})}
-	}, func(t *testing.T, c *client.Client, g *gate) {
+	}, func(ctx context.Context, c *client.Client, g *gate) {
 		var got strings.Builder
-		if err := c.Follow(t.Context(), "https://localhost", "r1", &got); err != nil || got.String() != "first\nlast" {
+		if err := c.Follow(ctx, "https://localhost", "r1", &got); err != nil || got.String() != "first\nlast" {
 			t.Errorf("got %q, %v", got.String(), err)
 		}
 		if n := len(g.lines()); n != 1 {
@@ -155,9 +155,9 @@ func TestAskingForRunsEndsWhenTheServerHangs(t *testing.T) {
 		"stopped in it": func(dies http.HandlerFunc) http.HandlerFunc { return inTurn(head, dies) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			silent(t, func(dies http.HandlerFunc) []http.HandlerFunc { return []http.HandlerFunc{step(dies)} }, func(t *testing.T, c *client.Client, _ *gate) {
+			silent(t, func(dies http.HandlerFunc) []http.HandlerFunc { return []http.HandlerFunc{step(dies)} }, func(ctx context.Context, c *client.Client, _ *gate) {
 				start := time.Now()
-				if _, err := c.Run(t.Context(), "https://localhost", "r1"); client.ExitCode(err) != client.ExitUnreachable {
+				if _, err := c.Run(ctx, "https://localhost", "r1"); client.ExitCode(err) != client.ExitUnreachable {
 					t.Error(err)
 				}
 				if took := time.Since(start); took > 2*time.Minute { // by the bubble's clock
