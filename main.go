@@ -59,8 +59,8 @@ const description = `A secured webhook receiver.
 Exit codes: 0 done; 1 the configuration or the server failed; 64 usage; 65 refused as
 malformed (400, 413, 422); 69 the server cannot be reached; 70 the server failed (500), or the end of
 the run is not known; 75 busy or too often (503, 429): try again; 77 refused for the credential (401,
-403); 130 stopped by Ctrl-C. "call --wait" exits as the run did: with its exit code, 128 and the signal's number, 124
-when its time was over, or 126 when its command could not be started.`
+403), or the caller is only observed; 130 stopped by Ctrl-C. "call --wait" exits as the run did: with its exit code, 128
+and the signal's number, 124 when its time was over, or 126 when its command could not be started.`
 
 func main() {
 	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
