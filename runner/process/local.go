@@ -33,9 +33,6 @@ var (
 	ErrUnknown = errors.New("unknown run")
 	// ErrNotKept says that a run is known, and its output was removed.
 	ErrNotKept = errors.New("it is not kept any more")
-	// ErrFlight says that something of the same flight still runs, whatever
-	// the record says.
-	ErrFlight = runner.ErrFlight
 )
 
 // Local runs commands as children of the calling process. It is a
@@ -223,7 +220,7 @@ func (l *Local) takeOff(flight string) error {
 		return nil
 	}
 	if l.flights[flight] > 0 {
-		return fmt.Errorf("%w: %s", ErrFlight, flight)
+		return fmt.Errorf("%w: %s", runner.ErrFlight, flight)
 	}
 	l.flights[flight]++
 	return nil

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"sallyport/runner"
-	"sallyport/runner/process"
 )
 
 func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
@@ -30,7 +29,7 @@ func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
 	})
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 	p.killSupervisor(t) // or it would be the subreaper's
-	eventually(t, "the flight is refused", func() bool { return errors.Is(p.Start(p.order("job", nil)), process.ErrFlight) })
+	eventually(t, "the flight is refused", func() bool { return errors.Is(p.Start(p.order("job", nil)), runner.ErrFlight) })
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +125,7 @@ func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := p.Start(p.order("job", nil)); !errors.Is(err, process.ErrFlight) {
+	if err := p.Start(p.order("job", nil)); !errors.Is(err, runner.ErrFlight) {
 		t.Errorf("a second run of the flight: %v", err)
 	}
 	exited(t, p.subject.end(t, p.begin(t, p.order("quick", nil))), 9)

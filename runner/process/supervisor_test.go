@@ -324,7 +324,7 @@ func TestKilledSupervisorsRunKeepsItsFlightUntilItIsGone(t *testing.T) {
 			}
 			p.says(t, run, "ready")
 			p.killSupervisor(t)
-			if err := p.Start(p.order("job", nil)); !errors.Is(err, process.ErrFlight) {
+			if err := p.Start(p.order("job", nil)); !errors.Is(err, runner.ErrFlight) {
 				t.Errorf("a second run of the flight: %v", err)
 			}
 			if list, err := p.List(); err != nil || !slices.Equal(list, []string{run}) {

@@ -95,7 +95,7 @@ var ErrSuperseded = fmt.Errorf("another server has taken over: %w", runner.ErrLe
 // kinds are the errors that keep their identity on the way.
 func kinds() map[string]error {
 	return map[string]error{
-		"unknown": ErrUnknown, "flight": ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
+		"unknown": ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
 		"not now": runner.ErrNotNow,
 	}
 }
