@@ -159,6 +159,10 @@ func compile(name string, s HookSpec, known map[string]bool, p *problem.List) *H
 	return h
 }
 
+// DefaultKeep is how long runs are kept where the file says nothing, those of a
+// hook that it has no more too.
+func DefaultKeep() KeepSpec { return KeepSpec{Age: 30 * 24 * time.Hour, Count: 1000} }
+
 func fillDefaults(name string, s *HookSpec) {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
@@ -185,9 +189,9 @@ func fillDefaults(name string, s *HookSpec) {
 	case s.Busy.Kind == "":
 		s.Busy.Kind = string(Reject)
 	}
-	def(&s.Keep.Age, 30*24*time.Hour)
+	def(&s.Keep.Age, DefaultKeep().Age)
 	if s.Keep.Count == 0 {
-		s.Keep.Count = 1000
+		s.Keep.Count = DefaultKeep().Count
 	}
 }
 

@@ -73,7 +73,7 @@ func Outputs(ctx context.Context, conf *live.Configuration, log *slog.Logger) {
 func folder(c *config.Config) string { return filepath.Join(c.State, "runs") }
 
 func retention(c *config.Config) store.Retention {
-	keep := store.Retention{Hooks: make(map[string]store.Keep, len(c.Hooks)), Default: store.Keep{Age: 30 * 24 * time.Hour, Count: 1000}}
+	keep := store.Retention{Hooks: make(map[string]store.Keep, len(c.Hooks)), Default: store.Keep(runner.DefaultKeep())}
 	for name, h := range c.Hooks {
 		keep.Hooks[name] = store.Keep{Age: h.Keep.Age, Count: h.Keep.Count}
 	}
