@@ -115,21 +115,21 @@ func (c *Client) PID() int {
 // Start is that of runner.Processes. An order that was lost on the way is asked
 // for again until it is known what became of it, and carried out once.
 func (c *Client) Start(o runner.Order) error {
-	_, err := c.call(request{Do: "start", Order: &o}, false)
+	_, err := c.call(request{Do: doStart, Order: &o}, false)
 	return err
 }
 
 // Stop is that of runner.Processes. A supervisor that does not answer in time is
 // an error, and stops the run when it can.
 func (c *Client) Stop(run string, why runner.State, grace time.Duration) error {
-	_, err := c.within(answerTime, request{Do: "stop", Run: run, Why: why, Grace: grace})
+	_, err := c.within(answerTime, request{Do: doStop, Run: run, Why: why, Grace: grace})
 	return err
 }
 
 // List names the runs that are under way, those that an earlier supervisor
 // left too.
 func (c *Client) List() ([]string, error) {
-	p, err := c.within(answerTime, request{Do: "list"})
+	p, err := c.within(answerTime, request{Do: doList})
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func (c *Client) List() ([]string, error) {
 // of what it read. Those in force, whose digest is given, it goes on starting too:
 // they may stay what they are.
 func (c *Client) Reload(inForce string) (string, error) {
-	p, err := c.within(patience, request{Do: "reload", InForce: inForce})
+	p, err := c.within(patience, request{Do: doReload, InForce: inForce})
 	if err != nil {
 		return "", err
 	}
@@ -149,13 +149,13 @@ func (c *Client) Reload(inForce string) (string, error) {
 
 // Quit ends the supervisor. It is an error when runs are under way.
 func (c *Client) Quit() error {
-	_, err := c.within(answerTime, request{Do: "quit"})
+	_, err := c.within(answerTime, request{Do: doQuit})
 	return err
 }
 
 // Known tells whether a run was ever given to Start.
 func (c *Client) Known(run string) (bool, error) {
-	_, err := c.within(patience, request{Do: "known", Run: run})
+	_, err := c.within(patience, request{Do: doKnown, Run: run})
 	if errors.Is(err, ErrUnknown) {
 		return false, nil
 	}
@@ -168,14 +168,14 @@ func (c *Client) Known(run string) (bool, error) {
 // channel is closed without an end, or the error wraps runner.ErrLeft. A
 // supervisor that cannot be reached, or does not answer, is waited for.
 func (c *Client) Follow(run string) (<-chan runner.End, error) {
-	if _, err := c.call(request{Do: "known", Run: run}, true); err != nil {
+	if _, err := c.call(request{Do: doKnown, Run: run}, true); err != nil {
 		return nil, err
 	}
 	ends := make(chan runner.End, 1)
 	go func() {
 		defer close(ends)
 		for {
-			p, err := c.call(request{Do: "wait", Run: run}, true)
+			p, err := c.call(request{Do: doWait, Run: run}, true)
 			switch {
 			case err == nil && p.End != nil:
 				p.End.Reason = p.Why
@@ -202,7 +202,7 @@ func (c *Client) Output(run string) (*Output, error) {
 	}
 	files := o.state
 	o.state = func() (int64, Dropped) {
-		if p, err := c.within(answerTime, request{Do: "output", Run: run}); err == nil && p.Ring {
+		if p, err := c.within(answerTime, request{Do: doOutput, Run: run}); err == nil && p.Ring {
 			return p.Size, p.Dropped
 		}
 		return files()
@@ -246,9 +246,9 @@ func (c *Client) call(q request, need bool) (*reply, error) {
 		switch {
 		case c.ctx.Err() != nil:
 			return nil, fmt.Errorf("%w: %w", runner.ErrLeft, err)
-		case errors.Is(err, errBroken) && q.Do != "quit":
+		case errors.Is(err, errBroken) && q.Do != doQuit:
 			q.Again = true
-			need = need || q.Do == "start"
+			need = need || q.Do == doStart
 		case errors.Is(err, errUnreached) && need:
 			c.o.Log.Warn("asking the supervisor; it will be tried again", "for", q.Do, "run", q.Run, "error", err)
 			select {
@@ -297,7 +297,7 @@ func (c *Client) update(ctx context.Context, l *link) (*link, error) {
 		return l, nil
 	}
 	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
-	_, err := l.call(request{Do: "replace", Exe: c.o.Exe})
+	_, err := l.call(request{Do: doReplace, Exe: c.o.Exe})
 	stop()
 	if errors.Is(err, errBroken) { // as it must be: the old image is gone
 		if l, err = c.find(ctx); err != nil {

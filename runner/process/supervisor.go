@@ -469,23 +469,23 @@ func (s *session) answer(q *request) *reply {
 	l := s.v.local
 	var err error
 	switch q.Do {
-	case "start":
+	case doStart:
 		err = s.v.start(q.Order, q.Again)
-	case "stop":
+	case doStop:
 		err = l.Stop(q.Run, q.Why, q.Grace)
-	case "known":
+	case doKnown:
 		_, err = l.Follow(q.Run)
-	case "wait":
+	case doWait:
 		err = s.waitEnd(q.Run, p)
-	case "list":
+	case doList:
 		p.Runs, err = l.List()
-	case "reload":
+	case doReload:
 		p.Digest, err = s.v.reload(q.InForce)
-	case "output":
+	case doOutput:
 		p.Ring, p.Size, p.Dropped = l.ringState(q.Run)
-	case "replace":
+	case doReplace:
 		err = s.v.replace(q.Exe)
-	case "quit":
+	case doQuit:
 		if err = s.v.retire(); err == nil {
 			close(s.v.quit)
 		}

@@ -57,9 +57,25 @@ type welcome struct {
 	Fault   *fault `json:"fault,omitempty"`
 }
 
+// verb is what a request asks for. A supervisor may be of another version than
+// the server: none ever changes its meaning.
+type verb string
+
+const (
+	doStart   verb = "start"
+	doStop    verb = "stop"
+	doKnown   verb = "known"
+	doWait    verb = "wait"
+	doList    verb = "list"
+	doReload  verb = "reload"
+	doOutput  verb = "output"
+	doReplace verb = "replace"
+	doQuit    verb = "quit"
+)
+
 type request struct {
 	ID    uint64        `json:"id"`
-	Do    string        `json:"do"`
+	Do    verb          `json:"do"`
 	Run   string        `json:"run,omitempty"`
 	Order *runner.Order `json:"order,omitempty"` // without Stdin
 	Stdin int           `json:"stdin,omitempty"` // how many bytes follow the line
