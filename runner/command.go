@@ -4,7 +4,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"sallyport/internal/owned"
@@ -57,22 +56,10 @@ func checkFile(name string, p *problem.List) fs.FileMode {
 		p.Errorf("%s cannot be found or read", name)
 		return fs.ModeIrregular
 	}
-	mode := way[len(way)-1].Mode()
-	switch {
-	case !mode.IsRegular():
-		p.Errorf("%s is no file", name)
-	case mode&0o022 != 0:
-		p.Errorf("%s may be written by its group or by others (mode %04o): chmod go-w", name, mode.Perm())
+	for _, fault := range owned.Faults(name, way) {
+		p.Errorf("%s", fault)
 	}
-	// In a sticky folder (/tmp) others rename nothing but what is theirs.
-	open := slices.IndexFunc(way, func(e owned.Entry) bool { return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0 })
-	if open >= 0 {
-		p.Errorf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", way[open].Path, name)
-	}
-	if whose := owned.ByAnother(way); whose != "" {
-		p.Errorf("%s", whose)
-	}
-	return mode
+	return way[len(way)-1].Mode()
 }
 
 func isDir(name string) bool {

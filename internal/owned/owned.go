@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -81,4 +82,25 @@ func ByAnother(way []Entry) string {
 		}
 	}
 	return ""
+}
+
+// Faults tells all that keeps the file name, found by way, from being run: it is
+// none, or others than root and the one as whom this runs may write it, or swap
+// it because they may write or own what is on the way. Nothing if all is well.
+func Faults(name string, way []Entry) (faults []string) {
+	switch mode := way[len(way)-1].Mode(); {
+	case !mode.IsRegular():
+		faults = append(faults, name+" is no file")
+	case mode&0o022 != 0:
+		faults = append(faults, fmt.Sprintf("%s may be written by its group or by others (mode %04o): chmod go-w", name, mode.Perm()))
+	}
+	// In a sticky folder (/tmp) others rename nothing but what is theirs.
+	open := slices.IndexFunc(way, func(e Entry) bool { return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0 })
+	if open >= 0 {
+		faults = append(faults, fmt.Sprintf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", way[open].Path, name))
+	}
+	if whose := ByAnother(way); whose != "" {
+		faults = append(faults, whose)
+	}
+	return faults
 }

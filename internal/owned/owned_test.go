@@ -88,3 +88,31 @@ func TestWhoeverIsNeitherRootNorWeIsForeign(t *testing.T) {
 		}
 	}
 }
+
+// TestAllThatOthersMayDoToAFileIsToldAtOnce, but not what they may not: in a sticky
+// folder.
+func TestAllThatOthersMayDoToAFileIsToldAtOnce(t *testing.T) {
+	dir := tree(t)
+	faults := func(name string) []string {
+		t.Helper()
+		way, err := owned.Way(filepath.Join(dir, name))
+		check(t, err)
+		return owned.Faults(name, way)
+	}
+	if got := faults("direct"); len(got) > 0 {
+		t.Errorf("all is well, and %q", got)
+	}
+	check(t, os.Chmod(dir+"/a", 0o777|os.ModeSticky))
+	if got := faults("direct"); len(got) > 0 {
+		t.Errorf("a sticky folder, and %q", got)
+	}
+	check(t, os.Chmod(dir+"/a", 0o775))
+	check(t, os.Chmod(dir+"/a/b/file", 0o602))
+	if got := faults("direct"); len(got) != 2 || !strings.HasPrefix(got[0], "direct may be written") || !strings.HasPrefix(got[1], "the folder "+dir+"/a may be written") {
+		t.Errorf("%q", got)
+	}
+	check(t, os.Chmod(dir+"/a", 0o755))
+	if got := faults("a"); len(got) != 1 || got[0] != "a is no file" {
+		t.Errorf("a folder: %q", got)
+	}
+}

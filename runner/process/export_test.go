@@ -46,3 +46,6 @@ func (c *Client) Pending() int {
 // UpdateAgainAfter has a supervisor of another version asked so often to
 // replace itself.
 func (o *Options) UpdateAgainAfter(d time.Duration) { o.updateAgain = d }
+
+// CheckImage is checkImage.
+var CheckImage = checkImage //nolint:gochecknoglobals // a function

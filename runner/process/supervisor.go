@@ -12,12 +12,14 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/owned"
 	"sallyport/runner"
 )
 
@@ -410,21 +412,18 @@ func (v *supervisor) replace(exe string) error {
 	return fmt.Errorf("replacing the supervisor: %w", err)
 }
 
-// checkImage refuses a program that another user could have written.
+// checkImage refuses a program that another user could have written, or put
+// there, by the rules that commands are held to.
 func checkImage(exe string) error {
 	if !filepath.IsAbs(exe) {
 		return fmt.Errorf("%q is no absolute path", exe)
 	}
-	info, err := os.Stat(exe)
+	way, err := owned.Way(exe)
 	if err != nil {
 		return err
 	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case !ok || owner.Uid != 0 && int(owner.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to another user", exe)
-	case !info.Mode().IsRegular() || info.Mode()&0o022 != 0:
-		return fmt.Errorf("%s may be written by others", exe)
+	if faults := owned.Faults(exe, way); len(faults) > 0 {
+		return errors.New(strings.Join(faults, "; "))
 	}
 	return unix.Access(exe, unix.X_OK)
 }

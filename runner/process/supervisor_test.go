@@ -863,3 +863,34 @@ func TestSuperviseIsNotForPeople(t *testing.T) {
 	}
 	var _ io.Closer = (*process.Client)(nil)
 }
+
+// TestAProgramThatOthersMaySwapReplacesNoSupervisor: whoever may write a folder on
+// the way to the program decides what it is.
+func TestAProgramThatOthersMaySwapReplacesNoSupervisor(t *testing.T) {
+	dir := t.TempDir()
+	open, link := filepath.Join(dir, "open"), filepath.Join(dir, "link")
+	exe := filepath.Join(open, "program")
+	for _, err := range []error{
+		os.Mkdir(open, 0o755), os.WriteFile(exe, nil, 0o755), os.Symlink(exe, link), process.CheckImage(exe), process.CheckImage(link), os.Chmod(open, 0o775),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{exe, link} {
+		if err := process.CheckImage(name); err == nil || !strings.Contains(err.Error(), "the folder "+open+" may be written") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.Chmod(open, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for mode, word := range map[os.FileMode]string{0o775: "may be written", 0o644: "permission denied"} {
+		if err := os.Chmod(exe, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := process.CheckImage(exe); err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("mode %04o: %v", mode, err)
+		}
+	}
+}
