@@ -271,8 +271,8 @@ func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, s
 
 // Follow yields the end of a run once, and is closed. A run that ended before
 // is answered from its folder; one that has a folder and that nobody follows,
-// because a crash of the machine lost what tells of it, is over, and nobody saw
-// its end. Errors wrap ErrUnknown when the run is not here.
+// because a crash of the machine lost what tells of it, or whose status it
+// garbled, is over, and nobody saw its end. Errors wrap ErrUnknown when the run is not here.
 func (l *Local) Follow(run string) (<-chan runner.End, error) {
 	if err := checkID(run); err != nil {
 		return nil, fmt.Errorf("following: %w", err)
@@ -287,6 +287,10 @@ func (l *Local) Follow(run string) (<-chan runner.End, error) {
 	s, err := l.readStatus(run)
 	if u, ok := l.unwritten[run]; ok {
 		s, err = &u, nil
+	}
+	if errors.Is(err, errGarbled) { // an error here would keep the server from ever starting again
+		l.log.Error("nobody can tell how a run ended", "run", run, "error", err)
+		s, err = new(Status), nil
 	}
 	if err != nil {
 		return nil, err
@@ -320,8 +324,10 @@ func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
 	a, ok := l.active[run]
 	l.mu.Unlock()
 	if !ok {
-		_, err := l.readStatus(run)
-		return err
+		if _, err := l.readStatus(run); !errors.Is(err, errGarbled) {
+			return err
+		}
+		return nil
 	}
 	select {
 	case a.stop <- stopping{why: why, grace: grace}:

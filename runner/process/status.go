@@ -93,6 +93,10 @@ func (l *Local) writeStatus(s *Status, sync bool) error {
 	return nil
 }
 
+// errGarbled says that a run has a status that says nothing. As long as it is
+// under way that is not synced: a loss of power may leave it empty.
+var errGarbled = errors.New("the status cannot be made out")
+
 func (l *Local) readStatus(run string) (*Status, error) { return readStatus(l.root, run) }
 
 // readStatus reads the status of a run from the folder of runs.
@@ -106,7 +110,7 @@ func readStatus(root *os.Root, run string) (*Status, error) {
 	}
 	s := new(Status)
 	if err := json.Unmarshal(text, s); err != nil {
-		return nil, fmt.Errorf("reading the status of run %s: %w", run, err)
+		return nil, fmt.Errorf("reading the status of run %s: %w: %w", run, errGarbled, err)
 	}
 	return s, nil
 }

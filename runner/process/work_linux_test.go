@@ -162,3 +162,24 @@ func TestARunThatHasAFolderWasStartedWhateverIsLostOfIt(t *testing.T) {
 	}
 	interrupted(t, p.subject.end(t, o.Run))
 }
+
+// TestARunWhoseStatusALossOfPowerGarbledIsOver: were it an error, the server would
+// never start again, since it asks at the start for each run that it has on record.
+func TestARunWhoseStatusALossOfPowerGarbledIsOver(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	for _, garbled := range []string{"", `{"run":"01`, "\x00\x00\x00\x00"} {
+		o := p.order("job", nil)
+		exited(t, p.subject.end(t, p.begin(t, o)), 0)
+		p.tidied(t, o.Run)
+		if err := os.WriteFile(filepath.Join(p.dir, o.Run, "status"), []byte(garbled), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if known, err := p.Known(o.Run); !known || err != nil {
+			t.Errorf("%q: known: %v, %v", garbled, known, err)
+		}
+		interrupted(t, p.subject.end(t, o.Run))
+		if err := p.Stop(o.Run, runner.Cancelled, 0); err != nil {
+			t.Errorf("%q: stopped: %v", garbled, err)
+		}
+	}
+}
