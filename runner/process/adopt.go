@@ -56,7 +56,7 @@ func (l *Local) adoptRun(run string) *active {
 		// The command never started, or the run was removed and something of
 		// it got away.
 		if !l.held(run) {
-			err = l.root.RemoveAll(run)
+			err = removeAll(l.root, run)
 		}
 		if err != nil && !errors.Is(err, ErrUnknown) {
 			l.log.Warn("removing a run that never started", "run", run, "error", err)

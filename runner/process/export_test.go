@@ -49,3 +49,6 @@ func (o *Options) UpdateAgainAfter(d time.Duration) { o.updateAgain = d }
 
 // CheckImage is checkImage.
 var CheckImage = checkImage //nolint:gochecknoglobals // a function
+
+// SettleAgainAfter is how long a working folder that could not be removed is left.
+func (l *Local) SettleAgainAfter(d time.Duration) { l.again = d }

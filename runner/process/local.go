@@ -9,6 +9,7 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -46,8 +47,9 @@ type Local struct {
 	cgroups string // where a run's cgroup is made; empty where that cannot be
 	boot    string // tells this start of the machine from others
 
-	subreaper bool // what commands leave behind becomes this process's child
-	unlocked  bool // of tests that show what the locks are for
+	subreaper bool          // what commands leave behind becomes this process's child
+	unlocked  bool          // of tests that show what the locks are for
+	again     time.Duration // after which a working folder that could not be removed is tried again at first
 
 	ready  chan *folder // nil without a supply
 	refill chan struct{}
@@ -72,7 +74,7 @@ func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog
 	if err := sealDescriptors(); err != nil {
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
-	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: bootID(), active: map[string]*active{}, unwritten: map[string]Status{}}
+	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: bootID(), again: settleAgain, active: map[string]*active{}, unwritten: map[string]Status{}}
 	if err := l.clearReady(); err != nil {
 		return nil, err
 	}
@@ -343,6 +345,13 @@ func (l *Local) List() ([]string, error) {
 	return slices.Sorted(maps.Keys(l.active)), nil
 }
 
+// How often a working folder that cannot be removed is tried, at first and in the
+// end: somebody may unmount what is mounted there.
+const (
+	settleAgain  = time.Minute
+	settleRarely = time.Hour
+)
+
 // tidyTime is how long who waits for the end of a run waits too until what the
 // command left in its working folder is removed. That may be anything.
 const tidyTime = time.Second
@@ -446,11 +455,20 @@ func (l *Local) awaitLock(run string) {
 // forgets that the run may be under way: until then, another supervisor settles
 // what this one did not. The lock is free, but for a moment in which somebody
 // tries it, or a child of another start has not executed its command yet.
-func (l *Local) settle(run string) {
+func (l *Local) settle(run string) { l.settleOr(run, l.again) }
+
+// settleOr is settle, tried again after a while where the folder cannot go yet.
+func (l *Local) settleOr(run string, again time.Duration) {
 	l.awaitLock(run)
 	// In the folder of runs alone, wherever the command's symlinks point.
-	if err := l.root.RemoveAll(filepath.Join(run, workDir)); err != nil {
-		l.log.Warn("removing a run's working folder", "run", run, "error", err)
+	if err := removeAll(l.root, filepath.Join(run, workDir)); err != nil {
+		level := slog.LevelWarn
+		if again > l.again { // that was said
+			level = slog.LevelDebug
+		}
+		l.log.Log(context.Background(), level, "removing a run's working folder; it will be tried again", "run", run, "error", err)
+		time.AfterFunc(again, func() { l.settleOr(run, min(2*again, settleRarely)) })
+		return
 	}
 	l.mu.Lock()
 	_, unwritten := l.unwritten[run]

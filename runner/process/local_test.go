@@ -46,6 +46,12 @@ type bench struct {
 // newBench compiles the hook "job" and makes a Local that knows it.
 func newBench(t testing.TB, spec runner.HookSpec) *bench {
 	t.Helper()
+	return newTalkingBench(t, spec, t.Output())
+}
+
+// newTalkingBench is newBench with a log of its own.
+func newTalkingBench(t testing.TB, spec runner.HookSpec, log io.Writer) *bench {
+	t.Helper()
 	spec.Callers = []runner.Grant{{Caller: "tester"}}
 	if spec.Grace == 0 {
 		spec.Grace = patience
@@ -61,7 +67,7 @@ func newBench(t testing.TB, spec runner.HookSpec) *bench {
 	b := &bench{subject: subject{dir: filepath.Join(t.TempDir(), "runs")}, hook: hooks["job"]}
 	find := func(name string) (*runner.Hook, bool) { return b.hook, name == "job" }
 	var err error
-	if b.Local, err = process.NewLocal(b.dir, find, slog.New(slog.NewTextHandler(t.Output(), nil))); err != nil {
+	if b.Local, err = process.NewLocal(b.dir, find, slog.New(slog.NewTextHandler(log, nil))); err != nil {
 		t.Fatal(err)
 	}
 	b.commands = b.Local

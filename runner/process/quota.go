@@ -15,15 +15,29 @@ import (
 )
 
 // Remove deletes the folder of a run in dir. One whose tree still holds the lock
-// is left, for Sweep; that, or a run that is not there, is no error.
+// is left, for Sweep; that, or a run that is not there, is no error. One in which
+// something is mounted is left for Sweep, too, and is an error that names that.
 func Remove(dir, run string) error {
 	if err := checkID(run); err != nil {
 		return fmt.Errorf("removing: %w", err)
 	}
-	if held, err := lockHeld(filepath.Join(dir, run)); err != nil || held {
-		return err
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if err := os.RemoveAll(filepath.Join(dir, run)); err != nil {
+	if err != nil {
+		return fmt.Errorf("removing run %s: %w", run, err)
+	}
+	defer func() { _ = root.Close() }()
+	return remove(root, run)
+}
+
+func remove(root *os.Root, run string) error {
+	held, err := lockHeld(filepath.Join(root.Name(), run))
+	if err == nil && !held {
+		err = removeAll(root, run)
+	}
+	if err != nil {
 		return fmt.Errorf("removing run %s: %w", run, err)
 	}
 	return nil
@@ -48,28 +62,39 @@ func lockHeld(folder string) (bool, error) {
 
 // Sweep removes the folders of runs in dir that are not known: a crash between
 // forgetting a run and removing its folder leaves one. It takes small steps with
-// pauses, and returns when it has seen all there were, or ctx is done.
+// pauses, goes on after a folder that cannot be removed, and returns when it has
+// seen all there were, or ctx is done.
 func Sweep(ctx context.Context, dir string, known func(run string) (bool, error)) (removed int, err error) {
 	const step, pause = 100, 50 * time.Millisecond
-	d, err := os.Open(dir)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return 0, fmt.Errorf("sweeping: %w", err)
+	}
+	defer func() { _ = root.Close() }()
+	d, err := root.Open(".")
 	if err != nil {
 		return 0, fmt.Errorf("sweeping: %w", err)
 	}
 	defer func() { _ = d.Close() }() // only read
+	var failed failures
 	for ctx.Err() == nil {
 		names, err := d.Readdirnames(step)
 		if errors.Is(err, io.EOF) {
-			return removed, nil
+			return removed, failed.err()
 		}
 		if err != nil {
-			return removed, fmt.Errorf("sweeping: %w", err)
+			return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.err())
 		}
 		for _, run := range names {
-			gone, err := sweepOne(dir, run, known)
-			if err != nil {
-				return removed, fmt.Errorf("sweeping: %w", err)
+			if checkID(run) != nil { // none of ours
+				continue
 			}
-			if gone {
+			// Every run is recorded before it gets a folder, and this one has one.
+			is, err := known(run)
+			if err != nil {
+				return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.err())
+			}
+			if !is && failed.none(remove(root, run)) && isGone(root, run) {
 				removed++
 			}
 		}
@@ -78,23 +103,40 @@ func Sweep(ctx context.Context, dir string, known func(run string) (bool, error)
 		case <-ctx.Done():
 		}
 	}
-	return removed, ctx.Err()
+	return removed, errors.Join(ctx.Err(), failed.err())
 }
 
-// sweepOne asks whether a run is known only once its folder is there: every run
-// is recorded before it gets one.
-func sweepOne(dir, run string, known func(run string) (bool, error)) (gone bool, err error) {
-	if checkID(run) != nil { // none of ours
-		return false, nil
+func isGone(root *os.Root, run string) bool {
+	_, err := root.Lstat(run)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// failures are those of many removals, of which a few are told in full.
+type failures struct {
+	told []error
+	more int
+}
+
+// none tells whether err is no failure, and keeps it if it is one.
+func (f *failures) none(err error) bool {
+	const most = 10
+	switch {
+	case err == nil:
+		return true
+	case len(f.told) < most:
+		f.told = append(f.told, err)
+	default:
+		f.more++
 	}
-	if is, err := known(run); err != nil || is {
-		return false, err
+	return false
+}
+
+func (f *failures) err() error {
+	all := f.told
+	if f.more > 0 {
+		all = append(all, fmt.Errorf("and %d more", f.more))
 	}
-	if err := Remove(dir, run); err != nil {
-		return false, err
-	}
-	_, err = os.Lstat(filepath.Join(dir, run))
-	return errors.Is(err, fs.ErrNotExist), nil
+	return errors.Join(all...)
 }
 
 // Trim removes the oldest outputs in dir until what is left takes at most quota

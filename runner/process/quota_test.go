@@ -3,9 +3,11 @@ package process_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"sallyport/runner"
@@ -122,5 +124,27 @@ func TestNothingIsSweptWhenNobodyCanTellWhatIsKnown(t *testing.T) {
 	}
 	if len(b.having([]string{run}, "output")) == 0 {
 		t.Error("it was removed")
+	}
+}
+
+func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
+	dir := t.TempDir()
+	var stubborn []string
+	for i := range 40 {
+		run, inside := order().Run, "work"
+		if i%3 == 0 {
+			stubborn, inside = append(stubborn, run), "lock" // which is no file that could be tried
+		}
+		if err := os.MkdirAll(filepath.Join(dir, run, inside), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	removed, err := process.Sweep(t.Context(), dir, func(string) (bool, error) { return false, nil })
+	left, _ := filepath.Glob(filepath.Join(dir, "*"))
+	if removed != 40-len(stubborn) || len(left) != len(stubborn) {
+		t.Errorf("removed %d, and %d are left, want %d", removed, len(left), len(stubborn))
+	}
+	if err == nil || strings.Count(err.Error(), "removing run") != 10 || !strings.HasSuffix(err.Error(), fmt.Sprintf("and %d more", len(stubborn)-10)) {
+		t.Errorf("%v", err)
 	}
 }

@@ -1,0 +1,62 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// mountsIn returns the mount points at name and below, as this process sees them
+// (proc_pid_mountinfo(5)). Devices do not tell: a folder may be bound to another
+// of its own filesystem.
+func mountsIn(root *os.Root, name string) ([]string, error) {
+	d, err := root.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	// Where it is by now, and not where it was opened.
+	dir, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
+	if err := errors.Join(err, d.Close()); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	const pointField = 4 // counted from 0
+	var points []string
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Split(line, " "); len(fields) > pointField {
+			points = append(points, unescape(fields[pointField]))
+		}
+	}
+	return under(filepath.Join(dir, name), points), nil
+}
+
+// unescape undoes what the kernel does to white space, # and backslashes: three
+// octal digits.
+func unescape(s string) string {
+	const digits = 3
+	var b strings.Builder
+	for {
+		plain, rest, found := strings.Cut(s, `\`)
+		b.WriteString(plain)
+		if !found {
+			return b.String()
+		}
+		if s = rest; len(rest) < digits {
+			b.WriteByte('\\')
+			continue
+		}
+		c, err := strconv.ParseUint(rest[:digits], 8, 8)
+		if err != nil {
+			b.WriteByte('\\')
+			continue
+		}
+		b.WriteByte(byte(c))
+		s = rest[digits:]
+	}
+}
