@@ -63,23 +63,37 @@ func split(path string) []string {
 	return strings.FieldsFunc(path, func(r rune) bool { return r == filepath.Separator })
 }
 
-// Foreign reports whether an entry belongs to another user than root and uid.
-func (e Entry) Foreign(uid int) bool {
-	owner, ok := e.Sys().(*syscall.Stat_t)
-	return !ok || owner.Uid != 0 && int(owner.Uid) != uid
+// owner is -1 where the system does not tell.
+func (e Entry) owner() int {
+	if stat, ok := e.Sys().(*syscall.Stat_t); ok {
+		return int(stat.Uid)
+	}
+	return -1
 }
+
+// Foreign reports whether an entry belongs to another user than root and uid.
+func (e Entry) Foreign(uid int) bool { return e.owner() != 0 && e.owner() != uid }
+
+// unmapped is what a user namespace shows for all owners that it does not know
+// (user_namespaces(7)).
+const unmapped = 65534
 
 // ByAnother tells what on the way to a file belongs to another user than root and
 // the one as whom this runs; nothing if all is theirs.
 func ByAnother(way []Entry) string {
+	uid := os.Geteuid()
 	for i, e := range way {
-		switch uid := os.Geteuid(); {
-		case !e.Foreign(uid):
-		case i == len(way)-1:
-			return fmt.Sprintf("%s belongs to another user than root and %d, as whom this runs, and may be changed by them: chown it", e.Path, uid)
-		default:
-			return fmt.Sprintf("%s belongs to another user than root and %d, as whom this runs, and they may swap what is found by it: chown it", e.Path, uid)
+		if !e.Foreign(uid) {
+			continue
 		}
+		risk, mend := "they may swap what is found by it", "chown it"
+		if i == len(way)-1 {
+			risk = "may be changed by them"
+		}
+		if e.owner() == unmapped {
+			mend += ", or map its owner into the user namespace that this runs in"
+		}
+		return fmt.Sprintf("%s belongs to another user than root and %d, as whom this runs, and %s: %s", e.Path, uid, risk, mend)
 	}
 	return ""
 }
