@@ -9,6 +9,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -38,6 +39,18 @@ func (p *post) startInBackground(c *process.Client, o runner.Order) <-chan error
 	answer := make(chan error, 1)
 	go func() { answer <- c.Start(o) }()
 	return answer
+}
+
+// answered waits for an answer.
+func answered(t testing.TB, answer <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-answer:
+		return err
+	case <-time.After(time.Minute):
+		t.Fatal("it is not answered")
+		return nil
+	}
 }
 
 func unanswered(t testing.TB, answer <-chan error) {
@@ -72,7 +85,7 @@ func TestASilentSupervisorHoldsNobodyUpAndDoesAllWhenItWakes(t *testing.T) {
 	}
 	unanswered(t, answer)
 	p.signal(t, syscall.SIGCONT)
-	if err := <-answer; err != nil {
+	if err := answered(t, answer); err != nil {
 		t.Error(err)
 	}
 	if e := <-ends; e.Reason != runner.Cancelled {
@@ -96,7 +109,7 @@ func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-answer; !errors.Is(err, runner.ErrLeft) {
+	if err := answered(t, answer); !errors.Is(err, runner.ErrLeft) {
 		t.Errorf("got %v", err)
 	}
 	p.signal(t, syscall.SIGCONT)
@@ -141,7 +154,7 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 	if err := os.Symlink(os.Args[0], exe); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-answer; err != nil {
+	if err := answered(t, answer); err != nil {
 		t.Error(err)
 	}
 	exited(t, p.subject.end(t, o.Run), 0)
