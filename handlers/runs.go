@@ -170,7 +170,7 @@ type waiting struct {
 // of which nobody can say yet that it runs.
 func (s *surface) answerStarted(w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int) error {
 	if wait > 0 || started.Run.State != runner.Queued && !started.Late {
-		return s.answerRun(w, r, req, started.Run, wait)
+		return s.answerAs(w, r, req, started.Run, wait, http.StatusAccepted)
 	}
 	req.run = started.Run.ID
 	w.Header().Set("Location", "/runs/"+started.Run.ID)
@@ -188,6 +188,11 @@ func (s *surface) answerStarted(w http.ResponseWriter, r *http.Request, req *req
 // answerRun answers 200 with a run: as it stands, or when it has ended if the
 // request prefers to wait (RFC 7240, 4.3).
 func (s *surface) answerRun(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait int) error {
+	return s.answerAs(w, r, req, run, wait, http.StatusOK)
+}
+
+// answerAs is answerRun, with a status for a run that waits for its turn still.
+func (s *surface) answerAs(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait, queued int) error {
 	req.run = run.ID
 	if wait > 0 {
 		span := min(time.Duration(wait)*time.Second, maxWait)
@@ -201,8 +206,12 @@ func (s *surface) answerRun(w http.ResponseWriter, r *http.Request, req *request
 			return s.notStarted(w, r, req, 0, err)
 		}
 	}
+	status := http.StatusOK
+	if run.State == runner.Queued {
+		status = queued
+	}
 	w.Header().Set("Location", "/runs/"+run.ID)
-	writeJSON(w, http.StatusOK, "application/json", s.view(req.caller, run))
+	writeJSON(w, status, "application/json", s.view(req.caller, run))
 	return nil
 }
 
