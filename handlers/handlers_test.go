@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,9 @@ func BenchmarkHooks10000(b *testing.B) { benchmarkHooks(b, 10_000) }
 func benchmarkHooks(b *testing.B, n int) {
 	b.Helper()
 	c := load(b, b.TempDir(), manyHooks(n))
+	if err := os.Mkdir(c.Get().State, 0o700); err != nil {
+		b.Fatal(err)
+	}
 	trail, err := audit.Open(c.Get().Audit, time.Now, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
