@@ -145,6 +145,8 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.killSupervisor(t)
+	// Until then, what is asked may have arrived.
+	eventually(t, "it is known that the connection broke", p.Broken)
 	// What was never asked is an error at once, and has not been done.
 	other := p.order("job", runner.Values{"key": "2"})
 	if err := p.Start(other); !errors.Is(err, runner.ErrNotNow) {

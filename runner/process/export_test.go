@@ -43,6 +43,19 @@ func (c *Client) Pending() int {
 	return len(l.waiting)
 }
 
+// Broken tells whether it is known that the connection broke.
+func (c *Client) Broken() bool {
+	c.mu.Lock()
+	l := c.link
+	c.mu.Unlock()
+	select {
+	case <-l.broken:
+		return true
+	default:
+		return false
+	}
+}
+
 // UpdateAgainAfter has a supervisor of another version asked so often to
 // replace itself.
 func (o *Options) UpdateAgainAfter(d time.Duration) { o.updateAgain = d }
