@@ -24,14 +24,7 @@ const (
 // Runs forgets runs that the file does not keep, and those that waited too long, in
 // small steps, until ctx is done.
 func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
-	next := time.NewTimer(interval)
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-next.C:
-		}
+	every(ctx, func() (wait time.Duration) {
 		c := conf.Get()
 		expiring := runs.ExpireQueued(ctx, c.Hooks)
 		removed, more, pruning := st.Prune(ctx, retention(c))
@@ -42,11 +35,11 @@ func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st
 		if err != nil && ctx.Err() == nil {
 			log.Error("forgetting runs", "error", err)
 		}
-		next.Reset(interval)
 		if more {
-			next.Reset(pause)
+			return pause
 		}
-	}
+		return interval
+	})
 }
 
 // Outputs keeps the outputs of all runs within their bound, until ctx is done. To
@@ -54,19 +47,23 @@ func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st
 // much longer than it works.
 func Outputs(ctx context.Context, conf *live.Configuration, log *slog.Logger) {
 	const rest = 50 // times as long
-	next := time.NewTimer(interval)
-	defer next.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-next.C:
-		}
+	every(ctx, func() (wait time.Duration) {
 		from, c := time.Now(), conf.Get()
 		if _, err := process.Trim(folder(c), int64(c.Outputs)); err != nil {
 			log.Error("bounding the outputs", "error", err)
 		}
-		next.Reset(max(interval, rest*time.Since(from)))
+		return max(interval, rest*time.Since(from))
+	})
+}
+
+// every does a step after an interval, and again after what that step says.
+func every(ctx context.Context, step func() (wait time.Duration)) {
+	for wait := interval; ; wait = step() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
 	}
 }
 

@@ -21,19 +21,12 @@ const (
 // transaction. It never goes back: a database of a newer version is refused
 // before anything is written.
 func migrate(ctx context.Context, db *sql.DB, now int64) error {
-	names, err := fs.Glob(migrations, "migrations/*.sql") // sorted
-	if err != nil {
-		return fmt.Errorf("listing the migrations: %w", err)
-	}
 	if _, err := db.ExecContext(ctx, sqlMakeSchema); err != nil {
 		return unavailable("reading the schema version", err)
 	}
-	var version int
-	if err := db.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
-		return unavailable("reading the schema version", err)
-	}
-	if version > len(names) {
-		return otherVersion(version, len(names), ErrNewer)
+	version, names, err := schema(ctx, db)
+	if err != nil {
+		return err
 	}
 	for ; version < len(names); version++ {
 		if err := migrateStep(ctx, db, names[version], version+1, now); err != nil {
@@ -43,27 +36,33 @@ func migrate(ctx context.Context, db *sql.DB, now int64) error {
 	return nil
 }
 
-func otherVersion(is, known int, err error) error {
-	return fmt.Errorf("schema version %d, this program knows %d: %w", is, known, err)
-}
-
 // checkVersion refuses a schema that this program does not read.
 func checkVersion(ctx context.Context, db *sql.DB) error {
-	names, err := fs.Glob(migrations, "migrations/*.sql")
+	version, names, err := schema(ctx, db)
+	if err == nil && version < len(names) {
+		err = otherVersion(version, len(names), ErrOlder)
+	}
+	return err
+}
+
+// schema returns the version of a database, and the migrations that there are in
+// their order. A newer version is an error.
+func schema(ctx context.Context, db *sql.DB) (version int, names []string, err error) {
+	names, err = fs.Glob(migrations, "migrations/*.sql") // sorted
 	if err != nil {
-		return fmt.Errorf("listing the migrations: %w", err)
+		return 0, nil, fmt.Errorf("listing the migrations: %w", err)
 	}
-	var version int
 	if err := db.QueryRowContext(ctx, sqlVersion).Scan(&version); err != nil {
-		return unavailable("reading the schema version", err)
+		return 0, nil, unavailable("reading the schema version", err)
 	}
-	switch {
-	case version > len(names):
-		return otherVersion(version, len(names), ErrNewer)
-	case version < len(names):
-		return otherVersion(version, len(names), ErrOlder)
+	if version > len(names) {
+		return 0, nil, otherVersion(version, len(names), ErrNewer)
 	}
-	return nil
+	return version, names, nil
+}
+
+func otherVersion(is, known int, err error) error {
+	return fmt.Errorf("schema version %d, this program knows %d: %w", is, known, err)
 }
 
 func migrateStep(ctx context.Context, db *sql.DB, name string, version int, now int64) error {
