@@ -121,7 +121,7 @@ func TestEveryDecisionHasItsLine(t *testing.T) {
 	if line := h.decision(h.answers(http.StatusUnauthorized, stale), audit.Refused); line.Caller != "guest" || line.Key != "1" || !strings.HasPrefix(line.Reason, "stale credential: ") {
 		t.Errorf("got %+v", line)
 	}
-	is(h.answers(http.StatusTooManyRequests, delivery{}), refused(audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 429, "limit by address"))
+	is(h.answers(http.StatusTooManyRequests, delivery{}), refused(audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 429, "limit by failures"))
 
 	// Draining.
 	h.runner.Drain(t.Context())

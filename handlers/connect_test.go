@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,4 +131,33 @@ hooks:
 		t.Errorf("room that is free again is refused: %d", again)
 	}
 	end()
+}
+
+// TestAddressLimit_ParallelFirstUse has many requests of one address arrive at
+// an unused limiter at once: they must not get more than one burst.
+func TestAddressLimit_ParallelFirstUse(t *testing.T) {
+	t.Parallel()
+	const burst, goroutines, each = 100, 8, 100
+	now := time.Now()
+	for range 300 {
+		allow := handlers.NewAddressLimit(config.Limit{Rate: 1, Burst: burst})
+		var allowed atomic.Int64
+		var all sync.WaitGroup
+		start := make(chan struct{})
+		for range goroutines {
+			all.Go(func() {
+				<-start
+				for range each {
+					if allow(netip.MustParseAddr("192.0.2.1"), now) {
+						allowed.Add(1)
+					}
+				}
+			})
+		}
+		close(start)
+		all.Wait()
+		if n := allowed.Load(); n != burst {
+			t.Fatalf("%d requests were allowed at once, want %d", n, burst)
+		}
+	}
 }

@@ -2,11 +2,19 @@ package handlers
 
 import (
 	"context"
+	"net/netip"
 	"time"
 	"unsafe"
 
 	"golang.org/x/time/rate"
+
+	"sallyport/internal/config"
 )
+
+// NewAddressLimit returns the limiter of a table with a single slot.
+func NewAddressLimit(limit config.Limit) func(netip.Addr, time.Time) bool {
+	return newAddressLimits(limit, 1).allow
+}
 
 // Tables is how many bytes the tables of addresses take.
 const Tables = (connectionSlots + addressSlots + failureSlots) * unsafe.Sizeof(rate.Limiter{})

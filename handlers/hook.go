@@ -92,7 +92,7 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 	}
 	req.resembles = s.resembling(d, callers)
 	_ = errors.As(err, &req.refused)
-	if e := s.failures.take(address(r), s.now()); e != nil {
+	if e := s.failures.take(address(r), "failures", s.now()); e != nil {
 		e.cause = err
 		return nil, e
 	}

@@ -39,26 +39,28 @@ func (t *addressLimits) or(limit config.Limit, slots int) *addressLimits {
 	return newAddressLimits(limit, slots)
 }
 
+// newAddressLimits sets every slot before the table is used: two requests that
+// set one slot at the same time would leave it with a second full bucket.
 func newAddressLimits(limit config.Limit, slots int) *addressLimits {
-	return &addressLimits{seed: maphash.MakeSeed(), limit: limit, slots: make([]rate.Limiter, slots)}
+	t := &addressLimits{seed: maphash.MakeSeed(), limit: limit, slots: make([]rate.Limiter, slots)}
+	for i := range t.slots {
+		// The zero time lets the first use find a full bucket.
+		t.slots[i].SetLimitAt(time.Time{}, rate.Limit(limit.Rate))
+		t.slots[i].SetBurstAt(time.Time{}, limit.Burst)
+	}
+	return t
 }
 
 func (t *addressLimits) of(a netip.Addr) *rate.Limiter {
-	l := &t.slots[maphash.Comparable(t.seed, a)%uint64(len(t.slots))]
-	if l.Burst() == 0 {
-		// The zero time lets the first use find a full bucket.
-		l.SetLimitAt(time.Time{}, rate.Limit(t.limit.Rate))
-		l.SetBurstAt(time.Time{}, t.limit.Burst)
-	}
-	return l
+	return &t.slots[maphash.Comparable(t.seed, a)%uint64(len(t.slots))]
 }
 
 // allow spends one token of the address, if it has one.
 func (t *addressLimits) allow(a netip.Addr, now time.Time) bool { return t.of(a).AllowN(now, 1) }
 
-// take is allow, and says how it is turned away.
-func (t *addressLimits) take(a netip.Addr, now time.Time) *refusal {
-	return take(t.of(a), "address", now)
+// take spends one token of the address, or returns the refusal, which names the policy.
+func (t *addressLimits) take(a netip.Addr, policy string, now time.Time) *refusal {
+	return take(t.of(a), policy, now)
 }
 
 // callerLimits takes over the limiters that are there, with what was spent of

@@ -58,7 +58,7 @@ func (s *surface) outer(next http.Handler) http.Handler {
 		defer s.access(r, req, rec, start)
 		defer s.decided(r, req, rec)
 		defer s.recover(rec, req)
-		if e := s.addresses.take(address(r), start); e != nil {
+		if e := s.addresses.take(address(r), "address", start); e != nil {
 			writeProblem(rec, req, e)
 			return
 		}
@@ -66,16 +66,20 @@ func (s *surface) outer(next http.Handler) http.Handler {
 	})
 }
 
-// recover answers 500 for a fault of ours, if nothing was answered yet.
+// recover answers 500 for a panic of a handler. An answer that has begun is
+// broken off instead: its reader must not take it for a whole one.
 func (s *surface) recover(rec *recorder, req *request) {
 	fault := recover()
 	if fault == nil {
 		return
 	}
 	s.log.Error("fault", "request", req.id, "error", fault, "stack", string(debug.Stack()))
-	if rec.status == 0 {
-		writeProblem(rec, req, fmt.Errorf("fault: %v", fault))
+	err := fmt.Errorf("fault: %v", fault)
+	if rec.status != 0 {
+		breakOff(req, err)
+		return
 	}
+	writeProblem(rec, req, err)
 }
 
 // abort ends a broken answer: over HTTP/1.1 without its last chunk, over HTTP/2

@@ -216,6 +216,9 @@ func (h *Hook) checkPath(p *problem.List) {
 // maxQueue bounds how many runs of a flight may wait.
 const maxQueue = 10_000
 
+// maxBodyTimeout bounds how long a body may take, whatever the file says.
+const maxBodyTimeout = 10 * time.Minute
+
 func (h *Hook) checkCallers(known map[string]bool, p *problem.List) {
 	at := p.At("callers")
 	grants := h.spec.Callers
@@ -295,6 +298,9 @@ func (h *Hook) checkBounds(p *problem.List) {
 	positive(s.Grace, p.At("grace"))
 	positive(s.QueueTimeout, p.At("queue_timeout"))
 	positive(s.Body.Timeout, p.At("body", "timeout"))
+	if s.Body.Timeout > maxBodyTimeout {
+		p.At("body", "timeout").Errorf("%s is over %s, and nobody has proved anything while a body arrives", s.Body.Timeout, maxBodyTimeout)
+	}
 	if s.Body.Max > 1<<30 {
 		p.At("body", "max").Errorf("is over 1GiB, and a body is held in memory while it is verified")
 	}

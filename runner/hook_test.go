@@ -55,6 +55,7 @@ func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
 		{"a dir that is missing", "dir", "no folder", echo(func(s *runner.HookSpec) { s.Dir = "/nowhere" })},
 		{"a timeout below zero", "timeout", "below zero", echo(func(s *runner.HookSpec) { s.Timeout = -1 })},
 		{"a grace below zero", "grace", "below zero", echo(func(s *runner.HookSpec) { s.Grace = -1 })},
+		{"a body timeout of hours", "body.timeout", "is over 10m0s", echo(func(s *runner.HookSpec) { s.Body.Timeout = 10*time.Minute + 1 })},
 		{"a body timeout below zero", "body.timeout", "below zero", echo(func(s *runner.HookSpec) { s.Body.Timeout = -1 })},
 		{"a huge body", "body.max", "over 1GiB", echo(func(s *runner.HookSpec) { s.Body.Max = 1<<30 + 1 })},
 		{"a huge output", "output", "1TiB", echo(func(s *runner.HookSpec) { s.Output.Tail = 1<<40 + 1 })},
