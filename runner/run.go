@@ -48,6 +48,9 @@ type End struct {
 	Reason   State     `json:"-"`                   // TimedOut, Cancelled or Interrupted, when that is why it ended
 	Error    string    `json:"error,omitempty"`     // why it could not start
 	Output   Output    `json:"output,omitzero"`
+	// LeftBehind counts the processes that were alive when the main process had
+	// ended by itself, and that were ended then.
+	LeftBehind int `json:"left_behind,omitempty"`
 }
 
 // Output counts what the command wrote to stdout and stderr together.

@@ -250,6 +250,9 @@ func (r *Runner) logEnd(run Run, state State, end End) {
 	if end.Signal != "" {
 		attrs = append(attrs, "signal", end.Signal)
 	}
+	if end.LeftBehind > 0 {
+		attrs = append(attrs, "left_behind", end.LeftBehind)
+	}
 	r.log.Info("run ended", attrs...)
 }
 

@@ -41,6 +41,7 @@ func (f *form) print(w io.Writer, r runner.Run) error {
 		{"exit", exit(r)},
 		{"error", r.Error},
 		{"output", wrote(r)},
+		{"left behind", leftBehind(r)},
 		{"rerun of", r.RerunOf},
 		{"stands for", strings.Join(r.StandsFor, ", ")},
 	}
@@ -65,6 +66,17 @@ func plain(s string) string {
 		return quoted
 	}
 	return s
+}
+
+// leftBehind says how many processes of the command had to be ended after it.
+func leftBehind(r runner.Run) string {
+	switch r.LeftBehind {
+	case 0:
+		return ""
+	case 1:
+		return "1 process, which was ended"
+	}
+	return fmt.Sprintf("%d processes, which were ended", r.LeftBehind)
 }
 
 func wrote(r runner.Run) string {

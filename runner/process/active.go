@@ -17,6 +17,10 @@ import (
 const (
 	killAgain = time.Second // a tree may have grown while it was killed
 	killLimit = 10          // times, before what cannot be killed is given up
+
+	// lingerTime is how long what the main process left may take to end by itself,
+	// as the last part of a pipe does, before it is ended and counted.
+	lingerTime = 100 * time.Millisecond
 )
 
 // active is a run under way. All but followers belongs to Start and then to
@@ -137,14 +141,19 @@ func (a *active) follow() {
 	wait := a.output.interval()
 	tick := time.NewTimer(wait)
 	defer tick.Stop()
+	var lingered <-chan time.Time
 	for over := false; !over; {
 		select {
 		case a.state = <-a.exit:
 			a.exit = nil
 			if over = a.gone(); !over {
-				a.end("", a.status.Bounds.Grace)
+				lingered = time.After(lingerTime)
 				wait = time.Millisecond
 				tick.Reset(wait)
+			}
+		case <-lingered:
+			if over = a.gone(); !over {
+				a.endLeftBehind()
 			}
 		case s := <-a.stop:
 			a.end(s.why, s.grace)
@@ -202,6 +211,18 @@ func (a *active) gone() bool {
 	}
 	a.tree.headless()
 	return a.tree.gone() && !a.local.held(a.status.Run)
+}
+
+// endLeftBehind ends what outlived the main process, and counts it where the main
+// process was not asked to end.
+func (a *active) endLeftBehind() {
+	if a.status.KillAt.IsZero() {
+		var names []string
+		a.status.LeftBehind, names = a.tree.census()
+		a.local.log.Warn("a command left processes behind, which are ended now", "run", a.status.Run, "hook", a.status.Hook,
+			"left_behind", a.status.LeftBehind, "programs", names)
+	}
+	a.end("", a.status.Bounds.Grace)
 }
 
 // end asks the tree to end, and has it killed when the grace is over. Only the

@@ -168,6 +168,18 @@ func (t *tree) gone() bool {
 	return len(t.members()) == 0
 }
 
+// census counts the processes of the tree, and names some of their programs.
+func (t *tree) census() (n int, names []string) {
+	const most = 5
+	pids := t.members()
+	for _, pid := range pids[:min(len(pids), most)] {
+		if name, err := read("/proc", strconv.Itoa(pid), "comm"); err == nil {
+			names = append(names, strings.TrimSpace(string(name)))
+		}
+	}
+	return len(pids), names
+}
+
 // close removes the cgroup and those that the command made in it.
 func (t *tree) close() error {
 	if t.cgroup == "" {

@@ -108,7 +108,31 @@ func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(b.dir, run, "work", "go"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			exited(t, b.end(t, run), 4)
+			e := b.end(t, run)
+			exited(t, e, 4)
+			allGone(t, all)
+			if e.LeftBehind < len(all) { // the shells of the family have children of their own
+				t.Errorf("%d processes are counted as left behind, and there were %d", e.LeftBehind, len(all))
+			}
+			if n := b.status(t, run).LeftBehind; n != e.LeftBehind {
+				t.Errorf("the status has %d processes left behind, and the end %d", n, e.LeftBehind)
+			}
+		})
+	}
+}
+
+func TestLeftBehind_IsNotCountedOfAStoppedRun(t *testing.T) {
+	spec := runner.HookSpec{Command: shell(t, family+"wait", ""), Grace: 100 * time.Millisecond}
+	for name, b := range ways(t, spec) {
+		t.Run(name, func(t *testing.T) {
+			run := b.start(t, order())
+			all := pids(t, &b.subject, run, 5)
+			if err := b.Stop(run, runner.Cancelled, -1); err != nil {
+				t.Fatal(err)
+			}
+			if e := b.end(t, run); e.LeftBehind != 0 {
+				t.Errorf("%d processes are counted as left behind by a run that was stopped", e.LeftBehind)
+			}
 			allGone(t, all)
 		})
 	}

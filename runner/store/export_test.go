@@ -23,7 +23,7 @@ func (s *SQLite) Plans(ctx context.Context) (map[string][]string, error) {
 			err := rows.Scan(&id, &parent, &unused, &step)
 			plans[query] = append(plans[query], step)
 			return err
-		}, "EXPLAIN QUERY PLAN "+query, 1, 2, 3, 4, 5, 6, 7, 8)
+		}, "EXPLAIN QUERY PLAN "+query, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 		if err != nil {
 			return nil, err
 		}

@@ -407,7 +407,7 @@ func TestFinishKeepsTheFirstEndAndEverythingOfIt(t *testing.T) {
 	code := 3
 	end := runner.End{
 		Ended: time.UnixMicro(1_800_000_000_000_001).UTC(), ExitCode: &code, Signal: "SIGKILL", Reason: runner.TimedOut, Error: "why",
-		Output: runner.Output{Bytes: 1 << 40, Dropped: 7},
+		Output: runner.Output{Bytes: 1 << 40, Dropped: 7}, LeftBehind: 3,
 	}
 	ended, next, err := s.Finish(t.Context(), r.ID, runner.TimedOut, end, false, true)
 	if err != nil || next == nil || next.ID != waiting.Run.ID {
