@@ -2,13 +2,16 @@ package handlers
 
 import (
 	"context"
+	"net/http"
 	"net/netip"
 	"time"
 	"unsafe"
 
 	"golang.org/x/time/rate"
 
+	"sallyport/auth"
 	"sallyport/internal/config"
+	"sallyport/runner"
 )
 
 // NewAddressLimit returns the limiter of a table with a single slot.
@@ -22,4 +25,9 @@ const Tables = (connectionSlots + addressSlots + failureSlots) * unsafe.Sizeof(r
 // Wait waits for a beat that is at least d from now, as a refusal does.
 func Wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
 	newBeats().wait(ctx, going, d)
+}
+
+// Bind takes the parameters of a hook from a delivery of the caller c.
+func Bind(r *http.Request, body []byte, h *runner.Hook) (runner.Values, error) {
+	return bind(r, body, &auth.Identity{Caller: "c"}, h)
 }

@@ -129,8 +129,7 @@ func bind(r *http.Request, body []byte, who *auth.Identity, h *runner.Hook) (run
 		return nil, malformed("The query is malformed.")
 	}
 	values, problems, err := h.Bind(runner.Input{
-		Body: body, ContentType: r.Header.Get("Content-Type"), Query: query,
-		Header: textproto.MIMEHeader(r.Header), Claims: who.Claims,
+		Body: body, Query: query, Header: textproto.MIMEHeader(r.Header), Claims: who.Claims,
 	})
 	switch {
 	case errors.Is(err, runner.ErrBody):

@@ -20,8 +20,8 @@ func FuzzArgv(f *testing.F) {
 			"a": text("body", "a"), "b": text("query", "b"), "c": {From: runner.From{"body", "c"}, Match: "(?s).*", Default: new("")},
 		},
 	})
-	f.Fuzz(func(t *testing.T, body []byte, contentType, query string) {
-		in := runner.Input{Body: body, ContentType: contentType, Query: map[string][]string{"b": {query}}}
+	f.Fuzz(func(t *testing.T, body []byte, other, query string) {
+		in := runner.Input{Body: body, Query: map[string][]string{"b": {query}}}
 		v, problems, err := h.Bind(in)
 		if err == nil && len(problems) == 0 {
 			if v["b"] != query {
@@ -31,7 +31,38 @@ func FuzzArgv(f *testing.F) {
 		} else if v != nil {
 			t.Errorf("values %q in spite of %v, %v", v, problems, err)
 		}
-		check(t, h, runner.Values{"a": string(body), "b": query, "c": contentType}, false)
+		check(t, h, runner.Values{"a": string(body), "b": query, "c": other}, false)
+	})
+}
+
+// FuzzBodyReading has hooks of both forms read the same bytes. At most one of
+// them finds anything in a body, and what it finds, it finds again.
+func FuzzBodyReading(f *testing.F) {
+	hooks := map[string]*runner.Hook{}
+	for _, as := range []string{"json", "form"} {
+		hooks[as] = hook(f, runner.HookSpec{
+			Command: []string{"/bin/echo", "--x={x}"}, Body: runner.BodySpec{As: as},
+			Params: map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Match: "(?s).*", Default: new("none")}},
+		})
+	}
+	for _, body := range []string{`{"x":"1"}`, "x=1", `{"a":"&x=1&"}`, " [\"&x=1\"]", "\"&x=1\"", "1&x=1", "\ufeff{&x=1", "x=1&x=2", ""} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		found := map[string]string{}
+		for as, h := range hooks {
+			v, problems, err := h.Bind(runner.Input{Body: body})
+			again, problemsAgain, errAgain := h.Bind(runner.Input{Body: body, Query: map[string][]string{"x": {"2"}}, Header: map[string][]string{"X": {"2"}}})
+			if v["x"] != again["x"] || len(problems) != len(problemsAgain) || (err == nil) != (errAgain == nil) {
+				t.Errorf("%q is read as %q, then as %q", body, v, again)
+			}
+			if x, ok := v["x"]; ok && x != "none" {
+				found[as] = x
+			}
+		}
+		if len(found) > 1 {
+			t.Errorf("%q has two readings: %q", body, found)
+		}
 	})
 }
 

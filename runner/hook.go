@@ -178,6 +178,9 @@ func fillDefaults(name string, s *HookSpec) {
 	def(&s.Grace, 10*time.Second)
 	def(&s.Body.Timeout, 10*time.Second)
 	size(&s.Body.Max, 1<<20)
+	if s.Body.As == "" {
+		s.Body.As = bodyJSON
+	}
 	size(&s.Output.Head, 1<<20)
 	size(&s.Output.Tail, 9<<20)
 	if s.Path == "" {
@@ -301,6 +304,7 @@ func (h *Hook) checkBounds(p *problem.List) {
 	if s.Body.Timeout > maxBodyTimeout {
 		p.At("body", "timeout").Errorf("%s is over %s, and nobody has proved anything while a body arrives", s.Body.Timeout, maxBodyTimeout)
 	}
+	s.Body.checkForm(p.At("body", "as"))
 	if s.Body.Max > 1<<30 {
 		p.At("body", "max").Errorf("is over 1GiB, and a body is held in memory while it is verified")
 	}

@@ -1,10 +1,8 @@
 package runner
 
 import (
-	"errors"
 	"fmt"
 	"maps"
-	"mime"
 	"net/textproto"
 	"net/url"
 	"regexp"
@@ -32,15 +30,11 @@ type ParamProblem struct {
 
 // Input is what parameters are taken from.
 type Input struct {
-	Body        []byte
-	ContentType string
-	Query       url.Values
-	Header      textproto.MIMEHeader
-	Claims      map[string]any // of a verified token, as strictjson decodes them
+	Body   []byte
+	Query  url.Values
+	Header textproto.MIMEHeader
+	Claims map[string]any // of a verified token, as strictjson decodes them
 }
-
-// ErrBody wraps what is wrong with a body that a parameter is taken from.
-var ErrBody = errors.New("unreadable body")
 
 type param struct {
 	from     From
@@ -145,8 +139,8 @@ func (c *param) refuseInt(v string) string {
 }
 
 // Bind takes the parameters of a hook from a delivery. It returns every
-// problem at once, or an error wrapping ErrBody where the body cannot be read
-// as what it is declared to be.
+// problem at once, or an error wrapping ErrBody where the body is not of the
+// form that the hook reads.
 func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	body, err := h.readBody(in)
 	if err != nil {
@@ -192,40 +186,6 @@ func (h *Hook) check(v Values) (problems []ParamProblem) {
 		problems = h.dashes(v)
 	}
 	return problems
-}
-
-// body is what the parameters of a body are looked up in.
-type body struct {
-	json any
-	form url.Values // nil for JSON
-}
-
-func (h *Hook) readBody(in Input) (body, error) {
-	wanted := false
-	for _, p := range h.params {
-		wanted = wanted || p.from[0] == "body"
-	}
-	if !wanted || len(in.Body) == 0 {
-		return body{}, nil
-	}
-	kind, _, err := mime.ParseMediaType(in.ContentType)
-	switch {
-	case in.ContentType != "" && err != nil:
-		return body{}, fmt.Errorf("%w: the Content-Type is malformed", ErrBody)
-	case kind == "application/x-www-form-urlencoded":
-		form, err := url.ParseQuery(string(in.Body))
-		if err != nil {
-			return body{}, fmt.Errorf("%w: it is declared as a form and is none", ErrBody)
-		}
-		return body{form: form}, nil
-	case kind == "" || kind == "application/json" || strings.HasSuffix(kind, "+json"):
-		v, err := strictjson.Decode(in.Body)
-		if err != nil {
-			return body{}, fmt.Errorf("%w: %v", ErrBody, err) //nolint:errorlint // the sender learns the words, nobody matches on them
-		}
-		return body{json: v}, nil
-	}
-	return body{}, fmt.Errorf("%w: parameters are read from JSON or a form, and it is declared as neither", ErrBody)
 }
 
 // take finds the value of one parameter, or says why there is none.

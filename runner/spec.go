@@ -64,8 +64,9 @@ type KeepSpec struct {
 	Count int           `yaml:"count"` // of the hook's runs; default 1000
 }
 
-// BodySpec bounds what a sender may send.
+// BodySpec says how a body is read, and bounds what a sender may send.
 type BodySpec struct {
+	As      string        `yaml:"as"`      // json (default) or form: how parameters are taken from it, whatever its Content-Type
 	Max     Size          `yaml:"max"`     // default 1MiB
 	Timeout time.Duration `yaml:"timeout"` // to send it whole; default 10s
 }

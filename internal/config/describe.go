@@ -225,7 +225,7 @@ func describeHook(row rowFunc, h *runner.Hook) {
 	}
 	row("  flight", "%s; when busy: %s", cmp.Or(s.Flight, "one run at a time"), s.Busy)
 	row("  timeout", "%s, then TERM, and KILL after %s", s.Timeout, s.Grace)
-	row("  body", "%s at most, within %s%s", s.Body.Max, s.Body.Timeout, map[bool]string{true: ", to stdin"}[h.StdinBody])
+	row("  body", "%s, %s at most, within %s%s", s.Body.As, s.Body.Max, s.Body.Timeout, map[bool]string{true: ", to stdin"}[h.StdinBody])
 	row("  output", "the first %s and the last %s are kept", s.Output.Head, s.Output.Tail)
 	if s.Dir != "" {
 		row("  dir", "%s", s.Dir)
