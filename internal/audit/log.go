@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"sallyport/internal/owned"
 )
 
 // Errors of a Log.
@@ -18,7 +20,6 @@ var (
 	ErrHeld    = errors.New("another server writes this audit")
 	ErrDamaged = errors.New("the audit is not as it was left")
 	errClosed  = errors.New("the audit is closed")
-	errGone    = errors.New("its file is not where it was")
 )
 
 // Options say how an audit is written.
@@ -37,7 +38,7 @@ type Log struct {
 	sign  *signer
 	now   func() time.Time
 	log   *slog.Logger
-	lock  *os.File
+	lock  *owned.Lock
 	fault atomic.Pointer[error] // why nothing can be written, or nil
 
 	ops     chan *op
@@ -51,7 +52,7 @@ type Log struct {
 	place
 
 	file   *os.File
-	info   os.FileInfo
+	pin    owned.Pin // of the file
 	size   int64     // of the file, up to the end of its last good line
 	spilt  bool      // there may be more in the file than that
 	last   uint64    // line that the file checkpoint is about
@@ -92,7 +93,7 @@ func (l *Log) use(name string, flags int) error {
 	if l.file != nil {
 		err = l.file.Close()
 	}
-	l.file, l.info, l.size, l.spilt = f, info, 0, info.Size() > 0
+	l.file, l.pin, l.size, l.spilt = f, owned.NewPin(name, info), 0, info.Size() > 0
 	return err
 }
 
@@ -117,7 +118,7 @@ func (l *Log) append(durable bool, lines ...Line) error {
 		err = l.file.Sync()
 	}
 	if err == nil {
-		err = l.there()
+		err = l.pin.Check()
 	}
 	if err != nil {
 		l.spilt = l.file.Truncate(l.size) != nil
@@ -128,16 +129,6 @@ func (l *Log) append(durable bool, lines ...Line) error {
 	}
 	l.place, l.size, l.fresh = p, l.size+int64(len(b)), l.fresh+len(lines)
 	return nil
-}
-
-// there tells whether the file is where it belongs: what is written to one that
-// was removed is nowhere.
-func (l *Log) there() error {
-	info, err := os.Stat(l.file.Name())
-	if err == nil && !os.SameFile(info, l.info) {
-		err = errGone
-	}
-	return err
 }
 
 // create begins a segment.
@@ -374,7 +365,7 @@ func (l *Log) notice(err error) {
 // tick does what is due: it finds out whether the audit can be written again,
 // writes what was only counted, and signs.
 func (l *Log) tick() error {
-	if err := l.there(); err != nil {
+	if err := l.pin.Check(); err != nil {
 		return err
 	}
 	if err := l.tell(false); err != nil {
@@ -422,5 +413,5 @@ func (l *Log) shut() error {
 	if l.file != nil {
 		errs = append(errs, l.file.Close())
 	}
-	return errors.Join(append(errs, release(l.lock))...)
+	return errors.Join(append(errs, l.lock.Close())...)
 }

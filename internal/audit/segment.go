@@ -7,14 +7,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"syscall"
+
+	"sallyport/internal/owned"
 )
 
-// What is in the folder audit of a state folder, beside the segments.
+// What is in the folder audit of a state folder, besides the segments and the lock.
 const (
 	checkpointFile = "checkpoint"
 	verifierFile   = "verifier"
-	lockFile       = "lock"
 )
 
 func folder(state string) string { return filepath.Join(state, "audit") }
@@ -59,30 +59,17 @@ func list(dir string) ([]segment, error) {
 	return segments, nil
 }
 
-// hold makes the folder, and returns the lock that keeps another writer out for
-// as long as it is open.
-func hold(dir string) (*os.File, error) {
+// hold makes the folder, and returns the lock that keeps another writer out until
+// it is closed.
+func hold(dir string) (*owned.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
+	lock, err := owned.LockFolder(dir)
+	if errors.Is(err, owned.ErrLocked) {
 		err = ErrHeld
 	}
-	if err != nil {
-		return nil, errors.Join(err, lock.Close())
-	}
-	return lock, nil
-}
-
-// release lets the next writer in at once. Closing alone would not while a
-// process that was just forked has the file, too.
-func release(lock *os.File) error {
-	return errors.Join(syscall.Flock(int(lock.Fd()), syscall.LOCK_UN), lock.Close())
+	return lock, err
 }
 
 // syncFolder makes names that came or went last through a power cut.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"modernc.org/sqlite"
+
+	"sallyport/internal/owned"
 )
 
 // SQLite is the durable record of runs and claims, in one file of the state
@@ -28,7 +30,8 @@ type SQLite struct {
 	now  func() time.Time
 	log  *slog.Logger
 	path string
-	lock *os.File
+	lock *owned.Lock
+	pins []owned.Pin // of the database and its log, as they were opened
 
 	write   *sql.DB   // one connection for the writer, one for checkpoints
 	conn    *sql.Conn // the writer's
@@ -36,9 +39,10 @@ type SQLite struct {
 	read    *sql.DB
 	reader  *prepared
 	ops     chan *op
-	turn    sync.Mutex   // held while a transaction is under way
-	commits atomic.Int64 // transactions that wrote
-	down    bool         // the last transaction failed; the writer's own
+	turn    sync.Mutex                // held while a transaction is under way
+	commits atomic.Int64              // transactions that wrote
+	written atomic.Pointer[time.Time] // when a transaction was last committed; nil if one has failed since
+	down    bool                      // the last transaction failed; the writer's own
 	settled settled
 
 	closing chan struct{}
@@ -116,9 +120,11 @@ func (s *SQLite) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making the file: %w", err)
 	}
-	if err := file.Close(); err != nil {
+	info, err := file.Stat()
+	if err := errors.Join(err, file.Close()); err != nil {
 		return fmt.Errorf("making the file: %w", err)
 	}
+	s.pins = append(s.pins, owned.NewPin(s.path, info))
 	// Who closed the database took its log away. Otherwise there was a crash, of the
 	// machine perhaps, and its disk is not believed unseen.
 	log, err := os.Stat(s.path + "-wal")
@@ -146,6 +152,11 @@ func (s *SQLite) open(ctx context.Context) error {
 		return unavailable("connecting", err)
 	}
 	s.writer = newPrepared(s.conn.PrepareContext)
+	// By name, because to open the log and close it again would end the locks of SQLite.
+	if info, err = os.Stat(s.path + "-wal"); err != nil {
+		return fmt.Errorf("finding the write-ahead log: %w", err)
+	}
+	s.pins = append(s.pins, owned.NewPin(s.path+"-wal", info))
 	return s.openReader()
 }
 

@@ -4,33 +4,27 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"syscall"
 
 	"sallyport/internal/owned"
 )
 
 // holdFolder makes sure that the state folder exists and is ours alone, and
-// returns the lock that keeps a second server out for as long as it is open.
-func holdFolder(dir string) (*os.File, error) {
+// returns the lock that keeps a second server out until it is closed.
+func holdFolder(dir string) (*owned.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("making the state folder: %w", err)
 	}
 	if err := checkFolder(dir); err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("opening the lock of the state folder: %w", err)
-	}
-	err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	switch {
-	case err == nil:
-		return lock, nil
-	case errors.Is(err, syscall.EWOULDBLOCK):
+	lock, err := owned.LockFolder(dir)
+	if errors.Is(err, owned.ErrLocked) {
 		err = ErrHeld
 	}
-	return nil, errors.Join(fmt.Errorf("locking the state folder %s: %w", dir, err), lock.Close())
+	if err != nil {
+		return nil, fmt.Errorf("locking the state folder %s: %w", dir, err)
+	}
+	return lock, nil
 }
 
 // checkFolder refuses a folder that another user of the machine may read,

@@ -87,6 +87,9 @@ func (s *SQLite) transact(ctx context.Context, batch []*op) error {
 			refused++
 		}
 	}
+	if err := s.checkInPlace(); err != nil {
+		return s.undo(ctx, err)
+	}
 	if refused == len(batch) {
 		return s.undo(ctx, nil)
 	}
@@ -94,6 +97,8 @@ func (s *SQLite) transact(ctx context.Context, batch []*op) error {
 		return s.undo(ctx, err)
 	}
 	s.commits.Add(1)
+	now := time.Now()
+	s.written.Store(&now)
 	return nil
 }
 
@@ -132,11 +137,14 @@ func (s *SQLite) undo(ctx context.Context, err error) error {
 func (s *SQLite) notice(err error) {
 	switch {
 	case err != nil && !s.down:
-		s.log.Error("store unavailable", "error", err)
+		s.log.Error("store unavailable: nothing is started", "error", err)
 	case err == nil && s.down:
 		s.log.Info("store available again")
 	}
 	s.down = err != nil
+	if s.down {
+		s.written.Store(nil)
+	}
 }
 
 const (
@@ -155,6 +163,7 @@ func (s *SQLite) keepLogShort(ctx context.Context) {
 	defer tick.Stop()
 	var copied int64
 	failing := false
+	long := longLog{log: s.log}
 	for {
 		select {
 		case <-tick.C:
@@ -170,6 +179,7 @@ func (s *SQLite) keepLogShort(ctx context.Context) {
 			s.turn.Lock()
 			whole, err = s.checkpoint(ctx)
 			s.turn.Unlock()
+			long.notice(info.Size(), whole || err != nil)
 		}
 		if whole {
 			copied = commits

@@ -1,0 +1,86 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"sallyport/runner"
+)
+
+// provenFor is for how long a commit proves that the store can write.
+const provenFor = 5 * time.Second
+
+// Probe reads a row, and writes one unless a commit has just proved that it can. It returns
+// why the store cannot be read or written. ctx does not bound it once its turn to write has
+// come.
+func (s *SQLite) Probe(ctx context.Context) error {
+	if err := s.checkInPlace(); err != nil {
+		return err
+	}
+	if _, err := s.Get(ctx, ""); !errors.Is(err, runner.ErrUnknown) {
+		return fmt.Errorf("reading a row: %w", err)
+	}
+	if err := s.checkRoom(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if at := s.written.Load(); at != nil && time.Since(*at) < provenFor {
+		return nil
+	}
+	return s.do(ctx, func(ctx context.Context, p *prepared) error {
+		// A number in the header of the file that SQLite leaves to programs. This one uses it for nothing
+		// else. It must change, because SQLite does not write what is there already.
+		var version int
+		if err := p.scan(ctx, []any{&version}, `PRAGMA user_version`); err != nil {
+			return err
+		}
+		query := `PRAGMA user_version = 1`
+		if version == 1 {
+			query = `PRAGMA user_version = 2`
+		}
+		_, err := p.exec(ctx, query)
+		return err
+	})
+}
+
+// checkRoom writes a file of the size of some deliveries and removes it again. A commit alone proves
+// little on a full disk: it may fit into what the write-ahead log has already.
+func (s *SQLite) checkRoom() error {
+	const room = 256 << 10
+	name := filepath.Join(filepath.Dir(s.path), "probe")
+	return errors.Join(os.WriteFile(name, make([]byte, room), 0o600), os.Remove(name))
+}
+
+// checkInPlace returns an error if the database or its log was removed or replaced: what is
+// committed then is gone when the server ends.
+func (s *SQLite) checkInPlace() error {
+	for _, pin := range s.pins {
+		if err := pin.Check(); err != nil {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	return nil
+}
+
+// longLog warns of a write-ahead log that grows because something keeps it from being copied.
+type longLog struct {
+	log    *slog.Logger
+	warned int64 // its size in bytes at the last warning
+}
+
+// notice is told the size of a log that is longer than it should be, and whether all of it was
+// copied. It warns each time that the size has doubled.
+func (l *longLog) notice(size int64, copied bool) {
+	switch {
+	case copied && l.warned > 0:
+		l.log.Info("write-ahead log copied again", "bytes", size)
+		l.warned = 0
+	case !copied && size >= 2*l.warned:
+		l.log.Warn("write-ahead log grows: another process reads the database, and none of the log can be reused until it ends", "bytes", size)
+		l.warned = size
+	}
+}

@@ -1,0 +1,164 @@
+package store_test
+
+import (
+	"bytes"
+	"database/sql"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sallyport/internal/owned"
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// TestStore_MovedFileRefusesAll: what is committed to a file that was removed is gone when the
+// server ends. When the file is back, the store goes on.
+func TestStore_MovedFileRefusesAll(t *testing.T) {
+	for _, name := range []string{"state.db", "state.db-wal"} {
+		for what, replace := range map[string]func(name string) error{
+			"removed":  func(string) error { return nil },
+			"replaced": func(name string) error { return os.WriteFile(name, nil, 0o600) },
+		} {
+			t.Run(name+" "+what, func(t *testing.T) {
+				dir := filepath.Join(t.TempDir(), "state")
+				s := openIn(t, dir)
+				before := admit(t, s, newRun(t, "build", "before"), runner.Policy{})
+				if err := s.Probe(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				file, away := filepath.Join(dir, name), filepath.Join(dir, "away")
+				if err := errors.Join(os.Rename(file, away), replace(file)); err != nil {
+					t.Fatal(err)
+				}
+				r := newRun(t, "build", "f")
+				_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{})
+				if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, owned.ErrMoved) {
+					t.Errorf("admitted: %v", err)
+				}
+				if err := s.Probe(t.Context()); !errors.Is(err, owned.ErrMoved) {
+					t.Errorf("probed: %v", err)
+				}
+				if err := os.Rename(away, file); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Probe(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if _, err := s.Get(t.Context(), r.ID); !errors.Is(err, runner.ErrUnknown) {
+					t.Errorf("the refused run: %v", err)
+				}
+				finish(t, s, before.Run.ID)
+				admit(t, s, r, runner.Policy{})
+			})
+		}
+	}
+}
+
+// TestProbe_WritesWithoutDeliveries: reading alone would not show that the database is read-only.
+func TestProbe_WritesWithoutDeliveries(t *testing.T) {
+	s := open(t)
+	for range 3 {
+		if err := s.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.WriteAll(t.Context(), "PRAGMA query_only = 1"); err != nil {
+		t.Fatal(err)
+	}
+	r := newRun(t, "build", "f") // of which the store learns that the last commit proves nothing any more
+	if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, runner.Feed{}); !errors.Is(err, store.ErrReadOnly) {
+		t.Fatal(err)
+	}
+	if err := s.Probe(t.Context()); !errors.Is(err, store.ErrReadOnly) {
+		t.Errorf("got %v", err)
+	}
+	if err := s.WriteAll(t.Context(), "PRAGMA query_only = 0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLock_SurvivesItsFile: two servers in one folder damage what both write.
+func TestLock_SurvivesItsFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	openIn(t, dir)
+	if err := os.Remove(filepath.Join(dir, "lock")); err != nil {
+		t.Fatal(err)
+	}
+	refuse(t, dir, store.ErrHeld)
+}
+
+// TestLog_WarnsOfOutsideReader: another process that reads the database keeps the log from being reused.
+func TestLog_WarnsOfOutsideReader(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	var log lockedBuffer
+	s, err := store.Open(t.Context(), dir, time.Now, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "state.db")+"?mode=ro")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := tx.QueryRowContext(t.Context(), `SELECT count(*) FROM runs`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	write := func() {
+		r := newRun(t, "build", "")
+		r.Flight = r.ID
+		in := runner.Feed{Stdin: make([]byte, 1<<20)}
+		if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 36 {
+		write()
+	}
+	const grows, again = "write-ahead log grows", "write-ahead log copied again"
+	for !strings.Contains(log.String(), grows) {
+		write()
+		<-time.After(50 * time.Millisecond)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	for !strings.Contains(log.String(), again) {
+		<-time.After(50 * time.Millisecond)
+	}
+	if n := strings.Count(log.String(), grows); n > 3 {
+		t.Errorf("warned %d times", n)
+	}
+}
+
+// lockedBuffer is a bytes.Buffer for several goroutines.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
