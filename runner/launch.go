@@ -104,7 +104,7 @@ func (r *Runner) order(run Run, in Feed) error {
 // is given back: the reason may be gone when the sender tries again.
 func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
 	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
-	end := End{Ended: r.now(), Error: "the command could not be started"}
+	end := End{Ended: r.now(), Error: "the command could not be started", Detail: reason.Error()}
 	recorded := make(chan Run, 1)
 	go func() { recorded <- r.finish(ctx, run, Failed, end, true) }()
 	ended := run

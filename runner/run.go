@@ -37,6 +37,8 @@ type Run struct {
 	// StandsFor are other callers, whose deliveries wait in this run for want
 	// of one of their own: those of Join before Caller's.
 	StandsFor []string `json:"stands_for,omitempty"`
+	// Cut names the parameters of which a list shows only the beginning.
+	Cut []string `json:"cut,omitempty"`
 	End
 }
 
@@ -47,6 +49,7 @@ type End struct {
 	Signal   string    `json:"signal,omitempty"`    // SIGTERM
 	Reason   State     `json:"-"`                   // TimedOut, Cancelled or Interrupted, when that is why it ended
 	Error    string    `json:"error,omitempty"`     // why it could not start
+	Detail   string    `json:"-"`                   // the same with what only a local administrator may read
 	Output   Output    `json:"output,omitzero"`
 	// LeftBehind counts the processes that were alive when the main process had
 	// ended by itself, and that were ended then.

@@ -3,32 +3,61 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
 )
 
 // Plans returns how SQLite runs each statement that is to find its rows by an
 // index.
 func (s *SQLite) Plans(ctx context.Context) (map[string][]string, error) {
 	plans := map[string][]string{}
-	for _, query := range []string{
-		sqlRun, sqlInput, sqlInFlight, sqlFirst, sqlLast, sqlQueue, sqlActive, sqlJoin, sqlEnd, sqlPromote, sqlRequeue, sqlDropQueue, sqlDropRun,
-		sqlDropExpired, sqlClaim, sqlUnclaim, sqlList + sqlNewestFirst,
-		sqlListPast + sqlNewestFirst, sqlListPast + sqlOfHook + sqlNewestFirst, sqlListPast + sqlOfCaller + sqlNewestFirst,
-		sqlListPast + sqlOfBoth + sqlNewestFirst, sqlListActive + sqlNewestFirst, sqlListActive + sqlOfBoth + sqlNewestFirst,
-		sqlListPast + sqlOfJoined + sqlNewestFirst, sqlListPast + sqlOfJoined + sqlAndHook + sqlNewestFirst, sqlListActive + sqlOfJoined + sqlNewestFirst,
-		sqlNextHook, sqlOld, sqlNewest, sqlOlder, sqlPruneRun, sqlPruneStale, sqlPruneClaims,
-	} {
-		err := s.reader.rows(ctx, func(rows *sql.Rows) error {
+	for _, query := range slices.Concat(readStatements(), listStatements(), []string{
+		sqlInFlight, sqlFirst, sqlLast, sqlQueue, sqlJoin, sqlEnd, sqlPromote, sqlRequeue, sqlDropQueue, sqlDropRun,
+		sqlDropExpired, sqlUnclaim, sqlPruneRun, sqlPruneStale, sqlPruneClaims,
+	}) {
+		rows, err := s.reads.QueryContext(ctx, "EXPLAIN QUERY PLAN "+query, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", query, err)
+		}
+		for rows.Next() {
 			var id, parent, unused int
 			var step string
-			err := rows.Scan(&id, &parent, &unused, &step)
+			if err := rows.Scan(&id, &parent, &unused, &step); err != nil {
+				return nil, err
+			}
 			plans[query] = append(plans[query], step)
-			return err
-		}, "EXPLAIN QUERY PLAN "+query, 1, 2, 3, 4, 5, 6, 7, 8, 9)
-		if err != nil {
+		}
+		if err := rows.Close(); err != nil {
 			return nil, err
 		}
 	}
 	return plans, nil
+}
+
+// Hold takes all connections of the readers until release is called.
+func (s *SQLite) Hold(ctx context.Context) (release func() error, err error) {
+	var held []*sql.Conn
+	release = func() (err error) {
+		for _, c := range held {
+			err = errors.Join(err, c.Close())
+		}
+		return err
+	}
+	for range readConnections {
+		c, err := s.reads.Conn(ctx)
+		if err != nil {
+			return release, err
+		}
+		held = append(held, c)
+	}
+	return release, nil
+}
+
+// HoldTurn keeps the writer waiting until release is called.
+func (s *SQLite) HoldTurn() (release func()) {
+	s.turn.Lock()
+	return s.turn.Unlock
 }
 
 // WriteAll runs a statement on the writer's connection, outside of any

@@ -36,8 +36,10 @@ type SQLite struct {
 	write   *sql.DB   // one connection for the writer, one for checkpoints
 	conn    *sql.Conn // the writer's
 	writer  *prepared
-	read    *sql.DB
+	reads   *sql.DB // connections for claims, single runs and what the server reads for itself
 	reader  *prepared
+	lists   *sql.DB // connections for pages of runs, so that lists never keep a claim waiting
+	lister  *prepared
 	ops     chan *op
 	turn    sync.Mutex                // held while a transaction is under way
 	commits atomic.Int64              // transactions that wrote
@@ -89,24 +91,46 @@ func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	}
 	s := &SQLite{path: path, closing: make(chan struct{})}
 	close(s.closing) // for those who would write
-	if err := s.openReader(); err != nil {
-		return nil, err
-	}
-	if err := checkVersion(ctx, s.read); err != nil {
+	if err := s.openReaders(ctx, checkVersion); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.shut())
 	}
 	return s, nil
 }
 
-func (s *SQLite) openReader() (err error) {
-	s.read, err = sql.Open("sqlite", dsn(s.path, "ro", "query_only(1)"))
-	if err != nil {
+// openReaders connects the readers and prepares all that they run. check comes
+// before that: statements of this version do not fit another schema.
+func (s *SQLite) openReaders(ctx context.Context, check func(context.Context, *sql.DB) error) (err error) {
+	if s.reads, err = openReadOnly(s.path, readConnections); err != nil {
 		return err
 	}
-	s.read.SetMaxOpenConns(4)
-	s.read.SetMaxIdleConns(4)
-	s.reader = newPrepared(s.read.PrepareContext)
-	return nil
+	if err := check(ctx, s.reads); err != nil {
+		return err
+	}
+	if s.reader, err = prepareAll(ctx, s.reads, readStatements()); err != nil {
+		return err
+	}
+	if s.lists, err = openReadOnly(s.path, listConnections); err != nil {
+		return err
+	}
+	s.lister, err = prepareAll(ctx, s.lists, listStatements())
+	return err
+}
+
+// Connections of the readers. A reader holds one connection at a time, and waits
+// for nothing else while it does.
+const (
+	readConnections = 4
+	listConnections = 2
+)
+
+func openReadOnly(path string, connections int) (*sql.DB, error) {
+	db, err := sql.Open("sqlite", dsn(path, "ro", "query_only(1)"))
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(connections)
+	db.SetMaxIdleConns(connections)
+	return db, nil
 }
 
 func (s *SQLite) open(ctx context.Context) error {
@@ -157,7 +181,7 @@ func (s *SQLite) open(ctx context.Context) error {
 		return fmt.Errorf("finding the write-ahead log: %w", err)
 	}
 	s.pins = append(s.pins, owned.NewPin(s.path+"-wal", info))
-	return s.openReader()
+	return s.openReaders(ctx, func(context.Context, *sql.DB) error { return nil }) // the schema was just brought forward
 }
 
 func dsn(path, mode string, pragmas ...string) string {
@@ -209,7 +233,7 @@ func (s *SQLite) Close() error {
 // shut closes what is open, the lock last.
 func (s *SQLite) shut() error {
 	var errs []error
-	for _, statements := range []*prepared{s.reader, s.writer} {
+	for _, statements := range []*prepared{s.reader, s.lister, s.writer} {
 		if statements != nil {
 			errs = append(errs, statements.close())
 		}
@@ -217,7 +241,7 @@ func (s *SQLite) shut() error {
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())
 	}
-	for _, db := range []*sql.DB{s.read, s.write} {
+	for _, db := range []*sql.DB{s.reads, s.lists, s.write} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}

@@ -23,7 +23,7 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	}
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
 		ended, err = tx.run(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
-			end.Output.Bytes, end.Output.Dropped, end.LeftBehind)
+			end.Output.Bytes, end.Output.Dropped, end.LeftBehind, end.Detail)
 		if errors.Is(err, runner.ErrUnknown) { // or ended before
 			ended, err = tx.run(ctx, sqlRun, id)
 			return err

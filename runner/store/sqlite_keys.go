@@ -27,15 +27,17 @@ func (s *SQLite) SaveKeyUses(ctx context.Context, uses []keyuse.Use) error {
 
 // KeyUses returns when each key was last used, by caller, scheme and key.
 func (s *SQLite) KeyUses(ctx context.Context) (uses []keyuse.Use, err error) {
-	err = s.reader.rows(ctx, func(rows *sql.Rows) error {
-		var u keyuse.Use
-		var used int64
-		if err := rows.Scan(&u.Caller, &u.Scheme, &u.Key, &used); err != nil {
-			return err
-		}
-		u.At = instant(used)
-		uses = append(uses, u)
-		return nil
-	}, sqlKeyUses)
+	err = within(ctx, workTime, func(ctx context.Context) error {
+		return s.reader.rows(ctx, func(rows *sql.Rows) error {
+			var u keyuse.Use
+			var used int64
+			if err := rows.Scan(&u.Caller, &u.Scheme, &u.Key, &used); err != nil {
+				return err
+			}
+			u.At = instant(used)
+			uses = append(uses, u)
+			return nil
+		}, sqlKeyUses)
+	})
 	return uses, err
 }

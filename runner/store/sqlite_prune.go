@@ -48,7 +48,11 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 	r.Batch = cmp.Or(r.Batch, 50)
 	r.Claims = cmp.Or(r.Claims, 365*24*time.Hour)
 	now := s.now()
-	ids, err := s.beyond(ctx, r, now)
+	var ids []string
+	err = within(ctx, workTime, func(ctx context.Context) error {
+		ids, err = s.beyond(ctx, r, now)
+		return err
+	})
 	if err != nil {
 		return nil, false, err
 	}

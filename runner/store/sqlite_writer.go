@@ -4,8 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
-	"sync"
 	"time"
 )
 
@@ -20,15 +20,20 @@ type op struct {
 // operation waits.
 const maxBatch = 128
 
-// do has an operation recorded and returns once it is on the disk. ctx bounds
-// the wait for a turn only: from then on the outcome is certain, and awaited.
+// do has an operation recorded and returns once it is on the disk. ctx and
+// callTime bound the wait for a turn only: an operation that has its turn is
+// recorded or not, and do waits until that is known.
 func (s *SQLite) do(ctx context.Context, f func(context.Context, *prepared) error) error {
 	o := &op{do: f, done: make(chan error, 1)}
+	patience := time.NewTimer(callTime)
+	defer patience.Stop()
 	select {
 	case s.ops <- o:
 		return <-o.done
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-patience.C:
+		return fmt.Errorf("%w: no turn to write within %s", ErrUnavailable, callTime)
 	case <-s.closing:
 		return errClosed
 	}
@@ -202,24 +207,44 @@ func (s *SQLite) checkpoint(ctx context.Context) (whole bool, err error) {
 	return busy == 0 && frames == copied, nil
 }
 
-// prepared runs statements, each prepared once. Its errors are those of
-// unavailable.
+// prepared runs prepared statements. Its errors are those of unavailable.
 type prepared struct {
-	prepare func(context.Context, string) (*sql.Stmt, error)
-
-	mu    sync.Mutex
-	stmts map[string]*sql.Stmt
+	stmts   map[string]*sql.Stmt
+	prepare func(context.Context, string) (*sql.Stmt, error) // at its first use; nil where all are prepared
+	tx      *sql.Tx                                          // in which they run, or nil
 }
 
+// newPrepared is for one goroutine, which prepares what it needs.
 func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *prepared {
-	return &prepared{prepare: prepare, stmts: map[string]*sql.Stmt{}}
+	return &prepared{stmts: map[string]*sql.Stmt{}, prepare: prepare}
 }
+
+// prepareAll is for many goroutines. Nothing is prepared later: it would take a
+// second connection, for which those that hold the others might wait forever.
+func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*prepared, error) {
+	p := &prepared{stmts: make(map[string]*sql.Stmt, len(queries))}
+	for _, query := range queries {
+		st, err := db.PrepareContext(ctx, query)
+		if err != nil {
+			return nil, errors.Join(unavailable("preparing", err), p.close())
+		}
+		p.stmts[query] = st
+	}
+	return p, nil
+}
+
+// in returns the statements as they run in a transaction.
+func (p *prepared) in(tx *sql.Tx) *prepared { return &prepared{stmts: p.stmts, tx: tx} }
 
 func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if st := p.stmts[query]; st != nil {
+	st := p.stmts[query]
+	switch {
+	case st != nil && p.tx != nil:
+		return p.tx.StmtContext(ctx, st), nil
+	case st != nil:
 		return st, nil
+	case p.prepare == nil:
+		return nil, fmt.Errorf("%w: statement was not prepared: %s", ErrUnavailable, query)
 	}
 	st, err := p.prepare(ctx, query)
 	if err != nil {
@@ -231,8 +256,6 @@ func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 
 // close finalizes the statements: a connection with one left does not close.
 func (p *prepared) close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	var errs []error
 	for _, st := range p.stmts {
 		errs = append(errs, st.Close())

@@ -1,0 +1,195 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"sallyport/runner"
+)
+
+// Bounds of a page.
+const (
+	defaultPage = 50
+	maxPage     = 1000
+	// maxPageBytes bounds the parameters that a page is read from. A page always has one run.
+	maxPageBytes = 4 << 20
+	// maxListed is how many bytes of a parameter a page shows.
+	maxListed = 256
+)
+
+// List returns the runs that f allows, newest first, and the cursor for the
+// rest, empty at the end. A page ends before f.Limit when its parameters are
+// large, and shows the beginning of long ones: Run.Cut names those. A page costs
+// about the same however many runs there are.
+func (s *SQLite) List(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
+	if f.Limit == 0 {
+		f.Limit = defaultPage
+	}
+	if f.Limit < 1 || f.Limit > maxPage {
+		return nil, "", fmt.Errorf("listing runs: limit %d is not 1 to %d", f.Limit, maxPage)
+	}
+	err = within(ctx, callTime, func(ctx context.Context) error {
+		page, next, err = s.list(ctx, f)
+		return err
+	})
+	return page, next, err
+}
+
+func (s *SQLite) list(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
+	// One snapshot: a run that ends meanwhile is neither missed nor listed twice.
+	tx, err := s.lists.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, "", unavailable("reading", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // nothing was written
+	in := s.lister.in(tx)
+	ids, err := matching(ctx, in, f)
+	if err != nil {
+		return nil, "", err
+	}
+	size := 0
+	for _, id := range ids[:min(len(ids), f.Limit)] {
+		run, err := in.run(ctx, sqlRun, id)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, value := range run.Params {
+			size += len(value)
+		}
+		if len(page) > 0 && size > maxPageBytes {
+			break
+		}
+		cutParams(&run)
+		page = append(page, run)
+	}
+	if len(page) < len(ids) {
+		next = page[len(page)-1].ID
+	}
+	return page, next, nil
+}
+
+// cutParams leaves the beginning of long parameters.
+func cutParams(run *runner.Run) {
+	for name, value := range run.Params {
+		if len(value) <= maxListed {
+			continue
+		}
+		end := maxListed
+		for end > maxListed-utf8.UTFMax && !utf8.RuneStart(value[end]) {
+			end--
+		}
+		run.Params[name] = strings.Clone(value[:end]) + "…" // what is cut off is not kept in memory
+		run.Cut = append(run.Cut, name)
+	}
+	slices.Sort(run.Cut)
+}
+
+// The statements of a page find ids alone, by an index that has all that they
+// compare: a row with long parameters takes hundreds of pages of the file.
+//
+// INDEXED BY is SQLite's own. Without it the planner reads every run, newest
+// first, until enough of them match. By these indexes the runs of each hook,
+// caller and state come newest first, and SQLite goes on to the next
+// combination at the first that is too old for the page.
+const (
+	sqlIDs       = `SELECT id FROM runs `
+	sqlBetween   = ` AND id >= $1 AND id < $2 AND state IN (SELECT value FROM json_each($4))`
+	sqlOfHooks   = ` AND hook IN (SELECT value FROM json_each($5))`
+	sqlOfCallers = ` AND caller IN (SELECT value FROM json_each($6))`
+	sqlAnyHook   = ` AND ($5 = '[]' OR hook IN (SELECT value FROM json_each($5)))`
+	sqlAnyCaller = ` AND ($6 = '[]' OR caller IN (SELECT value FROM json_each($6)))`
+	sqlNewest1st = ` ORDER BY id DESC LIMIT $3`
+
+	sqlListAll     = sqlIDs + `WHERE id >= $1 AND id < $2` + sqlNewest1st
+	sqlListActive  = sqlIDs + `INDEXED BY runs_active WHERE ended = 0` + sqlBetween + sqlAnyHook + sqlAnyCaller + sqlNewest1st
+	sqlListStates  = sqlIDs + `INDEXED BY runs_by_state WHERE ended > 0` + sqlBetween + sqlNewest1st
+	sqlListHooks   = sqlIDs + `INDEXED BY runs_by_hook WHERE ended > 0` + sqlBetween + sqlOfHooks + sqlNewest1st
+	sqlListCallers = sqlIDs + `INDEXED BY runs_by_caller WHERE ended > 0` + sqlBetween + sqlOfCallers + sqlNewest1st
+	sqlListBoth    = sqlIDs + `INDEXED BY runs_by_hook_and_caller WHERE ended > 0` + sqlBetween + sqlOfHooks + sqlOfCallers + sqlNewest1st
+	sqlListJoined  = sqlIDs + `INDEXED BY runs_joined WHERE stands_for <> '[]' AND replace(stands_for, $7, '') <> stands_for` +
+		sqlBetween + sqlAnyHook + sqlNewest1st
+)
+
+// listStatements are all that run on the connections for lists.
+func listStatements() []string {
+	return []string{sqlListAll, sqlListActive, sqlListStates, sqlListHooks, sqlListCallers, sqlListBoth, sqlListJoined, sqlRun}
+}
+
+// matching returns the ids of the newest runs that f allows, one more than a page has.
+func matching(ctx context.Context, in *prepared, f runner.Filter) (ids []string, err error) {
+	low, high := bounds(f)
+	states := f.States
+	if len(states) == 0 {
+		states = append([]runner.State{runner.Running, runner.Queued}, runner.Ends()...)
+	}
+	args := []any{low, high, f.Limit + 1, jsonList(states), jsonList(f.Hooks), jsonList(f.Callers), quoted(f.Joined)}
+	for _, query := range queriesOf(f) {
+		err := in.rows(ctx, func(rows *sql.Rows) error {
+			var id string
+			err := rows.Scan(&id)
+			ids = append(ids, id)
+			return err
+		}, query, args...)
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(ids, func(a, b string) int { return strings.Compare(b, a) })
+	return ids[:min(len(ids), f.Limit+1)], nil
+}
+
+// queriesOf returns the statements whose ids together are those that f allows.
+func queriesOf(f runner.Filter) []string {
+	switch {
+	case f.Joined != "":
+		return []string{sqlListJoined}
+	case len(f.Hooks) > 0 && len(f.Callers) > 0:
+		return []string{sqlListActive, sqlListBoth}
+	case len(f.Hooks) > 0:
+		return []string{sqlListActive, sqlListHooks}
+	case len(f.Callers) > 0:
+		return []string{sqlListActive, sqlListCallers}
+	case len(f.States) > 0:
+		return []string{sqlListActive, sqlListStates}
+	}
+	return []string{sqlListAll}
+}
+
+func jsonList[T ~string](names []T) string {
+	text, _ := json.Marshal(append([]T{}, names...)) // strings can always be written
+	return string(text)
+}
+
+func quoted(name string) string {
+	text, _ := json.Marshal(name)
+	return string(text)
+}
+
+// bounds are the ids between which the filter's runs lie, the higher one not
+// included.
+func bounds(f runner.Filter) (low, high string) {
+	high = "~" // above every id
+	if f.Before != "" {
+		high = f.Before
+	}
+	if !f.Until.IsZero() {
+		high = min(high, firstID(f.Until))
+	}
+	if !f.Since.IsZero() {
+		low = firstID(f.Since)
+	}
+	return low, high
+}
+
+// firstID is what the ids of a time begin with: a UUIDv7 has the milliseconds
+// since 1970 in its first 48 bits (RFC 9562, 5.7).
+func firstID(t time.Time) string {
+	ms := max(t.UnixMilli(), 0) & (1<<48 - 1)
+	return fmt.Sprintf("%08x-%04x", ms>>16, ms&0xffff)
+}

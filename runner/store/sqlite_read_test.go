@@ -1,0 +1,177 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// TestReads_ManyAtOnceAfterOpen has 24 readers come at once to a store that has
+// read nothing yet. Each must be answered.
+func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s := openIn(t, dir)
+	runs := fill(t, s, 60)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reads := []func(context.Context, *store.SQLite) error{
+		func(ctx context.Context, s *store.SQLite) error { _, err := s.Get(ctx, runs[0].ID); return err },
+		func(ctx context.Context, s *store.SQLite) error {
+			_, err := s.Find(ctx, runs[1].Hook, runner.Claim{Key: runs[1].ID})
+			return err
+		},
+		func(ctx context.Context, s *store.SQLite) error { _, err := s.Feed(ctx, runs[2].ID); return err },
+		func(ctx context.Context, s *store.SQLite) error { _, err := s.Active(ctx); return err },
+		func(ctx context.Context, s *store.SQLite) error { _, err := s.KeyUses(ctx); return err },
+		func(ctx context.Context, s *store.SQLite) error {
+			_, _, err := s.Prune(ctx, store.Retention{Default: store.Keep{Count: 50}, Claims: 100 * 365 * 24 * time.Hour})
+			return err
+		},
+	}
+	for _, f := range []runner.Filter{
+		{}, {Hooks: []string{"hook1", "hook2"}}, {Callers: []string{"caller1"}}, {States: []runner.State{runner.Failed}},
+		{Hooks: []string{"hook1"}, Callers: []string{"caller1"}}, {Joined: "caller1"},
+	} {
+		for range 3 {
+			reads = append(reads, func(ctx context.Context, s *store.SQLite) error { _, _, err := s.List(ctx, f); return err })
+		}
+	}
+	for try := range 100 {
+		s, err := store.Open(t.Context(), dir, new(clock).now, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		var all sync.WaitGroup
+		for _, read := range reads {
+			all.Go(func() {
+				if err := read(ctx, s); err != nil {
+					t.Errorf("try %d: %v", try, err)
+				}
+			})
+		}
+		all.Wait()
+		cancel()
+		if err := s.Close(); err != nil || t.Failed() {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("%v\n%s", err, stacks[:runtime.Stack(stacks, true)])
+		}
+	}
+}
+
+// TestReads_EndWithoutConnections shows that a read which cannot be done ends,
+// and that lists do not depend on the connections of other reads.
+func TestReads_EndWithoutConnections(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	run := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	release, err := s.Hold(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for what, read := range map[string]func() error{
+		"get":  func() error { _, err := s.Get(t.Context(), run.ID); return err },
+		"find": func() error { _, err := s.Find(t.Context(), "build", runner.Claim{Key: run.ID}); return err },
+		"feed": func() error { _, err := s.Feed(t.Context(), run.ID); return err },
+	} {
+		all.Go(func() {
+			if err := read(); !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("%s: %v", what, err)
+			}
+		})
+	}
+	if page, _, err := s.List(t.Context(), runner.Filter{Hooks: []string{"build"}}); err != nil || len(page) != 1 {
+		t.Errorf("list: %d runs, %v", len(page), err)
+	}
+	all.Wait()
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	state(t, s, run.ID, runner.Running)
+}
+
+// TestWrites_EndWithoutTurn shows that a write waits for its turn so long and no
+// longer, is not recorded then, and that one which has its turn is.
+func TestWrites_EndWithoutTurn(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	release := s.HoldTurn()
+	results := make(chan error, 2)
+	runs := []runner.Run{newRun(t, "build", "f"), newRun(t, "build", "g")}
+	for _, r := range runs {
+		go func() {
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, runner.Policy{}, runner.Feed{})
+			results <- err
+		}()
+	}
+	if err := <-results; !errors.Is(err, store.ErrUnavailable) { // the other one has its turn
+		t.Errorf("without a turn: %v", err)
+	}
+	release()
+	if err := <-results; err != nil {
+		t.Errorf("with its turn: %v", err)
+	}
+	if active, err := s.Active(t.Context()); err != nil || len(active) != 1 {
+		t.Errorf("recorded: %+v, %v", active, err)
+	}
+}
+
+// TestList_CutsLongParametersAndPages records runs with a megabyte of parameters
+// each.
+func TestList_CutsLongParametersAndPages(t *testing.T) {
+	s := open(t)
+	long := strings.Repeat("é", 32<<10)
+	var want []string
+	for i := range 20 {
+		r := newRun(t, "build", fmt.Sprint(i))
+		r.Params = map[string]string{"short": "whole"}
+		for n := range 16 {
+			r.Params[fmt.Sprintf("p%02d", n)] = "x" + long[:len(long)-2]
+		}
+		admit(t, s, r, runner.Policy{})
+		want = append([]string{r.ID}, want...)
+	}
+	f := runner.Filter{Hooks: []string{"build"}, Limit: 1000}
+	page, next, err := s.List(t.Context(), f)
+	if err != nil || len(page) == 0 || len(page) > 4 || next != page[len(page)-1].ID {
+		t.Fatalf("%d runs, next %q, %v", len(page), next, err)
+	}
+	if p := page[0].Params["p00"]; len(p) > 260 || !strings.HasPrefix(p, "xéé") || !strings.HasSuffix(p, "é…") {
+		t.Errorf("long: %q", p)
+	}
+	if len(page[0].Cut) != 16 || page[0].Cut[0] != "p00" || page[0].Params["short"] != "whole" {
+		t.Errorf("cut: %v", page[0].Cut)
+	}
+	if got := pages(t, s, f); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if whole := state(t, s, want[0], runner.Running); whole.Params["p00"] != "x"+long[:len(long)-2] || whole.Cut != nil {
+		t.Error("a single run is cut")
+	}
+}
+
+// TestFinish_KeepsTheDetail: it is for local administrators, and no part of what a caller sees.
+func TestFinish_KeepsTheDetail(t *testing.T) {
+	s := open(t)
+	r := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	end := runner.End{Ended: time.Now(), Error: "the command could not be started", Detail: "no such file"}
+	if _, _, err := s.Finish(t.Context(), r.ID, runner.Failed, end, true, true); err != nil {
+		t.Fatal(err)
+	}
+	if got := state(t, s, r.ID, runner.Failed); got.Detail != end.Detail {
+		t.Errorf("%+v", got)
+	}
+}
