@@ -370,6 +370,7 @@ func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
 		"signed: hole":                       change(func(s *auth.SchemeSpec) { s.Signed = "{body}{path}" }),
 		"signed: literal after":              change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{id}{body}", &auth.FieldSpec{Header: "X-Id"} }),
 		"signed: nothing between":            change(func(s *auth.SchemeSpec) { s.Signed, s.TS = "{body}{ts}", &auth.TimeSpec{Header: "X-Ts"} }),
+		"signed: the id after the body":      change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{body}-{id}.", &auth.FieldSpec{Header: "X-Id"} }),
 		"signed: nothing before the id":      change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{body}{id}.", &auth.FieldSpec{Header: "X-Id"} }),
 		"ts: is missing":                     change(func(s *auth.SchemeSpec) { s.Signed = "{ts}.{body}" }),
 		"ts: must stand in one place":        change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{} }),

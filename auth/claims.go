@@ -131,7 +131,7 @@ func (j *jwtRule) times(claims map[string]any, now time.Time) (time.Time, Reason
 	switch {
 	case !exp.After(iat):
 		return exp, Wrong, "the token expires before it is issued"
-	case exp.Sub(iat) > maxLifetime:
+	case exp.After(iat.Add(maxLifetime)):
 		return exp, Wrong, fmt.Sprintf("the token lives longer than %s", maxLifetime)
 	case !now.Before(exp.Add(j.leeway)):
 		return exp, Stale, "the token has expired"
@@ -139,22 +139,21 @@ func (j *jwtRule) times(claims map[string]any, now time.Time) (time.Time, Reason
 		return exp, Stale, "the token is issued in the future"
 	case there && nbf.After(now.Add(j.leeway)):
 		return exp, Stale, "the token is not valid yet"
-	case now.Sub(iat) > j.maxAge+j.leeway:
+	case iat.Before(now.Add(-j.maxAge - j.leeway)):
 		return exp, Stale, fmt.Sprintf("the token was issued more than %s ago", j.maxAge)
 	}
 	return exp, "", ""
 }
 
-// numericDate reads a NumericDate (RFC 7519 2) between the epoch and the year
-// 9999: a plain JSON number, without sign or exponent.
+// numericDate reads a NumericDate (RFC 7519 2) after the epoch and of at most
+// eleven digits: a plain JSON number, without sign or exponent.
 func numericDate(v any) (time.Time, bool) {
 	n, ok := v.(json.Number)
 	if !ok || strings.Trim(n.String(), "0123456789.") != "" {
 		return time.Time{}, false
 	}
 	f, err := n.Float64()
-	const year9999 = 253402300799
-	if err != nil || f <= 0 || f > year9999 {
+	if err != nil || f <= 0 || f > maxUnix {
 		return time.Time{}, false
 	}
 	whole, part := math.Modf(f)

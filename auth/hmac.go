@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -195,7 +194,7 @@ func (s *Scheme) read(d *Delivery) (*signature, error) {
 		sig.ts = d.Header.Get(s.tsHeader)
 	}
 	if s.covers("ts") {
-		if sig.at, err = s.time(sig.ts); err != nil {
+		if sig.at, err = readUnix(sig.ts, s.spec.TS.Unit); err != nil {
 			return nil, refuse(Malformed, "hmac", "the timestamp %v", err)
 		}
 	}
@@ -255,30 +254,15 @@ func (e entry) cut(item string, inList bool) (string, bool) {
 	return strings.CutSuffix(text, e.after)
 }
 
-// time reads a timestamp: decimal digits and nothing else, in the one way that a
-// number is written.
-func (s *Scheme) time(text string) (time.Time, error) {
-	if text == "" || len(text) > 14 || text[0] == '0' || strings.Trim(text, "0123456789") != "" {
-		return time.Time{}, errors.New("is not a plain decimal number")
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return time.Time{}, errors.New("is not a plain decimal number")
-	}
-	if s.spec.TS.Unit == "ms" {
-		return time.UnixMilli(n), nil
-	}
-	return time.Unix(n, 0), nil
-}
-
-// goodID refuses an id that holds the literal which ends it in what is signed:
-// "a.1" and "1" would sign as "a" and "1.1" do.
+// goodID refuses an id that does not end where the literal behind it first
+// stands in what is signed: "a.1" and "1" would sign as "a" and "1.1" do, and,
+// where the literal is "::", "a:" and "1" as "a" and ":1".
 func (s *Scheme) goodID(id string) bool {
 	if !printable(id) {
 		return false
 	}
 	for i, x := range s.signed {
-		if x.hole && x.text == "id" && strings.Contains(id, s.signed[i+1].text) {
+		if x.hole && x.text == "id" && strings.Index(id+s.signed[i+1].text, s.signed[i+1].text) != len(id) {
 			return false
 		}
 	}
@@ -351,7 +335,7 @@ func (c *caller) signed(k *hmacKey, sig *signature, d *Delivery) (*Identity, err
 	fields := s.bodyFields(d.Body)
 	if ts := s.spec.TS; ts != nil {
 		if ts.Body != "" {
-			at, err := s.time(textAt(fields, ts.Body))
+			at, err := readUnix(textAt(fields, ts.Body), ts.Unit)
 			if err != nil {
 				r.Reason, r.Detail = Malformed, "the timestamp in the body "+err.Error()
 				return nil, r
@@ -359,8 +343,8 @@ func (c *caller) signed(k *hmacKey, sig *signature, d *Delivery) (*Identity, err
 			sig.at = at
 		}
 		// Both ways: a timestamp of tomorrow would verify for a day.
-		if age := d.Now.Sub(sig.at); age > ts.Tolerance || -age > ts.Tolerance {
-			r.Reason, r.Detail = Stale, fmt.Sprintf("it was signed %s ago", age.Round(time.Second))
+		if !isWithin(sig.at, d.Now, ts.Tolerance, ts.Tolerance) {
+			r.Reason, r.Detail = Stale, signedAt(sig.at, d.Now)
 			return nil, r
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha1" //nolint:gosec // only by an option whose name says that it is dangerous
 	"crypto/sha256"
 	"crypto/sha512"
+	"fmt"
 	"hash"
 	"net/http"
 	"strings"
@@ -142,15 +143,8 @@ func (s *Scheme) compileSigned(p *problem.List) {
 			p.Errorf("has a hole that is not {body}, {ts} or {id}")
 			return
 		}
-		// An id runs up to the next literal; without one, bytes could move
-		// between the id and what follows it under the same signature.
-		if hole == "id" && (after == "" || after[0] == '{') {
-			p.Errorf("has {id} with no literal after it")
-		}
-		// So they could between two holes. A time before the body is no such case:
-		// a digit more or less makes it one of another century.
-		if n := len(s.signed); n > 0 && s.signed[n-1].hole && s.signed[n-1].text+hole != "tsbody" && s.signed[n-1].text != "id" {
-			p.Errorf("has nothing between {%s} and {%s}", s.signed[n-1].text, hole)
+		if text := ambiguous(s.signed, count["body"] > 0, hole, after); text != "" {
+			p.Errorf("%s, so bytes could move between them under the same signature", text)
 		}
 		count[hole]++
 		s.signed = append(s.signed, piece{text: hole, hole: true})
@@ -159,6 +153,23 @@ func (s *Scheme) compileSigned(p *problem.List) {
 	if count["body"] != 1 || count["ts"] > 1 || count["id"] > 1 {
 		p.Errorf("needs {body} once, and {ts} and {id} at most once")
 	}
+}
+
+// ambiguous says why it would not be clear where a hole ends, or nothing. An id
+// runs up to the next literal, a time has a fixed length, and the body takes what
+// is left.
+func ambiguous(before []piece, body bool, hole, after string) string {
+	if hole == "id" && (after == "" || after[0] == '{') {
+		return "has {id} with no literal after it"
+	}
+	if hole == "id" && body {
+		return "has {id} after {body}"
+	}
+	n := len(before)
+	if n == 0 || !before[n-1].hole || before[n-1].text == "id" || before[n-1].text+hole == "tsbody" {
+		return ""
+	}
+	return fmt.Sprintf("has nothing between {%s} and {%s}", before[n-1].text, hole)
 }
 
 func (s *Scheme) compileTime(p *problem.List) {

@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
-	"fmt"
 	"math/big"
 	"net/url"
 	"slices"
@@ -198,9 +197,9 @@ func (c *caller) wrote(k *signatureKey, m *message, d *Delivery) (*Identity, err
 		r.Detail = "it was signed for another use: its tag is not the caller's"
 		return nil, r
 	}
-	switch age := d.Now.Sub(m.created); {
-	case age > s.maxAge, -age > maxSignatureSkew:
-		r.Reason, r.Detail = Stale, fmt.Sprintf("it was signed %s ago", age.Round(time.Second))
+	switch {
+	case !isWithin(m.created, d.Now, s.maxAge, maxSignatureSkew):
+		r.Reason, r.Detail = Stale, signedAt(m.created, d.Now)
 		return nil, r
 	case m.expires && d.Now.After(m.expiry):
 		r.Reason, r.Detail = Stale, "its expires has passed"

@@ -103,6 +103,8 @@ func (m *message) readParameters(params *httpsfv.Params) error {
 		}
 		if isTime := name == "created" || name == "expires"; isTime != isNumber || isTime == isText || isText && (text == "" || len(text) > maxField) {
 			return fmt.Errorf("has a parameter %s of another type, or empty or too long", name)
+		} else if isTime && (number <= 0 || number > maxUnix) {
+			return fmt.Errorf("has a parameter %s that is not a Unix time in seconds", name)
 		}
 	}
 	if m.created.IsZero() || m.keyID == "" {

@@ -105,7 +105,7 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 			return nil, fmt.Errorf("%w: the keys of %s have not been fetched yet", ErrNoKey, s.source)
 		case status.Fetched.IsZero():
 			return nil, fmt.Errorf("%w: the keys of %s could not be fetched yet: %w", ErrNoKey, s.source, status.Err)
-		case now.Sub(status.Fetched) > believed:
+		case status.Fetched.Before(now.Add(-believed)) || status.Fetched.After(now.Add(believed)):
 			return nil, fmt.Errorf("%w: the keys of %s are too old, fetched %s: %w", ErrNoKey, s.source, status.Fetched.Format(time.RFC3339), status.Err)
 		}
 		if _, named := t.Header[jwkset.HeaderKID]; !named { // keyfunc would try every key
