@@ -29,6 +29,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/live"
+	"sallyport/internal/logging"
 	"sallyport/internal/metrics"
 	"sallyport/internal/server"
 	"sallyport/internal/tidy"
@@ -92,7 +93,7 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	_, _ = fmt.Fprintln(errOut, "sallyport:", err)
+	logging.PrintLast(errOut, "sallyport:", err)
 	return client.ExitCode(err)
 }
 
@@ -109,12 +110,13 @@ type serveCmd struct {
 
 // Run serves until a signal comes.
 func (cmd *serveCmd) Run(s *cli.Streams) error {
-	log := newLog(s.Err)
+	log, out := logging.New(s.Err)
+	defer out.Close()
 	workloads, renewals, uses := certs.NewWorkloads(log), certs.NewRenewals(log), new(keyuse.Table)
 	defer workloads.Retain("")
 	defer renewals.Use(nil)
 	conf, found := live.Load(cmd.Config, config.Env{Getenv: os.LookupEnv, Workloads: workloads, Renewals: renewals, Uses: uses}, log)
-	tell(found, s.Err)
+	tell(found, out)
 	if conf == nil {
 		return cli.ExitCode(1)
 	}
@@ -343,12 +345,14 @@ type superviseCmd struct {
 // Run supervises until there is nothing left to do.
 func (cmd *superviseCmd) Run(s *cli.Streams) error {
 	syscall.Umask(0o077)
-	return process.Supervise(cmd.supervision(s.Err))
+	log, out := logging.New(s.Err)
+	defer out.Close()
+	return process.Supervise(cmd.supervision(log, out.Flush))
 }
 
-func (cmd *superviseCmd) supervision(log io.Writer) process.Supervision {
+func (cmd *superviseCmd) supervision(log *slog.Logger, flush func()) process.Supervision {
 	return process.Supervision{
-		State: cmd.State, Version: programVersion(), Log: newLog(log),
+		State: cmd.State, Version: programVersion(), Log: log, Flush: flush,
 		Load: func() (map[string]*runner.Hook, error) {
 			hooks, found := config.LoadHooks(cmd.Config)
 			if hooks == nil {
@@ -384,16 +388,6 @@ func signals() server.Signals {
 		}
 	}()
 	return server.Signals{Stop: first, Kill: second, HandOver: next}
-}
-
-// newLog writes text for a person at a terminal and JSON for a program.
-func newLog(w io.Writer) *slog.Logger {
-	if f, ok := w.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			return slog.New(slog.NewTextHandler(w, nil))
-		}
-	}
-	return slog.New(slog.NewJSONHandler(w, nil))
 }
 
 type checkCmd struct {

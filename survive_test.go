@@ -19,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"sallyport/internal/logging"
 	"sallyport/runner/process"
 )
 
@@ -30,7 +31,9 @@ func unlocked() {
 		return
 	}
 	cmd := superviseCmd{State: os.Args[3], Config: os.Args[5]}
-	s := cmd.supervision(os.Stderr)
+	log, out := logging.New(os.Stderr)
+	defer out.Close()
+	s := cmd.supervision(log, out.Flush)
 	s.DangerouslyUnlocked = true
 	if err := process.Supervise(s); err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, err)

@@ -31,6 +31,7 @@ type Supervision struct {
 	Load    func() (map[string]*runner.Hook, error)
 	Version string // a server of another one has this process replace itself
 	Log     *slog.Logger
+	Flush   func() // writes what Log has queued, before this process becomes another program; may be nil
 
 	// Idle is how long to stay with no server and no run; default one minute.
 	Idle time.Duration
@@ -405,6 +406,9 @@ func (v *supervisor) replace(exe string) error {
 	}
 	if err == nil {
 		v.Log.Info("supervisor replaces itself", "exe", exe)
+		if v.Flush != nil {
+			v.Flush()
+		}
 		err = syscall.Exec(exe, append([]string{exe}, os.Args[1:]...), []string{}) //nolint:gosec // G204: checked above
 	}
 	syscall.CloseOnExec(socketFD)

@@ -1,0 +1,160 @@
+// Package logging writes the log of a process without waiting for whoever reads it. Lines
+// go through a bounded queue; what does not fit is dropped and counted, and a line says how
+// many were once the reader goes on.
+//
+//	log, out := logging.New(os.Stderr)
+//	defer out.Close()
+package logging
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	maxQueued = 1 << 20 // bytes
+	// flushTime is how long the end of a process waits for the reader of its log.
+	flushTime = 2 * time.Second
+)
+
+// Output is a queue of lines in front of a writer. Its methods may be called at once from
+// many goroutines, and none but Flush and Close waits for the writer.
+type Output struct {
+	to   io.Writer
+	note *slog.Logger // writes to said
+	said bytes.Buffer
+
+	mu      sync.Mutex
+	changed sync.Cond
+	lines   [][]byte
+	size    int // of the lines, with the one that is being written
+	full    bool
+	dropped int // since it was full
+	closed  bool
+}
+
+// New returns a logger that writes text to a terminal and JSON to anything else, and the
+// queue that it writes through. The queue is to be closed at the end of the process.
+func New(w io.Writer) (*slog.Logger, *Output) {
+	o := &Output{to: w}
+	o.changed.L = &o.mu
+	o.note = slog.New(handler(w, &o.said))
+	go o.run()
+	return slog.New(handler(w, o)), o
+}
+
+// handler returns a handler that writes to out in the form that suits w.
+func handler(w, out io.Writer) slog.Handler {
+	if f, ok := w.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			return slog.NewTextHandler(out, nil)
+		}
+	}
+	return slog.NewJSONHandler(out, nil)
+}
+
+// Write implements io.Writer. It queues a line or drops it, and never fails.
+func (o *Output) Write(line []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	// Once something was dropped, all is until half of the queue is free: otherwise a slow reader
+	// would get as many lines about dropped lines as others.
+	o.full = o.full && o.size > maxQueued/2 || o.size+len(line) > maxQueued
+	if o.full {
+		o.dropped++
+		return len(line), nil
+	}
+	o.noteDropped()
+	o.add(line)
+	return len(line), nil
+}
+
+// add queues a line. The caller holds mu.
+func (o *Output) add(line []byte) {
+	o.lines = append(o.lines, bytes.Clone(line))
+	o.size += len(line)
+	o.changed.Broadcast()
+}
+
+// noteDropped queues a line that says how many were dropped, if any. The caller holds mu.
+func (o *Output) noteDropped() {
+	if o.dropped == 0 {
+		return
+	}
+	o.note.Warn("log lines dropped: the reader of the log did not keep up", "count", o.dropped)
+	o.dropped, o.full = 0, false
+	o.add(o.said.Bytes())
+	o.said.Reset()
+}
+
+// run writes what is queued, line by line: up to a certain length, the kernel does not mix a
+// line with those that other processes write to the same pipe.
+func (o *Output) run() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for {
+		if len(o.lines) == 0 {
+			o.noteDropped()
+		}
+		switch {
+		case len(o.lines) > 0:
+			line := o.lines[0]
+			o.lines = o.lines[1:]
+			o.mu.Unlock()
+			_, _ = o.to.Write(line) // a log that cannot be written has no other place to say so
+			o.mu.Lock()
+			o.size -= len(line)
+			o.changed.Broadcast()
+		case o.closed:
+			return
+		default:
+			o.changed.Wait()
+		}
+	}
+}
+
+// Flush returns when all that was queued is written, or after two seconds: a reader that
+// does not read must not keep a process from ending.
+func (o *Output) Flush() {
+	written := make(chan struct{})
+	go func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for o.size > 0 || o.dropped > 0 {
+			o.changed.Wait()
+		}
+		close(written)
+	}()
+	select {
+	case <-written:
+	case <-time.After(flushTime):
+	}
+}
+
+// Close flushes the queue and ends its goroutine, at once or when the writer returns.
+func (o *Output) Close() {
+	o.Flush()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	o.changed.Broadcast()
+}
+
+// PrintLast writes a last line to w before a process ends. Like Flush, it does not wait for
+// long.
+func PrintLast(w io.Writer, a ...any) {
+	written := make(chan struct{})
+	go func() {
+		_, _ = fmt.Fprintln(w, a...) // there is nowhere else to say it
+		close(written)
+	}()
+	select {
+	case <-written:
+	case <-time.After(flushTime):
+	}
+}
