@@ -1,7 +1,6 @@
 package certs
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -17,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"sallyport/internal/owned"
 )
 
 const (
@@ -192,27 +193,5 @@ func issue(dir, name string, leaf, ca *x509.Certificate, caKey *ecdsa.PrivateKey
 // writePEM puts a file in its place whole or not at all, and never one whose
 // mode is for a moment wider than it shall be.
 func writePEM(dir, name string, mode fs.FileMode, kind string, der []byte) error {
-	f, err := os.CreateTemp(dir, "."+name+".*") // its mode is 0600
-	if err != nil {
-		return err
-	}
-	var text bytes.Buffer
-	err = pem.Encode(&text, &pem.Block{Type: kind, Bytes: der})
-	if err == nil {
-		_, err = f.Write(text.Bytes())
-	}
-	if err == nil {
-		err = f.Chmod(mode)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, name))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return owned.ReplaceFileAt(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
 }

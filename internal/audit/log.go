@@ -145,7 +145,7 @@ func (l *Log) head() error {
 	if err != nil {
 		return err
 	}
-	if err := replace(filepath.Join(l.dir, checkpointFile), []byte(text)); err != nil {
+	if err := owned.ReplaceFileAt(filepath.Join(l.dir, checkpointFile), []byte(text), 0o600); err != nil {
 		return err
 	}
 	l.last = l.seq

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/time/rate"
+
+	"sallyport/internal/owned"
 )
 
 // Open opens the audit of a state folder, or begins one, and holds it until
@@ -68,7 +70,7 @@ func (l *Log) tellVerifier() (note.Verifiers, error) {
 	}
 	if len(keys) == 0 || keys[len(keys)-1] != l.sign.vkey {
 		keys = append(keys, l.sign.vkey)
-		if err := replace(filepath.Join(l.dir, verifierFile), []byte(strings.Join(keys, "\n")+"\n")); err != nil {
+		if err := owned.ReplaceFileAt(filepath.Join(l.dir, verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
 			return nil, err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/owned"
 	"sallyport/runner"
 )
 
@@ -185,7 +186,7 @@ func (a *active) follow() {
 // the status is written again, and the lock tells that it runs.
 func (a *active) record() {
 	a.recorded = true
-	if err := a.local.writeStatus(&a.status, false); err != nil {
+	if err := a.local.writeStatus(&a.status, owned.Unsynced); err != nil {
 		a.local.log.Error("recording a run", "run", a.status.Run, "error", err)
 	}
 }
@@ -266,7 +267,7 @@ func (a *active) killTree() (over bool) {
 func (a *active) trim(final bool) {
 	err := a.output.trim(final, func(d Dropped) error {
 		a.status.Dropped = d
-		return a.local.writeStatus(&a.status, false)
+		return a.local.writeStatus(&a.status, owned.Unsynced)
 	})
 	if err != nil {
 		a.local.log.Error("bounding an output", "run", a.status.Run, "error", err)

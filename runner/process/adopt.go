@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"sallyport/internal/owned"
 	"sallyport/runner"
 )
 
@@ -146,7 +147,7 @@ func (a *active) handOver() (err error) {
 	size, dropped := a.output.state()
 	a.status.Output = runner.Output{Bytes: size, Dropped: dropped.Bytes()}
 	a.status.Dropped, a.status.Found = dropped, a.tree.relatives()
-	return a.local.writeStatus(&a.status, false)
+	return a.local.writeStatus(&a.status, owned.Unsynced)
 }
 
 // goOn undoes handOver.

@@ -8,16 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bootID tells one start of the machine from the next, after which the same
-// pid may be born at the same tick.
-func bootID() string {
-	id, err := read("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(id))
-}
-
 // birth is when a process was born: with its pid, that process and no later one.
 func (l *Local) birth(pid int) string {
 	p, ok := stat(pid)

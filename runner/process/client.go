@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/owned"
 	"sallyport/runner"
 )
 
@@ -429,11 +430,7 @@ func (c *Client) spawn() (died <-chan error, err error) {
 func (c *Client) makeSecret() error {
 	secret := make([]byte, secretBytes)
 	_, _ = rand.Read(secret) // never fails
-	name := filepath.Join(c.o.State, secretFile)
-	if err := os.WriteFile(name+".new", secret, 0o600); err != nil {
-		return fmt.Errorf("making the secret: %w", err)
-	}
-	if err := os.Rename(name+".new", name); err != nil {
+	if err := owned.ReplaceFileAt(filepath.Join(c.o.State, secretFile), secret, 0o600); err != nil {
 		return fmt.Errorf("making the secret: %w", err)
 	}
 	return nil

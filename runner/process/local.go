@@ -20,11 +20,14 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/google/uuid"
 
+	"sallyport/internal/boot"
+	"sallyport/internal/owned"
 	"sallyport/runner"
 )
 
@@ -45,11 +48,13 @@ type Local struct {
 	log     *slog.Logger
 	punch   bool   // the filesystem can free the middle of a file
 	cgroups string // where a run's cgroup is made; empty where that cannot be
-	boot    string // tells this start of the machine from others
+	boot    string // boot.ID
 
 	subreaper bool          // what commands leave behind becomes this process's child
 	unlocked  bool          // of tests that show what the locks are for
 	again     time.Duration // after which a working folder that could not be removed is tried again at first
+
+	attended atomic.Bool // a server is connected
 
 	ready  chan *folder // nil without a supply
 	refill chan struct{}
@@ -74,7 +79,7 @@ func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog
 	if err := sealDescriptors(); err != nil {
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
-	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: bootID(), again: settleAgain, active: map[string]*active{}, unwritten: map[string]Status{}}
+	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: boot.ID(), again: settleAgain, active: map[string]*active{}, unwritten: map[string]Status{}}
 	if err := l.clearReady(); err != nil {
 		return nil, err
 	}
@@ -360,7 +365,11 @@ const tidyTime = time.Second
 // in this order: who learns the end may start the next run of the flight.
 func (l *Local) conclude(a *active) {
 	run := a.status.Run
-	if err := l.writeStatus(&a.status, true); err != nil {
+	durability := owned.Synced
+	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
+		durability = owned.Whole
+	}
+	if err := l.writeStatus(&a.status, durability); err != nil {
 		l.log.Error("recording the end of a run; it will be tried again", "run", run, "error", err)
 		l.mu.Lock()
 		l.unwritten[run] = a.status
@@ -395,7 +404,7 @@ func (l *Local) writeLater(run string) {
 		if !ok { // removed
 			return
 		}
-		err := l.writeStatus(&s, true)
+		err := l.writeStatus(&s, owned.Synced)
 		_, gone := l.root.Stat(run)
 		switch {
 		case err == nil:

@@ -172,6 +172,18 @@ func (b *subject) status(t testing.TB, run string) (s process.Status) {
 	return s
 }
 
+// blockStatus keeps the status of a run from being replaced.
+func (b *subject) blockStatus(t testing.TB, run string) (unblock func()) {
+	t.Helper()
+	blocker := filepath.Join(b.dir, run, "status.new")
+	eventually(t, "the way is blocked", func() bool { return os.MkdirAll(filepath.Join(blocker, "full"), 0o700) == nil })
+	return func() {
+		if err := os.RemoveAll(blocker); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // eventually waits for what another process does.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()

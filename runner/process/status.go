@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/owned"
 	"sallyport/runner"
 )
 
@@ -67,27 +68,14 @@ func (s *Status) end() runner.End {
 	return e
 }
 
-// writeStatus replaces the status of a run. Only its end is worth waiting for
-// the disk: after a loss of power no command runs any more, whatever was
-// recorded, and a sync during a run could wait for all that the command writes.
-func (l *Local) writeStatus(s *Status, sync bool) error {
+// writeStatus replaces the status of a run. Only its end is synced: after a loss of power no command runs any
+// more, whatever was recorded, and a sync during a run could wait for all that the command writes.
+func (l *Local) writeStatus(s *Status, d owned.Durability) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encoding a status: %w", err)
 	}
-	name := filepath.Join(s.Run, statusFile)
-	f, err := l.root.OpenFile(name+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("writing a status: %w", err)
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err == nil && sync {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("writing a status: %w", err)
-	}
-	if err := l.root.Rename(name+".new", name); err != nil {
+	if err := owned.ReplaceFile(l.root, filepath.Join(s.Run, statusFile), append(text, '\n'), 0o600, d); err != nil {
 		return fmt.Errorf("writing a status: %w", err)
 	}
 	return nil

@@ -294,6 +294,7 @@ func (v *supervisor) admit(s *session) error {
 		return errGoing
 	}
 	v.current = s
+	v.local.attended.Store(true)
 	return nil
 }
 
@@ -303,6 +304,7 @@ func (v *supervisor) dismiss(s *session) {
 	defer v.mu.Unlock()
 	if v.current == s {
 		v.current = nil
+		v.local.attended.Store(false)
 	}
 }
 

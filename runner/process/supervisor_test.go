@@ -786,8 +786,7 @@ func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
 	p := newPost(t, job(command))
 	run := p.begin(t, p.order("job", nil))
 	p.says(t, run, "ready")
-	blocker := filepath.Join(p.dir, run, "status.new")
-	eventually(t, "the way is blocked", func() bool { return os.Mkdir(blocker, 0o700) == nil })
+	unblock := p.blockStatus(t, run)
 	release()
 	exited(t, p.subject.end(t, run), 8)
 	if s := p.status(t, run); !s.Ended.IsZero() {
@@ -797,9 +796,7 @@ func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
 		t.Error("it quits and forgets an end")
 	}
 	exited(t, p.subject.end(t, run), 8)
-	if err := os.Remove(blocker); err != nil {
-		t.Fatal(err)
-	}
+	unblock()
 	eventually(t, "the end is on disk", func() bool { return !p.status(t, run).Ended.IsZero() })
 }
 

@@ -63,8 +63,6 @@ func punch(*os.File, int64, int64) error { return errors.ErrUnsupported }
 
 func canPunch(*os.Root) (bool, error) { return false, nil }
 
-func bootID() string { return "" }
-
 func (l *Local) birth(int) string { return "" }
 
 // lives goes by the lock.

@@ -116,8 +116,7 @@ func TestALockThatIsTriedJustThenIsAwaited(t *testing.T) {
 	b := newBench(t, runner.HookSpec{Command: command})
 	run := b.start(t, order())
 	b.says(t, run, "ready")
-	blocker := filepath.Join(b.dir, run, "status.new")
-	eventually(t, "the way is blocked", func() bool { return os.Mkdir(blocker, 0o700) == nil })
+	unblock := b.blockStatus(t, run)
 	release()
 	exited(t, b.end(t, run), 8)
 	f, err := os.Open(filepath.Join(b.dir, "active", run))
@@ -128,9 +127,7 @@ func TestALockThatIsTriedJustThenIsAwaited(t *testing.T) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(blocker); err != nil {
-		t.Fatal(err)
-	}
+	unblock()
 	eventually(t, "the end is on disk", func() bool { return !b.status(t, run).Ended.IsZero() })
 	if _, mark := b.left(t, run); !mark {
 		t.Error("it was forgotten while its lock was held")

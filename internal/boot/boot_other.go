@@ -1,0 +1,6 @@
+//go:build !linux && !darwin && !dragonfly && !freebsd && !netbsd && !openbsd
+
+package boot
+
+// ID is empty: this system does not tell.
+func ID() string { return "" }
