@@ -81,7 +81,7 @@ clean: ## remove what was built or fetched; certificates, secrets and state stay
 # Alertmanager only the program: without its service, there is none to start.
 tools:
 	@missing=
-	for need in node:nodejs npm:npm openssl:openssl curl:curl jq:jq prometheus-alertmanager:prometheus-alertmanager; do
+	for need in node:nodejs npm:npm openssl:openssl curl:curl jq:jq mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs prometheus-alertmanager:prometheus-alertmanager; do
 	  command -v "$${need%:*}" >/dev/null || missing+=" $${need#*:}"
 	done
 	echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 || missing+=' gcc libc6-dev'

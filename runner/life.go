@@ -10,8 +10,9 @@ import (
 
 // Recover takes up what a server before this one left: runs that go on are
 // followed, those that ended meanwhile are recorded with their true end, those
-// that were recorded but never started are started, and those that wait are
-// started in their turn. It is called once, before the first Start.
+// that were recorded but never started are started, unless the machine was
+// restarted since, and those that wait are started in their turn. It is called
+// once, before the first Start.
 func (r *Runner) Recover(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx) // the runs outlive it
 	active, err := r.store.Active(ctx)
@@ -27,13 +28,16 @@ func (r *Runner) Recover(ctx context.Context) error {
 			return err
 		}
 		r.hold()
-		if !known { // it was recorded, and its command never started
+		switch {
+		case known:
+			r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
+			r.airborne(run)
+			go r.follow(ctx, run)
+		case run.Boot == "" || run.Boot != r.boot:
+			go r.interrupt(ctx, run)
+		default: // the server before stopped between the record and the start
 			r.launchStored(ctx, run)
-			continue
 		}
-		r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-		r.airborne(run)
-		go r.follow(ctx, run)
 	}
 	r.stopReplaced(ctx, active)
 	err = r.promote(ctx)
@@ -43,6 +47,13 @@ func (r *Runner) Recover(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// interrupt ends a run that was ordered before the machine was started again. Its folder is not synced, so it may
+// be missing although the command ran: to start it now could run it twice.
+func (r *Runner) interrupt(ctx context.Context, run Run) {
+	r.log.Warn("run interrupted: the machine was restarted after the run was ordered", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
+	r.finish(ctx, run, Interrupted, End{Ended: r.now(), Reason: Interrupted}, false)
 }
 
 // hold counts a run that is launched or followed here, until leave.

@@ -2,7 +2,9 @@ package runner_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -67,6 +69,59 @@ func TestARunThatWasRecordedAndNeverStartedIsStartedOnce(t *testing.T) {
 	if b.count() != 1 {
 		t.Errorf("%d starts", b.count())
 	}
+}
+
+// rewrite changes the database of a server that has gone, and starts another.
+func (b *bench) rewrite(t *testing.T, statement string) {
+	t.Helper()
+	b.close(t)
+	db, err := sql.Open("sqlite", filepath.Join(b.dir, "state.db"))
+	if err == nil {
+		_, err = db.ExecContext(t.Context(), statement)
+		err = errors.Join(err, db.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.open(t)
+}
+
+// After a reboot, that the supervisor does not know a run tells nothing: its folder may be lost.
+func TestRecover_AfterReboot(t *testing.T) {
+	h, again := policy(t, queueOf(5)), policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+	again.Name = "again"
+	b := newBench(t, h, again)
+	running, queued, rerun := b.admit(t, h, "1", runner.Feed{}), b.admit(t, h, "2", runner.Feed{}), b.admit(t, again, "3", runner.Feed{})
+	b.rewrite(t, `UPDATE runs SET boot = 'another' WHERE boot <> ''`)
+	b.recover(t)
+	for _, id := range []string{running, rerun} {
+		if run := b.ended(t, runner.Run{ID: id}); run.State != runner.Interrupted || run.Ended.IsZero() {
+			t.Errorf("got %+v", run)
+		}
+	}
+	b.flies(t, queued)
+	all, _, err := b.Runner.List(t.Context(), runner.Filter{Hooks: []string{"again"}})
+	if err != nil || len(all) != 2 || all[0].RerunOf != rerun {
+		t.Fatalf("got %+v, %v", all, err)
+	}
+	b.flies(t, all[0].ID)
+	if b.count() != 2 {
+		t.Errorf("%d starts", b.count())
+	}
+	b.crash(t) // under the same boot now
+	b.recover(t)
+	b.state(t, queued, runner.Running)
+}
+
+// A run that was recorded by a version that noted no boot id may have run.
+func TestRecover_BootUnknown(t *testing.T) {
+	h := alone(t)
+	b := newBench(t, h)
+	id := b.admit(t, h, "", runner.Feed{})
+	b.rewrite(t, `UPDATE runs SET boot = ''`)
+	b.recover(t)
+	b.ended(t, runner.Run{ID: id})
+	b.state(t, id, runner.Interrupted)
 }
 
 func TestARunWhoseHookIsGoneFailsAndLetsNobodyWait(t *testing.T) {

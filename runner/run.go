@@ -34,6 +34,9 @@ type Run struct {
 	Started time.Time         `json:"started,omitzero"`
 	RerunOf string            `json:"rerun_of,omitempty"` // the run that this one repeats
 	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated by itself, after an interruption
+	// Boot is the start of the machine under which the command was ordered: it
+	// may have run, whatever is left of it on the disk. Empty before that.
+	Boot string `json:"-"`
 	// StandsFor are other callers, whose deliveries wait in this run for want
 	// of one of their own: those of Join before Caller's.
 	StandsFor []string `json:"stands_for,omitempty"`

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"sallyport/internal/boot"
 )
 
 // Delivery is one verified request for a hook, its parameters bound.
@@ -73,6 +75,7 @@ type Runner struct {
 	hook  func(name string) (*Hook, bool)
 	log   *slog.Logger
 	now   func() time.Time
+	boot  string // boot.ID
 
 	mu       sync.Mutex
 	draining bool
@@ -103,7 +106,7 @@ type stopping struct {
 // configuration has it at that moment.
 func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
 	return &Runner{
-		store: store, procs: procs, hook: hook, now: now, log: log,
+		store: store, procs: procs, hook: hook, now: now, log: log, boot: boot.ID(),
 		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{}, vain: map[string]bool{},
 		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}), going: make(chan struct{}),
 	}

@@ -16,6 +16,7 @@ import (
 
 	"modernc.org/sqlite"
 
+	"sallyport/internal/boot"
 	"sallyport/internal/owned"
 )
 
@@ -30,6 +31,7 @@ type SQLite struct {
 	now  func() time.Time
 	log  *slog.Logger
 	path string
+	boot string // boot.ID
 	lock *owned.Lock
 	pins []owned.Pin // of the database and its log, as they were opened
 
@@ -65,7 +67,7 @@ func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logge
 		return nil, errors.Join(fmt.Errorf("finding the state folder: %w", err), lock.Close())
 	}
 	s := &SQLite{
-		now: now, log: log, path: path, lock: lock,
+		now: now, log: log, path: path, boot: boot.ID(), lock: lock,
 		ops: make(chan *op), closing: make(chan struct{}),
 	}
 	if err := s.open(ctx); err != nil {

@@ -40,7 +40,7 @@ func (s *SQLite) admit(ctx context.Context, tx *prepared, run runner.Run, c runn
 	case !errors.Is(err, runner.ErrUnknown):
 		return runner.Admission{}, err
 	}
-	run.Created, run.Started, run.End = instant(micros(run.Created)), instant(0), runner.End{}
+	run.Created, run.Started, run.Boot, run.End = instant(micros(run.Created)), instant(0), "", runner.End{}
 	current, err := tx.run(ctx, sqlInFlight, run.Flight)
 	if errors.Is(err, runner.ErrUnknown) { // who waits for something that got away is before it
 		current, err = tx.run(ctx, sqlFirst, run.Flight)
@@ -48,7 +48,7 @@ func (s *SQLite) admit(ctx context.Context, tx *prepared, run runner.Run, c runn
 	var a runner.Admission
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
-		run.State, run.Started = runner.Running, instant(micros(s.now()))
+		run.State, run.Started, run.Boot = runner.Running, instant(micros(s.now())), s.boot
 		a, err = runner.Admission{Run: run}, insertRun(ctx, tx, run, 0, in)
 	case err == nil:
 		run.State = runner.Queued
@@ -123,7 +123,7 @@ func insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in ru
 		return fmt.Errorf("writing the parameters: %w", err)
 	}
 	_, err = tx.exec(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
-		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt)
+		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot)
 	return err
 }
 

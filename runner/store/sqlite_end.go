@@ -48,7 +48,7 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 
 // promote makes the first that waits the running one, if nothing runs.
 func (s *SQLite) promote(ctx context.Context, tx *prepared, flight string) (*runner.Run, error) {
-	next, err := tx.run(ctx, sqlPromote, flight, micros(s.now()))
+	next, err := tx.run(ctx, sqlPromote, flight, micros(s.now()), s.boot)
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		return nil, nil //nolint:nilnil // nothing waits

@@ -15,10 +15,10 @@ import (
 // PostgreSQL both. States stand in them as text where a partial index is to be
 // found by them.
 const (
-	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt, stands_for, left_behind, detail`
+	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, left_behind, detail`
 
-	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin, rerun_of, attempt)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`
+	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin, rerun_of, attempt, boot)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
@@ -37,11 +37,11 @@ const (
 	// sending it again.
 	sqlEnd = `UPDATE runs SET state = $2, ended = $3, exit_code = $4, signal = $5, error = $6, output_bytes = $7, output_dropped = $8, left_behind = $9, detail = $10,
 		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END WHERE id = $1 AND state IN ('running', 'queued') RETURNING ` + runColumns
-	sqlPromote = `UPDATE runs SET state = 'running', started = $2
+	sqlPromote = `UPDATE runs SET state = 'running', started = $2, boot = $3
 		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1)
 		AND NOT EXISTS (SELECT 1 FROM runs WHERE flight = $1 AND state = 'running') RETURNING ` + runColumns
 
-	sqlRequeue = `UPDATE runs SET state = 'queued', started = 0,
+	sqlRequeue = `UPDATE runs SET state = 'queued', started = 0, boot = '',
 		place = (SELECT COALESCE(MIN(place), 1) - 1 FROM runs AS others WHERE others.flight = runs.flight AND others.state = 'queued')
 		WHERE id = $1 AND state = 'running'`
 
@@ -81,7 +81,7 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	var params, standsFor []byte
 	var created, started, ended int64
 	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
-		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor, &r.LeftBehind, &r.Detail)
+		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor, &r.Boot, &r.LeftBehind, &r.Detail)
 	if err != nil {
 		return r, unavailable("reading a run", err)
 	}
