@@ -209,6 +209,7 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	surface := handlers.New(conf, h.runs, h.procs.Output, h.trail, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
 	issuers := keyset.NewKeeper(log)
 	inForce := func(c *config.Config) {
+		server.WarnOfDescriptors(c.Limits, log)
 		issuers.Keep(ctx, c.Auth.KeySets())
 		surface.Update()
 		p.retain(c)

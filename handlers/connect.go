@@ -28,8 +28,38 @@ func (h *Handler) Connecting(from netip.Addr) bool {
 	return false
 }
 
-// Crowded counts a connection that was one too many of those that are open.
+// Crowded counts a connection that was one too many of those that are open, or
+// was closed to make room for another.
 func (h *Handler) Crowded() { h.current.Load().audit.Count("too-many-connections") }
+
+// Proved reports whether a delivery from an address was accepted lately.
+func (h *Handler) Proved(from netip.Addr) bool {
+	s := h.current.Load()
+	return s.proved.lately(peer.Host(from), s.now())
+}
+
+// Flooded counts a connection that was closed because more came on it than its
+// requests need. Its address pays a full burst of connections for it, so that
+// another flood does not follow at once.
+func (h *Handler) Flooded(from netip.Addr) {
+	s := h.current.Load()
+	s.connections.of(peer.Host(from)).ReserveN(s.now(), s.connections.limit.Burst)
+	s.audit.Count("flood")
+}
+
+// Unreadable reports a request that net/http answered itself, or that was not
+// sent whole. It costs the address a failure, and when that has none left it is no
+// line of the log.
+func (h *Handler) Unreadable(from netip.AddrPort) {
+	s := h.current.Load()
+	level := slog.LevelWarn
+	if !s.failures.allow(peer.Host(from.Addr()), s.now()) {
+		level = slog.LevelDebug
+	}
+	s.log.LogAttrs(context.Background(), level, "request not read", slog.String("address", from.String()),
+		slog.String("reason", "it is malformed, its header is too large, or it was not sent whole"))
+	s.audit.Count("unreadable")
+}
 
 // Unbelieved tells of a client certificate that ended its handshake, where nobody
 // but the operator can be told why. It costs the address a failure, as in a

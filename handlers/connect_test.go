@@ -161,3 +161,90 @@ func TestAddressLimit_ParallelFirstUse(t *testing.T) {
 		}
 	}
 }
+
+// TestFlooded_CostsConnections has a flood come from an address.
+func TestFlooded_CostsConnections(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	from, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	if !surface.Connecting(from) {
+		t.Fatal("it cannot connect at all")
+	}
+	surface.Flooded(from) // leaves it one token below nothing
+	h.clock.move(time.Minute)
+	if surface.Connecting(from) {
+		t.Error("after a flood it connects as if nothing had been")
+	}
+	h.clock.move(time.Minute)
+	if !surface.Connecting(from) || !surface.Connecting(other) {
+		t.Error("it, or another address, cannot connect when the flood is paid for")
+	}
+}
+
+// TestUnreadable_CostsFailures has requests come that net/http refuses: the log has
+// as many of them as an address has failures.
+func TestUnreadable_CostsFailures(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "failures: {rate: 1/h, burst: 2}")
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
+	for range 5 {
+		surface.Unreadable(netip.MustParseAddrPort("192.0.2.1:5"))
+	}
+	if n := strings.Count(h.log.String(), `"msg":"request not read","address":"192.0.2.1:5"`); n != 2 {
+		t.Errorf("%d lines, want 2", n)
+	}
+}
+
+// TestProved_ByAcceptedDeliveryOnly asks after each delivery whether its address is
+// known to have sent one that was accepted.
+func TestProved_ByAcceptedDeliveryOnly(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	h := build(t, dir, `
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+callers:
+  good: {hmac: {scheme: github, keys: [{file: good}]}}
+hooks:
+  start: {path: /start, callers: [good], command: [/bin/true]}
+  open: {path: /open, dangerously_unauthenticated: true, command: [/bin/true]}
+`)
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	send := func(from string, d delivery, want int) bool {
+		t.Helper()
+		path := d.path
+		if path == "" {
+			path = "/start"
+		}
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, strings.NewReader(d.body))
+		r.Header, r.RemoteAddr = d.header, from+":1"
+		if r.Header == nil {
+			r.Header = http.Header{}
+		}
+		w := httptest.NewRecorder()
+		surface.ServeHTTP(w, r)
+		if w.Code != want {
+			t.Errorf("%s: answered %d, want %d: %s", from, w.Code, want, w.Body)
+		}
+		return surface.Proved(netip.MustParseAddr(from))
+	}
+	good := h.by("good", "1")
+	if send("192.0.2.1", h.by("nobody", "1"), http.StatusUnauthorized) {
+		t.Error("known by a refused credential")
+	}
+	if send("192.0.2.2", delivery{path: "/open"}, http.StatusOK) {
+		t.Error("known by a hook that anybody may start")
+	}
+	if !send("192.0.2.3", good, http.StatusOK) {
+		t.Error("not known by a delivery that was accepted")
+	}
+	if send("192.0.2.4", good, http.StatusOK) {
+		t.Error("known by a replay, which needs no key")
+	}
+	h.clock.move(24 * time.Hour)
+	if surface.Proved(netip.MustParseAddr("192.0.2.3")) {
+		t.Error("known for longer than a day")
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"sallyport/auth"
 	"sallyport/internal/audit"
 	"sallyport/internal/keyuse"
+	"sallyport/internal/peer"
 	"sallyport/runner"
 )
 
@@ -66,6 +67,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
 	}
+	s.noteAccepted(r, who)
 	return s.answerStarted(w, r, req, started, wait)
 }
 
@@ -87,6 +89,7 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 	}
 	if err == nil {
 		req.caller, req.scheme, req.key = who.Caller, who.Scheme, who.Key
+		peer.ConnectionOf(r).Prove()
 		s.config.Uses.Note(keyuse.Use{Caller: who.Caller, Scheme: who.Scheme, Key: who.Key, At: s.now()})
 		return who, nil
 	}

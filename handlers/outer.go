@@ -11,6 +11,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/internal/audit"
+	"sallyport/internal/peer"
 )
 
 // request is what the log line of a request says beyond the request itself.
@@ -49,7 +50,7 @@ func (s *surface) outer(next http.Handler) http.Handler {
 		start := s.now()
 		req := &request{id: rand.Text(), address: r.RemoteAddr}
 		r = r.WithContext(audit.Asking(context.WithValue(r.Context(), requestKey{}, req), req.asked))
-		rec := &recorder{ResponseWriter: w}
+		rec := &recorder{ResponseWriter: w, conn: peer.ConnectionOf(r)}
 		h := w.Header()
 		h.Set("X-Request-Id", req.id)
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -137,9 +138,11 @@ func short(s string) string {
 	return s
 }
 
-// recorder remembers the status for the log.
+// recorder remembers the status for the log, and ends a connection that is not to
+// go on.
 type recorder struct {
 	http.ResponseWriter
+	conn   peer.Connection
 	status int
 }
 
@@ -147,6 +150,9 @@ type recorder struct {
 func (r *recorder) WriteHeader(status int) {
 	if r.status == 0 {
 		r.status = status
+		if r.conn.Answer(status) {
+			r.Header().Set("Connection", "close") // over HTTP/2, GOAWAY
+		}
 	}
 	r.ResponseWriter.WriteHeader(status)
 }
@@ -154,7 +160,7 @@ func (r *recorder) WriteHeader(status int) {
 // Write implements http.ResponseWriter.
 func (r *recorder) Write(b []byte) (int, error) {
 	if r.status == 0 {
-		r.status = http.StatusOK
+		r.WriteHeader(http.StatusOK)
 	}
 	return r.ResponseWriter.Write(b)
 }

@@ -29,7 +29,7 @@ hooks:
 	half := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusOK)
 		_, _ = io.WriteString(w, "half of it")
-		_ = []int(nil)[len(r.Method)] // panics
+		_ = make([]int, 0)[len(r.Method)] // panics
 	})
 	h.serve(handlers.New(h.config, h.runner, h.outputs, h.audit, half, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil))))
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {

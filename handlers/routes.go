@@ -37,7 +37,7 @@ type Handler struct {
 func New(conf *live.Configuration, run *runner.Runner, outputs Outputs, trail *audit.Log, metrics http.Handler, now func() time.Time, log *slog.Logger) *Handler {
 	h := &Handler{live: conf}
 	h.current.Store(newSurface(conf.Get(), &surface{
-		runner: run, outputs: outputs, audit: trail, metrics: metrics, beats: newBeats(), live: conf, log: log, now: now, latest: h.current.Load,
+		runner: run, outputs: outputs, audit: trail, metrics: metrics, beats: newBeats(), proved: newProvedHosts(), live: conf, log: log, now: now, latest: h.current.Load,
 	}))
 	return h
 }
@@ -71,6 +71,7 @@ type surface struct {
 	failures    *addressLimits
 	callers     map[string]*rate.Limiter
 	bodies      *bodies
+	proved      *provedHosts
 	beats       *beats
 }
 
@@ -86,6 +87,7 @@ func newSurface(c *config.Config, old *surface) *surface {
 		failures:    old.failures.or(c.Limits.Failures, failureSlots),
 		callers:     callerLimits(c.CallerLimits, old.callers),
 		bodies:      old.bodies.or(c.Hooks),
+		proved:      old.proved,
 	}
 	for _, h := range c.Hooks {
 		s.hooks[h.Path] = h

@@ -17,15 +17,24 @@ func AddrPort(a net.Addr) netip.AddrPort {
 }
 
 // Host is an IPv4 address, or the /64 that one IPv6 host can fill at will.
-func Host(a netip.Addr) netip.Addr { return prefix(a, 64) }
+func Host(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.Is4() {
+		return a
+	}
+	return prefix(a, 64)
+}
 
-// Site is an IPv4 address, or the /48 that is the most that one customer is
-// usually given (RFC 6177): 65536 Hosts.
-func Site(a netip.Addr) netip.Addr { return prefix(a, 48) }
+// Site is an IPv4 /24, which is the least that is routed on its own, or the IPv6 /48
+// that is the most that one customer is usually given (RFC 6177): 65536 Hosts.
+func Site(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.Is4() {
+		return prefix(a, 24)
+	}
+	return prefix(a, 48)
+}
 
 func prefix(a netip.Addr, bits int) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if p, err := a.Prefix(bits); err == nil && a.Is6() {
+	if p, err := a.WithZone("").Prefix(bits); err == nil {
 		return p.Addr()
 	}
 	return a

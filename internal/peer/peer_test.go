@@ -10,8 +10,8 @@ import (
 
 func TestOneHostIsNotMany(t *testing.T) {
 	for text, want := range map[string]struct{ host, site string }{
-		"192.0.2.1":            {"192.0.2.1", "192.0.2.1"},
-		"::ffff:192.0.2.1":     {"192.0.2.1", "192.0.2.1"}, // as a socket for both has it
+		"192.0.2.1":            {"192.0.2.1", "192.0.2.0"},
+		"::ffff:192.0.2.1":     {"192.0.2.1", "192.0.2.0"}, // as a socket for both has it
 		"2001:db8:1:2:3:4:5:6": {"2001:db8:1:2::", "2001:db8:1::"},
 		"2001:db8:1:ffff::1":   {"2001:db8:1:ffff::", "2001:db8:1::"},
 		"fe80::1%eth0":         {"fe80::", "fe80::"},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net"
+	"time"
 
 	"sallyport/internal/live"
 )
@@ -10,3 +11,15 @@ import (
 func Limit(l net.Listener, conf *live.Configuration, s Surface) net.Listener {
 	return limit(l, conf, s)
 }
+
+// SetListener has a limited listener take its connections from another.
+func SetListener(limited, from net.Listener) { limited.(*listener).Listener = from }
+
+// Begin and End say that a request is in progress on a connection.
+func Begin(c net.Conn) { c.(*conn).begin() }
+
+// End is the end of Begin.
+func End(c net.Conn) { c.(*conn).end() }
+
+// Age makes a connection older.
+func Age(c net.Conn, by time.Duration) { c.(*conn).opened = c.(*conn).opened.Add(-by) }

@@ -29,6 +29,9 @@ const (
 	writeTimeout  = 30 * time.Second
 	idleTimeout   = 60 * time.Second
 	headerBytes   = 16 << 10
+
+	maxStreams    = 16        // a connection is one sender, not a fleet
+	receiveBuffer = 256 << 10 // of an HTTP/2 connection, for bodies that are not read yet
 	lastAnswers   = 5 * time.Second
 	firstRequest  = time.Second // of a connection that was accepted just before the end
 )
@@ -38,7 +41,10 @@ const (
 type Surface interface {
 	http.Handler
 	Connecting(from netip.Addr) bool // whether it may, so often
-	Crowded()
+	Proved(from netip.Addr) bool     // whether a valid credential came from there lately
+	Crowded()                        // a connection was closed, because there were too many
+	Flooded(from netip.Addr)         // a connection was closed, because too much came on it
+	Unreadable(from netip.AddrPort)  // a request came that net/http did not hand on
 	Unbelieved(from netip.AddrPort, shown *x509.Certificate, why error)
 }
 
@@ -69,10 +75,13 @@ func New(l net.Listener, conf *live.Configuration, surface Surface, run *runner.
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    headerBytes,
 			HTTP2: &http.HTTP2Config{
-				MaxConcurrentStreams: 16, // a connection is one sender, not a fleet
+				MaxConcurrentStreams: maxStreams,
 				SendPingTimeout:      30 * time.Second,
 				PingTimeout:          15 * time.Second,
 				WriteByteTimeout:     writeTimeout,
+
+				MaxReceiveBufferPerConnection: receiveBuffer,
+				MaxReceiveBufferPerStream:     receiveBuffer,
 			},
 			// Otherwise OPTIONS * is answered past every limit and log.
 			DisableGeneralOptionsHandler: true,
@@ -86,6 +95,7 @@ func New(l net.Listener, conf *live.Configuration, surface Surface, run *runner.
 		GetConfigForClient: s.inForce,
 	})
 	s.fresh.watch(s.http)
+	trackRequests(s.http, surface)
 	return s
 }
 

@@ -13,7 +13,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,12 +45,18 @@ type served struct {
 type surface struct {
 	http.Handler
 
-	left    atomic.Int64
-	crowded atomic.Int64
+	left       atomic.Int64
+	crowded    atomic.Int64
+	flooded    atomic.Int64
+	unreadable atomic.Int64
+	lately     sync.Map // addresses
 }
 
-func (s *surface) Connecting(netip.Addr) bool { return s.left.Add(-1) >= 0 }
-func (s *surface) Crowded()                   { s.crowded.Add(1) }
+func (s *surface) Connecting(netip.Addr) bool  { return s.left.Add(-1) >= 0 }
+func (s *surface) Crowded()                    { s.crowded.Add(1) }
+func (s *surface) Proved(from netip.Addr) bool { _, ok := s.lately.Load(from); return ok }
+func (s *surface) Flooded(netip.Addr)          { s.flooded.Add(1) }
+func (s *surface) Unreadable(netip.AddrPort)   { s.unreadable.Add(1) }
 
 func (s *surface) Unbelieved(netip.AddrPort, *x509.Certificate, error) {}
 
@@ -213,40 +221,6 @@ func TestConnectionsThatSayNothingAreClosed(t *testing.T) {
 	}
 }
 
-func TestConnectionsOverTheBoundsAreClosedBeforeAHandshake(t *testing.T) {
-	t.Parallel()
-	for why, limits := range map[string]config.Limits{
-		"in all":           {Connections: 2, ConnectionsPerAddress: 100},
-		"from one address": {Connections: 100, ConnectionsPerAddress: 2},
-	} {
-		t.Run(why, func(t *testing.T) {
-			t.Parallel()
-			s := serve(t, limits, http.HandlerFunc(hello))
-			first := s.tls()
-			s.tls()
-			if _, err := s.handshake(tls.VersionTLS13); err == nil {
-				t.Error("a third connection got through")
-			}
-			if got := s.closed(s.dial()); got != "" {
-				t.Errorf("a fourth one heard %q", got)
-			}
-			// A place that is given back is there for the next.
-			if err := first.Close(); err != nil {
-				t.Fatal(err)
-			}
-			tick := time.NewTicker(10 * time.Millisecond)
-			defer tick.Stop()
-			for range 1000 {
-				if _, err := s.handshake(tls.VersionTLS13); err == nil {
-					return
-				}
-				<-tick.C
-			}
-			t.Error("the place was not given back")
-		})
-	}
-}
-
 func TestWhoConnectsTooOftenIsClosedBeforeAHandshake(t *testing.T) {
 	t.Parallel()
 	all := &surface{Handler: http.HandlerFunc(hello)}
@@ -266,77 +240,6 @@ func TestWhoConnectsTooOftenIsClosedBeforeAHandshake(t *testing.T) {
 	}
 	if all.crowded.Load() > 0 {
 		t.Error("it is told as too many at once")
-	}
-}
-
-// arrivals is a listener with connections from wherever they are said to be.
-type arrivals chan net.Addr
-
-func (a arrivals) Accept() (net.Conn, error) {
-	from, ok := <-a
-	if !ok {
-		return nil, net.ErrClosed
-	}
-	c, _ := net.Pipe()
-	return arrival{c, from}, nil
-}
-
-func (a arrivals) Close() error   { return nil }
-func (a arrivals) Addr() net.Addr { return &net.TCPAddr{} }
-
-type arrival struct {
-	net.Conn
-
-	from net.Addr
-}
-
-func (a arrival) RemoteAddr() net.Addr { return a.from }
-
-// TestNoSiteHasMoreThanHalfOfAllConnections has somebody connect who is given
-// 65536 networks, and somebody who is not.
-func TestNoSiteHasMoreThanHalfOfAllConnections(t *testing.T) {
-	t.Parallel()
-	for why, row := range map[string]struct {
-		limits      config.Limits
-		one, others int // how many connections they get of ten, each from a network of its own
-	}{
-		"half":                              {config.Limits{Connections: 8, ConnectionsPerAddress: 2}, 4, 4},
-		"what a single address may have":    {config.Limits{Connections: 8, ConnectionsPerAddress: 6}, 6, 2},
-		"all, if one address may have that": {config.Limits{Connections: 8, ConnectionsPerAddress: 8}, 8, 0},
-	} {
-		t.Run(why, func(t *testing.T) {
-			t.Parallel()
-			conf, _ := load(t, row.limits)
-			all := new(surface)
-			all.left.Store(1 << 30)
-			come := make(arrivals, 20)
-			for i := range 10 {
-				come <- &net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("2001:db8:1:%x::1", i))}
-			}
-			for i := range 10 {
-				come <- &net.TCPAddr{IP: net.ParseIP(fmt.Sprintf("2001:db8:%x::1", 0x100+i))}
-			}
-			close(come)
-			l := server.Limit(come, conf, all)
-			got := map[bool]int{}
-			var open []net.Conn
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					break
-				}
-				got[strings.HasPrefix(c.RemoteAddr().String(), "[2001:db8:1:")]++
-				open = append(open, c)
-			}
-			if got[true] != row.one || got[false] != row.others || int(all.crowded.Load()) != 20-row.one-row.others {
-				t.Errorf("%d and %d, and %d were counted as too many", got[true], got[false], all.crowded.Load())
-			}
-			for _, c := range open {
-				if err := c.Close(); err != nil {
-					t.Error(err)
-				}
-			}
-		})
 	}
 }
 
@@ -402,5 +305,20 @@ func TestAnAnswerUnderWayIsFinishedBeforeTheServerGoes(t *testing.T) {
 	close(answer)
 	if got := s.closed(c); !strings.HasSuffix(got, "hello") {
 		t.Errorf("answered with %q", got)
+	}
+}
+
+func TestDescriptors_AreWarnedAbout(t *testing.T) {
+	t.Parallel()
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	for connections, want := range map[int]bool{1: false, int(files.Cur): true} {
+		var text strings.Builder
+		server.WarnOfDescriptors(config.Limits{Connections: connections}, slog.New(slog.NewTextHandler(&text, nil)))
+		if strings.Contains(text.String(), "limits.connections is above the limit of open files") != want {
+			t.Errorf("%d connections, %d files: %q", connections, files.Cur, text.String())
+		}
 	}
 }

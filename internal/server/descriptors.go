@@ -1,0 +1,27 @@
+package server
+
+import (
+	"log/slog"
+	"syscall"
+
+	"sallyport/internal/config"
+)
+
+// spareDescriptors are those that the server needs besides connections: for the
+// store, the audit log, outputs that are read and the supervisor.
+const spareDescriptors = 128
+
+// WarnOfDescriptors logs a warning if the process may not open as many files as
+// the limits let connections be open. The Go runtime has raised the soft limit to
+// the hard one by now.
+func WarnOfDescriptors(l config.Limits, log *slog.Logger) {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		log.Warn("the limit of open files is not known", "error", err)
+		return
+	}
+	if need := uint64(l.Connections) + spareDescriptors; need > uint64(files.Cur) { //nolint:gosec,unconvert // checked to be positive; a signed number on some systems
+		log.Warn("limits.connections is above the limit of open files (ulimit -n, LimitNOFILE=)",
+			"connections", l.Connections, "open_files", uint64(files.Cur), "needed", need)
+	}
+}

@@ -1,0 +1,89 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+
+	"sallyport/internal/peer"
+)
+
+// trackRequests counts the requests in progress on each connection, and reports
+// those that net/http answers itself, as 400 or 431, or that were not sent whole.
+// net/http gives no access to these answers: they are plain text without a request id.
+func trackRequests(s *http.Server, surface Surface) {
+	inner := s.ConnContext
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if own, ok := belowTLS(c); ok {
+			ctx = peer.WithConnection(ctx, own)
+		}
+		return inner(ctx, c)
+	}
+	changed := s.ConnState
+	s.ConnState = func(c net.Conn, state http.ConnState) {
+		changed(c, state)
+		if own, ok := belowTLS(c); ok && own.changed(state, isHTTP2(c, state)) {
+			surface.Unreadable(peer.AddrPort(c.RemoteAddr()))
+		}
+	}
+	all := s.Handler
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := peer.ConnectionOf(r).(*conn); ok {
+			c.begin()
+			defer c.end()
+		}
+		all.ServeHTTP(w, r)
+	})
+}
+
+func belowTLS(c net.Conn) (*conn, bool) {
+	t, ok := c.(*tls.Conn)
+	if !ok {
+		return nil, false
+	}
+	own, ok := t.NetConn().(*conn)
+	return own, ok
+}
+
+// isHTTP2 reports whether a connection speaks HTTP/2, once its handshake is over.
+func isHTTP2(c net.Conn, state http.ConnState) bool {
+	t, ok := c.(*tls.Conn)
+	return ok && state == http.StateActive && t.ConnectionState().NegotiatedProtocol == "h2"
+}
+
+// farewell is what a client sends to end a connection, at most: a TLS alert.
+const farewell = 32
+
+// changed takes down the state of a connection, and reports whether a request
+// has ended that no handler saw. net/http says that a connection is active for the
+// first request that comes on it, but not for every one after that.
+func (c *conn) changed(state http.ConnState, http2 bool) (unseen bool) {
+	c.list.mu.Lock()
+	defer c.list.mu.Unlock()
+	switch state {
+	case http.StateNew:
+	case http.StateActive:
+		c.unseen = !http2 || c.greeted // HTTP/2 is active at its preface, too
+		c.greeted, c.http2 = true, http2
+	case http.StateIdle:
+		unseen, c.unseen = c.unseen, false
+		c.idleAt = c.read.Load()
+	case http.StateClosed, http.StateHijacked:
+		again := !c.http2 && c.idleAt > 0 && c.read.Load()-c.idleAt > farewell
+		unseen, c.unseen = c.unseen || again, false
+	}
+	return unseen
+}
+
+// begin and end say that a request is in progress.
+func (c *conn) begin() { c.count(1) }
+func (c *conn) end()   { c.count(-1) }
+
+func (c *conn) count(n int) {
+	c.list.mu.Lock()
+	defer c.list.mu.Unlock()
+	c.requests += n
+	c.unseen, c.idleAt = false, 0
+	c.judge()
+}
