@@ -31,7 +31,7 @@ type Supervision struct {
 	Load    func() (map[string]*runner.Hook, error)
 	Version string // a server of another one has this process replace itself
 	Log     *slog.Logger
-	Flush   func() // writes what Log has queued, before this process becomes another program; may be nil
+	Flush   func()   // writes what Log has queued, before this process becomes another program; may be nil
 	Env     []string // of this process: what LoginEnv returned in the server
 
 	// Idle is how long to stay with no server and no run; default one minute.
