@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	diskSize  = 24 << 20
-	auditSize = 4 << 20 // of a disk of its own: else its being full would hide what else can be
+	diskSize   = 24 << 20
+	diskOutput = 32 << 20 // of a command that writes
+	auditSize  = 4 << 20  // of a disk of its own: else its being full would hide what else can be
 )
 
 // diskJob is the command of the hooks of TestFullDisk: job.sh DIR HOW N. What it
@@ -31,7 +32,7 @@ echo "begin $SALLYPORT_RUN" >>"$1/witness"
 case $2 in
 quick) code=0 ;;
 hold) until [ -e "$1/go" ]; do sleep 0.02; done; code=7 ;;
-write) head -c 33554432 /dev/zero 2>>"$1/witness" || code=9 ;;
+write) head -c 33554432 /dev/zero 2>>"$1/witness" && code=7 ;;
 esac
 echo "end $SALLYPORT_RUN $code" >>"$1/witness"
 exit $code
@@ -280,9 +281,8 @@ func (d *disk) inTheQueue() {
 }
 
 // ends waits for the end of a run that began once, and for its exit code.
-func (d *disk) ends(id string, code int) {
+func (d *disk) ends(id string, code int) (r runner.Run) {
 	d.t.Helper()
-	var r runner.Run
 	d.until("the end of a run", func() bool {
 		r = d.ask(d.t.Context(), http.MethodGet, "/runs/"+id, "").run()
 		return r.State.Ended()
@@ -298,12 +298,17 @@ func (d *disk) ends(id string, code int) {
 		check(d.t, json.Unmarshal(d.read("state/runs/"+id+"/status"), &s))
 		return !s.Ended.IsZero() && *s.ExitCode == code
 	})
-	if info, err := os.Stat(filepath.Join(d.dir, "state/runs", id, "output")); err != nil || info.Size() != r.Output.Bytes {
-		d.t.Errorf("output of %d bytes, and recorded are %d: %v", info.Size(), r.Output.Bytes, err)
+	if kept, err := process.OpenOutput(filepath.Join(d.dir, "state/runs"), id); err != nil {
+		d.t.Error(err)
+	} else if size, dropped := kept.State(); size != r.Output.Bytes || dropped.Bytes() != r.Output.Dropped {
+		d.t.Errorf("output of %d bytes without %+v, and recorded is %+v", size, dropped, r.Output)
+	} else {
+		check(d.t, kept.Close())
 	}
+	return r
 }
 
-// underWay: a command that fills the disk fails as it sees fit, and ends that
+// underWay: a command that fills the disk goes on without its output, and ends that
 // can be written nowhere are not lost, nor is what waits for them; not by
 // another server that comes meanwhile either.
 func (d *disk) underWay() {
@@ -311,7 +316,7 @@ func (d *disk) underWay() {
 	holding := d.body("hold")
 	hold, first := d.deliver("job", holding).run(), d.deliver("queue", d.body("hold")).run()
 	second, write := d.deliver("queue", d.body("hold")).run(), d.deliver("job", d.body("write")).run()
-	d.witnessed("end " + write.ID + " 9")
+	d.witnessed("end " + write.ID + " 7")
 	for _, run := range []runner.Run{hold, first} {
 		d.witnessed("begin " + run.ID)
 	}
@@ -332,7 +337,9 @@ func (d *disk) underWay() {
 	d.start(true)
 	d.turnedAway(strings.Replace(holding, "hold", "quick", 1), "busy")
 	d.free("state")
-	d.ends(write.ID, 9)
+	if r := d.ends(write.ID, 7); r.Output.Bytes != diskOutput || r.Output.Dropped == 0 {
+		d.t.Errorf("output %+v on a disk that was full", r.Output)
+	}
 	for _, run := range []runner.Run{hold, first, second} {
 		d.ends(run.ID, 7)
 	}
@@ -378,7 +385,9 @@ func (d *disk) atTheStart() {
 func (d *disk) readOnly() {
 	d.end()
 	state := filepath.Join(d.dir, "state")
-	check(d.t, syscall.Mount("none", state, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	d.until("the supervisor to let go of the disk", func() bool {
+		return syscall.Mount("none", state, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, "") == nil
+	})
 	d.start(false)
 	<-d.ended
 	if d.server.ProcessState.ExitCode() != 1 {

@@ -11,8 +11,9 @@ import (
 
 // What spill writes.
 const (
-	SpillBlock = 64 << 10
+	SpillBlock = 4 << 10 // which a FIFO keeps together
 	Spilled    = 1 << 30 // bytes, half of them on each stream
+	spillWrite = 16      // blocks at once
 )
 
 // spill is a command that a hook may have: spill FILE GATE. It writes Spilled
@@ -24,10 +25,15 @@ func spill() {
 	for _, stream := range []*os.File{os.Stdout, os.Stderr} {
 		both.Go(func() {
 			blocks := NewBlocks()
+			buf := make([]byte, 0, spillWrite*SpillBlock)
 			for n := range Spilled / SpillBlock / 2 {
-				if _, err := stream.Write(blocks.Block(stream == os.Stderr, n)); err != nil {
+				if buf = append(buf, blocks.Block(stream == os.Stderr, n)...); len(buf) < cap(buf) {
+					continue
+				}
+				if _, err := stream.Write(buf); err != nil {
 					os.Exit(1) //nolint:forbidigo // it is a program of its own
 				}
+				buf = buf[:0]
 			}
 		})
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -20,6 +19,8 @@ const (
 	killAgain = time.Second // a tree may have grown while it was killed
 	killLimit = 10          // times, before what cannot be killed is given up
 
+	recordAfter = 5 * time.Millisecond // when the start is out of the way, and short runs are over
+
 	// lingerTime is how long what the main process left may take to end by itself,
 	// as the last part of a pipe does, before it is ended and counted.
 	lingerTime = 100 * time.Millisecond
@@ -32,7 +33,7 @@ type active struct {
 	status    Status
 	process   *os.Process // nil for an orphan: the child of a supervisor that is gone
 	tree      *tree
-	output    *keeper
+	output    *collector
 	stop      chan stopping
 	park      chan parking
 	done      chan struct{}           // closed when the end is recorded
@@ -67,17 +68,18 @@ func openStdin(root *os.Root, hook *runner.Hook, o runner.Order) (*os.File, erro
 	return f, errors.Join(err, root.Remove(name))
 }
 
-// environ is the whole environment of the command. Nothing else comes from the
+// environ is the whole environment of the command. Nothing comes from the
 // server's own, which may hold its secrets.
-func (l *Local) environ(hook *runner.Hook, o runner.Order) []string {
+func environ(hook *runner.Hook, o runner.Order) []string {
 	own := hook.Environ(o.Values)
-	base := append(slices.Clone(l.login),
-		"PATH="+runner.DefaultPath,
+	base := []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LANG=C.UTF-8",
-		runMark+o.Run,
-		"SALLYPORT_HOOK="+o.Hook,
-		"SALLYPORT_CALLER="+o.Caller,
-	)
+		"TZ=UTC",
+		runMark + o.Run,
+		"SALLYPORT_HOOK=" + o.Hook,
+		"SALLYPORT_CALLER=" + o.Caller,
+	}
 	if o.Trace != "" {
 		base = append(base, "TRACEPARENT="+o.Trace)
 	}
@@ -114,7 +116,7 @@ func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, loc
 		Files: []*os.File{stdin, output, output, lock},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	p, t, err := startTree(a.local, a.status.Run, argv, hook.Umask, attr)
+	p, t, err := startTree(a.local, a.status.Run, argv, attr)
 	if err != nil {
 		return err
 	}
@@ -127,7 +129,6 @@ func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, loc
 func (a *active) follow() {
 	if a.process != nil {
 		a.status.Birth = a.local.birth(a.process.Pid)
-		a.local.raiseOOMScore(a.process.Pid)
 	}
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
@@ -140,7 +141,7 @@ func (a *active) follow() {
 	if !a.status.KillAt.IsZero() {
 		a.kill.Reset(time.Until(a.status.KillAt))
 	}
-	wait := a.output.interval()
+	wait := recordAfter
 	tick := time.NewTimer(wait)
 	defer tick.Stop()
 	var lingered <-chan time.Time
@@ -168,16 +169,14 @@ func (a *active) follow() {
 		case <-a.kill.C:
 			over = a.killTree()
 		case <-tick.C:
-			if !a.recorded { // by now the start is out of the way, and short runs are over
+			if !a.recorded {
 				a.record()
 			}
-			a.trim(false)
-			if over = a.exit == nil && a.gone(); a.exit == nil {
+			if a.exit == nil {
+				over = a.gone()
 				wait = min(2*wait, 100*time.Millisecond)
-			} else {
-				wait = a.output.interval()
+				tick.Reset(wait)
 			}
-			tick.Reset(wait)
 		}
 	}
 	a.finish()
@@ -264,17 +263,6 @@ func (a *active) killTree() (over bool) {
 	return false
 }
 
-// trim bounds the output.
-func (a *active) trim(final bool) {
-	err := a.output.trim(final, func(d Dropped) error {
-		a.status.Dropped = d
-		return a.local.writeStatus(&a.status, owned.Unsynced)
-	})
-	if err != nil {
-		a.local.log.Error("bounding an output", "run", a.status.Run, "error", err)
-	}
-}
-
 // finish takes the exit code and the output's size, and records the end.
 func (a *active) finish() {
 	if a.state == nil && a.process != nil {
@@ -290,13 +278,11 @@ func (a *active) finish() {
 	if err := a.tree.close(); err != nil {
 		a.local.log.Warn("removing a run's cgroup", "run", a.status.Run, "error", err)
 	}
-	a.trim(true)
-	dropped, err := a.output.finish()
-	if err != nil {
-		a.local.log.Error("keeping an output", "run", a.status.Run, "error", err)
+	size, dropped := a.output.finish()
+	if a.status.Dropped == (Dropped{}) { // it is something with a run of a former version only
+		a.status.Dropped = dropped
 	}
-	a.status.Dropped = dropped
-	a.status.Output = runner.Output{Bytes: a.output.size, Dropped: dropped.Bytes()}
+	a.status.Output = runner.Output{Bytes: size, Dropped: a.status.Dropped.Bytes()}
 	a.local.conclude(a)
 }
 

@@ -45,7 +45,7 @@ func (l *Local) adopt() error {
 
 // adoptRun returns what is to be followed of a run, or nil.
 func (l *Local) adoptRun(run string) *active {
-	text, err := l.root.ReadFile(filepath.Join(activeDir, run))
+	text, err := readRegular(l.root, filepath.Join(activeDir, run))
 	if err != nil {
 		l.log.Error("reading the flight of a run", "run", run, "error", err)
 	}
@@ -79,9 +79,7 @@ func (l *Local) adoptRun(run string) *active {
 		return nil
 	}
 	a.tree, a.process = adoptTree(l, s)
-	if a.output, err = adoptKeeper(l, s); err != nil {
-		l.log.Error("adopting the output of a run", "run", run, "error", err)
-	}
+	a.output = adoptCollector(l, s)
 	a.status.Found, a.status.Pipe, a.status.Output = nil, 0, runner.Output{}
 	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", a.process != nil)
 	return a
@@ -144,15 +142,13 @@ func (a *active) handOver() (err error) {
 	if a.status.Pipe, err = a.output.pause(); err != nil {
 		return err
 	}
-	size, dropped := a.output.state()
-	a.status.Output = runner.Output{Bytes: size, Dropped: dropped.Bytes()}
-	a.status.Dropped, a.status.Found = dropped, a.tree.relatives()
+	a.status.Output.Bytes, a.status.Found = a.output.size, a.tree.relatives()
 	return a.local.writeStatus(&a.status, owned.Unsynced)
 }
 
 // goOn undoes handOver.
 func (a *active) goOn() {
-	a.output.resume(a.status.Pipe)
+	a.output.unpause(a.status.Pipe)
 	a.status.Pipe, a.status.Found = 0, nil
 	a.status.Output = runner.Output{}
 }

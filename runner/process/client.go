@@ -27,7 +27,6 @@ type Options struct {
 	Exe     string // the program; it is started as: Exe supervise --state State --config Config
 	Version string // of Exe: a supervisor of another one is asked to replace itself in place
 	Log     *slog.Logger
-	Env     []string // what LoginEnv returns for the server's environment
 
 	updateAgain time.Duration // of tests
 }
@@ -168,14 +167,18 @@ func (c *Client) Known(run string) (bool, error) {
 // ErrUnknown when the run is not known: a run that was ordered and is not
 // known never started. After Close, or when another server has taken over, the
 // channel is closed without an end, or the error wraps runner.ErrLeft. A
-// supervisor that cannot be reached, or does not answer, is waited for.
+// supervisor that cannot be reached, or does not answer, is waited for. Meanwhile
+// this process holds the run's FIFO, so that what the command writes last is not
+// lost when it ends while there is no supervisor.
 func (c *Client) Follow(run string) (<-chan runner.End, error) {
 	if _, err := c.call(request{Do: doKnown, Run: run}, true); err != nil {
 		return nil, err
 	}
+	release := holdFIFO(filepath.Join(c.o.State, runsDir, run))
 	ends := make(chan runner.End, 1)
 	go func() {
 		defer close(ends)
+		defer release()
 		for {
 			p, err := c.call(request{Do: doWait, Run: run}, true)
 			switch {
@@ -198,18 +201,7 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 
 // Output opens the output of a run. The caller closes it.
 func (c *Client) Output(run string) (*Output, error) {
-	o, err := OpenOutput(filepath.Join(c.o.State, runsDir), run)
-	if err != nil || o.ring == nil {
-		return o, err
-	}
-	files := o.state
-	o.state = func() (int64, Dropped) {
-		if p, err := c.within(answerTime, request{Do: doOutput, Run: run}); err == nil && p.Ring {
-			return p.Size, p.Dropped
-		}
-		return files()
-	}
-	return o, nil
+	return OpenOutput(filepath.Join(c.o.State, runsDir), run)
 }
 
 // within is call for what the supervisor does at once. What was asked stands when
@@ -408,10 +400,10 @@ func (c *Client) spawn() (died <-chan error, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, null.Close()) }()
-	// A session of its own, so that no terminal's end reaches it; and nothing of
-	// our environment but what commands get, because it may hold secrets.
+	// A session of its own, so that no terminal's end reaches it; and an empty
+	// environment, because ours may hold secrets.
 	p, err := os.StartProcess(c.o.Exe, []string{c.o.Exe, "supervise", "--state", c.o.State, "--config", c.o.Config}, &os.ProcAttr{
-		Dir: "/", Env: append([]string{}, c.o.Env...), // never nil, which would stand for all of ours
+		Dir: "/", Env: []string{},
 		Files: []*os.File{null, null, os.Stderr, socketFD: socket, mutexFD: mutex},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

@@ -9,10 +9,6 @@ func (l *Local) WithoutCgroups() { l.cgroups = "" }
 // HasCgroups tells whether runs get a cgroup each.
 func (l *Local) HasCgroups() bool { return l.cgroups != "" }
 
-// WithoutPunch makes l keep outputs as it does where the filesystem cannot
-// free the middle of a file.
-func (l *Local) WithoutPunch() { l.punch = false }
-
 // Prepare has f called on the Local of a supervisor before it adopts anything.
 func (s *Supervision) Prepare(f func(*Local)) {
 	s.prepare = func(v *supervisor) { f(v.local) }

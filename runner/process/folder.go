@@ -26,15 +26,16 @@ type folder struct {
 	name string // in readyDir; empty once it was moved
 
 	lock    *os.File // for the command; taken, and open for reading alone
-	output  *os.File // for the keeper
-	command *os.File // the output again, for the command; nil when that gets a pipe
+	output  *os.File // for the collector
+	fifo    *os.File // likewise, to be read without blocking
+	command *os.File // the FIFO for the command
 	flight  *os.File // the lock again, empty
 	status  *os.File // empty
 }
 
 // files are those that are open.
 func (f *folder) files() []*os.File {
-	return []*os.File{f.lock, f.output, f.command, f.flight, f.status}
+	return []*os.File{f.lock, f.output, f.fifo, f.command, f.flight, f.status}
 }
 
 // discard closes what is open, and removes a folder that was not moved. Doing
@@ -95,14 +96,10 @@ func (l *Local) fillFolder(f *folder) (err error) {
 	if err := unix.Flock(int(f.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return err
 	}
-	if !l.punch {
-		f.output, err = f.root.OpenFile(outputFile, fresh, 0o600)
+	if f.output, err = f.root.OpenFile(outputFile, fresh, 0o600); err != nil {
 		return err
 	}
-	if f.output, err = f.root.OpenFile(outputFile, fresh|os.O_APPEND, 0o600); err != nil {
-		return err
-	}
-	f.command, err = f.root.OpenFile(outputFile, os.O_WRONLY|os.O_APPEND, 0)
+	f.fifo, f.command, err = makeFIFO(filepath.Join(l.dir, readyDir, f.name, fifoFile))
 	return err
 }
 
@@ -179,5 +176,12 @@ func (l *Local) clearReady() error {
 			return fmt.Errorf("making a folder: %w", err)
 		}
 	}
-	return nil
+	// Some filesystems have no FIFOs. The start shall fail there, and not each run.
+	trial := filepath.Join(readyDir, "trial")
+	collect, command, err := makeFIFO(filepath.Join(l.dir, trial))
+	closeAll(collect, command)
+	if err != nil {
+		return fmt.Errorf("making a FIFO in the folder of runs: %w", err)
+	}
+	return l.root.Remove(trial)
 }

@@ -2,10 +2,11 @@
 // they write. It is the only package that touches a process.
 //
 // A command is started without a shell, with an explicit environment and with
-// the descriptors 0, 1, 2 and the lock alone. It writes into a file of its own,
-// so nobody has to be alive to read along, and nobody waits for a descriptor
-// that a grandchild keeps. A run ends when its main process and all that this
-// left behind are gone; what is left behind is ended with TERM, grace and KILL.
+// the descriptors 0, 1, 2 and the lock alone. It writes into a FIFO in the run's
+// folder, which is emptied into files that keep the beginning and the end of the
+// output. Nobody waits for a descriptor that a grandchild keeps. A run ends when its
+// main process and all that this left behind are gone; what is left behind is ended
+// with TERM, grace and KILL.
 package process
 
 import (
@@ -46,7 +47,6 @@ type Local struct {
 	root    *os.Root
 	hook    func(name string) (*runner.Hook, bool)
 	log     *slog.Logger
-	punch   bool   // the filesystem can free the middle of a file
 	cgroups string // where a run's cgroup is made; empty where that cannot be
 	boot    string // boot.ID
 
@@ -58,11 +58,6 @@ type Local struct {
 
 	ready  chan *folder // nil without a supply
 	refill chan struct{}
-
-	login     []string   // HOME and so on, of the user as whom commands run
-	oomScore  int        // oom_score_adj of commands
-	processes uint64     // soft RLIMIT_NPROC of commands; 0 leaves it as it is
-	forking   sync.Mutex // held while this process has the umask and the limits of a command
 
 	spawning  sync.RWMutex // read: between the birth of a main process and its entry in active
 	mu        sync.Mutex
@@ -85,15 +80,8 @@ func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
 	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: boot.ID(), again: settleAgain, active: map[string]*active{}, unwritten: map[string]Status{}}
-	l.login, l.oomScore = loginEnv(nil), commandOOMScore()
 	if err := l.clearReady(); err != nil {
 		return nil, err
-	}
-	if l.punch, err = canPunch(root); err != nil {
-		return nil, fmt.Errorf("trying the folder of runs: %w", err)
-	}
-	if !l.punch {
-		log.Info("the filesystem of the runs cannot free the middle of a file, so outputs go through a pipe", "dir", dir)
 	}
 	if l.cgroups, err = findCgroups(); err != nil {
 		log.Info("no cgroup for each run, so what a command leaves behind is looked for among all processes", "error", err)
@@ -191,9 +179,6 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 		Run: o.Run, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(),
 		Bounds: Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
 	})
-	if f.command == nil {
-		a.status.Ring = newRing(a.status.Bounds)
-	}
 	if l.cgroups != "" {
 		a.status.Cgroup = filepath.Join(l.cgroups, cgroupPrefix+o.Run)
 	}
@@ -260,20 +245,15 @@ func cause(err error) string {
 
 // launch starts the command and leaves a goroutine that follows it.
 func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, stdin *os.File, o runner.Order) error {
-	keeper, output, err := newKeeper(f, a.status.Bounds)
-	if err != nil {
-		return fmt.Errorf("preparing the output: %w", err)
-	}
-	a.output = keeper
 	l.spawning.RLock()
 	defer l.spawning.RUnlock()
-	err = a.spawn(hook, argv, l.environ(hook, o), stdin, output, f.lock)
-	closeAll(output, f.lock) // before follow: from now on the lock tells of the tree alone
-	f.output, f.command, f.lock = nil, nil, nil
+	err := a.spawn(hook, argv, environ(hook, o), stdin, f.command, f.lock)
+	closeAll(f.command, f.lock) // before follow: from now on the lock tells of the tree alone
+	f.command, f.lock = nil, nil
 	if err != nil {
-		keeper.abandon()
 		return err
 	}
+	a.output = collectOutput(l, f, &a.status)
 	a.status.Started = time.Now()
 	l.mu.Lock()
 	l.active[o.Run] = a
@@ -386,9 +366,6 @@ func (l *Local) conclude(a *active) {
 	case <-l.free(run, a.status.Flight):
 	case <-time.After(tidyTime):
 	}
-	if !a.status.KillAt.IsZero() && l.reaps() {
-		l.reap() // perhaps hundreds, which would be in the way of the next command
-	}
 	l.mu.Lock()
 	delete(l.active, run)
 	followers := a.followers
@@ -478,6 +455,9 @@ func (l *Local) settle(run string) { l.settleOr(run, l.again) }
 // settleOr is settle, tried again after a while where the folder cannot go yet.
 func (l *Local) settleOr(run string, again time.Duration) {
 	l.awaitLock(run)
+	if err := l.root.Remove(filepath.Join(run, fifoFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		l.log.Warn("removing a run's FIFO", "run", run, "error", err)
+	}
 	// In the folder of runs alone, wherever the command's symlinks point.
 	if err := removeAll(l.root, filepath.Join(run, workDir)); err != nil {
 		level := slog.LevelWarn
@@ -499,13 +479,10 @@ func (l *Local) settleOr(run string, again time.Duration) {
 	}
 }
 
-// reaps reports whether what commands leave behind becomes a child of this process.
-func (l *Local) reaps() bool { return l.subreaper || os.Getpid() == 1 }
-
-// reapSoon takes the zombies that commands left to this process, also those that
-// end a little later than their run.
+// reapSoon takes the zombies that commands left to this process, not at once,
+// because that looks at all processes.
 func (l *Local) reapSoon() {
-	if !l.reaps() {
+	if !l.subreaper && os.Getpid() != 1 {
 		return
 	}
 	l.mu.Lock()
@@ -527,18 +504,6 @@ func (l *Local) busy() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.active)+len(l.unwritten) > 0
-}
-
-// ringState tells of an output that is being written around and around.
-func (l *Local) ringState(run string) (ring bool, size int64, d Dropped) {
-	l.mu.Lock()
-	a, ok := l.active[run]
-	l.mu.Unlock()
-	if !ok || a.output.ring == nil {
-		return false, 0, Dropped{}
-	}
-	size, d = a.output.state()
-	return true, size, d
 }
 
 // mains are the pids whose end somebody waits for.

@@ -2,13 +2,17 @@ package process_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -77,105 +81,112 @@ func (b *subject) readAlong(t testing.TB, run string, chunk int) (kept int64) {
 	}
 }
 
-func bounded(t testing.TB, lines int, prepare func(*process.Local)) {
+// keepsEnds runs a command that writes size bytes, and checks that exactly the bytes
+// that its hook keeps are there, during the run and afterwards.
+func keepsEnds(t *testing.T, head, tail, size int64) {
 	t.Helper()
-	const head, tail = 1<<20 + 5, 3<<20 + 7
-	b := newBench(t, runner.HookSpec{Command: counting(lines), Output: runner.OutputSpec{Head: head, Tail: tail}})
-	prepare(b.Local)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
+	b := newBench(t, runner.HookSpec{
+		Command: shell(t, fmt.Sprintf("seq %d %d | head -c %d", firstLine, firstLine+size/lineBytes, size)),
+		Output:  runner.OutputSpec{Head: runner.Size(head), Tail: runner.Size(tail)},
+	})
 	run := b.start(t, order())
 	b.readAlong(t, run, 10_000)
 	e := b.end(t, run)
-	runtime.ReadMemStats(&after)
 	exited(t, e, 0)
-	size := int64(lines) * lineBytes
-	if e.Output.Bytes != size {
-		t.Errorf("%d bytes counted, want %d", e.Output.Bytes, size)
+	want := process.Dropped{From: head, To: size - tail}
+	if want.To <= want.From {
+		want = process.Dropped{}
 	}
-	if after.Sys > before.Sys+64<<20 {
-		t.Errorf("%d bytes of memory for it", after.Sys-before.Sys)
+	if e.Output != (runner.Output{Bytes: size, Dropped: want.Bytes()}) {
+		t.Errorf("the end has %+v, want %d bytes and %d dropped", e.Output, size, want.Bytes())
 	}
-	kept := b.readAlong(t, run, 100_000)
-	if kept+e.Output.Dropped != size || kept < head+tail || kept > head+tail+2*4096 {
-		t.Errorf("kept %d and dropped %d of %d, with room for %d", kept, e.Output.Dropped, size, head+tail)
+	if kept := b.readAlong(t, run, 100_000); kept != size-want.Bytes() {
+		t.Errorf("%d bytes are there, want %d", kept, size-want.Bytes())
 	}
-	info, err := os.Stat(filepath.Join(b.dir, run, "output"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Blocks*512 > head+tail+64<<10 {
-		t.Errorf("%+v takes more disk than about %d", stat, head+tail)
+	if onDisk, most := b.onDisk(t, run), head+tail+max(tail/4, 128<<10)+32<<10; onDisk > most {
+		t.Errorf("%d bytes of the disk are taken, want at most %d", onDisk, most)
 	}
 	o, err := b.Output(run)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = o.Close() }()
-	gotSize, dropped := o.State()
-	if gotSize != size || dropped.Bytes() != e.Output.Dropped {
-		t.Errorf("readers are told %d and %+v", gotSize, dropped)
+	if gotSize, got := o.State(); gotSize != size || got != want {
+		t.Errorf("readers see %d bytes without %+v, want %d without %+v", gotSize, got, size, want)
 	}
-	p := make([]byte, 1000)
-	if at, n, err := o.Next(p, dropped.From-10); err != nil || n != 10 || at != dropped.From-10 {
-		t.Errorf("before the middle: %d bytes at %d, %v", n, at, err)
-	}
-	if at, n, err := o.Next(p, dropped.From); err != nil || n == 0 || at != dropped.To {
-		t.Errorf("in the middle: %d bytes at %d, %v", n, at, err)
-	}
-	if _, _, err := o.Next(p, size); !errors.Is(err, io.EOF) {
+	if _, _, err := o.Next(make([]byte, 1), size); !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %v", err)
 	}
-}
-
-func TestLongOutputKeepsHeadAndTailOnly(t *testing.T) {
-	bounded(t, 30_000_000, func(*process.Local) {}) // 270 MB
-}
-
-func TestLongOutputIsBoundedWhereTheFilesystemCannotFreeTheMiddle(t *testing.T) {
-	bounded(t, 6_000_000, (*process.Local).WithoutPunch) // 54 MB
-}
-
-func TestShortOutputIsKeptWhole(t *testing.T) {
-	for name, prepare := range map[string]func(*process.Local){"file": func(*process.Local) {}, "pipe": (*process.Local).WithoutPunch} {
-		t.Run(name, func(t *testing.T) {
-			const lines = 20_000
-			b := newBench(t, runner.HookSpec{Command: counting(lines), Output: runner.OutputSpec{Head: 100_000, Tail: 80_000}})
-			prepare(b.Local)
-			run := b.start(t, order())
-			e := b.end(t, run)
-			exited(t, e, 0)
-			if e.Output != (runner.Output{Bytes: lines * lineBytes}) {
-				t.Errorf("output %+v", e.Output)
-			}
-			if kept := b.readAlong(t, run, 1000); kept != lines*lineBytes {
-				t.Errorf("read %d", kept)
-			}
-		})
+	if want.Bytes() == 0 {
+		return
+	}
+	p := make([]byte, 1000)
+	if at, n, err := o.Next(p, want.From-1); err != nil || n != 1 || at != want.From-1 {
+		t.Errorf("before the middle: %d bytes at %d, %v", n, at, err)
+	}
+	if at, n, err := o.Next(p, want.From); err != nil || n == 0 || at != want.To {
+		t.Errorf("in the middle: %d bytes at %d, %v", n, at, err)
 	}
 }
 
-func TestOutputThatTheCommandCutsShortIsReadAsItStands(t *testing.T) {
-	b := newBench(t, runner.HookSpec{
-		Command: shell(t, `seq 1000000; echo ready; until [ -e go ]; do sleep 0.01; done; : > /proc/self/fd/1; sleep 1; echo last`),
-		Output:  runner.OutputSpec{Head: 100_000, Tail: 100_000},
-	})
-	run := b.start(t, order())
-	eventually(t, "the middle is dropped", func() bool {
-		o, err := b.Output(run)
+// onDisk is what the output of a run takes of the disk.
+func (b *subject) onDisk(t testing.TB, run string) (bytes int64) {
+	t.Helper()
+	parts, err := filepath.Glob(filepath.Join(b.dir, run, "output*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range parts {
+		info, err := os.Stat(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = o.Close() }()
-		_, d := o.State()
-		return d.Bytes() > 0
-	})
-	if err := os.WriteFile(filepath.Join(b.dir, run, "work", "go"), nil, 0o600); err != nil {
-		t.Fatal(err)
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			bytes += stat.Blocks * 512
+		}
 	}
+	return bytes
+}
+
+func TestOutput_HeadAndTailAreExact(t *testing.T) {
+	const head, tail = 100_000, 300_000
+	for _, size := range []int64{0, 1, head - 1, head, head + 1, head + tail, head + tail + 1, head + tail + 75_000, 2_000_003} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) { keepsEnds(t, head, tail, size) })
+	}
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 12 {
+		head, tail := 1+random.Int64N(1<<20), 1+random.Int64N(1<<20)
+		size := random.Int64N(3 * (head + tail))
+		t.Run(fmt.Sprintf("seed %d, %d of %d and %d", seed, size, head, tail), func(t *testing.T) { keepsEnds(t, head, tail, size) })
+	}
+}
+
+func TestOutput_LongOutputTakesNoMemory(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	keepsEnds(t, 1<<20+5, 3<<20+7, 270_000_000)
+	runtime.ReadMemStats(&after)
+	if after.Sys > before.Sys+64<<20 {
+		t.Errorf("%d bytes of memory for it", after.Sys-before.Sys)
+	}
+}
+
+func TestOutput_FIFOIsRefused(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: shell(t, "echo much")})
+	run := b.start(t, order())
 	exited(t, b.end(t, run), 0)
-	if got := b.output(t, run); got != "last\n" {
-		t.Errorf("got %.40q", got)
+	for _, name := range []string{"output", "status"} {
+		file := filepath.Join(b.dir, run, name)
+		if err := errors.Join(os.Rename(file, file+".old"), syscall.Mkfifo(file, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := process.OpenOutput(b.dir, run); err == nil || !strings.Contains(err.Error(), name+" is not a regular file") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := os.Rename(file+".old", file); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

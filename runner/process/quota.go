@@ -143,6 +143,11 @@ func (f *failures) err() error {
 // bytes of the disk. Outputs of commands that still run are not touched. It
 // returns how many bytes it freed.
 func Trim(dir string, quota int64) (freed int64, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return 0, fmt.Errorf("reading the folder of runs: %w", err)
+	}
+	defer func() { _ = root.Close() }()
 	entries, err := os.ReadDir(dir) // by name, which for UUIDv7 is by age
 	if err != nil {
 		return 0, fmt.Errorf("reading the folder of runs: %w", err)
@@ -150,31 +155,57 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 	sizes := make([]int64, len(entries))
 	total := int64(0)
 	for i, e := range entries {
-		info, err := os.Stat(filepath.Join(dir, e.Name(), outputFile))
-		if err != nil {
-			continue // no output, or just removed
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			sizes[i] = st.Blocks * 512 // POSIX leaves the unit open; all our systems have 512
-			total += sizes[i]
-		}
+		sizes[i] = takenBy(root, e.Name())
+		total += sizes[i]
 	}
 	for i, e := range entries {
 		if total <= quota {
 			return freed, nil
 		}
-		folder := filepath.Join(dir, e.Name())
 		if sizes[i] == 0 {
 			continue
 		}
-		if held, err := lockHeld(folder); err != nil || held {
+		if held, err := lockHeld(filepath.Join(dir, e.Name())); err != nil || held {
 			continue // one that cannot be judged is not ours to remove
 		}
-		if err := os.Remove(filepath.Join(folder, outputFile)); err != nil {
-			return freed, fmt.Errorf("removing an output: %w", err)
+		if err := removeOutput(root, e.Name()); err != nil {
+			return freed, err
 		}
 		total -= sizes[i]
 		freed += sizes[i]
 	}
 	return freed, nil
+}
+
+// takenBy returns what the output of a run takes of the disk; 0 when there is none, or
+// it was just removed.
+func takenBy(root *os.Root, run string) (bytes int64) {
+	if checkID(run) != nil {
+		return 0
+	}
+	parts, err := readParts(root, run)
+	if err != nil {
+		return 0
+	}
+	for _, p := range parts {
+		info, err := root.Lstat(filepath.Join(run, p.name))
+		if err != nil {
+			continue
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			bytes += st.Blocks * 512 // POSIX leaves the unit open; all our systems have 512
+		}
+	}
+	return bytes
+}
+
+func removeOutput(root *os.Root, run string) error {
+	parts, err := readParts(root, run)
+	for _, p := range parts {
+		err = errors.Join(err, root.Remove(filepath.Join(run, p.name)))
+	}
+	if err != nil {
+		return fmt.Errorf("removing an output: %w", err)
+	}
+	return nil
 }

@@ -17,7 +17,8 @@ import (
 
 // The names in a run's folder.
 const (
-	outputFile = "output" // what the command wrote
+	outputFile = "output" // what the command wrote; see part
+	fifoFile   = "fifo"   // where it writes, until the run has ended
 	statusFile = "status" // Status as JSON
 	lockFile   = "lock"   // flock'd as long as any of the command's tree keeps the descriptor; its content is the flight
 	workDir    = "work"   // the working directory, unless the hook has another
@@ -42,13 +43,15 @@ type Status struct {
 	Started time.Time    `json:"started,omitzero"`
 	Why     runner.State `json:"reason,omitempty"`
 	Dropped Dropped      `json:"dropped,omitzero"`
-	Ring    *Ring        `json:"ring,omitempty"`
 	Bounds  Bounds       `json:"bounds,omitzero"`
 	KillAt  time.Time    `json:"kill_at,omitzero"` // when TERM was sent: the end of the grace
 
 	// Written only when a supervisor replaces itself in place.
 	Found map[int]string `json:"found,omitempty"` // pids and births of the tree, as far as they were found
-	Pipe  int            `json:"pipe,omitempty"`  // descriptor that the output comes from
+	Pipe  int            `json:"pipe,omitempty"`  // descriptor of the FIFO
+
+	// Written by a former version only: the output is in an order that is not read any more.
+	Ring json.RawMessage `json:"ring,omitempty"`
 
 	runner.End
 }
@@ -89,7 +92,7 @@ func (l *Local) readStatus(run string) (*Status, error) { return readStatus(l.ro
 
 // readStatus reads the status of a run from the folder of runs.
 func readStatus(root *os.Root, run string) (*Status, error) {
-	text, err := root.ReadFile(filepath.Join(run, statusFile))
+	text, err := readRegular(root, filepath.Join(run, statusFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("run %s: %w", run, ErrUnknown)
 	}
@@ -112,7 +115,7 @@ func (l *Local) held(run string) bool {
 	if l.unlocked {
 		return false
 	}
-	f, err := l.root.Open(filepath.Join(activeDir, run))
+	f, err := openRegular(l.root, filepath.Join(activeDir, run))
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}

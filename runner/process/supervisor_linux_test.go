@@ -142,11 +142,11 @@ func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
 	}
 }
 
-func TestOutputThroughAPipeGoesOnWhenTheSupervisorReplacesItself(t *testing.T) {
+func TestOutput_ReplacedSupervisor(t *testing.T) {
 	const lines = 400_000
 	p := newPost(t, map[string]runner.HookSpec{
 		"job": {Command: shell(t, fmt.Sprintf(`seq %d %d; exit 3`, firstLine, firstLine+lines-1)), Output: runner.OutputSpec{Head: 100_000, Tail: 200_000}},
-	}, "no-punch")
+	})
 	run := p.begin(t, p.order("job", nil))
 	before := p.PID()
 	dir := t.TempDir()

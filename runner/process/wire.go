@@ -68,7 +68,6 @@ const (
 	doWait    verb = "wait"
 	doList    verb = "list"
 	doReload  verb = "reload"
-	doOutput  verb = "output"
 	doReplace verb = "replace"
 	doQuit    verb = "quit"
 )
@@ -88,15 +87,12 @@ type request struct {
 }
 
 type reply struct {
-	ID      uint64       `json:"id"`
-	Fault   *fault       `json:"fault,omitempty"`
-	End     *runner.End  `json:"end,omitempty"`
-	Why     runner.State `json:"why,omitempty"` // End.Reason, which JSON leaves out
-	Runs    []string     `json:"runs,omitempty"`
-	Digest  string       `json:"digest,omitempty"` // of all hooks
-	Ring    bool         `json:"ring,omitempty"`   // the run is under way and its output in a ring
-	Size    int64        `json:"size,omitempty"`
-	Dropped Dropped      `json:"dropped,omitzero"`
+	ID     uint64       `json:"id"`
+	Fault  *fault       `json:"fault,omitempty"`
+	End    *runner.End  `json:"end,omitempty"`
+	Why    runner.State `json:"why,omitempty"` // End.Reason, which JSON leaves out
+	Runs   []string     `json:"runs,omitempty"`
+	Digest string       `json:"digest,omitempty"` // of all hooks
 }
 
 // fault is an error on its way.

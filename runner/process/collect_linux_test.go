@@ -1,0 +1,229 @@
+package process_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+// TestOutput_StreamsOpenedByName: what was written before stays, as on a terminal.
+func TestOutput_StreamsOpenedByName(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: shell(t, `
+echo 1; echo 2 > /dev/stderr; echo 3 >&2; echo 4 | tee /dev/stderr; echo 5 > /proc/self/fd/1; echo 6 >> /dev/stdout
+: > /proc/self/fd/1; echo 7 | dd of=/dev/stderr status=none; cat /dev/null > /dev/stdout; echo 8`)})
+	run := b.start(t, order())
+	exited(t, b.end(t, run), 0)
+	if got := b.output(t, run); got != "1\n2\n3\n4\n4\n5\n6\n7\n8\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestOutput_EscapedWriter: a run ends although a process that escaped writes on.
+func TestOutput_EscapedWriter(t *testing.T) {
+	pid := filepath.Join(t.TempDir(), "pid")
+	b := newBench(t, runner.HookSpec{Command: shell(t, `
+(env -i /usr/bin/setsid /bin/sh -c 'exec 3<&-; echo $$ > "$0"; exec /usr/bin/yes' "$1" &)
+until [ -s "$1" ]; do sleep 0.01; done`, pid)})
+	b.WithoutCgroups()
+	run := b.start(t, order())
+	e := b.end(t, run)
+	text, err := os.ReadFile(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	escaped, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(escaped, syscall.SIGKILL); err != nil {
+		t.Errorf("no process escaped: %v", err)
+	}
+	exited(t, e, 0)
+}
+
+// writer writes lines until its gate opens, and says in a file how it ended. Its
+// output is more than a FIFO holds.
+const writer = `seq %d %d; code=$?; until [ -e "$1/gate" ]; do sleep 0.01; done; echo $code > "$1/code"`
+
+// newWriter has a hook "job" that is a writer, which keeps all that it writes.
+func newWriter(t *testing.T, lines int) (p *post, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	return newPost(t, map[string]runner.HookSpec{"job": {
+		Command: shell(t, fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir), Output: runner.OutputSpec{Head: 1 << 30, Tail: 1},
+	}}), dir
+}
+
+// wrote checks that a writer was not disturbed and that its whole output is there.
+func (p *post) wrote(t *testing.T, run, dir string, lines int) {
+	t.Helper()
+	if code, err := os.ReadFile(filepath.Join(dir, "code")); err != nil || string(code) != "0\n" {
+		t.Errorf("the writer ended with %q, %v", code, err)
+	}
+	if kept := p.readAlong(t, run, 10_000); kept != int64(lines)*lineBytes {
+		t.Errorf("%d bytes are there, want %d", kept, lines*lineBytes)
+	}
+	if left, err := filepath.Glob(filepath.Join(p.dir, run, "fifo")); len(left) > 0 || err != nil {
+		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+func open(t *testing.T, gate string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(gate, "gate"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOutput_KilledSupervisor: commands write on while one supervisor after the other
+// is killed, get no SIGPIPE, and nothing of their output is lost.
+func TestOutput_KilledSupervisor(t *testing.T) {
+	const lines = 2_000_000
+	p, dir := newWriter(t, lines)
+	run := p.begin(t, p.order("job", nil))
+	ends, err := p.Follow(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		before := p.PID()
+		p.killSupervisor(t)
+		eventually(t, "there is another supervisor", func() bool {
+			_, err := p.List()
+			return err == nil && p.PID() != before
+		})
+	}
+	open(t, dir)
+	interrupted(t, <-ends)
+	p.wrote(t, run, dir, lines)
+}
+
+// TestOutput_EndWithoutSupervisor: what a command writes last is not lost when it ends
+// while there is no supervisor.
+func TestOutput_EndWithoutSupervisor(t *testing.T) {
+	const lines = 5_000 // which the FIFO holds
+	p, dir := newWriter(t, lines)
+	starter := p.PID()
+	begun := filepath.Join(dir, "begun")
+	p.hooks = p.write(t, map[string]runner.HookSpec{"job": {Command: shell(t,
+		fmt.Sprintf(`: > "$1/begun"; until [ -e "$1/gate" ]; do sleep 0.01; done; seq %d %d; echo $? > "$1/code"`, firstLine, firstLine+lines-1), dir)}})
+	run := p.begin(t, p.order("job", nil))
+	ends, err := p.Follow(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the command began", func() bool { _, err := os.Stat(begun); return err == nil })
+	if err := syscall.Kill(starter, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir)
+	eventually(t, "the command has ended", func() bool { _, err := os.Stat(filepath.Join(dir, "code")); return err == nil })
+	eventually(t, "nothing of it holds its lock", func() bool { return !p.subject.held(t, run) })
+	p.killSupervisor(t)
+	interrupted(t, <-ends)
+	p.wrote(t, run, dir, lines)
+}
+
+// TestOutput_StoppedSupervisor: a command waits for a supervisor that is stopped, and
+// goes on with it.
+func TestOutput_StoppedSupervisor(t *testing.T) {
+	const lines = 1_000_000
+	p, dir := newWriter(t, lines)
+	run := p.begin(t, p.order("job", nil))
+	supervisor := p.PID()
+	if err := syscall.Kill(supervisor, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
+	open(t, dir)
+	fifo, err := unix.Open(filepath.Join(p.dir, run, "fifo"), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fifo) }()
+	eventually(t, "the FIFO is full", func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fifo), Events: unix.POLLOUT}}, 0)
+		return err == nil && n == 0
+	})
+	if _, err := os.Stat(filepath.Join(dir, "code")); err == nil {
+		t.Error("the command wrote more than the FIFO holds")
+	}
+	if err := syscall.Kill(supervisor, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	exited(t, p.subject.end(t, run), 0)
+	p.wrote(t, run, dir, lines)
+}
+
+// TestOutput_RemovedFile: an output that somebody removed is not kept any more, which
+// is logged once and disturbs nobody.
+func TestOutput_RemovedFile(t *testing.T) {
+	const lines = 1_000_000
+	dir := t.TempDir()
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: shell(t,
+		`echo ready; until [ -e "$1/go" ]; do sleep 0.01; done; `+fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir)}})
+	run := p.begin(t, p.order("job", nil))
+	ends, err := p.Follow(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.says(t, run, "ready")
+	if err := os.Remove(filepath.Join(p.dir, run, "output")); err != nil {
+		t.Fatal(err)
+	}
+	p.killSupervisor(t)
+	eventually(t, "there is another supervisor", func() bool { _, err := p.List(); return err == nil })
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir)
+	e := <-ends
+	interrupted(t, e)
+	if e.Output != (runner.Output{Bytes: lines * lineBytes, Dropped: lines * lineBytes}) {
+		t.Errorf("output %+v", e.Output)
+	}
+	if code, err := os.ReadFile(filepath.Join(dir, "code")); err != nil || string(code) != "0\n" {
+		t.Errorf("the writer ended with %q, %v", code, err)
+	}
+	if _, err := process.OpenOutput(p.dir, run); err == nil || !strings.Contains(err.Error(), process.ErrNotKept.Error()) {
+		t.Errorf("its output: %v", err)
+	}
+	log, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(log), "level=ERROR"); n != 1 {
+		t.Errorf("%d errors are logged:\n%s", n, log)
+	}
+}
+
+// TestOutput_FormerVersion: a command that writes into the file itself, as those of a
+// former version do, writes on.
+func TestOutput_FormerVersion(t *testing.T) {
+	const lines = 100_000
+	dir := t.TempDir()
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: shell(t,
+		`exec >> ../output 2>&1; rm ../fifo; `+fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir)}})
+	run := p.begin(t, p.order("job", nil))
+	ends, err := p.Follow(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.killSupervisor(t)
+	open(t, dir)
+	e := <-ends
+	interrupted(t, e)
+	if e.Output != (runner.Output{Bytes: lines * lineBytes}) {
+		t.Errorf("output %+v", e.Output)
+	}
+	p.wrote(t, run, dir, lines)
+}
