@@ -36,6 +36,7 @@ type installation struct {
 	dir     string
 	program string
 	log     *os.File
+	prepare func(*exec.Cmd) // of a server before it starts, or nil
 	server  *exec.Cmd
 	ended   <-chan struct{} // closed when the server has ended
 	url     atomic.Pointer[string]
@@ -129,6 +130,9 @@ func (in *installation) start(await bool) {
 	check(in.t, err)
 	cmd, ended := exec.CommandContext(context.Background(), in.program, "serve", "-c", filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = in.log, in.log
+	if in.prepare != nil {
+		in.prepare(cmd)
+	}
 	check(in.t, cmd.Start())
 	go func() {
 		_ = cmd.Wait() // who wants to know looks at its state

@@ -129,7 +129,8 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
-	syscall.Umask(0o077) // what the server and its commands write is theirs alone, unless they say otherwise
+	syscall.Umask(0o077) // what the server writes is for its user alone
+	process.MakeThreads(process.SpareThreads)
 	ctx := context.Background()
 	_, handedOver := os.LookupEnv(server.HandoverEnv)
 	listener, before, err := server.Inherited(ctx, conf.Get(), handedOver)
@@ -298,7 +299,7 @@ func (p *program) hold(ctx context.Context) (_ *held, err error) {
 	h.undo = append(h.undo, func() { closing(h.trail, "the audit", p.log) })
 	// Only now: the supervisor lets go of the server before this one when another
 	// comes, which by now has let go of its runs.
-	h.procs, err = process.Connect(ctx, process.Options{State: c.State, Config: p.file, Exe: p.exe, Version: programVersion(), Log: p.log})
+	h.procs, err = process.Connect(ctx, process.Options{State: c.State, Config: p.file, Exe: p.exe, Version: programVersion(), Log: p.log, Env: process.LoginEnv(os.LookupEnv)})
 	if err != nil {
 		return nil, err
 	}
@@ -346,6 +347,7 @@ type superviseCmd struct {
 // Run supervises until there is nothing left to do.
 func (cmd *superviseCmd) Run(s *cli.Streams) error {
 	syscall.Umask(0o077)
+	process.MakeThreads(process.SpareThreads)
 	log, out := logging.New(s.Err)
 	defer out.Close()
 	return process.Supervise(cmd.supervision(log, out.Flush))
@@ -353,7 +355,7 @@ func (cmd *superviseCmd) Run(s *cli.Streams) error {
 
 func (cmd *superviseCmd) supervision(log *slog.Logger, flush func()) process.Supervision {
 	return process.Supervision{
-		State: cmd.State, Version: programVersion(), Log: log, Flush: flush,
+		State: cmd.State, Version: programVersion(), Log: log, Flush: flush, Env: process.LoginEnv(os.LookupEnv),
 		Load: func() (map[string]*runner.Hook, error) {
 			hooks, found := config.LoadHooks(cmd.Config)
 			if hooks == nil {

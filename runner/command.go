@@ -12,8 +12,9 @@ import (
 
 // checkCommand refuses what must not stand in a file: a program that another
 // user of the machine could swap, a program or an option picked by the sender,
-// or a shell that would read an argument as code.
-func checkCommand(argv []template, written []string, p *problem.List) {
+// or a shell that would read an argument as code. searchPath is the PATH of the
+// command.
+func checkCommand(argv []template, written []string, searchPath string, p *problem.List) {
 	if len(argv) == 0 {
 		p.Errorf("is missing: the absolute path of a program and its arguments")
 		return
@@ -36,16 +37,8 @@ func checkCommand(argv []template, written []string, p *problem.List) {
 		p.Index(0).Errorf("%q has no absolute path", program)
 		return
 	}
-	checkExecutable(program, p.Index(0))
+	checkExecutable(program, searchPath, p.Index(0))
 	checkProgram(argv, 0, p)
-}
-
-// checkExecutable refuses a program, given by its absolute path, that is none
-// or that others may swap.
-func checkExecutable(program string, p *problem.List) {
-	if mode := checkFile(program, p); mode.IsRegular() && mode&0o111 == 0 {
-		p.Errorf("%s is not executable", program)
-	}
 }
 
 // checkFile refuses a file that others may write, or swap because they may
@@ -127,7 +120,7 @@ func checkWrapped(name string, argv []template, at int, p *problem.List) {
 			continue
 		}
 		if filepath.IsAbs(word) && isExecutable(word) {
-			checkExecutable(word, p.Index(i))
+			checkExecutable(word, "", p.Index(i))
 			checkProgram(argv, i, p)
 			return
 		}

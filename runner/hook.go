@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"path"
@@ -21,6 +22,7 @@ type Hook struct {
 	Timeout         time.Duration
 	Grace           time.Duration
 	Dir             string // empty for the run's own folder
+	Umask           int
 	StdinBody       bool
 	Busy            Policy
 	QueueTimeout    time.Duration // zero for none
@@ -98,6 +100,33 @@ func (h *Hook) dashes(v Values) (problems []ParamProblem) {
 	return problems
 }
 
+// checkDefaults refuses a default that would make an argument of its own begin with
+// "-": every delivery without the value would be refused.
+func (h *Hook) checkDefaults(p *problem.List) {
+	operands := false
+	for i, t := range h.command {
+		if len(t.holes) == 0 {
+			operands = t.literals[0] == "--"
+			continue
+		}
+		if operands {
+			continue
+		}
+		for j, hole := range t.holes {
+			if t.literals[j] != "" || h.params[hole] == nil || h.params[hole].fallback == nil {
+				break // the argument begins with text of the file, or with what a sender sends
+			}
+			value := *h.params[hole].fallback
+			if strings.HasPrefix(value, "-") {
+				p.At(hole, "default").Errorf(`%q can never be used: argument %d may not begin with "-". Write "--name={%s}", or "--" before it`, value, i, hole)
+			}
+			if value != "" {
+				break
+			}
+		}
+	}
+}
+
 // Environ returns the entries that the hook adds to the environment, sorted.
 func (h *Hook) Environ(v Values) []string {
 	env := make([]string, 0, len(h.env))
@@ -138,7 +167,7 @@ func compile(name string, s HookSpec, known map[string]bool, p *problem.List) *H
 		Name: name, Path: s.Path, Unauthenticated: s.Unauthenticated, Keep: s.Keep,
 		Busy: Policy{Kind: Kind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
 		RerunInterrupted: s.OnInterrupted == "rerun",
-		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, StdinBody: s.Stdin == "body", Body: s.Body, Output: s.Output,
+		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body", Body: s.Body, Output: s.Output,
 		spec: &s,
 	}
 	h.checkPath(p)
@@ -154,7 +183,8 @@ func compile(name string, s HookSpec, known map[string]bool, p *problem.List) *H
 			p.At("params", pn).Errorf("nothing uses the parameter %s: no hole {%s} in command, env or flight", pn, pn)
 		}
 	}
-	checkCommand(h.command, s.Command, p.At("command"))
+	checkCommand(h.command, s.Command, cmp.Or(s.Env["PATH"], DefaultPath), p.At("command"))
+	h.checkDefaults(p.At("params"))
 	h.digest = digest(name, &s)
 	return h
 }
@@ -177,6 +207,10 @@ func fillDefaults(name string, s *HookSpec) {
 	def(&s.Timeout, time.Hour)
 	def(&s.Grace, 10*time.Second)
 	def(&s.Body.Timeout, 10*time.Second)
+	if s.Umask == nil {
+		u := DefaultUmask
+		s.Umask = &u
+	}
 	size(&s.Body.Max, 1<<20)
 	if s.Body.As == "" {
 		s.Body.As = bodyJSON

@@ -5,6 +5,7 @@ package runner
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -24,10 +25,33 @@ type HookSpec struct {
 	Grace           time.Duration        `yaml:"grace"`   // between TERM and KILL; default 10s
 	Dir             string               `yaml:"dir"`     // working directory, absolute; default the run's own folder
 	Env             map[string]string    `yaml:"env"`     // values may have holes
+	Umask           *Umask               `yaml:"umask"`   // of the command; default 022
 	Stdin           string               `yaml:"stdin"`   // "body", or empty for /dev/null
 	Body            BodySpec             `yaml:"body"`
 	Output          OutputSpec           `yaml:"output"`
 }
+
+// Umask is what is taken from the mode of each file that a command makes, as an
+// octal number.
+type Umask int
+
+// DefaultUmask is the one of most systems: what a command makes, others may read.
+const DefaultUmask Umask = 0o022
+
+// UnmarshalText reads an octal number, as the command umask prints it.
+func (u *Umask) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 32)
+	switch {
+	case err != nil || len(text) < 3 || n > 0o777:
+		return fmt.Errorf("%q is not a umask: write 022, 027 or 077", text)
+	case n&0o700 != 0:
+		return fmt.Errorf("%s takes rights from the owner of a file: write 022, 027 or 077", text)
+	}
+	*u = Umask(n)
+	return nil
+}
+
+func (u Umask) String() string { return fmt.Sprintf("%03o", int(u)) }
 
 // Grant says what a caller may do with a hook and its runs. It is written as the
 // caller's name alone, or with may.

@@ -230,6 +230,9 @@ func describeHook(row rowFunc, h *runner.Hook) {
 	if s.Dir != "" {
 		row("  dir", "%s", s.Dir)
 	}
+	if *s.Umask != runner.DefaultUmask {
+		row("  umask", "%s", *s.Umask)
+	}
 }
 
 // allowed says which values a parameter may have.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -68,18 +69,17 @@ func openStdin(root *os.Root, hook *runner.Hook, o runner.Order) (*os.File, erro
 	return f, errors.Join(err, root.Remove(name))
 }
 
-// environ is the whole environment of the command. Nothing comes from the
+// environ is the whole environment of the command. Nothing else comes from the
 // server's own, which may hold its secrets.
-func environ(hook *runner.Hook, o runner.Order) []string {
+func (l *Local) environ(hook *runner.Hook, o runner.Order) []string {
 	own := hook.Environ(o.Values)
-	base := []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	base := append(slices.Clone(l.login),
+		"PATH="+runner.DefaultPath,
 		"LANG=C.UTF-8",
-		"TZ=UTC",
-		runMark + o.Run,
-		"SALLYPORT_HOOK=" + o.Hook,
-		"SALLYPORT_CALLER=" + o.Caller,
-	}
+		runMark+o.Run,
+		"SALLYPORT_HOOK="+o.Hook,
+		"SALLYPORT_CALLER="+o.Caller,
+	)
 	if o.Trace != "" {
 		base = append(base, "TRACEPARENT="+o.Trace)
 	}
@@ -116,7 +116,7 @@ func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, loc
 		Files: []*os.File{stdin, output, output, lock},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	p, t, err := startTree(a.local, a.status.Run, argv, attr)
+	p, t, err := startTree(a.local, a.status.Run, argv, hook.Umask, attr)
 	if err != nil {
 		return err
 	}
@@ -129,6 +129,7 @@ func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, loc
 func (a *active) follow() {
 	if a.process != nil {
 		a.status.Birth = a.local.birth(a.process.Pid)
+		a.local.raiseOOMScore(a.process.Pid)
 	}
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit

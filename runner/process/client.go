@@ -27,6 +27,7 @@ type Options struct {
 	Exe     string // the program; it is started as: Exe supervise --state State --config Config
 	Version string // of Exe: a supervisor of another one is asked to replace itself in place
 	Log     *slog.Logger
+	Env     []string // what LoginEnv returns for the server's environment
 
 	updateAgain time.Duration // of tests
 }
@@ -400,10 +401,10 @@ func (c *Client) spawn() (died <-chan error, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, null.Close()) }()
-	// A session of its own, so that no terminal's end reaches it; and an empty
-	// environment, because ours may hold secrets.
+	// A session of its own, so that no terminal's end reaches it; and nothing of
+	// our environment but what commands get, because it may hold secrets.
 	p, err := os.StartProcess(c.o.Exe, []string{c.o.Exe, "supervise", "--state", c.o.State, "--config", c.o.Config}, &os.ProcAttr{
-		Dir: "/", Env: []string{},
+		Dir: "/", Env: append([]string{}, c.o.Env...), // never nil, which would stand for all of ours
 		Files: []*os.File{null, null, os.Stderr, socketFD: socket, mutexFD: mutex},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})

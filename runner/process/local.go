@@ -59,6 +59,11 @@ type Local struct {
 	ready  chan *folder // nil without a supply
 	refill chan struct{}
 
+	login     []string   // HOME and so on, of the user as whom commands run
+	oomScore  int        // oom_score_adj of commands
+	processes uint64     // soft RLIMIT_NPROC of commands; 0 leaves it as it is
+	forking   sync.Mutex // held while this process has the umask and the limits of a command
+
 	spawning  sync.RWMutex // read: between the birth of a main process and its entry in active
 	mu        sync.Mutex
 	active    map[string]*active
@@ -80,6 +85,7 @@ func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
 	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: boot.ID(), again: settleAgain, active: map[string]*active{}, unwritten: map[string]Status{}}
+	l.login, l.oomScore = loginEnv(nil), commandOOMScore()
 	if err := l.clearReady(); err != nil {
 		return nil, err
 	}
@@ -247,7 +253,7 @@ func cause(err error) string {
 func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, stdin *os.File, o runner.Order) error {
 	l.spawning.RLock()
 	defer l.spawning.RUnlock()
-	err := a.spawn(hook, argv, environ(hook, o), stdin, f.command, f.lock)
+	err := a.spawn(hook, argv, l.environ(hook, o), stdin, f.command, f.lock)
 	closeAll(f.command, f.lock) // before follow: from now on the lock tells of the tree alone
 	f.command, f.lock = nil, nil
 	if err != nil {
@@ -366,6 +372,9 @@ func (l *Local) conclude(a *active) {
 	case <-l.free(run, a.status.Flight):
 	case <-time.After(tidyTime):
 	}
+	if !a.status.KillAt.IsZero() && l.reaps() {
+		l.reap() // perhaps hundreds, which would be in the way of the next command
+	}
 	l.mu.Lock()
 	delete(l.active, run)
 	followers := a.followers
@@ -479,10 +488,13 @@ func (l *Local) settleOr(run string, again time.Duration) {
 	}
 }
 
-// reapSoon takes the zombies that commands left to this process, not at once,
-// because that looks at all processes.
+// reaps reports whether what commands leave behind becomes a child of this process.
+func (l *Local) reaps() bool { return l.subreaper || os.Getpid() == 1 }
+
+// reapSoon takes the zombies that commands left to this process, also those that
+// end a little later than their run.
 func (l *Local) reapSoon() {
-	if !l.subreaper && os.Getpid() != 1 {
+	if !l.reaps() {
 		return
 	}
 	l.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -325,7 +326,7 @@ func TestEnvironmentIsTheListAndNothingElse(t *testing.T) {
 	t.Setenv("SALLYPORT_SECRET", "hunter2")
 	b := newBench(t, runner.HookSpec{
 		Command: []string{"/usr/bin/printenv"},
-		Env:     map[string]string{"PATH": "/opt/bin", "REGION": "{region}", "QUIET": ""},
+		Env:     map[string]string{"PATH": "/opt/bin", "SHELL": "/bin/false", "REGION": "{region}", "QUIET": ""},
 		Params:  map[string]runner.ParamSpec{"region": {Match: ".*", From: runner.From{"query", "region"}}},
 	})
 	o := order()
@@ -335,9 +336,14 @@ func TestEnvironmentIsTheListAndNothingElse(t *testing.T) {
 	exited(t, b.end(t, run), 0)
 	got := strings.Split(strings.TrimSuffix(b.output(t, run), "\n"), "\n")
 	slices.Sort(got)
+	self, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := []string{
-		"LANG=C.UTF-8", "PATH=/opt/bin", "QUIET=", "REGION=eu $HOME", "SALLYPORT_CALLER=tester", "SALLYPORT_HOOK=job",
-		"SALLYPORT_RUN=" + run, "TRACEPARENT=" + o.Trace, "TZ=UTC",
+		"HOME=" + self.HomeDir, "LANG=C.UTF-8", "LOGNAME=" + self.Username, "PATH=/opt/bin", "QUIET=", "REGION=eu $HOME",
+		"SALLYPORT_CALLER=tester", "SALLYPORT_HOOK=job", "SALLYPORT_RUN=" + run, "SHELL=/bin/false", "TRACEPARENT=" + o.Trace,
+		"USER=" + self.Username,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("environment %q, want %q", got, want)

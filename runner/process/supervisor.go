@@ -31,7 +31,8 @@ type Supervision struct {
 	Load    func() (map[string]*runner.Hook, error)
 	Version string // a server of another one has this process replace itself
 	Log     *slog.Logger
-	Flush   func() // writes what Log has queued, before this process becomes another program; may be nil
+	Flush   func()   // writes what Log has queued, before this process becomes another program; may be nil
+	Env     []string // of this process: what LoginEnv returned in the server
 
 	// Idle is how long to stay with no server and no run; default one minute.
 	Idle time.Duration
@@ -137,6 +138,7 @@ func (v *supervisor) open() (err error) {
 		return fmt.Errorf("becoming a subreaper: %w", err)
 	}
 	v.local.subreaper = true
+	v.local.login, v.local.processes = loginEnv(v.Env), processLimit()
 	if v.local.unlocked = v.DangerouslyUnlocked; !v.local.unlocked {
 		v.local.flights = map[string]int{}
 	}
@@ -411,7 +413,7 @@ func (v *supervisor) replace(exe string) error {
 		if v.Flush != nil {
 			v.Flush()
 		}
-		err = syscall.Exec(exe, append([]string{exe}, os.Args[1:]...), []string{}) //nolint:gosec // G204: checked above
+		err = syscall.Exec(exe, append([]string{exe}, os.Args[1:]...), v.Env) //nolint:gosec // G204: checked above
 	}
 	syscall.CloseOnExec(socketFD)
 	syscall.CloseOnExec(mutexFD)

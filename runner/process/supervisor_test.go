@@ -48,7 +48,7 @@ func supervise(args []string) error {
 	}
 	words, _ := os.ReadFile(filepath.Join(state, "seams"))
 	s := process.Supervision{
-		State: state, Version: os.Args[0], Log: slog.New(slog.NewTextHandler(out, nil)),
+		State: state, Version: os.Args[0], Log: slog.New(slog.NewTextHandler(out, nil)), Env: process.LoginEnv(os.LookupEnv),
 		Load: func() (map[string]*runner.Hook, error) {
 			hooks, found := config.LoadHooks(file)
 			if hooks == nil {
@@ -136,6 +136,9 @@ func (p *post) write(t testing.TB, specs map[string]runner.HookSpec) map[string]
 		text += fmt.Sprintf("  %s:\n    callers: [tester]\n    command: %s\n    timeout: %s\n    grace: %s\n", name, command, orElse(s.Timeout), orElse(s.Grace))
 		if s.Flight != "" {
 			text += fmt.Sprintf("    flight: %q\n", s.Flight)
+		}
+		if s.Umask != nil {
+			text += fmt.Sprintf("    umask: %q\n", s.Umask)
 		}
 		if s.Stdin != "" {
 			text += "    stdin: body\n"
@@ -568,7 +571,7 @@ func TestStdinCrossesTheSocketWhole(t *testing.T) {
 
 func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
-	if err := os.WriteFile(program, []byte{0x7f}, 0o700); err != nil {
+	if err := os.WriteFile(program, []byte("\x7fELF"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	p := newPost(t, job([]string{program}))

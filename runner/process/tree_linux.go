@@ -37,17 +37,17 @@ func newTree(l *Local, run string) *tree {
 }
 
 // startTree starts argv in the run's own cgroup, if there can be one.
-func startTree(l *Local, run string, argv []string, attr *os.ProcAttr) (*os.Process, *tree, error) {
+func startTree(l *Local, run string, argv []string, umask int, attr *os.ProcAttr) (*os.Process, *tree, error) {
 	t := newTree(l, run)
 	if l.cgroups != "" {
-		p, err := t.startInCgroup(filepath.Join(l.cgroups, cgroupPrefix+run), argv, attr)
+		p, err := t.startInCgroup(filepath.Join(l.cgroups, cgroupPrefix+run), argv, umask, attr)
 		if err == nil {
 			return p, t, nil
 		}
 	}
 	// Whether the cgroup was the trouble or the command, a failed start has run
 	// nothing: the plain way tells, or works.
-	p, err := os.StartProcess(argv[0], argv, attr)
+	p, err := l.withCommandLimits(umask, func() (*os.Process, error) { return os.StartProcess(argv[0], argv, attr) })
 	if err != nil {
 		return nil, nil, err
 	}
@@ -58,7 +58,7 @@ func startTree(l *Local, run string, argv []string, attr *os.ProcAttr) (*os.Proc
 	return p, t, nil
 }
 
-func (t *tree) startInCgroup(dir string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
+func (t *tree) startInCgroup(dir string, argv []string, umask int, attr *os.ProcAttr) (*os.Process, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // the folder of a cgroup holds nothing secret
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func (t *tree) startInCgroup(dir string, argv []string, attr *os.ProcAttr) (*os.
 	sys.UseCgroupFD, sys.CgroupFD = true, int(f.Fd())
 	within := *attr
 	within.Sys = &sys
-	p, err := os.StartProcess(argv[0], argv, &within)
+	p, err := t.local.withCommandLimits(umask, func() (*os.Process, error) { return os.StartProcess(argv[0], argv, &within) })
 	_ = f.Close() // only read
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
@@ -334,32 +334,44 @@ func read(path ...string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(path...))
 }
 
-// reap takes what commands left to this process as their subreaper, or as the
-// first of its container: nobody else would, and zombies fill the table of
-// processes.
+// adopted are the children that this process did not start: those that commands
+// left to it as their subreaper, or as the first process of a container. The kernel
+// gives them to the first thread. The caller holds spawning, so that every child
+// which was started is known.
+func (l *Local) adopted() (pids []int) {
+	mains := l.mains()
+	self := strconv.Itoa(os.Getpid())
+	list, err := read("/proc", self, "task", self, "children")
+	if err != nil { // a kernel without CONFIG_PROC_CHILDREN
+		for pid, p := range processes() {
+			if p.parent == os.Getpid() && !mains[pid] {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	for word := range strings.FieldsSeq(string(list)) {
+		if pid, err := strconv.Atoi(word); err == nil && !mains[pid] {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// reap takes the exit codes of adopted children. Nothing else would, and zombies
+// count against the limit of processes.
 func (l *Local) reap() {
 	l.spawning.Lock()
 	defer l.spawning.Unlock()
-	mains := l.mains()
-	for pid, p := range processes() {
-		if p.parent == os.Getpid() && p.zombie && !mains[pid] {
-			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
-		}
+	for _, pid := range l.adopted() {
+		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // 0 for one that is alive
 	}
 }
 
 // findCgroups returns the folder of this process's own cgroup, when cgroup v2
 // is there and lets us make cgroups below it and kill them as a whole.
 func findCgroups() (string, error) {
-	mounts, err := read("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	own, err := read("/proc/self/cgroup")
-	if err != nil {
-		return "", err
-	}
-	home, err := cgroupHome(string(mounts), string(own))
+	home, err := ownCgroup()
 	if err != nil {
 		return "", err
 	}
@@ -375,6 +387,19 @@ func findCgroups() (string, error) {
 		return "", err
 	}
 	return home, nil
+}
+
+// ownCgroup returns the folder of this process's own cgroup, of version 2.
+func ownCgroup() (string, error) {
+	mounts, err := read("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	own, err := read("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	return cgroupHome(string(mounts), string(own))
 }
 
 // cgroupHome finds the folder in which the kernel shows our cgroup.

@@ -17,8 +17,8 @@ type tree struct {
 	cgroup string // always empty
 }
 
-func startTree(_ *Local, _ string, argv []string, attr *os.ProcAttr) (*os.Process, *tree, error) {
-	p, err := os.StartProcess(argv[0], argv, attr)
+func startTree(l *Local, _ string, argv []string, umask int, attr *os.ProcAttr) (*os.Process, *tree, error) {
+	p, err := l.withCommandLimits(umask, func() (*os.Process, error) { return os.StartProcess(argv[0], argv, attr) })
 	if err != nil {
 		return nil, nil, err
 	}

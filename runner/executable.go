@@ -1,0 +1,131 @@
+package runner
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"sallyport/internal/problem"
+)
+
+// DefaultPath is the PATH of a command whose hook sets none.
+const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+const (
+	firstBytes     = 256 // what Linux reads to tell how a file is executed (BINPRM_BUF_SIZE)
+	maxInterpreter = 4   // how often an interpreter may be a script in turn
+	byteOrderMark  = "\xef\xbb\xbf"
+)
+
+// checkExecutable refuses a program, given by its absolute path, that does not
+// exist, that others may swap, or that the kernel cannot execute. searchPath is
+// the PATH that it gets, or empty where that is not known.
+func checkExecutable(program, searchPath string, p *problem.List) {
+	checkExecutableAt(program, searchPath, 0, p)
+}
+
+func checkExecutableAt(program, searchPath string, depth int, p *problem.List) {
+	mode := checkFile(program, p)
+	if !mode.IsRegular() {
+		return
+	}
+	if mode&0o111 == 0 {
+		p.Errorf("%s is not executable: chmod +x", program)
+		return
+	}
+	f, err := os.Open(program)
+	if err != nil {
+		return // it may be executed all the same, by its mode
+	}
+	defer func() { _ = f.Close() }() // only read
+	first := make([]byte, firstBytes)
+	n, err := io.ReadFull(f, first)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return
+	}
+	first = first[:n]
+	script, isScript := bytes.CutPrefix(first, []byte("#!"))
+	switch {
+	case isScript:
+		checkFirstLine(program, script, searchPath, depth, p)
+	case n == 0:
+		p.Errorf("%s is empty", program)
+	case bytes.HasPrefix(first, []byte(byteOrderMark)):
+		p.Errorf("%s begins with a byte order mark, which hides its #! from the system: save it as UTF-8 without one", program)
+	case bytes.HasPrefix(first, []byte(elf.ELFMAG)):
+		checkLoader(program, f, p)
+	case runtime.GOOS == "linux" || runtime.GOOS == "freebsd": // other systems have other programs
+		p.Errorf("%s is neither a program of this system nor a script with an interpreter: write #!/bin/sh, or another, as its first line", program)
+	}
+}
+
+// checkFirstLine judges what follows #! in a script, as the kernel reads it.
+func checkFirstLine(script string, first []byte, searchPath string, depth int, p *problem.List) {
+	line, _, _ := strings.Cut(string(first), "\n")
+	line = strings.Trim(line, " \t")
+	if strings.HasSuffix(line, "\r") {
+		p.Errorf("the first line of %s ends with CR LF, and the system takes the CR for a part of it: convert the file, as dos2unix does", script)
+		return
+	}
+	interpreter, argument := line, ""
+	if i := strings.IndexAny(line, " \t"); i >= 0 {
+		interpreter, argument = line[:i], strings.Trim(line[i:], " \t")
+	}
+	if !filepath.IsAbs(interpreter) {
+		p.Errorf("the first line of %s names the interpreter %q: it needs an absolute path", script, interpreter)
+		return
+	}
+	if _, err := os.Stat(interpreter); errors.Is(err, fs.ErrNotExist) {
+		p.Errorf("the interpreter %s of %s does not exist: install it, or change the first line", interpreter, script)
+		return
+	}
+	if depth == maxInterpreter {
+		p.Errorf("%s is the interpreter of an interpreter, too often for the system", script)
+		return
+	}
+	checkExecutableAt(interpreter, "", depth+1, p)
+	named := argument != "" && argument[0] != '-' && !strings.ContainsAny(argument, "=/")
+	if filepath.Base(interpreter) == "env" && named && searchPath != "" && runtime.GOOS == "linux" {
+		checkFound(script, argument, searchPath, p)
+	}
+}
+
+// checkFound looks for the program that a first line has env search for. Linux
+// gives env all of the rest of the line as one word.
+func checkFound(script, name, searchPath string, p *problem.List) {
+	for _, dir := range filepath.SplitList(searchPath) {
+		if isExecutable(filepath.Join(dir, name)) {
+			return
+		}
+	}
+	p.Errorf("%s is run by %q, and the PATH of the command has no such program (%s): install it, or set PATH under env", script, name, searchPath)
+}
+
+// checkLoader refuses a program whose dynamic loader is missing, as that of a
+// program for glibc is on a system with musl. The system says of both, and of an
+// interpreter, only "no such file or directory".
+func checkLoader(program string, f *os.File, p *problem.List) {
+	file, err := elf.NewFile(f)
+	if err != nil {
+		return // the kernel reads less of it, and may be content
+	}
+	for _, part := range file.Progs {
+		if part.Type != elf.PT_INTERP || part.Filesz > firstBytes {
+			continue
+		}
+		name, err := io.ReadAll(part.Open())
+		if err != nil {
+			return
+		}
+		loader := string(bytes.TrimRight(name, "\x00"))
+		if _, err := os.Stat(loader); errors.Is(err, fs.ErrNotExist) {
+			p.Errorf("the loader %s of %s does not exist: it is a program for another system or C library", loader, program)
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package process_test
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+// TestUmask_IsTheCommandsOnly: others may read what a command makes, and nothing of
+// what the supervisor makes meanwhile.
+func TestUmask_IsTheCommandsOnly(t *testing.T) {
+	dir := t.TempDir()
+	specs := map[string]runner.HookSpec{}
+	for name, mask := range map[string]runner.Umask{"default": runner.DefaultUmask, "group": 0o027, "none": 0} {
+		specs[name] = runner.HookSpec{Command: shell(t, `umask; : > "$1"; mkdir "$1.d"`, filepath.Join(dir, name)), Umask: &mask}
+	}
+	plain := specs["default"]
+	plain.Umask = nil
+	specs["default"] = plain
+	p := newPost(t, specs)
+	want := map[string][2]fs.FileMode{"default": {0o644, 0o755}, "group": {0o640, 0o750}, "none": {0o666, 0o777}}
+	var runs []string
+	for name := range specs {
+		runs = append(runs, p.begin(t, p.order(name, nil)))
+	}
+	for _, run := range runs {
+		exited(t, p.subject.end(t, run), 0)
+	}
+	for name, modes := range want {
+		for i, made := range []string{filepath.Join(dir, name), filepath.Join(dir, name) + ".d"} {
+			info, err := os.Stat(made)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Mode().Perm() != modes[i] {
+				t.Errorf("%s is %04o, want %04o", made, info.Mode().Perm(), modes[i])
+			}
+		}
+	}
+	err := filepath.WalkDir(p.options.State, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s is open to others: %04o", path, info.Mode().Perm())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func limitOf(t *testing.T, pid int) uint64 {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NPROC, nil, &limit); err != nil {
+		t.Fatal(err)
+	}
+	return limit.Cur
+}
+
+// TestLimits_LeaveRoomForTheSupervisor: a command and all that it starts have a lower
+// limit of processes than the supervisor, and are killed before it when memory is short.
+func TestLimits_LeaveRoomForTheSupervisor(t *testing.T) {
+	p := newPost(t, job(shell(t, `grep "Max processes" /proc/self/limits; while read -r s < /proc/self/oom_score_adj; [ "$s" -lt 300 ]; do sleep 0.01; done; echo "killed first"`)))
+	run := p.begin(t, p.order("job", nil))
+	exited(t, p.subject.end(t, run), 0)
+	out := p.output(t, run)
+	if want := fmt.Sprintf("Max processes %d ", process.ProcessLimit()); !strings.Contains(strings.Join(strings.Fields(out), " ")+" ", want) {
+		t.Errorf("the command has not %q: %s", want, out)
+	}
+	if own := limitOf(t, p.PID()); own != limitOf(t, os.Getpid()) || own <= process.ProcessLimit() {
+		t.Errorf("the supervisor has a limit of %d processes, and commands have %d", own, process.ProcessLimit())
+	}
+	if !strings.Contains(out, "killed first") {
+		t.Error(out)
+	}
+}
+
+// TestLimits_TheLeastBoundCounts, which may be one of the machine.
+func TestLimits_TheLeastBoundCounts(t *testing.T) {
+	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err != nil {
+		t.Fatal(err)
+	}
+	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := process.ProcessLimit(); got > min(most, limitOf(t, os.Getpid()))-256 {
+		t.Errorf("commands may have %d processes, of %d", got, most)
+	}
+}
+
+// TestThreads_AreMadeAhead and stay for whoever needs one.
+func TestThreads_AreMadeAhead(t *testing.T) {
+	threads := func() int {
+		list, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	process.MakeThreads(40)
+	if n := threads(); n < 40 {
+		t.Fatalf("%d threads after 40 were made", n)
+	}
+	before := threads()
+	process.MakeThreads(30)
+	if n := threads(); n > before+5 { // the runtime makes one now and then
+		t.Errorf("%d threads instead of %d: what was made is not used again", n, before)
+	}
+}
+
+func TestLoginEnvironment_IsOfTheUserThenOfTheServer(t *testing.T) {
+	if env := process.LoginEnv(func(name string) (string, bool) { return "a " + name, name == "TZ" || name == "SECRET" }); !slices.Equal(env, []string{"TZ=a TZ"}) {
+		t.Errorf("the supervisor gets %q", env)
+	}
+	server := []string{"HOME=/elsewhere", "USER=other", "SHELL=/bin/zsh"}
+	out, err := exec.CommandContext(t.Context(), "getent", "passwd", strconv.Itoa(os.Geteuid())).Output()
+	want := []string{"HOME=/elsewhere", "USER=other", "LOGNAME=other", "SHELL=/bin/zsh"}
+	if err == nil { // else the user has no entry
+		entry := strings.Split(strings.TrimSpace(string(out)), ":")
+		shell := entry[6]
+		if strings.HasSuffix(shell, "nologin") || strings.HasSuffix(shell, "false") || shell == "" {
+			shell = "/bin/sh"
+		}
+		want = []string{"HOME=" + entry[5], "USER=" + entry[0], "LOGNAME=" + entry[0], "SHELL=" + shell}
+	}
+	if got := process.LoginEnvironment(server); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for zone, want := range map[string]string{"TZ=Europe/Berlin": "TZ=Europe/Berlin", "TZ=": "TZ="} {
+		if got := process.LoginEnvironment([]string{zone}); got[len(got)-1] != want {
+			t.Errorf("with %q: %q", zone, got)
+		}
+	}
+	if got := process.LoginEnvironment(nil); len(got) != 4 {
+		t.Errorf("without a TZ of the server: %q", got)
+	}
+}
