@@ -5,11 +5,12 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL: # a recipe is one script, which ends at its first error
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt vuln fips cross crash fuzz bench clean tools secrets
+.PHONY: help run build test lint fmt vuln fips cross crash stress fuzz bench clean tools secrets
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
 FUZZTIME ?= 10s
 CRASHES  ?= 200
+STRESS   ?= 60m
 TOOL     := go tool -modfile=.ci/tools/go.mod
 NPM      := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard testdata/*/package.json))
 PEBBLE   := bin/test/pebble bin/test/pebble-challtestsrv
@@ -61,6 +62,11 @@ cross: ## build for the other systems, and vet the tests there
 
 crash: tools ## kill the server and its supervisor CRASHES times (200) under load, and count what the commands saw
 	CRASHES=$(CRASHES) CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run '^TestCrash' -v .
+
+# The program that it builds has a wall clock that can be stepped, and no race
+# detector.
+stress: ## take random operations against the program for STRESS (60m), and judge what came of them; SEED=N: one round again
+	STRESS=$(STRESS) CGO_ENABLED=0 go test -count=1 -timeout 0 -run '^TestStress' -v .
 
 fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 	go test -list '^Fuzz' ./... | awk '/^Fuzz/ {name[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print name[i], $$2; n = 0}' |

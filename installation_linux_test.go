@@ -118,7 +118,7 @@ func (in *installation) clean() {
 	if !in.t.Failed() {
 		return
 	}
-	log := filepath.Join(os.TempDir(), "sallyport-"+in.t.Name()+".log")
+	log := filepath.Join(os.TempDir(), "sallyport-"+strings.ReplaceAll(in.t.Name(), "/", "-")+".log")
 	witness, _ := os.ReadFile(filepath.Join(in.dir, "witness")) // not every test has one
 	in.t.Logf("the log is kept as %s: %v", log, os.WriteFile(log, append(in.read("log"), witness...), 0o600))
 }
