@@ -35,14 +35,20 @@ type Identity struct {
 	Scheme string // hmac, signature, jwt, mtls or token
 	Key    string // id of the key that verified; for mtls the matched name or fingerprint
 
-	// Replay identifies this delivery among all of all callers: a digest of the
-	// signed id, else of what was signed, or of the token. Empty where
-	// repetition is legitimate.
-	Replay string
-	// Until is when this Replay may be forgotten, because a replay no longer
-	// verifies by itself and the sender no longer retries; zero means never, of
-	// itself: then the record decides how long it keeps it.
+	// Replay names this delivery among all of all callers: a digest of the signed
+	// id, else of what was signed, or of the token. Empty where repetition is
+	// legitimate. Aliases are further names of it: a delivery is a replay if one of
+	// its names is that of an earlier one.
+	Replay  string
+	Aliases []string
+	// Until is when these names may be forgotten, because a replay no longer
+	// verifies under any permitted file and the sender no longer retries; zero means
+	// never, of itself: then the record decides how long it keeps them.
 	Until time.Time
+	// Named is set where the sender chose the name in a header: an id, a nonce or an
+	// Idempotency-Key. The same name with another BodyDigest is another delivery,
+	// which must not pass for a repetition.
+	Named bool
 	// OneBody is set where Replay does not cover the body (a JWT): the same
 	// Replay with another BodyDigest is an attack, not a repetition.
 	OneBody    bool

@@ -6,7 +6,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -23,11 +22,6 @@ import (
 const (
 	maxEntries = 16 // of a signature header
 	maxField   = 256
-
-	// retryWindow is how long a sender may repeat a delivery under the same id
-	// with a new timestamp: three days is the longest of the known senders
-	// (Stripe; Svix stops after 28 hours).
-	retryWindow = 72 * time.Hour
 
 	// foreignWork bounds, in bytes hashed per delivery, the search among
 	// callers that may not call the hook anyway. Beyond it they are strangers
@@ -351,31 +345,9 @@ func (c *caller) signed(k *hmacKey, sig *signature, d *Delivery) (*Identity, err
 	id := &Identity{Caller: c.name, Scheme: "hmac", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Lasting: s.spec.TS == nil}
 	id.Event = s.event(d.Header, fields)
 	if c.replayCheck("hmac") {
-		id.Replay, id.Until = s.replay(c.name, sig, fields, id.BodyDigest)
+		c.nameHMAC(id, s, sig, fields)
 	}
 	return id, nil
-}
-
-// replay names the delivery by its id, if the signature covers one: a retry
-// with a new timestamp is then the same delivery. Otherwise it is named by what
-// was signed, not by the signature: a sender that rotates keys sends several
-// signatures of one message, and whoever replays could pick another.
-func (s *Scheme) replay(caller string, sig *signature, fields any, body [32]byte) (string, time.Time) {
-	id := sig.id
-	if s.spec.ID != nil && s.spec.ID.Body != "" {
-		id = textAt(fields, s.spec.ID.Body)
-	}
-	var until time.Time
-	if id != "" {
-		if s.spec.TS != nil {
-			until = sig.at.Add(max(s.spec.TS.Tolerance, retryWindow))
-		}
-		return digest("hmac id", caller, id), until
-	}
-	if s.spec.TS != nil {
-		until = sig.at.Add(s.spec.TS.Tolerance)
-	}
-	return digest("hmac signed", caller, sig.ts, string(body[:])), until
 }
 
 // bodyFields decodes the body if the scheme looks into it; nil if it is not JSON.
@@ -419,16 +391,4 @@ func (s *Scheme) event(h http.Header, fields any) (event string) {
 		return ""
 	}
 	return event
-}
-
-// digest is unambiguous: every part goes in with its length.
-func digest(parts ...string) string {
-	h := sha256.New()
-	var size [8]byte
-	for _, part := range parts {
-		binary.BigEndian.PutUint64(size[:], uint64(len(part)))
-		h.Write(size[:])
-		h.Write([]byte(part))
-	}
-	return hex.EncodeToString(h.Sum(nil))
 }

@@ -217,7 +217,7 @@ func (c *caller) presents(t *token, d *Delivery, verified map[any]error) (*Ident
 		}
 		id.Replay = digest("jwt id", c.jwt.issuer, s)
 	}
-	id.OneBody, id.Until = true, exp.Add(c.jwt.leeway)
+	id.OneBody, id.Until = true, exp.Add(maxLeeway) // of the file, which may change
 	return id, nil
 }
 

@@ -15,6 +15,9 @@ import (
 	"sallyport/internal/problem"
 )
 
+// maxTolerance bounds how far from now a signed time may be.
+const maxTolerance = 24 * time.Hour
+
 // Scheme is a compiled SchemeSpec.
 type Scheme struct {
 	Name        string // of the preset; empty for a scheme of one's own
@@ -201,7 +204,7 @@ func (s *Scheme) compileTime(p *problem.List) {
 	if ts.Tolerance == 0 {
 		ts.Tolerance = 5 * time.Minute
 	}
-	if ts.Tolerance < 0 || ts.Tolerance > 24*time.Hour {
+	if ts.Tolerance < 0 || ts.Tolerance > maxTolerance {
 		p.At("tolerance").Errorf("is not between 0 and 24h")
 	}
 }

@@ -207,10 +207,7 @@ func (c *caller) wrote(k *signatureKey, m *message, d *Delivery) (*Identity, err
 	}
 	id := &Identity{Caller: c.name, Scheme: "signature", Key: k.id, BodyDigest: sha256.Sum256(d.Body)}
 	if c.replayCheck("signature") {
-		id.Replay, id.Until = digest("signature signed", c.name, string(m.base)), m.created.Add(s.maxAge)
-		if m.nonce != "" { // a retry with a new time is the same delivery
-			id.Replay, id.Until = digest("signature nonce", c.name, k.id, m.nonce), m.created.Add(max(s.maxAge, retryWindow))
-		}
+		k.nameMessage(id, m)
 	}
 	return id, nil
 }

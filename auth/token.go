@@ -110,18 +110,11 @@ func (c *caller) held(k *tokenKey, d *Delivery) (*Identity, error) {
 	return c.unsigned("token", k.id, d), nil
 }
 
-// unsigned is the identity by a credential that does not cover the body. Where
-// a check is asked for, the delivery is named by its Idempotency-Key, or else
-// by its body.
+// unsigned is the identity by a credential that does not cover the body.
 func (c *caller) unsigned(scheme, key string, d *Delivery) *Identity {
 	id := &Identity{Caller: c.name, Scheme: scheme, Key: key, BodyDigest: sha256.Sum256(d.Body)}
-	if !c.replayCheck(scheme) {
-		return id
-	}
-	if keys := d.Header["Idempotency-Key"]; len(keys) == 1 && keys[0] != "" {
-		id.Replay = digest(scheme+" idempotency key", c.name, keys[0])
-	} else {
-		id.Replay = digest(scheme+" body", c.name, string(id.BodyDigest[:]))
+	if c.replayCheck(scheme) {
+		c.nameUnsigned(id, d)
 	}
 	return id
 }

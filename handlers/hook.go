@@ -165,8 +165,16 @@ func claim(who *auth.Identity, h *runner.Hook) runner.Claim {
 			Body: sha256.Sum256(append(who.BodyDigest[:], h.Name...)),
 		}
 	}
-	// One caller's id is not another's, even where both chose the same.
-	return runner.Claim{Key: digest(who.Caller, who.Scheme, who.Replay), Until: who.Until, Body: who.BodyDigest}
+	return claimNames(who, "")
+}
+
+// claimNames is a claim by each name that a delivery has, for one purpose.
+func claimNames(who *auth.Identity, purpose string) runner.Claim {
+	c := runner.Claim{Key: digest(who.Scheme, who.Replay, purpose), Until: who.Until, Body: who.BodyDigest, Named: who.Named}
+	for _, name := range who.Aliases {
+		c.Also = append(c.Also, digest(who.Scheme, name, purpose))
+	}
+	return c
 }
 
 func digest(parts ...string) string {
@@ -235,6 +243,11 @@ func (s *surface) notStarted(w http.ResponseWriter, r *http.Request, req *reques
 		return notAllowedValues(values)
 	case errors.Is(err, runner.ErrReused):
 		return unauthorized(err.Error())
+	case errors.Is(err, runner.ErrOtherBody):
+		return &refusal{
+			status: http.StatusUnprocessableEntity, kind: "other-body", cause: err,
+			detail: "An earlier delivery came under the same id, nonce or Idempotency-Key with another body. Nothing was started.",
+		}
 	case errors.Is(err, runner.ErrDraining):
 		return draining()
 	case errors.Is(err, runner.ErrNoInput):

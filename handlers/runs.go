@@ -155,7 +155,7 @@ func rerunClaim(who *auth.Identity, run runner.Run) runner.Claim {
 	case who.OneBody:
 		return runner.Claim{Key: digest(who.Scheme, who.Replay), Until: who.Until, OneBody: true, Body: sha256.Sum256([]byte(what))}
 	}
-	return runner.Claim{Key: digest(who.Caller, who.Scheme, who.Replay, what), Until: who.Until, Body: who.BodyDigest}
+	return claimNames(who, what)
 }
 
 // waiting is a run that is queued.

@@ -10,11 +10,15 @@ import (
 // starts a second one.
 type Claim struct {
 	Key   string    // of the delivery, unique within its hook, or in all with OneBody; empty where repetition is legitimate
+	Also  []string  // other keys of the same delivery: it came before if one of its keys was claimed
 	Until time.Time // a replay is refused by its own age from then on; zero means never
 	Body  [32]byte  // SHA-256
 	// OneBody is set where Key does not cover the body: the same Key with
 	// another Body is an attack.
 	OneBody bool
+	// Named is set where the sender chose the key: the same key with another Body is
+	// another delivery, by a mistake of the sender's.
+	Named bool
 }
 
 // Policy is what happens to a delivery whose flight is in the air.
@@ -67,11 +71,11 @@ type Filter struct {
 // return was durable before.
 type Store interface {
 	// Find returns the run that a delivery to the hook started, or
-	// ErrUnknown, or ErrReused.
+	// ErrUnknown, ErrReused or ErrOtherBody.
 	Find(ctx context.Context, hook string, c Claim) (Run, error)
 	// Admit records a run together with the claim of its delivery, both or
 	// neither. A flight has one running run at most. Errors are *Replayed,
-	// ErrReused, *Busy and ErrUnavailable; then nothing may be started.
+	// ErrReused, ErrOtherBody, *Busy and ErrUnavailable; then nothing may be started.
 	Admit(ctx context.Context, r Run, c Claim, p Policy, in Feed) (Admission, error)
 	// Finish records the end of a run and, if promote is set, makes the next of
 	// its flight running in the same stroke. With giveBack the claims on it
@@ -104,6 +108,7 @@ type Store interface {
 var (
 	ErrUnknown     = errors.New("no such run")
 	ErrReused      = errors.New("one-time credential used again with another body")
+	ErrOtherBody   = errors.New("the id of an earlier delivery with another body")
 	ErrUnavailable = errors.New("the store cannot record")
 )
 

@@ -15,7 +15,7 @@ import (
 // Admit records a run and the claim of its delivery, both or neither, and
 // decides its state: Running when nothing of its flight runs or waits, else what
 // the policy says. The state and start that run has are not looked at. A delivery
-// claimed before is *runner.Replayed or runner.ErrReused; one refused for
+// claimed before is *runner.Replayed, runner.ErrReused or runner.ErrOtherBody; one refused for
 // being busy is *runner.Busy (of which RetryAfter is left to the caller), and
 // leaves no trace. The caller starts nothing on any error.
 func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
@@ -128,28 +128,38 @@ func insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in ru
 }
 
 // claimed returns the run that a delivery to the hook started, or
-// runner.ErrUnknown, or runner.ErrReused. Of a run that was pruned since, it
-// knows the id and the hook.
+// runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. Of a run that was
+// pruned since, it knows the id and the hook.
 func claimed(ctx context.Context, from *prepared, hook string, c runner.Claim) (runner.Run, error) {
+	for _, key := range keys(c) {
+		var id string
+		var body []byte
+		err := from.scan(ctx, []any{&id, &body}, sqlClaim, scope(hook, c), key)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+			continue
+		case err != nil:
+			return runner.Run{}, err
+		case c.OneBody && !bytes.Equal(c.Body[:], body):
+			return runner.Run{}, runner.ErrReused
+		case c.Named && !bytes.Equal(c.Body[:], body):
+			return runner.Run{}, runner.ErrOtherBody
+		}
+		run, err := from.run(ctx, sqlRun, id)
+		if errors.Is(err, runner.ErrUnknown) {
+			return runner.Run{ID: id, Hook: hook}, nil
+		}
+		return run, err
+	}
+	return runner.Run{}, runner.ErrUnknown
+}
+
+// keys are all keys of a claim; none where repetition is legitimate.
+func keys(c runner.Claim) []string {
 	if c.Key == "" {
-		return runner.Run{}, runner.ErrUnknown
+		return nil
 	}
-	var id string
-	var body []byte
-	err := from.scan(ctx, []any{&id, &body}, sqlClaim, scope(hook, c), c.Key)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return runner.Run{}, runner.ErrUnknown
-	case err != nil:
-		return runner.Run{}, err
-	case c.OneBody && !bytes.Equal(c.Body[:], body):
-		return runner.Run{}, runner.ErrReused
-	}
-	run, err := from.run(ctx, sqlRun, id)
-	if errors.Is(err, runner.ErrUnknown) {
-		return runner.Run{ID: id, Hook: hook}, nil
-	}
-	return run, err
+	return append([]string{c.Key}, c.Also...)
 }
 
 // scope is where a claim's key is unique: within its hook, or everywhere.
@@ -161,9 +171,10 @@ func scope(hook string, c runner.Claim) string {
 }
 
 func claim(ctx context.Context, tx *prepared, r runner.Run, c runner.Claim) error {
-	if c.Key == "" {
-		return nil
+	for _, key := range keys(c) {
+		if _, err := tx.exec(ctx, sqlSetRun, scope(r.Hook, c), key, r.ID, c.Body[:], micros(c.Until), micros(r.Created)); err != nil {
+			return err
+		}
 	}
-	_, err := tx.exec(ctx, sqlSetRun, scope(r.Hook, c), c.Key, r.ID, c.Body[:], micros(c.Until), micros(r.Created))
-	return err
+	return nil
 }

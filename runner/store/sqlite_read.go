@@ -35,8 +35,8 @@ func readStatements() []string {
 }
 
 // Find returns the run that a delivery to the hook started, or
-// runner.ErrUnknown, or runner.ErrReused. Of a run that was pruned since, only
-// ID and Hook are set.
+// runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. Of a run that was
+// pruned since, only ID and Hook are set.
 func (s *SQLite) Find(ctx context.Context, hook string, c runner.Claim) (run runner.Run, err error) {
 	err = within(ctx, callTime, func(ctx context.Context) error {
 		run, err = claimed(ctx, s.reader, hook, c)

@@ -358,6 +358,43 @@ func TestADeliveryStartsOneRunEver(t *testing.T) {
 	}
 }
 
+func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
+	s := open(t)
+	first := admitWith(t, s, runner.Claim{Key: "name", Also: []string{"key", "signature"}, Body: [32]byte{1}})
+	for _, c := range []runner.Claim{
+		{Key: "name"}, {Key: "signature", Body: [32]byte{1}, Named: true}, {Key: "new name", Also: []string{"new key", "key"}},
+	} {
+		var replayed *runner.Replayed
+		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
+		if !errors.As(err, &replayed) || replayed.Run.ID != first {
+			t.Errorf("%v: %v", c, err)
+		}
+		if run, err := s.Find(t.Context(), "build", c); err != nil || run.ID != first {
+			t.Errorf("%v: found %v, %v", c, run, err)
+		}
+	}
+	named := runner.Claim{Key: "new name", Also: []string{"key"}, Body: [32]byte{2}, Named: true}
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), named, runner.Policy{}, runner.Feed{}); !errors.Is(err, runner.ErrOtherBody) {
+		t.Errorf("the same id with another body: %v", err)
+	}
+	// What is given back is given back under all of its keys.
+	if _, _, err := s.Finish(t.Context(), first, runner.Failed, runner.End{Ended: time.Now()}, true, true); err != nil {
+		t.Fatal(err)
+	}
+	admitWith(t, s, named)
+	admitWith(t, s, runner.Claim{Key: "name", Also: []string{"signature"}})
+}
+
+// admitWith starts a run of the hook build, in a flight of its own, and returns its id.
+func admitWith(t *testing.T, s *store.SQLite, c runner.Claim) string {
+	t.Helper()
+	r := newRun(t, "build", fmt.Sprint(rand.Uint64()))
+	if _, err := s.Admit(t.Context(), r, c, runner.Policy{}, runner.Feed{}); err != nil {
+		t.Fatal(err)
+	}
+	return r.ID
+}
+
 func TestOneOfManyEqualDeliveriesStartsARun(t *testing.T) {
 	s := open(t)
 	var started atomic.Int32

@@ -1,0 +1,106 @@
+package auth
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"time"
+)
+
+// retryWindow is how long a sender may repeat a delivery under the same id
+// with a new timestamp: three days is the longest of the known senders
+// (Stripe; Svix stops after 28 hours).
+const retryWindow = 72 * time.Hour
+
+// The names of a delivery, by which it is recognised when it comes again, must
+// outlive every change of the file under which it would be accepted again:
+//
+//   - The caller's name recognises a retry that is signed with a new key.
+//   - Key material recognises a retry, and an exact replay, after the caller or
+//     the key was renamed.
+//   - The signatures themselves recognise an exact replay by another of the
+//     signatures that it came with, whatever became of the caller and its keys.
+//
+// Names are kept for the longest tolerance that the file can set, not for the one
+// that it sets now.
+
+// nameHMAC names the delivery by its id, if the signature covers one: a retry
+// with a new timestamp is then the same delivery. Otherwise it is named by what
+// was signed: a sender that rotates keys sends several signatures of one message,
+// and whoever replays could leave out some of them.
+func (c *caller) nameHMAC(id *Identity, s *Scheme, sig *signature, fields any) {
+	name := sig.id
+	id.Named = name != ""
+	if s.spec.ID != nil && s.spec.ID.Body != "" {
+		name = textAt(fields, s.spec.ID.Body)
+	}
+	names := []string{digest("hmac signed", c.name, sig.ts, string(id.BodyDigest[:]))}
+	keep := maxTolerance
+	if name != "" {
+		names, keep = []string{digest("hmac id", c.name, name)}, max(maxTolerance, retryWindow)
+		for i := range c.hmac {
+			names = append(names, digest("hmac id of key", string(c.hmac[i].bytes), name))
+		}
+	}
+	for _, b := range sig.sigs {
+		names = append(names, digest("hmac signature", string(b)))
+	}
+	id.setNames(names)
+	if s.spec.TS != nil {
+		id.Until = sig.at.Add(keep)
+	}
+}
+
+// nameMessage names a request by its nonce, or without one by all that is signed.
+func (k *signatureKey) nameMessage(id *Identity, m *message) {
+	key := string(material(k.key))
+	id.Replay, id.Until = digest("signature signed", key, string(m.base)), m.created.Add(maxLifetime)
+	if m.nonce != "" { // a retry with a new time is the same delivery
+		id.Replay, id.Until = digest("signature nonce", key, m.nonce), m.created.Add(max(maxLifetime, retryWindow))
+		id.Named = true
+	}
+}
+
+// nameUnsigned names a delivery whose credential does not cover the body by its
+// Idempotency-Key, or else by its body: for the caller, and for each of the names
+// or tokens that it is known by.
+func (c *caller) nameUnsigned(id *Identity, d *Delivery) {
+	kind, what := id.Scheme+" body", string(id.BodyDigest[:])
+	if keys := d.Header["Idempotency-Key"]; len(keys) == 1 && keys[0] != "" {
+		kind, what, id.Named = id.Scheme+" idempotency key", keys[0], true
+	}
+	names := []string{digest(kind, c.name, what)}
+	if id.Scheme == "token" {
+		for i := range c.tokens.keys {
+			names = append(names, digest(kind+" of token", string(c.tokens.keys[i].digest[:]), what))
+		}
+	} else {
+		for _, name := range c.mtls.spec.names() {
+			names = append(names, digest(kind+" of certificate", name.kind, name.text, what))
+		}
+	}
+	id.setNames(names)
+}
+
+// setNames takes the first as Replay and the others as Aliases, each once.
+func (id *Identity) setNames(names []string) {
+	others := map[string]bool{}
+	for _, name := range names[1:] {
+		others[name] = true
+	}
+	id.Replay, id.Aliases = names[0], slices.Sorted(maps.Keys(others))
+}
+
+// digest is unambiguous: every part goes in with its length.
+func digest(parts ...string) string {
+	h := sha256.New()
+	var size [8]byte
+	for _, part := range parts {
+		binary.BigEndian.PutUint64(size[:], uint64(len(part)))
+		h.Write(size[:])
+		h.Write([]byte(part))
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
