@@ -24,7 +24,7 @@ type Delivery struct {
 	Authority string   // host, or host:port, that the request is for
 	URL       *url.URL // path and query of the target, as they came
 	Header    http.Header
-	Body      []byte               // whole and raw: what is signed is what arrived
+	Body      []byte               // whole and raw: what is signed is what arrived. It is gone after Authenticate
 	TLS       *tls.ConnectionState // of this request, so resumed sessions are covered
 	Now       time.Time
 }

@@ -5,167 +5,157 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/netip"
 	"os"
-	"runtime"
-	"runtime/metrics"
-	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sallyport/internal/peer"
 	"sallyport/runner"
 )
 
-// A body is held whole while it is verified, and whoever sends it has proved
-// nothing yet. The first freeBody bytes of each request are free; what goes
-// beyond comes out of one allowance for all, as it arrives: who declares much
-// and sends little holds little. No site may hold more than half of it.
+// A body is held whole while it is verified, and its sender has proved nothing
+// yet. The first freeBody bytes of each request are free. What goes beyond is
+// outside of the heap, and takes room that is given in steps, as it arrives.
 const (
-	freeBody  = 16 << 10
-	earnest   = 1 << 20 // who has sent so much is given room for the rest
-	leastHeld = 16 << 20
-	litterMay = 8 << 20 // what bodies leave before it is collected
+	freeBody = 16 << 10
+	bodyStep = 64 << 10
+
+	leastRate = 16 << 10        // bytes per second that a body must come with,
+	rateAfter = 2 * time.Second // after so long
 
 	answerTime = 30 * time.Second // to send an answer, once the body is there
 )
 
-// bodies reads bodies within the allowance.
-type bodies struct {
-	total int64
-
-	mu   sync.Mutex
-	held int64
-	by   map[netip.Addr]int64 // only sites that hold something
-
-	litter int64 // what bodies left behind since that was last collected
+// unverified is a body whose sender has proved nothing yet. Its bytes may be used
+// until it is released; what is to stay longer, keep returns.
+type unverified struct {
+	bytes  []byte
+	region []byte // outside of the heap: address space for all that may come
+	upload *upload
+	room   *room
 }
 
-// newBodies makes an allowance of which the largest body of any hook takes at
-// most half, so that no single site can keep all others out.
-func newBodies(hooks map[string]*runner.Hook) *bodies {
-	b := &bodies{total: leastHeld, by: map[netip.Addr]int64{}}
-	for _, h := range hooks {
-		b.total = max(b.total, 2*(int64(h.Body.Max)+bytes.MinRead))
+// keep copies the bytes to the heap, once they are verified.
+func (u *unverified) keep() []byte {
+	if u.region != nil {
+		u.bytes = bytes.Clone(u.bytes)
+		u.unmap()
 	}
-	return b
+	return u.bytes
 }
 
-// or returns the allowance itself if it is right for the hooks, and otherwise a
-// new one.
-func (b *bodies) or(hooks map[string]*runner.Hook) *bodies {
-	fresh := newBodies(hooks)
-	if b != nil && b.total == fresh.total {
-		return b
-	}
-	return fresh
+// release gives the room back. It may be called more than once.
+func (u *unverified) release() {
+	u.unmap()
+	u.room.give(u.upload)
 }
 
-func (b *bodies) take(from netip.Addr, n int64) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.held+n > b.total || b.by[from]+n > b.total/2 {
-		return false
-	}
-	b.held += n
-	b.by[from] += n
-	return true
-}
-
-func (b *bodies) give(from netip.Addr, n int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.held -= n
-	b.litter += n
-	if b.by[from] -= n; b.by[from] == 0 {
-		delete(b.by, from)
+func (u *unverified) unmap() {
+	if u.region != nil {
+		_ = unix.Munmap(u.region) // fails only for what is not mapped
+		u.region = nil
 	}
 }
 
-// tidy collects what bodies have left, if there was too much of it with one more
-// of this size. By Go's own measure as much as is alive would be left, and so the
-// bodies of a few strangers take three times their size. For the rest of what
-// is alive that measure is the right one: a limit of the whole would, once
-// connections alone reach it, have the collector run without end.
-func (b *bodies) tidy(size int64) {
-	b.mu.Lock()
-	due := b.litter > 0 && b.litter+size > max(litterMay, (alive()-b.held)/2)
-	if due {
-		b.litter = 0
+// grow makes place for more bytes, if there is room for them.
+func (u *unverified) grow(most int64) error {
+	size := min(int64(cap(u.bytes))+bodyStep, most)
+	if !u.room.take(u.upload, size) {
+		return errNoRoom
 	}
-	b.mu.Unlock()
-	if due {
-		runtime.GC()
+	if u.region == nil {
+		region, err := reserve(most)
+		if err != nil {
+			return errNoRoom
+		}
+		u.region = region
+		copy(region, u.bytes)
+	}
+	u.bytes = u.region[:len(u.bytes):size]
+	return nil
+}
+
+var errNoRoom = errors.New("there is no room for the body")
+
+// receive reads the body up to its end, which comes after most bytes at the latest.
+func (u *unverified) receive(ctl *http.ResponseController, from io.Reader, most int64, timeout time.Duration) error {
+	var due time.Time
+	var end [1]byte // to find the end where there is no more place
+	for {
+		if next := u.upload.due(timeout); next.Sub(due) > time.Second/10 {
+			due = next
+			_ = ctl.SetReadDeadline(due) // fails only without a connection
+		}
+		if u.room.evicted(u.upload) { // or the new deadline would have taken the place of the one that says so
+			return errNoRoom
+		}
+		if len(u.bytes) == cap(u.bytes) && int64(cap(u.bytes)) < most {
+			if err := u.grow(most); err != nil {
+				return err
+			}
+		}
+		into := u.bytes[len(u.bytes):cap(u.bytes)]
+		if len(into) == 0 {
+			into = end[:]
+		}
+		n, err := from.Read(into)
+		u.room.progress(u.upload, n)
+		u.bytes = u.bytes[:min(len(u.bytes)+n, cap(u.bytes))]
+		switch {
+		case err != nil && !u.room.finish(u.upload):
+			return errNoRoom
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
 	}
 }
 
-// alive is how much was found to be in use when garbage was last collected.
-func alive() int64 {
-	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(s)
-	return int64(s[0].Value.Uint64()) //nolint:gosec // G115: no heap is that large
-}
-
-// outgrown counts a buffer that another takes the place of.
-func (b *bodies) outgrown(n int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.litter += int64(n)
-}
-
-// read returns the body, whole, and what gives its allowance back.
-func (b *bodies) read(w http.ResponseWriter, r *http.Request, bound runner.BodySpec, now time.Time) ([]byte, func(), error) {
-	none := func() {}
+// readBody returns the body of a request. Unless there is an error, it must be released.
+func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound runner.BodySpec) (*unverified, error) {
 	if r.ContentLength > int64(bound.Max) {
-		return nil, none, tooLarge(w, bound)
+		return nil, tooLarge(w, bound)
 	}
-	// Errors mean that the connection has no deadlines, and it always has.
 	ctl := http.NewResponseController(w)
 	// The server's own deadline for answers counts from the header on: a body
 	// that takes its time would start a run and leave none to say so.
-	_ = ctl.SetWriteDeadline(now.Add(bound.Timeout + answerTime))
+	_ = ctl.SetWriteDeadline(time.Now().Add(bound.Timeout + answerTime)) // fails only without a connection
+	from := remote(r)
+	u := &unverified{room: s.room, upload: &upload{
+		site: peer.Site(from), known: s.proved.lately(peer.Host(from), s.now()), begun: time.Now(),
+		stop: func() { _ = ctl.SetReadDeadline(time.Unix(1, 0)) },
+	}}
 	if r.ContentLength == 0 { // net/http waits for the sender to leave by now, which a deadline would look like
 		arrived(ctl)
-		return nil, none, nil
+		return u, nil
 	}
-	_ = ctl.SetReadDeadline(now.Add(bound.Timeout))
 	most := int64(bound.Max)
-	if r.ContentLength >= 0 {
+	if r.ContentLength > 0 {
 		most = r.ContentLength
 	}
-	most += bytes.MinRead // room to find its end
-	from, held := peer.Site(remote(r)), int64(0)
-	release := func() { b.give(from, held); held = 0 }
-	body := http.MaxBytesReader(w, r.Body, int64(bound.Max))
-	whole := make([]byte, 0, min(most, freeBody))
-	for {
-		if len(whole) == cap(whole) {
-			size := min(2*int64(cap(whole)), most)
-			if size > earnest {
-				size = most // by doubling, up to three times as much would be held
-			}
-			if !b.take(from, size-held) {
-				release()
-				return nil, none, &refusal{
-					status: http.StatusServiceUnavailable, kind: "overloaded",
-					detail: "Too many large bodies at once.", header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
-				}
-			}
-			held = size
-			b.tidy(size)
-			b.outgrown(cap(whole))
-			whole = append(make([]byte, 0, size), whole...)
-		}
-		n, err := body.Read(whole[len(whole):cap(whole)])
-		whole = whole[:len(whole)+n]
-		switch {
-		case errors.Is(err, io.EOF):
-			arrived(ctl)
-			return whole, release, nil
-		case err != nil:
-			release()
-			return nil, none, bodyError(w, bound, err)
-		}
+	u.bytes = make([]byte, 0, min(most, freeBody))
+	body := &received{http.MaxBytesReader(w, r.Body, int64(bound.Max)), peer.ConnectionOf(r)}
+	if err := u.receive(ctl, body, most, bound.Timeout); err != nil {
+		u.release()
+		return nil, bodyError(w, u.upload, bound, err)
 	}
+	arrived(ctl)
+	return u, nil
+}
+
+// received reports to the connection what is read of a body.
+type received struct {
+	io.Reader
+	conn peer.Connection
+}
+
+// Read implements io.Reader.
+func (b *received) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	b.conn.Received(n)
+	return n, err
 }
 
 // arrived lifts the deadline of a body that is there: left standing, it would
@@ -181,17 +171,23 @@ func tooLarge(w http.ResponseWriter, bound runner.BodySpec) error {
 	}
 }
 
-func bodyError(w http.ResponseWriter, bound runner.BodySpec, err error) error {
+func bodyError(w http.ResponseWriter, u *upload, bound runner.BodySpec, err error) error {
 	var limit *http.MaxBytesError
 	switch {
+	case errors.Is(err, errNoRoom):
+		return &refusal{
+			status: http.StatusServiceUnavailable, kind: "overloaded",
+			detail: "Too many large bodies at once.", header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
+		}
 	case errors.As(err, &limit):
 		return tooLarge(w, bound)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		w.Header().Set("Connection", "close")
-		return &refusal{
-			status: http.StatusRequestTimeout, kind: "too-slow",
-			detail: "The body did not arrive within " + bound.Timeout.String() + ".",
+		detail := "The body did not arrive within " + bound.Timeout.String() + "."
+		if time.Since(u.begun) < bound.Timeout {
+			detail = "The body arrived too slowly: 16 KiB per second are needed."
 		}
+		return &refusal{status: http.StatusRequestTimeout, kind: "too-slow", detail: detail}
 	}
 	return malformed("The body did not arrive whole.")
 }

@@ -1,7 +1,6 @@
 package handlers_test
 
 import (
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -81,56 +80,6 @@ func reload(t *testing.T, h *house, old, new string) {
 	hup <- nil
 	go h.config.Watch(t.Context(), hup, func(*config.Config) error { return nil }, func(*config.Config) { close(done) })
 	<-done
-}
-
-// TestOneSiteCannotHoldAllRoomForBodies has bodies stall that are large enough for
-// half of the room, from two networks of one site and from another site.
-func TestOneSiteCannotHoldAllRoomForBodies(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	h := build(t, dir, `
-listen: "localhost:0"
-state: state
-tls: {cert: certs/server.pem, key: certs/server.key}
-callers:
-  good: {hmac: {scheme: github, keys: [{file: good}]}}
-hooks:
-  large: {path: /large, callers: [good], command: [/bin/true], body: {max: 16MiB, timeout: 1m}}
-`)
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
-	// upload sends what takes the room of a whole body, and returns the status; 0
-	// while the server waits for more.
-	upload := func(from string) (status int, end func()) {
-		body, send := io.Pipe()
-		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/large", body)
-		r.RemoteAddr, r.ContentLength = "["+from+"]:1", 16<<20
-		answered := make(chan int, 1)
-		go func() {
-			w := httptest.NewRecorder()
-			surface.ServeHTTP(w, r)
-			_ = body.Close()
-			answered <- w.Code
-		}()
-		for range 3 << 20 / (64 << 10) {
-			if _, err := send.Write(make([]byte, 64<<10)); err != nil {
-				return <-answered, func() {}
-			}
-		}
-		return 0, func() { _ = send.CloseWithError(io.ErrUnexpectedEOF); <-answered }
-	}
-	held, end := upload("2001:db8:1:1::1")
-	neighbour, _ := upload("2001:db8:1:2::1")
-	other, endOther := upload("2001:db8:2:1::1")
-	if held != 0 || neighbour != http.StatusServiceUnavailable || other != 0 {
-		t.Errorf("answered %d, %d and %d, want 0, 503 and 0", held, neighbour, other)
-	}
-	end()
-	endOther()
-	again, end := upload("2001:db8:1:2::1")
-	if again != 0 {
-		t.Errorf("room that is free again is refused: %d", again)
-	}
-	end()
 }
 
 // TestAddressLimit_ParallelFirstUse has many requests of one address arrive at

@@ -31,3 +31,11 @@ func Wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
 func Bind(r *http.Request, body []byte, h *runner.Hook) (runner.Values, error) {
 	return bind(r, body, &auth.Identity{Caller: "c"}, h)
 }
+
+// Held is how much room unverified bodies take.
+func (h *Handler) Held() int64 {
+	r := h.current.Load().room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held
+}

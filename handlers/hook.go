@@ -32,18 +32,19 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	if err != nil {
 		return err
 	}
-	body, release, err := s.bodies.read(w, r, h.Body, s.now())
+	unverified, err := s.readBody(w, r, h.Body)
 	if err != nil {
 		return err
 	}
-	defer release()
-	arrived, length := s.now(), len(body)
-	who, err := s.authenticate(r, req, body, h)
+	defer unverified.release()
+	arrived, length := s.now(), len(unverified.bytes)
+	who, err := s.authenticate(r, req, unverified.bytes, h)
 	if err != nil {
-		release()
+		unverified.release()
 		s.evenly(r, length, h, arrived)
 		return err
 	}
+	body := unverified.keep()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only told
 	if err := s.limitCaller(w, who); err != nil {
 		return err
@@ -63,7 +64,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 		return s.rehearse(w, r, req, d)
 	}
 	started, err := s.runner.Start(r.Context(), d)
-	release() // what follows may wait for minutes
+	unverified.release() // what follows may wait for minutes
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
 	}

@@ -70,7 +70,7 @@ type surface struct {
 	addresses   *addressLimits
 	failures    *addressLimits
 	callers     map[string]*rate.Limiter
-	bodies      *bodies
+	room        *room
 	proved      *provedHosts
 	beats       *beats
 }
@@ -86,7 +86,7 @@ func newSurface(c *config.Config, old *surface) *surface {
 		addresses:   old.addresses.or(c.Limits.Address, addressSlots),
 		failures:    old.failures.or(c.Limits.Failures, failureSlots),
 		callers:     callerLimits(c.CallerLimits, old.callers),
-		bodies:      old.bodies.or(c.Hooks),
+		room:        old.room.or(c.Hooks),
 		proved:      old.proved,
 	}
 	for _, h := range c.Hooks {

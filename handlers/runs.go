@@ -25,13 +25,13 @@ const maxWait = 300 * time.Second
 
 // caller authenticates a request of the run API, which has no body.
 func (s *surface) caller(w http.ResponseWriter, r *http.Request, req *request) (*auth.Identity, error) {
-	body, release, err := s.bodies.read(w, r, runner.BodySpec{Timeout: time.Second}, s.now())
+	empty, err := s.readBody(w, r, runner.BodySpec{Timeout: time.Second})
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	defer empty.release()
 	arrived := s.now()
-	who, err := s.authenticate(r, req, body, nil)
+	who, err := s.authenticate(r, req, empty.bytes, nil)
 	if err != nil {
 		s.evenly(r, 0, nil, arrived)
 		return nil, err

@@ -1,0 +1,197 @@
+package handlers
+
+import (
+	"math"
+	"net/netip"
+	"sync"
+	"time"
+
+	"sallyport/runner"
+)
+
+// leastRoom is what all unverified bodies may take together, unless a hook takes
+// bodies that are larger than half of it.
+const leastRoom = 16 << 20
+
+// room is what unverified bodies may take together, beyond what is free for each.
+// No site has more than half of it. When it is short, the slowest body of the site
+// that holds most gives way; strangers give way to addresses that sent an accepted
+// delivery lately.
+type room struct {
+	total int64
+
+	mu      sync.Mutex
+	given   *sync.Cond // when something was given back, or an upload is to give way
+	held    int64
+	sites   map[netip.Addr]int64 // what they hold; only those that hold something
+	uploads map[*upload]struct{} // that hold something, are not there yet, and may have to give way
+	leaving int                  // uploads that give way now
+}
+
+// upload is a body that arrives.
+type upload struct {
+	site  netip.Addr
+	known bool // its address sent an accepted delivery lately
+	begun time.Time
+	stop  func() // has the read that waits for more end
+	got   int64  // bytes; only the upload itself changes and reads it
+
+	// By the room's mutex.
+	held   int64
+	lost   bool      // it is to give way
+	recent float64   // bytes that came by the time at, each of which counts for less as time goes by
+	at     time.Time // of the last ones
+}
+
+// due is when more must have come.
+func (u *upload) due(timeout time.Duration) time.Time {
+	soon := rateAfter + time.Duration(u.got)*time.Second/leastRate
+	return u.begun.Add(min(soon, timeout))
+}
+
+// rate is in bytes per second, for the most part of the last second. The average of
+// all the time would be that of a sender that stops just before the end.
+func (u *upload) rate(now time.Time) float64 { return u.recent * math.Exp(-now.Sub(u.at).Seconds()) }
+
+// progress counts bytes that came.
+func (r *room) progress(u *upload, n int) {
+	u.got += int64(n)
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u.recent, u.at = u.rate(now)+float64(n), now
+}
+
+// newRoom makes room of which the largest body of any hook takes at most half.
+func newRoom(hooks map[string]*runner.Hook) *room {
+	r := &room{total: leastRoom, sites: map[netip.Addr]int64{}, uploads: map[*upload]struct{}{}}
+	r.given = sync.NewCond(&r.mu)
+	for _, h := range hooks {
+		r.total = max(r.total, 2*int64(h.Body.Max))
+	}
+	return r
+}
+
+// or returns the room itself if it is right for the hooks, and otherwise a new one.
+func (r *room) or(hooks map[string]*runner.Hook) *room {
+	fresh := newRoom(hooks)
+	if r != nil && r.total == fresh.total {
+		return r
+	}
+	return fresh
+}
+
+// take has an upload hold so many bytes in all, if there is room for them, or
+// others give way. It waits until they have.
+func (r *room) take(u *upload, size int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for !u.lost {
+		more := size - u.held
+		crowded := r.sites[u.site]+more > r.total/2
+		if !crowded && r.held+more <= r.total {
+			r.held += more
+			r.sites[u.site] += more
+			r.uploads[u] = struct{}{}
+			u.held = size
+			return true
+		}
+		if r.leaving == 0 && !r.evict(u, crowded, more) {
+			return false
+		}
+		r.given.Wait()
+	}
+	return false
+}
+
+// evict has one upload give way to another.
+func (r *room) evict(u *upload, crowded bool, more int64) bool {
+	loser := r.slowestOfLargest(u, r.sites[u.site]+more)
+	if crowded {
+		loser = r.slowerNeighbour(u)
+	}
+	if loser == nil {
+		return false
+	}
+	loser.lost = true
+	delete(r.uploads, loser)
+	r.leaving++
+	r.given.Broadcast() // it may wait for room itself
+	loser.stop()
+	return true
+}
+
+// slowerNeighbour is an upload of the same site that gives way: a stranger's to
+// that of a known address, or one that is not half as fast.
+func (r *room) slowerNeighbour(u *upload) *upload {
+	now := time.Now()
+	most := u.rate(now) / 2
+	return r.slowest(now, func(v *upload) bool {
+		return v != u && v.site == u.site && !v.known && (u.known || v.rate(now) < most)
+	})
+}
+
+// slowestOfLargest is the slowest upload of the site whose uploads hold most. Those
+// of strangers give way to that of a known address; otherwise the site must hold more
+// than the upload's own would, and its addresses be known only if the upload's is.
+func (r *room) slowestOfLargest(u *upload, own int64) *upload {
+	for _, known := range []bool{false, true} {
+		if known && !u.known {
+			break
+		}
+		held := map[netip.Addr]int64{}
+		var largest netip.Addr
+		for v := range r.uploads {
+			if v != u && v.known == known {
+				if held[v.site] += v.held; held[v.site] > held[largest] {
+					largest = v.site
+				}
+			}
+		}
+		if held[largest] > own || held[largest] > 0 && u.known && !known {
+			return r.slowest(time.Now(), func(v *upload) bool { return v != u && v.known == known && v.site == largest })
+		}
+	}
+	return nil
+}
+
+func (r *room) slowest(now time.Time, among func(*upload) bool) (slow *upload) {
+	for v := range r.uploads {
+		if among(v) && (slow == nil || v.rate(now) < slow.rate(now)) {
+			slow = v
+		}
+	}
+	return slow
+}
+
+// evicted reports whether an upload is to give way.
+func (r *room) evicted(u *upload) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return u.lost
+}
+
+// finish says that all of a body is there: it does not give way any more. It
+// reports whether the upload has its room still.
+func (r *room) finish(u *upload) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.uploads, u)
+	return !u.lost
+}
+
+// give takes back what an upload holds.
+func (r *room) give(u *upload) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.uploads, u)
+	r.held -= u.held
+	if r.sites[u.site] -= u.held; r.sites[u.site] == 0 {
+		delete(r.sites, u.site)
+	}
+	if u.lost && u.held > 0 {
+		r.leaving--
+	}
+	u.held = 0
+	r.given.Broadcast()
+}
