@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/fips140"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -31,6 +33,7 @@ import (
 	"sallyport/internal/live"
 	"sallyport/internal/logging"
 	"sallyport/internal/metrics"
+	"sallyport/internal/readiness"
 	"sallyport/internal/server"
 	"sallyport/internal/tidy"
 	"sallyport/runner"
@@ -142,6 +145,7 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 		signals: sync.OnceValue(signals), // not before there is something to end well
 		retain:  func(c *config.Config) { workloads.Retain(c.SPIFFE); renewals.Use(c.ACME) },
 	}
+	go p.watchdog.Run(ctx, log)
 	again := never
 	if before != nil {
 		// That one would not open a damaged audit again either, so before it lets go.
@@ -189,6 +193,8 @@ type program struct {
 	hup     <-chan os.Signal
 	signals func() server.Signals
 	retain  func(*config.Config) // of what earlier configurations asked for
+
+	watchdog readiness.Watchdog
 }
 
 // serve serves for as long as it holds the state folder.
@@ -207,7 +213,9 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	works.Go(func() { p.uses.Keep(ctx, h.st, log) })
 	go tidy.Outputs(ctx, conf, log) // of files alone, however long that takes
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries()) }, log)
-	surface := handlers.New(conf, h.runs, h.procs.Output, h.trail, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
+	p.watchdog.Watch(h.check)
+	defer p.watchdog.Watch(nil)
+	surface := handlers.New(conf, h.runs, h.procs.Output, h.trail, h.check, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
 	issuers := keyset.NewKeeper(log)
 	inForce := func(c *config.Config) {
 		server.WarnOfDescriptors(c.Limits, log)
@@ -220,10 +228,10 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 		conf.Watch(ctx, p.hup, func(c *config.Config) error { return agree(ctx, h.procs, h.trail, conf.Get(), c) }, inForce)
 	})
 	start := func(listener, pipe *os.File) (*process.Server, error) {
-		if err := h.trail.Err(); err != nil { // once let go, neither server could open it
-			return nil, fmt.Errorf("the audit cannot be written: %w", err)
+		if err := h.check.Err(ctx); err != nil { // once let go, neither server could open what does not work now
+			return nil, err
 		}
-		return process.StartServer(p.exe, os.Args[1:], append(os.Environ(), server.HandoverEnv+"=1"), listener, pipe)
+		return process.StartServer(p.exe, os.Args[1:], nextEnv(), listener, pipe)
 	}
 	srv := server.New(listener, conf, surface, h.runs, start, log)
 	if err := server.Notify(); err != nil {
@@ -239,12 +247,20 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	return nil, errors.Join(err, h.procs.Quit(), h.trail.Write(ctx, audit.Line{Event: audit.Stopped})) //nolint:contextcheck // Quit has its own patience
 }
 
+// nextEnv is the environment of a server that takes over. Without WATCHDOG_PID, which is the
+// process that systemd started, it notifies systemd's watchdog as this one does.
+func nextEnv() []string {
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WATCHDOG_PID=") })
+	return append(env, server.HandoverEnv+"=1")
+}
+
 // held is what one server at a time has of a state folder.
 type held struct {
 	st    *store.SQLite
 	trail *audit.Log
 	procs *process.Client
 	runs  *runner.Runner
+	check *readiness.Check
 	undo  []func()
 }
 
@@ -305,6 +321,16 @@ func (p *program) hold(ctx context.Context) (_ *held, err error) {
 	}
 	h.undo = append(h.undo, func() { closing(h.procs, "the supervisor's socket", p.log) })
 	h.runs = runner.New(audit.Store(h.st, h.trail), h.procs, p.conf.Hook, time.Now, p.log)
+	h.check = readiness.New(
+		readiness.Part{Name: "store", Probe: h.st.Probe},
+		readiness.Part{Name: "audit", Probe: h.trail.Probe},
+		readiness.Part{Name: "supervisor", Probe: func(ctx context.Context) error {
+			if h.runs.Answers(ctx) {
+				return nil
+			}
+			return cmp.Or(ctx.Err(), errors.New("it cannot be reached"))
+		}},
+	)
 	if err := h.runs.Recover(ctx); err != nil {
 		return nil, fmt.Errorf("taking up what runs: %w", err)
 	}

@@ -33,7 +33,7 @@ func (s *surface) decided(r *http.Request, req *request, rec *recorder) {
 	case req.reason == replayed:
 		line.Decision = audit.Replayed
 		s.audit.Decided(line, replayed, sure)
-	case rec.status < http.StatusBadRequest:
+	case rec.status < http.StatusBadRequest, req.kind == notReady: // no decision about the request
 	case !sure && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
 		s.audit.Count(req.kind) // the noise of scanners
 	default:

@@ -189,7 +189,7 @@ func TestAFloodFromManyAddressesIsCounted(t *testing.T) {
 
 func TestWithoutTheAuditNothingStartsAndTheServerIsNotReady(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, "")
+	h := newHouse(t, unlimited)
 	h.hold()
 	run := runOf(t, h.answers(http.StatusOK, h.by("good", "0")))
 	away := filepath.Join(h.dir, "away")
@@ -219,5 +219,5 @@ func TestWithoutTheAuditNothingStartsAndTheServerIsNotReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.starts(h.by("good", "1")) // nothing had claimed it
-	h.answers(http.StatusOK, delivery{method: http.MethodGet, path: "/readyz"})
+	h.becomes(http.StatusOK, "/readyz")
 }

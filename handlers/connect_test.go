@@ -19,7 +19,7 @@ import (
 func TestConnectionsOfAnAddressAreBoundedApartFromItsRequests(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
 	connect := func(text string, want bool) {
 		t.Helper()
 		if surface.Connecting(netip.MustParseAddr(text)) != want {
@@ -115,7 +115,7 @@ func TestAddressLimit_ParallelFirstUse(t *testing.T) {
 func TestFlooded_CostsConnections(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
 	from, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	if !surface.Connecting(from) {
 		t.Fatal("it cannot connect at all")
@@ -136,7 +136,7 @@ func TestFlooded_CostsConnections(t *testing.T) {
 func TestUnreadable_CostsFailures(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "failures: {rate: 1/h, burst: 2}")
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
 	for range 5 {
 		surface.Unreadable(netip.MustParseAddrPort("192.0.2.1:5"))
 	}
@@ -160,7 +160,7 @@ hooks:
   start: {path: /start, callers: [good], command: [/bin/true]}
   open: {path: /open, dangerously_unauthenticated: true, command: [/bin/true]}
 `)
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
 	send := func(from string, d delivery, want int) bool {
 		t.Helper()
 		path := d.path

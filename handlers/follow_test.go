@@ -310,7 +310,7 @@ func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
 			h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
 				out, err := h.outputs(id)
 				return out, errors.Join(err, out.Close()) // so that reading fails
-			}, h.audit, nil, h.clock.now, log))
+			}, h.audit, h.check, nil, h.clock.now, log))
 			if a, err := h.send(h.read(run)); err == nil {
 				t.Errorf("this looks whole: %+v", a)
 			}
@@ -353,7 +353,7 @@ func TestOutputsAreOpenedThroughWhoKeepsThem(t *testing.T) {
 	h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
 		opened++
 		return h.outputs(id)
-	}, h.audit, nil, h.clock.now, slog.New(slog.DiscardHandler)))
+	}, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler)))
 	if text := h.follow(1, run).whole(http.StatusOK); text != "much\n" || opened != 1 {
 		t.Errorf("got %q, and %d were opened", text, opened)
 	}

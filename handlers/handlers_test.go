@@ -19,7 +19,7 @@ func TestAFaultOfOursIsAnsweredWithoutItsText(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	// Without a runner, whoever asks for one runs into a nil pointer.
-	h.serve(handlers.New(h.config, nil, nil, h.audit, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil))))
+	h.serve(handlers.New(h.config, nil, nil, h.audit, h.check, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil))))
 	a := h.answers(http.StatusInternalServerError, h.by("good", "1"))
 	if a.header.Get("Content-Type") != "application/problem+json" || !strings.Contains(a.body, "urn:sallyport:internal") {
 		t.Errorf("no problem: %v %s", a.header, a.body)
@@ -49,7 +49,7 @@ func TestAnAnswerHasItsOwnTimeHoweverLongTheBodyTook(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	log := slog.New(slog.NewJSONHandler(h.log, nil))
-	all := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, log)
+	all := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log)
 	h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0)); err != nil {
 			t.Error(err)
@@ -107,7 +107,7 @@ func benchmarkHooks(b *testing.B, n int) {
 		b.Fatal(err)
 	}
 	defer trail.Close() //nolint:errcheck // of no use any more
-	handler := handlers.New(c, nil, nil, trail, nil, time.Now, slog.New(slog.DiscardHandler))
+	handler := handlers.New(c, nil, nil, trail, nil, nil, time.Now, slog.New(slog.DiscardHandler))
 	sign, err := client.HMAC("github", []byte(goodKey))
 	if err != nil {
 		b.Fatal(err)

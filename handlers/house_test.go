@@ -27,6 +27,7 @@ import (
 	"sallyport/internal/client"
 	"sallyport/internal/config"
 	"sallyport/internal/live"
+	"sallyport/internal/readiness"
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
@@ -40,6 +41,7 @@ type house struct {
 	config  *live.Configuration
 	runner  *runner.Runner
 	audit   *audit.Log
+	check   *readiness.Check
 	outputs handlers.Outputs
 	record  *record
 	server  *httptest.Server
@@ -128,7 +130,17 @@ func build(t *testing.T, dir, text string) *house {
 	}
 	h.outputs = procs.Output
 	h.runner = runner.New(audit.Store(h.record, h.audit), procs, h.config.Hook, h.clock.now, log)
-	h.serve(handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, log))
+	h.check = readiness.New(
+		readiness.Part{Name: "store", Probe: st.Probe},
+		readiness.Part{Name: "audit", Probe: h.audit.Probe},
+		readiness.Part{Name: "supervisor", Probe: func(ctx context.Context) error {
+			if !h.runner.Answers(ctx) {
+				return errors.New("no answer")
+			}
+			return nil
+		}},
+	)
+	h.serve(handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log))
 	t.Cleanup(func() {
 		h.release()
 		h.runner.Drain(context.WithoutCancel(t.Context()))

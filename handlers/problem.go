@@ -21,6 +21,7 @@ type refusal struct {
 	cause    error  // for the operator
 	run      *runner.Run
 	problems []runner.ParamProblem
+	parts    []string // that are not ready
 	header   http.Header
 }
 
@@ -35,6 +36,7 @@ type problem struct {
 	RequestID string                `json:"request_id"`
 	Run       *runInFlight          `json:"run,omitempty"`
 	Problems  []runner.ParamProblem `json:"problems,omitempty"`
+	Parts     []string              `json:"parts,omitempty"` // that do not work, in an answer of /readyz
 }
 
 // runInFlight is what anybody who may start a hook may know of the run that is
@@ -61,7 +63,7 @@ func writeProblem(w http.ResponseWriter, req *request, err error) {
 	}
 	p := problem{
 		Type: "urn:sallyport:" + e.kind, Title: http.StatusText(e.status), Status: e.status,
-		Detail: e.detail, RequestID: req.id, Problems: e.problems,
+		Detail: e.detail, RequestID: req.id, Problems: e.problems, Parts: e.parts,
 	}
 	if e.run != nil {
 		p.Run = &runInFlight{ID: e.run.ID, State: e.run.State}

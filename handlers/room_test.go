@@ -42,7 +42,7 @@ callers:
   good: {hmac: {scheme: github, keys: [{file: good}]}}
 hooks:
 `+hooks)
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
+	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
 	h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if from := r.Header.Get("X-From"); from != "" {
 			r.RemoteAddr = from + ":1"

@@ -3,8 +3,6 @@
 package handlers
 
 import (
-	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -18,6 +16,7 @@ import (
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
 	"sallyport/internal/live"
+	"sallyport/internal/readiness"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -34,10 +33,15 @@ type Handler struct {
 
 // New returns the surface. outputs opens what a run wrote. Update has the surface
 // go by a configuration that came into force since.
-func New(conf *live.Configuration, run *runner.Runner, outputs Outputs, trail *audit.Log, metrics http.Handler, now func() time.Time, log *slog.Logger) *Handler {
+// check is what /readyz looks at.
+func New(
+	conf *live.Configuration, run *runner.Runner, outputs Outputs, trail *audit.Log, check *readiness.Check, metrics http.Handler,
+	now func() time.Time, log *slog.Logger,
+) *Handler {
 	h := &Handler{live: conf}
 	h.current.Store(newSurface(conf.Get(), &surface{
-		runner: run, outputs: outputs, audit: trail, metrics: metrics, beats: newBeats(), proved: newProvedHosts(), live: conf, log: log, now: now, latest: h.current.Load,
+		runner: run, outputs: outputs, audit: trail, check: check, metrics: metrics, beats: newBeats(), proved: newProvedHosts(), live: conf,
+		log: log, now: now, latest: h.current.Load,
 	}))
 	return h
 }
@@ -59,6 +63,7 @@ type surface struct {
 	runner  *runner.Runner
 	outputs Outputs
 	audit   *audit.Log
+	check   *readiness.Check
 	metrics http.Handler
 	log     *slog.Logger
 	now     func() time.Time
@@ -79,7 +84,7 @@ type surface struct {
 // stays spent.
 func newSurface(c *config.Config, old *surface) *surface {
 	s := &surface{
-		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, metrics: old.metrics, log: old.log, now: old.now, latest: old.latest,
+		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, check: old.check, metrics: old.metrics, log: old.log, now: old.now, latest: old.latest,
 		beats:       old.beats,
 		hooks:       make(map[string]*runner.Hook, len(c.Hooks)),
 		connections: old.connections.or(c.Limits.Address, connectionSlots),
@@ -124,11 +129,15 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// methods answers 405 with Allow for what is not among them.
+// methods answers 405 with Allow for what is not among them. HEAD is answered where GET is:
+// net/http leaves the body out.
 type methods map[string]handler
 
 func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h, ok := m[r.Method]
+	if !ok && r.Method == http.MethodHead {
+		h, ok = m[http.MethodGet]
+	}
 	if !ok {
 		h = func(http.ResponseWriter, *http.Request, *request) error { return notAllowed(m) }
 	}
@@ -139,6 +148,9 @@ func notAllowed(m methods) error {
 	var allow []string
 	for name := range m {
 		allow = append(allow, name)
+		if name == http.MethodGet {
+			allow = append(allow, http.MethodHead)
+		}
 	}
 	slices.Sort(allow)
 	return &refusal{
@@ -168,34 +180,4 @@ func (s *surface) getMetrics(w http.ResponseWriter, r *http.Request, req *reques
 	}
 	s.metrics.ServeHTTP(w, r)
 	return nil
-}
-
-// answersWithin is how long /readyz gives the supervisor: longer than most probes wait.
-const answersWithin = 2 * time.Second
-
-// ready tells whether deliveries are taken and commands started, and how old the configuration is
-// that they are taken by. What is wrong with a newer one is for the log alone.
-func (s *surface) ready(w http.ResponseWriter, r *http.Request, _ *request) error {
-	if s.runner.Draining() {
-		return draining()
-	}
-	if err := s.audit.Err(); err != nil {
-		return unavailable(err)
-	}
-	soon, stop := context.WithTimeout(r.Context(), answersWithin)
-	defer stop()
-	if !s.runner.Answers(soon) {
-		return notNow(errors.New("the supervisor does not answer"))
-	}
-	status := s.live.Status()
-	writeJSON(w, http.StatusOK, "application/json", readiness{
-		Status: "ready", Loaded: status.Loaded.UTC(), ReloadFailed: status.Failed.UTC(),
-	})
-	return nil
-}
-
-type readiness struct {
-	Status       string    `json:"status"`
-	Loaded       time.Time `json:"configuration_loaded"`
-	ReloadFailed time.Time `json:"reload_failed,omitzero"` // since then
 }

@@ -42,6 +42,7 @@ type Log struct {
 	fault atomic.Pointer[error] // why nothing can be written, or nil
 
 	ops     chan *op
+	probes  chan chan error
 	closing chan struct{}
 	once    sync.Once
 	ended   chan struct{} // closed when the writer is gone
@@ -270,6 +271,24 @@ func (l *Log) Err() error {
 	return nil
 }
 
+// Probe has the writer do what is due, and returns why lines cannot be written now.
+func (l *Log) Probe(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case l.probes <- answer:
+	case <-l.ended:
+		return errClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // serve is the one writer.
 func (l *Log) serve() {
 	defer close(l.ended)
@@ -281,6 +300,10 @@ func (l *Log) serve() {
 			l.commit(l.gather(o))
 		case <-tick.C:
 			l.notice(l.tick())
+		case answer := <-l.probes:
+			err := l.tick()
+			l.notice(err)
+			answer <- err
 		case <-l.closing:
 			l.finish()
 			return

@@ -22,7 +22,7 @@ import (
 func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
 	l := &Log{
 		dir: folder(o.State), now: now, log: log,
-		ops: make(chan *op, waiting), closing: make(chan struct{}), ended: make(chan struct{}),
+		ops: make(chan *op, waiting), probes: make(chan chan error), closing: make(chan struct{}), ended: make(chan struct{}),
 		refusals: refusals{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, told: now()},
 		place:    begin(),
 	}

@@ -1,0 +1,42 @@
+package handlers
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// notReady is the kind of a refusal by /readyz.
+const notReady = "not-ready"
+
+// ready tells whether deliveries are taken and commands started, by having every part that this
+// needs do some work. It names the parts that do not; the reasons are for the log.
+func (s *surface) ready(w http.ResponseWriter, r *http.Request, _ *request) error {
+	if s.runner.Draining() {
+		return draining()
+	}
+	var parts []string
+	var causes []error
+	for _, f := range s.check.Faults(r.Context()) {
+		parts = append(parts, f.Part)
+		causes = append(causes, f.Err)
+	}
+	if len(parts) > 0 {
+		return &refusal{
+			status: http.StatusServiceUnavailable, kind: notReady, cause: errors.Join(causes...), reason: "not ready: " + strings.Join(parts, ", "),
+			detail: "Not working: " + strings.Join(parts, ", ") + ".", parts: parts, header: http.Header{"Retry-After": {"10"}},
+		}
+	}
+	status := s.live.Status()
+	writeJSON(w, http.StatusOK, "application/json", readinessStatus{
+		Status: "ready", Loaded: status.Loaded.UTC(), ReloadFailed: status.Failed.UTC(),
+	})
+	return nil
+}
+
+type readinessStatus struct {
+	Status       string    `json:"status"`
+	Loaded       time.Time `json:"configuration_loaded"`
+	ReloadFailed time.Time `json:"reload_failed,omitzero"` // since then
+}

@@ -1,0 +1,131 @@
+// Package readiness finds out whether the parts that a server needs do their work: by having
+// each do some, within a deadline.
+package readiness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// deadline is how long a part may take: longer than most probes of orchestrators wait.
+	deadline = 2 * time.Second
+	// kept is for how long a result stands, so that no number of requests makes more work.
+	kept = time.Second
+)
+
+// ErrSilent says that a part has not answered within its deadline.
+var ErrSilent = fmt.Errorf("no answer within %s", deadline)
+
+// Part is something that a server needs.
+type Part struct {
+	Name string
+	// Probe has the part do some work, and returns why it cannot. Its context ends at the deadline. It is
+	// not called again before it has returned.
+	Probe func(context.Context) error
+}
+
+// Fault is what is wrong with a part.
+type Fault struct {
+	Part string
+	Err  error // wraps ErrSilent if the part does not answer
+}
+
+// Check exercises parts. Its methods may be called at once from many goroutines.
+type Check struct{ parts []*part }
+
+// New returns a check of some parts.
+func New(parts ...Part) *Check {
+	c := new(Check)
+	for _, p := range parts {
+		c.parts = append(c.parts, &part{Part: p})
+	}
+	return c
+}
+
+// Faults returns what is wrong with the parts now, in their order. It takes no longer than the
+// deadline.
+func (c *Check) Faults(ctx context.Context) []Fault {
+	faults := make([]Fault, len(c.parts))
+	var all sync.WaitGroup
+	for i, p := range c.parts {
+		all.Go(func() { faults[i] = Fault{p.Name, p.result(ctx)} })
+	}
+	all.Wait()
+	return slices.DeleteFunc(faults, func(f Fault) bool { return f.Err == nil })
+}
+
+// Err returns all that is wrong as one error.
+func (c *Check) Err(ctx context.Context) error {
+	var errs []error
+	for _, f := range c.Faults(ctx) {
+		errs = append(errs, fmt.Errorf("%s: %w", f.Part, f.Err))
+	}
+	return errors.Join(errs...)
+}
+
+type part struct {
+	Part
+
+	mu     sync.Mutex
+	latest *attempt
+}
+
+// attempt is a call of Probe. The rest is set once done is closed.
+type attempt struct {
+	began time.Time
+	done  chan struct{}
+	ended time.Time
+	err   error
+}
+
+func (a *attempt) isDone() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// result waits for the attempt that is under way, or for a new one if the last one is too old.
+func (p *part) result(ctx context.Context) error {
+	p.mu.Lock()
+	a := p.latest
+	if a == nil || a.isDone() && time.Since(a.ended) >= kept {
+		a = p.begin(context.WithoutCancel(ctx)) // others wait for it, too
+		p.latest = a
+	}
+	p.mu.Unlock()
+	late := time.NewTimer(deadline - time.Since(a.began))
+	defer late.Stop()
+	select {
+	case <-a.done:
+		return a.err
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	if a.isDone() {
+		return a.err
+	}
+	return ErrSilent
+}
+
+func (p *part) begin(ctx context.Context) *attempt {
+	a := &attempt{began: time.Now(), done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		ctx, stop := context.WithTimeout(ctx, deadline)
+		defer stop()
+		a.err = p.Probe(ctx)
+		if errors.Is(a.err, context.DeadlineExceeded) {
+			a.err = fmt.Errorf("%w: %w", ErrSilent, a.err)
+		}
+		a.ended = time.Now()
+	}()
+	return a
+}
