@@ -113,6 +113,9 @@ type serveCmd struct {
 
 // Run serves until a signal comes.
 func (cmd *serveCmd) Run(s *cli.Streams) error {
+	if err := protectProcess(); err != nil {
+		return err
+	}
 	log, out := logging.New(s.Err)
 	defer out.Close()
 	workloads, renewals, uses := certs.NewWorkloads(log), certs.NewRenewals(log), new(keyuse.Table)
@@ -127,13 +130,9 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 	if err != nil {
 		return err
 	}
-	// A log whose reader is gone must not end the server past its drain, nor a
-	// terminal that closes. Caught, not ignored: commands would inherit that.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
-	syscall.Umask(0o077) // what the server writes is for its user alone
-	process.MakeThreads(process.SpareThreads)
+	logContinued(log)
 	ctx := context.Background()
 	_, handedOver := os.LookupEnv(server.HandoverEnv)
 	listener, before, err := server.Inherited(ctx, conf.Get(), handedOver)
@@ -171,6 +170,29 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 		log.Error("not handed over", "error", err)
 		before, again = nil, whileItMayPass
 	}
+}
+
+// protectProcess keeps the server and the supervisor from what may end them, or be
+// read of them. It comes before there is any secret.
+func protectProcess() error {
+	syscall.Umask(0o077) // what they write is for their user alone
+	// A log whose reader is gone must not end the server past its drain, nor a
+	// terminal that closes. Caught, not ignored: commands would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	process.MakeThreads(process.SpareThreads)
+	return process.HideMemory()
+}
+
+// logContinued logs when this process goes on after it was stopped, which any
+// process of the same user can do to it.
+func logContinued(log *slog.Logger) {
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, syscall.SIGCONT)
+	go func() {
+		for range continued {
+			log.Warn("the server was continued: while a process is stopped, it answers nothing")
+		}
+	}()
 }
 
 // For what errors the state folder is tried again.
@@ -372,8 +394,9 @@ type superviseCmd struct {
 
 // Run supervises until there is nothing left to do.
 func (cmd *superviseCmd) Run(s *cli.Streams) error {
-	syscall.Umask(0o077)
-	process.MakeThreads(process.SpareThreads)
+	if err := protectProcess(); err != nil {
+		return err
+	}
 	log, out := logging.New(s.Err)
 	defer out.Close()
 	return process.Supervise(cmd.supervision(log, out.Flush))

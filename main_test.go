@@ -157,6 +157,11 @@ func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	ts.Check(err)
 	defer func() { _ = log.Close() }()
 	cmd.Dir = ts.MkAbs(".")
+	for i, arg := range cmd.Args {
+		if strings.HasSuffix(arg, ".yaml") {
+			cmd.Args[i] = ts.MkAbs(arg) // by which endStrays knows it
+		}
+	}
 	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"), "CREDENTIALS_DIRECTORY="+ts.Getenv("CREDENTIALS_DIRECTORY"))
 	cmd.Stdout, cmd.Stderr = log, log
 	ts.Check(cmd.Start())

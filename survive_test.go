@@ -51,11 +51,8 @@ func endStrays(dir string) {
 	processes, _ := filepath.Glob("/proc/[0-9]*") // none where there is no such folder
 	for _, p := range processes {
 		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
-		at, _ := os.Readlink(filepath.Join(p, "cwd"))
 		pid, err := strconv.Atoi(filepath.Base(p))
-		ours := bytes.Contains(line, []byte("/sallyport\x00su")) && bytes.Contains(line, []byte(dir+"/")) ||
-			bytes.Contains(line, []byte("/sallyport\x00se")) && strings.TrimSuffix(at, " (deleted)") == dir
-		if err == nil && ours {
+		if err == nil && bytes.Contains(line, []byte("/sallyport\x00s")) && bytes.Contains(line, []byte(dir+"/")) {
 			_ = syscall.Kill(pid, syscall.SIGTERM) // it may have gone by itself
 			_ = syscall.Kill(pid, syscall.SIGCONT)
 		}

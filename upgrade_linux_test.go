@@ -116,8 +116,8 @@ func TestAnUpgradeReplacesTheSupervisorAndLosesNothingOfARun(t *testing.T) {
 	in.awaitLog(`"msg":"serving"`, 2)
 	in.until("the old server to go", func() bool { return len(in.servers()) == 1 && in.servers()[0] != old })
 	in.awaitLog(fmt.Sprintf(`"msg":"supervisor ready","pid":%d,"version":"v2 `, pid), 1)
-	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || exe != in.program || in.supervisor() != pid {
-		t.Errorf("the supervisor is process %d, and process %d is %s, %v", in.supervisor(), pid, exe, err)
+	if now := in.supervisor(); now != pid {
+		t.Errorf("the supervisor is process %d, and was %d", now, pid)
 	}
 	in.wants(run)
 	in.endNext()

@@ -29,7 +29,8 @@ type Options struct {
 	Log     *slog.Logger
 	Env     []string // what LoginEnv returns for the server's environment
 
-	updateAgain time.Duration // of tests
+	// Of tests.
+	updateAgain, watchEach, silenceTime time.Duration
 }
 
 // Client has the supervisor of an installation start and follow commands, in a
@@ -75,6 +76,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, fmt.Errorf("opening the state folder: %w", err)
 	}
 	o.State, o.updateAgain = dir, cmp.Or(o.updateAgain, updateAgain)
+	o.watchEach, o.silenceTime = cmp.Or(o.watchEach, watchEach), cmp.Or(o.silenceTime, silenceTime)
 	for _, path := range []*string{&o.Config, &o.Exe} { // the supervisor works elsewhere
 		if *path, err = filepath.Abs(*path); err != nil {
 			return nil, fmt.Errorf("finding the supervisor's files: %w", err)
@@ -87,6 +89,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	go c.keepVersion() //nolint:contextcheck // it ends with Close
+	go c.watch()
 	return c, nil
 }
 
@@ -355,7 +358,7 @@ func (c *Client) find(ctx context.Context) (*link, error) {
 			return l, err
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.o.Log.Warn("the supervisor does not answer; going on trying", "error", err)
+			c.wake(greetingTime)
 		}
 		if died == nil {
 			ended, err := c.spawn()
@@ -403,11 +406,13 @@ func (c *Client) spawn() (died <-chan error, err error) {
 	defer func() { err = errors.Join(err, null.Close()) }()
 	// A session of its own, so that no terminal's end reaches it; and nothing of
 	// our environment but what commands get, because it may hold secrets.
-	p, err := os.StartProcess(c.o.Exe, []string{c.o.Exe, "supervise", "--state", c.o.State, "--config", c.o.Config}, &os.ProcAttr{
+	argv := []string{c.o.Exe, "supervise", "--state", c.o.State, "--config", c.o.Config}
+	attr := &os.ProcAttr{
 		Dir: "/", Env: append([]string{}, c.o.Env...), // never nil, which would stand for all of ours
 		Files: []*os.File{null, null, os.Stderr, socketFD: socket, mutexFD: mutex},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+	}
+	p, err := withoutCapabilities(func() (*os.Process, error) { return os.StartProcess(c.o.Exe, argv, attr) })
 	if err != nil {
 		return nil, err
 	}

@@ -56,6 +56,10 @@ func (c *Client) Broken() bool {
 // replace itself.
 func (o *Options) UpdateAgainAfter(d time.Duration) { o.updateAgain = d }
 
+// WatchEach is how often the supervisor is asked whether it answers, and how long it
+// may be silent.
+func (o *Options) WatchEach(each, silence time.Duration) { o.watchEach, o.silenceTime = each, silence }
+
 // CheckImage is checkImage.
 var CheckImage = checkImage //nolint:gochecknoglobals // a function
 

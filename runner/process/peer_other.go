@@ -7,5 +7,5 @@ import (
 	"net"
 )
 
-// peerUID lets nobody in where nobody can be told from another.
-func peerUID(*net.UnixConn) (int, error) { return -1, errors.ErrUnsupported }
+// peerOf lets nobody in where nobody can be told from another.
+func peerOf(*net.UnixConn) (uid, pid int, err error) { return -1, 0, errors.ErrUnsupported }

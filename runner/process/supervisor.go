@@ -78,7 +78,7 @@ var errGoing = fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow
 func Supervise(s Supervision) error {
 	// Caught and not ignored, because commands would inherit that.
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGCONT)
 	if s.Idle == 0 {
 		s.Idle = time.Minute
 	}
@@ -112,6 +112,9 @@ func (v *supervisor) inherit() (err error) {
 	}
 	if err := unix.Flock(mutexFD, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("taking the lock of the supervisor: %w", err)
+	}
+	if err := writePID(v.mutex); err != nil {
+		return err
 	}
 	l, err := net.FileListener(v.socket)
 	if err != nil {
@@ -162,9 +165,12 @@ func (v *supervisor) wait(signals <-chan os.Signal) {
 		case <-v.quit:
 			return
 		case s := <-signals:
-			if s == syscall.SIGTERM {
+			switch s {
+			case syscall.SIGTERM:
 				v.stopAll()
 				return
+			case syscall.SIGCONT:
+				v.Log.Warn("the supervisor was continued: while a process is stopped, no timeout is enforced and no output is kept")
 			}
 		case <-tick.C:
 			v.mu.Lock()
@@ -250,7 +256,11 @@ func (v *supervisor) accept() {
 func (v *supervisor) greet(conn *net.UnixConn) {
 	s := &session{v: v, conn: conn, gone: make(chan struct{}), done: make(chan struct{})}
 	r := bufio.NewReaderSize(conn, maxGreeting)
-	err := errors.Join(conn.SetDeadline(time.Now().Add(greetingTime)), checkPeer(conn, v.uid))
+	pid, err := checkPeer(conn, v.uid)
+	if err == nil && pid > 0 {
+		err = v.local.checkStranger(pid)
+	}
+	err = errors.Join(err, conn.SetDeadline(time.Now().Add(greetingTime)))
 	var h hello
 	if err == nil {
 		err = readGreeting(r, &h)

@@ -15,25 +15,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree is all that a command started. With a cgroup the kernel keeps the
-// account and nobody leaves it. Without one, what left the session is found by
-// what it inherited: the run's entry in the environment, the lock, its parents.
-// A process that shed all three before anybody looked escapes.
+// tree is all that a command started. With a cgroup the kernel keeps the account,
+// of all but the processes that write themselves into cgroup.procs of another, where
+// they may. Those, and without a cgroup all that left the session, are found by
+// what they inherited: the run's entry in the environment, the lock, their parents.
+// A process that shed all three before anybody looked escapes, unless its run is
+// the only one.
 //
 // The main process is not reaped before the tree is gone, so its pid and the
 // group of that number are nobody else's as long as they are used here.
 type tree struct {
 	pid    int
+	run    string
 	mark   []byte // entry of the environment
 	lock   string // path of the lock's file
 	cgroup string // path; empty without one
+	left   bool   // processes of it were found outside of the cgroup
 
 	found map[int]string // pid and start of all that a search ever found
 	local *Local
 }
 
 func newTree(l *Local, run string) *tree {
-	return &tree{mark: []byte(runMark + run), lock: filepath.Join(l.dir, run, lockFile), found: map[int]string{}, local: l}
+	return &tree{run: run, mark: []byte(runMark + run), lock: filepath.Join(l.dir, run, lockFile), found: map[int]string{}, local: l}
 }
 
 // startTree starts argv in the run's own cgroup, if there can be one.
@@ -150,7 +154,8 @@ func (t *tree) signal(sig syscall.Signal) {
 // processes that were born meanwhile.
 func (t *tree) kill() {
 	if t.cgroup != "" {
-		if err := os.WriteFile(filepath.Join(t.cgroup, "cgroup.kill"), []byte("1"), 0); err == nil {
+		err := os.WriteFile(filepath.Join(t.cgroup, "cgroup.kill"), []byte("1"), 0)
+		if err == nil && !t.left {
 			return
 		}
 	}
@@ -162,10 +167,18 @@ func (t *tree) gone() bool {
 	if t.cgroup != "" {
 		events, err := read(t.cgroup, "cgroup.events")
 		if err == nil {
-			return bytes.Contains(events, []byte("populated 0"))
+			return bytes.Contains(events, []byte("populated 0")) && !t.escaped()
 		}
 	}
 	return len(t.members()) == 0
+}
+
+// escaped looks for processes that left the cgroup, and remembers whether there
+// are any. All processes are searched only where there can be some: one that left
+// has the lock, or is a child of this process now, because its parent has ended.
+func (t *tree) escaped() bool {
+	t.left = (!t.local.reaps() || t.local.held(t.run) || t.local.hasStrays()) && len(t.search()) > 0
+	return t.left
 }
 
 // census counts the processes of the tree, and names some of their programs.
@@ -211,6 +224,9 @@ func (t *tree) members() (pids []int) {
 	if t.cgroup == "" {
 		return t.search()
 	}
+	if t.left {
+		pids = t.search()
+	}
 	for _, dir := range t.subgroups() {
 		list, err := read(dir, "cgroup.procs")
 		if err != nil {
@@ -218,7 +234,7 @@ func (t *tree) members() (pids []int) {
 		}
 		for line := range strings.Lines(string(list)) {
 			pid, err := strconv.Atoi(strings.TrimSpace(line))
-			if err == nil && pid > 0 {
+			if err == nil && pid > 0 && !slices.Contains(pids, pid) {
 				pids = append(pids, pid)
 			}
 		}
@@ -356,6 +372,13 @@ func (l *Local) adopted() (pids []int) {
 		}
 	}
 	return pids
+}
+
+// hasStrays reports whether any adopted child is alive.
+func (l *Local) hasStrays() bool {
+	l.spawning.Lock()
+	defer l.spawning.Unlock()
+	return slices.ContainsFunc(l.adopted(), func(pid int) bool { p, ok := stat(pid); return ok && !p.zombie })
 }
 
 // reap takes the exit codes of adopted children. Nothing else would, and zombies

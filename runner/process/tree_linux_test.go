@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/internal/notchecked"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -259,5 +260,49 @@ func TestCgroupIsFoundWhereverItIsMounted(t *testing.T) {
 		if got, err := process.CgroupHome(c.mounts, c.own); got != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("%s: got %q, %v; want %q", fmt.Sprint(c.mounts, c.own), got, err, c.want)
 		}
+	}
+}
+
+// TestCgroup_ProcessThatLeftItEndsWithItsRun: what may write to cgroup.procs of
+// another cgroup, as root may, takes itself out of its own.
+func TestCgroup_ProcessThatLeftItEndsWithItsRun(t *testing.T) {
+	t.Parallel()
+	p := newPost(t, job([]string{"/bin/true"}))
+	run := p.begin(t, p.order("job", nil))
+	exited(t, p.subject.end(t, run), 0)
+	home := filepath.Dir(p.status(t, run).Cgroup)
+	if home == "." {
+		notchecked.Skip(t, "what leaves its cgroup, because runs get none here")
+	}
+	script := `
+keep='echo $$ > "$0/cgroup.procs" && trap "" TERM && echo $$; while :; do sleep 1; done'
+sh -c "$keep" "$1" &
+(setsid sh -c "$keep" "$1" 3>&- &)                                    # without the lock
+(env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" &)                    # without the environment
+(env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" 3>&- &)               # without either, and the only run
+while [ ! -e go ]; do sleep 0.01; done`
+	spec := job(shell(t, script, home))
+	j := spec["job"]
+	j.Grace = 100 * time.Millisecond
+	spec["job"] = j
+	p.hooks = p.write(t, spec)
+	if _, err := p.Reload(""); err != nil {
+		t.Fatal(err)
+	}
+	run = p.begin(t, p.order("job", nil))
+	all := pids(t, &p.subject, run, 4)
+	for _, pid := range all {
+		if groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err != nil || strings.Contains(string(groups), run) {
+			t.Fatalf("process %d is in the cgroup of its run, so the test shows nothing: %s, %v", pid, groups, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(p.dir, run, "work", "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e := p.subject.end(t, run)
+	exited(t, e, 0)
+	allGone(t, all)
+	if e.LeftBehind < len(all) {
+		t.Errorf("%d processes are counted as left behind, and there were %d", e.LeftBehind, len(all))
 	}
 }

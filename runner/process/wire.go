@@ -182,16 +182,17 @@ func readRequest(r *bufio.Reader) (*request, error) {
 	return q, nil
 }
 
-// checkPeer refuses whoever runs as another user.
-func checkPeer(conn *net.UnixConn, uid int) error {
-	got, err := peerUID(conn)
+// checkPeer refuses a peer that runs as another user, and returns its process; 0
+// where the system does not tell.
+func checkPeer(conn *net.UnixConn, uid int) (pid int, err error) {
+	got, pid, err := peerOf(conn)
 	if err != nil {
-		return fmt.Errorf("asking who the peer is: %w", err)
+		return 0, fmt.Errorf("asking who the peer is: %w", err)
 	}
 	if got != uid {
-		return fmt.Errorf("the peer runs as user %d and not as %d", got, uid)
+		return 0, fmt.Errorf("the peer runs as user %d and not as %d", got, uid)
 	}
-	return nil
+	return pid, nil
 }
 
 // withSocket calls f with a path of the socket in the folder. The system takes
@@ -250,7 +251,7 @@ func dial(ctx context.Context, dir, client string) (*link, error) {
 }
 
 func (l *link) greet(ctx context.Context, r *bufio.Reader, dir, client string) error {
-	if err := checkPeer(l.conn, os.Geteuid()); err != nil {
+	if _, err := checkPeer(l.conn, os.Geteuid()); err != nil {
 		return err
 	}
 	secret, err := os.ReadFile(filepath.Join(dir, secretFile))

@@ -1,0 +1,51 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// HideMemory keeps other processes of this user, which commands are, from reading
+// the memory, the environment and the descriptors of this one, and from attaching
+// to it as a debugger does. A child is as readable as any once it executes its
+// program.
+func HideMemory() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("hiding the memory from other processes: %w", err)
+	}
+	return nil
+}
+
+// withoutCapabilities starts a process that inherits no capability. The server may
+// have an ambient one, to listen on port 443; the supervisor needs none, and commands
+// would inherit it. Root has all of them in any case.
+func withoutCapabilities(start func() (*os.Process, error)) (p *os.Process, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread that lacks the capabilities ends with this goroutine
+		if err = clearInheritable(); err == nil {
+			p, err = start()
+		}
+	}()
+	<-done
+	return p, err
+}
+
+// clearInheritable empties the inheritable set of this thread, and with it the
+// ambient set, which is a part of it (capabilities(7)).
+func clearInheritable() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData // of 32 capabilities each
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("reading the capabilities: %w", err)
+	}
+	sets[0].Inheritable, sets[1].Inheritable = 0, 0
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("giving up inheritable capabilities: %w", err)
+	}
+	return nil
+}

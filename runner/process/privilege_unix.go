@@ -1,0 +1,13 @@
+//go:build unix && !linux
+
+package process
+
+import "os"
+
+// HideMemory does nothing on this system.
+func HideMemory() error { return nil }
+
+func withoutCapabilities(start func() (*os.Process, error)) (*os.Process, error) { return start() }
+
+// checkStranger finds nothing to refuse on this system.
+func (l *Local) checkStranger(int) error { return nil }

@@ -1,0 +1,45 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// checkStranger refuses a process that is a command or was started by one: it
+// descends from this process, or is in the cgroup of a run. A command runs as the
+// server's user and can read the supervisor's secret, so it could pass for a server.
+func (l *Local) checkStranger(pid int) error {
+	self := os.Getpid()
+	for at := pid; at > 1; {
+		if at == self {
+			return fmt.Errorf("the peer, process %d, was started by a command", pid)
+		}
+		p, ok := stat(at)
+		if !ok && at == pid && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			return fmt.Errorf("the peer, process %d, has ended", pid) // it may have given its connection to another
+		}
+		if !ok {
+			break // another user's, or hidden from us
+		}
+		at = p.parent
+	}
+	groups, err := read("/proc", strconv.Itoa(pid), "cgroup")
+	if err != nil {
+		return nil // hidden from us
+	}
+	for part := range strings.SplitSeq(string(groups), "/") {
+		run, ok := strings.CutPrefix(strings.TrimSpace(part), cgroupPrefix)
+		if !ok || checkID(run) != nil {
+			continue
+		}
+		if _, err := l.root.Stat(run); err == nil { // else of another installation, which runs this one
+			return fmt.Errorf("the peer, process %d, is in the cgroup of run %s", pid, run)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package process_test
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/internal/notchecked"
+	"sallyport/runner"
+)
+
+// buffer is a log that may be read while it is written.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) has(text string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Contains(b.b.String(), text)
+}
+
+// said reports whether the supervisor's log has a text.
+func (p *post) said(t *testing.T, text string) bool {
+	t.Helper()
+	log, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Contains(log, []byte(text))
+}
+
+// impostor is a post with a command that waits for a file and then connects to the
+// supervisor, as a server does.
+func impostor(t *testing.T) (p *post, let func()) {
+	t.Helper()
+	p = newPost(t, job([]string{"/bin/true"}))
+	gate := filepath.Join(t.TempDir(), "go")
+	script := `while [ ! -e "$1" ]; do sleep 0.01; done; exec "$2" serve "$3" "$4" </dev/null`
+	p.hooks = p.write(t, job(shell(t, script, gate, os.Args[0], p.options.State, p.options.Config)))
+	if _, err := p.Reload(""); err != nil {
+		t.Fatal(err)
+	}
+	return p, func() {
+		if err := os.WriteFile(gate, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestStranger_CommandIsNoServer(t *testing.T) {
+	t.Parallel()
+	p, let := impostor(t)
+	run := p.begin(t, p.order("job", nil))
+	let()
+	eventually(t, "the supervisor refuses its own command", func() bool { return p.said(t, "was started by a command") })
+	if err := p.Stop(run, runner.Cancelled, 0); err != nil { // a server whose place was taken would be told so
+		t.Error(err)
+	}
+	p.subject.end(t, run)
+}
+
+// TestStranger_CommandOfAnEarlierSupervisor descends from it no more, but its cgroup
+// tells what it is.
+func TestStranger_CommandOfAnEarlierSupervisor(t *testing.T) {
+	t.Parallel()
+	p, let := impostor(t)
+	run := p.begin(t, p.order("job", nil))
+	eventually(t, "the status knows the process", func() bool { return p.status(t, run).PID != 0 })
+	if p.status(t, run).Cgroup == "" {
+		notchecked.Skip(t, "that a command of an earlier supervisor is refused, because runs get no cgroup here")
+	}
+	before := p.PID()
+	if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another supervisor is there", func() bool { _, err := p.List(); return err == nil && p.PID() != before })
+	let()
+	eventually(t, "the supervisor refuses it", func() bool { return p.said(t, "is in the cgroup of run "+run) })
+	if err := p.Stop(run, runner.Cancelled, 0); err != nil {
+		t.Error(err)
+	}
+	p.subject.end(t, run)
+}
+
+func TestSilence_StoppedSupervisorIsContinued(t *testing.T) {
+	t.Parallel()
+	p := newPost(t, job([]string{"/bin/true"}))
+	log := new(buffer)
+	p.options.Log = slog.New(slog.NewTextHandler(log, nil))
+	p.options.WatchEach(10*time.Millisecond, 50*time.Millisecond)
+	p.connect(t)
+	if err := syscall.Kill(p.PID(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is continued", func() bool { return p.said(t, "the supervisor was continued") })
+	eventually(t, "the server says so", func() bool { return log.has("sent it SIGCONT") && log.has("the supervisor answers again") })
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+}
+
+// TestSilence_StoppedSupervisorIsContinuedByTheNextServer, which could not start
+// otherwise.
+func TestSilence_StoppedSupervisorIsContinuedByTheNextServer(t *testing.T) {
+	t.Parallel()
+	p := newPost(t, job([]string{"/bin/true"}))
+	p.signal(t, syscall.SIGSTOP)
+	p.connect(t)
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+}
