@@ -179,12 +179,6 @@ func (d *disk) witnessed(line string) {
 	d.until("a command to witness "+line, func() bool { return bytes.Contains(d.read("witness"), []byte(line+"\n")) })
 }
 
-// said waits until the log has a text.
-func (d *disk) said(text string) {
-	d.t.Helper()
-	d.until("the log to say "+text, func() bool { return bytes.Contains(d.read("log"), []byte(text)) })
-}
-
 // copied waits until all that was recorded is in the database itself, as the
 // index of its log tells (sqlite.org/walformat.html, 2.1). Then that log is
 // written from its beginning again, and takes some more however full the disk is.
@@ -272,7 +266,7 @@ func (d *disk) inTheQueue() {
 	}
 	d.onlyTheRecord()
 	d.write("go", "", 0o600)
-	d.said(`"msg":"run waits on: its command cannot be started yet","run":"` + runs[1].ID)
+	d.said(`"msg":"run stays queued: its command cannot be started yet; it is tried again","run":"` + runs[1].ID)
 	d.free("state")
 	for _, run := range runs {
 		d.ends(run.ID, 7)

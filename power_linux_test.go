@@ -161,9 +161,6 @@ func (m *machine) copyDisk(to string) {
 	m.system("cp", "--sparse=always", m.image, to)
 }
 
-// began is how often the command of a run began.
-func (m *machine) began(id string) int { return bytes.Count(m.read("witness"), []byte("begin "+id)) }
-
 // send sends a delivery that never came before.
 func (m *machine) send(hook string) (id string) {
 	m.t.Helper()

@@ -3,6 +3,7 @@ package runner_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -90,7 +91,7 @@ func (c *commands) Follow(run string) (<-chan runner.End, error) {
 		return ends, nil
 	}
 	if _, up := c.air[run]; c.lose || !up {
-		return nil, errors.New("nobody knows this run")
+		return nil, fmt.Errorf("following: %w", runner.ErrUnknown)
 	}
 	c.follow[run] = append(c.follow[run], ends)
 	return ends, nil
@@ -234,11 +235,11 @@ func (d *disk) Finish(ctx context.Context, id string, s runner.State, e runner.E
 	return ended, next, err
 }
 
-func (d *disk) Promote(ctx context.Context) ([]runner.Run, error) {
+func (d *disk) Promote(ctx context.Context, flights ...string) ([]runner.Run, error) {
 	if err := d.err(true); err != nil {
 		return nil, err
 	}
-	return d.SQLite.Promote(ctx)
+	return d.SQLite.Promote(ctx, flights...)
 }
 
 func (d *disk) Get(ctx context.Context, id string) (runner.Run, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 )
 
@@ -42,7 +43,7 @@ func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (lat
 // launched goes on once it is known what became of an order.
 func (r *Runner) launched(ctx context.Context, run Run, waited bool, err error) (late bool, _ error) {
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, fs.ErrExist):
 		r.airborne(run)
 		r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
 		go r.follow(ctx, run)
@@ -50,8 +51,8 @@ func (r *Runner) launched(ctx context.Context, run Run, waited bool, err error) 
 	case errors.Is(err, ErrLeft):
 		r.leave()
 		return true, nil
-	case waited && (errors.Is(err, ErrFlight) || errors.Is(err, ErrNotNow) || errors.Is(err, ErrFull)):
-		go r.putBack(ctx, run, err) // who recovers does not wait until there is space again
+	case waited && !r.isFinal(run, err):
+		go r.putBack(ctx, run, err) // Recover does not wait for the store
 		return true, nil
 	}
 	return false, r.notStarted(ctx, run, err)
@@ -92,7 +93,7 @@ func (r *Runner) airborne(run Run) {
 func (r *Runner) order(run Run, in Feed) error {
 	h, ok := r.hook(run.Hook)
 	if !ok {
-		return fmt.Errorf("the configuration has no hook %q any more", run.Hook)
+		return fmt.Errorf("%w: %q", errNoHook, run.Hook)
 	}
 	return r.procs.Start(Order{
 		Run: run.ID, Hook: run.Hook, Digest: h.Digest(), Caller: run.Caller,
@@ -133,71 +134,4 @@ func (r *Runner) launchStored(ctx context.Context, run Run) {
 		}
 		<-time.After(recordAgain)
 	}
-}
-
-// putBack has a run wait again whose turn has come in vain, before all others of
-// its flight: it was accepted, and the reason passes.
-func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
-	defer r.leave()
-	r.mu.Lock()
-	logged := r.vain[run.ID]
-	r.vain[run.ID] = true
-	delete(r.air, run.Flight) // now: once it waits, another try may be under way
-	r.mu.Unlock()
-	if !logged {
-		r.log.Warn("run waits on: its command cannot be started yet", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
-	}
-	for err := r.store.Requeue(ctx, run.ID); err != nil; err = r.store.Requeue(ctx, run.ID) {
-		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
-		if r.isGoing() { // the next server starts it
-			return
-		}
-		<-time.After(recordAgain)
-	}
-	r.mu.Lock()
-	_, asked := r.stops[run.ID]
-	r.mu.Unlock()
-	if asked { // while it was tried; who asks from now on finds it waiting
-		if _, err := r.cancelQueued(ctx, run.ID); err != nil {
-			r.log.Error("run not cancelled", "run", run.ID, "error", err)
-		}
-	}
-	r.turnLater(ctx)
-}
-
-// turnAgain is how long what was put back waits before it is tried again.
-const turnAgain = time.Second
-
-func (r *Runner) turnLater(ctx context.Context) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.turning || r.draining { // then it is the next server that tries
-		return
-	}
-	r.turning = true
-	time.AfterFunc(turnAgain, func() { r.turn(ctx) })
-}
-
-// turn tries to start what is first in each flight that nothing runs in.
-func (r *Runner) turn(ctx context.Context) {
-	r.mu.Lock()
-	r.turning = false
-	draining := r.draining
-	r.mu.Unlock()
-	if draining {
-		return
-	}
-	if err := r.promote(ctx); err != nil {
-		r.log.Error("waiting runs not tried again", "error", err)
-		r.turnLater(ctx)
-	}
-}
-
-func (r *Runner) promote(ctx context.Context) error {
-	promoted, err := r.store.Promote(ctx)
-	for _, run := range promoted {
-		r.hold()
-		go r.launchStored(ctx, run)
-	}
-	return err
 }

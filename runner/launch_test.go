@@ -18,6 +18,7 @@ func passing() map[string]error {
 		"something got away":       fmt.Errorf("starting: %w: h", runner.ErrFlight),
 		"the supervisor is going":  fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow),
 		"nothing can be asked for": fmt.Errorf("%w: reaching the supervisor", runner.ErrNotNow),
+		"no program":               errors.New("starting: no such file or directory"),
 	}
 }
 
@@ -254,7 +255,7 @@ func TestADeliveryIsAnsweredThoughTheSupervisorDoesNot(t *testing.T) {
 	for what, end := range map[string]struct {
 		refuse error
 		state  runner.State
-	}{"it runs": {nil, runner.Succeeded}, "it cannot": {errors.New("no such file"), runner.Failed}} {
+	}{"it runs": {nil, runner.Succeeded}, "it is refused": {runner.ErrRefused, runner.Failed}, "it cannot yet": {errors.New("no such file"), runner.Queued}} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, h)

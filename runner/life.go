@@ -23,30 +23,58 @@ func (r *Runner) Recover(ctx context.Context) error {
 		if run.State != Running {
 			continue
 		}
-		known, err := r.procs.Known(run.ID)
-		if err != nil {
-			return err
-		}
 		r.hold()
-		switch {
-		case known:
-			r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-			r.airborne(run)
-			go r.follow(ctx, run)
-		case run.Boot == "" || run.Boot != r.boot:
-			go r.interrupt(ctx, run)
-		default: // the server before stopped between the record and the start
-			r.launchStored(ctx, run)
+		switch err := r.takeUp(ctx, run); {
+		case errors.Is(err, ErrLeft):
+			r.leave()
+			return err
+		case err != nil: // one run of which nothing can be learned now holds up no other
+			r.log.Error("run not taken up yet; it is tried again", "run", run.ID, "hook", run.Hook, "error", err)
+			go r.takeUpLater(ctx, run)
 		}
 	}
 	r.stopReplaced(ctx, active)
 	err = r.promote(ctx)
 	if errors.Is(err, ErrUnavailable) { // which keeps no server from following what runs
 		r.log.Error("waiting runs not started", "error", err)
-		r.turnLater(ctx)
+		r.promoteLater(ctx, allFlights, recordAgain)
 		return nil
 	}
 	return err
+}
+
+// takeUp goes on with a run that is recorded as running. On an error nothing was
+// done.
+func (r *Runner) takeUp(ctx context.Context, run Run) error {
+	known, err := r.procs.Known(run.ID)
+	if err != nil {
+		return err
+	}
+	switch {
+	case known:
+		r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
+		r.airborne(run)
+		go r.follow(ctx, run)
+	case run.Boot == "" || run.Boot != r.boot:
+		go r.interrupt(ctx, run)
+	default: // the server before stopped between the record and the start
+		r.launchStored(ctx, run)
+	}
+	return nil
+}
+
+// takeUpLater is takeUp, repeated until it succeeds or the next server does it.
+func (r *Runner) takeUpLater(ctx context.Context, run Run) {
+	for {
+		<-time.After(recordAgain)
+		if r.isGoing() {
+			r.leave()
+			return
+		}
+		if r.takeUp(ctx, run) == nil {
+			return
+		}
+	}
 }
 
 // interrupt ends a run that was ordered before the machine was started again. Its folder is not synced, so it may

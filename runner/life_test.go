@@ -124,7 +124,8 @@ func TestRecover_BootUnknown(t *testing.T) {
 	b.state(t, id, runner.Interrupted)
 }
 
-func TestARunWhoseHookIsGoneFailsAndLetsNobodyWait(t *testing.T) {
+// A file that is just being replaced may lack a hook for some seconds.
+func TestHookMissing_ComesBack(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first := b.admit(t, h, "1", runner.Feed{})
@@ -132,6 +133,31 @@ func TestARunWhoseHookIsGoneFailsAndLetsNobodyWait(t *testing.T) {
 	b.crash(t)
 	b.use()
 	b.recover(t)
+	until(t, "it is queued again", func() bool { return b.record(t, first).State == runner.Queued })
+	b.use(h)
+	for _, id := range []string{first, second} {
+		b.flies(t, id)
+		b.finish(t, runner.Run{ID: id}, 0)
+	}
+	if b.count() != 2 {
+		t.Errorf("%d starts", b.count())
+	}
+}
+
+// A run that was accepted long ago does not start because another hook gets the name.
+func TestHookMissing_Removed(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.admit(t, h, "1", runner.Feed{})
+	second := b.admit(t, h, "2", runner.Feed{})
+	b.crash(t)
+	b.use()
+	b.recover(t)
+	until(t, "it is queued again", func() bool { return b.record(t, first).State == runner.Queued })
+	b.pass(2 * time.Hour)
+	b.ended(t, runner.Run{ID: first})
+	until(t, "the next is queued again", func() bool { return b.record(t, second).State == runner.Queued })
+	b.pass(2 * time.Hour)
 	for _, id := range []string{first, second} {
 		if run := b.ended(t, runner.Run{ID: id}); run.State != runner.Failed {
 			t.Errorf("got %+v", run)

@@ -201,7 +201,7 @@ func TestOnlyRunsOfTheSameFlightWaitForEachOther(t *testing.T) {
 	b.queue(t, of(h, "eu"))
 }
 
-func TestAQueuedRunWhoseCommandDoesNotStartLetsTheNextGo(t *testing.T) {
+func TestAQueuedRunThatIsRefusedLetsTheNextGo(t *testing.T) {
 	h := policy(t, queueOf(50))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "0"))
@@ -209,7 +209,7 @@ func TestAQueuedRunWhoseCommandDoesNotStartLetsTheNextGo(t *testing.T) {
 	for i := range 50 {
 		waiting = append(waiting, b.queue(t, claimed(of(h, "x"), fmt.Sprint(i))).Run)
 	}
-	b.set(func() { b.refuse = errors.New("gone") })
+	b.set(func() { b.refuse = fmt.Errorf("starting: %w", runner.ErrRefused) })
 	b.finish(t, first, 0)
 	for _, run := range waiting {
 		if run = b.ended(t, run); run.State != runner.Failed || run.Error != "the command could not be started" {

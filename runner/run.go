@@ -78,9 +78,11 @@ type Order struct {
 	Created time.Time
 }
 
-// Errors of Start of Processes that the runner tells apart. After the first two
-// nothing was started, and the same order may be carried out later.
+// Errors of Start of Processes that the runner tells apart. After all others, too, nothing was started, and the same
+// order may be carried out later, but for fs.ErrExist: then it was carried out before.
 var (
+	// ErrRefused: the order will never be carried out, because of what it asks for.
+	ErrRefused = errors.New("the order is refused")
 	// ErrFlight: something of the flight is alive, whatever the record says.
 	ErrFlight = errors.New("a command of the same flight is still running")
 	// ErrNotNow: who starts commands is on its way out, or not there.
@@ -103,8 +105,8 @@ type Processes interface {
 	// not seen.
 	Known(run string) (bool, error)
 	// Follow yields the end of a run once and is closed, or is closed without
-	// an end when the run is left to the next server. It is an error when the
-	// run is not known.
+	// an end when the run is left to the next server. It is ErrUnknown when no
+	// run of that id was ever started.
 	Follow(run string) (<-chan End, error)
 	// Stop ends the run's whole tree: TERM, the hook's grace, KILL. It returns
 	// at once. Grace below zero means the hook's own.

@@ -85,8 +85,8 @@ type Runner struct {
 	air      map[string]Run           // by flight: what is under way, so that busy is answered from memory
 	up       map[string]bool          // by run: its command was started, or found running
 	stops    map[string]stopping      // by run: asked for before its command was up
-	vain     map[string]bool          // by run: its turn has come in vain, and the log says so
-	turning  bool                     // what waits is about to be tried again
+	failed   map[string]*failures     // by run: accepted, and its command could not be started yet
+	retrying map[string]bool          // by flight: what is first in it is about to be tried again
 	active   int                      // deliveries that are being admitted, and runs that are launched or followed here
 	done     map[string]chan struct{} // by run: closed when its end is recorded
 	took     map[string]*durations    // by hook
@@ -107,7 +107,7 @@ type stopping struct {
 func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log, boot: boot.ID(),
-		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{}, vain: map[string]bool{},
+		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{}, failed: map[string]*failures{}, retrying: map[string]bool{},
 		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}), going: make(chan struct{}),
 	}
 }
@@ -227,17 +227,27 @@ func (r *Runner) follow(ctx context.Context, run Run) {
 // command that started and of which nothing is known is stopped, and its run is
 // interrupted: its delivery is not given back, because the command did run.
 func (r *Runner) end(run Run) (end End, seen bool) {
-	ends, err := r.procs.Follow(run.ID)
-	if err == nil {
-		end, seen = <-ends
-		return end, seen
+	for logged := false; ; logged = true {
+		ends, err := r.procs.Follow(run.ID)
+		if err == nil {
+			end, seen = <-ends
+			return end, seen
+		}
+		if r.isLeft() || errors.Is(err, ErrLeft) {
+			return End{}, false
+		}
+		if !logged {
+			r.log.Error("run not followed", "run", run.ID, "hook", run.Hook, "error", err)
+		}
+		if errors.Is(err, ErrUnknown) {
+			r.stopNow(run.ID, stopping{Interrupted, 0})
+			return End{Ended: r.now(), Reason: Interrupted}, true
+		}
+		if r.isGoing() { // the next server learns the end
+			return End{}, false
+		}
+		<-time.After(recordAgain)
 	}
-	if r.isLeft() || errors.Is(err, ErrLeft) {
-		return End{}, false
-	}
-	r.log.Error("run not followed", "run", run.ID, "hook", run.Hook, "error", err)
-	r.stopNow(run.ID, stopping{Interrupted, 0})
-	return End{Ended: r.now(), Reason: Interrupted}, true
 }
 
 // logEnd comes after the record and before anybody is told, so that who reads
@@ -316,7 +326,7 @@ func (r *Runner) tell(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.stops, id)
-	delete(r.vain, id)
+	delete(r.failed, id)
 	if done, ok := r.done[id]; ok {
 		close(done)
 		delete(r.done, id)

@@ -81,9 +81,9 @@ type Store interface {
 	// its flight running in the same stroke. With giveBack the claims on it
 	// are given up: their deliveries may come again. It may be repeated.
 	Finish(ctx context.Context, id string, s State, e End, giveBack, promote bool) (ended Run, next *Run, err error)
-	// Promote makes the next run of every flight running that has none in the
-	// air, and returns those runs.
-	Promote(ctx context.Context) ([]Run, error)
+	// Promote makes the next run of each of the flights running that has none in
+	// the air, and returns those runs. Without flights, it does so for all.
+	Promote(ctx context.Context, flights ...string) ([]Run, error)
 	// Requeue makes a running run, whose command was not started, wait again
 	// as the first of its flight. A run that does not run stays as it is.
 	Requeue(ctx context.Context, id string) error

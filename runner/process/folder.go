@@ -11,12 +11,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sallyport/runner"
 )
 
 const (
 	readyDir   = "ready" // folders that no run has yet
 	readyCount = 16
 )
+
+// errFolderGone says that somebody removed the folder of runs. Only another
+// supervisor makes it again.
+var errFolderGone = fmt.Errorf("%w: the folder of runs was removed", runner.ErrNotNow)
 
 // folder is that of a run. It is made without knowing the run and moved to its
 // place whole, because making files takes most filesystems longer than starting
@@ -155,7 +161,11 @@ func (l *Local) moveIn(f *folder, s *Status) error {
 		return fmt.Errorf("writing a lock: %w", err)
 	}
 	from, mark := filepath.Join(readyDir, f.name), filepath.Join(activeDir, s.Run)
-	if err := l.root.Link(filepath.Join(from, lockFile), mark); err != nil {
+	err = l.root.Link(filepath.Join(from, lockFile), mark)
+	if errors.Is(err, fs.ErrExist) && isGone(l.root, s.Run) && !l.held(s.Run) { // left by a start that failed
+		err = errors.Join(l.root.Remove(mark), l.root.Link(filepath.Join(from, lockFile), mark))
+	}
+	if err != nil {
 		return fmt.Errorf("naming the lock of a run: %w", err)
 	}
 	// Never onto another: no run's folder is empty.
@@ -166,13 +176,87 @@ func (l *Local) moveIn(f *folder, s *Status) error {
 	return nil
 }
 
+// prepare gives a run its folder, and its command an input. Folders of ours that
+// somebody removed are made again.
+func (l *Local) prepare(a *active, hook *runner.Hook, o runner.Order) (*folder, *os.File, error) {
+	f, stdin, err := l.prepareOnce(a, hook, o)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, stdin, err
+	}
+	if err := l.restoreFolders(); err != nil {
+		return nil, nil, err
+	}
+	return l.prepareOnce(a, hook, o)
+}
+
+func (l *Local) prepareOnce(a *active, hook *runner.Hook, o runner.Order) (*folder, *os.File, error) {
+	f, err := l.takeFolder()
+	if err != nil {
+		return nil, nil, err
+	}
+	stdin, err := openStdin(f.root, hook, o)
+	if err == nil {
+		err = l.moveIn(f, &a.status)
+	}
+	if err != nil {
+		closeAll(stdin)
+		l.discard(f)
+		return nil, nil, err
+	}
+	return f, stdin, nil
+}
+
+// removeRun removes the folder of a run and its mark.
+func (l *Local) removeRun(run string) error {
+	if err := removeAll(l.root, run); err != nil {
+		return err
+	}
+	if err := l.root.Remove(filepath.Join(activeDir, run)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// restoreFolders makes the folders again that belong to no run, and gives the
+// runs under way their marks back.
+func (l *Local) restoreFolders() error {
+	l.log.Error("the folders that runs are started from were removed; they are made again", "dir", l.dir)
+	for range len(l.ready) {
+		select {
+		case f := <-l.ready:
+			l.discard(f)
+		default: // somebody else took it
+		}
+	}
+	if err := l.makeFolders(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for run := range l.active {
+		err := l.root.Link(filepath.Join(run, lockFile), filepath.Join(activeDir, run))
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			errs = append(errs, fmt.Errorf("marking run %s: %w", run, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // clearReady removes what an earlier process kept ready.
 func (l *Local) clearReady() error {
 	if err := l.root.RemoveAll(readyDir); err != nil {
 		return fmt.Errorf("removing folders that no run has: %w", err)
 	}
+	return l.makeFolders()
+}
+
+func (l *Local) makeFolders() error {
 	for _, dir := range []string{readyDir, activeDir} {
-		if err := l.root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		switch err := l.root.Mkdir(dir, 0o700); {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%w: making %s: %w", errFolderGone, filepath.Join(l.dir, dir), err)
+		case err != nil && !errors.Is(err, fs.ErrExist):
 			return fmt.Errorf("making a folder: %w", err)
 		}
 	}

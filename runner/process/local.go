@@ -35,7 +35,7 @@ import (
 // Errors that callers tell apart.
 var (
 	// ErrUnknown says that no run of that id is known here.
-	ErrUnknown = errors.New("unknown run")
+	ErrUnknown = runner.ErrUnknown
 	// ErrNotKept says that a run is known, and its output was removed.
 	ErrNotKept = errors.New("it is not kept any more")
 )
@@ -165,22 +165,16 @@ func (l *Local) Start(o runner.Order) error {
 
 func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 	if err := checkID(o.Run); err != nil {
-		return fmt.Errorf("starting: %w", err)
+		return fmt.Errorf("%w: %w", runner.ErrRefused, err)
 	}
 	argv, err := hook.Argv(o.Values)
 	if err != nil {
-		return fmt.Errorf("starting run %s: %w", o.Run, err)
+		return fmt.Errorf("starting run %s: %w: %w", o.Run, runner.ErrRefused, err)
 	}
 	flight := hook.Flight(o.Values)
 	if err := l.takeOff(flight); err != nil {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
-	f, err := l.takeFolder()
-	if err != nil {
-		l.land(flight)
-		return full(err)
-	}
-	defer l.discard(f) // but not what a has taken
 	a := newActive(l, Status{
 		Run: o.Run, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(),
 		Bounds: Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
@@ -188,23 +182,34 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 	if l.cgroups != "" {
 		a.status.Cgroup = filepath.Join(l.cgroups, cgroupPrefix+o.Run)
 	}
-	stdin, err := openStdin(f.root, hook, o)
-	defer closeAll(stdin)
-	if err == nil {
-		err = l.moveIn(f, &a.status)
-	}
+	f, stdin, err := l.prepare(a, hook, o)
 	if err != nil {
 		l.land(flight)
 		return full(err)
 	}
+	defer closeAll(stdin)
+	defer l.discard(f) // but not what a has taken
 	if err := l.launch(a, f, hook, argv, stdin, o); err != nil {
 		l.discard(f) // with it the lock
-		a.status.Started = time.Time{}
-		a.status.End = runner.End{Ended: time.Now(), Error: cause(err)}
-		l.conclude(a)
+		l.takeBack(a, err)
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	return nil
+}
+
+// takeBack removes what there is of a run whose command could not be started, so
+// that the same run may be started later. Where that cannot be done, the run is
+// over.
+func (l *Local) takeBack(a *active, reason error) {
+	run := a.status.Run
+	if err := l.removeRun(run); err != nil {
+		l.log.Error("removing a run whose command could not be started", "run", run, "error", err)
+		a.status.Started = time.Time{}
+		a.status.End = runner.End{Ended: time.Now(), Error: cause(reason)}
+		l.conclude(a)
+		return
+	}
+	l.land(a.status.Flight)
 }
 
 // full marks an error that comes of a lack of space, before anything is left of

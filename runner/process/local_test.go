@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/user"
@@ -406,17 +407,16 @@ func TestCommandThatCannotStartSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBench(t, runner.HookSpec{Command: []string{program}})
+	o := order()
 	fails := func(want string) {
 		t.Helper()
-		o := order()
 		if err := b.Start(o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
-		e := b.end(t, o.Run)
-		if e.Error != want || e.ExitCode != nil || e.Ended.IsZero() {
-			t.Errorf("recorded %+v, want %s", e, want)
+		if known, err := b.Known(o.Run); known || err != nil {
+			t.Errorf("known: %v, %v", known, err)
 		}
-		if err := b.Stop(o.Run, runner.Cancelled, 0); err != nil {
+		if err := b.Stop(o.Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
 			t.Errorf("stopping what never started: %v", err)
 		}
 		if list, _ := b.List(); len(list) > 0 {
@@ -438,6 +438,63 @@ func TestCommandThatCannotStartSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	fails("no such file or directory")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nexit 3\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	exited(t, b.run(t, o), 3) // the same run
+	if err := b.Start(o); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("the same run again: %v", err)
+	}
+}
+
+// A supervisor may have been killed between the two removals of a start that failed.
+func TestStart_MarkLeftBehind(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: []string{"/bin/true"}})
+	o := order()
+	mark := filepath.Join(b.dir, "active", o.Run)
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	held, err := os.Open(mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Start(o); !errors.Is(err, fs.ErrExist) { // something of the run is alive
+		t.Errorf("got %v", err)
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	exited(t, b.run(t, o), 0)
+}
+
+// Somebody who cleans up removes what belongs to no run, or all.
+func TestStart_FoldersRemoved(t *testing.T) {
+	command, release := gated(t, "exit 4")
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: []string{"/bin/true"}}, "held": {Command: command}})
+	held := p.begin(t, p.order("held", nil))
+	p.says(t, held, "ready")
+	for _, name := range []string{"active", "ready"} {
+		eventually(t, "the folder is gone", func() bool { return os.RemoveAll(filepath.Join(p.dir, name)) == nil })
+	}
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+	p.killSupervisor(t) // the next one finds what runs by its mark
+	if list, err := p.List(); err != nil || !slices.Equal(list, []string{held}) {
+		t.Errorf("under way are %v, %v", list, err)
+	}
+	release()
+	interrupted(t, p.subject.end(t, held))
+
+	eventually(t, "the folder is gone", func() bool { return os.RemoveAll(p.dir) == nil })
+	o := p.order("job", nil)
+	if err := p.Start(o); !errors.Is(err, runner.ErrNotNow) {
+		t.Errorf("got %v", err)
+	}
+	eventually(t, "it starts", func() bool { return p.Start(o) == nil })
+	exited(t, p.subject.end(t, o.Run), 0)
 }
 
 func TestRunThatIsTooLongForTheSystemSaysSo(t *testing.T) {

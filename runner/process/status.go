@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,14 +97,23 @@ func readStatus(root *os.Root, run string) (*Status, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("run %s: %w", run, ErrUnknown)
 	}
-	if err != nil {
+	if isShortage(err) {
 		return nil, fmt.Errorf("reading a status: %w", err)
+	}
+	if err != nil { // the folder was the command's to change
+		return nil, fmt.Errorf("reading the status of run %s: %w: %w", run, errGarbled, err)
 	}
 	s := new(Status)
 	if err := json.Unmarshal(text, s); err != nil {
 		return nil, fmt.Errorf("reading the status of run %s: %w: %w", run, errGarbled, err)
 	}
 	return s, nil
+}
+
+// isShortage reports whether a file can be opened once this process, or the
+// machine, has enough of something again.
+func isShortage(err error) bool {
+	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // tryLock shares, so that those who only look are not in each other's way.

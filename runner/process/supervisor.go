@@ -366,7 +366,7 @@ func (v *supervisor) hookFor(o *runner.Order) (*runner.Hook, error) {
 		switch {
 		case h != nil && h.Digest() == o.Digest:
 			if !h.Unauthenticated && !slices.Contains(h.Callers, o.Caller) {
-				return nil, fmt.Errorf("the file does not let the caller %q start the hook %q", o.Caller, o.Hook)
+				return nil, fmt.Errorf("%w: the file does not let the caller %q start the hook %q", runner.ErrRefused, o.Caller, o.Hook)
 			}
 			return h, nil
 		case again && h == nil:
@@ -383,12 +383,12 @@ func (v *supervisor) hookFor(o *runner.Order) (*runner.Hook, error) {
 // start starts a run, once.
 func (v *supervisor) start(o *runner.Order, again bool) error {
 	if o == nil {
-		return errors.New("no order")
+		return fmt.Errorf("%w: there is none", runner.ErrRefused)
 	}
 	v.moving.RLock()
 	defer v.moving.RUnlock()
 	if err := checkID(o.Run); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", runner.ErrRefused, err)
 	}
 	if again {
 		if known, err := v.local.earlier(o.Run); known {
@@ -488,6 +488,9 @@ func (s *session) answer(q *request) *reply {
 	switch q.Do {
 	case doStart:
 		err = s.v.start(q.Order, q.Again)
+		if errors.Is(err, errFolderGone) && s.v.retire() == nil { // the next one makes it
+			close(s.v.quit)
+		}
 	case doStop:
 		err = l.Stop(q.Run, q.Why, q.Grace)
 	case doKnown:

@@ -533,6 +533,7 @@ func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
 func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 	p := newPost(t, job(shell(t, "exit 1")))
 	inForce, started := p.hooks, p.order("job", nil)
+	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 1) // by now the supervisor has read the file
 	reload := func(hooks map[string]*runner.Hook) {
 		t.Helper()
 		if digest, err := p.Reload(runner.Digest(inForce)); err != nil || digest != runner.Digest(hooks) {
@@ -585,11 +586,17 @@ func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 	if err := p.Start(o); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("got %v", err)
 	}
-	if e := p.subject.end(t, o.Run); e.Error != "no such file or directory" {
-		t.Errorf("recorded %+v", e)
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nexit 6\n"), 0o700); err != nil {
+		t.Fatal(err)
 	}
+	exited(t, p.subject.end(t, p.begin(t, o)), 6)
 	if err := p.Start(o); !errors.Is(err, os.ErrExist) {
 		t.Errorf("the same id again: %v", err)
+	}
+	bad := p.order("job", nil)
+	bad.Run = "../x"
+	if err := p.Start(bad); !errors.Is(err, runner.ErrRefused) {
+		t.Errorf("got %v", err)
 	}
 	if err := p.Stop(order().Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
 		t.Errorf("stopping what is not there: %v", err)

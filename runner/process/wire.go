@@ -108,7 +108,7 @@ var ErrSuperseded = fmt.Errorf("another server has taken over: %w", runner.ErrLe
 func kinds() map[string]error {
 	return map[string]error{
 		"unknown": ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
-		"not now": runner.ErrNotNow,
+		"not now": runner.ErrNotNow, "refused": runner.ErrRefused,
 	}
 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -58,20 +59,24 @@ func (s *SQLite) promote(ctx context.Context, tx *prepared, flight string) (*run
 	return &next, nil
 }
 
-// Promote makes the first that waits of every flight the running one, where
-// nothing runs, and returns those runs.
-func (s *SQLite) Promote(ctx context.Context) (promoted []runner.Run, err error) {
+// Promote makes the first that waits of each of the flights the running one,
+// where nothing runs, and returns those runs. Without flights, it does so for all.
+func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []runner.Run, err error) {
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
 		promoted = nil
-		active, err := tx.runs(ctx, sqlActive)
-		if err != nil {
-			return err
-		}
-		for _, run := range active {
-			if run.State != runner.Queued {
-				continue
+		if len(flights) == 0 {
+			err := tx.rows(ctx, func(rows *sql.Rows) error {
+				var flight string
+				err := rows.Scan(&flight)
+				flights = append(flights, flight)
+				return err
+			}, sqlWaiting)
+			if err != nil {
+				return err
 			}
-			next, err := s.promote(ctx, tx, run.Flight)
+		}
+		for _, flight := range flights {
+			next, err := s.promote(ctx, tx, flight)
 			if err != nil {
 				return err
 			}

@@ -24,6 +24,7 @@ const (
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
 	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1`
 	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place DESC LIMIT 1`
+	sqlWaiting  = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // no flight is empty
 	sqlQueue    = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
 	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 

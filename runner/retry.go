@@ -1,0 +1,130 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+const (
+	// The pause before a run whose command could not be started is tried again. It
+	// doubles from the first to the last.
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 10 * time.Second
+
+	// hookMissing is how long an accepted run waits for its hook to come back: the
+	// file may be replaced just now, but what was accepted long ago must not start
+	// because another hook gets the same name.
+	hookMissing = time.Hour
+)
+
+var errNoHook = errors.New("the configuration has no such hook any more")
+
+// failures are those of an accepted run to start.
+type failures struct {
+	count  int
+	since  time.Time
+	reason string // the latest that was logged
+}
+
+// isFinal reports whether an accepted run will not be started, however often it
+// is tried. Every other failure may pass.
+func (r *Runner) isFinal(run Run, err error) bool {
+	if !errors.Is(err, errNoHook) {
+		return errors.Is(err, ErrRefused)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := r.failed[run.ID]
+	return f != nil && r.now().Sub(f.since) > hookMissing
+}
+
+// putBack queues an accepted run again whose command could not be started,
+// before all others of its flight.
+func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
+	defer r.leave()
+	pause := r.noteFailure(run, reason)
+	for err := r.store.Requeue(ctx, run.ID); err != nil; err = r.store.Requeue(ctx, run.ID) {
+		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
+		if r.isGoing() { // the next server starts it
+			return
+		}
+		<-time.After(recordAgain)
+	}
+	r.mu.Lock()
+	_, asked := r.stops[run.ID]
+	r.mu.Unlock()
+	if asked { // while it was tried; who asks from now on finds it waiting
+		if _, err := r.cancelQueued(ctx, run.ID); err != nil {
+			r.log.Error("run not cancelled", "run", run.ID, "error", err)
+		}
+	}
+	r.promoteLater(ctx, run.Flight, pause)
+}
+
+// noteFailure frees the flight in memory, logs a reason that is new, and returns
+// the pause before the next try.
+func (r *Runner) noteFailure(run Run, reason error) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.air, run.Flight) // now: once it is queued, another try may be under way
+	f := r.failed[run.ID]
+	if f == nil {
+		f = &failures{since: r.now()}
+		r.failed[run.ID] = f
+	}
+	pause := lastRetry
+	if f.count < 10 { // well below an overflow
+		pause = min(firstRetry<<f.count, lastRetry)
+	}
+	f.count++
+	if text := reason.Error(); text != f.reason {
+		f.reason = text
+		r.log.Warn("run stays queued: its command cannot be started yet; it is tried again", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
+	}
+	return pause
+}
+
+// allFlights stands for every flight.
+const allFlights = ""
+
+// promoteLater starts what is first in a flight after a pause, if nothing of the
+// flight runs then.
+func (r *Runner) promoteLater(ctx context.Context, flight string, pause time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.retrying[flight] || r.draining { // then it is the next server that tries
+		return
+	}
+	r.retrying[flight] = true
+	time.AfterFunc(pause, func() { r.promoteNow(ctx, flight) })
+}
+
+func (r *Runner) promoteNow(ctx context.Context, flight string) {
+	r.mu.Lock()
+	delete(r.retrying, flight)
+	draining := r.draining
+	r.mu.Unlock()
+	if draining {
+		return
+	}
+	flights := []string{flight}
+	if flight == allFlights {
+		flights = nil
+	}
+	if err := r.promote(ctx, flights...); err != nil {
+		r.log.Error("queued runs not tried again", "error", err)
+		r.promoteLater(ctx, flight, recordAgain)
+	}
+}
+
+// promote starts what is first in each of the flights that nothing runs in, or
+// in each flight that there is.
+func (r *Runner) promote(ctx context.Context, flights ...string) error {
+	promoted, err := r.store.Promote(ctx, flights...)
+	for _, run := range promoted {
+		r.hold()
+		go r.launchStored(ctx, run)
+	}
+	return err
+}
