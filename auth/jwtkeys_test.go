@@ -214,7 +214,7 @@ func TestAPublicKeyMayBeReadByAllAndASecretMayNot(t *testing.T) {
 	b.jwt("ci", nil, public)
 	b.compile()
 	b.jwt("ci", nil, secret)
-	b.wantProblem("error callers.ci.jwt.keys.0.file", "mode 0644")
+	b.wantProblem("error callers.ci.jwt.keys.0.file", "its mode is 0644")
 }
 
 func TestAJWTCallerNeedsItsRules(t *testing.T) {

@@ -4,16 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"sallyport/auth/keyset"
 	"sallyport/certs"
+	"sallyport/internal/owned"
 	"sallyport/internal/problem"
 )
 
@@ -125,35 +124,21 @@ func (s Sources) credential(name string, forbidden os.FileMode) ([]byte, error) 
 	return s.readKeyFile(filepath.Join(string(dir), name), forbidden)
 }
 
-// readKeyFile follows symlinks (Kubernetes mounts secrets as such) and judges
-// the file it has opened, so that nobody can change it in between. It opens
-// without blocking, or a named pipe would hang the start.
+// readKeyFile reads the file of a key or a key set. It refuses a file that another user can
+// change: whoever can change a key can be every caller that it stands for.
 func (s Sources) readKeyFile(path string, forbidden os.FileMode) ([]byte, error) {
 	if s.Saw != nil {
 		info, _ := os.Stat(path) // nil if it is not there
 		s.Saw(path, info)
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
+	text, faults, err := owned.ReadTrusted(path, path, maxKeyFile, forbidden)
+	switch {
+	case errors.Is(err, owned.ErrNotRegular):
+		return nil, err
+	case err != nil:
 		return nil, fmt.Errorf("reading key: %w", err)
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading key: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", path)
-	}
-	if mode := info.Mode().Perm(); mode&forbidden != 0 {
-		return nil, fmt.Errorf("%s has mode %04o, which lets too many read or write it: chmod it to %04o", path, mode, mode&^forbidden)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading key: %w", err)
-	}
-	if len(text) > maxKeyFile {
-		return nil, fmt.Errorf("%s is over %d bytes", path, maxKeyFile)
+	case len(faults) > 0:
+		return nil, errors.New(strings.Join(faults, "; "))
 	}
 	return text, nil
 }

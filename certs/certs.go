@@ -9,14 +9,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
+	"sallyport/internal/owned"
 	"sallyport/internal/problem"
 )
 
@@ -97,7 +96,8 @@ func resolve(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
-// read returns the content of a file whose mode has none of the bits of deny.
+// read returns the content of a file whose mode has none of the bits of deny, and that no
+// other user can replace.
 func read(path, name string, deny fs.FileMode, p *problem.List) ([]byte, bool) {
 	if name == "" {
 		p.Errorf("is missing")
@@ -105,46 +105,15 @@ func read(path, name string, deny fs.FileMode, p *problem.List) ([]byte, bool) {
 	}
 	seen, _ := os.Stat(path) // nil if it is not there
 	p.Saw(path, seen)
-	// O_NONBLOCK: a FIFO must not hold up the start.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	data, faults, err := owned.ReadTrusted(path, name, maxFile, deny)
 	if err != nil {
 		p.Errorf("%v", err)
 		return nil, false
 	}
-	defer f.Close() //nolint:errcheck // only read
-	info, err := f.Stat()
-	if err != nil {
-		p.Errorf("%v", err)
-		return nil, false
+	for _, fault := range faults {
+		p.Errorf("%s", fault)
 	}
-	if !info.Mode().IsRegular() {
-		p.Errorf("%s is not a regular file", name)
-		return nil, false
-	}
-	if mode := info.Mode().Perm(); mode&deny != 0 {
-		p.Errorf("%s may be %s others (its mode is %04o); chmod %04o it", name, what(deny), mode, mode&^deny)
-		return nil, false
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		p.Errorf("%v", err)
-		return nil, false
-	}
-	if len(data) > maxFile {
-		p.Errorf("%s is larger than %d bytes", name, maxFile)
-		return nil, false
-	}
-	return data, true
-}
-
-func what(deny fs.FileMode) string {
-	switch {
-	case deny&0o004 != 0:
-		return "read or changed by"
-	case deny&0o020 != 0:
-		return "changed by its group or by"
-	}
-	return "changed by"
+	return data, len(faults) == 0
 }
 
 // certificates returns those of a PEM file, at least one, or reports false. Text between the blocks is a comment

@@ -223,10 +223,10 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 		want  string // path and part of the text of the only problem; nothing when all is well
 	}{
 		"group may read the key":   {chmod("s.key", 0o640), ""},
-		"others may read the key":  {chmod("s.key", 0o644), "error tls.key: s.key may be read or changed by others (its mode is 0644); chmod 0640 it"},
-		"group may change the key": {chmod("s.key", 0o660), "error tls.key: s.key may be read or changed by others (its mode is 0660)"},
-		"others may add a CA":      {chmod("c.pem", 0o646), "error tls.client_ca: c.pem may be changed by its group or by others (its mode is 0646); chmod 0644 it"},
-		"its group may add a CA":   {chmod("c.pem", 0o664), "error tls.client_ca: c.pem may be changed by its group or by others (its mode is 0664); chmod 0644 it"},
+		"others may read the key":  {chmod("s.key", 0o644), "error tls.key: s.key may be read by others (its mode is 0644): chmod 0640"},
+		"group may change the key": {chmod("s.key", 0o660), "error tls.key: s.key may be changed by its group (its mode is 0660): chmod 0640"},
+		"others may add a CA":      {chmod("c.pem", 0o646), "error tls.client_ca: c.pem may be changed by others (its mode is 0646): chmod 0644"},
+		"its group may add a CA":   {chmod("c.pem", 0o664), "error tls.client_ca: c.pem may be changed by its group (its mode is 0664): chmod 0644"},
 		"no certificate":           {remove("s.pem"), "error tls.cert: open "},
 		"a folder": {func(t *testing.T, dir string, _ ca) {
 			t.Helper()
@@ -238,7 +238,7 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 			must(t, os.Remove(dir+"/s.pem"))
 			must(t, syscall.Mkfifo(dir+"/s.pem", 0o644))
 		}, "error tls.cert: s.pem is not a regular file"},
-		"a huge file":            {file("c.pem", strings.Repeat("x", 16<<20+1), 0o644), "error tls.client_ca: c.pem is larger than"},
+		"a huge file":            {file("c.pem", strings.Repeat("x", 16<<20+1), 0o644), "error tls.client_ca: c.pem is over 16384 KiB"},
 		"another key":            {func(t *testing.T, dir string, c ca) { t.Helper(); write(t, dir, "s.key", c.issue(t, nil).key, 0o600) }, "error tls.key: using s.key with s.pem: tls: private key does not match"},
 		"no key in the key file": {file("s.key", "hello", 0o600), "error tls.key: using s.key with s.pem: "},
 		"an encrypted key":       {file("s.key", encode("ENCRYPTED PRIVATE KEY", []byte("x")), 0o600), "error tls.key: s.key is encrypted"},

@@ -183,9 +183,9 @@ func TestCRLThatOthersMayChangeIsRefused(t *testing.T) {
 	write(t, dir, "c.pem", corp.pem, 0o644)
 	s := all()
 	s.ClientCRL = []string{"c.crl"}
-	for _, mode := range []os.FileMode{0o646, 0o664} {
+	for mode, who := range map[os.FileMode]string{0o646: "others", 0o664: "its group"} {
 		write(t, dir, "c.crl", corp.crl(t, nil), mode)
-		if _, got := load(t, dir, s, now); len(got) != 1 || !strings.HasPrefix(got[0], "error tls.client_crl.0: c.crl may be changed by its group or by others") {
+		if _, got := load(t, dir, s, now); len(got) != 1 || !strings.HasPrefix(got[0], "error tls.client_crl.0: c.crl may be changed by "+who+" (") {
 			t.Errorf("%q", got)
 		}
 	}

@@ -9,9 +9,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -23,7 +21,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"syscall"
 	"time"
 
 	"sallyport/auth"
@@ -177,14 +174,12 @@ func open(name string, p *problem.List) (*File, *report) {
 	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
 	info, _ := os.Stat(name) // nil if it is not there
 	p.Saw(name, info)
-	data, err := read(name)
+	data, faults, err := owned.ReadTrusted(name, name, maxFile, 0o022)
 	if err != nil {
-		r.add(place{}, "", err.Error())
+		r.add(place{}, "", fmt.Sprintf("reading configuration: %v", err))
 	}
-	if way, err := owned.Way(name); err == nil {
-		if whose := owned.ByAnother(way); whose != "" {
-			r.add(place{}, "", whose)
-		}
+	for _, fault := range faults {
+		r.add(place{}, "", fault)
 	}
 	sum := sha256.Sum256(data)
 	r.digest = hex.EncodeToString(sum[:])
@@ -193,36 +188,6 @@ func open(name string, p *problem.List) (*File, *report) {
 		return nil, r
 	}
 	return f, r
-}
-
-var errWritable = errors.New("this file may be changed by its group or by others, and it decides what runs: chmod go-w")
-
-// read returns the content of the file, or nil. With errWritable it returns
-// both, because what else is wrong is worth knowing at once.
-func read(name string) ([]byte, error) {
-	// O_NONBLOCK: a named pipe must not hold up the start.
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("reading configuration: %w", err)
-	}
-	defer f.Close() //nolint:errcheck // only read
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading configuration: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("this is not a regular file")
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("reading configuration: %w", err)
-	case len(data) > maxFile:
-		return nil, fmt.Errorf("this file is over %d MiB", maxFile>>20)
-	case info.Mode()&0o022 != 0:
-		return data, errWritable
-	}
-	return data, nil
 }
 
 // compile checks what the shape of the file leaves open. dir is where the file

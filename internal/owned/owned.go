@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 )
@@ -108,13 +107,5 @@ func Faults(name string, way []Entry) (faults []string) {
 	case mode&0o022 != 0:
 		faults = append(faults, fmt.Sprintf("%s may be written by its group or by others (mode %04o): chmod go-w", name, mode.Perm()))
 	}
-	// In a sticky folder (/tmp) others rename nothing but what is theirs.
-	open := slices.IndexFunc(way, func(e Entry) bool { return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0 })
-	if open >= 0 {
-		faults = append(faults, fmt.Sprintf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", way[open].Path, name))
-	}
-	if whose := ByAnother(way); whose != "" {
-		faults = append(faults, whose)
-	}
-	return faults
+	return append(faults, swappable(name, way)...)
 }
