@@ -51,7 +51,7 @@ func runOf(t *testing.T, a answer) string {
 // TestEveryDecisionHasItsLine has a row for each decision there is.
 func TestEveryDecisionHasItsLine(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, "failures: {rate: 1/h, burst: 3}, caller: {rate: 1/h, burst: 100}, address: {rate: 1/h, burst: 100}")
+	h := newHouse(t, "failures: {rate: 1/h, burst: 6}, caller: {rate: 1/h, burst: 100}, address: {rate: 1/h, burst: 100}")
 	is := func(a answer, want audit.Line) {
 		h.t.Helper()
 		if got := h.decision(a, want.Decision); got != want {

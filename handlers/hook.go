@@ -38,7 +38,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	defer unverified.release()
 	arrived, length := s.now(), len(unverified.bytes)
-	who, err := s.authenticate(r, req, unverified.bytes, h)
+	s, h, who, err := s.latest().judge(w, r, req, unverified.bytes)
 	if err != nil {
 		unverified.release()
 		s.evenly(r, length, h, arrived)
@@ -46,7 +46,9 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	body := unverified.keep()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only told
-	if err := s.limitCaller(w, who); err != nil {
+	claim := claimDelivery(who, h)
+	repeated := s.runner.FindRepeated(r.Context(), h.Name, claim)
+	if err := s.limitDelivery(w, r, who, repeated); err != nil {
 		return err
 	}
 	if !h.Unauthenticated && !h.May(who.Caller, runner.MayStart) {
@@ -58,7 +60,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	req.params = audit.Digest(values)
 	d := runner.Delivery{
-		Hook: h, Caller: who.Caller, Values: values, Claim: claim(who, h), Body: body, Trace: traceparent(r.Header),
+		Hook: h, Caller: who.Caller, Values: values, Claim: claim, Repeated: repeated, Body: body, Trace: traceparent(r.Header),
 	}
 	if req.observed {
 		return s.rehearse(w, r, req, d)
@@ -70,6 +72,28 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	s.noteAccepted(r, who)
 	return s.answerStarted(w, r, req, started, wait)
+}
+
+// judge authenticates a delivery by the configuration in force now that its body is there, which
+// may have taken minutes, and returns that configuration's surface and hook with the caller. A
+// caller or key that was removed in the meantime starts nothing. It judges again if another
+// configuration came into force while it waited for the key of a token.
+func (s *surface) judge(w http.ResponseWriter, r *http.Request, req *request, body []byte) (*surface, *runner.Hook, *auth.Identity, error) {
+	for {
+		h, ok := s.hooks[r.URL.Path]
+		if !ok {
+			return s, nil, nil, notFound()
+		}
+		if len(body) > int(h.Body.Max) {
+			return s, h, nil, tooLarge(w, h.Body)
+		}
+		who, err := s.authenticate(r, req, body, h)
+		if latest := s.latest(); latest != s && err == nil {
+			s = latest
+			continue
+		}
+		return s, h, who, err
+	}
 }
 
 // authenticate tells who sends. A failure costs the address a token of a
@@ -101,6 +125,20 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 		return nil, e
 	}
 	return nil, unauthorized(err.Error())
+}
+
+// limitDelivery spends a token of the caller, or of the failures of the address for a delivery
+// that was accepted before: anyone who has seen it can send it, and must not use up the budget of
+// the caller.
+func (s *surface) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, repeated error) error {
+	var first *runner.Replayed
+	if errors.As(repeated, &first) || errors.Is(repeated, runner.ErrReused) || errors.Is(repeated, runner.ErrOtherBody) {
+		if e := s.failures.take(address(r), "replays", s.now()); e != nil {
+			return e
+		}
+		return nil
+	}
+	return s.limitCaller(w, who)
 }
 
 // limitCaller spends a token of the caller and tells it what is left.
@@ -153,10 +191,10 @@ func notAllowedValues(e *runner.NotAllowed) error {
 	}
 }
 
-// claim ties a delivery to its hook. A signature may stand for one run of each
+// claimDelivery ties a delivery to its hook. A signature may stand for one run of each
 // hook that its sender set up with the same secret; a token that may be used once is used
 // once in all, so where it goes counts as part of what it came with.
-func claim(who *auth.Identity, h *runner.Hook) runner.Claim {
+func claimDelivery(who *auth.Identity, h *runner.Hook) runner.Claim {
 	if who.Replay == "" {
 		return runner.Claim{}
 	}

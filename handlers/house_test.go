@@ -44,6 +44,7 @@ type house struct {
 	check   *readiness.Check
 	outputs handlers.Outputs
 	record  *record
+	surface *handlers.Handler
 	server  *httptest.Server
 	log     *journal
 	clock   *clock
@@ -140,7 +141,8 @@ func build(t *testing.T, dir, text string) *house {
 			return nil
 		}},
 	)
-	h.serve(handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log))
+	h.surface = handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log)
+	h.serve(h.surface)
 	t.Cleanup(func() {
 		h.release()
 		h.runner.Drain(context.WithoutCancel(t.Context()))

@@ -31,7 +31,7 @@ func (s *surface) caller(w http.ResponseWriter, r *http.Request, req *request) (
 	}
 	defer empty.release()
 	arrived := s.now()
-	who, err := s.authenticate(r, req, empty.bytes, nil)
+	who, err := s.latest().authenticate(r, req, empty.bytes, nil)
 	if err != nil {
 		s.evenly(r, 0, nil, arrived)
 		return nil, err

@@ -356,8 +356,14 @@ func (b *bench) pass(d time.Duration) {
 	b.clock = b.clock.Add(d)
 }
 
+// lookUp looks the claim of a delivery up, as handlers do before they start it.
+func (b *bench) lookUp(d runner.Delivery) runner.Delivery {
+	d.Repeated = b.Runner.FindRepeated(context.Background(), d.Hook.Name, d.Claim)
+	return d
+}
+
 func (b *bench) Start(d runner.Delivery) (runner.Run, error) {
-	s, err := b.Runner.Start(context.Background(), d)
+	s, err := b.Runner.Start(context.Background(), b.lookUp(d))
 	return s.Run, err
 }
 
@@ -373,7 +379,7 @@ func (b *bench) start(t *testing.T, d runner.Delivery) runner.Run {
 // queue has a delivery wait.
 func (b *bench) queue(t *testing.T, d runner.Delivery) runner.Started {
 	t.Helper()
-	s, err := b.Runner.Start(t.Context(), d)
+	s, err := b.Runner.Start(t.Context(), b.lookUp(d))
 	if err != nil || s.Run.State != runner.Queued {
 		t.Fatalf("not queued: %v, %v", s.Run.State, err)
 	}

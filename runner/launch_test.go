@@ -226,7 +226,7 @@ func TestARunOfWhichNobodyKnowsWhetherItRunsIsTheNextServersToFindOut(t *testing
 			b := newBench(t, h)
 			d := claimed(of(h, "1"), "k")
 			b.set(func() { b.refuse = fmt.Errorf("another server has taken over: %w", runner.ErrLeft) })
-			s, err := b.Runner.Start(t.Context(), d)
+			s, err := b.Runner.Start(t.Context(), b.lookUp(d))
 			if err != nil || !s.Late {
 				t.Fatalf("got %+v, %v", s, err)
 			}
@@ -263,7 +263,7 @@ func TestADeliveryIsAnsweredThoughTheSupervisorDoesNot(t *testing.T) {
 			b.set(func() { b.refuse = end.refuse })
 			first := make(chan runner.Started)
 			go func() {
-				s, err := b.Runner.Start(t.Context(), claimed(of(h, "1"), "1"))
+				s, err := b.Runner.Start(t.Context(), b.lookUp(claimed(of(h, "1"), "1")))
 				if err != nil {
 					t.Error(err)
 				}

@@ -2,18 +2,14 @@ package runner
 
 import (
 	"context"
-	"errors"
 )
 
 // Rehearse tells what Start would do with a delivery, as far as that can be
 // known without recording it. It starts nothing and leaves no trace. The run
 // that it returns has no id, and is running or queued; errors are those of Start.
 func (r *Runner) Rehearse(ctx context.Context, d Delivery) (Started, error) {
-	switch first, err := r.store.Find(ctx, d.Hook.Name, d.Claim); {
-	case err == nil:
-		return Started{}, &Replayed{Run: first}
-	case !errors.Is(err, ErrUnknown):
-		return Started{}, err
+	if d.Repeated != nil {
+		return Started{}, d.Repeated
 	}
 	if r.Draining() {
 		return Started{}, ErrDraining

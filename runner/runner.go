@@ -22,6 +22,9 @@ type Delivery struct {
 	Body    []byte // for stdin
 	Trace   string // W3C traceparent, or empty
 	RerunOf string // the run that this one repeats, or empty
+
+	// Repeated is what FindRepeated said of Claim.
+	Repeated error
 }
 
 // Started is what a delivery led to.
@@ -112,17 +115,29 @@ func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func
 	}
 }
 
+// FindRepeated looks a claim up before anything is spent on its delivery. It returns *Replayed
+// for a delivery that was accepted before, ErrReused, ErrOtherBody, ErrUnavailable, or nil for a
+// delivery that looks new. What looks new to two requests at once is still accepted only once:
+// recording the run checks the claim again.
+func (r *Runner) FindRepeated(ctx context.Context, hook string, c Claim) error {
+	switch first, err := r.store.Find(ctx, hook, c); {
+	case err == nil:
+		return &Replayed{Run: first}
+	case errors.Is(err, ErrUnknown):
+		return nil
+	default:
+		return err
+	}
+}
+
 // Start records the run that a delivery asks for and starts it, or has it wait,
 // by the policy of its hook. Nothing was recorded when it returns an error but
 // *NotStarted: *Replayed, ErrReused, *Busy, ErrDraining, ErrUnavailable.
 func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	// A repetition is answered with its first run even while that one is in
 	// the air, so this comes before busy.
-	switch first, err := r.store.Find(ctx, d.Hook.Name, d.Claim); {
-	case err == nil:
-		return Started{}, &Replayed{Run: first}
-	case !errors.Is(err, ErrUnknown):
-		return Started{}, err
+	if d.Repeated != nil {
+		return Started{}, d.Repeated
 	}
 	run, err := r.newRun(d)
 	if err != nil {
@@ -421,6 +436,7 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string, claim Claim)
 		}
 		d.Body = in.Stdin
 	}
+	d.Repeated = r.FindRepeated(ctx, h.Name, claim)
 	return r.Start(ctx, d)
 }
 

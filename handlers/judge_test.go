@@ -1,0 +1,87 @@
+package handlers_test
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// Anyone who has seen a delivery can send it again, and must not use up the budget of its caller.
+// What is repeated too often is refused by the limit of the address.
+func TestReplays_SpendNothingOfTheCaller(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "caller: {rate: 1/h, burst: 3}, failures: {rate: 1/h, burst: 5}")
+	seen := h.by("good", "seen")
+	h.starts(seen)
+	for range 5 {
+		if a := h.answers(http.StatusOK, seen); a.header.Get("Idempotent-Replayed") != "true" {
+			t.Errorf("a repetition was not told from a new delivery: %v", a.header)
+		}
+	}
+	if a := h.answers(http.StatusTooManyRequests, seen); h.line(a)["reason"] != "limit by replays" {
+		t.Errorf("got %v", h.line(a))
+	}
+	h.starts(h.by("good", "2"))
+	h.starts(h.by("good", "3"))
+	h.answers(http.StatusTooManyRequests, h.by("good", "4"))
+}
+
+// A token that was used can be sent with other bodies by anyone who has seen it.
+func TestReplays_UsedTokenSpendsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "caller: {rate: 1/h, burst: 2}")
+	h.starts(h.signed("ci", "token", "{}"))
+	used := h.signed("ci", "token", "{}")
+	used.body = `{"other": 1}`
+	for range 3 {
+		h.answers(http.StatusUnauthorized, used)
+	}
+	h.starts(h.signed("ci", "another token", "{}"))
+}
+
+// A body may take minutes. What was removed from the file in the meantime starts nothing, nor does
+// a body that is larger than is allowed by now.
+func TestDelivery_JudgedWhenItsBodyIsThere(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		old, new string
+		want     int
+	}{
+		"nothing changes": {"", "", http.StatusOK},
+		"caller removed":  {"callers: [good, {caller: ci, may: [start, read, cancel]}]", "callers: [ci]", http.StatusForbidden},
+		"key replaced":    {"keys: [{file: good}]", "keys: [{file: token}]", http.StatusUnauthorized},
+		"hook moved":      {"path: /start", "path: /elsewhere", http.StatusNotFound},
+		"smaller bodies":  {"body: {max: 1KiB, timeout: 1m}", "body: {max: 4, timeout: 1m}", http.StatusRequestEntityTooLarge},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHouse(t, "")
+			d := h.by("good", "a body")
+			read, write := io.Pipe()
+			d.upload = read
+			status := make(chan int)
+			go func() {
+				a, err := h.send(d)
+				if err != nil {
+					t.Error(err)
+				}
+				status <- a.status
+			}()
+			if _, err := io.WriteString(write, "a "); err != nil { // once it is read, the server waits for the rest
+				t.Error(err)
+			}
+			if row.old != "" {
+				reload(t, h, row.old, row.new)
+				h.surface.Update()
+			}
+			if _, err := io.Copy(write, strings.NewReader("body")); err != nil {
+				t.Error(err)
+			}
+			_ = write.Close()
+			if got := <-status; got != row.want {
+				t.Errorf("status %d, want %d", got, row.want)
+			}
+		})
+	}
+}
