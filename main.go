@@ -147,11 +147,7 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 	go p.watchdog.Run(ctx, log)
 	again := never
 	if before != nil {
-		// That one would not open a damaged audit again either, so before it lets go.
-		if err := audit.Check(conf.Get().State); err != nil {
-			return err
-		}
-		if err := before.Ready(); err != nil {
+		if err := takeOver(before, conf.Get().State); err != nil {
 			return err
 		}
 		again = whileHeld
@@ -193,6 +189,15 @@ func logContinued(log *slog.Logger) {
 			log.Warn("the server was continued: while a process is stopped, it answers nothing")
 		}
 	}()
+}
+
+// takeOver has the server before this one let go of the state folder, unless the audit in it is damaged: then that
+// one could not open it again, either.
+func takeOver(before *server.Before, state string) error {
+	if err := audit.Check(state); err != nil {
+		return err
+	}
+	return before.Ready()
 }
 
 // For what errors the state folder is tried again.
@@ -238,6 +243,7 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	p.watchdog.Watch(h.check)
 	defer p.watchdog.Watch(nil)
 	surface := handlers.New(conf, h.runs, h.procs.Output, h.trail, h.check, metrics.Handler(conf, p.uses, programVersion()), time.Now, log)
+	defer surface.Close()
 	issuers := keyset.NewKeeper(log)
 	inForce := func(c *config.Config) {
 		server.WarnOfDescriptors(c.Limits, log)

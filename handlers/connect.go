@@ -53,7 +53,7 @@ func (h *Handler) Flooded(from netip.Addr) {
 func (h *Handler) Unreadable(from netip.AddrPort) {
 	s := h.current.Load()
 	level := slog.LevelWarn
-	if !s.failures.allow(peer.Host(from.Addr()), s.now()) {
+	if !s.failures.allow(peer.Host(from.Addr()), s.now()) || !s.samples.allow("unreadable", from.Addr(), s.now()) {
 		level = slog.LevelDebug
 	}
 	s.log.LogAttrs(context.Background(), level, "request not read", slog.String("address", from.String()),
@@ -72,10 +72,10 @@ func (h *Handler) Unbelieved(from netip.AddrPort, shown *x509.Certificate, why e
 		Decision: audit.Refused, Address: from.String(), Scheme: "mtls", Key: hex.EncodeToString(sum[:]), Reason: why.Error(),
 	}
 	level := slog.LevelWarn
-	if !s.failures.allow(peer.Host(from.Addr()), s.now()) {
+	if !s.failures.allow(peer.Host(from.Addr()), s.now()) || !s.samples.allow("handshake", from.Addr(), s.now()) {
 		level = slog.LevelDebug
 	}
 	s.log.LogAttrs(context.Background(), level, "handshake refused",
-		slog.String("address", line.Address), slog.String("key", line.Key), slog.String("reason", line.Reason))
+		slog.String("address", line.Address), slog.String("key", line.Key), slog.String("reason", audit.Shorten(line.Reason, longestField)))
 	s.audit.Decided(line, "handshake", false)
 }

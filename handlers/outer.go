@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -91,23 +92,31 @@ func (req *request) abort() {
 	}
 }
 
-// access writes one line per request. What a flood can cause in any number is
-// told only at debug level, so that it cannot fill the disk.
+// What a request may write into a field of the log, in bytes as they are written.
+const (
+	longestPath  = 200
+	longestField = 2000 // of what the server says about it
+)
+
+// access writes one line per request. What can come in any number is sampled, so that it cannot
+// fill the disk: requests without a caller, and those that a limit turned away.
 func (s *surface) access(r *http.Request, req *request, rec *recorder, start time.Time) {
 	level := slog.LevelInfo
 	switch {
-	case rec.status == http.StatusTooManyRequests:
-		level = slog.LevelDebug
 	case rec.status == http.StatusInternalServerError:
 		level = slog.LevelError
 	case rec.status >= http.StatusBadRequest:
 		level = slog.LevelWarn
 	}
+	stranger := req.caller == "" && req.run == ""
+	if (stranger || rec.status == http.StatusTooManyRequests) && !s.samples.allow(cmp.Or(req.kind, "answered"), remote(r), s.now()) {
+		level = slog.LevelDebug
+	}
 	attrs := []slog.Attr{
 		slog.String("request", req.id),
 		slog.String("address", r.RemoteAddr),
-		slog.String("method", short(r.Method)),
-		slog.String("path", short(r.URL.Path)),
+		slog.String("method", audit.Shorten(r.Method, longestPath)),
+		slog.String("path", audit.Shorten(r.URL.EscapedPath(), longestPath)),
 		slog.Int("status", rec.status),
 		slog.Float64("took_ms", float64(s.now().Sub(start).Microseconds())/1000),
 	}
@@ -121,21 +130,13 @@ func (s *surface) access(r *http.Request, req *request, rec *recorder, start tim
 		{"resembles", req.resembles},
 	} {
 		if a.value != "" {
-			attrs = append(attrs, slog.String(a.key, a.value))
+			attrs = append(attrs, slog.String(a.key, audit.Shorten(a.value, longestField)))
 		}
 	}
 	if req.cause != nil {
-		attrs = append(attrs, slog.String("error", req.cause.Error()))
+		attrs = append(attrs, slog.String("error", audit.Shorten(req.cause.Error(), longestField)))
 	}
 	s.log.LogAttrs(r.Context(), level, "request", attrs...)
-}
-
-// short keeps what a stranger wrote from filling the log.
-func short(s string) string {
-	if len(s) > 200 {
-		return s[:200] + "…"
-	}
-	return s
 }
 
 // recorder remembers the status for the log, and ends a connection that is not to

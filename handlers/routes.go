@@ -40,7 +40,7 @@ func New(
 ) *Handler {
 	h := &Handler{live: conf}
 	h.current.Store(newSurface(conf.Get(), &surface{
-		runner: run, outputs: outputs, audit: trail, check: check, metrics: metrics, beats: newBeats(), proved: newProvedHosts(), live: conf,
+		runner: run, outputs: outputs, audit: trail, check: check, metrics: metrics, beats: newBeats(), samples: newSamples(log), proved: newProvedHosts(), live: conf,
 		log: log, now: now, latest: h.current.Load,
 	}))
 	return h
@@ -50,6 +50,9 @@ func New(
 // under way end by the one that they began with, but for those who follow an
 // output. It is not to be called twice at once.
 func (h *Handler) Update() { h.current.Store(newSurface(h.live.Get(), h.current.Load())) }
+
+// Close writes into the log what was only counted so far.
+func (h *Handler) Close() { h.current.Load().samples.summarize() }
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -78,6 +81,7 @@ type surface struct {
 	room        *room
 	proved      *provedHosts
 	beats       *beats
+	samples     *samples
 }
 
 // newSurface goes on where the one before it is: what has been spent of a limit
@@ -86,6 +90,7 @@ func newSurface(c *config.Config, old *surface) *surface {
 	s := &surface{
 		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, check: old.check, metrics: old.metrics, log: old.log, now: old.now, latest: old.latest,
 		beats:       old.beats,
+		samples:     old.samples,
 		hooks:       make(map[string]*runner.Hook, len(c.Hooks)),
 		connections: old.connections.or(c.Limits.Address, connectionSlots),
 		addresses:   old.addresses.or(c.Limits.Address, addressSlots),

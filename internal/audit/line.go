@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Line is one line of the audit: a decision about a request, or an event of the
@@ -91,14 +92,32 @@ func Digest(values map[string]string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// longest bounds what a stranger may write into one field.
+// longest bounds what a stranger may write into one field, in bytes as they are written.
 const longest = 200
 
-func short(s string) string {
-	if len(s) > longest {
-		return s[:longest] + "…"
+// Shorten cuts a text so that it takes at most so many bytes of a line, and an ellipsis: what a stranger
+// wrote may be six times as long once it is escaped.
+func Shorten(s string, most int) string {
+	size := 0
+	for i, r := range s {
+		size += escapedSize(r)
+		if size > most {
+			return s[:i] + "…"
+		}
 	}
 	return s
+}
+
+// escapedSize is how many bytes a character takes in JSON, or more. What is no UTF-8 is as long
+// as a control character.
+func escapedSize(r rune) int {
+	switch {
+	case r == '"' || r == '\\':
+		return 2
+	case r < ' ', r == '<', r == '>', r == '&', r == utf8.RuneError, !strconv.IsPrint(r):
+		return 6
+	}
+	return utf8.RuneLen(r)
 }
 
 // A line ends with the hash of the line before it and its own, which is that of
@@ -127,7 +146,7 @@ func begin() place { return place{hash: strings.Repeat("0", hashSize)} }
 func (p *place) add(b []byte, l Line) ([]byte, error) {
 	l.Seq = p.seq + 1
 	for _, s := range []*string{&l.Address, &l.Method, &l.Path, &l.Key, &l.Reason} {
-		*s = short(*s)
+		*s = Shorten(*s, longest)
 	}
 	text, err := json.Marshal(l)
 	if err != nil {

@@ -1,0 +1,96 @@
+package handlers
+
+import (
+	"hash/maphash"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"sallyport/internal/peer"
+)
+
+// What strangers can cause in any number has a bounded number of lines in the log: of each kind so
+// many for each network, and so many for all networks together. The rest is counted, and a line says
+// how many there were.
+const (
+	siteBurst    = 100
+	siteEvery    = 10 * time.Second // one more line
+	kindBurst    = 300
+	kindEvery    = 3 * time.Second
+	siteSlots    = 1 << 11
+	summaryEvery = time.Minute
+)
+
+// samples decides which lines are written. A network shares a slot, and so its budget, with those
+// for which the seeded hash yields the same.
+type samples struct {
+	log  *slog.Logger
+	seed maphash.Seed
+
+	mu      sync.Mutex
+	sites   []rate.Limiter
+	kinds   map[string]*rate.Limiter // the kinds are those of the program, so there are few
+	skipped map[string]*skipped
+	due     *time.Timer // nil while nothing is skipped
+}
+
+// skipped counts lines that were not written.
+type skipped struct {
+	count int
+	since time.Time
+}
+
+func newSamples(log *slog.Logger) *samples {
+	s := &samples{log: log, seed: maphash.MakeSeed(), sites: make([]rate.Limiter, siteSlots), kinds: map[string]*rate.Limiter{}, skipped: map[string]*skipped{}}
+	for i := range s.sites {
+		s.sites[i].SetLimitAt(time.Time{}, rate.Every(siteEvery))
+		s.sites[i].SetBurstAt(time.Time{}, siteBurst)
+	}
+	return s
+}
+
+// allow reports whether a line about something of a kind is to be written, and counts it if not.
+func (s *samples) allow(kind string, from netip.Addr, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.kinds[kind]
+	if all == nil {
+		all = rate.NewLimiter(rate.Every(kindEvery), kindBurst)
+		s.kinds[kind] = all
+	}
+	key := struct {
+		kind string
+		site netip.Addr
+	}{kind, peer.Site(from)}
+	if s.sites[maphash.Comparable(s.seed, key)%siteSlots].AllowN(now, 1) && all.AllowN(now, 1) {
+		return true
+	}
+	k := s.skipped[kind]
+	if k == nil {
+		k = &skipped{since: now}
+		s.skipped[kind] = k
+	}
+	k.count++
+	if s.due == nil {
+		s.due = time.AfterFunc(summaryEvery, s.summarize)
+	}
+	return false
+}
+
+// summarize writes how many lines were skipped since the last time.
+func (s *samples) summarize() {
+	s.mu.Lock()
+	counted := s.skipped
+	s.skipped = map[string]*skipped{}
+	if s.due != nil {
+		s.due.Stop()
+		s.due = nil
+	}
+	s.mu.Unlock()
+	for kind, k := range counted {
+		s.log.Warn("log lines skipped: too many of a kind", "kind", kind, "count", k.count, "since", k.since.UTC())
+	}
+}

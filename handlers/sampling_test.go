@@ -1,0 +1,91 @@
+package handlers_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/internal/audit"
+)
+
+// logged are the lines of the log from a level on, by their message and kind of refusal.
+func (h *house) logged(level string) (lines map[string]int, skipped int) {
+	h.t.Helper()
+	lines = map[string]int{}
+	for text := range strings.Lines(h.log.String()) {
+		var line struct {
+			Level, Msg, Reason, Kind string
+			Status, Count            int
+		}
+		check(h.t, json.Unmarshal([]byte(text), &line))
+		if line.Level != level {
+			continue
+		}
+		lines[fmt.Sprint(line.Msg, line.Status)]++
+		skipped += line.Count
+	}
+	return lines, skipped
+}
+
+// TestLog_StrangersFillNothing: what strangers ask, from one network and from many, has few lines,
+// and all of it is counted. A caller's lines are all there.
+func TestLog_StrangersFillNothing(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, unlimited+", caller: {rate: 1000000/s, burst: 1000000}")
+	const one, many = 3000, 2000
+	ask := func(address, method, path string) {
+		r := httptest.NewRequestWithContext(t.Context(), method, path, nil)
+		r.RemoteAddr = address
+		h.server.Config.Handler.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	for range one {
+		ask("192.0.2.1:1", http.MethodGet, "/"+strings.Repeat("%00", 1000))
+	}
+	for i := range many {
+		ask(fmt.Sprintf("[2001:db8:%x::1]:1", i), http.MethodPut, "/healthz")
+		ask(fmt.Sprintf("[2001:db8:%x::1]:1", i), http.MethodGet, "/healthz")
+	}
+	for i := range 120 { // which is more than a network of strangers may have
+		h.line(h.answers(http.StatusUnprocessableEntity, h.by("good", fmt.Sprint(i)).to("/start?x=c")))
+	}
+	h.surface.Close()
+	got, skipped := h.logged("WARN")
+	if got["request404"] != 100 || got["request405"] != 300 || got["request422"] != 120 || got["log lines skipped: too many of a kind0"] != 3 {
+		t.Errorf("warned of %v", got)
+	}
+	info, _ := h.logged("INFO")
+	if info["request200"] != 300 || skipped != one-100+2*(many-300) {
+		t.Errorf("%v, and %d are counted", info, skipped)
+	}
+	for text := range strings.Lines(h.log.String()) {
+		if len(text) > 700 {
+			t.Fatalf("%d bytes: %s", len(text), text)
+		}
+	}
+	h.clock.move(10 * time.Second)
+	ask("192.0.2.1:1", http.MethodGet, "/")
+	if got, _ := h.logged("WARN"); got["request404"] != 101 {
+		t.Errorf("later, %v", got)
+	}
+}
+
+// TestShorten_CountsWhatIsWritten: a line is as long as its escaped form.
+func TestShorten_CountsWhatIsWritten(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{
+		"\x00", "\xff", "\u2028", "<", `"`, `\`, "é", "€", "𝄞", "\U000e0001", "\u202e", "\ufffd", "\n", "a",
+	} {
+		text, err := json.Marshal(audit.Shorten(strings.Repeat(s, 1000), 200))
+		check(t, err)
+		if n := len(text) - len(`"…"`); n > 200 || n < 60/len(s) || !strings.HasSuffix(string(text), `…"`) {
+			t.Errorf("%q takes %d bytes: %s", s, n, text)
+		}
+		if short := strings.Repeat(s, 10); audit.Shorten(short, 200) != short {
+			t.Errorf("%q is cut", short)
+		}
+	}
+}
