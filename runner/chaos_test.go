@@ -161,8 +161,9 @@ func (b *bench) witness(t *testing.T, all *accepted) {
 		delete(all.runs, run.ID)
 		states[run.State]++
 		end, ran := b.ends[run.ID]
+		unseen := end.State() == runner.Interrupted && run.State == run.Wish // nobody saw whether it ended of that
 		switch {
-		case ran && run.State != end.State():
+		case ran && run.State != end.State() && !unseen:
 			t.Errorf("run %s of %s is recorded as %s and ended %s", run.ID, run.Hook, run.State, end.State())
 		case !ran && run.State != runner.Cancelled && run.State != runner.Failed:
 			t.Errorf("run %s of %s is recorded as %s and never ran", run.ID, run.Hook, run.State)

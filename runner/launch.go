@@ -20,7 +20,7 @@ const answerTime = 5 * time.Second
 func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (late bool, err error) {
 	if !r.takeOff(run, waited) {
 		if waited { // if this fails, the next server finds it all the same
-			_ = r.store.Requeue(ctx, run.ID)
+			_, _ = r.store.Requeue(ctx, run.ID)
 		}
 		r.leave()
 		return true, nil
@@ -120,6 +120,10 @@ func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
 // launchStored starts a run whose delivery was answered before. A failure is
 // recorded and logged; there is nobody to tell.
 func (r *Runner) launchStored(ctx context.Context, run Run) {
+	if run.Wish != "" {
+		r.finish(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, false)
+		return
+	}
 	for {
 		in, err := r.store.Feed(ctx, run.ID)
 		if err == nil {

@@ -33,7 +33,6 @@ func (r *Runner) Recover(ctx context.Context) error {
 			go r.takeUpLater(ctx, run)
 		}
 	}
-	r.stopReplaced(ctx, active)
 	err = r.promote(ctx)
 	if errors.Is(err, ErrUnavailable) { // which keeps no server from following what runs
 		r.log.Error("waiting runs not started", "error", err)
@@ -55,6 +54,9 @@ func (r *Runner) takeUp(ctx context.Context, run Run) error {
 		r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
 		r.airborne(run)
 		go r.follow(ctx, run)
+		if run.Wish != "" { // the server before may have gone before it saw to that
+			go r.stopNow(run.ID, stopping{run.Wish, -1})
+		}
 	case run.Boot == "" || run.Boot != r.boot:
 		go r.interrupt(ctx, run)
 	default: // the server before stopped between the record and the start
@@ -89,23 +91,6 @@ func (r *Runner) hold() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.active++
-}
-
-// stopReplaced stops what is in the air while a run waits to replace it: the
-// server before may have gone between its record and the stop.
-func (r *Runner) stopReplaced(ctx context.Context, active []Run) {
-	for _, run := range active {
-		h, ok := r.hook(run.Hook)
-		if run.State != Queued || !ok || h.Busy.Kind != Replace {
-			continue
-		}
-		r.mu.Lock()
-		old, ok := r.air[run.Flight]
-		r.mu.Unlock()
-		if ok {
-			r.stop(ctx, old.ID, stopping{Cancelled, -1})
-		}
-	}
 }
 
 // mostReruns bounds how often an interrupted run is started again by itself: a

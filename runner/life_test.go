@@ -113,6 +113,52 @@ func TestRecover_AfterReboot(t *testing.T) {
 	b.state(t, queued, runner.Running)
 }
 
+// A cancellation that was answered is carried out by the next server.
+func TestCancel_ThenNextServer(t *testing.T) {
+	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
+	for what, started := range map[string]bool{"order lost": false, "order carried out late": true} {
+		t.Run(what, func(t *testing.T) {
+			b := newBench(t, h)
+			id := b.admit(t, h, "1", runner.Feed{})
+			second := b.queue(t, of(h, "2"))
+			if run, err := b.Cancel(t.Context(), id); err != nil || run.State != runner.Running {
+				t.Fatalf("got %+v, %v", run, err)
+			}
+			if started { // by a supervisor that was silent until now
+				if err := b.commands.Start(runner.Order{Run: id, Hook: h.Name, Values: runner.Values{"x": "1"}}); err != nil {
+					t.Fatal(err)
+				}
+				b.set(func() { b.obey = true })
+			}
+			b.crash(t)
+			b.recover(t)
+			run := b.ended(t, runner.Run{ID: id})
+			if run.State != runner.Cancelled || started != (run.Signal == "SIGTERM") {
+				t.Errorf("got %+v", run)
+			}
+			b.flies(t, second.Run.ID)
+		})
+	}
+}
+
+// A run that was to be cancelled does not come back as an interrupted one.
+func TestCancel_ThenReboot(t *testing.T) {
+	h := policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+	b := newBench(t, h)
+	id := b.admit(t, h, "1", runner.Feed{})
+	if _, err := b.Cancel(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	b.rewrite(t, `UPDATE runs SET boot = 'another'`)
+	b.recover(t)
+	if run := b.ended(t, runner.Run{ID: id}); run.State != runner.Cancelled {
+		t.Errorf("got %+v", run)
+	}
+	if all, _, err := b.Runner.List(t.Context(), runner.Filter{}); err != nil || len(all) != 1 || b.count() > 0 {
+		t.Errorf("%d runs, %v, %d starts", len(all), err, b.count())
+	}
+}
+
 // A run that was recorded by a version that noted no boot id may have run.
 func TestRecover_BootUnknown(t *testing.T) {
 	h := alone(t)

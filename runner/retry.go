@@ -44,20 +44,16 @@ func (r *Runner) isFinal(run Run, err error) bool {
 func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
 	defer r.leave()
 	pause := r.noteFailure(run, reason)
-	for err := r.store.Requeue(ctx, run.ID); err != nil; err = r.store.Requeue(ctx, run.ID) {
+	now, err := r.store.Requeue(ctx, run.ID)
+	for ; err != nil; now, err = r.store.Requeue(ctx, run.ID) {
 		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
 		if r.isGoing() { // the next server starts it
 			return
 		}
 		<-time.After(recordAgain)
 	}
-	r.mu.Lock()
-	_, asked := r.stops[run.ID]
-	r.mu.Unlock()
-	if asked { // while it was tried; who asks from now on finds it waiting
-		if _, err := r.cancelQueued(ctx, run.ID); err != nil {
-			r.log.Error("run not cancelled", "run", run.ID, "error", err)
-		}
+	if now.State.Ended() { // it was cancelled while it was tried
+		r.tellCancelled(now)
 	}
 	r.promoteLater(ctx, run.Flight, pause)
 }

@@ -37,6 +37,8 @@ type Run struct {
 	// Boot is the start of the machine under which the command was ordered: it
 	// may have run, whatever is left of it on the disk. Empty before that.
 	Boot string `json:"-"`
+	// Wish is the state in which the run was asked to end while it ran, or empty.
+	Wish State `json:"-"`
 	// StandsFor are other callers, whose deliveries wait in this run for want
 	// of one of their own: those of Join before Caller's.
 	StandsFor []string `json:"stands_for,omitempty"`

@@ -295,7 +295,7 @@ func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack b
 	delete(r.up, run.ID)
 	r.mu.Unlock()
 	if !giveBack {
-		r.logEnd(run, s, e)
+		r.logEnd(run, ended.State, e)
 	}
 	r.tell(run.ID)
 	if next == nil {
@@ -329,7 +329,15 @@ func (r *Runner) record(ctx context.Context, run Run, s State, e End, giveBack b
 // nothing accepted is lost between the two.
 func (r *Runner) recordOnce(ctx context.Context, run Run, s State, e End, giveBack bool) (ended Run, next *Run, err error) {
 	if s == Interrupted {
-		if err := r.rerunInterrupted(ctx, run); err != nil {
+		if run, err = r.store.Get(ctx, run.ID); err != nil {
+			return Run{}, nil, err
+		}
+		if run.Wish == "" {
+			err = r.rerunInterrupted(ctx, run)
+		} else { // it ended, and nobody saw whether of that
+			s = run.Wish
+		}
+		if err != nil {
 			return Run{}, nil, err
 		}
 	}
@@ -397,21 +405,21 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 // grace, and KILL. It returns the run as it stands then. One that has ended
 // stays as it is.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
-	run, err := r.cancelQueued(ctx, id)
-	if err == nil && run.State == Running {
+	run, ended, err := r.store.Cancel(ctx, id)
+	switch {
+	case err != nil:
+	case ended:
+		r.tellCancelled(run)
+	case run.State == Running:
 		r.stop(ctx, id, stopping{Cancelled, -1})
 	}
 	return run, err
 }
 
-// cancelQueued cancels a run if it waits, and returns it as it stands then.
-func (r *Runner) cancelQueued(ctx context.Context, id string) (Run, error) {
-	run, cancelled, err := r.store.CancelQueued(ctx, id)
-	if cancelled {
-		r.log.Info("run cancelled", "run", id, "hook", run.Hook)
-		r.tell(id)
-	}
-	return run, err
+// tellCancelled tells of a run that was cancelled while it was queued.
+func (r *Runner) tellCancelled(run Run) {
+	r.log.Info("run cancelled", "run", run.ID, "hook", run.Hook)
+	r.tell(run.ID)
 }
 
 // Rerun starts the command of a run again, with its parameters, for a caller.
@@ -440,8 +448,8 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string, claim Claim)
 	return r.Start(ctx, d)
 }
 
-// stop ends the command of a run that the record has as running: now, or as
-// soon as it is there.
+// stop ends the command of a run that is recorded as running, and as to be ended:
+// now, or as soon as it is there.
 func (r *Runner) stop(ctx context.Context, id string, how stopping) {
 	r.mu.Lock()
 	up := r.up[id]
@@ -453,9 +461,8 @@ func (r *Runner) stop(ctx context.Context, id string, how stopping) {
 		r.stopNow(id, how)
 		return
 	}
-	// Before that it may have ended, or have been put back to wait, and then
-	// nobody else sees to this.
-	if run, err := r.cancelQueued(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
+	// It may have ended before that, and then nobody else forgets it.
+	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
 		r.tell(id)
 	}
 }

@@ -85,8 +85,9 @@ type Store interface {
 	// the air, and returns those runs. Without flights, it does so for all.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)
 	// Requeue makes a running run, whose command was not started, wait again
-	// as the first of its flight. A run that does not run stays as it is.
-	Requeue(ctx context.Context, id string) error
+	// as the first of its flight. One that was asked to end meanwhile ends, and
+	// a run that does not run stays as it is. It is returned as it stands then.
+	Requeue(ctx context.Context, id string) (Run, error)
 	// Feed returns what the command of a run is to be given, or ErrUnknown.
 	Feed(ctx context.Context, id string) (Feed, error)
 	// Get returns a run, or ErrUnknown.
@@ -96,9 +97,10 @@ type Store interface {
 	List(ctx context.Context, f Filter) (runs []Run, next string, err error)
 	// Active returns the runs that are queued or running.
 	Active(ctx context.Context) ([]Run, error)
-	// CancelQueued ends a run that waits as cancelled, and reports whether it
-	// did. A run that does not wait is returned as it stands.
-	CancelQueued(ctx context.Context, id string) (Run, bool, error)
+	// Cancel ends a run that waits as cancelled, and reports whether it did. Of
+	// a run that runs it is recorded that it is to end so. The run is returned
+	// as it stands then.
+	Cancel(ctx context.Context, id string) (run Run, ended bool, err error)
 	// ExpireQueued ends the runs of a hook that wait still and whose last delivery
 	// was accepted before the time, as timed out, and returns them.
 	ExpireQueued(ctx context.Context, hook string, before time.Time) ([]Run, error)

@@ -51,15 +51,14 @@ func replaced(by Line, old runner.Run) Line {
 	return by
 }
 
-// CancelQueued is how every cancelling begins, also that of a run that does not
-// wait.
-func (s *audited) CancelQueued(ctx context.Context, id string) (runner.Run, bool, error) {
+// Cancel is how every cancelling begins, of queued runs and of running ones.
+func (s *audited) Cancel(ctx context.Context, id string) (runner.Run, bool, error) {
 	line := asking(ctx)
 	line.Decision, line.Action, line.Run = Allowed, "cancel", id
 	if err := s.write(ctx, line); err != nil {
 		return runner.Run{}, false, err
 	}
-	run, cancelled, err := s.Store.CancelQueued(ctx, id)
+	run, cancelled, err := s.Store.Cancel(ctx, id)
 	if err != nil {
 		s.void(line, err.Error())
 	}

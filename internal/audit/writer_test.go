@@ -352,7 +352,7 @@ func (r *record) Admit(_ context.Context, run runner.Run, _ runner.Claim, _ runn
 	return runner.Admission{Run: run}, r.err
 }
 
-func (r *record) CancelQueued(_ context.Context, id string) (runner.Run, bool, error) {
+func (r *record) Cancel(_ context.Context, id string) (runner.Run, bool, error) {
 	r.seen = lines(r.t, r.state)
 	return runner.Run{ID: id}, true, r.err
 }
@@ -401,7 +401,7 @@ func TestWhatIsAllowedIsThereBeforeItIsDone(t *testing.T) {
 			do := func() (err error) {
 				ctx := audit.Asking(t.Context(), func() audit.Line { return asked })
 				if c.run == nil {
-					_, _, err = st.CancelQueued(ctx, "new")
+					_, _, err = st.Cancel(ctx, "new")
 				} else {
 					_, err = st.Admit(ctx, *c.run, runner.Claim{}, runner.Policy{}, runner.Feed{})
 				}

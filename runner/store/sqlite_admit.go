@@ -85,6 +85,9 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 		}
 	case runner.Replace:
 		if a.Position = 1; current.State == runner.Running {
+			if current, err = tx.run(ctx, sqlWish, current.ID, runner.Cancelled); err != nil {
+				return a, err
+			}
 			a.Stop = &current
 		}
 		a.Superseded, err = tx.runs(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()), "replaced by run "+run.ID)

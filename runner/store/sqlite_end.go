@@ -89,21 +89,37 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 	return promoted, err
 }
 
-// Requeue makes a running run wait again, before all others of its flight. A
-// run that does not run stays as it is.
-func (s *SQLite) Requeue(ctx context.Context, id string) error {
-	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
-		_, err := tx.exec(ctx, sqlRequeue, id)
+// Requeue makes a running run, whose command was not started, wait again as the
+// first of its flight. One that was asked to end meanwhile ends. A run that does
+// not run stays as it is. The run is returned as it stands then.
+func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {
+	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		run, err = tx.run(ctx, sqlEndWished, id, micros(s.now()))
+		if errors.Is(err, runner.ErrUnknown) {
+			run, err = tx.run(ctx, sqlRequeue, id)
+		}
+		if errors.Is(err, runner.ErrUnknown) {
+			run, err = tx.run(ctx, sqlRun, id)
+		}
 		return err
 	})
+	if err != nil {
+		return runner.Run{}, err
+	}
+	s.settled.forget(run.Hook)
+	return run, nil
 }
 
-// CancelQueued ends a run that waits as Cancelled and tells whether it did.
-// Any other run is returned as it stands. Errors: runner.ErrUnknown, ErrUnavailable.
-func (s *SQLite) CancelQueued(ctx context.Context, id string) (run runner.Run, cancelled bool, err error) {
+// Cancel ends a run that waits as Cancelled and tells whether it did. Of a run
+// that runs it is recorded that it is to end so. The run is returned as it stands
+// then. Errors: runner.ErrUnknown, ErrUnavailable.
+func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended bool, err error) {
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
 		run, err = tx.run(ctx, sqlDropRun, id, runner.Cancelled, micros(s.now()), "")
-		cancelled = err == nil
+		ended = err == nil
+		if errors.Is(err, runner.ErrUnknown) {
+			run, err = tx.run(ctx, sqlWish, id, runner.Cancelled)
+		}
 		if errors.Is(err, runner.ErrUnknown) {
 			run, err = tx.run(ctx, sqlRun, id)
 		}
@@ -113,7 +129,7 @@ func (s *SQLite) CancelQueued(ctx context.Context, id string) (run runner.Run, c
 		return runner.Run{}, false, err
 	}
 	s.settled.forget(run.Hook)
-	return run, cancelled, nil
+	return run, ended, nil
 }
 
 // ExpireQueued ends the runs of a hook that wait still and whose last delivery was

@@ -102,7 +102,7 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 	for next := &r; next != nil; {
 		now := *next
 		if rand.IntN(8) == 0 { // in vain
-			if err := s.Requeue(t.Context(), now.ID); err != nil {
+			if _, err := s.Requeue(t.Context(), now.ID); err != nil {
 				t.Error(err)
 			}
 			promoted, err := s.Promote(t.Context())

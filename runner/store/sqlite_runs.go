@@ -15,7 +15,7 @@ import (
 // PostgreSQL both. States stand in them as text where a partial index is to be
 // found by them.
 const (
-	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, left_behind, detail`
+	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail`
 
 	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin, rerun_of, attempt, boot)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`
@@ -34,6 +34,8 @@ const (
 	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6, joined = $7, rerun_of = '', attempt = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
+	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
+
 	// The input is kept where a run may be asked for again without anybody
 	// sending it again.
 	sqlEnd = `UPDATE runs SET state = $2, ended = $3, exit_code = $4, signal = $5, error = $6, output_bytes = $7, output_dropped = $8, left_behind = $9, detail = $10,
@@ -42,9 +44,10 @@ const (
 		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1)
 		AND NOT EXISTS (SELECT 1 FROM runs WHERE flight = $1 AND state = 'running') RETURNING ` + runColumns
 
-	sqlRequeue = `UPDATE runs SET state = 'queued', started = 0, boot = '',
+	sqlEndWished = `UPDATE runs SET state = wish, started = 0, ended = $2, stdin = NULL WHERE id = $1 AND state = 'running' AND wish <> '' RETURNING ` + runColumns
+	sqlRequeue   = `UPDATE runs SET state = 'queued', started = 0, boot = '',
 		place = (SELECT COALESCE(MIN(place), 1) - 1 FROM runs AS others WHERE others.flight = runs.flight AND others.state = 'queued')
-		WHERE id = $1 AND state = 'running'`
+		WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
 
 	sqlDropQueue   = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
 	sqlDropRun     = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
@@ -82,7 +85,7 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	var params, standsFor []byte
 	var created, started, ended int64
 	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
-		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor, &r.Boot, &r.LeftBehind, &r.Detail)
+		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor, &r.Boot, &r.Wish, &r.LeftBehind, &r.Detail)
 	if err != nil {
 		return r, unavailable("reading a run", err)
 	}

@@ -241,7 +241,7 @@ func TestAPutBackRunIsTheFirstAndWhoComesWaitsBehindIt(t *testing.T) {
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
 	requeue := func(id string) {
 		t.Helper()
-		if err := s.Requeue(t.Context(), id); err != nil {
+		if _, err := s.Requeue(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -503,13 +503,13 @@ func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
 	for _, r := range []runner.Run{one, two, late} {
 		admit(t, s, r, policy)
 	}
-	if r, done, err := s.CancelQueued(t.Context(), running.Run.ID); err != nil || done || r.State != runner.Running {
+	if r, done, err := s.Cancel(t.Context(), running.Run.ID); err != nil || done || r.State != runner.Running {
 		t.Fatalf("running: %v %v %+v", err, done, r)
 	}
-	if r, done, err := s.CancelQueued(t.Context(), one.ID); err != nil || !done || r.State != runner.Cancelled {
+	if r, done, err := s.Cancel(t.Context(), one.ID); err != nil || !done || r.State != runner.Cancelled {
 		t.Fatalf("queued: %v %v %+v", err, done, r)
 	}
-	if _, _, err := s.CancelQueued(t.Context(), "no such"); !errors.Is(err, runner.ErrUnknown) {
+	if _, _, err := s.Cancel(t.Context(), "no such"); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatal(err)
 	}
 	if other, err := s.ExpireQueued(t.Context(), "deploy", late.Created); err != nil || len(other) != 0 {
@@ -763,6 +763,35 @@ func TestACancelledContextRecordsNothingUnseen(t *testing.T) {
 		}
 		if err == nil {
 			finish(t, s, r.ID)
+		}
+	}
+}
+
+// A running run that is cancelled keeps that wish: it does not wait again, whatever became of its start.
+func TestCancel_RunningKeepsTheWish(t *testing.T) {
+	s := open(t)
+	for name, cancel := range map[string]func(flight, run string) error{
+		"cancelled": func(_, run string) error { _, _, err := s.Cancel(t.Context(), run); return err },
+		"replaced": func(flight, run string) error {
+			a := admit(t, s, newRun(t, "build", flight), runner.Policy{Kind: runner.Replace})
+			if a.Stop == nil || a.Stop.ID != run || a.Stop.Wish != runner.Cancelled {
+				return fmt.Errorf("got %+v", a)
+			}
+			return nil
+		},
+	} {
+		run := admit(t, s, newRun(t, "build", name), runner.Policy{}).Run
+		if err := cancel(name, run.ID); err != nil {
+			t.Fatal(name, err)
+		}
+		if now := state(t, s, run.ID, runner.Running); now.Wish != runner.Cancelled {
+			t.Errorf("%s: the wish is %q", name, now.Wish)
+		}
+		if now, err := s.Requeue(t.Context(), run.ID); err != nil || now.State != runner.Cancelled || !now.Started.IsZero() || now.Ended.IsZero() {
+			t.Errorf("%s: put back as %+v, %v", name, now, err)
+		}
+		if now, err := s.Requeue(t.Context(), run.ID); err != nil || now.State != runner.Cancelled {
+			t.Errorf("%s: put back again as %+v, %v", name, now, err)
 		}
 	}
 }
