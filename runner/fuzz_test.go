@@ -1,6 +1,7 @@
 package runner_test
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +63,35 @@ func FuzzBodyReading(f *testing.F) {
 		}
 		if len(found) > 1 {
 			t.Errorf("%q has two readings: %q", body, found)
+		}
+	})
+}
+
+// FuzzFlight fills a template with two sets of values: the flights are the same
+// only if the values are.
+func FuzzFlight(f *testing.F) {
+	f.Add("{a}-{b}", "x", "y-z", "x-y", "z")
+	f.Add("{a}{b}", "x", "yz", "xy", "z")
+	f.Add("{a}2{b}", "2", "", "", "2")
+	f.Add("{a}%2D{b}-{a}", "-", "%", "%2D", "-")
+	f.Add("{a}é{b}", "\u00c3", "\u00a9", "é", "")
+	f.Fuzz(func(t *testing.T, flight, a1, b1, a2, b2 string) {
+		h, problems := compile(runner.HookSpec{
+			Command: []string{"/bin/echo", "{a}{b}"}, Flight: flight, Params: map[string]runner.ParamSpec{"a": text("body", "a"), "b": text("body", "b")},
+		})
+		for _, value := range []string{a1, b1, a2, b2} {
+			if len(problems) > 0 || !utf8.ValidString(value) {
+				return
+			}
+		}
+		one, two := runner.Values{"a": a1, "b": b1}, runner.Values{"a": a2, "b": b2}
+		for name := range one {
+			if !strings.Contains(strings.ReplaceAll(flight, "{{", ""), "{"+name+"}") {
+				one[name], two[name] = "", ""
+			}
+		}
+		if got, other := h.Flight(one), h.Flight(two); (got == other) != maps.Equal(one, two) {
+			t.Errorf("%s: %q and %q give %q and %q", flight, one, two, got, other)
 		}
 	})
 }

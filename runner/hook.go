@@ -64,7 +64,7 @@ func (h *Hook) Flight(v Values) string {
 	if len(h.flight.holes) == 0 {
 		return h.Name
 	}
-	return h.Name + "/" + h.flight.fill(v)
+	return h.Name + "/" + h.flight.join(v)
 }
 
 // Argv returns the argument vector: as many arguments as the command has in

@@ -232,6 +232,17 @@ func TestFlightsOfTwoHooksNeverMeet(t *testing.T) {
 	}
 }
 
+func TestFlight_IsOfOneSetOfValues(t *testing.T) {
+	h := hook(t, runner.HookSpec{Command: []string{"/bin/echo"}, Flight: "{x}-{y}"}, "x", "y")
+	for want, v := range map[string]runner.Values{
+		"h/a-b": {"x": "a", "y": "b"}, "h/a-b%2Dc": {"x": "a", "y": "b-c"}, "h/a%2Db-c": {"x": "a-b", "y": "c"}, "h/é%252D-": {"x": "é%2D", "y": ""},
+	} {
+		if got := h.Flight(v); got != want {
+			t.Errorf("%q: got %q, want %q", v, got, want)
+		}
+	}
+}
+
 func TestSizes(t *testing.T) {
 	for written, want := range map[string]runner.Size{
 		"4096": 4096, "1B": 1, "64KiB": 64 << 10, "10MiB": 10 << 20, "1GiB": 1 << 30, "10kB": 10_000, "10KB": 10_000, "10MB": 10_000_000, "1GB": 1_000_000_000,

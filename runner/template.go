@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -54,6 +55,42 @@ func (t template) fill(v Values) string {
 		b.WriteString(v[hole])
 	}
 	b.WriteString(t.literals[len(t.holes)])
+	return b.String()
+}
+
+// join is fill, but no two sets of values give the same text: with more than one
+// hole, the characters that stand between holes are escaped in the values, and so
+// is the escape itself. Holes that touch are parted by a comma.
+func (t template) join(v Values) string {
+	if len(t.holes) < 2 {
+		return t.fill(v)
+	}
+	parts := slices.Clone(t.literals)
+	for i := 1; i < len(t.holes); i++ {
+		if parts[i] == "" {
+			parts[i] = ","
+		}
+	}
+	special := "%" + strings.Join(parts[1:len(t.holes)], "")
+	escaped := make(Values, len(t.holes))
+	for _, hole := range t.holes {
+		escaped[hole] = escape(v[hole], special)
+	}
+	return template{parts, t.holes}.fill(escaped)
+}
+
+// escape writes the special characters of a value as in a URL.
+func escape(value, special string) string {
+	var b strings.Builder
+	for _, r := range value {
+		if !strings.ContainsRune(special, r) {
+			b.WriteRune(r)
+			continue
+		}
+		for _, c := range []byte(string(r)) {
+			_, _ = fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
 	return b.String()
 }
 
