@@ -370,7 +370,7 @@ func (o *providers) testFlood(t *testing.T) {
 	const name, many = "flooded", 60
 	o.accepts(t, name, o.good(t, name))
 	before := o.hits("/flooded/jwks")
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}, MaxConnsPerHost: 20}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}, MaxConnsPerHost: 60}
 	defer transport.CloseIdleConnections()
 	start := time.Now()
 	var wg sync.WaitGroup

@@ -12,6 +12,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"time"
 
@@ -84,12 +85,12 @@ type Refusal struct {
 	keys *keyset.Set // that may have a key for the credential when it is fetched anew
 }
 
-// Await reports whether a delivery that was refused with err is worth being
-// judged once more: if a key was missing that its issuer may have published since,
-// it waits for the issuer's keys, a few seconds at most.
-func Await(ctx context.Context, err error) bool {
+// Await reports whether a delivery that was refused with err is worth judging
+// once more: if a key was missing that its issuer may have published since, it waits
+// for the issuer's keys, 25 seconds at most. Of one site, few may wait at once.
+func Await(ctx context.Context, err error, site netip.Addr) bool {
 	var r *Refusal
-	return errors.As(err, &r) && r.keys != nil && r.keys.Await(ctx)
+	return errors.As(err, &r) && r.keys != nil && r.keys.Await(ctx, site)
 }
 
 func (r *Refusal) Error() string {

@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,8 +30,9 @@ import (
 type publisher struct {
 	*httptest.Server
 
-	set   atomic.Pointer[string]
-	other atomic.Int32
+	set     atomic.Pointer[string]
+	fetches atomic.Int32
+	other   atomic.Int32
 }
 
 // publisher starts one for the bench, whose folder gets its CA as ca.pem.
@@ -48,6 +51,7 @@ func (b *bench) publisher(keys ...map[string]any) *publisher {
 		case "/.well-known/openid-configuration":
 			_ = json.NewEncoder(w).Encode(map[string]string{"issuer": p.URL, "jwks_uri": p.URL + "/jwks"})
 		case "/jwks":
+			p.fetches.Add(1)
 			_, _ = io.WriteString(w, *p.set.Load())
 		default:
 			p.other.Add(1)
@@ -88,7 +92,7 @@ func (b *bench) kept() *auth.Callers {
 	c := b.compile()
 	keyset.NewKeeper(slog.New(slog.DiscardHandler)).Keep(b.Context(), c.KeySets())
 	for _, s := range c.KeySets() {
-		s.Await(b.Context())
+		s.Await(b.Context(), netip.Addr{})
 	}
 	return c
 }
@@ -183,21 +187,24 @@ func TestOnlyAKeyThatIsMissingIsWorthWaitingFor(t *testing.T) {
 		"no credential":         delivery("", http.Header{}),
 	} {
 		_, err := c.Authenticate(d, nil)
-		if err == nil || auth.Await(t.Context(), err) {
+		if err == nil || auth.Await(t.Context(), err, netip.Addr{}) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if auth.Await(t.Context(), nil) {
+	if auth.Await(t.Context(), nil, netip.Addr{}) {
 		t.Error("it waited for nothing")
 	}
 	p.publish(b, jwkRSA(&r.rsa.PublicKey, "kid", "r"), jwkEC(t, &r.p256.PublicKey, "kid", "new"))
 	d := p.now(t, jwt.SigningMethodES256, r.p256, "new")
 	_, err := c.Authenticate(d, nil)
-	if err == nil || !auth.Await(t.Context(), err) {
+	if err == nil || !auth.Await(t.Context(), err, netip.Addr{}) {
 		t.Fatalf("a new key: %v", err)
 	}
 	allow(t, c, d, "ci")
-	if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, r.p256, "newer"), auth.Wrong); auth.Await(t.Context(), r) {
+	before := p.fetches.Load()
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, r.p256, "newer"), auth.Wrong); auth.Await(gone, r, netip.Addr{}) || p.fetches.Load() != before {
 		t.Error("fetched again at once")
 	}
 }
@@ -213,7 +220,7 @@ func TestAMissingKeyIsWorthWaitingForWhoeverElseHasTheIssuer(t *testing.T) {
 		c := b.kept()
 		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().rsa, "r"), names[0])
 		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().otherRSA, "r"), names[1])
-		if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, ring().p256, "new"), auth.Wrong); !auth.Await(t.Context(), r) {
+		if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, ring().p256, "new"), auth.Wrong); !auth.Await(t.Context(), r, netip.Addr{}) {
 			t.Errorf("%v: it did not wait", names)
 		}
 	}

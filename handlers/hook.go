@@ -108,7 +108,7 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 	}
 	d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: s.now()}
 	who, err := s.config.Auth.Authenticate(d, callers)
-	if auth.Await(r.Context(), err) { // the key that was missing may be there now
+	if auth.Await(r.Context(), err, peer.Site(remote(r))) { // the key that was missing may be there now
 		d.Now = s.now()
 		who, err = s.config.Auth.Authenticate(d, callers)
 	}

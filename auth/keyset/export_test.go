@@ -20,5 +20,6 @@ const (
 	FirstRetry = firstRetry
 	MaxWait    = maxWait
 	MaxWaiting = maxWaiting
+	MaxFrom    = maxFrom
 	MaxBody    = maxBody
 )

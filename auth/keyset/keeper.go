@@ -81,7 +81,10 @@ func (s *Set) begin() {
 	if s.pending == nil {
 		s.pending = make(chan struct{})
 	}
-	select { // who asked in the meantime gets this one
+	if s.queued != nil {
+		s.queued.Stop()
+	}
+	select { // what was asked for in the meantime is this one
 	case <-s.wake:
 	default:
 	}
@@ -107,6 +110,9 @@ func (s *Set) letGo() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept = false
+	if s.queued != nil {
+		s.queued.Stop()
+	}
 	if s.pending != nil {
 		close(s.pending)
 		s.pending = nil

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -24,10 +25,11 @@ import (
 const (
 	interval   = 5 * time.Minute  // between fetches; a key that is withdrawn is good for so long
 	firstRetry = 2 * time.Second  // after a fetch that failed, and twice as long each time
-	onDemand   = 25 * time.Second // between fetches for unknown keys: a new key is good in 30 s, a flood of forged tokens idle
+	onDemand   = 20 * time.Second // between fetches for unknown keys, which a flood of forged tokens cannot shorten
 	believed   = 24 * time.Hour   // so long without a fetch that succeeds, keys are good
-	maxWait    = 5 * time.Second  // of a delivery, for a fetch
+	maxWait    = 25 * time.Second // of a delivery, for a fetch: longer than onDemand, so that a new key's first tokens are good
 	maxWaiting = 64               // deliveries; the others are refused at once
+	maxFrom    = 32               // of them, those from one site
 )
 
 // ErrNoKey says that the set has no key for a token, which a newer set may have.
@@ -54,9 +56,11 @@ type Set struct {
 
 	mu      sync.Mutex
 	kept    bool
-	pending chan struct{} // closed at the end of the fetch that is due or under way; nil if none is
-	waiting int           // for it
-	asked   time.Time     // when a token last led to a fetch
+	pending chan struct{} // closed at the end of the fetch that is queued or in progress; nil if there is none
+	queued  *time.Timer   // wakes keep when it is time for a fetch that a token asked for
+	waiting int           // deliveries, for pending
+	from    map[netip.Addr]int
+	asked   time.Time // when a token last led to a fetch, or will
 	status  Status
 }
 
@@ -84,7 +88,7 @@ func New(source Source) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Set{source: source, client: client, keys: keys, lookup: lookup, wake: make(chan struct{}, 1)}, nil
+	return &Set{source: source, client: client, keys: keys, lookup: lookup, wake: make(chan struct{}, 1), from: map[netip.Addr]int{}}, nil
 }
 
 // Status tells how keeping the set goes.
@@ -119,19 +123,16 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 	}
 }
 
-// Await waits for the end of a fetch that is under way, or begins one if the
-// last that was begun so is long enough ago, and reports whether the set may
-// have changed. How long, and how many may wait at once, is bounded.
-func (s *Set) Await(ctx context.Context) bool {
-	done := s.ask()
+// Await waits for the end of the fetch that is queued or in progress, and queues
+// one if there is none: for now, or for when the last that was asked for is long
+// enough ago. It reports whether the set may have changed. How long a delivery from
+// a site waits, and how many wait at once, is bounded.
+func (s *Set) Await(ctx context.Context, site netip.Addr) bool {
+	done := s.ask(site)
 	if done == nil {
 		return false
 	}
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.waiting--
-	}()
+	defer s.leave(site)
 	timeout := time.NewTimer(maxWait)
 	defer timeout.Stop()
 	select {
@@ -143,26 +144,41 @@ func (s *Set) Await(ctx context.Context) bool {
 	return false
 }
 
-// ask returns what is closed at the end of a fetch, or nil where waiting is in
-// vain.
-func (s *Set) ask() <-chan struct{} {
+// ask returns what is closed at the end of a fetch, or nil for a delivery that
+// may not wait. The fetch is queued in any case, so that it is not a matter of who
+// asks next.
+func (s *Set) ask(site netip.Addr) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.kept {
+		return nil
+	}
 	if s.pending == nil {
 		now := time.Now()
-		if !s.kept || now.Sub(s.asked) < onDemand {
-			return nil
-		}
-		s.asked = now
+		pause := max(0, s.asked.Add(onDemand).Sub(now))
+		s.asked = now.Add(pause)
 		s.pending = make(chan struct{})
-		select {
-		case s.wake <- struct{}{}:
-		default: // never: begin has taken the last one out
-		}
+		s.queued = time.AfterFunc(pause, func() {
+			select {
+			case s.wake <- struct{}{}:
+			default: // it is awake
+			}
+		})
 	}
-	if s.waiting == maxWaiting {
+	if s.waiting == maxWaiting || s.from[site] == maxFrom {
 		return nil
 	}
 	s.waiting++
+	s.from[site]++
 	return s.pending
+}
+
+// leave gives up the place of a delivery that waits.
+func (s *Set) leave(site netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting--
+	if s.from[site]--; s.from[site] == 0 {
+		delete(s.from, site)
+	}
 }
