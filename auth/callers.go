@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
@@ -51,6 +52,7 @@ func Compile(specs map[string]*CallerSpec, src Sources, p *problem.List) *Caller
 	}
 	c.collectHeaders()
 	c.checkShared(p)
+	c.checkPurposes(p)
 	return c
 }
 
@@ -141,6 +143,46 @@ func (c *Callers) checkShared(p *problem.List) {
 				if jwts && t.keys[i].likeJWT && isBearer(t.prefix) {
 					p.At("token", "keys").Errorf("holds a token with exactly two dots, which is read as a JWT here")
 				}
+			}
+		}
+	}
+}
+
+// checkPurposes looks for secrets that serve two schemes: what is signed for one may
+// verify as the other, and a token that somebody saw signs as well.
+func (c *Callers) checkPurposes(p *problem.List) {
+	type use struct{ caller, scheme string }
+	first := map[[sha256.Size]byte]use{}
+	note := func(caller, kind, scheme string, k *keyInfo) {
+		if k.secret == ([sha256.Size]byte{}) {
+			return
+		}
+		now := use{caller, scheme}
+		switch before, ok := first[k.secret]; {
+		case !ok:
+			first[k.secret] = now
+		case before.scheme != scheme:
+			p.At(caller, kind, "keys").Warnf("has the secret of the caller %q (%s), too: give each its own, or what is sent for one may pass as the other",
+				before.caller, before.scheme)
+		}
+	}
+	for _, one := range c.all {
+		for i := range one.hmac {
+			note(one.name, "hmac", "hmac with "+one.hmac[i].scheme.spec.Header, &one.hmac[i].keyInfo)
+		}
+		if one.signature != nil {
+			for i := range one.signature.keys {
+				note(one.name, "signature", "signature", &one.signature.keys[i].keyInfo)
+			}
+		}
+		if one.jwt != nil {
+			for i := range one.jwt.keys {
+				note(one.name, "jwt", "jwt", &one.jwt.keys[i].keyInfo)
+			}
+		}
+		if one.tokens != nil {
+			for i := range one.tokens.keys {
+				note(one.name, "token", "token in "+one.tokens.header, &one.tokens.keys[i].keyInfo)
 			}
 		}
 	}

@@ -51,6 +51,9 @@ func compileHMAC(spec *HMACSpec, src Sources, p *problem.List) (keys []hmacKey) 
 			p.Errorf("%v", err)
 			return
 		}
+		if s.newHash != nil {
+			info.secret = sha256.Sum256(text)
+		}
 		if s.newHash == nil || checkLength(len(key), p) {
 			keys = append(keys, hmacKey{info, s, key})
 		}

@@ -81,6 +81,9 @@ func compileIssuer(spec *JWTSpec, src Sources, p *problem.List) *keyset.Set {
 }
 
 func newJWTKey(info keyInfo, alg string, key any) jwtKey {
+	if secret, ok := key.([]byte); ok {
+		info.secret = sha256.Sum256(secret)
+	}
 	return jwtKey{info, alg, key, sha256.Sum256(append([]byte(alg+"\n"), material(key)...))}
 }
 

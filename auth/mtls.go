@@ -7,7 +7,6 @@ import (
 	"encoding/asn1"
 	"encoding/hex"
 	"errors"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -70,7 +69,12 @@ func (r *mtlsRule) pin(clients *certs.Clients, p *problem.List) {
 
 func fingerprint(text string) string { return strings.ToLower(strings.ReplaceAll(text, ":", "")) }
 
-func isSPIFFE(uri string) bool { return strings.HasPrefix(uri, "spiffe://") }
+// isSPIFFE reports whether a URI of the file is meant as a SPIFFE ID, whose scheme
+// is in lower case.
+func isSPIFFE(uri string) bool {
+	_, ok := cutScheme(uri, "spiffe://")
+	return ok
+}
 
 // certName is one name that a caller's certificate may have.
 type certName struct{ kind, text string }
@@ -140,7 +144,7 @@ func (r *mtlsRule) match(leaf *x509.Certificate) (string, certs.Trust) {
 		print := hex.EncodeToString(sum[:])
 		return print, r.pins[print]
 	case m.URI != "":
-		ok = (!isSPIFFE(m.URI) || isSVID(leaf)) && slices.ContainsFunc(leaf.URIs, func(uri *url.URL) bool { return uri.String() == m.URI })
+		ok = (!isSPIFFE(m.URI) || isSVID(leaf)) && slices.Contains(certs.URINames(leaf), m.URI)
 	case m.DNS != "":
 		ok = slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, m.DNS) })
 	case m.CN != "":
@@ -156,7 +160,7 @@ func (r *mtlsRule) match(leaf *x509.Certificate) (string, certs.Trust) {
 // isSVID reports whether a certificate has the form of an X.509-SVID: exactly one
 // URI, and no right to sign for others (sections 2, 4.1 and 4.3 of its specification).
 func isSVID(leaf *x509.Certificate) bool {
-	return len(leaf.URIs) == 1 && leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) == 0
+	return len(certs.URINames(leaf)) == 1 && leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) == 0
 }
 
 func commonNames(subject pkix.Name) (n int) {

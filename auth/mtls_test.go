@@ -77,6 +77,19 @@ func (a *authority) client(subject pkix.Name, dns []string, uris ...string) tls.
 	return a.issue(template)
 }
 
+// uri issues a client certificate with a URI of exactly these bytes.
+func (a *authority) uri(text string) tls.Certificate {
+	a.t.Helper()
+	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(text)}})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return a.issue(&x509.Certificate{
+		ExtKeyUsage:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: san}},
+	})
+}
+
 // line is a TLS server and its client; each call is a new connection.
 type line struct {
 	t      *testing.T
@@ -166,6 +179,7 @@ func (a *authority) bench() *auth.Callers {
 	a.t.Helper()
 	b := a.trusted()
 	b.caller("etl").MTLS = &auth.MTLSSpec{URI: "spiffe://corp/etl"}
+	b.caller("web").MTLS = &auth.MTLSSpec{URI: "https://etl.example.com/%7Ea?b"}
 	b.caller("quay").MTLS = &auth.MTLSSpec{DNS: "Quay.example.com"}
 	b.caller("cron").MTLS = &auth.MTLSSpec{CN: "cron"}
 	return b.compile()
@@ -185,6 +199,16 @@ func TestACertificateIsWhomItNamesExactly(t *testing.T) {
 		{"etl", a.client(cn("x"), nil, "spiffe://corp/etl")},
 		{"quay", a.client(cn("x"), []string{"other.example.com", "quay.EXAMPLE.com"})},
 		{"cron", a.client(cn("cron"), nil)},
+		{"etl", a.uri("spiffe://corp/etl")},
+		{"web", a.uri("https://etl.example.com/%7Ea?b")},
+		{"", a.uri("spiffe://corp/etl#")},
+		{"", a.uri("SPIFFE://corp/etl")},
+		{"", a.uri("spiffe://corp/etl?")},
+		{"", a.uri("spiffe://corp/%65tl")},
+		{"", a.uri("spiffe://@corp/etl")},
+		{"", a.uri("HTTPS://etl.example.com/%7Ea?b")},
+		{"", a.uri("https://etl.example.com/%7Ea?b#")},
+		{"", a.uri("https://etl.example.com/~a?b")},
 		{"", a.client(cn("x"), nil, "spiffe://corp/etl/2")},
 		{"", a.client(cn("x"), nil, "spiffe://corp/ETL")},
 		{"", a.client(cn("x"), nil, "spiffe://corp/other", "spiffe://corp/etl")}, // two are no SVID

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -148,6 +149,7 @@ type keyInfo struct {
 	id                  string
 	named               bool // by the file, not by default
 	notBefore, notAfter time.Time
+	secret              [sha256.Size]byte // of the text of the file, if that is secret
 }
 
 // outside says why the key may not be used now, or nothing.
@@ -206,7 +208,13 @@ func (s Sources) load(k *KeySpec, forbidden os.FileMode, p *problem.List) ([]byt
 		p.Errorf("%v", err)
 		return nil, false
 	}
-	if len(bytes.TrimSpace(text)) != len(text) && forbidden == secretMode {
+	switch {
+	case forbidden != secretMode:
+	case bytes.HasPrefix(text, []byte("\ufeff")):
+		p.Warnf("begins with a byte order mark, which is taken as part of the key: save it as UTF-8 without one")
+	case bytes.HasSuffix(text, []byte("\r")):
+		p.Warnf("ends with a carriage return, which is taken as part of the key: save it with line feeds alone")
+	case len(bytes.TrimSpace(text)) != len(text):
 		p.Warnf("begins or ends with white space, which is taken as part of the key")
 	}
 	return text, true

@@ -93,6 +93,44 @@ func TestASecretThatIsNotOneIsRefused(t *testing.T) {
 	}
 }
 
+// TestSecretOfTwoSchemes_IsWarnedOf has one text as the key of each pair of
+// credentials.
+func TestSecretOfTwoSchemes_IsWarnedOf(t *testing.T) {
+	add := map[string]func(b *bench){
+		"github": func(b *bench) { b.hmac("x-github", "github", secretA) },
+		"slack":  func(b *bench) { b.hmac("x-slack", "slack", secretA) },
+		"token":  func(b *bench) { b.token("x-token", "", secretA) },
+		"jwt":    func(b *bench) { b.jwt("x-jwt", nil, b.key("k", secretA)) },
+		"signature": func(b *bench) {
+			b.caller("x-sig").Signature = &auth.SignatureSpec{Authority: []string{"a"}, Keys: []auth.KeySpec{b.key("k", secretA)}}
+		},
+	}
+	for one := range add {
+		for two := range add {
+			b := newBench(t)
+			add[one](b)
+			add[two](b)
+			if got := strings.Contains(b.problems(), "has the secret of the caller"); got != (one != two) {
+				t.Errorf("%s and %s: warned %v", one, two, got)
+			}
+		}
+	}
+	b := newBench(t)
+	b.hmac("github", "github", secretA)
+	b.token("github", "", secretA)
+	b.wantProblem("warning callers.github.token.keys", `the caller "github" (hmac with X-Hub-Signature-256)`)
+}
+
+func TestKeyFileOfAnEditor_IsWarnedOf(t *testing.T) {
+	for text, want := range map[string]string{
+		"\ufeff" + secretA: "byte order mark", secretA + "\r": "carriage return", " " + secretA: "white space", secretA + "\n": "white space",
+	} {
+		b := newBench(t)
+		b.hmac("a", "github", text)
+		b.wantProblem("warning callers.a.hmac.keys.0.file", want)
+	}
+}
+
 func TestNoProblemHoldsBytesOfASecret(t *testing.T) {
 	b := newBench(t)
 	b.hmac("a", "gitlab", "whsec_"+hidden+"!")

@@ -77,6 +77,9 @@ func compileSignature(spec *SignatureSpec, src Sources, p *problem.List) *signat
 			p.Errorf("needs an id of short, visible ASCII, for that is the keyid by which a signature names its key")
 		}
 		if key, alg, ok := loadSignatureKey(k, src, p); ok {
+			if secret, ok := key.([]byte); ok {
+				info.secret = sha256.Sum256(secret)
+			}
 			s.keys = append(s.keys, signatureKey{info, alg, key})
 		}
 	})

@@ -38,6 +38,7 @@ func compileToken(spec *TokenSpec, src Sources, p *problem.List) *tokenRule {
 		if !isFieldValue(string(text)) {
 			p.Errorf("holds what no header can carry: it must be visible ASCII, and end in no space")
 		}
+		info.secret = sha256.Sum256(text)
 		t.keys = append(t.keys, tokenKey{info, sha256.Sum256(text), strings.Count(string(text), ".") == 2})
 	})
 	return t

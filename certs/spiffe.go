@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"sallyport/internal/problem"
@@ -222,9 +221,13 @@ func (w *workload) expiries() (all []Expiry) {
 // verify judges an X.509-SVID by the bundle of its own trust domain, and by no
 // other (X509-SVID, section 5).
 func (w *workload) verify(shown []*x509.Certificate, now time.Time) error {
-	id, err := x509svid.IDFromCert(shown[0])
+	names := URINames(shown[0])
+	if len(names) != 1 {
+		return errors.New("has no URI, or several, and a SPIFFE ID is the only one")
+	}
+	id, err := spiffeid.FromString(names[0])
 	if err != nil {
-		return errors.New("has no SPIFFE ID")
+		return fmt.Errorf("has no SPIFFE ID: %w", err)
 	}
 	a := w.current.Load().domains[id.TrustDomain()]
 	if a == nil {

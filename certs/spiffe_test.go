@@ -103,6 +103,27 @@ func (s *spiffe) eventually(what string, ask func() error) {
 	}
 }
 
+// TestSPIFFEID_IsComparedAsItStands shows certificates whose URI only parses to a
+// SPIFFE ID.
+func TestSPIFFEID_IsComparedAsItStands(t *testing.T) {
+	s := newSPIFFE(t)
+	s.issue()
+	_, clients, found := s.load()
+	if len(found) > 0 {
+		t.Fatal(found)
+	}
+	for uri, want := range map[string]bool{
+		"spiffe://corp/etl": true, "spiffe://corp/etl#": false, "SPIFFE://corp/etl": false, "spiffe://corp/etl?": false, "spiffe://CORP/etl": false,
+		"spiffe://corp:1/etl": false, "spiffe://corp/%65tl": false, "spiffe://corp/../etl": false, "https://corp/etl": false,
+	} {
+		pair, err := s.corp.Raw(uri)
+		must(t, err)
+		if err := clients.BySPIFFE()([]*x509.Certificate{pair.Leaf}, time.Now()); (err == nil) != want {
+			t.Errorf("%s: %v", uri, err)
+		}
+	}
+}
+
 func TestTheServerIsWhatTheWorkloadAPISays(t *testing.T) {
 	s := newSPIFFE(t)
 	s.issue()

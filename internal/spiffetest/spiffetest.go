@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"net"
 	"net/url"
 	"sync"
@@ -41,6 +43,18 @@ func (d *Domain) SVID(id string, dns ...string) (tls.Certificate, error) {
 		DNSNames: dns, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, id)
+}
+
+// Raw issues a certificate whose URI has exactly these bytes.
+func (d *Domain) Raw(uri string) (tls.Certificate, error) {
+	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}})
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return d.issue(&x509.Certificate{
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: san}},
+	}, d.ID)
 }
 
 // issue signs a certificate; the first one is the domain's own.
