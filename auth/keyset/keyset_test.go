@@ -363,6 +363,15 @@ func TestTokensThatComeAtOnceShareOneFetch(t *testing.T) {
 		p.publish(old)
 		set := p.keep(p.discovered())
 		p.publish(old, fresh)
+		gate := make(chan struct{})
+		p.change(func() {
+			p.answer = func(w http.ResponseWriter, _ *http.Request) {
+				<-gate
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				_, _ = io.WriteString(w, p.set)
+			}
+		})
 		forged := newSigner(t, "forged")
 		var wg sync.WaitGroup
 		for range 30 {
@@ -373,6 +382,8 @@ func TestTokensThatComeAtOnceShareOneFetch(t *testing.T) {
 				}
 			})
 		}
+		synctest.Wait() // all of them wait
+		close(gate)
 		wg.Wait()
 		if n := p.fetches(); n != 2 {
 			t.Errorf("%d fetches, want one at the start and one for all of them", n)
