@@ -152,18 +152,23 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 		}
 		again = whileHeld
 	}
+	return p.serveOn(ctx, listener, before, again)
+}
+
+// serveOn serves, and serves again with the listener that a successor gave back because it failed.
+func (p *program) serveOn(ctx context.Context, listener net.Listener, before *server.Before, again func(error) bool) error {
 	for {
 		next, err := p.serve(ctx, listener, before, again)
 		if next == nil {
 			return err
 		}
 		if err != nil {
-			log.Error("handing over", "error", err)
+			p.log.Error("handing over", "error", err)
 		}
 		if listener, err = next.Await(p.signals().Stop); listener == nil {
 			return err
 		}
-		log.Error("not handed over", "error", err)
+		p.log.Error("not handed over", "error", err)
 		before, again = nil, whileItMayPass
 	}
 }
@@ -261,6 +266,7 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 		}
 		return process.StartServer(p.exe, os.Args[1:], nextEnv(), listener, pipe)
 	}
+	works.Go(func() { serveAdmin(ctx, h.procs, surface, log) })
 	srv := server.New(listener, conf, surface, h.runs, start, log)
 	if err := server.Notify(); err != nil {
 		log.Warn("service manager not told", "error", err)
@@ -273,6 +279,25 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 		return next, errors.Join(err, h.trail.Write(ctx, audit.Line{Event: audit.HandedOver}))
 	}
 	return nil, errors.Join(err, h.procs.Quit(), h.trail.Write(ctx, audit.Line{Event: audit.Stopped})) //nolint:contextcheck // Quit has its own patience
+}
+
+// serveAdmin answers local administrators until ctx is done. Deliveries do not depend on it, so the
+// server goes on without it.
+func serveAdmin(ctx context.Context, procs *process.Client, surface *handlers.Handler, log *slog.Logger) {
+	listener, err := procs.ListenForAdmin(ctx)
+	if err != nil {
+		log.Error("local administration is not available", "error", err)
+		return
+	}
+	identify := func(ctx context.Context, conn net.Conn) context.Context {
+		if admin, ok := conn.(*process.AdminConn); ok {
+			return handlers.WithAdmin(ctx, admin.UID)
+		}
+		return ctx
+	}
+	if err := server.ServeAdmin(ctx, listener, surface.Admin(), identify); err != nil {
+		log.Error("local administration ended", "error", err)
+	}
 }
 
 // nextEnv is the environment of a server that takes over. Without WATCHDOG_PID, which is the

@@ -72,6 +72,7 @@ type surface struct {
 	now     func() time.Time
 	latest  func() *surface // by the configuration in force, for answers that last
 	all     http.Handler
+	admin   http.Handler
 
 	hooks       map[string]*runner.Hook // by path
 	connections *addressLimits
@@ -102,7 +103,7 @@ func newSurface(c *config.Config, old *surface) *surface {
 	for _, h := range c.Hooks {
 		s.hooks[h.Path] = h
 	}
-	s.all = s.outer(s.routes())
+	s.all, s.admin = s.outer(s.routes()), s.outer(s.adminRoutes())
 	return s
 }
 

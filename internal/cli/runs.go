@@ -192,18 +192,15 @@ type runsCancel struct {
 	form
 }
 
-// errNoServer says that a command changes something, which only a server does.
-var errNoServer = fmt.Errorf("this needs a --server: %w", client.ErrUsage)
-
 // Run cancels.
 func (cmd *runsCancel) Run(s *Streams) error {
-	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
-		r, err := c.Cancel(ctx, cmd.Server, cmd.ID)
+	return cmd.change(s, func(ctx context.Context, c *client.Client, server string) error {
+		r, err := c.Cancel(ctx, server, cmd.ID)
 		if err != nil {
 			return err
 		}
 		return cmd.print(s.Out, r)
-	}, func(context.Context, *store.SQLite) error { return errNoServer })
+	})
 }
 
 type runsRerun struct {
@@ -214,11 +211,11 @@ type runsRerun struct {
 
 // Run starts the command again.
 func (cmd *runsRerun) Run(s *Streams) error {
-	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
-		r, err := c.Rerun(ctx, cmd.Server, cmd.ID)
+	return cmd.change(s, func(ctx context.Context, c *client.Client, server string) error {
+		r, err := c.Rerun(ctx, server, cmd.ID)
 		if err != nil {
 			return err
 		}
 		return cmd.print(s.Out, r)
-	}, func(context.Context, *store.SQLite) error { return errNoServer })
+	})
 }

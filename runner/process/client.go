@@ -440,7 +440,7 @@ func (c *Client) listen() (f *os.File, err error) {
 	if err := os.Remove(filepath.Join(c.o.State, socketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the old socket: %w", err)
 	}
-	err = withSocket(c.o.State, func(path string) error {
+	err = withSocket(c.o.State, socketFile, func(path string) error {
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 		if err != nil {
 			return err

@@ -10,4 +10,4 @@ func HideMemory() error { return nil }
 func withoutCapabilities(start func() (*os.Process, error)) (*os.Process, error) { return start() }
 
 // checkStranger finds nothing to refuse on this system.
-func (l *Local) checkStranger(int) error { return nil }
+func checkStranger(int, int, func(string) bool) error { return nil }

@@ -132,3 +132,9 @@ func (l *Local) held(run string) bool {
 	defer func() { _ = f.Close() }() // which gives the lock back
 	return unix.Flock(int(f.Fd()), tryLock) != nil
 }
+
+// hasFolder tells whether a run has a folder here.
+func (l *Local) hasFolder(run string) bool {
+	_, err := l.root.Stat(run)
+	return err == nil
+}

@@ -3,7 +3,6 @@ package process
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -11,12 +10,12 @@ import (
 )
 
 // checkStranger refuses a process that is a command or was started by one: it
-// descends from this process, or is in the cgroup of a run. A command runs as the
-// server's user and can read the supervisor's secret, so it could pass for a server.
-func (l *Local) checkStranger(pid int) error {
-	self := os.Getpid()
+// descends from the supervisor, or is in the cgroup of a run that isRun knows. A command
+// runs as the server's user and can read the supervisor's secret, so it could pass for a
+// server or for an administrator.
+func checkStranger(pid, supervisor int, isRun func(id string) bool) error {
 	for at := pid; at > 1; {
-		if at == self {
+		if at == supervisor {
 			return fmt.Errorf("the peer, process %d, was started by a command", pid)
 		}
 		p, ok := stat(at)
@@ -37,7 +36,7 @@ func (l *Local) checkStranger(pid int) error {
 		if !ok || checkID(run) != nil {
 			continue
 		}
-		if _, err := l.root.Stat(run); err == nil { // else of another installation, which runs this one
+		if isRun(run) { // else of another installation, which runs this one
 			return fmt.Errorf("the peer, process %d, is in the cgroup of run %s", pid, run)
 		}
 	}

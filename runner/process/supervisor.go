@@ -258,7 +258,7 @@ func (v *supervisor) greet(conn *net.UnixConn) {
 	r := bufio.NewReaderSize(conn, maxGreeting)
 	pid, err := checkPeer(conn, v.uid)
 	if err == nil && pid > 0 {
-		err = v.local.checkStranger(pid)
+		err = checkStranger(pid, os.Getpid(), v.local.hasFolder)
 	}
 	err = errors.Join(err, conn.SetDeadline(time.Now().Add(greetingTime)))
 	var h hello

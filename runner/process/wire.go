@@ -195,11 +195,11 @@ func checkPeer(conn *net.UnixConn, uid int) (pid int, err error) {
 	return pid, nil
 }
 
-// withSocket calls f with a path of the socket in the folder. The system takes
+// withSocket calls f with a path of a socket in the folder. The system takes
 // no more than a hundred bytes, whatever a folder's name may be.
-func withSocket(dir string, f func(path string) error) error {
+func withSocket(dir, name string, f func(path string) error) error {
 	const most = 100
-	path := filepath.Join(dir, socketFile)
+	path := filepath.Join(dir, name)
 	if len(path) <= most {
 		return f(path)
 	}
@@ -208,7 +208,7 @@ func withSocket(dir string, f func(path string) error) error {
 		return err
 	}
 	defer func() { _ = d.Close() }() // only read
-	short := filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), socketFile)
+	short := filepath.Join("/proc/self/fd", strconv.Itoa(int(d.Fd())), name)
 	if _, err := os.Stat(filepath.Dir(short)); err != nil {
 		return fmt.Errorf("the path %s is too long for a socket", path)
 	}
@@ -233,7 +233,7 @@ var errBroken = errors.New("the connection to the supervisor broke")
 // dial connects and greets.
 func dial(ctx context.Context, dir, client string) (*link, error) {
 	var conn net.Conn
-	err := withSocket(dir, func(path string) (err error) {
+	err := withSocket(dir, socketFile, func(path string) (err error) {
 		conn, err = (&net.Dialer{}).DialContext(ctx, "unix", path)
 		return err
 	})

@@ -1,0 +1,97 @@
+package handlers
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+
+	"github.com/gorilla/mux"
+
+	"sallyport/runner"
+)
+
+// adminScheme is the kind of credential in the audit log of what a local administrator asked for.
+// The key is the user id.
+const adminScheme = "local"
+
+type adminKey struct{}
+
+// WithAdmin returns the context of a connection of a local administrator with a user id.
+func WithAdmin(ctx context.Context, uid int) context.Context {
+	return context.WithValue(ctx, adminKey{}, uid)
+}
+
+// Admin answers local administrators, who cancel and repeat any run without a credential. It must
+// be served only on connections that were checked, with a context of WithAdmin.
+func (h *Handler) Admin() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.RemoteAddr = adminScheme // a Unix socket has no address to log
+		h.current.Load().admin.ServeHTTP(w, r)
+	})
+}
+
+func (s *surface) adminRoutes() *mux.Router {
+	r := mux.NewRouter().SkipClean(true)
+	r.Handle("/runs/{id}", methods{http.MethodDelete: s.cancelByAdmin})
+	r.Handle("/runs/{id}/rerun", methods{http.MethodPost: s.rerunByAdmin})
+	none := handler(func(http.ResponseWriter, *http.Request, *request) error { return notFound() })
+	r.NotFoundHandler = none
+	r.PathPrefix("/").Handler(none)
+	return r
+}
+
+// cancelByAdmin ends a queued or running run, and answers with it as it stands then.
+func (s *surface) cancelByAdmin(w http.ResponseWriter, r *http.Request, req *request) error {
+	run, err := s.runOfAdmin(w, r, req)
+	if err != nil {
+		return err
+	}
+	if run, err = s.runner.Cancel(r.Context(), run.ID); err != nil {
+		return s.notStarted(w, r, req, 0, err)
+	}
+	writeJSON(w, http.StatusOK, "application/json", run)
+	return nil
+}
+
+// rerunByAdmin starts the command of a run again, on behalf of the caller that started it. The
+// supervisor starts nothing for a caller that the hook does not name, so that caller must still be
+// allowed to start the hook.
+func (s *surface) rerunByAdmin(w http.ResponseWriter, r *http.Request, req *request) error {
+	run, err := s.runOfAdmin(w, r, req)
+	if err != nil {
+		return err
+	}
+	if h, ok := s.config.Hook(run.Hook); !ok || !h.Unauthenticated && !h.May(run.Caller, runner.MayStart) {
+		return forbidden(run.Caller, "start the hook of this run any more")
+	}
+	started, err := s.runner.Rerun(r.Context(), run, run.Caller, runner.Claim{})
+	if err != nil {
+		return s.notStarted(w, r, req, 0, err)
+	}
+	status := http.StatusOK
+	if started.Run.State == runner.Queued || started.Late {
+		status = http.StatusAccepted
+	}
+	req.run = started.Run.ID
+	writeJSON(w, status, "application/json", started.Run)
+	return nil
+}
+
+// runOfAdmin returns the run of the path, and notes who asks.
+func (s *surface) runOfAdmin(w http.ResponseWriter, r *http.Request, req *request) (runner.Run, error) {
+	uid, ok := r.Context().Value(adminKey{}).(int)
+	if !ok {
+		return runner.Run{}, unauthorized("the connection is not that of a local administrator")
+	}
+	req.scheme, req.key = adminScheme, strconv.Itoa(uid)
+	run, err := s.runner.Get(r.Context(), mux.Vars(r)["id"])
+	switch {
+	case errors.Is(err, runner.ErrUnknown):
+		return runner.Run{}, notFound()
+	case err != nil:
+		return runner.Run{}, s.notStarted(w, r, req, 0, err)
+	}
+	req.hook, req.run, req.caller = run.Hook, run.ID, run.Caller
+	return run, nil
+}

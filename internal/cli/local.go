@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os/signal"
+	"syscall"
+
+	"sallyport/internal/client"
+	"sallyport/runner/process"
+)
+
+// change asks a server to change a run: the one at --server, or the one that serves the state folder,
+// as a local administrator. The store is never changed behind the back of a server.
+func (r *reach) change(s *Streams, f func(ctx context.Context, c *client.Client, server string) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if r.State != "" {
+		err := f(ctx, client.NewLocal(func(ctx context.Context) (net.Conn, error) { return process.DialAdmin(ctx, r.State) }), client.LocalServer)
+		if client.ExitCode(err) == client.ExitUnreachable {
+			return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may do this: %w", r.State, err)
+		}
+		return err
+	}
+	c, err := r.client(&r.proof, client.Options{Progress: s.Err})
+	if err != nil {
+		return err
+	}
+	return f(ctx, c, r.Server)
+}

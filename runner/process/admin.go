@@ -1,0 +1,97 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+)
+
+// adminSocket is where local administrators reach the server, in the state folder.
+const adminSocket = "admin.sock"
+
+// AdminConn is a connection of a local administrator: root or the user of this process, and not a
+// command. UID tells which.
+type AdminConn struct {
+	*net.UnixConn
+
+	UID int
+}
+
+// ListenForAdmin listens on the socket of the state folder by which local administrators reach the
+// server. Accept returns an AdminConn; other connections are closed and logged. The folder must be
+// held by this process, because a socket that an earlier server left is replaced.
+func (c *Client) ListenForAdmin(ctx context.Context) (net.Listener, error) {
+	if err := os.Remove(filepath.Join(c.o.State, adminSocket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var l net.Listener
+	err := withSocket(c.o.State, adminSocket, func(path string) (err error) {
+		if l, err = new(net.ListenConfig).Listen(ctx, "unix", path); err != nil {
+			return err
+		}
+		return os.Chmod(path, 0o600)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listening for local administrators: %w", err)
+	}
+	return &adminListener{l, c}, nil
+}
+
+// DialAdmin connects to the server that serves a state folder.
+func DialAdmin(ctx context.Context, state string) (conn net.Conn, err error) {
+	err = withSocket(state, adminSocket, func(path string) (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, "unix", path)
+		return err
+	})
+	return conn, err
+}
+
+type adminListener struct {
+	net.Listener
+
+	client *Client
+}
+
+// Accept implements net.Listener.
+func (l *adminListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		admin, err := l.client.checkAdmin(conn)
+		if err == nil {
+			return admin, nil
+		}
+		l.client.o.Log.LogAttrs(context.Background(), slog.LevelWarn, "connection to the admin socket refused", slog.Any("error", err))
+		_ = conn.Close() // nothing was read
+	}
+}
+
+// checkAdmin tells whether a connection is that of a local administrator.
+func (c *Client) checkAdmin(conn net.Conn) (*AdminConn, error) {
+	local, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("a connection of type %T", conn)
+	}
+	uid, pid, err := peerOf(local)
+	if err != nil {
+		return nil, fmt.Errorf("asking who the peer is: %w", err)
+	}
+	if uid != 0 && uid != os.Geteuid() {
+		return nil, fmt.Errorf("the peer runs as user %d, which is neither root nor %d", uid, os.Geteuid())
+	}
+	isRun := func(id string) bool {
+		_, err := os.Stat(filepath.Join(c.o.State, "runs", id))
+		return err == nil
+	}
+	if err := checkStranger(pid, c.PID(), isRun); err != nil {
+		return nil, err
+	}
+	return &AdminConn{local, uid}, nil
+}
