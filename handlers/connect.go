@@ -40,10 +40,13 @@ func (h *Handler) Proved(from netip.Addr) bool {
 
 // Flooded counts a connection that was closed because more came on it than its
 // requests need. Its address pays a full burst of connections for it, so that
-// another flood does not follow at once.
+// another flood does not follow at once; but not an address that strangers share
+// with a caller, whom they could keep out that way.
 func (h *Handler) Flooded(from netip.Addr) {
 	s := h.current.Load()
-	s.connections.of(peer.Host(from)).ReserveN(s.now(), s.connections.limit.Burst)
+	if !h.Proved(from) {
+		s.connections.of(peer.Host(from)).ReserveN(s.now(), s.connections.limit.Burst)
+	}
 	s.audit.Count("flood")
 }
 

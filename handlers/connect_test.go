@@ -129,6 +129,16 @@ func TestFlooded_CostsConnections(t *testing.T) {
 	if !surface.Connecting(from) || !surface.Connecting(other) {
 		t.Error("it, or another address, cannot connect when the flood is paid for")
 	}
+
+	// Whoever shares an address with a caller cannot have it pay.
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/start", strings.NewReader("1"))
+	r.Header, r.RemoteAddr = h.by("good", "1").header, "192.0.2.3:1"
+	w := httptest.NewRecorder()
+	surface.ServeHTTP(w, r)
+	surface.Flooded(netip.MustParseAddr("192.0.2.3"))
+	if !surface.Connecting(netip.MustParseAddr("192.0.2.3")) {
+		t.Errorf("an address from which a delivery was accepted (%d) pays for a flood", w.Code)
+	}
 }
 
 // TestUnreadable_CostsFailures has requests come that net/http refuses: the log has
