@@ -75,3 +75,29 @@ func TestCommand_HasNoPrivilegeOfTheServer(t *testing.T) {
 	}
 	in.end()
 }
+
+// TestListen_PrivilegedPortWithoutPermission says what gives the permission.
+func TestListen_PrivilegedPortWithoutPermission(t *testing.T) {
+	first, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if os.Geteuid() != 0 || err != nil || strings.TrimSpace(string(first)) != "1024" {
+		notchecked.Skip(t, "listening on port 443 without permission, because here any user may, or only root may start a server as another user")
+	}
+	in := install(t, "sallyport", privilegeHooks)
+	in.write("sallyport.yaml", strings.Replace(string(in.read("sallyport.yaml")), "localhost:0", "127.0.0.1:443", 1), 0o600)
+	in.write("look.sh", look, 0o600)
+	in.asUser(5000)
+	in.start(false)
+	in.until("the server to end", func() bool {
+		select {
+		case <-in.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	for _, want := range []string{"127.0.0.1:443: bind: permission denied", "AmbientCapabilities=CAP_NET_BIND_SERVICE", "ListenStream=443"} {
+		if !strings.Contains(string(in.read("log")), want) {
+			t.Errorf("the server does not say %q: %s", want, in.read("log"))
+		}
+	}
+}

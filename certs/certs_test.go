@@ -269,6 +269,20 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 		"a client's certificate": {leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), "error tls.cert: certificate 1 of s.pem is not for servers"},
 		"a name only in its CN":  {leaf(func(c *x509.Certificate) { c.DNSNames = nil }), "error tls.cert: certificate 1 of s.pem has no DNS name"},
 		"an address for a name":  {leaf(func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, []net.IP{net.IPv4(10, 0, 0, 1)} }), ""},
+		"no intermediate":        {leaf(func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} }), `warning tls.cert: s.pem has the server's certificate alone, and "Corp CA" signed it: append`},
+		"its intermediate": {func(t *testing.T, dir string, c ca) {
+			t.Helper()
+			p := c.issue(t, nil, func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} })
+			write(t, dir, "s.pem", p.cert+c.pem, 0o644)
+			write(t, dir, "s.key", p.key, 0o600)
+		}, ""},
+		"another intermediate": {func(t *testing.T, dir string, c ca) {
+			t.Helper()
+			p := c.issue(t, nil)
+			other := newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Old CA" })
+			write(t, dir, "s.pem", p.cert+other.pem, 0o644)
+			write(t, dir, "s.key", p.key, 0o600)
+		}, `warning tls.cert: certificate 2 of s.pem did not sign the one before it, which "Corp CA" signed`},
 		"RSA of 1024 bits": {func(t *testing.T, dir string, c ca) {
 			t.Helper()
 			p := c.issue(t, rsaKey(t, 1024))

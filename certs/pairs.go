@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"slices"
@@ -74,6 +75,7 @@ func loadPair(spec PairSpec, dir string, now time.Time, p *problem.List) (pair t
 	if certOK {
 		if chain, certOK = parse(spec.Cert, certPEM, now, atCert); certOK {
 			checkServer(spec.Cert, chain[0], atCert)
+			checkChain(spec.Cert, chain, atCert)
 		}
 	}
 	if keyOK && encrypted(keyPEM) {
@@ -89,6 +91,22 @@ func loadPair(spec PairSpec, dir string, now time.Time, p *problem.List) (pair t
 		return tls.Certificate{}, nil, false
 	}
 	return pair, chain, true
+}
+
+// checkChain warns of a file that senders can most likely not verify, because the
+// certificate of an intermediate CA is missing. Nothing is logged of that later: a
+// sender that does not trust the server goes away.
+func checkChain(file string, chain []*x509.Certificate, p *problem.List) {
+	leaf := chain[0]
+	if len(chain) == 1 && len(leaf.IssuingCertificateURL) > 0 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
+		p.Warnf("%s has the server's certificate alone, and %q signed it: append the certificates of the intermediate CAs, or most senders refuse "+
+			"the connection. Many CAs deliver both as fullchain.pem", file, leaf.Issuer.CommonName)
+	}
+	for i, signer := range chain[1:] {
+		if !bytes.Equal(chain[i].RawIssuer, signer.RawSubject) {
+			p.Warnf("certificate %d of %s did not sign the one before it, which %q signed: senders may refuse the connection", i+2, file, chain[i].Issuer.CommonName)
+		}
+	}
 }
 
 func checkServer(file string, leaf *x509.Certificate, p *problem.List) {

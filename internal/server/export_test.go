@@ -12,6 +12,9 @@ func Limit(l net.Listener, conf *live.Configuration, s Surface) net.Listener {
 	return limit(l, conf, s)
 }
 
+// Open is open.
+var Open = open //nolint:gochecknoglobals // a function
+
 // SetListener has a limited listener take its connections from another.
 func SetListener(limited, from net.Listener) { limited.(*listener).Listener = from }
 

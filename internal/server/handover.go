@@ -74,7 +74,7 @@ func Inherited(ctx context.Context, c *config.Config, handedOver bool) (l net.Li
 	case len(passed) == 1:
 		return passed[0], nil, nil
 	}
-	l, err = new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
+	l, err = open(ctx, c.Listen)
 	return l, nil, err
 }
 
