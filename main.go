@@ -243,6 +243,7 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	works.Go(func() { tidy.Runs(ctx, conf, h.runs, h.st, log) })
 	works.Go(func() { tidy.Sweep(ctx, conf.Get(), h.st, log) })
 	works.Go(func() { p.uses.Keep(ctx, h.st, log) })
+	go process.ReapOrphans(ctx)
 	go tidy.Outputs(ctx, conf, log) // of files alone, however long that takes
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries()) }, log)
 	p.watchdog.Watch(h.check)

@@ -156,12 +156,7 @@ func (a *active) goOn() {
 // earlier tells how a run's start went that was asked for before, whose
 // carrying out is over: known, and with the error that it had.
 func (l *Local) earlier(run string) (known bool, err error) {
-	s, err := l.readStatus(run)
-	l.mu.Lock()
-	if u, ok := l.unwritten[run]; ok {
-		s, err = &u, nil
-	}
-	l.mu.Unlock()
+	s, err := l.statusOf(run)
 	switch {
 	case errors.Is(err, ErrUnknown):
 		return false, nil

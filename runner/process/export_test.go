@@ -1,6 +1,10 @@
 package process
 
-import "time"
+import (
+	"time"
+
+	"sallyport/runner"
+)
 
 // WithoutCgroups makes l look for what commands leave behind among all
 // processes, as it does where cgroup v2 cannot be written.
@@ -59,6 +63,16 @@ func (o *Options) UpdateAgainAfter(d time.Duration) { o.updateAgain = d }
 // WatchEach is how often the supervisor is asked whether it answers, and how long it
 // may be silent.
 func (o *Options) WatchEach(each, silence time.Duration) { o.watchEach, o.silenceTime = each, silence }
+
+// Followers tells how many follow a run.
+func (l *Local) Followers(run string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.active[run].followers)
+}
+
+// FollowUntil is Follow, with how to leave.
+func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), err error) { return l.follow(run) }
 
 // CheckImage is checkImage.
 var CheckImage = checkImage //nolint:gochecknoglobals // a function

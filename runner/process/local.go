@@ -278,43 +278,101 @@ func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, s
 // because a crash of the machine lost what tells of it, or whose status it
 // garbled, is over, and nobody saw its end. Errors wrap ErrUnknown when the run is not here.
 func (l *Local) Follow(run string) (<-chan runner.End, error) {
+	ends, _, err := l.follow(run)
+	return ends, err
+}
+
+// follow is Follow, and returns how to leave before the end.
+func (l *Local) follow(run string) (ends <-chan runner.End, leave func(), err error) {
 	if err := checkID(run); err != nil {
-		return nil, fmt.Errorf("following: %w", err)
+		return nil, nil, fmt.Errorf("following: %w", err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ends := make(chan runner.End, 1)
-	if a, ok := l.active[run]; ok {
-		a.followers = append(a.followers, ends)
-		return ends, nil
+	follower := make(chan runner.End, 1)
+	leave = func() { l.removeFollower(run, follower) }
+	if l.addFollower(run, follower) {
+		return follower, leave, nil
 	}
-	s, err := l.readStatus(run)
-	if u, ok := l.unwritten[run]; ok {
-		s, err = &u, nil
-	}
-	if errors.Is(err, errGarbled) { // an error here would keep the server from ever starting again
-		l.log.Error("nobody can tell how a run ended", "run", run, "error", err)
-		s, err = new(Status), nil
-	}
+	s, err := l.recorded(run)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	end := s.end()
 	if s.Ended.IsZero() {
+		if l.addFollower(run, follower) { // it was being started just now
+			return follower, leave, nil
+		}
 		end = runner.End{Ended: time.Now(), Reason: runner.Interrupted}
 	}
-	ends <- end
-	close(ends)
-	return ends, nil
+	follower <- end
+	close(follower)
+	return follower, leave, nil
+}
+
+// addFollower has a run in progress tell its end, and reports whether there is one.
+func (l *Local) addFollower(run string, follower chan<- runner.End) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a, ok := l.active[run]
+	if ok {
+		a.followers = append(a.followers, follower)
+	}
+	return ok
+}
+
+func (l *Local) removeFollower(run string, follower chan<- runner.End) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a, ok := l.active[run]; ok {
+		a.followers = slices.DeleteFunc(a.followers, func(f chan<- runner.End) bool { return f == follower })
+	}
+}
+
+// statusOf reads the status of a run. It is looked up in memory first, where it is
+// removed only after it was written, and in its folder without the mutex, because a
+// disk may hang.
+func (l *Local) statusOf(run string) (*Status, error) {
+	l.mu.Lock()
+	s, unwritten := l.unwritten[run]
+	l.mu.Unlock()
+	if unwritten {
+		return &s, nil
+	}
+	return l.readStatus(run)
+}
+
+// recorded is the status of a run that is not in progress. Errors wrap ErrUnknown
+// when the run is not here.
+func (l *Local) recorded(run string) (*Status, error) {
+	s, err := l.statusOf(run)
+	if errors.Is(err, errGarbled) { // an error here would keep the server from ever starting again
+		l.log.Error("the status of a run cannot be read, so its end is unknown", "run", run, "error", err)
+		return new(Status), nil
+	}
+	return s, err
 }
 
 // Known tells whether a run was ever given to Start.
 func (l *Local) Known(run string) (bool, error) {
-	_, err := l.Follow(run)
+	err := l.find(run)
 	if errors.Is(err, ErrUnknown) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// find returns nil for a run that is known, or an error that wraps ErrUnknown.
+func (l *Local) find(run string) error {
+	if err := checkID(run); err != nil {
+		return fmt.Errorf("looking up: %w", err)
+	}
+	l.mu.Lock()
+	_, active := l.active[run]
+	l.mu.Unlock()
+	if active {
+		return nil
+	}
+	_, err := l.recorded(run)
+	return err
 }
 
 // Stop ends a run's whole tree: TERM, grace, KILL. It returns at once. Grace

@@ -494,7 +494,7 @@ func (s *session) answer(q *request) *reply {
 	case doStop:
 		err = l.Stop(q.Run, q.Why, q.Grace)
 	case doKnown:
-		_, err = l.Follow(q.Run)
+		err = l.find(q.Run)
 	case doWait:
 		err = s.waitEnd(q.Run, p)
 	case doList:
@@ -516,10 +516,11 @@ func (s *session) answer(q *request) *reply {
 
 // waitEnd waits for the end of a run, or of the connection.
 func (s *session) waitEnd(run string, p *reply) error {
-	ends, err := s.v.local.Follow(run)
+	ends, leave, err := s.v.local.follow(run)
 	if err != nil {
 		return err
 	}
+	defer leave()
 	select {
 	case e := <-ends:
 		p.End, p.Why = &e, e.Reason

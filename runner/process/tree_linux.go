@@ -351,27 +351,11 @@ func read(path ...string) ([]byte, error) {
 }
 
 // adopted are the children that this process did not start: those that commands
-// left to it as their subreaper, or as the first process of a container. The kernel
-// gives them to the first thread. The caller holds spawning, so that every child
-// which was started is known.
-func (l *Local) adopted() (pids []int) {
+// left to it as their subreaper, or as the first process of a container. The caller
+// holds spawning, so that every child which was started is known.
+func (l *Local) adopted() []int {
 	mains := l.mains()
-	self := strconv.Itoa(os.Getpid())
-	list, err := read("/proc", self, "task", self, "children")
-	if err != nil { // a kernel without CONFIG_PROC_CHILDREN
-		for pid, p := range processes() {
-			if p.parent == os.Getpid() && !mains[pid] {
-				pids = append(pids, pid)
-			}
-		}
-		return pids
-	}
-	for word := range strings.FieldsSeq(string(list)) {
-		if pid, err := strconv.Atoi(word); err == nil && !mains[pid] {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+	return slices.DeleteFunc(children(), func(pid int) bool { return mains[pid] })
 }
 
 // hasStrays reports whether any adopted child is alive.

@@ -1,0 +1,42 @@
+package process_test
+
+import (
+	"testing"
+
+	"sallyport/runner"
+)
+
+// TestFollow_NobodyIsKeptWhoLeft: one question about a run in progress is no follower,
+// and neither is a server that has gone.
+func TestFollow_NobodyIsKeptWhoLeft(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
+	run := b.start(t, order())
+	for range 10 {
+		if known, err := b.Known(run); !known || err != nil {
+			t.Fatalf("a run in progress is known: %v, %v", known, err)
+		}
+	}
+	stays, err := b.Follow(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, leave, err := b.FollowUntil(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := b.Followers(run); n != 2 {
+		t.Errorf("%d follow the run, and not 2", n)
+	}
+	leave()
+	leave()
+	if n := b.Followers(run); n != 1 {
+		t.Errorf("%d follow the run, and not 1", n)
+	}
+	if err := b.Stop(run, runner.Cancelled, 0); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-stays; e.Reason != runner.Cancelled {
+		t.Errorf("who stayed got %+v", e)
+	}
+	leave() // of a run that is over
+}

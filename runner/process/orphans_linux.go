@@ -1,0 +1,83 @@
+package process
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ReapOrphans takes the exit codes of processes that were left to this one because
+// it is the first of a container, until ctx is done: the commands of a supervisor
+// that was killed. In any other process it does nothing.
+func ReapOrphans(ctx context.Context) {
+	if os.Getpid() != 1 {
+		return
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	defer signal.Stop(ended)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ended:
+		}
+		// A process that this one started has somebody who waits for it, and is no
+		// zombie for a second.
+		before := zombieChildren()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+		for pid, start := range zombieChildren() {
+			if before[pid] == start {
+				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+				continue
+			}
+			select { // once more, for this one
+			case ended <- syscall.SIGCHLD:
+			default:
+			}
+		}
+	}
+}
+
+// zombieChildren are the children of this process that have ended, with when they
+// were born.
+func zombieChildren() map[int]string {
+	found := map[int]string{}
+	for _, pid := range children() {
+		if p, ok := stat(pid); ok && p.zombie {
+			found[pid] = p.start
+		}
+	}
+	return found
+}
+
+// children are the processes that the kernel gave to this one when their parent
+// ended, and some that it started itself. The kernel gives them to the first thread.
+func children() (pids []int) {
+	self := strconv.Itoa(os.Getpid())
+	list, err := read("/proc", self, "task", self, "children")
+	if err != nil { // a kernel without CONFIG_PROC_CHILDREN
+		for pid, p := range processes() {
+			if p.parent == os.Getpid() {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	for word := range strings.FieldsSeq(string(list)) {
+		if pid, err := strconv.Atoi(word); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
