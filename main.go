@@ -130,9 +130,7 @@ func (cmd *serveCmd) Run(s *cli.Streams) error {
 	if err != nil {
 		return err
 	}
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	logContinued(log)
+	hup := catchSignals(log)
 	ctx := context.Background()
 	_, handedOver := os.LookupEnv(server.HandoverEnv)
 	listener, before, err := server.Inherited(ctx, conf.Get(), handedOver)
@@ -184,16 +182,18 @@ func protectProcess() error {
 	return process.HideMemory()
 }
 
-// logContinued logs when this process goes on after it was stopped, which any
-// process of the same user can do to it.
-func logContinued(log *slog.Logger) {
-	continued := make(chan os.Signal, 1)
+// catchSignals returns where SIGHUP comes, and logs when this process goes on after it
+// was stopped, which any process of the same user can do to it.
+func catchSignals(log *slog.Logger) (hup <-chan os.Signal) {
+	hangups, continued := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
 	signal.Notify(continued, syscall.SIGCONT)
 	go func() {
 		for range continued {
 			log.Warn("the server was continued: while a process is stopped, it answers nothing")
 		}
 	}()
+	return hangups
 }
 
 // takeOver has the server before this one let go of the state folder, unless the audit in it is damaged: then that

@@ -72,7 +72,9 @@ func (l *Local) Followers(run string) int {
 }
 
 // FollowUntil is Follow, with how to leave.
-func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), err error) { return l.follow(run) }
+func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), err error) {
+	return l.follow(run)
+}
 
 // CheckImage is checkImage.
 var CheckImage = checkImage //nolint:gochecknoglobals // a function

@@ -1,8 +1,10 @@
 package process
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,8 +15,9 @@ import (
 // stops at links, but at no mount: what a command bound there lives elsewhere too.
 var errMounted = errors.New("something is mounted there, and stays until it is unmounted")
 
-// removeAll removes what a command may have left: root.RemoveAll, but not through
-// mounts, and with the folders that are read-only, as Go's caches of modules are.
+// removeAll removes what a command may have left, whatever that is: folders that are
+// read-only, as Go's caches of modules are, or deep in one another. It does not go
+// through mounts.
 func removeAll(root *os.Root, name string) error {
 	if err := root.Remove(name); err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil // most commands leave nothing, and no mount point goes this way
@@ -26,35 +29,102 @@ func removeAll(root *os.Root, name string) error {
 	if len(mounts) > 0 {
 		return fmt.Errorf("%w: %s", errMounted, strings.Join(mounts, ", "))
 	}
-	if err = root.RemoveAll(name); !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	unlock(root, name)
-	return root.RemoveAll(name)
+	return removeTree(root, name)
 }
 
-// unlock lets the owner change a folder and those in it, but nothing that a link
-// leads to. What stays locked the removal will tell.
-func unlock(root *os.Root, name string) {
-	const all = 0o700
-	info, err := root.Lstat(name)
-	if err != nil || !info.IsDir() {
-		return
+const (
+	// openFolders is how many folders of a tree are open at once while it is removed.
+	// What lies deeper is moved up first: a command can make folders without end in
+	// one another, and each of them would take a descriptor.
+	openFolders = 32
+	listBatch   = 1024
+)
+
+// removeTree removes a folder, with the folders in it that are read-only.
+func removeTree(root *os.Root, name string) error {
+	t := &treeRemoval{root: root, top: name}
+	t.fail(t.removeFolder(root, name, name, 1))
+	return t.err
+}
+
+type treeRemoval struct {
+	root *os.Root
+	top  string // the tree, in root
+	err  error  // the first
+}
+
+func (t *treeRemoval) fail(err error) {
+	if t.err == nil && err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.err = err
 	}
-	if mode := info.Mode().Perm(); mode&all != all {
-		_ = root.Chmod(name, mode|all)
+}
+
+// removeFolder removes the folder name of parent, which is path in the root.
+func (t *treeRemoval) removeFolder(parent *os.Root, name, path string, depth int) error {
+	if err := unlock(parent, name); err != nil {
+		return err
 	}
-	d, err := root.Open(name)
+	folder, err := parent.OpenRoot(name)
 	if err != nil {
-		return
+		return err
 	}
-	entries, _ := d.ReadDir(-1)
+	for removed := true; removed; {
+		removed = t.removeEntries(folder, path, depth)
+	}
+	_ = folder.Close() // only read
+	return parent.Remove(name)
+}
+
+// removeEntries removes some of what is in a folder, and reports whether it could
+// remove anything: what cannot go does not keep the rest.
+func (t *treeRemoval) removeEntries(folder *os.Root, path string, depth int) (removed bool) {
+	d, err := folder.Open(".")
+	if err != nil {
+		t.fail(err)
+		return false
+	}
+	entries, err := d.ReadDir(listBatch)
 	_ = d.Close() // only read
-	for _, e := range entries {
-		if e.IsDir() {
-			unlock(root, filepath.Join(name, e.Name()))
+	if err != nil {
+		if !errors.Is(err, io.EOF) {
+			t.fail(err)
 		}
+		return false
 	}
+	for _, e := range entries {
+		err := folder.Remove(e.Name()) // works for a file, a link and an empty folder
+		if err != nil && e.IsDir() {
+			err = t.removeOrMove(folder, e.Name(), filepath.Join(path, e.Name()), depth)
+		}
+		if err != nil {
+			t.fail(err)
+			continue
+		}
+		removed = true
+	}
+	return removed
+}
+
+// removeOrMove removes a folder from the folder that holds it, if need be by moving
+// it to the top of the tree, whose entries are read until there are none.
+func (t *treeRemoval) removeOrMove(parent *os.Root, name, path string, depth int) error {
+	if depth < openFolders {
+		return t.removeFolder(parent, name, path, depth+1)
+	}
+	if err := unlock(parent, name); err != nil { // without the right to write to it, it cannot be moved
+		return err
+	}
+	return t.root.Rename(path, filepath.Join(t.top, rand.Text()))
+}
+
+// unlock lets the owner change a folder, but nothing that a link leads to.
+func unlock(parent *os.Root, name string) error {
+	const all = 0o700
+	info, err := parent.Lstat(name)
+	if err != nil || !info.IsDir() || info.Mode().Perm()&all == all {
+		return err
+	}
+	return parent.Chmod(name, info.Mode().Perm()|all)
 }
 
 // under returns those of points that are at folder or below.

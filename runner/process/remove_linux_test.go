@@ -194,3 +194,40 @@ chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
 		t.Errorf("%v", err)
 	}
 }
+
+// TestRemove_DeepFoldersTakeFewDescriptors: each of them would take one, until the
+// supervisor has none left for anything else.
+func TestRemove_DeepFoldersTakeFewDescriptors(t *testing.T) {
+	if !elsewhere(t, "folders deep in one another", &syscall.SysProcAttr{}) {
+		return
+	}
+	const most = 150
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: most, Max: most}); err != nil {
+		t.Fatal(err)
+	}
+	script := filepath.Join(t.TempDir(), "deep.pl")
+	deep := `#!/usr/bin/perl
+for (my $i = 0; $i < 1000; $i++) { mkdir "d" or die; chdir "d"; open(my $f, ">", "file"); chmod 0500, "." if $i % 100 == 0 and $> == 0; }
+`
+	if err := os.WriteFile(script, []byte(deep), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, runner.HookSpec{Command: []string{script}})
+	o := order()
+	if err := b.Start(o); err != nil {
+		t.Fatal(err)
+	}
+	exited(t, b.end(t, o.Run), 0)
+	b.tidied(t, o.Run)
+}
+
+// TestRemove_ManyFilesInOneFolder are more than are listed at once.
+func TestRemove_ManyFilesInOneFolder(t *testing.T) {
+	b := newBench(t, runner.HookSpec{Command: shell(t, `i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; mkdir d; seq 2000 | (cd d; xargs touch)`)})
+	o := order()
+	if err := b.Start(o); err != nil {
+		t.Fatal(err)
+	}
+	exited(t, b.end(t, o.Run), 0)
+	b.tidied(t, o.Run)
+}
