@@ -42,8 +42,11 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 	}
 	for _, f := range []runner.Filter{
 		{},
-		{Hooks: []string{"hook1", "hook2"}}, {Callers: []string{"caller1"}}, {States: []runner.State{runner.Failed}},
-		{Hooks: []string{"hook1"}, Callers: []string{"caller1"}}, {Joined: "caller1"},
+		{Hooks: []string{"hook1", "hook2"}},
+		{Callers: []string{"caller1"}},
+		{States: []runner.State{runner.Failed}},
+		{Hooks: []string{"hook1"}, Callers: []string{"caller1"}},
+		{Joined: "caller1"},
 	} {
 		for range 3 {
 			reads = append(reads, func(ctx context.Context, s *store.SQLite) error { _, _, err := s.List(ctx, f); return err })
