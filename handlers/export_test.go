@@ -39,3 +39,22 @@ func (h *Handler) Held() int64 {
 	defer r.mu.Unlock()
 	return r.held
 }
+
+// Bounds of what a caller has in progress at once.
+const (
+	MaxReads     = maxReads
+	MaxFollowers = maxFollowers
+	MaxWaits     = maxWaits
+	MaxNames     = maxNames
+)
+
+// FixedPaths are the paths of the server itself, as the router has them.
+func FixedPaths() (paths []string) {
+	for path := range new(surface).fixed() {
+		paths = append(paths, path)
+	}
+	return paths
+}
+
+// Traceparent is what is passed on to the command of a delivery.
+func Traceparent(h http.Header) string { return traceparent(h) }

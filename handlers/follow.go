@@ -181,6 +181,12 @@ type follower struct {
 // for. What is not the whole output does not look like it: without an event
 // "end", or broken off.
 func (s *surface) followOutput(w http.ResponseWriter, r *http.Request, req *request, run runner.Run) error {
+	leave, ok := s.followers.enter(r.Context(), req.caller, 0)
+	if !ok {
+		return tooMany("followers")
+	}
+	defer leave()
+	req.leaveReads()
 	f := &follower{
 		sink:    &sink{w: w, now: s.now, last: s.now(), events: strings.Contains(r.Header.Get("Accept"), "text/event-stream")},
 		open:    func() (*process.Output, error) { return s.outputs(run.ID) },
@@ -191,10 +197,13 @@ func (s *surface) followOutput(w http.ResponseWriter, r *http.Request, req *requ
 	}
 	defer f.close()
 	f.begin(r.Header)
+	if r.Method == http.MethodHead {
+		return nil
+	}
 	end, err := s.attend(r.Context(), f, run.ID)
 	switch {
 	case err == nil:
-		err = f.end(end, f.off)
+		err = f.end(s.latest().view(req.caller, end), f.off)
 	case errors.Is(err, errAgain) && f.events:
 		return nil // who was told of no end comes again
 	}
@@ -306,7 +315,7 @@ func (s *surface) attend(ctx context.Context, f *follower, id string) (runner.Ru
 				return e.run, e.err
 			case ctx.Err() != nil:
 				return e.run, ctx.Err()
-			case !e.run.State.Ended():
+			case !e.run.State.Ended(), !f.allowed(true): // another caller may have joined the run since
 				return e.run, errAgain
 			}
 			return e.run, f.more(ctx) // what was written before the end
@@ -331,6 +340,9 @@ func (f *follower) more(ctx context.Context) error {
 		return errAgain
 	}
 	size, _ := f.out.State()
+	if f.off >= size { // most of the time, and a buffer for each look would be garbage
+		return nil
+	}
 	f.off, err = copyOutput(ctx, f.sink, f.out, f.off, size)
 	return err
 }

@@ -28,8 +28,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	if r.Method != http.MethodPost {
 		return notAllowed(methods{http.MethodPost: nil})
 	}
-	wait, err := preferWait(r.Header)
-	if err != nil {
+	if err := s.checkOrigin(r); err != nil {
 		return err
 	}
 	unverified, err := s.readBody(w, r, h.Body)
@@ -67,6 +66,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	started, err := s.runner.Start(r.Context(), d)
 	unverified.release() // what follows may wait for minutes
+	wait := preferWait(r.Header)
 	if err != nil {
 		return s.notStarted(w, r, req, wait, err)
 	}
@@ -221,15 +221,20 @@ func digest(parts ...string) string {
 	return string(sum[:])
 }
 
-// traceparentForm is version 00 of W3C Trace Context, 3.2. What does not fit is
-// not passed on.
-var traceparentForm = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+// traceparentForm is version 00 of W3C Trace Context, 3.2, but for ids of zeros,
+// which the standard does not allow either. What does not fit is not passed on.
+var traceparentForm = regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}$`)
 
 func traceparent(h http.Header) string {
-	if v := h.Values("Traceparent"); len(v) == 1 && traceparentForm.MatchString(v[0]) {
-		return v[0]
+	v := h.Values("Traceparent")
+	if len(v) != 1 {
+		return ""
 	}
-	return ""
+	ids := traceparentForm.FindStringSubmatch(v[0])
+	if ids == nil || strings.Trim(ids[1], "0") == "" || strings.Trim(ids[2], "0") == "" {
+		return ""
+	}
+	return v[0]
 }
 
 const replayed = "replayed"

@@ -291,6 +291,7 @@ func (h *house) send(d delivery) (answer, error) {
 	}
 	if d.header != nil {
 		req.Header = d.header.Clone()
+		req.Host = d.header.Get("Host")
 	}
 	if d.declared > 0 {
 		req.ContentLength = d.declared
@@ -426,6 +427,17 @@ type record struct {
 	runner.Store
 	gets   atomic.Int64
 	broken atomic.Bool
+	lists  atomic.Pointer[lists]
+}
+
+// lists are calls of List that wait.
+type lists struct{ came, goOn chan struct{} }
+
+// stopLists has every List wait until goOn is called. came receives each.
+func (r *record) stopLists() (came <-chan struct{}, goOn func()) {
+	l := &lists{make(chan struct{}, 100), make(chan struct{})}
+	r.lists.Store(l)
+	return l.came, sync.OnceFunc(func() { close(l.goOn) })
 }
 
 func (r *record) Get(ctx context.Context, id string) (runner.Run, error) {
@@ -437,6 +449,10 @@ func (r *record) Get(ctx context.Context, id string) (runner.Run, error) {
 }
 
 func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, string, error) {
+	if l := r.lists.Load(); l != nil {
+		l.came <- struct{}{}
+		<-l.goOn
+	}
 	if r.broken.Load() {
 		return nil, "", runner.ErrUnavailable
 	}

@@ -34,7 +34,15 @@ type request struct {
 
 	observed  bool   // nothing is to come of it but an answer
 	would     string // have been started, queued, replayed or refused, were it not observed
+	leave     func() // gives back the request's place among the reads of its caller; nil without one
 	resembles string // observed callers that it could be meant to come from, though it proves none
+}
+
+// leaveReads gives back the request's place among the reads of its caller.
+func (req *request) leaveReads() {
+	if req.leave != nil {
+		req.leave()
+	}
 }
 
 type requestKey struct{}

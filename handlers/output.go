@@ -44,6 +44,9 @@ func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request
 		return sendRange(w, out, from, to, size)
 	}
 	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
 	if _, err := copyOutput(r.Context(), &sink{w: w, now: s.now}, out, 0, size); err != nil {
 		breakOff(req, err)
 	}

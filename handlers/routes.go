@@ -41,6 +41,7 @@ func New(
 	h := &Handler{live: conf}
 	h.current.Store(newSurface(conf.Get(), &surface{
 		runner: run, outputs: outputs, audit: trail, check: check, metrics: metrics, beats: newBeats(), samples: newSamples(log), proved: newProvedHosts(), live: conf,
+		reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits),
 		log: log, now: now, latest: h.current.Load,
 	}))
 	return h
@@ -83,6 +84,9 @@ type surface struct {
 	proved      *provedHosts
 	beats       *beats
 	samples     *samples
+	reads       *gate
+	followers   *gate
+	waits       *gate
 }
 
 // newSurface goes on where the one before it is: what has been spent of a limit
@@ -92,6 +96,9 @@ func newSurface(c *config.Config, old *surface) *surface {
 		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, check: old.check, metrics: old.metrics, log: old.log, now: old.now, latest: old.latest,
 		beats:       old.beats,
 		samples:     old.samples,
+		reads:       old.reads,
+		followers:   old.followers,
+		waits:       old.waits,
 		hooks:       make(map[string]*runner.Hook, len(c.Hooks)),
 		connections: old.connections.or(c.Limits.Address, connectionSlots),
 		addresses:   old.addresses.or(c.Limits.Address, addressSlots),
@@ -112,17 +119,34 @@ func newSurface(c *config.Config, old *surface) *surface {
 // router does not clean paths, because its redirect turns a POST into a GET.
 func (s *surface) routes() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
-	r.Handle("/healthz", methods{http.MethodGet: s.health})
-	r.Handle("/readyz", methods{http.MethodGet: s.ready})
-	r.Handle("/metrics", methods{http.MethodGet: s.getMetrics})
-	r.Handle("/runs", methods{http.MethodGet: s.listRuns})
-	r.Handle("/runs/{id}", methods{http.MethodGet: s.getRun, http.MethodDelete: s.cancelRun})
-	r.Handle("/runs/{id}/output", methods{http.MethodGet: s.getOutput})
-	r.Handle("/runs/{id}/rerun", methods{http.MethodPost: s.rerun})
+	r.MatcherFunc(hasEncodedSlash).Handler(handler(func(http.ResponseWriter, *http.Request, *request) error { return notFound() }))
+	for path, by := range s.fixed() {
+		r.Handle(path, by)
+	}
 	r.PathPrefix("/").Handler(handler(s.hook))
 	// What has no path at all (OPTIONS *) gets the same answer as an unknown one.
 	r.NotFoundHandler = handler(s.hook)
 	return r
+}
+
+// fixed are the paths of the server itself. No hook may have one that begins as
+// they do: runner.ReservedPaths.
+func (s *surface) fixed() map[string]methods {
+	return map[string]methods{
+		"/healthz":          {http.MethodGet: s.health},
+		"/readyz":           {http.MethodGet: s.ready},
+		"/metrics":          {http.MethodGet: s.getMetrics},
+		"/runs":             {http.MethodGet: s.listRuns},
+		"/runs/{id}":        {http.MethodGet: s.getRun, http.MethodDelete: s.cancelRun},
+		"/runs/{id}/output": {http.MethodGet: s.getOutput},
+		"/runs/{id}/rerun":  {http.MethodPost: s.rerun},
+	}
+}
+
+// hasEncodedSlash finds paths that mean something else decoded: what stands before
+// the server and decides by the path would have seen another one.
+func hasEncodedSlash(r *http.Request, _ *mux.RouteMatch) bool {
+	return strings.Contains(strings.ToLower(r.URL.EscapedPath()), "%2f")
 }
 
 // handler answers a request, or returns why it is turned away.
@@ -130,6 +154,7 @@ type handler func(w http.ResponseWriter, r *http.Request, req *request) error
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := of(r)
+	defer req.leaveReads()
 	if err := h(w, r, req); err != nil {
 		writeProblem(w, req, err)
 	}

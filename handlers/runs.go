@@ -20,11 +20,19 @@ import (
 	"sallyport/runner"
 )
 
-// maxWait bounds how long an answer is held back for the end of a run.
-const maxWait = 300 * time.Second
+const (
+	// maxWait bounds how long an answer is held back for the end of a run.
+	maxWait = 300 * time.Second
+	// maxNames bounds how many hooks, callers and states a list may be asked for by name.
+	maxNames = 20
+)
 
-// caller authenticates a request of the run API, which has no body.
+// caller authenticates a request of the run API, which has no body, and takes a
+// place among the reads of the caller.
 func (s *surface) caller(w http.ResponseWriter, r *http.Request, req *request) (*auth.Identity, error) {
+	if err := s.checkOrigin(r); err != nil {
+		return nil, err
+	}
 	empty, err := s.readBody(w, r, runner.BodySpec{Timeout: time.Second})
 	if err != nil {
 		return nil, err
@@ -36,7 +44,15 @@ func (s *surface) caller(w http.ResponseWriter, r *http.Request, req *request) (
 		s.evenly(r, 0, nil, arrived)
 		return nil, err
 	}
-	return who, s.limitCaller(w, who)
+	if err := s.limitCaller(w, who); err != nil {
+		return nil, err
+	}
+	leave, ok := s.reads.enter(r.Context(), who.Caller, readTurn)
+	if !ok {
+		return nil, tooMany("requests for runs")
+	}
+	req.leave = leave
+	return who, nil
 }
 
 // run returns the run of the path to a caller that has the rights over it: as
@@ -92,30 +108,23 @@ func (s *surface) knows(caller string, run runner.Run) bool {
 // who joined it last, with which parameters.
 func (s *surface) view(caller string, run runner.Run) runner.Run {
 	if !s.may(caller, run, runner.MayRead) {
-		run.Caller, run.Params, run.StandsFor = "", nil, nil
+		run.Caller, run.Params, run.Cut, run.StandsFor = "", nil, nil, nil
 	}
 	return run
 }
 
 // getRun answers with a run.
 func (s *surface) getRun(w http.ResponseWriter, r *http.Request, req *request) error {
-	wait, err := preferWait(r.Header)
-	if err != nil {
-		return err
-	}
 	run, _, err := s.run(w, r, req)
 	if err != nil {
 		return err
 	}
-	return s.answerRun(w, r, req, run, wait)
+	return s.answerRun(w, r, req, run, preferWait(r.Header))
 }
 
 // cancelRun ends a run that waits or runs, and answers with it as it stands.
 func (s *surface) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
-	wait, err := preferWait(r.Header)
-	if err != nil {
-		return err
-	}
+	wait := preferWait(r.Header)
 	run, _, err := s.run(w, r, req, runner.MayCancel)
 	if err != nil {
 		return err
@@ -130,10 +139,7 @@ func (s *surface) cancelRun(w http.ResponseWriter, r *http.Request, req *request
 // command of whoever asks, and no replay; but where the credential tells one
 // request from another, each is good for one run.
 func (s *surface) rerun(w http.ResponseWriter, r *http.Request, req *request) error {
-	wait, err := preferWait(r.Header)
-	if err != nil {
-		return err
-	}
+	wait := preferWait(r.Header)
 	run, who, err := s.run(w, r, req, runner.MayRead, runner.MayStart)
 	if err != nil {
 		return err
@@ -192,9 +198,17 @@ func (s *surface) answerRun(w http.ResponseWriter, r *http.Request, req *request
 }
 
 // answerAs is answerRun, with a status for a run that waits for its turn still.
+// A caller that has too many answers waiting gets this one at once: a preference
+// may be ignored (RFC 7240, 2), and a run was perhaps started for it.
 func (s *surface) answerAs(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait, queued int) error {
 	req.run = run.ID
-	if wait > 0 {
+	leave, mayWait := func() {}, wait > 0
+	if mayWait {
+		leave, mayWait = s.waits.enter(r.Context(), req.caller, 0)
+	}
+	if mayWait {
+		defer leave()
+		req.leaveReads()
 		span := min(time.Duration(wait)*time.Second, maxWait)
 		w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(span.Seconds())))
 		// The server's own deadline is for answers that are made at once.
@@ -211,7 +225,7 @@ func (s *surface) answerAs(w http.ResponseWriter, r *http.Request, req *request,
 		status = queued
 	}
 	w.Header().Set("Location", "/runs/"+run.ID)
-	writeJSON(w, status, "application/json", s.view(req.caller, run))
+	writeJSON(w, status, "application/json", s.latest().view(req.caller, run))
 	return nil
 }
 
@@ -232,35 +246,33 @@ func (s *surface) listRuns(w http.ResponseWriter, r *http.Request, req *request)
 	if err != nil {
 		return malformed("The query is malformed.")
 	}
-	f, err := filter(query)
+	f, err := s.filter(query, who.Caller)
 	if err != nil {
 		return err
 	}
-	var runs []runner.Run
-	more := false
+	p := page{Runs: []runner.Run{}}
+	last := "" // the highest run that a part ends with: below it, that part has more
 	for _, part := range s.visible(who.Caller, f) {
 		some, next, err := s.runner.List(r.Context(), part)
 		if err != nil {
 			return s.notStarted(w, r, req, 0, err)
 		}
-		runs = append(runs, some...)
-		more = more || next != ""
+		p.Runs, last = append(p.Runs, some...), max(last, next)
 	}
-	slices.SortFunc(runs, func(a, b runner.Run) int { return cmp.Compare(b.ID, a.ID) })
-	runs = slices.CompactFunc(runs, func(a, b runner.Run) bool { return a.ID == b.ID })
-	if len(runs) > f.Limit {
-		runs, more = runs[:f.Limit], true
+	slices.SortFunc(p.Runs, func(a, b runner.Run) int { return cmp.Compare(b.ID, a.ID) })
+	p.Runs = slices.CompactFunc(p.Runs, func(a, b runner.Run) bool { return a.ID == b.ID })
+	whole := slices.IndexFunc(p.Runs, func(run runner.Run) bool { return run.ID < last })
+	if whole < 0 {
+		whole = len(p.Runs)
 	}
-	for i := range runs {
-		runs[i] = s.view(who.Caller, runs[i])
-	}
-	p := page{Runs: runs}
-	if p.Runs == nil {
-		p.Runs = []runner.Run{}
-	}
-	if more && len(runs) > 0 {
-		query.Set("before", runs[len(runs)-1].ID)
+	whole = min(whole, f.Limit)
+	if last != "" || whole < len(p.Runs) {
+		query.Set("before", p.Runs[whole-1].ID)
 		p.Next = "/runs?" + query.Encode()
+	}
+	p.Runs = p.Runs[:whole]
+	for i := range p.Runs {
+		p.Runs[i] = s.view(who.Caller, p.Runs[i])
 	}
 	writeJSON(w, http.StatusOK, "application/json", p)
 	return nil
@@ -292,13 +304,24 @@ func (s *surface) visible(caller string, f runner.Filter) (parts []runner.Filter
 }
 
 // filter reads ?hook=&caller=&state=&since=&until=&before=&limit=. The first
-// three may be repeated.
-func filter(q url.Values) (f runner.Filter, err error) {
+// three may be repeated. A name that the caller may not know is as one that
+// does not exist.
+func (s *surface) filter(q url.Values, caller string) (f runner.Filter, err error) {
 	f = runner.Filter{Hooks: q["hook"], Callers: q["caller"], Before: q.Get("before"), Limit: 50}
 	for name := range q {
 		if !slices.Contains([]string{"hook", "caller", "state", "since", "until", "before", "limit"}, name) {
 			return f, malformed("Runs are asked for by hook, caller, state, since, until, before and limit, and nothing else.")
 		}
+	}
+	if max(len(f.Hooks), len(f.Callers), len(q["state"])) > maxNames {
+		return f, malformed(fmt.Sprintf("At most %d each of hook, caller and state may be asked for.", maxNames))
+	}
+	hooks, callers := s.namesFor(caller)
+	switch {
+	case slices.ContainsFunc(f.Hooks, func(name string) bool { return !hooks[name] }):
+		return f, malformed("A hook that is asked for does not exist.")
+	case slices.ContainsFunc(f.Callers, func(name string) bool { return !callers[name] }):
+		return f, malformed("A caller that is asked for does not exist.")
 	}
 	for _, text := range q["state"] {
 		state := runner.State(text)
@@ -322,9 +345,28 @@ func filter(q url.Values) (f runner.Filter, err error) {
 	return f, nil
 }
 
+// namesFor returns the hooks that name a caller, and the callers whose runs it may
+// see: itself, and those that the hooks name which it may read.
+func (s *surface) namesFor(caller string) (hooks, callers map[string]bool) {
+	hooks, callers = map[string]bool{}, map[string]bool{caller: true}
+	for name, h := range s.config.Hooks {
+		if !slices.Contains(h.Callers, caller) {
+			continue
+		}
+		hooks[name] = true
+		if h.May(caller, runner.MayRead) {
+			for _, other := range h.Callers {
+				callers[other] = true
+			}
+		}
+	}
+	return hooks, callers
+}
+
 // preferWait reads wait=N, in seconds, out of the Prefer fields; zero without
-// one. Other preferences are ignored, as RFC 7240 has it.
-func preferWait(h http.Header) (int, error) {
+// one. Of several wait the first counts. One that is not a number is ignored, as are
+// other preferences (RFC 7240, 2).
+func preferWait(h http.Header) int {
 	for _, field := range h.Values("Prefer") {
 		for preference := range strings.SplitSeq(field, ",") {
 			preference, _, _ = strings.Cut(preference, ";")
@@ -334,10 +376,10 @@ func preferWait(h http.Header) (int, error) {
 			}
 			n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
 			if err != nil {
-				return 0, malformed("Prefer: wait= takes a number of seconds.")
+				return 0
 			}
-			return int(n), nil
+			return int(n)
 		}
 	}
-	return 0, nil
+	return 0
 }

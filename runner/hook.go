@@ -232,10 +232,12 @@ func fillDefaults(name string, s *HookSpec) {
 	}
 }
 
-// reserved are the paths of the fixed surface.
-func reserved(p string) bool {
+// ReservedPaths are the first parts of the paths that belong to the server itself.
+func ReservedPaths() []string { return []string{"runs", "healthz", "readyz", "metrics", "ui"} }
+
+func isReserved(p string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
-	return slices.Contains([]string{"", "runs", "healthz", "readyz", "metrics", "ui"}, first)
+	return first == "" || slices.Contains(ReservedPaths(), first)
 }
 
 var pathForm = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)+$`)
@@ -245,7 +247,7 @@ func (h *Hook) checkPath(p *problem.List) {
 	switch {
 	case !pathForm.MatchString(h.Path) || path.Clean(h.Path) != h.Path:
 		p.Errorf("%q is no plain path: /name, of letters, digits and . _ ~ -", h.Path)
-	case reserved(h.Path):
+	case isReserved(h.Path):
 		p.Errorf("%s belongs to the server itself", h.Path)
 	}
 }

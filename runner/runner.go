@@ -132,7 +132,8 @@ func (r *Runner) FindRepeated(ctx context.Context, hook string, c Claim) error {
 
 // Start records the run that a delivery asks for and starts it, or has it wait,
 // by the policy of its hook. Nothing was recorded when it returns an error but
-// *NotStarted: *Replayed, ErrReused, *Busy, ErrDraining, ErrUnavailable.
+// *NotStarted: *Replayed, ErrReused, *Busy, ErrDraining, ErrUnavailable. After
+// recordTime it returns ErrUnavailable, and what is recorded then is started.
 func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	// A repetition is answered with its first run even while that one is in
 	// the air, so this comes before busy.
@@ -146,9 +147,14 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	if err := r.enter(run.Flight, d.Hook.Busy); err != nil {
 		return Started{}, err
 	}
-	in := d.feed()
 	// What was asked for is done, whether or not the sender still listens.
 	ctx = context.WithoutCancel(ctx)
+	return awaited(func() (Started, error) { return r.admit(ctx, d, run) })
+}
+
+// admit records a run that was let in, and starts it or has it wait.
+func (r *Runner) admit(ctx context.Context, d Delivery, run Run) (Started, error) {
+	in := d.feed()
 	a, err := r.store.Admit(ctx, run, d.Claim, d.Hook.Busy, in)
 	if err != nil || a.Run.State != Running {
 		defer r.leave() // otherwise launch sees to it
@@ -405,15 +411,18 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 // grace, and KILL. It returns the run as it stands then. One that has ended
 // stays as it is.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
-	run, ended, err := r.store.Cancel(ctx, id)
-	switch {
-	case err != nil:
-	case ended:
-		r.tellCancelled(run)
-	case run.State == Running:
-		r.stop(ctx, id, stopping{Cancelled, -1})
-	}
-	return run, err
+	ctx = context.WithoutCancel(ctx)
+	return awaited(func() (Run, error) {
+		run, ended, err := r.store.Cancel(ctx, id)
+		switch {
+		case err != nil:
+		case ended:
+			r.tellCancelled(run)
+		case run.State == Running:
+			r.stop(ctx, id, stopping{Cancelled, -1})
+		}
+		return run, err
+	})
 }
 
 // tellCancelled tells of a run that was cancelled while it was queued.

@@ -21,6 +21,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"sallyport/auth"
@@ -146,6 +147,16 @@ func (c *Config) KeyExpiries() (all []certs.Expiry) {
 func (c *Config) Hook(name string) (*runner.Hook, bool) {
 	h, ok := c.Hooks[name]
 	return h, ok
+}
+
+// HasName tells whether the server has a certificate for a host name or an address.
+func (c *Config) HasName(host string) bool {
+	if c.ACME != nil && slices.Contains(c.ACME.Domains, strings.ToLower(host)) {
+		return true
+	}
+	return slices.ContainsFunc(c.TLS.Certificates, func(pair tls.Certificate) bool {
+		return pair.Leaf.VerifyHostname(host) == nil
+	})
 }
 
 // Load reads the file called name, and everything that it names. The Config is

@@ -18,7 +18,7 @@ const (
 	defaultPage = 50
 	maxPage     = 1000
 	// maxPageBytes bounds the parameters that a page is read from. A page always has one run.
-	maxPageBytes = 4 << 20
+	maxPageBytes = 1 << 20
 	// maxListed is how many bytes of a parameter a page shows.
 	maxListed = 256
 )

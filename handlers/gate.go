@@ -1,0 +1,68 @@
+package handlers
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"sallyport/internal/audit"
+)
+
+// What one caller may have in progress at once. A rate alone does not bound
+// that: what it lets in may last.
+const (
+	maxReads     = 4  // requests for runs that are being answered; the others wait for their turn
+	maxFollowers = 64 // outputs that are followed
+	maxWaits     = 64 // answers that wait for the end of a run
+
+	readTurn = 2 * time.Second // that a request waits for its turn
+)
+
+// gate bounds what each caller has in progress.
+type gate struct {
+	most int
+
+	mu     sync.Mutex
+	places map[string]chan struct{} // by caller; as many as there are callers in the file
+}
+
+func newGate(most int) *gate { return &gate{most: most, places: map[string]chan struct{}{}} }
+
+// enter takes a place of a caller and returns what gives it back, or reports false
+// when all stay taken for as long as the request may wait.
+func (g *gate) enter(ctx context.Context, caller string, patience time.Duration) (leave func(), ok bool) {
+	g.mu.Lock()
+	places := g.places[caller]
+	if places == nil {
+		places = make(chan struct{}, g.most)
+		g.places[caller] = places
+	}
+	g.mu.Unlock()
+	leave = sync.OnceFunc(func() { <-places })
+	select {
+	case places <- struct{}{}:
+		return leave, true
+	default:
+	}
+	if patience == 0 {
+		return nil, false
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case places <- struct{}{}:
+		return leave, true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return nil, false
+}
+
+// tooMany turns away a caller that has too much in progress.
+func tooMany(what string) error {
+	return &refusal{
+		status: http.StatusTooManyRequests, kind: audit.TooOften, reason: "caller has too many " + what,
+		detail: "This caller has too many " + what + " at once.", header: http.Header{"Retry-After": {"2"}},
+	}
+}

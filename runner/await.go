@@ -1,0 +1,32 @@
+package runner
+
+import (
+	"fmt"
+	"time"
+)
+
+// recordTime bounds how long a request waits for what it asks for to be recorded
+// and begun. It is longer than the store and the supervisor take when one is slow.
+const recordTime = 15 * time.Second
+
+// awaited returns what f returns, or ErrUnavailable when that takes too long: a disk
+// may hang. f goes on then, so what it records is carried out, and a delivery that
+// comes again is answered with its run.
+func awaited[T any](f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := f()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-time.After(recordTime):
+		var none T
+		return none, fmt.Errorf("%w: no answer from the disk within %s", ErrUnavailable, recordTime)
+	}
+}
