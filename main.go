@@ -51,6 +51,7 @@ type commands struct {
 	Sign    cli.Sign   `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
 	Runs    cli.Runs   `cmd:"" help:"List, show, follow, cancel and repeat runs."`
 	Audit   cli.Audit  `cmd:"" help:"Check the record of decisions."`
+	Backup  cli.Backup `cmd:"" help:"Copy the state folder while the server runs."`
 	Certs   cli.Certs  `cmd:"" help:"Make certificates."`
 	Keys    cli.Keys   `cmd:"" help:"Make keys."`
 	Version versionCmd `cmd:"" help:"Print the version."`
@@ -240,11 +241,8 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	conf, log := p.conf, p.log
 	var works sync.WaitGroup
 	defer func() { cancel(); works.Wait() }() // before the record closes
-	works.Go(func() { tidy.Runs(ctx, conf, h.runs, h.st, log) })
-	works.Go(func() { tidy.Sweep(ctx, conf.Get(), h.st, log) })
-	works.Go(func() { p.uses.Keep(ctx, h.st, log) })
+	p.keepStateTidy(ctx, h, &works)
 	go process.ReapOrphans(ctx)
-	go tidy.Outputs(ctx, conf, log) // of files alone, however long that takes
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries()) }, log)
 	p.watchdog.Watch(h.check)
 	defer p.watchdog.Watch(nil)
@@ -280,6 +278,14 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 		return next, errors.Join(err, h.trail.Write(ctx, audit.Line{Event: audit.HandedOver}))
 	}
 	return nil, errors.Join(err, h.procs.Quit(), h.trail.Write(ctx, audit.Line{Event: audit.Stopped})) //nolint:contextcheck // Quit has its own patience
+}
+
+// keepStateTidy removes from the state folder what is no longer kept, until ctx is done.
+func (p *program) keepStateTidy(ctx context.Context, h *held, works *sync.WaitGroup) {
+	works.Go(func() { tidy.Runs(ctx, p.conf, h.runs, h.st, p.log) })
+	works.Go(func() { tidy.Sweep(ctx, p.conf.Get(), h.st, p.log) })
+	works.Go(func() { p.uses.Keep(ctx, h.st, p.log) })
+	go tidy.Outputs(ctx, p.conf, p.log) // of files alone, however long that takes
 }
 
 // serveAdmin answers local administrators until ctx is done. Deliveries do not depend on it, so the

@@ -126,7 +126,7 @@ func ParseKey(text []byte) (ed25519.PrivateKey, error) {
 
 // ownKey returns the key of a state folder, which is made when there is none.
 func ownKey(state string) (ed25519.PrivateKey, error) {
-	name := filepath.Join(state, "audit.key")
+	name := filepath.Join(state, keyFile)
 	text, err := os.ReadFile(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return makeKey(name)

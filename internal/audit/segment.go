@@ -15,6 +15,8 @@ import (
 const (
 	checkpointFile = "checkpoint"
 	verifierFile   = "verifier"
+
+	keyFile = "audit.key" // in the state folder, unless the configuration names another
 )
 
 func folder(state string) string { return filepath.Join(state, "audit") }

@@ -77,19 +77,25 @@ func retention(c *config.Config) store.Retention {
 	return keep
 }
 
-// Sweep removes what a crash left of runs that were forgotten just then.
+// sweepAgain is how long Sweep rests between two looks at all folders.
+const sweepAgain = time.Hour
+
+// Sweep removes what a crash left of runs that were forgotten just then, until ctx is done.
 func Sweep(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Logger) {
-	removed, err := process.Sweep(ctx, folder(c), func(run string) (bool, error) {
-		_, err := st.Get(ctx, run)
-		if errors.Is(err, runner.ErrUnknown) {
-			return false, nil
+	every(ctx, func() (wait time.Duration) {
+		removed, err := process.Sweep(ctx, folder(c), process.SweepAfter, func(run string) (bool, error) {
+			_, err := st.Get(ctx, run)
+			if errors.Is(err, runner.ErrUnknown) {
+				return false, nil
+			}
+			return true, err
+		})
+		if removed > 0 {
+			log.Info("folders of forgotten runs removed", "count", removed)
 		}
-		return true, err
+		if err != nil && ctx.Err() == nil {
+			log.Error("removing folders of forgotten runs", "error", err)
+		}
+		return sweepAgain
 	})
-	if removed > 0 {
-		log.Info("folders of forgotten runs removed", "count", removed)
-	}
-	if err != nil && ctx.Err() == nil {
-		log.Error("removing folders of forgotten runs", "error", err)
-	}
 }

@@ -60,11 +60,18 @@ func lockHeld(folder string) (bool, error) {
 	return false, err
 }
 
-// Sweep removes the folders of runs in dir that are not known: a crash between
-// forgetting a run and removing its folder leaves one. It takes small steps with
+// SweepAfter is for how long the folder of a run must be unknown before it is removed. A database
+// that was replaced by an older or an empty one knows none of them, and can be put back until then.
+const SweepAfter = 24 * time.Hour
+
+// unknownFile marks the folder of a run that was not known, since its modification time.
+const unknownFile = "unknown"
+
+// Sweep removes the folders of runs in dir that have not been known for the time after: a crash
+// between forgetting a run and removing its folder leaves one. It takes small steps with
 // pauses, goes on after a folder that cannot be removed, and returns when it has
 // seen all there were, or ctx is done.
-func Sweep(ctx context.Context, dir string, known func(run string) (bool, error)) (removed int, err error) {
+func Sweep(ctx context.Context, dir string, after time.Duration, known func(run string) (bool, error)) (removed int, err error) {
 	const step, pause = 100, 50 * time.Millisecond
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -94,7 +101,11 @@ func Sweep(ctx context.Context, dir string, known func(run string) (bool, error)
 			if err != nil {
 				return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.err())
 			}
-			if !is && failed.none(remove(root, run)) && isGone(root, run) {
+			if is {
+				_ = root.Remove(filepath.Join(run, unknownFile)) // there is hardly ever one
+				continue
+			}
+			if isUnknownSince(root, run, after) && failed.none(remove(root, run)) && isGone(root, run) {
 				removed++
 			}
 		}
@@ -208,4 +219,18 @@ func removeOutput(root *os.Root, run string) error {
 		return fmt.Errorf("removing an output: %w", err)
 	}
 	return nil
+}
+
+// isUnknownSince tells whether the folder of an unknown run was marked so long ago, and marks it if it
+// was not.
+func isUnknownSince(root *os.Root, run string, after time.Duration) bool {
+	if after == 0 {
+		return true
+	}
+	mark := filepath.Join(run, unknownFile)
+	info, err := root.Lstat(mark)
+	if errors.Is(err, fs.ErrNotExist) {
+		_ = root.WriteFile(mark, nil, 0o600) // without it, the folder stays
+	}
+	return err == nil && time.Since(info.ModTime()) >= after
 }

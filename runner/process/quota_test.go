@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -87,7 +88,7 @@ func TestFoldersThatNoRunIsKnownOfAreSweptUnlessTheirTreeLives(t *testing.T) {
 		}
 	}
 	asked := map[string]int{}
-	removed, err := process.Sweep(t.Context(), b.dir, func(run string) (bool, error) {
+	removed, err := process.Sweep(t.Context(), b.dir, 0, func(run string) (bool, error) {
 		asked[run]++
 		return run == known, nil
 	})
@@ -114,12 +115,12 @@ func TestNothingIsSweptWhenNobodyCanTellWhatIsKnown(t *testing.T) {
 	release(run)
 	exited(t, b.end(t, run), 0)
 	unavailable := errors.New("unavailable")
-	if _, err := process.Sweep(t.Context(), b.dir, func(string) (bool, error) { return false, unavailable }); !errors.Is(err, unavailable) {
+	if _, err := process.Sweep(t.Context(), b.dir, 0, func(string) (bool, error) { return false, unavailable }); !errors.Is(err, unavailable) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := process.Sweep(ctx, b.dir, func(string) (bool, error) { return false, nil }); !errors.Is(err, context.Canceled) {
+	if _, err := process.Sweep(ctx, b.dir, 0, func(string) (bool, error) { return false, nil }); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if len(b.having([]string{run}, "output")) == 0 {
@@ -139,7 +140,7 @@ func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	removed, err := process.Sweep(t.Context(), dir, func(string) (bool, error) { return false, nil })
+	removed, err := process.Sweep(t.Context(), dir, 0, func(string) (bool, error) { return false, nil })
 	left, _ := filepath.Glob(filepath.Join(dir, "*"))
 	if removed != 40-len(stubborn) || len(left) != len(stubborn) {
 		t.Errorf("removed %d, and %d are left, want %d", removed, len(left), len(stubborn))
@@ -147,4 +148,47 @@ func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
 	if err == nil || strings.Count(err.Error(), "removing run") != 10 || !strings.HasSuffix(err.Error(), fmt.Sprintf("and %d more", len(stubborn)-10)) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A database that was replaced by an older one knows none of the newer runs, and can be put back
+// for a day.
+func TestSweep_UnknownForADay(t *testing.T) {
+	b, release := newHoard(t)
+	run := b.write(t)
+	release(run)
+	exited(t, b.end(t, run), 0)
+	unknown := func(string) (bool, error) { return false, nil }
+	sweep := func(known func(string) (bool, error)) int {
+		t.Helper()
+		removed, err := process.Sweep(t.Context(), b.dir, process.SweepAfter, known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return removed
+	}
+	mark := filepath.Join(b.dir, run, "unknown")
+	age := func() {
+		t.Helper()
+		before := time.Now().Add(-process.SweepAfter)
+		if err := os.Chtimes(mark, before, before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := sweep(unknown) + sweep(unknown); n != 0 {
+		t.Errorf("%d folders were removed at once", n)
+	}
+	age()
+	if sweep(func(string) (bool, error) { return true, nil }) != 0 {
+		t.Error("a known run was removed")
+	}
+	if sweep(unknown) != 0 {
+		t.Error("a run that was known in between was removed at once")
+	}
+	age()
+	if sweep(unknown) != 1 {
+		t.Error("a run that was unknown for a day is still there")
+	}
+	o := order()
+	o.Run = run
+	b.start(t, o) // for the clean-up, which asks for its end
 }

@@ -136,14 +136,14 @@ func mountedIn(t *testing.T, point string, moved bool) {
 	}
 	nobody := func(string) (bool, error) { return false, nil }
 	stays(process.Remove(b.dir, o.Run))
-	_, err = process.Sweep(t.Context(), b.dir, nobody)
+	_, err = process.Sweep(t.Context(), b.dir, 0, nobody)
 	stays(err)
 
 	if err := syscall.Unmount(at, 0); err != nil {
 		t.Fatal(err)
 	}
 	b.tidied(t, o.Run)
-	if removed, err := process.Sweep(t.Context(), b.dir, nobody); removed != 1 || err != nil {
+	if removed, err := process.Sweep(t.Context(), b.dir, 0, nobody); removed != 1 || err != nil {
 		t.Errorf("removed %d, %v", removed, err)
 	}
 	if _, err := os.Stat(precious); err != nil {

@@ -1,0 +1,122 @@
+// Package backup copies what a server keeps in its state folder, while the server runs.
+//
+// A backup is a state folder: copied to its place, it is served like any other. It runs nothing
+// again, because runs that were queued or running when it was made are interrupted in it, and it
+// ends no commands, because the files by which a supervisor finds its commands are left out.
+// Deliveries that were accepted after the backup was made are unknown to it.
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+
+	"sallyport/internal/audit"
+	"sallyport/runner/store"
+)
+
+// Write writes a backup of the state folder to a folder that is not there, or is empty. An
+// incomplete backup is removed again. The database comes first: each run in it then has its lines
+// in the audit log, and its output is complete.
+func Write(ctx context.Context, state, to string, now time.Time) (err error) {
+	if err := os.Mkdir(to, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("making the folder of the backup: %w", err)
+	}
+	entries, err := os.ReadDir(to)
+	if err != nil {
+		return fmt.Errorf("looking at the folder of the backup: %w", err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%s is not empty: name a new folder", to)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(to))
+		}
+	}()
+	if err := os.Chmod(to, 0o700); err != nil { //nolint:gosec // a folder needs x
+		return err
+	}
+	if err := store.Backup(ctx, state, filepath.Join(to, "state.db"), now); err != nil {
+		return err
+	}
+	if err := audit.Copy(state, to); err != nil {
+		return err
+	}
+	from, err := os.OpenRoot(state)
+	if err != nil {
+		return err
+	}
+	target, err := os.OpenRoot(to)
+	if err == nil {
+		err = errors.Join(copyOutputs(ctx, from, target), copyFolder(ctx, from, target, "acme", everything), target.Close())
+	}
+	return errors.Join(err, from.Close())
+}
+
+// copyOutputs copies what the commands of runs wrote, and how they ended. What is not the folder of a
+// run, and the locks and working folders of runs, stay behind.
+func copyOutputs(ctx context.Context, from, to *os.Root) error {
+	isOutput := func(path string, d fs.DirEntry) bool {
+		parts := strings.Split(path, "/")
+		switch {
+		case len(parts) == 1:
+			return true
+		case len(parts) == 2:
+			_, err := uuid.Parse(parts[1])
+			return err == nil && d.IsDir()
+		}
+		return len(parts) == 3 && !d.IsDir() && (parts[2] == "status" || parts[2] == "output" || strings.HasPrefix(parts[2], "output."))
+	}
+	return copyFolder(ctx, from, to, "runs", isOutput)
+}
+
+func everything(string, fs.DirEntry) bool { return true }
+
+// copyFolder copies the regular files of a folder that pass, if there is such a folder. What is
+// removed while it is copied is left out.
+func copyFolder(ctx context.Context, from, to *os.Root, name string, pass func(path string, d fs.DirEntry) bool) error {
+	return fs.WalkDir(from.FS(), name, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case d.IsDir() && pass(path, d):
+			return to.Mkdir(path, 0o700)
+		case d.IsDir():
+			return fs.SkipDir
+		case d.Type().IsRegular() && pass(path, d):
+			return copyFile(from, to, path)
+		}
+		return nil
+	})
+}
+
+func copyFile(from, to *os.Root, path string) error {
+	source, err := from.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = source.Close() }() // only read
+	target, err := to.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(target, source)
+	return errors.Join(err, target.Sync(), target.Close())
+}

@@ -1,0 +1,45 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+)
+
+// sqlEndActive ends what a backup finds queued or running. Whoever restores it cannot know how that
+// went on, and must not start it a second time.
+const sqlEndActive = `UPDATE runs SET state = 'interrupted', ended = $1, error = $2 WHERE ended = 0`
+
+// Backup writes a copy of the database of the state folder dir to the file named to, which must not
+// be there. The copy is that of one moment, whether or not a server writes the original. Runs that
+// are queued or running at that moment are interrupted in the copy. Errors: ErrNewer, ErrOlder,
+// ErrUnavailable.
+func Backup(ctx context.Context, dir, to string, now time.Time) error {
+	path, err := filepath.Abs(filepath.Join(dir, "state.db"))
+	if err != nil {
+		return fmt.Errorf("finding the state folder: %w", err)
+	}
+	original, err := sql.Open("sqlite", dsn(path, "ro"))
+	if err != nil {
+		return err
+	}
+	err = checkVersion(ctx, original)
+	if err == nil {
+		_, err = original.ExecContext(ctx, `VACUUM INTO $1`, to)
+	}
+	if err := errors.Join(err, original.Close()); err != nil {
+		return unavailable("copying the database", err)
+	}
+	backup, err := sql.Open("sqlite", dsn(to, "rw", "synchronous(FULL)"))
+	if err != nil {
+		return err
+	}
+	_, err = backup.ExecContext(ctx, sqlEndActive, micros(now), "was under way when the backup was made")
+	if err := errors.Join(err, backup.Close()); err != nil {
+		return unavailable("writing the copy of the database", err)
+	}
+	return nil
+}
