@@ -139,17 +139,15 @@ func (r *room) slowestOfLargest(u *upload, own int64) *upload {
 		if known && !u.known {
 			break
 		}
-		held := map[netip.Addr]int64{}
-		var largest netip.Addr
+		held, most := map[netip.Addr]int64{}, int64(0)
 		for v := range r.uploads {
 			if v != u && v.known == known {
-				if held[v.site] += v.held; held[v.site] > held[largest] {
-					largest = v.site
-				}
+				held[v.site] += v.held
+				most = max(most, held[v.site])
 			}
 		}
-		if held[largest] > own || held[largest] > 0 && u.known && !known {
-			return r.slowest(time.Now(), func(v *upload) bool { return v != u && v.known == known && v.site == largest })
+		if most > own || most > 0 && u.known && !known {
+			return r.slowest(time.Now(), func(v *upload) bool { return v != u && v.known == known && held[v.site] == most })
 		}
 	}
 	return nil

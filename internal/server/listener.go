@@ -132,16 +132,19 @@ func (l *listener) admit(c *conn) (closing []*conn, ok bool) {
 	}
 }
 
-// largest is the site with the most connections of the lowest rank that there is.
+// largest is the site with the most connections of the lowest rank that there is:
+// of several, the one with the oldest.
 func (l *listener) largest() (most *site) {
-	for r := stranger; r < busy; r++ {
+	var oldest *conn
+	for r := stranger; r < busy && most == nil; r++ {
 		for _, s := range l.sites {
-			if s.counts[r] > 0 && (most == nil || s.counts[r] > most.counts[r]) {
-				most = s
+			if s.counts[r] == 0 || most != nil && s.counts[r] < most.counts[r] {
+				continue
 			}
-		}
-		if most != nil {
-			break
+			first := s.first(netip.Addr{})
+			if most == nil || s.counts[r] > most.counts[r] || first.since.Before(oldest.since) {
+				most, oldest = s, first
+			}
 		}
 	}
 	return most
