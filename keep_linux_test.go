@@ -104,7 +104,9 @@ func (k *keeping) within() {
 		a := k.ask(k.t.Context(), http.MethodGet, "/runs?limit=1000", "")
 		return a.runs() == 20 && len(k.folders()) == 20
 	})
-	k.until("256 KiB of outputs to be left", func() bool { return k.size("state/runs/*/output*") <= 256<<10 })
+	k.until("256 KiB of outputs to be left", func() bool {
+		return k.size("state/runs/*/output")+k.size("state/runs/*/tail") <= 256<<10
+	})
 	if n := len(k.folders()); n != 20 {
 		k.t.Errorf("%d folders are left of 20 runs", n)
 	}

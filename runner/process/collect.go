@@ -1,8 +1,10 @@
 package process
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,15 +15,12 @@ import (
 )
 
 const (
-	tailParts = 4        // so a quarter of the tail more may lie on the disk
-	leastPart = 64 << 10 // however short the tail is
-
 	fifoSize = 64 << 10 // bytes that a FIFO holds at first,
 	fifoMost = 1 << 20  // and what a user without privileges may have it hold
 )
 
 // collector moves what a command writes from the FIFO in the run's folder into the
-// parts of its output, and keeps their head and tail.
+// files of its output, and keeps head and tail.
 //
 // The command has the FIFO open for reading and writing. So it never gets SIGPIPE:
 // when nobody collects, what it writes stays in the FIFO, and when that is full the
@@ -29,30 +28,26 @@ const (
 // loses what is in it when nobody at all has it open; therefore the server holds it
 // too, see [Client.Follow].
 type collector struct {
-	local      *Local
-	run        string
-	head, tail int64
-	fifo       *os.File      // nil for a command of a former version, which writes into the file itself
-	stopped    chan struct{} // closed when collect has returned
+	local   *Local
+	run     string
+	bounds  Bounds
+	fifo    *os.File      // nil for a command of a former version, which writes into the file itself
+	stopped chan struct{} // closed when collect has returned
 
 	// These belong to collect, and to the others while it is stopped.
 	size   int64    // of all that was written
-	file   *os.File // the part that is being written; nil when there is none
-	start  int64    // offset of its first byte
-	limit  int64    // bytes that may be in it
-	grown  bool     // the FIFO holds as much as it may
-	gone   bool     // somebody removed the output: nothing more is kept
-	failed bool     // a part could not be written, and the log says so
-}
-
-func newCollector(l *Local, s *Status) *collector {
-	return &collector{local: l, run: s.Run, head: s.Bounds.Head, tail: s.Bounds.Tail}
+	head   *os.File // nil when it has all that it may have, or could not be written
+	tail   *os.File // nil before, and while it cannot be written
+	state  tailState
+	peek   *peekPipe
+	grown  bool // the FIFO holds as much as it may
+	gone   bool // somebody removed the output: nothing more is kept
+	failed bool // some output could not be written, and the log says so
 }
 
 // collectOutput starts the collector of a new run. It takes the files over.
 func collectOutput(l *Local, f *folder, s *Status) *collector {
-	c := newCollector(l, s)
-	c.fifo, c.file, c.limit = f.fifo, f.output, c.head
+	c := &collector{local: l, run: s.Run, bounds: s.Bounds, fifo: f.fifo, head: f.output}
 	f.fifo, f.output = nil, nil
 	c.resume()
 	return c
@@ -61,18 +56,8 @@ func collectOutput(l *Local, f *folder, s *Status) *collector {
 // adoptCollector goes on with the output of a run that another supervisor, or
 // another image of this one, started.
 func adoptCollector(l *Local, s *Status) *collector {
-	c := newCollector(l, s)
-	c.size = s.Output.Bytes
-	parts, err := listParts(l.root, s.Run)
-	if err == nil && len(parts) == 0 {
-		err = ErrNotKept
-	}
-	if err != nil {
-		c.gone = true
-		l.log.Error("a run's output cannot be kept", "run", s.Run, "error", err)
-	} else {
-		c.reopen(parts[len(parts)-1])
-	}
+	c := &collector{local: l, run: s.Run, bounds: s.Bounds, size: s.Output.Bytes}
+	var err error
 	c.fifo, err = openFIFO(c.path(fifoFile), unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case err == nil && s.Pipe > 0:
@@ -80,28 +65,81 @@ func adoptCollector(l *Local, s *Status) *collector {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		l.log.Error("a run's output cannot be read", "run", s.Run, "error", err)
 	}
+	if err := c.reopen(); err != nil {
+		c.gone = true
+		c.fail(err)
+	}
 	c.resume()
 	return c
 }
 
 func (c *collector) path(name string) string { return filepath.Join(c.local.dir, c.run, name) }
 
-// reopen goes on with the last part, if it has all that was written.
-func (c *collector) reopen(p part) {
-	if p.end() < c.size {
-		return // what could not be written
+func (c *collector) open(name string, flags int) (*os.File, error) {
+	return c.local.root.OpenFile(filepath.Join(c.run, name), os.O_RDWR|syscall.O_NONBLOCK|flags, 0o600)
+}
+
+// reopen goes on with the files as they are.
+func (c *collector) reopen() (err error) {
+	if c.head, err = c.open(outputFile, 0); err != nil {
+		return err
 	}
-	c.size, c.start, c.limit = p.end(), p.start, c.partSize()
-	if p.name == outputFile {
-		c.limit = c.head
+	info, err := c.head.Stat()
+	if err != nil {
+		return err
 	}
-	var err error
-	if c.file, err = c.local.root.OpenFile(filepath.Join(c.run, p.name), os.O_WRONLY|syscall.O_NONBLOCK, 0); err != nil {
-		c.fail(err)
+	if c.tail, err = c.open(tailFile, 0); err == nil {
+		if c.state, err = readTail(c.tail); err == nil {
+			c.size = max(c.size, c.state.Size)
+			c.endHead()
+			c.settlePending()
+			c.state.Pending = 0
+			return c.state.write(c.tail)
+		}
+		closeAll(c.tail)
+		c.tail = nil
+	}
+	if c.size > info.Size() {
+		c.endHead() // some could not be written
+	}
+	c.size = max(c.size, info.Size())
+	return nil
+}
+
+// settlePending takes the bytes at the end of the tail from the FIFO, if a collector was
+// killed when it had written them and not taken them.
+func (c *collector) settlePending() {
+	n := c.state.Pending
+	if n == 0 || c.fifo == nil || c.state.Size-n < c.state.First || c.needPeek() != nil {
+		return
+	}
+	fd, has := int(c.fifo.Fd()), make([]byte, n)
+	has = has[:c.peek.copy(fd, has)]
+	for off, left := c.state.Size-n, has; len(left) > 0; {
+		at, run := c.state.place(off)
+		written := make([]byte, min(int64(len(left)), run))
+		if _, err := c.tail.ReadAt(written, at); err != nil || !bytes.Equal(written, left[:len(written)]) {
+			return // they were taken: others follow in the FIFO
+		}
+		off, left = off+int64(len(written)), left[len(written):]
+	}
+	if len(has) > 0 {
+		c.peek.take(fd, int(n))
 	}
 }
 
-func (c *collector) partSize() int64 { return max((c.tail+tailParts-1)/tailParts, leastPart) }
+// needPeek makes the pipe that moveToTail needs.
+func (c *collector) needPeek() (err error) {
+	if c.peek == nil {
+		c.peek, err = newPeekPipe()
+	}
+	return err
+}
+
+func (c *collector) endHead() {
+	closeAll(c.head)
+	c.head = nil
+}
 
 // collect goes on until the FIFO's deadline is over.
 func (c *collector) collect() {
@@ -118,63 +156,92 @@ func (c *collector) collect() {
 // move moves some of what is in the FIFO, and returns how many bytes; 0 when there
 // is nothing. What cannot be written is dropped, for the command must not hang on a
 // full disk.
-func (c *collector) move(fd int) int {
-	if c.size-c.start >= c.limit || c.file == nil {
-		c.nextPart()
+func (c *collector) move(fd int) (n int) {
+	if c.head != nil && c.size >= c.bounds.Head {
+		c.endHead()
 	}
-	room := int64(fifoMost)
-	if c.file != nil {
-		room = min(room, c.start+c.limit-c.size)
+	if c.head == nil && c.tail == nil && !c.gone {
+		c.openTail()
 	}
-	n, err := moveBytes(c.file, c.size-c.start, fd, int(room))
+	var err error
+	switch {
+	case c.head != nil:
+		n, err = moveBytes(c.head, c.size, fd, int(min(c.bounds.Head-c.size, fifoMost)))
+		if n > 0 && err != nil {
+			c.endHead()
+		}
+	case c.tail != nil:
+		n, err = c.moveToTail(fd)
+	default:
+		n = discardBytes(fd, fifoSize)
+	}
 	c.size += int64(n)
 	if n > 0 && err != nil {
 		c.fail(err)
 	}
-	if n >= fifoSize && !c.grown { // it was full
+	if c.size >= fifoMost && !c.grown { // it writes much
 		c.grown = true
-		growFIFO(fd)
+		growPipe(fd, fifoMost)
 	}
 	return n
 }
 
-// nextPart begins another part, and removes those that are not needed from then on.
-func (c *collector) nextPart() {
-	if c.file != nil {
-		_ = c.file.Close() // what was written to it is in the system's hands
-		c.file = nil
-	}
-	if c.gone {
-		return
-	}
+// openTail makes the tail file, or tries again to.
+func (c *collector) openTail() {
 	var err error
-	c.file, err = c.local.root.OpenFile(filepath.Join(c.run, partName(c.size)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if c.tail, err = c.open(tailFile, os.O_CREATE); err == nil {
+		c.state = newTail(c.bounds.Tail, c.size)
+		err = c.state.write(c.tail)
+	}
 	if err != nil {
+		closeAll(c.tail)
+		c.tail = nil
 		c.fail(err)
-		return
-	}
-	c.start, c.limit = c.size, c.partSize()
-	parts, err := listParts(c.local.root, c.run)
-	d := missing(parts, c.size, c.tail)
-	for _, p := range parts {
-		if p.name != outputFile && p.end() <= d.To {
-			err = errors.Join(err, c.local.root.Remove(filepath.Join(c.run, p.name)))
-		}
-	}
-	if err != nil {
-		c.local.log.Warn("removing a part of an output", "run", c.run, "error", err)
 	}
 }
 
-// fail gives up the part that is being written. What comes next is tried with
-// another.
-func (c *collector) fail(err error) {
-	if c.file != nil {
-		_ = c.file.Close() // it failed already
-		c.file = nil
+// moveToTail moves bytes in steps that leave no doubt, when this process is killed
+// between them, about what was written and what is still in the FIFO: they are
+// written while the FIFO still has them, then the tail says that it has them too,
+// and then they are taken.
+func (c *collector) moveToTail(fd int) (n int, err error) {
+	if err := c.needPeek(); err != nil {
+		return discardBytes(fd, fifoSize), err
 	}
+	n = c.peek.fill(fd, tailChunk)
+	if n == 0 {
+		return 0, nil
+	}
+	end := c.state.Size + int64(n)
+	off, err := c.write(c.peek.from(fd), end)
+	c.state.Size, c.state.Pending = end, int64(n)
+	if err != nil {
+		discardBytes(c.peek.from(fd), int(end-off))
+		c.state.First = end
+	}
+	err = errors.Join(err, c.state.write(c.tail))
+	c.peek.take(fd, n)
+	c.state.Pending = 0
+	return n, errors.Join(err, c.state.write(c.tail))
+}
+
+// write writes to the tail up to an offset of the output, and returns to which it came.
+func (c *collector) write(from int, end int64) (off int64, err error) {
+	for off = c.state.Size; off < end && err == nil; {
+		at, run := c.state.place(off)
+		var n int
+		n, err = moveBytes(c.tail, at, from, int(min(end-off, run)))
+		if off += int64(n); n == 0 && err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+	}
+	return off, err
+}
+
+// fail logs that output is not kept, once.
+func (c *collector) fail(err error) {
 	if !c.failed {
-		c.local.log.Error("a part of a run's output is not kept", "run", c.run, "error", err)
+		c.local.log.Error("some of a run's output is not kept", "run", c.run, "error", err)
 	}
 	c.failed = true
 }
@@ -226,37 +293,56 @@ func (c *collector) finish() (size int64, d Dropped) {
 			n = c.move(fd)
 		}
 	}
-	closeAll(c.fifo, c.file)
-	parts, err := listParts(c.local.root, c.run)
-	if err != nil {
-		c.local.log.Error("looking for a run's output", "run", c.run, "error", err)
+	closeAll(c.fifo, c.head, c.tail)
+	if c.peek != nil {
+		c.peek.close()
 	}
-	if c.fifo == nil && len(parts) > 0 {
-		c.size = parts[len(parts)-1].end()
+	var head int64
+	if info, err := c.local.root.Lstat(filepath.Join(c.run, outputFile)); err == nil {
+		head = info.Size()
 	}
-	return c.size, missing(parts, c.size, c.tail)
+	if c.fifo == nil {
+		return head, Dropped{}
+	}
+	if c.state.Room == 0 { // there is no tail
+		c.state.First = c.size
+	}
+	c.state.Size = c.size
+	return c.size, c.state.missing(head, c.bounds.Tail)
 }
 
 // copyBytes is how bytes are moved where the system cannot do it by itself. It
-// returns how many were taken from the FIFO, and an error when not all of them could
-// be written. Without an error and without bytes, the FIFO is empty.
-func copyBytes(to *os.File, off int64, fifo, most int) (n int, err error) {
+// returns how many were taken from the pipe, and an error when not all of them could
+// be written. Without an error and without bytes, the pipe is empty.
+func copyBytes(to *os.File, off int64, from, most int) (n int, err error) {
 	const chunk = 64 << 10
 	buf := make([]byte, min(most, chunk))
-	for {
-		n, err = unix.Read(fifo, buf)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	switch {
-	case err != nil || n <= 0: // EAGAIN; a FIFO has no other errors
+	if n = readPipe(from, buf); n == 0 {
 		return 0, nil
-	case to == nil:
-		return n, nil
 	}
 	_, err = to.WriteAt(buf[:n], off)
 	return n, err
+}
+
+// discardBytes takes up to n bytes from a pipe, and returns how many.
+func discardBytes(from, n int) (taken int) {
+	const chunk = 64 << 10
+	buf := make([]byte, min(n, chunk))
+	for k := 1; k > 0 && taken < n; taken += k {
+		k = readPipe(from, buf[:min(n-taken, chunk)])
+	}
+	return taken
+}
+
+// readPipe returns how many bytes it read; 0 when there are none. A pipe that is open
+// has no other errors.
+func readPipe(fd int, buf []byte) int {
+	for {
+		n, err := unix.Read(fd, buf)
+		if !errors.Is(err, unix.EINTR) {
+			return max(n, 0)
+		}
+	}
 }
 
 // makeFIFO makes a FIFO and opens it, for the collector and for the command.

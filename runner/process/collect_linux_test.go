@@ -54,27 +54,48 @@ until [ -s "$1" ]; do sleep 0.01; done`, pid)})
 // output is more than a FIFO holds.
 const writer = `seq %d %d; code=$?; until [ -e "$1/gate" ]; do sleep 0.01; done; echo $code > "$1/code"`
 
-// newWriter has a hook "job" that is a writer, which keeps all that it writes.
-func newWriter(t *testing.T, lines int) (p *post, dir string) {
+// newWriter has a hook "job" that is a writer.
+func newWriter(t *testing.T, lines int, keep runner.OutputSpec) (p *post, dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	return newPost(t, map[string]runner.HookSpec{"job": {
-		Command: shell(t, fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir), Output: runner.OutputSpec{Head: 1 << 30, Tail: 1},
+		Command: shell(t, fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir), Output: keep,
 	}}), dir
 }
 
-// wrote checks that a writer was not disturbed and that its whole output is there.
-func (p *post) wrote(t *testing.T, run, dir string, lines int) {
+// wrote checks that a writer was not disturbed and that so many bytes of its output are there.
+func (p *post) wrote(t *testing.T, run, dir string, want int64) {
 	t.Helper()
 	if code, err := os.ReadFile(filepath.Join(dir, "code")); err != nil || string(code) != "0\n" {
 		t.Errorf("the writer ended with %q, %v", code, err)
 	}
-	if kept := p.readAlong(t, run, 10_000); kept != int64(lines)*lineBytes {
-		t.Errorf("%d bytes are there, want %d", kept, lines*lineBytes)
+	if kept := p.readAlong(t, run, 10_000); kept != want {
+		t.Errorf("%d bytes are there, want %d", kept, want)
 	}
 	if left, err := filepath.Glob(filepath.Join(p.dir, run, "fifo")); len(left) > 0 || err != nil {
 		t.Errorf("%v is left, %v", left, err)
 	}
+}
+
+// stopSupervisor returns when all its threads have stopped.
+func (p *post) stopSupervisor(t *testing.T) (pid int) {
+	t.Helper()
+	pid = p.PID()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	eventually(t, "the supervisor has stopped", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		for _, name := range threads {
+			stat, _ := os.ReadFile(name)
+			if _, rest, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(rest, "T") {
+				return false
+			}
+		}
+		return len(threads) > 0
+	})
+	return pid
 }
 
 func open(t *testing.T, gate string) {
@@ -84,35 +105,83 @@ func open(t *testing.T, gate string) {
 	}
 }
 
-// TestOutput_KilledSupervisor: commands write on while one supervisor after the other
-// is killed, get no SIGPIPE, and nothing of their output is lost.
+// TestOutput_KilledSupervisor: a command writes on while one supervisor after the
+// other is killed, gets no SIGPIPE, and nothing of its output is lost or comes twice.
 func TestOutput_KilledSupervisor(t *testing.T) {
-	const lines = 2_000_000
-	p, dir := newWriter(t, lines)
-	run := p.begin(t, p.order("job", nil))
-	ends, err := p.Follow(run)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 5 {
-		before := p.PID()
-		p.killSupervisor(t)
-		eventually(t, "there is another supervisor", func() bool {
-			_, err := p.List()
-			return err == nil && p.PID() != before
+	const lines, size = 8_000_000, 8_000_000 * lineBytes
+	for name, keep := range map[string]runner.OutputSpec{
+		"head": {Head: 1 << 30, Tail: 1}, "tail": {Head: 1, Tail: 1 << 30}, "both": {Head: 100_000, Tail: 3_000_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, dir := newWriter(t, lines, keep)
+			run := p.begin(t, p.order("job", nil))
+			ends, err := p.Follow(run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 8 {
+				before := p.PID()
+				p.killSupervisor(t)
+				eventually(t, "there is another supervisor", func() bool {
+					_, err := p.List()
+					return err == nil && p.PID() != before
+				})
+			}
+			open(t, dir)
+			e := <-ends
+			interrupted(t, e)
+			kept := min(size, int64(keep.Head+keep.Tail))
+			if e.Output != (runner.Output{Bytes: size, Dropped: size - kept}) {
+				t.Errorf("output %+v", e.Output)
+			}
+			p.wrote(t, run, dir, kept)
 		})
 	}
-	open(t, dir)
-	interrupted(t, <-ends)
-	p.wrote(t, run, dir, lines)
+}
+
+// TestOutput_KilledBeforeTaking: a supervisor is killed when the tail has bytes that
+// may be in the FIFO too.
+func TestOutput_KilledBeforeTaking(t *testing.T) {
+	const first, lines = 20_000, 25_000
+	for name, taken := range map[string]bool{"not taken": false, "taken": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			p := newPost(t, map[string]runner.HookSpec{"job": {
+				Command: shell(t, fmt.Sprintf(`seq %d %d; until [ -e "$1/go" ]; do sleep 0.01; done; `+writer,
+					firstLine, firstLine+first-1, firstLine+first, firstLine+lines-1), dir),
+				Output: runner.OutputSpec{Head: 1000, Tail: 1 << 20},
+			}})
+			run := p.begin(t, p.order("job", nil))
+			ends, err := p.Follow(run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.says(t, run, fmt.Sprintf("%d\n", firstLine+first-1))
+			p.stopSupervisor(t)
+			if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			open(t, dir)
+			eventually(t, "the command has ended", func() bool { _, err := os.Stat(filepath.Join(dir, "code")); return err == nil })
+			var more []byte
+			for n := firstLine + first; !taken && n < firstLine+lines-1000; n++ {
+				more = fmt.Appendln(more, n)
+			}
+			if err := process.ForgeTail(filepath.Join(p.dir, run, "tail"), more, max(len(more), 20_000)); err != nil {
+				t.Fatal(err)
+			}
+			p.killSupervisor(t)
+			interrupted(t, <-ends)
+			p.wrote(t, run, dir, lines*lineBytes)
+		})
+	}
 }
 
 // TestOutput_EndWithoutSupervisor: what a command writes last is not lost when it ends
 // while there is no supervisor.
 func TestOutput_EndWithoutSupervisor(t *testing.T) {
 	const lines = 5_000 // which the FIFO holds
-	p, dir := newWriter(t, lines)
-	starter := p.PID()
+	p, dir := newWriter(t, lines, runner.OutputSpec{})
 	begun := filepath.Join(dir, "begun")
 	p.hooks = p.write(t, map[string]runner.HookSpec{"job": {Command: shell(t,
 		fmt.Sprintf(`: > "$1/begun"; until [ -e "$1/gate" ]; do sleep 0.01; done; seq %d %d; echo $? > "$1/code"`, firstLine, firstLine+lines-1), dir)}})
@@ -122,28 +191,22 @@ func TestOutput_EndWithoutSupervisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the command began", func() bool { _, err := os.Stat(begun); return err == nil })
-	if err := syscall.Kill(starter, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	p.stopSupervisor(t)
 	open(t, dir)
 	eventually(t, "the command has ended", func() bool { _, err := os.Stat(filepath.Join(dir, "code")); return err == nil })
 	eventually(t, "nothing of it holds its lock", func() bool { return !p.subject.held(t, run) })
 	p.killSupervisor(t)
 	interrupted(t, <-ends)
-	p.wrote(t, run, dir, lines)
+	p.wrote(t, run, dir, lines*lineBytes)
 }
 
 // TestOutput_StoppedSupervisor: a command waits for a supervisor that is stopped, and
 // goes on with it.
 func TestOutput_StoppedSupervisor(t *testing.T) {
 	const lines = 1_000_000
-	p, dir := newWriter(t, lines)
+	p, dir := newWriter(t, lines, runner.OutputSpec{})
 	run := p.begin(t, p.order("job", nil))
-	supervisor := p.PID()
-	if err := syscall.Kill(supervisor, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
+	supervisor := p.stopSupervisor(t)
 	open(t, dir)
 	fifo, err := unix.Open(filepath.Join(p.dir, run, "fifo"), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -161,7 +224,7 @@ func TestOutput_StoppedSupervisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	exited(t, p.subject.end(t, run), 0)
-	p.wrote(t, run, dir, lines)
+	p.wrote(t, run, dir, lines*lineBytes)
 }
 
 // TestOutput_RemovedFile: an output that somebody removed is not kept any more, which
@@ -225,5 +288,5 @@ func TestOutput_FormerVersion(t *testing.T) {
 	if e.Output != (runner.Output{Bytes: lines * lineBytes}) {
 		t.Errorf("output %+v", e.Output)
 	}
-	p.wrote(t, run, dir, lines)
+	p.wrote(t, run, dir, lines*lineBytes)
 }

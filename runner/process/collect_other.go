@@ -2,13 +2,39 @@
 
 package process
 
-import "os"
+import (
+	"os"
 
-// moveBytes moves up to most bytes from a FIFO to the offset off of a file, or
-// nowhere when that is nil.
-func moveBytes(to *os.File, off int64, fifo, most int) (int, error) {
-	return copyBytes(to, off, fifo, most)
+	"golang.org/x/sys/unix"
+)
+
+// moveBytes is copyBytes.
+func moveBytes(to *os.File, off int64, from, most int) (int, error) {
+	return copyBytes(to, off, from, most)
 }
 
-// growFIFO does nothing: this system decides by itself what a FIFO holds.
-func growFIFO(int) {}
+// growPipe does nothing: this system decides by itself what a pipe holds.
+func growPipe(int, int) {}
+
+// peekPipe stands for the FIFO itself: this system cannot show what is in there before
+// it is taken.
+type peekPipe struct{}
+
+func newPeekPipe() (*peekPipe, error) { return &peekPipe{}, nil }
+
+func (p *peekPipe) fill(fifo, most int) int {
+	const fionread = 0x4004667f // of macOS and the BSDs
+	n, err := unix.IoctlGetInt(fifo, fionread)
+	if err != nil {
+		return 0
+	}
+	return min(n, most)
+}
+
+func (p *peekPipe) from(fifo int) int { return fifo }
+
+func (p *peekPipe) take(int, int) {}
+
+func (p *peekPipe) copy(int, []byte) int { return 0 }
+
+func (p *peekPipe) close() {}

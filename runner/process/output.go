@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 )
 
 // Dropped is the middle of an output that is not kept: the bytes from From up
@@ -25,9 +24,9 @@ func (d Dropped) Bytes() int64 { return d.To - d.From }
 type Output struct {
 	folder *os.Root
 	status *Status
-	parts  []part
-	file   *os.File // of the part that was read last; nil before
-	open   part
+	head   *os.File
+	tail   *os.File // nil until there is one
+	state  tailState
 }
 
 // Output opens the output of a run. Errors wrap ErrUnknown or ErrNotKept where
@@ -53,56 +52,61 @@ func OpenOutput(dir, run string) (*Output, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder of run %s: %w", run, err)
 	}
-	o := &Output{folder: folder, status: s}
-	if o.parts, err = listParts(folder, "."); err == nil && (len(o.parts) == 0 || s.Ring != nil) {
+	head, err := openRegular(folder, outputFile)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && s.Ring != nil {
 		err = ErrNotKept
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the output of run %s: %w", run, err), o.Close())
+		closeAll(head)
+		return nil, errors.Join(fmt.Errorf("opening the output of run %s: %w", run, err), folder.Close())
 	}
-	return o, nil
+	return &Output{folder: folder, status: s, head: head}, nil
 }
 
 // State returns how many bytes the command wrote so far and which of them are
 // not kept. Both may grow until the run ends.
 func (o *Output) State() (size int64, d Dropped) {
-	o.refresh()
-	switch s := o.status; {
-	case !s.Ended.IsZero():
-		return s.Output.Bytes, s.Dropped
-	case len(o.parts) == 0:
-		return 0, Dropped{}
-	default:
-		size = o.parts[len(o.parts)-1].end()
-		if s.Dropped != (Dropped{}) {
-			return size, s.Dropped
-		}
-		return size, missing(o.parts, size, s.Bounds.Tail)
-	}
+	size, d, _ = o.look()
+	return size, d
 }
 
-// refresh looks at what there is by now, until the run has ended. What cannot be
-// read is as it was.
-func (o *Output) refresh() {
+// look also returns the end of what the head file has.
+func (o *Output) look() (size int64, d Dropped, head int64) {
+	if o.status.Ended.IsZero() {
+		if s, err := readStatus(o.folder, "."); err == nil {
+			o.status = s // before the files: once it has an end, they are what is kept
+		}
+	}
+	if o.tail == nil {
+		o.tail, _ = openRegular(o.folder, tailFile)
+	}
+	if o.tail != nil {
+		if s, err := readTail(o.tail); err == nil {
+			o.state = s
+		}
+	}
+	if info, err := o.head.Stat(); err == nil {
+		head = info.Size()
+	}
+	size = head
+	if o.state.Room > 0 {
+		size, d = o.state.Size, o.state.missing(head, o.status.Bounds.Tail)
+	}
 	if !o.status.Ended.IsZero() {
-		return
+		size = o.status.Output.Bytes
 	}
-	s, err := readStatus(o.folder, ".")
-	if err != nil {
-		s = o.status
+	if !o.status.Ended.IsZero() || o.status.Dropped != (Dropped{}) {
+		d = o.status.Dropped
 	}
-	if parts, err := listParts(o.folder, "."); err == nil { // after the status: once that has an end, they are what is kept
-		o.status, o.parts = s, parts
-	}
+	return size, d, head
 }
 
 // Next reads bytes that follow one another, the first at the offset at. That
 // is off itself, or the end of the dropped middle when off lies in it. It
 // returns io.EOF when nothing is there yet at or after off.
 func (o *Output) Next(p []byte, off int64) (at int64, n int, err error) {
-	const most = 10 // times that what is to be read is dropped just then
-	for tries := 1; ; tries++ {
-		size, d := o.State()
+	for {
+		size, d, head := o.look()
 		if off >= d.From && off < d.To {
 			off = d.To
 		}
@@ -110,44 +114,32 @@ func (o *Output) Next(p []byte, off int64) (at int64, n int, err error) {
 			return off, 0, io.EOF
 		}
 		end := min(size, off+int64(len(p)))
-		if off < d.From {
-			end = min(end, d.From)
+		if off < head {
+			n, err = o.head.ReadAt(p[:min(end, head)-off], off)
+			return off, n, ignoreEOF(n, err)
 		}
-		n, err := o.read(p[:end-off], off)
-		if errors.Is(err, ErrNotKept) && o.status.Ended.IsZero() && tries < most {
-			continue
+		if o.state.Room == 0 {
+			return off, 0, ErrNotKept
 		}
-		return off, n, err
+		place, run := o.state.place(off)
+		n, err = o.tail.ReadAt(p[:min(end-off, run)], place)
+		// What was written over while it was read is not what the command wrote there.
+		if _, d, _ = o.look(); off >= d.To {
+			return off, n, ignoreEOF(n, err)
+		}
 	}
 }
 
-// read reads from the part that has the offset.
-func (o *Output) read(p []byte, off int64) (int, error) {
-	has := func(p part) bool { return off >= p.start && off < p.end() }
-	i := slices.IndexFunc(o.parts, has)
-	if i < 0 {
-		return 0, ErrNotKept
-	}
-	if part := o.parts[i]; o.file == nil || o.open.name != part.name {
-		f, err := openRegular(o.folder, part.name)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = ErrNotKept
-		}
-		if err != nil {
-			return 0, fmt.Errorf("reading an output: %w", err)
-		}
-		closeAll(o.file)
-		o.file, o.open = f, part
-	}
-	n, err := o.file.ReadAt(p[:min(int64(len(p)), o.parts[i].end()-off)], off-o.parts[i].start)
+// ignoreEOF leaves the end of a file to the next read.
+func ignoreEOF(n int, err error) error {
 	if n > 0 {
-		err = nil
+		return nil
 	}
-	return n, err
+	return err
 }
 
 // Close closes the output.
 func (o *Output) Close() error {
-	closeAll(o.file)
+	closeAll(o.head, o.tail)
 	return o.folder.Close()
 }

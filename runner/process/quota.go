@@ -194,12 +194,8 @@ func takenBy(root *os.Root, run string) (bytes int64) {
 	if checkID(run) != nil {
 		return 0
 	}
-	parts, err := readParts(root, run)
-	if err != nil {
-		return 0
-	}
-	for _, p := range parts {
-		info, err := root.Lstat(filepath.Join(run, p.name))
+	for _, name := range []string{outputFile, tailFile} {
+		info, err := root.Lstat(filepath.Join(run, name))
 		if err != nil {
 			continue
 		}
@@ -211,12 +207,10 @@ func takenBy(root *os.Root, run string) (bytes int64) {
 }
 
 func removeOutput(root *os.Root, run string) error {
-	parts, err := readParts(root, run)
-	for _, p := range parts {
-		err = errors.Join(err, root.Remove(filepath.Join(run, p.name)))
-	}
-	if err != nil {
-		return fmt.Errorf("removing an output: %w", err)
+	for _, name := range []string{tailFile, outputFile} {
+		if err := root.Remove(filepath.Join(run, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing an output: %w", err)
+		}
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 
 // The names in a run's folder.
 const (
-	outputFile = "output" // what the command wrote; see part
+	outputFile = "output" // what the command wrote first; the end is in tailFile
 	fifoFile   = "fifo"   // where it writes, until the run has ended
 	statusFile = "status" // Status as JSON
 	lockFile   = "lock"   // flock'd as long as any of the command's tree keeps the descriptor; its content is the flight
