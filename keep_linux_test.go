@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -11,8 +12,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
+
+	"sallyport/runner/process"
 )
 
 const keepHooks = `
@@ -63,6 +67,10 @@ func TestWhatFailsOverAndOverTakesNoMoreThanItIsLeft(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, lock.Close()) }()
 	check(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
+	for _, id := range []string{gone, held} { // as if they had been unknown for long
+		mark, before := filepath.Join(k.dir, "state", "runs", id, "unknown"), time.Now().Add(-process.SweepAfter)
+		check(t, errors.Join(os.WriteFile(mark, nil, 0o600), os.Chtimes(mark, before, before)))
+	}
 	k.start(true)
 	k.until("what a crash left to go", func() bool { return !slices.Contains(k.folders(), gone) })
 	if left := k.folders(); !slices.Equal(left, known[1:]) {

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -75,7 +76,7 @@ func copyOutputs(ctx context.Context, from, to *os.Root) error {
 			_, err := uuid.Parse(parts[1])
 			return err == nil && d.IsDir()
 		}
-		return len(parts) == 3 && !d.IsDir() && (parts[2] == "status" || parts[2] == "output" || strings.HasPrefix(parts[2], "output."))
+		return len(parts) == 3 && !d.IsDir() && slices.Contains([]string{"status", "output", "tail"}, parts[2])
 	}
 	return copyFolder(ctx, from, to, "runs", isOutput)
 }
