@@ -5,12 +5,13 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL: # a recipe is one script, which ends at its first error
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt vuln fips cross crash stress fuzz bench clean tools secrets
+.PHONY: help run build test lint fmt vuln fips cross crash stress attack fuzz bench clean tools secrets
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
 FUZZTIME ?= 10s
 CRASHES  ?= 200
 STRESS   ?= 60m
+ATTACK   ?= 20s
 TOOL     := go tool -modfile=.ci/tools/go.mod
 NPM      := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard testdata/*/package.json))
 PEBBLE   := bin/test/pebble bin/test/pebble-challtestsrv
@@ -67,6 +68,9 @@ crash: tools ## kill the server and its supervisor CRASHES times (200) under loa
 # detector.
 stress: ## take random operations against the program for STRESS (60m), and judge what came of them; SEED=N: one round again
 	STRESS=$(STRESS) CGO_ENABLED=0 go test -count=1 -timeout 0 -run '^TestStress' -v .
+
+attack: ## attack the program as strangers and as a caller, each attack for ATTACK (20s), and report what a good caller sees
+	ATTACK=$(ATTACK) CGO_ENABLED=0 go test -count=1 -timeout 60m -run '^TestAttack$$' -v . | grep -vE '^(=== |PASS)'
 
 fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 	go test -list '^Fuzz' ./... | awk '/^Fuzz/ {name[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print name[i], $$2; n = 0}' |

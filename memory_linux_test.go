@@ -143,8 +143,15 @@ func dialTLS(t *testing.T, trusted *x509.CertPool, address string) *tls.Conn {
 // serve, a secret, and the rest of its configuration.
 func shippedWith(t *testing.T, rest string) (dir string) {
 	t.Helper()
-	dir = t.TempDir()
+	dir = configured(t, rest)
 	shipped(t, dir)
+	return dir
+}
+
+// configured makes a folder with a configuration, certificates and a secret.
+func configured(t *testing.T, rest string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
 	check(t, err)
 	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))

@@ -27,6 +27,7 @@ type siege struct {
 	trusted *x509.CertPool
 	address string
 	sign    client.Signer
+	server  int // process id
 	stop    chan struct{}
 	all     sync.WaitGroup
 }
@@ -34,7 +35,7 @@ type siege struct {
 // newSiege starts the program with the default limits of strangers.
 func newSiege(t *testing.T) *siege {
 	t.Helper()
-	dir := shippedWith(t, `
+	dir := configured(t, `
 limits: {caller: {rate: 1000/s, burst: 1000}}
 callers:
   good: {hmac: {scheme: github, keys: [{file: secret}]}}
@@ -42,11 +43,19 @@ hooks:
   usual: {callers: [good], command: [/bin/true], busy: {queue: 10000}}
   large: {callers: [good], command: [/bin/true], busy: {queue: 10000}, body: {max: 25MiB, timeout: 1m}}
 `)
+	shipped(t, dir)
+	return startSiege(t, dir)
+}
+
+// startSiege starts the program in a folder that is configured.
+func startSiege(t *testing.T, dir string) *siege {
+	t.Helper()
 	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
 	s := &siege{
 		t: t, trusted: roots(t, filepath.Join(dir, "certs", "ca.pem")), stop: make(chan struct{}),
 		address: strings.Replace(strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://"), "localhost", "127.0.0.1", 1),
 	}
+	s.server = serve.Process.Pid
 	var err error
 	s.sign, err = client.HMAC("github", []byte("a secret of thirty-two bytes or so"))
 	check(t, err)
