@@ -35,6 +35,7 @@ import (
 	"sallyport/internal/metrics"
 	"sallyport/internal/readiness"
 	"sallyport/internal/server"
+	"sallyport/internal/terminal"
 	"sallyport/internal/tidy"
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -75,8 +76,8 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	var cmd commands
 	exit := -1
 	parser, err := kong.New(&cmd, kong.Name("sallyport"), kong.Description(description),
-		kong.Vars{"bearer": "Bearer "}, kong.Writers(out, errOut), kong.Exit(func(code int) { exit = code }),
-		kong.Bind(&cli.Streams{In: in, Out: out, Err: errOut}))
+		kong.Writers(out, errOut), kong.Exit(func(code int) { exit = code }),
+		kong.Bind(&cli.Streams{In: in, Out: terminal.Writer(out), Err: errOut}))
 	if err != nil {
 		_, _ = fmt.Fprintln(errOut, "sallyport:", err)
 		return 70
@@ -97,7 +98,7 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	logging.PrintLast(errOut, "sallyport:", err)
+	logging.PrintLast(terminal.Writer(errOut), "sallyport:", err)
 	return client.ExitCode(err)
 }
 

@@ -2,25 +2,29 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
 	"sallyport/auth"
 	"sallyport/internal/client"
+	"sallyport/internal/terminal"
 )
 
 // Call sends a delivery to a hook, and with Wait follows its run.
 type Call struct {
 	URL string `arg:"" help:"Of the hook: https://host/path."`
-	proof
+	credential
+	payload
 	transport
-	ContentType string            `default:"application/json" help:"Of the body."`
-	Set         map[string]string `short:"H" placeholder:"NAME=VALUE" help:"One more header."`
-	Wait        bool              `help:"Follow the run and exit as it does."`
-	Retry       time.Duration     `help:"Send again for so long while the server is busy or away."`
+	ContentType string        `default:"application/json" help:"Of the body."`
+	Set         []field       `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"One more header, as curl takes it."`
+	Wait        bool          `help:"Follow the run and exit as it does."`
+	Retry       time.Duration `help:"Send again for so long while the server is busy or away."`
 }
 
 // Run sends the delivery and prints the run as JSON.
@@ -32,13 +36,13 @@ func (cmd *Call) Run(s *Streams) error {
 	if _, hmac := auth.Preset(cmd.Scheme); hmac && len(body) == 0 {
 		return fmt.Errorf("--data is missing, and %s signs nothing else: %w", cmd.Scheme, client.ErrUsage)
 	}
-	c, err := cmd.client(&cmd.proof, client.Options{Retry: cmd.Retry, Progress: s.Err})
+	c, err := cmd.client(&cmd.credential, client.Options{Retry: cmd.Retry, Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}
 	header := http.Header{}
-	for name, value := range cmd.Set {
-		header.Set(name, value)
+	for _, f := range cmd.Set {
+		header.Set(f.name, f.value)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -54,6 +58,24 @@ func (cmd *Call) Run(s *Streams) error {
 	}
 	if code := client.RunExitCode(res.Run); cmd.Wait && code != 0 {
 		return ExitCode(code)
+	}
+	return nil
+}
+
+// field is one field of a header.
+type field struct{ name, value string }
+
+// UnmarshalText reads NAME:VALUE, or NAME=VALUE. Its errors do not repeat the value,
+// which may be a credential.
+func (f *field) UnmarshalText(text []byte) error {
+	s := string(text)
+	at := strings.IndexAny(s, ":=")
+	if at < 1 || !client.IsHeaderName(s[:at]) {
+		return errors.New("a header is given as NAME:VALUE")
+	}
+	f.name, f.value = s[:at], strings.TrimSpace(s[at+1:])
+	if !client.IsHeaderValue(f.value) {
+		return fmt.Errorf("the header %s cannot have this value", f.name)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"sallyport/internal/client"
+	"sallyport/internal/terminal"
 	"sallyport/runner/process"
 )
 
@@ -16,6 +17,9 @@ import (
 func (r *reach) change(s *Streams, f func(ctx context.Context, c *client.Client, server string) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	if err := r.checkOptions(); err != nil {
+		return err
+	}
 	if r.State != "" {
 		err := f(ctx, client.NewLocal(func(ctx context.Context) (net.Conn, error) { return process.DialAdmin(ctx, r.State) }), client.LocalServer)
 		if client.ExitCode(err) == client.ExitUnreachable {
@@ -23,7 +27,7 @@ func (r *reach) change(s *Streams, f func(ctx context.Context, c *client.Client,
 		}
 		return err
 	}
-	c, err := r.client(&r.proof, client.Options{Progress: s.Err})
+	c, err := r.client(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"sallyport/internal/terminal"
 	"sallyport/runner"
 )
 
@@ -26,7 +27,11 @@ type form struct {
 
 func (f *form) print(w io.Writer, r runner.Run) error {
 	if f.JSON {
-		return printJSON(w, r)
+		return printJSON(w, struct {
+			runner.Run
+
+			Reason string `json:"reason,omitempty"`
+		}{r, r.Detail})
 	}
 	rows := [][2]string{
 		{"run", r.ID},
@@ -40,6 +45,7 @@ func (f *form) print(w io.Writer, r runner.Run) error {
 		{"took", took(r)},
 		{"exit", exit(r)},
 		{"error", r.Error},
+		{"reason", r.Detail},
 		{"output", wrote(r)},
 		{"left behind", leftBehind(r)},
 		{"rerun of", r.RerunOf},
@@ -54,18 +60,10 @@ func (f *form) print(w io.Writer, r runner.Run) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, row := range rows {
 		if row[1] != "" || strings.HasPrefix(row[0], "param ") {
-			_, _ = fmt.Fprintf(t, "%s\t%s\n", row[0], plain(row[1]))
+			_, _ = fmt.Fprintf(t, "%s\t%s\n", row[0], terminal.Quote(row[1]))
 		}
 	}
 	return t.Flush()
-}
-
-// plain quotes what a sender could use to write to the terminal what is not there.
-func plain(s string) string {
-	if quoted := strconv.Quote(s); s == "" || quoted != `"`+s+`"` {
-		return quoted
-	}
-	return s
 }
 
 // leftBehind says how many processes of the command had to be ended after it.

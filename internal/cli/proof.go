@@ -2,24 +2,27 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net/http"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"sallyport/internal/client"
 )
 
-// proof is how a delivery proves who sends it, and what it carries.
-type proof struct {
+// credential is how a request proves who sends it.
+type credential struct {
 	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, signature (RFC 9421), jwt, or token. None for a client certificate alone."`
 	KeyFile  string            `placeholder:"FILE" help:"The secret; for jwt and signature the secret or a PEM private key; for token the token."`
-	ID       string            `help:"Id of the delivery. Default: a random one."`
-	Data     string            `short:"d" help:"Body." xor:"body"`
-	DataFile string            `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
-	Header   string            `default:"Authorization" help:"token: the header that holds it."`
-	Prefix   string            `default:"${bearer}" help:"token: what stands before it in Authorization."`
-	Alg      string            `default:"HS256" help:"jwt: algorithm."`
+	Header   string            `placeholder:"NAME" help:"token: the header that holds it. Default: Authorization."`
+	Prefix   *string           `placeholder:"TEXT" help:"token: what stands before it in Authorization. Default: \"Bearer \"."`
+	Alg      string            `help:"jwt: algorithm. Default: HS256."`
 	Kid      string            `help:"jwt and signature: key id."`
 	Tag      string            `help:"signature: tag."`
 	Issuer   string            `help:"jwt: iss."`
@@ -28,50 +31,124 @@ type proof struct {
 	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: one more claim, a string."`
 }
 
+// payload is what a delivery carries.
+type payload struct {
+	ID       string `help:"Id of the delivery. Default: a random one."`
+	Data     string `short:"d" help:"Body." xor:"body"`
+	DataFile string `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
+}
+
+// option is a flag that only some schemes have a use for.
+type option struct {
+	name    string
+	given   bool
+	schemes []string
+}
+
+func (c *credential) options() []option {
+	token, jwt, signature := []string{"token"}, []string{"jwt"}, []string{"signature"}
+	return []option{
+		{"header", c.Header != "", token},
+		{"prefix", c.Prefix != nil, token},
+		{"alg", c.Alg != "", jwt},
+		{"kid", c.Kid != "", []string{"jwt", "signature"}},
+		{"tag", c.Tag != "", signature},
+		{"issuer", c.Issuer != "", jwt},
+		{"audience", c.Audience != "", jwt},
+		{"subject", c.Subject != "", jwt},
+		{"claim", len(c.Claim) > 0, jwt},
+	}
+}
+
+// checkOptions refuses flags that the scheme has no use for: whoever gives one
+// believes that it does something.
+func checkOptions(scheme string, options []option) error {
+	for _, o := range options {
+		if !o.given || slices.Contains(o.schemes, scheme) {
+			continue
+		}
+		is := "it is " + scheme
+		if scheme == "" {
+			is = "there is none"
+		}
+		return fmt.Errorf("--%s is for --scheme %s, and %s: %w", o.name, strings.Join(o.schemes, " or "), is, client.ErrUsage)
+	}
+	return nil
+}
+
+// given returns the name of a flag of the credential that was given, or nothing.
+func (c *credential) given() string {
+	switch {
+	case c.Scheme != "":
+		return "scheme"
+	case c.KeyFile != "":
+		return "key-file"
+	}
+	for _, o := range c.options() {
+		if o.given {
+			return o.name
+		}
+	}
+	return ""
+}
+
 // signer returns what makes the headers; nil without a scheme.
-func (p *proof) signer() (client.RequestSigner, error) {
-	if p.Scheme == "" {
+func (c *credential) signer() (client.RequestSigner, error) {
+	if err := checkOptions(c.Scheme, c.options()); err != nil {
+		return nil, err
+	}
+	switch {
+	case c.Scheme == "" && c.KeyFile == "":
 		return nil, nil
+	case c.Scheme == "":
+		return nil, fmt.Errorf("--key-file needs --scheme: %w", client.ErrUsage)
+	case c.KeyFile == "":
+		return nil, fmt.Errorf("--scheme %s needs --key-file: %w", c.Scheme, client.ErrUsage)
 	}
-	if p.KeyFile == "" {
-		return nil, fmt.Errorf("--scheme %s needs --key-file: %w", p.Scheme, client.ErrUsage)
+	key, err := os.ReadFile(c.KeyFile)
+	if at := new(fs.PathError); errors.As(err, &at) { // its path may be the key itself, in the wrong place
+		return nil, fmt.Errorf("reading the file of --key-file: %w", at.Err)
 	}
-	key, err := os.ReadFile(p.KeyFile)
 	if err != nil {
-		return nil, fmt.Errorf("reading the key: %w", err)
+		return nil, fmt.Errorf("reading the file of --key-file: %w", err)
 	}
 	key = bytes.TrimSuffix(bytes.TrimSuffix(key, []byte("\n")), []byte("\r"))
-	if p.Scheme == "signature" {
-		return client.Signature(p.Kid, p.Tag, key)
+	if c.Scheme == "signature" {
+		return client.Signature(c.Kid, c.Tag, key)
 	}
-	sign, err := p.bodySigner(key)
+	sign, err := c.bodySigner(key)
 	if err != nil {
 		return nil, err
 	}
 	return sign.Requests(), nil
 }
 
-func (p *proof) bodySigner(key []byte) (client.Signer, error) {
-	switch p.Scheme {
+func (c *credential) bodySigner(key []byte) (client.Signer, error) {
+	switch c.Scheme {
 	case "token":
-		prefix := ""
-		if p.Header == "Authorization" {
-			prefix = p.Prefix
+		header, prefix := http.CanonicalHeaderKey(cmp.Or(c.Header, "Authorization")), ""
+		switch {
+		case header != "Authorization" && c.Prefix != nil:
+			return nil, fmt.Errorf("--prefix is for the header Authorization: %w", client.ErrUsage)
+		case c.Prefix != nil:
+			prefix = *c.Prefix
+		case header == "Authorization":
+			prefix = "Bearer "
 		}
-		return client.Static(p.Header, prefix+string(key))
+		return client.Static(header, prefix+string(key))
 	case "jwt":
-		claims := make(map[string]any, len(p.Claim))
-		for name, value := range p.Claim {
+		claims := make(map[string]any, len(c.Claim))
+		for name, value := range c.Claim {
 			claims[name] = value
 		}
 		return client.JWT{
-			Alg: p.Alg, KeyID: p.Kid, Issuer: p.Issuer, Audience: p.Audience, Subject: p.Subject, Claims: claims,
+			Alg: cmp.Or(c.Alg, "HS256"), KeyID: c.Kid, Issuer: c.Issuer, Audience: c.Audience, Subject: c.Subject, Claims: claims,
 		}.Signer(key)
 	}
-	return client.HMAC(p.Scheme, key)
+	return client.HMAC(c.Scheme, key)
 }
 
-func (p *proof) body(in io.Reader) ([]byte, error) {
+func (p *payload) body(in io.Reader) ([]byte, error) {
 	switch p.DataFile {
 	case "":
 		return []byte(p.Data), nil
@@ -88,8 +165,19 @@ type transport struct {
 	Key  string `placeholder:"FILE" help:"Its key, PEM." and:"cert"`
 }
 
-func (t *transport) client(p *proof, o client.Options) (*client.Client, error) {
-	sign, err := p.signer()
+// given returns the name of a flag that was given, or nothing.
+func (t *transport) given() string {
+	switch {
+	case t.CA != "":
+		return "ca"
+	case t.Cert != "":
+		return "cert"
+	}
+	return ""
+}
+
+func (t *transport) client(c *credential, o client.Options) (*client.Client, error) {
+	sign, err := c.signer()
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"sallyport/internal/client"
+	"sallyport/internal/terminal"
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
@@ -33,14 +35,25 @@ type Runs struct {
 type reach struct {
 	Server string `placeholder:"URL" help:"Server: https://host:port." xor:"where" required:""`
 	State  string `placeholder:"DIR" help:"State folder, instead of a server." xor:"where" required:""`
-	proof
+	credential
 	transport
+}
+
+// checkOptions refuses a credential where there is nobody to show it to.
+func (r *reach) checkOptions() error {
+	if flag := cmp.Or(r.credential.given(), r.transport.given()); r.State != "" && flag != "" {
+		return fmt.Errorf("--%s is for a --server: %w", flag, client.ErrUsage)
+	}
+	return nil
 }
 
 // ask calls online or offline.
 func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	if err := r.checkOptions(); err != nil {
+		return err
+	}
 	if r.State != "" {
 		st, err := store.OpenRead(ctx, r.State)
 		if err != nil {
@@ -48,7 +61,7 @@ func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) err
 		}
 		return errors.Join(offline(ctx, st), st.Close())
 	}
-	c, err := r.client(&r.proof, client.Options{Progress: s.Err})
+	c, err := r.client(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}

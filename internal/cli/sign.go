@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -13,10 +14,11 @@ import (
 
 // Sign prints the headers that sign a body.
 type Sign struct {
-	proof
-	Method      string `default:"POST" help:"signature: of the request."`
+	credential
+	payload
+	Method      string `help:"signature: of the request. Default: POST."`
 	URL         string `help:"signature: of the request, https://host/path."`
-	ContentType string `default:"application/json" help:"signature: of the body."`
+	ContentType string `help:"signature: of the body. Default: application/json."`
 }
 
 // Run prints the headers.
@@ -28,6 +30,13 @@ func (cmd *Sign) Run(s *Streams) error {
 	if sign == nil {
 		return fmt.Errorf("--scheme is missing: %w", client.ErrUsage)
 	}
+	signature := []string{"signature"}
+	err = checkOptions(cmd.Scheme, []option{
+		{"method", cmd.Method != "", signature}, {"url", cmd.URL != "", signature}, {"content-type", cmd.ContentType != "", signature},
+	})
+	if err != nil {
+		return err
+	}
 	body, err := cmd.body(s.In)
 	if err != nil {
 		return err
@@ -35,11 +44,11 @@ func (cmd *Sign) Run(s *Streams) error {
 	if cmd.ID == "" {
 		cmd.ID = rand.Text()
 	}
-	req, err := http.NewRequestWithContext(context.Background(), cmd.Method, cmd.URL, http.NoBody)
+	req, err := http.NewRequestWithContext(context.Background(), cmp.Or(cmd.Method, http.MethodPost), cmd.URL, http.NoBody)
 	if err != nil || cmd.Scheme == "signature" && (req.URL.Scheme != "https" || req.URL.Host == "") {
 		return fmt.Errorf("--url %q is not of the form https://host/path: %w", cmd.URL, client.ErrUsage)
 	}
-	req.Header.Set("Content-Type", cmd.ContentType)
+	req.Header.Set("Content-Type", cmp.Or(cmd.ContentType, "application/json"))
 	h, err := sign(req, cmd.ID, body, time.Now())
 	if err != nil {
 		return err

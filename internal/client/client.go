@@ -191,7 +191,10 @@ func (c *Client) follow(ctx context.Context, u *url.URL, a *answer, d Delivery) 
 	_, _ = fmt.Fprintf(c.opt.Progress, "run %s is %s\n", a.run.ID, a.run.State)
 	// A request of its own, with its own signature over no body. The content
 	// type stays: some schemes are verified with that of the deliveries only.
-	poll := Delivery{ContentType: d.ContentType, Header: http.Header{"Prefer": {"wait=" + strconv.Itoa(waitTime)}}} // RFC 7240 section 4.3
+	// So do the headers of its own, one of which may be the credential.
+	poll := Delivery{ContentType: d.ContentType, Header: http.Header{}}
+	maps.Copy(poll.Header, d.Header)
+	poll.Header.Set("Prefer", "wait="+strconv.Itoa(waitTime)) // RFC 7240 section 4.3
 	known := a.run
 	var out outage
 	for {
@@ -238,8 +241,14 @@ type answer struct {
 // nobody in the clear.
 func parseAddress(address string) (*url.URL, error) {
 	u, err := url.Parse(address)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return nil, fmt.Errorf("%q is not of the form https://host/path: %w", address, ErrUsage)
+	switch {
+	case err != nil: // it may be a credential in the wrong place, so it is not repeated
+		return nil, fmt.Errorf("the address is not of the form https://host/path: %w", ErrUsage)
+	case u.User != nil:
+		return nil, fmt.Errorf("the address https://%s has a password: it is of the form https://host/path: %w", u.Host, ErrUsage)
+	case u.Scheme != "https" || u.Host == "":
+		u.RawQuery = ""
+		return nil, fmt.Errorf("%q is not of the form https://host/path: %w", u, ErrUsage)
 	}
 	return u, nil
 }

@@ -12,10 +12,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/terminal"
 	"sallyport/runner"
 )
 
@@ -82,7 +82,7 @@ func (e *Refused) Error() string {
 
 func refused(resp *http.Response, body []byte, now time.Time) error {
 	e := &Refused{
-		Status: resp.StatusCode, RequestID: printable(resp.Header.Get("X-Request-Id")),
+		Status: resp.StatusCode, RequestID: terminal.Line(resp.Header.Get("X-Request-Id")),
 		wait: parseRetryAfter(resp.Header.Get("Retry-After"), now),
 	}
 	if resp.StatusCode < 400 {
@@ -99,21 +99,11 @@ func refused(resp *http.Response, body []byte, now time.Time) error {
 	if kind != "application/problem+json" || json.Unmarshal(body, &p) != nil {
 		return e // a proxy's page; the status says all there is
 	}
-	e.Detail, e.Run = printable(p.Detail), printable(p.Run.ID)
+	e.Detail, e.Run = terminal.Line(p.Detail), terminal.Line(p.Run.ID)
 	for _, one := range p.Problems {
-		e.Problems = append(e.Problems, printable(one.Param+" "+one.Text))
+		e.Problems = append(e.Problems, terminal.Line(one.Param+" "+one.Text))
 	}
 	return e
-}
-
-// printable keeps a server from writing to the terminal what is not text.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, s)
 }
 
 func parseRetryAfter(text string, now time.Time) time.Duration {
@@ -153,10 +143,10 @@ func parseRun(body []byte) (runner.Run, error) {
 		Forgotten bool   `json:"forgotten"`
 	}
 	if err := json.Unmarshal(body, &o); err == nil && o.Observed {
-		return run, fmt.Errorf("%w; it would have been %s (%d)", ErrObserved, printable(o.Would), o.Status)
+		return run, fmt.Errorf("%w; it would have been %s (%d)", ErrObserved, terminal.Line(o.Would), o.Status)
 	}
 	if o.Forgotten {
-		return run, fmt.Errorf("%w: it was accepted before, as run %s, which is not kept any more", ErrLost, printable(run.ID))
+		return run, fmt.Errorf("%w: it was accepted before, as run %s, which is not kept any more", ErrLost, terminal.Line(run.ID))
 	}
 	if run.ID == "" || run.State == "" {
 		return run, fmt.Errorf("%w: it has no run", ErrAnswer)

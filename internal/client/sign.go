@@ -3,6 +3,7 @@
 package client
 
 import (
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -54,6 +55,9 @@ func HMAC(preset string, secret []byte) (Signer, error) {
 	if !ok {
 		return nil, fmt.Errorf("%q is no scheme: %w; known are %s", preset, ErrUsage, strings.Join(auth.Presets(), ", "))
 	}
+	if isPEM(secret) {
+		return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: %w", preset, ErrUsage)
+	}
 	return func(id string, body []byte, at time.Time) (http.Header, error) {
 		return scheme.Sign(secret, body, id, at)
 	}, nil
@@ -62,8 +66,10 @@ func HMAC(preset string, secret []byte) (Signer, error) {
 // Static sends the same header each time: a token that is configured as such,
 // or a JWT that somebody else made ("Authorization", "Bearer …").
 func Static(name, value string) (Signer, error) {
-	// A line break would end the header where it is printed or sent.
-	if name == "" || strings.ContainsFunc(name, notInName) || value == "" || strings.ContainsFunc(value, notInValue) {
+	switch {
+	case !IsHeaderName(name): // which may be "Authorization: Bearer …", so it is not repeated
+		return nil, fmt.Errorf("the name of the header has characters that no name has: %w", ErrUsage)
+	case value == "" || !IsHeaderValue(value):
 		return nil, fmt.Errorf("the header %q cannot hold this token: %w", name, ErrUsage)
 	}
 	return func(string, []byte, time.Time) (http.Header, error) {
@@ -73,8 +79,18 @@ func Static(name, value string) (Signer, error) {
 	}, nil
 }
 
-func notInName(r rune) bool  { return r <= ' ' || r == ':' || r >= 0x7f }
-func notInValue(r rune) bool { return r < ' ' || r >= 0x7f }
+// IsHeaderName reports whether name can be the name of a header field (RFC 9110, 5.6.2).
+func IsHeaderName(name string) bool {
+	return name != "" && !strings.ContainsFunc(name, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
+	})
+}
+
+// IsHeaderValue reports whether value can be that of a header field. A line break
+// would end it where it is printed or sent.
+func IsHeaderValue(value string) bool {
+	return !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r >= 0x7f })
+}
 
 // JWT describes a token (RFC 7519) to make for each delivery. It is good for 5
 // minutes; its jti is the delivery's id.
@@ -121,6 +137,9 @@ func (j JWT) Signer(key []byte) (Signer, error) {
 func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 	switch m := method.(type) {
 	case *jwt.SigningMethodHMAC:
+		if isPEM(key) { // everybody who verifies tokens by the public half would have to know it
+			return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: give --alg EdDSA, RS256, PS256 or ES256, as the key is: %w", m.Name, ErrUsage)
+		}
 		if len(key) < m.Hash.Size() { // RFC 7518 section 3.2
 			err = fmt.Errorf("a secret for %s has at least %d bytes", m.Name, m.Hash.Size())
 		}
@@ -138,6 +157,11 @@ func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 		return nil, fmt.Errorf("reading the key: %w", err)
 	}
 	return private, nil
+}
+
+func isPEM(key []byte) bool {
+	block, _ := pem.Decode(key)
+	return block != nil
 }
 
 // Lines prints headers one a line, as "curl -H @file" reads them.

@@ -142,7 +142,9 @@ func TestSignersThatCannotBeMadeSayWhy(t *testing.T) {
 		"key of another kind":   {of(client.JWT{Alg: "RS256"}.Signer(ec)), "reading the key: ", false},
 		"claim with a flag":     {of(client.JWT{Alg: "ES256", Claims: map[string]any{"exp": "never"}}.Signer(ec)), "the claim exp ", true},
 		"line break in a token": {of(client.Static("Authorization", "Bearer x\r\nHost: evil")), `the header "Authorization" cannot`, true},
-		"colon in a name":       {of(client.Static("X:", "x")), `the header "X:" cannot`, true},
+		"token in a name":       {of(client.Static("X: hush", "x")), "the name of the header has", true},
+		"PEM as a secret":       {of(client.JWT{Alg: "HS256"}.Signer(ec)), "the key is PEM", true},
+		"PEM for a preset":      {of(client.HMAC("github", ec)), "the key is PEM", true},
 		"empty token":           {of(client.Static("Authorization", "")), `the header "Authorization" cannot`, true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/internal/keyuse"
+	"sallyport/internal/terminal"
 	"sallyport/runner"
 )
 
@@ -25,7 +26,7 @@ func (c *Config) Describe(w io.Writer) {
 	var b bytes.Buffer
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	row := func(name, format string, a ...any) { // to memory, which takes it all
-		_, _ = fmt.Fprintf(t, "%s\t%s\n", name, visible(fmt.Sprintf(format, a...)))
+		_, _ = fmt.Fprintf(t, "%s\t%s\n", name, terminal.Line(fmt.Sprintf(format, a...)))
 	}
 
 	row("listen", "%s, %s or newer, %s", c.Listen, tls.VersionName(c.TLS.MinVersion), clientCertificates(c.TLS))
@@ -166,7 +167,7 @@ func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(u keyuse.Use, taken, used string) {
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", visible(u.Caller), u.Scheme, visible(u.Key), taken, used)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", terminal.Line(u.Caller), u.Scheme, terminal.Line(u.Key), taken, used)
 	}
 	_, _ = fmt.Fprintln(t, "\nCALLER\tCREDENTIAL\tKEY\tTAKEN\tLAST USED")
 	for _, k := range c.Auth.Keys() {

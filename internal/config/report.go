@@ -6,10 +6,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"sallyport/internal/problem"
+	"sallyport/internal/terminal"
 )
 
 // Diagnostic is one thing wrong with the file, or worth a warning.
@@ -35,7 +34,7 @@ func (d Diagnostic) String() string {
 	if d.Path != "" {
 		b.WriteString(d.Path + ": ")
 	}
-	b.WriteString(visible(d.Text))
+	b.WriteString(terminal.Line(d.Text))
 	return b.String()
 }
 
@@ -106,15 +105,5 @@ func dotted(path string) string {
 		}
 		b.WriteString(key)
 	}
-	return visible(b.String())
-}
-
-// visible keeps what a terminal would obey out of what it is to print.
-func visible(s string) string {
-	return strings.Map(func(c rune) rune {
-		if unicode.IsPrint(c) {
-			return c
-		}
-		return utf8.RuneError
-	}, s)
+	return terminal.Line(b.String())
 }

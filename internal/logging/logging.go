@@ -11,9 +11,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
+
+	"sallyport/internal/terminal"
 )
 
 const (
@@ -50,10 +51,8 @@ func New(w io.Writer) (*slog.Logger, *Output) {
 
 // handler returns a handler that writes to out in the form that suits w.
 func handler(w, out io.Writer) slog.Handler {
-	if f, ok := w.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			return slog.NewTextHandler(out, nil)
-		}
+	if terminal.Is(w) {
+		return slog.NewTextHandler(out, nil)
 	}
 	return slog.NewJSONHandler(out, nil)
 }
