@@ -58,7 +58,7 @@ func exampleDeliveries() map[string]sent {
 		},
 		"gitlab.yaml": {
 			path:   "/hooks/deploy",
-			body:   `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","project_id":15}`,
+			body:   `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","checkout_sha":"` + commit + `","project_id":15}`,
 			header: map[string]string{"X-Gitlab-Event": "Tag Push Hook"},
 		},
 		"issuers.yaml":           {path: "/hooks/load", body: `{"region":"eu"}`},
@@ -324,4 +324,47 @@ func (e *example) send(t *testing.T, header http.Header, cert *tls.Certificate) 
 	b, err := io.ReadAll(res.Body)
 	check(t, err)
 	return res.StatusCode, string(b)
+}
+
+// TestExamples_Redelivery: whoever copies an example reads what a repeated delivery does.
+func TestExamples_Redelivery(t *testing.T) {
+	t.Parallel()
+	for name := range exampleDeliveries() {
+		text, err := os.ReadFile(filepath.Join("examples", name))
+		check(t, err)
+		if !regexp.MustCompile(`(?m)^# .*Redelivery: `).Match(text) {
+			t.Errorf("%s does not say what a redelivery does", name)
+		}
+	}
+}
+
+// TestExamples_OtherDeliveries sends what the senders of the examples send besides: deletions, and groups of
+// alerts that have no service in common.
+func TestExamples_OtherDeliveries(t *testing.T) {
+	t.Parallel()
+	const none = "0000000000000000000000000000000000000000"
+	for name, row := range map[string]struct {
+		caller, body string
+		want         int
+	}{
+		"github.yaml": {"github", `{"ref":"refs/heads/main","after":"` + none + `","deleted":true,"repository":{"id":1,"full_name":"example/app"}}`, 422},
+		"gitlab.yaml": {"gitlab", `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","after":"` + none + `","checkout_sha":null,"project_id":15}`, 422},
+		"alertmanager.yaml": {
+			"alertmanager",
+			`{"version":"4","status":"firing","groupLabels":{"alertname":"QueueStuck"},"commonLabels":{"alertname":"QueueStuck"},"alerts":[]}`, 200,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := &example{sent: exampleDeliveries()[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
+			e.body = row.body
+			e.copy(t, name)
+			e.serve(t, name)
+			header, err := e.signers[row.caller](rand.Text(), []byte(e.body), time.Now())
+			check(t, err)
+			if status, text := e.send(t, header, nil); status != row.want {
+				t.Errorf("%d %s, want %d", status, text, row.want)
+			}
+		})
+	}
 }
