@@ -36,8 +36,8 @@ func faultOps() []faultOp {
 		{"take hook away", 0, (*stress).takeHookAway},       // 4
 		{"take program away", 0, (*stress).takeProgramAway}, // 4
 		{"write program", 0, (*stress).writeProgram},        // 4
-		{"cut power", 0, (*stress).cutPower},                // 8
-		{"step clock", 0, (*stress).stepWallClock},          // 8
+		{"cut power", 8, (*stress).cutPower},
+		{"step clock", 0, (*stress).stepWallClock}, // 8
 	}
 }
 
