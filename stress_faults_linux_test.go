@@ -25,6 +25,7 @@ func faultOps() []faultOp {
 		{"kill supervisor", 10, (*stress).killSupervisor},
 		{"kill both", 6, (*stress).killBoth},
 		{"hand over", 14, (*stress).handOver},
+		{"upgrade", 4, (*stress).upgrade},
 		{"terminate server", 5, (*stress).terminateServer},
 		{"terminate supervisor", 3, (*stress).terminateSupervisor},
 		{"stop server", 4, (*stress).stopServer},
@@ -146,6 +147,16 @@ func (s *stress) handOver(r *rand.Rand) {
 	default:
 		s.until("the next server to serve", func() bool { return s.serves(from) || len(s.servers()) == 0 })
 	}
+}
+
+// upgrade puts the other version of the program in the place of this one, and
+// has the server hand over to it.
+func (s *stress) upgrade(r *rand.Rand) {
+	swap := s.program + ".swap"
+	check(s.t, os.Link(s.program, swap))
+	check(s.t, os.Rename(s.other, s.program))
+	check(s.t, os.Rename(swap, s.other))
+	s.handOver(r)
 }
 
 func (s *stress) terminateServer(*rand.Rand) {

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/anishathalye/porcupine"
 
 	"sallyport/internal/audit"
 	"sallyport/runner"
@@ -44,11 +47,12 @@ type verdict struct {
 // judge waits until all is quiet, and holds what was answered and recorded to
 // what was witnessed.
 func (s *stress) judge() {
-	v := &verdict{stress: s}
+	v, from := &verdict{stress: s}, time.Now()
 	if v.runs = s.quiet(); v.runs == nil {
 		return
 	}
 	v.over = sinceBoot()
+	quiet := time.Since(from)
 	if pids := marked(s.mark()); len(pids) > 0 {
 		s.fault("untrue", "all runs ended, and processes %v of commands are there", pids)
 	}
@@ -79,7 +83,8 @@ func (s *stress) judge() {
 	for _, w := range v.witness {
 		began += len(w.begun)
 	}
-	s.t.Logf("recorded %d, begun %d, deliveries %d, requests %d", len(v.runs), began, len(s.deliveries), len(s.events))
+	s.t.Logf("quiet after %v, judged in %v, recorded %d, begun %d, deliveries %d, requests %d",
+		quiet.Round(time.Second), (time.Since(from) - quiet).Round(time.Second), len(v.runs), began, len(s.deliveries), len(s.events))
 }
 
 // quiet returns all runs as they are recorded when none is queued or running,
@@ -421,13 +426,25 @@ func (v *verdict) inOrder() {
 	for name, h := range flights {
 		if err := h.check(name, v.kept(strings.ReplaceAll(name, "/", "-")+".html")); err != nil {
 			v.fault("order", "%v", err)
+			v.keep(name, *h)
 		}
 	}
+}
+
+// keep keeps a history as text.
+func (v *verdict) keep(flight string, h history) {
+	var text strings.Builder
+	slices.SortFunc(h, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	for _, o := range h {
+		_, _ = fmt.Fprintf(&text, "%10.3f %10.3f %+v\n", float64(o.Call)/1e9, float64(o.Return)/1e9, o.Input)
+	}
+	check(v.t, os.WriteFile(v.kept(strings.ReplaceAll(flight, "/", "-")+".txt"), []byte(text.String()), 0o600))
 }
 
 // seen adds what answers showed of a run, and returns when it had ended at the latest.
 func (v *verdict) seen(h *history, id string) (ended moment) {
 	ended = v.over
+	looked := map[string]bool{}
 	look := func(e event, a stressAnswer) {
 		if a.ID != id || a.State == "" {
 			return
@@ -439,7 +456,10 @@ func (v *verdict) seen(h *history, id string) (ended moment) {
 	}
 	for _, e := range v.events {
 		for _, a := range e.Listed {
-			look(e, a)
+			if k := id + string(a.State); !e.Watch || a.ID == id && !looked[k] { // else there is far too much of it
+				looked[k] = true
+				look(e, a)
+			}
 		}
 		// What was just admitted is in the answer as it was admitted.
 		if e.Code == http.StatusOK && !(e.accepted() && (e.Op == "deliver" || e.Op == "rerun")) {
@@ -485,13 +505,28 @@ func (v *verdict) admissions() map[string][]admission {
 			continue
 		}
 		// No answer tells of it.
-		a := admission{v.admitted(r), v.over, flightOp{What: opAdmit, Run: id}}
+		a := admission{v.admitted(r), v.knownBy(id), flightOp{What: opAdmit, Run: id}}
 		if r.Attempt > 0 {
 			a.op.How = howAgain
 		}
 		all[id] = append(all[id], a)
 	}
 	return all
+}
+
+// knownBy is when a run had been admitted at the latest.
+func (v *verdict) knownBy(id string) moment {
+	at := v.over
+	if w := v.witness[id]; w != nil && len(w.begun) > 0 {
+		at = w.begun[0].after(tick)
+	}
+	for _, e := range v.events {
+		named := func(a stressAnswer) bool { return a.ID == id || a.Run.ID == id }
+		if named(e.Answer) || slices.ContainsFunc(e.Listed, named) {
+			at = min(at, e.To)
+		}
+	}
+	return at
 }
 
 func onlyJoins(all []admission) bool {
@@ -519,6 +554,9 @@ func (v *verdict) replayedAdmissions(all map[string][]admission, direct map[stri
 		}
 	}
 	for k, to := range told {
+		if v.runs[k.run].Hook != "join" { // there it may stand for a run that was known before
+			to = min(to, v.knownBy(k.run))
+		}
 		if !direct[fmt.Sprint(k.n, k.run)] {
 			all[k.run] = append(all[k.run], admission{first[k.n], to, flightOp{What: opAdmit, Run: k.run}})
 		}

@@ -180,6 +180,7 @@ type stress struct {
 	plan  plan
 	power *power // nil: power cannot be cut here
 	grace string // of the hooks
+	other string // another version of the program
 	began time.Time
 
 	shots    []shot
@@ -196,14 +197,16 @@ type stress struct {
 	steps      []string // what was done, for whoever reads the log
 }
 
-func newStress(t *testing.T, program string, seed uint64, namespace bool) *stress {
+func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *stress {
 	t.Helper()
 	s := &stress{
-		installation: install(t, program, "hooks: {}\n"), plan: plan{seed}, grace: "1s", began: time.Now(), faults: map[string]int{},
+		installation: install(t, programs[0], "hooks: {}\n"), plan: plan{seed}, grace: "1s", began: time.Now(), faults: map[string]int{},
 		deliveries: map[int]stressDelivery{}, answers: map[string]int{}, wrong: map[string][]string{},
 	}
 	s.program = filepath.Join(s.dir, "sallyport")
-	check(t, os.Link(program, s.program))
+	check(t, os.Link(programs[0], s.program))
+	s.other = filepath.Join(s.dir, "other")
+	check(t, os.Link(programs[1], s.other))
 	stepClock(t, s.program, 0)
 	// Good for longer than the clock is ever off.
 	check(t, os.RemoveAll(filepath.Join(s.dir, "certs")))
@@ -217,7 +220,8 @@ func newStress(t *testing.T, program string, seed uint64, namespace bool) *stres
 	s.write("sallyport.yaml", s.configuration(""), 0o600)
 	disk := filepath.Join(s.dir, "disk")
 	if namespace {
-		s.power = newPower(t, disk, filepath.Join(s.dir, "boot"))
+		kinds := powerKinds()
+		s.power = newPower(t, kinds[s.plan.step(-2, 0).IntN(len(kinds))], disk, filepath.Join(s.dir, "boot"))
 	} else {
 		check(t, os.Mkdir(disk, 0o700))
 	}
@@ -265,6 +269,7 @@ func (s *stress) run() {
 	s.serve()
 	var senders sync.WaitGroup
 	over := make(chan struct{})
+	senders.Go(func() { s.observe(over) })
 	for i := range stressSenders {
 		senders.Go(func() {
 			from := &stressSender{index: i}
@@ -289,11 +294,12 @@ func (s *stress) run() {
 		op.do(s, r)
 		s.say(-1, "done")
 	}
+	s.say(-1, "over")
 }
 
-func stressOneRound(t *testing.T, program string, seed uint64, namespace bool) {
+func stressOneRound(t *testing.T, programs []string, seed uint64, namespace bool) {
 	t.Helper()
-	s := newStress(t, program, seed, namespace)
+	s := newStress(t, programs, seed, namespace)
 	defer s.report()
 	s.run()
 	if !s.broken.Load() {
@@ -373,8 +379,8 @@ func powerMissing(t *testing.T) string {
 	if os.Geteuid() != 0 {
 		return "this user may mount no disk"
 	}
-	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		return err.Error()
+	if len(powerKinds()) == 0 {
+		return "there is neither ext4 nor xfs"
 	}
 	file := filepath.Join(t.TempDir(), "disk")
 	check(t, os.WriteFile(file, make([]byte, 1<<20), 0o600))
@@ -390,12 +396,15 @@ func powerMissing(t *testing.T) string {
 func stressRounds(t *testing.T, namespace bool) {
 	t.Helper()
 	dir := t.TempDir()
-	program := filepath.Join(dir, "sallyport")
-	buildWithClock(t, program, "v1")
+	var programs []string
+	for _, version := range []string{"v1", "v2"} {
+		programs = append(programs, filepath.Join(dir, version))
+		buildWithClock(t, filepath.Join(dir, version), version)
+	}
 	if text, ok := os.LookupEnv("SEED"); ok {
 		seed, err := strconv.ParseUint(text, 10, 64)
 		check(t, err)
-		stressOneRound(t, program, seed, namespace)
+		stressOneRound(t, programs, seed, namespace)
 		return
 	}
 	span := 2 * stressRound
@@ -406,6 +415,6 @@ func stressRounds(t *testing.T, namespace bool) {
 	}
 	for began := time.Now(); time.Since(began) < span; {
 		seed := rand.Uint64()
-		t.Run(fmt.Sprintf("SEED=%d", seed), func(t *testing.T) { stressOneRound(t, program, seed, namespace) })
+		t.Run(fmt.Sprintf("SEED=%d", seed), func(t *testing.T) { stressOneRound(t, programs, seed, namespace) })
 	}
 }

@@ -84,13 +84,13 @@ type power struct {
 
 const bootID = "/proc/sys/kernel/random/boot_id"
 
-// newPower mounts a disk on dir.
-func newPower(t *testing.T, dir, boot string) *power {
+// newPower mounts a disk with a filesystem of some kind on dir.
+func newPower(t *testing.T, kind, dir, boot string) *power {
 	t.Helper()
 	p := &power{t: t, dir: dir, file: filepath.Join(t.TempDir(), "disk")}
 	check(t, os.WriteFile(p.file, nil, 0o600))
-	check(t, os.Truncate(p.file, 256<<20))
-	p.command("mkfs.ext4", "-q", p.file)
+	check(t, os.Truncate(p.file, 320<<20)) // the least that xfs takes
+	p.command("mkfs."+kind, "-q", p.file)
 	check(t, os.Mkdir(dir, 0o700))
 	p.mount()
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
@@ -116,7 +116,7 @@ func (p *power) mount() {
 func (p *power) cut() {
 	p.t.Helper()
 	const (
-		shutDown   = 0x8004587d // EXT4_IOC_SHUTDOWN
+		shutDown   = 0x8004587d // EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
 		noLogFlush = 2
 	)
 	d, err := os.Open(p.dir)
@@ -137,6 +137,17 @@ func (p *power) restore() error {
 		return err
 	}
 	return os.WriteFile(bootID, id, 0o600)
+}
+
+// powerKinds are the filesystems that can be had here and that can be shut down.
+func powerKinds() (kinds []string) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		known, _ := os.ReadFile("/proc/filesystems") // then there is none
+		if _, err := exec.LookPath("mkfs." + kind); err == nil && bytes.Contains(known, []byte("\t"+kind+"\n")) {
+			kinds = append(kinds, kind)
+		}
+	}
+	return kinds
 }
 
 // marked are the processes that have an entry in their environment.

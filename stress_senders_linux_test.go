@@ -87,6 +87,7 @@ type event struct {
 	Code     int // 0: no answer came
 	Answer   stressAnswer
 	Listed   []stressAnswer `json:",omitempty"`
+	Watch    bool           `json:",omitempty"` // nobody but the test itself asked
 }
 
 // stressAnswer is what an answer has.
@@ -208,6 +209,19 @@ func (s *stress) listRuns(_ *stressSender, r *rand.Rand) {
 	s.request(event{Op: "list"}, http.MethodGet, fmt.Sprintf("/runs?limit=%d", 1+r.IntN(20)), "")
 }
 
+// observe lists runs again and again, until over is closed. What it sees bounds
+// when runs were admitted and when they ended.
+func (s *stress) observe(over <-chan struct{}) {
+	for {
+		select {
+		case <-over:
+			return
+		case <-time.After(200 * time.Millisecond):
+			s.request(event{Op: "list", Watch: true}, http.MethodGet, "/runs?limit=100", "")
+		}
+	}
+}
+
 func (s *stress) cancelRun(_ *stressSender, r *rand.Rand) {
 	if run := s.pick(r); run != "" {
 		s.request(event{Op: "cancel", Of: run}, http.MethodDelete, "/runs/"+run, "")
@@ -239,6 +253,9 @@ func (s *stress) note(e event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.events = append(s.events, e)
+	if e.Watch {
+		return
+	}
 	s.answers[fmt.Sprint(e.Op, " ", e.Code, " ", strings.TrimPrefix(e.Answer.Type, "urn:sallyport:"))]++
 	if id := e.Answer.ID; id != "" && e.accepted() && !slices.Contains(s.known[max(0, len(s.known)-20):], id) {
 		s.known = append(s.known, id)
