@@ -34,9 +34,9 @@ func faultOps() []faultOp {
 		{"break configuration", 4, (*stress).breakConfiguration},
 		// The program is known to fail under these: they get their weight, which
 		// stands behind them, with what repairs it.
-		{"take hook away", 0, (*stress).takeHookAway},       // 4
-		{"take program away", 0, (*stress).takeProgramAway}, // 4
-		{"write program", 0, (*stress).writeProgram},        // 4
+		{"take hook away", 4, (*stress).takeHookAway},
+		{"take program away", 4, (*stress).takeProgramAway},
+		{"write program", 4, (*stress).writeProgram},
 		{"cut power", 8, (*stress).cutPower},
 		{"step clock", 0, (*stress).stepWallClock}, // 8
 	}

@@ -45,6 +45,7 @@ type flightOp struct {
 	Policy runner.Policy
 	How    string       // of opAdmit
 	Place  int          // of opAdmit: the position that the answer has, or 0
+	Again  string       // of opAdmit with howAgain: the run that is repeated, which has not ended by then
 	Drops  []string     // of opAdmit: runs that waited and that this one replaced
 	Rerun  bool         // of opBusy: a rerun was refused
 	State  runner.State // of opSeen
@@ -98,7 +99,7 @@ func (o flightOp) admit(line []string, at int) (ok bool, after []string) {
 	case o.How == howStarted:
 		return len(line) == 0, added
 	case o.How == howAgain:
-		return at < 0, added
+		return at < 0 && len(line) > 0 && line[0] == o.Again, added
 	case at >= 0: // only a run that waits stands for a delivery that comes later
 		return (o.How == howJoined || o.How == "") && o.Policy.Kind == runner.Join && at == len(line)-1, line
 	case o.How == howJoined:
@@ -206,10 +207,11 @@ func TestFlightModel(t *testing.T) {
 		"replaced, and it begins": {false, []flightOp{
 			started("a"), queued("b", replace), {What: opAdmit, Run: "c", Policy: replace, Drops: []string{"b"}}, do(opEnd, "a"), do(opBegin, "b"),
 		}},
-		"not replaced":          {false, []flightOp{started("a"), queued("b", replace), queued("c", replace)}},
-		"running again":         {false, []flightOp{started("a"), seen("a", runner.Running), seen("a", runner.Failed), seen("a", runner.Running), do(opEnd, "a")}},
-		"ended and still there": {false, []flightOp{started("a"), seen("a", runner.Failed), seen("a", runner.Queued)}},
-		"no answer tells how":   {true, []flightOp{started("a"), {What: opAdmit, Run: "b", Policy: queue}, seen("b", runner.Queued)}},
+		"not replaced":           {false, []flightOp{started("a"), queued("b", replace), queued("c", replace)}},
+		"running again":          {false, []flightOp{started("a"), seen("a", runner.Running), seen("a", runner.Failed), seen("a", runner.Running), do(opEnd, "a")}},
+		"ended and still there":  {false, []flightOp{started("a"), seen("a", runner.Failed), seen("a", runner.Queued)}},
+		"repeated after its end": {false, []flightOp{started("a"), do(opEnd, "a"), {What: opAdmit, Run: "b", How: howAgain, Again: "a"}}},
+		"no answer tells how":    {true, []flightOp{started("a"), {What: opAdmit, Run: "b", Policy: queue}, seen("b", runner.Queued)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

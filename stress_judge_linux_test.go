@@ -94,10 +94,15 @@ func (s *stress) quiet() map[string]runner.Run {
 	check(s.t, err)
 	defer func() { _ = st.Close() }()
 	var active []runner.Run
-	for end := sinceBoot().after(2 * patience); ; <-time.After(50 * time.Millisecond) {
+	from, slow := sinceBoot(), false
+	for end := from.after(2 * patience); ; <-time.After(50 * time.Millisecond) {
 		active, _, err = st.List(s.t.Context(), runner.Filter{States: []runner.State{runner.Queued, runner.Running}})
 		if err == nil && len(active) == 0 {
 			break
+		}
+		if sinceBoot() > from.after(patience/2) && !slow {
+			slow = true
+			s.t.Logf("slow: %+v, %v; the log so far is kept: %v", active, err, os.WriteFile(s.kept("slow"), s.read("log"), 0o600))
 		}
 		if sinceBoot() > end {
 			s.fault("stuck", "runs do not end: %+v, %v", active, err)
@@ -135,8 +140,9 @@ func (s *stress) testimony() map[string]*witnessed {
 		case "begin":
 			w.begun = append(w.begun, at)
 			w.n, _ = strconv.Atoi(word[3])
-			w.segment = word[4]
-			w.size, _ = strconv.ParseInt(word[5], 10, 64)
+			if w.segment = word[4]; len(word) > 5 { // else the disk was going just then
+				w.size, _ = strconv.ParseInt(word[5], 10, 64)
+			}
 		case "overlap":
 			w.overlap = true
 		case "term":
@@ -362,8 +368,11 @@ func (v *verdict) allowedBefore() {
 	}
 	for id, w := range v.witness {
 		p, ok := allowed[id]
+		if len(w.begun) == 0 || w.size == 0 && v.shotSince(w.begun[0].after(-tick), syscall.SIGPWR) {
+			continue
+		}
 		before := ok && (p.segment < w.segment || p.segment == w.segment && p.end <= w.size)
-		if len(w.begun) > 0 && !before {
+		if !before {
 			v.fault("unaudited", "run %s began when %s had %d bytes, and was allowed at %+v", id, w.segment, w.size, p)
 		}
 	}
@@ -444,7 +453,7 @@ func (v *verdict) keep(flight string, h history) {
 // seen adds what answers showed of a run, and returns when it had ended at the latest.
 func (v *verdict) seen(h *history, id string) (ended moment) {
 	ended = v.over
-	looked := map[string]bool{}
+	looked := map[runner.State]bool{}
 	look := func(e event, a stressAnswer) {
 		if a.ID != id || a.State == "" {
 			return
@@ -456,8 +465,8 @@ func (v *verdict) seen(h *history, id string) (ended moment) {
 	}
 	for _, e := range v.events {
 		for _, a := range e.Listed {
-			if k := id + string(a.State); !e.Watch || a.ID == id && !looked[k] { // else there is far too much of it
-				looked[k] = true
+			if a.ID == id && !(e.Watch && looked[a.State]) { // otherwise there is far too much of it
+				looked[a.State] = true
 				look(e, a)
 			}
 		}
@@ -507,7 +516,10 @@ func (v *verdict) admissions() map[string][]admission {
 		// No answer tells of it.
 		a := admission{v.admitted(r), v.knownBy(id), flightOp{What: opAdmit, Run: id}}
 		if r.Attempt > 0 {
-			a.op.How = howAgain
+			a.op.How, a.op.Again = howAgain, r.RerunOf
+			if w := v.witness[r.RerunOf]; w != nil && len(w.begun) > 0 {
+				a.from = max(w.begun[0], w.ended)
+			}
 		}
 		all[id] = append(all[id], a)
 	}

@@ -70,7 +70,11 @@ const stressInstalled = `
 listen: "localhost:0"
 state: DIR/disk/state
 tls: {cert: DIR/certs/server.pem, key: DIR/certs/server.key}
-limits: {address: {rate: 1000000/s, burst: 1000000}, caller: {rate: 1000000/s, burst: 1000000}, connections_per_address: 1024}
+limits:
+  address: {rate: 1000000/s, burst: 1000000}
+  failures: {rate: 1000000/s, burst: 1000000}
+  caller: {rate: 1000000/s, burst: 1000000}
+  connections_per_address: 1024
 drain: 1s
 callers:
   load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}}
