@@ -228,12 +228,13 @@ func (a *active) endLeftBehind() {
 }
 
 // end asks the tree to end, and has it killed when the grace is over. Only the
-// first reason counts, and only when the main process did not end by itself.
+// first reason counts, and only when the main process did not end by itself. It
+// may have done so unnoticed while this process was stopped.
 func (a *active) end(why runner.State, grace time.Duration) {
 	if grace < 0 {
 		grace = a.status.Bounds.Grace
 	}
-	if a.exit != nil && a.status.Why == "" {
+	if a.exit != nil && a.status.Why == "" && (a.process == nil || !hasEnded(a.process)) {
 		a.status.Why = why
 	}
 	at := time.Now().Add(grace)

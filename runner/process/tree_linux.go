@@ -93,6 +93,13 @@ func awaitEnd(p *os.Process) *os.ProcessState {
 	return s
 }
 
+// hasEnded tells whether a child has ended, and leaves it to be reaped.
+func hasEnded(p *os.Process) bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, p.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Signo != 0
+}
+
 // awaitZombie waits by the runtime's poller, so a run under way holds no thread.
 func awaitZombie(pid int) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
