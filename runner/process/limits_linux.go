@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// reserved is how many processes and threads are kept for the server and the
+	// reservedProcesses is how many processes and threads are kept for the server and the
 	// supervisor: the Go runtime ends a process that is refused a thread.
-	reserved = 256
+	reservedProcesses = 256
 	// oomRaise makes the kernel kill a command rather than the server when memory
 	// is short: as if the command had 30 % of the memory more.
 	oomRaise = 300
@@ -44,7 +44,7 @@ func processLimit() uint64 {
 			limit = min(limit, n)
 		}
 	}
-	return limit - min(reserved, limit/2)
+	return limit - min(reservedProcesses, limit/2)
 }
 
 // withCommandLimits calls fork while this process has the umask and the limit of

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/notchecked"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -102,6 +103,73 @@ func TestLimits_TheLeastBoundCounts(t *testing.T) {
 	}
 	if got := process.ProcessLimit(); got > min(most, limitOf(t, os.Getpid()))-256 {
 		t.Errorf("commands may have %d processes, of %d", got, most)
+	}
+}
+
+// delegated moves this process into a cgroup as systemd makes them with Delegate=yes
+// and DelegateSubgroup=, for so many processes in all, and returns the service's.
+func delegated(t *testing.T, processes int) string {
+	t.Helper()
+	const what = "a cgroup for all commands, because "
+	if os.Geteuid() != 0 {
+		notchecked.Skip(t, what+"only root may make one")
+	}
+	root := ""
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err == nil {
+			root = dir
+		}
+	}
+	enabled, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control"))
+	if err != nil || !slices.Contains(strings.Fields(string(enabled)), "pids") {
+		notchecked.Skip(t, what+"cgroup v2 counts no processes on this machine")
+	}
+	before, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, path, _ := strings.Cut(strings.TrimSpace(string(before)), "0::")
+	service := filepath.Join(root, "sallyport-test-"+strconv.Itoa(os.Getpid()))
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(service, "server"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		write(filepath.Join(root, path, "cgroup.procs"), strconv.Itoa(os.Getpid()))
+		for _, dir := range []string{"server", "sallyport-commands", "."} {
+			if err := os.Remove(filepath.Join(service, dir)); err != nil && !os.IsNotExist(err) {
+				t.Error(err)
+			}
+		}
+	})
+	if err := unix.Setxattr(service, "user.delegate", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	write(filepath.Join(service, "pids.max"), strconv.Itoa(processes))
+	write(filepath.Join(service, "server", "cgroup.procs"), strconv.Itoa(os.Getpid()))
+	return service
+}
+
+// TestLimits_HoldCommandsOfRootTogether, where systemd leaves the service's cgroup to
+// the server.
+func TestLimits_HoldCommandsOfRootTogether(t *testing.T) {
+	service := delegated(t, 600)
+	p := newPost(t, job(shell(t, `i=0; while [ $i -lt 1000 ]; do sleep 600 & i=$((i+1)); done`)))
+	run := p.begin(t, p.order("job", nil))
+	if e := p.subject.end(t, run); e.ExitCode == nil || *e.ExitCode == 0 || !strings.Contains(p.output(t, run), "fork") {
+		t.Errorf("1000 processes, of 600: %+v %s", e, p.output(t, run))
+	}
+	most, err := os.ReadFile(filepath.Join(service, "sallyport-commands", "pids.max"))
+	if err != nil || strings.TrimSpace(string(most)) != "344" {
+		t.Errorf("commands may have %s processes together, and not 344: %v", most, err)
+	}
+	if want := filepath.Join(service, "sallyport-commands", "sallyport-"+run); p.status(t, run).Cgroup != want {
+		t.Errorf("the run is in %s, and not in %s", p.status(t, run).Cgroup, want)
 	}
 }
 

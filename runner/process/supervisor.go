@@ -94,6 +94,7 @@ func Supervise(s Supervision) error {
 	go v.preload()
 	v.wait(signals)
 	v.leave()
+	v.local.ungroupCommands()
 	s.Log.Info("supervisor ended", "pid", os.Getpid())
 	return nil
 }
@@ -142,6 +143,9 @@ func (v *supervisor) open() (err error) {
 	}
 	v.local.subreaper = true
 	v.local.login, v.local.processes = loginEnv(v.Env), processLimit()
+	if err := v.local.groupCommands(v.local.processes); err != nil {
+		v.Log.Warn("the processes of commands are bounded by RLIMIT_NPROC alone, which does not hold root", "error", err)
+	}
 	if v.local.unlocked = v.DangerouslyUnlocked; !v.local.unlocked {
 		v.local.flights = map[string]int{}
 	}

@@ -82,3 +82,7 @@ func canReplace() bool { return false }
 func becomeSubreaper() error { return nil }
 
 func (l *Local) sweepCgroups() {}
+
+func (l *Local) groupCommands(uint64) error { return nil }
+
+func (l *Local) ungroupCommands() {}
