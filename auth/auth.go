@@ -83,6 +83,7 @@ type Refusal struct {
 	Detail string // no secret and no bytes of the request but what is printable and short
 
 	keys *keyset.Set // that may have a key for the credential when it is fetched anew
+	work int         // that it took to find out, in bytes hashed
 }
 
 // Await reports whether a delivery that was refused with err is worth judging

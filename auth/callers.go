@@ -203,8 +203,17 @@ func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
 // this function to judge. Kinds of credentials are looked for in a fixed order,
 // the strongest binding to the body first, and the first kind that is present
 // decides: a wrong signature is never made good by a right token. The error is
-// always a *Refusal.
+// always a *Refusal, and takes about as long whatever is wrong.
 func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
+	id, err := c.identify(d, hook)
+	var r *Refusal
+	if errors.As(err, &r) {
+		c.spendRest(d, hook, r.work)
+	}
+	return id, err
+}
+
+func (c *Callers) identify(d *Delivery, hook []string) (*Identity, error) {
 	for _, name := range c.reads {
 		values := d.Header[name]
 		if len(values) > 1 {

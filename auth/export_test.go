@@ -46,3 +46,11 @@ func VerifyBase(pem, base string, signature []byte) bool {
 	key, err := parsePublic([]byte(pem))
 	return err == nil && (&signatureKey{key: key}).verifies([]byte(base), signature)
 }
+
+// CostOf returns how many bytes are hashed for the refusal err in all, and how many
+// of them to find it out.
+func CostOf(c *Callers, d *Delivery, hook []string, err error) (all, done int) {
+	var r *Refusal
+	_ = errors.As(err, &r)
+	return c.cost(hook, len(d.Body)).bytes(len(d.Body)), r.work
+}

@@ -143,6 +143,12 @@ type signature struct {
 // byHMAC tries every scheme that is on the delivery: several may be, for Gitea
 // also sends GitHub's and Gogs' headers.
 func (c *Callers) byHMAC(d *Delivery, hook []string) (*Identity, error) {
+	passes := 0
+	id, err := c.tryHMAC(d, hook, &passes)
+	return id, withWork(err, cost{passes: passes}.bytes(len(d.Body)))
+}
+
+func (c *Callers) tryHMAC(d *Delivery, hook []string, passes *int) (*Identity, error) {
 	refusal := errAbsent
 	work := 0
 	for caller, own := range c.candidates(hook) {
@@ -156,10 +162,11 @@ func (c *Callers) byHMAC(d *Delivery, hook []string) (*Identity, error) {
 				continue
 			}
 			if !own {
-				if work += len(d.Body) + 1024; work > foreignWork {
+				if work += len(d.Body) + passWork; work > foreignWork {
 					return nil, refuse(Wrong, "hmac", "the signature verifies with no key that was tried")
 				}
 			}
+			*passes++
 			if k.scheme.verifies(k.bytes, sig, d.Body) {
 				if len(d.Body) == 0 && len(hook) > 0 {
 					return nil, &Refusal{Reason: Malformed, Scheme: "hmac", Caller: caller.name, Key: k.id, Detail: "the body is empty, so the signature is that of any request for runs"}

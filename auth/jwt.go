@@ -110,7 +110,7 @@ func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
 			refusal = r
 		}
 	}
-	return nil, refusal
+	return nil, withWork(refusal, cost{checks: len(verified)}.bytes(0))
 }
 
 // openToken decodes header and payload, each in the one way that leaves no room

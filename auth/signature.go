@@ -135,13 +135,16 @@ func (c *Callers) bySignature(d *Delivery, hook []string) (*Identity, error) {
 				break
 			}
 		}
+		done := cost{passes: 2, checks: 1}.bytes(len(d.Body))
 		switch {
 		case m.alg != "" && m.alg != k.alg:
 			refusal = refuse(Wrong, "signature", "the alg of the message signature is not that of the key")
 		case !k.verifies(m.base, m.signature):
 			refusal = refuse(Wrong, "signature", "the message signature does not verify with the key of its keyid")
+			refusal.work = cost{checks: 1}.bytes(0)
 		default:
-			return one.wrote(k, m, d)
+			id, err := one.wrote(k, m, d)
+			return id, withWork(err, done)
 		}
 	}
 	return nil, refusal

@@ -1,28 +1,83 @@
 package auth
 
-// keyWork is what a verification with a public key costs, in bytes that are
-// hashed meanwhile.
-const keyWork = 128 << 10
+import (
+	"crypto/sha256"
+	"errors"
+	"math/bits"
+)
 
-// Work bounds what it takes to judge any credential of a delivery for a hook with
-// these callers, in bytes that are hashed for it. It depends on nothing of the
-// delivery but the length of its body.
-func (c *Callers) Work(hook []string, length int) int {
-	work, foreign, signs := 0, 0, false
+const (
+	// keyWork is what a verification with a public key costs, in bytes that are
+	// hashed meanwhile.
+	keyWork = 128 << 10
+	// passWork is what a pass over a body costs beside the body.
+	passWork = 1 << 10
+
+	// Fewer keys than these look like as many from outside.
+	leastPasses = 8
+	leastChecks = 4
+)
+
+// cost is what it takes to judge the credentials of a delivery: passes over its
+// body, and verifications with a public key.
+type cost struct{ passes, checks int }
+
+// bytes is the cost for a body of this length, in bytes hashed.
+func (c cost) bytes(length int) int { return c.passes*(length+passWork) + c.checks*keyWork }
+
+// cost bounds what any credential of a delivery for a hook with these callers
+// takes. It depends on nothing of the delivery but the length of its body.
+func (c *Callers) cost(hook []string, length int) (all cost) {
+	foreign, signs := 0, false
 	for one, own := range c.candidates(hook) {
-		each := len(one.hmac) * (length + 1024)
 		if own {
-			work += each
+			all.passes += len(one.hmac)
 		} else {
-			foreign += each
+			foreign += len(one.hmac)
 		}
 		if one.jwt != nil {
-			work += (len(one.jwt.keys) + 1) * keyWork // and the one that an issuer has
+			all.checks += len(one.jwt.keys) + 1 // and the one that an issuer has
 		}
 		signs = signs || one.signature != nil
 	}
 	if signs { // one key, which it names, and two digests of the body
-		work += keyWork + 2*length
+		all.checks++
+		all.passes += 2
 	}
-	return work + min(foreign, foreignWork)
+	all.passes += min(foreign, foreignWork/(length+passWork))
+	return all
+}
+
+// Work bounds what it takes to judge any credential of a delivery for a hook with
+// these callers, in bytes that are hashed for it. It is rounded up so that it tells
+// no more of the number of keys than its order of magnitude.
+func (c *Callers) Work(hook []string, length int) int {
+	all := c.cost(hook, length)
+	return cost{roundUp(max(all.passes, leastPasses)), roundUp(max(all.checks, leastChecks))}.bytes(length)
+}
+
+// withWork notes in a refusal what it took to find out, in bytes hashed.
+func withWork(err error, done int) error {
+	var r *Refusal
+	if errors.As(err, &r) {
+		r.work = done
+	}
+	return err
+}
+
+// roundUp returns the next power of two.
+func roundUp(n int) int { return 1 << bits.Len(uint(n-1)) } //nolint:gosec // G115: n is at least 1
+
+// spendRest hashes as much as the dearest credential for the hook would have taken,
+// less what was done. So a refusal keeps the processor as busy whatever was wrong,
+// and takes as long also where there is more to do than time.
+func (c *Callers) spendRest(d *Delivery, hook []string, done int) {
+	data := d.Body
+	if len(data) < passWork {
+		data = make([]byte, passWork)
+	}
+	h := sha256.New()
+	for rest := c.cost(hook, len(d.Body)).bytes(len(d.Body)) - done; rest > 0; rest -= len(data) {
+		_, _ = h.Write(data[:min(rest, len(data))])
+	}
 }

@@ -83,7 +83,7 @@ func TestEveryDecisionHasItsLine(t *testing.T) {
 	token := h.by("ci", "")
 	h.starts(token)
 	token.body = "another"
-	want = refused(audit.Line{Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Method: "POST", Path: "/start", Params: a}, 401,
+	want = refused(audit.Line{Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Method: "POST", Path: "/start"}, 401,
 		"one-time credential used again with another body")
 	is(h.answers(http.StatusUnauthorized, token), want)
 

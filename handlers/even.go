@@ -11,12 +11,13 @@ import (
 
 // How long it takes to refuse a credential depends on what is wrong with it:
 // with no signature there is nothing to compute, with a wrong one of a known
-// caller the body is hashed, perhaps for many keys. So that an outsider learns
-// nothing of that, a refusal is answered only at a time that depends on the
-// hook and the length of the body alone: at the first multiple of a span that
-// is above what judging a credential takes.
+// caller the body is hashed, perhaps for many keys. Two things keep an outsider
+// from learning that. Package auth does as much work for each refusal. And a
+// refusal is answered only at a time that depends on the hook and the length of the
+// body alone: at the first multiple of a span that is above what judging a
+// credential takes.
 const (
-	leastSpan = 5 * time.Millisecond
+	leastSpan = 5 * time.Millisecond // and what few keys take
 	mostSpan  = 4 * time.Second      // less than the server gives last answers when it goes
 	spanPer   = 10 * time.Nanosecond // and byte hashed: 100 MB/s, a fraction of what a slow processor does
 

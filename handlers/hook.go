@@ -47,6 +47,11 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only told
 	claim := claimDelivery(who, h)
 	repeated := s.runner.FindRepeated(r.Context(), h.Name, claim)
+	if errors.Is(repeated, runner.ErrReused) { // a token that was used is told from a wrong one by nothing
+		unverified.release()
+		s.evenly(r, length, h, arrived)
+		return s.refuseCredential(r, repeated)
+	}
 	if err := s.limitDelivery(w, r, who, repeated); err != nil {
 		return err
 	}
@@ -120,11 +125,17 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 	}
 	req.resembles = s.resembling(d, callers)
 	_ = errors.As(err, &req.refused)
+	return nil, s.refuseCredential(r, err)
+}
+
+// refuseCredential spends a token of the address's failures and returns 401, or 429 when there is
+// none left.
+func (s *surface) refuseCredential(r *http.Request, why error) error {
 	if e := s.failures.take(address(r), "failures", s.now()); e != nil {
-		e.cause = err
-		return nil, e
+		e.cause = why
+		return e
 	}
-	return nil, unauthorized(err.Error())
+	return unauthorized(why.Error())
 }
 
 // limitDelivery spends a token of the caller, or of the failures of the address for a delivery
@@ -132,7 +143,7 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 // the caller.
 func (s *surface) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, repeated error) error {
 	var first *runner.Replayed
-	if errors.As(repeated, &first) || errors.Is(repeated, runner.ErrReused) || errors.Is(repeated, runner.ErrOtherBody) {
+	if errors.As(repeated, &first) || errors.Is(repeated, runner.ErrOtherBody) {
 		if e := s.failures.take(address(r), "replays", s.now()); e != nil {
 			return e
 		}

@@ -1,7 +1,12 @@
 package handlers_test
 
 import (
+	"bytes"
+	"maps"
 	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,5 +79,43 @@ func TestATokenIsGoodForOneRun(t *testing.T) {
 	h.answers(http.StatusUnauthorized, late)
 	if n := h.runs(); n != 2 {
 		t.Errorf("%d runs by two tokens", n)
+	}
+}
+
+// TestUsedToken_IsRefusedLikeAForgedOne sends a token that was used with another
+// body, and compares the answer with that to a token which nobody signed.
+func TestUsedToken_IsRefusedLikeAForgedOne(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "failures: {rate: 1/h, burst: 3}")
+	used := h.by("ci", "1")
+	h.starts(used)
+	used.body = "2"
+	forged := h.by("ci", "3")
+	forged.header.Set("Authorization", forged.header.Get("Authorization")[:len(forged.header.Get("Authorization"))-4]+"AAAA")
+	var names []string
+	var first []byte
+	for i, d := range []delivery{used, forged} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/start", strings.NewReader(d.body))
+		r.Header = d.header
+		w := httptest.NewRecorder()
+		start := time.Now()
+		h.server.Config.Handler.ServeHTTP(w, r)
+		if took := time.Since(start); w.Code != http.StatusUnauthorized || took < 5*time.Millisecond {
+			t.Errorf("status %d after %s", w.Code, took)
+		}
+		got := slices.Sorted(maps.Keys(w.Header()))
+		text := regexp.MustCompile(`"request_id":"[^"]*"`).ReplaceAll(w.Body.Bytes(), nil)
+		if i == 0 {
+			names, first = got, text
+		} else if !slices.Equal(got, names) || !bytes.Equal(text, first) {
+			t.Errorf("a used token is answered with %v %s, a forged one with %v %s", names, first, got, text)
+		}
+	}
+	for range 3 {
+		h.answers(http.StatusUnauthorized, used)
+	}
+	a := h.answers(http.StatusTooManyRequests, used)
+	if got := a.header.Get("Ratelimit"); !strings.Contains(got, "failures") {
+		t.Errorf("RateLimit: %q", got)
 	}
 }

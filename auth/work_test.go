@@ -1,0 +1,71 @@
+package auth_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/auth"
+)
+
+// TestRefusal_TakesNoMoreThanItsBound judges what can be wrong with a delivery. None
+// takes more than what each refusal is made to take.
+func TestRefusal_TakesNoMoreThanItsBound(t *testing.T) {
+	b := newBench(t)
+	b.hmac("github", "github", secretA, secretB)
+	b.hmac("slack", "slack", secretC)
+	b.hmac("foreign", "github", "a secret of at least 32 bytes: DDDD")
+	b.jwt("ci", nil, b.key("", ring().hs256))
+	specs, sign := senderKeys(b)
+	b.caller("sender").Signature = &auth.SignatureSpec{Authority: []string{"hooks.example.com"}, Keys: specs}
+	c := b.compile()
+	hook := []string{"github", "slack", "ci", "sender"}
+	body := strings.Repeat("x", 100<<10)
+	message := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
+	late := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
+	late.Now = now().Add(time.Hour)
+	wrong := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
+	wrong.Body = []byte(body + "y")
+	forged := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
+	forged.Method = "PUT"
+	for why, d := range map[string]*auth.Delivery{
+		"nothing":           delivery(body, headers()),
+		"an unknown scheme": delivery(body, headers("Stripe-Signature", "t=1,v1=00")),
+		"a wrong signature": delivery(body, headers("X-Hub-Signature-256", "sha256="+strings.Repeat("0", 64))),
+		"no signature":      delivery(body, headers("X-Hub-Signature-256", "sha256=00")),
+		"a stale signature": delivery(body, signedAt(t, "slack", secretC, body, "", now().Add(-time.Hour))),
+		"another's, forged": delivery(body, signed(t, "github", "a secret of at least 32 bytes: EEEE", body)),
+		"a forged token":    bearing(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(`{"iss":%q}`, issuer), secretC)),
+		"a late message":    late, "a wrong digest": wrong, "a forged message": forged,
+	} {
+		_, err := c.Authenticate(d, hook)
+		if err == nil {
+			t.Errorf("%s: accepted", why)
+			continue
+		}
+		if all, done := auth.CostOf(c, d, hook, err); done > all || all < 4*len(d.Body) {
+			t.Errorf("%s: took %d of %d", why, done, all)
+		}
+	}
+	if _, err := c.Authenticate(message, hook); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWork_TellsNoNumberOfKeys compares what an outsider can see of a hook with few
+// keys and of one with more.
+func TestWork_TellsNoNumberOfKeys(t *testing.T) {
+	work := func(keys int) int {
+		b := newBench(t)
+		var secrets []string
+		for i := range keys {
+			secrets = append(secrets, fmt.Sprintf("secret number %d of at least 32 bytes", i))
+		}
+		b.hmac("github", "github", secrets...)
+		return b.compile().Work([]string{"github"}, 1<<20)
+	}
+	if one := work(1); one != work(8) || one == work(9) || work(9) != work(16) {
+		t.Errorf("work for 1, 8, 9, 16 keys: %d, %d, %d, %d", one, work(8), work(9), work(16))
+	}
+}
