@@ -18,7 +18,7 @@ import (
 
 // BenchmarkRefusals times what an outsider can: how long a 401 takes, for each
 // reason, with bodies of several sizes. Reasons take turns in random order on
-// one connection. Beside the medians it reports how far two of them are apart as
+// each connection. Beside the medians it reports how far two of them are apart as
 // the z of a Mann-Whitney test: beyond 4 or so, an outsider who sends as many
 // tells them apart.
 func BenchmarkRefusals(b *testing.B) {
@@ -43,10 +43,6 @@ hooks:
 	trusted := roots(b, filepath.Join(dir, "certs", "ca.pem"))
 	for _, size := range []int{100, 64 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {
-			conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost"}}).DialContext(b.Context(), "tcp", strings.TrimPrefix(url, "https://"))
-			check(b, err)
-			defer func() { _ = conn.Close() }()
-			in := bufio.NewReader(conn)
 			reasons := map[string]string{
 				"wrong":   "X-Hub-Signature-256: sha256=" + strings.Repeat("0", 64) + "\r\n",
 				"unknown": "X-Signature-Of-Nobody: sha256=" + strings.Repeat("0", 64) + "\r\n",
@@ -56,6 +52,10 @@ hooks:
 			took := map[string][]float64{}
 			body := strings.Repeat("x", size)
 			for b.Loop() {
+				// One for each round: the server ends a connection of many refusals.
+				conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost"}}).DialContext(b.Context(), "tcp", strings.TrimPrefix(url, "https://"))
+				check(b, err)
+				in := bufio.NewReader(conn)
 				names := []string{"wrong", "unknown", "missing", "token"}
 				rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 				for _, name := range names {
@@ -72,6 +72,7 @@ hooks:
 						b.Fatalf("%s: status %d", name, res.StatusCode)
 					}
 				}
+				_ = conn.Close()
 			}
 			b.ReportMetric(0, "ns/op")
 			for name, times := range took {
