@@ -66,7 +66,7 @@ func withWork(err error, done int) error {
 }
 
 // roundUp returns the next power of two.
-func roundUp(n int) int { return 1 << bits.Len(uint(n-1)) } //nolint:gosec // G115: n is at least 1
+func roundUp(n int) int { return 1 << bits.Len(uint(n-1)) }
 
 // spendRest hashes as much as the dearest credential for the hook would have taken,
 // less what was done. So a refusal keeps the processor as busy whatever was wrong,

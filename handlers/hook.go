@@ -38,6 +38,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	defer unverified.release()
 	arrived, length := s.now(), len(unverified.bytes)
 	s, h, who, err := s.latest().judge(w, r, req, unverified.bytes)
+	claim, repeated, err := s.claimOnce(r, who, h, err)
 	if err != nil {
 		unverified.release()
 		s.evenly(r, length, h, arrived)
@@ -45,13 +46,6 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	body := unverified.keep()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only told
-	claim := claimDelivery(who, h)
-	repeated := s.runner.FindRepeated(r.Context(), h.Name, claim)
-	if errors.Is(repeated, runner.ErrReused) { // a token that was used is told from a wrong one by nothing
-		unverified.release()
-		s.evenly(r, length, h, arrived)
-		return s.refuseCredential(r, repeated)
-	}
 	if err := s.limitDelivery(w, r, who, repeated); err != nil {
 		return err
 	}
@@ -126,6 +120,21 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 	req.resembles = s.resembling(d, callers)
 	_ = errors.As(err, &req.refused)
 	return nil, s.refuseCredential(r, err)
+}
+
+// claimOnce returns the claim of a delivery and what became of it before, or why its credential is
+// refused: as it was judged, or because a token was used with another body, which is refused as a
+// forged one is.
+func (s *surface) claimOnce(r *http.Request, who *auth.Identity, h *runner.Hook, judged error) (claim runner.Claim, repeated, refused error) {
+	if judged != nil {
+		return claim, nil, judged
+	}
+	claim = claimDelivery(who, h)
+	repeated = s.runner.FindRepeated(r.Context(), h.Name, claim)
+	if errors.Is(repeated, runner.ErrReused) {
+		refused = s.refuseCredential(r, repeated)
+	}
+	return claim, repeated, refused
 }
 
 // refuseCredential spends a token of the address's failures and returns 401, or 429 when there is
