@@ -422,7 +422,7 @@ func agree(ctx context.Context, procs *process.Client, trail *audit.Log, old, c 
 	if err != nil {
 		return err
 	}
-	return trail.Reloaded(ctx, c.Audit.Keep, c.Digest)
+	return trail.Reloaded(ctx, c.Audit, c.Digest)
 }
 
 // superviseCmd is the process that starts commands and outlives the server.

@@ -171,7 +171,9 @@ func audited(ts *testscript.TestScript, _ bool, args []string) {
 func auditLine(ts *testscript.TestScript, decision, request string) map[string]string {
 	names, err := filepath.Glob(ts.MkAbs("state/audit/*.jsonl"))
 	ts.Check(err)
-	for _, name := range names {
+	refusals, err := filepath.Glob(ts.MkAbs("state/audit/refusals/*.jsonl"))
+	ts.Check(err)
+	for _, name := range append(names, refusals...) {
 		for text := range strings.Lines(ts.ReadFile(name)) {
 			if !strings.HasSuffix(text, "\n") { // it is being written
 				continue

@@ -402,13 +402,16 @@ func (h *house) line(a answer) map[string]any {
 // request of like.
 func (h *house) audited(like audit.Line) (found []audit.Line) {
 	h.t.Helper()
-	segments, err := filepath.Glob(h.config.Get().State + "/audit/*.jsonl")
-	if err != nil || len(segments) != 1 {
-		h.t.Fatal(segments, err)
-	}
-	text, err := os.ReadFile(segments[0])
-	if err != nil {
-		h.t.Fatal(err)
+	var text []byte
+	for _, folder := range []string{"audit", "audit/refusals"} {
+		b, err := os.ReadFile(filepath.Join(h.config.Get().State, folder, "00000000000000000001.jsonl"))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		text = append(text, b...)
+		if len(b) > 0 && b[len(b)-1] != '\n' { // it is being written
+			text = append(text[:bytes.LastIndexByte(text, '\n')+1], []byte(nil)...)
+		}
 	}
 	for text := range bytes.Lines(text) {
 		var line audit.Line

@@ -22,12 +22,17 @@ import (
 // keyName stands before each signature.
 const keyName = "sallyport"
 
-// What is signed says what it is for: a checkpoint within the log cannot be
-// passed off as the end of it.
-const (
-	ofLine = "sallyport audit, line before"
-	ofHead = "sallyport audit, latest line"
-)
+// book is what a checkpoint says that it is for: one among the lines cannot be passed off as
+// the end of them, nor one chain as the other.
+type book struct{ ofLine, ofHead string }
+
+func decisionsBook() book {
+	return book{"sallyport audit, line before", "sallyport audit, latest line"}
+}
+
+func refusalsBook() book {
+	return book{"sallyport audit refusals, line before", "sallyport audit refusals, latest line"}
+}
 
 // signer signs as package note has it.
 type signer struct {

@@ -38,7 +38,7 @@ func TestTheManualHasEveryFieldDecisionAndEvent(t *testing.T) {
 	}
 	for _, e := range []audit.Event{
 		audit.Begun, audit.Checkpoint, audit.Removed, audit.Cut, audit.Resumed, audit.Suppressed, audit.Started, audit.Stopped,
-		audit.HandedOver, audit.Reloaded,
+		audit.HandedOver, audit.Reloaded, audit.Refusals,
 	} {
 		there = append(there, string(e))
 	}

@@ -120,7 +120,11 @@ func fullDisk(state string, fill, free func() error) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Contains(text, []byte(`"event":"suppressed","reason":"counted","count":1,`)) {
+	refused, err := os.ReadFile(filepath.Join(state, "audit", "refusals", filepath.Base(segmentName(state, 1))))
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(refused, []byte(`"event":"suppressed","reason":"counted","count":1,`)) {
 		return errors.New("what was counted is forgotten")
 	}
 	for i := range n + 2 {

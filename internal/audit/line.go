@@ -46,7 +46,7 @@ type Line struct {
 	Count    int       `json:"count,omitempty"`    // of what is not in lines of its own
 	Since    time.Time `json:"since,omitzero"`
 	Until    time.Time `json:"until,omitzero"`
-	Through  uint64    `json:"through,omitempty"` // removed: all lines up to this one
+	Through  uint64    `json:"through,omitempty"` // removed: all lines up to this one; refusals: there are lines up to this one
 	Cut      string    `json:"cut,omitempty"`     // the beginning of what was cut
 	Bytes    int64     `json:"bytes,omitempty"`   // all of it
 	SHA256   string    `json:"sha256,omitempty"`  // of all of it
@@ -76,6 +76,7 @@ const (
 	Cut        Event = "cut"        // of what was not written whole when the server was killed
 	Resumed    Event = "resumed"    // after the audit could not be written
 	Suppressed Event = "suppressed" // refusals that were only counted
+	Refusals   Event = "refusals"   // that they are in a folder of their own, and how far that was signed
 	Started    Event = "server started"
 	Stopped    Event = "server stopped"
 	HandedOver Event = "server handed over"

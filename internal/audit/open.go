@@ -17,82 +17,146 @@ import (
 )
 
 // Open opens the audit of a state folder, or begins one, and holds it until
-// Close. It records what a server that was killed left of its last line.
+// Close. It records what a server that was killed left of its last line. One of an earlier
+// version has no chain of refusals yet, which is begun then.
 // Errors: ErrHeld, and ErrDamaged with what is wrong.
 func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
-	l := &Log{
-		dir: folder(o.State), now: now, log: log,
-		ops: make(chan *op, waiting), probes: make(chan chan error), closing: make(chan struct{}), ended: make(chan struct{}),
-		refusals: refusals{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, told: now()},
-		place:    begin(),
-	}
-	l.keep.Store(o.Keep)
-	lock, err := hold(l.dir)
-	if err != nil {
-		return nil, fmt.Errorf("opening the audit in %s: %w", l.dir, err)
-	}
-	l.lock = lock
+	l := &Log{now: now, counts: counts{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, told: now()}}
+	l.refusals = newChain(refusalsBook(), refusalsFolder(o.State), &l.counts, now, log)
+	l.decisions = newChain(decisionsBook(), folder(o.State), &l.counts, now, log)
+	l.decisions.mention = l.refusalsLine
+	l.bound(o)
 	if err := l.open(o); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the audit in %s: %w", l.dir, err), l.shut())
+		err = errors.Join(err, l.refusals.shut(), l.decisions.shut(), l.unlock())
+		return nil, fmt.Errorf("opening the audit in %s: %w", folder(o.State), err)
 	}
-	go l.serve()
+	go l.refusals.serve()
+	go l.decisions.serve()
 	return l, nil
 }
 
+func newChain(b book, dir string, c *counts, now func() time.Time, log *slog.Logger) *chain {
+	return &chain{
+		book: b, dir: dir, counts: c, now: now, log: log, place: begin(),
+		ops: make(chan *op, waiting), probes: make(chan chan error), closing: make(chan struct{}), ended: make(chan struct{}),
+	}
+}
+
+// refusalsLine says among the decisions how far the refusals certainly go, so that their folder cannot be
+// removed or put back unseen.
+func (l *Log) refusalsLine() Line { return Line{Event: Refusals, Through: l.refusals.signed.Load()} }
+
+// open changes nothing before it is known that both chains are as they were left.
 func (l *Log) open(o Options) (err error) {
+	for _, c := range []*chain{l.decisions, l.refusals} {
+		lock, err := hold(c.dir)
+		if err != nil {
+			return err
+		}
+		l.locks = append(l.locks, lock)
+	}
 	if o.Key == nil {
 		if o.Key, err = ownKey(o.State); err != nil {
 			return err
 		}
 	}
-	if l.sign, err = newSigner(o.Key); err != nil {
-		return err
-	}
-	known, err := l.tellVerifier()
+	sign, err := newSigner(o.Key)
 	if err != nil {
 		return err
 	}
-	segments, err := list(l.dir)
+	l.decisions.sign, l.refusals.sign = sign, sign
+	known, err := tellVerifier(o.State, sign)
 	if err != nil {
 		return err
 	}
-	if len(segments) == 0 {
-		return l.begin(known)
+	decisions, err := l.decisions.resume(known)
+	if err != nil {
+		return err
 	}
-	return l.resume(segments[len(segments)-1], known)
+	refusals, err := l.refusals.resume(known)
+	if err != nil {
+		return err
+	}
+	if err := decisions.missesRefusals(refusals, l.refusals.dir); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err := l.refusals.proceed(refusals); err != nil { // first: the decisions say how far they go
+		return err
+	}
+	return l.decisions.proceed(decisions)
 }
 
 // tellVerifier adds the key that verifies to those of before, and returns all.
-func (l *Log) tellVerifier() (note.Verifiers, error) {
-	keys, err := readKeys(l.dir)
+func tellVerifier(state string, sign *signer) (note.Verifiers, error) {
+	keys, err := Keys(state)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	if len(keys) == 0 || keys[len(keys)-1] != l.sign.vkey {
-		keys = append(keys, l.sign.vkey)
-		if err := owned.ReplaceFileAt(filepath.Join(l.dir, verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
+	if len(keys) == 0 || keys[len(keys)-1] != sign.vkey {
+		keys = append(keys, sign.vkey)
+		if err := owned.ReplaceFileAt(filepath.Join(folder(state), verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
 			return nil, err
 		}
 	}
 	return Verifiers(keys)
 }
 
-// begin starts a new audit. Its checkpoint comes first, so that there never are
-// lines without one.
-func (l *Log) begin(known note.Verifiers) error {
+// resume finds out where the chain ends. It returns nil where there is none yet.
+func (l *chain) resume(known note.Verifiers) (*walk, error) {
+	segments, err := list(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(segments) == 0 {
+		return nil, l.checkNothing(known)
+	}
+	h, err := latest(l.dir, l.book, known)
+	if err != nil {
+		return nil, err
+	}
+	s := segments[len(segments)-1]
+	if err := l.use(s.name, os.O_RDWR); err != nil {
+		return nil, err
+	}
+	w, err := leftOff(s, l.file, l.book, h, known)
+	if err != nil {
+		return nil, err
+	}
+	l.place, l.size = w.place, s.size-int64(len(w.torn))
+	l.signed.Store(h.seq)
+	return w, nil
+}
+
+// checkNothing returns an error if there was a line once.
+func (l *chain) checkNothing(known note.Verifiers) error {
 	old, err := os.ReadFile(filepath.Join(l.dir, checkpointFile))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	if err == nil {
-		h, err := open(ofHead, string(old), known)
-		if err == nil && h.seq > 0 {
-			err = fmt.Errorf("there is no line, and its checkpoint has seen %d", h.seq)
-		}
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
+	h, err := open(l.ofHead, string(old), known)
+	if err == nil && h.seq > 0 {
+		err = fmt.Errorf("there is no line, and its checkpoint has seen %d", h.seq)
 	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
+// proceed goes on after what resume has found.
+func (l *chain) proceed(w *walk) error {
+	if w == nil {
+		return l.begin()
+	}
+	return l.mend(w)
+}
+
+// begin starts a new chain. Its checkpoint comes first, so that there never are
+// lines without one.
+func (l *chain) begin() error {
 	if err := l.head(); err != nil {
 		return err
 	}
@@ -102,30 +166,13 @@ func (l *Log) begin(known note.Verifiers) error {
 	return l.append(true, Line{Event: Begun, Verifier: l.sign.vkey})
 }
 
-// resume goes on after the last line of a segment.
-func (l *Log) resume(s segment, known note.Verifiers) error {
-	h, err := latest(l.dir, known)
-	if err != nil {
-		return err
-	}
-	if err := l.use(s.name, os.O_RDWR); err != nil {
-		return err
-	}
-	w, err := leftOff(s, l.file, h, known)
-	if err != nil {
-		return err
-	}
-	l.place, l.last, l.size = w.place, h.seq, s.size-int64(len(w.torn))
-	return l.mend(w)
-}
-
 // latest opens the file checkpoint.
-func latest(dir string, known note.Verifiers) (opened, error) {
+func latest(dir string, b book, known note.Verifiers) (opened, error) {
 	text, err := os.ReadFile(filepath.Join(dir, checkpointFile))
 	if err != nil {
 		return opened{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	h, err := open(ofHead, string(text), known)
+	h, err := open(b.ofHead, string(text), known)
 	if err != nil {
 		return opened{}, fmt.Errorf("%w: its checkpoint: %w", ErrDamaged, err)
 	}
@@ -134,8 +181,8 @@ func latest(dir string, known note.Verifiers) (opened, error) {
 
 // leftOff walks to the end of the last segment, or refuses what is not as a server
 // leaves it, killed or not.
-func leftOff(s segment, r io.Reader, h opened, known note.Verifiers) (*walk, error) {
-	w := &walk{known: known, repair: true, heads: []head{{h.place, checkpointFile}}}
+func leftOff(s segment, r io.Reader, b book, h opened, known note.Verifiers) (*walk, error) {
+	w := &walk{known: known, book: &b, repair: true, heads: []head{{h.place, checkpointFile}}}
 	err := w.segment(s, r, true)
 	if err == nil && w.report.Lines == 0 && h.seq == s.first-1 { // made just before the end
 		w.place = h.place
@@ -165,7 +212,7 @@ func Check(state string) error {
 	}
 	const attempts, pause = 20, 20 * time.Millisecond
 	for n := 1; ; n++ {
-		err := checkEnd(folder(state), known)
+		err := checkEnds(state, known)
 		if err == nil || n == attempts { // another segment may have been begun meanwhile
 			return err
 		}
@@ -173,30 +220,46 @@ func Check(state string) error {
 	}
 }
 
-func checkEnd(dir string, known note.Verifiers) error {
-	h, err := latest(dir, known) // first: what is written meanwhile is only more
+func checkEnds(state string, known note.Verifiers) error {
+	decisions, err := checkEnd(folder(state), decisionsBook(), known)
 	if err != nil {
 		return err
 	}
-	segments, err := list(dir)
-	if err != nil {
-		return err
-	}
-	if len(segments) == 0 {
+	if decisions == nil {
 		return fmt.Errorf("%w: there is no line", ErrDamaged)
+	}
+	refusals, err := checkEnd(refusalsFolder(state), refusalsBook(), known)
+	if err != nil {
+		return err
+	}
+	if err := decisions.missesRefusals(refusals, refusalsFolder(state)); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
+// checkEnd walks to the end of a chain; it returns nil where there is none.
+func checkEnd(dir string, b book, known note.Verifiers) (*walk, error) {
+	h, err := latest(dir, b, known) // first: what is written meanwhile is only more
+	segments, missing := list(dir)
+	if errors.Is(missing, os.ErrNotExist) || missing == nil && len(segments) == 0 {
+		return nil, nil
+	}
+	if err := errors.Join(err, missing); err != nil {
+		return nil, err
 	}
 	s := segments[len(segments)-1]
 	f, err := os.Open(s.name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = leftOff(s, f, h, known)
-	return errors.Join(err, f.Close())
+	w, err := leftOff(s, f, b, h, known)
+	return w, errors.Join(err, f.Close())
 }
 
 // mend completes what a server that was killed left, and signs for it: lines
 // without a signature must not add up over many kills.
-func (l *Log) mend(w *walk) error {
+func (l *chain) mend(w *walk) error {
 	var lines []Line
 	if len(w.torn) > 0 {
 		l.log.Warn("audit line cut", "bytes", len(w.torn), "after", l.seq)

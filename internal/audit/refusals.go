@@ -15,8 +15,8 @@ import (
 // and the rest are counted.
 const (
 	refusalBurst = 100
-	refusalEvery = 6 * time.Second // one more line
-	tellEvery    = time.Minute     // how many were only counted
+	refusalEvery = 30 * time.Second // one more line
+	tellEvery    = time.Minute      // how many were only counted
 )
 
 // kind is what refusals are counted by. The callers are those of the
@@ -29,15 +29,16 @@ type tally struct {
 	since, until time.Time
 }
 
-type refusals struct {
+// counts is what has no lines of its own.
+type counts struct {
 	mu     sync.Mutex
 	limits map[kind]*rate.Limiter
 	tally  map[kind]tally
 	told   time.Time
 }
 
-// Decided records what became of a request, for a reason of few. What comes too
-// often is counted, unless it is sure who asked: every line of the decisions
+// Decided records what became of a request that nothing was allowed by, for a reason of few. What
+// comes too often is counted, unless it is sure who asked: every line of the decisions
 // about a verified caller is there, but for those that its limit turned away.
 func (l *Log) Decided(line Line, reason string, sure bool) {
 	at := l.now()
@@ -47,19 +48,11 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 	}
 	if !sure || reason == TooOften {
 		if !l.allow(k, at) {
-			l.count(k, tally{1, at, at})
+			l.add(k, tally{1, at, at})
 			return
 		}
 	}
-	l.later(&op{line: line, kind: k})
-}
-
-// later has a line written that nothing hangs on.
-func (l *Log) later(o *op) {
-	select {
-	case l.ops <- o:
-	case <-l.closing:
-	}
+	l.refusals.later(&op{line: line, kind: k}, sure)
 }
 
 // TooOften is the reason of what a limit turned away.
@@ -68,14 +61,14 @@ const TooOften = "too-often"
 // Count records that something was turned away that deserves no line.
 func (l *Log) Count(reason string) {
 	at := l.now()
-	l.count(kind{reason: reason}, tally{1, at, at})
+	l.add(kind{reason: reason}, tally{1, at, at})
 }
 
 func compare(a, b kind) int {
 	return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.caller, b.caller))
 }
 
-func (r *refusals) allow(k kind, at time.Time) bool {
+func (r *counts) allow(k kind, at time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	limit := r.limits[k]
@@ -86,7 +79,7 @@ func (r *refusals) allow(k kind, at time.Time) bool {
 	return limit.AllowN(at, 1)
 }
 
-func (r *refusals) count(k kind, t tally) {
+func (r *counts) add(k kind, t tally) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old, ok := r.tally[k]; ok {
@@ -110,7 +103,7 @@ func later(a, b time.Time) time.Time {
 }
 
 // due returns what was counted, if it is time to tell, and forgets it.
-func (r *refusals) due(at time.Time, last bool) map[kind]tally {
+func (r *counts) due(at time.Time, last bool) map[kind]tally {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !last && at.Sub(r.told) < tellEvery {
@@ -122,9 +115,12 @@ func (r *refusals) due(at time.Time, last bool) map[kind]tally {
 	return counted
 }
 
-// tell writes what was counted. What cannot be written is counted still.
-func (l *Log) tell(last bool) error {
-	counted := l.due(l.now(), last)
+// tell writes what was counted, into the chain of refusals. What cannot be written is counted still.
+func (l *chain) tell(last bool) error {
+	var counted map[kind]tally
+	if l.mention == nil {
+		counted = l.counts.due(l.now(), last)
+	}
 	var lines []Line
 	for _, k := range slices.SortedFunc(maps.Keys(counted), compare) {
 		t := counted[k]
@@ -135,7 +131,7 @@ func (l *Log) tell(last bool) error {
 	err := l.write(true, lines)
 	if err != nil {
 		for k, t := range counted {
-			l.count(k, t)
+			l.counts.add(k, t)
 		}
 	}
 	return err

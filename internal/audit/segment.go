@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"time"
 
 	"sallyport/internal/owned"
 )
@@ -20,6 +21,9 @@ const (
 )
 
 func folder(state string) string { return filepath.Join(state, "audit") }
+
+// refusalsFolder has the lines about what was refused.
+func refusalsFolder(state string) string { return filepath.Join(folder(state), "refusals") }
 
 // segment is a file of lines. It is named by the seq of its first line.
 type segment struct {
@@ -59,6 +63,31 @@ func list(dir string) ([]segment, error) {
 		segments = append(segments, segment{filepath.Join(dir, e.Name()), first, info.Size()})
 	}
 	return segments, nil
+}
+
+// begun returns when the first line of a segment was written, or zero if there is none yet.
+func begun(s segment) (at time.Time, err error) {
+	f, err := os.Open(s.name)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	first := errors.New("the first line is there")
+	err = scan(f, func(b []byte) error {
+		l, ok := parse(b)
+		if !ok {
+			return fmt.Errorf("%s: %w", s.name, ErrDamaged)
+		}
+		at = l.at
+		return first
+	})
+	switch {
+	case errors.Is(err, first):
+		return at, nil
+	case err == nil:
+		return time.Time{}, nil
+	}
+	return time.Time{}, err
 }
 
 // hold makes the folder, and returns the lock that keeps another writer out until

@@ -50,6 +50,8 @@ type Report struct {
 	First, Last uint64 // seq
 	Checkpoints int
 	Vouched     uint64 // the last line that a signature vouches for; what comes after hangs on the chain alone
+
+	Refusals *Report // of the chain of refusals, if it was checked, too
 }
 
 // Verifier checks an audit against signatures. Its zero value knows no key and
@@ -61,11 +63,13 @@ type Verifier struct {
 	Checkpoints map[string]string // by what to call it
 }
 
-// Files checks segments that were taken out of their folder, in order.
+// Files checks segments of one chain that were taken out of their folder, in order.
 func (v *Verifier) Files(names []string) (Report, error) {
 	w := v.walk()
-	if err := w.take(v.Checkpoints); err != nil {
-		return Report{}, err
+	for from, text := range v.Checkpoints {
+		if err := w.take(from, text); err != nil {
+			return Report{}, err
+		}
 	}
 	for i, name := range names {
 		f, err := os.Open(name)
@@ -83,33 +87,79 @@ func (v *Verifier) Files(names []string) (Report, error) {
 
 // State checks the audit of a state folder, whether or not a server writes it.
 func (v *Verifier) State(state string) (Report, error) {
-	dir := folder(state)
-	own, err := os.ReadFile(filepath.Join(dir, checkpointFile)) // first: what is written meanwhile is only more
-	if errors.Is(err, os.ErrNotExist) {
-		return Report{}, &Fault{File: filepath.Join(dir, checkpointFile), What: "is missing"}
+	for from, text := range v.Checkpoints {
+		if err := v.walk().take(from, text); err != nil {
+			return Report{}, err
+		}
 	}
+	decisions, err := v.chain(folder(state), decisionsBook())
 	if err != nil {
 		return Report{}, err
+	}
+	// Those of an earlier version are among the decisions. Read later, there can only be more of them.
+	segments, err := list(refusalsFolder(state))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return Report{}, err
+	}
+	if len(segments) == 0 {
+		return decisions.report, decisions.missesRefusals(nil, refusalsFolder(state))
+	}
+	refusals, err := v.chain(refusalsFolder(state), refusalsBook())
+	if err != nil {
+		return Report{}, err
+	}
+	report := decisions.report
+	report.Refusals = &refusals.report
+	return report, decisions.missesRefusals(refusals, refusalsFolder(state))
+}
+
+// chain checks one chain of a state folder.
+func (v *Verifier) chain(dir string, b book) (*walk, error) {
+	name := filepath.Join(dir, checkpointFile)
+	own, err := os.ReadFile(name) // first: what is written meanwhile is only more
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, &Fault{File: name, What: "is missing"}
+	}
+	if err != nil {
+		return nil, err
 	}
 	segments, files, err := openSegments(dir)
 	defer closeAll(files)
 	if err != nil {
-		return Report{}, err
+		return nil, err
 	}
 	w := v.walk()
-	w.state = true
-	if err := w.take(map[string]string{filepath.Join(dir, checkpointFile): string(own)}); err != nil {
-		return Report{}, err
+	w.state, w.book = true, &b
+	if err := w.take(name, string(own)); err != nil {
+		return nil, err
 	}
-	if err := w.take(v.Checkpoints); err != nil {
-		return Report{}, err
+	for from, text := range v.Checkpoints {
+		if _, err := open(b.ofHead, text, w.known); errors.Is(err, errCheckpoint) {
+			continue // of the other chain
+		}
+		if err := w.take(from, text); err != nil {
+			return nil, err
+		}
 	}
 	for i, s := range segments {
 		if err := w.segment(s, files[i], i == len(segments)-1); err != nil {
-			return Report{}, err
+			return nil, err
 		}
 	}
-	return w.report, w.end()
+	return w, w.end()
+}
+
+// missesRefusals returns an error if lines are missing at the end of the chain of refusals, which is nil
+// if there is none, that the decisions say were there.
+func (w *walk) missesRefusals(refusals *walk, dir string) error {
+	there := uint64(0)
+	if refusals != nil {
+		there = refusals.seq
+	}
+	if w == nil || there >= w.refused {
+		return nil
+	}
+	return &Fault{File: dir, Seq: there + 1, Good: there, What: fmt.Sprintf("is missing, and with it all refusals up to seq %d: a line among the decisions says that they were there", w.refused)}
 }
 
 // openSegments opens all, so that none is removed while it waits to be read.
@@ -151,8 +201,9 @@ type walk struct {
 	place
 
 	known   note.Verifiers
-	state   bool // it is a state folder: nothing may be missing
-	repair  bool // a line that is cut off at the end is not a fault
+	book    *book // what checkpoints say that they are for; nil until the first one says it
+	state   bool  // it is a state folder: nothing may be missing
+	repair  bool  // a line that is cut off at the end is not a fault
 	heads   []head
 	report  Report
 	doubt   *Fault    // the first line that no signature vouches for yet
@@ -162,6 +213,7 @@ type walk struct {
 	removed uint64    // all up to this line may be missing
 	claimed uint64    // the same, by a line that no signature vouches for yet
 	last    Fault     // place of the next line
+	refused uint64    // a line says that there are refusals up to this one
 	torn    []byte    // such a line
 	top     string    // the file that the first line is in
 }
@@ -174,16 +226,29 @@ func (v *Verifier) walk() *walk {
 	return &walk{known: known}
 }
 
-// take verifies checkpoints from outside.
-func (w *walk) take(checkpoints map[string]string) error {
-	for from, text := range checkpoints {
-		c, err := open(ofHead, text, w.known)
-		if err != nil {
-			return &Fault{File: from, What: "is no checkpoint with a signature that can be verified: " + err.Error()}
-		}
-		w.heads = append(w.heads, head{c.place, from})
+// take verifies a checkpoint from outside.
+func (w *walk) take(from, text string) error {
+	c, err := w.open(func(b book) string { return b.ofHead }, text)
+	if err != nil {
+		return &Fault{File: from, What: "is no checkpoint with a signature that can be verified: " + err.Error()}
 	}
+	w.heads = append(w.heads, head{c.place, from})
 	return nil
+}
+
+// open opens a checkpoint of the chain. The first one decides which chain it is, unless that is known.
+func (w *walk) open(kind func(book) string, text string) (c opened, err error) {
+	books := []book{decisionsBook(), refusalsBook()}
+	if w.book != nil {
+		books = []book{*w.book}
+	}
+	for _, b := range books {
+		if c, err = open(kind(b), text, w.known); err == nil {
+			w.book = &b
+			break
+		}
+	}
+	return c, err
 }
 
 // segment checks the lines of one file.
@@ -299,7 +364,7 @@ func (w *walk) event(b []byte) error {
 	}
 	switch l.Event {
 	case Checkpoint:
-		c, err := open(ofLine, l.Note, w.known)
+		c, err := w.open(func(b book) string { return b.ofLine }, l.Note)
 		if err != nil {
 			return w.rewritten(l.Seq, "its signature does not verify: "+err.Error())
 		}
@@ -312,6 +377,8 @@ func (w *walk) event(b []byte) error {
 		w.doubts() // the checkpoint's own line has yet to be vouched for
 	case Removed:
 		w.claimed = l.Through
+	case Refusals:
+		w.refused = max(w.refused, l.Through, 1)
 	default: // nothing hangs on it
 	}
 	return nil

@@ -67,7 +67,7 @@ func TestAHundredThousandRefusalsTakeLittleAndAreAllCounted(t *testing.T) {
 	shut(t, l)
 	good(t, state)
 	got, sure := map[string]int{}, 0
-	for _, l := range lines(t, state) {
+	for _, l := range lines(t, refusals(t, state)) {
 		switch {
 		case l.Event == audit.Suppressed:
 			got[l.Reason+l.Caller] += l.Count
@@ -85,10 +85,11 @@ func TestAHundredThousandRefusalsTakeLittleAndAreAllCounted(t *testing.T) {
 	if sure != 100 || got["unauthorized"] != n || got["not-found"] != n || got["too-oftenci"] != n {
 		t.Errorf("of a verified caller %d, counted %v", sure, got)
 	}
-	if size := size(t, state); size > 300<<10 {
-		t.Errorf("%d bytes", size)
+	size := size(t, refusals(t, state))
+	if size > 300<<10 || len(lines(t, state)) > 3 {
+		t.Errorf("%d bytes, and %d lines among the decisions", size, len(lines(t, state)))
 	}
-	t.Logf("%d bytes for %d refusals", size(t, state), 3*n)
+	t.Logf("%d bytes for %d refusals", size, 3*n)
 }
 
 func TestNoDecisionAboutAVerifiedCallerIsLostHoweverFastTheyCome(t *testing.T) {
@@ -105,7 +106,7 @@ func TestNoDecisionAboutAVerifiedCallerIsLostHoweverFastTheyCome(t *testing.T) {
 	}
 	all.Wait()
 	shut(t, l)
-	if r := good(t, state); r.Lines < 8000 {
+	if r := good(t, state).Refusals; r.Lines < 8000 {
 		t.Errorf("got %+v", r)
 	}
 }
@@ -306,7 +307,7 @@ func TestWithoutItsFolderNothingIsWrittenUntilItIsBack(t *testing.T) {
 	shut(t, l)
 	good(t, state)
 	resumed, counted := 0, 0
-	for _, l := range lines(t, state) {
+	for _, l := range append(lines(t, state), lines(t, refusals(t, state))...) {
 		switch {
 		case l.Run == "lost" && l.Decision == audit.Allowed:
 			t.Error("a line that was refused is there")
@@ -318,7 +319,7 @@ func TestWithoutItsFolderNothingIsWrittenUntilItIsBack(t *testing.T) {
 			counted++
 		}
 	}
-	if resumed != 1 || counted != 1 {
+	if resumed != 2 || counted != 1 {
 		t.Errorf("resumed %d times, the refusal is there %d times", resumed, counted)
 	}
 }
@@ -412,10 +413,10 @@ func TestWhatIsAllowedIsThereBeforeItIsDone(t *testing.T) {
 			}
 			shut(t, l)
 			plain := func(l audit.Line) audit.Line { l.Seq, l.Time = 0, time.Time{}; return l }
-			if n := len(inner.seen); n != 2 || plain(inner.seen[1]) != c.before {
+			if n := len(inner.seen); n != 3 || plain(inner.seen[2]) != c.before {
 				t.Errorf("when it was done there was\n%+v\nwant\n%+v", inner.seen, c.before)
 			}
-			after := lines(t, state)[2:]
+			after := lines(t, state)[3:]
 			want := c.before
 			want.Decision, want.Reason = audit.Void, c.void
 			if c.void != "" && plain(after[0]) != want || c.void == "" && after[0].Event != audit.Checkpoint {

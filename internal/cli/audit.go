@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"sallyport/internal/audit"
@@ -15,10 +16,10 @@ type Audit struct {
 }
 
 type auditVerify struct {
-	Files      []string `arg:"" optional:"" help:"Files of lines that were copied elsewhere, in order."`
+	Files      []string `arg:"" optional:"" help:"Files of lines that were copied elsewhere, in order: those of audit, or those of audit/refusals."`
 	State      string   `placeholder:"DIR" help:"State folder, instead of files: nothing may be missing."`
 	Key        []string `placeholder:"KEY" help:"Trust this key, which \"audit key\" printed, and not those of the state folder."`
-	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint that was kept elsewhere: what it has seen must be there."`
+	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint or audit/refusals/checkpoint that was kept elsewhere: what it has seen must be there."`
 }
 
 // Run prints what is right, or the first thing that is wrong.
@@ -56,8 +57,15 @@ func (cmd *auditVerify) Run(s *Streams) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(s.Out, "%d lines in %d files, seq %d to %d, follow one another. Signatures vouch for all up to seq %d.\n",
-		report.Lines, report.Files, report.First, report.Last, report.Vouched)
+	if err := printReport(s.Out, "", report); err != nil || report.Refusals == nil {
+		return err
+	}
+	return printReport(s.Out, "Refusals: ", *report.Refusals)
+}
+
+func printReport(w io.Writer, what string, r audit.Report) error {
+	_, err := fmt.Fprintf(w, "%s%d lines in %d files, seq %d to %d, follow one another. Signatures vouch for all up to seq %d.\n",
+		what, r.Lines, r.Files, r.First, r.Last, r.Vouched)
 	return err
 }
 

@@ -67,8 +67,9 @@ type Metrics struct {
 
 // Audit says how decisions are recorded.
 type Audit struct {
-	Keep runner.Size `yaml:"keep"` // what all lines together may take of the disk; default 1GiB
-	Key  string      `yaml:"key"`  // file with the private key that checkpoints are signed with; default: one of the server's own
+	Keep     runner.Size   `yaml:"keep"`      // what all lines together may take of the disk; default 1GiB
+	LeastAge time.Duration `yaml:"least_age"` // of a line about what was allowed that is removed; default 30 days (720h)
+	Key      string        `yaml:"key"`       // file with the private key that checkpoints are signed with; default: one of the server's own
 }
 
 // Limits bounds what may come, and how often.
@@ -238,7 +239,7 @@ func compile(f *File, dir string, env Env, p *problem.List) *Config {
 		}
 	}
 	src := auth.Sources{Dir: dir, Getenv: env.Getenv, Saw: p.Saw, Clients: c.clients, Now: env.Now}
-	c.Audit = audit.Options{State: c.State, Keep: int64(f.Audit.Keep), Key: f.Audit.load(src, p.At("audit"))}
+	c.Audit = audit.Options{State: c.State, Keep: int64(f.Audit.Keep), LeastAge: f.Audit.LeastAge, Key: f.Audit.load(src, p.At("audit"))}
 	if env.Serving != nil {
 		src.KeySets = env.Serving.Auth.KeySets()
 	}
@@ -316,6 +317,9 @@ func (f *File) fillDefaults() {
 	if f.Audit.Keep == 0 {
 		f.Audit.Keep = 1 << 30
 	}
+	if f.Audit.LeastAge == 0 {
+		f.Audit.LeastAge = 30 * 24 * time.Hour
+	}
 	l := &f.Limits
 	l.Address = l.Address.orDefault(Limit{Rate: 20, Burst: 100})
 	l.Failures = l.Failures.orDefault(Limit{Rate: 10.0 / 60, Burst: 20})
@@ -334,6 +338,9 @@ const leastAudit = 1 << 20
 func (a *Audit) load(src auth.Sources, p *problem.List) ed25519.PrivateKey {
 	if a.Keep < leastAudit {
 		p.At("keep").Errorf("%s is too little: 1MiB or more", a.Keep)
+	}
+	if a.LeastAge < 0 {
+		p.At("least_age").Errorf("%s is below nothing", a.LeastAge)
 	}
 	if a.Key == "" {
 		return nil

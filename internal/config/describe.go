@@ -45,7 +45,7 @@ func (c *Config) Describe(w io.Writer) {
 	row("limits", "address %s; failures %s", c.Limits.Address, c.Limits.Failures)
 	row("", "connections %d, %d from one address", c.Limits.Connections, c.Limits.ConnectionsPerAddress)
 	row("drain", "%s", c.Drain)
-	row("audit", "%s kept, signed with %s", runner.Size(c.Audit.Keep), cmp.Or(c.auditKey, "a key of the server's own"))
+	row("audit", "%s kept, and what was allowed for %s, signed with %s", runner.Size(c.Audit.Keep), c.Audit.LeastAge, cmp.Or(c.auditKey, "a key of the server's own"))
 	if c.Metrics != nil {
 		row("metrics", "for %s", strings.Join(c.Metrics, ", "))
 	}

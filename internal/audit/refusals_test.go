@@ -1,0 +1,352 @@
+package audit_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sallyport/internal/audit"
+)
+
+// refuse writes n lines about a verified caller, none of which is only counted.
+func refuse(t testing.TB, l *audit.Log, n int) {
+	t.Helper()
+	for i := range n {
+		l.Decided(audit.Line{Decision: audit.Refused, Status: 422, Caller: "ci", Reason: fmt.Sprint("refusal ", i, strings.Repeat(".", 100))}, "parameters", true)
+	}
+}
+
+// runs are those that lines allowed.
+func runs(t testing.TB, state string) (all []string) {
+	t.Helper()
+	for _, l := range lines(t, state) {
+		if l.Decision == audit.Allowed {
+			all = append(all, l.Run)
+		}
+	}
+	return all
+}
+
+func bytesIn(t testing.TB, state string) (n int64) {
+	t.Helper()
+	for _, name := range segments(t, state) {
+		n += int64(len(read(t, name)))
+	}
+	return n
+}
+
+// TestRefusals_NeverPushOutAllowed: however many refusals come, they take their part of the room and
+// no more, and all that was allowed stays.
+func TestRefusals_NeverPushOutAllowed(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, small)
+	write(t, l, 10)
+	refuse(t, l, 5000)
+	write(t, l, 10)
+	good(t, state)
+	shut(t, l)
+	r := good(t, state)
+	if n := len(runs(t, state)); n != 20 {
+		t.Errorf("%d of 20 lines about what was allowed are there", n)
+	}
+	if r.Refusals == nil || r.Refusals.First < 4000 || r.Refusals.Last < 5000 || r.Refusals.Vouched != r.Refusals.Last {
+		t.Errorf("of refusals: %+v", r.Refusals)
+	}
+	if n := bytesIn(t, refusals(t, state)); n > small/4 {
+		t.Errorf("refusals take %d bytes, of %d", n, small)
+	}
+}
+
+// TestAllowed_LeastAge: a line about what was allowed is not removed before its time, whatever the
+// room, and is then.
+func TestAllowed_LeastAge(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	var ahead atomic.Int64
+	var log lockedBuffer
+	l, err := audit.Open(audit.Options{State: state, Keep: small, LeastAge: time.Hour},
+		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	write(t, l, 300)
+	ahead.Store(int64(40 * time.Minute))
+	write(t, l, 300)
+	if n := len(runs(t, state)); n != 600 || bytesIn(t, state) < 2*small {
+		t.Errorf("%d of 600 lines in %d bytes, though all are young", n, bytesIn(t, state))
+	}
+	if !strings.Contains(log.String(), "too young to be removed") {
+		t.Error("the log does not say that there is more than there should be")
+	}
+	ahead.Store(int64(90 * time.Minute))
+	write(t, l, 30)
+	if n := len(runs(t, state)); n < 330 || n > 350 {
+		t.Errorf("%d lines, of 330 that are young", n)
+	}
+	ahead.Store(int64(3 * time.Hour))
+	write(t, l, 30)
+	if n := bytesIn(t, state); n > small {
+		t.Errorf("%d bytes, though all but some lines are old", n)
+	}
+	good(t, state)
+	shut(t, l)
+	good(t, state)
+}
+
+// TestRefusals_TamperingIsFound: in their folder as among the decisions.
+func TestRefusals_TamperingIsFound(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, small)
+	refuse(t, l, 60)
+	write(t, l, 3)
+	shut(t, l)
+	good(t, state)
+	v, dir := verifier(t, state), filepath.Join(state, "audit", "refusals")
+	names := segments(t, refusals(t, state))
+	found := func(what, file string) {
+		t.Helper()
+		report, err := v.State(state)
+		var fault *audit.Fault
+		if !errors.As(err, &fault) || filepath.Base(fault.File) != filepath.Base(file) {
+			t.Errorf("%s: %+v %v", what, report, err)
+		}
+	}
+	for range 300 {
+		name := names[rand.IntN(len(names))]
+		whole := read(t, name)
+		changed := bytes.Clone(whole)
+		at := rand.IntN(len(changed))
+		changed[at] ^= 1 << rand.IntN(8)
+		put(t, name, changed)
+		found(fmt.Sprint("byte ", at), name)
+		put(t, name, whole)
+	}
+	last := names[len(names)-1]
+	whole := read(t, last)
+	put(t, last, whole[:bytes.LastIndexByte(whole[:len(whole)-1], '\n')+1])
+	found("the last line removed", last)
+	put(t, last, whole)
+	head := read(t, dir+"/checkpoint")
+	put(t, dir+"/checkpoint", read(t, state+"/audit/checkpoint"))
+	found("the checkpoint of the decisions", dir+"/checkpoint")
+	put(t, dir+"/checkpoint", head)
+	good(t, state)
+}
+
+// TestRefusals_FolderIsMissed: removed, emptied or put back as it was before, and no server goes on without it.
+func TestRefusals_FolderIsMissed(t *testing.T) {
+	t.Parallel()
+	for what, damage := range map[string]func(t *testing.T, dir, before string){
+		"removed": func(t *testing.T, dir, _ string) { t.Helper(); check(t, os.RemoveAll(dir)) },
+		"emptied": func(t *testing.T, dir, _ string) {
+			t.Helper()
+			check(t, os.RemoveAll(dir))
+			check(t, os.Mkdir(dir, 0o700))
+		},
+		"as it was before": func(t *testing.T, dir, before string) {
+			t.Helper()
+			check(t, os.RemoveAll(dir))
+			check(t, os.CopyFS(dir, os.DirFS(before)))
+			check(t, os.Chmod(dir, 0o700))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			state, before := t.TempDir(), t.TempDir()
+			dir := filepath.Join(state, "audit", "refusals")
+			for range 3 {
+				l := open(t, state, small)
+				refuse(t, l, 3)
+				write(t, l, 3)
+				shut(t, l)
+				if len(segments(t, refusals(t, state))) == 1 && len(lines(t, refusals(t, state))) < 6 {
+					check(t, os.CopyFS(before, os.DirFS(dir)))
+				}
+			}
+			good(t, state)
+			damage(t, dir, before)
+			v := verifier(t, state)
+			var fault *audit.Fault
+			if report, err := v.State(state); !errors.As(err, &fault) || fault.File != dir || !strings.Contains(fault.What, "among the decisions") {
+				t.Errorf("%+v %v", report, err)
+			}
+			for _, err := range []error{audit.Check(state), reopen(state)} {
+				if !errors.Is(err, audit.ErrDamaged) {
+					t.Errorf("gone on with: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func reopen(state string) error {
+	l, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now, slog.New(slog.DiscardHandler))
+	if err == nil {
+		return l.Close()
+	}
+	return err
+}
+
+// TestChains_CannotBeExchanged: both are signed with one key, and neither passes for the other.
+func TestChains_CannotBeExchanged(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, 1<<20)
+	refuse(t, l, 5)
+	write(t, l, 5)
+	shut(t, l)
+	v := verifier(t, state)
+	if r, err := v.Files(segments(t, refusals(t, state))); err != nil || r.Vouched != r.Last-1 {
+		t.Errorf("copied refusals: %+v %v", r, err)
+	}
+	v.Checkpoints = map[string]string{
+		"a": string(read(t, state+"/audit/checkpoint")), "b": string(read(t, state+"/audit/refusals/checkpoint")),
+	}
+	if _, err := v.State(state); err != nil {
+		t.Errorf("with checkpoints of both: %v", err)
+	}
+	delete(v.Checkpoints, "a")
+	if _, err := v.Files(segments(t, state)); err == nil {
+		t.Error("decisions verify against a checkpoint of refusals")
+	}
+	for _, name := range []string{filepath.Base(segments(t, state)[0]), "checkpoint"} {
+		put(t, filepath.Join(state, "audit", name), read(t, filepath.Join(state, "audit", "refusals", name)))
+	}
+	v.Checkpoints = nil
+	if r, err := v.State(state); err == nil {
+		t.Errorf("refusals pass for decisions: %+v", r)
+	}
+}
+
+// TestEarlierAudit_IsGoneOnWith: testdata/earlier was written by a version that had one chain.
+func TestEarlierAudit_IsGoneOnWith(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	check(t, os.CopyFS(state, os.DirFS("testdata/earlier")))
+	check(t, os.Chmod(state+"/audit", 0o700))
+	before := good(t, state)
+	if before.Refusals != nil || before.Lines < 48 {
+		t.Errorf("got %+v", before)
+	}
+	check(t, audit.Check(state))
+	l := open(t, state, 1<<20)
+	write(t, l, 3)
+	refuse(t, l, 3)
+	shut(t, l)
+	after, all := good(t, state), lines(t, state)
+	if after.First != 1 || after.Refusals == nil || after.Refusals.Lines < 4 {
+		t.Errorf("got %+v with %+v", after, after.Refusals)
+	}
+	if first := all[before.Last]; first.Event != audit.Refusals {
+		t.Errorf("its first new line is %+v", first)
+	}
+	if n := len(runs(t, state)); n != 27 {
+		t.Errorf("%d of 27 lines about what was allowed", n)
+	}
+}
+
+// TestErr_StaysWhileBroken: there is no moment at which an audit that is broken looks well.
+func TestErr_StaysWhileBroken(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := open(t, state, small)
+	write(t, l, 1)
+	check(t, os.Remove(segments(t, state)[0])) // of the decisions alone
+	until(t, "the audit to miss its files", func() bool { return l.Err() != nil })
+	var well atomic.Int64
+	var done atomic.Bool
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for !done.Load() {
+			if l.Err() == nil {
+				well.Add(1)
+			}
+		}
+	})
+	for range 50_000 { // each makes the writer find out once more
+		_ = l.Probe(t.Context())
+	}
+	done.Store(true)
+	watcher.Wait()
+	if n := well.Load(); n > 0 {
+		t.Errorf("it looked well %d times", n)
+	}
+}
+
+// TestCheckpoint_UnwrittenIsNoOutage: lines are written without the file checkpoint for a minute, the log says
+// what is wrong, and only then nothing is started.
+func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	var ahead atomic.Int64
+	var log lockedBuffer
+	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20},
+		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	inTheWay := state + "/audit/checkpoint.new/full" // a folder that is not empty
+	check(t, os.MkdirAll(inTheWay, 0o700))
+	const unwritten, unavailable = "audit checkpoint not written", "audit unavailable"
+	until(t, "the log to say so", func() bool { write(t, l, 1); return strings.Contains(log.String(), unwritten) })
+	write(t, l, 10)
+	if l.Err() != nil || l.Probe(t.Context()) == nil || strings.Contains(log.String(), unavailable) {
+		t.Errorf("%v\n%s", l.Err(), log.String())
+	}
+	ahead.Store(int64(2 * time.Minute))
+	if err := l.Write(t.Context(), audit.Line{Decision: audit.Allowed, Run: "late"}); err == nil || l.Err() == nil {
+		t.Error("after two minutes without a checkpoint, it still allows")
+	}
+	if n := strings.Count(log.String(), unwritten); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+	check(t, os.RemoveAll(filepath.Dir(inTheWay)))
+	until(t, "it to go on", func() bool { return l.Err() == nil })
+	write(t, l, 1)
+	check(t, l.Probe(t.Context()))
+	shut(t, l)
+	good(t, state)
+	for _, line := range lines(t, state) {
+		if line.Run == "late" {
+			t.Error("what was refused is there")
+		}
+	}
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lockedBuffer is a bytes.Buffer for several goroutines.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
