@@ -19,6 +19,13 @@ func (r *Runner) Recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	newest, _, err := r.store.List(ctx, Filter{Limit: 1})
+	if err != nil {
+		return err
+	}
+	for _, run := range slices.Concat(newest, active) {
+		r.noteID(run.ID)
+	}
 	for _, run := range active {
 		if run.State != Running {
 			continue

@@ -1,7 +1,9 @@
 package runner
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -95,6 +97,7 @@ type Runner struct {
 	took     map[string]*durations    // by hook
 	changed  chan struct{}            // closed and replaced when active falls to zero
 	asked    *question                // under way
+	newest   uuid.UUID                // the highest id of a run so far
 
 	ordering sync.WaitGroup // orders that are being given; none begins once left is set
 }
@@ -182,15 +185,44 @@ func (r *Runner) admit(ctx context.Context, d Delivery, run Run) (Started, error
 }
 
 func (r *Runner) newRun(d Delivery) (Run, error) {
-	id, err := uuid.NewV7()
+	id, err := r.newID()
 	if err != nil {
-		return Run{}, fmt.Errorf("making a run id: %w", err)
+		return Run{}, err
 	}
 	run := Run{
 		ID: id.String(), Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values),
 		Params: d.Values, Created: r.now(), RerunOf: d.RerunOf,
 	}
 	return run, nil
+}
+
+// newID returns an id for a run that is higher than all before: the order of ids is the order of runs, for lists and
+// for what is kept. If the clock was ahead for a while, ids go on from there.
+func (r *Runner) newID() (uuid.UUID, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return uuid.UUID{}, fmt.Errorf("making a run id: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if bytes.Compare(id[:], r.newest[:]) <= 0 {
+		var at [8]byte
+		copy(at[2:], r.newest[:6]) // milliseconds (RFC 9562 5.7)
+		binary.BigEndian.PutUint64(at[:], binary.BigEndian.Uint64(at[:])+1)
+		copy(id[:6], at[2:])
+	}
+	r.newest = id
+	return id, nil
+}
+
+// noteID has ids of new runs be higher than that of a run which is recorded.
+func (r *Runner) noteID(run string) {
+	id, err := uuid.Parse(run)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil && bytes.Compare(id[:], r.newest[:]) > 0 {
+		r.newest = id
+	}
 }
 
 func (d *Delivery) feed() Feed {

@@ -24,7 +24,22 @@ const (
 // Runs forgets runs that the file does not keep, and those that waited too long, in
 // small steps, until ctx is done.
 func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
+	var steps *Steps
+	started := time.Now()
 	every(ctx, func() (wait time.Duration) {
+		if steps == nil {
+			newest, _, err := st.List(ctx, runner.Filter{Limit: 1})
+			if err != nil {
+				return interval // it is logged where it matters
+			}
+			steps = startSteps(newest)
+		}
+		if held, step := steps.Held(time.Now(), time.Since(started)); held {
+			if step != 0 {
+				log.Warn("the clock was set: nothing is removed or expired for a while", "by", step.String(), "for", HoldAfterStep.String())
+			}
+			return interval
+		}
 		c := conf.Get()
 		expiring := runs.ExpireQueued(ctx, c.Hooks)
 		removed, more, pruning := st.Prune(ctx, retention(c))

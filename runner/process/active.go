@@ -134,7 +134,7 @@ func (a *active) follow() {
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
 	go func() { exit <- a.await() }()
-	timeout := time.NewTimer(time.Until(a.status.Started.Add(a.status.Bounds.Timeout)))
+	timeout := time.NewTimer(a.status.timeLeft())
 	defer timeout.Stop()
 	a.kill = time.NewTimer(time.Hour)
 	a.kill.Stop()

@@ -176,7 +176,7 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	a := newActive(l, Status{
-		Run: o.Run, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(),
+		Run: o.Run, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
 		Bounds: Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
 	})
 	if l.cgroups != "" {
@@ -265,7 +265,7 @@ func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, s
 		return err
 	}
 	a.output = collectOutput(l, f, &a.status)
-	a.status.Started = time.Now()
+	a.status.Started, a.status.Up = time.Now(), boot.Uptime()
 	l.mu.Lock()
 	l.active[o.Run] = a
 	l.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/boot"
 	"sallyport/internal/owned"
 	"sallyport/runner"
 )
@@ -33,19 +34,20 @@ const activeDir = "active"
 // Status is what a run's folder says of the run. It is replaced whole, never
 // written in place. Ended is zero while the run is under way.
 type Status struct {
-	Run     string       `json:"run"`
-	Hook    string       `json:"hook"`
-	Caller  string       `json:"caller,omitempty"`
-	Flight  string       `json:"flight,omitempty"`
-	PID     int          `json:"pid,omitempty"`    // of the main process
-	Birth   string       `json:"birth,omitempty"`  // with PID, the main process and no later one
-	Cgroup  string       `json:"cgroup,omitempty"` // absolute path, where the run has one
-	Created time.Time    `json:"created,omitzero"`
-	Started time.Time    `json:"started,omitzero"`
-	Why     runner.State `json:"reason,omitempty"`
-	Dropped Dropped      `json:"dropped,omitzero"`
-	Bounds  Bounds       `json:"bounds,omitzero"`
-	KillAt  time.Time    `json:"kill_at,omitzero"` // when TERM was sent: the end of the grace
+	Run     string        `json:"run"`
+	Hook    string        `json:"hook"`
+	Caller  string        `json:"caller,omitempty"`
+	Flight  string        `json:"flight,omitempty"`
+	PID     int           `json:"pid,omitempty"`    // of the main process
+	Birth   string        `json:"birth,omitempty"`  // with PID, the main process and no later one
+	Cgroup  string        `json:"cgroup,omitempty"` // absolute path, where the run has one
+	Created time.Time     `json:"created,omitzero"`
+	Started time.Time     `json:"started,omitzero"`
+	Up      time.Duration `json:"up,omitempty"` // boot.Uptime when it started; 0 where that is not known
+	Why     runner.State  `json:"reason,omitempty"`
+	Dropped Dropped       `json:"dropped,omitzero"`
+	Bounds  Bounds        `json:"bounds,omitzero"`
+	KillAt  time.Time     `json:"kill_at,omitzero"` // when TERM was sent: the end of the grace
 
 	// Written only when a supervisor replaces itself in place.
 	Found map[int]string `json:"found,omitempty"` // pids and births of the tree, as far as they were found
@@ -137,4 +139,13 @@ func (l *Local) held(run string) bool {
 func (l *Local) hasFolder(run string) bool {
 	_, err := l.root.Stat(run)
 	return err == nil
+}
+
+// timeLeft is how long the command may still run. For a command that another supervisor started it goes by the
+// uptime, because the wall clock may have been set since.
+func (s *Status) timeLeft() time.Duration {
+	if up := boot.Uptime(); s.Up > 0 && up >= s.Up {
+		return s.Bounds.Timeout - (up - s.Up)
+	}
+	return time.Until(s.Started.Add(s.Bounds.Timeout))
 }
