@@ -318,7 +318,7 @@ func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
 				if text, whole := s.rest(); whole || s.StatusCode != http.StatusOK {
 					t.Errorf("status %d, and this looks whole: %q", s.StatusCode, text)
 				}
-				if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), "closed") {
+				if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), process.ErrNotKept.Error()) {
 					t.Errorf("the operator does not read why: %v", line)
 				}
 			}
