@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"time"
+
+	"sallyport/internal/logging"
 )
 
 // answerTime is how long the supervisor may take before others go on without
@@ -124,14 +126,16 @@ func (r *Runner) launchStored(ctx context.Context, run Run) {
 		r.finish(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, false)
 		return
 	}
-	for {
+	for failing := new(logging.Repeated); ; {
 		in, err := r.store.Feed(ctx, run.ID)
 		if err == nil {
 			_, _ = r.launch(ctx, run, in, true)
 			return
 		}
 		// Never without its input: that would be another run than the one asked for.
-		r.log.Error("run's input not read", "run", run.ID, "hook", run.Hook, "error", err)
+		if failing.IsNew(err) {
+			r.log.Error("run's input not read", "run", run.ID, "hook", run.Hook, "error", err)
+		}
 		if errors.Is(err, ErrUnknown) || r.Draining() {
 			r.leave()
 			return

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"sallyport/internal/logging"
 )
 
 const (
@@ -44,9 +46,12 @@ func (r *Runner) isFinal(run Run, err error) bool {
 func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
 	defer r.leave()
 	pause := r.noteFailure(run, reason)
+	var failing logging.Repeated
 	now, err := r.store.Requeue(ctx, run.ID)
 	for ; err != nil; now, err = r.store.Requeue(ctx, run.ID) {
-		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
+		if failing.IsNew(err) {
+			r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
+		}
 		if r.isGoing() { // the next server starts it
 			return
 		}

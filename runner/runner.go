@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"sallyport/internal/boot"
+	"sallyport/internal/logging"
 )
 
 // Delivery is one verified request for a hook, its parameters bound.
@@ -349,12 +350,14 @@ func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack b
 const recordAgain = time.Second
 
 func (r *Runner) record(ctx context.Context, run Run, s State, e End, giveBack bool) (Run, *Run) {
-	for {
+	for failing := new(logging.Repeated); ; {
 		ended, next, err := r.recordOnce(ctx, run, s, e, giveBack)
 		if err == nil {
 			return ended, next
 		}
-		r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", s, "error", err)
+		if failing.IsNew(err) {
+			r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", s, "error", err)
+		}
 		if errors.Is(err, ErrUnknown) || r.isGoing() { // the next server learns the end from the run's folder
 			run.State, run.End = s, e
 			return run, nil

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/logging"
 	"sallyport/internal/owned"
 	"sallyport/runner"
 )
@@ -183,7 +184,7 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 	go func() {
 		defer close(ends)
 		defer release()
-		for {
+		for failing := new(logging.Repeated); ; {
 			p, err := c.call(request{Do: doWait, Run: run}, true)
 			switch {
 			case err == nil && p.End != nil:
@@ -196,7 +197,9 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 			case errors.Is(err, runner.ErrLeft):
 				return
 			}
-			c.o.Log.Warn("following a run; it will be tried again", "run", run, "error", err)
+			if failing.IsNew(err) {
+				c.o.Log.Warn("following a run; it will be tried again", "run", run, "error", err)
+			}
 			<-time.After(askAgain)
 		}
 	}()
@@ -233,7 +236,7 @@ func (c *Client) within(t time.Duration, q request) (*reply, error) {
 // who says so, and to a start that may have been carried out. After Close errors
 // wrap runner.ErrLeft.
 func (c *Client) call(q request, need bool) (*reply, error) {
-	for {
+	for failing := new(logging.Repeated); ; {
 		l, err := c.connected()
 		if err == nil {
 			var p *reply
@@ -248,7 +251,9 @@ func (c *Client) call(q request, need bool) (*reply, error) {
 			q.Again = true
 			need = need || q.Do == doStart
 		case errors.Is(err, errUnreached) && need:
-			c.o.Log.Warn("asking the supervisor; it will be tried again", "for", q.Do, "run", q.Run, "error", err)
+			if failing.IsNew(err) {
+				c.o.Log.Warn("asking the supervisor; it will be tried again", "for", q.Do, "run", q.Run, "error", err)
+			}
 			select {
 			case <-time.After(askAgain):
 			case <-c.ctx.Done():
@@ -352,10 +357,15 @@ func unreached(err error) error {
 func (c *Client) find(ctx context.Context) (*link, error) {
 	const first, last = time.Millisecond, 50 * time.Millisecond
 	var died <-chan error
+	var failing logging.Repeated
+	began := time.Now()
 	for wait := first; ; wait = min(2*wait, last) {
 		l, err := dial(ctx, c.o.State, c.id)
 		if err == nil || errors.Is(err, ErrSuperseded) {
 			return l, err
+		}
+		if time.Since(began) >= askAgain && failing.IsNew(err) {
+			c.o.Log.Warn("waiting for the supervisor", "error", err)
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.wake(greetingTime)
