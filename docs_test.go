@@ -96,7 +96,10 @@ func TestDocsLinkToWhatIsThere(t *testing.T) {
 	t.Parallel()
 	docs, err := filepath.Glob("docs/*.md")
 	check(t, err)
-	for _, doc := range append(docs, "README.md", "CHANGELOG.md", "SECURITY.md") {
+	more, err := filepath.Glob("docs/*/*.md")
+	check(t, err)
+	docs = append(docs, more...)
+	for _, doc := range append(docs, "README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md") {
 		for _, to := range matches(`\]\(([^)]+)\)`, readDoc(t, doc)) {
 			if strings.Contains(to, "://") {
 				continue
