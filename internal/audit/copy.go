@@ -13,20 +13,41 @@ import (
 // writes it, and its key if the state folder has it. The copy can be verified and continued: its
 // checkpoint is older than its last line, as after a crash.
 func Copy(state, to string) error {
-	dir, target := folder(state), folder(to)
+	// The decisions first: they say how far the refusals go at least.
+	if err := copyChain(folder(state), folder(to)); err != nil {
+		return err
+	}
+	err := copyChain(refusalsFolder(state), refusalsFolder(to))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an older version kept none
+		return err
+	}
+	key, err := os.Open(filepath.Join(state, keyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return copyTo(filepath.Join(to, keyFile), key)
+}
+
+// copyChain copies the folder of one chain, its checkpoint before its lines.
+func copyChain(dir, target string) error {
+	if _, err := os.Stat(dir); err != nil {
+		return err
+	}
 	if err := os.Mkdir(target, 0o700); err != nil {
 		return err
 	}
-	for _, name := range []string{filepath.Join(dir, checkpointFile), filepath.Join(dir, verifierFile), filepath.Join(state, keyFile)} { // before the lines
-		f, err := os.Open(name)
+	for _, name := range []string{checkpointFile, verifierFile} {
+		f, err := os.Open(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		rel, relErr := filepath.Rel(state, name)
-		if err := errors.Join(err, relErr); err != nil {
+		if err != nil {
 			return err
 		}
-		if err := copyTo(filepath.Join(to, rel), f); err != nil {
+		if err := copyTo(filepath.Join(target, name), f); err != nil {
 			return err
 		}
 	}
