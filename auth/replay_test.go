@@ -58,7 +58,9 @@ func secretOf(kind string, i int) string {
 
 func newFile(t testing.TB, kind string) *file {
 	t.Helper()
-	f := &file{bench: newBench(t), kind: kind, caller: "first", listed: [3]bool{true, false, false}, tolerance: time.Minute}
+	f := &file{
+		bench: newBench(t), kind: kind, caller: "first", listed: [3]bool{true, false, false}, tolerance: time.Minute,
+	}
 	for i := range f.listed {
 		f.all = append(f.all, f.key(fmt.Sprintf("k%d", i), secretOf(kind, i)))
 	}
@@ -76,7 +78,10 @@ func (f *file) keys() (keys []auth.KeySpec) {
 
 // listScheme is like Stripe's, with as many signatures as the sender has keys.
 func listScheme(id bool, tolerance time.Duration) auth.SchemeSpec {
-	s := auth.SchemeSpec{Header: "X-Sig", Value: "t={ts},v1={sig}", List: ",", Signed: "{ts}.{body}", TS: &auth.TimeSpec{Tolerance: tolerance}}
+	s := auth.SchemeSpec{
+		Header: "X-Sig", Value: "t={ts},v1={sig}", List: ",", Signed: "{ts}.{body}",
+		TS: &auth.TimeSpec{Tolerance: tolerance},
+	}
 	if id {
 		s.ID = &auth.FieldSpec{Body: "id"}
 	}
@@ -90,7 +95,9 @@ func (f *file) load() *auth.Callers {
 	case "list", "id":
 		spec.HMAC = &auth.HMACSpec{SchemeSpec: listScheme(f.kind == "id", f.tolerance), Keys: f.keys()}
 	case "jwt":
-		spec.JWT = &auth.JWTSpec{Issuer: issuer, Audience: audience, Keys: f.keys(), MaxAge: f.tolerance, Leeway: min(f.tolerance, 5*time.Minute)}
+		spec.JWT = &auth.JWTSpec{
+			Issuer: issuer, Audience: audience, Keys: f.keys(), MaxAge: f.tolerance, Leeway: min(f.tolerance, 5*time.Minute),
+		}
 	case "signature":
 		spec.Signature = &auth.SignatureSpec{Authority: []string{"hooks.example.com"}, Keys: f.keys(), MaxAge: f.tolerance}
 	case "token", "token-body":

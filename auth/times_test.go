@@ -35,7 +35,8 @@ func craft(spec auth.SchemeSpec, seed, ts, id, body string) http.Header {
 		text = base64.StdEncoding.EncodeToString(sum)
 	}
 	h := http.Header{
-		spec.Header: {strings.NewReplacer("{sig}", text, "{ts}", ts).Replace(spec.Value)}, "Content-Type": {"application/json"},
+		spec.Header:    {strings.NewReplacer("{sig}", text, "{ts}", ts).Replace(spec.Value)},
+		"Content-Type": {"application/json"},
 	}
 	if name := tsHeader(spec); name != nil {
 		h[*name] = []string{ts}
@@ -58,9 +59,15 @@ func timed(t testing.TB) map[string]auth.SchemeSpec {
 	}
 	for name, spec := range map[string]auth.SchemeSpec{
 		"own adjacent": {Header: "X-Own-A", Signed: "{ts}{body}", TS: &auth.TimeSpec{Header: "X-Own-Ts-A"}},
-		"own ms":       {Header: "X-Own-M", Signed: "{ts}{body}", TS: &auth.TimeSpec{Header: "X-Own-Ts-M", Unit: "ms", Tolerance: time.Second}},
-		"own behind":   {Header: "X-Own-B", Signed: "{body}0{ts}", TS: &auth.TimeSpec{Header: "X-Own-Ts-B", Tolerance: 24 * time.Hour}},
-		"own in body":  {Header: "X-Own-J", Signed: "{body}", TS: &auth.TimeSpec{Body: "webhookTimestamp"}},
+		"own ms": {
+			Header: "X-Own-M", Signed: "{ts}{body}",
+			TS: &auth.TimeSpec{Header: "X-Own-Ts-M", Unit: "ms", Tolerance: time.Second},
+		},
+		"own behind": {
+			Header: "X-Own-B", Signed: "{body}0{ts}",
+			TS: &auth.TimeSpec{Header: "X-Own-Ts-B", Tolerance: 24 * time.Hour},
+		},
+		"own in body": {Header: "X-Own-J", Signed: "{body}", TS: &auth.TimeSpec{Body: "webhookTimestamp"}},
 	} {
 		var p problem.List
 		if all[name] = auth.CompileScheme(&spec, &p).Spec(); p.Bad() {
@@ -112,7 +119,9 @@ func TestFarTime_IsNotFresh(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, id, err)
 		}
 		const years = 293 * 366 * 24 * 3600
-		for _, n := range []int64{other, unit + years, unit + 1000*years, unit - years, 1, 9999999999, 9999999999999, 1e15, now().UnixNano()} {
+		for _, n := range []int64{
+			other, unit + years, unit + 1000*years, unit - years, 1, 9999999999, 9999999999999, 1e15, now().UnixNano(),
+		} {
 			if id, err := send(n); err == nil {
 				t.Errorf("%s: took the time %d as %s", name, n, id.Caller)
 			}
@@ -125,7 +134,10 @@ func TestFarTime_IsNotFresh(t *testing.T) {
 func FuzzFreshness(f *testing.F) {
 	schemes := timed(f)
 	c := timedCallers(f, schemes)
-	for _, ts := range []string{"1800000000", "1800000300", "1799999699", "1800000000000", "11046585600", "01800000000", "+1800000000", "1e9", "18000000000"} {
+	for _, ts := range []string{
+		"1800000000", "1800000300", "1799999699", "1800000000000", "11046585600", "01800000000", "+1800000000", "1e9",
+		"18000000000",
+	} {
 		f.Add(ts, int64(1_800_000_000), int64(0))
 	}
 	f.Add("9223372036", int64(1), int64(999_999_999))
@@ -161,7 +173,10 @@ func wantNear(t *testing.T, name string, at *big.Int, now time.Time, past, futur
 // FuzzMessageFreshness is FuzzFreshness for message signatures (RFC 9421).
 func FuzzMessageFreshness(f *testing.F) {
 	c, _ := signatureCallers(f, nil)
-	for _, created := range []string{"1800000000", "1800000030", "1799999700", "1800000000000", "11046585600", "-1", "999999999999999", "1800000000.0", "01800000000"} {
+	for _, created := range []string{
+		"1800000000", "1800000030", "1799999700", "1800000000000", "11046585600", "-1", "999999999999999", "1800000000.0",
+		"01800000000",
+	} {
 		f.Add(created, "1800000010", int64(1_800_000_000))
 	}
 	f.Fuzz(func(t *testing.T, created, expires string, second int64) {
@@ -204,7 +219,8 @@ func FuzzTokenFreshness(f *testing.F) {
 			}
 		}
 		d := bearing(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(
-			`{"iss":%q,"aud":%q,"ref":"refs/heads/main","run":7,"kubernetes.io":{"namespace":"ci"},"protected":true,"iat":%s,"exp":%s,"nbf":%s}`,
+			`{"iss":%q,"aud":%q,"ref":"refs/heads/main","run":7,"kubernetes.io":{"namespace":"ci"},"protected":true,`+
+				`"iat":%s,"exp":%s,"nbf":%s}`,
 			issuer, audience, iat, exp, nbf), ring().hs256))
 		d.Now = time.Unix(second%1e11, 0)
 		if _, err := c.Authenticate(d, nil); err != nil {

@@ -84,7 +84,11 @@ func FuzzHeaders(f *testing.F) {
 			}
 			want, refused := bind(http.Header{})
 			for _, header := range []http.Header{
-				{name: {one}}, {http.CanonicalHeaderKey(name): {one}}, {name: {one, two}}, {"Content-Type": {one}}, {"Content-Type": {one, two}},
+				{name: {one}},
+				{http.CanonicalHeaderKey(name): {one}},
+				{name: {one, two}},
+				{"Content-Type": {one}},
+				{"Content-Type": {one, two}},
 			} {
 				if got, err := bind(header); !maps.Equal(got, want) || (err == nil) != (refused == nil) {
 					t.Errorf("%s with %v: %q, %v, and without %q, %v", as, header, got, err, want, refused)

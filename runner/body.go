@@ -47,7 +47,7 @@ func (h *Hook) readBody(in Input) (body, error) {
 	}
 	v, err := strictjson.Decode(in.Body)
 	if err != nil {
-		return body{}, fmt.Errorf("%w: this hook reads JSON: %v", ErrBody, err) //nolint:errorlint // the sender learns the words, nobody matches on them
+		return body{}, fmt.Errorf("%w: this hook reads JSON: %s", ErrBody, err.Error()) // for the sender to read
 	}
 	return body{json: v}, nil
 }

@@ -27,7 +27,7 @@ const (
 	firstRetry = 2 * time.Second  // after a fetch that failed, and twice as long each time
 	onDemand   = 20 * time.Second // between fetches for unknown keys, which a flood of forged tokens cannot shorten
 	believed   = 24 * time.Hour   // so long without a fetch that succeeds, keys are good
-	maxWait    = 25 * time.Second // of a delivery, for a fetch: longer than onDemand, so that a new key's first tokens are good
+	maxWait    = 25 * time.Second // of a delivery, for a fetch: longer than onDemand, for the first tokens by a new key
 	maxWaiting = 64               // deliveries; the others are refused at once
 	maxFrom    = 32               // of them, those from one site
 )
@@ -88,7 +88,10 @@ func New(source Source) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Set{source: source, client: client, keys: keys, lookup: lookup, wake: make(chan struct{}, 1), from: map[netip.Addr]int{}}, nil
+	return &Set{
+		source: source, client: client, keys: keys, lookup: lookup,
+		wake: make(chan struct{}, 1), from: map[netip.Addr]int{},
+	}, nil
 }
 
 // Status tells how keeping the set goes.
