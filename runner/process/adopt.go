@@ -1,8 +1,10 @@
 package process
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -14,6 +16,9 @@ import (
 // replaced itself: its own children wholly, the rest by their locks. It is
 // called once, before anything is started.
 func (l *Local) adopt() error {
+	if err := l.loadUnwritten(); err != nil {
+		l.log.Error("taking over the ends of runs that are not on disk yet", "error", err)
+	}
 	dir, err := l.root.Open(activeDir)
 	if err != nil {
 		return fmt.Errorf("adopting runs: %w", err)
@@ -51,6 +56,13 @@ func (l *Local) adoptRun(run string) *active {
 	}
 	flight := string(text)
 	l.count(flight)
+	l.mu.Lock()
+	_, ended := l.unwritten[run]
+	l.mu.Unlock()
+	if ended {
+		l.free(run, flight)
+		return nil
+	}
 	s, err := l.readStatus(run)
 	switch {
 	case errors.Is(err, ErrUnknown):
@@ -73,7 +85,11 @@ func (l *Local) adoptRun(run string) *active {
 	}
 	s.Run, s.Flight = run, flight
 	a := newActive(l, *s)
-	if l.unlocked {
+	copied := l.isCopied(s)
+	if copied {
+		l.log.Warn("a run was copied with its folder; what is alive of it is left alone", "run", run, "hook", s.Hook)
+	}
+	if copied || l.unlocked {
 		a.status.Why, a.status.Ended = runner.Interrupted, time.Now()
 		l.conclude(a)
 		return nil
@@ -108,13 +124,9 @@ func (l *Local) park() (resume func(), err error) {
 	for _, a := range l.active {
 		runs = append(runs, a)
 	}
-	unwritten := len(l.unwritten)
 	l.mu.Unlock()
 	stop := make(chan struct{})
 	resume = func() { close(stop) }
-	if unwritten > 0 {
-		return resume, fmt.Errorf("%d ends of runs are not on disk yet", unwritten)
-	}
 	if len(runs) > 0 && !canReplace() {
 		return resume, fmt.Errorf("%d runs are under way, and this system cannot keep their exit codes meanwhile", len(runs))
 	}
@@ -128,13 +140,43 @@ func (l *Local) park() (resume func(), err error) {
 		case <-a.done:
 		}
 	}
-	// One of them may have ended just now, on a disk that was full just then.
+	return resume, l.saveUnwritten()
+}
+
+// saveUnwritten leaves the ends that cannot be written into the folders of their
+// runs where the next supervisor finds them.
+func (l *Local) saveUnwritten() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.unwritten) > 0 {
-		return resume, errors.New("the end of a run is not on disk yet")
+	if len(l.unwritten) == 0 {
+		return nil
 	}
-	return resume, nil
+	text, err := json.Marshal(l.unwritten)
+	if err == nil {
+		err = owned.ReplaceFile(l.root, unwrittenFile, text, 0o600, owned.Synced)
+	}
+	if err != nil {
+		return fmt.Errorf("%d ends of runs are not on disk yet: %w", len(l.unwritten), err)
+	}
+	return nil
+}
+
+// loadUnwritten takes over what saveUnwritten left. It is called before anything
+// else has an end.
+func (l *Local) loadUnwritten() error {
+	text, err := readRegular(l.root, unwrittenFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		err = json.Unmarshal(text, &l.unwritten)
+	}
+	for run := range l.unwritten {
+		go l.writeLater(run) // the last one removes the file
+	}
+	return err
 }
 
 // handOver leaves in the folder what the next program image needs.

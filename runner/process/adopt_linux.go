@@ -76,6 +76,9 @@ func canReplace() bool {
 	return true
 }
 
+// dupOnto makes the descriptor to stand for what fd stands for.
+func dupOnto(fd, to int) error { return unix.Dup3(fd, to, unix.O_CLOEXEC) }
+
 // becomeSubreaper makes what commands leave behind this process's children.
 func becomeSubreaper() error { return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 
@@ -95,6 +98,9 @@ func (l *Local) sweepCgroups() {
 		_, active := l.active[run]
 		l.mu.Unlock()
 		if _, err := l.root.Stat(run); active || err != nil {
+			continue
+		}
+		if s, err := l.readStatus(run); err == nil && l.isCopied(s) {
 			continue
 		}
 		if err := (&tree{cgroup: dir}).close(); err != nil {

@@ -46,10 +46,34 @@ type Client struct {
 	ctx  context.Context // of all that goes on until Close
 	stop context.CancelFunc
 
-	mu      sync.Mutex // held while a connection is made
-	link    *link
+	displaced chan struct{} // closed once another server has taken over
+	displace  sync.Once
+
+	mu     sync.Mutex // never held while something is waited for
+	link   *link
+	search *search             // under way, or nil
+	lost   bool                // the log says that the supervisor cannot be reached
+	stops  map[string]*stopAsk // under way, by run
+
+	// Of the search under way.
 	foreign string // version of the supervisor once it did replace itself, by a program that is not ours either
 	told    bool   // the log says that it stays what it is
+}
+
+// search is one for a supervisor. Whoever needs a connection meanwhile waits for
+// it, for as long as they like.
+type search struct {
+	done chan struct{} // closed when the rest is set
+	link *link
+	err  error
+}
+
+// stopAsk is a Stop under way.
+type stopAsk struct {
+	why   runner.State
+	grace time.Duration
+	done  chan struct{}
+	err   error
 }
 
 const (
@@ -83,12 +107,14 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 			return nil, fmt.Errorf("finding the supervisor's files: %w", err)
 		}
 	}
-	c := &Client{o: o, id: rand.Text()}
+	c := &Client{o: o, id: rand.Text(), displaced: make(chan struct{}), stops: map[string]*stopAsk{}}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
-	if _, err := c.connect(ctx); err != nil {
+	l, err := c.findAndUpdate(ctx)
+	if err != nil {
 		c.stop()
-		return nil, err
+		return nil, unreached(err)
 	}
+	c.use(l)
 	go c.keepVersion() //nolint:contextcheck // it ends with Close
 	go c.watch()
 	return c, nil
@@ -98,38 +124,69 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 func (c *Client) Close() error {
 	c.stop()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.link == nil {
-		return nil
+	s := c.search
+	c.mu.Unlock()
+	if s != nil {
+		<-s.done
 	}
-	_ = c.link.conn.Close()
-	<-c.link.broken
+	c.mu.Lock()
+	l := c.link
+	c.mu.Unlock()
+	_ = l.conn.Close()
+	<-l.broken
 	return nil
 }
 
-// PID is the supervisor's process, as it was when it was last spoken to; 0 if
-// it never was.
+// Displaced is closed once another server has taken over: this one starts nothing
+// any more, and learns of no end.
+func (c *Client) Displaced() <-chan struct{} { return c.displaced }
+
+// PID is the supervisor's process, as it was when it was last spoken to.
 func (c *Client) PID() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.link == nil {
-		return 0
-	}
 	return c.link.PID
 }
 
 // Start is that of runner.Processes. An order that was lost on the way is asked
 // for again until it is known what became of it, and carried out once.
 func (c *Client) Start(o runner.Order) error {
-	_, err := c.call(request{Do: doStart, Order: &o}, false)
+	_, err := c.call(c.ctx, request{Do: doStart, Order: &o}, false)
 	return err
 }
 
 // Stop is that of runner.Processes. A supervisor that does not answer in time is
 // an error, and stops the run when it can.
 func (c *Client) Stop(run string, why runner.State, grace time.Duration) error {
-	_, err := c.within(answerTime, request{Do: doStop, Run: run, Why: why, Grace: grace})
-	return err
+	ask := c.askStop(run, why, grace)
+	select {
+	case <-ask.done:
+		return ask.err
+	case <-time.After(answerTime):
+		return fmt.Errorf("%w: %s", errSilent, doStop)
+	}
+}
+
+// askStop asks for a stop until it is answered. However often the same is asked
+// for, it is asked once.
+func (c *Client) askStop(run string, why runner.State, grace time.Duration) *stopAsk {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ask := c.stops[run]; ask != nil && ask.why == why && ask.grace == grace {
+		return ask
+	}
+	ask := &stopAsk{why: why, grace: grace, done: make(chan struct{})}
+	c.stops[run] = ask
+	go func() {
+		_, ask.err = c.call(c.ctx, request{Do: doStop, Run: run, Why: why, Grace: grace}, true)
+		close(ask.done)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.stops[run] == ask {
+			delete(c.stops, run)
+		}
+	}()
+	return ask
 }
 
 // List names the runs that are under way, those that an earlier supervisor
@@ -176,7 +233,7 @@ func (c *Client) Known(run string) (bool, error) {
 // this process holds the run's FIFO, so that what the command writes last is not
 // lost when it ends while there is no supervisor.
 func (c *Client) Follow(run string) (<-chan runner.End, error) {
-	if _, err := c.call(request{Do: doKnown, Run: run}, true); err != nil {
+	if _, err := c.call(c.ctx, request{Do: doKnown, Run: run}, true); err != nil {
 		return nil, err
 	}
 	release := holdFIFO(filepath.Join(c.o.State, runsDir, run))
@@ -185,7 +242,7 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 		defer close(ends)
 		defer release()
 		for failing := new(logging.Repeated); ; {
-			p, err := c.call(request{Do: doWait, Run: run}, true)
+			p, err := c.call(c.ctx, request{Do: doWait, Run: run}, true)
 			switch {
 			case err == nil && p.End != nil:
 				p.End.Reason = p.Why
@@ -212,51 +269,38 @@ func (c *Client) Output(run string) (*Output, error) {
 }
 
 // within is call for what the supervisor does at once. What was asked stands when
-// the time is over.
+// the time is over, if it was sent.
 func (c *Client) within(t time.Duration, q request) (*reply, error) {
-	type answer struct {
-		*reply
-		err error
-	}
-	came := make(chan answer, 1)
-	go func() {
-		p, err := c.call(q, false)
-		came <- answer{p, err}
-	}()
-	select {
-	case a := <-came:
-		return a.reply, a.err
-	case <-time.After(t):
-		return nil, fmt.Errorf("%w: %s", errSilent, q.Do)
-	}
+	ctx, done := context.WithTimeout(c.ctx, t)
+	defer done()
+	return c.call(ctx, q, false)
 }
 
 // call asks the supervisor, and again when the connection broke before an answer
 // came. Where none can be reached it is an error, unless an answer is needed: to
 // who says so, and to a start that may have been carried out. After Close errors
-// wrap runner.ErrLeft.
-func (c *Client) call(q request, need bool) (*reply, error) {
-	for failing := new(logging.Repeated); ; {
-		l, err := c.connected()
+// wrap runner.ErrLeft, and errSilent when ctx was done before.
+func (c *Client) call(ctx context.Context, q request, need bool) (*reply, error) {
+	for {
+		l, err := c.connected(ctx)
 		if err == nil {
 			var p *reply
-			if p, err = l.call(q); !errors.Is(err, errBroken) {
+			if p, err = l.call(ctx, q); !errors.Is(err, errBroken) && !errors.Is(err, errSilent) {
 				return p, err
 			}
 		}
 		switch {
 		case c.ctx.Err() != nil:
 			return nil, fmt.Errorf("%w: %w", runner.ErrLeft, err)
+		case ctx.Err() != nil:
+			return nil, err
 		case errors.Is(err, errBroken) && q.Do != doQuit:
 			q.Again = true
 			need = need || q.Do == doStart
 		case errors.Is(err, errUnreached) && need:
-			if failing.IsNew(err) {
-				c.o.Log.Warn("asking the supervisor; it will be tried again", "for", q.Do, "run", q.Run, "error", err)
-			}
 			select {
 			case <-time.After(askAgain):
-			case <-c.ctx.Done():
+			case <-ctx.Done():
 			}
 		default:
 			return nil, err
@@ -264,44 +308,116 @@ func (c *Client) call(q request, need bool) (*reply, error) {
 	}
 }
 
-func (c *Client) connected() (*link, error) {
-	ctx, done := context.WithTimeout(c.ctx, patience)
-	defer done()
-	return c.connect(ctx)
+// connected returns the connection. Where there is none that works, one search for
+// another is under way, whoever waits for it.
+func (c *Client) connected(ctx context.Context) (*link, error) {
+	s, l := c.searching() //nolint:contextcheck // a search is shared, so no caller's end ends it
+	if s == nil {
+		return l, nil
+	}
+	select {
+	case <-s.done:
+		return s.link, s.err
+	case <-ctx.Done():
+		return nil, unreached(ctx.Err())
+	}
 }
 
-// connect returns the connection, a new one when there is none that works.
-func (c *Client) connect(ctx context.Context) (*link, error) {
+// searching returns the search under way, which it begins where the connection is
+// broken, or the connection.
+func (c *Client) searching() (*search, *link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.link != nil {
-		select {
-		case <-c.link.broken:
-		default:
-			return c.link, nil
-		}
+	switch {
+	case !c.link.isBroken():
+		return nil, c.link
+	case c.search != nil:
+		return c.search, nil
+	case c.ctx.Err() != nil:
+		s := &search{done: make(chan struct{}), err: unreached(c.ctx.Err())}
+		close(s.done)
+		return s, nil
 	}
+	return c.beginSearch(c.findAndUpdate), nil
+}
+
+// beginSearch looks for a supervisor in the background. The caller holds mu, and
+// no search is under way.
+func (c *Client) beginSearch(look func(context.Context) (*link, error)) *search {
+	s := &search{done: make(chan struct{})}
+	c.search = s
+	go func() {
+		defer close(s.done)
+		ctx, done := context.WithTimeout(c.ctx, patience)
+		defer done()
+		if s.link, s.err = look(ctx); s.err != nil {
+			s.err = unreached(s.err)
+			c.noteLost(s.err)
+			return
+		}
+		c.use(s.link)
+	}()
+	return s
+}
+
+// noteLost ends a search in vain. The log says once that the supervisor cannot be
+// reached.
+func (c *Client) noteLost(err error) {
+	if errors.Is(err, ErrSuperseded) {
+		c.displace.Do(func() { close(c.displaced) })
+	}
+	c.mu.Lock()
+	c.search = nil
+	logged := c.lost
+	c.lost = true
+	c.mu.Unlock()
+	if !logged && c.ctx.Err() == nil {
+		c.o.Log.Error("the supervisor cannot be reached; it is tried again", "error", err)
+	}
+}
+
+// use makes l the connection, which ends a search. When it breaks, the supervisor
+// is asked whether another server has taken over; one that is gone is started by
+// whoever needs it.
+func (c *Client) use(l *link) {
+	c.mu.Lock()
+	before, lost := c.link, c.lost
+	c.link, c.lost, c.search = l, false, nil
+	c.mu.Unlock()
+	if before == l {
+		return
+	}
+	if lost {
+		c.o.Log.Info("the supervisor is reached again", "pid", l.PID)
+	}
+	go func() {
+		<-l.broken
+		if err := probe(c.ctx, c.o.State, c.id); errors.Is(err, ErrSuperseded) {
+			c.displace.Do(func() { close(c.displaced) })
+		}
+	}()
+}
+
+func (c *Client) findAndUpdate(ctx context.Context) (*link, error) {
 	l, err := c.find(ctx)
 	if err != nil {
-		return nil, unreached(err)
+		return nil, err
 	}
-	if l, err = c.update(ctx, l); err != nil {
-		return nil, unreached(err)
-	}
-	c.link = l
-	return l, nil
+	return c.update(ctx, l)
 }
 
 // update has a supervisor of another version replace itself, and returns the
 // connection to what it is then. One that cannot is asked again: what is in its
-// way may pass. The caller holds mu.
+// way may pass.
 func (c *Client) update(ctx context.Context, l *link) (*link, error) {
 	if l.Version == c.o.Version || l.Version == c.foreign {
 		return l, nil
 	}
-	stop := context.AfterFunc(ctx, func() { _ = l.conn.Close() })
-	_, err := l.call(request{Do: doReplace, Exe: c.o.Exe})
-	stop()
+	_, err := l.call(ctx, request{Do: doReplace, Exe: c.o.Exe})
+	if errors.Is(err, errSilent) { // it would be another one at any moment
+		_ = l.conn.Close()
+		return nil, err
+	}
 	if errors.Is(err, errBroken) { // as it must be: the old image is gone
 		if l, err = c.find(ctx); err != nil {
 			return nil, err
@@ -333,16 +449,10 @@ func (c *Client) keepVersion() {
 }
 
 func (c *Client) updateLinked() {
-	ctx, done := context.WithTimeout(c.ctx, patience)
-	defer done()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	select {
-	case <-c.link.broken: // who connects next sees to it
-	default:
-		if l, err := c.update(ctx, c.link); err == nil {
-			c.link = l
-		}
+	if l := c.link; c.search == nil && !l.isBroken() { // else the search sees to it
+		c.beginSearch(func(ctx context.Context) (*link, error) { return c.update(ctx, l) })
 	}
 }
 
@@ -369,6 +479,9 @@ func (c *Client) find(ctx context.Context) (*link, error) {
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.wake(greetingTime)
+		}
+		if ctx.Err() != nil {
+			return nil, errors.Join(err, ctx.Err())
 		}
 		if died == nil {
 			ended, err := c.spawn()
@@ -404,7 +517,7 @@ func (c *Client) spawn() (died <-chan error, err error) {
 	if err := c.makeSecret(); err != nil {
 		return nil, err
 	}
-	socket, err := c.listen()
+	socket, err := listen(c.o.State)
 	if err != nil {
 		return nil, err
 	}
@@ -445,12 +558,12 @@ func (c *Client) makeSecret() error {
 	return nil
 }
 
-// listen makes the socket that the supervisor inherits.
-func (c *Client) listen() (f *os.File, err error) {
-	if err := os.Remove(filepath.Join(c.o.State, socketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+// listen makes the socket of the supervisor, which is the caller or inherits it.
+func listen(state string) (f *os.File, err error) {
+	if err := os.Remove(filepath.Join(state, socketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the old socket: %w", err)
 	}
-	err = withSocket(c.o.State, socketFile, func(path string) error {
+	err = withSocket(state, socketFile, func(path string) error {
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 		if err != nil {
 			return err

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -200,4 +202,110 @@ func TestASupervisorOnItsWayOutTakesNoOrders(t *testing.T) {
 	}
 	eventually(t, "the next one does", func() bool { return p.Start(refused) == nil })
 	exited(t, p.subject.end(t, refused.Run), 0)
+}
+
+// A server that was displaced learns it without asking for anything.
+func TestDisplaced(t *testing.T) {
+	p := newPost(t, job([]string{"/bin/true"}))
+	old := p.Client
+	p.Client = nil
+	p.connect(t)
+	select {
+	case <-old.Displaced():
+	case <-time.After(patience):
+		t.Error("it does not learn it")
+	}
+	select {
+	case <-p.Displaced():
+		t.Error("it was not displaced")
+	default:
+	}
+	if err := old.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// However many calls give up on a silent supervisor, nothing of them is left.
+func TestCalls_GiveUp(t *testing.T) {
+	t.Parallel()
+	p := newPost(t, job([]string{"/bin/true"}))
+	p.signal(t, syscall.SIGSTOP)
+	defer p.signal(t, syscall.SIGCONT)
+	const calls = 20
+	var all sync.WaitGroup
+	for range calls {
+		all.Go(func() {
+			if _, err := p.List(); err == nil {
+				t.Error("somebody answered")
+			}
+		})
+	}
+	all.Wait()
+	if n := p.Pending(); n > 1 { // the watch may ask
+		t.Errorf("%d calls are left", n)
+	}
+	if p.PID() == 0 {
+		t.Error("the process is not known")
+	}
+}
+
+// Somebody who cleans up may remove what servers reach the supervisor by.
+func TestSupervisor_StaysReachable(t *testing.T) {
+	command, release := gated(t, "exit 3")
+	p := newPost(t, job(command))
+	run := p.begin(t, p.order("job", nil))
+	p.says(t, run, "ready")
+	pid := p.PID()
+	for _, name := range []string{"supervisor.sock", "supervisor.secret", "supervisor.lock"} {
+		if err := os.Remove(filepath.Join(p.options.State, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "they are made again", func() bool {
+		for _, name := range []string{"supervisor.sock", "supervisor.secret", "supervisor.lock"} {
+			if _, err := os.Lstat(filepath.Join(p.options.State, name)); err != nil {
+				return false
+			}
+		}
+		return true
+	})
+	p.connect(t)
+	if p.PID() != pid {
+		t.Error("it is another supervisor")
+	}
+	release()
+	exited(t, p.subject.end(t, run), 3)
+}
+
+// A copy of the state folder that is served beside the original leaves its commands alone.
+func TestCopiedFolder(t *testing.T) {
+	for _, seam := range []string{"", "no-cgroups"} {
+		t.Run("seam="+seam, func(t *testing.T) {
+			command, release := gated(t, "exit 3")
+			p := newPost(t, job(command), seam)
+			run := p.begin(t, p.order("job", nil))
+			p.says(t, run, "ready")
+			eventually(t, "its process is recorded", func() bool { return p.status(t, run).Birth != "" })
+			o := p.options
+			o.State = filepath.Join(t.TempDir(), "copy")
+			if out, err := exec.CommandContext(t.Context(), "cp", "-a", p.options.State, o.State).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			c, err := process.Connect(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ends, err := c.Follow(run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			interrupted(t, <-ends)
+			eventually(t, "the copy's supervisor ends", func() bool { return c.Quit() == nil })
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+			release()
+			exited(t, p.subject.end(t, run), 3)
+		})
+	}
 }

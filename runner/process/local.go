@@ -45,6 +45,7 @@ var (
 type Local struct {
 	dir     string // absolute, without symlinks; a folder for each run
 	root    *os.Root
+	id      string // folderID of root
 	hook    func(name string) (*runner.Hook, bool)
 	log     *slog.Logger
 	cgroups string // where a run's cgroup is made; empty where that cannot be
@@ -86,6 +87,9 @@ func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog
 	}
 	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: boot.ID(), again: settleAgain, active: map[string]*active{}, unwritten: map[string]Status{}}
 	l.login, l.oomScore = loginEnv(nil), commandOOMScore()
+	if l.id, err = folderID(root); err != nil {
+		return nil, fmt.Errorf("opening the folder of runs: %w", err)
+	}
 	if err := l.clearReady(); err != nil {
 		return nil, err
 	}
@@ -176,7 +180,7 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	a := newActive(l, Status{
-		Run: o.Run, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
+		Run: o.Run, Folder: l.id, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
 		Bounds: Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
 	})
 	if l.cgroups != "" {
@@ -424,7 +428,7 @@ func (l *Local) conclude(a *active) {
 	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
 		durability = owned.Whole
 	}
-	if err := l.writeStatus(&a.status, durability); err != nil {
+	if err := l.writeEnd(&a.status, durability); err != nil {
 		l.log.Error("recording the end of a run; it will be tried again", "run", run, "error", err)
 		l.mu.Lock()
 		l.unwritten[run] = a.status
@@ -462,7 +466,7 @@ func (l *Local) writeLater(run string) {
 		if !ok { // removed
 			return
 		}
-		err := l.writeStatus(&s, owned.Synced)
+		err := l.writeEnd(&s, owned.Synced)
 		_, gone := l.root.Stat(run)
 		switch {
 		case err == nil:
@@ -475,6 +479,9 @@ func (l *Local) writeLater(run string) {
 		}
 		l.mu.Lock()
 		delete(l.unwritten, run)
+		if len(l.unwritten) == 0 {
+			_ = l.root.Remove(unwrittenFile) // few supervisors leave one
+		}
 		l.mu.Unlock()
 		l.settle(run)
 		return

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,10 @@ const (
 	workDir    = "work"   // the working directory, unless the hook has another
 )
 
+// unwrittenFile has the ends that a supervisor could not write into the folders of
+// their runs before it went: Status by run, as JSON.
+const unwrittenFile = "unwritten"
+
 // activeDir has another name of the lock of each run that may be under way. It
 // tells a supervisor what the one before it left, without a look at each run
 // that ever was, and whose flight a lock is, whatever became of the run's folder.
@@ -35,6 +40,7 @@ const activeDir = "active"
 // written in place. Ended is zero while the run is under way.
 type Status struct {
 	Run     string        `json:"run"`
+	Folder  string        `json:"folder,omitempty"` // device and inode of the folder of runs: in a copy of it, they are others
 	Hook    string        `json:"hook"`
 	Caller  string        `json:"caller,omitempty"`
 	Flight  string        `json:"flight,omitempty"`
@@ -85,6 +91,33 @@ func (l *Local) writeStatus(s *Status, d owned.Durability) error {
 		return fmt.Errorf("writing a status: %w", err)
 	}
 	return nil
+}
+
+// writeEnd is writeStatus for the end of a run, also where the command locked its
+// folder.
+func (l *Local) writeEnd(s *Status, d owned.Durability) error {
+	err := l.writeStatus(s, d)
+	if errors.Is(err, fs.ErrPermission) && l.root.Chmod(s.Run, 0o700) == nil {
+		err = l.writeStatus(s, d)
+	}
+	return err
+}
+
+// isCopied reports whether a status was copied from another folder of runs, which
+// may be in use: what it names is not ours then.
+func (l *Local) isCopied(s *Status) bool { return s.Folder != "" && s.Folder != l.id }
+
+// folderID is the device and inode of a folder.
+func folderID(root *os.Root) (string, error) {
+	info, err := root.Stat(".")
+	if err != nil {
+		return "", err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "", errors.New("the system tells no inode")
+	}
+	return fmt.Sprintf("%d:%d", st.Dev, st.Ino), nil
 }
 
 // errGarbled says that a run has a status that says nothing. As long as it is

@@ -90,7 +90,8 @@ func Supervise(s Supervision) error {
 		return err
 	}
 	s.Log.Info("supervisor ready", "pid", os.Getpid(), "version", s.Version)
-	go v.accept()
+	go v.accept(v.listener)
+	go v.stayReachable()
 	go v.preload()
 	v.wait(signals)
 	v.leave()
@@ -209,6 +210,9 @@ func (v *supervisor) stopAll() {
 	for _, end := range ends {
 		<-end
 	}
+	if err := v.local.saveUnwritten(); err != nil {
+		v.Log.Error("ending", "error", err)
+	}
 }
 
 // retire takes no more runs, if there are none.
@@ -218,8 +222,11 @@ func (v *supervisor) retire() error {
 	if v.going {
 		return errGoing
 	}
-	if v.local.busy() {
+	if runs, _ := v.local.List(); len(runs) > 0 { // no error comes from a Local
 		return errors.New("runs are under way")
+	}
+	if err := v.local.saveUnwritten(); err != nil {
+		return err
 	}
 	v.going = true
 	return nil
@@ -227,10 +234,10 @@ func (v *supervisor) retire() error {
 
 // leave lets the server have the answers that it waits for.
 func (v *supervisor) leave() {
-	_ = v.listener.Close()
 	v.mu.Lock()
-	s := v.current
+	s, l := v.current, v.listener
 	v.mu.Unlock()
+	_ = l.Close()
 	if s == nil {
 		return
 	}
@@ -241,9 +248,9 @@ func (v *supervisor) leave() {
 
 // accept greets whoever comes. Only one is served: a server that comes later
 // has taken the place of the one before.
-func (v *supervisor) accept() {
+func (v *supervisor) accept(l *net.UnixListener) {
 	for {
-		conn, err := v.listener.AcceptUnix()
+		conn, err := l.AcceptUnix()
 		switch {
 		case err == nil:
 			go v.greet(conn)
@@ -278,6 +285,16 @@ func (v *supervisor) greet(conn *net.UnixConn) {
 		return
 	}
 	s.client = h.Client
+	if h.Probe {
+		v.mu.Lock()
+		if v.superseded[h.Client] {
+			err = ErrSuperseded
+		}
+		v.mu.Unlock()
+		_ = writeLine(conn, welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}, nil) // it asks for no more
+		_ = conn.Close()
+		return
+	}
 	err = v.admit(s)
 	w := welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}
 	if err := errors.Join(writeLine(conn, w, nil), conn.SetDeadline(time.Time{}), err); err != nil {

@@ -79,6 +79,14 @@ func (t *tree) relatives() map[int]string { return nil }
 
 func canReplace() bool { return false }
 
+func dupOnto(fd, to int) error {
+	if err := syscall.Dup2(fd, to); err != nil {
+		return err
+	}
+	syscall.CloseOnExec(to)
+	return nil
+}
+
 func becomeSubreaper() error { return nil }
 
 func (l *Local) sweepCgroups() {}

@@ -41,7 +41,7 @@ func (c *Client) awaitAnswer() {
 	from := time.Now()
 	answered := make(chan error, 1)
 	go func() {
-		_, err := l.call(request{Do: doList})
+		_, err := l.call(c.ctx, request{Do: doList})
 		answered <- err
 	}()
 	silent := time.NewTicker(c.o.silenceTime)

@@ -47,7 +47,8 @@ const (
 // hello is what a server says first.
 type hello struct {
 	Secret []byte `json:"secret"`
-	Client string `json:"client"` // a new random word for each Client
+	Client string `json:"client"`          // a new random word for each Client
+	Probe  bool   `json:"probe,omitempty"` // whether another server has taken over is all that is asked
 }
 
 // welcome is what the supervisor answers.
@@ -215,16 +216,18 @@ func withSocket(dir, name string, f func(path string) error) error {
 	return f(short)
 }
 
-// link is a connection to the supervisor, on the server's side.
+// link is a connection to the supervisor, on the server's side. One goroutine
+// reads and one writes, so that no caller is held up by a supervisor that reads
+// nothing.
 type link struct {
 	conn *net.UnixConn
 	welcome
 
-	writing sync.Mutex
-	mu      sync.Mutex
-	last    uint64
-	waiting map[uint64]chan *reply
-	broken  chan struct{} // closed when nothing comes any more
+	requests chan *request // to be written
+	mu       sync.Mutex
+	last     uint64
+	waiting  map[uint64]chan *reply
+	broken   chan struct{} // closed when nothing comes any more
 }
 
 // errBroken says that no answer came, so that nobody knows what was done.
@@ -232,30 +235,49 @@ var errBroken = errors.New("the connection to the supervisor broke")
 
 // dial connects and greets.
 func dial(ctx context.Context, dir, client string) (*link, error) {
+	l, r, err := greetAt(ctx, dir, hello{Client: client})
+	if err != nil {
+		return nil, err
+	}
+	go l.read(r)
+	go l.write()
+	return l, nil
+}
+
+// probe is ErrSuperseded when another server has taken over from the client.
+func probe(ctx context.Context, dir, client string) error {
+	l, _, err := greetAt(ctx, dir, hello{Client: client, Probe: true})
+	if err != nil {
+		return err
+	}
+	return l.conn.Close()
+}
+
+// greetAt connects and says h, to which it adds the secret.
+func greetAt(ctx context.Context, dir string, h hello) (*link, *bufio.Reader, error) {
 	var conn net.Conn
 	err := withSocket(dir, socketFile, func(path string) (err error) {
 		conn, err = (&net.Dialer{}).DialContext(ctx, "unix", path)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	l := &link{waiting: map[uint64]chan *reply{}, broken: make(chan struct{})}
+	l := &link{requests: make(chan *request), waiting: map[uint64]chan *reply{}, broken: make(chan struct{})}
 	l.conn, _ = conn.(*net.UnixConn) // as the network is "unix"
 	r := bufio.NewReaderSize(conn, maxGreeting)
-	if err := l.greet(ctx, r, dir, client); err != nil {
-		return nil, errors.Join(err, conn.Close())
+	if err := l.greet(ctx, r, dir, h); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
 	}
-	go l.read(r)
-	return l, nil
+	return l, r, nil
 }
 
-func (l *link) greet(ctx context.Context, r *bufio.Reader, dir, client string) error {
+func (l *link) greet(ctx context.Context, r *bufio.Reader, dir string, h hello) error {
 	if _, err := checkPeer(l.conn, os.Geteuid()); err != nil {
 		return err
 	}
-	secret, err := os.ReadFile(filepath.Join(dir, secretFile))
-	if err != nil {
+	var err error
+	if h.Secret, err = os.ReadFile(filepath.Join(dir, secretFile)); err != nil {
 		return fmt.Errorf("reading the secret: %w", err)
 	}
 	until := time.Now().Add(greetingTime)
@@ -265,7 +287,7 @@ func (l *link) greet(ctx context.Context, r *bufio.Reader, dir, client string) e
 	if err := l.conn.SetDeadline(until); err != nil {
 		return err
 	}
-	if err := writeLine(l.conn, hello{Secret: secret, Client: client}, nil); err != nil {
+	if err := writeLine(l.conn, h, nil); err != nil {
 		return fmt.Errorf("greeting: %w", err)
 	}
 	if err := readGreeting(r, &l.welcome); err != nil {
@@ -275,6 +297,15 @@ func (l *link) greet(ctx context.Context, r *bufio.Reader, dir, client string) e
 		return l.Fault
 	}
 	return l.conn.SetDeadline(time.Time{})
+}
+
+func (l *link) isBroken() bool {
+	select {
+	case <-l.broken:
+		return true
+	default:
+		return false
+	}
 }
 
 // read hands replies to those who wait for them.
@@ -296,36 +327,58 @@ func (l *link) read(r *bufio.Reader) {
 	}
 }
 
-// call asks and waits for the answer. Errors wrap errBroken when there is none.
-func (l *link) call(q request) (*reply, error) {
-	var stdin []byte
-	if q.Order != nil {
-		o := *q.Order
-		stdin, o.Stdin = o.Stdin, nil
-		q.Order, q.Stdin = &o, len(stdin)
+// write sends requests until the connection breaks.
+func (l *link) write() {
+	for {
+		select {
+		case q := <-l.requests:
+			var stdin []byte
+			if q.Order != nil {
+				o := *q.Order
+				stdin, o.Stdin = o.Stdin, nil
+				q.Order, q.Stdin = &o, len(stdin)
+			}
+			if err := writeLine(l.conn, q, stdin); err != nil { // half a request may be on its way
+				_ = l.conn.Close() // which read notices
+				return
+			}
+		case <-l.broken:
+			return
+		}
 	}
+}
+
+// call asks and waits for the answer, or until ctx is done: then what was asked
+// stands, unless it was not sent yet. Errors wrap errBroken when no answer comes any
+// more, and errSilent when ctx was done.
+func (l *link) call(ctx context.Context, q request) (*reply, error) {
 	ch := make(chan *reply, 1)
 	l.mu.Lock()
 	l.last++
 	q.ID = l.last
 	l.waiting[q.ID] = ch
 	l.mu.Unlock()
-	l.writing.Lock()
-	err := writeLine(l.conn, q, stdin)
-	l.writing.Unlock()
-	if err != nil { // half a request may be on its way
-		_ = l.conn.Close()
-		return nil, fmt.Errorf("%w: %w", errBroken, err)
-	}
-	select {
-	case p := <-ch:
-		return p, p.Fault.err()
-	case <-l.broken:
-	}
-	select { // it may have come just before
-	case p := <-ch:
-		return p, p.Fault.err()
-	default:
-		return nil, errBroken
+	defer func() {
+		l.mu.Lock()
+		delete(l.waiting, q.ID)
+		l.mu.Unlock()
+	}()
+	requests := l.requests
+	for {
+		select {
+		case requests <- &q:
+			requests = nil // sent, or about to be
+		case p := <-ch:
+			return p, p.Fault.err()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %s", errSilent, q.Do)
+		case <-l.broken:
+			select { // it may have come just before
+			case p := <-ch:
+				return p, p.Fault.err()
+			default:
+				return nil, errBroken
+			}
+		}
 	}
 }

@@ -1,0 +1,112 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/internal/owned"
+)
+
+// reachEach is how often a supervisor looks whether servers can still reach it:
+// less than they try.
+const reachEach = 2 * time.Second
+
+// stayReachable makes the socket and the secret again when somebody removed or
+// replaced them. While the supervisor holds its lock, nobody else makes another.
+func (v *supervisor) stayReachable() {
+	socket, _ := os.Lstat(filepath.Join(v.State, socketFile)) // nil when it is gone already
+	failing := false
+	for {
+		<-time.After(reachEach)
+		now, err := os.Lstat(filepath.Join(v.State, socketFile))
+		if socket == nil || err != nil || !os.SameFile(socket, now) {
+			socket, err = v.listenAgain()
+		}
+		if err == nil {
+			err = errors.Join(v.keepSecret(), v.keepLock())
+		}
+		if err != nil && !failing {
+			v.Log.Error("servers cannot reach the supervisor", "error", err)
+		}
+		failing = err != nil
+	}
+}
+
+// listenAgain makes the socket again, and takes servers from there on. The next
+// image of this process inherits it.
+func (v *supervisor) listenAgain() (os.FileInfo, error) {
+	v.moving.RLock()
+	defer v.moving.RUnlock()
+	if v.going { // then the next supervisor makes its own
+		return nil, errGoing
+	}
+	f, err := listen(v.State)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // the descriptor that is inherited stays
+	if err := dupOnto(int(f.Fd()), socketFD); err != nil {
+		return nil, fmt.Errorf("keeping the socket: %w", err)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("keeping the socket: %w", err)
+	}
+	listener, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.Join(errors.New("the socket is not a Unix socket"), l.Close())
+	}
+	v.mu.Lock()
+	old := v.listener
+	v.listener = listener
+	v.mu.Unlock()
+	_ = old.Close() // which ends its accept
+	go v.accept(listener)
+	v.Log.Warn("the supervisor's socket was gone, and is made again")
+	return os.Lstat(filepath.Join(v.State, socketFile))
+}
+
+// keepLock takes the lock again where its file is another one: else a server would
+// start a second supervisor beside this one.
+func (v *supervisor) keepLock() error {
+	held, err := v.mutex.Stat()
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(v.State, mutexFile)
+	if now, err := os.Lstat(name); err == nil && os.SameFile(held, now) {
+		return nil
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("making the lock again: %w", err)
+	}
+	defer func() { _ = f.Close() }() // the descriptor that is inherited keeps the lock
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("taking the lock again: %w", err)
+	}
+	if err := dupOnto(int(f.Fd()), mutexFD); err != nil {
+		return fmt.Errorf("keeping the lock: %w", err)
+	}
+	v.Log.Warn("the supervisor's lock was gone, and is made again")
+	return writePID(v.mutex)
+}
+
+func (v *supervisor) keepSecret() error {
+	name := filepath.Join(v.State, secretFile)
+	if text, err := os.ReadFile(name); err == nil && bytes.Equal(text, v.secret) {
+		return nil
+	}
+	if err := owned.ReplaceFileAt(name, v.secret, 0o600); err != nil {
+		return fmt.Errorf("making the secret again: %w", err)
+	}
+	v.Log.Warn("the supervisor's secret was gone, and is made again")
+	return nil
+}
