@@ -33,11 +33,13 @@ import (
 // are begun, "make stress" for longer than "make test". docs/reliability.md says
 // more.
 
-// stressJob is the command of all hooks: job.sh DIR LOCK N HOW. Before all else
+// stressJob is the command of all hooks: job job.sh DIR LOCK N HOW, where job is a
+// copy of the shell: a program that is taken away is there or not, while a script
+// may go between the start of its shell and the moment when that opens it. Before all else
 // it looks how far the audit log is written. It appends to DIR/witness when it
 // begins and when it ends, each in one write, with the time since boot. Its whole
 // tree holds a lock, so that a second run of the flight notices the first.
-const stressJob = `#!/bin/sh
+const stressJob = `
 for audit in "$1"/disk/state/audit/*.jsonl; do :; done
 size=$(stat -c %s "$audit")
 now() { read -r now _ </proc/uptime; }
@@ -85,7 +87,7 @@ hooks:
 const stressHookText = `
   NAME:
     callers: [load, {caller: ops, may: [start, read, cancel]}]
-    command: [DIR/job.sh, DIR, "NAME-{flight}", "{n}", "{how}"]
+    command: [DIR/job, DIR/job.sh, DIR, "NAME-{flight}", "{n}", "{how}"]
     params:
       n: {from: body.n, type: int}
       flight: {from: body.flight, type: int}
@@ -218,6 +220,9 @@ func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *st
 	check(t, err)
 	s.http.Transport.(*http.Transport).TLSClientConfig.RootCAs = roots(t, filepath.Join(s.dir, "certs/ca.pem"))
 	s.write("token", stressToken, 0o600)
+	shell, err := os.ReadFile("/bin/sh")
+	check(t, err)
+	s.write("job", string(shell), 0o755)
 	s.write("job.sh", stressJob, 0o755)
 	s.write("witness", "", 0o600)
 	s.write("boot", "a start of the machine", 0o644)
