@@ -48,11 +48,11 @@ func (s *Steps) Held(wall time.Time, mono time.Duration) (held bool, step time.D
 	return mono < s.until, step
 }
 
-// startSteps starts with the newest run of the store, if there is one.
-func startSteps(newest []runner.Run) *Steps {
+// startSteps starts at a moment, with the newest run of the store, if there is one.
+func startSteps(started time.Time, newest []runner.Run) *Steps {
 	var at time.Time
 	if len(newest) > 0 {
 		at = newest[0].Created
 	}
-	return NewSteps(time.Now(), 0, at)
+	return NewSteps(started, 0, at)
 }

@@ -32,7 +32,7 @@ func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st
 			if err != nil {
 				return interval // it is logged where it matters
 			}
-			steps = startSteps(newest)
+			steps = startSteps(started, newest) // the clock may have been set since
 		}
 		if held, step := steps.Held(time.Now(), time.Since(started)); held {
 			if step != 0 {
