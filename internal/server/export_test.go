@@ -2,6 +2,7 @@ package server
 
 import (
 	"net"
+	"net/http"
 	"time"
 
 	"sallyport/internal/live"
@@ -23,6 +24,15 @@ func Begin(c net.Conn) { c.(*conn).begin() }
 
 // End is the end of Begin.
 func End(c net.Conn) { c.(*conn).end() }
+
+// OnState has f see the states of connections too. It must come before Serve.
+func OnState(s *Server, f func(net.Conn, http.ConnState)) {
+	inner := s.http.ConnState
+	s.http.ConnState = func(c net.Conn, state http.ConnState) {
+		inner(c, state)
+		f(c, state)
+	}
+}
 
 // Age makes a connection older.
 func Age(c net.Conn, by time.Duration) { c.(*conn).opened = c.(*conn).opened.Add(-by) }

@@ -39,6 +39,7 @@ type served struct {
 	stop    chan struct{}
 	kill    chan struct{}
 	ended   chan error
+	idle    chan struct{} // receives when a connection becomes idle
 }
 
 // surface is a handler for all addresses, which may connect so often in all.
@@ -111,6 +112,15 @@ func serveSurface(t *testing.T, limits config.Limits, all *surface) *served {
 	}
 	srv := server.New(l, c, all, run, nil, log)
 	s := &served{t: t, address: srv.Addr().String(), roots: x509.NewCertPool(), stop: make(chan struct{}), kill: make(chan struct{}), ended: make(chan error, 1)}
+	s.idle = make(chan struct{}, 100)
+	server.OnState(srv, func(_ net.Conn, state http.ConnState) {
+		if state == http.StateIdle {
+			select {
+			case s.idle <- struct{}{}:
+			default: // nobody waits for so many
+			}
+		}
+	})
 	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
 	if err != nil {
 		t.Fatal(err)
