@@ -258,6 +258,9 @@ func (s *stress) takeProgramAway(r *rand.Rand) {
 // be executed.
 func (s *stress) writeProgram(r *rand.Rand) {
 	f, err := os.OpenFile(filepath.Join(s.dir, "job"), os.O_WRONLY|os.O_APPEND, 0)
+	if errors.Is(err, syscall.ETXTBSY) { // a command runs
+		return
+	}
 	check(s.t, err)
 	defer func() { check(s.t, f.Close()) }()
 	pause(r, 50*time.Millisecond, time.Second)
