@@ -186,6 +186,7 @@ func (s *stress) stopSupervisor(r *rand.Rand) {
 		return
 	}
 	_ = syscall.Kill(pid, syscall.SIGSTOP)
+	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGSTOP})
 	goOn := func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
 	defer goOn()
 	pause(r, least, most)
