@@ -13,6 +13,8 @@ import (
 	"sallyport/handlers"
 	"sallyport/internal/audit"
 	"sallyport/internal/client"
+	"sallyport/runner"
+	"sallyport/runner/store"
 )
 
 func TestAFaultOfOursIsAnsweredWithoutItsText(t *testing.T) {
@@ -107,7 +109,13 @@ func benchmarkHooks(b *testing.B, n int) {
 		b.Fatal(err)
 	}
 	defer trail.Close() //nolint:errcheck // of no use any more
-	handler := handlers.New(c, nil, nil, trail, nil, nil, time.Now, slog.New(slog.DiscardHandler))
+	st, err := store.Open(b.Context(), c.Get().State, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer st.Close()                                                            //nolint:errcheck // of no use any more
+	run := runner.New(st, nil, c.Hook, time.Now, slog.New(slog.DiscardHandler)) // which starts nothing
+	handler := handlers.New(c, run, nil, trail, nil, nil, time.Now, slog.New(slog.DiscardHandler))
 	sign, err := client.HMAC("github", []byte(goodKey))
 	if err != nil {
 		b.Fatal(err)
