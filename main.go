@@ -274,8 +274,18 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	if before != nil {
 		before.Serves() // and a service manager knows by now whom to look after
 	}
-	next, err = srv.Serve(p.signals()) //nolint:contextcheck // signals end it
-	if next != nil {
+	return h.serveUntilEnd(ctx, srv, p.signals())
+}
+
+// serveUntilEnd serves until a signal ends that, and writes to the audit how it
+// ended.
+func (h *held) serveUntilEnd(ctx context.Context, srv *server.Server, sig server.Signals) (*server.Next, error) {
+	sig.Displaced = h.procs.Displaced()
+	next, err := srv.Serve(sig) //nolint:contextcheck // signals end it
+	switch {
+	case errors.Is(err, server.ErrDisplaced):
+		return nil, err // the supervisor is not this server's to end
+	case next != nil:
 		return next, errors.Join(err, h.trail.Write(ctx, audit.Line{Event: audit.HandedOver}))
 	}
 	return nil, errors.Join(err, h.procs.Quit(), h.trail.Write(ctx, audit.Line{Event: audit.Stopped})) //nolint:contextcheck // Quit has its own patience

@@ -291,6 +291,11 @@ func (s *surface) notStarted(w http.ResponseWriter, r *http.Request, req *reques
 		}
 	case errors.Is(err, runner.ErrNotNow):
 		return notNow(err)
+	case errors.Is(err, runner.ErrUncertain):
+		return &refusal{
+			status: http.StatusInternalServerError, kind: "uncertain", cause: err,
+			detail: "The server cannot tell whether it recorded this delivery. If it did, the run starts when the server is started again.",
+		}
 	case errors.Is(err, runner.ErrUnavailable), errors.Is(err, runner.ErrFull):
 		return unavailable(err)
 	case errors.Is(err, runner.ErrFlight): // something got away from its run, and lives

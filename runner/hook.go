@@ -341,8 +341,12 @@ func (h *Hook) checkBounds(p *problem.List) {
 		p.At("body", "timeout").Errorf("%s is over %s, and nobody has proved anything while a body arrives", s.Body.Timeout, maxBodyTimeout)
 	}
 	s.Body.checkForm(p.At("body", "as"))
-	if s.Body.Max > 1<<30 {
+	const stored = 900 << 20 // SQLite takes a billion bytes for a row, and the parameters stand beside the body
+	switch {
+	case s.Body.Max > 1<<30:
 		p.At("body", "max").Errorf("is over 1GiB, and a body is held in memory while it is verified")
+	case s.Stdin == "body" && s.Body.Max > stored:
+		p.At("body", "max").Errorf("is over 900MiB, and with stdin: body it is kept in the database")
 	}
 	if s.Output.Head > 1<<40 || s.Output.Tail > 1<<40 {
 		p.At("output").Errorf("keeps more than 1TiB at one end")

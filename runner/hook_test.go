@@ -58,6 +58,7 @@ func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
 		{"a body timeout of hours", "body.timeout", "is over 10m0s", echo(func(s *runner.HookSpec) { s.Body.Timeout = 10*time.Minute + 1 })},
 		{"a body timeout below zero", "body.timeout", "below zero", echo(func(s *runner.HookSpec) { s.Body.Timeout = -1 })},
 		{"an unknown form of a body", "body.as", "json or form", echo(func(s *runner.HookSpec) { s.Body.As = "xml" })},
+		{"a body too large for the database", "body.max", "over 900MiB", echo(func(s *runner.HookSpec) { s.Stdin, s.Body.Max = "body", 1000<<20 })},
 		{"a huge body", "body.max", "over 1GiB", echo(func(s *runner.HookSpec) { s.Body.Max = 1<<30 + 1 })},
 		{"a huge output", "output", "1TiB", echo(func(s *runner.HookSpec) { s.Output.Tail = 1<<40 + 1 })},
 		{"a flight that is always the same", "flight", "no hole", echo(func(s *runner.HookSpec) { s.Flight = "all" })},

@@ -20,12 +20,15 @@ const answerTime = 5 * time.Second
 // runs: its order stands, and is never given twice. From here on ctx is one that
 // is never done.
 func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (late bool, err error) {
-	if !r.takeOff(run, waited) {
+	switch err := r.takeOff(run, waited); {
+	case errors.Is(err, ErrLeft):
 		if waited { // if this fails, the next server finds it all the same
 			_, _ = r.store.Requeue(ctx, run.ID)
 		}
 		r.leave()
 		return true, nil
+	case err != nil:
+		return r.launched(ctx, run, waited, err)
 	}
 	told := make(chan error, 1)
 	go func() {
@@ -60,19 +63,22 @@ func (r *Runner) launched(ctx context.Context, run Run, waited bool, err error) 
 	return false, r.notStarted(ctx, run, err)
 }
 
-// takeOff tells whether a run is to be started here. One that is not is recorded
-// and not started, and started by the next server: after Leave because that may be
+// takeOff puts a run into the air that is to be started here. ErrLeft means that it
+// is recorded, and started by the next server: after Leave because that may be
 // there already, and a run that waited while this one drains, because it would be
 // stopped with the others.
-func (r *Runner) takeOff(run Run, waited bool) bool {
+func (r *Runner) takeOff(run Run, waited bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.left || waited && r.draining {
-		return false
+		return ErrLeft
+	}
+	if err := r.changedFlight(run); err != nil {
+		return err
 	}
 	r.air[run.Flight] = run
 	r.ordering.Add(1)
-	return true
+	return nil
 }
 
 // airborne notes that the command of a run is there to be stopped, and stops

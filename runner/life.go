@@ -59,6 +59,9 @@ func (r *Runner) takeUp(ctx context.Context, run Run) error {
 	switch {
 	case known:
 		r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
+		r.mu.Lock()
+		r.noteRecovered(run)
+		r.mu.Unlock()
 		r.airborne(run)
 		go r.follow(ctx, run)
 		if run.Wish != "" { // the server before may have gone before it saw to that

@@ -68,7 +68,9 @@ func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
 func (r *Runner) noteFailure(run Run, reason error) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.air, run.Flight) // now: once it is queued, another try may be under way
+	if r.air[run.Flight].ID == run.ID {
+		delete(r.air, run.Flight) // now: once it is queued, another try may be under way
+	}
 	f := r.failed[run.ID]
 	if f == nil {
 		f = &failures{since: r.now()}

@@ -92,6 +92,8 @@ type Runner struct {
 	up       map[string]bool          // by run: its command was started, or found running
 	stops    map[string]stopping      // by run: asked for before its command was up
 	failed   map[string]*failures     // by run: accepted, and its command could not be started yet
+	rules    map[string]string        // by hook: its flight as the file had it at the latest start
+	mixed    map[string]bool          // by hook: runs may be in progress under an earlier one
 	retrying map[string]bool          // by flight: what is first in it is about to be tried again
 	active   int                      // deliveries that are being admitted, and runs that are launched or followed here
 	done     map[string]chan struct{} // by run: closed when its end is recorded
@@ -114,7 +116,7 @@ type stopping struct {
 func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log, boot: boot.ID(),
-		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{}, failed: map[string]*failures{}, retrying: map[string]bool{},
+		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{}, failed: map[string]*failures{}, retrying: map[string]bool{}, rules: map[string]string{}, mixed: map[string]bool{},
 		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}), going: make(chan struct{}),
 	}
 }

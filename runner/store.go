@@ -112,6 +112,9 @@ var (
 	ErrReused      = errors.New("one-time credential used again with another body")
 	ErrOtherBody   = errors.New("the id of an earlier delivery with another body")
 	ErrUnavailable = errors.New("the store cannot record")
+	// ErrUncertain comes with ErrUnavailable when what was to be recorded may be
+	// found recorded by the next server.
+	ErrUncertain = errors.New("nobody can tell whether it is recorded")
 )
 
 // Replayed says that a delivery started Run already.

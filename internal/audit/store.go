@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"sallyport/runner"
@@ -31,6 +32,7 @@ func (s *audited) Admit(ctx context.Context, r runner.Run, c runner.Claim, p run
 	}
 	a, err := s.Store.Admit(ctx, r, c, p, in)
 	switch {
+	case errors.Is(err, runner.ErrUncertain): // it may be done yet
 	case err != nil:
 		s.void(line, err.Error())
 	case a.Run.ID != r.ID:

@@ -123,11 +123,16 @@ func (s *Server) inForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 // Addr is where the server listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Signals end a server. Stop and Kill are closed once; each event on HandOver
-// is an attempt.
+// Signals end a server. Stop, Kill and Displaced are closed once; each event on
+// HandOver is an attempt.
 type Signals struct {
 	Stop, Kill, HandOver <-chan struct{}
+	Displaced            <-chan struct{} // another server has taken over the supervisor
 }
+
+// ErrDisplaced ends a server that can start nothing any more. Whoever looks after
+// it learns of that by its exit code.
+var ErrDisplaced = errors.New("another server took over the supervisor of this state folder")
 
 // Serve answers until it is told to stop, then drains: deliveries are refused
 // with 503 while runs in the air may end, for as long as the configuration
@@ -145,6 +150,11 @@ func (s *Server) Serve(sig Signals) (next *Next, err error) {
 		case serveErr = <-failed:
 			s.log.Error("serving ended", "error", serveErr)
 		case <-sig.Stop:
+		case <-sig.Displaced:
+			s.log.Error("displaced: another server took over the supervisor")
+			s.runner.Leave() // what runs is that server's
+			s.close()
+			return nil, ErrDisplaced
 		case <-sig.HandOver:
 			next, err := s.handOver()
 			if err != nil {

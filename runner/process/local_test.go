@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
@@ -648,5 +649,38 @@ func TestManyRunsAtOnceKeepTheirOwnEnds(t *testing.T) {
 		if got := b.output(t, run); got != strconv.Itoa(code)+"\n" {
 			t.Errorf("got %q of the run that ends with %d", got, code)
 		}
+	}
+}
+
+// A command may lock the folder of its run. Root is not held up by that, so the test runs once more as another user.
+func TestEnd_FolderLocked(t *testing.T) {
+	if os.Geteuid() != 0 {
+		b := newBench(t, runner.HookSpec{Command: shell(t, "chmod 0 ..; exit 3")})
+		run := b.start(t, order())
+		exited(t, b.end(t, run), 3)
+		eventually(t, "the end is on disk", func() bool {
+			_, err := os.Lstat(filepath.Join(b.dir, "active", run))
+			return errors.Is(err, fs.ErrNotExist)
+		})
+		if s := b.status(t, run); s.Ended.IsZero() {
+			t.Errorf("got %+v", s)
+		}
+		return
+	}
+	const uid = 65534
+	dir := t.TempDir()
+	program, err := os.ReadFile(os.Args[0])
+	if err == nil {
+		err = errors.Join(os.WriteFile(filepath.Join(dir, "program"), program, 0o755), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755),
+			os.Mkdir(filepath.Join(dir, "tmp"), 0o700), os.Chown(filepath.Join(dir, "tmp"), uid, uid))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "program"), "-test.run=^TestEnd_FolderLocked$", "-test.v", "-test.count=1")
+	cmd.Dir, cmd.Env = filepath.Join(dir, "tmp"), append(os.Environ(), "TMPDIR="+filepath.Join(dir, "tmp"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestEnd_FolderLocked ")) {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

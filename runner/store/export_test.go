@@ -71,3 +71,11 @@ func (s *SQLite) WriteAll(ctx context.Context, query string) error {
 
 // Checkpoint is what happens once in logCheck.
 func (s *SQLite) Checkpoint(ctx context.Context) (bool, error) { return s.checkpoint(ctx) }
+
+// Do records what a statement does, as one operation.
+func (s *SQLite) Do(ctx context.Context, query string) error {
+	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		_, err := tx.exec(ctx, query)
+		return err
+	})
+}

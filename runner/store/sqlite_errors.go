@@ -52,7 +52,7 @@ func unavailable(doing string, err error) error {
 		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrReadOnly, doing, err)
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrCorrupt, doing, err)
-	case sqlite3.SQLITE_CONSTRAINT: // of one operation; the others go on
+	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG: // of one operation; the others go on
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)

@@ -795,3 +795,16 @@ func TestCancel_RunningKeepsTheWish(t *testing.T) {
 		}
 	}
 }
+
+// A value that the database does not take is the fault of one operation, not of those that share its transaction.
+func TestTooBig_FailsAlone(t *testing.T) {
+	s := open(t)
+	err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`)
+	if err != nil {
+		t.Errorf("with no rows: %v", err)
+	}
+	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
+	if err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`); err == nil || errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -5,8 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"time"
+
+	"sallyport/runner"
 )
 
 // op is one caller's operation: all of it is recorded, or nothing.
@@ -99,7 +102,7 @@ func (s *SQLite) transact(ctx context.Context, batch []*op) error {
 		return s.undo(ctx, nil)
 	}
 	if _, err := s.writer.exec(ctx, `COMMIT`); err != nil {
-		return s.undo(ctx, err)
+		return s.undoCommit(ctx, err)
 	}
 	s.commits.Add(1)
 	now := time.Now()
@@ -127,6 +130,23 @@ func (s *SQLite) step(ctx context.Context, o *op, shared bool) error {
 		}
 	}
 	_, err := s.writer.exec(ctx, `RELEASE op`)
+	return err
+}
+
+// undoCommit takes a transaction back whose commit failed, and returns err. When
+// the sync failed, the transaction stands in the log, and would count after a crash
+// of the program: so another one is written over it. Where that fails too, the
+// error is runner.ErrUncertain as well.
+func (s *SQLite) undoCommit(ctx context.Context, err error) error {
+	_ = s.undo(ctx, err)
+	if errors.Is(err, ErrDiskFull) { // it does not stand there whole
+		return err
+	}
+	// What changes nothing is not written. This number means nothing but that.
+	query := fmt.Sprintf(`PRAGMA user_version = %d`, time.Now().UnixNano()&math.MaxInt32)
+	if _, failed := s.conn.ExecContext(ctx, query); failed != nil {
+		return s.undo(ctx, fmt.Errorf("%w: %w", runner.ErrUncertain, err))
+	}
 	return err
 }
 

@@ -1,0 +1,71 @@
+package runner_test
+
+import (
+	"errors"
+	"testing"
+
+	"sallyport/runner"
+)
+
+// flights returns a hook of one name whose runs are told apart by a template.
+func flights(t *testing.T, template string, busy int) *runner.Hook {
+	t.Helper()
+	return hook(t, runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}, Flight: template, Busy: runner.BusySpec{Queue: busy}}, "x")
+}
+
+// A reload that changes the flight of a hook lets no two runs of one value overlap, whichever way it changes.
+func TestFlightChanged(t *testing.T) {
+	for what, change := range map[string][2]string{
+		"other text": {"{x}", "region-{x}"},
+		"narrower":   {"", "{x}"},
+		"wider":      {"{x}", ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			before, after := flights(t, change[0], 0), flights(t, change[1], 0)
+			b := newBench(t, before)
+			first := b.start(t, of(before, "eu"))
+			b.use(after)
+			d := claimed(of(after, "eu"), "k")
+			if _, err := b.Start(d); !errors.Is(err, runner.ErrFlight) {
+				t.Fatalf("got %v", err)
+			}
+			other, err := b.Start(of(after, "us"))
+			if wide := change[1] == ""; wide != errors.Is(err, runner.ErrFlight) || !wide && err != nil {
+				t.Errorf("another value: %v", err)
+			}
+			b.crash(t) // the next server knows no earlier flight
+			b.recover(t)
+			if _, err := b.Start(d); !errors.Is(err, runner.ErrFlight) {
+				t.Errorf("after a restart: %v", err)
+			}
+			b.finish(t, first, 0)
+			if change[1] == "" {
+				other = runner.Run{}
+			}
+			b.finish(t, b.start(t, d), 0) // it was given back
+			if other.ID != "" {
+				b.finish(t, other, 0)
+			}
+			b.start(t, of(after, "eu"))
+		})
+	}
+}
+
+// What was accepted before waits under its own flight, and is started when nothing of its value runs.
+func TestFlightChanged_Queued(t *testing.T) {
+	before, after := flights(t, "{x}", 5), flights(t, "region-{x}", 5)
+	b := newBench(t, before)
+	first := b.start(t, of(before, "eu"))
+	second := b.queue(t, of(before, "eu"))
+	b.use(after)
+	b.finish(t, first, 0)
+	b.flies(t, second.Run.ID)
+	if _, err := b.Start(of(after, "eu")); !errors.Is(err, runner.ErrFlight) {
+		t.Errorf("got %v", err)
+	}
+	b.finish(t, second.Run, 0)
+	third := b.start(t, of(after, "eu"))
+	fourth := b.queue(t, of(after, "eu"))
+	b.finish(t, third, 0)
+	b.flies(t, fourth.Run.ID)
+}
