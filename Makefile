@@ -13,7 +13,7 @@ CRASHES  ?= 200
 STRESS   ?= 60m
 ATTACK   ?= 20s
 TOOL     := go tool -modfile=.ci/tools/go.mod
-NPM      := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard testdata/*/package.json))
+NPM      := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard internal/e2e/testdata/*/package.json))
 PEBBLE   := bin/test/pebble bin/test/pebble-challtestsrv
 
 help: ## list the targets
@@ -51,8 +51,8 @@ fips: tools $(NPM) $(PEBBLE) ## build with Go's certified cryptography, and pass
 	export CGO_ENABLED=0 GOFIPS140=certified
 	go build -trimpath -buildvcs=false -o bin/test/sallyport-fips .
 	bin/test/sallyport-fips version | grep -F 'FIPS 140-3 mode, module v'
-	go test ./auth/... ./certs ./handlers ./internal/...
-	go test -run '^Test(Scripts|Examples|Senders|Alertmanager|ACMEObtains|OpenIDProviders|WhatKeysNew)' .
+	go test ./auth/... ./certs ./handlers $$(go list ./internal/... | grep -v /e2e$$)
+	go test -run '^Test(Scripts|Examples|Senders|Alertmanager|ACMEObtains|OpenIDProviders|WhatKeysNew)' ./internal/e2e
 
 cross: ## build for the other systems, and vet the tests there
 	for target in linux/arm64 darwin/arm64 freebsd/amd64; do
@@ -62,15 +62,15 @@ cross: ## build for the other systems, and vet the tests there
 	done
 
 crash: tools ## kill the server and its supervisor CRASHES times (200) under load, and count what the commands saw
-	CRASHES=$(CRASHES) CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run '^TestCrash' -v .
+	CRASHES=$(CRASHES) CGO_ENABLED=1 go test -race -count=1 -timeout 30m -run '^TestCrash' -v ./internal/e2e
 
 # The program that it builds has a wall clock that can be stepped, and no race
 # detector.
 stress: ## take random operations against the program for STRESS (60m), and judge what came of them; SEED=N: one round again
-	STRESS=$(STRESS) CGO_ENABLED=0 go test -count=1 -timeout 0 -run '^TestStress' -v .
+	STRESS=$(STRESS) CGO_ENABLED=0 go test -count=1 -timeout 0 -run '^TestStress' -v ./internal/e2e
 
 attack: ## attack the program as strangers and as a caller, each attack for ATTACK (20s), and report what a good caller sees
-	ATTACK=$(ATTACK) CGO_ENABLED=0 go test -count=1 -timeout 60m -run '^TestAttack$$' -v . | grep -vE '^(=== |PASS)'
+	ATTACK=$(ATTACK) CGO_ENABLED=0 go test -count=1 -timeout 60m -run '^TestAttack$$' -v ./internal/e2e | grep -vE '^(=== |PASS)'
 
 fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 	go test -list '^Fuzz' ./... | awk '/^Fuzz/ {name[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print name[i], $$2; n = 0}' |
@@ -81,11 +81,11 @@ fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 bench: ## report what it costs, in a few minutes: parts, and the program over TLS as ratios to a bare os/exec
 	@{
 	  go test -run '^$$' -bench . -benchtime 500x ./handlers ./runner/process ./runner/store ./internal/audit
-	  go test -run '^$$' -bench . -benchtime 5s .
+	  go test -run '^$$' -bench . -benchtime 5s ./internal/e2e
 	} | awk '/^Benchmark/ && NF > 3 {print $$1; for (i = 3; i < NF; i += 2) printf "%14s  %s\n", $$i, $$(i+1); next} {print}'
 
 clean: ## remove what was built or fetched; certificates, secrets and state stay
-	rm -rf bin testdata/*/node_modules
+	rm -rf bin internal/e2e/testdata/*/node_modules
 
 # Each command that the tests call, and a C compiler for the race detector. Of
 # Alertmanager only the program: without its service, there is none to start.
@@ -102,11 +102,11 @@ tools:
 	  -o DPkg::Options::='--path-exclude=/etc/init.d/prometheus-alertmanager' \
 	  -o DPkg::Options::='--path-exclude=*/systemd/system/prometheus-alertmanager.service' $$missing
 
-testdata/%/node_modules/.package-lock.json: testdata/%/package.json testdata/%/package-lock.json testdata/%/.npmrc | tools
-	cd testdata/$* && npm ci
+internal/e2e/testdata/%/node_modules/.package-lock.json: internal/e2e/testdata/%/package.json internal/e2e/testdata/%/package-lock.json internal/e2e/testdata/%/.npmrc | tools
+	cd internal/e2e/testdata/$* && npm ci
 
-$(PEBBLE) &: testdata/acme/go.mod testdata/acme/go.sum
-	CGO_ENABLED=0 go build -modfile=testdata/acme/go.mod -o bin/test/ \
+$(PEBBLE) &: internal/e2e/testdata/acme/go.mod internal/e2e/testdata/acme/go.sum
+	CGO_ENABLED=0 go build -modfile=internal/e2e/testdata/acme/go.mod -o bin/test/ \
 	  github.com/letsencrypt/pebble/v2/cmd/pebble github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv
 
 secrets: examples/secrets/dev examples/secrets/github

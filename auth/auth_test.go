@@ -12,7 +12,7 @@ import (
 	"sallyport/auth"
 	"sallyport/auth/keyset"
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // now is when the deliveries of these tests arrive.
@@ -91,8 +91,8 @@ func (b *bench) compile() *auth.Callers {
 	return c
 }
 
-func (b *bench) try() (*auth.Callers, *problem.List) {
-	p := &problem.List{}
+func (b *bench) try() (*auth.Callers, *diag.List) {
+	p := &diag.List{}
 	clients := certs.LoadClients(certs.Spec{ClientCA: b.clientCA}, b.dir, time.Now(), nil, p.At("tls"))
 	c := auth.Compile(b.specs, auth.Sources{Dir: b.dir, Clients: clients, Now: time.Now(), KeySets: b.inForce}, p.At("callers"))
 	clients.Complete(nil, p.At("tls"))

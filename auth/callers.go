@@ -9,7 +9,7 @@ import (
 	"slices"
 
 	"sallyport/auth/keyset"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // maxHeader bounds the header fields that are read here.
@@ -42,7 +42,7 @@ type caller struct {
 
 // Compile checks all callers and reads their keys. Everything that is wrong
 // goes to p, under the caller's name; if p is bad, the result must not be used.
-func Compile(specs map[string]*CallerSpec, src Sources, p *problem.List) *Callers {
+func Compile(specs map[string]*CallerSpec, src Sources, p *diag.List) *Callers {
 	c := &Callers{byName: map[string]*caller{}, keySets: map[keyset.Source]*keyset.Set{}}
 	src.made = c.keySets
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
@@ -56,7 +56,7 @@ func Compile(specs map[string]*CallerSpec, src Sources, p *problem.List) *Caller
 	return c
 }
 
-func compileCaller(name string, spec *CallerSpec, src Sources, p *problem.List) *caller {
+func compileCaller(name string, spec *CallerSpec, src Sources, p *diag.List) *caller {
 	c := &caller{name: name}
 	if spec == nil || spec.HMAC == nil && spec.Signature == nil && spec.JWT == nil && spec.MTLS == nil && spec.Token == nil {
 		p.Errorf("needs a credential: hmac, signature, jwt, mtls or token")
@@ -109,9 +109,9 @@ func (c *Callers) collectHeaders() {
 }
 
 // checkShared looks for credentials that would not tell one caller from another.
-func (c *Callers) checkShared(p *problem.List) {
+func (c *Callers) checkShared(p *diag.List) {
 	owner := map[string]string{}
-	shared := func(p *problem.List, caller string, what ...string) {
+	shared := func(p *diag.List, caller string, what ...string) {
 		key := digest(what...)
 		if other, ok := owner[key]; ok && other != caller {
 			p.Warnf("is the same as that of the caller %q, so which of the two a delivery is from depends on the hook", other)
@@ -150,7 +150,7 @@ func (c *Callers) checkShared(p *problem.List) {
 
 // checkPurposes looks for secrets that serve two schemes: what is signed for one may
 // verify as the other, and a token that somebody saw signs as well.
-func (c *Callers) checkPurposes(p *problem.List) {
+func (c *Callers) checkPurposes(p *diag.List) {
 	type use struct{ caller, scheme string }
 	first := map[[sha256.Size]byte]use{}
 	note := func(caller, kind, scheme string, k *keyInfo) {

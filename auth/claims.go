@@ -9,12 +9,12 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // compileClaims checks that every rule can be decided: a string, a number, a
 // boolean, or a mapping of such that goes down into an object.
-func compileClaims(rules map[string]any, p *problem.List) map[string]any {
+func compileClaims(rules map[string]any, p *diag.List) map[string]any {
 	for name, rule := range rules {
 		switch v := rule.(type) {
 		case string, bool, int, int64, uint64:

@@ -3,7 +3,7 @@ package auth
 import (
 	"errors"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // Verify judges a delivery by one key of any length: published vectors have
@@ -29,7 +29,7 @@ var ErrAbsent = errAbsent
 // ReadMessage returns the signature base of a delivery's message signature, and
 // whether the key in text verifies it, whatever it covers.
 func ReadMessage(d *Delivery, id, dir, file string) (base string, ok bool, err error) {
-	var p problem.List
+	var p diag.List
 	key, alg, loaded := loadSignatureKey(&KeySpec{ID: id, File: file}, Sources{Dir: dir}, &p)
 	if !loaded {
 		return "", false, errors.New(p.All()[0].Text)

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/internal/strictjson"
 )
 
@@ -36,12 +36,12 @@ type hmacKey struct {
 	bytes  []byte
 }
 
-func compileHMAC(spec *HMACSpec, src Sources, p *problem.List) (keys []hmacKey) {
+func compileHMAC(spec *HMACSpec, src Sources, p *diag.List) (keys []hmacKey) {
 	scheme := hmacScheme(spec, p)
 	if len(spec.Keys) == 0 {
 		p.At("keys").Errorf("needs at least one key")
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *problem.List) {
+	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		text, ok := src.secretOrPublic(scheme, k, p)
 		if !ok || scheme == nil {
 			return
@@ -62,9 +62,9 @@ func compileHMAC(spec *HMACSpec, src Sources, p *problem.List) (keys []hmacKey) 
 }
 
 // hmacScheme returns the scheme that spec names or describes, nil if it is no good.
-func hmacScheme(spec *HMACSpec, p *problem.List) *Scheme {
+func hmacScheme(spec *HMACSpec, p *diag.List) *Scheme {
 	if spec.Scheme == "" {
-		var own problem.List
+		var own diag.List
 		s := CompileScheme(&spec.SchemeSpec, &own)
 		for _, x := range own.All() {
 			p.At(x.Path...).Errorf("%s", x.Text)
@@ -87,7 +87,7 @@ func hmacScheme(spec *HMACSpec, p *problem.List) *Scheme {
 
 // secretOrPublic reads a key: only what verifies without being secret may lie
 // in a file that others may read.
-func (s Sources) secretOrPublic(scheme *Scheme, k *KeySpec, p *problem.List) ([]byte, bool) {
+func (s Sources) secretOrPublic(scheme *Scheme, k *KeySpec, p *diag.List) ([]byte, bool) {
 	if scheme != nil && scheme.newHash == nil && k.Alg == "" {
 		return s.load(k, publicMode, p)
 	}

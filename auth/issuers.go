@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // jwtIssuer is what is known of an issuer that signs for many, so that a caller
@@ -73,7 +73,7 @@ func jwtIssuers() map[string]jwtIssuer {
 // fill puts what the preset knows where nothing is written, and checks that the
 // claims pin the caller, also of an issuer that is known and named by its address
 // alone.
-func (spec *JWTSpec) fill(p *problem.List) {
+func (spec *JWTSpec) fill(p *diag.List) {
 	if spec.Preset == "" {
 		for name, of := range jwtIssuers() { // it signs for everybody by whatever name it goes here
 			if of.address != "" && spec.Issuer == of.address {
@@ -105,7 +105,7 @@ func (spec *JWTSpec) fill(p *problem.List) {
 	of.checkPins(spec.Preset, spec, p.At("claims"))
 }
 
-func (of *jwtIssuer) checkPins(name string, spec *JWTSpec, p *problem.List) {
+func (of *jwtIssuer) checkPins(name string, spec *JWTSpec, p *diag.List) {
 	var needs []string
 	for _, pins := range of.pins {
 		missing := slices.ContainsFunc(pins, func(one pin) bool { _, ok := spec.Claims[one.claim]; return !ok })

@@ -12,7 +12,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"sallyport/auth/keyset"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/internal/strictjson"
 )
 
@@ -40,7 +40,7 @@ type jwtKey struct {
 	print [32]byte // of key and algorithm, to verify once what several callers share
 }
 
-func compileJWT(spec *JWTSpec, src Sources, p *problem.List) *jwtRule {
+func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
 	spec.fill(p)
 	j := &jwtRule{issuer: spec.Issuer, audience: spec.Audience, maxAge: spec.MaxAge, leeway: spec.Leeway}
 	if j.issuer == "" && spec.Preset == "" {

@@ -12,7 +12,7 @@ import (
 
 	"sallyport/auth/keyset"
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // hsAlgorithms are those of secrets (RFC 7518 3.1). The first is the default.
@@ -20,13 +20,13 @@ func hsAlgorithms() []string { return []string{"HS256", "HS384", "HS512"} }
 
 func knownAlgorithms() []string { return append(hsAlgorithms(), keyset.Algorithms()...) }
 
-func compileJWTKeys(spec *JWTSpec, src Sources, p *problem.List) (keys []jwtKey) {
+func compileJWTKeys(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 	for i, alg := range spec.Algorithms {
 		if !slices.Contains(knownAlgorithms(), alg) {
 			p.At("algorithms").Index(i).Errorf("%q is none of %s", alg, strings.Join(knownAlgorithms(), ", "))
 		}
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *problem.List) {
+	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		key, alg, ok := loadJWTKey(k, src, spec.Algorithms, p)
 		if !ok {
 			return
@@ -47,7 +47,7 @@ func isAddress(text string) bool { return strings.Contains(text, "://") }
 
 // compileIssuer returns the key set that is fetched for the caller, or nil where
 // the file has its keys.
-func compileIssuer(spec *JWTSpec, src Sources, p *problem.List) *keyset.Set {
+func compileIssuer(spec *JWTSpec, src Sources, p *diag.List) *keyset.Set {
 	var from keyset.Source
 	switch {
 	case isAddress(spec.JWKS):
@@ -97,7 +97,7 @@ func material(key any) []byte {
 }
 
 // loadJWTKey reads a secret for HS*, or a public key in PEM.
-func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *problem.List) (key any, alg string, ok bool) {
+func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key any, alg string, ok bool) {
 	if k.Alg != "" && !slices.Contains(knownAlgorithms(), k.Alg) {
 		p.At("alg").Errorf("%q is none of %s", k.Alg, strings.Join(knownAlgorithms(), ", "))
 		return nil, "", false
@@ -128,7 +128,7 @@ func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *problem.List) (
 
 // publicOrSecret reads a public key in PEM, or else a secret. What is PEM is
 // never a secret: that is how HS256 "verifies" with a public key.
-func (s Sources) publicOrSecret(k *KeySpec, p *problem.List) (public any, secret []byte, ok bool) {
+func (s Sources) publicOrSecret(k *KeySpec, p *diag.List) (public any, secret []byte, ok bool) {
 	text, ok := s.load(k, publicMode, p)
 	if !ok {
 		return nil, nil, false
@@ -175,7 +175,7 @@ func parsePublic(text []byte) (any, error) {
 
 // loadJWKS reads a file with a key set (RFC 7517 5). Keys for an algorithm that
 // the caller's list leaves out are skipped, anything odd is an error.
-func loadJWKS(spec *JWTSpec, src Sources, p *problem.List) (keys []jwtKey) {
+func loadJWKS(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 	data, err := src.readKeyFile(src.path(spec.JWKS), publicMode)
 	if err != nil {
 		p.Errorf("%v", err)

@@ -3,7 +3,7 @@ package auth
 import (
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // endsSoon is how long before the end of a key its operator is warned.
@@ -49,7 +49,7 @@ func (c *Callers) Keys() (keys []KeyInfo) {
 
 // warnEnds tells of keys that end soon or have ended, and of a caller that has
 // none left. Only what the file dates can end.
-func (spec *CallerSpec) warnEnds(now time.Time, p *problem.List) {
+func (spec *CallerSpec) warnEnds(now time.Time, p *diag.List) {
 	if now.IsZero() {
 		return
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // mtlsRule is which client certificates are a caller's.
@@ -23,7 +23,7 @@ type mtlsRule struct {
 	trust certs.Trust
 }
 
-func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *problem.List) *mtlsRule {
+func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *diag.List) *mtlsRule {
 	r := &mtlsRule{spec: spec}
 	switch {
 	case spec.CA != "":
@@ -50,7 +50,7 @@ func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *problem.List) *mtlsR
 	return r
 }
 
-func (r *mtlsRule) pin(clients *certs.Clients, p *problem.List) {
+func (r *mtlsRule) pin(clients *certs.Clients, p *diag.List) {
 	r.pins = map[string]certs.Trust{}
 	for i, text := range r.spec.Fingerprint {
 		print := fingerprint(text)

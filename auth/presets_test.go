@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"sallyport/auth"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // pair is the key a caller is configured with, and the one its sender signs with.
@@ -56,7 +56,7 @@ func TestEveryPresetCompilesAndIsInOrder(t *testing.T) {
 		if !ok || s.Name != name {
 			t.Fatalf("%s: not there", name)
 		}
-		var p problem.List
+		var p diag.List
 		spec := s.Spec()
 		auth.CompileScheme(&spec, &p)
 		if len(p.All()) > 0 {
@@ -289,7 +289,7 @@ func TestASchemeOfOnesOwnWorksByTheSameKnobs(t *testing.T) {
 		},
 	}
 	c := b.compile()
-	s := auth.CompileScheme(&b.specs["own"].HMAC.SchemeSpec, &problem.List{})
+	s := auth.CompileScheme(&b.specs["own"].HMAC.SchemeSpec, &diag.List{})
 	sign := func(at time.Time) http.Header {
 		h, err := s.Sign([]byte(secretA), []byte("hi"), "7", at)
 		if err != nil {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // maxTolerance bounds how far from now a signed time may be.
@@ -47,7 +47,7 @@ func (s *Scheme) Spec() SchemeSpec { return s.spec }
 
 // CompileScheme checks a scheme and makes it ready for use. What is wrong goes
 // to p, and then the scheme must not be used.
-func CompileScheme(spec *SchemeSpec, p *problem.List) *Scheme {
+func CompileScheme(spec *SchemeSpec, p *diag.List) *Scheme {
 	s := &Scheme{spec: *spec}
 	s.spec.Header = headerName(spec.Header, p.At("header"))
 	if strings.EqualFold(s.spec.Header, "Authorization") && isBearer(spec.Value) {
@@ -61,7 +61,7 @@ func CompileScheme(spec *SchemeSpec, p *problem.List) *Scheme {
 	return s
 }
 
-func (s *Scheme) compileHash(p *problem.List) {
+func (s *Scheme) compileHash(p *diag.List) {
 	s.spec.Hash = orDefault(s.spec.Hash, "sha256")
 	s.spec.Encoding = orDefault(s.spec.Encoding, "hex")
 	s.spec.Key.Encoding = orDefault(s.spec.Key.Encoding, "utf8")
@@ -100,7 +100,7 @@ func (s *Scheme) compileHash(p *problem.List) {
 }
 
 // compileValue takes the layout of the signature header apart.
-func (s *Scheme) compileValue(p *problem.List) {
+func (s *Scheme) compileValue(p *diag.List) {
 	s.spec.Value = orDefault(s.spec.Value, "{sig}")
 	items := []string{s.spec.Value}
 	if s.spec.List != "" {
@@ -130,7 +130,7 @@ func (s *Scheme) compileValue(p *problem.List) {
 }
 
 // compileSigned takes apart what the signature covers.
-func (s *Scheme) compileSigned(p *problem.List) {
+func (s *Scheme) compileSigned(p *diag.List) {
 	p = p.At("signed")
 	count := map[string]int{}
 	for rest := s.spec.Signed; rest != ""; {
@@ -175,7 +175,7 @@ func ambiguous(before []piece, body bool, hole, after string) string {
 	return fmt.Sprintf("has nothing between {%s} and {%s}", before[n-1].text, hole)
 }
 
-func (s *Scheme) compileTime(p *problem.List) {
+func (s *Scheme) compileTime(p *diag.List) {
 	covered := s.covers("ts")
 	if s.spec.TS == nil {
 		if covered {
@@ -209,7 +209,7 @@ func (s *Scheme) compileTime(p *problem.List) {
 	}
 }
 
-func (s *Scheme) compileFields(p *problem.List) {
+func (s *Scheme) compileFields(p *diag.List) {
 	if id := oneField(s.spec.ID, p.At("id")); id != nil {
 		s.spec.ID, s.idHeader = id, id.Header
 	}
@@ -231,7 +231,7 @@ func (s *Scheme) covers(hole string) bool {
 }
 
 // oneField returns f with its header's name in canonical form.
-func oneField(f *FieldSpec, p *problem.List) *FieldSpec {
+func oneField(f *FieldSpec, p *diag.List) *FieldSpec {
 	if f == nil {
 		return nil
 	}
@@ -246,7 +246,7 @@ func oneField(f *FieldSpec, p *problem.List) *FieldSpec {
 }
 
 // headerName returns the canonical form of a field name (RFC 9110 5.1).
-func headerName(name string, p *problem.List) string {
+func headerName(name string, p *diag.List) string {
 	if name == "" {
 		p.Errorf("is missing")
 	}

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // preset is a row of the table below.
@@ -121,7 +121,7 @@ func Preset(name string) (*Scheme, bool) {
 	if !ok {
 		return nil, false
 	}
-	var p problem.List // stays empty: a test compiles every row
+	var p diag.List // stays empty: a test compiles every row
 	s := CompileScheme(&row.spec, &p)
 	s.Name, s.Unconfirmed = name, row.unconfirmed
 	if row.alt != nil {

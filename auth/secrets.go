@@ -13,8 +13,8 @@ import (
 
 	"sallyport/auth/keyset"
 	"sallyport/certs"
-	"sallyport/internal/owned"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
+	"sallyport/internal/pathsafe"
 )
 
 const (
@@ -132,9 +132,9 @@ func (s Sources) readKeyFile(path string, forbidden os.FileMode) ([]byte, error)
 		info, _ := os.Stat(path) // nil if it is not there
 		s.Saw(path, info)
 	}
-	text, faults, err := owned.ReadTrusted(path, path, maxKeyFile, forbidden)
+	text, faults, err := pathsafe.ReadTrusted(path, path, maxKeyFile, forbidden)
 	switch {
-	case errors.Is(err, owned.ErrNotRegular):
+	case errors.Is(err, pathsafe.ErrNotRegular):
 		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("reading key: %w", err)
@@ -165,7 +165,7 @@ func (k *keyInfo) outside(now time.Time) string {
 
 // eachKey hands every key of a credential to load, after the checks that all
 // kinds share.
-func eachKey(keys []KeySpec, p *problem.List, load func(*KeySpec, keyInfo, *problem.List)) {
+func eachKey(keys []KeySpec, p *diag.List, load func(*KeySpec, keyInfo, *diag.List)) {
 	p = p.At("keys")
 	if len(keys) > maxKeys {
 		p.Errorf("has %d keys, of at most %d", len(keys), maxKeys)
@@ -192,14 +192,14 @@ func eachKey(keys []KeySpec, p *problem.List, load func(*KeySpec, keyInfo, *prob
 }
 
 // secret reads one key that must stay secret, and reports what is wrong with it.
-func (s Sources) secret(k *KeySpec, p *problem.List) ([]byte, bool) {
+func (s Sources) secret(k *KeySpec, p *diag.List) ([]byte, bool) {
 	if k.Alg != "" {
 		p.At("alg").Errorf("is for the keys of jwt and signature only")
 	}
 	return s.load(k, secretMode, p)
 }
 
-func (s Sources) load(k *KeySpec, forbidden os.FileMode, p *problem.List) ([]byte, bool) {
+func (s Sources) load(k *KeySpec, forbidden os.FileMode, p *diag.List) ([]byte, bool) {
 	field, text, err := s.read(k, forbidden)
 	if field != "" {
 		p = p.At(field)
@@ -222,7 +222,7 @@ func (s Sources) load(k *KeySpec, forbidden os.FileMode, p *problem.List) ([]byt
 
 // checkLength refuses secrets that can be guessed: 128 bits are the least, and
 // 256 what RFC 2104 advises for SHA-256.
-func checkLength(n int, p *problem.List) bool {
+func checkLength(n int, p *diag.List) bool {
 	switch {
 	case n < 16:
 		p.Errorf("is %d bytes long, and must be at least 16", n)

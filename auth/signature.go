@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // The algorithms of RFC 9421 3.3 that are taken here: those with one hash and
@@ -44,7 +44,7 @@ type signatureKey struct {
 	key any // []byte, ed25519.PublicKey or *ecdsa.PublicKey
 }
 
-func compileSignature(spec *SignatureSpec, src Sources, p *problem.List) *signatureRule {
+func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signatureRule {
 	s := &signatureRule{components: spec.Components, tag: spec.Tag, maxAge: spec.MaxAge}
 	if len(spec.Authority) == 0 {
 		p.At("authority").Errorf("is missing: without it, a delivery that was signed for another server would do here")
@@ -72,7 +72,7 @@ func compileSignature(spec *SignatureSpec, src Sources, p *problem.List) *signat
 	if len(spec.Keys) == 0 {
 		p.At("keys").Errorf("needs at least one key")
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *problem.List) {
+	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		if !info.named || !printable(info.id) {
 			p.Errorf("needs an id of short, visible ASCII, for that is the keyid by which a signature names its key")
 		}
@@ -86,7 +86,7 @@ func compileSignature(spec *SignatureSpec, src Sources, p *problem.List) *signat
 	return s
 }
 
-func loadSignatureKey(k *KeySpec, src Sources, p *problem.List) (key any, alg string, ok bool) {
+func loadSignatureKey(k *KeySpec, src Sources, p *diag.List) (key any, alg string, ok bool) {
 	public, secret, ok := src.publicOrSecret(k, p)
 	if !ok {
 		return nil, "", false

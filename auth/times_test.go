@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"sallyport/auth"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // craft signs as a scheme's sender with any text as time and id, also one that no
@@ -69,7 +69,7 @@ func timed(t testing.TB) map[string]auth.SchemeSpec {
 		},
 		"own in body": {Header: "X-Own-J", Signed: "{body}", TS: &auth.TimeSpec{Body: "webhookTimestamp"}},
 	} {
-		var p problem.List
+		var p diag.List
 		if all[name] = auth.CompileScheme(&spec, &p).Spec(); p.Bad() {
 			t.Fatal(name, p.All())
 		}
@@ -281,7 +281,7 @@ func FuzzOneReading(f *testing.F) {
 		if p.Bad() {
 			return
 		}
-		var q problem.List
+		var q diag.List
 		full := auth.CompileScheme(&spec, &q).Spec()
 		header := craft(full, timedSeed, ts, id, body)
 		if _, err := c.Authenticate(delivery(body, header), []string{"own"}); err != nil {

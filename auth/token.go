@@ -5,7 +5,7 @@ import (
 	"crypto/subtle"
 	"strings"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 type tokenRule struct {
@@ -19,7 +19,7 @@ type tokenKey struct {
 	likeJWT bool
 }
 
-func compileToken(spec *TokenSpec, src Sources, p *problem.List) *tokenRule {
+func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
 	t := &tokenRule{header: headerName(orDefault(spec.Header, "Authorization"), p.At("header")), prefix: spec.Prefix}
 	if t.header == "Authorization" {
 		t.prefix = orDefault(t.prefix, "Bearer ")
@@ -30,7 +30,7 @@ func compileToken(spec *TokenSpec, src Sources, p *problem.List) *tokenRule {
 	if len(spec.Keys) == 0 {
 		p.At("keys").Errorf("needs at least one key")
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *problem.List) {
+	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		text, ok := src.secret(k, p)
 		if !ok || !checkLength(len(text), p) {
 			return

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/crypto/acme"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // ACMESpec is the part of the tls section that has certificates obtained from
@@ -39,7 +39,7 @@ type ACME struct {
 // nothing. state is the state folder, whose "acme" keeps accounts and
 // certificates. What was obtained before is taken up, so that it can be shown
 // at once; nothing is asked for before Renewals.Use.
-func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Time, p *problem.List) *ACME {
+func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Time, p *diag.List) *ACME {
 	if spec == nil {
 		return nil
 	}
@@ -67,7 +67,7 @@ func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Ti
 
 var domainForm = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-func (s *ACMESpec) check(p *problem.List) {
+func (s *ACMESpec) check(p *diag.List) {
 	if len(s.Domains) == 0 {
 		p.At("domains").Errorf("are missing: which names to get certificates for")
 	}

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // directory is an ACME server that is of no use.
@@ -27,7 +27,7 @@ func directory(t *testing.T) (url string) {
 
 func obtain(t *testing.T, s *certs.Renewals, state string, spec certs.ACMESpec) *certs.ACME {
 	t.Helper()
-	var p problem.List
+	var p diag.List
 	spec.AcceptTOS = true
 	a := certs.LoadACME(&spec, t.TempDir(), state, s, time.Now(), &p)
 	if a == nil {

@@ -15,8 +15,8 @@ import (
 	"slices"
 	"time"
 
-	"sallyport/internal/owned"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
+	"sallyport/internal/pathsafe"
 )
 
 const (
@@ -44,7 +44,7 @@ type Spec struct {
 // with the files is written to p at the key that names the file. When any of it
 // is more than a warning the result is nil: nothing is served with less checking
 // than the file asks for.
-func Load(spec Spec, dir string, now time.Time, p *problem.List) (*tls.Config, []Expiry) {
+func Load(spec Spec, dir string, now time.Time, p *diag.List) (*tls.Config, []Expiry) {
 	before := errorCount(p)
 	cfg := &tls.Config{
 		MinVersion: minVersion(spec.MinVersion, p.At("min_version")),
@@ -69,7 +69,7 @@ func Load(spec Spec, dir string, now time.Time, p *problem.List) (*tls.Config, [
 	return cfg, ends
 }
 
-func errorCount(p *problem.List) (n int) {
+func errorCount(p *diag.List) (n int) {
 	for _, one := range p.All() {
 		if !one.Warning {
 			n++
@@ -78,7 +78,7 @@ func errorCount(p *problem.List) (n int) {
 	return n
 }
 
-func minVersion(text string, p *problem.List) uint16 {
+func minVersion(text string, p *diag.List) uint16 {
 	switch text {
 	case "", "1.3":
 	case "1.2":
@@ -98,14 +98,14 @@ func resolve(dir, path string) string {
 
 // read returns the content of a file whose mode has none of the bits of deny, and that no
 // other user can replace.
-func read(path, name string, deny fs.FileMode, p *problem.List) ([]byte, bool) {
+func read(path, name string, deny fs.FileMode, p *diag.List) ([]byte, bool) {
 	if name == "" {
 		p.Errorf("is missing")
 		return nil, false
 	}
 	seen, _ := os.Stat(path) // nil if it is not there
 	p.Saw(path, seen)
-	data, faults, err := owned.ReadTrusted(path, name, maxFile, deny)
+	data, faults, err := pathsafe.ReadTrusted(path, name, maxFile, deny)
 	if err != nil {
 		p.Errorf("%v", err)
 		return nil, false
@@ -119,7 +119,7 @@ func read(path, name string, deny fs.FileMode, p *problem.List) ([]byte, bool) {
 // certificates returns those of a PEM file, at least one, or reports false. Text between the blocks is a comment
 // (RFC 7468 section 2), but a block that cannot be read is an error: skipped,
 // as pem.Decode would, it is a CA that the operator believes is there.
-func certificates(file string, data []byte, p *problem.List) ([]*x509.Certificate, bool) {
+func certificates(file string, data []byte, p *diag.List) ([]*x509.Certificate, bool) {
 	blocks := bytes.Count(data, []byte("-----BEGIN"))
 	var list []*x509.Certificate
 	for rest := data; ; {
@@ -150,7 +150,7 @@ func certificates(file string, data []byte, p *problem.List) ([]*x509.Certificat
 }
 
 // parse is certificates, all of them sound and current.
-func parse(file string, data []byte, now time.Time, p *problem.List) ([]*x509.Certificate, bool) {
+func parse(file string, data []byte, now time.Time, p *diag.List) ([]*x509.Certificate, bool) {
 	list, ok := certificates(file, data, p)
 	for i, c := range list {
 		if now.After(c.NotAfter) {
@@ -164,7 +164,7 @@ func parse(file string, data []byte, now time.Time, p *problem.List) ([]*x509.Ce
 
 // sound reports whether a certificate is of today's strength, and its time has
 // come. That it soon ends is a warning.
-func sound(n int, file string, c *x509.Certificate, now time.Time, p *problem.List) bool {
+func sound(n int, file string, c *x509.Certificate, now time.Time, p *diag.List) bool {
 	before := errorCount(p)
 	switch {
 	case now.Before(c.NotBefore):

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 type ca struct {
@@ -130,7 +130,7 @@ func good(t *testing.T, dir string, now time.Time) ca {
 
 func load(t *testing.T, dir string, s certs.Spec, now time.Time) (*tls.Config, []string) {
 	t.Helper()
-	var p problem.List
+	var p diag.List
 	cfg, _ := certs.Load(s, dir, now, p.At("tls"))
 	if (cfg == nil) != p.Bad() {
 		t.Errorf("configuration given: %v, although problems are %q", cfg != nil, texts(&p))
@@ -139,7 +139,7 @@ func load(t *testing.T, dir string, s certs.Spec, now time.Time) (*tls.Config, [
 	return cfg, texts(&p)
 }
 
-func texts(p *problem.List) (got []string) {
+func texts(p *diag.List) (got []string) {
 	for _, one := range p.All() {
 		level := "error "
 		if one.Warning {
@@ -335,7 +335,7 @@ func TestLoadTellsAllProblemsAtOnce(t *testing.T) {
 func TestProblemsElsewhereInTheFileDoNotHideAGoodPair(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	good(t, dir, now)
-	var p problem.List
+	var p diag.List
 	p.At("hooks").Errorf("none")
 	if cfg, _ := certs.Load(all(), dir, now, &p); cfg == nil {
 		t.Error("nil, although the certificates are good")

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // What a client shows is judged twice. The handshake turns away whoever shows a
@@ -65,7 +65,7 @@ type Clients struct {
 // LoadClients reads what the tls section names for all callers. Everything
 // wrong is written to p at the key that names it; if p is bad, the result is
 // for finding what else is wrong, and must not be used.
-func LoadClients(spec Spec, dir string, now time.Time, workloads *Workloads, p *problem.List) *Clients {
+func LoadClients(spec Spec, dir string, now time.Time, workloads *Workloads, p *diag.List) *Clients {
 	c := &Clients{
 		spec: spec, dir: dir, now: now, revoked: &revocations{},
 		files: map[string]*authority{}, pins: map[[sha256.Size]byte]bool{},
@@ -83,7 +83,7 @@ func LoadClients(spec Spec, dir string, now time.Time, workloads *Workloads, p *
 }
 
 // Of returns what believes certificates that lead to a CA of a file.
-func (c *Clients) Of(file string, p *problem.List) Trust { return c.trust(c.file(file, p)) }
+func (c *Clients) Of(file string, p *diag.List) Trust { return c.trust(c.file(file, p)) }
 
 // ByDefault returns what believes the certificates of callers who name no CA of
 // their own, or nil when there is no tls.client_ca.
@@ -126,7 +126,7 @@ func (c *Clients) Pinned(sum [sha256.Size]byte, rest Trust) Trust {
 // Complete reads the CRLs, now that every CA is known, and has cfg ask clients
 // for certificates, if anybody is believed by one. With tls.spiffe, it serves
 // the SVID unless cfg has a certificate. cfg may be nil.
-func (c *Clients) Complete(cfg *tls.Config, p *problem.List) {
+func (c *Clients) Complete(cfg *tls.Config, p *diag.List) {
 	c.loadCRLs(p.At("client_crl"))
 	if cfg == nil {
 		return
@@ -278,7 +278,7 @@ func (c *Clients) trust(a *authority) Trust {
 // file reads a file of CAs, once. Of one that cannot be read the CAs are none. A
 // CA that has ended is a warning, as is a CRL: nobody is believed by it, and it
 // must not keep those from being served who are believed by another.
-func (c *Clients) file(name string, p *problem.List) *authority {
+func (c *Clients) file(name string, p *diag.List) *authority {
 	if a, ok := c.files[name]; ok {
 		return a
 	}

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // crl makes one that revokes these serial numbers.
@@ -217,7 +217,7 @@ func (b *believed) trust(t *testing.T, clientCA, partner, crls string) certs.Tru
 		write(t, dir, "c.crl", crls, 0o644)
 		spec.ClientCRL = []string{"c.crl"}
 	}
-	var p problem.List
+	var p diag.List
 	c := certs.LoadClients(spec, dir, b.now, nil, p.At("tls"))
 	c.Of("p.pem", p.At("callers"))
 	c.Complete(nil, p.At("tls"))
@@ -355,7 +355,7 @@ func TestTheHandshakeTellsWhatIsWrong(t *testing.T) {
 	partner := newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Partner CA" })
 	namesake := newCA(t, now)
 	write(t, dir, "p.pem", partner.pem, 0o644)
-	var p problem.List
+	var p diag.List
 	cfg, _ := certs.Load(all(), dir, now, &p)
 	clients := certs.LoadClients(all(), dir, now, nil, &p)
 	clients.Of("p.pem", &p)
@@ -469,7 +469,7 @@ func BenchmarkTrust(b *testing.B) {
 	leaf, dir := w.between.client(b, 5), b.TempDir()
 	write(b, dir, "c.pem", w.corp.pem+w.between.pem, 0o644)
 	write(b, dir, "c.crl", w.corp.crl(b, nil, 1)+w.between.crl(b, nil, 1), 0o644)
-	var p problem.List
+	var p diag.List
 	c := certs.LoadClients(certs.Spec{ClientCA: "c.pem", ClientCRL: []string{"c.crl"}}, dir, w.now, nil, p.At("tls"))
 	c.Complete(nil, p.At("tls"))
 	trust := c.ByDefault()

@@ -13,7 +13,7 @@ import (
 	"slices"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // revocations is what the CAs of the client certificates have revoked.
@@ -54,7 +54,7 @@ func (r *revocations) sorted() []*crl {
 // loadCRLs reads the CRLs. A file that cannot be read whole is an error; one
 // that has ended is not: the server serves all others, and the certificates of
 // that CA are refused until there is a newer one.
-func (c *Clients) loadCRLs(p *problem.List) {
+func (c *Clients) loadCRLs(p *diag.List) {
 	var cas []*x509.Certificate
 	for _, a := range c.files {
 		cas = append(cas, a.cas...)
@@ -83,7 +83,7 @@ func (c *Clients) loadCRLs(p *problem.List) {
 }
 
 // warnUnlisted tells of CAs without a CRL, if any has one.
-func (c *Clients) warnUnlisted(p *problem.List) {
+func (c *Clients) warnUnlisted(p *diag.List) {
 	if len(c.revoked.lists) == 0 {
 		return
 	}
@@ -96,7 +96,7 @@ func (c *Clients) warnUnlisted(p *problem.List) {
 	}
 }
 
-func (c *Clients) addCRL(file string, list *x509.RevocationList, cas []*x509.Certificate, p *problem.List) {
+func (c *Clients) addCRL(file string, list *x509.RevocationList, cas []*x509.Certificate, p *diag.List) {
 	name := list.Issuer.String()
 	ca, err := crlIssuer(list, cas)
 	if err == nil {

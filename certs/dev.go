@@ -17,7 +17,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 const (
@@ -193,5 +193,5 @@ func issue(dir, name string, leaf, ca *x509.Certificate, caKey *ecdsa.PrivateKey
 // writePEM puts a file in its place whole or not at all, and never one whose
 // mode is for a moment wider than it shall be.
 func writePEM(dir, name string, mode fs.FileMode, kind string, der []byte) error {
-	return owned.ReplaceFileAt(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
+	return pathsafe.ReplaceFileAt(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
 }

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 func dev(t *testing.T, dir string, now time.Time) {
@@ -109,7 +109,7 @@ func trust(t *testing.T, dir string) *x509.CertPool {
 
 func devServer(t *testing.T, dir string) *tls.Config {
 	t.Helper()
-	var p problem.List
+	var p diag.List
 	spec := certs.Spec{Cert: "server.pem", Key: "server.key", ClientCA: "ca.pem"}
 	cfg, _ := certs.Load(spec, dir, time.Now(), &p)
 	certs.LoadClients(spec, dir, time.Now(), nil, &p).Complete(cfg, &p)

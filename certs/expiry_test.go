@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 const day = 24 * time.Hour
@@ -81,8 +81,8 @@ func TestLoadTellsTheEndOfAllThatIsShownAndTrusted(t *testing.T) {
 	leaf := c.issue(t, nil)
 	write(t, dir, "s.pem", leaf.cert+c.pem, 0o644)
 	write(t, dir, "s.key", leaf.key, 0o600)
-	_, ends := certs.Load(all(), dir, now, new(problem.List))
-	ends = append(ends, certs.LoadClients(all(), dir, now, nil, new(problem.List)).Expiries()...)
+	_, ends := certs.Load(all(), dir, now, new(diag.List))
+	ends = append(ends, certs.LoadClients(all(), dir, now, nil, new(diag.List)).Expiries()...)
 	first := parseOne(t, leaf.cert)
 	want := []certs.Expiry{
 		{What: "server certificate", File: "s.pem", Subject: "hooks.example.com", NotAfter: first.NotAfter},

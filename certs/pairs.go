@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // PairSpec is a certificate of the server and its key.
@@ -22,7 +22,7 @@ type PairSpec struct {
 // section 3) and a key of a type that it can use. A client that asks for no
 // name, or for one that no certificate has, is shown the first one; whether it
 // is content with that is for the client to say.
-func loadPairs(spec Spec, dir string, now time.Time, p *problem.List) (pairs []tls.Certificate, ends []Expiry) {
+func loadPairs(spec Spec, dir string, now time.Time, p *diag.List) (pairs []tls.Certificate, ends []Expiry) {
 	type use struct {
 		name string
 		key  x509.PublicKeyAlgorithm
@@ -52,7 +52,7 @@ func loadPairs(spec Spec, dir string, now time.Time, p *problem.List) (pairs []t
 }
 
 // pairSpecs returns the pairs of the file, and where each of them stands.
-func pairSpecs(spec Spec, p *problem.List) (specs []PairSpec, at func(int) *problem.List) {
+func pairSpecs(spec Spec, p *diag.List) (specs []PairSpec, at func(int) *diag.List) {
 	one := spec.Cert != "" || spec.Key != ""
 	if len(spec.Certificates) > 0 {
 		if one {
@@ -63,12 +63,12 @@ func pairSpecs(spec Spec, p *problem.List) (specs []PairSpec, at func(int) *prob
 	if one || spec.ACME == nil && spec.SPIFFE == nil {
 		specs = []PairSpec{{Cert: spec.Cert, Key: spec.Key}}
 	}
-	return specs, func(int) *problem.List { return p }
+	return specs, func(int) *diag.List { return p }
 }
 
 // loadPair reads one certificate with its chain, and its key. It reports false
 // when either could not be used; what else is wrong stands in p.
-func loadPair(spec PairSpec, dir string, now time.Time, p *problem.List) (pair tls.Certificate, chain []*x509.Certificate, ok bool) {
+func loadPair(spec PairSpec, dir string, now time.Time, p *diag.List) (pair tls.Certificate, chain []*x509.Certificate, ok bool) {
 	atCert, atKey := p.At("cert"), p.At("key")
 	certPEM, certOK := read(resolve(dir, spec.Cert), spec.Cert, 0o002, atCert)
 	keyPEM, keyOK := read(resolve(dir, spec.Key), spec.Key, 0o027, atKey)
@@ -96,7 +96,7 @@ func loadPair(spec PairSpec, dir string, now time.Time, p *problem.List) (pair t
 // checkChain warns of a file that senders can most likely not verify, because the
 // certificate of an intermediate CA is missing. Nothing is logged of that later: a
 // sender that does not trust the server goes away.
-func checkChain(file string, chain []*x509.Certificate, p *problem.List) {
+func checkChain(file string, chain []*x509.Certificate, p *diag.List) {
 	leaf := chain[0]
 	if len(chain) == 1 && len(leaf.IssuingCertificateURL) > 0 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
 		p.Warnf("%s has the server's certificate alone, and %q signed it: append the certificates of the intermediate CAs, or most senders refuse "+
@@ -109,7 +109,7 @@ func checkChain(file string, chain []*x509.Certificate, p *problem.List) {
 	}
 }
 
-func checkServer(file string, leaf *x509.Certificate, p *problem.List) {
+func checkServer(file string, leaf *x509.Certificate, p *diag.List) {
 	usable := func(u x509.ExtKeyUsage) bool {
 		return u == x509.ExtKeyUsageServerAuth || u == x509.ExtKeyUsageAny
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 const (
@@ -63,7 +63,7 @@ func (w *Workloads) Retain(socket string) {
 
 // load returns the connection that spec names, with a certificate and a bundle,
 // or reports what is wrong. It waits up to ten seconds for them.
-func (w *Workloads) load(spec *SPIFFESpec, p *problem.List) *workload {
+func (w *Workloads) load(spec *SPIFFESpec, p *diag.List) *workload {
 	p = p.At("socket")
 	path, ok := strings.CutPrefix(spec.Socket, "unix://")
 	switch {

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"sallyport/certs"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/internal/spiffetest"
 )
 
@@ -65,7 +65,7 @@ func (s *spiffe) issue(federated ...*spiffetest.Domain) {
 
 func (s *spiffe) load() (*tls.Config, *certs.Clients, []string) {
 	s.t.Helper()
-	var p problem.List
+	var p diag.List
 	spec := certs.Spec{SPIFFE: &certs.SPIFFESpec{Socket: s.socket}}
 	cfg, _ := certs.Load(spec, s.t.TempDir(), time.Now(), p.At("tls"))
 	clients := certs.LoadClients(spec, s.t.TempDir(), time.Now(), s.workloads, p.At("tls"))
@@ -277,7 +277,7 @@ func TestFilesMayServeBesideSPIFFE(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	good(t, dir, now)
 	spec := certs.Spec{Cert: "s.pem", Key: "s.key", SPIFFE: &certs.SPIFFESpec{Socket: s.socket}}
-	var p problem.List
+	var p diag.List
 	cfg, _ := certs.Load(spec, dir, now, p.At("tls"))
 	certs.LoadClients(spec, dir, now, s.workloads, p.At("tls")).Complete(cfg, p.At("tls"))
 	if len(p.All()) > 0 || cfg.GetCertificate != nil || len(cfg.Certificates) != 1 {

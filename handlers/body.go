@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 	"sallyport/runner"
 )
 
@@ -124,7 +124,7 @@ func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound runner.
 	_ = ctl.SetWriteDeadline(time.Now().Add(bound.Timeout + answerTime)) // fails only without a connection
 	from := remote(r)
 	u := &unverified{room: s.room, upload: &upload{
-		site: peer.Site(from), known: s.proved.lately(peer.Host(from), s.now()), begun: time.Now(),
+		site: netid.Site(from), known: s.proved.lately(netid.Host(from), s.now()), begun: time.Now(),
 		stop: func() { _ = ctl.SetReadDeadline(time.Unix(1, 0)) },
 	}}
 	if r.ContentLength == 0 { // net/http waits for the sender to leave by now, which a deadline would look like
@@ -136,7 +136,7 @@ func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound runner.
 		most = r.ContentLength
 	}
 	u.bytes = make([]byte, 0, min(most, freeBody))
-	body := &received{http.MaxBytesReader(w, r.Body, int64(bound.Max)), peer.ConnectionOf(r)}
+	body := &received{http.MaxBytesReader(w, r.Body, int64(bound.Max)), netid.ConnectionOf(r)}
 	if err := u.receive(ctl, body, most, bound.Timeout); err != nil {
 		u.release()
 		return nil, bodyError(w, u.upload, bound, err)
@@ -148,7 +148,7 @@ func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound runner.
 // received reports to the connection what is read of a body.
 type received struct {
 	io.Reader
-	conn peer.Connection
+	conn netid.Connection
 }
 
 // Read implements io.Reader.

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"sallyport/handlers"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/runner"
 )
 
@@ -66,7 +66,7 @@ func FuzzHeaders(f *testing.F) {
 			Params: map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Match: "(?s).*"}},
 		}
 	}
-	var p problem.List
+	var p diag.List
 	hooks := runner.Compile(map[string]*runner.HookSpec{"json": spec("json"), "form": spec("form")}, nil, &p)
 	if p.Bad() {
 		f.Fatal(p.All())

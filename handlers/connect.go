@@ -9,7 +9,7 @@ import (
 	"net/netip"
 
 	"sallyport/internal/audit"
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 )
 
 // A handshake costs more than all that a refused request does. So what the
@@ -21,7 +21,7 @@ import (
 // none left. The rest is counted, as is all that strangers can cause in any number.
 func (h *Handler) Connecting(from netip.Addr) bool {
 	s := h.current.Load()
-	if s.connections.allow(peer.Host(from), s.now()) {
+	if s.connections.allow(netid.Host(from), s.now()) {
 		return true
 	}
 	s.audit.Count("connection-too-often")
@@ -35,7 +35,7 @@ func (h *Handler) Crowded() { h.current.Load().audit.Count("too-many-connections
 // Proved reports whether a delivery from an address was accepted lately.
 func (h *Handler) Proved(from netip.Addr) bool {
 	s := h.current.Load()
-	return s.proved.lately(peer.Host(from), s.now())
+	return s.proved.lately(netid.Host(from), s.now())
 }
 
 // Flooded counts a connection that was closed because more came on it than its
@@ -45,7 +45,7 @@ func (h *Handler) Proved(from netip.Addr) bool {
 func (h *Handler) Flooded(from netip.Addr) {
 	s := h.current.Load()
 	if !h.Proved(from) {
-		s.connections.of(peer.Host(from)).ReserveN(s.now(), s.connections.limit.Burst)
+		s.connections.of(netid.Host(from)).ReserveN(s.now(), s.connections.limit.Burst)
 	}
 	s.audit.Count("flood")
 }
@@ -56,7 +56,7 @@ func (h *Handler) Flooded(from netip.Addr) {
 func (h *Handler) Unreadable(from netip.AddrPort) {
 	s := h.current.Load()
 	level := slog.LevelWarn
-	if !s.failures.allow(peer.Host(from.Addr()), s.now()) || !s.samples.allow("unreadable", from.Addr(), s.now()) {
+	if !s.failures.allow(netid.Host(from.Addr()), s.now()) || !s.samples.allow("unreadable", from.Addr(), s.now()) {
 		level = slog.LevelDebug
 	}
 	s.log.LogAttrs(context.Background(), level, "request not read", slog.String("address", from.String()),
@@ -75,7 +75,7 @@ func (h *Handler) Unbelieved(from netip.AddrPort, shown *x509.Certificate, why e
 		Decision: audit.Refused, Address: from.String(), Scheme: "mtls", Key: hex.EncodeToString(sum[:]), Reason: why.Error(),
 	}
 	level := slog.LevelWarn
-	if !s.failures.allow(peer.Host(from.Addr()), s.now()) || !s.samples.allow("handshake", from.Addr(), s.now()) {
+	if !s.failures.allow(netid.Host(from.Addr()), s.now()) || !s.samples.allow("handshake", from.Addr(), s.now()) {
 		level = slog.LevelDebug
 	}
 	s.log.LogAttrs(context.Background(), level, "handshake refused",

@@ -12,7 +12,7 @@ import (
 	"sallyport/auth"
 	"sallyport/internal/audit"
 	"sallyport/internal/keyuse"
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 	"sallyport/runner"
 )
 
@@ -107,13 +107,13 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 	}
 	d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: s.now()}
 	who, err := s.config.Auth.Authenticate(d, callers)
-	if auth.Await(r.Context(), err, peer.Site(remote(r))) { // the key that was missing may be there now
+	if auth.Await(r.Context(), err, netid.Site(remote(r))) { // the key that was missing may be there now
 		d.Now = s.now()
 		who, err = s.config.Auth.Authenticate(d, callers)
 	}
 	if err == nil {
 		req.caller, req.scheme, req.key = who.Caller, who.Scheme, who.Key
-		peer.ConnectionOf(r).Prove()
+		netid.ConnectionOf(r).Prove()
 		s.config.Uses.Note(keyuse.Use{Caller: who.Caller, Scheme: who.Scheme, Key: who.Key, At: s.now()})
 		return who, nil
 	}

@@ -12,7 +12,7 @@ import (
 
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 )
 
 // addressLimits is a table of limiters that never grows, whatever the number
@@ -128,4 +128,4 @@ func remote(r *http.Request) netip.Addr {
 }
 
 // address is what a caller is told apart by before it has proved anything.
-func address(r *http.Request) netip.Addr { return peer.Host(remote(r)) }
+func address(r *http.Request) netip.Addr { return netid.Host(remote(r)) }

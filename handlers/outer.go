@@ -12,7 +12,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/internal/audit"
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 )
 
 // request is what the log line of a request says beyond the request itself.
@@ -59,7 +59,7 @@ func (s *surface) outer(next http.Handler) http.Handler {
 		start := s.now()
 		req := &request{id: rand.Text(), address: r.RemoteAddr}
 		r = r.WithContext(audit.Asking(context.WithValue(r.Context(), requestKey{}, req), req.asked))
-		rec := &recorder{ResponseWriter: w, conn: peer.ConnectionOf(r)}
+		rec := &recorder{ResponseWriter: w, conn: netid.ConnectionOf(r)}
 		h := w.Header()
 		h.Set("X-Request-Id", req.id)
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -151,7 +151,7 @@ func (s *surface) access(r *http.Request, req *request, rec *recorder, start tim
 // go on.
 type recorder struct {
 	http.ResponseWriter
-	conn   peer.Connection
+	conn   netid.Connection
 	status int
 }
 

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"sallyport/handlers"
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 )
 
 // upload is a request on a connection of its own, whose body comes as a test sends it.
@@ -254,7 +254,7 @@ func TestBody_ArrivesAsItWasSent(t *testing.T) {
 	const most = 300 << 10
 	sha256sum, err := exec.LookPath("sha256sum")
 	if err != nil {
-		notchecked.Skip(t, "that a body arrives at a command as it was sent: "+err.Error())
+		testenv.Skip(t, "that a body arrives at a command as it was sent: "+err.Error())
 	}
 	dir := t.TempDir()
 	h := build(t, dir, fmt.Sprintf(`

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 )
 
 // What strangers can cause in any number has a bounded number of lines in the log: of each kind so
@@ -64,7 +64,7 @@ func (s *samples) allow(kind string, from netip.Addr, now time.Time) bool {
 	key := struct {
 		kind string
 		site netip.Addr
-	}{kind, peer.Site(from)}
+	}{kind, netid.Site(from)}
 	if s.sites[maphash.Comparable(s.seed, key)%siteSlots].AllowN(now, 1) && all.AllowN(now, 1) {
 		return true
 	}

@@ -6,7 +6,7 @@ import (
 	"net/url"
 	"strings"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/internal/strictjson"
 )
 
@@ -27,7 +27,7 @@ type body struct {
 	form url.Values // nil for JSON
 }
 
-func (b BodySpec) checkForm(p *problem.List) {
+func (b BodySpec) checkForm(p *diag.List) {
 	if b.As != bodyJSON && b.As != bodyForm {
 		p.Errorf("%q is not a form of a body: json or form", b.As)
 	}

@@ -6,15 +6,15 @@ import (
 	"path/filepath"
 	"strings"
 
-	"sallyport/internal/owned"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
+	"sallyport/internal/pathsafe"
 )
 
 // checkCommand refuses what must not stand in a file: a program that another
 // user of the machine could swap, a program or an option picked by the sender,
 // or a shell that would read an argument as code. searchPath is the PATH of the
 // command.
-func checkCommand(argv []template, written []string, searchPath string, p *problem.List) {
+func checkCommand(argv []template, written []string, searchPath string, p *diag.List) {
 	if len(argv) == 0 {
 		p.Errorf("is missing: the absolute path of a program and its arguments")
 		return
@@ -43,13 +43,13 @@ func checkCommand(argv []template, written []string, searchPath string, p *probl
 
 // checkFile refuses a file that others may write, or swap because they may
 // write or own a folder or a link on the way to it, and returns its mode.
-func checkFile(name string, p *problem.List) fs.FileMode {
-	way, err := owned.Way(name)
+func checkFile(name string, p *diag.List) fs.FileMode {
+	way, err := pathsafe.Way(name)
 	if err != nil {
 		p.Errorf("%s cannot be found or read", name)
 		return fs.ModeIrregular
 	}
-	for _, fault := range owned.Faults(name, way) {
+	for _, fault := range pathsafe.Faults(name, way) {
 		p.Errorf("%s", fault)
 	}
 	return way[len(way)-1].Mode()
@@ -64,7 +64,7 @@ func isDir(name string) bool {
 // after it: run one of them, or read one as code. It knows the usual shells,
 // interpreters and wrappers; a program that nobody heard of is trusted with its
 // own arguments.
-func checkProgram(argv []template, at int, p *problem.List) {
+func checkProgram(argv []template, at int, p *diag.List) {
 	name := programName(argv[at].literals[0])
 	switch kindOf(name) {
 	case interpreter:
@@ -90,7 +90,7 @@ func checkProgram(argv []template, at int, p *problem.List) {
 
 // checkHidden finds a shell that gets code from an argument although some
 // program that is not known stands before it: kubectl exec pod -- sh -c.
-func checkHidden(argv []template, at int, p *problem.List) {
+func checkHidden(argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv)-1; i++ {
 		name := baseName(argv[i].literals[0])
 		if shells.MatchString(name) && len(argv[i].holes) == 0 && evalOption(name).MatchString(argv[i+1].literals[0]) {
@@ -99,13 +99,13 @@ func checkHidden(argv []template, at int, p *problem.List) {
 	}
 }
 
-func refuseEval(name string, t template, p *problem.List) {
+func refuseEval(name string, t template, p *diag.List) {
 	p.Errorf("%s with %s reads code from an argument: name a script or the program itself", name, t.literals[0])
 }
 
 // checkWrapped looks at the words between a wrapper and the program that it
 // starts, then at that program.
-func checkWrapped(name string, argv []template, at int, p *problem.List) {
+func checkWrapped(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		word := argv[i].literals[0]
 		if len(argv[i].holes) > 0 {
@@ -138,7 +138,7 @@ func isExecutable(name string) bool {
 }
 
 // checkApplet looks at the word after a program that is many programs.
-func checkApplet(name string, argv []template, at int, p *problem.List) {
+func checkApplet(name string, argv []template, at int, p *diag.List) {
 	switch {
 	case at+1 == len(argv):
 		p.Index(at).Errorf("%s needs the name of an applet", name)
@@ -150,7 +150,7 @@ func checkApplet(name string, argv []template, at int, p *problem.List) {
 }
 
 // checkViaShell refuses holes in what a shell will read, and code in it.
-func checkViaShell(name string, argv []template, at int, p *problem.List) {
+func checkViaShell(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		if len(argv[i].holes) > 0 || splits(name, argv[i].literals[0]) {
 			p.Index(i).Errorf("%s gives its arguments to a shell: no holes and no -c; name the program itself", name)
@@ -160,7 +160,7 @@ func checkViaShell(name string, argv []template, at int, p *problem.List) {
 
 // checkScript looks at the words after an interpreter, up to its script: a
 // file given by its absolute path. What follows that is the script's own.
-func checkScript(name string, argv []template, at int, p *problem.List) {
+func checkScript(name string, argv []template, at int, p *diag.List) {
 	eval := evalOption(name)
 	for i := at + 1; i < len(argv); i++ {
 		word := argv[i].literals[0]

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 )
 
@@ -210,7 +210,7 @@ func TestProgramsThatOthersMaySwapAreRefused(t *testing.T) {
 // whatever its mode says, and who owns a link may have it lead elsewhere.
 func TestProgramsThatOthersOwnAreRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
-		notchecked.Skip(t, "whose programs are refused, because only root may give files away")
+		testenv.Skip(t, "whose programs are refused, because only root may give files away")
 	}
 	const another = 65534
 	give := func(name string) string {

@@ -3,7 +3,7 @@ package runner_test
 import (
 	"testing"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/runner"
 )
 
@@ -19,7 +19,7 @@ func TestDigestTellsHooksApart(t *testing.T) {
 			Env: map[string]string{"A": "1", "B": "2"},
 		}
 		change(spec)
-		var p problem.List
+		var p diag.List
 		hooks := runner.Compile(map[string]*runner.HookSpec{name: spec}, []string{"a", "b"}, &p)
 		if p.Bad() {
 			t.Fatal(p.All())

@@ -11,7 +11,7 @@ import (
 	"runtime"
 	"strings"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // DefaultPath is the PATH of a command whose hook sets none.
@@ -26,11 +26,11 @@ const (
 // checkExecutable refuses a program, given by its absolute path, that does not
 // exist, that others may swap, or that the kernel cannot execute. searchPath is
 // the PATH that it gets, or empty where that is not known.
-func checkExecutable(program, searchPath string, p *problem.List) {
+func checkExecutable(program, searchPath string, p *diag.List) {
 	checkExecutableAt(program, searchPath, 0, p)
 }
 
-func checkExecutableAt(program, searchPath string, depth int, p *problem.List) {
+func checkExecutableAt(program, searchPath string, depth int, p *diag.List) {
 	mode := checkFile(program, p)
 	if !mode.IsRegular() {
 		return
@@ -66,7 +66,7 @@ func checkExecutableAt(program, searchPath string, depth int, p *problem.List) {
 }
 
 // checkFirstLine judges what follows #! in a script, as the kernel reads it.
-func checkFirstLine(script string, first []byte, searchPath string, depth int, p *problem.List) {
+func checkFirstLine(script string, first []byte, searchPath string, depth int, p *diag.List) {
 	line, _, _ := strings.Cut(string(first), "\n")
 	line = strings.Trim(line, " \t")
 	if strings.HasSuffix(line, "\r") {
@@ -98,7 +98,7 @@ func checkFirstLine(script string, first []byte, searchPath string, depth int, p
 
 // checkFound looks for the program that a first line has env search for. Linux
 // gives env all of the rest of the line as one word.
-func checkFound(script, name, searchPath string, p *problem.List) {
+func checkFound(script, name, searchPath string, p *diag.List) {
 	for _, dir := range filepath.SplitList(searchPath) {
 		if isExecutable(filepath.Join(dir, name)) {
 			return
@@ -110,7 +110,7 @@ func checkFound(script, name, searchPath string, p *problem.List) {
 // checkLoader refuses a program whose dynamic loader is missing, as that of a
 // program for glibc is on a system with musl. The system says of both, and of an
 // interpreter, only "no such file or directory".
-func checkLoader(program string, f *os.File, p *problem.List) {
+func checkLoader(program string, f *os.File, p *diag.List) {
 	file, err := elf.NewFile(f)
 	if err != nil {
 		return // the kernel reads less of it, and may be content

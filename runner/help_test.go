@@ -6,13 +6,13 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/runner"
 )
 
 // compile compiles one hook called h, with a caller, and any text as parameter
 // for each name in params.
-func compile(s runner.HookSpec, params ...string) (*runner.Hook, []problem.Problem) {
+func compile(s runner.HookSpec, params ...string) (*runner.Hook, []diag.Problem) {
 	if s.Callers == nil && !s.Unauthenticated {
 		s.Callers = grants("ci")
 	}
@@ -22,7 +22,7 @@ func compile(s runner.HookSpec, params ...string) (*runner.Hook, []problem.Probl
 	for _, name := range params {
 		s.Params[name] = text("body", name)
 	}
-	var p problem.List
+	var p diag.List
 	hooks := runner.Compile(map[string]*runner.HookSpec{"h": &s}, []string{"ci"}, &p)
 	return hooks["h"], p.All()
 }
@@ -49,7 +49,7 @@ func hook(t testing.TB, s runner.HookSpec, params ...string) *runner.Hook {
 
 // refuse expects exactly one problem, at the dotted path below the hook, whose
 // text has the words.
-func refuse(t *testing.T, problems []problem.Problem, path, words string) {
+func refuse(t *testing.T, problems []diag.Problem, path, words string) {
 	t.Helper()
 	if len(problems) != 1 {
 		t.Errorf("want one problem, with %q, and got %v", words, problems)

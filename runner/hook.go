@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // Hook is a HookSpec that was checked and made ready. It never changes.
@@ -102,7 +102,7 @@ func (h *Hook) dashes(v Values) (problems []ParamProblem) {
 
 // checkDefaults refuses a default that would make an argument of its own begin with
 // "-": every delivery without the value would be refused.
-func (h *Hook) checkDefaults(p *problem.List) {
+func (h *Hook) checkDefaults(p *diag.List) {
 	operands := false
 	for i, t := range h.command {
 		if len(t.holes) == 0 {
@@ -139,7 +139,7 @@ func (h *Hook) Environ(v Values) []string {
 // Compile checks every hook and returns them by name. What is wrong goes to p,
 // which stands at the mapping of hooks; the result is of use only if p is not
 // Bad afterwards. callers are the configured ones.
-func Compile(specs map[string]*HookSpec, callers []string, p *problem.List) map[string]*Hook {
+func Compile(specs map[string]*HookSpec, callers []string, p *diag.List) map[string]*Hook {
 	hooks := make(map[string]*Hook, len(specs))
 	paths := make(map[string]string, len(specs))
 	known := make(map[string]bool, len(callers))
@@ -161,7 +161,7 @@ func Compile(specs map[string]*HookSpec, callers []string, p *problem.List) map[
 	return hooks
 }
 
-func compile(name string, s HookSpec, known map[string]bool, p *problem.List) *Hook {
+func compile(name string, s HookSpec, known map[string]bool, p *diag.List) *Hook {
 	fillDefaults(name, &s)
 	h := &Hook{
 		Name: name, Path: s.Path, Unauthenticated: s.Unauthenticated, Keep: s.Keep,
@@ -242,7 +242,7 @@ func isReserved(p string) bool {
 
 var pathForm = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)+$`)
 
-func (h *Hook) checkPath(p *problem.List) {
+func (h *Hook) checkPath(p *diag.List) {
 	p = p.At("path")
 	switch {
 	case !pathForm.MatchString(h.Path) || path.Clean(h.Path) != h.Path:
@@ -258,7 +258,7 @@ const maxQueue = 10_000
 // maxBodyTimeout bounds how long a body may take, whatever the file says.
 const maxBodyTimeout = 10 * time.Minute
 
-func (h *Hook) checkCallers(known map[string]bool, p *problem.List) {
+func (h *Hook) checkCallers(known map[string]bool, p *diag.List) {
 	at := p.At("callers")
 	grants := h.spec.Callers
 	switch {
@@ -285,7 +285,7 @@ func (h *Hook) checkCallers(known map[string]bool, p *problem.List) {
 	}
 }
 
-func rights(written []string, p *problem.List) []Right {
+func rights(written []string, p *diag.List) []Right {
 	list := make([]Right, len(written))
 	for i, w := range written {
 		list[i] = Right(w)
@@ -302,7 +302,7 @@ func rights(written []string, p *problem.List) []Right {
 	return list
 }
 
-func (h *Hook) checkBounds(p *problem.List) {
+func (h *Hook) checkBounds(p *diag.List) {
 	s := h.spec
 	switch h.Busy.Kind {
 	case Reject, Join, Replace:
@@ -328,7 +328,7 @@ func (h *Hook) checkBounds(p *problem.List) {
 	if s.Dir != "" && (!path.IsAbs(s.Dir) || !isDir(s.Dir)) {
 		p.At("dir").Errorf("%q is no folder with an absolute path", s.Dir)
 	}
-	positive := func(d time.Duration, p *problem.List) {
+	positive := func(d time.Duration, p *diag.List) {
 		if d < 0 {
 			p.Errorf("is below zero")
 		}
@@ -355,9 +355,9 @@ func (h *Hook) checkBounds(p *problem.List) {
 
 // compileTemplates reads command, env and flight, and returns the parameters
 // that they use.
-func (h *Hook) compileTemplates(p *problem.List) map[string]bool {
+func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 	used := map[string]bool{}
-	read := func(s string, p *problem.List) template {
+	read := func(s string, p *diag.List) template {
 		t, err := parseTemplate(s)
 		if err != nil {
 			p.Errorf("%v", err)
@@ -398,7 +398,7 @@ var steering = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|PS4|CDPAT
 	`PG(HOST.*|SERVICE.*|SYSCONFDIR|PASSFILE|SSL.*)|CC|CXX|LD|LESS(OPEN|CLOSE)?|EDITOR|VISUAL|(MAN)?PAGER|BROWSER|KUBECONFIG|CURL_HOME|WGETRC|` +
 	`OPENSSL_.*|SSL_.*|(?i:.*_proxy))$`)
 
-func checkEnv(name string, t template, p *problem.List) {
+func checkEnv(name string, t template, p *diag.List) {
 	switch {
 	case !isParamName(name):
 		p.Errorf("%q is no name for an environment variable", name)

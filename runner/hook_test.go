@@ -9,7 +9,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/runner"
 )
 
@@ -157,7 +157,7 @@ func TestAllThatIsWrongIsToldAtOnce(t *testing.T) {
 }
 
 func TestHooksTogetherAreChecked(t *testing.T) {
-	var p problem.List
+	var p diag.List
 	echo := func() *runner.HookSpec {
 		return &runner.HookSpec{Path: "/a", Callers: grants("ci"), Command: []string{"/bin/echo"}}
 	}
@@ -189,7 +189,7 @@ func TestDefaultsAreFilledInAndTheFileStaysAsItWas(t *testing.T) {
 }
 
 func TestNoSenderSteersWhatACommandLoads(t *testing.T) {
-	env := func(name, value string) []problem.Problem {
+	env := func(name, value string) []diag.Problem {
 		_, problems := compile(runner.HookSpec{
 			Command: []string{"/bin/echo", "{x}"}, Env: map[string]string{name: value},
 			Params: map[string]runner.ParamSpec{"x": text("body", "x")},

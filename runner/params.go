@@ -11,7 +11,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/internal/strictjson"
 )
 
@@ -45,7 +45,7 @@ type param struct {
 	fallback *string
 }
 
-func compileParam(name string, s ParamSpec, p *problem.List) *param {
+func compileParam(name string, s ParamSpec, p *diag.List) *param {
 	c := &param{from: s.From, kind: s.Type, enum: s.Enum, min: s.Min, max: s.Max, fallback: s.Default}
 	if !isParamName(name) {
 		p.Errorf("%q is no name for a parameter: letters, digits and _", name)
@@ -65,7 +65,7 @@ func compileParam(name string, s ParamSpec, p *problem.List) *param {
 	return c
 }
 
-func (c *param) compileType(s ParamSpec, p *problem.List) {
+func (c *param) compileType(s ParamSpec, p *diag.List) {
 	rules := 0
 	if s.Match != "" {
 		rules++

@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // chain is the writer of lines that hang together, in a folder of their own. One goroutine
@@ -41,14 +41,14 @@ type chain struct {
 	mentioned bool // the line mention was written since the start, and to the file
 
 	file     *os.File
-	pin      owned.Pin // of the file
-	size     int64     // of the file, up to the end of its last good line
-	spilt    bool      // there may be more in the file than that
-	fresh    int       // lines since the last checkpoint among the lines
-	since    time.Time // of the first of them
-	failed   time.Time // since when nothing can be written; zero when it can
-	proven   time.Time // when the file checkpoint was last written
-	headless time.Time // since when the file checkpoint cannot be written; zero when it can
+	pin      pathsafe.Pin // of the file
+	size     int64        // of the file, up to the end of its last good line
+	spilt    bool         // there may be more in the file than that
+	fresh    int          // lines since the last checkpoint among the lines
+	since    time.Time    // of the first of them
+	failed   time.Time    // since when nothing can be written; zero when it can
+	proven   time.Time    // when the file checkpoint was last written
+	headless time.Time    // since when the file checkpoint cannot be written; zero when it can
 }
 
 // op is a line to be written. done is nil for one that nobody waits for.
@@ -84,7 +84,7 @@ func (l *chain) use(name string, flags int) error {
 	if l.file != nil {
 		err = l.file.Close()
 	}
-	l.file, l.pin, l.size, l.spilt, l.mentioned = f, owned.NewPin(name, info), 0, info.Size() > 0, false
+	l.file, l.pin, l.size, l.spilt, l.mentioned = f, pathsafe.NewPin(name, info), 0, info.Size() > 0, false
 	return err
 }
 
@@ -134,7 +134,7 @@ func (l *chain) create() error {
 func (l *chain) head() error {
 	text, err := l.sign.checkpoint(l.ofHead, l.place, l.now())
 	if err == nil {
-		err = owned.ReplaceFileAt(filepath.Join(l.dir, checkpointFile), []byte(text), 0o600)
+		err = pathsafe.ReplaceFileAt(filepath.Join(l.dir, checkpointFile), []byte(text), 0o600)
 	}
 	switch {
 	case err != nil && l.headless.IsZero():

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // keyName stands before each signature.
@@ -155,5 +155,5 @@ func makeKey(name string) (ed25519.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, owned.ReplaceFileAt(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return key, pathsafe.ReplaceFileAt(name, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"sallyport/internal/audit"
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 )
 
 // TestMain makes the test program its own child where a test needs a process to
@@ -167,7 +167,7 @@ func TestAFullDiskRefusesAndIsGotOver(t *testing.T) {
 		said, err := cmd.Output()
 		switch {
 		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
-			notchecked.Skip(t, fmt.Sprint("an audit on a disk that is full, because this user may mount none (the limit of files stands for it): ", err))
+			testenv.Skip(t, fmt.Sprint("an audit on a disk that is full, because this user may mount none (the limit of files stands for it): ", err))
 		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
 			t.Fatalf("%v\n%s", err, said)
 		}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // Errors of a Log.
@@ -33,7 +33,7 @@ type Log struct {
 
 	decisions *chain
 	refusals  *chain
-	locks     []*owned.Lock
+	locks     []*pathsafe.Lock
 	now       func() time.Time
 }
 

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/time/rate"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // Open opens the audit of a state folder, or begins one, and holds it until
@@ -94,7 +94,7 @@ func tellVerifier(state string, sign *signer) (note.Verifiers, error) {
 	}
 	if len(keys) == 0 || keys[len(keys)-1] != sign.vkey {
 		keys = append(keys, sign.vkey)
-		if err := owned.ReplaceFileAt(filepath.Join(folder(state), verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
+		if err := pathsafe.ReplaceFileAt(filepath.Join(folder(state), verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
 			return nil, err
 		}
 	}

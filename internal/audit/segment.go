@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // What is in the folder audit of a state folder, besides the segments and the lock.
@@ -92,12 +92,12 @@ func begun(s segment) (at time.Time, err error) {
 
 // hold makes the folder, and returns the lock that keeps another writer out until
 // it is closed.
-func hold(dir string) (*owned.Lock, error) {
+func hold(dir string) (*pathsafe.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}
-	lock, err := owned.LockFolder(dir)
-	if errors.Is(err, owned.ErrLocked) {
+	lock, err := pathsafe.LockFolder(dir)
+	if errors.Is(err, pathsafe.ErrLocked) {
 		err = ErrHeld
 	}
 	return lock, err

@@ -19,7 +19,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/client"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/runner"
 )
 
@@ -68,7 +68,7 @@ func (g *gate) config(t *testing.T) *tls.Config {
 	if _, err := certs.Dev(g.dir, time.Now(), false); err != nil {
 		t.Fatal(err)
 	}
-	var p problem.List
+	var p diag.List
 	spec := certs.Spec{Cert: "server.pem", Key: "server.key", ClientCA: "ca.pem"}
 	cfg, _ := certs.Load(spec, g.dir, time.Now(), &p)
 	certs.LoadClients(spec, g.dir, time.Now(), nil, &p).Complete(cfg, &p)

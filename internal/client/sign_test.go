@@ -20,7 +20,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/internal/client"
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 const secret = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -42,7 +42,7 @@ func callers(t *testing.T, text string, spec func(keys []auth.KeySpec) *auth.Cal
 	if err := os.WriteFile(filepath.Join(dir, "key"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var p problem.List
+	var p diag.List
 	c := auth.Compile(map[string]*auth.CallerSpec{"it": spec([]auth.KeySpec{{ID: "1", File: "key"}})}, auth.Sources{Dir: dir}, &p)
 	if p.Bad() {
 		t.Fatal(p.All())

@@ -27,9 +27,9 @@ import (
 	"sallyport/auth"
 	"sallyport/certs"
 	"sallyport/internal/audit"
+	"sallyport/internal/diag"
 	"sallyport/internal/keyuse"
-	"sallyport/internal/owned"
-	"sallyport/internal/problem"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -164,7 +164,7 @@ func (c *Config) HasName(host string) bool {
 // nil if any of the diagnostics, which are in the order of the file, is more
 // than a warning.
 func Load(name string, env Env) (*Config, []Diagnostic) {
-	var p problem.List
+	var p diag.List
 	f, r := open(name, &p)
 	if env.Seen != nil {
 		defer func() { maps.Copy(env.Seen, p.Files()) }()
@@ -182,11 +182,11 @@ func Load(name string, env Env) (*Config, []Diagnostic) {
 }
 
 // open reads the file and takes it apart. The File is nil if it cannot be.
-func open(name string, p *problem.List) (*File, *report) {
+func open(name string, p *diag.List) (*File, *report) {
 	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
 	info, _ := os.Stat(name) // nil if it is not there
 	p.Saw(name, info)
-	data, faults, err := owned.ReadTrusted(name, name, maxFile, 0o022)
+	data, faults, err := pathsafe.ReadTrusted(name, name, maxFile, 0o022)
 	if err != nil {
 		r.add(place{}, "", fmt.Sprintf("reading configuration: %v", err))
 	}
@@ -204,7 +204,7 @@ func open(name string, p *problem.List) (*File, *report) {
 
 // compile checks what the shape of the file leaves open. dir is where the file
 // is. The result is of use only if p is not bad.
-func compile(f *File, dir string, env Env, p *problem.List) *Config {
+func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	f.fillDefaults()
 	checkListen(f.Listen, p.At("listen"))
 	f.Limits.check(p.At("limits"))
@@ -262,7 +262,7 @@ func compile(f *File, dir string, env Env, p *problem.List) *Config {
 }
 
 // loadTLS reads what TLS is made of, but for what callers name.
-func (c *Config) loadTLS(spec certs.Spec, dir string, env Env, p *problem.List) {
+func (c *Config) loadTLS(spec certs.Spec, dir string, env Env, p *diag.List) {
 	if env.Renewals == nil {
 		env.Renewals = certs.NewRenewals(slog.New(slog.DiscardHandler))
 	}
@@ -275,7 +275,7 @@ func (c *Config) loadTLS(spec certs.Spec, dir string, env Env, p *problem.List) 
 }
 
 // checkFollows refuses what cannot change under a server that runs.
-func (c *Config) checkFollows(old *Config, p *problem.List) {
+func (c *Config) checkFollows(old *Config, p *diag.List) {
 	const text = "cannot change while the server runs (it has %q): start it anew"
 	if c.Listen != old.Listen {
 		p.At("listen").Errorf(text, old.Listen)
@@ -290,7 +290,7 @@ func (c *Config) checkFollows(old *Config, p *problem.List) {
 
 // checkSecrets keeps credentials from becoming parameters, which are recorded,
 // logged and shown.
-func (f *File) checkSecrets(headers []string, p *problem.List) {
+func (f *File) checkSecrets(headers []string, p *diag.List) {
 	headers = append(headers, "Proxy-Authorization", "Cookie")
 	for name, h := range f.Hooks {
 		if h == nil {
@@ -335,7 +335,7 @@ func (f *File) fillDefaults() {
 // leastAudit is room for some thousand decisions.
 const leastAudit = 1 << 20
 
-func (a *Audit) load(src auth.Sources, p *problem.List) ed25519.PrivateKey {
+func (a *Audit) load(src auth.Sources, p *diag.List) ed25519.PrivateKey {
 	if a.Keep < leastAudit {
 		p.At("keep").Errorf("%s is too little: 1MiB or more", a.Keep)
 	}
@@ -358,7 +358,7 @@ func (a *Audit) load(src auth.Sources, p *problem.List) ed25519.PrivateKey {
 }
 
 // checkUse tells what the sections lack together.
-func (f *File) checkUse(p *problem.List) {
+func (f *File) checkUse(p *diag.List) {
 	if len(f.Hooks) == 0 {
 		p.At("hooks").Errorf("are missing: without a hook there is nothing to serve")
 	}
@@ -386,7 +386,7 @@ func (f *File) checkUse(p *problem.List) {
 	}
 }
 
-func (m *Metrics) check(callers map[string]*CallerSpec, used map[string]bool, p *problem.List) {
+func (m *Metrics) check(callers map[string]*CallerSpec, used map[string]bool, p *diag.List) {
 	if len(m.Callers) == 0 {
 		p.Errorf("name nobody, so nobody could read the metrics")
 	}
@@ -400,7 +400,7 @@ func (m *Metrics) check(callers map[string]*CallerSpec, used map[string]bool, p 
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-func checkName(name string, p *problem.List) {
+func checkName(name string, p *diag.List) {
 	if !nameForm.MatchString(name) {
 		p.Errorf("%q is no name: a letter or digit, then up to 63 letters, digits and . _ -", name)
 	}
@@ -408,7 +408,7 @@ func checkName(name string, p *problem.List) {
 
 var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 
-func checkListen(address string, p *problem.List) {
+func checkListen(address string, p *diag.List) {
 	host, port, err := net.SplitHostPort(address)
 	if err == nil && host != "" && !hostForm.MatchString(host) {
 		_, err = netip.ParseAddr(host)
@@ -420,12 +420,12 @@ func checkListen(address string, p *problem.List) {
 
 // checkState judges the folder if it is there. A symlink to it is fine: that
 // is what systemd makes of a StateDirectory with DynamicUser.
-func checkState(written, dir string, p *problem.List) {
+func checkState(written, dir string, p *diag.List) {
 	if written == "" {
 		p.Errorf("is missing: the folder where runs are recorded")
 		return
 	}
-	switch why, err := owned.Private(dir); {
+	switch why, err := pathsafe.Private(dir); {
 	case err != nil:
 		p.Errorf("%v", err)
 	case why != "":

@@ -22,7 +22,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/config"
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 )
 
 func now() time.Time { return time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC) }
@@ -225,7 +225,7 @@ func TestFileThatOthersMayChangeIsRefusedWithAllElseThatIsWrong(t *testing.T) {
 func TestFileThatOthersOwnIsRefusedWithAllElseThatIsWrong(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		notchecked.Skip(t, "whose configuration is refused, because only root may give files away")
+		testenv.Skip(t, "whose configuration is refused, because only root may give files away")
 	}
 	for what, give := range map[string]string{"the file": "etc/real.yaml", "its folder": "etc", "a link to it": "sallyport.yaml"} {
 		dir := world(t)

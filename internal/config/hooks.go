@@ -4,7 +4,7 @@ import (
 	"maps"
 	"slices"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/runner"
 )
 
@@ -14,7 +14,7 @@ import (
 // any of the diagnostics is more than a warning; the shape of the whole file
 // counts.
 func LoadHooks(name string) (map[string]*runner.Hook, []Diagnostic) {
-	var p problem.List
+	var p diag.List
 	f, r := open(name, &p)
 	if f == nil {
 		return nil, r.sorted()

@@ -6,7 +6,7 @@ import (
 	"regexp"
 	"strconv"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 )
 
 // The most that a limit may be. What is larger is a slip of the pen.
@@ -33,11 +33,11 @@ func (l Limit) orDefault(def Limit) Limit {
 	return l
 }
 
-func (l Limit) check(p *problem.List) { checkCount(l.Burst, p.At("burst")) }
+func (l Limit) check(p *diag.List) { checkCount(l.Burst, p.At("burst")) }
 
 func (l Limit) String() string { return fmt.Sprintf("%s, burst %d", l.Rate, l.Burst) }
 
-func (l *Limits) check(p *problem.List) {
+func (l *Limits) check(p *diag.List) {
 	l.Address.check(p.At("address"))
 	l.Failures.check(p.At("failures"))
 	l.Caller.check(p.At("caller"))
@@ -45,7 +45,7 @@ func (l *Limits) check(p *problem.List) {
 	checkCount(l.ConnectionsPerAddress, p.At("connections_per_address"))
 }
 
-func checkCount(n int, p *problem.List) {
+func checkCount(n int, p *diag.List) {
 	if n < 1 || n > maxCount {
 		p.Errorf("%d is not between 1 and %d", n, maxCount)
 	}

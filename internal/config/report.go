@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/internal/terminal"
 )
 
@@ -60,7 +60,7 @@ func (r *report) add(at place, path, text string) {
 
 // resolve takes over problems. What is said about a value of the wrong shape
 // is left out: its shape has been reported, and the rest only follows from it.
-func (r *report) resolve(problems []problem.Problem) {
+func (r *report) resolve(problems []diag.Problem) {
 	for _, p := range problems {
 		path, at, known := "", place{1, 1}, r.broken[""]
 		for _, key := range p.Path {

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"sallyport/internal/config"
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 )
 
 // trustedFiles are all files that testdata/all.yaml names, and a key set.
@@ -57,7 +57,7 @@ func TestTrustedFiles_FolderOfOthers(t *testing.T) {
 func TestTrustedFiles_OtherOwner(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		notchecked.Skip(t, "whose keys are refused, because only root may give files away")
+		testenv.Skip(t, "whose keys are refused, because only root may give files away")
 	}
 	for _, file := range trustedFiles() {
 		dir, _ := writeTrusting(t)

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 )
 
 // The types and flags of HTTP/2 frames (RFC 9113, 6).
@@ -85,7 +85,7 @@ func TestFlood_EndsConnection(t *testing.T) {
 			t.Parallel()
 			all := &surface{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				_, _ = io.Copy(io.Discard, counted(r)) // as a hook waits for its body
-				if peer.ConnectionOf(r).Answer(http.StatusOK) {
+				if netid.ConnectionOf(r).Answer(http.StatusOK) {
 					w.Header().Set("Connection", "close")
 				}
 			})}
@@ -123,8 +123,8 @@ func TestRequests_OrdinaryUseIsNoFlood(t *testing.T) {
 		if n != size || err != nil {
 			t.Errorf("%d bytes came: %v", n, err)
 		}
-		peer.ConnectionOf(r).Prove()
-		peer.ConnectionOf(r).Answer(http.StatusOK)
+		netid.ConnectionOf(r).Prove()
+		netid.ConnectionOf(r).Answer(http.StatusOK)
 		_, _ = io.WriteString(w, answer)
 	})}
 	all.left.Store(1 << 30)
@@ -168,6 +168,6 @@ type reporting struct{ r *http.Request }
 
 func (c reporting) Read(b []byte) (int, error) {
 	n, err := c.r.Body.Read(b)
-	peer.ConnectionOf(c.r).Received(n)
+	netid.ConnectionOf(c.r).Received(n)
 	return n, err
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"sallyport/internal/live"
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 )
 
 // What a connection may do that has not carried a valid credential.
@@ -94,9 +94,9 @@ func (l *listener) Accept() (net.Conn, error) {
 }
 
 func (l *listener) newConn(accepted net.Conn) *conn {
-	from := peer.AddrPort(accepted.RemoteAddr()).Addr()
+	from := netid.AddrPort(accepted.RemoteAddr()).Addr()
 	now := time.Now()
-	c := &conn{Conn: accepted, list: l, from: from, host: peer.Host(from), site: peer.Site(from), opened: now, since: now}
+	c := &conn{Conn: accepted, list: l, from: from, host: netid.Host(from), site: netid.Site(from), opened: now, since: now}
 	c.useful.Store(maxOverhead)
 	if l.surface.Proved(from) {
 		c.rank, c.known = idle, true
@@ -222,7 +222,7 @@ type conn struct {
 	idleAt   int64 // bytes that had come when it last became idle; 0 when it is not
 }
 
-// Prove implements peer.Connection.
+// Prove implements netid.Connection.
 func (c *conn) Prove() {
 	c.list.mu.Lock()
 	defer c.list.mu.Unlock()
@@ -230,7 +230,7 @@ func (c *conn) Prove() {
 	c.judge()
 }
 
-// Answer implements peer.Connection.
+// Answer implements netid.Connection.
 func (c *conn) Answer(status int) (last bool) {
 	if status != http.StatusTooManyRequests {
 		c.useful.Add(overheadPer)
@@ -246,7 +246,7 @@ func (c *conn) Answer(status int) (last bool) {
 	return c.refused >= maxStrangerRefusals || time.Since(c.opened) >= maxStrangerLife
 }
 
-// Received implements peer.Connection.
+// Received implements netid.Connection.
 func (c *conn) Received(n int) { c.useful.Add(int64(n) * overheadPerByte) }
 
 // judge gives the connection the rank that it has by now.

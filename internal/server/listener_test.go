@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"sallyport/internal/config"
-	"sallyport/internal/notchecked"
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 	"sallyport/internal/server"
+	"sallyport/internal/testenv"
 )
 
 // arrivals is a listener with connections from wherever they are said to be.
@@ -91,7 +91,7 @@ func (p *places) connect(from ...string) (refused int) {
 func (p *places) from() (all []string) {
 	for _, c := range p.open {
 		if err := c.SetReadDeadline(time.Unix(1, 0)); err == nil { // a pipe that is closed says so
-			all = append(all, peer.AddrPort(c.RemoteAddr()).Addr().String())
+			all = append(all, netid.AddrPort(c.RemoteAddr()).Addr().String())
 		}
 	}
 	return all
@@ -185,11 +185,11 @@ func TestPlaces_WhoIsClosed(t *testing.T) {
 			p.connect(row.before...)
 			for _, i := range row.proved {
 				server.Begin(p.open[i])
-				p.open[i].(peer.Connection).Prove()
+				p.open[i].(netid.Connection).Prove()
 			}
 			for _, i := range row.idle {
 				server.Begin(p.open[i])
-				p.open[i].(peer.Connection).Prove()
+				p.open[i].(netid.Connection).Prove()
 				server.End(p.open[i])
 			}
 			p.connect(row.comes)
@@ -236,7 +236,7 @@ func TestPlaces_SilentAddresses(t *testing.T) {
 	s := serve(t, config.Limits{Connections: silent * each, ConnectionsPerAddress: each}, http.HandlerFunc(hello))
 	s.address = strings.Replace(s.address, "localhost", "127.0.0.1", 1)
 	if probe, err := s.from("127.9.0.1"); err != nil {
-		notchecked.Skip(t, "silent addresses, because this machine has one loopback address") // Linux has them all
+		testenv.Skip(t, "silent addresses, because this machine has one loopback address") // Linux has them all
 	} else {
 		_ = probe.Close()
 	}
@@ -324,7 +324,7 @@ func TestAnswers_LastOne(t *testing.T) {
 	} {
 		p := newPlaces(t, plenty())
 		p.connect("192.0.2.1")
-		c := p.open[0].(peer.Connection)
+		c := p.open[0].(netid.Connection)
 		if row.proved {
 			c.Prove()
 		}

@@ -5,15 +5,15 @@ import (
 	"net/netip"
 	"testing"
 
-	"sallyport/internal/notchecked"
 	"sallyport/internal/server"
+	"sallyport/internal/testenv"
 )
 
 // TestOpen_IPv4AddressIsNotIPv6: who writes 0.0.0.0 has bounded the server to IPv4.
 func TestOpen_IPv4AddressIsNotIPv6(t *testing.T) {
 	six, err := new(net.ListenConfig).Listen(t.Context(), "tcp6", "[::1]:0")
 	if err != nil {
-		notchecked.Skip(t, "listening on IPv4 alone, because this machine has no IPv6")
+		testenv.Skip(t, "listening on IPv4 alone, because this machine has no IPv6")
 	}
 	if err := six.Close(); err != nil {
 		t.Fatal(err)

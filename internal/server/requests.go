@@ -6,7 +6,7 @@ import (
 	"net"
 	"net/http"
 
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 )
 
 // trackRequests counts the requests in progress on each connection, and reports
@@ -16,7 +16,7 @@ func trackRequests(s *http.Server, surface Surface) {
 	inner := s.ConnContext
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		if own, ok := belowTLS(c); ok {
-			ctx = peer.WithConnection(ctx, own)
+			ctx = netid.WithConnection(ctx, own)
 		}
 		return inner(ctx, c)
 	}
@@ -24,12 +24,12 @@ func trackRequests(s *http.Server, surface Surface) {
 	s.ConnState = func(c net.Conn, state http.ConnState) {
 		changed(c, state)
 		if own, ok := belowTLS(c); ok && own.changed(state, isHTTP2(c, state)) {
-			surface.Unreadable(peer.AddrPort(c.RemoteAddr()))
+			surface.Unreadable(netid.AddrPort(c.RemoteAddr()))
 		}
 	}
 	all := s.Handler
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c, ok := peer.ConnectionOf(r).(*conn); ok {
+		if c, ok := netid.ConnectionOf(r).(*conn); ok {
 			c.begin()
 			defer c.end()
 		}

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"sallyport/internal/live"
-	"sallyport/internal/peer"
+	"sallyport/internal/netid"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -113,7 +113,7 @@ func (s *Server) inForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c.VerifyConnection = func(state tls.ConnectionState) error {
 		err := judge(state)
 		if err != nil && len(state.PeerCertificates) > 0 {
-			s.surface.Unbelieved(peer.AddrPort(hello.Conn.RemoteAddr()), state.PeerCertificates[0], err)
+			s.surface.Unbelieved(netid.AddrPort(hello.Conn.RemoteAddr()), state.PeerCertificates[0], err)
 		}
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -187,7 +187,7 @@ func (a *active) follow() {
 // the status is written again, and the lock tells that it runs.
 func (a *active) record() {
 	a.recorded = true
-	if err := a.local.writeStatus(&a.status, owned.Unsynced); err != nil {
+	if err := a.local.writeStatus(&a.status, pathsafe.Unsynced); err != nil {
 		a.local.log.Error("recording a run", "run", a.status.Run, "error", err)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -153,7 +153,7 @@ func (l *Local) saveUnwritten() error {
 	}
 	text, err := json.Marshal(l.unwritten)
 	if err == nil {
-		err = owned.ReplaceFile(l.root, unwrittenFile, text, 0o600, owned.Synced)
+		err = pathsafe.ReplaceFile(l.root, unwrittenFile, text, 0o600, pathsafe.Synced)
 	}
 	if err != nil {
 		return fmt.Errorf("%d ends of runs are not on disk yet: %w", len(l.unwritten), err)
@@ -185,7 +185,7 @@ func (a *active) handOver() (err error) {
 		return err
 	}
 	a.status.Output.Bytes, a.status.Found = a.output.size, a.tree.relatives()
-	return a.local.writeStatus(&a.status, owned.Unsynced)
+	return a.local.writeStatus(&a.status, pathsafe.Unsynced)
 }
 
 // goOn undoes handOver.

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/internal/logging"
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -552,7 +552,7 @@ func (c *Client) spawn() (died <-chan error, err error) {
 func (c *Client) makeSecret() error {
 	secret := make([]byte, secretBytes)
 	_, _ = rand.Read(secret) // never fails
-	if err := owned.ReplaceFileAt(filepath.Join(c.o.State, secretFile), secret, 0o600); err != nil {
+	if err := pathsafe.ReplaceFileAt(filepath.Join(c.o.State, secretFile), secret, 0o600); err != nil {
 		return fmt.Errorf("making the secret: %w", err)
 	}
 	return nil

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -112,7 +112,7 @@ func delegated(t *testing.T, processes int) string {
 	t.Helper()
 	const what = "a cgroup for all commands, because "
 	if os.Geteuid() != 0 {
-		notchecked.Skip(t, what+"only root may make one")
+		testenv.Skip(t, what+"only root may make one")
 	}
 	root := ""
 	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
@@ -122,7 +122,7 @@ func delegated(t *testing.T, processes int) string {
 	}
 	enabled, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control"))
 	if err != nil || !slices.Contains(strings.Fields(string(enabled)), "pids") {
-		notchecked.Skip(t, what+"cgroup v2 counts no processes on this machine")
+		testenv.Skip(t, what+"cgroup v2 counts no processes on this machine")
 	}
 	before, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {

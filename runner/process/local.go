@@ -28,7 +28,7 @@ import (
 	"github.com/google/uuid"
 
 	"sallyport/internal/boot"
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -424,9 +424,9 @@ const tidyTime = time.Second
 // in this order: who learns the end may start the next run of the flight.
 func (l *Local) conclude(a *active) {
 	run := a.status.Run
-	durability := owned.Synced
+	durability := pathsafe.Synced
 	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
-		durability = owned.Whole
+		durability = pathsafe.Whole
 	}
 	if err := l.writeEnd(&a.status, durability); err != nil {
 		l.log.Error("recording the end of a run; it will be tried again", "run", run, "error", err)
@@ -466,7 +466,7 @@ func (l *Local) writeLater(run string) {
 		if !ok { // removed
 			return
 		}
-		err := l.writeEnd(&s, owned.Synced)
+		err := l.writeEnd(&s, pathsafe.Synced)
 		_, gone := l.root.Stat(run)
 		switch {
 		case err == nil:

@@ -20,7 +20,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"sallyport/internal/problem"
+	"sallyport/internal/diag"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -62,7 +62,7 @@ func newTalkingBench(t testing.TB, spec runner.HookSpec, log io.Writer) *bench {
 	if spec.Timeout == 0 {
 		spec.Timeout = patience
 	}
-	var p problem.List
+	var p diag.List
 	hooks := runner.Compile(map[string]*runner.HookSpec{"job": &spec}, []string{"tester"}, &p)
 	if p.Bad() {
 		t.Fatalf("the hook of the test does not compile: %v", p.All())

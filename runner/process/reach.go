@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // reachEach is how often a supervisor looks whether servers can still reach it:
@@ -104,7 +104,7 @@ func (v *supervisor) keepSecret() error {
 	if text, err := os.ReadFile(name); err == nil && bytes.Equal(text, v.secret) {
 		return nil
 	}
-	if err := owned.ReplaceFileAt(name, v.secret, 0o600); err != nil {
+	if err := pathsafe.ReplaceFileAt(name, v.secret, 0o600); err != nil {
 		return fmt.Errorf("making the secret again: %w", err)
 	}
 	v.Log.Warn("the supervisor's secret was gone, and is made again")

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -40,9 +40,9 @@ func elsewhere(t *testing.T, what string, attr *syscall.SysProcAttr) bool {
 	out, err := cmd.CombinedOutput()
 	switch {
 	case cmd.Process == nil:
-		notchecked.Skip(t, what+": "+err.Error())
+		testenv.Skip(t, what+": "+err.Error())
 	case bytes.Contains(out, []byte(noMount)):
-		notchecked.Skip(t, what+", because this user may mount nothing, even in a namespace")
+		testenv.Skip(t, what+", because this user may mount nothing, even in a namespace")
 	case err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name()+" ")):
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -66,7 +66,7 @@ func TestWhatIsMountedInAFolderOutlivesIt(t *testing.T) {
 	const what = "what is mounted in the folder of a run"
 	if os.Geteuid() != 0 {
 		// In a user namespace of its own, /bin/sh belongs to nobody that is known.
-		notchecked.Skip(t, what+", because only root may mount something")
+		testenv.Skip(t, what+", because only root may mount something")
 	}
 	if !elsewhere(t, what, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}) {
 		return

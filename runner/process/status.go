@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/internal/boot"
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -82,12 +82,12 @@ func (s *Status) end() runner.End {
 
 // writeStatus replaces the status of a run. Only its end is synced: after a loss of power no command runs any
 // more, whatever was recorded, and a sync during a run could wait for all that the command writes.
-func (l *Local) writeStatus(s *Status, d owned.Durability) error {
+func (l *Local) writeStatus(s *Status, d pathsafe.Durability) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encoding a status: %w", err)
 	}
-	if err := owned.ReplaceFile(l.root, filepath.Join(s.Run, statusFile), append(text, '\n'), 0o600, d); err != nil {
+	if err := pathsafe.ReplaceFile(l.root, filepath.Join(s.Run, statusFile), append(text, '\n'), 0o600, d); err != nil {
 		return fmt.Errorf("writing a status: %w", err)
 	}
 	return nil
@@ -95,7 +95,7 @@ func (l *Local) writeStatus(s *Status, d owned.Durability) error {
 
 // writeEnd is writeStatus for the end of a run, also where the command locked its
 // folder.
-func (l *Local) writeEnd(s *Status, d owned.Durability) error {
+func (l *Local) writeEnd(s *Status, d pathsafe.Durability) error {
 	err := l.writeStatus(s, d)
 	if errors.Is(err, fs.ErrPermission) && l.root.Chmod(s.Run, 0o700) == nil {
 		err = l.writeStatus(s, d)

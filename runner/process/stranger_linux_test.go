@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 )
 
@@ -81,7 +81,7 @@ func TestStranger_CommandOfAnEarlierSupervisor(t *testing.T) {
 	run := p.begin(t, p.order("job", nil))
 	eventually(t, "the status knows the process", func() bool { return p.status(t, run).PID != 0 })
 	if p.status(t, run).Cgroup == "" {
-		notchecked.Skip(t, "that a command of an earlier supervisor is refused, because runs get no cgroup here")
+		testenv.Skip(t, "that a command of an earlier supervisor is refused, because runs get no cgroup here")
 	}
 	before := p.PID()
 	if err := syscall.Kill(before, syscall.SIGKILL); err != nil {

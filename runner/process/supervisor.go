@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -457,11 +457,11 @@ func checkImage(exe string) error {
 	if !filepath.IsAbs(exe) {
 		return fmt.Errorf("%q is no absolute path", exe)
 	}
-	way, err := owned.Way(exe)
+	way, err := pathsafe.Way(exe)
 	if err != nil {
 		return err
 	}
-	if faults := owned.Faults(exe, way); len(faults) > 0 {
+	if faults := pathsafe.Faults(exe, way); len(faults) > 0 {
 		return errors.New(strings.Join(faults, "; "))
 	}
 	return unix.Access(exe, unix.X_OK)

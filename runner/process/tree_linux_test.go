@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -272,7 +272,7 @@ func TestCgroup_ProcessThatLeftItEndsWithItsRun(t *testing.T) {
 	exited(t, p.subject.end(t, run), 0)
 	home := filepath.Dir(p.status(t, run).Cgroup)
 	if home == "." {
-		notchecked.Skip(t, "what leaves its cgroup, because runs get none here")
+		testenv.Skip(t, "what leaves its cgroup, because runs get none here")
 	}
 	script := `
 keep='echo $$ > "$0/cgroup.procs" && trap "" TERM && echo $$; while :; do sleep 1; done'

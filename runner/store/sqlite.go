@@ -17,7 +17,7 @@ import (
 	"modernc.org/sqlite"
 
 	"sallyport/internal/boot"
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // SQLite is the durable record of runs and claims, in one file of the state
@@ -32,8 +32,8 @@ type SQLite struct {
 	log  *slog.Logger
 	path string
 	boot string // boot.ID
-	lock *owned.Lock
-	pins []owned.Pin // of the database and its log, as they were opened
+	lock *pathsafe.Lock
+	pins []pathsafe.Pin // of the database and its log, as they were opened
 
 	write   *sql.DB   // one connection for the writer, one for checkpoints
 	conn    *sql.Conn // the writer's
@@ -150,7 +150,7 @@ func (s *SQLite) open(ctx context.Context) error {
 	if err := errors.Join(err, file.Close()); err != nil {
 		return fmt.Errorf("making the file: %w", err)
 	}
-	s.pins = append(s.pins, owned.NewPin(s.path, info))
+	s.pins = append(s.pins, pathsafe.NewPin(s.path, info))
 	// Who closed the database took its log away. Otherwise there was a crash, of the
 	// machine perhaps, and its disk is not believed unseen.
 	log, err := os.Stat(s.path + "-wal")
@@ -182,7 +182,7 @@ func (s *SQLite) open(ctx context.Context) error {
 	if info, err = os.Stat(s.path + "-wal"); err != nil {
 		return fmt.Errorf("finding the write-ahead log: %w", err)
 	}
-	s.pins = append(s.pins, owned.NewPin(s.path+"-wal", info))
+	s.pins = append(s.pins, pathsafe.NewPin(s.path+"-wal", info))
 	return s.openReaders(ctx, func(context.Context, *sql.DB) error { return nil }) // the schema was just brought forward
 }
 

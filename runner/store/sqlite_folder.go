@@ -5,20 +5,20 @@ import (
 	"fmt"
 	"os"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 )
 
 // holdFolder makes sure that the state folder exists and is ours alone, and
 // returns the lock that keeps a second server out until it is closed.
-func holdFolder(dir string) (*owned.Lock, error) {
+func holdFolder(dir string) (*pathsafe.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("making the state folder: %w", err)
 	}
 	if err := checkFolder(dir); err != nil {
 		return nil, err
 	}
-	lock, err := owned.LockFolder(dir)
-	if errors.Is(err, owned.ErrLocked) {
+	lock, err := pathsafe.LockFolder(dir)
+	if errors.Is(err, pathsafe.ErrLocked) {
 		err = ErrHeld
 	}
 	if err != nil {
@@ -31,7 +31,7 @@ func holdFolder(dir string) (*owned.Lock, error) {
 // write or put another folder in the place of: what it holds decides what was
 // replayed and what runs.
 func checkFolder(dir string) error {
-	switch why, err := owned.Private(dir); {
+	switch why, err := pathsafe.Private(dir); {
 	case err != nil:
 		return fmt.Errorf("finding the state folder: %w", err)
 	case why != "":

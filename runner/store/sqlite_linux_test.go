@@ -20,7 +20,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/store"
 )
@@ -314,7 +314,7 @@ func TestAFullDiskRefusesAndLosesNothingAndIsGotOver(t *testing.T) {
 		said, err := cmd.Output()
 		switch {
 		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
-			notchecked.Skip(t, fmt.Sprint("a store on a disk that is full, because this user may mount none (the limits of files and pages stand for it): ", err))
+			testenv.Skip(t, fmt.Sprint("a store on a disk that is full, because this user may mount none (the limits of files and pages stand for it): ", err))
 		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
 			t.Fatalf("%v\n%s", err, said)
 		}

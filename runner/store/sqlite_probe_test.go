@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"sallyport/internal/owned"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 	"sallyport/runner/store"
 )
@@ -38,10 +38,10 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 				}
 				r := newRun(t, "build", "f")
 				_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{})
-				if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, owned.ErrMoved) {
+				if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, pathsafe.ErrMoved) {
 					t.Errorf("admitted: %v", err)
 				}
-				if err := s.Probe(t.Context()); !errors.Is(err, owned.ErrMoved) {
+				if err := s.Probe(t.Context()); !errors.Is(err, pathsafe.ErrMoved) {
 					t.Errorf("probed: %v", err)
 				}
 				if err := os.Rename(away, file); err != nil {

@@ -9,7 +9,7 @@ import (
 	"syscall"
 	"testing"
 
-	"sallyport/internal/notchecked"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/store"
 )
@@ -24,7 +24,7 @@ func TestAdmit_SyncFails(t *testing.T) {
 		return
 	}
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil || os.Geteuid() != 0 {
-		notchecked.Skip(t, "a sync that fails, because this user may mount no disk")
+		testenv.Skip(t, "a sync that fails, because this user may mount no disk")
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAdmit_SyncFails$", "-test.v", "-test.count=1")
 	cmd.Env = append(os.Environ(), inside+"=1")
@@ -32,9 +32,9 @@ func TestAdmit_SyncFails(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	switch {
 	case cmd.Process == nil:
-		notchecked.Skip(t, "a sync that fails, because this user may make no namespace: "+err.Error())
+		testenv.Skip(t, "a sync that fails, because this user may make no namespace: "+err.Error())
 	case bytes.Contains(out, []byte(noDisk)):
-		notchecked.Skip(t, "a sync that fails, because no disk can be mounted here: "+string(out))
+		testenv.Skip(t, "a sync that fails, because no disk can be mounted here: "+string(out))
 	case err != nil || !bytes.Contains(out, []byte("--- PASS: TestAdmit_SyncFails ")):
 		t.Fatalf("%v\n%s", err, out)
 	}

@@ -1,0 +1,77 @@
+// Package app is the program: its commands, and how a server takes the state folder, serves, hands over and ends.
+package app
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/alecthomas/kong"
+
+	"sallyport/internal/cli"
+	"sallyport/internal/client"
+	"sallyport/internal/config"
+	"sallyport/internal/logging"
+	"sallyport/internal/terminal"
+)
+
+type commands struct {
+	Serve   serveCmd   `cmd:"" help:"Take deliveries and run what they may start, until SIGTERM."`
+	Check   checkCmd   `cmd:"" help:"Print what is wrong with a configuration, or what it would serve."`
+	Call    cli.Call   `cmd:"" help:"Sign a delivery, send it to a hook and print the run."`
+	Sign    cli.Sign   `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
+	Runs    cli.Runs   `cmd:"" help:"List, show, follow, cancel and repeat runs."`
+	Audit   cli.Audit  `cmd:"" help:"Check the record of decisions."`
+	Backup  cli.Backup `cmd:"" help:"Copy the state folder while the server runs."`
+	Certs   cli.Certs  `cmd:"" help:"Make certificates."`
+	Keys    cli.Keys   `cmd:"" help:"Make keys."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+
+	Supervise superviseCmd `cmd:"" hidden:"" help:"Be the parent of commands. The server starts this itself."`
+}
+
+const description = `A secured webhook receiver.
+
+Exit codes: 0 done; 1 the configuration or the server failed; 64 usage; 65 refused as
+malformed (400, 413, 422); 69 the server cannot be reached; 70 the server failed (500), or the end of
+the run is not known; 75 busy or too often (503, 429): try again; 77 refused for the credential (401,
+403), or the caller is only observed; 130 stopped by Ctrl-C. "call --wait" exits as the run did: with its exit code, 128
+and the signal's number, 124 when its time was over, or 126 when its command could not be started.`
+
+// Main runs the command that args name, of a build of that version, and returns its exit code.
+func Main(version string, args []string, in io.Reader, out, errOut io.Writer) int {
+	var cmd commands
+	exit := -1
+	parser, err := kong.New(&cmd, kong.Name("sallyport"), kong.Description(description),
+		kong.Writers(out, errOut), kong.Exit(func(code int) { exit = code }),
+		kong.Bind(buildVersion(version), &cli.Streams{In: in, Out: terminal.Writer(out), Err: errOut}))
+	if err != nil {
+		_, _ = fmt.Fprintln(errOut, "sallyport:", err)
+		return 70
+	}
+	ctx, err := parser.Parse(args)
+	if exit >= 0 { // --help has been answered
+		return exit
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(errOut, "sallyport:", err)
+		return client.ExitUsage
+	}
+	err = ctx.Run()
+	var code cli.ExitCode
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	}
+	logging.PrintLast(terminal.Writer(errOut), "sallyport:", err)
+	return client.ExitCode(err)
+}
+
+// tell prints what is wrong with a configuration.
+func tell(found []config.Diagnostic, errOut io.Writer) {
+	for _, d := range found {
+		_, _ = fmt.Fprintln(errOut, d)
+	}
+}

@@ -1,0 +1,43 @@
+package app
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+
+	"sallyport/internal/cli"
+	"sallyport/internal/config"
+	"sallyport/internal/logging"
+	"sallyport/runner"
+	"sallyport/runner/process"
+)
+
+// superviseCmd is the process that starts commands and outlives the server.
+type superviseCmd struct {
+	State  string `required:"" help:"State folder."`
+	Config string `required:"" help:"Configuration file."`
+}
+
+// Run supervises until there is nothing left to do.
+func (cmd *superviseCmd) Run(s *cli.Streams, version buildVersion) error {
+	if err := protectProcess(); err != nil {
+		return err
+	}
+	log, out := logging.New(s.Err)
+	defer out.Close()
+	return process.Supervise(Supervision(cmd.State, cmd.Config, string(version), log, out.Flush))
+}
+
+// Supervision is what the supervisor of a state folder needs: it reads the hooks from the configuration file itself.
+func Supervision(state, file, version string, log *slog.Logger, flush func()) process.Supervision {
+	return process.Supervision{
+		State: state, Version: buildVersion(version).String(), Log: log, Flush: flush, Env: process.LoginEnv(os.LookupEnv),
+		Load: func() (map[string]*runner.Hook, error) {
+			hooks, found := config.LoadHooks(file)
+			if hooks == nil {
+				return nil, fmt.Errorf("the hooks are refused: %s", found[0])
+			}
+			return hooks, nil
+		},
+	}
+}

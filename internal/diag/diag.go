@@ -1,0 +1,82 @@
+// Package diag collects what is wrong with a configuration, so that an
+// operator sees all of it at once and each with its place in the file; and
+// which files that was found in, so that they can be watched.
+package diag
+
+import (
+	"fmt"
+	"io/fs"
+	"slices"
+)
+
+// Problem is one thing wrong at one place.
+type Problem struct {
+	Path    []string // keys from the top of the file; a list index is its decimal number
+	Text    string
+	Warning bool // worth saying, but the server starts
+}
+
+// List is where the checks write. Its zero value is empty and ready.
+type List struct {
+	*found
+
+	path []string
+}
+
+// found is what all lists of one configuration write to.
+type found struct {
+	problems []Problem
+	files    map[string]fs.FileInfo
+}
+
+func (l *List) init() {
+	if l.found == nil {
+		l.found = &found{files: map[string]fs.FileInfo{}}
+	}
+}
+
+// At returns a list that writes to the same place, further down the file.
+func (l *List) At(keys ...string) *List {
+	l.init()
+	return &List{found: l.found, path: append(slices.Clone(l.path), keys...)}
+}
+
+// Index is At for an entry of a list.
+func (l *List) Index(i int) *List { return l.At(fmt.Sprint(i)) }
+
+// Errorf adds a problem that keeps the server from starting.
+func (l *List) Errorf(format string, a ...any) { l.add(false, format, a...) }
+
+// Warnf adds a problem that is only told.
+func (l *List) Warnf(format string, a ...any) { l.add(true, format, a...) }
+
+func (l *List) add(warning bool, format string, a ...any) {
+	l.init()
+	l.problems = append(l.problems, Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning})
+}
+
+// All returns what was added, in order.
+func (l *List) All() []Problem {
+	if l.found == nil {
+		return nil
+	}
+	return l.problems
+}
+
+// Bad tells whether any problem is more than a warning.
+func (l *List) Bad() bool {
+	return slices.ContainsFunc(l.All(), func(p Problem) bool { return !p.Warning })
+}
+
+// Saw notes a file that the outcome depends on, as it was before it was read;
+// nil if it could not be opened.
+func (l *List) Saw(path string, info fs.FileInfo) {
+	l.init()
+	l.files[path] = info
+}
+
+// Files returns what was noted, by path.
+func (l *List) Files() map[string]fs.FileInfo {
+	l.init()
+	return l.files
+}

@@ -1,0 +1,186 @@
+package e2e_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/runner"
+)
+
+// acceptedJob is the command of the hook of TestAccepted: job.sh DIR N. The first waits until it is let go.
+const acceptedJob = `#!/bin/sh
+echo "begin $SALLYPORT_RUN" >>"$1/witness"
+[ "$2" != 0 ] || until [ -e "$1/go" ]; do sleep 0.02; done
+`
+
+const acceptedHook = `
+hooks:
+  job:
+    callers: [load]
+    command: [DIR/job.sh, DIR, "{n}"]
+    params: {n: {from: body.n, type: int}}
+    busy: {queue: 60}
+`
+
+const acceptedRuns = 50 // that wait for the first
+
+// TestAccepted takes away what a start needs while 50 accepted runs are queued, and gives it back: each of them runs,
+// and once.
+func TestAccepted(t *testing.T) {
+	t.Parallel()
+	for what, take := range map[string]func(*installation) (giveBack func()){
+		"program away":        withoutProgram,
+		"program written":     withoutEnd,
+		"hook missing":        withoutHook,
+		"descriptors":         withoutDescriptors,
+		"folders removed":     withoutFolders("active", "ready"),
+		"all folders removed": withoutFolders(""),
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			queueWithout(t, take)
+		})
+	}
+}
+
+// TestAccepted_NoProcesses is TestAccepted for a limit that root does not have, so it runs once more as another user.
+func TestAccepted_NoProcesses(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		queueWithout(t, withoutProcesses)
+		return
+	}
+	dir, uid := t.TempDir(), 60000+os.Getpid()%5000 // the limit counts all processes of a user
+	program := filepath.Join(dir, "program.test")
+	text, err := os.ReadFile(os.Args[0])
+	check(t, err)
+	check(t, os.WriteFile(program, text, 0o755))
+	for _, folder := range []string{dir, filepath.Dir(dir)} { // which is the test's own, too
+		check(t, os.Chmod(folder, 0o755))
+	}
+	check(t, os.Mkdir(filepath.Join(dir, "tmp"), 0o700))
+	check(t, os.Chown(filepath.Join(dir, "tmp"), uid, uid))
+	cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestAccepted_NoProcesses$", "-test.v", "-test.count=1")
+	cmd.Dir, cmd.Env = filepath.Join(dir, "tmp"), append(os.Environ(), "TMPDIR="+filepath.Join(dir, "tmp"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestAccepted_NoProcesses ")) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// queueWithout takes something away while runs are queued, and gives it back when the log says that it is missed.
+func queueWithout(t *testing.T, take func(*installation) (giveBack func())) {
+	t.Helper()
+	in := install(t, "sallyport", acceptedHook)
+	in.write("job.sh", acceptedJob, 0o755)
+	in.write("witness", "", 0o600)
+	in.start(true)
+	var ids []string
+	for n := range 1 + acceptedRuns {
+		a := in.deliver("job", fmt.Sprintf(`{"n": %d}`, n))
+		if a.code != http.StatusOK && a.code != http.StatusAccepted {
+			t.Fatalf("delivery %d: %d %s", n, a.code, a.body)
+		}
+		ids = append(ids, a.run().ID)
+	}
+	in.until("the first to begin", func() bool { return in.began(ids[0]) == 1 })
+	giveBack := take(in)
+	in.write("go", "", 0o600)
+	if giveBack != nil {
+		pid := in.supervisor()
+		in.until("the want to be felt", func() bool {
+			return bytes.Contains(in.read("log"), []byte("run stays queued: its command cannot be started yet")) || in.supervisor() != pid
+		})
+		giveBack()
+	}
+	in.succeed(ids[1:])
+}
+
+// began is how often the command of a run began.
+func (in *installation) began(id string) int {
+	return bytes.Count(in.read("witness"), []byte("begin "+id))
+}
+
+// said waits until the log has a text.
+func (in *installation) said(text string) {
+	in.t.Helper()
+	in.until("the log to say "+text, func() bool { return bytes.Contains(in.read("log"), []byte(text)) })
+}
+
+// succeed waits for the ends of runs.
+func (in *installation) succeed(ids []string) {
+	in.t.Helper()
+	lost := 0
+	for _, id := range ids {
+		var run runner.Run
+		in.until("the end of a run", func() bool {
+			run = in.ask(in.t.Context(), http.MethodGet, "/runs/"+id, "").run()
+			return run.State.Ended()
+		})
+		if run.State != runner.Succeeded || in.began(id) != 1 {
+			lost++
+			in.t.Logf("run %s is %s (%s), and began %d times", id, run.State, run.Error, in.began(id))
+		}
+	}
+	in.t.Logf("%d accepted, %d lost", len(ids), lost)
+	if lost > 0 {
+		in.t.Errorf("%d of %d accepted runs are lost", lost, len(ids))
+	}
+}
+
+// withoutProgram is a deployment by rename.
+func withoutProgram(in *installation) func() {
+	job := filepath.Join(in.dir, "job.sh")
+	check(in.t, os.Rename(job, job+".old"))
+	return func() { check(in.t, os.Rename(job+".old", job)) }
+}
+
+// withoutEnd is a deployment by copying: ETXTBSY.
+func withoutEnd(in *installation) func() {
+	f, err := os.OpenFile(filepath.Join(in.dir, "job.sh"), os.O_APPEND|os.O_WRONLY, 0)
+	check(in.t, err)
+	return func() { check(in.t, f.Close()) }
+}
+
+func withoutHook(in *installation) func() {
+	was := in.read("sallyport.yaml")
+	in.write("sallyport.yaml", strings.ReplaceAll(string(was), "  job:\n", "  another:\n"), 0o600)
+	in.said(`"msg":"reloaded"`)
+	return func() { in.write("sallyport.yaml", string(was), 0o600) }
+}
+
+// withoutDescriptors has the supervisor fail with EMFILE.
+func withoutDescriptors(in *installation) func() {
+	var was unix.Rlimit
+	check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, nil, &was))
+	check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}, nil))
+	return func() { check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &was, nil)) }
+}
+
+func withoutFolders(names ...string) func(*installation) func() {
+	return func(in *installation) func() {
+		for _, name := range names {
+			in.until("the folder to be gone", func() bool { return os.RemoveAll(filepath.Join(in.dir, "state/runs", name)) == nil })
+		}
+		return nil // nobody else does
+	}
+}
+
+// withoutProcesses has the supervisor fail with EAGAIN.
+func withoutProcesses(in *installation) func() {
+	pid := in.supervisor()
+	var was unix.Rlimit
+	check(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, nil, &was))
+	check(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1, Max: was.Max}, nil))
+	return func() { _ = unix.Prlimit(pid, unix.RLIMIT_NPROC, &was, nil) } // it may have died of it
+}

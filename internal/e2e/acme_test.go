@@ -1,0 +1,343 @@
+package e2e_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/acme"
+
+	"sallyport/certs"
+)
+
+// TestACMEObtainsKeepsAndRefuses has certificates obtained from Pebble, the
+// ACME server that Let's Encrypt tests with.
+func TestACMEObtainsKeepsAndRefuses(t *testing.T) {
+	t.Parallel()
+	w := newACMEWorld(t, 90*24*time.Hour)
+	w.point(t, "bad.example.com", "127.0.0.2") // where nobody listens
+
+	// There is no CA yet, and the other names are served all the same.
+	w.configure(t, "cert: pki/server.pem, key: pki/server.key", "bad.example.com", "hooks.example.com")
+	server := w.serve(t)
+	server.awaits(t, `"msg":"ACME server not reached"`, `"msg":"obtaining a certificate"`, `"again_in":"10s"`)
+	if _, err := w.shown(t, "localhost", w.dev); err != nil {
+		t.Error("the name of the pair:", err)
+	}
+	if _, err := w.shown(t, "hooks.example.com", w.dev); err == nil || !strings.Contains(err.Error(), "internal error") {
+		t.Error("a name without a certificate yet:", err)
+	}
+
+	// The CA comes up. One name is not validated, and the operator is told why.
+	w.startCA(t)
+	server.awaits(t, `"msg":"certificate obtained","domain":"hooks.example.com"`, `"msg":"ACME server does not validate","domain":"bad.example.com"`, "127.0.0.2")
+	roots := w.roots(t)
+	first, err := w.shown(t, "hooks.example.com", roots)
+	if err != nil {
+		t.Fatal("the name that was obtained:", err)
+	}
+	if _, err := w.shown(t, "HOOKS.example.COM", roots); err != nil {
+		t.Error("the same in capitals:", err)
+	}
+	if _, err := w.shown(t, "other.example.com", roots); err == nil || !strings.Contains(err.Error(), "is valid for localhost") {
+		t.Error("a name of nobody is not shown the pair:", err)
+	}
+	if text := w.ca.log(t); strings.Contains(text, "other.example.com") {
+		t.Error("a certificate was asked for that only a client named")
+	}
+	w.private(t)
+	w.reloaded(t, server, roots, first)
+	server.stop()
+	w.ca.stop()
+	w.restarted(t, roots, first)
+}
+
+// reloaded checks that a name which is added while the server runs is obtained.
+func (w *acmeWorld) reloaded(t *testing.T, server *daemon, roots *x509.CertPool, first *x509.Certificate) {
+	t.Helper()
+	w.configure(t, "cert: pki/server.pem, key: pki/server.key", "late.example.com", "hooks.example.com")
+	server.awaits(t, `"msg":"certificate obtained","domain":"late.example.com"`)
+	if _, err := w.shown(t, "late.example.com", roots); err != nil {
+		t.Error("the name that was added:", err)
+	}
+	if again, err := w.shown(t, "hooks.example.com", roots); err != nil || !again.Equal(first) {
+		t.Error("the name that stayed:", err)
+	}
+}
+
+// restarted checks that what was obtained is served again without the CA, and
+// without pairs nothing else.
+func (w *acmeWorld) restarted(t *testing.T, roots *x509.CertPool, first *x509.Certificate) {
+	t.Helper()
+	w.configure(t, "", "hooks.example.com")
+	server := w.serve(t)
+	again, err := w.shown(t, "hooks.example.com", roots)
+	if err != nil || !again.Equal(first) {
+		t.Error("not the same certificate after a restart:", err)
+	}
+	for why, name := range map[string]string{"a name of nobody": "other.example.com", "no name": "", "a name that is no more": "late.example.com"} {
+		if _, err := w.shown(t, name, roots); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
+			t.Errorf("%s: %v, want unrecognized name", why, err)
+		}
+	}
+	// Only the CA's challenge is answered under the CA's protocol, and there is none.
+	if _, err := w.shown(t, "hooks.example.com", roots, acme.ALPNProto); err == nil {
+		t.Error("a challenge was answered that nobody gave")
+	}
+	if text := server.log(t); strings.Contains(text, "ACME") || strings.Contains(text, "obtain") {
+		t.Errorf("something was asked for again:\n%s", text)
+	}
+}
+
+func TestACMERenewsWhileItServes(t *testing.T) {
+	t.Parallel()
+	w := newACMEWorld(t, 45*time.Second)
+	w.startCA(t)
+	w.configure(t, "", "hooks.example.com")
+	server := w.serve(t)
+	const obtained = `"msg":"certificate obtained"`
+	server.awaits(t, obtained)
+	roots := w.roots(t)
+	first, err := w.shown(t, "hooks.example.com", roots)
+	check(t, err)
+	eventually(t, "a second certificate", func() bool { return strings.Count(server.log(t), obtained) == 2 })
+	second, err := w.shown(t, "hooks.example.com", roots)
+	check(t, err)
+	if !second.NotAfter.After(first.NotAfter) {
+		t.Errorf("the next certificate ends at %s, the first at %s", second.NotAfter, first.NotAfter)
+	}
+}
+
+// acmeWorld is a CA, a DNS for it, and a folder for a server that has it obtain
+// certificates.
+type acmeWorld struct {
+	dir                             string
+	dev                             *x509.CertPool // who signed the pair, and the CA's own certificate
+	life                            time.Duration  // of certificates
+	server, dns, dnsAdmin, api, adm string         // addresses
+	ca                              *daemon
+}
+
+func newACMEWorld(t *testing.T, life time.Duration) *acmeWorld {
+	t.Helper()
+	for _, name := range []string{"pebble", "pebble-challtestsrv"} {
+		if _, err := os.Stat("bin/test/" + name); err != nil {
+			t.Fatal("Pebble is not installed: run make test")
+		}
+	}
+	w := &acmeWorld{dir: t.TempDir(), life: life}
+	addresses(t, &w.server, &w.dns, &w.dnsAdmin, &w.api, &w.adm)
+	_, err := certs.Dev(filepath.Join(w.dir, "pki"), time.Now(), false)
+	check(t, err)
+	w.dev = roots(t, filepath.Join(w.dir, "pki", "ca.pem"))
+	run(t, w.dir, "dns", exec.CommandContext(t.Context(), testTool(t, "pebble-challtestsrv"),
+		"-dnsserver", w.dns, "-management", w.dnsAdmin, "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", ""))
+	waitFor(t, w.dnsAdmin)
+	return w
+}
+
+// addresses finds addresses to listen on, each another one.
+func addresses(t *testing.T, all ...*string) {
+	t.Helper()
+	for _, address := range all {
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		check(t, err)
+		defer func() { check(t, l.Close()) }()
+		*address = l.Addr().String()
+	}
+}
+
+// testTool is a program that the Makefile made for the tests.
+func testTool(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs("bin/test/" + name)
+	check(t, err)
+	return path
+}
+
+// point gives a name an address.
+func (w *acmeWorld) point(t *testing.T, name, address string) {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{"host": name + ".", "addresses": []string{address}})
+	check(t, err)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+w.dnsAdmin+"/add-a", bytes.NewReader(body))
+	check(t, err)
+	res, err := new(http.Client).Do(req)
+	check(t, err)
+	check(t, res.Body.Close())
+	if res.StatusCode != http.StatusOK {
+		t.Fatal(res.Status)
+	}
+}
+
+func (w *acmeWorld) startCA(t *testing.T) {
+	t.Helper()
+	_, port, err := net.SplitHostPort(w.server)
+	check(t, err)
+	config := fmt.Sprintf(`{"pebble": {"listenAddress": %q, "managementListenAddress": %q, "certificate": "pki/server.pem", "privateKey": "pki/server.key",
+		"httpPort": 1, "tlsPort": %s, "retryAfter": {"authz": 1, "order": 1}, "keyAlgorithm": "ecdsa", "profiles": {"default": {"validityPeriod": %d}}}}`,
+		w.api, w.adm, port, int(w.life/time.Second))
+	check(t, os.WriteFile(filepath.Join(w.dir, "pebble.json"), []byte(config), 0o600))
+	pebble := exec.CommandContext(t.Context(), testTool(t, "pebble"), "-config", "pebble.json", "-strict", "-dnsserver", w.dns)
+	pebble.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1")
+	w.ca = run(t, w.dir, "pebble", pebble)
+	waitFor(t, w.adm)
+	waitFor(t, w.api)
+}
+
+func (w *acmeWorld) roots(t *testing.T) *x509.CertPool {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+w.adm+"/roots/0", http.NoBody)
+	check(t, err)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.dev, MinVersion: tls.VersionTLS12}}
+	defer transport.CloseIdleConnections()
+	res, err := (&http.Client{Transport: transport}).Do(req)
+	check(t, err)
+	defer func() { check(t, res.Body.Close()) }()
+	text, err := io.ReadAll(res.Body)
+	check(t, err)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		t.Fatalf("no root: %s", text)
+	}
+	return roots
+}
+
+func (w *acmeWorld) configure(t *testing.T, pair string, domains ...string) {
+	t.Helper()
+	if pair != "" {
+		pair += ", "
+	}
+	config := fmt.Sprintf(`listen: %q
+state: state
+tls: {%sacme: {domains: [%s], directory: "https://%s/dir", ca: pki/ca.pem, accept_tos: true}}
+callers:
+  dev: {hmac: {scheme: github, keys: [{file: key}]}}
+hooks:
+  start: {callers: [dev], command: [/bin/true]}
+`, w.server, pair, strings.Join(domains, ", "), w.api)
+	check(t, os.WriteFile(filepath.Join(w.dir, "sallyport.yaml"), []byte(config), 0o600))
+	check(t, os.WriteFile(filepath.Join(w.dir, "key"), bytes.Repeat([]byte("k"), 32), 0o600))
+}
+
+func (w *acmeWorld) serve(t *testing.T) *daemon {
+	t.Helper()
+	d := run(t, w.dir, "sallyport", program(t, w.dir, "serve"))
+	d.awaits(t, `"msg":"serving"`)
+	return d
+}
+
+// shown is the certificate that a client is shown and trusts.
+func (w *acmeWorld) shown(t *testing.T, name string, roots *x509.CertPool, protos ...string) (*x509.Certificate, error) {
+	t.Helper()
+	conf := &tls.Config{ServerName: name, RootCAs: roots, NextProtos: protos, MinVersion: tls.VersionTLS13}
+	if name == "" {
+		conf.InsecureSkipVerify = true // it would be the name to verify, too
+	}
+	conn, err := (&tls.Dialer{Config: conf}).DialContext(t.Context(), "tcp", w.server)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { check(t, conn.Close()) }()
+	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
+}
+
+// private checks that nobody else may read what is kept.
+func (w *acmeWorld) private(t *testing.T) {
+	t.Helper()
+	var names []string
+	check(t, filepath.Walk(filepath.Join(w.dir, "state", "acme"), func(path string, info os.FileInfo, err error) error {
+		check(t, err)
+		if mode := info.Mode().Perm(); mode&0o077 != 0 {
+			t.Errorf("%s has mode %04o", path, mode)
+		}
+		names = append(names, info.Name())
+		return nil
+	}))
+	if !slices.Contains(names, "hooks.example.com") || !slices.Contains(names, "acme_account+key") {
+		t.Errorf("kept are %q", names)
+	}
+}
+
+// daemon is a process that a test started.
+type daemon struct {
+	file string // what it writes
+	stop func() // ends it; at the end of the test it is called in any case
+}
+
+// run starts a process, which writes to NAME.log of a folder.
+func run(t *testing.T, dir, name string, cmd *exec.Cmd) *daemon {
+	t.Helper()
+	d := &daemon{file: filepath.Join(dir, name+".log")}
+	log, err := os.Create(d.file)
+	check(t, err)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
+	check(t, cmd.Start())
+	d.stop = sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		err := cmd.Wait()
+		if name == "sallyport" && err != nil {
+			t.Errorf("ending %s: %v", name, err)
+		}
+		check(t, log.Close())
+	})
+	t.Cleanup(func() {
+		d.stop()
+		if t.Failed() {
+			t.Logf("log of %s:\n%s", name, d.log(t))
+		}
+	})
+	return d
+}
+
+func (d *daemon) log(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(d.file)
+	check(t, err)
+	return string(text)
+}
+
+// awaits waits until all of the texts are in the log.
+func (d *daemon) awaits(t *testing.T, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		eventually(t, text+" in "+filepath.Base(d.file), func() bool { return strings.Contains(d.log(t), text) })
+	}
+}
+
+// url is where a server says that it serves.
+func (d *daemon) url(t *testing.T) string {
+	t.Helper()
+	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
+	d.awaits(t, `"msg":"serving"`)
+	return address.FindStringSubmatch(d.log(t))[1]
+}
+
+// eventually asks until the answer is yes.
+func eventually(t *testing.T, what string, ask func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(2 * time.Minute); !ask(); {
+		select {
+		case <-deadline:
+			t.Fatal("waited in vain for ", what)
+		case <-tick.C:
+		}
+	}
+}

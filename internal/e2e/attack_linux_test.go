@@ -1,0 +1,367 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The attacks of TestAttack are bounded: each lasts for ATTACK (a duration, 1s by default), sends to
+// loopback addresses only, and no worker sends more than a thousand times a second.
+
+const (
+	attackMemory = 150 << 10 // KiB that the server may take under any attack
+	goodAddress  = "127.9.0.1"
+	badToken     = "Bearer a secret of thirty-two bytes or so, of bad"
+)
+
+const attacked = `
+limits: {connections_per_address: 256}
+metrics: {callers: [bad]}
+callers:
+  good: {hmac: {scheme: github, keys: [{file: secret}]}, limit: {rate: 1000/s, burst: 1000}}
+  bad: {token: {keys: [{file: bad}]}, limit: {rate: 100000/s, burst: 100000}}
+hooks:
+  usual: {callers: [good, {caller: bad, may: [read]}], command: [/bin/true], busy: {queue: 10000}}
+  bad:
+    callers: [bad]
+    command: [/bin/true]
+    params: {note: {from: body.note, match: "(?s).*"}}
+    env: {NOTE: "{note}"}
+    busy: {queue: 10000}
+`
+
+// assault is a siege with a caller that is hostile, too.
+type assault struct {
+	*siege
+
+	t    *testing.T
+	good http.Header // a good delivery that was seen by others
+	body []byte
+}
+
+// newAssault starts a program under attack.
+func newAssault(t *testing.T, program string) *assault {
+	t.Helper()
+	dir := configured(t, attacked)
+	write(t, filepath.Join(dir, "bad"), []byte(strings.TrimPrefix(badToken, "Bearer ")))
+	check(t, os.Symlink(program, filepath.Join(dir, "sallyport")))
+	a := &assault{siege: startSiege(t, dir), t: t, body: []byte("a delivery that everyone has seen")}
+	var err error
+	a.good, err = a.sign("seen", a.body, time.Now())
+	check(t, err)
+	return a
+}
+
+// flood has workers do something again and again until the attack is over.
+func (a *assault) flood(workers int, do func(worker int) error) {
+	for i := range workers {
+		a.all.Go(func() {
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for {
+				_ = do(i) // whatever becomes of it
+				select {
+				case <-a.stop:
+					return
+				case <-tick.C:
+				}
+			}
+		})
+	}
+}
+
+// strangerAddress is one of many, in sites of their own.
+func strangerAddress(i int) string { return fmt.Sprintf("127.%d.0.1", 10+i%100) }
+
+// request sends a request on a connection of its own and reads the answer.
+func (a *assault) request(from, method, path string, header http.Header, body []byte) (status int, answer []byte, err error) {
+	c, err := a.dialTLS(from)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer c.Close() //nolint:errcheck // the answer is there
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return 0, nil, err
+	}
+	r, err := http.NewRequest(method, "https://localhost"+path, bytes.NewReader(body)) //nolint:noctx // the connection has a deadline
+	if err != nil {
+		return 0, nil, err
+	}
+	if header != nil {
+		r.Header = header.Clone()
+	}
+	if err := r.Write(c); err != nil {
+		return 0, nil, err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(c), r)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer res.Body.Close() //nolint:errcheck // read whole
+	answer, err = io.ReadAll(res.Body)
+	return res.StatusCode, answer, err
+}
+
+// byBad is a request of the hostile caller.
+func (a *assault) byBad(worker int, method, path string, body []byte) (status int, answer []byte, err error) {
+	header := http.Header{"Authorization": {badToken}, "Content-Type": {"application/json"}}
+	return a.request(fmt.Sprintf("127.8.%d.1", worker%200), method, path, header, body)
+}
+
+// frames sends HTTP/2 frames after a valid preface, over and over.
+func (a *assault) frames(from string, opening, repeated []byte) error {
+	plain, err := a.dial(from)
+	if err != nil {
+		return err
+	}
+	c := tls.Client(plain, &tls.Config{RootCAs: a.trusted, ServerName: "localhost", MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}})
+	defer c.Close() //nolint:errcheck // the server has ended it
+	go func() { _, _ = io.Copy(io.Discard, c) }()
+	many := bytes.Repeat(repeated, 100)
+	text := slices.Concat([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"), opening)
+	for err == nil {
+		select {
+		case <-a.stop:
+			return nil
+		default:
+		}
+		if err = c.SetDeadline(time.Now().Add(10 * time.Second)); err == nil {
+			_, err = c.Write(text)
+		}
+		text = many
+	}
+	return err
+}
+
+// requestFrame opens a stream with POST /hooks/usual (RFC 9113 6.2, RFC 7541), with flags.
+func requestFrame(stream byte, flags byte) []byte {
+	block := slices.Concat([]byte{0x83, 0x87, 0x04, 12}, []byte("/hooks/usual"), []byte{0x41, 9}, []byte("localhost"))
+	return slices.Concat([]byte{0, 0, byte(len(block)), 1, flags, 0, 0, 0, stream}, block)
+}
+
+// attacks are by strangers unless they say that a caller does it.
+func attacks() map[string]func(a *assault) {
+	deep := []byte(`{"note":` + strings.Repeat("[", 200_000) + strings.Repeat("]", 200_000) + `}`)
+	wide := []byte(`{` + strings.Repeat(`"a":1,`, 100_000) + `"note":"x"}`)
+	stream := func(a *assault, opening, repeated []byte) {
+		a.flood(8, func(i int) error { return a.frames(strangerAddress(i), opening, repeated) })
+	}
+	return map[string]func(a *assault){
+		"silent connections": func(a *assault) {
+			a.attack(16*64, func(i int) (net.Conn, error) { return a.dial(strangerAddress(i % 16)) })
+		},
+		"requests for nothing": func(a *assault) {
+			a.flood(16, func(i int) error {
+				_, _, err := a.request(strangerAddress(i), "GET", "/"+strings.Repeat("x", 4000), nil, nil)
+				return err
+			})
+		},
+		"stopped bodies": func(a *assault) {
+			a.attack(2*40, func(i int) (net.Conn, error) { return a.stopped(strangerAddress(i%2), "/hooks/usual", 1<<20, 1<<20-1) })
+		},
+		"slow bodies": func(a *assault) {
+			a.attack(100, func(i int) (net.Conn, error) { return a.stopped(strangerAddress(i), "/hooks/usual", 1<<20, 20<<10) })
+		},
+		"oversized bodies": func(a *assault) {
+			a.flood(8, func(i int) error {
+				c, err := a.stopped(strangerAddress(i), "/hooks/usual", 100<<20, 4<<20)
+				if err == nil {
+					err = c.Close()
+				}
+				return err
+			})
+		},
+		"large headers": func(a *assault) {
+			header := http.Header{"X-Large": {strings.Repeat("x", 1<<20)}}
+			a.flood(8, func(i int) error {
+				_, _, err := a.request(strangerAddress(i), "POST", "/hooks/usual", header, nil)
+				return err
+			})
+		},
+		"wrong signatures": func(a *assault) {
+			header := http.Header{"X-Hub-Signature-256": {"sha256=" + strings.Repeat("ab", 32)}}
+			a.flood(64, func(i int) error {
+				_, _, err := a.request(strangerAddress(i), "POST", "/hooks/usual", header, []byte("{}"))
+				return err
+			})
+		},
+		"a repeated delivery": func(a *assault) {
+			a.flood(16, func(i int) error {
+				_, _, err := a.request(strangerAddress(i), "POST", "/hooks/usual", a.good, a.body)
+				return err
+			})
+		},
+		"HTTP/2 pings":         func(a *assault) { stream(a, nil, []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678")) },
+		"HTTP/2 settings":      func(a *assault) { stream(a, nil, []byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00")) },
+		"HTTP/2 continuations": func(a *assault) { stream(a, requestFrame(1, 0), []byte("\x00\x00\x00\x09\x00\x00\x00\x00\x01")) },
+		"HTTP/2 empty data":    func(a *assault) { stream(a, requestFrame(1, 4), []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x01")) },
+		"HTTP/2 resets": func(a *assault) {
+			var all []byte
+			for id := byte(1); id < 120; id += 2 {
+				all = append(all, requestFrame(id, 5)...)
+				all = append(all, 0, 0, 4, 3, 0, 0, 0, 0, id, 0, 0, 0, 8)
+			}
+			stream(a, all, []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678"))
+		},
+		"reads by a caller": func(a *assault) {
+			a.flood(24, func(i int) error { _, _, err := a.byBad(i, "GET", "/runs?limit=1000", nil); return err })
+		},
+		"pages by a caller": func(a *assault) {
+			note := []byte(`{"note":"` + strings.Repeat("x", 60_000) + `"}`)
+			for i := range 60 {
+				if status, answer, err := a.byBad(i, "POST", "/hooks/bad", slices.Concat(note, bytes.Repeat([]byte(" "), i))); err != nil || status >= 300 {
+					a.t.Fatalf("%d %s %v", status, answer, err)
+				}
+			}
+			a.flood(12, func(i int) error {
+				_, _, err := a.byBad(i, "GET", "/runs?limit=1000"+strings.Repeat("&hook=bad&hook=usual", 10), nil)
+				return err
+			})
+		},
+		"names by a caller": func(a *assault) {
+			a.flood(12, func(i int) error {
+				_, _, err := a.byBad(i, "GET", "/runs?"+strings.Repeat("hook=bad&", 1500), nil)
+				return err
+			})
+		},
+		"deep JSON by a caller": func(a *assault) {
+			a.flood(8, func(i int) error { _, _, err := a.byBad(i, "POST", "/hooks/bad", deep); return err })
+		},
+		"wide JSON by a caller": func(a *assault) {
+			a.flood(8, func(i int) error { _, _, err := a.byBad(i, "POST", "/hooks/bad", wide); return err })
+		},
+	}
+}
+
+// phase is what the good caller saw.
+type phase struct {
+	sent, refused int
+	took          []time.Duration
+}
+
+func (p *phase) percentile(n int) time.Duration {
+	slices.Sort(p.took)
+	if len(p.took) == 0 {
+		return 0
+	}
+	return p.took[(len(p.took)-1)*n/100].Round(100 * time.Microsecond)
+}
+
+// serve sends good deliveries, one after the other, for a time and at least ten.
+func (a *assault) serve(span time.Duration) (p phase) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(span); p.sent < 10 || time.Now().Before(end); <-tick.C {
+		from := time.Now()
+		p.sent++
+		if err := a.deliver(goodAddress, "/hooks/usual", 20<<10); err != nil {
+			a.t.Log(err)
+			p.refused++
+			continue
+		}
+		p.took = append(p.took, time.Since(from))
+	}
+	return p
+}
+
+// use is what the server takes of the machine.
+type use struct{ kib, descriptors, goroutines int }
+
+func (a *assault) use() (u use) {
+	a.t.Helper()
+	u.kib = memory(a.t, a.server, "VmHWM")
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.server))
+	check(a.t, err)
+	u.descriptors = len(files)
+	_, text, err := a.byBad(199, "GET", "/metrics", nil)
+	if err != nil {
+		return u // under attack, this caller has no more right to be served than others
+	}
+	if found := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(text); found != nil {
+		u.goroutines, err = strconv.Atoi(string(found[1]))
+		check(a.t, err)
+	}
+	return u
+}
+
+// TestAttack shows that a good caller is served before, during and after each attack. What it measures
+// is logged, one line for each attack; make attack prints them. ATTACKED names another build to compare with.
+func TestAttack(t *testing.T) {
+	t.Parallel()
+	span := time.Second
+	if text, ok := os.LookupEnv("ATTACK"); ok {
+		var err error
+		span, err = time.ParseDuration(text)
+		check(t, err)
+	}
+	program, other := os.LookupEnv("ATTACKED")
+	if !other {
+		dir := t.TempDir()
+		shipped(t, dir)
+		program = filepath.Join(dir, "sallyport")
+	}
+	for name, attack := range attacks() {
+		t.Run(name, func(t *testing.T) {
+			a := newAssault(t, program)
+			check(t, a.deliver(goodAddress, "/hooks/usual", 20<<10))
+			if status, answer, err := a.request(goodAddress, "POST", "/hooks/usual", a.good, a.body); err != nil || status != http.StatusOK && status != http.StatusAccepted {
+				t.Fatalf("%d %s %v", status, answer, err)
+			}
+			before, quiet := a.serve(0), a.use()
+			attack(a)
+			during, busy := a.serve(span), a.use()
+			a.end()
+			back := a.recover()
+			after := a.serve(0)
+			calm := a.use()
+			t.Logf("%s: good before %d/%d, during %d/%d, after %d/%d; p50 %v -> %v, p99 %v -> %v; "+
+				"%d -> %d KiB, descriptors %d -> %d -> %d, goroutines %d -> %d -> %d; back after %v", name,
+				before.sent-before.refused, before.sent, during.sent-during.refused, during.sent, after.sent-after.refused, after.sent,
+				before.percentile(50), during.percentile(50), before.percentile(99), during.percentile(99),
+				quiet.kib, busy.kib, quiet.descriptors, busy.descriptors, calm.descriptors, quiet.goroutines, busy.goroutines, calm.goroutines,
+				back.Round(time.Millisecond))
+			if before.refused+after.refused > 0 || during.refused*100 > during.sent {
+				t.Errorf("good deliveries were refused: %d before, %d of %d during, %d after", before.refused, during.refused, during.sent, after.refused)
+			}
+			if busy.kib > attackMemory {
+				t.Errorf("the server took %d KiB, and %d are allowed", busy.kib, attackMemory)
+			}
+		})
+	}
+}
+
+// end stops the attack, and waits for its last requests.
+func (a *assault) end() {
+	close(a.stop)
+	a.all.Wait()
+	a.stop = make(chan struct{}) // for the cleanup of the siege
+}
+
+// recover returns how long it takes until a good delivery is accepted after an attack.
+func (a *assault) recover() time.Duration {
+	a.t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	from := time.Now()
+	for range 3000 {
+		if a.deliver(goodAddress, "/hooks/usual", 20<<10) == nil {
+			return time.Since(from)
+		}
+		<-tick.C
+	}
+	a.t.Fatal("no good delivery is accepted after the attack")
+	return 0
+}

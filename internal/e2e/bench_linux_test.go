@@ -1,0 +1,376 @@
+package e2e_test
+
+import (
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	internals "sallyport/internal/e2e"
+	"sallyport/runner"
+)
+
+// BenchmarkProgram measures the program as it is shipped, over TLS and with its
+// record on the disk that holds the temporary folder. What is compared takes turns,
+// for other work on the machine disturbs figures more than they differ; so the
+// ratios are to be believed, and not the absolute figures.
+func BenchmarkProgram(b *testing.B) {
+	dir := b.TempDir()
+	shipped(b, dir)
+	p := &programs{sallyport: filepath.Join(dir, "sallyport"), stamp: filepath.Join(dir, "stamp")}
+	build := exec.CommandContext(b.Context(), "go", "build", "-buildvcs=false", "-ldflags", "-s -w -E entry", "-o", p.stamp, "./internal/e2e/testdata/stamp")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("building: %v\n%s", err, out)
+	}
+	b.Run("start", p.start)
+	b.Run("busy", p.busy)
+	b.Run("short", p.short)
+	b.Run("memory", p.memory)
+	b.Run("output", p.output)
+	b.Run("past", p.past)
+}
+
+type programs struct{ sallyport, stamp string }
+
+// stampHooks is a hook whose command is the stamp, with as many flights as there
+// are numbers, and one that is always busy once it was called.
+const stampHooks = `
+hooks:
+  stamp: {callers: [load], command: [STAMP], params: {n: {from: body.n, type: int}}, env: {N: "{n}"}, flight: "{n}"}
+  long:  {callers: [load], command: [/bin/sleep, "600"], params: {n: {from: body.n, type: int}}, env: {N: "{n}"}}
+  many:  {callers: [load], command: [/bin/sleep, "600"], params: {n: {from: body.n, type: int}}, env: {N: "{n}"}, flight: "{n}"}
+`
+
+// load is an installation that deliveries are sent to.
+type load struct {
+	*installation
+	last atomic.Int64
+}
+
+func (p *programs) install(b *testing.B, hooks string) *load {
+	b.Helper()
+	l := &load{installation: install(b, p.sallyport, strings.ReplaceAll(hooks, "STAMP", p.stamp))}
+	// Connections of their own and not streams of one, as different senders have.
+	l.http.Transport = &http.Transport{TLSClientConfig: l.http.Transport.(*http.Transport).TLSClientConfig, MaxIdleConnsPerHost: 100}
+	l.start(true)
+	return l
+}
+
+// send sends a delivery that differs from all before.
+func (l *load) send(hook string, more ...string) reply {
+	return l.deliver(hook, fmt.Sprintf(`{"n": %d}`, l.last.Add(1)), more...)
+}
+
+// expect fails the benchmark when an answer is another than it measures.
+func expect(b *testing.B, a reply, code int) reply {
+	b.Helper()
+	if a.code != code {
+		b.Errorf("answered %d %s, want %d", a.code, a.body, code)
+	}
+	return a
+}
+
+// times are how long each turn of one way took.
+type times []time.Duration
+
+func (t times) at(part float64) time.Duration {
+	slices.Sort(t)
+	return t[int(float64(len(t)-1)*part)]
+}
+
+// report tells the middle and the end of some times, and the first two as a ratio
+// to those that they are compared with.
+func (t times) report(b *testing.B, name string, to times, other string) {
+	b.Helper()
+	for part, p := range map[float64]string{.5: "p50", .99: "p99"} {
+		b.ReportMetric(float64(t.at(part).Microseconds()), name+"-"+p+"-µs")
+		if to != nil {
+			b.ReportMetric(float64(t.at(part))/float64(to.at(part)), name+"/"+other+"-"+p)
+		}
+	}
+}
+
+// start measures from before a delivery is sent, on a connection that is there,
+// to the first instruction of its command; against a bare os/exec of the same, and
+// against the least that a server in Go can do: TLS, and that os/exec.
+func (p *programs) start(b *testing.B) {
+	l := p.install(b, stampHooks)
+	floor := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(p.bare(b)) //nolint:contextcheck // the benchmark's, as in the other ways
+	}))
+	defer floor.Close()
+	ways := []struct {
+		name  string
+		first func() []byte // what the stamp says
+		took  times
+	}{
+		{name: "bare", first: func() []byte { return p.bare(b) }},
+		{name: "floor", first: func() []byte { return post(b, floor) }},
+		{name: "delivery", first: func() []byte { return l.first(b) }},
+	}
+	pause := time.NewTicker(3 * time.Millisecond) // as there is between deliveries
+	defer pause.Stop()
+	for b.Loop() {
+		for i := range ways {
+			<-pause.C
+			sent := monotonic()
+			ways[i].took = append(ways[i].took, instant(ways[i].first())-sent)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	ways[0].took.report(b, ways[0].name, nil, "")
+	ways[1].took.report(b, ways[1].name, ways[0].took, "bare")
+	ways[2].took.report(b, ways[2].name, ways[0].took, "bare")
+	b.ReportMetric(float64(ways[2].took.at(.5))/float64(ways[1].took.at(.5)), "delivery/floor-p50")
+}
+
+func monotonic() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) // never fails
+	return time.Duration(t.Nano())
+}
+
+// instant reads what a stamp says.
+func instant(said []byte) time.Duration {
+	return time.Duration(binary.NativeEndian.Uint64(said))*time.Second + time.Duration(binary.NativeEndian.Uint64(said[8:]))
+}
+
+func (p *programs) bare(b *testing.B) []byte {
+	b.Helper()
+	said, err := exec.CommandContext(b.Context(), p.stamp).Output()
+	if err != nil {
+		b.Error(err)
+		return make([]byte, 16)
+	}
+	return said
+}
+
+func post(b *testing.B, to *httptest.Server) []byte {
+	b.Helper()
+	req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, to.URL, strings.NewReader(`{"n": 1}`))
+	check(b, err)
+	res, err := to.Client().Do(req)
+	check(b, err)
+	defer func() { check(b, res.Body.Close()) }()
+	said := make([]byte, 16)
+	_, err = res.Body.Read(said)
+	if err != nil && said[0] == 0 {
+		b.Fatal(err)
+	}
+	return said
+}
+
+// first sends a delivery and returns what its command says.
+func (l *load) first(b *testing.B) []byte {
+	b.Helper()
+	run := expect(b, l.send("stamp"), http.StatusOK).run()
+	l.ask(b.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60")
+	return l.read("state/runs/" + run.ID + "/output")
+}
+
+// atOnce has senders do something so many times each, and returns how long all took.
+func atOnce(senders, times int, do func()) time.Duration {
+	var all sync.WaitGroup
+	begin := time.Now()
+	for range senders {
+		all.Go(func() {
+			for range times {
+				do()
+			}
+		})
+	}
+	all.Wait()
+	return time.Since(begin)
+}
+
+// busy measures answers that a run is in the air, against answers that go the
+// same way and end before it is asked, because a parameter is not allowed.
+func (p *programs) busy(b *testing.B) {
+	const senders, times = 8, 50
+	l := p.install(b, stampHooks)
+	expect(b, l.send("long"), http.StatusOK)
+	server := l.server.Process.Pid
+	var busy, without, busyCPU, withoutCPU time.Duration
+	rounds := 0
+	for b.Loop() {
+		rounds++
+		before := cpu(b, server)
+		busy += atOnce(senders, times, func() { expect(b, l.send("long"), http.StatusServiceUnavailable) })
+		between := cpu(b, server)
+		without += atOnce(senders, times, func() {
+			expect(b, l.deliver("long", fmt.Sprintf(`{"n": "no %d"}`, l.last.Add(1))), http.StatusUnprocessableEntity)
+		})
+		busyCPU, withoutCPU = busyCPU+between-before, withoutCPU+cpu(b, server)-between
+	}
+	answers := float64(rounds * senders * times)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(answers/busy.Seconds(), "busy/s")
+	b.ReportMetric(float64(without)/float64(busy), "busy/without-runner")
+	b.ReportMetric(float64(busyCPU.Microseconds())/answers, "server-µs/busy")
+	b.ReportMetric(float64(busyCPU)/float64(withoutCPU), "server-cpu-ratio")
+}
+
+// cpu is what a process has had of the processors.
+func cpu(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	check(b, err)
+	_, rest, _ := strings.Cut(string(stat), ") ") // proc(5): fields 14 and 15 are ticks, of which a second has 100
+	var user, system time.Duration
+	_, err = fmt.Sscan(strings.Join(strings.Fields(rest)[11:13], " "), &user, &system)
+	check(b, err)
+	return (user + system) * time.Second / 100
+}
+
+// short measures runs that end at once, each of a flight of its own, from the
+// delivery until their end is recorded; against a bare os/exec of the same.
+func (p *programs) short(b *testing.B) {
+	const senders, times = 32, 8
+	l := p.install(b, stampHooks)
+	server, supervisor := l.server.Process.Pid, l.supervisor()
+	serverCPU, supervisorCPU := cpu(b, server), cpu(b, supervisor)
+	var runs, bare time.Duration
+	rounds := 0
+	for b.Loop() {
+		rounds++
+		bare += atOnce(senders, times, func() { p.bare(b) })
+		runs += atOnce(senders, times, func() {
+			if r := expect(b, l.send("stamp", "Prefer: wait=60"), http.StatusOK).run(); r.State != runner.Succeeded {
+				b.Errorf("run %+v", r)
+			}
+		})
+	}
+	all := float64(rounds * senders * times)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(all/runs.Seconds(), "runs/s")
+	b.ReportMetric(all/bare.Seconds(), "bare/s")
+	b.ReportMetric(float64(bare)/float64(runs), "runs/bare")
+	b.ReportMetric(float64((cpu(b, server)-serverCPU).Microseconds())/all, "server-µs/run")
+	b.ReportMetric(float64((cpu(b, supervisor)-supervisorCPU).Microseconds())/all, "supervisor-µs/run")
+}
+
+// memory measures the server and the supervisor with nothing to do and with a
+// thousand runs in the air.
+func (p *programs) memory(b *testing.B) {
+	const runs = 1000
+	for b.Loop() {
+		l := p.install(b, stampHooks)
+		before := l.pss(b)
+		atOnce(8, runs/8, func() { expect(b, l.send("many"), http.StatusOK) })
+		after := l.pss(b)
+		l.clean()
+		for i, who := range []string{"server", "supervisor"} {
+			b.ReportMetric(float64(before[i])/1024, who+"-idle-MiB")
+			b.ReportMetric(float64(after[i])/1024, who+"-1000-runs-MiB")
+			b.ReportMetric(float64(after[i]-before[i])/runs, who+"-KiB/run")
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// pss is the memory of the server and of the supervisor in KiB, what is shared
+// with others in proportion.
+func (l *load) pss(b *testing.B) (kib [2]int) {
+	b.Helper()
+	for i, pid := range []int{l.server.Process.Pid, l.supervisor()} {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		check(b, err)
+		_, rest, _ := strings.Cut(string(text), "\nPss:")
+		_, err = fmt.Sscan(rest, &kib[i])
+		check(b, err)
+	}
+	return kib
+}
+
+// output measures how long a command takes to write a gigabyte to both streams,
+// against the same into a file.
+func (p *programs) output(b *testing.B) {
+	command, err := exec.LookPath("spill")
+	check(b, err)
+	l := p.install(b, strings.ReplaceAll(spillHooks, "SPILL", command))
+	l.write("gate", "", 0o600)
+	took := func() time.Duration {
+		ns, err := strconv.ParseInt(string(l.read("took")), 10, 64)
+		check(b, err)
+		return time.Duration(ns)
+	}
+	var through, bare times
+	for b.Loop() {
+		name := filepath.Join(l.dir, "bare")
+		file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		check(b, err)
+		cmd := exec.CommandContext(b.Context(), command, filepath.Join(l.dir, "took"), filepath.Join(l.dir, "gate"))
+		cmd.Stdout, cmd.Stderr = file, file
+		check(b, errors.Join(cmd.Run(), file.Close(), os.Remove(name)))
+		bare = append(bare, took())
+		if r := expect(b, l.deliver("spill", fmt.Sprint(l.last.Add(1)), "Prefer: wait=300"), http.StatusOK).run(); r.State != runner.Succeeded {
+			b.Fatalf("run %+v", r)
+		}
+		through = append(through, took())
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(internals.Spilled/bare.at(.5).Seconds()/1e6, "bare-MB/s")
+	b.ReportMetric(internals.Spilled/through.at(.5).Seconds()/1e6, "run-MB/s")
+	b.ReportMetric(float64(bare.at(.5))/float64(through.at(.5)), "run/bare")
+	b.ReportMetric(float64(highWater(b, l.server.Process.Pid))/1024, "server-most-MiB")
+	b.ReportMetric(float64(highWater(b, l.supervisor()))/1024, "supervisor-most-MiB")
+}
+
+// past measures pages of the list of runs, and starts, with a million runs in
+// the record; against a record that is empty.
+func (p *programs) past(b *testing.B) {
+	const count, hooks = 1_000_000, 20
+	text := "hooks:\n"
+	for i := range hooks {
+		text += fmt.Sprintf("  hook%d: {callers: [{caller: load, may: [start, read]}], command: [STAMP], "+
+			"params: {n: {from: body.n, type: int}}, env: {N: \"{n}\"}, keep: {count: %d, age: 1000000h}}\n", i, 2*count)
+	}
+	long, empty := p.install(b, text), p.install(b, text)
+	long.end()
+	fill, err := os.ReadFile("runner/store/testdata/past.sql")
+	check(b, err)
+	db, err := sql.Open("sqlite", filepath.Join(long.dir, "state", "state.db")+"?_pragma=synchronous(OFF)")
+	check(b, err)
+	_, err = db.ExecContext(b.Context(), strings.NewReplacer("COUNT", fmt.Sprint(count), "HOOKS", fmt.Sprint(hooks)).Replace(string(fill)))
+	check(b, err)
+	check(b, db.Close())
+	begin := time.Now()
+	long.start(true)
+	b.ReportMetric(float64(time.Since(begin).Milliseconds()), "server-start-ms")
+	type turn struct{ list, filtered, start times }
+	var took [2]turn
+	for b.Loop() {
+		for i, l := range []*load{empty, long} {
+			took[i].list = append(took[i].list, atOnce(1, 1, func() { l.page(b, "") }))
+			took[i].filtered = append(took[i].filtered, atOnce(1, 1, func() { l.page(b, "&hook=hook7&state=failed") }))
+			var run runner.Run
+			took[i].start = append(took[i].start, atOnce(1, 1, func() { run = expect(b, l.send("hook7"), http.StatusOK).run() }))
+			l.ask(b.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60")
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	took[1].list.report(b, "list", took[0].list, "empty")
+	took[1].filtered.report(b, "filtered", took[0].filtered, "empty")
+	took[1].start.report(b, "start", took[0].start, "empty")
+}
+
+// page asks for a page of the list.
+func (l *load) page(b *testing.B, filter string) {
+	b.Helper()
+	expect(b, l.ask(b.Context(), http.MethodGet, "/runs?limit=50"+filter, ""), http.StatusOK)
+}

@@ -1,0 +1,52 @@
+package e2e_test
+
+import (
+	"log/slog"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sallyport/runner/process"
+)
+
+// TestDisplacedServer_Ends: a server that another one took the supervisor from ends with an error, so that whoever
+// looks after it learns of it, and leaves what runs alone.
+func TestDisplacedServer_Ends(t *testing.T) {
+	t.Parallel()
+	in := install(t, "sallyport", acceptedHook)
+	in.write("job.sh", acceptedJob, 0o755)
+	in.write("witness", "", 0o600)
+	in.start(true)
+	id := in.deliver("job", `{"n": 0}`).run().ID
+	in.until("the run to begin", func() bool { return in.began(id) == 1 })
+	version, err := exec.CommandContext(t.Context(), in.program, "version").Output()
+	check(t, err)
+	other, err := process.Connect(t.Context(), process.Options{
+		State: filepath.Join(in.dir, "state"), Config: filepath.Join(in.dir, "sallyport.yaml"), Exe: in.program,
+		Version: strings.TrimSpace(strings.TrimPrefix(string(version), "sallyport ")), Log: slog.New(slog.DiscardHandler),
+	})
+	check(t, err)
+	in.until("the server to end", func() bool {
+		select {
+		case <-in.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	if code := in.server.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+	in.said("another server took over the supervisor")
+	if runs, err := other.List(); err != nil || len(runs) != 1 || runs[0] != id {
+		t.Errorf("under way are %v, %v", runs, err)
+	}
+	in.write("go", "", 0o600)
+	ends, err := other.Follow(id)
+	check(t, err)
+	if e := <-ends; e.ExitCode == nil || *e.ExitCode != 0 {
+		t.Errorf("got %+v", e)
+	}
+	check(t, other.Close())
+}

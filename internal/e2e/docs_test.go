@@ -1,0 +1,135 @@
+package e2e_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sallyport/auth"
+)
+
+func readDoc(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	check(t, err)
+	return string(text)
+}
+
+// between cuts the one part of a text that stands there.
+func between(t *testing.T, text, from, to string) string {
+	t.Helper()
+	_, text, found := strings.Cut(text, from)
+	text, _, closed := strings.Cut(text, to)
+	if !found || !closed {
+		t.Fatalf("nothing between %q and %q", from, to)
+	}
+	return text
+}
+
+// matches are what the group of a pattern has, sorted, each once.
+func matches(pattern, text string) (all []string) {
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+		all = append(all, m[1])
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// union is what lists of codes have together, but for 128, to which that of a
+// signal is added.
+func union(lists ...[]string) []string {
+	all := slices.DeleteFunc(slices.Concat(lists...), func(s string) bool { return s == "128" })
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+func TestDocsHaveTheExitCodesOfTheProgram(t *testing.T) {
+	t.Parallel()
+	file, err := parser.ParseFile(token.NewFileSet(), "internal/client/errors.go", nil, 0)
+	check(t, err)
+	var code []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		if spec, ok := n.(*ast.ValueSpec); ok && strings.HasPrefix(spec.Names[0].Name, "Exit") {
+			code = append(code, spec.Values[0].(*ast.BasicLit).Value)
+		}
+		return true
+	})
+	code = union(code)
+
+	section := between(t, readDoc(t, "README.md"), "\n## Exit codes\n", "\n## ")
+	_, wait, _ := strings.Cut(section, "`call --wait`")
+	if got := union(matches(`(?m)^\| (\d+) \|`, section), matches(`(\d+)`, wait)); !slices.Equal(got, code) {
+		t.Errorf("the README has %v, and there are %v", got, code)
+	}
+
+	out, err := program(t, t.TempDir(), "--help").Output()
+	check(t, err)
+	help := strings.Join(strings.Fields(string(out)), " ") // it is wrapped for the terminal
+	help = between(t, help, "Exit codes: ", " Flags:")
+	before, wait, _ := strings.Cut(help, `"call --wait"`)
+	if got := union(matches(`(?:^|; )(\d+) `, before), matches(`(\d+)`, wait)); !slices.Equal(got, code) {
+		t.Errorf("the help has %v, and there are %v", got, code)
+	}
+}
+
+func TestDocsHaveThePresetsOfSignatures(t *testing.T) {
+	t.Parallel()
+	want := auth.Presets()
+	readme := between(t, readDoc(t, "README.md"), "Presets of signature schemes: ", ".")
+	if got := matches(`([a-z-]+)`, readme); !slices.Equal(got, want) {
+		t.Errorf("the README has %v, and there are %v", got, want)
+	}
+	manual := between(t, readDoc(t, "docs/configuration.md"), "nothing else but `keys` is written:", ". Of these")
+	manual = regexp.MustCompile(`\([^)]*\)`).ReplaceAllString(manual, "") // since when, and what before that
+	if got := matches("`([^`]+)`", manual); !slices.Equal(got, want) {
+		t.Errorf("the manual has %v, and there are %v", got, want)
+	}
+}
+
+func TestDocsLinkToWhatIsThere(t *testing.T) {
+	t.Parallel()
+	docs, err := filepath.Glob("docs/*.md")
+	check(t, err)
+	more, err := filepath.Glob("docs/*/*.md")
+	check(t, err)
+	docs = append(docs, more...)
+	for _, doc := range append(docs, "README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md") {
+		for _, to := range matches(`\]\(([^)]+)\)`, readDoc(t, doc)) {
+			if strings.Contains(to, "://") {
+				continue
+			}
+			name, anchor, _ := strings.Cut(to, "#")
+			file := filepath.Join(filepath.Dir(doc), name)
+			if name == "" {
+				file = doc
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s: %v", doc, err)
+			} else if anchor != "" && !slices.Contains(anchors(t, file), anchor) {
+				t.Errorf("%s: there is no heading for #%s in %s", doc, anchor, file)
+			}
+		}
+	}
+}
+
+// anchors are those of a document's headings, as GitHub makes them.
+func anchors(t *testing.T, file string) (all []string) {
+	t.Helper()
+	code := false
+	for line := range strings.Lines(readDoc(t, file)) {
+		switch {
+		case strings.HasPrefix(line, "```"):
+			code = !code
+		case strings.HasPrefix(line, "#") && !code:
+			title := strings.ToLower(strings.TrimSpace(strings.TrimLeft(line, "#")))
+			all = append(all, strings.ReplaceAll(regexp.MustCompile(`[^\w -]`).ReplaceAllString(title, ""), " ", "-"))
+		}
+	}
+	return all
+}

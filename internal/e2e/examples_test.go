@@ -1,0 +1,370 @@
+package e2e_test
+
+import (
+	"cmp"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/golang-jwt/jwt/v5"
+
+	"sallyport/auth"
+	"sallyport/certs"
+	"sallyport/internal/client"
+	"sallyport/internal/config"
+)
+
+// sent is what the sender of an example sends; everything else, and how to prove
+// who sends it, stands in the example itself.
+type sent struct {
+	path   string
+	body   string
+	header map[string]string
+	claims map[string]any // beside those that the example asks for
+}
+
+func exampleDeliveries() map[string]sent {
+	const commit = "6dcb09b5b57875f334f61aebed695e2e4193db5e"
+	return map[string]sent{
+		"alertmanager.yaml": {
+			path: "/hooks/remedy",
+			body: `{"version":"4","status":"firing","receiver":"sallyport","groupLabels":{"alertname":"QueueStuck"},` +
+				`"commonLabels":{"alertname":"QueueStuck","service":"mail-out"},"alerts":[]}`,
+		},
+		"ci-jwt.yaml": {path: "/hooks/release", claims: map[string]any{"sha": commit, "actor": "octocat"}},
+		"github.yaml": {
+			path:   "/hooks/build",
+			body:   `{"ref":"refs/heads/main","after":"` + commit + `","repository":{"id":1,"full_name":"example/app"}}`,
+			header: map[string]string{"X-GitHub-Event": "push", "X-GitHub-Delivery": "72d3162e-cc78-11e3-81ab-4c9367dc0958"},
+		},
+		"gitlab.yaml": {
+			path:   "/hooks/deploy",
+			body:   `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","checkout_sha":"` + commit + `","project_id":15}`,
+			header: map[string]string{"X-Gitlab-Event": "Tag Push Hook"},
+		},
+		"issuers.yaml":           {path: "/hooks/load", body: `{"region":"eu"}`},
+		"mtls.yaml":              {path: "/hooks/report?region=us", body: `{"date":"2026-11-23"}`, header: map[string]string{"Idempotency-Key": "2026-11-23-us"}},
+		"sallyport.yaml":         {path: "/start", body: `{"seconds":0}`},
+		"signature.yaml":         {path: "/hooks/load", body: `{"table":"orders"}`},
+		"standard-webhooks.yaml": {path: "/hooks/import", body: `{"type":"contact.created","timestamp":"2026-11-23T20:26:10Z","data":{"id":1}}`},
+	}
+}
+
+// TestExamplesServeWhatTheirSendersSend copies each example next to fresh keys
+// and certificates, and sends a delivery of each of its callers.
+func TestExamplesServeWhatTheirSendersSend(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("examples/*")
+	check(t, err)
+	deliveries := exampleDeliveries()
+	var names []string
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil && !info.IsDir() { // the folder of secrets is made by make run
+			names = append(names, filepath.Base(file))
+		}
+	}
+	if want := slices.Sorted(maps.Keys(deliveries)); !slices.Equal(names, want) {
+		t.Fatalf("examples are %v, and this test knows what is sent to %v", names, want)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := &example{sent: deliveries[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
+			e.copy(t, name)
+			e.serve(t, name)
+			e.test(t)
+		})
+	}
+}
+
+// example is an example's own copy of the world.
+type example struct {
+	sent
+
+	dir     string
+	url     string
+	roots   *x509.CertPool
+	signers map[string]client.Signer    // by caller
+	certs   map[string]*tls.Certificate // by caller
+}
+
+// copy puts the example where it may listen anywhere, and makes what it names.
+func (e *example) copy(t *testing.T, name string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("examples", name))
+	check(t, err)
+	var f config.File
+	check(t, yaml.Unmarshal(text, &f))
+	dir := filepath.Join(e.dir, "examples")
+	check(t, os.Mkdir(dir, 0o755))
+	pki := filepath.Join(dir, filepath.Dir(f.TLS.Cert))
+	_, err = certs.Dev(pki, time.Now(), false)
+	check(t, err)
+	e.roots = roots(t, filepath.Join(pki, "ca.pem"))
+	for name, caller := range f.Callers {
+		if caller.JWT != nil { // whose issuer is played here, at an address of its own
+			var lines string
+			e.signers[name], lines = e.issuer(t, pki, caller.JWT)
+			block := regexp.MustCompile(`(?m)(^  ` + name + `:\n    jwt:\n      preset: .*\n)(?:      issuer: .*\n)?`)
+			text = block.ReplaceAll(text, []byte("${1}"+lines))
+		}
+		switch {
+		case caller.HMAC != nil:
+			// The last key is the newest. Of this form it is good for every scheme that a preset has a secret for.
+			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, secrets(t, dir, caller.HMAC.Keys))
+		case caller.Signature != nil:
+			e.signers[name] = e.wholeRequests(t, dir, caller.Signature)
+		case caller.Token != nil:
+			token := string(secrets(t, dir, caller.Token.Keys))
+			if caller.Token.Header == "" {
+				token = "Bearer " + token
+			}
+			e.signers[name], err = client.Static(cmp.Or(caller.Token.Header, "Authorization"), token)
+		case caller.MTLS != nil:
+			var pair tls.Certificate
+			pair, err = tls.LoadX509KeyPair(filepath.Join(pki, "client.pem"), filepath.Join(pki, "client.key"))
+			e.certs[name] = &pair
+		}
+		check(t, err)
+	}
+	listen := regexp.MustCompile(`(?m)^listen: .*$`)
+	if len(listen.FindAll(text, -1)) != 1 {
+		t.Fatal("there is no one line with listen")
+	}
+	check(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
+}
+
+// roots are the certificates in a file.
+func roots(t testing.TB, file string) *x509.CertPool {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	check(t, err)
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		t.Fatalf("%s holds no certificate", file)
+	}
+	return pool
+}
+
+// exampleHost is by which the senders of examples ask.
+const exampleHost = "hooks.example.com"
+
+// wholeRequests signs deliveries with the private half of a fresh key.
+func (e *example) wholeRequests(t *testing.T, dir string, spec *auth.SignatureSpec) client.Signer {
+	t.Helper()
+	key, err := auth.GenerateKey("signature", "")
+	check(t, err)
+	write(t, filepath.Join(dir, spec.Keys[0].File), key.Public)
+	sign, err := client.Signature(spec.Keys[0].ID, spec.Tag, key.Secret)
+	check(t, err)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+exampleHost+e.path, http.NoBody)
+	check(t, err)
+	req.Header.Set("Content-Type", "application/json")
+	return func(id string, body []byte, at time.Time) (http.Header, error) { return sign(req, id, body, at) }
+}
+
+// secrets makes the files of keys and returns the last.
+func secrets(t *testing.T, dir string, keys []auth.KeySpec) (last []byte) {
+	t.Helper()
+	for _, k := range keys {
+		last = make([]byte, 32)
+		_, _ = rand.Read(last) // never fails
+		last = []byte("whsec_" + base64.StdEncoding.EncodeToString(last))
+		write(t, filepath.Join(dir, k.File), last)
+	}
+	return last
+}
+
+func write(t *testing.T, file string, text []byte) {
+	t.Helper()
+	check(t, os.MkdirAll(filepath.Dir(file), 0o700))
+	check(t, os.WriteFile(file, text, 0o600))
+}
+
+// issuer plays the issuer of tokens for a caller, and returns what signs them
+// and the lines by which the caller's jwt leads to it.
+func (e *example) issuer(t *testing.T, pki string, spec *auth.JWTSpec) (sign client.Signer, lines string) {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	check(t, err)
+	encode := base64.RawURLEncoding.EncodeToString
+	pair, err := tls.LoadX509KeyPair(filepath.Join(pki, "server.pem"), filepath.Join(pki, "server.key"))
+	check(t, err)
+	answers := map[string]any{"/jwks": map[string]any{"keys": []any{map[string]any{
+		"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": encode(key.N.Bytes()), "e": encode(big.NewInt(int64(key.E)).Bytes()),
+	}}}}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(answers[r.URL.Path])
+	}))
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	answers["/.well-known/openid-configuration"] = map[string]string{"issuer": srv.URL, "jwks_uri": srv.URL + "/jwks"}
+	return func(id string, _ []byte, at time.Time) (http.Header, error) {
+		// What a GitHub Actions token has, as far as anybody rules on it.
+		claims := jwt.MapClaims{
+			"iss": srv.URL, "aud": spec.Audience, "jti": id, "sub": "repo:example/app:ref:refs/heads/main",
+			"iat": at.Unix(), "nbf": at.Unix() - 600, "exp": at.Unix() + 300,
+		}
+		maps.Copy(claims, spec.Claims)
+		maps.Copy(claims, e.claims)
+		token := jwt.NewWithClaims(jwt.SigningMethodRS256, claims)
+		token.Header["kid"] = "1"
+		text, err := token.SignedString(key)
+		return http.Header{"Authorization": {"Bearer " + text}}, err
+	}, fmt.Sprintf("      issuer: %s\n      ca: %s/ca.pem\n", srv.URL, pki)
+}
+
+func (e *example) serve(t *testing.T, name string) {
+	t.Helper()
+	if out, err := program(t, e.dir, "check", "--config", "examples/"+name).CombinedOutput(); err != nil || strings.Contains(string(out), "warning") {
+		t.Fatalf("check: %v\n%s", err, out)
+	}
+	e.url = listening(t, e.dir, program(t, e.dir, "serve", "--config", "examples/"+name))
+}
+
+// listening starts a server, ends it with the test, and returns its address.
+func listening(t testing.TB, dir string, serve *exec.Cmd) (url string) {
+	t.Helper()
+	name := filepath.Join(dir, "log")
+	log, err := os.Create(name)
+	check(t, err)
+	serve.Stdout, serve.Stderr = log, log
+	check(t, serve.Start())
+	t.Cleanup(func() {
+		_ = serve.Process.Signal(syscall.SIGTERM)
+		if err := serve.Wait(); err != nil {
+			t.Errorf("ending the server: %v", err)
+		}
+		if text, err := os.ReadFile(name); err == nil && t.Failed() {
+			t.Logf("log:\n%s", text)
+		}
+		check(t, log.Close())
+	})
+	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 1500 {
+		text, err := os.ReadFile(name)
+		check(t, err)
+		if found := address.FindSubmatch(text); found != nil {
+			return string(found[1])
+		}
+		<-tick.C
+	}
+	t.Fatal("the server does not serve")
+	return ""
+}
+
+func (e *example) test(t *testing.T) {
+	t.Helper()
+	callers := slices.Sorted(maps.Keys(e.signers))
+	callers = append(callers, slices.Sorted(maps.Keys(e.certs))...)
+	if len(callers) == 0 {
+		t.Fatal("nobody may call")
+	}
+	for _, name := range callers {
+		header := http.Header{}
+		if sign := e.signers[name]; sign != nil {
+			var err error
+			header, err = sign(rand.Text(), []byte(e.body), time.Now())
+			check(t, err)
+		}
+		if status, text := e.send(t, header, e.certs[name]); status != http.StatusOK ||
+			!strings.Contains(text, `"caller":"`+name+`"`) || !strings.Contains(text, `"state":"succeeded"`) {
+			t.Errorf("%s: %d %s, want a run that succeeded", name, status, text)
+		}
+	}
+	if status, text := e.send(t, http.Header{}, nil); status != http.StatusUnauthorized {
+		t.Errorf("without a credential: %d %s, want 401", status, text)
+	}
+}
+
+// send posts the delivery and waits for the end of its run.
+func (e *example) send(t *testing.T, header http.Header, cert *tls.Certificate) (status int, text string) {
+	t.Helper()
+	conf := &tls.Config{RootCAs: e.roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}
+	if cert != nil {
+		conf.Certificates = []tls.Certificate{*cert}
+	}
+	transport := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, e.url+e.path, strings.NewReader(e.body))
+	check(t, err)
+	req.Header, req.Host = header, exampleHost
+	req.Header.Set("Prefer", "wait=60")
+	if e.body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for name, value := range e.header {
+		req.Header.Set(name, value)
+	}
+	res, err := (&http.Client{Transport: transport, Timeout: 2 * time.Minute}).Do(req)
+	check(t, err)
+	defer func() { check(t, res.Body.Close()) }()
+	b, err := io.ReadAll(res.Body)
+	check(t, err)
+	return res.StatusCode, string(b)
+}
+
+// TestExamples_Redelivery: whoever copies an example reads what a repeated delivery does.
+func TestExamples_Redelivery(t *testing.T) {
+	t.Parallel()
+	for name := range exampleDeliveries() {
+		text, err := os.ReadFile(filepath.Join("examples", name))
+		check(t, err)
+		if !regexp.MustCompile(`(?m)^# .*Redelivery: `).Match(text) {
+			t.Errorf("%s does not say what a redelivery does", name)
+		}
+	}
+}
+
+// TestExamples_OtherDeliveries sends what the senders of the examples send besides: deletions, and groups of
+// alerts that have no service in common.
+func TestExamples_OtherDeliveries(t *testing.T) {
+	t.Parallel()
+	const none = "0000000000000000000000000000000000000000"
+	for name, row := range map[string]struct {
+		caller, body string
+		want         int
+	}{
+		"github.yaml": {"github", `{"ref":"refs/heads/main","after":"` + none + `","deleted":true,"repository":{"id":1,"full_name":"example/app"}}`, 422},
+		"gitlab.yaml": {"gitlab", `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","after":"` + none + `","checkout_sha":null,"project_id":15}`, 422},
+		"alertmanager.yaml": {
+			"alertmanager",
+			`{"version":"4","status":"firing","groupLabels":{"alertname":"QueueStuck"},"commonLabels":{"alertname":"QueueStuck"},"alerts":[]}`, 200,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := &example{sent: exampleDeliveries()[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
+			e.body = row.body
+			e.copy(t, name)
+			e.serve(t, name)
+			header, err := e.signers[row.caller](rand.Text(), []byte(e.body), time.Now())
+			check(t, err)
+			if status, text := e.send(t, header, nil); status != row.want {
+				t.Errorf("%d %s, want %d", status, text, row.want)
+			}
+		})
+	}
+}

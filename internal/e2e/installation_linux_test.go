@@ -1,0 +1,288 @@
+package e2e_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+	"sallyport/internal/client"
+	"sallyport/runner"
+)
+
+const patience = 30 * time.Second // for what takes milliseconds on an idle machine
+
+// installation is the program in a folder of its own, with certificates and a
+// caller named load, whom no limit holds up.
+type installation struct {
+	t       testing.TB
+	dir     string
+	program string
+	log     *os.File
+	prepare func(*exec.Cmd) // of a server before it starts, or nil
+	server  *exec.Cmd
+	ended   <-chan struct{} // closed when the server has ended
+	url     atomic.Pointer[string]
+	http    *http.Client
+	sign    client.Signer
+}
+
+const installed = `
+listen: "localhost:0"
+state: DIR/state
+tls: {cert: DIR/certs/server.pem, key: DIR/certs/server.key}
+limits: {address: {rate: 1000000/s, burst: 1000000}, caller: {rate: 1000000/s, burst: 1000000}, connections_per_address: 1024}
+callers:
+  load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}}
+`
+
+// install prepares a program. more is what the configuration has besides what
+// is above; DIR in it is the folder.
+func install(t testing.TB, program, more string) *installation {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &installation{t: t, dir: t.TempDir(), program: path}
+	if _, err := certs.Dev(filepath.Join(in.dir, "certs"), time.Now(), false); err != nil {
+		t.Fatal(err)
+	}
+	secret := []byte("a secret of thirty-two bytes or so")
+	in.write("secret", string(secret), 0o600)
+	in.write("sallyport.yaml", strings.ReplaceAll(installed+more, "DIR", in.dir), 0o600)
+	if in.log, err = os.OpenFile(filepath.Join(in.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if in.sign, err = client.HMAC("github", secret); err != nil {
+		t.Fatal(err)
+	}
+	in.http = &http.Client{Timeout: 2 * patience, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots(t, filepath.Join(in.dir, "certs/ca.pem")), MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true,
+	}}
+	t.Cleanup(in.clean)
+	return in
+}
+
+func (in *installation) write(name, text string, mode os.FileMode) {
+	in.t.Helper()
+	if err := os.WriteFile(filepath.Join(in.dir, name), []byte(text), mode); err != nil {
+		in.t.Fatal(err)
+	}
+}
+
+func (in *installation) read(name string) []byte {
+	in.t.Helper()
+	b, err := os.ReadFile(filepath.Join(in.dir, name))
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	return b
+}
+
+// clean leaves no process behind. Of a test that failed it keeps the log, and
+// what the commands witnessed.
+func (in *installation) clean() {
+	if in.server != nil {
+		in.kill()
+	}
+	for end := time.Now().Add(patience); ; <-time.After(10 * time.Millisecond) {
+		pid, sig := in.supervisor(), syscall.SIGTERM // which ends its runs, too
+		if time.Now().After(end) {
+			in.t.Errorf("the supervisor does not end")
+			sig = syscall.SIGKILL
+		}
+		if pid == 0 || syscall.Kill(pid, sig) != nil || sig == syscall.SIGKILL {
+			break
+		}
+	}
+	in.http.CloseIdleConnections()
+	_ = in.log.Close()
+	if !in.t.Failed() {
+		return
+	}
+	log := filepath.Join(os.TempDir(), "sallyport-"+strings.ReplaceAll(in.t.Name(), "/", "-")+".log")
+	witness, _ := os.ReadFile(filepath.Join(in.dir, "witness")) // not every test has one
+	in.t.Logf("the log is kept as %s: %v", log, os.WriteFile(log, append(in.read("log"), witness...), 0o600))
+}
+
+// start starts a server, and returns when it serves unless that is not to be awaited.
+func (in *installation) start(await bool) {
+	in.t.Helper()
+	from, err := in.log.Seek(0, io.SeekEnd)
+	check(in.t, err)
+	cmd, ended := exec.CommandContext(context.Background(), in.program, "serve", "-c", filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = in.log, in.log
+	if in.prepare != nil {
+		in.prepare(cmd)
+	}
+	check(in.t, cmd.Start())
+	go func() {
+		_ = cmd.Wait() // who wants to know looks at its state
+		close(ended)
+	}()
+	in.server, in.ended = cmd, ended
+	if await {
+		in.until("the server to serve", func() bool { return in.serves(from) })
+	}
+}
+
+// serves tells whether a server said so in the log from there on, and sends all
+// that follows to that.
+func (in *installation) serves(from int64) bool {
+	in.t.Helper()
+	found := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`).FindAllSubmatch(in.read("log")[from:], -1)
+	if found == nil {
+		return false
+	}
+	url := string(found[len(found)-1][1])
+	in.url.Store(&url)
+	return true
+}
+
+// kill kills the server, and nothing else.
+func (in *installation) kill() {
+	_ = in.server.Process.Kill() // it may have gone
+	<-in.ended
+}
+
+// end ends the server, which lets no run and no supervisor stay.
+func (in *installation) end() {
+	in.t.Helper()
+	check(in.t, in.server.Process.Signal(syscall.SIGTERM))
+	<-in.ended
+	if !in.server.ProcessState.Success() {
+		in.t.Errorf("the server did not end well: %v", in.server.ProcessState)
+	}
+}
+
+func (in *installation) until(what string, done func() bool) {
+	in.t.Helper()
+	end := time.After(patience)
+	for !done() {
+		select {
+		case <-end:
+			in.t.Fatalf("waited in vain for %s", what)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// supervisor is the pid of the supervisor, or 0 when there is none.
+func (in *installation) supervisor() int {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
+	for _, p := range processes {
+		line, _ := os.ReadFile(filepath.Join(p, "cmdline")) // it may be gone
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00supervise\x00--state\x00"+in.dir)) {
+			return pid
+		}
+	}
+	return 0
+}
+
+// servers are the processes that serve or are about to, the oldest first.
+func (in *installation) servers() (pids []int) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
+	for _, p := range processes {
+		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+in.dir)) {
+			pids = append(pids, pid)
+		}
+	}
+	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(born(a), born(b)) })
+	return pids
+}
+
+// born is when a process was started, in ticks since the machine was.
+func born(pid int) (ticks int) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if fields := strings.Fields(rest); len(fields) > 19 {
+		ticks, _ = strconv.Atoi(fields[19])
+	}
+	return ticks
+}
+
+// killServers returns when none is left.
+func (in *installation) killServers() {
+	in.t.Helper()
+	in.until("the servers to be dead", func() bool {
+		pids := in.servers()
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
+		}
+		return len(pids) == 0
+	})
+}
+
+// reply is an answer that was read whole. Its code is 0 when none came.
+type reply struct {
+	code   int
+	header http.Header
+	body   []byte
+}
+
+// run is the run that an answer has.
+func (a reply) run() (r runner.Run) {
+	_ = json.Unmarshal(a.body, &r) // a problem has none
+	return r
+}
+
+// runs is how many runs the page has that an answer is.
+func (a reply) runs() int {
+	var page struct{ Runs []runner.Run }
+	_ = json.Unmarshal(a.body, &page) // a problem has none
+	return len(page.Runs)
+}
+
+// ask sends a signed request with more header fields, "Name: value".
+func (in *installation) ask(ctx context.Context, method, path, body string, more ...string) reply {
+	header, err := in.sign("", []byte(body), time.Now())
+	if err != nil {
+		in.t.Error(err)
+		return reply{}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, *in.url.Load()+path, strings.NewReader(body))
+	if err != nil {
+		in.t.Error(err)
+		return reply{}
+	}
+	maps.Copy(req.Header, header)
+	req.Header.Set("Content-Type", "application/json")
+	for _, field := range more {
+		name, value, _ := strings.Cut(field, ": ")
+		req.Header.Set(name, value)
+	}
+	res, err := in.http.Do(req)
+	if err != nil {
+		return reply{}
+	}
+	defer func() { _ = res.Body.Close() }()
+	a := reply{res.StatusCode, res.Header, nil}
+	if a.body, err = io.ReadAll(res.Body); err != nil {
+		return reply{}
+	}
+	return a
+}
+
+// deliver sends a delivery to a hook.
+func (in *installation) deliver(hook, body string, more ...string) reply {
+	return in.ask(context.Background(), http.MethodPost, "/hooks/"+hook, body, more...)
+}

@@ -1,0 +1,153 @@
+package e2e_test
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"sallyport/runner/process"
+)
+
+const keepHooks = `
+outputs: 256KiB
+hooks:
+  fail:
+    callers: [load]
+    command: [DIR/fail.sh]
+    params: {n: {from: body.n, type: int}}
+    env: {N: "{n}"}
+    flight: "{n}"
+    output: {head: 16KiB, tail: 16KiB}
+    keep: {count: 20}
+`
+
+// TestWhatFailsOverAndOverTakesNoMoreThanItIsLeft: records, folders and outputs
+// stay within their bounds, however many runs came before, and what a crash left
+// behind goes too.
+func TestWhatFailsOverAndOverTakesNoMoreThanItIsLeft(t *testing.T) {
+	t.Parallel()
+	k := &keeping{installation: install(t, "sallyport", keepHooks)}
+	k.write("fail.sh", "#!/bin/sh\nhead -c 65536 /dev/zero\nexit 1\n", 0o755)
+	k.start(true)
+	k.fail(400)
+	k.within()
+	folders, database := k.size("state/runs"), k.size("state/state.db")
+	k.fail(400)
+	k.within()
+	// Of each delivery only the claim stays, which recognises it when it comes
+	// again. The log beside the database is cut at 32 MiB.
+	f, d, log := k.size("state/runs"), k.size("state/state.db"), k.size("state/state.db-wal")
+	t.Logf("folders %d and then %d bytes, database %d and %d, its log %d", folders, f, database, d, log)
+	if f > folders+100<<10 || d > database+500<<10 || log > 40<<20 {
+		t.Error("it grows with what came before")
+	}
+
+	// As if the server had been killed once these were forgotten, and before
+	// their folders were removed.
+	k.end()
+	known := k.folders()
+	gone, held := known[0], known[1]
+	db, err := sql.Open("sqlite", filepath.Join(k.dir, "state", "state.db"))
+	check(t, err)
+	_, err = db.ExecContext(t.Context(), `DELETE FROM runs WHERE id IN ($1, $2)`, gone, held)
+	check(t, err)
+	check(t, db.Close())
+	lock, err := os.Open(filepath.Join(k.dir, "state", "runs", held, "lock"))
+	check(t, err)
+	defer func() { check(t, lock.Close()) }()
+	check(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
+	for _, id := range []string{gone, held} { // as if they had been unknown for long
+		mark, before := filepath.Join(k.dir, "state", "runs", id, "unknown"), time.Now().Add(-process.SweepAfter)
+		check(t, errors.Join(os.WriteFile(mark, nil, 0o600), os.Chtimes(mark, before, before)))
+	}
+	k.start(true)
+	k.until("what a crash left to go", func() bool { return !slices.Contains(k.folders(), gone) })
+	if left := k.folders(); !slices.Equal(left, known[1:]) {
+		t.Errorf("%v are left, want %v", left, known[1:])
+	}
+	k.end()
+}
+
+// keeping is an installation whose hook fails.
+type keeping struct {
+	*installation
+	n int
+}
+
+// fail has so many runs fail.
+func (k *keeping) fail(times int) {
+	k.t.Helper()
+	var all sync.WaitGroup
+	for range 8 {
+		from := k.n
+		k.n += times / 8
+		all.Go(func() {
+			for n := from; n < from+times/8; n++ {
+				a := k.deliver("fail", fmt.Sprintf(`{"n": %d}`, n), "Prefer: wait=60")
+				if r := a.run(); a.code != http.StatusOK || r.ExitCode == nil || *r.ExitCode != 1 {
+					k.t.Errorf("answered %d %s", a.code, a.body)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// within waits until all is within its bounds.
+func (k *keeping) within() {
+	k.t.Helper()
+	k.until("20 runs to be left", func() bool {
+		a := k.ask(k.t.Context(), http.MethodGet, "/runs?limit=1000", "")
+		return a.runs() == 20 && len(k.folders()) == 20
+	})
+	k.until("256 KiB of outputs to be left", func() bool {
+		return k.size("state/runs/*/output")+k.size("state/runs/*/tail") <= 256<<10
+	})
+	if n := len(k.folders()); n != 20 {
+		k.t.Errorf("%d folders are left of 20 runs", n)
+	}
+}
+
+// folders are those of runs, in order.
+func (k *keeping) folders() (names []string) {
+	k.t.Helper()
+	entries, err := os.ReadDir(filepath.Join(k.dir, "state", "runs"))
+	check(k.t, err)
+	for _, e := range entries {
+		if uuid.Validate(e.Name()) == nil {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// size is what all files of a pattern take of the disk.
+func (in *installation) size(pattern string) (bytes int64) {
+	in.t.Helper()
+	roots, err := filepath.Glob(filepath.Join(in.dir, pattern))
+	check(in.t, err)
+	for _, root := range roots {
+		_ = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return nil //nolint:nilerr // it was removed meanwhile
+			}
+			if info, err := d.Info(); err == nil {
+				bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+			}
+			return nil
+		})
+	}
+	return bytes
+}

@@ -1,0 +1,131 @@
+package e2e_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/auth"
+)
+
+// madeKey is a key that "sallyport keys new" made, for a caller of its own.
+type madeKey struct {
+	scheme, alg string
+	line        string // of YAML
+}
+
+func (k *madeKey) name() string { return strings.Trim(k.scheme+"-"+k.alg, "-") }
+
+// TestWhatKeysNewMakesSignsAndIsTaken makes a key of every kind, signs with it
+// by the program, and sends that.
+func TestWhatKeysNewMakesSignsAndIsTaken(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var keys []*madeKey
+	for _, preset := range auth.Presets() {
+		keys = append(keys, &madeKey{scheme: preset})
+	}
+	for _, k := range []string{
+		"standard-webhooks ed25519", "svix ed25519", "token ", "jwt ", "jwt HS256", "jwt RS256", "jwt ES256", "jwt EdDSA",
+		"signature ", "signature ed25519", "signature ecdsa-p256-sha256", "signature hmac-sha256",
+	} {
+		scheme, alg, _ := strings.Cut(k, " ")
+		keys = append(keys, &madeKey{scheme: scheme, alg: alg})
+	}
+	var senders []*sender
+	for _, k := range keys {
+		k.make(t, dir)
+		senders = append(senders, &sender{name: k.name(), caller: k.caller()})
+	}
+	url, client := startServer(t, dir, senders)
+	for _, k := range keys {
+		at := url + "/hooks/" + k.name()
+		body := fmt.Sprintf(`{"type":"push","webhookTimestamp":%d}`, time.Now().UnixMilli())
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, at, strings.NewReader(body))
+		check(t, err)
+		for line := range strings.Lines(k.sign(t, dir, at, body)) {
+			name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+			req.Header.Set(name, value)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := client.Do(req)
+		check(t, err)
+		check(t, res.Body.Close())
+		if res.StatusCode != http.StatusOK {
+			t.Errorf("%s: status %d", k.name(), res.StatusCode)
+		}
+	}
+}
+
+// make makes the key in a file of the caller's name.
+func (k *madeKey) make(t *testing.T, dir string) {
+	t.Helper()
+	args := []string{"keys", "new", k.scheme, "--out", k.name(), "--id", "sender"}
+	if k.alg != "" {
+		args = append(args, "--alg", k.alg)
+	}
+	out, err := quick(t, dir, args...).Output()
+	if err != nil {
+		t.Fatalf("%s: %v", k.name(), err)
+	}
+	k.line = strings.TrimPrefix(strings.TrimSpace(string(out)), "- ")
+	secret, err := os.ReadFile(filepath.Join(dir, k.name()))
+	check(t, err)
+	info, err := os.Stat(filepath.Join(dir, k.name()))
+	check(t, err)
+	if info.Mode().Perm() != 0o600 || strings.Contains(string(out), strings.TrimSpace(string(secret))) {
+		t.Errorf("%s: mode %o, and printed %s", k.name(), info.Mode().Perm(), out)
+	}
+	if err := quick(t, dir, args...).Run(); err == nil {
+		t.Errorf("%s: made a second time", k.name())
+	}
+	if again, err := os.ReadFile(filepath.Join(dir, k.name())); err != nil || string(again) != string(secret) {
+		t.Errorf("%s: written over", k.name())
+	}
+}
+
+// caller is the caller in YAML, with the line as it was printed.
+func (k *madeKey) caller() string {
+	switch k.scheme {
+	case "token":
+		return "token: {keys: [" + k.line + "]}"
+	case "jwt":
+		return fmt.Sprintf("jwt: {issuer: %q, audience: %q, keys: [%s]}", issuer+k.name(), audience, k.line)
+	case "signature":
+		return `signature: {authority: ["localhost:$PORT"], keys: [` + k.line + "]}"
+	}
+	return "hmac: {scheme: " + k.scheme + ", keys: [" + k.line + "]}"
+}
+
+func (k *madeKey) sign(t *testing.T, dir, url, body string) (headers string) {
+	t.Helper()
+	args := []string{"sign", "--scheme", k.scheme, "--key-file", k.name(), "--data", body}
+	switch k.scheme {
+	case "jwt":
+		args = append(args, "--kid", "sender", "--issuer", issuer+k.name(), "--audience", audience)
+		if k.alg != "" {
+			args = append(args, "--alg", k.alg)
+		}
+	case "signature":
+		args = append(args, "--kid", "sender", "--url", url)
+	}
+	out, err := quick(t, dir, args...).Output()
+	if err != nil {
+		t.Fatalf("%s: %v", k.name(), err)
+	}
+	return string(out)
+}
+
+// quick is the program without the second for which the race detector holds the
+// end of a process.
+func quick(t *testing.T, dir string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := program(t, dir, args...)
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=10")
+	return cmd
+}

@@ -1,0 +1,211 @@
+package e2e_test
+
+import (
+	"go/ast"
+	"go/constant"
+	"go/importer"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"maps"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/internal/config"
+	"sallyport/runner"
+)
+
+// limit is a row of docs/limits.md.
+type limit struct{ bound, value, by string }
+
+var limitRow = regexp.MustCompile("^\\| ([^|]+) \\| ([^|]+) \\| (?:fixed: )?`([^`]+)` \\| ([^|]+) \\| ([^|]+) \\|$")
+
+// limitRows are the rows of docs/limits.md: those of keys of the configuration, and
+// those of constants, each by its name.
+func limitRows(t *testing.T) (keys, constants map[string]limit) {
+	t.Helper()
+	keys, constants = map[string]limit{}, map[string]limit{}
+	for line := range strings.Lines(readDoc(t, "docs/limits.md")) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "|") || strings.HasPrefix(line, "| bound |") || strings.HasPrefix(line, "|---") {
+			continue
+		}
+		m := limitRow.FindStringSubmatch(line)
+		if m == nil {
+			t.Errorf("not bound, value, set by, reached by and then: %s", line)
+			continue
+		}
+		into := keys
+		if strings.Contains(line, "| fixed: ") {
+			into = constants
+		}
+		if _, twice := into[m[3]]; twice {
+			t.Errorf("%s has two rows", m[3])
+		}
+		into[m[3]] = limit{m[1], m[2], m[3]}
+	}
+	return keys, constants
+}
+
+// TestLimits_KeysMatchConfiguration compares docs/limits.md with the keys of the file
+// that bound something, and their values with the defaults in docs/configuration.md.
+func TestLimits_KeysMatchConfiguration(t *testing.T) {
+	t.Parallel()
+	keys, _ := limitRows(t)
+	var code []string
+	boundKeys(reflect.TypeFor[config.File](), "", &code)
+	slices.Sort(code)
+	for _, key := range code {
+		if _, ok := keys[key]; !ok {
+			t.Errorf("docs/limits.md has no row for the key %s", key)
+		}
+	}
+	defaults := documentedDefaults(t)
+	for key, row := range keys {
+		if !slices.Contains(code, key) {
+			t.Errorf("docs/limits.md has %s, which is not a key that bounds something", key)
+		}
+		if row.value != defaults[key] {
+			t.Errorf("docs/limits.md has %s for %s, and docs/configuration.md has %s", row.value, key, defaults[key])
+		}
+	}
+}
+
+// boundKeys collects the keys of sizes, times, numbers and limits.
+func boundKeys(at reflect.Type, path string, into *[]string) {
+	for at.Kind() == reflect.Pointer {
+		at = at.Elem()
+	}
+	switch {
+	case at == reflect.TypeFor[time.Time](), at == reflect.TypeFor[runner.ParamSpec]():
+	case slices.Contains([]reflect.Type{
+		reflect.TypeFor[config.Limit](), reflect.TypeFor[runner.Size](), reflect.TypeFor[time.Duration](), reflect.TypeFor[int](),
+	}, at):
+		*into = append(*into, path)
+	case at.Kind() == reflect.Map:
+		boundKeys(at.Elem(), path+".NAME", into)
+	case at.Kind() == reflect.Slice:
+		boundKeys(at.Elem(), path+"[]", into)
+	case at.Kind() == reflect.Struct:
+		for _, f := range reflect.VisibleFields(at) {
+			if key := f.Tag.Get("yaml"); key != ",inline" && key != "-" {
+				boundKeys(f.Type, strings.TrimPrefix(path+"."+key, "."), into)
+			}
+		}
+	}
+}
+
+// documentedDefaults are the defaults in docs/configuration.md by the whole key.
+func documentedDefaults(t *testing.T) map[string]string {
+	t.Helper()
+	row := regexp.MustCompile("^\\| `([^`]+)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
+	defaults := map[string]string{}
+	var paths []string
+	for line := range strings.Lines(readDoc(t, "docs/configuration.md")) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "#") {
+			paths = matches("`([^`]+)`", line)
+		}
+		if m := row.FindStringSubmatch(line); m != nil {
+			for _, path := range paths {
+				defaults[strings.TrimPrefix(path+"."+m[1], "sallyport.yaml.")] = m[2]
+			}
+		}
+	}
+	return defaults
+}
+
+// TestLimits_ConstantsMatchCode compares docs/limits.md with the constants that it
+// names, and has a row for each that is named as a bound is: max…, most… or longest….
+func TestLimits_ConstantsMatchCode(t *testing.T) {
+	t.Parallel()
+	_, rows := limitRows(t)
+	unlisted := map[string]string{
+		"internal/audit.maxBatch":        "lines of one write, of those that wait",
+		"internal/audit.mostUnsigned":    "for sallyport audit verify alone",
+		"internal/audit.longestUnsigned": "the same",
+		"runner/process.maxStdin":        "as hooks.NAME.body.max",
+		"runner/process.maxGreeting":     "between server and supervisor",
+		"runner/store.maxBatch":          "runs of one transaction, of those that wait",
+	}
+	code := map[string]constant.Value{}
+	for _, dir := range []string{
+		"auth", "auth/keyset", "certs", "handlers", "internal/audit", "internal/config", "internal/keyuse", "internal/logging", "internal/readiness", "internal/server",
+		"internal/strictjson", "runner", "runner/process", "runner/store",
+	} {
+		packageConstants(t, dir, code)
+	}
+	isBound := regexp.MustCompile(`\.(max|most|longest)([A-Z].*)?$`)
+	for _, name := range slices.Sorted(maps.Keys(code)) {
+		if _, ok := rows[name]; !ok && isBound.MatchString(name) && unlisted[name] == "" {
+			t.Errorf("docs/limits.md has no row for the constant %s = %s", name, code[name])
+		}
+	}
+	for name, row := range rows {
+		value, ok := code[name]
+		if !ok {
+			t.Errorf("docs/limits.md has %s, and there is no such constant", name)
+			continue
+		}
+		if want := boundValue(t, row.value); !constant.Compare(value, token.EQL, constant.MakeInt64(want)) {
+			t.Errorf("docs/limits.md has %s for %s, which is %s", row.value, name, value)
+		}
+	}
+}
+
+// boundValue reads `64`, `16KiB` or `5s`.
+func boundValue(t *testing.T, text string) int64 {
+	t.Helper()
+	text = strings.Trim(text, "`")
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+		return n
+	}
+	if d, err := time.ParseDuration(text); err == nil {
+		return int64(d)
+	}
+	var size runner.Size
+	if err := size.UnmarshalText([]byte(text)); err != nil {
+		t.Errorf("%q is not a number, a size or a duration", text)
+	}
+	return int64(size)
+}
+
+// packageConstants adds the integer constants of a package, as the compiler
+// evaluates them. Of what it imports, only package time matters.
+func packageConstants(t *testing.T, dir string, into map[string]constant.Value) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	check(t, err)
+	set := token.NewFileSet()
+	var parsed []*ast.File
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") || regexp.MustCompile(`_(bsd|other|darwin)\.go$`).MatchString(file) {
+			continue
+		}
+		f, err := parser.ParseFile(set, file, nil, parser.SkipObjectResolution)
+		check(t, err)
+		parsed = append(parsed, f)
+	}
+	conf := types.Config{Error: func(error) {}, Importer: onlyTime{importer.ForCompiler(set, "source", nil)}, IgnoreFuncBodies: true}
+	pkg, _ := conf.Check(dir, set, parsed, nil) // incomplete, and that is all that is needed
+	for _, name := range pkg.Scope().Names() {
+		if c, ok := pkg.Scope().Lookup(name).(*types.Const); ok && c.Val().Kind() == constant.Int {
+			into[dir+"."+name] = c.Val()
+		}
+	}
+}
+
+type onlyTime struct{ types.Importer }
+
+func (i onlyTime) Import(path string) (*types.Package, error) {
+	if path != "time" {
+		return types.NewPackage(path, filepath.Base(path)), nil
+	}
+	return i.Importer.Import(path)
+}

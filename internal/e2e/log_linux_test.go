@@ -1,0 +1,64 @@
+package e2e_test
+
+import (
+	"bufio"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestLog_ReaderStops: whoever reads the log of both processes stops, and keeps the pipe open.
+// Deliveries are answered and run all the same, and both processes end when they are told to.
+func TestLog_ReaderStops(t *testing.T) {
+	t.Parallel()
+	in := install(t, "sallyport", "hooks:\n  quick: {callers: [load], command: [/bin/true], busy: {queue: 1000}}\n")
+	r, w, err := os.Pipe()
+	check(t, err)
+	t.Cleanup(func() { _ = r.Close() })
+	cmd, ended := exec.CommandContext(t.Context(), in.program, "serve", "-c", filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = w, w
+	check(t, cmd.Start())
+	check(t, w.Close())
+	go func() {
+		_ = cmd.Wait() // its state is looked at
+		close(ended)
+	}()
+	in.server, in.ended = cmd, ended
+	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
+	for lines := bufio.NewScanner(r); in.url.Load() == nil && lines.Scan(); {
+		if found := address.FindStringSubmatch(lines.Text()); found != nil {
+			in.url.Store(&found[1])
+		}
+	}
+	if in.url.Load() == nil {
+		t.Fatal("the server does not serve")
+	}
+	// Each leaves more than 600 bytes in the log, and a pipe holds 64 KiB.
+	for i := range 300 {
+		if a := in.deliver("quick", strconv.Itoa(i)); a.code != http.StatusOK && a.code != http.StatusAccepted {
+			t.Fatalf("delivery %d: %d %s", i, a.code, a.body)
+		}
+	}
+	in.until("all runs to end", func() bool {
+		return in.ask(t.Context(), http.MethodGet, "/runs?state=queued&state=running", "").runs() == 0
+	})
+	if a := in.ask(t.Context(), http.MethodGet, "/healthz", ""); a.code != http.StatusOK {
+		t.Errorf("/healthz: %d", a.code)
+	}
+	check(t, cmd.Process.Signal(syscall.SIGTERM))
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Fatal("the server does not end")
+	}
+	if !cmd.ProcessState.Success() {
+		t.Errorf("the server ended with %v", cmd.ProcessState)
+	}
+	in.until("the supervisor to end", func() bool { return in.supervisor() == 0 })
+}

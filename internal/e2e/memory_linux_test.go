@@ -1,0 +1,228 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+)
+
+const (
+	strangers  = 20
+	theirBody  = 100 << 20 // bytes each
+	memoryGoal = 64 << 10  // KiB, of the whole server at its largest
+)
+
+// TestStrangersBodiesTakeNoMemory sends bodies of 100 MB, twenty at once and
+// all without a credential, to a server that is built as it is shipped: the race
+// detector would take more than they.
+func TestStrangersBodiesTakeNoMemory(t *testing.T) {
+	t.Parallel()
+	dir := shippedWith(t, `
+callers:
+  github: {hmac: {scheme: github, keys: [{file: secret}]}}
+hooks:
+  usual: {callers: [github], command: [/bin/true]}
+  large: {callers: [github], command: [/bin/true], body: {max: 25MiB}} # the most that GitHub sends
+`)
+	trusted := roots(t, filepath.Join(dir, "certs", "ca.pem"))
+	for _, kind := range []string{"declared", "chunked"} {
+		for _, hook := range []string{"usual", "large"} {
+			t.Run(kind+" for the "+hook+" hook", func(t *testing.T) {
+				serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
+				url := listening(t, t.TempDir(), serve)
+				before := highWater(t, serve.Process.Pid)
+				var all sync.WaitGroup
+				answers := make(chan string, strangers)
+				for range strangers {
+					all.Go(func() {
+						answers <- upload(t, trusted, strings.TrimPrefix(url, "https://"), "/hooks/"+hook, kind == "chunked")
+					})
+				}
+				all.Wait()
+				close(answers)
+				for a := range answers {
+					if !strings.HasPrefix(a, "HTTP/1.1 413 ") && !strings.HasPrefix(a, "HTTP/1.1 503 ") {
+						t.Errorf("answered %.200q", a)
+					}
+				}
+				after := highWater(t, serve.Process.Pid)
+				t.Logf("%d KiB at its largest, %d before", after, before)
+				if after > memoryGoal {
+					t.Errorf("the server took %d KiB, and %d are allowed", after, memoryGoal)
+				}
+			})
+		}
+	}
+}
+
+const (
+	stalled = 300
+	asked   = 100 // requests while they are held
+	fewGCs  = 20  // cycles meanwhile; without end, there is one or more for each request
+)
+
+// TestStalledUploadsDoNotKeepTheCollectorRunning holds many uploads that have
+// sent a little, as slow senders and strangers do, and counts how often the
+// server collects garbage while it answers somebody else.
+func TestStalledUploadsDoNotKeepTheCollectorRunning(t *testing.T) {
+	t.Parallel()
+	dir := shippedWith(t, `
+limits: {address: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}, connections_per_address: 1000}
+metrics: {callers: [prometheus]}
+callers:
+  prometheus: {token: {keys: [{file: secret}]}}
+hooks:
+  usual: {callers: [prometheus], command: [/bin/true], body: {timeout: 10m}}
+`)
+	trusted := roots(t, filepath.Join(dir, "certs", "ca.pem"))
+	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
+	address := strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://")
+	for range stalled {
+		c := dialTLS(t, trusted, address)
+		_, err := fmt.Fprintf(c, "POST /hooks/usual HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n%s", bytes.Repeat([]byte("x"), 15<<10))
+		check(t, err)
+	}
+	c := dialTLS(t, trusted, address)
+	answers := bufio.NewReader(c)
+	collected := func() (cycles int) {
+		t.Helper()
+		_, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a secret of thirty-two bytes or so\r\n\r\n")
+		check(t, err)
+		res, err := http.ReadResponse(answers, nil)
+		check(t, err)
+		text, err := io.ReadAll(res.Body)
+		check(t, errors.Join(err, res.Body.Close()))
+		found := regexp.MustCompile(`(?m)^go_gc_duration_seconds_count (\d+)$`).FindSubmatch(text)
+		if found == nil {
+			t.Fatalf("%s: %s", res.Status, text)
+		}
+		cycles, err = strconv.Atoi(string(found[1]))
+		check(t, err)
+		return cycles
+	}
+	before := collected()
+	for range asked - 1 {
+		collected()
+	}
+	n := collected() - before
+	t.Logf("%d cycles while %d requests were answered, and %d uploads held", n, asked, stalled)
+	if n > fewGCs {
+		t.Errorf("%d cycles are more than %d", n, fewGCs)
+	}
+}
+
+// dialTLS connects to a server.
+func dialTLS(t *testing.T, trusted *x509.CertPool, address string) *tls.Conn {
+	t.Helper()
+	d := tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost", MinVersion: tls.VersionTLS13}}
+	c, err := d.DialContext(t.Context(), "tcp", address)
+	check(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	check(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
+	return c.(*tls.Conn)
+}
+
+// shippedWith makes a folder with the program as it is shipped, what it needs to
+// serve, a secret, and the rest of its configuration.
+func shippedWith(t *testing.T, rest string) (dir string) {
+	t.Helper()
+	dir = configured(t, rest)
+	shipped(t, dir)
+	return dir
+}
+
+// configured makes a folder with a configuration, certificates and a secret.
+func configured(t *testing.T, rest string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
+	check(t, err)
+	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))
+	write(t, filepath.Join(dir, "sallyport.yaml"), []byte(`
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+`+rest))
+	return dir
+}
+
+// shipped builds the program into a folder as it is shipped.
+func shipped(t testing.TB, dir string) {
+	t.Helper()
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "sallyport"), ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v\n%s", err, out)
+	}
+}
+
+// highWater is the most memory that a process ever had, in KiB.
+func highWater(t testing.TB, pid int) int {
+	t.Helper()
+	return memory(t, pid, "VmHWM")
+}
+
+// memory is a line of /proc/PID/status, in KiB.
+func memory(t testing.TB, pid int, line string) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	check(t, err)
+	found := regexp.MustCompile(line + `:\s+(\d+) kB`).FindSubmatch(status)
+	if found == nil {
+		t.Fatalf("no %s in %s", line, status)
+	}
+	n, err := strconv.Atoi(string(found[1]))
+	check(t, err)
+	return n
+}
+
+// upload sends as much of a body as the server takes and returns its answer.
+func upload(t *testing.T, trusted *x509.CertPool, address, path string, chunked bool) string {
+	t.Helper()
+	plain, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		return err.Error()
+	}
+	c := tls.Client(plain, &tls.Config{RootCAs: trusted, ServerName: "localhost", MinVersion: tls.VersionTLS13})
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		return err.Error()
+	}
+	answer := make(chan string, 1)
+	part := bytes.Repeat([]byte("x"), 64<<10)
+	header := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", path, theirBody)
+	if chunked {
+		header = fmt.Sprintf("POST %s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", path)
+		part = fmt.Appendf(nil, "%x\r\n%s\r\n", len(part), part)
+	}
+	if _, err := io.WriteString(c, header); err != nil {
+		return err.Error()
+	}
+	go func() {
+		b, err := io.ReadAll(c)
+		answer <- string(b) + fmt.Sprint(" ", err)
+	}()
+	for range theirBody / (64 << 10) {
+		if _, err := c.Write(part); err != nil {
+			break // the server has closed; what it answered was read
+		}
+	}
+	return <-answer
+}

@@ -1,0 +1,487 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// TestOpenIDProviders has real OpenID providers sign tokens, and stands between
+// them and the server to see what it asks for and to answer what none of them
+// ever should.
+func TestOpenIDProviders(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("internal/e2e/testdata/oidc/node_modules/.package-lock.json"); err != nil {
+		t.Fatal("the provider is not installed: run make test")
+	}
+	o := newProviders(t)
+	for _, name := range []string{"good", "rotated", "flooded", "poisoned", "redirected", "slow", "huge"} {
+		o.issuers[name] = o.address + "/" + name
+		o.publish(t, name, name+"-1")
+	}
+	dead := freeTCPPort(t)
+	o.issuers["dead"] = "https://localhost:" + dead + "/dead"
+	o.publish(t, "dead", "dead-1")
+	var written atomic.Int64
+	o.misbehave("redirected", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, o.issuers["good"]+"/jwks", http.StatusFound)
+	})
+	o.misbehave("slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	o.misbehave("huge", func(w http.ResponseWriter, _ *http.Request) {
+		for block := bytes.Repeat([]byte(" "), 1<<20); written.Load() < 1<<30; {
+			n, err := w.Write(block)
+			if written.Add(int64(n)); err != nil {
+				return
+			}
+		}
+	})
+	o.serve(t)
+
+	for name, f := range map[string]func(*testing.T){
+		"a job's token starts a run, and no other":                        o.testGood,
+		"a new key is good at once or soon, and a withdrawn one no more":  o.testRotation,
+		"a flood of forged tokens does not reach the provider":            o.testFlood,
+		"a poisoned set verifies by its good keys":                        o.testPoison,
+		"a redirect is not followed":                                      o.heals("redirected", "redirects are not followed"),
+		"a provider that does not answer is given up":                     o.heals("slow", "deadline exceeded"),
+		"a set without end is given up":                                   o.heals("huge", "more than 1048576 bytes"),
+		"a provider that was dead at the start is believed once it lives": o.testDead(dead),
+	} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); f(t) })
+	}
+	t.Cleanup(func() {
+		t.Logf("of a set without end, %d bytes were sent at most in %d fetches", written.Load(), o.hits("/huge/jwks"))
+		if written.Load() > int64(o.hits("/huge/jwks"))*(16<<20) { // the kernel's buffers are a part of it
+			t.Errorf("%d bytes of a set without end were taken", written.Load())
+		}
+	})
+}
+
+// providers are the real ones, with the test before them.
+type providers struct {
+	dir, url string // of the server
+	address  string // of the test's own front
+	issuers  map[string]string
+	roots    *x509.CertPool
+	front    http.Handler
+	server   *exec.Cmd
+	evil     *rsa.PrivateKey // of somebody else
+
+	mu      sync.Mutex
+	orders  *json.Encoder // to provider.mjs
+	answers *bufio.Scanner
+	asked   map[string]int              // the front, by path
+	instead map[string]http.HandlerFunc // of a provider's key set, by name
+}
+
+func newProviders(t *testing.T) *providers {
+	t.Helper()
+	o := &providers{
+		dir: t.TempDir(), issuers: map[string]string{},
+		asked: map[string]int{}, instead: map[string]http.HandlerFunc{},
+	}
+	if out, err := program(t, o.dir, "certs", "dev").CombinedOutput(); err != nil {
+		t.Fatalf("making certificates: %v\n%s", err, out)
+	}
+	o.roots = roots(t, o.dir+"/certs/ca.pem")
+
+	cmd := exec.CommandContext(t.Context(), "node", "internal/e2e/testdata/oidc/provider.mjs", o.dir+"/certs/server.pem", o.dir+"/certs/server.key")
+	in, err := cmd.StdinPipe()
+	check(t, err)
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	cmd.Stderr = os.Stderr
+	check(t, cmd.Start())
+	t.Cleanup(func() {
+		check(t, in.Close())
+		_ = cmd.Wait() // killed, or at the end of its input
+	})
+	o.orders, o.answers = json.NewEncoder(in), bufio.NewScanner(out)
+	if !o.answers.Scan() {
+		t.Fatal("the provider does not start")
+	}
+	o.evil, err = rsa.GenerateKey(rand.Reader, 2048)
+	check(t, err)
+	behind, err := url.Parse("https://localhost:" + o.answers.Text())
+	check(t, err)
+	proxy := &httputil.ReverseProxy{
+		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(behind); r.SetXForwarded() },
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}},
+
+		ModifyResponse: o.poison,
+	}
+	o.front = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, path, _ := strings.Cut(r.URL.Path[1:], "/")
+		o.mu.Lock()
+		o.asked[r.URL.Path]++
+		instead := o.instead[name]
+		o.mu.Unlock()
+		if instead != nil && path == "jwks" {
+			instead(w, r)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	})
+	o.address = o.listen(t, "0")
+	return o
+}
+
+// listen puts the front at a port.
+func (o *providers) listen(t *testing.T, port string) string {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(o.dir+"/certs/server.pem", o.dir+"/certs/server.key")
+	check(t, err)
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "localhost:"+port)
+	check(t, err)
+	srv := &http.Server{
+		Handler: o.front, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13},
+	}
+	go func() { _ = srv.ServeTLS(l, "", "") }()
+	t.Cleanup(func() { check(t, srv.Close()) })
+	_, port, err = net.SplitHostPort(l.Addr().String())
+	check(t, err)
+	return "https://localhost:" + port
+}
+
+// publish has a provider publish the keys of these kids and sign with the first.
+func (o *providers) publish(t *testing.T, name string, kids ...string) {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	check(t, o.orders.Encode(map[string]any{"issuer": o.issuers[name], "keys": kids}))
+	if !o.answers.Scan() {
+		t.Fatal("the provider has gone")
+	}
+}
+
+func (o *providers) misbehave(name string, how http.HandlerFunc) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.instead[name] = how
+}
+
+// hits is how often the front was asked for a path.
+func (o *providers) hits(path string) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.asked[path]
+}
+
+// serve starts the server with a caller and a hook for each issuer.
+func (o *providers) serve(t *testing.T) {
+	t.Helper()
+	var callers, hooks strings.Builder
+	for name, issuer := range o.issuers {
+		_, _ = fmt.Fprintf(&callers, "  %s: {jwt: {preset: gitlab-ci, issuer: %q, ca: certs/ca.pem, audience: %q, claims: {project_id: \"1234\", ref: main}}}\n", name, issuer, audience)
+		_, _ = fmt.Fprintf(&hooks, "  %s: {path: /%s, callers: [%s], command: [/bin/true], busy: {queue: 100}}\n", name, name, name)
+	}
+	config := fmt.Sprintf(`listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+limits: {address: {rate: 1000/s, burst: 1000}, failures: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}}
+callers:
+%shooks:
+%s`, &callers, &hooks)
+	check(t, os.WriteFile(o.dir+"/sallyport.yaml", []byte(config), 0o600))
+	if out, err := program(t, o.dir, "check", "--config", "sallyport.yaml").CombinedOutput(); err != nil || strings.Contains(string(out), "warning") {
+		t.Fatalf("check: %v\n%s", err, out)
+	}
+	for name := range o.issuers {
+		if o.hits("/"+name+"/.well-known/openid-configuration") > 0 {
+			t.Fatal("checking a file asked a provider")
+		}
+	}
+	o.server = program(t, o.dir, "serve", "--config", "sallyport.yaml")
+	o.url = listening(t, o.dir, o.server)
+}
+
+// token asks a provider for one, as its client.
+func (o *providers) token(t *testing.T, name, scope, audience string) string {
+	t.Helper()
+	form := url.Values{"grant_type": {"client_credentials"}, "scope": {scope}, "resource": {audience}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.address+"/"+name+"/token", strings.NewReader(form.Encode()))
+	check(t, err)
+	req.SetBasicAuth("job", "secret")
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}, DisableKeepAlives: true}
+	res, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+	check(t, err)
+	defer func() { check(t, res.Body.Close()) }()
+	var answer struct {
+		Token string `json:"access_token"`
+		Error string `json:"error_description"`
+	}
+	check(t, json.NewDecoder(res.Body).Decode(&answer))
+	if answer.Token == "" {
+		t.Fatalf("%s gives no token: %s", name, answer.Error)
+	}
+	return answer.Token
+}
+
+func (o *providers) good(t *testing.T, name string) string {
+	t.Helper()
+	return o.token(t, name, "main", audience)
+}
+
+const refused = 77 // the exit code of a call
+
+// call sends a token to an issuer's hook by the program, and returns its exit
+// code.
+func (o *providers) call(t *testing.T, name, token string) (int, string) {
+	t.Helper()
+	file := filepath.Join(o.dir, rand.Text())
+	check(t, os.WriteFile(file, []byte(token), 0o600))
+	defer func() { check(t, os.Remove(file)) }()
+	cmd := program(t, o.dir, "call", "--ca", "certs/ca.pem", "--scheme", "token", "--key-file", file, o.url+"/"+name)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}
+
+func (o *providers) accepts(t *testing.T, name, token string) {
+	t.Helper()
+	if code, out := o.call(t, name, token); code != 0 || !strings.Contains(out, `"caller": "`+name+`"`) {
+		t.Errorf("%s: exit code %d, want a run\n%s", name, code, out)
+	}
+}
+
+func (o *providers) refuses(t *testing.T, why, name, token string) {
+	t.Helper()
+	if code, out := o.call(t, name, token); code != refused {
+		t.Errorf("%s: exit code %d, want %d\n%s", why, code, refused, out)
+	}
+}
+
+// eventually sends new tokens until one is accepted, and returns when.
+func (o *providers) eventually(t *testing.T, name string) time.Duration {
+	t.Helper()
+	start := time.Now()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for time.Since(start) < 2*time.Minute {
+		code, out := o.call(t, name, o.good(t, name))
+		switch code {
+		case 0:
+			return time.Since(start)
+		case refused:
+			<-tick.C
+		default:
+			t.Fatalf("%s: exit code %d\n%s", name, code, out)
+		}
+	}
+	t.Fatalf("%s is never accepted", name)
+	return 0
+}
+
+func (o *providers) log(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(o.dir, "log"))
+	check(t, err)
+	return string(text)
+}
+
+// logged waits for a line of the log that has all the parts.
+func (o *providers) logged(t *testing.T, parts ...string) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for range 1200 {
+	lines:
+		for line := range strings.Lines(o.log(t)) {
+			for _, part := range parts {
+				if !strings.Contains(line, part) {
+					continue lines
+				}
+			}
+			return
+		}
+		<-tick.C
+	}
+	t.Errorf("no line of the log has %q", parts)
+}
+
+func (o *providers) testGood(t *testing.T) {
+	t.Helper()
+	o.accepts(t, "good", o.good(t, "good"))
+	o.refuses(t, "another audience", "good", o.token(t, "good", "main", "https://other.example.com"))
+	o.refuses(t, "another claim", "good", o.token(t, "good", "dev", audience))
+	token := o.good(t, "good")
+	o.refuses(t, "a changed signature", "good", flipped(token))
+	if code, out := o.call(t, "flooded", token); code != refused { // it is a caller, but not this hook's
+		t.Errorf("another hook: exit code %d\n%s", code, out)
+	}
+	// A reload goes on with the keys that there are.
+	before := o.hits("/good/jwks")
+	check(t, o.server.Process.Signal(syscall.SIGHUP))
+	o.logged(t, `"msg":"reloaded"`)
+	o.accepts(t, "good", token)
+	if n := o.hits("/good/jwks"); n != before {
+		t.Errorf("a reload fetched the keys %d times", n-before)
+	}
+}
+
+func (o *providers) testRotation(t *testing.T) {
+	t.Helper()
+	const name = "rotated"
+	spare := []string{o.good(t, name), o.good(t, name)}
+	o.accepts(t, name, o.good(t, name))
+	o.publish(t, name, "rotated-2", "rotated-1")
+	t.Logf("the first new key worked after %s", o.eventually(t, name))
+	o.accepts(t, name, spare[0])
+	second := o.good(t, name)
+	o.publish(t, name, "rotated-3")
+	t.Logf("the second new key, right after it, worked after %s", o.eventually(t, name))
+	o.refuses(t, "the first key is withdrawn", name, spare[1])
+	o.refuses(t, "the second key is withdrawn", name, second)
+	t.Logf("%d fetches in all", o.hits("/rotated/jwks"))
+}
+
+func (o *providers) testFlood(t *testing.T) {
+	t.Helper()
+	const name, many = "flooded", 60
+	o.accepts(t, name, o.good(t, name))
+	before := o.hits("/flooded/jwks")
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}, MaxConnsPerHost: 60}
+	defer transport.CloseIdleConnections()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for range many {
+		raw := o.forged(t, name, rand.Text(), jwt.SigningMethodRS256, o.evil)
+		wg.Go(func() {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.url+"/"+name, http.NoBody)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Authorization", "Bearer "+raw)
+			res, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = res.Body.Close() }()
+			if res.StatusCode != http.StatusUnauthorized {
+				t.Errorf("status %d for a forged token", res.StatusCode)
+			}
+		})
+	}
+	wg.Wait()
+	n := o.hits("/flooded/jwks") - before
+	t.Logf("%d forged tokens in %s led to %d fetches", many, time.Since(start), n)
+	if n > 3 {
+		t.Errorf("%d fetches", n)
+	}
+	o.accepts(t, name, o.good(t, name))
+}
+
+// poison adds keys to a provider's set that must never verify anything, one of
+// them under the name of the good one.
+func (o *providers) poison(res *http.Response) error {
+	if res.Request.URL.Path != "/poisoned/jwks" {
+		return nil
+	}
+	var set struct {
+		Keys []map[string]any `json:"keys"`
+	}
+	if err := json.NewDecoder(res.Body).Decode(&set); err != nil {
+		return err
+	}
+	encode := base64.RawURLEncoding.EncodeToString
+	secret := encode([]byte(published))
+	set.Keys = append(set.Keys,
+		map[string]any{"kty": "oct", "kid": "poisoned-1", "k": secret},
+		map[string]any{"kty": "oct", "kid": "secret", "alg": "HS256", "k": secret},
+		map[string]any{"kty": "RSA", "kid": "enc", "use": "enc", "n": encode(o.evil.N.Bytes()), "e": "AQAB"},
+		map[string]any{"kty": "RSA", "kid": "ops", "key_ops": []string{"encrypt"}, "n": encode(o.evil.N.Bytes()), "e": "AQAB"},
+		map[string]any{"kty": "RSA", "kid": "private", "n": encode(o.evil.N.Bytes()), "e": "AQAB", "d": encode(o.evil.D.Bytes())},
+		map[string]any{"kty": "RSA", "kid": "x5u", "x5u": o.address + "/poisoned/x5u"},
+	)
+	text, err := json.Marshal(set)
+	res.Body = io.NopCloser(bytes.NewReader(text))
+	res.ContentLength = int64(len(text))
+	res.Header.Set("Content-Length", strconv.Itoa(len(text)))
+	return err
+}
+
+const published = "a secret that the provider's set tells everybody"
+
+func (o *providers) testPoison(t *testing.T) {
+	t.Helper()
+	const name = "poisoned"
+	o.accepts(t, name, o.good(t, name))
+	o.logged(t, `"level":"WARN","msg":"keys fetched"`, `"keys":["poisoned-1"]`, "is a secret or private key")
+	for _, kid := range []string{"poisoned-1", "secret"} {
+		o.refuses(t, "a secret that is published, as "+kid, name, o.forged(t, name, kid, jwt.SigningMethodHS256, []byte(published)))
+	}
+	for _, kid := range []string{"poisoned-1", "enc", "ops", "private"} {
+		o.refuses(t, "a key for something else, as "+kid, name, o.forged(t, name, kid, jwt.SigningMethodRS256, o.evil))
+	}
+	if n := o.hits("/poisoned/x5u"); n > 0 {
+		t.Errorf("what the set points to was asked for %d times", n)
+	}
+}
+
+// forged is a good token but for its key.
+func (o *providers) forged(t *testing.T, name, kid string, method jwt.SigningMethod, key any) string {
+	t.Helper()
+	now := time.Now()
+	token := jwt.NewWithClaims(method, jwt.MapClaims{
+		"iss": o.issuers[name], "aud": audience, "project_id": "1234", "ref": "main",
+		"jti": rand.Text(), "iat": now.Unix(), "exp": now.Unix() + 300,
+	})
+	token.Header["kid"] = kid
+	raw, err := token.SignedString(key)
+	check(t, err)
+	return raw
+}
+
+// heals shows that an issuer's tokens are refused while its keys cannot be had,
+// that the operator reads why, and that they are accepted once it answers well.
+func (o *providers) heals(name, why string) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		o.refuses(t, "while it misbehaves", name, o.good(t, name))
+		o.logged(t, `"level":"WARN"`, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers[name]+`"`, why)
+		o.misbehave(name, nil)
+		t.Logf("worked %s after it answered well again", o.eventually(t, name))
+	}
+}
+
+func (o *providers) testDead(port string) func(*testing.T) {
+	return func(t *testing.T) {
+		t.Helper()
+		o.refuses(t, "while it is dead", "dead", o.good(t, "dead"))
+		o.logged(t, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers["dead"]+`"`, "connection refused")
+		o.listen(t, port)
+		t.Logf("worked %s after it came to life", o.eventually(t, "dead"))
+	}
+}

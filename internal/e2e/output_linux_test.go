@@ -1,0 +1,154 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	internals "sallyport/internal/e2e"
+	"sallyport/runner"
+)
+
+// What is kept of an output, by default.
+const (
+	spillHead = 1 << 20
+	spillTail = 9 << 20
+)
+
+// follow checks that a part of an output is made of whole blocks that follow one
+// another on each stream, and returns the number of the first on each and the one
+// after the last, both -1 where a stream has none.
+func follow(t *testing.T, part []byte) (first, next [2]int) {
+	t.Helper()
+	b := internals.NewBlocks()
+	first, next = [2]int{-1, -1}, [2]int{-1, -1}
+	for off := 0; off < len(part); off += internals.SpillBlock {
+		var second bool
+		var n int
+		if _, err := fmt.Sscanf(string(part[off:off+16]), "%t %d\n", &second, &n); err != nil {
+			t.Fatalf("no block begins with %q", part[off:off+16])
+		}
+		stream := 0
+		if second {
+			stream = 1
+		}
+		if !bytes.Equal(part[off:min(off+internals.SpillBlock, len(part))], b.Block(second, n)) {
+			t.Fatalf("block %d of stream %d is not what was written", n, stream)
+		}
+		if first[stream] < 0 {
+			first[stream], next[stream] = n, n
+		}
+		if n != next[stream] {
+			t.Fatalf("block %d of stream %d comes after %d", n, stream, next[stream]-1)
+		}
+		next[stream]++
+	}
+	return first, next
+}
+
+const spillHooks = `
+hooks:
+  spill: {callers: [load], command: [SPILL, DIR/took, DIR/gate], timeout: 5m} # of its output 1 MiB and 9 MiB are kept
+`
+
+// TestAGigabyteOnBothStreams: it takes neither memory nor, for long, the disk,
+// and what is kept of it is right, byte by byte.
+func TestAGigabyteOnBothStreams(t *testing.T) {
+	t.Parallel()
+	command, err := exec.LookPath("spill")
+	check(t, err)
+	dir := t.TempDir()
+	shipped(t, dir)
+	in := install(t, filepath.Join(dir, "sallyport"), strings.ReplaceAll(spillHooks, "SPILL", command))
+	in.start(true)
+	run := in.deliver("spill", "{}").run()
+	followed := in.followToTheEnd(run.ID)
+	most := int64(0)
+	for err = os.ErrNotExist; err != nil; <-time.After(5 * time.Millisecond) {
+		most = max(most, in.size("state/runs/"+run.ID+"/output")+in.size("state/runs/"+run.ID+"/tail"))
+		_, err = os.Stat(filepath.Join(in.dir, "took"))
+	}
+	t.Logf("written in %s ns; at most %d KiB of the disk were taken", in.read("took"), most>>10)
+	if most > spillHead+spillTail+300<<10 {
+		t.Errorf("%d bytes of the disk were taken", most)
+	}
+	in.write("gate", "", 0o600)
+	run = in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60").run()
+	const dropped = internals.Spilled - spillHead - spillTail
+	if run.State != runner.Succeeded || run.Output != (runner.Output{Bytes: internals.Spilled, Dropped: dropped}) {
+		t.Errorf("the run is %+v, and of %d bytes %d were dropped", run, internals.Spilled, dropped)
+	}
+	kept(t, in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""))
+	if n := <-followed; n < spillHead+spillTail {
+		t.Errorf("who followed saw %d bytes", n)
+	}
+	for who, pid := range map[string]int{"server": in.server.Process.Pid, "supervisor": in.supervisor()} {
+		kib := highWater(t, pid)
+		t.Logf("%d KiB were the most of the %s", kib, who)
+		if kib > memoryGoal {
+			t.Errorf("the %s took %d KiB, and %d are allowed", who, kib, memoryGoal)
+		}
+	}
+	in.end()
+}
+
+// kept checks an output of which the middle was dropped.
+func kept(t *testing.T, a reply) {
+	t.Helper()
+	const dropped = internals.Spilled - spillHead - spillTail
+	if want := fmt.Sprintf("%d-%d", spillHead, internals.Spilled-spillTail-1); a.header.Get("X-Output-Dropped") != want {
+		t.Errorf("dropped are %s, want %s", a.header.Get("X-Output-Dropped"), want)
+	}
+	gap := fmt.Sprintf("\n[%d bytes not kept]\n", dropped)
+	if len(a.body) != spillHead+len(gap)+spillTail || string(a.body[spillHead:spillHead+len(gap)]) != gap {
+		t.Fatalf("%d bytes are answered", len(a.body))
+	}
+	first, upTo := follow(t, a.body[:spillHead])
+	from, end := follow(t, a.body[spillHead+len(gap):])
+	between := 0
+	for stream := range 2 {
+		const all = internals.Spilled / internals.SpillBlock / 2
+		if upTo[stream] < 0 { // nothing of it came early
+			first[stream], upTo[stream] = 0, 0
+		}
+		if from[stream] < 0 { // or late
+			from[stream], end[stream] = all, all
+		}
+		if first[stream] != 0 || end[stream] != all {
+			t.Errorf("stream %d begins with block %d and ends before %d", stream, first[stream], end[stream])
+		}
+		between += from[stream] - upTo[stream]
+	}
+	if between*internals.SpillBlock != dropped {
+		t.Errorf("%d blocks are missing, and %d bytes were dropped", between, dropped)
+	}
+}
+
+// followToTheEnd reads an output as it is written, and tells how much that was.
+func (in *installation) followToTheEnd(id string) <-chan int64 {
+	read := make(chan int64, 1)
+	header, err := in.sign("", nil, time.Now())
+	check(in.t, err)
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, *in.url.Load()+"/runs/"+id+"/output?follow", nil)
+	check(in.t, err)
+	req.Header = header
+	go func() {
+		defer close(read)
+		res, err := (&http.Client{Transport: in.http.Transport}).Do(req)
+		if err != nil {
+			return
+		}
+		defer func() { _ = res.Body.Close() }()
+		n, _ := io.Copy(io.Discard, res.Body) // what was read counts
+		read <- n
+	}()
+	return read
+}

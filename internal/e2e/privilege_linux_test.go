@@ -1,0 +1,103 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"sallyport/internal/testenv"
+	"sallyport/runner"
+)
+
+const privilegeHooks = `
+hooks:
+  look: {callers: [load], command: [/bin/sh, DIR/look.sh]}
+`
+
+// look tries what a command could read of the server and of the supervisor, which
+// run as the same user.
+const look = `grep ^Cap /proc/self/status
+for pid in $PPID $(cat "$(dirname "$0")/server"); do
+	for file in environ maps mem auxv; do
+		head -c 1 /proc/$pid/$file >/dev/null 2>&1 && echo "reads $file of $pid"
+	done
+	ls /proc/$pid/fd >/dev/null 2>&1 && echo "lists the descriptors of $pid"
+	test -r /proc/$pid/status && echo "sees $pid"
+done
+`
+
+// TestCommand_HasNoPrivilegeOfTheServer: neither the capability to listen on port
+// 443, nor a look into the memory of the processes that have the keys.
+func TestCommand_HasNoPrivilegeOfTheServer(t *testing.T) {
+	if os.Geteuid() != 0 {
+		testenv.Skip(t, "what a command may do to the server, because only root may start a server as another user")
+	}
+	in := install(t, "sallyport", privilegeHooks)
+	// Longer than a path of a socket may be, so that it is reached by /proc/self/fd.
+	config := strings.Replace(string(in.read("sallyport.yaml")), in.dir+"/state", in.dir+"/"+strings.Repeat("s", 100), 1)
+	in.write("sallyport.yaml", config, 0o600)
+	in.write("look.sh", look, 0o600)
+	in.write("server", "", 0o600)
+	in.asUser(5000)
+	start := in.prepare
+	const bind = 10 // CAP_NET_BIND_SERVICE
+	in.prepare = func(cmd *exec.Cmd) {
+		start(cmd)
+		cmd.SysProcAttr.AmbientCaps = []uintptr{bind}
+	}
+	in.start(true)
+	server := in.servers()
+	if len(server) != 1 {
+		t.Fatalf("%d servers", len(server))
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", server[0]))
+	check(t, err)
+	if !regexp.MustCompile(`CapAmb:\s+0*400\n`).Match(status) {
+		t.Fatalf("the server has not the capability, so the test shows nothing:\n%s", status)
+	}
+	check(t, os.WriteFile(in.dir+"/server", fmt.Append(nil, server[0]), 0o600))
+
+	run := in.deliver("look", "{}", "Prefer: wait=20").run()
+	out := string(in.ask(t.Context(), "GET", "/runs/"+run.ID+"/output", "").body)
+	if run.State != runner.Succeeded || strings.Count(out, "sees ") != 2 {
+		t.Fatalf("%+v\n%s", run, out)
+	}
+	for line := range strings.Lines(out) {
+		if name, value, is := strings.Cut(line, ":"); is && name != "CapBnd" && strings.Trim(value, "\t 0\n") != "" {
+			t.Errorf("the command has capabilities: %s", line)
+		}
+		if strings.HasPrefix(line, "reads ") || strings.HasPrefix(line, "lists ") {
+			t.Errorf("the command %s", line)
+		}
+	}
+	in.end()
+}
+
+// TestListen_PrivilegedPortWithoutPermission says what gives the permission.
+func TestListen_PrivilegedPortWithoutPermission(t *testing.T) {
+	first, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if os.Geteuid() != 0 || err != nil || strings.TrimSpace(string(first)) != "1024" {
+		testenv.Skip(t, "listening on port 443 without permission, because here any user may, or only root may start a server as another user")
+	}
+	in := install(t, "sallyport", privilegeHooks)
+	in.write("sallyport.yaml", strings.Replace(string(in.read("sallyport.yaml")), "localhost:0", "127.0.0.1:443", 1), 0o600)
+	in.write("look.sh", look, 0o600)
+	in.asUser(5000)
+	in.start(false)
+	in.until("the server to end", func() bool {
+		select {
+		case <-in.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	for _, want := range []string{"127.0.0.1:443: bind: permission denied", "AmbientCapabilities=CAP_NET_BIND_SERVICE", "ListenStream=443"} {
+		if !strings.Contains(string(in.read("log")), want) {
+			t.Errorf("the server does not say %q: %s", want, in.read("log"))
+		}
+	}
+}

@@ -1,0 +1,235 @@
+package e2e_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/certs"
+)
+
+const (
+	reloads = 1000
+	growth  = 16 << 10 // KiB that memory may waver by
+)
+
+// TestReloadsUnderLoad changes the configuration a thousand times while
+// deliveries come, by a write, by a rename, and by swapping a symlink as
+// Kubernetes does; every other one is broken. No delivery fails that should
+// pass, and none passes that should fail.
+func TestReloadsUnderLoad(t *testing.T) {
+	t.Parallel()
+	r := &reloading{t: t, dir: t.TempDir()}
+	shipped(t, r.dir)
+	_, err := certs.Dev(filepath.Join(r.dir, "certs"), time.Now(), false)
+	check(t, err)
+	r.mount(r.file("with guest"))
+	serve := exec.Command(filepath.Join(r.dir, "sallyport"), "serve", "--config", filepath.Join(r.dir, "conf", "sallyport.yaml")) //nolint:noctx // ended by a signal
+	logs := t.TempDir()
+	url := listening(t, logs, serve)
+	r.log, err = os.Open(filepath.Join(logs, "log"))
+	check(t, err)
+	defer func() { _ = r.log.Close() }()
+	r.roots = roots(t, filepath.Join(r.dir, "certs", "ca.pem"))
+	r.url = url + "/work"
+
+	stop := r.traffic()
+	guest := r.client(false) // on one connection all the while
+	allowed, early := true, 0
+	for i := range reloads {
+		kind := []string{"without guest", "a key that is unknown", "with guest", "a secret that is missing"}[i%4]
+		switch i % 4 {
+		case 0:
+			allowed = false
+		case 2:
+			allowed = true
+		}
+		[]func(string){r.write, r.rename, r.mount}[i%3](r.file(kind))
+		if i%25 > 0 { // or by looking alone
+			check(t, serve.Process.Signal(syscall.SIGHUP))
+		}
+		r.await(i%2 == 0)
+		status, err := r.send(t.Context(), guest, "the guest's token, of thirty-two bytes")
+		check(t, err)
+		if ran := status == http.StatusOK || status == http.StatusServiceUnavailable; ran != allowed {
+			t.Fatalf("reload %d, %s: the guest is answered with %d", i, kind, status)
+		}
+		if i == reloads/10 {
+			early = memory(t, serve.Process.Pid, "VmRSS")
+		}
+	}
+	stop()
+	late := memory(t, serve.Process.Pid, "VmRSS")
+	t.Logf("%d reloads, %d deliveries passed, %d were refused; %d KiB after a tenth of them, %d after all",
+		reloads, r.passed.Load(), r.refused.Load(), early, late)
+	if late > early+growth {
+		t.Errorf("memory grew from %d to %d KiB", early, late)
+	}
+	if r.passed.Load() == 0 || r.refused.Load() == 0 {
+		t.Error("there was no traffic")
+	}
+}
+
+// reloading is a server whose configuration changes.
+type reloading struct {
+	t     *testing.T
+	dir   string
+	url   string
+	roots *x509.CertPool
+	log   *os.File
+	seen  []byte
+
+	version         int
+	passed, refused atomic.Int64
+}
+
+// file is a configuration that lets the worker in, whatever kind it is of.
+func (r *reloading) file(kind string) string {
+	text := `
+listen: "localhost:0"
+state: DIR/state
+tls: {cert: ../certs/server.pem, key: ../certs/server.key}
+limits:
+  address: {rate: 1000000/s, burst: 1000000}
+  failures: {rate: 1000000/s, burst: 1000000}
+  caller: {rate: 1000000/s, burst: 1000000}
+callers:
+  worker: {token: {keys: [{file: worker}]}}
+  guest: {token: {keys: [{file: guest}]}}
+hooks:
+  work: {path: /work, callers: [worker, guest], command: [/bin/true]}
+`
+	switch kind {
+	case "without guest":
+		text = strings.ReplaceAll(strings.ReplaceAll(text, ", guest]", "]"), "  guest:", "  # guest:")
+	case "a key that is unknown":
+		text = strings.ReplaceAll(text, "command:", "comand:")
+	case "a secret that is missing":
+		text = strings.ReplaceAll(text, "file: guest", "file: nowhere")
+	}
+	return strings.ReplaceAll(text, "DIR", r.dir)
+}
+
+func (r *reloading) conf(name ...string) string {
+	return filepath.Join(append([]string{r.dir, "conf"}, name...)...)
+}
+
+func (r *reloading) write(text string) {
+	r.t.Helper()
+	write(r.t, r.conf("sallyport.yaml"), []byte(text))
+}
+
+func (r *reloading) rename(text string) {
+	r.t.Helper()
+	write(r.t, r.conf("..data", "new"), []byte(text))
+	check(r.t, os.Rename(r.conf("..data", "new"), r.conf("..data", "sallyport.yaml")))
+}
+
+// mount lays the files down anew, and swaps the one symlink that all of them go by.
+func (r *reloading) mount(text string) {
+	r.t.Helper()
+	old := fmt.Sprint("..v", r.version)
+	r.version++
+	dir := fmt.Sprint("..v", r.version)
+	check(r.t, os.MkdirAll(r.conf(dir), 0o700))
+	for name, text := range map[string]string{
+		"sallyport.yaml": text, "worker": "the worker's token, of thirty-two bytes", "guest": "the guest's token, of thirty-two bytes",
+	} {
+		write(r.t, r.conf(dir, name), []byte(text))
+		if r.version == 1 {
+			check(r.t, os.Symlink(filepath.Join("..data", name), r.conf(name)))
+		}
+	}
+	check(r.t, os.Symlink(dir, r.conf("..data_tmp")))
+	check(r.t, os.Rename(r.conf("..data_tmp"), r.conf("..data")))
+	check(r.t, os.RemoveAll(r.conf(old)))
+}
+
+// await waits until the log tells the end of one more reload, and how it was.
+func (r *reloading) await(good bool) {
+	r.t.Helper()
+	end := time.After(2 * time.Minute)
+	for {
+		more, err := io.ReadAll(r.log)
+		check(r.t, err)
+		r.seen = append(r.seen, more...)
+		if line, rest, ok := bytes.Cut(r.seen, []byte("\n")); ok {
+			r.seen = rest
+			yes, no := bytes.Contains(line, []byte(`"msg":"reloaded"`)), bytes.Contains(line, []byte(`"msg":"not reloaded`))
+			if yes || no {
+				if yes != good {
+					r.t.Fatalf("reload ended with %s", line)
+				}
+				return
+			}
+			continue
+		}
+		select {
+		case <-end:
+			r.t.Fatal("waited in vain for a reload")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func (r *reloading) client(fresh bool) *http.Client {
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: r.roots, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true, DisableKeepAlives: fresh,
+	}}
+}
+
+func (r *reloading) send(ctx context.Context, c *http.Client, token string) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url, nil)
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	res, err := c.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	text, err := io.ReadAll(res.Body)
+	if res.StatusCode == http.StatusServiceUnavailable && !bytes.Contains(text, []byte("urn:sallyport:busy")) {
+		return 0, fmt.Errorf("answered %s", text)
+	}
+	return res.StatusCode, err
+}
+
+// traffic sends good and bad deliveries, on connections that stay and on new
+// ones, until it is stopped.
+func (r *reloading) traffic() (stop func()) {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	var all sync.WaitGroup
+	for i := range 4 {
+		good, c := i%2 == 0, r.client(i < 2)
+		all.Go(func() {
+			for ctx.Err() == nil {
+				token, count, want := "the worker's token, of thirty-two bytes", &r.passed, "200 503"
+				if !good {
+					token, count, want = "the worker's token, of thirty-two bytez", &r.refused, "401"
+				}
+				status, err := r.send(context.WithoutCancel(ctx), c, token)
+				if err != nil || !strings.Contains(want, fmt.Sprint(status)) {
+					r.t.Errorf("want %s, got %d %v", want, status, err)
+					return
+				}
+				count.Add(1)
+			}
+		})
+	}
+	return func() { cancel(); all.Wait() }
+}

@@ -1,0 +1,72 @@
+package e2e_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+)
+
+const stoppedHooks = `
+hooks:
+  job:
+    callers: [load]
+    command: [DIR/job.sh, DIR, "{n}"]
+    params: {n: {from: body.n, type: int}}
+    flight: "{n}"
+    timeout: 2s
+`
+
+// stoppedJob ends when the gate is open, and its pid is in DIR/N.
+const stoppedJob = `#!/bin/sh
+echo $$ >"$1/$2"
+until [ -e "$1/gate" ]; do sleep 0.02; done
+exit 7
+`
+
+// TestStoppedSupervisor_EndBeforeTimeout: a command that ended by itself while the
+// supervisor was stopped did not time out, though its time is over by now.
+func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
+	t.Parallel()
+	in := install(t, "sallyport", stoppedHooks)
+	in.write("job.sh", stoppedJob, 0o755)
+	in.start(true)
+	const many = 6 // the supervisor may notice either first
+	var runs []string
+	for n := range many {
+		runs = append(runs, in.deliver("job", fmt.Sprintf(`{"n": %d}`, n)).run().ID)
+	}
+	for n := range many {
+		in.until("the commands to begin", func() bool {
+			text, err := os.ReadFile(filepath.Join(in.dir, fmt.Sprint(n)))
+			return err == nil && len(text) > 0
+		})
+	}
+	over := time.After(2 * time.Second) // the timeout of the last one
+	supervisor := in.supervisor()
+	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
+	in.write("gate", "", 0o600)
+	for n := range many {
+		pid := strings.TrimSpace(string(in.read(fmt.Sprint(n))))
+		in.until("the commands to end", func() bool {
+			stat, _ := os.ReadFile(filepath.Join("/proc", pid, "stat"))
+			return strings.Contains(string(stat), ") Z ")
+		})
+	}
+	<-over
+	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
+	for _, id := range runs {
+		r := in.ask(t.Context(), http.MethodGet, "/runs/"+id, "", "Prefer: wait=30").run()
+		if r.State != runner.Failed || r.ExitCode == nil || *r.ExitCode != 7 {
+			t.Errorf("the run is %s with exit code %v, want failed with 7", r.State, r.ExitCode)
+		}
+	}
+	in.end()
+}

@@ -1,0 +1,235 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sallyport/internal/client"
+)
+
+// siege is a server that strangers attack, from addresses of this machine: on Linux
+// all of 127.0.0.0/8 are.
+type siege struct {
+	t       *testing.T
+	trusted *x509.CertPool
+	address string
+	sign    client.Signer
+	server  int // process id
+	stop    chan struct{}
+	all     sync.WaitGroup
+}
+
+// newSiege starts the program with the default limits of strangers.
+func newSiege(t *testing.T) *siege {
+	t.Helper()
+	dir := configured(t, `
+limits: {caller: {rate: 1000/s, burst: 1000}}
+callers:
+  good: {hmac: {scheme: github, keys: [{file: secret}]}}
+hooks:
+  usual: {callers: [good], command: [/bin/true], busy: {queue: 10000}}
+  large: {callers: [good], command: [/bin/true], busy: {queue: 10000}, body: {max: 25MiB, timeout: 1m}}
+`)
+	shipped(t, dir)
+	return startSiege(t, dir)
+}
+
+// startSiege starts the program in a folder that is configured.
+func startSiege(t *testing.T, dir string) *siege {
+	t.Helper()
+	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
+	s := &siege{
+		t: t, trusted: roots(t, filepath.Join(dir, "certs", "ca.pem")), stop: make(chan struct{}),
+		address: strings.Replace(strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://"), "localhost", "127.0.0.1", 1),
+	}
+	s.server = serve.Process.Pid
+	var err error
+	s.sign, err = client.HMAC("github", []byte("a secret of thirty-two bytes or so"))
+	check(t, err)
+	t.Cleanup(func() { close(s.stop); s.all.Wait() })
+	return s
+}
+
+func (s *siege) dial(from string) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	return d.DialContext(s.t.Context(), "tcp4", s.address)
+}
+
+func (s *siege) dialTLS(from string) (*tls.Conn, error) {
+	plain, err := s.dial(from)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(plain, &tls.Config{RootCAs: s.trusted, ServerName: "localhost", MinVersion: tls.VersionTLS13})
+	if err := c.HandshakeContext(s.t.Context()); err != nil {
+		_ = plain.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// attack has strangers hold something that open begins, and begin it again when the
+// server ends it. It returns when each of them has held it once.
+func (s *siege) attack(n int, open func(i int) (net.Conn, error)) {
+	var held sync.WaitGroup
+	held.Add(n)
+	for i := range n {
+		s.all.Go(func() {
+			first := sync.OnceFunc(held.Done)
+			again := time.NewTicker(100 * time.Millisecond)
+			defer again.Stop()
+			for {
+				if c, err := open(i); err == nil {
+					first()
+					s.hold(c)
+				}
+				select {
+				case <-s.stop:
+					return
+				case <-again.C:
+				}
+			}
+		})
+	}
+	held.Wait()
+}
+
+// hold waits for the end of a connection, or of the attack.
+func (s *siege) hold(c net.Conn) {
+	ended := make(chan struct{})
+	go func() { _, _ = io.Copy(io.Discard, c); close(ended) }()
+	select {
+	case <-ended:
+	case <-s.stop:
+	}
+	_ = c.Close()
+	<-ended
+}
+
+// stopped sends a part of a body.
+func (s *siege) stopped(from, path string, declared, sent int) (net.Conn, error) {
+	c, err := s.dialTLS(from)
+	if err != nil {
+		return nil, err
+	}
+	_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", path, declared)
+	if err == nil {
+		_, _ = c.Write(make([]byte, sent)) // what the server does not take is no matter
+	}
+	return c, err
+}
+
+// deliver sends a good delivery on a connection of its own.
+func (s *siege) deliver(from, path string, size int) error {
+	id := rand.Text()
+	body := append([]byte(id), bytes.Repeat([]byte(" "), size-len(id))...)
+	header, err := s.sign(id, body, time.Now())
+	if err != nil {
+		return err
+	}
+	c, err := s.dialTLS(from)
+	if err != nil {
+		return err
+	}
+	defer c.Close() //nolint:errcheck // the answer is there
+	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		return err
+	}
+	r, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, "https://localhost"+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	r.Header = header
+	if err := r.Write(c); err != nil {
+		return err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(c), r)
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode >= 300 {
+		err = fmt.Errorf("%s: %s", res.Status, text)
+	}
+	_ = res.Body.Close()
+	return err
+}
+
+// TestSiege_GoodDeliveries counts the good deliveries that are refused while strangers
+// hold what they can.
+func TestSiege_GoodDeliveries(t *testing.T) {
+	t.Parallel()
+	const deliveries = 50 // of each size: together no more than one address may send at once
+	for why, attack := range map[string]func(s *siege){
+		"16 silent addresses": func(s *siege) {
+			s.attack(16*64, func(i int) (net.Conn, error) { return s.dial(fmt.Sprintf("127.%d.0.1", 10+i%16)) })
+		},
+		"2 addresses with stopped bodies": func(s *siege) {
+			s.attack(2*40, func(i int) (net.Conn, error) {
+				return s.stopped(fmt.Sprintf("127.%d.0.1", 10+i%2), "/hooks/usual", 1<<20, 1<<20-1)
+			})
+		},
+		"2 addresses with large bodies": func(s *siege) {
+			s.attack(2*4, func(i int) (net.Conn, error) {
+				return s.stopped(fmt.Sprintf("127.%d.0.1", 10+i%2), "/hooks/large", 25<<20, 24<<20)
+			})
+		},
+	} {
+		t.Run(why, func(t *testing.T) {
+			s := newSiege(t)
+			attack(s)
+			failed := 0
+			for range deliveries {
+				for _, size := range []int{20 << 10, 1 << 20} {
+					if err := s.deliver("127.9.0.1", "/hooks/usual", size); err != nil {
+						t.Log(err)
+						failed++
+					}
+				}
+			}
+			t.Logf("%d of %d good deliveries were refused", failed, 2*deliveries)
+			if failed > 0 { // under 1 %
+				t.Fail()
+			}
+		})
+	}
+}
+
+// TestSiege_Refusals has a stranger ask for what is not there, over and over.
+func TestSiege_Refusals(t *testing.T) {
+	t.Parallel()
+	s := newSiege(t)
+	c, err := s.dialTLS("127.10.0.1")
+	check(t, err)
+	defer c.Close() //nolint:errcheck // the server has closed it
+	check(t, c.SetDeadline(time.Now().Add(time.Minute)))
+	answers := bufio.NewReader(c)
+	n := 0
+	for ; n < 100; n++ {
+		if _, err := io.WriteString(c, "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			break
+		}
+		res, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			break
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+	}
+	if n != 20 {
+		t.Errorf("%d refusals on one connection, want 20", n)
+	}
+}

@@ -1,0 +1,316 @@
+package e2e_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// faultOp is something that happens to the program and its machine. The table is
+// open: an operation is a line here and a method.
+type faultOp struct {
+	name   string
+	weight int
+	do     func(s *stress, r *rand.Rand)
+}
+
+func faultOps() []faultOp {
+	return []faultOp{
+		{"kill server", 10, (*stress).killServer},
+		{"kill supervisor", 10, (*stress).killSupervisor},
+		{"kill both", 6, (*stress).killBoth},
+		{"hand over", 14, (*stress).handOver},
+		{"upgrade", 4, (*stress).upgrade},
+		{"terminate server", 5, (*stress).terminateServer},
+		{"terminate supervisor", 3, (*stress).terminateSupervisor},
+		{"stop server", 4, (*stress).stopServer},
+		{"stop supervisor", 5, (*stress).stopSupervisor},
+		{"reload", 8, (*stress).reload},
+		{"break configuration", 4, (*stress).breakConfiguration},
+		{"take hook away", 4, (*stress).takeHookAway},
+		{"take program away", 4, (*stress).takeProgramAway},
+		{"write program", 4, (*stress).writeProgram},
+		{"cut power", 8, (*stress).cutPower},
+		// A step of less than a day while no server runs is not noticed: it gets its weight, 8, with what repairs that.
+		{"step clock", 0, (*stress).stepWallClock},
+	}
+}
+
+// pause waits for a random while.
+func pause(r *rand.Rand, least, most time.Duration) {
+	<-time.After(least + time.Duration(r.Int64N(int64(most-least))))
+}
+
+// serve starts a server and returns when it serves. One that ends before is
+// started again, as a service manager does.
+func (s *stress) serve() {
+	for end := time.After(patience); !s.broken.Load(); s.restarts++ {
+		from := s.logSize()
+		s.start(false)
+		for ended := false; !ended; {
+			select {
+			case <-end:
+				s.fault("stuck", "the server does not serve")
+				s.broken.Store(true)
+				return
+			case <-s.ended:
+				ended = true
+				<-time.After(100 * time.Millisecond)
+			case <-time.After(5 * time.Millisecond):
+				if s.serves(from) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// awaitServer returns when the server serves that was started last, or another
+// if that one has ended.
+func (s *stress) awaitServer(from int64) {
+	s.until("a server to serve", func() bool { return s.serves(from) || len(s.servers()) == 0 })
+	if len(s.servers()) == 0 {
+		s.serve()
+	}
+}
+
+func (s *stress) logSize() int64 {
+	info, err := s.log.Stat()
+	check(s.t, err)
+	return info.Size()
+}
+
+// serversGone waits until no server is left.
+func (s *stress) serversGone() {
+	s.until("the servers to end", func() bool { return len(s.servers()) == 0 })
+}
+
+func (s *stress) killServer(*rand.Rand) {
+	s.killServers()
+	s.serve()
+}
+
+func (s *stress) killSupervisor(*rand.Rand) { s.shootSupervisor(syscall.SIGKILL) }
+
+// shootSupervisor signals the supervisor, if there is one, and notes when.
+func (s *stress) shootSupervisor(sig syscall.Signal) {
+	if pid := s.supervisor(); pid != 0 {
+		s.shots = append(s.shots, shot{sinceBoot(), sig})
+		_ = syscall.Kill(pid, sig) // it may have gone just now
+	}
+}
+
+func (s *stress) killBoth(r *rand.Rand) {
+	signalAll(s.servers(), syscall.SIGKILL)
+	if r.IntN(2) == 0 {
+		pause(r, 0, 20*time.Millisecond)
+	}
+	s.shootSupervisor(syscall.SIGKILL)
+	s.killServers()
+	s.serve()
+}
+
+// handOver has the server start the next one, kills one of them on the way or
+// none, or the supervisor, and returns when somebody serves.
+func (s *stress) handOver(r *rand.Rand) {
+	wait, what := time.Duration(r.IntN(400))*time.Millisecond, r.IntN(5)
+	pids := s.servers()
+	if len(pids) == 0 {
+		s.serve()
+		return
+	}
+	from, old := s.logSize(), pids[0]
+	_ = syscall.Kill(old, syscall.SIGUSR2) // before it serves, this ends it
+	<-time.After(wait)
+	pids = s.servers()
+	switch last := len(pids) - 1; {
+	case what == 0 && slices.Contains(pids, old):
+		_ = syscall.Kill(old, syscall.SIGKILL)
+	case what == 1 && last >= 0 && pids[last] != old:
+		_ = syscall.Kill(pids[last], syscall.SIGKILL)
+	case what == 2:
+		s.shootSupervisor(syscall.SIGKILL)
+	}
+	// Whichever is left takes all that comes, or gives up.
+	s.until("one server", func() bool { pids = s.servers(); return len(pids) < 2 })
+	switch {
+	case len(pids) == 0:
+		s.serve()
+	case pids[0] == old: // it takes everything back, and serves where it did before
+		s.serves(0)
+	default:
+		s.until("the next server to serve", func() bool { return s.serves(from) || len(s.servers()) == 0 })
+	}
+}
+
+// upgrade puts the other version of the program in the place of this one, and
+// has the server hand over to it.
+func (s *stress) upgrade(r *rand.Rand) {
+	swap := s.program + ".swap"
+	check(s.t, os.Link(s.program, swap))
+	check(s.t, os.Rename(s.other, s.program))
+	check(s.t, os.Rename(swap, s.other))
+	s.handOver(r)
+}
+
+func (s *stress) terminateServer(*rand.Rand) {
+	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGTERM})
+	signalAll(s.servers(), syscall.SIGTERM)
+	s.serversGone()
+	s.serve()
+}
+
+func (s *stress) terminateSupervisor(*rand.Rand) { s.shootSupervisor(syscall.SIGTERM) }
+
+func (s *stress) stopServer(r *rand.Rand) {
+	pids := s.servers()
+	signalAll(pids, syscall.SIGSTOP)
+	pause(r, 50*time.Millisecond, 2*time.Second)
+	signalAll(pids, syscall.SIGCONT)
+}
+
+// stopSupervisor has the supervisor not answer for a while, at times for longer
+// than the server waits for it, and at times something happens meanwhile.
+func (s *stress) stopSupervisor(r *rand.Rand) {
+	least, most := 50*time.Millisecond, time.Second
+	if r.IntN(2) == 0 { // until deliveries are answered without it
+		least, most = 5500*time.Millisecond, 8*time.Second
+	}
+	pid := s.supervisor()
+	if pid == 0 {
+		return
+	}
+	_ = syscall.Kill(pid, syscall.SIGSTOP)
+	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGSTOP})
+	goOn := func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
+	defer goOn()
+	pause(r, least, most)
+	switch r.IntN(4) {
+	case 0:
+		s.killServers()
+		from := s.logSize()
+		s.start(false) // it waits for the supervisor
+		goOn()
+		s.awaitServer(from)
+	case 1:
+		s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGTERM})
+		signalAll(s.servers(), syscall.SIGTERM)
+		pause(r, 0, 2*time.Second)
+		goOn()
+		s.serversGone()
+		s.serve()
+	case 2:
+		s.shootSupervisor(syscall.SIGKILL)
+	default:
+	}
+}
+
+// configure puts a configuration in place by rename, and has the server read it.
+func (s *stress) configure(text string) {
+	s.write("sallyport.yaml.new", text, 0o600)
+	check(s.t, os.Rename(filepath.Join(s.dir, "sallyport.yaml.new"), filepath.Join(s.dir, "sallyport.yaml")))
+	signalAll(s.servers(), syscall.SIGHUP)
+}
+
+func (s *stress) reload(r *rand.Rand) {
+	if s.grace = "1s"; r.IntN(2) == 0 {
+		s.grace = "1500ms"
+	}
+	s.configure(s.configuration(""))
+}
+
+// breakConfiguration has the file be wrong for a while.
+func (s *stress) breakConfiguration(r *rand.Rand) {
+	s.configure(s.configuration("") + "\nno such key: 1\n")
+	defer func() { s.configure(s.configuration("")) }()
+	pause(r, 50*time.Millisecond, 2*time.Second)
+	if r.IntN(3) == 0 {
+		s.shootSupervisor(syscall.SIGKILL)
+		pause(r, 50*time.Millisecond, time.Second)
+	}
+}
+
+// takeHookAway has a hook be missing in the file for a while.
+func (s *stress) takeHookAway(r *rand.Rand) {
+	hooks := stressHooks()
+	s.configure(s.configuration(hooks[r.IntN(len(hooks))].name))
+	defer func() { s.configure(s.configuration("")) }()
+	pause(r, 50*time.Millisecond, 2*time.Second)
+	if r.IntN(3) == 0 {
+		s.killServer(r)
+		pause(r, 50*time.Millisecond, time.Second)
+	}
+}
+
+// takeProgramAway has the command's program be missing, as while it is replaced.
+func (s *stress) takeProgramAway(r *rand.Rand) {
+	program := filepath.Join(s.dir, "job")
+	check(s.t, os.Rename(program, program+".away"))
+	defer func() { check(s.t, os.Rename(program+".away", program)) }()
+	pause(r, 50*time.Millisecond, 2*time.Second)
+}
+
+// writeProgram has the command's program be open for writing, so that it cannot
+// be executed.
+func (s *stress) writeProgram(r *rand.Rand) {
+	f, err := os.OpenFile(filepath.Join(s.dir, "job"), os.O_WRONLY|os.O_APPEND, 0)
+	if errors.Is(err, syscall.ETXTBSY) { // a command runs
+		return
+	}
+	check(s.t, err)
+	defer func() { check(s.t, f.Close()) }()
+	pause(r, 50*time.Millisecond, time.Second)
+}
+
+// cutPower ends everything at once, loses what was not synced, and starts the
+// machine again. Where no disk can be mounted, nothing is lost but the processes.
+func (s *stress) cutPower(r *rand.Rand) {
+	pause(r, 0, 200*time.Millisecond)
+	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGPWR})
+	signalAll(s.all(), syscall.SIGSTOP)
+	if s.power != nil {
+		s.power.cut()
+	}
+	s.killAll()
+	if s.power != nil {
+		var err error
+		s.until("the disk to be mounted again", func() bool {
+			err = s.power.restore()
+			return !errors.Is(err, syscall.EBUSY)
+		})
+		check(s.t, err)
+	}
+	s.serve()
+}
+
+// stepWallClock sets the clock, mostly back to the right time or by a little.
+func (s *stress) stepWallClock(r *rand.Rand) {
+	const day = 24 * time.Hour
+	steps := []time.Duration{0, 0, 2 * time.Second, -2 * time.Second, 90 * time.Second, -90 * time.Second, time.Hour, -time.Hour, day, -day, 40 * day, -40 * day}
+	stepClock(s.t, s.program, steps[r.IntN(len(steps))])
+}
+
+// configuration is the text of the file, without one of the hooks.
+func (s *stress) configuration(without string) string {
+	var b strings.Builder
+	b.WriteString(stressInstalled)
+	for _, h := range stressHooks() {
+		if h.name == without {
+			continue
+		}
+		hook := strings.NewReplacer("NAME", h.name, "BUSY", h.busy, "GRACE", s.grace).Replace(stressHookText)
+		if h.again {
+			hook += "    on_interrupted: rerun\n"
+		}
+		if h.more != "" {
+			hook += "    " + h.more + "\n"
+		}
+		b.WriteString(hook)
+	}
+	return strings.ReplaceAll(b.String(), "DIR", s.dir)
+}

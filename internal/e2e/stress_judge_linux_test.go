@@ -1,0 +1,579 @@
+package e2e_test
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"sallyport/internal/audit"
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// witnessed is what the command of a run wrote down itself.
+type witnessed struct {
+	begun   []moment
+	n       int    // of the delivery
+	segment string // of the audit log, and how long it was before the command did anything
+	size    int64
+	ended   moment // 0: it did not come so far
+	code    int
+	term    moment // when it was asked to end
+	overlap bool   // another run of its flight held the lock
+}
+
+// verdict is what a round is judged by.
+type verdict struct {
+	*stress
+	runs    map[string]runner.Run
+	witness map[string]*witnessed
+	over    moment // when all was quiet
+
+	forgotten bool // there were runs that are not recorded
+}
+
+// judge waits until all is quiet, and holds what was answered and recorded to
+// what was witnessed.
+func (s *stress) judge() {
+	v, from := &verdict{stress: s}, time.Now()
+	if v.runs = s.quiet(); v.runs == nil {
+		return
+	}
+	v.over = sinceBoot()
+	quiet := time.Since(from)
+	if pids := marked(s.mark()); len(pids) > 0 {
+		s.fault("untrue", "all runs ended, and processes %v of commands are there", pids)
+	}
+	s.audited()
+	s.terminateServer(nil)
+	v.witness = s.testimony()
+	for id, w := range v.witness {
+		if _, ok := v.runs[id]; !ok {
+			v.forgotten = true
+			s.fault("lost", "run %s began and is not recorded", id)
+		}
+		if w.overlap {
+			s.fault("overlap", "run %s began while another of its flight held the lock", id)
+		}
+	}
+	for id, r := range v.runs {
+		if err := v.untrue(r); err != nil {
+			s.fault("untrue", "%+v: %v (%+v)", r, err, v.witness[id])
+		}
+	}
+	v.once()
+	v.nothingLost()
+	v.allowedBefore()
+	if !v.forgotten { // otherwise no history is whole
+		v.inOrder()
+	}
+	began := 0
+	for _, w := range v.witness {
+		began += len(w.begun)
+	}
+	s.t.Logf("quiet after %v, judged in %v, recorded %d, begun %d, deliveries %d, requests %d",
+		quiet.Round(time.Second), (time.Since(from) - quiet).Round(time.Second), len(v.runs), began, len(s.deliveries), len(s.events))
+}
+
+// quiet returns all runs as they are recorded when none is queued or running,
+// or nothing if there is no such time.
+func (s *stress) quiet() map[string]runner.Run {
+	st, err := store.OpenRead(s.t.Context(), filepath.Join(s.dir, "disk", "state"))
+	check(s.t, err)
+	defer func() { _ = st.Close() }()
+	var active []runner.Run
+	from, slow := sinceBoot(), false
+	for end := from.after(2 * patience); ; <-time.After(50 * time.Millisecond) {
+		active, _, err = st.List(s.t.Context(), runner.Filter{States: []runner.State{runner.Queued, runner.Running}})
+		if err == nil && len(active) == 0 {
+			break
+		}
+		if sinceBoot() > from.after(patience/2) && !slow {
+			slow = true
+			s.t.Logf("slow: %+v, %v; the log so far is kept: %v", active, err, os.WriteFile(s.kept("slow"), s.read("log"), 0o600))
+		}
+		if sinceBoot() > end {
+			s.fault("stuck", "runs do not end: %+v, %v", active, err)
+			return nil
+		}
+	}
+	all := map[string]runner.Run{}
+	for f := (runner.Filter{Limit: 1000}); ; {
+		runs, next, err := st.List(s.t.Context(), f)
+		check(s.t, err)
+		for _, r := range runs {
+			all[r.ID] = r
+		}
+		if f.Before = next; next == "" {
+			return all
+		}
+	}
+}
+
+// testimony reads what the commands witnessed.
+func (s *stress) testimony() map[string]*witnessed {
+	all := map[string]*witnessed{}
+	for line := range strings.Lines(string(s.read("witness"))) {
+		word := strings.Fields(line)
+		if len(word) < 3 {
+			s.t.Fatalf("the witness says %q", line)
+		}
+		w := all[word[1]]
+		if w == nil {
+			w = &witnessed{}
+			all[word[1]] = w
+		}
+		at := uptime(word[2])
+		switch word[0] {
+		case "begin":
+			w.begun = append(w.begun, at)
+			w.n, _ = strconv.Atoi(word[3])
+			if w.segment = word[4]; len(word) > 5 { // else the disk was going just then
+				w.size, _ = strconv.ParseInt(word[5], 10, 64)
+			}
+		case "overlap":
+			w.overlap = true
+		case "term":
+			w.term = at
+		case "end":
+			w.ended = at
+			w.code, _ = strconv.Atoi(word[3])
+		}
+	}
+	return all
+}
+
+// uptime reads a time as /proc/uptime has it, in hundredths of a second.
+func uptime(text string) moment {
+	seconds, hundredths, _ := strings.Cut(text, ".")
+	s, _ := strconv.ParseInt(seconds, 10, 64)
+	h, _ := strconv.ParseInt(hundredths, 10, 64)
+	return moment(s*int64(time.Second) + h*int64(time.Second)/100)
+}
+
+const tick = 10 * time.Millisecond // of /proc/uptime
+
+// shotSince tells whether there was such a signal since a moment.
+func (v *verdict) shotSince(from moment, signals ...syscall.Signal) bool {
+	return slices.ContainsFunc(v.shots, func(s shot) bool { return s.at >= from && slices.Contains(signals, s.sig) })
+}
+
+// admitted is the earliest moment at which a run can have been admitted.
+func (v *verdict) admitted(r runner.Run) (from moment) {
+	from = v.over
+	for _, e := range v.events {
+		asked := e.Op == "deliver" && r.RerunOf == "" && fmt.Sprint(e.N) == r.Params["n"] || e.Op == "rerun" && e.Of == r.RerunOf
+		if asked || e.Answer.ID == r.ID {
+			from = min(from, e.From)
+		}
+	}
+	if before, ok := v.runs[r.RerunOf]; ok && r.Attempt > 0 {
+		from = min(from, v.admitted(before))
+	}
+	return from
+}
+
+// untrue says what is wrong with the record of a run, or nothing.
+func (v *verdict) untrue(r runner.Run) error {
+	w := v.witness[r.ID]
+	if w != nil && fmt.Sprint(w.n) != r.Params["n"] {
+		return fmt.Errorf("its command was given %d", w.n)
+	}
+	from := v.admitted(r)
+	switch r.State {
+	case runner.Succeeded, runner.Failed:
+		return v.untrueEnd(r, w)
+	case runner.Cancelled:
+		if !v.mayBeCancelled(r, from) {
+			return errors.New("nobody cancelled it")
+		}
+	case runner.Interrupted:
+		if !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR) {
+			return errors.New("no supervisor was killed since it was accepted")
+		}
+	case runner.TimedOut:
+		return v.untrueTimeout(r, w, from)
+	case runner.Queued, runner.Running:
+		return errors.New("it is over")
+	}
+	return nil
+}
+
+func (v *verdict) untrueTimeout(r runner.Run, w *witnessed, from moment) error {
+	const least = 2 * time.Second // of three: a command may be slow to begin
+	switch {
+	case r.Hook != "timed" || w == nil:
+		return errors.New("it had all the time")
+	case w.term > 0 && w.term < w.begun[0].after(least):
+		return errors.New("its time was not over")
+	case w.ended > 0 && !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR): // otherwise nobody saw that
+		return errors.New("its command had ended")
+	case w.term == 0 && !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR):
+		return errors.New("its command was not asked to end")
+	}
+	return nil
+}
+
+func (v *verdict) untrueEnd(r runner.Run, w *witnessed) error {
+	switch {
+	case r.State == runner.Failed && r.Error != "" && w == nil:
+		return nil // not started; whether that may be is for nothingLost
+	case w == nil || r.ExitCode == nil || (*r.ExitCode == 0) != (r.State == runner.Succeeded):
+		return errors.New("its command did not end so")
+	case *r.ExitCode == 143 && w.term > 0: // somebody asked it to end, and that is not in the record
+		return errors.New("its command was asked to end")
+	case w.ended == 0 || w.code != *r.ExitCode:
+		return errors.New("its command did not end so")
+	case r.Output.Bytes != int64(len(stressOutput(r.ID))):
+		return errors.New("its command wrote more, or less")
+	}
+	if v.shotSince(0, syscall.SIGSTOP) { // a supervisor that was stopped may hold the order and begin it before it learns of the wish
+		return nil
+	}
+	for _, e := range v.events {
+		if e.Op == "cancel" && e.Of == r.ID && e.Code == http.StatusOK && !e.Answer.State.Ended() && e.To < w.begun[0] {
+			return errors.New("it was cancelled before its command began")
+		}
+	}
+	return nil
+}
+
+// mayBeCancelled tells whether somebody may have cancelled a run.
+func (v *verdict) mayBeCancelled(r runner.Run, from moment) bool {
+	asked := slices.ContainsFunc(v.events, func(e event) bool { return e.Op == "cancel" && e.Of == r.ID })
+	return asked || r.Hook == "replace" || v.shotSince(from, syscall.SIGTERM)
+}
+
+// began tells whether the command of a run began.
+func (v *verdict) began(id string) bool { return v.witness[id] != nil && len(v.witness[id].begun) > 0 }
+
+// once looks for what was run twice.
+func (v *verdict) once() {
+	for id, w := range v.witness {
+		if len(w.begun) > 1 {
+			v.fault("twice", "run %s began %d times: %+v", id, len(w.begun), v.runs[id])
+		}
+	}
+	byDelivery, again, asked := map[string][]string{}, map[string]int{}, map[string]int{}
+	for id, r := range v.runs {
+		switch {
+		case r.RerunOf == "" && v.began(id):
+			byDelivery[r.Params["n"]] = append(byDelivery[r.Params["n"]], id)
+		case r.Attempt > 0:
+			again[r.RerunOf]++
+		case r.RerunOf != "":
+			asked[r.RerunOf]++
+		}
+	}
+	for n, ids := range byDelivery {
+		if len(ids) > 1 {
+			v.fault("twice", "delivery %s led to runs %v", n, ids)
+		}
+	}
+	for _, e := range v.events {
+		if e.Op == "rerun" && (e.Code == 0 || e.Code >= 500 || e.accepted()) {
+			asked[e.Of]--
+		}
+	}
+	for id, n := range asked {
+		if n > 0 {
+			v.fault("twice", "run %s was repeated %d times more than asked for", id, n)
+		}
+	}
+	const most = 3 // repetitions
+	for id, r := range v.runs {
+		want := 0
+		if r.State == runner.Interrupted && r.Hook == "queue" && r.Attempt < most {
+			want = 1
+		}
+		if again[id] > want {
+			v.fault("twice", "run %+v was repeated %d times by the server", r, again[id])
+		}
+		if again[id] < want {
+			v.fault("lost", "run %+v was not repeated by the server", r)
+		}
+	}
+}
+
+// nothingLost looks for what was accepted and came to nothing.
+func (v *verdict) nothingLost() {
+	told := map[string]bool{}
+	for _, e := range v.events {
+		n := len(v.wrong["lost"])
+		if e.Op != "deliver" && e.Op != "rerun" || e.Code != http.StatusOK && e.Code != http.StatusAccepted {
+			continue
+		}
+		r, ok := v.runs[e.Answer.ID]
+		switch {
+		case told[e.Answer.ID]:
+			continue
+		case !ok:
+			v.forgotten = true
+			v.fault("lost", "run %s was accepted and is not recorded: %+v", e.Answer.ID, e)
+		case v.began(r.ID):
+		case r.State == runner.Cancelled, r.State == runner.Interrupted: // for what reason, untrue looks at
+		case e.Answer.Replayed && e.Answer.State.Ended(): // the answer says so
+		default:
+			v.fault("lost", "run %+v was accepted and did not begin", r)
+		}
+		told[e.Answer.ID] = len(v.wrong["lost"]) > n
+	}
+}
+
+// audited verifies the audit log, while the server writes it.
+func (s *stress) audited() {
+	state := filepath.Join(s.dir, "disk", "state")
+	keys, err := audit.Keys(state)
+	check(s.t, err)
+	known, err := audit.Verifiers(keys)
+	check(s.t, err)
+	v := audit.Verifier{Known: known}
+	if _, err := v.State(state); err != nil {
+		s.fault("unaudited", "the audit log: %v", err)
+	}
+}
+
+// allowedBefore looks for what began and was not allowed before.
+func (v *verdict) allowedBefore() {
+	type place struct {
+		segment string
+		end     int64
+	}
+	allowed := map[string]place{}
+	names, err := filepath.Glob(filepath.Join(v.dir, "disk", "state", "audit", "*.jsonl"))
+	check(v.t, err)
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		check(v.t, err)
+		at := int64(0)
+		for line := range bytes.Lines(text) {
+			at += int64(len(line))
+			var l audit.Line
+			if json.Unmarshal(line, &l) != nil || l.Decision != audit.Allowed || l.Action != "start" {
+				continue
+			}
+			if _, again := allowed[l.Run]; !again {
+				allowed[l.Run] = place{filepath.Base(name), at}
+			}
+		}
+	}
+	for id, w := range v.witness {
+		p, ok := allowed[id]
+		if len(w.begun) == 0 || w.size == 0 && v.shotSince(w.begun[0].after(-tick), syscall.SIGPWR) {
+			continue
+		}
+		before := ok && (p.segment < w.segment || p.segment == w.segment && p.end <= w.size)
+		if !before {
+			v.fault("unaudited", "run %s began when %s had %d bytes, and was allowed at %+v", id, w.segment, w.size, p)
+		}
+	}
+}
+
+// replacedBy begins the reason of a run that waited and that another replaced.
+const replacedBy = "replaced by run "
+
+// inOrder holds the history of each flight to the model.
+func (v *verdict) inOrder() {
+	flights := map[string]*history{}
+	hooks := map[string]stressHook{}
+	for _, h := range stressHooks() {
+		for i := range flightsOfHook {
+			name := fmt.Sprintf("%s/%d", h.name, i)
+			flights[name], hooks[name] = &history{}, h
+		}
+	}
+	admissions, replaced := v.admissions(), map[string][]string{}
+	for id, r := range v.runs {
+		if by, found := strings.CutPrefix(r.Error, replacedBy); found {
+			replaced[by] = append(replaced[by], id)
+		}
+	}
+	for id, r := range v.runs {
+		h := flights[r.Flight]
+		if h == nil {
+			v.fault("untrue", "nobody asked for a run of the flight %s", r.Flight)
+			continue
+		}
+		first := v.over
+		for _, a := range admissions[id] {
+			a.op.Policy, a.op.Drops = hooks[r.Flight].policy, replaced[id]
+			h.add(a.from, a.to, a.op)
+			first = min(first, a.from)
+		}
+		ended := v.seen(h, id)
+		switch w := v.witness[id]; {
+		case w == nil || len(w.begun) == 0:
+			if !strings.HasPrefix(r.Error, replacedBy) {
+				h.add(first, ended, flightOp{What: opDrop, Run: id})
+			}
+		default:
+			h.add(w.begun[0], w.begun[0].after(tick), flightOp{What: opBegin, Run: id})
+			h.add(max(w.begun[0], w.ended), ended, flightOp{What: opEnd, Run: id})
+		}
+	}
+	for _, e := range v.events {
+		if !strings.HasSuffix(e.Answer.Type, ":busy") || e.Answer.Run.ID == "" {
+			continue
+		}
+		name := v.runs[e.Of].Flight // of a rerun
+		if e.Op == "deliver" {
+			name = v.deliveries[e.N].name()
+		}
+		if h := flights[name]; h != nil {
+			h.add(e.From, e.To, flightOp{What: opBusy, Run: e.Answer.Run.ID, Policy: hooks[name].policy, Rerun: e.Op == "rerun"})
+		}
+	}
+	for name, h := range flights {
+		if err := h.check(name, v.kept(strings.ReplaceAll(name, "/", "-")+".html")); err != nil {
+			v.fault("order", "%v", err)
+			v.keep(name, *h)
+		}
+	}
+}
+
+// keep keeps a history as text.
+func (v *verdict) keep(flight string, h history) {
+	var text strings.Builder
+	slices.SortFunc(h, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	for _, o := range h {
+		_, _ = fmt.Fprintf(&text, "%10.3f %10.3f %+v\n", float64(o.Call)/1e9, float64(o.Return)/1e9, o.Input)
+	}
+	check(v.t, os.WriteFile(v.kept(strings.ReplaceAll(flight, "/", "-")+".txt"), []byte(text.String()), 0o600))
+}
+
+// seen adds what answers showed of a run, and returns when it had ended at the latest.
+func (v *verdict) seen(h *history, id string) (ended moment) {
+	ended = v.over
+	looked := map[runner.State]bool{}
+	look := func(e event, a stressAnswer) {
+		if a.ID != id || a.State == "" {
+			return
+		}
+		h.add(e.From, e.To, flightOp{What: opSeen, Run: id, State: a.State})
+		if a.State.Ended() {
+			ended = min(ended, e.To)
+		}
+	}
+	for _, e := range v.events {
+		for _, a := range e.Listed {
+			if a.ID == id && !(e.Watch && looked[a.State]) { // otherwise there is far too much of it
+				looked[a.State] = true
+				look(e, a)
+			}
+		}
+		// What was just admitted is in the answer as it was admitted.
+		if e.Code == http.StatusOK && !(e.accepted() && (e.Op == "deliver" || e.Op == "rerun")) {
+			look(e, e.Answer)
+		}
+	}
+	return ended
+}
+
+// admission is how a run came to be, or stood for one more delivery.
+type admission struct {
+	from, to moment
+	op       flightOp
+}
+
+// admissions are those of each run, by its id.
+func (v *verdict) admissions() map[string][]admission {
+	all := map[string][]admission{}
+	direct := map[string]bool{} // n and run: an answer says that this request was admitted
+	for _, e := range v.events {
+		if e.Op != "deliver" && e.Op != "rerun" || !e.accepted() {
+			continue
+		}
+		id := e.Answer.ID
+		a := admission{e.From, e.To, flightOp{What: opAdmit, Run: id, How: howStarted, Place: e.Answer.Position}}
+		switch {
+		case e.Answer.Joined:
+			a.op.How = howJoined
+		case e.Answer.State == runner.Queued:
+			a.op.How = howQueued
+		}
+		all[id] = append(all[id], a)
+		if key := fmt.Sprint(e.N, id); e.Op == "deliver" {
+			if direct[key] {
+				v.fault("twice", "delivery %d was accepted twice as run %s", e.N, id)
+			}
+			direct[key] = true
+		}
+	}
+	v.replayedAdmissions(all, direct)
+	for id, r := range v.runs {
+		if len(all[id]) > 0 && !onlyJoins(all[id]) {
+			continue
+		}
+		// No answer tells of it.
+		a := admission{v.admitted(r), v.knownBy(id), flightOp{What: opAdmit, Run: id}}
+		if r.Attempt > 0 {
+			a.op.How, a.op.Again = howAgain, r.RerunOf
+			if w := v.witness[r.RerunOf]; w != nil && len(w.begun) > 0 {
+				a.from = max(w.begun[0], w.ended)
+			}
+		}
+		all[id] = append(all[id], a)
+	}
+	return all
+}
+
+// knownBy is when a run had been admitted at the latest.
+func (v *verdict) knownBy(id string) moment {
+	at := v.over
+	if w := v.witness[id]; w != nil && len(w.begun) > 0 {
+		at = w.begun[0].after(tick)
+	}
+	for _, e := range v.events {
+		named := func(a stressAnswer) bool { return a.ID == id || a.Run.ID == id }
+		if named(e.Answer) || slices.ContainsFunc(e.Listed, named) {
+			at = min(at, e.To)
+		}
+	}
+	return at
+}
+
+func onlyJoins(all []admission) bool {
+	return !slices.ContainsFunc(all, func(a admission) bool { return a.op.How != howJoined })
+}
+
+// replayedAdmissions adds the deliveries of which only an answer to a repetition
+// tells that they were admitted.
+func (v *verdict) replayedAdmissions(all map[string][]admission, direct map[string]bool) {
+	type key struct {
+		n   int
+		run string
+	}
+	first, told := map[int]moment{}, map[key]moment{}
+	for _, e := range v.events {
+		if e.Op != "deliver" {
+			continue
+		}
+		if at, ok := first[e.N]; !ok || e.From < at {
+			first[e.N] = e.From
+		}
+		k := key{e.N, e.Answer.ID}
+		if at, ok := told[k]; e.Answer.Replayed && (!ok || e.To < at) {
+			told[k] = e.To
+		}
+	}
+	for k, to := range told {
+		if v.runs[k.run].Hook != "join" { // there it may stand for a run that was known before
+			to = min(to, v.knownBy(k.run))
+		}
+		if !direct[fmt.Sprint(k.n, k.run)] {
+			all[k.run] = append(all[k.run], admission{first[k.n], to, flightOp{What: opAdmit, Run: k.run}})
+		}
+	}
+}

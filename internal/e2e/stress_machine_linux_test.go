@@ -1,0 +1,170 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sinceBoot is the clock that the stress test goes by. Commands can read it too,
+// and no step of the wall clock moves it.
+func sinceBoot() moment {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // it cannot fail
+	return moment(t.Nano())
+}
+
+// after is a moment later than another.
+func (m moment) after(d time.Duration) moment { return m + moment(d) }
+
+// buildWithClock builds the program with a wall clock that can be stepped while
+// it runs, see testdata/clock. All of the program goes by it, and its monotonic
+// clock goes on, as when somebody sets the clock of a machine.
+func buildWithClock(t *testing.T, file, version string) {
+	t.Helper()
+	root, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
+	check(t, err)
+	std := filepath.Join(strings.TrimSpace(string(root)), "src", "time")
+	text, err := os.ReadFile(filepath.Join(std, "time.go"))
+	check(t, err)
+	const reading = "\tsec, nsec, mono := runtimeNow()\n"
+	_, now, found := strings.Cut(string(text), "\nfunc Now() Time {\n")
+	if !found || !strings.HasPrefix(now, reading) {
+		t.Fatalf("time.Now of this Go does not begin with %q", reading)
+	}
+	stepped := bytes.Replace(text, []byte("\nfunc Now() Time {\n"+reading), []byte("\nfunc Now() Time {\n"+reading+"\tsec += secondsOff()\n"), 1)
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "time.go"), stepped)
+	step, err := filepath.Abs("internal/e2e/testdata/clock/step.go.txt")
+	check(t, err)
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
+		filepath.Join(std, "time.go"): filepath.Join(dir, "time.go"), filepath.Join(std, "step.go"): step,
+	}})
+	check(t, err)
+	write(t, filepath.Join(dir, "overlay.json"), overlay)
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-overlay", filepath.Join(dir, "overlay.json"),
+		"-ldflags", "-X main.version="+version, "-o", file, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v\n%s", err, out)
+	}
+}
+
+// stepClock has the wall clock of a program that buildWithClock built be off by
+// so much.
+func stepClock(t testing.TB, program string, off time.Duration) {
+	t.Helper()
+	// Written in place: the program has mapped the file.
+	f, err := os.OpenFile(program+".clock", os.O_CREATE|os.O_WRONLY, 0o600)
+	check(t, err)
+	_, err = f.Write(binary.NativeEndian.AppendUint64(nil, uint64(int64(off/time.Second))))
+	check(t, err)
+	check(t, f.Close())
+}
+
+// power is what a loss of power takes to be tried: a disk of its own, and an id
+// of the machine's start that can be changed. Both are seen by this process and
+// its children alone, which runs in a mount namespace.
+type power struct {
+	t    *testing.T
+	dir  string // where the disk is mounted
+	file string // that is the disk
+}
+
+const bootID = "/proc/sys/kernel/random/boot_id"
+
+// newPower mounts a disk with a filesystem of some kind on dir.
+func newPower(t *testing.T, kind, dir, boot string) *power {
+	t.Helper()
+	p := &power{t: t, dir: dir, file: filepath.Join(t.TempDir(), "disk")}
+	check(t, os.WriteFile(p.file, nil, 0o600))
+	check(t, os.Truncate(p.file, 320<<20)) // the least that xfs takes
+	p.command("mkfs."+kind, "-q", p.file)
+	check(t, os.Mkdir(dir, 0o700))
+	p.mount()
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	check(t, unix.Mount(boot, bootID, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { _ = unix.Unmount(bootID, unix.MNT_DETACH) })
+	return p
+}
+
+func (p *power) command(name string, args ...string) {
+	p.t.Helper()
+	if out, err := exec.CommandContext(p.t.Context(), name, args...).CombinedOutput(); err != nil {
+		p.t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+}
+
+func (p *power) mount() {
+	p.t.Helper()
+	p.command("mount", "-o", "loop", p.file, p.dir)
+	check(p.t, os.Chmod(p.dir, 0o700))
+}
+
+// cut has the disk keep what was synced until now, and nothing else.
+func (p *power) cut() {
+	p.t.Helper()
+	const (
+		shutDown   = 0x8004587d // EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
+		noLogFlush = 2
+	)
+	d, err := os.Open(p.dir)
+	check(p.t, err)
+	defer func() { _ = d.Close() }()
+	check(p.t, unix.IoctlSetPointerInt(int(d.Fd()), shutDown, noLogFlush))
+}
+
+// restore mounts the disk again, as the next start of the machine does. Nobody
+// may use it meanwhile.
+func (p *power) restore() error {
+	if err := unix.Unmount(p.dir, 0); err != nil {
+		return fmt.Errorf("unmounting the disk: %w", err)
+	}
+	p.mount()
+	id, err := os.ReadFile("/proc/sys/kernel/random/uuid")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(bootID, id, 0o600)
+}
+
+// powerKinds are the filesystems that can be had here and that can be shut down.
+func powerKinds() (kinds []string) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		known, _ := os.ReadFile("/proc/filesystems") // then there is none
+		if _, err := exec.LookPath("mkfs." + kind); err == nil && bytes.Contains(known, []byte("\t"+kind+"\n")) {
+			kinds = append(kinds, kind)
+		}
+	}
+	return kinds
+}
+
+// marked are the processes that have an entry in their environment.
+func marked(entry string) (pids []int) {
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
+	for _, p := range processes {
+		environ, _ := os.ReadFile(filepath.Join(p, "environ")) // it may be gone
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(environ, []byte(entry+"\x00")) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// signalAll signals processes, of which some may have gone.
+func signalAll(pids []int, sig syscall.Signal) {
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, sig)
+	}
+}

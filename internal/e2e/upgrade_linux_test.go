@@ -1,0 +1,146 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"sallyport/runner"
+)
+
+// built builds a version of the program as it is shipped, without some of the
+// files that it is made of.
+func built(t *testing.T, file, version string, without ...string) {
+	t.Helper()
+	var overlay struct{ Replace map[string]string }
+	overlay.Replace = map[string]string{}
+	for _, name := range without {
+		path, err := filepath.Abs(name)
+		check(t, err)
+		overlay.Replace[path] = ""
+	}
+	text, err := json.Marshal(overlay)
+	check(t, err)
+	write(t, file+".json", text)
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-overlay", file+".json", "-ldflags", "-X main.version="+version, "-o", file, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building: %v\n%s", err, out)
+	}
+}
+
+// upgrade is an installation of one version, where another can take its place.
+func upgrade(t *testing.T) *installation {
+	t.Helper()
+	dir := t.TempDir()
+	program := filepath.Join(dir, "sallyport")
+	built(t, program, "v1")
+	in := install(t, program, countingHooks)
+	in.write("count.sh", counting, 0o755)
+	t.Cleanup(in.killServers) // before the supervisor is looked for
+	in.start(true)
+	return in
+}
+
+// put puts another program in the place of the one that runs, and has that hand over.
+func (in *installation) put(program string) {
+	in.t.Helper()
+	check(in.t, os.Rename(program, in.program))
+	check(in.t, in.server.Process.Signal(syscall.SIGUSR2))
+}
+
+// endNext ends the server that took over.
+func (in *installation) endNext() {
+	in.t.Helper()
+	for _, pid := range in.servers() {
+		check(in.t, syscall.Kill(pid, syscall.SIGTERM))
+	}
+	in.until("the servers to end", func() bool { return len(in.servers()) == 0 })
+}
+
+func (in *installation) awaitLog(text string, times int) {
+	in.t.Helper()
+	in.until(text, func() bool { return strings.Count(string(in.read("log")), text) >= times })
+}
+
+const countingHooks = `
+hooks:
+  count: {callers: [load], command: [DIR/count.sh, DIR], timeout: 5m}
+`
+
+// counting writes numbered lines, some of them after the gate is open.
+const counting = `#!/bin/sh
+seq 1 100000
+until [ -e "$1/gate" ]; do sleep 0.05; done
+seq 100001 200000
+exit 7
+`
+
+func numbers(from, to int) string {
+	var b strings.Builder
+	for n := from; n <= to; n++ {
+		_, _ = fmt.Fprintln(&b, n)
+	}
+	return b.String()
+}
+
+// wants checks a run of the counting command that has gone on meanwhile.
+func (in *installation) wants(run runner.Run) {
+	in.t.Helper()
+	in.write("gate", "", 0o600)
+	run = in.ask(in.t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run()
+	if run.State != runner.Failed || run.ExitCode == nil || *run.ExitCode != 7 {
+		in.t.Errorf("the run is %+v", run)
+	}
+	if out := in.ask(in.t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); string(out.body) != numbers(1, 200_000) {
+		in.t.Errorf("of its output %d bytes are there", len(out.body))
+	}
+}
+
+// TestAnUpgradeReplacesTheSupervisorAndLosesNothingOfARun by the real program: the
+// process stays, its program is another.
+func TestAnUpgradeReplacesTheSupervisorAndLosesNothingOfARun(t *testing.T) {
+	t.Parallel()
+	in := upgrade(t)
+	run := in.deliver("count", "{}").run()
+	pid, old := in.supervisor(), in.server.Process.Pid
+	next := in.program + ".new"
+	built(t, next, "v2")
+	in.put(next)
+	in.awaitLog(`"msg":"serving"`, 2)
+	in.until("the old server to go", func() bool { return len(in.servers()) == 1 && in.servers()[0] != old })
+	in.awaitLog(fmt.Sprintf(`"msg":"supervisor ready","pid":%d,"version":"v2 `, pid), 1)
+	if now := in.supervisor(); now != pid {
+		t.Errorf("the supervisor is process %d, and was %d", now, pid)
+	}
+	in.wants(run)
+	in.endNext()
+}
+
+// TestAProgramThatIsTooOldForTheRecordTakesNothingOver: it finds that out when the
+// server before it has let go of the record.
+func TestAProgramThatIsTooOldForTheRecordTakesNothingOver(t *testing.T) {
+	t.Parallel()
+	in := upgrade(t)
+	run := in.deliver("count", "{}").run()
+	pid := in.supervisor()
+	migrations, err := filepath.Glob("runner/store/migrations/*.sql")
+	check(t, err)
+	other := in.program + ".old"
+	built(t, other, "v0", migrations[len(migrations)-1])
+	in.put(other)
+	in.awaitLog("was written by a newer version", 1)
+	in.awaitLog(`"msg":"serving"`, 2)
+	in.awaitLog(`"msg":"not handed over"`, 1)
+	if pids := in.servers(); len(pids) != 1 || pids[0] != in.server.Process.Pid || in.supervisor() != pid {
+		t.Errorf("servers %v, supervisor %d", pids, in.supervisor())
+	}
+	in.wants(run)
+	in.end()
+}

@@ -1,0 +1,85 @@
+package e2e_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+)
+
+// TestWatchdog_FollowsReadiness: systemd hears from the server while all parts answer, and from the
+// next server after a hand-over.
+func TestWatchdog_FollowsReadiness(t *testing.T) {
+	t.Parallel()
+	in := install(t, "sallyport", "hooks:\n  quick: {callers: [load], command: [/bin/true]}\n")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(in.dir, "notify"), Net: "unixgram"})
+	check(t, err)
+	t.Cleanup(func() { _ = socket.Close() })
+	cmd, ended := exec.CommandContext(context.Background(), "/bin/sh", "-c", //nolint:usetesting // it ends after the test's context
+		`WATCHDOG_PID=$$ exec "$0" serve -c "$1"`, in.program, filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(in.dir, "notify"), "WATCHDOG_USEC=200000")
+	cmd.Stdout, cmd.Stderr = in.log, in.log
+	check(t, cmd.Start())
+	go func() { _ = cmd.Wait(); close(ended) }()
+	in.server, in.ended = cmd, ended
+	t.Cleanup(in.killServers)
+	var heard atomic.Int64
+	go func() {
+		for b := make([]byte, 1000); ; {
+			n, err := socket.Read(b)
+			if err != nil {
+				return
+			}
+			if strings.Contains(string(b[:n]), "WATCHDOG=1") {
+				heard.Add(1)
+			}
+		}
+	}()
+	hear := func(what string) {
+		t.Helper()
+		from := heard.Load()
+		in.until("a notification "+what, func() bool { return heard.Load() > from+1 })
+	}
+	const silent = `"msg":"systemd watchdog not notified"`
+	in.until("the server to serve", func() bool { return in.serves(0) })
+	hear("while all is well")
+
+	supervisor := in.supervisor()
+	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	in.awaitLog(silent, 1)
+	in.ask(t.Context(), http.MethodGet, "/readyz", "") // by whose end what was sent before has arrived
+	from := heard.Load()
+	for range 3 {
+		if a := in.ask(t.Context(), http.MethodGet, "/readyz", ""); a.code != http.StatusServiceUnavailable || !strings.Contains(string(a.body), `"parts":["supervisor"]`) {
+			t.Errorf("/readyz: %d %s", a.code, a.body)
+		}
+	}
+	if n := heard.Load() - from; n > 0 {
+		t.Errorf("%d notifications while the supervisor hangs", n)
+	}
+	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
+	hear("when the supervisor goes on")
+
+	// What answers with an error is not helped by a restart.
+	check(t, os.Rename(filepath.Join(in.dir, "state/state.db"), filepath.Join(in.dir, "away")))
+	in.until("the server to miss its database", func() bool {
+		return in.ask(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusServiceUnavailable
+	})
+	hear("without a database")
+	check(t, cmd.Process.Signal(syscall.SIGUSR2)) // nothing is handed over that the next one could not open
+	in.awaitLog(`"msg":"not handed over"`, 1)
+	check(t, os.Rename(filepath.Join(in.dir, "away"), filepath.Join(in.dir, "state/state.db")))
+	in.until("the server to be ready", func() bool {
+		return in.ask(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusOK
+	})
+
+	check(t, cmd.Process.Signal(syscall.SIGUSR2))
+	<-ended
+	hear("from the next server")
+}

@@ -1,0 +1,118 @@
+package pathsafe_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"sallyport/internal/pathsafe"
+)
+
+// tree makes a/b/file, and links to it of every kind.
+func tree(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	check(t, err)
+	check(t, os.MkdirAll(dir+"/a/b", 0o755))
+	check(t, os.Mkdir(dir+"/c", 0o755))
+	check(t, os.WriteFile(dir+"/a/b/file", nil, 0o600))
+	for name, to := range map[string]string{
+		"direct": "a/b/file", "absolute": dir + "/a/b/file", "up": "../" + filepath.Base(dir) + "/a/b/file",
+		"folder": "c/more", "c/more": "../a/b", "round": "round", "nowhere": "a/none",
+	} {
+		check(t, os.Symlink(to, filepath.Join(dir, name)))
+	}
+	return dir
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTheWayToAFileHasEveryLinkAndWhatItLeadsThrough(t *testing.T) {
+	dir := tree(t)
+	for name, want := range map[string]string{
+		"a/b/file":    "a a/b a/b/file",
+		"direct":      "direct a a/b a/b/file",
+		"absolute":    "absolute . a a/b a/b/file",
+		"up":          "up .. . a a/b a/b/file",
+		"folder/file": "folder c c/more c/.. a a/b a/b/file",
+	} {
+		way, err := pathsafe.Way(filepath.Join(dir, name))
+		check(t, err)
+		var got []string
+		for _, e := range way {
+			rel, err := filepath.Rel(dir, e.Path)
+			check(t, err)
+			if !strings.HasPrefix(rel, "../") && rel != ".." {
+				got = append(got, rel)
+			}
+		}
+		wanted := strings.Fields(want)
+		for i, w := range wanted {
+			wanted[i] = filepath.Clean(w)
+		}
+		wanted = slices.DeleteFunc(wanted, func(w string) bool { return w == ".." })
+		if got[0] == "." { // the folder itself
+			got = got[1:]
+		}
+		if !slices.Equal(got, wanted) || way[0].Path != "/" {
+			t.Errorf("%s: %q, want %q", name, got, wanted)
+		}
+	}
+	if _, err := pathsafe.Way(dir + "/round"); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("links in a circle: %v", err)
+	}
+	if _, err := pathsafe.Way(dir + "/nowhere"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a link to nowhere: %v", err)
+	}
+}
+
+func TestWhoeverIsNeitherRootNorWeIsForeign(t *testing.T) {
+	way, err := pathsafe.Way(tree(t) + "/direct")
+	check(t, err)
+	for _, e := range way {
+		owner := e.Sys().(*syscall.Stat_t).Uid
+		if e.Foreign(int(owner)) {
+			t.Errorf("%s is foreign to its owner", e.Path)
+		}
+		if other := int(owner) + 1; e.Foreign(other) != (owner != 0) {
+			t.Errorf("%s of %d is foreign to %d: %v", e.Path, owner, other, e.Foreign(other))
+		}
+	}
+}
+
+// TestAllThatOthersMayDoToAFileIsToldAtOnce, but not what they may not: in a sticky
+// folder.
+func TestAllThatOthersMayDoToAFileIsToldAtOnce(t *testing.T) {
+	dir := tree(t)
+	faults := func(name string) []string {
+		t.Helper()
+		way, err := pathsafe.Way(filepath.Join(dir, name))
+		check(t, err)
+		return pathsafe.Faults(name, way)
+	}
+	if got := faults("direct"); len(got) > 0 {
+		t.Errorf("all is well, and %q", got)
+	}
+	check(t, os.Chmod(dir+"/a", 0o777|os.ModeSticky))
+	if got := faults("direct"); len(got) > 0 {
+		t.Errorf("a sticky folder, and %q", got)
+	}
+	check(t, os.Chmod(dir+"/a", 0o775))
+	check(t, os.Chmod(dir+"/a/b/file", 0o602))
+	if got := faults("direct"); len(got) != 2 || !strings.HasPrefix(got[0], "direct may be written") || !strings.HasPrefix(got[1], "the folder "+dir+"/a may be written") {
+		t.Errorf("%q", got)
+	}
+	check(t, os.Chmod(dir+"/a", 0o755))
+	if got := faults("a"); len(got) != 1 || got[0] != "a is no file" {
+		t.Errorf("a folder: %q", got)
+	}
+}

@@ -1,0 +1,116 @@
+// Package retention forgets what is over: runs, their outputs, and what a crash left of
+// them.
+package retention
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"sallyport/internal/config"
+	"sallyport/internal/live"
+	"sallyport/runner"
+	"sallyport/runner/process"
+	"sallyport/runner/store"
+)
+
+const (
+	interval = 5 * time.Second
+	pause    = 10 * time.Millisecond // between the steps of what takes several
+)
+
+// Runs forgets runs that the file does not keep, and those that waited too long, in
+// small steps, until ctx is done.
+func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
+	var steps *Steps
+	started := time.Now()
+	every(ctx, func() (wait time.Duration) {
+		if steps == nil {
+			newest, _, err := st.List(ctx, runner.Filter{Limit: 1})
+			if err != nil {
+				return interval // it is logged where it matters
+			}
+			steps = startSteps(started, newest) // the clock may have been set since
+		}
+		if held, step := steps.Held(time.Now(), time.Since(started)); held {
+			if step != 0 {
+				log.Warn("the clock was set: nothing is removed or expired for a while", "by", step.String(), "for", HoldAfterStep.String())
+			}
+			return interval
+		}
+		c := conf.Get()
+		expiring := runs.ExpireQueued(ctx, c.Hooks)
+		removed, more, pruning := st.Prune(ctx, retention(c))
+		err := errors.Join(expiring, pruning)
+		for _, id := range removed {
+			err = errors.Join(err, process.Remove(folder(c), id))
+		}
+		if err != nil && ctx.Err() == nil {
+			log.Error("forgetting runs", "error", err)
+		}
+		if more {
+			return pause
+		}
+		return interval
+	})
+}
+
+// Outputs keeps the outputs of all runs within their bound, until ctx is done. To
+// look at every folder takes seconds where there are a million, so it rests for
+// much longer than it works.
+func Outputs(ctx context.Context, conf *live.Configuration, log *slog.Logger) {
+	const rest = 50 // times as long
+	every(ctx, func() (wait time.Duration) {
+		from, c := time.Now(), conf.Get()
+		if _, err := process.Trim(folder(c), int64(c.Outputs)); err != nil {
+			log.Error("bounding the outputs", "error", err)
+		}
+		return max(interval, rest*time.Since(from))
+	})
+}
+
+// every does a step after an interval, and again after what that step says.
+func every(ctx context.Context, step func() (wait time.Duration)) {
+	for wait := interval; ; wait = step() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+func folder(c *config.Config) string { return filepath.Join(c.State, "runs") }
+
+func retention(c *config.Config) store.Retention {
+	keep := store.Retention{Hooks: make(map[string]store.Keep, len(c.Hooks)), Default: store.Keep(runner.DefaultKeep())}
+	for name, h := range c.Hooks {
+		keep.Hooks[name] = store.Keep{Age: h.Keep.Age, Count: h.Keep.Count}
+	}
+	return keep
+}
+
+// sweepAgain is how long Sweep rests between two looks at all folders.
+const sweepAgain = time.Hour
+
+// Sweep removes what a crash left of runs that were forgotten just then, until ctx is done.
+func Sweep(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Logger) {
+	every(ctx, func() (wait time.Duration) {
+		removed, err := process.Sweep(ctx, folder(c), process.SweepAfter, func(run string) (bool, error) {
+			_, err := st.Get(ctx, run)
+			if errors.Is(err, runner.ErrUnknown) {
+				return false, nil
+			}
+			return true, err
+		})
+		if removed > 0 {
+			log.Info("folders of forgotten runs removed", "count", removed)
+		}
+		if err != nil && ctx.Err() == nil {
+			log.Error("removing folders of forgotten runs", "error", err)
+		}
+		return sweepAgain
+	})
+}

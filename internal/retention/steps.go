@@ -1,0 +1,58 @@
+package retention
+
+import (
+	"time"
+
+	"sallyport/runner"
+)
+
+const (
+	// largestStep is how far the wall clock may differ from the time that has passed.
+	largestStep = time.Minute
+	// longestPause is how old the newest run may be at the start without raising doubts about the clock.
+	longestPause = 24 * time.Hour
+	// HoldAfterStep is how long nothing is removed or expired after the wall clock was set: an operator, or the
+	// time service, has that long to set it right.
+	HoldAfterStep = time.Hour
+)
+
+// Steps notices that the wall clock was set. What is kept by age would be removed at once if the clock is
+// far ahead for a moment.
+type Steps struct {
+	wall  time.Time
+	mono  time.Duration
+	until time.Duration // nothing is removed before, in time that has passed
+}
+
+// NewSteps starts at a wall clock and a clock that only goes forward. The newest record shows whether the clock was
+// set while no server ran; it is zero if there is none.
+func NewSteps(wall time.Time, mono time.Duration, newest time.Time) *Steps {
+	s := &Steps{wall: wall.Round(0), mono: mono}
+	if gap := s.wall.Sub(newest); !newest.IsZero() && (gap < -largestStep || gap > longestPause) {
+		s.until = mono + HoldAfterStep
+	}
+	return s
+}
+
+// Held tells at a later moment whether nothing may be removed, and by how much the wall clock was set since
+// the moment before.
+func (s *Steps) Held(wall time.Time, mono time.Duration) (held bool, step time.Duration) {
+	wall = wall.Round(0)
+	step = wall.Sub(s.wall) - (mono - s.mono)
+	s.wall, s.mono = wall, mono
+	if step.Abs() > largestStep {
+		s.until = mono + HoldAfterStep
+	} else {
+		step = 0
+	}
+	return mono < s.until, step
+}
+
+// startSteps starts at a moment, with the newest run of the store, if there is one.
+func startSteps(started time.Time, newest []runner.Run) *Steps {
+	var at time.Time
+	if len(newest) > 0 {
+		at = newest[0].Created
+	}
+	return NewSteps(started, 0, at)
+}
