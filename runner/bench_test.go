@@ -318,6 +318,7 @@ func (b *bench) open(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.Uptime = func() time.Duration { return b.now().Sub(time.Unix(0, 0)) }
 	b.disk = &disk{SQLite: s}
 	b.Runner = runner.New(b.disk, b.commands, b.hook, b.now, slog.New(slog.DiscardHandler))
 }

@@ -151,7 +151,7 @@ func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*Hook) error
 		if h.QueueTimeout == 0 {
 			continue
 		}
-		expired, err := r.store.ExpireQueued(ctx, name, r.now().Add(-h.QueueTimeout))
+		expired, err := r.store.ExpireQueued(ctx, name, h.QueueTimeout)
 		if err != nil {
 			return err
 		}

@@ -101,9 +101,9 @@ type Store interface {
 	// a run that runs it is recorded that it is to end so. The run is returned
 	// as it stands then.
 	Cancel(ctx context.Context, id string) (run Run, ended bool, err error)
-	// ExpireQueued ends the runs of a hook that wait still and whose last delivery
-	// was accepted before the time, as timed out, and returns them.
-	ExpireQueued(ctx context.Context, hook string, before time.Time) ([]Run, error)
+	// ExpireQueued ends the runs of a hook that are queued and have waited for longer than longest since their last
+	// delivery was accepted, as timed out, and returns them. No step of the wall clock counts.
+	ExpireQueued(ctx context.Context, hook string, longest time.Duration) ([]Run, error)
 }
 
 // Errors of a Store.

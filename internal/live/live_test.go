@@ -63,9 +63,7 @@ func watch(t *testing.T) *place {
 	p.configure("worker", "guest")
 	p.agree(nil)
 	var found []config.Diagnostic
-	log := slog.New(slog.NewJSONHandler(&p.logs, nil))
-	env := config.Env{Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log)}
-	p.Configuration, found = live.Load(filepath.Join(p.dir, "sallyport.yaml"), env, log)
+	p.Configuration, found = live.Load(filepath.Join(p.dir, "sallyport.yaml"), config.Env{}, slog.New(slog.NewJSONHandler(&p.logs, nil)))
 	if p.Configuration == nil {
 		t.Fatal(found)
 	}
@@ -94,13 +92,7 @@ func (p *place) write(name, text string) {
 
 func (p *place) configure(callers ...string) {
 	p.t.Helper()
-	p.configureTLS("", callers...)
-}
-
-// configureTLS has more in the section than the pair.
-func (p *place) configureTLS(more string, callers ...string) {
-	p.t.Helper()
-	text := "listen: \"localhost:0\"\nstate: state\ntls: {cert: certs/server.pem, key: certs/server.key" + more + "}\ncallers:\n"
+	text := "listen: \"localhost:0\"\nstate: state\ntls: {cert: certs/server.pem, key: certs/server.key}\ncallers:\n"
 	for _, name := range callers {
 		text += fmt.Sprintf("  %s: {token: {keys: [{file: %s}]}}\n", name, name)
 	}

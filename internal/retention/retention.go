@@ -32,18 +32,19 @@ func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st
 			if err != nil {
 				return interval // it is logged where it matters
 			}
-			steps = startSteps(started, newest) // the clock may have been set since
+			steps = startSteps(started, newest, st.Stepped()) // the clock may have been set since
+		}
+		c := conf.Get()
+		if err := runs.ExpireQueued(ctx, c.Hooks); err != nil && ctx.Err() == nil {
+			log.Error("ending runs that waited too long", "error", err)
 		}
 		if held, step := steps.Held(time.Now(), time.Since(started)); held {
 			if step != 0 {
-				log.Warn("the clock was set: nothing is removed or expired for a while", "by", step.String(), "for", HoldAfterStep.String())
+				log.Warn("the clock was set: nothing is removed for a while", "by", step.String(), "for", HoldAfterStep.String())
 			}
 			return interval
 		}
-		c := conf.Get()
-		expiring := runs.ExpireQueued(ctx, c.Hooks)
-		removed, more, pruning := st.Prune(ctx, retention(c))
-		err := errors.Join(expiring, pruning)
+		removed, more, err := st.Prune(ctx, retention(c))
 		for _, id := range removed {
 			err = errors.Join(err, process.Remove(folder(c), id))
 		}

@@ -11,7 +11,7 @@ const (
 	largestStep = time.Minute
 	// longestPause is how old the newest run may be at the start without raising doubts about the clock.
 	longestPause = 24 * time.Hour
-	// HoldAfterStep is how long nothing is removed or expired after the wall clock was set: an operator, or the
+	// HoldAfterStep is how long nothing is removed after the wall clock was set: an operator, or the
 	// time service, has that long to set it right.
 	HoldAfterStep = time.Hour
 )
@@ -24,11 +24,12 @@ type Steps struct {
 	until time.Duration // nothing is removed before, in time that has passed
 }
 
-// NewSteps starts at a wall clock and a clock that only goes forward. The newest record shows whether the clock was
-// set while no server ran; it is zero if there is none.
-func NewSteps(wall time.Time, mono time.Duration, newest time.Time) *Steps {
+// NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped, as
+// far as that is known. The newest record shows whether it was set while the machine was off; it is zero if there is
+// none.
+func NewSteps(wall time.Time, mono time.Duration, newest time.Time, stepped time.Duration) *Steps {
 	s := &Steps{wall: wall.Round(0), mono: mono}
-	if gap := s.wall.Sub(newest); !newest.IsZero() && (gap < -largestStep || gap > longestPause) {
+	if gap := s.wall.Sub(newest); stepped.Abs() > largestStep || !newest.IsZero() && (gap < -largestStep || gap > longestPause) {
 		s.until = mono + HoldAfterStep
 	}
 	return s
@@ -49,10 +50,10 @@ func (s *Steps) Held(wall time.Time, mono time.Duration) (held bool, step time.D
 }
 
 // startSteps starts at a moment, with the newest run of the store, if there is one.
-func startSteps(started time.Time, newest []runner.Run) *Steps {
+func startSteps(started time.Time, newest []runner.Run, stepped time.Duration) *Steps {
 	var at time.Time
 	if len(newest) > 0 {
 		at = newest[0].Created
 	}
-	return NewSteps(started, 0, at)
+	return NewSteps(started, 0, at, stepped)
 }

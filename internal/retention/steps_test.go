@@ -19,23 +19,26 @@ func TestSteps_HoldAfterTheClockWasSet(t *testing.T) {
 	const hour = time.Hour
 	for name, row := range map[string]struct {
 		newest  time.Duration // before the start
+		stepped time.Duration
 		moments []moment
 	}{
-		"steady":                       {time.Second, []moment{{5 * time.Second, 5 * time.Second, false, 0}, {50 * hour, 50 * hour, false, 0}}},
-		"slewed":                       {time.Second, []moment{{hour, hour - 30*time.Second, false, 0}, {2 * hour, 2*hour - 70*time.Second, false, 0}}},
-		"forward":                      {time.Second, []moment{{9000 * hour, 5 * time.Second, true, 9000*hour - 5*time.Second}, {9001 * hour, hour, true, 0}, {9003 * hour, 2*hour + 5*time.Second, true, hour - 5*time.Second}}},
-		"back":                         {time.Second, []moment{{-hour, 5 * time.Second, true, -hour - 5*time.Second}, {-hour + 10*time.Second, 15 * time.Second, true, 0}, {10 * time.Second, hour + 15*time.Second, false, 0}}},
-		"set back before the start":    {-hour, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
-		"set forward before the start": {9000 * hour, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
+		"steady":                       {time.Second, 0, []moment{{5 * time.Second, 5 * time.Second, false, 0}, {50 * hour, 50 * hour, false, 0}}},
+		"slewed":                       {time.Second, 0, []moment{{hour, hour - 30*time.Second, false, 0}, {2 * hour, 2*hour - 70*time.Second, false, 0}}},
+		"forward":                      {time.Second, 0, []moment{{9000 * hour, 5 * time.Second, true, 9000*hour - 5*time.Second}, {9001 * hour, hour, true, 0}, {9003 * hour, 2*hour + 5*time.Second, true, hour - 5*time.Second}}},
+		"back":                         {time.Second, 0, []moment{{-hour, 5 * time.Second, true, -hour - 5*time.Second}, {-hour + 10*time.Second, 15 * time.Second, true, 0}, {10 * time.Second, hour + 15*time.Second, false, 0}}},
+		"set back before the start":    {-hour, 0, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
+		"set by less than a day":       {time.Second, time.Hour, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
+		"set back by less than a day":  {2 * hour, -hour, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
+		"set forward before the start": {9000 * hour, 0, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
 	} {
-		s := retention.NewSteps(start, 0, start.Add(-row.newest))
+		s := retention.NewSteps(start, 0, start.Add(-row.newest), row.stepped)
 		for i, m := range row.moments {
 			if held, step := s.Held(start.Add(m.wall), m.mono); held != m.held || step != m.step {
 				t.Errorf("%s, moment %d: held %v, step %v; want %v, %v", name, i, held, step, m.held, m.step)
 			}
 		}
 	}
-	if held, _ := retention.NewSteps(start, 0, time.Time{}).Held(start, 0); held {
+	if held, _ := retention.NewSteps(start, 0, time.Time{}, 0).Held(start, 0); held {
 		t.Error("held although nothing is recorded")
 	}
 }

@@ -79,3 +79,6 @@ func (s *SQLite) Do(ctx context.Context, query string) error {
 		return err
 	})
 }
+
+// MaxBatch is how many operations one transaction takes at most.
+const MaxBatch = maxBatch

@@ -28,6 +28,9 @@ import (
 // One goroutine writes: operations that come while a transaction is being
 // committed share the next one, each in a savepoint of its own.
 type SQLite struct {
+	// Uptime is the clock that waits are measured by, which no step of the wall clock moves. Only tests set it.
+	Uptime func() time.Duration
+
 	now  func() time.Time
 	log  *slog.Logger
 	path string
@@ -48,6 +51,8 @@ type SQLite struct {
 	written atomic.Pointer[time.Time] // when a transaction was last committed; nil if one has failed since
 	down    bool                      // the last transaction failed; the writer's own
 	settled settled
+	opened  opening
+	noted   atomic.Bool // opened is recorded
 
 	closing chan struct{}
 	once    sync.Once
@@ -172,6 +177,9 @@ func (s *SQLite) open(ctx context.Context) error {
 		}
 	}
 	if err := migrate(ctx, s.write, s.now().UnixMicro()); err != nil {
+		return err
+	}
+	if err := s.readClocks(ctx); err != nil {
 		return err
 	}
 	if s.conn, err = s.write.Conn(ctx); err != nil {

@@ -49,7 +49,7 @@ func (s *SQLite) admit(ctx context.Context, tx *prepared, run runner.Run, c runn
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		run.State, run.Started, run.Boot = runner.Running, instant(micros(s.now())), s.boot
-		a, err = runner.Admission{Run: run}, insertRun(ctx, tx, run, 0, in)
+		a, err = runner.Admission{Run: run}, s.insertRun(ctx, tx, run, 0, in)
 	case err == nil:
 		run.State = runner.Queued
 		a, err = s.wait(ctx, tx, current, run, p, in)
@@ -80,7 +80,7 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 		}
 		if waiting > 0 {
 			a.Joined, a.Position = true, waiting
-			a.Run, err = join(ctx, tx, run, in)
+			a.Run, err = s.join(ctx, tx, run, in)
 			return a, err
 		}
 	case runner.Replace:
@@ -97,13 +97,13 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 	default:
 		return a, fmt.Errorf("%q is no policy", p.Kind)
 	}
-	return a, insertRun(ctx, tx, run, last+1, in)
+	return a, s.insertRun(ctx, tx, run, last+1, in)
 }
 
 // join gives the parameters of run to the last that waits, and its caller; the
 // one before stays known. There is more than one only when the hook's policy was
 // another before, or when one was put back.
-func join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (runner.Run, error) {
+func (s *SQLite) join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (runner.Run, error) {
 	pending, err := tx.run(ctx, sqlLast, run.Flight)
 	if err != nil {
 		return runner.Run{}, err
@@ -117,16 +117,16 @@ func join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (ru
 	if err != nil {
 		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
 	}
-	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names), micros(run.Created))
+	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names), s.Uptime().Microseconds())
 }
 
-func insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in runner.Feed) error {
+func (s *SQLite) insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in runner.Feed) error {
 	params, err := json.Marshal(r.Params)
 	if err != nil {
 		return fmt.Errorf("writing the parameters: %w", err)
 	}
 	_, err = tx.exec(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
-		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot)
+		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot, s.Uptime().Microseconds())
 	return err
 }
 

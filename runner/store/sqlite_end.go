@@ -132,11 +132,15 @@ func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended b
 	return run, ended, nil
 }
 
-// ExpireQueued ends the runs of a hook that wait still and whose last delivery was
-// accepted before the given time, as TimedOut, and returns them. Their claims stay.
-func (s *SQLite) ExpireQueued(ctx context.Context, hook string, before time.Time) (expired []runner.Run, err error) {
+// ExpireQueued ends the runs of a hook that are queued and have waited for longer than longest since their last
+// delivery was accepted, as TimedOut, and returns them. The time that the machine was off does not count. Their claims
+// stay.
+func (s *SQLite) ExpireQueued(ctx context.Context, hook string, longest time.Duration) (expired []runner.Run, err error) {
+	if err := s.noteOpening(ctx); err != nil {
+		return nil, err
+	}
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
-		expired, err = tx.runs(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", micros(before))
+		expired, err = tx.runs(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", (s.Uptime() - longest).Microseconds())
 		return err
 	})
 	if err != nil {

@@ -56,6 +56,9 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 	if err != nil {
 		return nil, false, err
 	}
+	if err := s.noteOpening(ctx); err != nil {
+		return nil, false, err
+	}
 	var stale, old int64
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
 		removed = removed[:0]

@@ -17,8 +17,8 @@ import (
 const (
 	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail`
 
-	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin, rerun_of, attempt, boot)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`
+	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin, rerun_of, attempt, boot, accepted_up)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
@@ -31,7 +31,7 @@ const (
 	// What runs, and who asked for it, are one: a pending run never keeps the
 	// name of one caller with the parameters of another, nor that it repeats
 	// a run whose parameters it no longer has.
-	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6, joined = $7, rerun_of = '', attempt = 0
+	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6, accepted_up = $7, rerun_of = '', attempt = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
 	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
@@ -49,10 +49,9 @@ const (
 		place = (SELECT COALESCE(MIN(place), 1) - 1 FROM runs AS others WHERE others.flight = runs.flight AND others.state = 'queued')
 		WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
 
-	sqlDropQueue   = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
-	sqlDropRun     = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
-	sqlDropExpired = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND created < $5 AND joined < $5 RETURNING ` + runColumns
-	sqlEndQueued   = `UPDATE runs SET state = $2, ended = $3, error = $4, stdin = NULL `
+	sqlDropQueue = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
+	sqlDropRun   = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
+	sqlEndQueued = `UPDATE runs SET state = $2, ended = $3, error = $4, stdin = NULL `
 
 	sqlClaim   = `SELECT run, body FROM claims WHERE hook = $1 AND key = $2`
 	sqlSetRun  = `INSERT INTO claims (hook, key, run, body, until, created) VALUES ($1, $2, $3, $4, $5, $6)`

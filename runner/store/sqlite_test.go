@@ -499,10 +499,11 @@ func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
 	running := admit(t, s, newRun(t, "build", "f"), policy)
 	one, two, late := newRun(t, "build", "f"), newRun(t, "build", "f"), newRun(t, "build", "f")
-	late.Created = late.Created.Add(time.Hour)
-	for _, r := range []runner.Run{one, two, late} {
-		admit(t, s, r, policy)
-	}
+	up := setUptime(s)
+	admit(t, s, one, policy)
+	admit(t, s, two, policy)
+	up.pass(time.Hour)
+	admit(t, s, late, policy)
 	if r, done, err := s.Cancel(t.Context(), running.Run.ID); err != nil || done || r.State != runner.Running {
 		t.Fatalf("running: %v %v %+v", err, done, r)
 	}
@@ -512,10 +513,10 @@ func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
 	if _, _, err := s.Cancel(t.Context(), "no such"); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatal(err)
 	}
-	if other, err := s.ExpireQueued(t.Context(), "deploy", late.Created); err != nil || len(other) != 0 {
+	if other, err := s.ExpireQueued(t.Context(), "deploy", 0); err != nil || len(other) != 0 {
 		t.Fatalf("of another hook: %v %+v", err, other)
 	}
-	expired, err := s.ExpireQueued(t.Context(), "build", late.Created)
+	expired, err := s.ExpireQueued(t.Context(), "build", 59*time.Minute)
 	if err != nil || len(expired) != 1 || expired[0].ID != two.ID || expired[0].State != runner.TimedOut {
 		t.Fatalf("expired: %v %+v", err, expired)
 	}
@@ -531,16 +532,18 @@ func TestADeliveryThatJoinsHasItsOwnTimeToWait(t *testing.T) {
 	policy := runner.Policy{Kind: runner.Join}
 	admit(t, s, newRun(t, "build", "f"), policy)
 	pending, late := newRun(t, "build", "f"), newRun(t, "build", "f")
-	late.Created = pending.Created.Add(time.Hour)
+	up := setUptime(s)
 	admit(t, s, pending, policy)
+	up.pass(time.Hour)
 	if a := admit(t, s, late, policy); a.Run.ID != pending.ID {
 		t.Fatalf("%+v", a)
 	}
-	for want, before := range []time.Time{late.Created, late.Created.Add(time.Minute)} {
-		expired, err := s.ExpireQueued(t.Context(), "build", before)
+	for want := range 2 {
+		expired, err := s.ExpireQueued(t.Context(), "build", 30*time.Second)
 		if err != nil || len(expired) != want {
-			t.Errorf("before %s: %v %+v", before, err, expired)
+			t.Errorf("after %d minutes: %v %+v", want, err, expired)
 		}
+		up.pass(time.Minute)
 	}
 	state(t, s, pending.ID, runner.TimedOut)
 }

@@ -1,0 +1,81 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"sallyport/internal/boot"
+)
+
+const (
+	sqlOpened       = `SELECT up, wall FROM opened WHERE boot = $1`
+	sqlForgetOpened = `DELETE FROM opened`
+	sqlSetOpened    = `INSERT INTO opened (boot, up, wall) VALUES ($1, $2, $3)`
+	sqlNewestID     = `SELECT COALESCE(MAX(id), '') FROM runs`
+	sqlRestartWaits = `UPDATE runs SET accepted_up = $1 WHERE ended = 0 AND id <= $2`
+	sqlDropExpired  = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND accepted_up < $5 RETURNING ` + runColumns
+)
+
+// opening is how the clocks stood when the file was opened.
+type opening struct {
+	boot     string // start of the machine; empty where the time since then is not known
+	up, wall int64  // in microseconds
+	first    bool   // no server opened the file before under the same start of the machine
+	newest   string // with first: the newest run that was found
+	stepped  time.Duration
+}
+
+// readClocks compares the clocks with how they stood when a server opened the file before. It writes nothing: a server
+// must start on a full disk too.
+func (s *SQLite) readClocks(ctx context.Context) error {
+	o := opening{boot: s.boot}
+	if s.Uptime = boot.Uptime; boot.Uptime() == 0 { // on this system, a server knows its own time only
+		opened := time.Now()
+		o.boot, s.Uptime = "", func() time.Duration { return time.Since(opened) }
+	}
+	o.up, o.wall = s.Uptime().Microseconds(), micros(s.now())
+	var up, wall int64
+	switch err := s.write.QueryRowContext(ctx, sqlOpened, o.boot).Scan(&up, &wall); {
+	case errors.Is(err, sql.ErrNoRows), err == nil && o.boot == "":
+		o.first = true
+		if err := s.write.QueryRowContext(ctx, sqlNewestID).Scan(&o.newest); err != nil {
+			return unavailable("reading the newest run", err)
+		}
+	case err != nil:
+		return unavailable("reading when the file was opened", err)
+	default:
+		o.stepped = time.Duration(o.wall-wall-(o.up-up)) * time.Microsecond
+	}
+	s.opened = o
+	return nil
+}
+
+// noteOpening records how the clocks stood, once. Nothing reliable tells how long the machine was off, so the runs that
+// it finds queued after a restart of the machine wait anew.
+func (s *SQLite) noteOpening(ctx context.Context) error {
+	if s.noted.Load() {
+		return nil
+	}
+	err := s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		if s.opened.first {
+			if _, err := tx.exec(ctx, sqlRestartWaits, s.opened.up, s.opened.newest); err != nil {
+				return err
+			}
+		}
+		if _, err := tx.exec(ctx, sqlForgetOpened); err != nil {
+			return err
+		}
+		_, err := tx.exec(ctx, sqlSetOpened, s.opened.boot, s.opened.up, s.opened.wall)
+		return err
+	})
+	if err == nil {
+		s.noted.Store(true)
+	}
+	return err
+}
+
+// Stepped returns by how much the wall clock was set since a server opened the file before, where both were under the
+// same start of the machine; else zero.
+func (s *SQLite) Stepped() time.Duration { return s.opened.stepped }

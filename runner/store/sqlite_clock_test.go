@@ -1,0 +1,115 @@
+package store_test
+
+import (
+	"log/slog"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sallyport/internal/boot"
+	"sallyport/runner"
+	"sallyport/runner/store"
+)
+
+// uptime is a time since the start of the machine that a test moves.
+type uptime struct{ at atomic.Int64 }
+
+// setUptime has a store measure waits by such a time.
+func setUptime(s *store.SQLite) *uptime {
+	u := &uptime{}
+	u.pass(100 * time.Hour)
+	s.Uptime = func() time.Duration { return time.Duration(u.at.Load()) }
+	return u
+}
+
+func (u *uptime) pass(d time.Duration) { u.at.Add(int64(d)) }
+
+// reopened opens a store when the wall clock is so far off.
+func reopened(t *testing.T, dir string, off time.Duration) *store.SQLite {
+	t.Helper()
+	s, err := store.Open(t.Context(), dir, func() time.Time { return time.Now().Add(off) }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func expired(t *testing.T, s *store.SQLite, longest time.Duration) int {
+	t.Helper()
+	runs, err := s.ExpireQueued(t.Context(), "build", longest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(runs)
+}
+
+// TestExpireQueued_ClockSetBetweenStarts sets the wall clock while no server runs: nothing expires by that, and the
+// next server knows by how much the clock was set.
+func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s := reopened(t, dir, 0)
+	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
+	admit(t, s, newRun(t, "build", "f"), policy)
+	queued := newRun(t, "build", "f")
+	admit(t, s, queued, policy)
+	if n := expired(t, s, time.Minute); n != 0 { // this notes the clocks
+		t.Fatalf("%d expired at once", n)
+	}
+	for _, off := range []time.Duration{time.Hour, -time.Hour} {
+		check(t, s.Close())
+		s = reopened(t, dir, off)
+		if n := expired(t, s, 30*time.Minute); n != 0 {
+			t.Errorf("set by %v: %d expired", off, n)
+		}
+		want := off
+		if off < 0 {
+			want *= 2 // back from the hour before
+		}
+		if boot.Uptime() > 0 && (s.Stepped()-want).Abs() > time.Minute {
+			t.Errorf("set by %v: Stepped is %v", want, s.Stepped())
+		}
+		state(t, s, queued.ID, runner.Queued)
+	}
+	check(t, s.Close())
+}
+
+// TestExpireQueued_OtherStartOfMachine finds runs that an earlier version queued, or a server before the machine was
+// started again. How long they have waited is not known, so they wait anew.
+func TestExpireQueued_OtherStartOfMachine(t *testing.T) {
+	for name, before := range map[string]string{
+		"restarted":       `UPDATE opened SET boot = 'another'`,
+		"earlier version": `DELETE FROM opened`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "state")
+			s := reopened(t, dir, 0)
+			policy := runner.Policy{Kind: runner.Queue, Depth: 9}
+			admit(t, s, newRun(t, "build", "f"), policy)
+			admit(t, s, newRun(t, "build", "f"), policy)
+			if n := expired(t, s, time.Hour); n != 0 {
+				t.Fatalf("%d expired at once", n)
+			}
+			check(t, s.Close())
+			rawly(t, dir, `UPDATE runs SET accepted_up = -1000000000000000`) // long before
+			rawly(t, dir, before)
+			s = reopened(t, dir, 0)
+			if n := expired(t, s, time.Hour); n != 0 {
+				t.Errorf("%d expired that may have waited for a moment only", n)
+			}
+			up := setUptime(s)
+			up.pass(boot.Uptime() + 2*time.Hour)
+			if n := expired(t, s, time.Hour); n != 1 {
+				t.Errorf("%d expired after they waited anew", n)
+			}
+			check(t, s.Close())
+		})
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
