@@ -172,6 +172,9 @@ func (w *Renewals) of(o order, now time.Time) *renewal {
 // Use starts what a asks for, unless it goes on already, and ends all else. To
 // answer the CA, the server must be serving a by now, or soon.
 func (w *Renewals) Use(a *ACME) {
+	if w == nil {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for o, r := range w.all {

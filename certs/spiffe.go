@@ -37,7 +37,8 @@ type SPIFFESpec struct {
 // configurations that name them.
 type Workloads struct {
 	log         *slog.Logger
-	wait, pause time.Duration // firstSVID and watchPause, but in tests
+	wait, pause time.Duration   // firstSVID and watchPause, but in tests
+	stop        <-chan struct{} // closed when nothing waits for a first certificate any more; nil: never
 
 	mu   sync.Mutex
 	open map[string]*workload
@@ -48,16 +49,30 @@ func NewWorkloads(log *slog.Logger) *Workloads {
 	return &Workloads{log: log, wait: firstSVID, pause: watchPause, open: map[string]*workload{}}
 }
 
+// Until lets ctx end every wait for a first certificate that begins from now on.
+// It must not be called while a configuration is loaded.
+func (w *Workloads) Until(ctx context.Context) {
+	if w != nil {
+		w.stop = ctx.Done()
+	}
+}
+
 // Retain closes the connections but that to one socket, which may be none: it
-// is called with what the configuration says that is served from now on.
+// is called with what the configuration in force names. From then on, the log
+// has what is issued there.
 func (w *Workloads) Retain(socket string) {
+	if w == nil {
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for name, one := range w.open {
-		if name != socket {
-			one.close()
-			delete(w.open, name)
+		if name == socket {
+			one.use()
+			continue
 		}
+		one.close()
+		delete(w.open, name)
 	}
 }
 
@@ -112,6 +127,7 @@ func (w *Workloads) get(socket string) (*workload, error) {
 		w.open[socket] = one
 		return one, nil
 	case <-time.After(w.wait):
+	case <-w.stop:
 	}
 	one.close()
 	return nil, fmt.Errorf("waiting %s for a certificate from %s: %w", w.wait, socket, one.failure)
@@ -128,6 +144,7 @@ type workload struct {
 	ended    chan struct{}   // closed when watch has returned
 
 	current atomic.Pointer[issued]
+	used    atomic.Bool   // by the configuration in force; what another one leads to is not logged
 	first   chan struct{} // closed when current is there
 	failure error         // the last, for whoever has seen ended
 }
@@ -150,6 +167,17 @@ func (w *workload) watch(ctx context.Context, pause time.Duration) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// use says that the configuration in force goes by this Workload API.
+func (w *workload) use() {
+	if !w.used.Swap(true) {
+		w.logIssued(w.current.Load())
+	}
+}
+
+func (w *workload) logIssued(now *issued) {
+	w.log.Info("svid issued", "id", now.id, "until", now.pair.Leaf.NotAfter, "trust_domains", now.names())
 }
 
 func (w *workload) close() {
@@ -175,7 +203,9 @@ func (w *workload) OnX509ContextUpdate(x *workloadapi.X509Context) {
 		now.domains[td] = newAuthority("the bundle of "+td.IDString(), b.X509Authorities())
 	}
 	before := w.current.Swap(now)
-	w.log.Info("svid issued", "id", now.id, "until", svid.Certificates[0].NotAfter, "trust_domains", now.names())
+	if w.used.Load() {
+		w.logIssued(now)
+	}
 	if before == nil {
 		close(w.first)
 	}
@@ -190,7 +220,9 @@ func (w *workload) OnX509ContextWatchError(err error) {
 	default:
 	}
 	w.failure = err
-	w.log.Warn("no svid issued", "socket", w.socket, "error", err)
+	if w.used.Load() {
+		w.log.Warn("no svid issued", "socket", w.socket, "error", err)
+	}
 }
 
 func (w *workload) String() string {

@@ -1,6 +1,7 @@
 package certs_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -266,6 +267,24 @@ func TestNothingIsServedWithoutACertificateOfTheWorkloadAPI(t *testing.T) {
 	must(t, os.Chmod(dir, 0o777))
 	s.socket = "unix://" + dir + "/agent.sock"
 	refused("in a folder that others may write to")
+	if len(s.workloads.Open()) > 0 {
+		t.Errorf("connected: %v", s.workloads.Open())
+	}
+}
+
+// TestWorkloads_WaitEndsWithTheContext has a server stop while a Workload API that never answers is asked.
+func TestWorkloads_WaitEndsWithTheContext(t *testing.T) {
+	s := &spiffe{t: t, socket: "unix://" + filepath.Join(t.TempDir(), "agent.sock"), workloads: certs.NewWorkloads(slog.New(slog.DiscardHandler))}
+	accepted, stop, err := spiffetest.Hang(strings.TrimPrefix(s.socket, "unix://"))
+	must(t, err)
+	t.Cleanup(stop)
+	ctx, cancel := context.WithCancel(t.Context())
+	s.workloads.WaitFor(time.Hour)
+	s.workloads.Until(ctx)
+	go func() { <-accepted; cancel() }()
+	if _, _, found := s.load(); len(found) != 1 {
+		t.Errorf("%q", found)
+	}
 	if len(s.workloads.Open()) > 0 {
 		t.Errorf("connected: %v", s.workloads.Open())
 	}

@@ -38,10 +38,10 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	}
 	log, out := logging.New(s.Err)
 	defer out.Close()
-	workloads, renewals, uses := certs.NewWorkloads(log), certs.NewRenewals(log), new(keyuse.Table)
-	defer workloads.Retain("")
-	defer renewals.Use(nil)
-	conf, found := live.Load(cmd.Config, config.Env{Getenv: os.LookupEnv, Workloads: workloads, Renewals: renewals, Uses: uses}, log)
+	env := config.Env{Getenv: os.LookupEnv, Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log), Uses: new(keyuse.Table)}
+	defer env.Workloads.Retain("")
+	defer env.Renewals.Use(nil)
+	conf, found := live.Load(cmd.Config, env, log)
 	tell(found, out)
 	if conf == nil {
 		return cli.ExitCode(1)
@@ -58,9 +58,9 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 		return err
 	}
 	p := &program{
-		conf: conf, file: cmd.Config, exe: exe, version: version.String(), uses: uses, log: log, hup: hup,
+		conf: conf, file: cmd.Config, exe: exe, version: version.String(), uses: env.Uses, log: log, hup: hup,
 		signals: sync.OnceValue(signals), // not before there is something to end well
-		retain:  func(c *config.Config) { workloads.Retain(c.SPIFFE); renewals.Use(c.ACME) },
+		retain:  env.Retain,
 	}
 	go p.watchdog.Run(ctx, log)
 	again := never

@@ -103,6 +103,13 @@ type Env struct {
 	Renewals *certs.Renewals
 }
 
+// Retain ends what was begun for other configurations than c, which is the one in
+// force, and begins to obtain the certificates that c asks for.
+func (e Env) Retain(c *Config) {
+	e.Workloads.Retain(c.SPIFFE)
+	e.Renewals.Use(c.ACME)
+}
+
 // Config is a configuration without a fault. It is never changed.
 type Config struct {
 	Listen       string

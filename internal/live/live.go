@@ -108,6 +108,7 @@ func (l *Configuration) adopt(c *config.Config) {
 // supervisor that is away, and until then those are trusted who should not be.
 func (l *Configuration) Watch(ctx context.Context, hup <-chan os.Signal, agree func(*config.Config) error, changed func(*config.Config)) {
 	r := reloading{l, agree, changed}
+	l.env.Workloads.Until(ctx)
 	var before map[string]fs.FileInfo
 	var since time.Time
 	pause := leastPause
@@ -173,6 +174,9 @@ type reloading struct {
 func (r *reloading) reload(ctx context.Context, asked bool) {
 	start := time.Now()
 	c, found := r.load()
+	if ctx.Err() != nil { // which may be why it failed
+		return
+	}
 	var err error
 	if c != nil {
 		err = r.agree(c)
@@ -206,6 +210,7 @@ func (r *reloading) failed(ctx context.Context, asked bool, found []config.Diagn
 		r.last.wait = firstAgain
 	}
 	r.last.faults, r.last.again = found, now.Add(r.last.wait)
+	r.env.Retain(r.Get()) // which ends what was begun for the one that is refused
 	if repeated && !asked {
 		return
 	}

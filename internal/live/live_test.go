@@ -63,7 +63,9 @@ func watch(t *testing.T) *place {
 	p.configure("worker", "guest")
 	p.agree(nil)
 	var found []config.Diagnostic
-	p.Configuration, found = live.Load(filepath.Join(p.dir, "sallyport.yaml"), config.Env{}, slog.New(slog.NewJSONHandler(&p.logs, nil)))
+	log := slog.New(slog.NewJSONHandler(&p.logs, nil))
+	env := config.Env{Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log)}
+	p.Configuration, found = live.Load(filepath.Join(p.dir, "sallyport.yaml"), env, log)
 	if p.Configuration == nil {
 		t.Fatal(found)
 	}
@@ -92,7 +94,13 @@ func (p *place) write(name, text string) {
 
 func (p *place) configure(callers ...string) {
 	p.t.Helper()
-	text := "listen: \"localhost:0\"\nstate: state\ntls: {cert: certs/server.pem, key: certs/server.key}\ncallers:\n"
+	p.configureTLS("", callers...)
+}
+
+// configureTLS has more in the section than the pair.
+func (p *place) configureTLS(more string, callers ...string) {
+	p.t.Helper()
+	text := "listen: \"localhost:0\"\nstate: state\ntls: {cert: certs/server.pem, key: certs/server.key" + more + "}\ncallers:\n"
 	for _, name := range callers {
 		text += fmt.Sprintf("  %s: {token: {keys: [{file: %s}]}}\n", name, name)
 	}

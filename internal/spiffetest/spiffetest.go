@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -86,6 +87,8 @@ type Agent struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	server *grpc.Server
 
+	calls atomic.Int64 // in progress
+
 	mu      sync.Mutex
 	issued  *workload.X509SVIDResponse
 	changed chan struct{} // closed when issued is no more
@@ -115,6 +118,9 @@ func (a *Agent) Cancel() {
 	a.cancel = make(chan struct{})
 }
 
+// Calls returns how many calls are in progress.
+func (a *Agent) Calls() int { return int(a.calls.Load()) }
+
 // Issue hands out a server's SVID with the bundle of its domain, and those of
 // the federated ones.
 func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) error {
@@ -138,6 +144,8 @@ func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) e
 
 // FetchX509SVID is the one call that is answered.
 func (a *Agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+	a.calls.Add(1)
+	defer a.calls.Add(-1)
 	for {
 		a.mu.Lock()
 		issued, changed, cancel := a.issued, a.changed, a.cancel
@@ -156,4 +164,25 @@ func (a *Agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStr
 			return stream.Context().Err()
 		}
 	}
+}
+
+// Hang starts a Workload API that takes connections and never answers. It sends on
+// accepted for each of them.
+func Hang(socket string) (accepted <-chan struct{}, stop func(), err error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		return nil, nil, err
+	}
+	taken := make(chan struct{}, 100)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			taken <- struct{}{}
+		}
+	}()
+	return taken, func() { _ = l.Close() }, nil
 }

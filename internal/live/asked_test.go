@@ -1,0 +1,105 @@
+package live_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sallyport/internal/spiffetest"
+)
+
+// eventually asks until the answer is yes.
+func eventually(t *testing.T, what string, ask func() bool) {
+	t.Helper()
+	for deadline := time.After(time.Minute); !ask(); {
+		select {
+		case <-deadline:
+			t.Fatal("did not happen: ", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// goroutines returns the stacks of those that ask a Workload API or a CA.
+func goroutines() (found []string) {
+	all := make([]byte, 4<<20)
+	for _, one := range strings.Split(string(all[:runtime.Stack(all, true)]), "\n\n") {
+		if strings.Contains(one, "grpc.(*ClientConn)") || strings.Contains(one, "go-spiffe") || strings.Contains(one, "certs.(*renewal)") || strings.Contains(one, "crypto/acme") {
+			found = append(found, one)
+		}
+	}
+	return found
+}
+
+// TestReload_RefusedLeavesNothing refuses a configuration that names a Workload API and a CA, each time that it is
+// tried: nothing stays connected, and the CA is never asked.
+func TestReload_RefusedLeavesNothing(t *testing.T) {
+	p := watch(t)
+	corp, err := spiffetest.NewDomain("spiffe://corp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	svid, err := corp.SVID("spiffe://corp/sallyport", "localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	agent, err := spiffetest.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(agent.Stop)
+	if err := agent.Issue(svid, corp); err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	ca := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	t.Cleanup(ca.Close)
+	tls := fmt.Sprintf(`, spiffe: {socket: "unix://%s"}, acme: {domains: [a.example.com], directory: %q, accept_tos: true}`, socket, ca.URL)
+
+	p.agree(errors.New("no room for the audit"))
+	p.configureTLS(tls, "worker")
+	for n := 1; n <= 2; n++ {
+		p.hup <- syscall.SIGHUP
+		eventually(t, "a refusal", func() bool { return p.Status().Failures >= n })
+		eventually(t, "the end of the watch", func() bool { return agent.Calls() == 0 })
+		eventually(t, "the end of all goroutines", func() bool { return len(goroutines()) == 0 })
+	}
+	p.configureTLS(tls+", client_ca: missing.pem", "worker") // a fault in the file itself
+	p.hup <- syscall.SIGHUP
+	eventually(t, "a refusal", func() bool { return p.logs.count("missing.pem") > 0 })
+	eventually(t, "the end of the watch", func() bool { return agent.Calls() == 0 })
+	eventually(t, "the end of all goroutines", func() bool { return len(goroutines()) == 0 })
+	if asked.Load() > 0 {
+		t.Error("the CA of a refused configuration was asked")
+	}
+	if p.logs.count("svid issued") > 0 {
+		t.Errorf("the log has what a refused configuration led to:\n%s", &p.logs)
+	}
+}
+
+// TestWatch_EndsDuringAWait ends a server while a reload waits for a Workload API that never answers. The clock of the
+// bubble stands still meanwhile, so nothing but the end of the server can end the wait.
+func TestWatch_EndsDuringAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		socket := filepath.Join(t.TempDir(), "agent.sock")
+		accepted, stop, err := spiffetest.Hang(socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(stop) // when the watch has ended
+		p := watch(t)
+		p.configureTLS(fmt.Sprintf(`, spiffe: {socket: "unix://%s"}`, socket), "worker")
+		p.hup <- syscall.SIGHUP
+		<-accepted
+	})
+}
