@@ -20,7 +20,8 @@ import (
 )
 
 const (
-	maxFile   = 16 << 20            // bytes of one file; a CRL of half a million entries is the largest
+	maxFile   = 1 << 20             // bytes of a file of certificates, or of a key
+	maxCRL    = 16 << 20            // bytes of a file of CRLs: about half a million entries
 	warnAhead = 14 * 24 * time.Hour // before the end of a certificate
 	day       = 24 * time.Hour
 )
@@ -96,16 +97,16 @@ func resolve(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
-// read returns the content of a file whose mode has none of the bits of deny, and that no
+// read returns the content of a file of at most so many bytes, whose mode has none of the bits of deny, and that no
 // other user can replace.
-func read(path, name string, deny fs.FileMode, p *diag.List) ([]byte, bool) {
+func read(path, name string, most int, deny fs.FileMode, p *diag.List) ([]byte, bool) {
 	if name == "" {
 		p.Errorf("is missing")
 		return nil, false
 	}
 	seen, _ := os.Stat(path) // nil if it is not there
 	p.Saw(path, seen)
-	data, faults, err := pathsafe.ReadTrusted(path, name, maxFile, deny)
+	data, faults, err := pathsafe.ReadTrusted(path, name, most, deny)
 	if err != nil {
 		p.Errorf("%v", err)
 		return nil, false

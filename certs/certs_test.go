@@ -238,7 +238,7 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 			must(t, os.Remove(dir+"/s.pem"))
 			must(t, syscall.Mkfifo(dir+"/s.pem", 0o644))
 		}, "error tls.cert: s.pem is not a regular file"},
-		"a huge file":            {file("c.pem", strings.Repeat("x", 16<<20+1), 0o644), "error tls.client_ca: c.pem is over 16384 KiB"},
+		"a huge file":            {file("c.pem", strings.Repeat("x", 16<<20+1), 0o644), "error tls.client_ca: c.pem is over 1024 KiB"},
 		"another key":            {func(t *testing.T, dir string, c ca) { t.Helper(); write(t, dir, "s.key", c.issue(t, nil).key, 0o600) }, "error tls.key: using s.key with s.pem: tls: private key does not match"},
 		"no key in the key file": {file("s.key", "hello", 0o600), "error tls.key: using s.key with s.pem: "},
 		"an encrypted key":       {file("s.key", encode("ENCRYPTED PRIVATE KEY", []byte("x")), 0o600), "error tls.key: s.key is encrypted"},

@@ -283,7 +283,7 @@ func (c *Clients) file(name string, p *diag.List) *authority {
 		return a
 	}
 	var found, cas []*x509.Certificate
-	if data, ok := read(resolve(c.dir, name), name, 0o022, p); ok {
+	if data, ok := read(resolve(c.dir, name), name, maxFile, 0o022, p); ok {
 		found, _ = certificates(name, data, p)
 	}
 	ended := 0

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -39,7 +38,7 @@ type crl struct {
 	by      string // name of the CA
 	until   time.Time
 	ahead   time.Duration   // a warning is due so long before
-	serials map[string]bool // in decimal
+	serials map[string]bool // by serialKey
 }
 
 func (l *crl) String() string {
@@ -62,16 +61,12 @@ func (c *Clients) loadCRLs(p *diag.List) {
 	c.revoked.lists, c.revoked.above = map[signer]*crl{}, map[string]*x509.Certificate{}
 	for i, name := range c.spec.ClientCRL {
 		at := p.Index(i)
-		data, ok := read(resolve(c.dir, name), name, 0o022, at)
+		data, ok := read(resolve(c.dir, name), name, maxCRL, 0o022, at)
 		if !ok {
 			continue
 		}
-		lists, err := parseCRLs(data)
-		if err != nil {
+		if err := eachCRL(data, func(list *unreadCRL) { c.addCRL(name, list, cas, at) }); err != nil {
 			at.Errorf("reading %s: %v", name, err)
-		}
-		for _, list := range lists {
-			c.addCRL(name, list, cas, at)
 		}
 	}
 	for _, ca := range cas {
@@ -96,11 +91,15 @@ func (c *Clients) warnUnlisted(p *diag.List) {
 	}
 }
 
-func (c *Clients) addCRL(file string, list *x509.RevocationList, cas []*x509.Certificate, p *diag.List) {
-	name := list.Issuer.String()
-	ca, err := crlIssuer(list, cas)
+func (c *Clients) addCRL(file string, list *unreadCRL, cas []*x509.Certificate, p *diag.List) {
+	name := shortenName(list.Issuer.String())
+	ca, err := crlIssuer(list.RevocationList, cas)
 	if err == nil {
-		err = complete(list)
+		err = complete(list.RevocationList)
+	}
+	var serials map[string]bool
+	if err == nil {
+		serials, err = list.serials()
 	}
 	if err != nil {
 		p.Errorf("the CRL of %s in %s %v", name, file, err)
@@ -118,45 +117,8 @@ func (c *Clients) addCRL(file string, list *x509.RevocationList, cas []*x509.Cer
 	case left < list.NextUpdate.Sub(list.ThisUpdate)/4:
 		p.Warnf("the CRL of %s in %s ends soon, on %s; then all certificates of that CA are refused", name, file, list.NextUpdate.UTC().Format(time.RFC3339))
 	}
-	l := &crl{file: file, by: name, until: list.NextUpdate, ahead: quarter(list.ThisUpdate, list.NextUpdate), serials: make(map[string]bool, len(list.RevokedCertificateEntries))}
-	for _, entry := range list.RevokedCertificateEntries {
-		l.serials[entry.SerialNumber.String()] = true // for whatever reason, and be it on hold
-	}
+	l := &crl{file: file, by: name, until: list.NextUpdate, ahead: quarter(list.ThisUpdate, list.NextUpdate), serials: serials}
 	c.revoked.lists[signerOf(ca)] = l
-}
-
-// parseCRLs reads PEM (RFC 7468 section 6), or one CRL in DER.
-func parseCRLs(data []byte) ([]*x509.RevocationList, error) {
-	blocks := bytes.Count(data, []byte("-----BEGIN"))
-	if blocks == 0 {
-		list, err := x509.ParseRevocationList(data)
-		if err == nil && len(list.Raw) != len(data) {
-			err = errors.New("something follows after the CRL")
-		}
-		if err != nil {
-			return nil, err
-		}
-		return []*x509.RevocationList{list}, nil
-	}
-	var lists []*x509.RevocationList
-	for rest := data; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "X509 CRL" {
-			return nil, fmt.Errorf("it holds a %s and is for CRLs only", block.Type)
-		}
-		list, err := x509.ParseRevocationList(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("parsing CRL %d: %w", len(lists)+1, err)
-		}
-		lists = append(lists, list)
-	}
-	if len(lists) != blocks {
-		return nil, fmt.Errorf("of %d PEM blocks, %d cannot be read", blocks, blocks-len(lists))
-	}
-	return lists, nil
 }
 
 // crlIssuer returns the CA that signed a CRL.
@@ -183,7 +145,7 @@ func crlIssuer(list *x509.RevocationList, cas []*x509.Certificate) (*x509.Certif
 }
 
 // complete tells why a CRL is less than the whole list of its CA, or cannot be
-// understood (RFC 5280 sections 5.2 and 5.3).
+// understood (RFC 5280 section 5.2).
 func complete(list *x509.RevocationList) error {
 	if list.NextUpdate.IsZero() {
 		return errors.New("does not say when the next one comes (nextUpdate), so it could never be too old")
@@ -196,14 +158,6 @@ func complete(list *x509.RevocationList) error {
 			return errors.New("is indirect, or for a part of the certificates (issuingDistributionPoint); only complete ones are read")
 		case e.Critical:
 			return fmt.Errorf("has the critical extension %s, which is not understood", e.Id)
-		}
-	}
-	for _, entry := range list.RevokedCertificateEntries {
-		for _, e := range entry.Extensions {
-			// Of them, certificateIssuer stands in indirect CRLs.
-			if e.Critical || e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 29}) {
-				return fmt.Errorf("has an entry with the extension %s, which is not understood", e.Id)
-			}
 		}
 	}
 	return nil
@@ -240,7 +194,7 @@ func (r *revocations) checkChain(chain []*x509.Certificate, now time.Time) error
 		}
 		switch {
 		case list == nil:
-		case list.serials[chain[i].SerialNumber.String()]:
+		case list.serials[serialKey(chain[i].SerialNumber)]:
 			return fmt.Errorf("%s %w by %s", whose, ErrRevoked, list.by)
 		case now.After(list.until):
 			return fmt.Errorf("cannot be told from a revoked one: the CRL of %s in %s is %w, which ended on %s",

@@ -70,8 +70,8 @@ func pairSpecs(spec Spec, p *diag.List) (specs []PairSpec, at func(int) *diag.Li
 // when either could not be used; what else is wrong stands in p.
 func loadPair(spec PairSpec, dir string, now time.Time, p *diag.List) (pair tls.Certificate, chain []*x509.Certificate, ok bool) {
 	atCert, atKey := p.At("cert"), p.At("key")
-	certPEM, certOK := read(resolve(dir, spec.Cert), spec.Cert, 0o002, atCert)
-	keyPEM, keyOK := read(resolve(dir, spec.Key), spec.Key, 0o027, atKey)
+	certPEM, certOK := read(resolve(dir, spec.Cert), spec.Cert, maxFile, 0o002, atCert)
+	keyPEM, keyOK := read(resolve(dir, spec.Key), spec.Key, maxFile, 0o027, atKey)
 	if certOK {
 		if chain, certOK = parse(spec.Cert, certPEM, now, atCert); certOK {
 			checkServer(spec.Cert, chain[0], atCert)

@@ -10,7 +10,7 @@ import (
 // relative to dir, and returns it as it is. A self-signed certificate of that
 // server is one, too. What is wrong is written to p, and then the result is nil.
 func Roots(file, dir string, now time.Time, p *diag.List) []byte {
-	data, ok := read(resolve(dir, file), file, 0o022, p)
+	data, ok := read(resolve(dir, file), file, maxFile, 0o022, p)
 	if !ok {
 		return nil
 	}

@@ -3,9 +3,17 @@ package e2e_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -33,8 +41,9 @@ metrics: {callers: [bad]}
 callers:
   good: {hmac: {scheme: github, keys: [{file: secret}]}, limit: {rate: 1000/s, burst: 1000}}
   bad: {token: {keys: [{file: bad}]}, limit: {rate: 100000/s, burst: 100000}}
+  shown: {mtls: {cn: shown, ca: authority.pem}}
 hooks:
-  usual: {callers: [good, {caller: bad, may: [read]}], command: [/bin/true], busy: {queue: 10000}}
+  usual: {callers: [good, shown, {caller: bad, may: [read]}], command: [/bin/true], busy: {queue: 10000}}
   bad:
     callers: [bad]
     command: [/bin/true]
@@ -47,9 +56,11 @@ hooks:
 type assault struct {
 	*siege
 
-	t    *testing.T
-	good http.Header // a good delivery that was seen by others
-	body []byte
+	t       *testing.T
+	dir     string
+	good    http.Header // a good delivery that was seen by others
+	body    []byte
+	signCRL func(extension int, serials ...*big.Int) []byte
 }
 
 // newAssault starts a program under attack.
@@ -58,11 +69,111 @@ func newAssault(t *testing.T, program string) *assault {
 	dir := configured(t, attacked)
 	write(t, filepath.Join(dir, "bad"), []byte(strings.TrimPrefix(badToken, "Bearer ")))
 	check(t, os.Symlink(program, filepath.Join(dir, "sallyport")))
-	a := &assault{siege: startSiege(t, dir), t: t, body: []byte("a delivery that everyone has seen")}
+	sign := makeCRL(t, dir)
+	a := &assault{siege: startSiege(t, dir), t: t, dir: dir, signCRL: sign, body: []byte("a delivery that everyone has seen")}
 	var err error
 	a.good, err = a.sign("seen", a.body, time.Now())
 	check(t, err)
 	return a
+}
+
+// makeCRL adds a CA and its CRL to the configuration, and returns what signs others with an extension of some size.
+func makeCRL(t *testing.T, dir string) (sign func(extension int, serials ...*big.Int) []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(t, err)
+	now := time.Now()
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(1000 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{1},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
+	check(t, err)
+	sign = func(extension int, serials ...*big.Int) []byte {
+		list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(100 * time.Hour)}
+		if extension > 0 {
+			list.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, extension)}}
+		}
+		for _, n := range serials {
+			list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: n, RevocationTime: now})
+		}
+		der, err := x509.CreateRevocationList(rand.Reader, list, ca, key)
+		check(t, err)
+		return der
+	}
+	write(t, filepath.Join(dir, "authority.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	write(t, filepath.Join(dir, "revoked.crl"), sign(0, big.NewInt(7)))
+	config := filepath.Join(dir, "sallyport.yaml")
+	text, err := os.ReadFile(config)
+	check(t, err)
+	write(t, config, bytes.Replace(text, []byte("server.key}"), []byte("server.key, client_crl: [revoked.crl]}"), 1))
+	return sign
+}
+
+// replaceCRL has what makes a reader take memory or time stand in the place of the CRL, one after the other. It returns
+// when each of them was refused once.
+func (a *assault) replaceCRL() {
+	a.t.Helper()
+	many := make([]*big.Int, 600_000)
+	for i := range many {
+		many[i] = big.NewInt(int64(i))
+	}
+	forged := a.signCRL(0, many...)
+	forged[len(forged)-1] ^= 1
+	bombs := [][]byte{
+		forged, a.signCRL(0, new(big.Int).Lsh(big.NewInt(1), 8*(8<<20))), a.signCRL(12 << 20),
+		bytes.Repeat([]byte{0x30, 0x84, 0, 0xff, 0xff, 0}, 2<<20), bytes.Repeat([]byte("-----BEGIN X509 CRL-----\n"), 500_000), make([]byte, 100<<20),
+	}
+	for i, bomb := range bombs {
+		if !a.refusesCRL(bomb) {
+			a.t.Fatalf("the server has not refused CRL %d", i)
+		}
+	}
+	a.all.Go(func() {
+		i := 0
+		for a.refusesCRL(bombs[i%len(bombs)]) {
+			i++
+		}
+	})
+}
+
+// refusesCRL reports whether the server refuses what it is given as a CRL before the attack is over.
+func (a *assault) refusesCRL(text []byte) bool {
+	before := a.refusedReloads()
+	fresh := filepath.Join(a.dir, "new.crl")
+	if err := os.WriteFile(fresh, text, 0o600); err != nil {
+		return false
+	}
+	if err := os.Rename(fresh, filepath.Join(a.dir, "revoked.crl")); err != nil {
+		return false
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for range 600 {
+		select {
+		case <-a.stop:
+			return false
+		case <-tick.C:
+		}
+		if a.refusedReloads() > before {
+			return true
+		}
+	}
+	return false
+}
+
+// refusedReloads is how many reloads were refused.
+func (a *assault) refusedReloads() int {
+	_, text, err := a.byBad(198, "GET", "/metrics", nil)
+	if err != nil {
+		return 0
+	}
+	found := regexp.MustCompile(`(?m)^sallyport_reloads_total\{result="failed"\} (\d+)$`).FindSubmatch(text)
+	if found == nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(string(found[1])) // digits
+	return n
 }
 
 // flood has workers do something again and again until the attack is over.
@@ -216,6 +327,7 @@ func attacks() map[string]func(a *assault) {
 			}
 			stream(a, all, []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678"))
 		},
+		"CRLs": (*assault).replaceCRL,
 		"reads by a caller": func(a *assault) {
 			a.flood(24, func(i int) error { _, _, err := a.byBad(i, "GET", "/runs?limit=1000", nil); return err })
 		},
