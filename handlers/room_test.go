@@ -205,8 +205,10 @@ func TestRoom_KnownAddressesComeFirst(t *testing.T) {
 		stopped = append(stopped, u)
 	}
 	awaitHeld(t, surface, 32<<20)
-	if a := h.deliver("203.0.112.1", "/large", 2<<20); a.status != http.StatusServiceUnavailable {
-		t.Errorf("a stranger got %d: %s", a.status, a.body)
+	stranger := h.upload("203.0.112.1", "/large", 2<<20)
+	go stranger.send(2<<20 - 1) // the answer comes meanwhile
+	if status, text := stranger.answer(); status != http.StatusServiceUnavailable {
+		t.Errorf("a stranger got %d: %s", status, text)
 	}
 	if a := h.deliver("203.0.113.1", "/large", 2<<20); a.status >= 300 {
 		t.Errorf("an address that is known got %d: %s", a.status, a.body)
