@@ -127,7 +127,7 @@ func (l *chain) create() error {
 	if err := l.use(segmentName(l.dir, l.seq+1), os.O_RDWR|os.O_CREATE); err != nil {
 		return err
 	}
-	return syncFolder(l.dir)
+	return pathsafe.SyncFolder(l.dir)
 }
 
 // head replaces the file checkpoint.

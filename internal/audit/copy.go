@@ -1,12 +1,13 @@
 package audit
 
 import (
+	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"sallyport/internal/pathsafe"
 )
 
 // Copy copies the audit log of a state folder to another state folder, whether or not a server
@@ -21,14 +22,7 @@ func Copy(state, to string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an older version kept none
 		return err
 	}
-	key, err := os.Open(filepath.Join(state, keyFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return copyTo(filepath.Join(to, keyFile), key)
+	return copyFile(state, to, keyFile)
 }
 
 // copyChain copies the folder of one chain, its checkpoint before its lines.
@@ -40,14 +34,7 @@ func copyChain(dir, target string) error {
 		return err
 	}
 	for _, name := range []string{checkpointFile, verifierFile} {
-		f, err := os.Open(filepath.Join(dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := copyTo(filepath.Join(target, name), f); err != nil {
+		if err := copyFile(dir, target, name); err != nil {
 			return err
 		}
 	}
@@ -57,23 +44,21 @@ func copyChain(dir, target string) error {
 		return err
 	}
 	for i, s := range segments {
-		if err := copyTo(filepath.Join(target, filepath.Base(s.name)), files[i]); err != nil {
+		if err := pathsafe.CreateFile(filepath.Join(target, filepath.Base(s.name)), files[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// copyTo copies what is in a file to a new file, durably, and closes it.
-func copyTo(name string, from *os.File) error {
-	defer func() { _ = from.Close() }() // only read
-	to, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// copyFile copies a file to another folder, if it exists.
+func copyFile(dir, target, name string) error {
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(to, from)
-	if err = errors.Join(err, to.Sync(), to.Close()); err != nil {
-		return fmt.Errorf("copying the audit log: %w", err)
-	}
-	return nil
+	return pathsafe.CreateFile(filepath.Join(target, name), bytes.NewReader(text))
 }

@@ -102,12 +102,3 @@ func hold(dir string) (*pathsafe.Lock, error) {
 	}
 	return lock, err
 }
-
-// syncFolder makes names that came or went last through a power cut.
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}

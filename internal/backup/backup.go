@@ -10,18 +10,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/google/uuid"
 
 	"sallyport/internal/audit"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner/store"
 )
 
@@ -51,22 +50,18 @@ func Write(ctx context.Context, state, to string, now time.Time) (err error) {
 		return err
 	}
 	if err := audit.Copy(state, to); err != nil {
-		return err
+		return fmt.Errorf("copying the audit log: %w", err)
 	}
 	from, err := os.OpenRoot(state)
 	if err != nil {
 		return err
 	}
-	target, err := os.OpenRoot(to)
-	if err == nil {
-		err = errors.Join(copyOutputs(ctx, from, target), copyFolder(ctx, from, target, "acme", everything), target.Close())
-	}
-	return errors.Join(err, from.Close())
+	return errors.Join(copyOutputs(ctx, from, to), copyFolder(ctx, from, to, "acme", everything), from.Close())
 }
 
 // copyOutputs copies what the commands of runs wrote, and how they ended. What is not the folder of a
 // run, and the locks and working folders of runs, stay behind.
-func copyOutputs(ctx context.Context, from, to *os.Root) error {
+func copyOutputs(ctx context.Context, from *os.Root, to string) error {
 	isOutput := func(path string, d fs.DirEntry) bool {
 		parts := strings.Split(path, "/")
 		switch {
@@ -85,7 +80,7 @@ func everything(string, fs.DirEntry) bool { return true }
 
 // copyFolder copies the regular files of a folder that pass, if there is such a folder. What is
 // removed while it is copied is left out.
-func copyFolder(ctx context.Context, from, to *os.Root, name string, pass func(path string, d fs.DirEntry) bool) error {
+func copyFolder(ctx context.Context, from *os.Root, to, name string, pass func(path string, d fs.DirEntry) bool) error {
 	return fs.WalkDir(from.FS(), name, func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -95,7 +90,7 @@ func copyFolder(ctx context.Context, from, to *os.Root, name string, pass func(p
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case d.IsDir() && pass(path, d):
-			return to.Mkdir(path, 0o700)
+			return os.Mkdir(filepath.Join(to, path), 0o700)
 		case d.IsDir():
 			return fs.SkipDir
 		case d.Type().IsRegular() && pass(path, d):
@@ -105,19 +100,14 @@ func copyFolder(ctx context.Context, from, to *os.Root, name string, pass func(p
 	})
 }
 
-func copyFile(from, to *os.Root, path string) error {
-	source, err := from.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+func copyFile(from *os.Root, to, path string) error {
+	source, err := pathsafe.OpenRegular(from, path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, pathsafe.ErrNotRegular) { // it was removed or replaced just now
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = source.Close() }() // only read
-	target, err := to.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(target, source)
-	return errors.Join(err, target.Sync(), target.Close())
+	return pathsafe.CreateFile(filepath.Join(to, path), source)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/internal/client"
+	"sallyport/internal/pathsafe"
 )
 
 // Keys makes keys.
@@ -36,29 +38,16 @@ func (cmd *keysNew) Run(s *Streams) error {
 		_, err := s.Out.Write(append(key.Secret, key.Public...))
 		return err
 	}
-	if err := writeNew(file, key.Secret); err != nil {
-		return err
+	if err := pathsafe.CreateFile(file, bytes.NewReader(key.Secret)); err != nil {
+		return fmt.Errorf("writing the key: %w", err)
 	}
 	if key.Public != nil {
-		if err := writeNew(file+".pub", key.Public); err != nil {
-			return errors.Join(err, os.Remove(file))
+		if err := pathsafe.CreateFile(file+".pub", bytes.NewReader(key.Public)); err != nil {
+			return errors.Join(fmt.Errorf("writing the key: %w", err), os.Remove(file))
 		}
 		_, _ = fmt.Fprintf(s.Err, "%s is for the sender alone; the server needs %s.pub\n", file, file)
 		file += ".pub"
 	}
 	_, err = fmt.Fprintf(s.Out, "- {id: %q, file: %q}\n", id, file)
 	return err
-}
-
-// writeNew makes a file that nobody else may read, and leaves no half of one.
-func writeNew(name string, text []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("making the key's file: %w", err)
-	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("writing the key's file: %w", err), os.Remove(name))
-	}
-	return nil
 }

@@ -3,6 +3,7 @@ package pathsafe
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -47,7 +48,11 @@ func ReplaceFile(root *os.Root, name string, content []byte, mode fs.FileMode, d
 	if d < Synced {
 		return nil
 	}
-	return syncFolder(root, filepath.Dir(name))
+	folder, err := root.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return syncAndClose(folder)
 }
 
 // ReplaceFileAt is ReplaceFile, Synced, for a path.
@@ -59,17 +64,35 @@ func ReplaceFileAt(path string, content []byte, mode fs.FileMode) error {
 	return errors.Join(ReplaceFile(root, filepath.Base(path), content, mode, Synced), root.Close())
 }
 
-// syncFolder makes durable what is in a folder, by its name there.
-func syncFolder(root *os.Root, name string) error {
-	dir, err := root.Open(name)
+// CreateFile makes a file, which must not exist, for its owner alone, and returns once its content is on the
+// disk. It leaves no part of a file behind.
+func CreateFile(path string, content io.Reader) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	err = dir.Sync()
+	_, err = io.Copy(f, content)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// SyncFolder makes names that were added to a folder or removed from it survive a loss of power.
+func SyncFolder(path string) error {
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return syncAndClose(folder)
+}
+
+func syncAndClose(folder *os.File) error {
+	err := folder.Sync()
 	if errors.Is(err, syscall.EINVAL) { // a filesystem that syncs no folders (fsync(2))
 		err = nil
 	}
-	if err = errors.Join(err, dir.Close()); err != nil {
+	if err = errors.Join(err, folder.Close()); err != nil {
 		return fmt.Errorf("syncing a folder: %w", err)
 	}
 	return nil

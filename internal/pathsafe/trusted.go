@@ -1,7 +1,6 @@
 package pathsafe
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,9 +9,6 @@ import (
 	"strings"
 	"syscall"
 )
-
-// ErrNotRegular says that a name leads to a folder, a FIFO, a socket or a device.
-var ErrNotRegular = errors.New("is not a regular file")
 
 // ReadTrusted reads a file that decides what runs or who is trusted: the configuration, a
 // key, a CA, a CRL, a key set. It follows links, because Kubernetes mounts secrets as such.
@@ -31,12 +27,9 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 		return nil, nil, err
 	}
 	defer f.Close() //nolint:errcheck // nothing was written
-	info, err := f.Stat()
+	info, err := statRegular(f, name)
 	if err != nil {
 		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s %w", name, ErrNotRegular)
 	}
 	if mode := info.Mode().Perm(); mode&forbidden != 0 {
 		faults = append(faults, fmt.Sprintf("%s may be %s (its mode is %04o): chmod %04o", name, describeAccess(mode&forbidden), mode, mode&^forbidden))

@@ -50,7 +50,7 @@ func (l *Local) adopt() error {
 
 // adoptRun returns what is to be followed of a run, or nil.
 func (l *Local) adoptRun(run string) *active {
-	text, err := readRegular(l.root, filepath.Join(activeDir, run))
+	text, err := pathsafe.ReadRegular(l.root, filepath.Join(activeDir, run))
 	if err != nil {
 		l.log.Error("reading the flight of a run", "run", run, "error", err)
 	}
@@ -164,7 +164,7 @@ func (l *Local) saveUnwritten() error {
 // loadUnwritten takes over what saveUnwritten left. It is called before anything
 // else has an end.
 func (l *Local) loadUnwritten() error {
-	text, err := readRegular(l.root, unwrittenFile)
+	text, err := pathsafe.ReadRegular(l.root, unwrittenFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

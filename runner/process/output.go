@@ -6,6 +6,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+
+	"sallyport/internal/pathsafe"
 )
 
 // Dropped is the middle of an output that is not kept: the bytes from From up
@@ -52,7 +54,7 @@ func OpenOutput(dir, run string) (*Output, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder of run %s: %w", run, err)
 	}
-	head, err := openRegular(folder, outputFile)
+	head, err := pathsafe.OpenRegular(folder, outputFile)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && s.Ring != nil {
 		err = ErrNotKept
 	}
@@ -78,7 +80,7 @@ func (o *Output) look() (size int64, d Dropped, head int64) {
 		}
 	}
 	if o.tail == nil {
-		o.tail, _ = openRegular(o.folder, tailFile)
+		o.tail, _ = pathsafe.OpenRegular(o.folder, tailFile)
 	}
 	if o.tail != nil {
 		if s, err := readTail(o.tail); err == nil {

@@ -128,7 +128,7 @@ func (l *Local) readStatus(run string) (*Status, error) { return readStatus(l.ro
 
 // readStatus reads the status of a run from the folder of runs.
 func readStatus(root *os.Root, run string) (*Status, error) {
-	text, err := readRegular(root, filepath.Join(run, statusFile))
+	text, err := pathsafe.ReadRegular(root, filepath.Join(run, statusFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("run %s: %w", run, ErrUnknown)
 	}
@@ -160,7 +160,7 @@ func (l *Local) held(run string) bool {
 	if l.unlocked {
 		return false
 	}
-	f, err := openRegular(l.root, filepath.Join(activeDir, run))
+	f, err := pathsafe.OpenRegular(l.root, filepath.Join(activeDir, run))
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}
