@@ -26,7 +26,6 @@ import (
 	"sallyport/internal/audit"
 	"sallyport/internal/client"
 	"sallyport/internal/config"
-	"sallyport/internal/live"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -38,7 +37,7 @@ import (
 type house struct {
 	t       *testing.T
 	dir     string
-	config  *live.Configuration
+	config  *config.Watcher
 	runner  *runner.Runner
 	audit   *audit.Log
 	check   *readiness.Check
@@ -87,7 +86,7 @@ hooks:
 `, limits, dir+"/job.sh", dir))
 }
 
-func load(t testing.TB, dir, text string) *live.Configuration {
+func load(t testing.TB, dir, text string) *config.Watcher {
 	t.Helper()
 	if _, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false); err != nil {
 		t.Fatal(err)
@@ -104,7 +103,7 @@ func load(t testing.TB, dir, text string) *live.Configuration {
 			t.Fatal(err)
 		}
 	}
-	c, found := live.Load(filepath.Join(dir, "sallyport.yaml"), config.Env{
+	c, found := config.NewWatcher(filepath.Join(dir, "sallyport.yaml"), config.Env{
 		Getenv: func(string) (string, bool) { return "", false },
 	}, slog.New(slog.DiscardHandler))
 	if c == nil {

@@ -28,7 +28,7 @@ func (s *surface) ready(w http.ResponseWriter, r *http.Request, _ *request) erro
 			detail: "Not working: " + strings.Join(parts, ", ") + ".", parts: parts, header: http.Header{"Retry-After": {"10"}},
 		}
 	}
-	status := s.live.Status()
+	status := s.watcher.Status()
 	writeJSON(w, http.StatusOK, "application/json", readinessStatus{
 		Status: "ready", Loaded: status.Loaded.UTC(), ReloadFailed: status.Failed.UTC(),
 	})

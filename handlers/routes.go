@@ -15,7 +15,6 @@ import (
 
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
-	"sallyport/internal/live"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -27,7 +26,7 @@ type Outputs func(run string) (*process.Output, error)
 
 // Handler is the whole surface of the server, by the configuration in force.
 type Handler struct {
-	live    *live.Configuration
+	watcher *config.Watcher
 	current atomic.Pointer[surface]
 }
 
@@ -35,12 +34,12 @@ type Handler struct {
 // go by a configuration that came into force since.
 // check is what /readyz looks at.
 func New(
-	conf *live.Configuration, run *runner.Runner, outputs Outputs, trail *audit.Log, check *readiness.Check, metrics http.Handler,
+	conf *config.Watcher, run *runner.Runner, outputs Outputs, trail *audit.Log, check *readiness.Check, metrics http.Handler,
 	now func() time.Time, log *slog.Logger,
 ) *Handler {
-	h := &Handler{live: conf}
+	h := &Handler{watcher: conf}
 	h.current.Store(newSurface(conf.Get(), &surface{
-		runner: run, outputs: outputs, audit: trail, check: check, metrics: metrics, beats: newBeats(), samples: newSamples(log), proved: newProvedHosts(), live: conf,
+		runner: run, outputs: outputs, audit: trail, check: check, metrics: metrics, beats: newBeats(), samples: newSamples(log), proved: newProvedHosts(), watcher: conf,
 		reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits),
 		log: log, now: now, latest: h.current.Load,
 	}))
@@ -50,7 +49,7 @@ func New(
 // Update goes by the configuration in force from the next request on. Requests
 // under way end by the one that they began with, but for those who follow an
 // output. It is not to be called twice at once.
-func (h *Handler) Update() { h.current.Store(newSurface(h.live.Get(), h.current.Load())) }
+func (h *Handler) Update() { h.current.Store(newSurface(h.watcher.Get(), h.current.Load())) }
 
 // Close writes into the log what was only counted so far.
 func (h *Handler) Close() { h.current.Load().samples.summarize() }
@@ -63,7 +62,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // surface answers requests by one compiled configuration.
 type surface struct {
 	config  *config.Config
-	live    *live.Configuration
+	watcher *config.Watcher
 	runner  *runner.Runner
 	outputs Outputs
 	audit   *audit.Log
@@ -93,7 +92,7 @@ type surface struct {
 // stays spent.
 func newSurface(c *config.Config, old *surface) *surface {
 	s := &surface{
-		config: c, live: old.live, runner: old.runner, outputs: old.outputs, audit: old.audit, check: old.check, metrics: old.metrics, log: old.log, now: old.now, latest: old.latest,
+		config: c, watcher: old.watcher, runner: old.runner, outputs: old.outputs, audit: old.audit, check: old.check, metrics: old.metrics, log: old.log, now: old.now, latest: old.latest,
 		beats:       old.beats,
 		samples:     old.samples,
 		reads:       old.reads,

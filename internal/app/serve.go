@@ -18,7 +18,6 @@ import (
 	"sallyport/internal/cli"
 	"sallyport/internal/config"
 	"sallyport/internal/keyuse"
-	"sallyport/internal/live"
 	"sallyport/internal/logging"
 	"sallyport/internal/metrics"
 	"sallyport/internal/readiness"
@@ -41,7 +40,7 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	env := config.Env{Getenv: os.LookupEnv, Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log), Uses: new(keyuse.Table)}
 	defer env.Workloads.Retain("")
 	defer env.Renewals.Use(nil)
-	conf, found := live.Load(cmd.Config, env, log)
+	conf, found := config.NewWatcher(cmd.Config, env, log)
 	tell(found, out)
 	if conf == nil {
 		return cli.ExitCode(1)
@@ -93,7 +92,7 @@ func (p *program) serveOn(ctx context.Context, listener net.Listener, before *se
 
 // program is what a server has whether or not it holds the state folder.
 type program struct {
-	conf    *live.Configuration
+	conf    *config.Watcher
 	file    string
 	exe     string
 	version string

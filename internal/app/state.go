@@ -13,7 +13,6 @@ import (
 
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
-	"sallyport/internal/live"
 	"sallyport/internal/readiness"
 	"sallyport/internal/server"
 	"sallyport/runner"
@@ -123,7 +122,7 @@ func openAudit(ctx context.Context, c *config.Config, version string, log *slog.
 func agree(ctx context.Context, procs *process.Client, trail *audit.Log, old, c *config.Config) error {
 	digest, err := procs.Reload(runner.Digest(old.Hooks)) //nolint:contextcheck // it has its own patience, and is not to be left half done
 	if err == nil && digest != runner.Digest(c.Hooks) {
-		return live.ErrChanged
+		return config.ErrChanged
 	}
 	if err != nil {
 		return err

@@ -15,7 +15,6 @@ import (
 	"sallyport/certs"
 	"sallyport/internal/config"
 	"sallyport/internal/keyuse"
-	"sallyport/internal/live"
 	"sallyport/internal/metrics"
 )
 
@@ -50,7 +49,7 @@ func TestTheManualHasEveryMetricWithItsLabelsAndNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	conf, found := live.Load(filepath.Join(dir, "sallyport.yaml"), config.Env{}, slog.New(slog.DiscardHandler))
+	conf, found := config.NewWatcher(filepath.Join(dir, "sallyport.yaml"), config.Env{}, slog.New(slog.DiscardHandler))
 	if conf == nil {
 		t.Fatal(found)
 	}

@@ -14,12 +14,12 @@ import (
 
 	"sallyport/auth"
 	"sallyport/certs"
+	"sallyport/internal/config"
 	"sallyport/internal/keyuse"
-	"sallyport/internal/live"
 )
 
 // Handler answers with the metrics, in the format that is asked for.
-func Handler(conf *live.Configuration, uses *keyuse.Table, version string) http.Handler {
+func Handler(conf *config.Watcher, uses *keyuse.Table, version string) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(
 		collectors.NewGoCollector(),
@@ -38,7 +38,7 @@ func Handler(conf *live.Configuration, uses *keyuse.Table, version string) http.
 
 // configuration is what there is to say about the configuration.
 type configuration struct {
-	conf                          *live.Configuration
+	conf                          *config.Watcher
 	build, loaded, stale, reloads *prometheus.Desc
 }
 

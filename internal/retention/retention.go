@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"sallyport/internal/config"
-	"sallyport/internal/live"
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
@@ -23,7 +22,7 @@ const (
 
 // Runs forgets runs that the file does not keep, and those that waited too long, in
 // small steps, until ctx is done.
-func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
+func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
 	var steps *Steps
 	started := time.Now()
 	every(ctx, func() (wait time.Duration) {
@@ -61,7 +60,7 @@ func Runs(ctx context.Context, conf *live.Configuration, runs *runner.Runner, st
 // Outputs keeps the outputs of all runs within their bound, until ctx is done. To
 // look at every folder takes seconds where there are a million, so it rests for
 // much longer than it works.
-func Outputs(ctx context.Context, conf *live.Configuration, log *slog.Logger) {
+func Outputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	const rest = 50 // times as long
 	every(ctx, func() (wait time.Duration) {
 		from, c := time.Now(), conf.Get()

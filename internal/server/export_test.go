@@ -5,11 +5,11 @@ import (
 	"net/http"
 	"time"
 
-	"sallyport/internal/live"
+	"sallyport/internal/config"
 )
 
 // Limit bounds the connections of a listener.
-func Limit(l net.Listener, conf *live.Configuration, s Surface) net.Listener {
+func Limit(l net.Listener, conf *config.Watcher, s Surface) net.Listener {
 	return limit(l, conf, s)
 }
 

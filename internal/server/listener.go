@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"sallyport/internal/live"
+	"sallyport/internal/config"
 	"sallyport/internal/netid"
 )
 
@@ -38,7 +38,7 @@ const (
 // when every other is in use by a caller.
 type listener struct {
 	net.Listener
-	conf    *live.Configuration
+	conf    *config.Watcher
 	surface Surface
 
 	mu    sync.Mutex
@@ -63,7 +63,7 @@ const (
 	ranks
 )
 
-func limit(l net.Listener, conf *live.Configuration, s Surface) *listener {
+func limit(l net.Listener, conf *config.Watcher, s Surface) *listener {
 	return &listener{Listener: l, conf: conf, surface: s, hosts: map[netip.Addr]int{}, sites: map[netip.Addr]*site{}}
 }
 

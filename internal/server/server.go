@@ -15,7 +15,7 @@ import (
 	"os"
 	"time"
 
-	"sallyport/internal/live"
+	"sallyport/internal/config"
 	"sallyport/internal/netid"
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -57,14 +57,14 @@ type Server struct {
 	listener net.Listener
 	next     func(listener, pipe *os.File) (*process.Server, error)
 	runner   *runner.Runner
-	conf     *live.Configuration
+	conf     *config.Watcher
 	log      *slog.Logger
 }
 
 // New returns a server on a listener. Nothing is accepted before Serve. next
 // starts the server that takes over from this one, with the two files as its
 // descriptors 3 and 4 and HandoverEnv set.
-func New(l net.Listener, conf *live.Configuration, surface Surface, run *runner.Runner, next func(listener, pipe *os.File) (*process.Server, error), log *slog.Logger) *Server {
+func New(l net.Listener, conf *config.Watcher, surface Surface, run *runner.Runner, next func(listener, pipe *os.File) (*process.Server, error), log *slog.Logger) *Server {
 	s := &Server{
 		raw: l, next: next, surface: surface,
 		http: &http.Server{

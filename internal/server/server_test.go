@@ -21,7 +21,6 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/config"
-	"sallyport/internal/live"
 	"sallyport/internal/server"
 	"sallyport/runner"
 	"sallyport/runner/process"
@@ -69,7 +68,7 @@ func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
 }
 
 // load reads a configuration with these limits, which stands in a folder of its own.
-func load(t *testing.T, limits config.Limits) (c *live.Configuration, dir string) {
+func load(t *testing.T, limits config.Limits) (c *config.Watcher, dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	if _, err := certs.Dev(dir, time.Now(), false); err != nil {
@@ -86,7 +85,7 @@ hooks: {nothing: {dangerously_unauthenticated: true, command: [/bin/true]}}
 `, limits.Connections, limits.ConnectionsPerAddress, patience), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, found := live.Load(file, config.Env{}, slog.New(slog.DiscardHandler))
+	c, found := config.NewWatcher(file, config.Env{}, slog.New(slog.DiscardHandler))
 	if c == nil {
 		t.Fatal(found)
 	}

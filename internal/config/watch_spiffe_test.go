@@ -1,4 +1,4 @@
-package live_test
+package config_test
 
 import (
 	"errors"

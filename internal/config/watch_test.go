@@ -1,4 +1,4 @@
-package live_test
+package config_test
 
 import (
 	"bytes"
@@ -17,17 +17,16 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/config"
-	"sallyport/internal/live"
 )
 
 // place is a configuration that is watched, in a bubble: its files are real, its
 // clock is not.
 type place struct {
-	*live.Configuration
+	*config.Watcher
 
 	t    *testing.T
 	dir  string
-	logs log
+	logs lockedBuffer
 	hup  chan os.Signal
 	seen time.Time // when what was in force at the latest look was loaded
 
@@ -35,19 +34,19 @@ type place struct {
 	asked   atomic.Int64          // agree, so often
 }
 
-// log may be written while it is read.
-type log struct {
+// lockedBuffer may be written while it is read.
+type lockedBuffer struct {
 	mu sync.Mutex
 	bytes.Buffer
 }
 
-func (l *log) Write(b []byte) (int, error) {
+func (l *lockedBuffer) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.Buffer.Write(b)
 }
 
-func (l *log) count(text string) int {
+func (l *lockedBuffer) count(text string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return strings.Count(l.String(), text)
@@ -65,8 +64,8 @@ func watch(t *testing.T) *place {
 	var found []config.Diagnostic
 	log := slog.New(slog.NewJSONHandler(&p.logs, nil))
 	env := config.Env{Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log)}
-	p.Configuration, found = live.Load(filepath.Join(p.dir, "sallyport.yaml"), env, log)
-	if p.Configuration == nil {
+	p.Watcher, found = config.NewWatcher(filepath.Join(p.dir, "sallyport.yaml"), env, log)
+	if p.Watcher == nil {
 		t.Fatal(found)
 	}
 	p.seen = p.Status().Loaded
@@ -130,7 +129,7 @@ func (p *place) after(d time.Duration) {
 // trusted are the callers in force.
 func (p *place) trusted() int { return len(p.Get().CallerLimits) }
 
-func (p *place) wants(callers int, s live.Status) {
+func (p *place) wants(callers int, s config.ReloadStatus) {
 	p.t.Helper()
 	got := p.Status()
 	if p.trusted() != callers || got != s {
@@ -142,7 +141,7 @@ func (p *place) wants(callers int, s live.Status) {
 }
 
 // adopted wants a configuration to be in force that was loaded since the latest look.
-func (p *place) adopted(callers int, s live.Status) {
+func (p *place) adopted(callers int, s config.ReloadStatus) {
 	p.t.Helper()
 	s.Loaded = p.since("loaded", p.Status().Loaded)
 	p.seen = s.Loaded
@@ -174,7 +173,7 @@ func TestWhatWasRefusedIsTriedAgainThoughNothingChanges(t *testing.T) {
 		p.configure("worker")
 		p.after(time.Second)
 		failed := p.Status().Failed
-		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
+		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
 		if d := time.Since(failed); d < 0 || d > time.Second {
 			t.Errorf("it failed %s ago", d)
 		}
@@ -186,10 +185,10 @@ func TestWhatWasRefusedIsTriedAgainThoughNothingChanges(t *testing.T) {
 		if n := p.asked.Load(); n < 60 || n > 70 {
 			t.Errorf("%d attempts in an hour", n)
 		}
-		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
+		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
 		p.agree(nil)
 		p.after(time.Minute + time.Second)
-		p.adopted(1, live.Status{Reloads: 2, Failures: 1})
+		p.adopted(1, config.ReloadStatus{Reloads: 2, Failures: 1})
 		n := p.asked.Load()
 		p.after(time.Hour)
 		if p.asked.Load() != n {
@@ -207,7 +206,7 @@ func TestACertificateIsTakenUpOnceItIsValid(t *testing.T) {
 			t.Errorf("%+v\n%s", p.Status(), &p.logs)
 		}
 		p.after(10 * time.Second)
-		p.adopted(2, live.Status{Reloads: 2, Failures: 1})
+		p.adopted(2, config.ReloadStatus{Reloads: 2, Failures: 1})
 	})
 }
 
@@ -221,13 +220,13 @@ func TestAFailureIsToldAgainOnlyWhenItIsAnotherOrSomebodyAsks(t *testing.T) {
 		failed := p.failing()
 		p.agree(errors.New("another"))
 		p.after(time.Hour)
-		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 2, Failures: 2})
+		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 2, Failures: 2})
 		p.hup <- syscall.SIGHUP
 		synctest.Wait()
-		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 3, Failures: 3})
+		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 3, Failures: 3})
 		p.write("sallyport.yaml", "callers: {}") // and now for a third
 		p.after(time.Second)
-		p.wants(2, live.Status{Loaded: loaded, Failed: failed, Reloads: 4, Failures: 4})
+		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 4, Failures: 4})
 	})
 }
 
@@ -235,18 +234,18 @@ func TestChangesWithoutEndWhileAFileIsAdoptedAreAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := watch(t)
 		loaded := p.Status().Loaded
-		p.agree(live.ErrChanged)
+		p.agree(config.ErrChanged)
 		p.configure("worker")
 		p.after(2 * time.Second)
 		if n := p.asked.Load(); n < 2 {
 			t.Errorf("%d attempts in 2 seconds", n)
 		}
-		p.wants(2, live.Status{Loaded: loaded})
+		p.wants(2, config.ReloadStatus{Loaded: loaded})
 		p.after(time.Hour)
-		p.wants(2, live.Status{Loaded: loaded, Failed: p.failing(), Reloads: 1, Failures: 1})
+		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: p.failing(), Reloads: 1, Failures: 1})
 		p.agree(nil)
 		p.after(time.Minute + time.Second)
-		p.adopted(1, live.Status{Reloads: 2, Failures: 1})
+		p.adopted(1, config.ReloadStatus{Reloads: 2, Failures: 1})
 	})
 }
 
@@ -278,6 +277,6 @@ func TestAFileIsNotReadWhileItIsWritten(t *testing.T) {
 			t.Error("it was read amid that")
 		}
 		p.after(time.Second)
-		p.adopted(2, live.Status{Reloads: 1})
+		p.adopted(2, config.ReloadStatus{Reloads: 1})
 	})
 }

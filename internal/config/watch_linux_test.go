@@ -1,4 +1,4 @@
-package live_test
+package config_test
 
 import (
 	"os"
@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"sallyport/internal/live"
+	"sallyport/internal/config"
 )
 
 // As "cp -p" and rsync write in place: neither size nor time tell that another
@@ -41,6 +41,6 @@ func TestAFileOfTheSameSizeAndTimeIsTakenUp(t *testing.T) {
 			same = now.Sys().(*syscall.Stat_t).Ctim == before.Sys().(*syscall.Stat_t).Ctim
 		}
 		p.after(time.Second)
-		p.adopted(2, live.Status{Reloads: 1})
+		p.adopted(2, config.ReloadStatus{Reloads: 1})
 	})
 }

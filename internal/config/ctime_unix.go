@@ -1,8 +1,8 @@
 //go:build unix && !darwin && !freebsd && !netbsd
 
-package live
+package config
 
 import "syscall"
 
-// changeTime is when a file, or what is known of it, was last changed.
+// changeTime returns when the contents or the metadata of a file last changed.
 func changeTime(s *syscall.Stat_t) syscall.Timespec { return s.Ctim }
