@@ -11,6 +11,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/auth/keyset"
+	"sallyport/auth/webhook"
 	"sallyport/certs"
 	"sallyport/internal/diag"
 )
@@ -181,7 +182,7 @@ func signed(t testing.TB, scheme, secret, body string) http.Header {
 
 func signedAt(t testing.TB, scheme, secret, body, id string, at time.Time) http.Header {
 	t.Helper()
-	s, ok := auth.Preset(scheme)
+	s, ok := webhook.Preset(scheme)
 	if !ok {
 		t.Fatalf("no preset %s", scheme)
 	}

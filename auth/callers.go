@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 
+	"sallyport/auth/field"
 	"sallyport/auth/keyset"
 	"sallyport/internal/diag"
 )
@@ -88,8 +89,7 @@ func compileCaller(name string, spec *CallerSpec, src Sources, p *diag.List) *ca
 func (c *Callers) collectHeaders() {
 	for _, one := range c.all {
 		for i := range one.hmac {
-			s := one.hmac[i].scheme
-			c.reads = append(c.reads, s.spec.Header, s.tsHeader, s.idHeader)
+			c.reads = append(c.reads, one.hmac[i].key.Headers()...)
 		}
 		if one.signature != nil {
 			c.reads = append(c.reads, "Signature-Input", "Signature", "Content-Digest")
@@ -105,7 +105,7 @@ func (c *Callers) collectHeaders() {
 	c.tokens = slices.Compact(c.tokens)
 	c.reads = append(c.reads, c.tokens...)
 	slices.Sort(c.reads)
-	c.reads = slices.DeleteFunc(slices.Compact(c.reads), func(s string) bool { return s == "" })
+	c.reads = slices.Compact(c.reads)
 }
 
 // checkShared looks for credentials that would not tell one caller from another.
@@ -125,7 +125,7 @@ func (c *Callers) checkShared(p *diag.List) {
 		p := p.At(one.name)
 		for i := range one.hmac {
 			k := &one.hmac[i]
-			shared(p.At("hmac", "keys"), one.name, "hmac", k.scheme.spec.Header, string(k.bytes))
+			shared(p.At("hmac", "keys"), one.name, "hmac", k.key.Header(), string(k.key.Bytes))
 		}
 		if s := one.signature; s != nil {
 			for i := range s.keys {
@@ -140,7 +140,7 @@ func (c *Callers) checkShared(p *diag.List) {
 		if t := one.tokens; t != nil {
 			for i := range t.keys {
 				shared(p.At("token", "keys"), one.name, "token", t.header, string(t.keys[i].digest[:]))
-				if jwts && t.keys[i].likeJWT && isBearer(t.prefix) {
+				if _, bearer := field.CutPrefix(t.prefix, "Bearer "); jwts && t.keys[i].likeJWT && bearer {
 					p.At("token", "keys").Errorf("holds a token with exactly two dots, which is read as a JWT here")
 				}
 			}
@@ -168,7 +168,7 @@ func (c *Callers) checkPurposes(p *diag.List) {
 	}
 	for _, one := range c.all {
 		for i := range one.hmac {
-			note(one.name, "hmac", "hmac with "+one.hmac[i].scheme.spec.Header, &one.hmac[i].keyInfo)
+			note(one.name, "hmac", "hmac with "+one.hmac[i].key.Header(), &one.hmac[i].keyInfo)
 		}
 		if one.signature != nil {
 			for i := range one.signature.keys {
@@ -238,7 +238,7 @@ func (c *Callers) byOther(d *Delivery, _ []string) (*Identity, error) {
 		if one.tokens == nil || one.tokens.header != "Authorization" {
 			return false
 		}
-		_, ok := cutScheme(d.Header.Get("Authorization"), one.tokens.prefix)
+		_, ok := field.CutPrefix(d.Header.Get("Authorization"), one.tokens.prefix)
 		return ok
 	}
 	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") || slices.ContainsFunc(c.all, token) {
@@ -269,6 +269,14 @@ func (c *caller) replayCheck(scheme string) bool {
 		return c.replay == "check"
 	}
 	return scheme == "hmac" || scheme == "signature" || scheme == "jwt"
+}
+
+// staleOr returns Stale for an error that says so, and otherwise the reason.
+func staleOr(reason Reason, err error) Reason {
+	if stale := field.StaleError(""); errors.As(err, &stale) {
+		return Stale
+	}
+	return reason
 }
 
 func refuse(reason Reason, scheme, format string, a ...any) *Refusal {

@@ -15,6 +15,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"sallyport/auth"
+	"sallyport/auth/webhook"
 )
 
 func TestADeliveryWithoutACredentialIsAbsent(t *testing.T) {
@@ -319,8 +320,8 @@ func TestAnEmptyBodySignsNoDelivery(t *testing.T) {
 // stands before it, or give some of its own.
 func TestATimeIsWrittenInOneWay(t *testing.T) {
 	b := newBench(t)
-	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: auth.SchemeSpec{
-		Header: "X-Sig", Signed: "{body}0{ts}", TS: &auth.TimeSpec{Header: "X-Ts"},
+	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: webhook.SchemeSpec{
+		Header: "X-Sig", Signed: "{body}0{ts}", TS: &webhook.TimeSpec{Header: "X-Ts"},
 	}, Keys: []auth.KeySpec{b.key("k", secretA)}}
 	c := b.compile()
 	mac := hmac.New(sha256.New, []byte(secretA))
@@ -333,44 +334,44 @@ func TestATimeIsWrittenInOneWay(t *testing.T) {
 }
 
 func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
-	ok := auth.SchemeSpec{Header: "X-Sig", Signed: "{body}"}
-	change := func(f func(*auth.SchemeSpec)) auth.SchemeSpec {
+	ok := webhook.SchemeSpec{Header: "X-Sig", Signed: "{body}"}
+	change := func(f func(*webhook.SchemeSpec)) webhook.SchemeSpec {
 		s := ok
 		f(&s)
 		return s
 	}
-	for want, spec := range map[string]auth.SchemeSpec{
-		"header: is missing":                 change(func(s *auth.SchemeSpec) { s.Header = "" }),
-		"header: is not the name":            change(func(s *auth.SchemeSpec) { s.Header = "X Sig" }),
-		"value: begins with Bearer":          change(func(s *auth.SchemeSpec) { s.Header, s.Value = "authorization", "bearer {sig}" }),
-		"value: each entry needs":            change(func(s *auth.SchemeSpec) { s.Value = "sha256=" }),
-		"value: several":                     change(func(s *auth.SchemeSpec) { s.Value = "{sig},{sig}" }),
-		"value: {hole}":                      change(func(s *auth.SchemeSpec) { s.Value = "{body}" }),
-		"value: needs {sig} once":            change(func(s *auth.SchemeSpec) { s.Value, s.List = "a={sig},b={sig}", "," }),
-		"hash: sha1":                         change(func(s *auth.SchemeSpec) { s.Hash = "sha1" }),
-		"hash: md5":                          change(func(s *auth.SchemeSpec) { s.Hash = "md5" }),
-		"dangerously_sha1: ":                 change(func(s *auth.SchemeSpec) { s.SHA1 = true }),
-		"encoding: ":                         change(func(s *auth.SchemeSpec) { s.Encoding = "base32" }),
-		"key.encoding: is not":               change(func(s *auth.SchemeSpec) { s.Key.Encoding = "latin1" }),
-		"key.encoding: ed25519":              change(func(s *auth.SchemeSpec) { s.Hash = "ed25519" }),
-		"list: ":                             change(func(s *auth.SchemeSpec) { s.List = ", " }),
-		"signed: needs {body} once":          change(func(s *auth.SchemeSpec) { s.Signed = "" }),
-		"signed: needs {body} twice":         change(func(s *auth.SchemeSpec) { s.Signed = "{body}{body}" }),
-		"signed: hole":                       change(func(s *auth.SchemeSpec) { s.Signed = "{body}{path}" }),
-		"signed: literal after":              change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{id}{body}", &auth.FieldSpec{Header: "X-Id"} }),
-		"signed: nothing between":            change(func(s *auth.SchemeSpec) { s.Signed, s.TS = "{body}{ts}", &auth.TimeSpec{Header: "X-Ts"} }),
-		"signed: the id after the body":      change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{body}-{id}.", &auth.FieldSpec{Header: "X-Id"} }),
-		"signed: nothing before the id":      change(func(s *auth.SchemeSpec) { s.Signed, s.ID = "{body}{id}.", &auth.FieldSpec{Header: "X-Id"} }),
-		"ts: is missing":                     change(func(s *auth.SchemeSpec) { s.Signed = "{ts}.{body}" }),
-		"ts: must stand in one place":        change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{} }),
-		"ts: is not covered":                 change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{Header: "X-Ts"} }),
-		"ts: is not covered in the value":    change(func(s *auth.SchemeSpec) { s.Value, s.List = "{ts},v1={sig}", "," }),
-		"ts.unit: ":                          change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{Body: "t", Unit: "ns"} }),
-		"ts.tolerance: ":                     change(func(s *auth.SchemeSpec) { s.TS = &auth.TimeSpec{Body: "t", Tolerance: -1} }),
-		"id: must be a header":               change(func(s *auth.SchemeSpec) { s.ID = &auth.FieldSpec{Header: "X-Id"} }),
-		"id: must be a header if it is sign": change(func(s *auth.SchemeSpec) { s.Signed = "{id}.{body}" }),
-		"id: needs one of":                   change(func(s *auth.SchemeSpec) { s.ID = &auth.FieldSpec{} }),
-		"event: needs one of":                change(func(s *auth.SchemeSpec) { s.Event = &auth.FieldSpec{Header: "A", Body: "b"} }),
+	for want, spec := range map[string]webhook.SchemeSpec{
+		"header: is missing":                 change(func(s *webhook.SchemeSpec) { s.Header = "" }),
+		"header: is not the name":            change(func(s *webhook.SchemeSpec) { s.Header = "X Sig" }),
+		"value: begins with Bearer":          change(func(s *webhook.SchemeSpec) { s.Header, s.Value = "authorization", "bearer {sig}" }),
+		"value: each entry needs":            change(func(s *webhook.SchemeSpec) { s.Value = "sha256=" }),
+		"value: several":                     change(func(s *webhook.SchemeSpec) { s.Value = "{sig},{sig}" }),
+		"value: {hole}":                      change(func(s *webhook.SchemeSpec) { s.Value = "{body}" }),
+		"value: needs {sig} once":            change(func(s *webhook.SchemeSpec) { s.Value, s.List = "a={sig},b={sig}", "," }),
+		"hash: sha1":                         change(func(s *webhook.SchemeSpec) { s.Hash = "sha1" }),
+		"hash: md5":                          change(func(s *webhook.SchemeSpec) { s.Hash = "md5" }),
+		"dangerously_sha1: ":                 change(func(s *webhook.SchemeSpec) { s.SHA1 = true }),
+		"encoding: ":                         change(func(s *webhook.SchemeSpec) { s.Encoding = "base32" }),
+		"key.encoding: is not":               change(func(s *webhook.SchemeSpec) { s.Key.Encoding = "latin1" }),
+		"key.encoding: ed25519":              change(func(s *webhook.SchemeSpec) { s.Hash = "ed25519" }),
+		"list: ":                             change(func(s *webhook.SchemeSpec) { s.List = ", " }),
+		"signed: needs {body} once":          change(func(s *webhook.SchemeSpec) { s.Signed = "" }),
+		"signed: needs {body} twice":         change(func(s *webhook.SchemeSpec) { s.Signed = "{body}{body}" }),
+		"signed: hole":                       change(func(s *webhook.SchemeSpec) { s.Signed = "{body}{path}" }),
+		"signed: literal after":              change(func(s *webhook.SchemeSpec) { s.Signed, s.ID = "{id}{body}", &webhook.FieldSpec{Header: "X-Id"} }),
+		"signed: nothing between":            change(func(s *webhook.SchemeSpec) { s.Signed, s.TS = "{body}{ts}", &webhook.TimeSpec{Header: "X-Ts"} }),
+		"signed: the id after the body":      change(func(s *webhook.SchemeSpec) { s.Signed, s.ID = "{body}-{id}.", &webhook.FieldSpec{Header: "X-Id"} }),
+		"signed: nothing before the id":      change(func(s *webhook.SchemeSpec) { s.Signed, s.ID = "{body}{id}.", &webhook.FieldSpec{Header: "X-Id"} }),
+		"ts: is missing":                     change(func(s *webhook.SchemeSpec) { s.Signed = "{ts}.{body}" }),
+		"ts: must stand in one place":        change(func(s *webhook.SchemeSpec) { s.TS = &webhook.TimeSpec{} }),
+		"ts: is not covered":                 change(func(s *webhook.SchemeSpec) { s.TS = &webhook.TimeSpec{Header: "X-Ts"} }),
+		"ts: is not covered in the value":    change(func(s *webhook.SchemeSpec) { s.Value, s.List = "{ts},v1={sig}", "," }),
+		"ts.unit: ":                          change(func(s *webhook.SchemeSpec) { s.TS = &webhook.TimeSpec{Body: "t", Unit: "ns"} }),
+		"ts.tolerance: ":                     change(func(s *webhook.SchemeSpec) { s.TS = &webhook.TimeSpec{Body: "t", Tolerance: -1} }),
+		"id: must be a header":               change(func(s *webhook.SchemeSpec) { s.ID = &webhook.FieldSpec{Header: "X-Id"} }),
+		"id: must be a header if it is sign": change(func(s *webhook.SchemeSpec) { s.Signed = "{id}.{body}" }),
+		"id: needs one of":                   change(func(s *webhook.SchemeSpec) { s.ID = &webhook.FieldSpec{} }),
+		"event: needs one of":                change(func(s *webhook.SchemeSpec) { s.Event = &webhook.FieldSpec{Header: "A", Body: "b"} }),
 	} {
 		b := newBench(t)
 		b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: spec, Keys: []auth.KeySpec{b.key("k", secretA)}}
@@ -378,7 +379,7 @@ func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
 		b.wantProblem("error callers.own.hmac." + field + ":")
 	}
 	b := newBench(t)
-	sha1 := change(func(s *auth.SchemeSpec) { s.Hash, s.SHA1 = "sha1", true })
+	sha1 := change(func(s *webhook.SchemeSpec) { s.Hash, s.SHA1 = "sha1", true })
 	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: sha1, Keys: []auth.KeySpec{b.key("k", secretA)}}
 	b.compile()
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"sallyport/auth/field"
 	"sallyport/internal/diag"
 )
 
@@ -153,7 +154,7 @@ func numericDate(v any) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	f, err := n.Float64()
-	if err != nil || f <= 0 || f > maxUnix {
+	if err != nil || !field.IsUnix(f) {
 		return time.Time{}, false
 	}
 	whole, part := math.Modf(f)

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/auth"
+	"sallyport/auth/webhook"
 )
 
 // FuzzSignatureHeader sends anything to every preset at once. What is accepted
@@ -14,11 +14,11 @@ func FuzzSignatureHeader(f *testing.F) {
 	b := newBench(f)
 	good := map[string]string{} // what a sender's header holds for the fuzzed body
 	const body = `{"id":"1","webhookTimestamp":1800000000000}`
-	for _, name := range auth.Presets() {
+	for _, name := range webhook.Presets() {
 		p := newPair(name, "fuzz")
 		b.hmac(name, name, p.verify)
 		h := signedAt(f, name, p.sign, body, "msg_1", now())
-		s, _ := auth.Preset(name)
+		s, _ := webhook.Preset(name)
 		value := h.Get(s.Spec().Header)
 		good[name] = value[strings.LastIndexAny(strings.TrimRight(value, "="), ",=")+1:]
 		f.Add(value, "1800000000", "msg_1", body)
@@ -27,8 +27,8 @@ func FuzzSignatureHeader(f *testing.F) {
 	f.Add("t=1,t=2,v1=00", "+1", "a.b", "{}")
 	c := b.compile()
 	f.Fuzz(func(t *testing.T, value, ts, id, body string) {
-		for _, name := range auth.Presets() {
-			s, _ := auth.Preset(name)
+		for _, name := range webhook.Presets() {
+			s, _ := webhook.Preset(name)
 			spec := s.Spec()
 			h := http.Header{spec.Header: {value}, "Content-Type": {"application/json"}}
 			if field := tsHeader(spec); field != nil {

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"regexp"
@@ -90,7 +91,7 @@ func (spec *JWTSpec) fill(p *diag.List) {
 	if spec.Issuer == "" && of.address == "" {
 		p.At("issuer").Errorf("has to be written for %s: %s", spec.Preset, of.find)
 	}
-	spec.Issuer = orDefault(spec.Issuer, of.address)
+	spec.Issuer = cmp.Or(spec.Issuer, of.address)
 	if spec.MaxAge == 0 {
 		spec.MaxAge = of.maxAge
 	}

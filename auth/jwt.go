@@ -11,6 +11,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"sallyport/auth/field"
 	"sallyport/auth/keyset"
 	"sallyport/internal/diag"
 	"sallyport/internal/strictjson"
@@ -87,7 +88,7 @@ type token struct {
 
 // byJWT takes a bearer value with exactly two dots for a JWT.
 func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
-	raw, ok := cutScheme(d.Header.Get("Authorization"), "Bearer ")
+	raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer ")
 	if !ok || strings.Count(raw, ".") != 2 || !slices.ContainsFunc(c.all, func(one *caller) bool { return one.jwt != nil }) {
 		return nil, errAbsent
 	}
@@ -143,7 +144,7 @@ func openToken(raw string) (*token, error) {
 		return nil, errors.New("has no alg in its header, or not as a string")
 	}
 	if kid, there := header["kid"]; there {
-		if t.kid, ok = kid.(string); !ok || t.kid == "" || len(t.kid) > maxField {
+		if t.kid, ok = kid.(string); !ok || !field.IsShort(t.kid) {
 			return nil, errors.New("has a kid that is not a short string")
 		}
 	}
@@ -201,7 +202,7 @@ func (c *caller) presents(t *token, d *Delivery, verified map[any]error) (*Ident
 		return nil, r
 	}
 	id := &Identity{Caller: c.name, Scheme: "jwt", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Claims: t.claims}
-	if event, ok := t.claims["event_name"].(string); ok && printable(event) {
+	if event, ok := t.claims["event_name"].(string); ok && field.IsPrintable(event) {
 		id.Event = event
 	}
 	if !c.replayCheck("jwt") {

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
@@ -113,10 +114,10 @@ func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key
 		}
 		return public, alg, err == nil
 	}
-	alg = orDefault(k.Alg, keyset.OneOf(hsAlgorithms(), algorithms))
+	alg = cmp.Or(k.Alg, keyset.OneOf(hsAlgorithms(), algorithms))
 	i := slices.Index(hsAlgorithms(), alg)
 	if i < 0 {
-		p.Errorf("is no PEM, but %s needs a public key in PEM", orDefault(alg, "more than one of algorithms fits, so alg"))
+		p.Errorf("is no PEM, but %s needs a public key in PEM", cmp.Or(alg, "more than one of algorithms fits, so alg"))
 		return nil, "", false
 	}
 	if least := []int{32, 48, 64}[i]; len(text) < least { // RFC 7518 3.2
@@ -191,7 +192,7 @@ func loadJWKS(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 		case k.Err != nil:
 			p.Errorf("keys[%d] %v", i, k.Err)
 		case len(spec.Algorithms) == 0 || slices.Contains(spec.Algorithms, k.Alg):
-			info := keyInfo{id: orDefault(k.ID, fmt.Sprintf("keys[%d]", i)), named: k.ID != ""}
+			info := keyInfo{id: cmp.Or(k.ID, fmt.Sprintf("keys[%d]", i)), named: k.ID != ""}
 			keys = append(keys, newJWTKey(info, k.Alg, k.Public))
 		}
 	}

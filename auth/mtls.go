@@ -12,6 +12,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"sallyport/auth/field"
 	"sallyport/certs"
 	"sallyport/internal/diag"
 )
@@ -34,7 +35,7 @@ func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *diag.List) *mtlsRule
 		r.trust = clients.ByDefault()
 	}
 	switch {
-	case btoi(spec.URI != "")+btoi(spec.DNS != "")+btoi(spec.CN != "")+btoi(len(spec.Fingerprint) > 0) != 1:
+	case len(spec.kinds()) != 1:
 		p.Errorf("needs one of uri, dns, cn and fingerprint")
 	case len(spec.Fingerprint) > 0:
 		r.pin(clients, p.At("fingerprint"))
@@ -72,7 +73,7 @@ func fingerprint(text string) string { return strings.ToLower(strings.ReplaceAll
 // isSPIFFE reports whether a URI of the file is meant as a SPIFFE ID, whose scheme
 // is in lower case.
 func isSPIFFE(uri string) bool {
-	_, ok := cutScheme(uri, "spiffe://")
+	_, ok := field.CutPrefix(uri, "spiffe://")
 	return ok
 }
 
@@ -91,6 +92,15 @@ func (m *MTLSSpec) names() []certName {
 		}
 	}
 	return list
+}
+
+// kinds returns the kinds of names that the file has.
+func (m *MTLSSpec) kinds() map[string]bool {
+	kinds := map[string]bool{}
+	for _, name := range m.names() {
+		kinds[name.kind] = true
+	}
+	return kinds
 }
 
 // byMTLS judges what the client of this delivery's connection showed by the

@@ -1,18 +1,21 @@
 package auth
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"strings"
+
+	"sallyport/auth/webhook"
 )
 
 // NewKey is a key that was just made, as the text of its file.
@@ -20,8 +23,6 @@ type NewKey struct {
 	Secret []byte // what the sender signs with, and where Public is nil the server verifies with
 	Public []byte // what the server verifies with
 }
-
-const secretBytes = 32 // 256 bits, as RFC 2104 advises for SHA-256
 
 // GenerateKey makes a key of the form that a credential has: a preset's name,
 // token, jwt (alg HS256, the default, RS256, ES256 or EdDSA) or signature (alg
@@ -31,12 +32,12 @@ func GenerateKey(scheme, alg string) (NewKey, error) {
 	switch scheme {
 	case "token":
 		if alg == "" {
-			return NewKey{Secret: encodeKey("hex", "", random())}, nil
+			return generateSecret(), nil
 		}
 	case "jwt":
-		switch orDefault(alg, "HS256") {
+		switch cmp.Or(alg, "HS256") {
 		case "HS256":
-			return NewKey{Secret: encodeKey("hex", "", random())}, nil
+			return generateSecret(), nil
 		case "RS256":
 			return pemPair(rsa.GenerateKey(rand.Reader, 3072))
 		case "ES256":
@@ -46,9 +47,9 @@ func GenerateKey(scheme, alg string) (NewKey, error) {
 			return pemPair(key, err)
 		}
 	case "signature":
-		switch orDefault(alg, algEd25519) {
+		switch cmp.Or(alg, algEd25519) {
 		case algHMAC:
-			return NewKey{Secret: encodeKey("hex", "", random())}, nil
+			return generateSecret(), nil
 		case algP256:
 			return pemPair(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 		case algEd25519:
@@ -56,49 +57,21 @@ func GenerateKey(scheme, alg string) (NewKey, error) {
 			return pemPair(key, err)
 		}
 	default:
-		s, ok := Preset(scheme)
+		s, ok := webhook.Preset(scheme)
 		if !ok {
-			return NewKey{}, fmt.Errorf("%q is none of token, jwt, signature, %s", scheme, strings.Join(Presets(), ", "))
+			return NewKey{}, fmt.Errorf("%q is none of token, jwt, signature, %s", scheme, strings.Join(webhook.Presets(), ", "))
 		}
-		if alg == "ed25519" && s.alt != nil {
-			s, alg = s.alt, ""
-		}
-		if alg == "" {
-			return s.newKey()
-		}
+		secret, public, err := s.GenerateKey(alg)
+		return NewKey{secret, public}, err
 	}
 	return NewKey{}, fmt.Errorf("%s has no keys for %q", scheme, alg)
 }
 
-// newKey makes a key in the form of the scheme's key files.
-func (s *Scheme) newKey() (NewKey, error) {
-	form := s.spec.Key
-	if s.newHash != nil {
-		return NewKey{Secret: encodeKey(form.Encoding, form.Prefix, random())}, nil
-	}
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return NewKey{}, fmt.Errorf("making a key: %w", err)
-	}
-	return NewKey{
-		Secret: encodeKey(form.Encoding, s.privatePrefix(), private),
-		Public: encodeKey(form.Encoding, form.Prefix, public),
-	}, nil
-}
-
-// encodeKey is the reverse of decodeKey; what is taken as it is, is in hex.
-func encodeKey(encoding, prefix string, key []byte) []byte {
-	text := hex.EncodeToString(key)
-	if encoding == "base64" {
-		text = base64.StdEncoding.EncodeToString(key)
-	}
-	return []byte(prefix + text + "\n")
-}
-
-func random() []byte {
-	b := make([]byte, secretBytes)
-	_, _ = rand.Read(b) // never fails
-	return b
+// generateSecret returns a secret of 256 bits in hex, as RFC 2104 advises for SHA-256.
+func generateSecret() NewKey {
+	secret := make([]byte, sha256.Size)
+	_, _ = rand.Read(secret) // never fails
+	return NewKey{Secret: []byte(hex.EncodeToString(secret) + "\n")}
 }
 
 // pemPair writes both halves of a key as PEM (PKCS #8, and RFC 5280

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"sallyport/auth/webhook"
 )
 
 // retryWindow is how long a sender may repeat a delivery under the same id
@@ -30,26 +32,22 @@ const retryWindow = 72 * time.Hour
 // with a new timestamp is then the same delivery. Otherwise it is named by what
 // was signed: a sender that rotates keys sends several signatures of one message,
 // and whoever replays could leave out some of them.
-func (c *caller) nameHMAC(id *Identity, s *Scheme, sig *signature, fields any) {
-	name := sig.id
-	id.Named = name != ""
-	if s.spec.ID != nil && s.spec.ID.Body != "" {
-		name = textAt(fields, s.spec.ID.Body)
-	}
-	names := []string{digest("hmac signed", c.name, sig.ts, string(id.BodyDigest[:]))}
-	keep := maxTolerance
-	if name != "" {
-		names, keep = []string{digest("hmac id", c.name, name)}, max(maxTolerance, retryWindow)
+func (c *caller) nameHMAC(id *Identity, sig *webhook.Signature, m *webhook.Message) {
+	id.Named = sig.ID != ""
+	names := []string{digest("hmac signed", c.name, sig.Timestamp, string(id.BodyDigest[:]))}
+	keep := webhook.MaxTolerance
+	if m.ID != "" {
+		names, keep = []string{digest("hmac id", c.name, m.ID)}, max(webhook.MaxTolerance, retryWindow)
 		for i := range c.hmac {
-			names = append(names, digest("hmac id of key", string(c.hmac[i].bytes), name))
+			names = append(names, digest("hmac id of key", string(c.hmac[i].key.Bytes), m.ID))
 		}
 	}
-	for _, b := range sig.sigs {
-		names = append(names, digest("hmac signature", string(b)))
+	for _, sum := range sig.Sums {
+		names = append(names, digest("hmac signature", string(sum)))
 	}
 	id.setNames(names)
-	if s.spec.TS != nil {
-		id.Until = sig.at.Add(keep)
+	if !m.Time.IsZero() {
+		id.Until = m.Time.Add(keep)
 	}
 }
 

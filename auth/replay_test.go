@@ -11,6 +11,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"sallyport/auth"
+	"sallyport/auth/webhook"
 )
 
 // ledger keeps the names of accepted deliveries, as the record of runs does: it
@@ -77,13 +78,13 @@ func (f *file) keys() (keys []auth.KeySpec) {
 }
 
 // listScheme is like Stripe's, with as many signatures as the sender has keys.
-func listScheme(id bool, tolerance time.Duration) auth.SchemeSpec {
-	s := auth.SchemeSpec{
+func listScheme(id bool, tolerance time.Duration) webhook.SchemeSpec {
+	s := webhook.SchemeSpec{
 		Header: "X-Sig", Value: "t={ts},v1={sig}", List: ",", Signed: "{ts}.{body}",
-		TS: &auth.TimeSpec{Tolerance: tolerance},
+		TS: &webhook.TimeSpec{Tolerance: tolerance},
 	}
 	if id {
-		s.ID = &auth.FieldSpec{Body: "id"}
+		s.ID = &webhook.FieldSpec{Body: "id"}
 	}
 	return s
 }

@@ -1,6 +1,10 @@
 package auth
 
-import "strings"
+import (
+	"strings"
+
+	"sallyport/auth/field"
+)
 
 // Resembles tells whether a delivery that was refused carries what could have
 // been the caller's credential, by where it stands and whom it names. It proves
@@ -11,7 +15,7 @@ func (c *Callers) Resembles(d *Delivery, caller string) bool {
 		return false
 	}
 	for i := range one.hmac {
-		if len(d.Header[one.hmac[i].scheme.spec.Header]) > 0 {
+		if len(d.Header[one.hmac[i].key.Header()]) > 0 {
 			return true
 		}
 	}
@@ -20,13 +24,13 @@ func (c *Callers) Resembles(d *Delivery, caller string) bool {
 			return true
 		}
 	}
-	if raw, ok := cutScheme(d.Header.Get("Authorization"), "Bearer "); ok && one.jwt != nil && strings.Count(raw, ".") == 2 {
+	if raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer "); ok && one.jwt != nil && strings.Count(raw, ".") == 2 {
 		if t, err := openToken(raw); err == nil && t.claims["iss"] == one.jwt.issuer {
 			return true
 		}
 	}
 	if one.tokens != nil && len(d.Header[one.tokens.header]) > 0 {
-		_, ok := cutScheme(d.Header.Get(one.tokens.header), one.tokens.prefix)
+		_, ok := field.CutPrefix(d.Header.Get(one.tokens.header), one.tokens.prefix)
 		return ok
 	}
 	return false

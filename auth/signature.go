@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"sallyport/auth/field"
 	"sallyport/internal/diag"
 )
 
@@ -60,7 +61,7 @@ func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signature
 			p.At("components").Index(i).Errorf("%q is no header in lower case, and none of %s", name, strings.Join(derivedComponents(), ", "))
 		}
 	}
-	if spec.Tag != "" && !printable(spec.Tag) {
+	if spec.Tag != "" && !field.IsPrintable(spec.Tag) {
 		p.At("tag").Errorf("is not short, visible ASCII")
 	}
 	if s.maxAge == 0 {
@@ -73,7 +74,7 @@ func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signature
 		p.At("keys").Errorf("needs at least one key")
 	}
 	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
-		if !info.named || !printable(info.id) {
+		if !info.named || !field.IsPrintable(info.id) {
 			p.Errorf("needs an id of short, visible ASCII, for that is the keyid by which a signature names its key")
 		}
 		if key, alg, ok := loadSignatureKey(k, src, p); ok {
@@ -203,12 +204,12 @@ func (c *caller) wrote(k *signatureKey, m *message, d *Delivery) (*Identity, err
 		r.Detail = "it was signed for another use: its tag is not the caller's"
 		return nil, r
 	}
-	switch {
-	case !isWithin(m.created, d.Now, s.maxAge, maxSignatureSkew):
-		r.Reason, r.Detail = Stale, signedAt(m.created, d.Now)
-		return nil, r
-	case m.expires && d.Now.After(m.expiry):
-		r.Reason, r.Detail = Stale, "its expires has passed"
+	err := field.CheckAge(m.created, d.Now, s.maxAge, maxSignatureSkew)
+	if err == nil && m.expires && d.Now.After(m.expiry) {
+		err = field.StaleError("its expires has passed")
+	}
+	if err != nil {
+		r.Reason, r.Detail = Stale, err.Error()
 		return nil, r
 	}
 	id := &Identity{Caller: c.name, Scheme: "signature", Key: k.id, BodyDigest: sha256.Sum256(d.Body)}

@@ -11,8 +11,12 @@ import (
 	"strings"
 	"time"
 
+	"sallyport/auth/field"
+
 	"github.com/dunglas/httpsfv"
 )
+
+const maxComponents = 256 // that a signature covers
 
 // message is a message signature that is well formed, and not yet verified.
 type message struct {
@@ -101,9 +105,9 @@ func (m *message) readParameters(params *httpsfv.Params) error {
 		default:
 			return errors.New("has a parameter that is none of created, expires, keyid, alg, nonce and tag")
 		}
-		if isTime := name == "created" || name == "expires"; isTime != isNumber || isTime == isText || isText && (text == "" || len(text) > maxField) {
+		if isTime := name == "created" || name == "expires"; isTime != isNumber || isTime == isText || isText && !field.IsShort(text) {
 			return fmt.Errorf("has a parameter %s of another type, or empty or too long", name)
-		} else if isTime && (number <= 0 || number > maxUnix) {
+		} else if isTime && !field.IsUnix(number) {
 			return fmt.Errorf("has a parameter %s that is not a Unix time in seconds", name)
 		}
 	}
@@ -122,18 +126,13 @@ func isComponent(name string) bool {
 	if strings.HasPrefix(name, "@") {
 		return slices.Contains(derivedComponents(), name)
 	}
-	for i := range len(name) {
-		if !isTokenChar(name[i]) {
-			return false
-		}
-	}
-	return name != "" && name == strings.ToLower(name)
+	return field.IsToken(name) && name == strings.ToLower(name)
 }
 
 // compose makes the signature base (RFC 9421 2.5). Components have no
 // parameters here: each of them would be one more way to cover less.
 func (m *message) compose(input httpsfv.InnerList, d *Delivery) error {
-	if len(input.Items) > maxField {
+	if len(input.Items) > maxComponents {
 		return errors.New("covers too much")
 	}
 	var base strings.Builder

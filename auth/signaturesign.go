@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"net/http"
 
+	"sallyport/auth/field"
+
 	"github.com/dunglas/httpsfv"
 )
 
@@ -25,7 +27,7 @@ type SigningKey struct {
 // NewSigningKey returns the key of a text: a private key in PEM (PKCS #8) of
 // Ed25519 or P-256, or else a secret for hmac-sha256. The id is its keyid.
 func NewSigningKey(id string, text []byte) (*SigningKey, error) {
-	if !printable(id) {
+	if !field.IsPrintable(id) {
 		return nil, errors.New("the keyid is missing, or not short, visible ASCII")
 	}
 	if !bytes.Contains(text, []byte("-----BEGIN")) {

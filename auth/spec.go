@@ -1,6 +1,10 @@
 package auth
 
-import "time"
+import (
+	"time"
+
+	"sallyport/auth/webhook"
+)
 
 // CallerSpec is a caller as the configuration file writes it. At least one
 // credential is needed; with several, any one that verifies will do.
@@ -17,46 +21,9 @@ type CallerSpec struct {
 
 // HMACSpec names a preset scheme, or describes one by the same knobs.
 type HMACSpec struct {
-	Scheme     string    `yaml:"scheme"` // a preset's name; then no other knob but keys
-	Keys       []KeySpec `yaml:"keys"`
-	SchemeSpec `yaml:",inline"`
-}
-
-// SchemeSpec is a signature scheme as data: what a sender puts on the wire.
-type SchemeSpec struct {
-	Header   string     `yaml:"header"` // the header that holds the signature
-	Value    string     `yaml:"value"`  // its layout: "{sig}", "sha256={sig}", "t={ts},v1={sig}"
-	Hash     string     `yaml:"hash"`   // sha256 (default), sha512, ed25519; sha1 only with dangerously_sha1
-	SHA1     bool       `yaml:"dangerously_sha1"`
-	Encoding string     `yaml:"encoding"` // hex (default) or base64
-	Signed   string     `yaml:"signed"`   // literals with {body} (mandatory), {ts}, {id}
-	Key      KeyForm    `yaml:"key"`
-	List     string     `yaml:"list"` // separates entries of the header and of value; any {sig} that matches wins, unknown entries are ignored
-	TS       *TimeSpec  `yaml:"ts"`
-	ID       *FieldSpec `yaml:"id"`
-	Event    *FieldSpec `yaml:"event"`
-	JSON     bool       `yaml:"json"` // refuse a body that is not declared as JSON
-}
-
-// KeyForm says how the text of a key becomes its bytes.
-type KeyForm struct {
-	Encoding string `yaml:"encoding"` // utf8 (default), base64 or hex
-	Prefix   string `yaml:"prefix"`   // stripped first, "whsec_"
-}
-
-// TimeSpec says where the time of signing stands. With neither header nor
-// body it is the {ts} of the signature header's layout.
-type TimeSpec struct {
-	Header    string        `yaml:"header"`
-	Body      string        `yaml:"body"`      // dotted path into a JSON body
-	Unit      string        `yaml:"unit"`      // s (default) or ms
-	Tolerance time.Duration `yaml:"tolerance"` // default 5m
-}
-
-// FieldSpec says where a value stands: in a header, or in the JSON body.
-type FieldSpec struct {
-	Header string `yaml:"header"`
-	Body   string `yaml:"body"` // dotted path
+	Scheme             string    `yaml:"scheme"` // a preset's name; then no other knob but keys
+	Keys               []KeySpec `yaml:"keys"`
+	webhook.SchemeSpec `yaml:",inline"`
 }
 
 // KeySpec is one secret or public key of a caller, and where it is kept. One of

@@ -1,10 +1,12 @@
 package auth
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/subtle"
 	"strings"
 
+	"sallyport/auth/field"
 	"sallyport/internal/diag"
 )
 
@@ -20,9 +22,9 @@ type tokenKey struct {
 }
 
 func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
-	t := &tokenRule{header: headerName(orDefault(spec.Header, "Authorization"), p.At("header")), prefix: spec.Prefix}
+	t := &tokenRule{header: field.CompileHeader(cmp.Or(spec.Header, "Authorization"), p.At("header")), prefix: spec.Prefix}
 	if t.header == "Authorization" {
-		t.prefix = orDefault(t.prefix, "Bearer ")
+		t.prefix = cmp.Or(t.prefix, "Bearer ")
 		if !strings.HasSuffix(t.prefix, " ") {
 			p.At("prefix").Errorf("must end in a space, as every scheme of Authorization does")
 		}
@@ -75,7 +77,7 @@ func (c *Callers) findToken(header, value string, hook []string) (owner *caller,
 		if one.tokens == nil || one.tokens.header != header {
 			continue
 		}
-		text, ok := cutScheme(value, one.tokens.prefix)
+		text, ok := field.CutPrefix(value, one.tokens.prefix)
 		if !ok {
 			continue
 		}
@@ -89,19 +91,6 @@ func (c *Callers) findToken(header, value string, hook []string) (owner *caller,
 		}
 	}
 	return owner, key, formed
-}
-
-// cutScheme cuts the prefix, whose case does not matter (RFC 9110 11.1).
-func cutScheme(value, prefix string) (string, bool) {
-	if len(value) < len(prefix) || !strings.EqualFold(value[:len(prefix)], prefix) {
-		return "", false
-	}
-	return value[len(prefix):], true
-}
-
-func isBearer(prefix string) bool {
-	_, ok := cutScheme(prefix, "Bearer ")
-	return ok
 }
 
 func (c *caller) held(k *tokenKey, d *Delivery) (*Identity, error) {

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"sallyport/auth"
+	"sallyport/auth/webhook"
 	"sallyport/internal/client"
 	"sallyport/internal/terminal"
 )
@@ -33,7 +33,7 @@ func (cmd *Call) Run(s *Streams) error {
 	if err != nil {
 		return err
 	}
-	if _, hmac := auth.Preset(cmd.Scheme); hmac && len(body) == 0 {
+	if _, hmac := webhook.Preset(cmd.Scheme); hmac && len(body) == 0 {
 		return fmt.Errorf("--data is missing, and %s signs nothing else: %w", cmd.Scheme, client.ErrUsage)
 	}
 	c, err := cmd.client(&cmd.credential, client.Options{Retry: cmd.Retry, Progress: terminal.Writer(s.Err)})

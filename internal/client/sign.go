@@ -15,6 +15,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"sallyport/auth"
+	"sallyport/auth/webhook"
 )
 
 // tokenLife is from iat to exp of a token made here: long enough for a slow
@@ -51,9 +52,9 @@ func Signature(keyID, tag string, key []byte) (RequestSigner, error) {
 // HMAC signs as the sender of the preset scheme does; a few presets sign with
 // Ed25519. The secret is the text of the key file without its trailing newline.
 func HMAC(preset string, secret []byte) (Signer, error) {
-	scheme, ok := auth.Preset(preset)
+	scheme, ok := webhook.Preset(preset)
 	if !ok {
-		return nil, fmt.Errorf("%q is no scheme: %w; known are %s", preset, ErrUsage, strings.Join(auth.Presets(), ", "))
+		return nil, fmt.Errorf("%q is no scheme: %w; known are %s", preset, ErrUsage, strings.Join(webhook.Presets(), ", "))
 	}
 	if isPEM(secret) {
 		return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: %w", preset, ErrUsage)

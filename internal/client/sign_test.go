@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"sallyport/auth"
+	"sallyport/auth/webhook"
 	"sallyport/internal/client"
 	"sallyport/internal/diag"
 )
@@ -72,7 +73,7 @@ func TestServerVerifiesWhatPresetsSign(t *testing.T) {
 		"svix":              "whsec_" + base64.StdEncoding.EncodeToString([]byte(secret[:32])),
 		"gitlab":            "whsec_" + base64.StdEncoding.EncodeToString([]byte(secret[:32])),
 	}
-	for _, preset := range auth.Presets() {
+	for _, preset := range webhook.Presets() {
 		t.Run(preset, func(t *testing.T) {
 			if preset == "linear" || preset == "discord" {
 				return // the time stands in the body; the key is a pair: the tests of auth have them

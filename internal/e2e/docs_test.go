@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/auth"
+	"sallyport/auth/webhook"
 )
 
 func readDoc(t *testing.T, name string) string {
@@ -80,7 +80,7 @@ func TestDocsHaveTheExitCodesOfTheProgram(t *testing.T) {
 
 func TestDocsHaveThePresetsOfSignatures(t *testing.T) {
 	t.Parallel()
-	want := auth.Presets()
+	want := webhook.Presets()
 	readme := between(t, readDoc(t, "README.md"), "Presets of signature schemes: ", ".")
 	if got := matches(`([a-z-]+)`, readme); !slices.Equal(got, want) {
 		t.Errorf("the README has %v, and there are %v", got, want)

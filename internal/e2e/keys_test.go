@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"sallyport/auth"
+	"sallyport/auth/webhook"
 )
 
 // madeKey is a key that "sallyport keys new" made, for a caller of its own.
@@ -27,7 +27,7 @@ func TestWhatKeysNewMakesSignsAndIsTaken(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	var keys []*madeKey
-	for _, preset := range auth.Presets() {
+	for _, preset := range webhook.Presets() {
 		keys = append(keys, &madeKey{scheme: preset})
 	}
 	for _, k := range []string{

@@ -1,0 +1,186 @@
+// Package webhook verifies and makes the signatures with which senders of webhooks sign their deliveries:
+// an HMAC or an Ed25519 signature in a header, which covers the body and often a time and an id.
+//
+// What a sender puts on the wire is data, a [SchemeSpec]: the header, its layout, and a template of what
+// is signed. [Preset] has those of known senders; [CompileScheme] checks any other. A template whose holes
+// could be filled in two ways is an error, so a signature stands for one delivery only.
+//
+// A delivery is verified in three steps: [Scheme.Read] its headers, [Key.Verify] the signature, and
+// [Scheme.Describe] what the sender says and when. Every step fails closed: a header that has another form
+// than the scheme is an error, never a signature that is left out of account. The package reads no clock
+// and no file, and keeps no state; whose key it is, and whether the delivery is new, package auth decides.
+package webhook
+
+import (
+	"cmp"
+	"crypto/ed25519"
+	"crypto/fips140"
+	"crypto/sha1" //nolint:gosec // only by an option whose name says that it is dangerous
+	"crypto/sha256"
+	"crypto/sha512"
+	"hash"
+	"slices"
+	"strings"
+	"time"
+
+	"sallyport/auth/field"
+	"sallyport/internal/diag"
+)
+
+// MaxTolerance is the longest time between a signed time and now that a scheme may allow.
+const MaxTolerance = 24 * time.Hour
+
+// Scheme is a compiled SchemeSpec.
+type Scheme struct {
+	Name        string // of the preset; empty for a scheme that the file describes
+	Unconfirmed bool   // only third parties document it; it has not been run against the sender
+
+	spec     SchemeSpec       // with its defaults filled in, and header names canonical
+	newHash  func() hash.Hash // nil for ed25519
+	sigSize  int
+	entries  []entry
+	signed   []piece
+	tsHeader string  // has {ts} if the signature header does not
+	idHeader string  // has {id}
+	alt      *Scheme // the same with the other kind of key, chosen by the prefix of the key; or nil
+}
+
+// Spec returns the scheme as data, with its defaults filled in.
+func (s *Scheme) Spec() SchemeSpec { return s.spec }
+
+// IsAsymmetric reports whether signatures are verified with a public key, and not with a secret.
+func (s *Scheme) IsAsymmetric() bool { return s.newHash == nil }
+
+// Header returns the name of the header that holds the signature.
+func (s *Scheme) Header() string { return s.spec.Header }
+
+// Headers returns the names of all headers that decide whether a signature verifies.
+func (s *Scheme) Headers() []string {
+	return slices.DeleteFunc([]string{s.spec.Header, s.tsHeader, s.idHeader}, func(name string) bool { return name == "" })
+}
+
+// CompileScheme checks a scheme and makes it ready for use. Errors go to p, and then the scheme must not
+// be used.
+func CompileScheme(spec *SchemeSpec, p *diag.List) *Scheme {
+	s := &Scheme{spec: *spec}
+	s.spec.Header = field.CompileHeader(spec.Header, p.At("header"))
+	if _, bearer := field.CutPrefix(spec.Value, "Bearer "); bearer && s.spec.Header == "Authorization" {
+		p.At("value").Errorf("must not begin with Bearer, which marks a JWT or token")
+	}
+	s.compileHash(p)
+	s.compileValue(p)
+	s.compileSigned(p)
+	s.compileTime(p)
+	s.compileFields(p)
+	return s
+}
+
+func (s *Scheme) compileHash(p *diag.List) {
+	s.spec.Hash = cmp.Or(s.spec.Hash, "sha256")
+	s.spec.Encoding = cmp.Or(s.spec.Encoding, "hex")
+	s.spec.Key.Encoding = cmp.Or(s.spec.Key.Encoding, "utf8")
+	switch s.spec.Hash {
+	case "sha256":
+		s.newHash, s.sigSize = sha256.New, sha256.Size
+	case "sha512":
+		s.newHash, s.sigSize = sha512.New, sha512.Size
+	case "ed25519":
+		s.sigSize = ed25519.SignatureSize
+		if s.spec.Key.Encoding == "utf8" {
+			p.At("key", "encoding").Errorf("must be hex or base64 for ed25519")
+		}
+	case "sha1":
+		s.newHash, s.sigSize = sha1.New, sha1.Size
+		if !s.spec.SHA1 {
+			p.At("hash").Errorf("sha1 is broken: it needs dangerously_sha1")
+		}
+		if fips140.Enforced() { // crypto/hmac would panic at the first delivery
+			p.At("hash").Errorf("sha1 is not there with GODEBUG=fips140=only")
+		}
+	default:
+		p.At("hash").Errorf("is not sha256, sha512 or ed25519")
+	}
+	if s.spec.SHA1 && s.spec.Hash != "sha1" {
+		p.At("dangerously_sha1").Errorf("is set, but hash is not sha1")
+	}
+	if s.spec.Encoding != "hex" && s.spec.Encoding != "base64" {
+		p.At("encoding").Errorf("is not hex or base64")
+	}
+	switch s.spec.Key.Encoding {
+	case "utf8", "hex", "base64":
+	default:
+		p.At("key", "encoding").Errorf("is not utf8, base64 or hex")
+	}
+}
+
+func (s *Scheme) compileTime(p *diag.List) {
+	covered := s.covers("ts")
+	if s.spec.TS == nil {
+		if covered {
+			p.At("ts").Errorf("is missing, but {ts} is signed")
+		}
+		return
+	}
+	ts := *s.spec.TS // a copy: the specification stays as it was
+	s.spec.TS = &ts
+	p = p.At("ts")
+	inValue := strings.Contains(s.spec.Value, "{ts}")
+	if !isOneOf(ts.Header != "", ts.Body != "", inValue) {
+		p.Errorf("must stand in one place: a header, the body, or {ts} in value")
+	}
+	if ts.Header != "" {
+		ts.Header = field.CompileHeader(ts.Header, p.At("header"))
+		s.tsHeader = ts.Header
+	}
+	if covered == (ts.Body != "") {
+		p.Errorf("is not covered by the signature: signed needs {ts}, unless it stands in the body")
+	}
+	ts.Unit = cmp.Or(ts.Unit, "s")
+	if ts.Unit != "s" && ts.Unit != "ms" {
+		p.At("unit").Errorf("is not s or ms")
+	}
+	if ts.Tolerance == 0 {
+		ts.Tolerance = 5 * time.Minute
+	}
+	if ts.Tolerance < 0 || ts.Tolerance > MaxTolerance {
+		p.At("tolerance").Errorf("is not between 0 and 24h")
+	}
+}
+
+func (s *Scheme) compileFields(p *diag.List) {
+	if id := oneField(s.spec.ID, p.At("id")); id != nil {
+		s.spec.ID, s.idHeader = id, id.Header
+	}
+	if s.covers("id") != (s.idHeader != "") {
+		p.At("id").Errorf("must be a header if {id} is signed, and is worth nothing as a header that is not signed")
+	}
+	if event := oneField(s.spec.Event, p.At("event")); event != nil {
+		s.spec.Event = event
+	}
+}
+
+// oneField returns f with its header's name in canonical form.
+func oneField(f *FieldSpec, p *diag.List) *FieldSpec {
+	if f == nil {
+		return nil
+	}
+	if (f.Header == "") == (f.Body == "") {
+		p.Errorf("needs one of header and body")
+		return nil
+	}
+	if f.Header == "" {
+		return f
+	}
+	return &FieldSpec{Header: field.CompileHeader(f.Header, p.At("header"))}
+}
+
+// isOneOf reports whether exactly one of the conditions holds.
+func isOneOf(conditions ...bool) bool {
+	held := 0
+	for _, holds := range conditions {
+		if holds {
+			held++
+		}
+	}
+	return held == 1
+}
