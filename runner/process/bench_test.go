@@ -9,6 +9,7 @@ import (
 
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
 // way is one of the ways to start a command that are compared.
@@ -22,14 +23,14 @@ type way struct {
 // The ways take turns, because other work on the machine disturbs the figures
 // more than they differ; there is a pause before each, as there is between runs.
 func BenchmarkStart(b *testing.B) {
-	local, supplied := newBench(b, runner.HookSpec{Command: []string{"/bin/true"}}), newBench(b, runner.HookSpec{Command: []string{"/bin/true"}})
+	local, supplied := processtest.NewBench(b, runner.HookSpec{Command: []string{"/bin/true"}}), processtest.NewBench(b, runner.HookSpec{Command: []string{"/bin/true"}})
 	supplied.Supply()
 	p := newPost(b, job([]string{"/bin/true"}))
 	ways := []way{
 		{name: "bare", start: startBare(b)},
-		{name: "local", start: starter(b, local.subject, order)},
-		{name: "supplied", start: starter(b, supplied.subject, order)},
-		{name: "supervisor", start: starter(b, p.subject, func() runner.Order { return p.order("job", nil) })},
+		{name: "local", start: starter(b, local.Subject, processtest.NewOrder)},
+		{name: "supplied", start: starter(b, supplied.Subject, processtest.NewOrder)},
+		{name: "supervisor", start: starter(b, p.Subject, func() runner.Order { return p.order("job", nil) })},
 		{name: "roundtrip", start: func() func() {
 			if _, err := p.List(); err != nil {
 				b.Fatal(err)
@@ -83,7 +84,7 @@ func startBare(b *testing.B) func() (end func()) {
 	}
 }
 
-func starter(b *testing.B, s subject, order func() runner.Order) func() (end func()) {
+func starter(b *testing.B, s processtest.Subject, order func() runner.Order) func() (end func()) {
 	b.Helper()
 	return func() func() {
 		o := order()
@@ -96,7 +97,7 @@ func starter(b *testing.B, s subject, order func() runner.Order) func() (end fun
 				b.Fatal(err)
 			}
 			<-ends
-			if err := process.Remove(s.dir, o.Run); err != nil {
+			if err := process.Remove(s.Dir, o.Run); err != nil {
 				b.Fatal(err)
 			}
 		}

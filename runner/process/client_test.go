@@ -15,6 +15,7 @@ import (
 
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
 // signal signals the supervisor. After SIGSTOP none of its threads goes on: they
@@ -25,7 +26,7 @@ func (p *post) signal(t testing.TB, sig syscall.Signal) {
 		t.Fatal(err)
 	}
 	if sig == syscall.SIGSTOP {
-		eventually(t, "all threads stand still", func() bool {
+		processtest.Eventually(t, "all threads stand still", func() bool {
 			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
 			return !slices.ContainsFunc(threads, func(name string) bool {
 				stat, _ := os.ReadFile(name)
@@ -93,7 +94,7 @@ func TestASilentSupervisorHoldsNobodyUpAndDoesAllWhenItWakes(t *testing.T) {
 	if e := <-ends; e.Reason != runner.Cancelled {
 		t.Errorf("got %+v", e)
 	}
-	exited(t, p.subject.end(t, o.Run), 0)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, o.Run), 0)
 	if began, _ := w.read(t); began[o.Run] != 1 {
 		t.Errorf("it began %d times", began[o.Run])
 	}
@@ -107,7 +108,7 @@ func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
 	o := p.order("job", runner.Values{"key": "1"})
 	old := p.Client
 	answer := p.startInBackground(old, o)
-	eventually(t, "it is on its way", func() bool { return old.Pending() > 0 })
+	processtest.Eventually(t, "it is on its way", func() bool { return old.Pending() > 0 })
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
 	if !known { // it was not read whole, and never will be
 		p.begin(t, o)
 	}
-	exited(t, p.subject.end(t, o.Run), 0)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, o.Run), 0)
 	if began, _ := w.read(t); began[o.Run] != 1 {
 		t.Errorf("it began %d times", began[o.Run])
 	}
@@ -142,13 +143,13 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 	p.signal(t, syscall.SIGSTOP)
 	o := p.order("job", runner.Values{"key": "1"})
 	answer := p.startInBackground(p.Client, o)
-	eventually(t, "it is on its way", func() bool { return p.Pending() > 0 })
+	processtest.Eventually(t, "it is on its way", func() bool { return p.Pending() > 0 })
 	if err := os.Remove(exe); err != nil { // and no supervisor takes this one's place
 		t.Fatal(err)
 	}
 	p.killSupervisor(t)
 	// Until then, what is asked may have arrived.
-	eventually(t, "it is known that the connection broke", p.Broken)
+	processtest.Eventually(t, "it is known that the connection broke", p.Broken)
 	// What was never asked is an error at once, and has not been done.
 	other := p.order("job", runner.Values{"key": "2"})
 	if err := p.Start(other); !errors.Is(err, runner.ErrNotNow) {
@@ -161,7 +162,7 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 	if err := answered(t, answer); err != nil {
 		t.Error(err)
 	}
-	exited(t, p.subject.end(t, o.Run), 0)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, o.Run), 0)
 	if began, _ := w.read(t); began[o.Run] != 1 || began[other.Run] != 0 {
 		t.Errorf("began: %v", began)
 	}
@@ -175,7 +176,7 @@ func TestWhoIsSupersededDoesNotSayThatNothingStarted(t *testing.T) {
 	if err := old.Start(p.order("job", nil)); !errors.Is(err, runner.ErrLeft) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := old.Follow(order().Run); !errors.Is(err, runner.ErrLeft) {
+	if _, err := old.Follow(processtest.NewOrder().Run); !errors.Is(err, runner.ErrLeft) {
 		t.Errorf("got %v", err)
 	}
 	if err := old.Close(); err != nil {
@@ -187,21 +188,21 @@ func TestASupervisorOnItsWayOutTakesNoOrders(t *testing.T) {
 	gate := filepath.Join(t.TempDir(), "gate")
 	p := newPost(t, map[string]runner.HookSpec{
 		"job":  {Command: []string{"/bin/true"}},
-		"slow": {Command: shell(t, `trap "" TERM; echo ready $$; until [ -e "$1" ]; do sleep 0.01; done`, gate)},
+		"slow": {Command: processtest.Script(t, `trap "" TERM; echo ready $$; until [ -e "$1" ]; do sleep 0.01; done`, gate)},
 	})
 	run := p.begin(t, p.order("slow", nil))
-	p.says(t, run, "ready")
+	p.AwaitText(t, run, "ready")
 	p.signal(t, syscall.SIGTERM)
 	var refused runner.Order
-	eventually(t, "it takes no orders", func() bool {
+	processtest.Eventually(t, "it takes no orders", func() bool {
 		refused = p.order("job", nil)
 		return errors.Is(p.Start(refused), runner.ErrNotNow)
 	})
 	if err := os.WriteFile(gate, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the next one does", func() bool { return p.Start(refused) == nil })
-	exited(t, p.subject.end(t, refused.Run), 0)
+	processtest.Eventually(t, "the next one does", func() bool { return p.Start(refused) == nil })
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, refused.Run), 0)
 }
 
 // A server that was displaced learns it without asking for anything.
@@ -212,7 +213,7 @@ func TestDisplaced(t *testing.T) {
 	p.connect(t)
 	select {
 	case <-old.Displaced():
-	case <-time.After(patience):
+	case <-time.After(processtest.Patience):
 		t.Error("it does not learn it")
 	}
 	select {
@@ -251,17 +252,17 @@ func TestCalls_GiveUp(t *testing.T) {
 
 // Somebody who cleans up may remove what servers reach the supervisor by.
 func TestSupervisor_StaysReachable(t *testing.T) {
-	command, release := gated(t, "exit 3")
+	command, release := processtest.GatedScript(t, "exit 3")
 	p := newPost(t, job(command))
 	run := p.begin(t, p.order("job", nil))
-	p.says(t, run, "ready")
+	p.AwaitText(t, run, "ready")
 	pid := p.PID()
 	for _, name := range []string{"supervisor.sock", "supervisor.secret", "supervisor.lock"} {
 		if err := os.Remove(filepath.Join(p.options.State, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "they are made again", func() bool {
+	processtest.Eventually(t, "they are made again", func() bool {
 		for _, name := range []string{"supervisor.sock", "supervisor.secret", "supervisor.lock"} {
 			if _, err := os.Lstat(filepath.Join(p.options.State, name)); err != nil {
 				return false
@@ -274,18 +275,18 @@ func TestSupervisor_StaysReachable(t *testing.T) {
 		t.Error("it is another supervisor")
 	}
 	release()
-	exited(t, p.subject.end(t, run), 3)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 3)
 }
 
 // A copy of the state folder that is served beside the original leaves its commands alone.
 func TestCopiedFolder(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {
-			command, release := gated(t, "exit 3")
+			command, release := processtest.GatedScript(t, "exit 3")
 			p := newPost(t, job(command), seam)
 			run := p.begin(t, p.order("job", nil))
-			p.says(t, run, "ready")
-			eventually(t, "its process is recorded", func() bool { return p.status(t, run).Birth != "" })
+			p.AwaitText(t, run, "ready")
+			processtest.Eventually(t, "its process is recorded", func() bool { return p.ReadStatus(t, run).Birth != "" })
 			o := p.options
 			o.State = filepath.Join(t.TempDir(), "copy")
 			if out, err := exec.CommandContext(t.Context(), "cp", "-a", p.options.State, o.State).CombinedOutput(); err != nil {
@@ -299,13 +300,13 @@ func TestCopiedFolder(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			interrupted(t, <-ends)
-			eventually(t, "the copy's supervisor ends", func() bool { return c.Quit() == nil })
+			processtest.CheckInterrupted(t, <-ends)
+			processtest.Eventually(t, "the copy's supervisor ends", func() bool { return c.Quit() == nil })
 			if err := c.Close(); err != nil {
 				t.Error(err)
 			}
 			release()
-			exited(t, p.subject.end(t, run), 3)
+			processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 3)
 		})
 	}
 }

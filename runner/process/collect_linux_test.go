@@ -13,16 +13,17 @@ import (
 
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
 // TestOutput_StreamsOpenedByName: what was written before stays, as on a terminal.
 func TestOutput_StreamsOpenedByName(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: shell(t, `
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `
 echo 1; echo 2 > /dev/stderr; echo 3 >&2; echo 4 | tee /dev/stderr; echo 5 > /proc/self/fd/1; echo 6 >> /dev/stdout
 : > /proc/self/fd/1; echo 7 | dd of=/dev/stderr status=none; cat /dev/null > /dev/stdout; echo 8`)})
-	run := b.start(t, order())
-	exited(t, b.end(t, run), 0)
-	if got := b.output(t, run); got != "1\n2\n3\n4\n4\n5\n6\n7\n8\n" {
+	run := b.Begin(t, processtest.NewOrder())
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
+	if got := b.ReadOutput(t, run); got != "1\n2\n3\n4\n4\n5\n6\n7\n8\n" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -30,12 +31,12 @@ echo 1; echo 2 > /dev/stderr; echo 3 >&2; echo 4 | tee /dev/stderr; echo 5 > /pr
 // TestOutput_EscapedWriter: a run ends although a process that escaped writes on.
 func TestOutput_EscapedWriter(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
-	b := newBench(t, runner.HookSpec{Command: shell(t, `
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `
 (env -i /usr/bin/setsid /bin/sh -c 'exec 3<&-; echo $$ > "$0"; exec /usr/bin/yes' "$1" &)
 until [ -s "$1" ]; do sleep 0.01; done`, pid)})
 	b.WithoutCgroups()
-	run := b.start(t, order())
-	e := b.end(t, run)
+	run := b.Begin(t, processtest.NewOrder())
+	e := b.AwaitEnd(t, run)
 	text, err := os.ReadFile(pid)
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +48,7 @@ until [ -s "$1" ]; do sleep 0.01; done`, pid)})
 	if err := syscall.Kill(escaped, syscall.SIGKILL); err != nil {
 		t.Errorf("no process escaped: %v", err)
 	}
-	exited(t, e, 0)
+	processtest.CheckExit(t, e, 0)
 }
 
 // writer writes lines until its gate opens, and says in a file how it ended. Its
@@ -59,7 +60,7 @@ func newWriter(t *testing.T, lines int, keep runner.OutputSpec) (p *post, dir st
 	t.Helper()
 	dir = t.TempDir()
 	return newPost(t, map[string]runner.HookSpec{"job": {
-		Command: shell(t, fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir), Output: keep,
+		Command: processtest.Script(t, fmt.Sprintf(writer, processtest.FirstLine, processtest.FirstLine+lines-1), dir), Output: keep,
 	}}), dir
 }
 
@@ -69,10 +70,10 @@ func (p *post) wrote(t *testing.T, run, dir string, want int64) {
 	if code, err := os.ReadFile(filepath.Join(dir, "code")); err != nil || string(code) != "0\n" {
 		t.Errorf("the writer ended with %q, %v", code, err)
 	}
-	if kept := p.readAlong(t, run, 10_000); kept != want {
+	if kept := p.ReadAlong(t, run, 10_000); kept != want {
 		t.Errorf("%d bytes are there, want %d", kept, want)
 	}
-	if left, err := filepath.Glob(filepath.Join(p.dir, run, "fifo")); len(left) > 0 || err != nil {
+	if left, err := filepath.Glob(filepath.Join(p.Dir, run, "fifo")); len(left) > 0 || err != nil {
 		t.Errorf("%v is left, %v", left, err)
 	}
 }
@@ -85,7 +86,7 @@ func (p *post) stopSupervisor(t *testing.T) (pid int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
-	eventually(t, "the supervisor has stopped", func() bool {
+	processtest.Eventually(t, "the supervisor has stopped", func() bool {
 		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		for _, name := range threads {
 			stat, _ := os.ReadFile(name)
@@ -108,7 +109,7 @@ func open(t *testing.T, gate string) {
 // TestOutput_KilledSupervisor: a command writes on while one supervisor after the
 // other is killed, gets no SIGPIPE, and nothing of its output is lost or comes twice.
 func TestOutput_KilledSupervisor(t *testing.T) {
-	const lines, size = 8_000_000, 8_000_000 * lineBytes
+	const lines, size = 8_000_000, 8_000_000 * processtest.LineBytes
 	for name, keep := range map[string]runner.OutputSpec{
 		"head": {Head: 1 << 30, Tail: 1}, "tail": {Head: 1, Tail: 1 << 30}, "both": {Head: 100_000, Tail: 3_000_000},
 	} {
@@ -122,14 +123,14 @@ func TestOutput_KilledSupervisor(t *testing.T) {
 			for range 8 {
 				before := p.PID()
 				p.killSupervisor(t)
-				eventually(t, "there is another supervisor", func() bool {
+				processtest.Eventually(t, "there is another supervisor", func() bool {
 					_, err := p.List()
 					return err == nil && p.PID() != before
 				})
 			}
 			open(t, dir)
 			e := <-ends
-			interrupted(t, e)
+			processtest.CheckInterrupted(t, e)
 			kept := min(size, int64(keep.Head+keep.Tail))
 			if e.Output != (runner.Output{Bytes: size, Dropped: size - kept}) {
 				t.Errorf("output %+v", e.Output)
@@ -147,8 +148,8 @@ func TestOutput_KilledBeforeTaking(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			p := newPost(t, map[string]runner.HookSpec{"job": {
-				Command: shell(t, fmt.Sprintf(`seq %d %d; until [ -e "$1/go" ]; do sleep 0.01; done; `+writer,
-					firstLine, firstLine+first-1, firstLine+first, firstLine+lines-1), dir),
+				Command: processtest.Script(t, fmt.Sprintf(`seq %d %d; until [ -e "$1/go" ]; do sleep 0.01; done; `+writer,
+					processtest.FirstLine, processtest.FirstLine+first-1, processtest.FirstLine+first, processtest.FirstLine+lines-1), dir),
 				Output: runner.OutputSpec{Head: 1000, Tail: 1 << 20},
 			}})
 			run := p.begin(t, p.order("job", nil))
@@ -156,23 +157,23 @@ func TestOutput_KilledBeforeTaking(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.says(t, run, fmt.Sprintf("%d\n", firstLine+first-1))
+			p.AwaitText(t, run, fmt.Sprintf("%d\n", processtest.FirstLine+first-1))
 			p.stopSupervisor(t)
 			if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			open(t, dir)
-			eventually(t, "the command has ended", func() bool { _, err := os.Stat(filepath.Join(dir, "code")); return err == nil })
+			processtest.Eventually(t, "the command has ended", func() bool { _, err := os.Stat(filepath.Join(dir, "code")); return err == nil })
 			var more []byte
-			for n := firstLine + first; !taken && n < firstLine+lines-1000; n++ {
+			for n := processtest.FirstLine + first; !taken && n < processtest.FirstLine+lines-1000; n++ {
 				more = fmt.Appendln(more, n)
 			}
-			if err := process.ForgeTail(filepath.Join(p.dir, run, "tail"), more, max(len(more), 20_000)); err != nil {
+			if err := process.ForgeTail(filepath.Join(p.Dir, run, "tail"), more, max(len(more), 20_000)); err != nil {
 				t.Fatal(err)
 			}
 			p.killSupervisor(t)
-			interrupted(t, <-ends)
-			p.wrote(t, run, dir, lines*lineBytes)
+			processtest.CheckInterrupted(t, <-ends)
+			p.wrote(t, run, dir, lines*processtest.LineBytes)
 		})
 	}
 }
@@ -183,21 +184,21 @@ func TestOutput_EndWithoutSupervisor(t *testing.T) {
 	const lines = 5_000 // which the FIFO holds
 	p, dir := newWriter(t, lines, runner.OutputSpec{})
 	begun := filepath.Join(dir, "begun")
-	p.hooks = p.write(t, map[string]runner.HookSpec{"job": {Command: shell(t,
-		fmt.Sprintf(`: > "$1/begun"; until [ -e "$1/gate" ]; do sleep 0.01; done; seq %d %d; echo $? > "$1/code"`, firstLine, firstLine+lines-1), dir)}})
+	p.hooks = p.write(t, map[string]runner.HookSpec{"job": {Command: processtest.Script(t,
+		fmt.Sprintf(`: > "$1/begun"; until [ -e "$1/gate" ]; do sleep 0.01; done; seq %d %d; echo $? > "$1/code"`, processtest.FirstLine, processtest.FirstLine+lines-1), dir)}})
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the command began", func() bool { _, err := os.Stat(begun); return err == nil })
+	processtest.Eventually(t, "the command began", func() bool { _, err := os.Stat(begun); return err == nil })
 	p.stopSupervisor(t)
 	open(t, dir)
-	eventually(t, "the command has ended", func() bool { _, err := os.Stat(filepath.Join(dir, "code")); return err == nil })
-	eventually(t, "nothing of it holds its lock", func() bool { return !p.subject.held(t, run) })
+	processtest.Eventually(t, "the command has ended", func() bool { _, err := os.Stat(filepath.Join(dir, "code")); return err == nil })
+	processtest.Eventually(t, "nothing of it holds its lock", func() bool { return !p.Subject.IsLocked(t, run) })
 	p.killSupervisor(t)
-	interrupted(t, <-ends)
-	p.wrote(t, run, dir, lines*lineBytes)
+	processtest.CheckInterrupted(t, <-ends)
+	p.wrote(t, run, dir, lines*processtest.LineBytes)
 }
 
 // TestOutput_StoppedSupervisor: a command waits for a supervisor that is stopped, and
@@ -208,12 +209,12 @@ func TestOutput_StoppedSupervisor(t *testing.T) {
 	run := p.begin(t, p.order("job", nil))
 	supervisor := p.stopSupervisor(t)
 	open(t, dir)
-	fifo, err := unix.Open(filepath.Join(p.dir, run, "fifo"), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fifo, err := unix.Open(filepath.Join(p.Dir, run, "fifo"), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Close(fifo) }()
-	eventually(t, "the FIFO is full", func() bool {
+	processtest.Eventually(t, "the FIFO is full", func() bool {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fifo), Events: unix.POLLOUT}}, 0)
 		return err == nil && n == 0
 	})
@@ -223,8 +224,8 @@ func TestOutput_StoppedSupervisor(t *testing.T) {
 	if err := syscall.Kill(supervisor, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	exited(t, p.subject.end(t, run), 0)
-	p.wrote(t, run, dir, lines*lineBytes)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
+	p.wrote(t, run, dir, lines*processtest.LineBytes)
 }
 
 // TestOutput_RemovedFile: an output that somebody removed is not kept any more, which
@@ -232,32 +233,32 @@ func TestOutput_StoppedSupervisor(t *testing.T) {
 func TestOutput_RemovedFile(t *testing.T) {
 	const lines = 1_000_000
 	dir := t.TempDir()
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: shell(t,
-		`echo ready; until [ -e "$1/go" ]; do sleep 0.01; done; `+fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir)}})
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: processtest.Script(t,
+		`echo ready; until [ -e "$1/go" ]; do sleep 0.01; done; `+fmt.Sprintf(writer, processtest.FirstLine, processtest.FirstLine+lines-1), dir)}})
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.says(t, run, "ready")
-	if err := os.Remove(filepath.Join(p.dir, run, "output")); err != nil {
+	p.AwaitText(t, run, "ready")
+	if err := os.Remove(filepath.Join(p.Dir, run, "output")); err != nil {
 		t.Fatal(err)
 	}
 	p.killSupervisor(t)
-	eventually(t, "there is another supervisor", func() bool { _, err := p.List(); return err == nil })
+	processtest.Eventually(t, "there is another supervisor", func() bool { _, err := p.List(); return err == nil })
 	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	open(t, dir)
 	e := <-ends
-	interrupted(t, e)
-	if e.Output != (runner.Output{Bytes: lines * lineBytes, Dropped: lines * lineBytes}) {
+	processtest.CheckInterrupted(t, e)
+	if e.Output != (runner.Output{Bytes: lines * processtest.LineBytes, Dropped: lines * processtest.LineBytes}) {
 		t.Errorf("output %+v", e.Output)
 	}
 	if code, err := os.ReadFile(filepath.Join(dir, "code")); err != nil || string(code) != "0\n" {
 		t.Errorf("the writer ended with %q, %v", code, err)
 	}
-	if _, err := process.OpenOutput(p.dir, run); err == nil || !strings.Contains(err.Error(), process.ErrNotKept.Error()) {
+	if _, err := process.OpenOutput(p.Dir, run); err == nil || !strings.Contains(err.Error(), process.ErrNotKept.Error()) {
 		t.Errorf("its output: %v", err)
 	}
 	log, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
@@ -274,8 +275,8 @@ func TestOutput_RemovedFile(t *testing.T) {
 func TestOutput_FormerVersion(t *testing.T) {
 	const lines = 100_000
 	dir := t.TempDir()
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: shell(t,
-		`exec >> ../output 2>&1; rm ../fifo; `+fmt.Sprintf(writer, firstLine, firstLine+lines-1), dir)}})
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: processtest.Script(t,
+		`exec >> ../output 2>&1; rm ../fifo; `+fmt.Sprintf(writer, processtest.FirstLine, processtest.FirstLine+lines-1), dir)}})
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)
 	if err != nil {
@@ -284,9 +285,9 @@ func TestOutput_FormerVersion(t *testing.T) {
 	p.killSupervisor(t)
 	open(t, dir)
 	e := <-ends
-	interrupted(t, e)
-	if e.Output != (runner.Output{Bytes: lines * lineBytes}) {
+	processtest.CheckInterrupted(t, e)
+	if e.Output != (runner.Output{Bytes: lines * processtest.LineBytes}) {
 		t.Errorf("output %+v", e.Output)
 	}
-	p.wrote(t, run, dir, lines*lineBytes)
+	p.wrote(t, run, dir, lines*processtest.LineBytes)
 }

@@ -4,13 +4,14 @@ import (
 	"testing"
 
 	"sallyport/runner"
+	"sallyport/runner/process/processtest"
 )
 
 // TestFollow_NobodyIsKeptWhoLeft: one question about a run in progress is no follower,
 // and neither is a server that has gone.
 func TestFollow_NobodyIsKeptWhoLeft(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
-	run := b.start(t, order())
+	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
+	run := b.Begin(t, processtest.NewOrder())
 	for range 10 {
 		if known, err := b.Known(run); !known || err != nil {
 			t.Fatalf("a run in progress is known: %v, %v", known, err)

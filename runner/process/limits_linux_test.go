@@ -16,6 +16,7 @@ import (
 	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
 // TestUmask_IsTheCommandsOnly: others may read what a command makes, and nothing of
@@ -24,7 +25,7 @@ func TestUmask_IsTheCommandsOnly(t *testing.T) {
 	dir := t.TempDir()
 	specs := map[string]runner.HookSpec{}
 	for name, mask := range map[string]runner.Umask{"default": runner.DefaultUmask, "group": 0o027, "none": 0} {
-		specs[name] = runner.HookSpec{Command: shell(t, `umask; : > "$1"; mkdir "$1.d"`, filepath.Join(dir, name)), Umask: &mask}
+		specs[name] = runner.HookSpec{Command: processtest.Script(t, `umask; : > "$1"; mkdir "$1.d"`, filepath.Join(dir, name)), Umask: &mask}
 	}
 	plain := specs["default"]
 	plain.Umask = nil
@@ -36,7 +37,7 @@ func TestUmask_IsTheCommandsOnly(t *testing.T) {
 		runs = append(runs, p.begin(t, p.order(name, nil)))
 	}
 	for _, run := range runs {
-		exited(t, p.subject.end(t, run), 0)
+		processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
 	}
 	for name, modes := range want {
 		for i, made := range []string{filepath.Join(dir, name), filepath.Join(dir, name) + ".d"} {
@@ -76,10 +77,10 @@ func limitOf(t *testing.T, pid int) uint64 {
 // TestLimits_LeaveRoomForTheSupervisor: a command and all that it starts have a lower
 // limit of processes than the supervisor, and are killed before it when memory is short.
 func TestLimits_LeaveRoomForTheSupervisor(t *testing.T) {
-	p := newPost(t, job(shell(t, `grep "Max processes" /proc/self/limits; while read -r s < /proc/self/oom_score_adj; [ "$s" -lt 300 ]; do sleep 0.01; done; echo "killed first"`)))
+	p := newPost(t, job(processtest.Script(t, `grep "Max processes" /proc/self/limits; while read -r s < /proc/self/oom_score_adj; [ "$s" -lt 300 ]; do sleep 0.01; done; echo "killed first"`)))
 	run := p.begin(t, p.order("job", nil))
-	exited(t, p.subject.end(t, run), 0)
-	out := p.output(t, run)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
+	out := p.ReadOutput(t, run)
 	if want := fmt.Sprintf("Max processes %d ", process.ProcessLimit()); !strings.Contains(strings.Join(strings.Fields(out), " ")+" ", want) {
 		t.Errorf("the command has not %q: %s", want, out)
 	}
@@ -159,17 +160,17 @@ func delegated(t *testing.T, processes int) string {
 // the server.
 func TestLimits_HoldCommandsOfRootTogether(t *testing.T) {
 	service := delegated(t, 600)
-	p := newPost(t, job(shell(t, `i=0; while [ $i -lt 1000 ]; do sleep 600 & i=$((i+1)); done`)))
+	p := newPost(t, job(processtest.Script(t, `i=0; while [ $i -lt 1000 ]; do sleep 600 & i=$((i+1)); done`)))
 	run := p.begin(t, p.order("job", nil))
-	if e := p.subject.end(t, run); e.ExitCode == nil || *e.ExitCode == 0 || !strings.Contains(p.output(t, run), "fork") {
-		t.Errorf("1000 processes, of 600: %+v %s", e, p.output(t, run))
+	if e := p.Subject.AwaitEnd(t, run); e.ExitCode == nil || *e.ExitCode == 0 || !strings.Contains(p.ReadOutput(t, run), "fork") {
+		t.Errorf("1000 processes, of 600: %+v %s", e, p.ReadOutput(t, run))
 	}
 	most, err := os.ReadFile(filepath.Join(service, "sallyport-commands", "pids.max"))
 	if err != nil || strings.TrimSpace(string(most)) != "344" {
 		t.Errorf("commands may have %s processes together, and not 344: %v", most, err)
 	}
-	if want := filepath.Join(service, "sallyport-commands", "sallyport-"+run); p.status(t, run).Cgroup != want {
-		t.Errorf("the run is in %s, and not in %s", p.status(t, run).Cgroup, want)
+	if want := filepath.Join(service, "sallyport-commands", "sallyport-"+run); p.ReadStatus(t, run).Cgroup != want {
+		t.Errorf("the run is in %s, and not in %s", p.ReadStatus(t, run).Cgroup, want)
 	}
 }
 

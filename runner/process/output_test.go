@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,83 +15,21 @@ import (
 
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
-
-// The command of these tests writes lines of nine bytes, each its own number,
-// so every byte tells where it belongs.
-const (
-	firstLine = 10_000_000
-	lineBytes = 9
-)
-
-func counting(lines int) []string {
-	return []string{"/usr/bin/seq", strconv.Itoa(firstLine), strconv.Itoa(firstLine + lines - 1)}
-}
-
-// right checks that p is what the command wrote at the offset.
-func right(t testing.TB, p []byte, at int64) {
-	t.Helper()
-	for len(p) > 0 {
-		line := strconv.AppendInt(nil, firstLine+at/lineBytes, 10)
-		rest := string(append(line, '\n')[at%lineBytes:])
-		n := min(len(rest), len(p))
-		if string(p[:n]) != rest[:n] {
-			t.Fatalf("at %d stands %q, want %q", at, p[:n], rest[:n])
-		}
-		p, at = p[n:], at+int64(n)
-	}
-}
-
-// readAlong reads an output from its start to the end of the run, and returns
-// how many bytes were there.
-func (b *subject) readAlong(t testing.TB, run string, chunk int) (kept int64) {
-	t.Helper()
-	ends, err := b.Follow(run)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o, err := b.Output(run)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = o.Close() }()
-	p := make([]byte, chunk)
-	ended := false
-	for off := int64(0); ; {
-		at, n, err := o.Next(p, off)
-		if errors.Is(err, io.EOF) {
-			if ended {
-				return kept
-			}
-			select {
-			case <-ends:
-				ended = true
-			default:
-				runtime.Gosched()
-			}
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		right(t, p[:n], at)
-		kept += int64(n)
-		off = at + int64(n)
-	}
-}
 
 // keepsEnds runs a command that writes size bytes, and checks that exactly the bytes
 // that its hook keeps are there, during the run and afterwards.
 func keepsEnds(t *testing.T, head, tail, size int64) {
 	t.Helper()
-	b := newBench(t, runner.HookSpec{
-		Command: shell(t, fmt.Sprintf("seq %d %d | head -c %d", firstLine, firstLine+size/lineBytes, size)),
+	b := processtest.NewBench(t, runner.HookSpec{
+		Command: processtest.Script(t, fmt.Sprintf("seq %d %d | head -c %d", processtest.FirstLine, processtest.FirstLine+size/processtest.LineBytes, size)),
 		Output:  runner.OutputSpec{Head: runner.Size(head), Tail: runner.Size(tail)},
 	})
-	run := b.start(t, order())
-	b.readAlong(t, run, 10_000)
-	e := b.end(t, run)
-	exited(t, e, 0)
+	run := b.Begin(t, processtest.NewOrder())
+	b.ReadAlong(t, run, 10_000)
+	e := b.AwaitEnd(t, run)
+	processtest.CheckExit(t, e, 0)
 	want := process.Dropped{From: head, To: size - tail}
 	if want.To <= want.From {
 		want = process.Dropped{}
@@ -100,10 +37,10 @@ func keepsEnds(t *testing.T, head, tail, size int64) {
 	if e.Output != (runner.Output{Bytes: size, Dropped: want.Bytes()}) {
 		t.Errorf("the end has %+v, want %d bytes and %d dropped", e.Output, size, want.Bytes())
 	}
-	if kept := b.readAlong(t, run, 100_000); kept != size-want.Bytes() {
+	if kept := b.ReadAlong(t, run, 100_000); kept != size-want.Bytes() {
 		t.Errorf("%d bytes are there, want %d", kept, size-want.Bytes())
 	}
-	if onDisk, most := b.onDisk(t, run), head+tail+256<<10+16<<10; onDisk > most {
+	if onDisk, most := b.DiskUsage(t, run), head+tail+256<<10+16<<10; onDisk > most {
 		t.Errorf("%d bytes of the disk are taken, want at most %d", onDisk, most)
 	}
 	o, err := b.Output(run)
@@ -127,24 +64,6 @@ func keepsEnds(t *testing.T, head, tail, size int64) {
 	if at, n, err := o.Next(p, want.From); err != nil || n == 0 || at != want.To {
 		t.Errorf("in the middle: %d bytes at %d, %v", n, at, err)
 	}
-}
-
-// onDisk is what the output of a run takes of the disk.
-func (b *subject) onDisk(t testing.TB, run string) (bytes int64) {
-	t.Helper()
-	for _, name := range []string{"output", "tail"} {
-		info, err := os.Stat(filepath.Join(b.dir, run, name))
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			bytes += stat.Blocks * 512
-		}
-	}
-	return bytes
 }
 
 func TestOutput_HeadAndTailAreExact(t *testing.T) {
@@ -172,15 +91,15 @@ func TestOutput_LongOutputTakesNoMemory(t *testing.T) {
 }
 
 func TestOutput_FIFOIsRefused(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: shell(t, "echo much")})
-	run := b.start(t, order())
-	exited(t, b.end(t, run), 0)
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, "echo much")})
+	run := b.Begin(t, processtest.NewOrder())
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	for _, name := range []string{"output", "status"} {
-		file := filepath.Join(b.dir, run, name)
+		file := filepath.Join(b.Dir, run, name)
 		if err := errors.Join(os.Rename(file, file+".old"), syscall.Mkfifo(file, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := process.OpenOutput(b.dir, run); err == nil || !strings.Contains(err.Error(), name+" is not a regular file") {
+		if _, err := process.OpenOutput(b.Dir, run); err == nil || !strings.Contains(err.Error(), name+" is not a regular file") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := os.Rename(file+".old", file); err != nil {
@@ -190,14 +109,14 @@ func TestOutput_FIFOIsRefused(t *testing.T) {
 }
 
 func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: shell(t, "echo much")})
-	run := b.start(t, order())
-	exited(t, b.end(t, run), 0)
-	if freed, err := process.Trim(b.dir, 0); err != nil || freed == 0 {
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, "echo much")})
+	run := b.Begin(t, processtest.NewOrder())
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
+	if freed, err := process.Trim(b.Dir, 0); err != nil || freed == 0 {
 		t.Fatal(freed, err)
 	}
 	_, live := b.Output(run)
-	_, files := process.OpenOutput(b.dir, run)
+	_, files := process.OpenOutput(b.Dir, run)
 	for _, err := range []error{live, files} {
 		if !errors.Is(err, process.ErrNotKept) || errors.Is(err, process.ErrUnknown) {
 			t.Error(err)

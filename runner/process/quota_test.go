@@ -13,15 +13,16 @@ import (
 
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
 const kept = 64 << 10 // bytes that each run of these tests writes
 
 // newHoard has a command that writes, and then waits until its run is released.
-func newHoard(t *testing.T) (b *bench, release func(run string)) {
+func newHoard(t *testing.T) (b *processtest.Bench, release func(run string)) {
 	t.Helper()
 	gates := t.TempDir()
-	b = newBench(t, runner.HookSpec{Command: shell(t,
+	b = processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t,
 		`head -c 65536 /dev/zero; until [ -e "$1/$SALLYPORT_RUN" ]; do sleep 0.01; done`, gates)})
 	return b, func(run string) {
 		if err := os.WriteFile(filepath.Join(gates, run), nil, 0o600); err != nil {
@@ -30,21 +31,21 @@ func newHoard(t *testing.T) (b *bench, release func(run string)) {
 	}
 }
 
-// write starts a run and waits until all is written.
-func (b *bench) write(t *testing.T) (run string) {
+// startWriter starts a run and waits until all is written.
+func startWriter(t *testing.T, b *processtest.Bench) (run string) {
 	t.Helper()
-	run = b.start(t, order())
-	eventually(t, "all is written", func() bool {
-		info, err := os.Stat(filepath.Join(b.dir, run, "output"))
+	run = b.Begin(t, processtest.NewOrder())
+	processtest.Eventually(t, "all is written", func() bool {
+		info, err := os.Stat(filepath.Join(b.Dir, run, "output"))
 		return err == nil && info.Size() == kept
 	})
 	return run
 }
 
 // having are the runs that have a file, or a folder.
-func (b *bench) having(runs []string, file string) (some []string) {
+func having(b *processtest.Bench, runs []string, file string) (some []string) {
 	for _, run := range runs {
-		if _, err := os.Stat(filepath.Join(b.dir, run, file)); err == nil {
+		if _, err := os.Stat(filepath.Join(b.Dir, run, file)); err == nil {
 			some = append(some, run)
 		}
 	}
@@ -55,40 +56,40 @@ func TestTheOldestOutputsGoBeyondTheQuotaAndNoneOfWhatRuns(t *testing.T) {
 	b, release := newHoard(t)
 	var runs []string
 	for i := range 6 {
-		runs = append(runs, b.write(t))
+		runs = append(runs, startWriter(t, b))
 		if i > 0 {
 			release(runs[i])
-			exited(t, b.end(t, runs[i]), 0)
+			processtest.CheckExit(t, b.AwaitEnd(t, runs[i]), 0)
 		}
 	}
-	freed, err := process.Trim(b.dir, 3*kept)
-	if want := []string{runs[0], runs[4], runs[5]}; err != nil || freed != 3*kept || !slices.Equal(b.having(runs, "output"), want) {
-		t.Errorf("freed %d of %v, %v: %v are left, want %v", freed, runs, err, b.having(runs, "output"), want)
+	freed, err := process.Trim(b.Dir, 3*kept)
+	if want := []string{runs[0], runs[4], runs[5]}; err != nil || freed != 3*kept || !slices.Equal(having(b, runs, "output"), want) {
+		t.Errorf("freed %d of %v, %v: %v are left, want %v", freed, runs, err, having(b, runs, "output"), want)
 	}
-	if got := b.having(runs, "status"); !slices.Equal(got, runs) {
+	if got := having(b, runs, "status"); !slices.Equal(got, runs) {
 		t.Errorf("more than outputs went: %v have a status", got)
 	}
 	release(runs[0])
-	exited(t, b.end(t, runs[0]), 0)
-	if freed, err = process.Trim(b.dir, 0); err != nil || freed != 3*kept {
+	processtest.CheckExit(t, b.AwaitEnd(t, runs[0]), 0)
+	if freed, err = process.Trim(b.Dir, 0); err != nil || freed != 3*kept {
 		t.Errorf("freed %d, %v", freed, err)
 	}
 }
 
 func TestFoldersThatNoRunIsKnownOfAreSweptUnlessTheirTreeLives(t *testing.T) {
 	b, release := newHoard(t)
-	known, forgotten, lives := b.write(t), b.write(t), b.write(t)
+	known, forgotten, lives := startWriter(t, b), startWriter(t, b), startWriter(t, b)
 	for _, run := range []string{known, forgotten} {
 		release(run)
-		exited(t, b.end(t, run), 0)
+		processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	}
 	for range 300 { // of several steps
-		if err := os.MkdirAll(filepath.Join(b.dir, order().Run, "work"), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(b.Dir, processtest.NewOrder().Run, "work"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	asked := map[string]int{}
-	removed, err := process.Sweep(t.Context(), b.dir, 0, func(run string) (bool, error) {
+	removed, err := process.Sweep(t.Context(), b.Dir, 0, func(run string) (bool, error) {
 		asked[run]++
 		return run == known, nil
 	})
@@ -96,34 +97,34 @@ func TestFoldersThatNoRunIsKnownOfAreSweptUnlessTheirTreeLives(t *testing.T) {
 		t.Errorf("removed %d of %d, %v", removed, len(asked), err)
 	}
 	all := []string{known, forgotten, lives}
-	if got, want := b.having(all, "."), []string{known, lives}; !slices.Equal(got, want) {
+	if got, want := having(b, all, "."), []string{known, lives}; !slices.Equal(got, want) {
 		t.Errorf("of %v %v are left, want %v", all, got, want)
 	}
-	if got := b.having([]string{"active", "ready"}, "."); len(got) != 2 {
+	if got := having(b, []string{"active", "ready"}, "."); len(got) != 2 {
 		t.Errorf("of the supervisor's own folders only %v are left", got)
 	}
 	release(lives)
-	exited(t, b.end(t, lives), 0)
-	o := order()
+	processtest.CheckExit(t, b.AwaitEnd(t, lives), 0)
+	o := processtest.NewOrder()
 	o.Run = forgotten
-	b.start(t, o) // for the clean-up, which asks for its end
+	b.Begin(t, o) // for the clean-up, which asks for its end
 }
 
 func TestNothingIsSweptWhenNobodyCanTellWhatIsKnown(t *testing.T) {
 	b, release := newHoard(t)
-	run := b.write(t)
+	run := startWriter(t, b)
 	release(run)
-	exited(t, b.end(t, run), 0)
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	unavailable := errors.New("unavailable")
-	if _, err := process.Sweep(t.Context(), b.dir, 0, func(string) (bool, error) { return false, unavailable }); !errors.Is(err, unavailable) {
+	if _, err := process.Sweep(t.Context(), b.Dir, 0, func(string) (bool, error) { return false, unavailable }); !errors.Is(err, unavailable) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := process.Sweep(ctx, b.dir, 0, func(string) (bool, error) { return false, nil }); !errors.Is(err, context.Canceled) {
+	if _, err := process.Sweep(ctx, b.Dir, 0, func(string) (bool, error) { return false, nil }); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if len(b.having([]string{run}, "output")) == 0 {
+	if len(having(b, []string{run}, "output")) == 0 {
 		t.Error("it was removed")
 	}
 }
@@ -132,7 +133,7 @@ func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
 	dir := t.TempDir()
 	var stubborn []string
 	for i := range 40 {
-		run, inside := order().Run, "work"
+		run, inside := processtest.NewOrder().Run, "work"
 		if i%3 == 0 {
 			stubborn, inside = append(stubborn, run), "lock" // which is no file that could be tried
 		}
@@ -154,19 +155,19 @@ func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
 // for a day.
 func TestSweep_UnknownForADay(t *testing.T) {
 	b, release := newHoard(t)
-	run := b.write(t)
+	run := startWriter(t, b)
 	release(run)
-	exited(t, b.end(t, run), 0)
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	unknown := func(string) (bool, error) { return false, nil }
 	sweep := func(known func(string) (bool, error)) int {
 		t.Helper()
-		removed, err := process.Sweep(t.Context(), b.dir, process.SweepAfter, known)
+		removed, err := process.Sweep(t.Context(), b.Dir, process.SweepAfter, known)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return removed
 	}
-	mark := filepath.Join(b.dir, run, "unknown")
+	mark := filepath.Join(b.Dir, run, "unknown")
 	age := func() {
 		t.Helper()
 		before := time.Now().Add(-process.SweepAfter)
@@ -188,7 +189,7 @@ func TestSweep_UnknownForADay(t *testing.T) {
 	if sweep(unknown) != 1 {
 		t.Error("a run that was unknown for a day is still there")
 	}
-	o := order()
+	o := processtest.NewOrder()
 	o.Run = run
-	b.start(t, o) // for the clean-up, which asks for its end
+	b.Begin(t, o) // for the clean-up, which asks for its end
 }

@@ -16,6 +16,7 @@ import (
 	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
 const elsewhereMark = "SALLYPORT_TEST_ELSEWHERE"
@@ -88,22 +89,22 @@ func mountedIn(t *testing.T, point string, moved bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	command, release := gated(t, "")
-	b := newTalkingBench(t, runner.HookSpec{Command: command}, log)
+	command, release := processtest.GatedScript(t, "")
+	b := processtest.NewLoggingBench(t, runner.HookSpec{Command: command}, log)
 	b.SettleAgainAfter(time.Millisecond)
-	o := order()
+	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)
 	}
-	b.says(t, o.Run, "ready")
+	b.AwaitText(t, o.Run, "ready")
 	if moved { // whoever moves the state folder moves what is mounted there along
 		to := filepath.Join(t.TempDir(), "runs")
-		if err := os.Rename(b.dir, to); err != nil {
+		if err := os.Rename(b.Dir, to); err != nil {
 			t.Fatal(err)
 		}
-		b.dir = to
+		b.Dir = to
 	}
-	at := filepath.Join(b.dir, o.Run, point)
+	at := filepath.Join(b.Dir, o.Run, point)
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -112,14 +113,14 @@ func mountedIn(t *testing.T, point string, moved bool) {
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(at, syscall.MNT_DETACH) })
 	release()
-	exited(t, b.end(t, o.Run), 0)
+	processtest.CheckExit(t, b.AwaitEnd(t, o.Run), 0)
 	var warning []byte
-	eventually(t, "it is tried", func() bool {
+	processtest.Eventually(t, "it is tried", func() bool {
 		text, _ := os.ReadFile(log.Name())
 		_, warning, _ = bytes.Cut(text, []byte("level=WARN"))
 		return bytes.Contains(warning, []byte("removing a run's working folder")) && bytes.HasSuffix(warning, []byte("\n"))
 	})
-	if named := fmt.Sprintf("something is mounted there, and stays until it is unmounted: %s", filepath.Join(b.dir, o.Run, "work")); !bytes.Contains(warning, []byte(named)) || bytes.Contains(warning, []byte("WARN")) {
+	if named := fmt.Sprintf("something is mounted there, and stays until it is unmounted: %s", filepath.Join(b.Dir, o.Run, "work")); !bytes.Contains(warning, []byte(named)) || bytes.Contains(warning, []byte("WARN")) {
 		t.Errorf("the log: %s", warning)
 	}
 	stays := func(err error) {
@@ -130,20 +131,20 @@ func mountedIn(t *testing.T, point string, moved bool) {
 		if _, err := os.Stat(precious); err != nil {
 			t.Error(err)
 		}
-		if work, mark := b.left(t, o.Run); !work || !mark || b.status(t, o.Run).Run != o.Run {
+		if work, mark := b.Remains(t, o.Run); !work || !mark || b.ReadStatus(t, o.Run).Run != o.Run {
 			t.Errorf("there is a folder: %v, a mark: %v", work, mark)
 		}
 	}
 	nobody := func(string) (bool, error) { return false, nil }
-	stays(process.Remove(b.dir, o.Run))
-	_, err = process.Sweep(t.Context(), b.dir, 0, nobody)
+	stays(process.Remove(b.Dir, o.Run))
+	_, err = process.Sweep(t.Context(), b.Dir, 0, nobody)
 	stays(err)
 
 	if err := syscall.Unmount(at, 0); err != nil {
 		t.Fatal(err)
 	}
-	b.tidied(t, o.Run)
-	if removed, err := process.Sweep(t.Context(), b.dir, 0, nobody); removed != 1 || err != nil {
+	b.AwaitRemoval(t, o.Run)
+	if removed, err := process.Sweep(t.Context(), b.Dir, 0, nobody); removed != 1 || err != nil {
 		t.Errorf("removed %d, %v", removed, err)
 	}
 	if _, err := os.Stat(precious); err != nil {
@@ -164,14 +165,14 @@ func TestFoldersThatMayOnlyBeReadAreRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.Chmod(linked, 0o700) }) // as who removes it needs
-	b := newBench(t, runner.HookSpec{Command: shell(t, `mkdir -p mod/a/b mod/none; echo > mod/a/b/c; echo > mod/none/d; ln -s "$1" mod/a/out; ln -s ../.. mod/up
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `mkdir -p mod/a/b mod/none; echo > mod/a/b/c; echo > mod/none/d; ln -s "$1" mod/a/out; ln -s ../.. mod/up
 chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
-	o := order()
+	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)
 	}
-	exited(t, b.end(t, o.Run), 0)
-	b.tidied(t, o.Run)
+	processtest.CheckExit(t, b.AwaitEnd(t, o.Run), 0)
+	b.AwaitRemoval(t, o.Run)
 	if info, err := os.Stat(linked); err != nil || info.Mode().Perm() != 0o555 {
 		t.Errorf("what a link leads to: %v, %v", info.Mode(), err)
 	}
@@ -179,7 +180,7 @@ chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
 		t.Error(err)
 	}
 
-	folder := filepath.Join(b.dir, o.Run)
+	folder := filepath.Join(b.Dir, o.Run)
 	locked := filepath.Join(folder, "locked")
 	if err := os.Mkdir(locked, 0o700); err != nil {
 		t.Fatal(err)
@@ -190,7 +191,7 @@ chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
 			t.Fatal(err)
 		}
 	}
-	if err := process.Remove(b.dir, o.Run); err != nil || slices.Contains(b.having([]string{o.Run}, "."), o.Run) {
+	if err := process.Remove(b.Dir, o.Run); err != nil || slices.Contains(having(b, []string{o.Run}, "."), o.Run) {
 		t.Errorf("%v", err)
 	}
 }
@@ -212,22 +213,22 @@ for (my $i = 0; $i < 1000; $i++) { mkdir "d" or die; chdir "d"; open(my $f, ">",
 	if err := os.WriteFile(script, []byte(deep), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	b := newBench(t, runner.HookSpec{Command: []string{script}})
-	o := order()
+	b := processtest.NewBench(t, runner.HookSpec{Command: []string{script}})
+	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)
 	}
-	exited(t, b.end(t, o.Run), 0)
-	b.tidied(t, o.Run)
+	processtest.CheckExit(t, b.AwaitEnd(t, o.Run), 0)
+	b.AwaitRemoval(t, o.Run)
 }
 
 // TestRemove_ManyFilesInOneFolder are more than are listed at once.
 func TestRemove_ManyFilesInOneFolder(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: shell(t, `i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; mkdir d; seq 2000 | (cd d; xargs touch)`)})
-	o := order()
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; mkdir d; seq 2000 | (cd d; xargs touch)`)})
+	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)
 	}
-	exited(t, b.end(t, o.Run), 0)
-	b.tidied(t, o.Run)
+	processtest.CheckExit(t, b.AwaitEnd(t, o.Run), 0)
+	b.AwaitRemoval(t, o.Run)
 }

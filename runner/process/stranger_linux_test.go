@@ -13,6 +13,7 @@ import (
 
 	"sallyport/internal/testenv"
 	"sallyport/runner"
+	"sallyport/runner/process/processtest"
 )
 
 // buffer is a log that may be read while it is written.
@@ -50,7 +51,7 @@ func impostor(t *testing.T) (p *post, let func()) {
 	p = newPost(t, job([]string{"/bin/true"}))
 	gate := filepath.Join(t.TempDir(), "go")
 	script := `while [ ! -e "$1" ]; do sleep 0.01; done; exec "$2" serve "$3" "$4" </dev/null`
-	p.hooks = p.write(t, job(shell(t, script, gate, os.Args[0], p.options.State, p.options.Config)))
+	p.hooks = p.write(t, job(processtest.Script(t, script, gate, os.Args[0], p.options.State, p.options.Config)))
 	if _, err := p.Reload(""); err != nil {
 		t.Fatal(err)
 	}
@@ -66,11 +67,11 @@ func TestStranger_CommandIsNoServer(t *testing.T) {
 	p, let := impostor(t)
 	run := p.begin(t, p.order("job", nil))
 	let()
-	eventually(t, "the supervisor refuses its own command", func() bool { return p.said(t, "was started by a command") })
+	processtest.Eventually(t, "the supervisor refuses its own command", func() bool { return p.said(t, "was started by a command") })
 	if err := p.Stop(run, runner.Cancelled, 0); err != nil { // a server whose place was taken would be told so
 		t.Error(err)
 	}
-	p.subject.end(t, run)
+	p.Subject.AwaitEnd(t, run)
 }
 
 // TestStranger_CommandOfAnEarlierSupervisor descends from it no more, but its cgroup
@@ -79,21 +80,21 @@ func TestStranger_CommandOfAnEarlierSupervisor(t *testing.T) {
 	t.Parallel()
 	p, let := impostor(t)
 	run := p.begin(t, p.order("job", nil))
-	eventually(t, "the status knows the process", func() bool { return p.status(t, run).PID != 0 })
-	if p.status(t, run).Cgroup == "" {
+	processtest.Eventually(t, "the status knows the process", func() bool { return p.ReadStatus(t, run).PID != 0 })
+	if p.ReadStatus(t, run).Cgroup == "" {
 		testenv.Skip(t, "that a command of an earlier supervisor is refused, because runs get no cgroup here")
 	}
 	before := p.PID()
 	if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "another supervisor is there", func() bool { _, err := p.List(); return err == nil && p.PID() != before })
+	processtest.Eventually(t, "another supervisor is there", func() bool { _, err := p.List(); return err == nil && p.PID() != before })
 	let()
-	eventually(t, "the supervisor refuses it", func() bool { return p.said(t, "is in the cgroup of run "+run) })
+	processtest.Eventually(t, "the supervisor refuses it", func() bool { return p.said(t, "is in the cgroup of run "+run) })
 	if err := p.Stop(run, runner.Cancelled, 0); err != nil {
 		t.Error(err)
 	}
-	p.subject.end(t, run)
+	p.Subject.AwaitEnd(t, run)
 }
 
 func TestSilence_StoppedSupervisorIsContinued(t *testing.T) {
@@ -106,9 +107,9 @@ func TestSilence_StoppedSupervisorIsContinued(t *testing.T) {
 	if err := syscall.Kill(p.PID(), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is continued", func() bool { return p.said(t, "the supervisor was continued") })
-	eventually(t, "the server says so", func() bool { return log.has("sent it SIGCONT") && log.has("the supervisor answers again") })
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+	processtest.Eventually(t, "it is continued", func() bool { return p.said(t, "the supervisor was continued") })
+	processtest.Eventually(t, "the server says so", func() bool { return log.has("sent it SIGCONT") && log.has("the supervisor answers again") })
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 }
 
 // TestSilence_StoppedSupervisorIsContinuedByTheNextServer, which could not start
@@ -118,5 +119,5 @@ func TestSilence_StoppedSupervisorIsContinuedByTheNextServer(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	p.signal(t, syscall.SIGSTOP)
 	p.connect(t)
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 }

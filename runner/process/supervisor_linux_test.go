@@ -14,26 +14,27 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/process/processtest"
 )
 
 func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
 	// It closes what a search would find it by, but has the lock as another descriptor.
 	escape := `exec 9<&3 3<&-; exec env -i /usr/bin/setsid /bin/sh -c 'echo $$; exec /bin/sleep 600'`
-	command := shell(t, `case $SALLYPORT_CALLER in tester) (`+escape+` &) ;; esac; sleep 0.3`)
+	command := processtest.Script(t, `case $SALLYPORT_CALLER in tester) (`+escape+` &) ;; esac; sleep 0.3`)
 	p := newPost(t, job(command), "no-cgroups")
 	run := p.begin(t, p.order("job", nil))
 	var pid int
-	eventually(t, "there is who escapes", func() bool {
-		pid, _ = strconv.Atoi(strings.TrimSpace(p.output(t, run)))
+	processtest.Eventually(t, "there is who escapes", func() bool {
+		pid, _ = strconv.Atoi(strings.TrimSpace(p.ReadOutput(t, run)))
 		return pid > 0
 	})
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 	p.killSupervisor(t) // or it would be the subreaper's
-	eventually(t, "the flight is refused", func() bool { return errors.Is(p.Start(p.order("job", nil)), runner.ErrFlight) })
+	processtest.Eventually(t, "the flight is refused", func() bool { return errors.Is(p.Start(p.order("job", nil)), runner.ErrFlight) })
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	interrupted(t, p.subject.end(t, run))
+	processtest.CheckInterrupted(t, p.Subject.AwaitEnd(t, run))
 	p.begin(t, p.order("job", nil))
 }
 
@@ -41,22 +42,22 @@ func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
 // cancelled would be run again.
 func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
-		for want, timeout := range map[runner.State]time.Duration{runner.Cancelled: patience, runner.TimedOut: 1500 * time.Millisecond} {
+		for want, timeout := range map[runner.State]time.Duration{runner.Cancelled: processtest.Patience, runner.TimedOut: 1500 * time.Millisecond} {
 			t.Run(string(want)+" "+seam, func(t *testing.T) {
-				script := shell(t, family+"wait; while :; do sleep 1; done", "")
+				script := processtest.Script(t, processtest.Family+"wait; while :; do sleep 1; done", "")
 				p := newPost(t, map[string]runner.HookSpec{"job": {Command: script, Timeout: timeout, Grace: 100 * time.Millisecond}}, seam)
 				run := p.begin(t, p.order("job", nil))
-				all := pids(t, &p.subject, run, 5)
+				all := processtest.AwaitPIDs(t, &p.Subject, run, 5)
 				p.killSupervisor(t)
 				if want == runner.Cancelled {
 					if err := p.Stop(run, runner.Cancelled, -1); err != nil {
 						t.Fatal(err)
 					}
 				}
-				if e := p.subject.end(t, run); e.Reason != want || e.ExitCode != nil || e.Signal != "" {
+				if e := p.Subject.AwaitEnd(t, run); e.Reason != want || e.ExitCode != nil || e.Signal != "" {
 					t.Errorf("got %+v, want %s and no exit code", e, want)
 				}
-				allGone(t, all)
+				processtest.CheckGone(t, all)
 			})
 		}
 	}
@@ -66,19 +67,19 @@ func TestWholeTreeIsStoppedThroughTheSupervisor(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {
 			// The last one shed all that it inherited; a subreaper finds it still.
-			script := shell(t, family+`(env -i /usr/bin/setsid /bin/sh -c 'trap "" TERM; echo $$; while :; do /bin/sleep 1; done' 3>&- &)
+			script := processtest.Script(t, processtest.Family+`(env -i /usr/bin/setsid /bin/sh -c 'trap "" TERM; echo $$; while :; do /bin/sleep 1; done' 3>&- &)
 sleep 0.5; while :; do sleep 1; done`, "")
 			p := newPost(t, job(script), seam)
 			run := p.begin(t, p.order("job", nil))
-			all := pids(t, &p.subject, run, 6)
+			all := processtest.AwaitPIDs(t, &p.Subject, run, 6)
 			if err := p.Stop(run, runner.Cancelled, 100*time.Millisecond); err != nil {
 				t.Fatal(err)
 			}
-			if e := p.subject.end(t, run); e.Reason != runner.Cancelled || e.Signal != "SIGKILL" && e.Signal != "SIGTERM" {
+			if e := p.Subject.AwaitEnd(t, run); e.Reason != runner.Cancelled || e.Signal != "SIGKILL" && e.Signal != "SIGTERM" {
 				t.Errorf("got %+v", e)
 			}
-			allGone(t, all)
-			eventually(t, "no zombie is left", func() bool {
+			processtest.CheckGone(t, all)
+			processtest.Eventually(t, "no zombie is left", func() bool {
 				children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.PID(), p.PID()))
 				return len(children) == 0
 			})
@@ -87,12 +88,12 @@ sleep 0.5; while :; do sleep 1; done`, "")
 }
 
 func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
-	command, release := gated(t, `echo more; exit 5`)
-	stubborn := shell(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)
-	counted := shell(t, `echo ready >&2; seq 1000000 1199999; exec sleep 600`)
+	command, release := processtest.GatedScript(t, `echo more; exit 5`)
+	stubborn := processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)
+	counted := processtest.Script(t, `echo ready >&2; seq 1000000 1199999; exec sleep 600`)
 	p := newPost(t, map[string]runner.HookSpec{
 		"job": {Command: command}, "late": {Command: stubborn, Timeout: 3 * time.Second, Grace: 50 * time.Millisecond},
-		"slow": {Command: stubborn, Grace: 3 * time.Second}, "quick": {Command: shell(t, `echo $$; exit 9`)},
+		"slow": {Command: stubborn, Grace: 3 * time.Second}, "quick": {Command: processtest.Script(t, `echo $$; exit 9`)},
 		"talks": {Command: counted, Output: runner.OutputSpec{Head: 100_000, Tail: 100_000}},
 	})
 	runs := map[string]string{}
@@ -100,7 +101,7 @@ func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
 	for _, hook := range []string{"job", "late", "slow", "talks"} {
 		runs[hook] = p.begin(t, p.order(hook, nil))
 		if hook != "talks" { // more than is kept
-			p.says(t, runs[hook], "ready")
+			p.AwaitText(t, runs[hook], "ready")
 		}
 	}
 	if err := p.Stop(runs["slow"], runner.Cancelled, -1); err != nil {
@@ -128,10 +129,10 @@ func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
 	if err := p.Start(p.order("job", nil)); !errors.Is(err, runner.ErrFlight) {
 		t.Errorf("a second run of the flight: %v", err)
 	}
-	exited(t, p.subject.end(t, p.begin(t, p.order("quick", nil))), 9)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("quick", nil))), 9)
 	release()
-	exited(t, <-ends["job"], 5)
-	if got := p.output(t, runs["job"]); !strings.HasSuffix(got, "\nmore\n") {
+	processtest.CheckExit(t, <-ends["job"], 5)
+	if got := p.ReadOutput(t, runs["job"]); !strings.HasSuffix(got, "\nmore\n") {
 		t.Errorf("output %q", got)
 	}
 	if e := <-ends["late"]; e.Reason != runner.TimedOut || e.Signal != "SIGKILL" {
@@ -145,7 +146,7 @@ func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
 func TestOutput_ReplacedSupervisor(t *testing.T) {
 	const lines = 400_000
 	p := newPost(t, map[string]runner.HookSpec{
-		"job": {Command: shell(t, fmt.Sprintf(`seq %d %d; exit 3`, firstLine, firstLine+lines-1)), Output: runner.OutputSpec{Head: 100_000, Tail: 200_000}},
+		"job": {Command: processtest.Script(t, fmt.Sprintf(`seq %d %d; exit 3`, processtest.FirstLine, processtest.FirstLine+lines-1)), Output: runner.OutputSpec{Head: 100_000, Tail: 200_000}},
 	})
 	run := p.begin(t, p.order("job", nil))
 	before := p.PID()
@@ -161,13 +162,13 @@ func TestOutput_ReplacedSupervisor(t *testing.T) {
 	if p.PID() != before {
 		t.Errorf("the process is another one: %d, not %d", p.PID(), before)
 	}
-	kept := p.readAlong(t, run, 10_000)
-	e := p.subject.end(t, run)
-	exited(t, e, 3)
-	if e.Output.Bytes != lines*lineBytes || kept == 0 {
-		t.Errorf("%d bytes counted, %d read, want %d", e.Output.Bytes, kept, lines*lineBytes)
+	kept := p.ReadAlong(t, run, 10_000)
+	e := p.Subject.AwaitEnd(t, run)
+	processtest.CheckExit(t, e, 3)
+	if e.Output.Bytes != lines*processtest.LineBytes || kept == 0 {
+		t.Errorf("%d bytes counted, %d read, want %d", e.Output.Bytes, kept, lines*processtest.LineBytes)
 	}
-	if kept = p.readAlong(t, run, 10_000); kept != 300_000 {
+	if kept = p.ReadAlong(t, run, 10_000); kept != 300_000 {
 		t.Errorf("%d bytes kept", kept)
 	}
 }
@@ -185,13 +186,13 @@ func TestReplacementByAProgramOfOthersIsRefused(t *testing.T) {
 	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", before)); err != nil || exe == other {
 		t.Errorf("the supervisor is %s, %v", exe, err)
 	}
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 }
 
 func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
 	for why, again := range map[string]func(*post){"after a while": nil, "at the next connection": func(p *post) { p.Break() }} {
 		t.Run(why, func(t *testing.T) {
-			command, release := gated(t, `exit 5`)
+			command, release := processtest.GatedScript(t, `exit 5`)
 			p := newPost(t, job(command))
 			other := filepath.Join(t.TempDir(), "other")
 			copyFile(t, p.options.Exe, other)
@@ -215,13 +216,13 @@ func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
 			if again != nil {
 				again(p)
 			}
-			eventually(t, "it has replaced itself", func() bool {
+			processtest.Eventually(t, "it has replaced itself", func() bool {
 				_, err := p.List()
 				exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", before))
 				return err == nil && exe == other && p.PID() == before
 			})
 			release()
-			exited(t, <-ends, 5)
+			processtest.CheckExit(t, <-ends, 5)
 			if err := p.Close(); err != nil { // nothing is logged from now on
 				t.Fatal(err)
 			}
@@ -240,7 +241,7 @@ func TestSupervisorIsNotAskedAgainForAProgramThatIsNotOurs(t *testing.T) {
 	p.options.UpdateAgainAfter(time.Millisecond)
 	p.connect(t)
 	p.Break()
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 	log, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
 // TestMain lets this program be the supervisor, or a server that can be
@@ -100,7 +101,7 @@ func serve(args []string) error {
 
 // post is a state folder, a file with hooks, and a client of the supervisor.
 type post struct {
-	subject
+	processtest.Subject
 	*process.Client
 	options process.Options
 	hooks   map[string]*runner.Hook
@@ -113,7 +114,7 @@ func newPost(t testing.TB, specs map[string]runner.HookSpec, seams ...string) *p
 		State: filepath.Join(dir, "state"), Config: filepath.Join(dir, "sallyport.yaml"), Exe: os.Args[0], Version: os.Args[0],
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}}
-	p.dir = filepath.Join(p.options.State, "runs")
+	p.Dir = filepath.Join(p.options.State, "runs")
 	if err := os.Mkdir(p.options.State, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +166,7 @@ func (p *post) write(t testing.TB, specs map[string]runner.HookSpec) map[string]
 
 func orElse(d time.Duration) time.Duration {
 	if d == 0 {
-		return patience
+		return processtest.Patience
 	}
 	return d
 }
@@ -183,7 +184,7 @@ func (p *post) connect(t testing.TB) {
 		log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
 		t.Fatalf("%v\n%s", err, log)
 	}
-	p.Client, p.commands = c, c
+	p.Client, p.Commands = c, c
 }
 
 // end stops what runs and ends the supervisor.
@@ -209,15 +210,15 @@ func (p *post) end(t testing.TB) {
 		}
 	}
 	pid := c.PID()
-	eventually(t, "the supervisor ends", func() bool { return c.Quit() == nil || !exists(pid) })
-	eventually(t, "the supervisor is gone", func() bool { return !exists(pid) })
+	processtest.Eventually(t, "the supervisor ends", func() bool { return c.Quit() == nil || !exists(pid) })
+	processtest.Eventually(t, "the supervisor is gone", func() bool { return !exists(pid) })
 }
 
 func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 // order is for a hook of the post.
 func (p *post) order(hook string, values runner.Values) runner.Order {
-	o := order()
+	o := processtest.NewOrder()
 	o.Hook, o.Digest, o.Values = hook, p.hooks[hook].Digest(), values
 	return o
 }
@@ -237,33 +238,15 @@ func (p *post) killSupervisor(t testing.TB) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the supervisor is dead", func() bool { return !exists(pid) })
+	processtest.Eventually(t, "the supervisor is dead", func() bool { return !exists(pid) })
 }
 
 func job(command []string) map[string]runner.HookSpec {
 	return map[string]runner.HookSpec{"job": {Command: command}}
 }
 
-// gated says "ready" and its pid, and goes on when the file exists.
-func gated(t testing.TB, then string) (command []string, release func()) {
-	t.Helper()
-	gate := filepath.Join(t.TempDir(), "gate")
-	return shell(t, `echo ready $$; until [ -e "$1" ]; do sleep 0.01; done; `+then, gate), func() {
-		if err := os.WriteFile(gate, nil, 0o600); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func interrupted(t testing.TB, e runner.End) {
-	t.Helper()
-	if e.Reason != runner.Interrupted || e.ExitCode != nil || e.Signal != "" || e.Ended.IsZero() {
-		t.Errorf("got %+v, want an end that nobody saw", e)
-	}
-}
-
 func TestCommandsOutliveTheServerAndTellTheNextOneAll(t *testing.T) {
-	command, release := gated(t, `echo more; exit 7`)
+	command, release := processtest.GatedScript(t, `echo more; exit 7`)
 	p := newPost(t, job(command))
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
@@ -293,13 +276,13 @@ func TestCommandsOutliveTheServerAndTellTheNextOneAll(t *testing.T) {
 	if list, err := p.List(); err != nil || !slices.Equal(list, []string{o.Run}) {
 		t.Fatalf("the next server finds %v, %v", list, err)
 	}
-	p.says(t, o.Run, "ready")
+	p.AwaitText(t, o.Run, "ready")
 	release()
-	exited(t, p.subject.end(t, o.Run), 7)
-	if got := p.output(t, o.Run); !strings.HasSuffix(got, "\nmore\n") {
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, o.Run), 7)
+	if got := p.ReadOutput(t, o.Run); !strings.HasSuffix(got, "\nmore\n") {
 		t.Errorf("output %q", got)
 	}
-	exited(t, p.subject.end(t, o.Run), 7) // and again
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, o.Run), 7) // and again
 }
 
 func pipe(t testing.TB) (ends [2]*os.File) {
@@ -315,14 +298,14 @@ func pipe(t testing.TB) (ends [2]*os.File) {
 func TestKilledSupervisorsRunKeepsItsFlightUntilItIsGone(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {
-			command, release := gated(t, `echo more`)
+			command, release := processtest.GatedScript(t, `echo more`)
 			p := newPost(t, job(command), seam)
 			run := p.begin(t, p.order("job", nil))
 			ends, err := p.Follow(run)
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.says(t, run, "ready")
+			p.AwaitText(t, run, "ready")
 			p.killSupervisor(t)
 			if err := p.Start(p.order("job", nil)); !errors.Is(err, runner.ErrFlight) {
 				t.Errorf("a second run of the flight: %v", err)
@@ -336,33 +319,33 @@ func TestKilledSupervisorsRunKeepsItsFlightUntilItIsGone(t *testing.T) {
 			default:
 			}
 			release()
-			interrupted(t, <-ends)
-			if got := p.output(t, run); !strings.HasSuffix(got, "\nmore\n") {
+			processtest.CheckInterrupted(t, <-ends)
+			if got := p.ReadOutput(t, run); !strings.HasSuffix(got, "\nmore\n") {
 				t.Errorf("output %q", got)
 			}
 			next := p.begin(t, p.order("job", nil))
-			exited(t, p.subject.end(t, next), 0)
-			interrupted(t, p.subject.end(t, run))
+			processtest.CheckExit(t, p.Subject.AwaitEnd(t, next), 0)
+			processtest.CheckInterrupted(t, p.Subject.AwaitEnd(t, run))
 		})
 	}
 }
 
 // The flight must be kept by the lock alone, or the test above shows nothing.
 func TestWithoutTheLocksRunsOfOneFlightOverlap(t *testing.T) {
-	command, release := gated(t, `: > "$1.$SALLYPORT_RUN"`)
+	command, release := processtest.GatedScript(t, `: > "$1.$SALLYPORT_RUN"`)
 	p := newPost(t, job(command), "unlocked")
 	run := p.begin(t, p.order("job", nil))
-	p.says(t, run, "ready")
+	p.AwaitText(t, run, "ready")
 	p.killSupervisor(t)
 	other := p.begin(t, p.order("job", nil))
-	p.says(t, other, "ready")
+	p.AwaitText(t, other, "ready")
 	over := func() bool { _, err := os.Stat(command[2] + "." + run); return err == nil }
 	if over() {
 		t.Error("the first was over, so this shows nothing")
 	}
 	release()
-	exited(t, p.subject.end(t, other), 0)
-	eventually(t, "the first is over", over) // of which the record knows nothing
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, other), 0)
+	processtest.Eventually(t, "the first is over", over) // of which the record knows nothing
 }
 
 func TestWhoDoesNotKnowTheSecretIsRefused(t *testing.T) {
@@ -381,7 +364,7 @@ func TestWhoDoesNotKnowTheSecretIsRefused(t *testing.T) {
 	if got := greet(t, p, strings.Repeat("x", 100_000)); got != "" {
 		t.Errorf("endless: the supervisor answers %q", got)
 	}
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 0) // and goes on serving
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0) // and goes on serving
 	if got := greet(t, p, map[string]any{"secret": right, "client": "x"}); !strings.Contains(got, "pid") {
 		t.Errorf("the right one is refused: %q", got)
 	}
@@ -495,7 +478,7 @@ func TestManyServersAtOnceStartOneSupervisor(t *testing.T) {
 }
 
 func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
-	before, release := gated(t, "exit 1")
+	before, release := processtest.GatedScript(t, "exit 1")
 	defer release()
 	p := newPost(t, job(before))
 	refused := func(o runner.Order, want string) {
@@ -518,22 +501,22 @@ func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
 	refused(o, `does not let the caller "stranger"`)
 
 	old := p.order("job", nil)
-	p.hooks = p.write(t, job(shell(t, "exit 2")))
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 2) // reads the file again
+	p.hooks = p.write(t, job(processtest.Script(t, "exit 2")))
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 2) // reads the file again
 	refused(old, "the file has changed")
 	if err := os.WriteFile(p.options.Config, []byte("hooks: ["), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 2) // what it knows is still good
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 2) // what it knows is still good
 	refused(old, "reading the hooks")
 }
 
 // The server may fail to take up what the supervisor has read already, and go on
 // by the hooks that it has: once, twice, and whatever becomes of the file.
 func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
-	p := newPost(t, job(shell(t, "exit 1")))
+	p := newPost(t, job(processtest.Script(t, "exit 1")))
 	inForce, started := p.hooks, p.order("job", nil)
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 1) // by now the supervisor has read the file
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 1) // by now the supervisor has read the file
 	reload := func(hooks map[string]*runner.Hook) {
 		t.Helper()
 		if digest, err := p.Reload(runner.Digest(inForce)); err != nil || digest != runner.Digest(hooks) {
@@ -541,19 +524,19 @@ func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 		}
 	}
 	for code := 2; code < 5; code++ {
-		p.hooks = p.write(t, job(shell(t, fmt.Sprintf("exit %d", code))))
+		p.hooks = p.write(t, job(processtest.Script(t, fmt.Sprintf("exit %d", code))))
 		reload(p.hooks)
 		reload(p.hooks) // and in vain again
 		o := started
-		o.Run = order().Run
-		exited(t, p.subject.end(t, p.begin(t, o)), 1)
-		exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), code) // and at any moment it could be in force
+		o.Run = processtest.NewOrder().Run
+		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, o)), 1)
+		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), code) // and at any moment it could be in force
 	}
 	inForce = p.hooks
-	p.hooks = p.write(t, job(shell(t, "exit 5")))
+	p.hooks = p.write(t, job(processtest.Script(t, "exit 5")))
 	reload(p.hooks)
-	exited(t, p.subject.end(t, p.begin(t, p.order("job", nil))), 5)
-	started.Run = order().Run
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 5)
+	started.Run = processtest.NewOrder().Run
 	if err := p.Start(started); err == nil || !strings.Contains(err.Error(), "the file has changed") {
 		t.Errorf("what is in force no more is started: %v", err)
 	}
@@ -564,8 +547,8 @@ func TestStdinCrossesTheSocketWhole(t *testing.T) {
 	o := p.order("job", nil)
 	o.Stdin = []byte(strings.Repeat("line\x00\n\xff", 200_000))
 	run := p.begin(t, o)
-	exited(t, p.subject.end(t, run), 0)
-	if p.output(t, run) != string(o.Stdin) {
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
+	if p.ReadOutput(t, run) != string(o.Stdin) {
 		t.Error("stdin arrived otherwise")
 	}
 }
@@ -589,7 +572,7 @@ func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 	if err := os.WriteFile(program, []byte("#!/bin/sh\nexit 6\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	exited(t, p.subject.end(t, p.begin(t, o)), 6)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, o)), 6)
 	if err := p.Start(o); !errors.Is(err, os.ErrExist) {
 		t.Errorf("the same id again: %v", err)
 	}
@@ -598,10 +581,10 @@ func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 	if err := p.Start(bad); !errors.Is(err, runner.ErrRefused) {
 		t.Errorf("got %v", err)
 	}
-	if err := p.Stop(order().Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
+	if err := p.Stop(processtest.NewOrder().Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
 		t.Errorf("stopping what is not there: %v", err)
 	}
-	if err := process.Remove(p.dir, o.Run); err != nil {
+	if err := process.Remove(p.Dir, o.Run); err != nil {
 		t.Error(err)
 	}
 	if _, err := p.Follow(o.Run); !errors.Is(err, process.ErrUnknown) {
@@ -615,7 +598,7 @@ type witness string
 func (w witness) command(t testing.TB) map[string]runner.HookSpec {
 	t.Helper()
 	return map[string]runner.HookSpec{"job": {
-		Command: shell(t, `echo "begin $2 $SALLYPORT_RUN" >> "$1"; sleep 0.02; echo "end $2 $SALLYPORT_RUN" >> "$1"`, string(w), "{key}"),
+		Command: processtest.Script(t, `echo "begin $2 $SALLYPORT_RUN" >> "$1"; sleep 0.02; echo "end $2 $SALLYPORT_RUN" >> "$1"`, string(w), "{key}"),
 		Flight:  "{key}", Params: map[string]runner.ParamSpec{"key": {Match: "[0-9]+"}},
 	}}
 }
@@ -677,7 +660,7 @@ func TestNothingRunsTwiceOrOverlapsWhateverBreaks(t *testing.T) {
 							t.Error(err)
 							return
 						}
-						e := p.subject.end(t, o.Run)
+						e := p.Subject.AwaitEnd(t, o.Run)
 						mu.Lock()
 						states[o.Run] = e.State()
 						mu.Unlock()
@@ -713,13 +696,13 @@ func TestNothingRunsTwiceOrOverlapsWhateverBreaks(t *testing.T) {
 }
 
 func TestTermEndsTheRunsAndThenTheSupervisor(t *testing.T) {
-	p := newPost(t, job(shell(t, `trap "echo tidy; exit 4" TERM; echo ready; while :; do sleep 0.01; done`)))
+	p := newPost(t, job(processtest.Script(t, `trap "echo tidy; exit 4" TERM; echo ready; while :; do sleep 0.01; done`)))
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.says(t, run, "ready")
+	p.AwaitText(t, run, "ready")
 	pid := p.PID()
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE} {
 		if err := syscall.Kill(pid, sig); err != nil {
@@ -735,22 +718,22 @@ func TestTermEndsTheRunsAndThenTheSupervisor(t *testing.T) {
 	if e := <-ends; e.Reason != runner.Cancelled || e.ExitCode == nil || *e.ExitCode != 4 {
 		t.Errorf("got %+v", e)
 	}
-	eventually(t, "it is gone", func() bool { return !exists(pid) })
+	processtest.Eventually(t, "it is gone", func() bool { return !exists(pid) })
 }
 
 func TestSupervisorDoesNotQuitWhileARunIsUnderWay(t *testing.T) {
-	command, release := gated(t, "exit 0")
+	command, release := processtest.GatedScript(t, "exit 0")
 	p := newPost(t, job(command))
 	run := p.begin(t, p.order("job", nil))
 	if err := p.Quit(); err == nil {
 		t.Error("it quits")
 	}
 	release()
-	exited(t, p.subject.end(t, run), 0)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
 }
 
 func TestSupervisorWithNothingToDoEnds(t *testing.T) {
-	command, release := gated(t, "exit 6")
+	command, release := processtest.GatedScript(t, "exit 6")
 	p := newPost(t, job(command), "hasty")
 	run := p.begin(t, p.order("job", nil))
 	pid := p.PID()
@@ -758,66 +741,66 @@ func TestSupervisorWithNothingToDoEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Client = nil
-	eventually(t, "some time has passed", func() bool { // many times what it waits
-		s := p.status(t, run)
+	processtest.Eventually(t, "some time has passed", func() bool { // many times what it waits
+		s := p.ReadStatus(t, run)
 		return time.Since(s.Started) > 300*time.Millisecond
 	})
 	if !exists(pid) {
 		t.Error("it went while a run was under way")
 	}
 	release()
-	eventually(t, "it is gone", func() bool { return !exists(pid) })
+	processtest.Eventually(t, "it is gone", func() bool { return !exists(pid) })
 	p.connect(t)
-	exited(t, p.subject.end(t, run), 6) // from the folder
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 6) // from the folder
 }
 
 func TestSupervisorWhoseFolderIsGoneEndsWithItsLastRun(t *testing.T) {
-	command, release := gated(t, "exit 6")
+	command, release := processtest.GatedScript(t, "exit 6")
 	p := newPost(t, job(command), "hasty")
 	run := p.begin(t, p.order("job", nil))
-	p.says(t, run, "ready")
+	p.AwaitText(t, run, "ready")
 	pid := p.PID()
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
 	p.Client = nil
-	eventually(t, "the folder is gone", func() bool { return os.RemoveAll(p.options.State) == nil })
+	processtest.Eventually(t, "the folder is gone", func() bool { return os.RemoveAll(p.options.State) == nil })
 	release()
-	eventually(t, "it is gone", func() bool { return !exists(pid) })
+	processtest.Eventually(t, "it is gone", func() bool { return !exists(pid) })
 }
 
 func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
-	command, release := gated(t, "exit 8")
+	command, release := processtest.GatedScript(t, "exit 8")
 	p := newPost(t, job(command))
 	run := p.begin(t, p.order("job", nil))
-	p.says(t, run, "ready")
-	unblock := p.blockStatus(t, run)
+	p.AwaitText(t, run, "ready")
+	unblock := p.BlockStatus(t, run)
 	release()
-	exited(t, p.subject.end(t, run), 8)
-	if s := p.status(t, run); !s.Ended.IsZero() {
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 8)
+	if s := p.ReadStatus(t, run); !s.Ended.IsZero() {
 		t.Fatalf("it was written, so the test shows nothing: %+v", s)
 	}
 	pid := p.PID()
 	if err := p.Quit(); err != nil { // it leaves the end to the next one
 		t.Error(err)
 	}
-	eventually(t, "it is gone", func() bool { return !exists(pid) })
-	exited(t, p.subject.end(t, run), 8)
+	processtest.Eventually(t, "it is gone", func() bool { return !exists(pid) })
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 8)
 	unblock()
-	eventually(t, "the end is on disk", func() bool { return !p.status(t, run).Ended.IsZero() })
+	processtest.Eventually(t, "the end is on disk", func() bool { return !p.ReadStatus(t, run).Ended.IsZero() })
 }
 
 func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
 	const lines = 3_000_000
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: counting(lines), Output: runner.OutputSpec{Head: 1 << 20, Tail: 1 << 20}}})
+	p := newPost(t, map[string]runner.HookSpec{"job": {Command: processtest.CountLines(lines), Output: runner.OutputSpec{Head: 1 << 20, Tail: 1 << 20}}})
 	run := p.begin(t, p.order("job", nil))
-	kept := p.readAlong(t, run, 10_000) // live
-	e := p.subject.end(t, run)
-	exited(t, e, 0)
-	if e.Output.Bytes != lines*lineBytes || e.Output.Dropped == 0 || kept == 0 {
+	kept := p.ReadAlong(t, run, 10_000) // live
+	e := p.Subject.AwaitEnd(t, run)
+	processtest.CheckExit(t, e, 0)
+	if e.Output.Bytes != lines*processtest.LineBytes || e.Output.Dropped == 0 || kept == 0 {
 		t.Errorf("%+v, of which %d were read", e.Output, kept)
 	}
-	o, err := process.OpenOutput(p.dir, run)
+	o, err := process.OpenOutput(p.Dir, run)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -825,10 +808,10 @@ func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
 	if size, dropped := o.State(); size != e.Output.Bytes || dropped.Bytes() != e.Output.Dropped {
 		t.Errorf("the files tell %d and %+v", size, dropped)
 	}
-	if _, err := process.OpenOutput(p.dir, order().Run); !errors.Is(err, process.ErrUnknown) {
+	if _, err := process.OpenOutput(p.Dir, processtest.NewOrder().Run); !errors.Is(err, process.ErrUnknown) {
 		t.Errorf("unknown: %v", err)
 	}
-	if _, err := process.OpenOutput(p.dir, "../x"); err == nil {
+	if _, err := process.OpenOutput(p.Dir, "../x"); err == nil {
 		t.Error("a path was taken for a run")
 	}
 }

@@ -1,7 +1,6 @@
 package process_test
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,84 +14,36 @@ import (
 	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/processtest"
 )
 
-// alive tells whether a process runs; a zombie does not.
-func alive(pid int) bool {
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	return err == nil && !bytes.Contains(stat, []byte(") Z "))
-}
-
 // ways are a bench with the cgroups that this machine allows, and one without.
-func ways(t *testing.T, spec runner.HookSpec) map[string]*bench {
+func ways(t *testing.T, spec runner.HookSpec) map[string]*processtest.Bench {
 	t.Helper()
-	with, without := newBench(t, spec), newBench(t, spec)
+	with, without := processtest.NewBench(t, spec), processtest.NewBench(t, spec)
 	without.WithoutCgroups()
-	return map[string]*bench{"cgroup=" + strconv.FormatBool(with.HasCgroups()): with, "search": without}
-}
-
-// family starts relatives that try to be missed, each in another way, and
-// writes their pids. They ignore TERM when told to.
-const family = `
-trap "$1" TERM
-keep='trap "$0" TERM; echo $$; while :; do sleep 1; done'
-sh -c "$keep" "$1" &                                # in the group
-setsid sh -c "$keep" "$1" &                         # in a session of its own
-(setsid sh -c "$keep" "$1" 3>&- &)                  # forked twice, without the lock
-(env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" &)  # forked twice, without the environment
-setsid sh -c '(env -i /bin/sh -c "$1" "$0" 3>&- & echo $!; wait)' "$1" "$keep" & # found by its parent only
-`
-
-func pids(t *testing.T, b *subject, run string, n int) (all []int) {
-	t.Helper()
-	eventually(t, "the family is there", func() bool {
-		all = nil
-		seen := map[int]bool{}
-		for line := range strings.Lines(b.output(t, run)) {
-			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && strings.HasSuffix(line, "\n") && !seen[pid] {
-				seen[pid] = true
-				all = append(all, pid)
-			}
-		}
-		return len(all) >= n
-	})
-	for _, pid := range all {
-		if !alive(pid) {
-			t.Fatalf("the process %d is not there, so the test shows nothing", pid)
-		}
-	}
-	return all
-}
-
-func allGone(t *testing.T, all []int) {
-	t.Helper()
-	for _, pid := range all {
-		if alive(pid) {
-			t.Errorf("the process %d outlived its run", pid)
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
+	return map[string]*processtest.Bench{"cgroup=" + strconv.FormatBool(with.HasCgroups()): with, "search": without}
 }
 
 func TestStopReachesTheWholeTree(t *testing.T) {
 	for name, trap := range map[string]string{"obedient": "exit 1", "stubborn": ""} {
 		t.Run(name, func(t *testing.T) {
-			spec := runner.HookSpec{Command: shell(t, family+"wait; while :; do sleep 1; done", trap)}
+			spec := runner.HookSpec{Command: processtest.Script(t, processtest.Family+"wait; while :; do sleep 1; done", trap)}
 			for name, b := range ways(t, spec) {
 				t.Run(name, func(t *testing.T) {
-					run := b.start(t, order())
-					all := pids(t, &b.subject, run, 5)
-					grace := patience
+					run := b.Begin(t, processtest.NewOrder())
+					all := processtest.AwaitPIDs(t, &b.Subject, run, 5)
+					grace := processtest.Patience
 					if trap == "" {
 						grace = 100 * time.Millisecond
 					}
 					if err := b.Stop(run, runner.Cancelled, grace); err != nil {
 						t.Fatal(err)
 					}
-					if e := b.end(t, run); e.Reason != runner.Cancelled {
+					if e := b.AwaitEnd(t, run); e.Reason != runner.Cancelled {
 						t.Errorf("got %+v", e)
 					}
-					allGone(t, all)
+					processtest.CheckGone(t, all)
 				})
 			}
 		})
@@ -101,21 +52,21 @@ func TestStopReachesTheWholeTree(t *testing.T) {
 
 func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 	release := `while [ ! -e go ]; do sleep 0.01; done; exit 4`
-	spec := runner.HookSpec{Command: shell(t, family+release, ""), Grace: 100 * time.Millisecond}
+	spec := runner.HookSpec{Command: processtest.Script(t, processtest.Family+release, ""), Grace: 100 * time.Millisecond}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
-			run := b.start(t, order())
-			all := pids(t, &b.subject, run, 5)
-			if err := os.WriteFile(filepath.Join(b.dir, run, "work", "go"), nil, 0o600); err != nil {
+			run := b.Begin(t, processtest.NewOrder())
+			all := processtest.AwaitPIDs(t, &b.Subject, run, 5)
+			if err := os.WriteFile(filepath.Join(b.Dir, run, "work", "go"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			e := b.end(t, run)
-			exited(t, e, 4)
-			allGone(t, all)
+			e := b.AwaitEnd(t, run)
+			processtest.CheckExit(t, e, 4)
+			processtest.CheckGone(t, all)
 			if e.LeftBehind < len(all) { // the shells of the family have children of their own
 				t.Errorf("%d processes are counted as left behind, and there were %d", e.LeftBehind, len(all))
 			}
-			if n := b.status(t, run).LeftBehind; n != e.LeftBehind {
+			if n := b.ReadStatus(t, run).LeftBehind; n != e.LeftBehind {
 				t.Errorf("the status has %d processes left behind, and the end %d", n, e.LeftBehind)
 			}
 		})
@@ -123,55 +74,55 @@ func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 }
 
 func TestLeftBehind_IsNotCountedOfAStoppedRun(t *testing.T) {
-	spec := runner.HookSpec{Command: shell(t, family+"wait", ""), Grace: 100 * time.Millisecond}
+	spec := runner.HookSpec{Command: processtest.Script(t, processtest.Family+"wait", ""), Grace: 100 * time.Millisecond}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
-			run := b.start(t, order())
-			all := pids(t, &b.subject, run, 5)
+			run := b.Begin(t, processtest.NewOrder())
+			all := processtest.AwaitPIDs(t, &b.Subject, run, 5)
 			if err := b.Stop(run, runner.Cancelled, -1); err != nil {
 				t.Fatal(err)
 			}
-			if e := b.end(t, run); e.LeftBehind != 0 {
+			if e := b.AwaitEnd(t, run); e.LeftBehind != 0 {
 				t.Errorf("%d processes are counted as left behind by a run that was stopped", e.LeftBehind)
 			}
-			allGone(t, all)
+			processtest.CheckGone(t, all)
 		})
 	}
 }
 
 func TestStoppedProcessesAreEndedToo(t *testing.T) {
-	spec := runner.HookSpec{Command: shell(t, `trap "exit 9" TERM; setsid sh -c 'echo $$; kill -STOP $$' & sleep 0.1; echo $$; kill -STOP $$`)}
+	spec := runner.HookSpec{Command: processtest.Script(t, `trap "exit 9" TERM; setsid sh -c 'echo $$; kill -STOP $$' & sleep 0.1; echo $$; kill -STOP $$`)}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
-			run := b.start(t, order())
-			all := pids(t, &b.subject, run, 2)
-			if err := b.Stop(run, runner.Cancelled, patience); err != nil {
+			run := b.Begin(t, processtest.NewOrder())
+			all := processtest.AwaitPIDs(t, &b.Subject, run, 2)
+			if err := b.Stop(run, runner.Cancelled, processtest.Patience); err != nil {
 				t.Fatal(err)
 			}
-			if e := b.end(t, run); e.ExitCode == nil || *e.ExitCode != 9 {
+			if e := b.AwaitEnd(t, run); e.ExitCode == nil || *e.ExitCode != 9 {
 				t.Errorf("got %+v", e)
 			}
-			allGone(t, all)
+			processtest.CheckGone(t, all)
 		})
 	}
 }
 
 func TestGrandchildThatKeepsTheOutputDoesNotWedgeTheRun(t *testing.T) {
-	spec := runner.HookSpec{Command: shell(t, `setsid sh -c 'trap "" TERM; echo $$; while :; do sleep 1; done' & sleep 0.2`), Grace: time.Millisecond}
+	spec := runner.HookSpec{Command: processtest.Script(t, `setsid sh -c 'trap "" TERM; echo $$; while :; do sleep 1; done' & sleep 0.2`), Grace: time.Millisecond}
 	for name, b := range ways(t, spec) {
-		t.Run(name, func(t *testing.T) { exited(t, b.run(t, order()), 0) })
+		t.Run(name, func(t *testing.T) { processtest.CheckExit(t, b.RunToEnd(t, processtest.NewOrder()), 0) })
 	}
 }
 
 func TestCgroupsAreRemoved(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: shell(t, `cat /proc/self/cgroup`)})
-	run := b.start(t, order())
-	exited(t, b.end(t, run), 0)
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `cat /proc/self/cgroup`)})
+	run := b.Begin(t, processtest.NewOrder())
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	name := "sallyport-" + run
-	if got := strings.Contains(b.output(t, run), name); got != b.HasCgroups() {
-		t.Errorf("in its cgroup: %v, want %v:\n%s", got, b.HasCgroups(), b.output(t, run))
+	if got := strings.Contains(b.ReadOutput(t, run), name); got != b.HasCgroups() {
+		t.Errorf("in its cgroup: %v, want %v:\n%s", got, b.HasCgroups(), b.ReadOutput(t, run))
 	}
-	cgroup := b.status(t, run).Cgroup
+	cgroup := b.ReadStatus(t, run).Cgroup
 	if (cgroup != "") != b.HasCgroups() {
 		t.Errorf("the status tells of %q", cgroup)
 	}
@@ -187,46 +138,35 @@ func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Close(given) })
-	b := newBench(t, runner.HookSpec{Command: []string{"/bin/ls", "-l", "/proc/self/fd"}})
-	run := b.start(t, order())
-	exited(t, b.end(t, run), 0)
-	got := regexp.MustCompile(`(?m)\d+ -> .*$`).FindAllString(b.output(t, run), -1)
-	folder := filepath.Join(b.dir, run)
+	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/ls", "-l", "/proc/self/fd"}})
+	run := b.Begin(t, processtest.NewOrder())
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
+	got := regexp.MustCompile(`(?m)\d+ -> .*$`).FindAllString(b.ReadOutput(t, run), -1)
+	folder := filepath.Join(b.Dir, run)
 	want := []string{"0 -> /dev/null", "1 -> " + folder + "/fifo", "2 -> " + folder + "/fifo", "3 -> " + folder + "/lock"}
 	if len(got) != 5 || strings.Join(got[:4], "\n") != strings.Join(want, "\n") || !strings.HasPrefix(got[4], "4 -> /proc/") {
 		t.Errorf("the command holds\n%s", strings.Join(got, "\n"))
 	}
 }
 
-// held tells whether somebody keeps the lock of a run.
-func (b *subject) held(t *testing.T, run string) bool {
-	t.Helper()
-	f, err := os.OpenInRoot(b.dir, filepath.Join(run, "lock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }()
-	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == syscall.EWOULDBLOCK
-}
-
 func TestTreeHoldsTheLockAndNobodyElse(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: shell(t, `(setsid sh -c 'echo ready; sleep 600' &); sleep 600`)})
-	run := b.start(t, order())
-	b.says(t, run, "ready")
-	if !b.held(t, run) {
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `(setsid sh -c 'echo ready; sleep 600' &); sleep 600`)})
+	run := b.Begin(t, processtest.NewOrder())
+	b.AwaitText(t, run, "ready")
+	if !b.IsLocked(t, run) {
 		t.Error("nobody holds the lock of a run under way")
 	}
 	if err := b.Stop(run, runner.Cancelled, 0); err != nil {
 		t.Fatal(err)
 	}
-	b.end(t, run)
-	if b.held(t, run) {
+	b.AwaitEnd(t, run)
+	if b.IsLocked(t, run) {
 		t.Error("the lock is held after the end")
 	}
 }
 
 func TestRunsHoldNoThreads(t *testing.T) {
-	b := newBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
+	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
 	threads := func() (n int) {
 		entries, err := os.ReadDir("/proc/self/task")
 		if err != nil {
@@ -236,7 +176,7 @@ func TestRunsHoldNoThreads(t *testing.T) {
 	}
 	before := threads()
 	for range 100 {
-		b.start(t, order())
+		b.Begin(t, processtest.NewOrder())
 	}
 	if now := threads(); now-before > 50 {
 		t.Errorf("%d threads for 100 runs", now-before)
@@ -269,8 +209,8 @@ func TestCgroup_ProcessThatLeftItEndsWithItsRun(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))
 	run := p.begin(t, p.order("job", nil))
-	exited(t, p.subject.end(t, run), 0)
-	home := filepath.Dir(p.status(t, run).Cgroup)
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
+	home := filepath.Dir(p.ReadStatus(t, run).Cgroup)
 	if home == "." {
 		testenv.Skip(t, "what leaves its cgroup, because runs get none here")
 	}
@@ -281,7 +221,7 @@ sh -c "$keep" "$1" &
 (env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" &)                    # without the environment
 (env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" 3>&- &)               # without either, and the only run
 while [ ! -e go ]; do sleep 0.01; done`
-	spec := job(shell(t, script, home))
+	spec := job(processtest.Script(t, script, home))
 	j := spec["job"]
 	j.Grace = 100 * time.Millisecond
 	spec["job"] = j
@@ -290,18 +230,18 @@ while [ ! -e go ]; do sleep 0.01; done`
 		t.Fatal(err)
 	}
 	run = p.begin(t, p.order("job", nil))
-	all := pids(t, &p.subject, run, 4)
+	all := processtest.AwaitPIDs(t, &p.Subject, run, 4)
 	for _, pid := range all {
 		if groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err != nil || strings.Contains(string(groups), run) {
 			t.Fatalf("process %d is in the cgroup of its run, so the test shows nothing: %s, %v", pid, groups, err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(p.dir, run, "work", "go"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(p.Dir, run, "work", "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e := p.subject.end(t, run)
-	exited(t, e, 0)
-	allGone(t, all)
+	e := p.Subject.AwaitEnd(t, run)
+	processtest.CheckExit(t, e, 0)
+	processtest.CheckGone(t, all)
 	if e.LeftBehind < len(all) {
 		t.Errorf("%d processes are counted as left behind, and there were %d", e.LeftBehind, len(all))
 	}
