@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"time"
 
+	"sallyport/auth/httpsig"
 	"sallyport/auth/keyset"
 )
 
@@ -28,6 +29,10 @@ type Delivery struct {
 	Body      []byte               // whole and raw: what is signed is what arrived. It is gone after Authenticate
 	TLS       *tls.ConnectionState // of this request, so resumed sessions are covered
 	Now       time.Time
+}
+
+func (d *Delivery) request() *httpsig.Request {
+	return &httpsig.Request{Method: d.Method, Authority: d.Authority, URL: d.URL, Header: d.Header, Body: d.Body}
 }
 
 // Identity is what a verified credential proves.

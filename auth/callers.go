@@ -129,7 +129,7 @@ func (c *Callers) checkShared(p *diag.List) {
 		}
 		if s := one.signature; s != nil {
 			for i := range s.keys {
-				shared(p.At("signature", "keys"), one.name, "signature", s.keys[i].id, string(material(s.keys[i].key)))
+				shared(p.At("signature", "keys"), one.name, "signature", s.keys[i].id, string(material(s.keys[i].key.Material)))
 			}
 		}
 		if m := one.mtls; m != nil {

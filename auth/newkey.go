@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"strings"
 
+	"sallyport/auth/httpsig"
 	"sallyport/auth/webhook"
 )
 
@@ -47,12 +48,12 @@ func GenerateKey(scheme, alg string) (NewKey, error) {
 			return pemPair(key, err)
 		}
 	case "signature":
-		switch cmp.Or(alg, algEd25519) {
-		case algHMAC:
+		switch cmp.Or(alg, httpsig.Ed25519) {
+		case httpsig.HMAC:
 			return generateSecret(), nil
-		case algP256:
+		case httpsig.P256:
 			return pemPair(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-		case algEd25519:
+		case httpsig.Ed25519:
 			_, key, err := ed25519.GenerateKey(rand.Reader)
 			return pemPair(key, err)
 		}

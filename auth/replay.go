@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"sallyport/auth/httpsig"
 	"sallyport/auth/webhook"
 )
 
@@ -52,11 +53,11 @@ func (c *caller) nameHMAC(id *Identity, sig *webhook.Signature, m *webhook.Messa
 }
 
 // nameMessage names a request by its nonce, or without one by all that is signed.
-func (k *signatureKey) nameMessage(id *Identity, m *message) {
-	key := string(material(k.key))
-	id.Replay, id.Until = digest("signature signed", key, string(m.base)), m.created.Add(maxLifetime)
-	if m.nonce != "" { // a retry with a new time is the same delivery
-		id.Replay, id.Until = digest("signature nonce", key, m.nonce), m.created.Add(max(maxLifetime, retryWindow))
+func (k *signatureKey) nameMessage(id *Identity, m *httpsig.Message) {
+	key := string(material(k.key.Material))
+	id.Replay, id.Until = digest("signature signed", key, string(m.Base)), m.Created.Add(httpsig.MaxAge)
+	if m.Nonce != "" { // a retry with a new time is the same delivery
+		id.Replay, id.Until = digest("signature nonce", key, m.Nonce), m.Created.Add(max(httpsig.MaxAge, retryWindow))
 		id.Named = true
 	}
 }

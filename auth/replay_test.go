@@ -11,6 +11,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"sallyport/auth"
+	"sallyport/auth/httpsig"
 	"sallyport/auth/webhook"
 )
 
@@ -145,7 +146,7 @@ func (f *file) send(n int, signers []int, now time.Time) *sent {
 		}
 		s.header.Set("Authorization", "Bearer "+token(f, jwt.SigningMethodHS256, []byte(first), claims))
 	case "signature":
-		key, err := auth.NewSigningKey(f.all[signers[0]].ID+f.suffix, []byte(first))
+		key, err := httpsig.NewSigningKey(f.all[signers[0]].ID+f.suffix, []byte(first))
 		if err != nil {
 			f.Fatal(err)
 		}

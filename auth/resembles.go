@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"sallyport/auth/field"
+	"sallyport/auth/httpsig"
 )
 
 // Resembles tells whether a delivery that was refused carries what could have
@@ -20,7 +21,7 @@ func (c *Callers) Resembles(d *Delivery, caller string) bool {
 		}
 	}
 	if len(d.Header["Signature-Input"]) > 0 && one.signature != nil {
-		if m, err := readMessage(d); err == nil && one.signature.key(m.keyID) != nil {
+		if m, err := httpsig.Read(d.request()); err == nil && one.signature.key(m.KeyID) != nil {
 			return true
 		}
 	}

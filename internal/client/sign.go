@@ -14,7 +14,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
-	"sallyport/auth"
+	"sallyport/auth/httpsig"
 	"sallyport/auth/webhook"
 )
 
@@ -40,12 +40,13 @@ func (s Signer) Requests() RequestSigner {
 // Signature makes HTTP message signatures (RFC 9421), with key being a secret
 // or a private key in PEM. The tag is left out when empty.
 func Signature(keyID, tag string, key []byte) (RequestSigner, error) {
-	k, err := auth.NewSigningKey(keyID, key)
+	k, err := httpsig.NewSigningKey(keyID, key)
 	if err != nil {
 		return nil, fmt.Errorf("reading the key: %w", err)
 	}
 	return func(req *http.Request, id string, body []byte, at time.Time) (http.Header, error) {
-		return k.Sign(&auth.Delivery{Method: req.Method, Authority: req.URL.Host, URL: req.URL, Header: req.Header, Body: body, Now: at}, id, tag)
+		r := &httpsig.Request{Method: req.Method, Authority: req.URL.Host, URL: req.URL, Header: req.Header, Body: body}
+		return k.Sign(r, at, id, tag)
 	}, nil
 }
 

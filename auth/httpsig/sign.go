@@ -1,4 +1,4 @@
-package auth
+package httpsig
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"sallyport/auth/field"
 
@@ -24,14 +25,14 @@ type SigningKey struct {
 	key any // []byte, ed25519.PrivateKey or *ecdsa.PrivateKey
 }
 
-// NewSigningKey returns the key of a text: a private key in PEM (PKCS #8) of
-// Ed25519 or P-256, or else a secret for hmac-sha256. The id is its keyid.
+// NewSigningKey returns the key of a text: a private key of Ed25519 or P-256 in PEM (PKCS #8), or a secret
+// for hmac-sha256. The id is its keyid.
 func NewSigningKey(id string, text []byte) (*SigningKey, error) {
 	if !field.IsPrintable(id) {
-		return nil, errors.New("the keyid is missing, or not short, visible ASCII")
+		return nil, errors.New("the keyid is missing, or is not short printable ASCII")
 	}
 	if !bytes.Contains(text, []byte("-----BEGIN")) {
-		return &SigningKey{id, algHMAC, text}, nil
+		return &SigningKey{id, HMAC, text}, nil
 	}
 	block, _ := pem.Decode(text)
 	if block == nil {
@@ -39,30 +40,29 @@ func NewSigningKey(id string, text []byte) (*SigningKey, error) {
 	}
 	private, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, errors.New("the key is no private key in PKCS #8")
+		return nil, errors.New("the key is not a private key in PKCS #8")
 	}
 	switch key := private.(type) {
 	case ed25519.PrivateKey:
-		return &SigningKey{id, algEd25519, key}, nil
+		return &SigningKey{id, Ed25519, key}, nil
 	case *ecdsa.PrivateKey:
 		if key.Params().Name == "P-256" {
-			return &SigningKey{id, algP256, key}, nil
+			return &SigningKey{id, P256, key}, nil
 		}
 	}
 	return nil, errors.New("the key is not an Ed25519 or P-256 key")
 }
 
-// Sign returns Signature-Input, Signature and, where there is a body, the
-// Content-Digest that they cover beside method, target and content type. Now is
-// when it is created; the nonce is what the delivery is known by when it comes
-// again. An empty tag is none.
-func (k *SigningKey) Sign(d *Delivery, nonce, tag string) (http.Header, error) {
+// Sign returns Signature-Input, Signature and, for a request with a body, Content-Digest. They cover
+// method, target, content type and body. A receiver recognises a repeated request by the nonce. An empty
+// tag is left out.
+func (k *SigningKey) Sign(r *Request, now time.Time, nonce, tag string) (http.Header, error) {
 	covered, added := []string{"@method", "@target-uri"}, http.Header{}
-	signed := *d
-	signed.Header = d.Header.Clone()
-	if len(d.Body) > 0 {
+	signed := *r
+	signed.Header = r.Header.Clone()
+	if len(r.Body) > 0 {
 		covered = append(covered, "content-type", "content-digest")
-		sum := sha256.Sum256(d.Body)
+		sum := sha256.Sum256(r.Body)
 		digests := httpsfv.NewDictionary()
 		digests.Add("sha-256", httpsfv.NewItem(sum[:]))
 		text, err := httpsfv.Marshal(digests)
@@ -76,17 +76,17 @@ func (k *SigningKey) Sign(d *Delivery, nonce, tag string) (http.Header, error) {
 	for _, name := range covered {
 		input.Items = append(input.Items, httpsfv.NewItem(name))
 	}
-	input.Params.Add("created", d.Now.Unix())
+	input.Params.Add("created", now.Unix())
 	for _, p := range [][2]string{{"keyid", k.id}, {"alg", k.alg}, {"nonce", nonce}, {"tag", tag}} {
 		if p[1] != "" {
 			input.Params.Add(p[0], p[1])
 		}
 	}
-	m := &message{}
-	if err := m.compose(input, &signed); err != nil {
+	m := &Message{}
+	if err := m.composeBase(input, &signed); err != nil {
 		return nil, fmt.Errorf("the message signature %w", err)
 	}
-	signature, err := k.sign(m.base)
+	signature, err := k.computeSignature(m.Base)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (k *SigningKey) Sign(d *Delivery, nonce, tag string) (http.Header, error) {
 	return added, nil
 }
 
-func (k *SigningKey) sign(base []byte) ([]byte, error) {
+func (k *SigningKey) computeSignature(base []byte) ([]byte, error) {
 	switch key := k.key.(type) {
 	case ed25519.PrivateKey:
 		return ed25519.Sign(key, base), nil
@@ -117,7 +117,7 @@ func (k *SigningKey) sign(base []byte) ([]byte, error) {
 		s.FillBytes(both[32:])
 		return both, nil
 	case []byte:
-		return hmacSHA256(key, base), nil
+		return computeHMAC(key, base), nil
 	}
-	return nil, errors.New("the key is of no kind that signs")
+	return nil, errors.New("the key cannot sign")
 }
