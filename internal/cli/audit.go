@@ -17,7 +17,7 @@ type Audit struct {
 
 type auditVerify struct {
 	Files      []string `arg:"" optional:"" help:"Files of lines that were copied elsewhere, in order: those of audit, or those of audit/refusals."`
-	State      string   `placeholder:"DIR" help:"State folder, instead of files: nothing may be missing."`
+	StateDir   string   `placeholder:"DIR" help:"State folder, instead of files: nothing may be missing."`
 	Key        []string `placeholder:"KEY" help:"Trust this key, which \"audit key\" printed, and not those of the state folder."`
 	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint or audit/refusals/checkpoint that was kept elsewhere: what it has seen must be there."`
 }
@@ -26,13 +26,13 @@ type auditVerify struct {
 func (cmd *auditVerify) Run(s *Streams) error {
 	keys := cmd.Key
 	switch {
-	case (cmd.State == "") == (len(cmd.Files) == 0):
-		return fmt.Errorf("either --state or files are needed: %w", client.ErrUsage)
-	case len(keys) == 0 && cmd.State == "":
+	case (cmd.StateDir == "") == (len(cmd.Files) == 0):
+		return fmt.Errorf("either --state-dir or files are needed: %w", client.ErrUsage)
+	case len(keys) == 0 && cmd.StateDir == "":
 		return fmt.Errorf("files need a --key: %w", client.ErrUsage)
 	case len(keys) == 0:
 		var err error
-		if keys, err = audit.Keys(cmd.State); err != nil {
+		if keys, err = audit.Keys(cmd.StateDir); err != nil {
 			return err
 		}
 	}
@@ -49,8 +49,8 @@ func (cmd *auditVerify) Run(s *Streams) error {
 		v.Checkpoints[name] = string(text)
 	}
 	var report audit.Report
-	if cmd.State != "" {
-		report, err = v.State(cmd.State)
+	if cmd.StateDir != "" {
+		report, err = v.State(cmd.StateDir)
 	} else {
 		report, err = v.Files(cmd.Files)
 	}
@@ -70,12 +70,12 @@ func printReport(w io.Writer, what string, r audit.Report) error {
 }
 
 type auditKey struct {
-	State string `required:"" placeholder:"DIR" help:"State folder."`
+	StateDir string `required:"" placeholder:"DIR" help:"State folder."`
 }
 
 // Run prints the keys.
 func (cmd *auditKey) Run(s *Streams) error {
-	keys, err := audit.Keys(cmd.State)
+	keys, err := audit.Keys(cmd.StateDir)
 	for _, key := range keys {
 		_, _ = fmt.Fprintln(s.Out, key)
 	}

@@ -20,10 +20,10 @@ func (r *reach) change(s *Streams, f func(ctx context.Context, c *client.Client,
 	if err := r.checkOptions(); err != nil {
 		return err
 	}
-	if r.State != "" {
-		err := f(ctx, client.NewLocal(func(ctx context.Context) (net.Conn, error) { return process.DialAdmin(ctx, r.State) }), client.LocalServer)
+	if r.StateDir != "" {
+		err := f(ctx, client.NewLocal(func(ctx context.Context) (net.Conn, error) { return process.DialAdmin(ctx, r.StateDir) }), client.LocalServer)
 		if client.ExitCode(err) == client.ExitUnreachable {
-			return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may do this: %w", r.State, err)
+			return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may do this: %w", r.StateDir, err)
 		}
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"text/tabwriter"
@@ -33,15 +34,15 @@ type Runs struct {
 // reach is where runs are asked for: at a server with a credential, or in the
 // state folder of this machine, which needs no server.
 type reach struct {
-	Server string `placeholder:"URL" help:"Server: https://host:port." xor:"where" required:""`
-	State  string `placeholder:"DIR" help:"State folder, instead of a server." xor:"where" required:""`
+	Server   string `placeholder:"URL" help:"Server: https://host:port." xor:"where" required:""`
+	StateDir string `placeholder:"DIR" help:"State folder, instead of a server." xor:"where" required:""`
 	credential
 	transport
 }
 
 // checkOptions refuses a credential where there is nobody to show it to.
 func (r *reach) checkOptions() error {
-	if flag := cmp.Or(r.credential.given(), r.transport.given()); r.State != "" && flag != "" {
+	if flag := cmp.Or(r.credential.given(), r.transport.given()); r.StateDir != "" && flag != "" {
 		return fmt.Errorf("--%s is for a --server: %w", flag, client.ErrUsage)
 	}
 	return nil
@@ -54,8 +55,8 @@ func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) err
 	if err := r.checkOptions(); err != nil {
 		return err
 	}
-	if r.State != "" {
-		st, err := store.OpenRead(ctx, r.State)
+	if r.StateDir != "" {
+		st, err := store.OpenRead(ctx, r.StateDir)
 		if err != nil {
 			return err
 		}
@@ -70,13 +71,13 @@ func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) err
 
 type runsList struct {
 	reach
-	Hook   []string       `help:"Of these hooks."`
-	Caller []string       `help:"Of these callers."`
-	In     []runner.State `name:"in" placeholder:"STATE" help:"In these states: queued, running, succeeded, failed, timed_out, cancelled, interrupted."`
-	Since  time.Time      `format:"2006-01-02T15:04:05Z07:00" help:"Created then or later, as 2026-11-30T12:00:00Z."`
-	Until  time.Time      `format:"2006-01-02T15:04:05Z07:00" help:"Created before then."`
-	Before string         `placeholder:"ID" help:"Go on after this run of an earlier page."`
-	Limit  int            `default:"50" help:"At most so many, up to 1000."`
+	Hook   []string   `help:"Of these hooks."`
+	Caller []string   `help:"Of these callers."`
+	State  []runState `placeholder:"STATE" help:"Only runs in these states: queued, running, succeeded, failed, timed_out, cancelled, interrupted."`
+	Since  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Created then or later, as 2026-11-30T12:00:00Z."`
+	Until  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Created before then."`
+	Before string     `placeholder:"ID" help:"Go on after this run of an earlier page."`
+	Limit  int        `default:"50" help:"At most so many, up to 1000."`
 	form
 }
 
@@ -88,7 +89,7 @@ func (cmd *runsList) Run(s *Streams) error {
 		return err
 	}, func(ctx context.Context, st *store.SQLite) (err error) {
 		runs, next, err := st.List(ctx, runner.Filter{
-			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.In, Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
+			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.states(), Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
 		})
 		p.Runs, p.Next = append(p.Runs, runs...), next
 		return err
@@ -111,9 +112,29 @@ func (cmd *runsList) Run(s *Streams) error {
 	return w.Flush()
 }
 
+// runState is a state that runs are listed by.
+type runState runner.State
+
+// UnmarshalText reads the name of a state.
+func (s *runState) UnmarshalText(text []byte) error {
+	known := append([]runner.State{runner.Queued, runner.Running}, runner.Ends()...)
+	if !slices.Contains(known, runner.State(text)) {
+		return fmt.Errorf("%q is not a state of runs; to name the state folder, write --state-dir %s", text, text)
+	}
+	*s = runState(text)
+	return nil
+}
+
+func (cmd *runsList) states() (states []runner.State) {
+	for _, s := range cmd.State {
+		states = append(states, runner.State(s))
+	}
+	return states
+}
+
 func (cmd *runsList) query() url.Values {
 	q := url.Values{"hook": cmd.Hook, "caller": cmd.Caller, "limit": {strconv.Itoa(cmd.Limit)}}
-	for _, state := range cmd.In {
+	for _, state := range cmd.State {
 		q.Add("state", string(state))
 	}
 	for name, at := range map[string]time.Time{"since": cmd.Since, "until": cmd.Until} {
@@ -191,7 +212,7 @@ func (cmd *runsOutput) Run(s *Streams) error {
 		if err != nil {
 			return err
 		}
-		err = process.CopyOutput(s.Out, filepath.Join(cmd.State, "runs"), cmd.ID)
+		err = process.CopyOutput(s.Out, filepath.Join(cmd.StateDir, "runs"), cmd.ID)
 		if errors.Is(err, process.ErrUnknown) {
 			return fmt.Errorf("run %s has no output: it is %s, and its command was not started", r.ID, r.State)
 		}

@@ -116,7 +116,7 @@ type recordedRun struct{ ID, Caller, State string }
 // recorded are the runs of a hook.
 func recorded(t *testing.T, dir, hook string) []recordedRun {
 	t.Helper()
-	out, err := program(t, dir, "runs", "list", "--state", "state", "--hook", hook, "--json").Output()
+	out, err := program(t, dir, "runs", "list", "--state-dir", "state", "--hook", hook, "--json").Output()
 	check(t, err)
 	var page struct{ Runs []recordedRun }
 	check(t, json.Unmarshal(out, &page))
