@@ -59,7 +59,7 @@ func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Ti
 	for _, domain := range a.Domains {
 		a.renewals[domain] = renewals.of(order{
 			domain: domain, email: spec.Email, directory: a.Directory, roots: roots,
-			cache: filepath.Join(state, "acme", folder(a.Directory)),
+			dir: filepath.Join(state, "acme", folder(a.Directory)),
 		}, now)
 	}
 	return a
@@ -151,7 +151,7 @@ type Renewals struct {
 	mu  sync.Mutex
 	all map[order]*renewal
 
-	turn sync.Mutex // of asking for a first certificate: CAs count what comes at once
+	account sync.Mutex // of making an account's key, which is a file
 }
 
 // NewRenewals returns none yet.
@@ -164,7 +164,7 @@ func (w *Renewals) of(o order, now time.Time) *renewal {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.all[o] == nil {
-		w.all[o] = newRenewal(o, &w.turn, now, w.log)
+		w.all[o] = newRenewal(o, &w.account, now, w.log)
 	}
 	return w.all[o]
 }
@@ -181,8 +181,17 @@ func (w *Renewals) Use(a *ACME) {
 		if a == nil || a.renewals[o.domain] != r {
 			r.stop()
 			delete(w.all, o)
-		} else {
-			r.start()
+		}
+	}
+	if a == nil {
+		return
+	}
+	var after time.Duration
+	for _, domain := range a.Domains {
+		if r := a.renewals[domain]; !r.begun {
+			r.begun = true
+			go r.run(after)
+			after += spacing
 		}
 	}
 }

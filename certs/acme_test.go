@@ -1,15 +1,22 @@
 package certs_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,6 +73,93 @@ func TestWhatTwoConfigurationsObtainAlikeGoesOn(t *testing.T) {
 		if _, goesOn := a.Renewing("a.example.com"); goesOn {
 			t.Error("something goes on that nothing needs")
 		}
+	}
+}
+
+// logs may be written while they are read.
+type logs struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (l *logs) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Buffer.Write(b)
+}
+
+func (l *logs) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.String()
+}
+
+// eventually asks until the answer is yes.
+func eventually(t *testing.T, what string, ask func() bool) {
+	t.Helper()
+	for deadline := time.After(time.Minute); !ask(); {
+		select {
+		case <-deadline:
+			t.Fatal("did not happen: ", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// renewing returns the stacks of the goroutines that ask a CA.
+func renewing() (found []string) {
+	all := make([]byte, 4<<20)
+	for one := range strings.SplitSeq(string(all[:runtime.Stack(all, true)]), "\n\n") {
+		if strings.Contains(one, "certs.(*renewal)") || strings.Contains(one, "crypto/acme") {
+			found = append(found, one)
+		}
+	}
+	return found
+}
+
+// TestRenewals_HangingOneDelaysNoOther has a CA answer none of the requests for several names: each name has its own
+// in progress. When the renewals end, so do these, and the log has no failure of what nothing needs.
+func TestRenewals_HangingOneDelaysNoOther(t *testing.T) {
+	var held atomic.Int64
+	ca := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		held.Add(1)
+		defer held.Add(-1)
+		<-r.Context().Done()
+	}))
+	t.Cleanup(ca.Close)
+	roots := filepath.Join(t.TempDir(), "ca.pem")
+	must(t, os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate().Raw}), 0o600))
+	var log logs
+	s := certs.NewRenewals(slog.New(slog.NewJSONHandler(&log, nil)))
+	s.Use(obtain(t, s, t.TempDir(), certs.ACMESpec{Domains: []string{"a.example.com", "b.example.com", "c.example.com"}, Directory: ca.URL, CA: roots}))
+	eventually(t, "three requests at once", func() bool { return held.Load() == 3 })
+	s.Use(nil)
+	eventually(t, "the end of the requests", func() bool { return held.Load() == 0 })
+	eventually(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
+	if text := log.text(); text != "" {
+		t.Errorf("the log has\n%s", text)
+	}
+}
+
+// TestRenewals_EndLeavesNoConnection has a CA that takes connections and never says a word.
+func TestRenewals_EndLeavesNoConnection(t *testing.T) {
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(func() { must(t, l.Close()) })
+	var log logs
+	s := certs.NewRenewals(slog.New(slog.NewJSONHandler(&log, nil)))
+	s.Use(obtain(t, s, t.TempDir(), certs.ACMESpec{Domains: []string{"a.example.com"}, Directory: "https://" + l.Addr().String()}))
+	conn, err := l.Accept()
+	must(t, err)
+	t.Cleanup(func() { must(t, conn.Close()) })
+	s.Use(nil)
+	must(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
+	if _, err := io.Copy(io.Discard, conn); err != nil {
+		t.Error("the connection stays open:", err)
+	}
+	eventually(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
+	if text := log.text(); text != "" {
+		t.Errorf("the log has\n%s", text)
 	}
 }
 

@@ -3,12 +3,18 @@ package certs
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -24,38 +30,75 @@ const (
 	firstRetry = 10 * time.Second // then after four times as long: Let's Encrypt forgives five failures an hour
 	lastRetry  = time.Hour
 	lookEvery  = 10 * time.Second // whether autocert has renewed
-	acmeAnswer = 1 << 20          // bytes of one that are looked at
+	spacing    = time.Second      // between the first orders of several domains: CAs count what comes at once
+
+	acmeRequest = 30 * time.Second // for all of one
+	acmeConnect = 10 * time.Second // for TCP, and again for TLS
+	acmeAnswer  = 1 << 20          // bytes of one
+	accountFile = "acme_account+key"
 )
 
 // order is what makes two renewals the same.
 type order struct {
 	domain, email, directory string
 	roots                    string // PEM; empty: the system's
-	cache                    string // folder
+	dir                      string // of the cache
+}
+
+// cache is the folder where autocert keeps keys and certificates. The account's key is made for whichever renewal
+// asks first, and then all have the same: CAs limit how many accounts may be made.
+type cache struct {
+	autocert.DirCache
+	account *sync.Mutex
+}
+
+// Get reads a file of the cache.
+func (c cache) Get(ctx context.Context, name string) ([]byte, error) {
+	if name != accountFile {
+		return c.DirCache.Get(ctx, name)
+	}
+	c.account.Lock()
+	defer c.account.Unlock()
+	data, err := c.DirCache.Get(ctx, name)
+	if !errors.Is(err, autocert.ErrCacheMiss) {
+		return data, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	data = pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+	return data, c.Put(ctx, name, data)
 }
 
 // renewal obtains and renews the certificate of one domain in the background. A
 // handshake is shown what is there and never asks for anything: so the CA can
-// not hold it up, and no client can spend what the CA allows.
+// not hold it up, and no client can spend what the CA allows. Renewals share
+// nothing that one of them holds while it waits for the CA.
 type renewal struct {
 	order
 
 	log     *slog.Logger
-	turn    *sync.Mutex
+	cache   cache
 	ctx     context.Context // done when it is to end
 	stop    context.CancelFunc
-	start   func()
+	begun   bool // guarded by Renewals.mu
 	http    http.Transport
 	manager atomic.Pointer[autocert.Manager]
 	current atomic.Pointer[tls.Certificate] // with its Leaf
 	told    atomic.Pointer[string]          // URL of the last authorization whose failure was logged
 }
 
-func newRenewal(o order, turn *sync.Mutex, now time.Time, log *slog.Logger) *renewal {
-	r := &renewal{order: o, turn: turn, log: log.With("domain", o.domain)}
+func newRenewal(o order, account *sync.Mutex, now time.Time, log *slog.Logger) *renewal {
+	r := &renewal{order: o, cache: cache{autocert.DirCache(o.dir), account}, log: log.With("domain", o.domain)}
 	r.ctx, r.stop = context.WithCancel(context.Background())
-	r.start = sync.OnceFunc(func() { go r.run() })
 	r.http.Proxy, r.http.IdleConnTimeout = http.ProxyFromEnvironment, time.Minute
+	// Without these, a connection that never comes about outlives its request.
+	r.http.DialContext, r.http.TLSHandshakeTimeout = (&net.Dialer{Timeout: acmeConnect}).DialContext, acmeConnect
 	if o.roots != "" {
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM([]byte(o.roots))
@@ -63,7 +106,7 @@ func newRenewal(o order, turn *sync.Mutex, now time.Time, log *slog.Logger) *ren
 	}
 	r.manager.Store(r.newManager())
 	// autocert keeps a key and its chain in one file.
-	if data, err := autocert.DirCache(o.cache).Get(r.ctx, o.domain); err == nil {
+	if data, err := r.cache.Get(r.ctx, o.domain); err == nil {
 		if pair, err := tls.X509KeyPair(data, data); err == nil && now.Before(pair.Leaf.NotAfter) {
 			r.current.Store(&pair)
 		}
@@ -74,12 +117,12 @@ func newRenewal(o order, turn *sync.Mutex, now time.Time, log *slog.Logger) *ren
 func (r *renewal) newManager() *autocert.Manager {
 	return &autocert.Manager{
 		Prompt:     autocert.AcceptTOS, // the file says so
-		Cache:      autocert.DirCache(r.cache),
+		Cache:      r.cache,
 		HostPolicy: autocert.HostWhitelist(r.domain),
 		Email:      r.email,
 		Client: &acme.Client{
 			DirectoryURL: r.directory,
-			HTTPClient:   &http.Client{Transport: r, Timeout: 30 * time.Second},
+			HTTPClient:   &http.Client{Transport: r, Timeout: acmeRequest},
 			UserAgent:    "sallyport",
 		},
 	}
@@ -99,11 +142,16 @@ func (r *renewal) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 }
 
 // run obtains a certificate, again and again until there is one, then looks for
-// the one that takes its place.
-func (r *renewal) run() {
-	retry := firstRetry
-	for {
-		pause := lookEvery
+// the one that takes its place. It begins after a pause.
+func (r *renewal) run(pause time.Duration) {
+	defer r.http.CloseIdleConnections() // which also ends what is being connected
+	for retry := firstRetry; ; {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = lookEvery
 		c, err := r.obtain()
 		switch {
 		case r.ctx.Err() != nil:
@@ -117,19 +165,12 @@ func (r *renewal) run() {
 				r.log.Info("certificate obtained", "not_after", c.Leaf.NotAfter)
 			}
 		}
-		select {
-		case <-r.ctx.Done():
-			return
-		case <-time.After(pause):
-		}
 	}
 }
 
 // obtain returns the certificate that autocert has, and has it asked for when
 // there is none. autocert renews by itself from then on.
 func (r *renewal) obtain() (*tls.Certificate, error) {
-	r.turn.Lock()
-	defer r.turn.Unlock()
 	c, err := r.manager.Load().GetCertificate(&tls.ClientHelloInfo{
 		ServerName:   r.domain,
 		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}, // an ECDSA key, which every client of TLS 1.3 knows
@@ -142,32 +183,43 @@ func (r *renewal) obtain() (*tls.Certificate, error) {
 
 // RoundTrip sends a request to the ACME server, and logs what that has against
 // it: autocert keeps to itself why a validation failed, and that a renewal did.
-// Once it has ended, autocert's timers go nowhere.
+// When the renewal ends, so does its request, and autocert's timers go nowhere.
 func (r *renewal) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancel(req.Context())
+	defer cancel()
+	defer context.AfterFunc(r.ctx, cancel)()
 	if err := r.ctx.Err(); err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close() // as every RoundTripper must
 		}
 		return nil, err
 	}
-	res, err := r.http.RoundTrip(req)
-	if err != nil {
+	res, body, err := r.ask(req.WithContext(ctx))
+	switch {
+	case err != nil && r.ctx.Err() == nil:
 		r.log.Warn("ACME server not reached", "error", err)
 		return nil, err
-	}
-	if strings.Contains(res.Header.Get("Content-Type"), "json") {
-		body, err := io.ReadAll(io.LimitReader(res.Body, acmeAnswer))
-		if err != nil {
-			_ = res.Body.Close()
-			return nil, err
-		}
+	case err != nil:
+		return nil, err
+	case strings.Contains(res.Header.Get("Content-Type"), "json"):
 		r.tell(req.URL.String(), body)
-		res.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.MultiReader(bytes.NewReader(body), res.Body), res.Body}
 	}
+	res.Body = io.NopCloser(bytes.NewReader(body))
 	return res, nil
+}
+
+// ask returns the answer to a request when all of it is there.
+func (r *renewal) ask(req *http.Request) (*http.Response, []byte, error) {
+	res, err := r.http.RoundTrip(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer res.Body.Close() //nolint:errcheck // only read
+	body, err := io.ReadAll(io.LimitReader(res.Body, acmeAnswer+1))
+	if err == nil && len(body) > acmeAnswer {
+		err = fmt.Errorf("%s answers more than %d bytes", req.URL, acmeAnswer)
+	}
+	return res, body, err
 }
 
 // tell logs what an answer complains of: it is a problem (RFC 8555 section 6.7)

@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -121,6 +127,71 @@ func TestACMERenewsWhileItServes(t *testing.T) {
 	if !second.NotAfter.After(first.NotAfter) {
 		t.Errorf("the next certificate ends at %s, the first at %s", second.NotAfter, first.NotAfter)
 	}
+}
+
+// TestACME_HangingOrderDelaysNoOther has the CA never answer the order of one name: another name is obtained while that
+// one hangs for the first time, the rest of a reload is in force, and the server ends.
+func TestACME_HangingOrderDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	const pair = "cert: pki/server.pem, key: pki/server.key"
+	w := newACMEWorld(t, 90*24*time.Hour)
+	w.startCA(t)
+	roots := w.roots(t)
+	held, givenUp := w.holdOrders(t, "slow.example.com")
+	w.configure(t, pair, "slow.example.com")
+	server := w.serve(t)
+	eventually(t, "the order that hangs", func() bool { return held.Load() == 1 })
+	w.configure(t, pair, "slow.example.com", "fast.example.com", "quick.example.com")
+	for _, name := range []string{"fast.example.com", "quick.example.com"} {
+		server.awaits(t, `"msg":"certificate obtained","domain":"`+name+`"`)
+		if _, err := w.shown(t, name, roots); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if held.Load() != 1 || givenUp.Load() != 0 {
+		t.Errorf("of the order that hangs, %d requests came and %d were given up before the others were obtained", held.Load(), givenUp.Load())
+	}
+	server.stop()
+	if text := w.ca.log(t); strings.Count(text, "There are now 1 accounts") != 1 || strings.Contains(text, "There are now 2 accounts") {
+		t.Error("not one account for all names")
+	}
+}
+
+// holdOrders puts a proxy before the CA that never answers requests about a name.
+func (w *acmeWorld) holdOrders(t *testing.T, name string) (held, givenUp *atomic.Int64) {
+	t.Helper()
+	held, givenUp = new(atomic.Int64), new(atomic.Int64)
+	ca := &url.URL{Scheme: "https", Host: w.api}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.dev, MinVersion: tls.VersionTLS12}}
+	t.Cleanup(transport.CloseIdleConnections)
+	forward := &httputil.ReverseProxy{
+		Transport: transport, ErrorLog: log.New(io.Discard, "", 0),
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(ca)
+			r.Out.Host = r.In.Host // by which the CA makes its addresses
+		},
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(w.dir, "pki", "server.pem"), filepath.Join(w.dir, "pki", "server.key"))
+	check(t, err)
+	proxy := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		var signed struct{ Payload string }
+		if err == nil && json.Unmarshal(body, &signed) == nil {
+			if payload, err := base64.RawURLEncoding.DecodeString(signed.Payload); err == nil && bytes.Contains(payload, []byte(name)) {
+				held.Add(1)
+				<-r.Context().Done()
+				givenUp.Add(1)
+				return
+			}
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		forward.ServeHTTP(rw, r)
+	}))
+	proxy.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	proxy.StartTLS()
+	t.Cleanup(proxy.Close)
+	w.api = proxy.Listener.Addr().String()
+	return held, givenUp
 }
 
 // acmeWorld is a CA, a DNS for it, and a folder for a server that has it obtain
