@@ -187,7 +187,7 @@ func (r *renewal) obtain() (*tls.Certificate, error) {
 func (r *renewal) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
-	defer context.AfterFunc(r.ctx, cancel)()
+	defer context.AfterFunc(r.ctx, cancel)() //nolint:contextcheck // both end it
 	if err := r.ctx.Err(); err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close() // as every RoundTripper must
