@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"sallyport/auth/httpsig"
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt/keyset"
 )
 
 // Delivery is one request as authentication sees it.

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"sallyport/auth"
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/auth/webhook"
 	"sallyport/certs"
 	"sallyport/internal/diag"

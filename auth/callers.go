@@ -9,7 +9,7 @@ import (
 	"slices"
 
 	"sallyport/auth/field"
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/internal/diag"
 )
 

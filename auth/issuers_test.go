@@ -21,7 +21,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"sallyport/auth"
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/certs"
 )
 

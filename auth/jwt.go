@@ -3,23 +3,15 @@ package auth
 import (
 	"cmp"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
-
 	"sallyport/auth/field"
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/internal/diag"
-	"sallyport/internal/strictjson"
-)
-
-const (
-	maxLeeway   = 5 * time.Minute
-	maxLifetime = 24 * time.Hour // from iat to exp; what lives longer is a password
 )
 
 // jwtRule is what a caller's tokens must be.
@@ -42,8 +34,8 @@ type jwtKey struct {
 }
 
 func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
-	spec.fill(p)
-	j := &jwtRule{issuer: spec.Issuer, audience: spec.Audience, maxAge: spec.MaxAge, leeway: spec.Leeway}
+	spec.applyPreset(p)
+	j := &jwtRule{issuer: spec.Issuer, audience: spec.Audience, claims: spec.Claims, maxAge: spec.MaxAge, leeway: spec.Leeway}
 	if j.issuer == "" && spec.Preset == "" {
 		p.At("issuer").Errorf("is missing")
 	}
@@ -56,13 +48,13 @@ func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
 	if j.leeway == 0 {
 		j.leeway = 30 * time.Second
 	}
-	if j.maxAge < 0 || j.maxAge > maxLifetime {
-		p.At("max_age").Errorf("is not between 0 and %s", maxLifetime)
+	if j.maxAge < 0 || j.maxAge > jwt.MaxLifetime {
+		p.At("max_age").Errorf("is not between 0 and %s", jwt.MaxLifetime)
 	}
-	if j.leeway < 0 || j.leeway > maxLeeway {
-		p.At("leeway").Errorf("is not between 0 and %s", maxLeeway)
+	if j.leeway < 0 || j.leeway > jwt.MaxLeeway {
+		p.At("leeway").Errorf("is not between 0 and %s", jwt.MaxLeeway)
 	}
-	j.claims = compileClaims(spec.Claims, p.At("claims"))
+	jwt.CheckRules(spec.Claims, p.At("claims"))
 	j.keys = compileJWTKeys(spec, src, p)
 	j.remote = compileIssuer(spec, src, p)
 	j.algorithms = slices.DeleteFunc(keyset.Algorithms(), func(alg string) bool {
@@ -78,12 +70,36 @@ func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
 	return j
 }
 
-// token is a JWT that is well formed, and not yet verified.
-type token struct {
-	raw      string
-	signed   string // header and payload as they were signed
-	alg, kid string
-	claims   map[string]any
+// applyPreset sets what the preset knows and the file leaves out, and checks that the claims identify the
+// caller, also for a known issuer that the file names by its address alone.
+func (spec *JWTSpec) applyPreset(p *diag.List) {
+	if spec.Preset == "" {
+		if of, ok := jwt.PresetAt(spec.Issuer); ok {
+			of.CheckPins(spec.Claims, p.At("claims"))
+		}
+		return
+	}
+	of, ok := jwt.Preset(spec.Preset)
+	if !ok {
+		p.At("preset").Errorf("there is no preset %q; there are %s", spec.Preset, strings.Join(jwt.Presets(), ", "))
+		return
+	}
+	if spec.Issuer == "" && of.Address == "" {
+		p.At("issuer").Errorf("has to be written for %s: %s", spec.Preset, of.Find)
+	}
+	spec.Issuer = cmp.Or(spec.Issuer, of.Address)
+	if spec.MaxAge == 0 {
+		spec.MaxAge = of.MaxAge
+	}
+	if len(spec.Algorithms) == 0 {
+		spec.Algorithms = of.Algorithms
+	}
+	for i, alg := range spec.Algorithms {
+		if !slices.Contains(of.Algorithms, alg) {
+			p.At("algorithms").Index(i).Errorf("%s signs with %s", spec.Preset, strings.Join(of.Algorithms, ", "))
+		}
+	}
+	of.CheckPins(spec.Claims, p.At("claims"))
 }
 
 // byJWT takes a bearer value with exactly two dots for a JWT.
@@ -92,14 +108,14 @@ func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
 	if !ok || strings.Count(raw, ".") != 2 || !slices.ContainsFunc(c.all, func(one *caller) bool { return one.jwt != nil }) {
 		return nil, errAbsent
 	}
-	t, err := openToken(raw)
+	t, err := jwt.Parse(raw)
 	if err != nil {
 		return nil, refuse(Malformed, "jwt", "the token %v", err)
 	}
 	refusal := refuse(Wrong, "jwt", "the token is of an issuer that no caller has")
 	verified := map[any]error{}
 	for one := range c.candidates(hook) {
-		if one.jwt == nil || t.claims["iss"] != one.jwt.issuer {
+		if one.jwt == nil || t.Claims["iss"] != one.jwt.issuer {
 			continue
 		}
 		id, r := one.presents(t, d, verified)
@@ -114,77 +130,8 @@ func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
 	return nil, withWork(refusal, cost{checks: len(verified)}.bytes(0))
 }
 
-// openToken decodes header and payload, each in the one way that leaves no room
-// for two readers to disagree, and refuses a header that asks for anything more
-// than a signature (RFC 8725 3.2, 3.10, 3.11).
-func openToken(raw string) (*token, error) {
-	parts := strings.Split(raw, ".")
-	header, err := openSegment(parts[0])
-	if err != nil {
-		return nil, errors.New("has a header that is no JSON object in strict base64url")
-	}
-	claims, err := openSegment(parts[1])
-	if err != nil {
-		return nil, errors.New("has a payload that is no JSON object in strict base64url")
-	}
-	if !isBase64URL(parts[2]) {
-		return nil, errors.New("has a signature that is not base64url")
-	}
-	for _, name := range []string{"crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc"} {
-		if _, there := header[name]; there {
-			return nil, errors.New("has " + name + " in its header, which is never accepted")
-		}
-	}
-	if typ, there := header["typ"]; there && !goodType(typ) {
-		return nil, errors.New("has a typ other than JWT and at+jwt")
-	}
-	t := &token{raw: raw, signed: parts[0] + "." + parts[1], claims: claims}
-	var ok bool
-	if t.alg, ok = header["alg"].(string); !ok {
-		return nil, errors.New("has no alg in its header, or not as a string")
-	}
-	if kid, there := header["kid"]; there {
-		if t.kid, ok = kid.(string); !ok || !field.IsShort(t.kid) {
-			return nil, errors.New("has a kid that is not a short string")
-		}
-	}
-	return t, nil
-}
-
-func openSegment(text string) (map[string]any, error) {
-	if !isBase64URL(text) {
-		return nil, errors.New("not base64url")
-	}
-	data, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil {
-		return nil, err
-	}
-	v, err := strictjson.Decode(data)
-	if err != nil {
-		return nil, err
-	}
-	object, ok := v.(map[string]any)
-	if !ok {
-		return nil, errors.New("not an object")
-	}
-	return object, nil
-}
-
-// isBase64URL keeps out padding and the line breaks that the decoder skips.
-func isBase64URL(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
-	})
-}
-
-func goodType(typ any) bool {
-	s, _ := typ.(string)
-	s = strings.TrimPrefix(strings.ToLower(s), "application/")
-	return s == "jwt" || s == "at+jwt"
-}
-
 // presents judges the token by the caller's keys, then by its rules.
-func (c *caller) presents(t *token, d *Delivery, verified map[any]error) (*Identity, *Refusal) {
+func (c *caller) presents(t *jwt.Token, d *Delivery, verified map[any]error) (*Identity, *Refusal) {
 	k, r := c.jwt.find(t, d.Now, verified)
 	if r != nil {
 		return nil, r
@@ -193,24 +140,21 @@ func (c *caller) presents(t *token, d *Delivery, verified map[any]error) (*Ident
 	if r.Detail = k.outside(d.Now); r.Detail != "" {
 		return nil, r
 	}
-	exp, reason, detail := c.jwt.times(t.claims, d.Now)
-	if reason != "" {
-		r.Reason, r.Detail = reason, detail
+	expires, reason, err := c.jwt.judge(t.Claims, d.Now)
+	if err != nil {
+		r.Reason, r.Detail = reason, err.Error()
 		return nil, r
 	}
-	if r.Detail = c.jwt.judge(t.claims); r.Detail != "" {
-		return nil, r
-	}
-	id := &Identity{Caller: c.name, Scheme: "jwt", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Claims: t.claims}
-	if event, ok := t.claims["event_name"].(string); ok && field.IsPrintable(event) {
+	id := &Identity{Caller: c.name, Scheme: "jwt", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Claims: t.Claims}
+	if event, ok := t.Claims["event_name"].(string); ok && field.IsPrintable(event) {
 		id.Event = event
 	}
 	if !c.replayCheck("jwt") {
 		return id, nil
 	}
 	// Not of the caller: a token that two callers' rules fit is still good once.
-	id.Replay = digest("jwt signed", t.signed)
-	if jti, there := t.claims["jti"]; there {
+	id.Replay = digest("jwt signed", t.Signed)
+	if jti, there := t.Claims["jti"]; there {
 		s, ok := jti.(string)
 		if !ok || s == "" {
 			r.Reason, r.Detail = Malformed, "the claim jti is not a string, or empty"
@@ -218,22 +162,40 @@ func (c *caller) presents(t *token, d *Delivery, verified map[any]error) (*Ident
 		}
 		id.Replay = digest("jwt id", c.jwt.issuer, s)
 	}
-	id.OneBody, id.Until = true, exp.Add(maxLeeway) // of the file, which may change
+	id.OneBody, id.Until = true, expires.Add(jwt.MaxLeeway) // of the file, which may change
 	return id, nil
+}
+
+// judge checks the claims of a verified token, and returns when it expires, or why it is refused.
+func (j *jwtRule) judge(claims map[string]any, now time.Time) (time.Time, Reason, error) {
+	at, err := jwt.ReadTimes(claims)
+	if err != nil {
+		return at.Expires, Malformed, err
+	}
+	if err := at.CheckLifetime(); err != nil {
+		return at.Expires, Wrong, err
+	}
+	if err := at.CheckNow(now, j.maxAge, j.leeway); err != nil {
+		return at.Expires, Stale, err
+	}
+	if err := jwt.CheckAudience(claims, j.audience); err != nil {
+		return at.Expires, Wrong, err
+	}
+	return at.Expires, Wrong, jwt.CheckClaims(j.claims, claims)
 }
 
 // find returns the key that verifies the token. A kid picks among the keys that
 // have a name; what has none is tried whenever the algorithm is its own.
-func (j *jwtRule) find(t *token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
+func (j *jwtRule) find(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
 	detail := "no key of the caller has the token's alg and kid"
 	for i := range j.keys {
 		k := &j.keys[i]
-		if k.alg != t.alg || t.kid != "" && k.named && k.id != t.kid {
+		if k.alg != t.Alg || t.KeyID != "" && k.named && k.id != t.KeyID {
 			continue
 		}
 		err, done := verified[k.print]
 		if !done {
-			err = verify(t.raw, k.alg, func(*jwt.Token) (any, error) { return k.key, nil })
+			err = t.Verify(k.alg, k.key)
 			verified[k.print] = err
 		}
 		if err == nil {
@@ -249,34 +211,21 @@ func (j *jwtRule) find(t *token, now time.Time, verified map[any]error) (*keyInf
 
 // findRemote is find among the keys of the issuer, which are found by kid alone:
 // to try them all would be work that anybody can ask for.
-func (j *jwtRule) findRemote(t *token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
-	if !slices.Contains(j.algorithms, t.alg) {
+func (j *jwtRule) findRemote(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
+	if !slices.Contains(j.algorithms, t.Alg) {
 		return nil, refuse(Wrong, "jwt", "the token's alg is none of the caller's")
 	}
 	err, done := verified[j.remote]
 	if !done {
-		err = verify(t.raw, t.alg, j.remote.Keyfunc(now))
+		err = t.VerifyIssued(j.remote, t.Alg, now)
 		verified[j.remote] = err
 	}
 	if err == nil {
-		return &keyInfo{id: t.kid, named: true}, nil
+		return &keyInfo{id: t.KeyID, named: true}, nil
 	}
 	r := refuse(Wrong, "jwt", "%v", err)
 	if errors.Is(err, keyset.ErrNoKey) {
 		r.keys = j.remote
 	}
 	return nil, r
-}
-
-// verify returns nil if the token's signature verifies, and what key says if it
-// has none for the token.
-func verify(raw, alg string, key jwt.Keyfunc) error {
-	parser := jwt.NewParser(jwt.WithValidMethods([]string{alg}), jwt.WithStrictDecoding(), jwt.WithJSONNumber(), jwt.WithoutClaimsValidation())
-	var missing error
-	_, err := parser.Parse(raw, func(t *jwt.Token) (any, error) {
-		var k any
-		k, missing = key(t)
-		return k, missing
-	})
-	return cmp.Or(missing, err)
 }

@@ -11,20 +11,16 @@ import (
 	"slices"
 	"strings"
 
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/certs"
 	"sallyport/internal/diag"
 )
 
-// hsAlgorithms are those of secrets (RFC 7518 3.1). The first is the default.
-func hsAlgorithms() []string { return []string{"HS256", "HS384", "HS512"} }
-
-func knownAlgorithms() []string { return append(hsAlgorithms(), keyset.Algorithms()...) }
-
 func compileJWTKeys(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 	for i, alg := range spec.Algorithms {
-		if !slices.Contains(knownAlgorithms(), alg) {
-			p.At("algorithms").Index(i).Errorf("%q is none of %s", alg, strings.Join(knownAlgorithms(), ", "))
+		if !slices.Contains(jwt.Algorithms(), alg) {
+			p.At("algorithms").Index(i).Errorf("%q is none of %s", alg, strings.Join(jwt.Algorithms(), ", "))
 		}
 	}
 	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
@@ -99,8 +95,8 @@ func material(key any) []byte {
 
 // loadJWTKey reads a secret for HS*, or a public key in PEM.
 func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key any, alg string, ok bool) {
-	if k.Alg != "" && !slices.Contains(knownAlgorithms(), k.Alg) {
-		p.At("alg").Errorf("%q is none of %s", k.Alg, strings.Join(knownAlgorithms(), ", "))
+	if k.Alg != "" && !slices.Contains(jwt.Algorithms(), k.Alg) {
+		p.At("alg").Errorf("%q is none of %s", k.Alg, strings.Join(jwt.Algorithms(), ", "))
 		return nil, "", false
 	}
 	public, text, ok := src.publicOrSecret(k, p)
@@ -114,17 +110,11 @@ func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key
 		}
 		return public, alg, err == nil
 	}
-	alg = cmp.Or(k.Alg, keyset.OneOf(hsAlgorithms(), algorithms))
-	i := slices.Index(hsAlgorithms(), alg)
-	if i < 0 {
-		p.Errorf("is no PEM, but %s needs a public key in PEM", cmp.Or(alg, "more than one of algorithms fits, so alg"))
-		return nil, "", false
+	alg, err := jwt.BindSecret(text, k.Alg, algorithms)
+	if err != nil {
+		p.Errorf("%v", err)
 	}
-	if least := []int{32, 48, 64}[i]; len(text) < least { // RFC 7518 3.2
-		p.Errorf("is %d bytes long, and must be at least %d for %s", len(text), least, alg)
-		return nil, "", false
-	}
-	return text, alg, true
+	return text, alg, err == nil
 }
 
 // publicOrSecret reads a public key in PEM, or else a secret. What is PEM is

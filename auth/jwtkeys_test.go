@@ -236,5 +236,5 @@ func TestTwoAlgorithmsForOneKeyMustBeDecidedByTheFile(t *testing.T) {
 	b.wantProblem("error callers.ci.jwt.keys.0: ", "EdDSA, which algorithms does not list")
 	b = newBench(t)
 	b.jwt("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256", "HS512"} }, b.key("", secretA))
-	b.wantProblem("error callers.ci.jwt.keys.0: ", "more than one of algorithms")
+	b.wantProblem("error callers.ci.jwt.keys.0: ", "several of algorithms")
 }

@@ -5,6 +5,7 @@ import (
 
 	"sallyport/auth/field"
 	"sallyport/auth/httpsig"
+	"sallyport/auth/jwt"
 )
 
 // Resembles tells whether a delivery that was refused carries what could have
@@ -26,7 +27,7 @@ func (c *Callers) Resembles(d *Delivery, caller string) bool {
 		}
 	}
 	if raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer "); ok && one.jwt != nil && strings.Count(raw, ".") == 2 {
-		if t, err := openToken(raw); err == nil && t.claims["iss"] == one.jwt.issuer {
+		if t, err := jwt.Parse(raw); err == nil && t.Claims["iss"] == one.jwt.issuer {
 			return true
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/certs"
 	"sallyport/internal/diag"
 	"sallyport/internal/pathsafe"

@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/certs"
 	"sallyport/handlers"
 	"sallyport/internal/audit"

@@ -30,7 +30,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
-	"sallyport/auth/keyset"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/certs"
 )
 
