@@ -7,10 +7,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"sallyport/internal/groupcommit"
 	"sallyport/internal/pathsafe"
 )
 
@@ -29,11 +29,8 @@ type chain struct {
 	fault    atomic.Pointer[error] // why nothing can be written, or nil
 	signed   atomic.Uint64         // line that the file checkpoint is about
 
-	ops     chan *op
-	probes  chan chan error
-	closing chan struct{}
-	once    sync.Once
-	ended   chan struct{} // closed when the writer is gone
+	queue  *groupcommit.Queue[entry]
+	probes chan chan error
 
 	// The rest is the writer's own.
 	place
@@ -51,17 +48,16 @@ type chain struct {
 	headless time.Time    // since when the file checkpoint cannot be written; zero when it can
 }
 
-// op is a line to be written. done is nil for one that nobody waits for.
-type op struct {
+// entry is a line to be written.
+type entry struct {
 	line Line
-	kind kind // where it is counted when nobody waits and it cannot be written
-	done chan error
+	kind kind // where it is counted when no goroutine waits for it and it cannot be written
 }
 
 // The rhythm of the writer.
 const (
 	maxBatch    = 256
-	waiting     = 1024        // lines that nobody waits for
+	queueRoom   = 1024        // lines
 	headEvery   = time.Second // the file checkpoint, when something was written
 	signEvery   = time.Minute // a checkpoint among the lines, so long after the first since the last one
 	signLines   = 1000        // or after so many
@@ -276,30 +272,11 @@ func (l *chain) limit() int64 { return min(maxSegment, l.keep.Load()/minSegments
 
 // writeLine writes a line and returns once it is on the disk. ctx bounds the wait for a turn only.
 func (l *chain) writeLine(ctx context.Context, line Line) error {
-	o := &op{line: line, done: make(chan error, 1)}
-	select {
-	case <-l.closing:
-		return errClosed
-	default:
+	err := l.queue.Do(ctx, entry{line: line})
+	if errors.Is(err, groupcommit.ErrClosed) {
+		err = errClosed
 	}
-	select {
-	case l.ops <- o:
-	case <-l.closing:
-		return errClosed
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case err := <-o.done:
-		return err
-	case <-l.ended:
-		select {
-		case err := <-o.done:
-			return err
-		default:
-			return errClosed
-		}
-	}
+	return err
 }
 
 // probe has the writer do what is due, and returns why lines cannot be written now.
@@ -307,7 +284,7 @@ func (l *chain) probe(ctx context.Context) error {
 	answer := make(chan error, 1)
 	select {
 	case l.probes <- answer:
-	case <-l.ended:
+	case <-l.queue.Ended():
 		return errClosed
 	case <-ctx.Done():
 		return ctx.Err()
@@ -322,13 +299,13 @@ func (l *chain) probe(ctx context.Context) error {
 
 // serve is the one writer.
 func (l *chain) serve() {
-	defer close(l.ended)
+	defer l.queue.End()
 	tick := time.NewTicker(headEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case o := <-l.ops:
-			l.commit(l.gather(o))
+		case first := <-l.queue.Ops():
+			l.commit(l.queue.Batch(first))
 		case <-tick.C:
 			l.notice(l.tick())
 		case answer := <-l.probes:
@@ -338,43 +315,27 @@ func (l *chain) serve() {
 				err = l.checkHead()
 			}
 			answer <- err
-		case <-l.closing:
+		case <-l.queue.Closing():
 			l.finish()
 			return
 		}
 	}
 }
 
-// gather takes the lines that wait already.
-func (l *chain) gather(first *op) []*op {
-	batch := []*op{first}
-	for len(batch) < maxBatch {
-		select {
-		case o := <-l.ops:
-			batch = append(batch, o)
-		default:
-			return batch
-		}
-	}
-	return batch
-}
-
 // commit writes a batch, and tells those who wait.
-func (l *chain) commit(batch []*op) {
+func (l *chain) commit(batch []groupcommit.Op[entry]) {
 	var lines []Line
 	durable := false
 	for _, o := range batch {
-		lines = append(lines, o.line)
-		durable = durable || o.done != nil
+		lines = append(lines, o.Value.line)
+		durable = durable || o.Awaited()
 	}
 	err := l.write(durable, lines)
 	l.notice(err)
 	for _, o := range batch {
-		switch {
-		case o.done != nil:
-			o.done <- err
-		case err != nil:
-			l.counts.add(o.kind, tally{1, l.now(), l.now()})
+		o.Done(err)
+		if err != nil && !o.Awaited() {
+			l.counts.add(o.Value.kind, tally{1, l.now(), l.now()})
 		}
 	}
 }
@@ -447,8 +408,8 @@ func (l *chain) checkHead() error {
 
 // finish writes what is left, and the last checkpoint.
 func (l *chain) finish() {
-	for len(l.ops) > 0 {
-		l.commit(l.gather(<-l.ops))
+	for batch := l.queue.Rest(); len(batch) > 0; batch = l.queue.Rest() {
+		l.commit(batch)
 	}
 	err := l.tell(true)
 	if err == nil {
@@ -459,13 +420,9 @@ func (l *chain) finish() {
 
 // stop writes what is left and ends the writer. Lines that come later are refused.
 func (l *chain) stop() error {
-	var err error
-	l.once.Do(func() {
-		close(l.closing)
-		<-l.ended
-		err = errors.Join(l.err(), l.shut())
-	})
-	return err
+	l.queue.Close()
+	<-l.queue.Ended()
+	return errors.Join(l.err(), l.shut())
 }
 
 // err says why lines cannot be written now, or nothing.
@@ -476,30 +433,19 @@ func (l *chain) err() error {
 	return nil
 }
 
-// shut closes what is open.
+// shut closes the file, once.
 func (l *chain) shut() error {
-	if l.file == nil {
+	f := l.file
+	if f == nil {
 		return nil
 	}
-	return l.file.Close()
+	l.file = nil
+	return f.Close()
 }
 
-// later has a line written that nothing hangs on. With wait, it waits for its turn; otherwise the line
-// is counted when there is none.
-func (l *chain) later(o *op, wait bool) {
-	select {
-	case l.ops <- o:
-		return
-	case <-l.closing:
-		return
-	default:
-	}
-	if !wait {
-		l.counts.add(o.kind, tally{1, l.now(), l.now()})
-		return
-	}
-	select {
-	case l.ops <- o:
-	case <-l.closing:
+// later has a line written whose writing no goroutine waits for. The line is counted instead when the queue is full.
+func (l *chain) later(line Line, k kind) {
+	if !l.queue.TrySend(entry{line, k}) {
+		l.counts.add(k, tally{1, l.now(), l.now()})
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/time/rate"
 
+	"sallyport/internal/groupcommit"
 	"sallyport/internal/pathsafe"
 )
 
@@ -38,7 +39,7 @@ func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
 func newChain(b book, dir string, c *counts, now func() time.Time, log *slog.Logger) *chain {
 	return &chain{
 		book: b, dir: dir, counts: c, now: now, log: log, place: begin(),
-		ops: make(chan *op, waiting), probes: make(chan chan error), closing: make(chan struct{}), ended: make(chan struct{}),
+		queue: groupcommit.New[entry](queueRoom, maxBatch), probes: make(chan chan error),
 	}
 }
 

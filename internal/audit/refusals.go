@@ -52,7 +52,11 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 			return
 		}
 	}
-	l.refusals.later(&op{line: line, kind: k}, sure)
+	if sure {
+		l.refusals.queue.Send(entry{line, k})
+	} else {
+		l.refusals.later(line, k)
+	}
 }
 
 // TooOften is the reason of what a limit turned away.

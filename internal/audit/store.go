@@ -39,7 +39,7 @@ func (s *audited) Admit(ctx context.Context, r runner.Run, c runner.Claim, p run
 		s.void(line, "joined run "+a.Run.ID)
 	}
 	for _, old := range a.Superseded { // that they end was decided above
-		s.log.decisions.later(&op{line: replaced(line, old), kind: kind{reason: "replaced", caller: line.Caller}}, true)
+		s.log.decisions.queue.Send(entry{replaced(line, old), kind{reason: "replaced", caller: line.Caller}})
 	}
 	if a.Stop != nil && s.write(ctx, replaced(line, *a.Stop)) != nil {
 		a.Stop = nil // it may end by itself; the log says that nothing can be written
@@ -78,7 +78,7 @@ func (s *audited) write(ctx context.Context, line Line) error {
 // waits for it.
 func (s *audited) void(line Line, reason string) {
 	line.Decision, line.Reason = Void, reason
-	s.log.decisions.later(&op{line: line, kind: kind{reason: "void", caller: line.Caller}}, true)
+	s.log.decisions.queue.Send(entry{line, kind{reason: "void", caller: line.Caller}})
 }
 
 type askingKey struct{}

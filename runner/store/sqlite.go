@@ -17,6 +17,7 @@ import (
 	"modernc.org/sqlite"
 
 	"sallyport/internal/boot"
+	"sallyport/internal/groupcommit"
 	"sallyport/internal/pathsafe"
 )
 
@@ -45,7 +46,7 @@ type SQLite struct {
 	reader  *prepared
 	lists   *sql.DB // connections for pages of runs, so that lists never keep a claim waiting
 	lister  *prepared
-	ops     chan *op
+	queue   *groupcommit.Queue[*op]
 	turn    sync.Mutex                // held while a transaction is under way
 	commits atomic.Int64              // transactions that wrote
 	written atomic.Pointer[time.Time] // when a transaction was last committed; nil if one has failed since
@@ -54,9 +55,8 @@ type SQLite struct {
 	opened  opening
 	noted   atomic.Bool // opened is recorded
 
-	closing chan struct{}
-	once    sync.Once
-	done    sync.WaitGroup
+	once sync.Once
+	done sync.WaitGroup
 }
 
 // Open opens, or makes, the record in the folder dir, which must belong to
@@ -73,7 +73,7 @@ func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logge
 	}
 	s := &SQLite{
 		now: now, log: log, path: path, boot: boot.ID(), lock: lock,
-		ops: make(chan *op), closing: make(chan struct{}),
+		queue: groupcommit.New[*op](0, maxBatch),
 	}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.shut())
@@ -96,8 +96,8 @@ func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("opening the record: %w", err)
 	}
-	s := &SQLite{path: path, closing: make(chan struct{})}
-	close(s.closing) // for those who would write
+	s := &SQLite{path: path, queue: groupcommit.New[*op](0, maxBatch)}
+	s.queue.Close() // nothing is written
 	if err := s.openReaders(ctx, checkVersion); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.shut())
 	}
@@ -232,7 +232,7 @@ func (s *SQLite) Close() error {
 	var err error
 	s.once.Do(func() {
 		if s.write != nil {
-			close(s.closing)
+			s.queue.Close()
 			s.done.Wait()
 		}
 		err = s.shut()

@@ -29,8 +29,6 @@ var (
 	ErrOlder = errors.New("database is of an older version until a server of this one is started")
 )
 
-var errClosed = fmt.Errorf("%w: closed", ErrUnavailable)
-
 // unavailable tells what an error of the database means. Who gave up waiting
 // gets the context's error as it is.
 func unavailable(doing string, err error) error {

@@ -9,14 +9,14 @@ import (
 	"os"
 	"time"
 
+	"sallyport/internal/groupcommit"
 	"sallyport/runner"
 )
 
 // op is one caller's operation: all of it is recorded, or nothing.
 type op struct {
-	do   func(context.Context, *prepared) error
-	err  error
-	done chan error
+	do  func(context.Context, *prepared) error
+	err error
 }
 
 // maxBatch bounds how much one transaction does, and so how long its first
@@ -27,60 +27,44 @@ const maxBatch = 128
 // callTime bound the wait for a turn only: an operation that has its turn is
 // recorded or not, and do waits until that is known.
 func (s *SQLite) do(ctx context.Context, f func(context.Context, *prepared) error) error {
-	o := &op{do: f, done: make(chan error, 1)}
-	patience := time.NewTimer(callTime)
-	defer patience.Stop()
-	select {
-	case s.ops <- o:
-		return <-o.done
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-patience.C:
-		return fmt.Errorf("%w: no turn to write within %s", ErrUnavailable, callTime)
-	case <-s.closing:
-		return errClosed
+	err := within(ctx, callTime, func(ctx context.Context) error { return s.queue.Do(ctx, &op{do: f}) })
+	if errors.Is(err, groupcommit.ErrClosed) {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	return err
 }
 
 // serve is the one writer.
 func (s *SQLite) serve(ctx context.Context) {
+	defer s.queue.End()
 	for {
 		select {
-		case first := <-s.ops:
-			batch := s.gather(first)
-			err := s.transact(ctx, batch)
-			s.notice(err)
-			for _, o := range batch {
-				// What an operation found may rest on one before it in the
-				// batch: if that is not recorded, none of it holds.
-				if err != nil {
-					o.err = err
-				}
-				o.done <- o.err
-			}
-		case <-s.closing:
+		case first := <-s.queue.Ops():
+			s.commit(ctx, s.queue.Batch(first))
+		case <-s.queue.Closing():
 			return
 		}
 	}
 }
 
-// gather takes the operations that wait already.
-func (s *SQLite) gather(first *op) []*op {
-	batch := []*op{first}
-	for len(batch) < maxBatch {
-		select {
-		case o := <-s.ops:
-			batch = append(batch, o)
-		default:
-			return batch
+// commit records a batch, and reports the results.
+func (s *SQLite) commit(ctx context.Context, batch []groupcommit.Op[*op]) {
+	err := s.transact(ctx, batch)
+	s.notice(err)
+	for _, o := range batch {
+		// What an operation found may rest on one before it in the
+		// batch: if that is not recorded, none of it holds.
+		if err != nil {
+			o.Done(err)
+		} else {
+			o.Done(o.Value.err)
 		}
 	}
-	return batch
 }
 
 // transact runs a batch in one transaction. Its error is about all of them;
 // the error of an operation by itself stands in the operation.
-func (s *SQLite) transact(ctx context.Context, batch []*op) error {
+func (s *SQLite) transact(ctx context.Context, batch []groupcommit.Op[*op]) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	if _, err := s.writer.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
@@ -88,10 +72,10 @@ func (s *SQLite) transact(ctx context.Context, batch []*op) error {
 	}
 	refused := 0
 	for _, o := range batch {
-		if err := s.step(ctx, o, len(batch) > 1); err != nil {
+		if err := s.step(ctx, o.Value, len(batch) > 1); err != nil {
 			return s.undo(ctx, err)
 		}
-		if o.err != nil {
+		if o.Value.err != nil {
 			refused++
 		}
 	}
@@ -192,7 +176,7 @@ func (s *SQLite) keepLogShort(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-		case <-s.closing:
+		case <-s.queue.Closing():
 			return
 		}
 		commits := s.commits.Load()
