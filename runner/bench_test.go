@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"slices"
@@ -37,6 +38,8 @@ type commands struct {
 	air      map[string]string       // by run: its flight
 	given    map[string]runner.Order // all that ever started
 	ends     map[string]runner.End
+	revoked  map[string]bool
+	claimed  bool // whether Revoke comes too late, because the commands are being started
 	follow   map[string][]chan runner.End
 	overlaps int
 	twice    int
@@ -60,6 +63,9 @@ func (c *commands) Start(o runner.Order) error {
 	if c.refuse != nil {
 		c.refused++
 		return c.refuse
+	}
+	if c.revoked[o.Run] {
+		return fs.ErrExist
 	}
 	if _, before := c.given[o.Run]; before {
 		c.twice++
@@ -108,6 +114,19 @@ func (c *commands) Stop(run string, why runner.State, grace time.Duration) error
 		c.land(run, runner.End{Ended: time.Now(), Signal: "SIGTERM", Reason: why})
 	}
 	return nil
+}
+
+// Revoke knows a run from then on as one that has ended, and that Start may be asked for in vain.
+func (c *commands) Revoke(run string, why runner.State) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, known := c.given[run]; known || c.claimed {
+		return false, nil
+	}
+	c.given[run] = runner.Order{Run: run}
+	c.revoked[run] = true
+	c.ends[run] = runner.End{Ended: time.Now(), Reason: why}
+	return true, nil
 }
 
 func (c *commands) List() ([]string, error) {
@@ -282,7 +301,7 @@ func newBench(t *testing.T, hooks ...*runner.Hook) *bench {
 	t.Helper()
 	b := &bench{
 		commands: &commands{
-			air: map[string]string{}, given: map[string]runner.Order{}, ends: map[string]runner.End{},
+			air: map[string]string{}, given: map[string]runner.Order{}, ends: map[string]runner.End{}, revoked: map[string]bool{},
 			follow: map[string][]chan runner.End{},
 		},
 		clock: time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC),

@@ -47,7 +47,11 @@ func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (lat
 
 // launched goes on once it is known what became of an order.
 func (r *Runner) launched(ctx context.Context, run Run, waited bool, err error) (late bool, _ error) {
+	why, revoked := r.revoked(run.ID)
 	switch {
+	case revoked && !errors.Is(err, ErrLeft):
+		go r.finish(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
+		return true, nil
 	case err == nil, errors.Is(err, fs.ErrExist):
 		r.airborne(run)
 		r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
@@ -87,14 +91,23 @@ func (r *Runner) airborne(run Run) {
 	r.mu.Lock()
 	r.air[run.Flight] = run
 	r.up[run.ID] = true
-	how, asked := r.stops[run.ID]
+	pending := r.stops[run.ID]
 	delete(r.stops, run.ID)
+	var how stopping
+	if pending != nil {
+		how = pending.stopping
+	}
 	if r.stopped != nil {
-		how, asked = stopping{Cancelled, *r.stopped}, true
+		how = stopping{Cancelled, *r.stopped}
 	}
 	r.mu.Unlock()
-	if asked {
+	if how.why != "" {
 		r.stopNow(run.ID, how)
+	}
+	if pending != nil {
+		r.mu.Lock()
+		pending.settle()
+		r.mu.Unlock()
 	}
 }
 

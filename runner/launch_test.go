@@ -313,3 +313,62 @@ func TestOneQuestionToASilentSupervisorIsUnderWay(t *testing.T) {
 	close(b.listing)
 	until(t, "it answers", func() bool { return b.Answers(t.Context()) })
 }
+
+// TestCancel_BeforeCommandBegins cancels a run whose order was given and not carried out yet: it is answered at once,
+// and the command never starts.
+func TestCancel_BeforeCommandBegins(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
+	b.gateStarts()
+	b.finish(t, first, 0)
+	if id := <-b.entered; id != second.Run.ID {
+		t.Fatalf("%s is started", id)
+	}
+	for range 2 {
+		if run, err := b.Cancel(t.Context(), second.Run.ID); err != nil || run.State != runner.Running {
+			t.Fatalf("got %+v, %v", run, err)
+		}
+	}
+	b.gate <- struct{}{}
+	if run := b.ended(t, second.Run); run.State != runner.Cancelled || len(b.stopped()) > 0 {
+		t.Errorf("got %+v, and %v was stopped", run, b.stopped())
+	}
+	if id := <-b.entered; id != third.Run.ID {
+		t.Fatalf("%s is started", id)
+	}
+	close(b.gate)
+	b.flies(t, third.Run.ID)
+	if b.count() != 2 {
+		t.Errorf("%d commands started", b.count())
+	}
+}
+
+// TestCancel_WhileCommandBegins cancels a run that is being started: that is answered once the command is told to end.
+func TestCancel_WhileCommandBegins(t *testing.T) {
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	first := b.start(t, of(h, "1"))
+	second := b.queue(t, of(h, "2"))
+	b.gateStarts()
+	b.finish(t, first, 0)
+	<-b.entered
+	b.set(func() { b.claimed, b.obey = true, true })
+	cancelled := make(chan error)
+	go func() {
+		_, err := b.Cancel(t.Context(), second.Run.ID)
+		if len(b.stopped()) == 0 {
+			err = errors.Join(err, errors.New("answered before the command was told to end"))
+		}
+		cancelled <- err
+	}()
+	until(t, "the cancellation is recorded", func() bool { return b.record(t, second.Run.ID).Wish == runner.Cancelled })
+	close(b.gate)
+	if err := <-cancelled; err != nil {
+		t.Error(err)
+	}
+	if run := b.ended(t, second.Run); run.State != runner.Cancelled || run.Signal == "" {
+		t.Errorf("got %+v", run)
+	}
+}

@@ -113,6 +113,10 @@ type Processes interface {
 	// Stop ends the run's whole tree: TERM, the hook's grace, KILL. It returns
 	// at once. Grace below zero means the hook's own.
 	Stop(run string, why State, grace time.Duration) error
+	// Revoke has the command of a run never start, and the run end for a reason: Start returns fs.ErrExist from then on,
+	// and Follow that end. It reports false where the command was started before, or is being started. It does not
+	// wait for who starts commands.
+	Revoke(run string, why State) (revoked bool, err error)
 	// List names the runs that are under way.
 	List() ([]string, error)
 }

@@ -90,7 +90,7 @@ type Runner struct {
 	stopped  *time.Duration           // set once all were stopped: the grace they were given
 	air      map[string]Run           // by flight: what is under way, so that busy is answered from memory
 	up       map[string]bool          // by run: its command was started, or found running
-	stops    map[string]stopping      // by run: asked for before its command was up
+	stops    map[string]*pendingStop  // by run: asked for before its command was up
 	failed   map[string]*failures     // by run: accepted, and its command could not be started yet
 	rules    map[string]string        // by hook: its flight as the file had it at the latest start
 	mixed    map[string]bool          // by hook: runs may be in progress under an earlier one
@@ -111,12 +111,29 @@ type stopping struct {
 	grace time.Duration
 }
 
+// pendingStop is how a run is to be stopped whose command may not have started.
+type pendingStop struct {
+	stopping
+
+	revoked bool          // the command never starts
+	settled chan struct{} // closed once no command can begin any more, or the command is up and told to end
+}
+
+// settle closes settled. The caller holds the runner's mu.
+func (p *pendingStop) settle() {
+	select {
+	case <-p.settled:
+	default:
+		close(p.settled)
+	}
+}
+
 // New returns a runner with nothing in the air. hook yields a hook as the
 // configuration has it at that moment.
 func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log, boot: boot.ID(),
-		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]stopping{}, failed: map[string]*failures{}, retrying: map[string]bool{}, rules: map[string]string{}, mixed: map[string]bool{},
+		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]*pendingStop{}, failed: map[string]*failures{}, retrying: map[string]bool{}, rules: map[string]string{}, mixed: map[string]bool{},
 		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}), going: make(chan struct{}),
 	}
 }
@@ -391,7 +408,10 @@ func (r *Runner) recordOnce(ctx context.Context, run Run, s State, e End, giveBa
 func (r *Runner) tell(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.stops, id)
+	if p := r.stops[id]; p != nil {
+		p.settle()
+		delete(r.stops, id)
+	}
 	delete(r.failed, id)
 	if done, ok := r.done[id]; ok {
 		close(done)
@@ -446,7 +466,8 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 
 // Cancel ends a run: one that waits at once, one that runs by TERM, its hook's
 // grace, and KILL. It returns the run as it stands then. One that has ended
-// stays as it is.
+// stays as it is. Once Cancel has returned without an error, no command begins that
+// had not begun before.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 	ctx = context.WithoutCancel(ctx)
 	return awaited(func() (Run, error) {
@@ -456,7 +477,7 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 		case ended:
 			r.tellCancelled(run)
 		case run.State == Running:
-			r.stop(ctx, id, stopping{Cancelled, -1})
+			<-r.stop(ctx, id, stopping{Cancelled, -1})
 		}
 		return run, err
 	})
@@ -495,22 +516,50 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string, claim Claim)
 }
 
 // stop ends the command of a run that is recorded as running, and as to be ended:
-// now, or as soon as it is there.
-func (r *Runner) stop(ctx context.Context, id string, how stopping) {
+// now, or as soon as it is there. One that was not started yet never starts, though
+// who starts commands may have the order. The channel is closed once that is settled.
+func (r *Runner) stop(ctx context.Context, id string, how stopping) (settled <-chan struct{}) {
 	r.mu.Lock()
-	up := r.up[id]
-	if !up {
-		r.stops[id] = how
+	up, pending := r.up[id], r.stops[id]
+	if pending == nil {
+		pending = &pendingStop{settled: make(chan struct{})}
+	}
+	pending.stopping = how
+	if up {
+		pending.settle()
+	} else {
+		r.stops[id] = pending
 	}
 	r.mu.Unlock()
 	if up {
 		r.stopNow(id, how)
-		return
+		return pending.settled
+	}
+	switch revoked, err := r.procs.Revoke(id, how.why); {
+	case err != nil:
+		r.log.Error("run not revoked", "run", id, "error", err)
+	case revoked:
+		r.mu.Lock()
+		pending.revoked = true
+		pending.settle()
+		r.mu.Unlock()
 	}
 	// It may have ended before that, and then nobody else forgets it.
 	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
 		r.tell(id)
 	}
+	return pending.settled
+}
+
+// revoked returns why a run ends whose command never starts.
+func (r *Runner) revoked(id string) (why State, yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.stops[id]
+	if p == nil || !p.revoked {
+		return "", false
+	}
+	return p.why, true
 }
 
 func (r *Runner) stopNow(id string, how stopping) {

@@ -26,6 +26,7 @@ hooks:
 // stoppedJob ends when the gate is open, and its pid is in DIR/N.
 const stoppedJob = `#!/bin/sh
 echo $$ >"$1/$2"
+echo "$SALLYPORT_RUN" >>"$1/begun"
 until [ -e "$1/gate" ]; do sleep 0.02; done
 exit 7
 `
@@ -67,6 +68,38 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 		if r.State != runner.Failed || r.ExitCode == nil || *r.ExitCode != 7 {
 			t.Errorf("the run is %s with exit code %v, want failed with 7", r.State, r.ExitCode)
 		}
+	}
+	in.end()
+}
+
+// TestStoppedSupervisor_Cancel: a run whose order a stopped supervisor holds is cancelled, so its command does not begin
+// when the supervisor goes on. Another run of its flight does.
+func TestStoppedSupervisor_Cancel(t *testing.T) {
+	t.Parallel()
+	in := install(t, "sallyport", stoppedHooks)
+	in.write("job.sh", stoppedJob, 0o755)
+	in.write("gate", "", 0o600)
+	in.start(true)
+	supervisor := in.supervisor()
+	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
+	run := in.deliver("job", `{"n": 1}`).run() // answered without the supervisor, which has the order
+	if out, err := program(t, in.dir, "runs", "cancel", "--state-dir", "state", run.ID).CombinedOutput(); err != nil {
+		t.Fatalf("the cancellation is answered with %v: %s", err, out)
+	}
+	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
+	if r := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run(); r.State != runner.Cancelled {
+		t.Errorf("the run is %+v", r)
+	}
+	if a := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); a.code != http.StatusNotFound {
+		t.Errorf("its output is answered with %d: %s", a.code, a.body)
+	}
+	next := in.deliver("job", `{"n": 1, "again": true}`).run()
+	if r := in.ask(t.Context(), http.MethodGet, "/runs/"+next.ID, "", "Prefer: wait=30").run(); r.State != runner.Failed || r.ExitCode == nil {
+		t.Errorf("the next run of the flight is %+v", r)
+	}
+	if log := string(in.read("begun")); strings.TrimSpace(log) != next.ID {
+		t.Errorf("these began: %s", log)
 	}
 	in.end()
 }

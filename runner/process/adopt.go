@@ -204,6 +204,8 @@ func (l *Local) earlier(run string) (known bool, err error) {
 		return false, nil
 	case err != nil:
 		return true, err
+	case s.isRevoked():
+		return true, fmt.Errorf("starting run %s: it was revoked: %w", run, fs.ErrExist)
 	case s.Started.IsZero():
 		return true, fmt.Errorf("starting run %s: %s", run, s.Error)
 	}

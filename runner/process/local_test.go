@@ -359,6 +359,33 @@ func TestUnknownRunIsAnError(t *testing.T) {
 	}
 }
 
+// TestRevoke: of revoking a run and starting it, exactly one happens, whichever comes first.
+func TestRevoke(t *testing.T) {
+	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "60"}})
+	o := processtest.NewOrder()
+	for i := range 2 {
+		if revoked, err := b.Revoke(o.Run, runner.Cancelled); err != nil || revoked != (i == 0) {
+			t.Fatal(revoked, err)
+		}
+		if err := b.Start(o); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("revoked, and started: %v", err)
+		}
+	}
+	if e := b.AwaitEnd(t, o.Run); e.Reason != runner.Cancelled || e.Ended.IsZero() || e.ExitCode != nil {
+		t.Errorf("got %+v", e)
+	}
+	if _, err := b.Output(o.Run); !errors.Is(err, process.ErrUnknown) {
+		t.Errorf("its output: %v", err)
+	}
+	started := b.Begin(t, processtest.NewOrder())
+	if revoked, err := b.Revoke(started, runner.Cancelled); revoked || err != nil {
+		t.Errorf("a run in progress is revoked: %v, %v", revoked, err)
+	}
+	if _, err := b.Revoke("../x", runner.Cancelled); err == nil {
+		t.Error("a path is revoked")
+	}
+}
+
 func TestNoIDRunsTwice(t *testing.T) {
 	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/true"}})
 	o := processtest.NewOrder()

@@ -50,6 +50,9 @@ func OpenOutput(dir, run string) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.isRevoked() {
+		return nil, fmt.Errorf("run %s: %w", run, ErrUnknown)
+	}
 	folder, err := root.OpenRoot(run)
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder of run %s: %w", run, err)
