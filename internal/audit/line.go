@@ -18,7 +18,7 @@ import (
 )
 
 // Line is one line of the audit: a decision about a request, or an event of the
-// server's own. The keys are described in docs/operations.md.
+// server's own. The keys are described in docs/audit.md.
 type Line struct {
 	Seq      uint64    `json:"seq"`  // set by the Log, from 1 on
 	Time     time.Time `json:"time"` // set by the Log
