@@ -589,6 +589,38 @@ func (p *provider) status(source keyset.Source) keyset.Status {
 	return set.Status()
 }
 
+// TestKeeper_LettingGoLeavesNoConnection lets go of an issuer that takes connections and never says a word.
+func TestKeeper_LettingGoLeavesNoConnection(t *testing.T) {
+	t.Parallel()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	source := keyset.Source{Issuer: "https://" + l.Addr().String()}
+	set, err := keyset.New(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := keyset.NewKeeper(slog.New(slog.DiscardHandler))
+	k.Keep(t.Context(), map[keyset.Source]*keyset.Set{source: set})
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	k.Keep(t.Context(), nil)
+	if set.Await(t.Context(), netip.Addr{}) && set.Status().Fetches > 1 {
+		t.Error("it is asked again though it was let go")
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, conn); err != nil {
+		t.Error("the connection stays open:", err)
+	}
+}
+
 // A key that is not fit to verify a signature is left out, and spoils no other.
 func TestAPoisonedSetKeepsItsGoodKeys(t *testing.T) {
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
