@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"sallyport/auth"
+	"sallyport/internal/guard"
 	"sallyport/runner"
 	"sallyport/runner/process"
 )
@@ -291,7 +292,7 @@ func (s *surface) attend(ctx context.Context, f *follower, id string) (runner.Ru
 	}
 	ended := make(chan ending, 1)
 	go func() {
-		run, err := s.runner.Wait(ctx, id)
+		run, err := guard.Call(s.log, func() (runner.Run, error) { return s.runner.Wait(ctx, id) })
 		ended <- ending{run, err}
 	}()
 	tick := time.NewTicker(pollEvery)

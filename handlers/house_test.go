@@ -43,6 +43,7 @@ type house struct {
 	check   *readiness.Check
 	outputs handlers.Outputs
 	record  *record
+	procs   *commands
 	surface *handlers.Handler
 	server  *httptest.Server
 	log     *journal
@@ -129,8 +130,10 @@ func build(t *testing.T, dir, text string) *house {
 		t.Fatal(err)
 	}
 	h.outputs = procs.Output
-	h.runner = runner.New(audit.Store(h.record, h.audit), procs, h.config.Hook, h.clock.now, log)
+	h.procs = &commands{Processes: procs}
+	h.runner = runner.New(audit.Store(h.record, h.audit), h.procs, h.config.Hook, h.clock.now, log)
 	h.check = readiness.New(
+		log,
 		readiness.Part{Name: "store", Probe: st.Probe},
 		readiness.Part{Name: "audit", Probe: h.audit.Probe},
 		readiness.Part{Name: "supervisor", Probe: func(ctx context.Context) error {
@@ -429,7 +432,37 @@ type record struct {
 	runner.Store
 	gets   atomic.Int64
 	broken atomic.Bool
+	faulty atomic.Bool // what records a request panics
 	lists  atomic.Pointer[lists]
+}
+
+// fail panics as a programming error does.
+func fail(faulty *atomic.Bool) {
+	if faulty.Load() {
+		none := make([]int, 0)
+		none[0]++
+	}
+}
+
+func (r *record) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+	fail(&r.faulty)
+	return r.Store.Admit(ctx, run, c, p, in)
+}
+
+func (r *record) Cancel(ctx context.Context, id string) (runner.Run, bool, error) {
+	fail(&r.faulty)
+	return r.Store.Cancel(ctx, id)
+}
+
+// commands starts them, or panics.
+type commands struct {
+	runner.Processes
+	faulty atomic.Bool
+}
+
+func (c *commands) Start(o runner.Order) error {
+	fail(&c.faulty)
+	return c.Processes.Start(o)
 }
 
 // lists are calls of List that wait.

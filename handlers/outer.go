@@ -4,14 +4,13 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"fmt"
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"time"
 
 	"sallyport/auth"
 	"sallyport/internal/audit"
+	"sallyport/internal/guard"
 	"sallyport/internal/netid"
 )
 
@@ -79,12 +78,10 @@ func (s *surface) outer(next http.Handler) http.Handler {
 // recover answers 500 for a panic of a handler. An answer that has begun is
 // broken off instead: its reader must not take it for a whole one.
 func (s *surface) recover(rec *recorder, req *request) {
-	fault := recover()
-	if fault == nil {
+	err := guard.Log(s.log, recover(), "request", req.id)
+	if err == nil {
 		return
 	}
-	s.log.Error("fault", "request", req.id, "error", fault, "stack", string(debug.Stack()))
-	err := fmt.Errorf("fault: %v", fault)
 	if rec.status != 0 {
 		breakOff(req, err)
 		return

@@ -91,7 +91,7 @@ func (h *house) restart() {
 	if err := h.runner.Recover(h.t.Context()); err != nil {
 		h.t.Fatal(err)
 	}
-	check := readiness.New(readiness.Part{Name: "store", Probe: st.Probe})
+	check := readiness.New(slog.New(slog.DiscardHandler), readiness.Part{Name: "store", Probe: st.Probe})
 	h.serve(handlers.New(h.config, h.runner, procs.Output, h.audit, check, nil, h.clock.now, log))
 }
 

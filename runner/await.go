@@ -2,7 +2,10 @@ package runner
 
 import (
 	"fmt"
+	"log/slog"
 	"time"
+
+	"sallyport/internal/guard"
 )
 
 // recordTime bounds how long a request waits for what it asks for to be recorded
@@ -11,15 +14,15 @@ const recordTime = 15 * time.Second
 
 // awaited returns what f returns, or ErrUnavailable when that takes too long: a disk
 // may hang. f goes on then, so what it records is carried out, and a delivery that
-// comes again is answered with its run.
-func awaited[T any](f func() (T, error)) (T, error) {
+// comes again is answered with its run. A panic of f is an error.
+func awaited[T any](log *slog.Logger, f func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
 	done := make(chan result, 1)
 	go func() {
-		value, err := f()
+		value, err := guard.Call(log, f)
 		done <- result{value, err}
 	}()
 	select {

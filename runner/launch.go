@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"time"
 
+	"sallyport/internal/guard"
 	"sallyport/internal/logging"
 )
 
@@ -33,7 +34,7 @@ func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (lat
 	told := make(chan error, 1)
 	go func() {
 		defer r.ordering.Done()
-		told <- r.order(run, in)
+		told <- guard.Do(r.log, func() error { return r.order(run, in) })
 	}()
 	select {
 	case err := <-told:
@@ -128,7 +129,12 @@ func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
 	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
 	end := End{Ended: r.now(), Error: "the command could not be started", Detail: reason.Error()}
 	recorded := make(chan Run, 1)
-	go func() { recorded <- r.finish(ctx, run, Failed, end, true) }()
+	go func() {
+		ended, err := guard.Call(r.log, func() (Run, error) { return r.finish(ctx, run, Failed, end, true), nil })
+		if err == nil {
+			recorded <- ended
+		}
+	}()
 	ended := run
 	ended.State, ended.End = Failed, end
 	select {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"sallyport/internal/guard"
 )
 
 // Recover takes up what a server before this one left: runs that go on are
@@ -303,7 +305,7 @@ func (r *Runner) Answers(ctx context.Context) bool {
 		q = &question{done: make(chan struct{})}
 		r.asked = q
 		go func() {
-			_, q.err = r.procs.List()
+			_, q.err = guard.Call(r.log, r.procs.List)
 			r.mu.Lock()
 			r.asked = nil
 			r.mu.Unlock()

@@ -172,16 +172,19 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	}
 	// What was asked for is done, whether or not the sender still listens.
 	ctx = context.WithoutCancel(ctx)
-	return awaited(func() (Started, error) { return r.admit(ctx, d, run) })
+	return awaited(r.log, func() (Started, error) { return r.admit(ctx, d, run) })
 }
 
 // admit records a run that was let in, and starts it or has it wait.
 func (r *Runner) admit(ctx context.Context, d Delivery, run Run) (Started, error) {
+	launching := false
+	defer func() {
+		if !launching { // otherwise launch sees to it
+			r.leave()
+		}
+	}()
 	in := d.feed()
 	a, err := r.store.Admit(ctx, run, d.Claim, d.Hook.Busy, in)
-	if err != nil || a.Run.State != Running {
-		defer r.leave() // otherwise launch sees to it
-	}
 	if err != nil {
 		var busy *Busy
 		if errors.As(err, &busy) {
@@ -194,6 +197,7 @@ func (r *Runner) admit(ctx context.Context, d Delivery, run Run) (Started, error
 		r.tell(old.ID)
 	}
 	if a.Run.State == Running {
+		launching = true
 		late, err := r.launch(ctx, a.Run, in, false)
 		return Started{Run: a.Run, Late: late}, err
 	}
@@ -470,7 +474,7 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 // had not begun before.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 	ctx = context.WithoutCancel(ctx)
-	return awaited(func() (Run, error) {
+	return awaited(r.log, func() (Run, error) {
 		run, ended, err := r.store.Cancel(ctx, id)
 		switch {
 		case err != nil:

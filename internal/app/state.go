@@ -88,6 +88,7 @@ func (p *program) hold(ctx context.Context) (_ *held, err error) {
 	h.undo = append(h.undo, func() { closing(h.procs, "the supervisor's socket", p.log) })
 	h.runs = runner.New(audit.Store(h.st, h.trail), h.procs, p.conf.Hook, time.Now, p.log)
 	h.check = readiness.New(
+		p.log,
 		readiness.Part{Name: "store", Probe: h.st.Probe},
 		readiness.Part{Name: "audit", Probe: h.trail.Probe},
 		readiness.Part{Name: "supervisor", Probe: func(ctx context.Context) error {

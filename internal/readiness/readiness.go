@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
+
+	"sallyport/internal/guard"
 )
 
 const (
@@ -39,10 +42,10 @@ type Fault struct {
 type Check struct{ parts []*part }
 
 // New returns a check of some parts.
-func New(parts ...Part) *Check {
+func New(log *slog.Logger, parts ...Part) *Check {
 	c := new(Check)
 	for _, p := range parts {
-		c.parts = append(c.parts, &part{Part: p})
+		c.parts = append(c.parts, &part{Part: p, log: log})
 	}
 	return c
 }
@@ -70,6 +73,7 @@ func (c *Check) Err(ctx context.Context) error {
 
 type part struct {
 	Part
+	log *slog.Logger
 
 	mu     sync.Mutex
 	latest *attempt
@@ -121,7 +125,7 @@ func (p *part) begin(ctx context.Context) *attempt {
 		defer close(a.done)
 		ctx, stop := context.WithTimeout(ctx, deadline)
 		defer stop()
-		a.err = p.Probe(ctx)
+		a.err = guard.Do(p.log, func() error { return p.Probe(ctx) })
 		if errors.Is(a.err, context.DeadlineExceeded) {
 			a.err = fmt.Errorf("%w: %w", ErrSilent, a.err)
 		}

@@ -3,6 +3,7 @@ package readiness_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,6 +19,7 @@ func TestCheck_HangingPart(t *testing.T) {
 	goOn, broken := make(chan struct{}), errors.New("broken")
 	var asked, askedOther atomic.Int64
 	c := readiness.New(
+		slog.New(slog.DiscardHandler),
 		readiness.Part{Name: "hangs", Probe: func(context.Context) error { asked.Add(1); <-goOn; return nil }},
 		readiness.Part{Name: "well", Probe: func(context.Context) error { return nil }},
 		readiness.Part{Name: "broken", Probe: func(context.Context) error { askedOther.Add(1); return broken }},
@@ -45,7 +47,7 @@ func TestCheck_HangingPart(t *testing.T) {
 // TestCheck_PartHeedsItsDeadline: a probe that gives up by itself has not answered, either.
 func TestCheck_PartHeedsItsDeadline(t *testing.T) {
 	t.Parallel()
-	c := readiness.New(readiness.Part{Name: "slow", Probe: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }})
+	c := readiness.New(slog.New(slog.DiscardHandler), readiness.Part{Name: "slow", Probe: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }})
 	if err := c.Err(t.Context()); !errors.Is(err, readiness.ErrSilent) {
 		t.Errorf("got %v", err)
 	}

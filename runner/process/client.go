@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/guard"
 	"sallyport/internal/logging"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
@@ -178,7 +179,9 @@ func (c *Client) askStop(run string, why runner.State, grace time.Duration) *sto
 	ask := &stopAsk{why: why, grace: grace, done: make(chan struct{})}
 	c.stops[run] = ask
 	go func() {
-		_, ask.err = c.call(c.ctx, request{Do: doStop, Run: run, Why: why, Grace: grace}, true)
+		_, ask.err = guard.Call(c.o.Log, func() (*reply, error) {
+			return c.call(c.ctx, request{Do: doStop, Run: run, Why: why, Grace: grace}, true)
+		})
 		close(ask.done)
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -350,7 +353,8 @@ func (c *Client) beginSearch(look func(context.Context) (*link, error)) *search 
 		defer close(s.done)
 		ctx, done := context.WithTimeout(c.ctx, patience)
 		defer done()
-		if s.link, s.err = look(ctx); s.err != nil {
+		s.link, s.err = guard.Call(c.o.Log, func() (*link, error) { return look(ctx) })
+		if s.err != nil {
 			s.err = unreached(s.err)
 			c.noteLost(s.err)
 			return

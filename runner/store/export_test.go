@@ -82,3 +82,15 @@ func (s *SQLite) Do(ctx context.Context, query string) error {
 
 // MaxBatch is how many operations one transaction takes at most.
 const MaxBatch = maxBatch
+
+// DoPanicking has an operation panic after it removed all runs.
+func (s *SQLite) DoPanicking(ctx context.Context) error {
+	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
+		if _, err := tx.exec(ctx, `DELETE FROM runs`); err != nil {
+			return err
+		}
+		none := make([]int, 0)
+		none[0]++
+		return nil
+	})
+}

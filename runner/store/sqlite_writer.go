@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/internal/groupcommit"
+	"sallyport/internal/guard"
 	"sallyport/runner"
 )
 
@@ -101,7 +102,7 @@ func (s *SQLite) step(ctx context.Context, o *op, shared bool) error {
 			return err
 		}
 	}
-	o.err = o.do(ctx, s.writer)
+	o.err = guard.Do(s.log, func() error { return o.do(ctx, s.writer) })
 	if errors.Is(o.err, ErrUnavailable) {
 		return o.err
 	}
