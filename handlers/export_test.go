@@ -2,8 +2,14 @@ package handlers
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -11,6 +17,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/internal/config"
+	"sallyport/internal/netid"
 	"sallyport/runner"
 )
 
@@ -58,3 +65,84 @@ func FixedPaths() (paths []string) {
 
 // Traceparent is what is passed on to the command of a delivery.
 func Traceparent(h http.Header) string { return traceparent(h) }
+
+// Room is the room for unverified bodies.
+type Room struct{ *room }
+
+// NewRoom makes room of so many bytes.
+func NewRoom(total int64) Room {
+	r := &room{total: total, sites: map[netip.Addr]int64{}, uploads: map[*upload]struct{}{}}
+	r.given = sync.NewCond(&r.mu)
+	return Room{r}
+}
+
+// Body is an unverified body that arrives from a connection.
+type Body struct {
+	*unverified
+
+	conn net.Conn
+}
+
+// NewBody begins a body from an address.
+func (r Room) NewBody(conn net.Conn, from netip.Addr, known bool) Body {
+	return Body{&unverified{room: r.room, upload: &upload{
+		site: netid.Site(from), known: known, begun: time.Now(), stop: func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) },
+	}, bytes: make([]byte, 0, freeBody)}, conn}
+}
+
+// deadlines is the part of a ResponseWriter that sets them.
+type deadlines struct {
+	http.ResponseWriter
+	net.Conn
+}
+
+// Write implements http.ResponseWriter.
+func (d deadlines) Write(p []byte) (int, error) { return d.Conn.Write(p) }
+
+// Receive reads the body, and releases it unless it comes whole.
+func (b Body) Receive(from io.Reader, most int64) error {
+	err := b.receive(http.NewResponseController(deadlines{Conn: b.conn}), from, most, time.Minute)
+	if err != nil {
+		b.release()
+	}
+	return err
+}
+
+// Release gives the room back.
+func (b Body) Release() { b.release() }
+
+// Lost reports whether the body is to give way, or gave way.
+func (b Body) Lost() bool { return b.room.evicted(b.upload) }
+
+// Check returns what is wrong with the accounting of the room, which bodies hold, and how much is held.
+func (r Room) Check(bodies []Body) (held int64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	sites, sum := map[netip.Addr]int64{}, int64(0)
+	for _, b := range bodies {
+		if b.upload.held < 0 {
+			err = errors.Join(err, fmt.Errorf("a body holds %d bytes", b.upload.held))
+		}
+		if b.upload.held > 0 {
+			sites[b.upload.site] += b.upload.held
+			sum += b.upload.held
+		}
+	}
+	for site, n := range sites {
+		if n > r.total/2 {
+			err = errors.Join(err, fmt.Errorf("site %s holds %d bytes, which is more than half", site, n))
+		}
+	}
+	if !maps.Equal(sites, r.sites) {
+		err = errors.Join(err, fmt.Errorf("sites hold %v, and %v is counted", sites, r.sites))
+	}
+	if sum != r.held || r.held > r.total || r.leaving != 0 {
+		err = errors.Join(err, fmt.Errorf("bodies hold %d bytes, and %d of %d are counted; %d bodies give way", sum, r.held, r.total, r.leaving))
+	}
+	for u := range r.uploads {
+		if u.held == 0 || u.lost {
+			err = errors.Join(err, fmt.Errorf("a body may have to give way that holds %d bytes, lost: %t", u.held, u.lost))
+		}
+	}
+	return r.held, err
+}
