@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"sallyport/internal/logging"
 )
 
 // Use is the last use of a key of a caller.
@@ -33,6 +35,7 @@ type Table struct {
 	mu      sync.Mutex
 	last    map[name]time.Time
 	changed map[name]bool // since the last save
+	failing logging.Repeated
 }
 
 type name struct{ caller, scheme, key string }
@@ -131,12 +134,17 @@ func (t *Table) Save(ctx context.Context, in Store, log *slog.Logger) {
 	}
 	Sort(uses)
 	err := in.SaveKeyUses(ctx, uses)
-	if err == nil {
-		return
-	}
-	log.Error("last uses of keys not recorded", "error", err)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err == nil {
+		if n := t.failing.Over(); n > 0 {
+			log.Info("last uses of keys are recorded again", "failures", n)
+		}
+		return
+	}
+	if t.failing.IsNew(err) {
+		log.Error("last uses of keys not recorded", "error", err)
+	}
 	for _, u := range uses {
 		t.changed[name{u.Caller, u.Scheme, u.Key}] = true
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/internal/config"
+	"sallyport/internal/logging"
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
@@ -24,6 +25,7 @@ const (
 // small steps, until ctx is done.
 func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
 	var steps *Steps
+	expiring, pruning := &failures{log: log, work: "ending runs that waited too long"}, &failures{log: log, work: "forgetting runs"}
 	started := time.Now()
 	every(ctx, func() (wait time.Duration) {
 		if steps == nil {
@@ -34,9 +36,7 @@ func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *st
 			steps = startSteps(started, newest, st.Stepped()) // the clock may have been set since
 		}
 		c := conf.Get()
-		if err := runs.ExpireQueued(ctx, c.Hooks); err != nil && ctx.Err() == nil {
-			log.Error("ending runs that waited too long", "error", err)
-		}
+		expiring.note(ctx, runs.ExpireQueued(ctx, c.Hooks))
 		if held, step := steps.Held(time.Now(), time.Since(started)); held {
 			if step != 0 {
 				log.Warn("the clock was set: nothing is removed for a while", "by", step.String(), "for", HoldAfterStep.String())
@@ -47,9 +47,7 @@ func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *st
 		for _, id := range removed {
 			err = errors.Join(err, process.Remove(folder(c), id))
 		}
-		if err != nil && ctx.Err() == nil {
-			log.Error("forgetting runs", "error", err)
-		}
+		pruning.note(ctx, err)
 		if more {
 			return pause
 		}
@@ -62,13 +60,33 @@ func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *st
 // much longer than it works.
 func Outputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	const rest = 50 // times as long
+	trimming := &failures{log: log, work: "trimming outputs"}
 	every(ctx, func() (wait time.Duration) {
 		from, c := time.Now(), conf.Get()
-		if _, err := process.Trim(folder(c), int64(c.Outputs)); err != nil {
-			log.Error("bounding the outputs", "error", err)
-		}
+		_, err := process.Trim(folder(c), int64(c.Outputs))
+		trimming.note(ctx, err)
 		return max(interval, rest*time.Since(from))
 	})
+}
+
+// failures are those of one kind of work that is done again and again.
+type failures struct {
+	log  *slog.Logger
+	work string
+	seen logging.Repeated
+}
+
+// note logs a failure that is new, and the first success after failures.
+func (f *failures) note(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil: // the server ends
+	case err == nil:
+		if n := f.seen.Over(); n > 0 {
+			f.log.Info("retention works again", "work", f.work, "failures", n)
+		}
+	case f.seen.IsNew(err):
+		f.log.Error("retention fails; it is tried again", "work", f.work, "error", err)
+	}
 }
 
 // every does a step after an interval, and again after what that step says.
@@ -97,6 +115,7 @@ const sweepAgain = time.Hour
 
 // Sweep removes what a crash left of runs that were forgotten just then, until ctx is done.
 func Sweep(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Logger) {
+	sweeping := &failures{log: log, work: "removing folders of forgotten runs"}
 	every(ctx, func() (wait time.Duration) {
 		removed, err := process.Sweep(ctx, folder(c), process.SweepAfter, func(run string) (bool, error) {
 			_, err := st.Get(ctx, run)
@@ -108,9 +127,7 @@ func Sweep(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Lo
 		if removed > 0 {
 			log.Info("folders of forgotten runs removed", "count", removed)
 		}
-		if err != nil && ctx.Err() == nil {
-			log.Error("removing folders of forgotten runs", "error", err)
-		}
+		sweeping.note(ctx, err)
 		return sweepAgain
 	})
 }

@@ -1,0 +1,11 @@
+package retention
+
+import (
+	"context"
+	"log/slog"
+)
+
+// NewFailures returns what notes how some work ended.
+func NewFailures(log *slog.Logger, work string) (note func(context.Context, error)) {
+	return (&failures{log: log, work: work}).note
+}
