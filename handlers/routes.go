@@ -54,6 +54,9 @@ func (h *Handler) Update() { h.current.Store(newSurface(h.watcher.Get(), h.curre
 // Close writes into the log what was only counted so far.
 func (h *Handler) Close() { h.current.Load().samples.summarize() }
 
+// SkippedLines returns how many lines of the log were not written because there were too many of a kind.
+func (h *Handler) SkippedLines() int { return h.current.Load().samples.skippedLines() }
+
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.current.Load().all.ServeHTTP(w, r)

@@ -35,6 +35,7 @@ type samples struct {
 	kinds   map[string]*rate.Limiter // the kinds are those of the program, so there are few
 	skipped map[string]*skipped
 	due     *time.Timer // nil while nothing is skipped
+	total   int         // skipped since the start
 }
 
 // skipped counts lines that were not written.
@@ -74,10 +75,18 @@ func (s *samples) allow(kind string, from netip.Addr, now time.Time) bool {
 		s.skipped[kind] = k
 	}
 	k.count++
+	s.total++
 	if s.due == nil {
 		s.due = time.AfterFunc(summaryEvery, s.summarize)
 	}
 	return false
+}
+
+// skippedLines returns how many lines were skipped since the start.
+func (s *samples) skippedLines() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total
 }
 
 // summarize writes how many lines were skipped since the last time.

@@ -61,6 +61,9 @@ func TestLog_StrangersFillNothing(t *testing.T) {
 	if info["request200"] != 300 || skipped != one-100+2*(many-300) {
 		t.Errorf("%v, and %d are counted", info, skipped)
 	}
+	if n := h.surface.SkippedLines(); n != skipped {
+		t.Errorf("%d lines are counted, and the log says %d", n, skipped)
+	}
 	for text := range strings.Lines(h.log.String()) {
 		if len(text) > 700 {
 			t.Fatalf("%d bytes: %s", len(text), text)

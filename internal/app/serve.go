@@ -57,7 +57,7 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 		return err
 	}
 	p := &program{
-		conf: conf, file: cmd.Config, exe: exe, version: version.String(), uses: env.Uses, log: log, hup: hup,
+		conf: conf, file: cmd.Config, exe: exe, version: version.String(), uses: env.Uses, log: log, out: out, hup: hup,
 		signals: sync.OnceValue(signals), // not before there is something to end well
 		retain:  env.Retain,
 	}
@@ -98,6 +98,7 @@ type program struct {
 	version string
 	uses    *keyuse.Table
 	log     *slog.Logger
+	out     *logging.Output // that log writes to
 	hup     <-chan os.Signal
 	signals func() server.Signals
 	retain  func(*config.Config) // of what earlier configurations asked for
@@ -121,7 +122,9 @@ func (p *program) serve(ctx context.Context, listener net.Listener, before *serv
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry { return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries()) }, log)
 	p.watchdog.Watch(h.check)
 	defer p.watchdog.Watch(nil)
-	surface := handlers.New(conf, h.runs, h.procs.Output, h.trail, h.check, metrics.Handler(conf, p.uses, p.version), time.Now, log)
+	var surface *handlers.Handler
+	missing := metrics.Missing{Dropped: p.out.Dropped, Skipped: func() int { return surface.SkippedLines() }, Suppressed: h.trail.SuppressedLines}
+	surface = handlers.New(conf, h.runs, h.procs.Output, h.trail, h.check, metrics.Handler(conf, p.uses, missing, p.version), time.Now, log)
 	defer surface.Close()
 	issuers := keyset.NewKeeper(log)
 	inForce := func(c *config.Config) {

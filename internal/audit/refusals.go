@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -35,6 +36,8 @@ type counts struct {
 	limits map[kind]*rate.Limiter
 	tally  map[kind]tally
 	told   time.Time
+
+	suppressed atomic.Int64 // since the start
 }
 
 // Decided records what became of a request that nothing was allowed by, for a reason of few. What
@@ -48,7 +51,7 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 	}
 	if !sure || reason == TooOften {
 		if !l.allow(k, at) {
-			l.add(k, tally{1, at, at})
+			l.countOne(k, at)
 			return
 		}
 	}
@@ -64,9 +67,11 @@ const TooOften = "too-often"
 
 // Count records that something was turned away that deserves no line.
 func (l *Log) Count(reason string) {
-	at := l.now()
-	l.add(kind{reason: reason}, tally{1, at, at})
+	l.countOne(kind{reason: reason}, l.now())
 }
+
+// SuppressedLines returns how many refusals have had no line of their own since the start.
+func (l *Log) SuppressedLines() int { return int(l.suppressed.Load()) }
 
 func compare(a, b kind) int {
 	return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.caller, b.caller))
@@ -81,6 +86,11 @@ func (r *counts) allow(k kind, at time.Time) bool {
 		r.limits[k] = limit
 	}
 	return limit.AllowN(at, 1)
+}
+
+func (r *counts) countOne(k kind, at time.Time) {
+	r.suppressed.Add(1)
+	r.add(k, tally{1, at, at})
 }
 
 func (r *counts) add(k kind, t tally) {

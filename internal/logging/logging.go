@@ -36,6 +36,7 @@ type Output struct {
 	size    int // of the lines, with the one that is being written
 	full    bool
 	dropped int // since it was full
+	total   int // dropped since the start
 	closed  bool
 }
 
@@ -66,11 +67,19 @@ func (o *Output) Write(line []byte) (int, error) {
 	o.full = o.full && o.size > maxQueued/2 || o.size+len(line) > maxQueued
 	if o.full {
 		o.dropped++
+		o.total++
 		return len(line), nil
 	}
 	o.noteDropped()
 	o.add(line)
 	return len(line), nil
+}
+
+// Dropped returns how many lines were dropped since the start.
+func (o *Output) Dropped() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.total
 }
 
 // add queues a line. The caller holds mu.

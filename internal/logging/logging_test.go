@@ -62,6 +62,9 @@ func TestOutput_StoppedReader(t *testing.T) {
 	if next != n || dropped == 0 || dropped > n-1000 {
 		t.Errorf("%d lines, %d of them dropped", next, dropped)
 	}
+	if out.Dropped() != dropped {
+		t.Errorf("%d lines dropped, and %d are counted", dropped, out.Dropped())
+	}
 }
 
 // TestOutput_CloseWithoutReader: a process ends though nobody reads its log.

@@ -53,8 +53,10 @@ func TestTheManualHasEveryMetricWithItsLabelsAndNoOther(t *testing.T) {
 	}
 	uses := new(keyuse.Table)
 	uses.Note(keyuse.Use{Caller: "prometheus", Scheme: "token", Key: "1", At: time.Now()})
+	none := func() int { return 0 }
+	missing := metrics.Missing{Dropped: none, Skipped: none, Suppressed: none}
 	w := httptest.NewRecorder()
-	metrics.Handler(conf, uses, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+	metrics.Handler(conf, uses, missing, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
 	told := regexp.MustCompile(`(?m)^(sallyport_\w+(?:\{.*\})?) `).FindAllStringSubmatch(w.Body.String(), -1)
 
 	if got, want := shapes(documented), shapes(told); !slices.Equal(got, want) || len(want) == 0 {

@@ -18,9 +18,21 @@ import (
 	"sallyport/internal/keyuse"
 )
 
+// Missing returns how many lines were not written since the start.
+type Missing struct {
+	Dropped    func() int // of the log, because its reader did not keep up
+	Skipped    func() int // of the log, because there were too many of a kind
+	Suppressed func() int // of the audit log, for the same reason
+}
+
 // Handler answers with the metrics, in the format that is asked for.
-func Handler(conf *config.Watcher, uses *keyuse.Table, version string) http.Handler {
+func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version string) http.Handler {
 	r := prometheus.NewRegistry()
+	for reason, count := range map[string]func() int{"dropped": missing.Dropped, "skipped": missing.Skipped, "suppressed": missing.Suppressed} {
+		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "sallyport_log_lines_missing_total", Help: "Lines that were not written.", ConstLabels: prometheus.Labels{"reason": reason},
+		}, func() float64 { return float64(count()) }))
+	}
 	r.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
