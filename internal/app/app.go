@@ -69,8 +69,8 @@ func Main(version string, args []string, in io.Reader, out, errOut io.Writer) in
 	return client.ExitCode(err)
 }
 
-// tell prints what is wrong with a configuration.
-func tell(found []config.Diagnostic, errOut io.Writer) {
+// printDiagnostics prints what is wrong with a configuration.
+func printDiagnostics(found []config.Diagnostic, errOut io.Writer) {
 	for _, d := range found {
 		_, _ = fmt.Fprintln(errOut, d)
 	}

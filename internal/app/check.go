@@ -23,7 +23,7 @@ func (cmd *checkCmd) Run(s *cli.Streams) error {
 	workloads := certs.NewWorkloads(slog.New(slog.DiscardHandler))
 	defer workloads.Retain("")
 	c, found := config.Load(cmd.Config, config.Env{Getenv: os.LookupEnv, Now: time.Now(), Workloads: workloads})
-	tell(found, s.Err)
+	printDiagnostics(found, s.Err)
 	if c == nil {
 		return cli.ExitCode(1)
 	}

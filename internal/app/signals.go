@@ -35,9 +35,9 @@ func catchSignals(log *slog.Logger) (hup <-chan os.Signal) {
 	return hangups
 }
 
-// signals are SIGTERM or SIGINT to stop, a second one to kill, and SIGUSR2 to
-// hand over.
-func signals() server.Signals {
+// catchEndSignals returns what ends serving: SIGTERM or SIGINT drains, a second one kills what still runs, and SIGUSR2
+// hands over.
+func catchEndSignals() server.Signals {
 	first, second, next := make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
 	got, usr := make(chan os.Signal, 2), make(chan os.Signal, 1)
 	signal.Notify(got, syscall.SIGTERM, syscall.SIGINT)

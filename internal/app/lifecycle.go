@@ -1,0 +1,204 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"sallyport/auth/jwt/keyset"
+	"sallyport/certs"
+	"sallyport/handlers"
+	"sallyport/internal/audit"
+	"sallyport/internal/config"
+	"sallyport/internal/keyuse"
+	"sallyport/internal/logging"
+	"sallyport/internal/metrics"
+	"sallyport/internal/readiness"
+	"sallyport/internal/server"
+	"sallyport/runner/process"
+	"sallyport/runner/store"
+)
+
+// program is what a server has whether or not it holds the state folder.
+type program struct {
+	conf    *config.Watcher
+	file    string
+	exe     string
+	version string
+	uses    *keyuse.Table
+	log     *slog.Logger
+	out     *logging.Output // where log writes to
+	hup     <-chan os.Signal
+	signals func() server.Signals
+	retain  func(*config.Config) // ends what only earlier configurations asked for
+
+	watchdog readiness.Watchdog
+}
+
+// run takes a server through its states:
+//
+//	acquire   opens the state folder, once the predecessor, if there is one, has released it
+//	serve     answers deliveries until a signal ends that
+//	drain     refuses deliveries and waits for runs in progress; then the program ends
+//	hand over waits, with the state folder released, until the successor serves; then the program ends
+//	reclaim   opens the state folder again, because the successor failed, and serves with the same listener
+//
+// At any time at most one server holds the state folder.
+func (p *program) run(ctx context.Context, listener net.Listener, predecessor *server.Before) error {
+	folder, err := p.acquire(ctx, predecessor)
+	for err == nil {
+		var successor *server.Next
+		if successor, err = p.serve(ctx, folder, listener, predecessor); successor == nil {
+			return err // drained
+		}
+		if listener, err = p.handOver(successor, err); listener == nil {
+			return err
+		}
+		predecessor = nil
+		folder, err = p.reclaim(ctx)
+	}
+	return err
+}
+
+// acquire opens the state folder. A predecessor is asked to release it first, unless the audit log in it is damaged:
+// then neither server could open it again.
+func (p *program) acquire(ctx context.Context, predecessor *server.Before) (*stateFolder, error) {
+	if predecessor == nil {
+		return p.openFolder(ctx)
+	}
+	if err := audit.Check(p.conf.Get().State); err != nil {
+		return nil, err
+	}
+	if err := predecessor.Ready(); err != nil {
+		return nil, err
+	}
+	return p.openFolderRepeatedly(ctx, func(err error) bool { return errors.Is(err, store.ErrHeld) })
+}
+
+// reclaim opens the state folder that this server released. Most errors may pass, a full disk for example; a store
+// that the successor migrated does not come back.
+func (p *program) reclaim(ctx context.Context) (*stateFolder, error) {
+	return p.openFolderRepeatedly(ctx, func(err error) bool { return !errors.Is(err, store.ErrNewer) })
+}
+
+// openFolderRepeatedly tries again for a minute after an error that mayPass accepts.
+func (p *program) openFolderRepeatedly(ctx context.Context, mayPass func(error) bool) (*stateFolder, error) {
+	const patience, heldPause, errorPause = time.Minute, 10 * time.Millisecond, 2 * time.Second
+	for end := time.After(patience); ; {
+		f, err := p.openFolder(ctx)
+		if err == nil || !mayPass(err) {
+			return f, err
+		}
+		pause := heldPause
+		if !errors.Is(err, store.ErrHeld) {
+			p.log.Error("opening the state folder", "error", err)
+			pause = errorPause
+		}
+		select {
+		case <-end:
+			return nil, err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// handOver waits until the successor serves. If it fails, handOver returns the listener to go on with. endErr is how
+// serving ended.
+func (p *program) handOver(successor *server.Next, endErr error) (net.Listener, error) {
+	if endErr != nil {
+		p.log.Error("handing over", "error", endErr)
+	}
+	listener, err := successor.Await(p.signals().Stop)
+	if listener != nil {
+		p.log.Error("not handed over", "error", err)
+	}
+	return listener, err
+}
+
+// serve answers until a signal ends that, then drains, or hands over and returns the successor. It releases the state
+// folder.
+func (p *program) serve(
+	ctx context.Context, f *stateFolder, listener net.Listener, predecessor *server.Before,
+) (successor *server.Next, err error) {
+	defer f.release()
+	ctx, cancel := context.WithCancel(ctx)
+	conf, log := p.conf, p.log
+	var works sync.WaitGroup
+	defer func() { cancel(); works.Wait() }() // before the store closes
+	p.keepStateTidy(ctx, f, &works)
+	go process.ReapOrphans(ctx)
+	go certs.Watch(ctx, time.Now, func() []certs.Expiry {
+		return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries())
+	}, log)
+	p.watchdog.Watch(f.check)
+	defer p.watchdog.Watch(nil)
+	surface := p.newSurface(f)
+	defer surface.Close()
+	issuers := keyset.NewKeeper(log)
+	applyConfig := func(c *config.Config) {
+		server.WarnOfDescriptors(c.Limits, log)
+		issuers.Keep(ctx, c.Auth.KeySets())
+		surface.Update()
+		p.retain(c)
+	}
+	applyConfig(conf.Get())
+	works.Go(func() {
+		conf.Watch(ctx, p.hup, func(c *config.Config) error { return f.agree(ctx, conf.Get(), c) }, applyConfig)
+	})
+	works.Go(func() { serveAdmin(ctx, f.supervisor, surface, log) })
+	srv := server.New(listener, conf, surface, f.runs, p.successorStarter(ctx, f.check), log)
+	if err := server.Notify(); err != nil {
+		log.Warn("cannot notify the service manager", "error", err)
+	}
+	if predecessor != nil {
+		predecessor.Serves() // now that the service manager knows the new main process
+	}
+	return f.serveUntilEnd(ctx, srv, p.signals())
+}
+
+// newSurface returns what answers requests, with the metrics among it.
+func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
+	missing := metrics.Missing{
+		Dropped:    p.out.Dropped,
+		Skipped:    func() int { return surface.SkippedLines() },
+		Suppressed: f.audit.SuppressedLines,
+	}
+	counters := metrics.Handler(p.conf, p.uses, missing, p.version)
+	surface = handlers.New(p.conf, f.runs, f.supervisor.Output, f.audit, f.check, counters, time.Now, p.log)
+	return surface
+}
+
+// successorStarter returns what starts the next server. It refuses while a part does not work: once this server has
+// released the state folder, neither server could open that part.
+func (p *program) successorStarter(
+	ctx context.Context, check *readiness.Check,
+) func(listener, pipe *os.File) (*process.Server, error) {
+	return func(listener, pipe *os.File) (*process.Server, error) {
+		if err := check.Err(ctx); err != nil {
+			return nil, err
+		}
+		return process.StartServer(p.exe, os.Args[1:], successorEnv(), listener, pipe)
+	}
+}
+
+// serveUntilEnd serves until a signal ends that, and writes to the audit log how it ended: drained or handed over. A
+// server that was displaced writes nothing, and leaves the supervisor to the server that displaced it.
+func (f *stateFolder) serveUntilEnd(
+	ctx context.Context, srv *server.Server, sig server.Signals,
+) (*server.Next, error) {
+	sig.Displaced = f.supervisor.Displaced()
+	successor, err := srv.Serve(sig) //nolint:contextcheck // signals end it
+	switch {
+	case errors.Is(err, server.ErrDisplaced):
+		return nil, err
+	case successor != nil:
+		return successor, errors.Join(err, f.audit.Write(ctx, audit.Line{Event: audit.HandedOver}))
+	}
+	//nolint:contextcheck // Quit has a time limit of its own
+	return nil, errors.Join(err, f.supervisor.Quit(), f.audit.Write(ctx, audit.Line{Event: audit.Stopped}))
+}
