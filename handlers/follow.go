@@ -220,7 +220,7 @@ func (f *follower) find() error {
 		return nil
 	}
 	out, err := f.open()
-	if errors.Is(err, process.ErrUnknown) {
+	if errors.Is(err, runner.ErrUnknown) {
 		return nil
 	}
 	f.out = out

@@ -17,6 +17,7 @@ import (
 	"sallyport/handlers"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/rundir"
 )
 
 // untilGone is a script that waits while there is a file named hold.
@@ -331,7 +332,7 @@ func TestAnOutputThatIsNotKeptIsNotFound(t *testing.T) {
 	h := newScribe(t, "echo much")
 	run := h.begin("1")
 	h.stands(run, runner.Succeeded)
-	if freed, err := process.Trim(h.config.Get().State+"/runs", 0); err != nil || freed == 0 {
+	if freed, err := rundir.Trim(h.config.Get().State+"/runs", 0); err != nil || freed == 0 {
 		t.Fatal(freed, err)
 	}
 	for _, query := range []string{"", "?follow"} {

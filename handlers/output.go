@@ -59,7 +59,7 @@ func noOutput(err error) error {
 	switch {
 	case errors.Is(err, process.ErrNotKept):
 		detail = "The output of the run is not kept any more."
-	case !errors.Is(err, process.ErrUnknown):
+	case !errors.Is(err, runner.ErrUnknown):
 		return err
 	}
 	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: detail}

@@ -21,7 +21,7 @@ import (
 )
 
 // Outputs opens the output of a run, one that is being written too. Errors wrap
-// process.ErrUnknown or process.ErrNotKept where there is none.
+// runner.ErrUnknown or process.ErrNotKept where there is none.
 type Outputs func(run string) (*process.Output, error)
 
 // Handler is the whole surface of the server, by the configuration in force.

@@ -213,7 +213,7 @@ func (cmd *runsOutput) Run(s *Streams) error {
 			return err
 		}
 		err = process.CopyOutput(s.Out, filepath.Join(cmd.StateDir, "runs"), cmd.ID)
-		if errors.Is(err, process.ErrUnknown) {
+		if errors.Is(err, runner.ErrUnknown) {
 			return fmt.Errorf("run %s has no output: it is %s, and its command was not started", r.ID, r.State)
 		}
 		return err

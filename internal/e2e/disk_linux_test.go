@@ -17,6 +17,7 @@ import (
 	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/rundir"
 )
 
 const (
@@ -288,7 +289,7 @@ func (d *disk) ends(id string, code int) (r runner.Run) {
 		d.t.Errorf("run %s began %d times", id, n)
 	}
 	d.until("the end of run "+id+" to be written", func() bool {
-		var s process.Status
+		var s rundir.Status
 		check(d.t, json.Unmarshal(d.read("state/runs/"+id+"/status"), &s))
 		return !s.Ended.IsZero() && *s.ExitCode == code
 	})

@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
+	"sallyport/runner/process/rundir"
 
-	"sallyport/runner/process"
+	"github.com/google/uuid"
 )
 
 const keepHooks = `
@@ -68,7 +68,7 @@ func TestWhatFailsOverAndOverTakesNoMoreThanItIsLeft(t *testing.T) {
 	defer func() { check(t, lock.Close()) }()
 	check(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
 	for _, id := range []string{gone, held} { // as if they had been unknown for long
-		mark, before := filepath.Join(k.dir, "state", "runs", id, "unknown"), time.Now().Add(-process.SweepAfter)
+		mark, before := filepath.Join(k.dir, "state", "runs", id, "unknown"), time.Now().Add(-rundir.SweepAfter)
 		check(t, errors.Join(os.WriteFile(mark, nil, 0o600), os.Chtimes(mark, before, before)))
 	}
 	k.start(true)

@@ -12,7 +12,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/logging"
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/rundir"
 	"sallyport/runner/store"
 )
 
@@ -45,7 +45,7 @@ func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *st
 		}
 		removed, more, err := st.Prune(ctx, retention(c))
 		for _, id := range removed {
-			err = errors.Join(err, process.Remove(folder(c), id))
+			err = errors.Join(err, rundir.Remove(folder(c), id))
 		}
 		pruning.note(ctx, err)
 		if more {
@@ -63,7 +63,7 @@ func Outputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	trimming := &failures{log: log, work: "trimming outputs"}
 	every(ctx, func() (wait time.Duration) {
 		from, c := time.Now(), conf.Get()
-		_, err := process.Trim(folder(c), int64(c.Outputs))
+		_, err := rundir.Trim(folder(c), int64(c.Outputs))
 		trimming.note(ctx, err)
 		return max(interval, rest*time.Since(from))
 	})
@@ -117,7 +117,7 @@ const sweepAgain = time.Hour
 func Sweep(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Logger) {
 	sweeping := &failures{log: log, work: "removing folders of forgotten runs"}
 	every(ctx, func() (wait time.Duration) {
-		removed, err := process.Sweep(ctx, folder(c), process.SweepAfter, func(run string) (bool, error) {
+		removed, err := rundir.Sweep(ctx, folder(c), rundir.SweepAfter, func(run string) (bool, error) {
 			_, err := st.Get(ctx, run)
 			if errors.Is(err, runner.ErrUnknown) {
 				return false, nil

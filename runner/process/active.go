@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -14,6 +13,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/rundir"
 )
 
 const (
@@ -31,7 +31,7 @@ const (
 // the goroutine in follow.
 type active struct {
 	local     *Local
-	status    Status
+	status    rundir.Status
 	process   *os.Process // nil for an orphan: the child of a supervisor that is gone
 	tree      *tree
 	output    *collector
@@ -46,7 +46,7 @@ type active struct {
 	kills     int
 }
 
-func newActive(l *Local, s Status) *active {
+func newActive(l *Local, s rundir.Status) *active {
 	return &active{local: l, status: s, stop: make(chan stopping), park: make(chan parking), done: make(chan struct{})}
 }
 
@@ -109,7 +109,7 @@ const cgroupPrefix = "sallyport-"
 func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, lock *os.File) error {
 	dir := hook.Dir
 	if dir == "" {
-		dir = filepath.Join(a.local.dir, a.status.Run, workDir)
+		dir = a.local.runs.Path(a.status.Run, rundir.WorkDir)
 	}
 	attr := &os.ProcAttr{
 		Dir: dir, Env: env,
@@ -134,7 +134,7 @@ func (a *active) follow() {
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
 	go func() { exit <- a.await() }()
-	timeout := time.NewTimer(a.status.timeLeft())
+	timeout := time.NewTimer(a.status.TimeLeft())
 	defer timeout.Stop()
 	a.kill = time.NewTimer(time.Hour)
 	a.kill.Stop()
@@ -187,7 +187,7 @@ func (a *active) follow() {
 // the status is written again, and the lock tells that it runs.
 func (a *active) record() {
 	a.recorded = true
-	if err := a.local.writeStatus(&a.status, pathsafe.Unsynced); err != nil {
+	if err := a.local.runs.WriteStatus(&a.status, pathsafe.Unsynced); err != nil {
 		a.local.log.Error("recording a run", "run", a.status.Run, "error", err)
 	}
 }
@@ -212,7 +212,7 @@ func (a *active) gone() bool {
 		return a.tree.gone()
 	}
 	a.tree.headless()
-	return a.tree.gone() && !a.local.held(a.status.Run)
+	return a.tree.gone() && !a.local.runs.IsLocked(a.status.Run)
 }
 
 // endLeftBehind ends what outlived the main process, and counts it where the main
@@ -281,7 +281,7 @@ func (a *active) finish() {
 		a.local.log.Warn("removing a run's cgroup", "run", a.status.Run, "error", err)
 	}
 	size, dropped := a.output.finish()
-	if a.status.Dropped == (Dropped{}) { // it is something with a run of a former version only
+	if a.status.Dropped == (rundir.Dropped{}) { // it is something with a run of a former version only
 		a.status.Dropped = dropped
 	}
 	a.status.Output = runner.Output{Bytes: size, Dropped: a.status.Dropped.Bytes()}

@@ -1,15 +1,14 @@
 package process
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
+	"maps"
 	"time"
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/rundir"
 )
 
 // adopt takes over what was under way when another supervisor went, or this one
@@ -19,20 +18,12 @@ func (l *Local) adopt() error {
 	if err := l.loadUnwritten(); err != nil {
 		l.log.Error("taking over the ends of runs that are not on disk yet", "error", err)
 	}
-	dir, err := l.root.Open(activeDir)
+	runs, err := l.runs.MayBeActive()
 	if err != nil {
-		return fmt.Errorf("adopting runs: %w", err)
-	}
-	runs, err := dir.Readdirnames(-1)
-	if err := errors.Join(err, dir.Close()); err != nil {
 		return fmt.Errorf("adopting runs: %w", err)
 	}
 	var adopted []*active
 	for _, run := range runs {
-		if err := checkID(run); err != nil {
-			l.log.Warn("leaving a file that is none of ours", "name", filepath.Join(activeDir, run))
-			continue
-		}
 		if a := l.adoptRun(run); a != nil {
 			adopted = append(adopted, a)
 		}
@@ -50,11 +41,10 @@ func (l *Local) adopt() error {
 
 // adoptRun returns what is to be followed of a run, or nil.
 func (l *Local) adoptRun(run string) *active {
-	text, err := pathsafe.ReadRegular(l.root, filepath.Join(activeDir, run))
+	flight, err := l.runs.ReadFlight(run)
 	if err != nil {
 		l.log.Error("reading the flight of a run", "run", run, "error", err)
 	}
-	flight := string(text)
 	l.count(flight)
 	l.mu.Lock()
 	_, ended := l.unwritten[run]
@@ -63,33 +53,33 @@ func (l *Local) adoptRun(run string) *active {
 		l.free(run, flight)
 		return nil
 	}
-	s, err := l.readStatus(run)
+	s, err := l.runs.ReadStatus(run)
 	switch {
-	case errors.Is(err, ErrUnknown):
+	case errors.Is(err, runner.ErrUnknown):
 		// The command never started, or the run was removed and something of
 		// it got away.
-		if !l.held(run) {
-			err = removeAll(l.root, run)
+		if !l.runs.IsLocked(run) {
+			err = l.runs.RemoveFolder(run)
 		}
-		if err != nil && !errors.Is(err, ErrUnknown) {
+		if err != nil && !errors.Is(err, runner.ErrUnknown) {
 			l.log.Warn("removing a run that never started", "run", run, "error", err)
 		}
 		l.free(run, flight)
 		return nil
 	case err != nil:
 		l.log.Error("adopting a run that tells nothing of itself", "run", run, "error", err)
-		s = &Status{Started: time.Now(), Bounds: Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
+		s = &rundir.Status{Started: time.Now(), Bounds: rundir.Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
 	case !s.Ended.IsZero():
 		l.free(run, flight)
 		return nil
 	}
 	s.Run, s.Flight = run, flight
 	a := newActive(l, *s)
-	copied := l.isCopied(s)
+	copied := l.runs.IsCopied(s)
 	if copied {
 		l.log.Warn("a run was copied with its folder; what is alive of it is left alone", "run", run, "hook", s.Hook)
 	}
-	if copied || l.unlocked {
+	if copied || l.runs.IgnoresLocks() {
 		a.status.Why, a.status.Ended = runner.Interrupted, time.Now()
 		l.conclude(a)
 		return nil
@@ -151,11 +141,7 @@ func (l *Local) saveUnwritten() error {
 	if len(l.unwritten) == 0 {
 		return nil
 	}
-	text, err := json.Marshal(l.unwritten)
-	if err == nil {
-		err = pathsafe.ReplaceFile(l.root, unwrittenFile, text, 0o600, pathsafe.Synced)
-	}
-	if err != nil {
+	if err := l.runs.SaveUnwritten(l.unwritten); err != nil {
 		return fmt.Errorf("%d ends of runs are not on disk yet: %w", len(l.unwritten), err)
 	}
 	return nil
@@ -164,15 +150,10 @@ func (l *Local) saveUnwritten() error {
 // loadUnwritten takes over what saveUnwritten left. It is called before anything
 // else has an end.
 func (l *Local) loadUnwritten() error {
-	text, err := pathsafe.ReadRegular(l.root, unwrittenFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	ends, err := l.runs.LoadUnwritten()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err == nil {
-		err = json.Unmarshal(text, &l.unwritten)
-	}
+	maps.Copy(l.unwritten, ends)
 	for run := range l.unwritten {
 		go l.writeLater(run) // the last one removes the file
 	}
@@ -185,7 +166,7 @@ func (a *active) handOver() (err error) {
 		return err
 	}
 	a.status.Output.Bytes, a.status.Found = a.output.size, a.tree.relatives()
-	return a.local.writeStatus(&a.status, pathsafe.Unsynced)
+	return a.local.runs.WriteStatus(&a.status, pathsafe.Unsynced)
 }
 
 // goOn undoes handOver.
@@ -200,7 +181,7 @@ func (a *active) goOn() {
 func (l *Local) earlier(run string) (known bool, err error) {
 	s, err := l.statusOf(run)
 	switch {
-	case errors.Is(err, ErrUnknown):
+	case errors.Is(err, runner.ErrUnknown):
 		return false, nil
 	case err != nil:
 		return true, err

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"sallyport/runner/process/rundir"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -20,9 +22,9 @@ func (l *Local) birth(pid int) string {
 // lives tells whether the main process of a run, of whomever it is the child,
 // has not ended. One that nobody came to record lives as long as the lock is
 // held.
-func (l *Local) lives(s *Status) bool {
+func (l *Local) lives(s *rundir.Status) bool {
 	if s.Birth == "" {
-		return l.held(s.Run)
+		return l.runs.IsLocked(s.Run)
 	}
 	p, ok := stat(s.PID)
 	return ok && p.start+"@"+l.boot == s.Birth && !p.zombie
@@ -30,7 +32,7 @@ func (l *Local) lives(s *Status) bool {
 
 // adoptTree finds what another process started, or this one before it replaced
 // itself. The process is nil unless the main one is a child of ours.
-func adoptTree(l *Local, s *Status) (*tree, *os.Process) {
+func adoptTree(l *Local, s *rundir.Status) (*tree, *os.Process) {
 	t := newTree(l, s.Run)
 	if _, err := os.Stat(s.Cgroup); s.Cgroup != "" && err == nil {
 		t.cgroup = s.Cgroup
@@ -91,16 +93,16 @@ func (l *Local) sweepCgroups() {
 	dirs, _ := filepath.Glob(filepath.Join(l.cgroups, cgroupPrefix+"*")) // the pattern is right
 	for _, dir := range dirs {
 		run := strings.TrimPrefix(filepath.Base(dir), cgroupPrefix)
-		if checkID(run) != nil {
+		if rundir.CheckID(run) != nil {
 			continue
 		}
 		l.mu.Lock()
 		_, active := l.active[run]
 		l.mu.Unlock()
-		if _, err := l.root.Stat(run); active || err != nil {
+		if active || !l.runs.Exists(run) {
 			continue
 		}
-		if s, err := l.readStatus(run); err == nil && l.isCopied(s) {
+		if s, err := l.runs.ReadStatus(run); err == nil && l.runs.IsCopied(s) {
 			continue
 		}
 		if err := (&tree{cgroup: dir}).close(); err != nil {

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"sallyport/runner"
-	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/rundir"
 )
 
 // way is one of the ways to start a command that are compared.
@@ -97,7 +97,7 @@ func starter(b *testing.B, s processtest.Subject, order func() runner.Order) fun
 				b.Fatal(err)
 			}
 			<-ends
-			if err := process.Remove(s.Dir, o.Run); err != nil {
+			if err := rundir.Remove(s.Dir, o.Run); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -20,6 +20,7 @@ import (
 	"sallyport/internal/logging"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/rundir"
 )
 
 // Options say where a supervisor is, and how to start one.
@@ -94,7 +95,7 @@ var errSilent = errors.New("the supervisor does not answer")
 // Connect finds the supervisor of a state folder or starts it. Another Client
 // that was connected to it no longer is. ctx bounds the search alone.
 func Connect(ctx context.Context, o Options) (*Client, error) {
-	dir, root, err := openFolder(o.State)
+	dir, root, err := rundir.OpenPrivate(o.State)
 	if err != nil {
 		return nil, fmt.Errorf("opening the state folder: %w", err)
 	}
@@ -222,14 +223,14 @@ func (c *Client) Quit() error {
 // Known tells whether a run was ever given to Start.
 func (c *Client) Known(run string) (bool, error) {
 	_, err := c.within(patience, request{Do: doKnown, Run: run})
-	if errors.Is(err, ErrUnknown) {
+	if errors.Is(err, runner.ErrUnknown) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
 // Follow yields the end of a run once, and is closed. It is an error that wraps
-// ErrUnknown when the run is not known: a run that was ordered and is not
+// runner.ErrUnknown when the run is not known: a run that was ordered and is not
 // known never started. After Close, or when another server has taken over, the
 // channel is closed without an end, or the error wraps runner.ErrLeft. A
 // supervisor that cannot be reached, or does not answer, is waited for. Meanwhile
@@ -251,7 +252,7 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 				p.End.Reason = p.Why
 				ends <- *p.End
 				return
-			case errors.Is(err, ErrUnknown): // its folder is gone
+			case errors.Is(err, runner.ErrUnknown): // its folder is gone
 				ends <- runner.End{Ended: time.Now(), Reason: runner.Interrupted}
 				return
 			case errors.Is(err, runner.ErrLeft):

@@ -3,13 +3,14 @@ package process
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"sallyport/runner/process/rundir"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +31,7 @@ const (
 type collector struct {
 	local   *Local
 	run     string
-	bounds  Bounds
+	bounds  rundir.Bounds
 	fifo    *os.File      // nil for a command of a former version, which writes into the file itself
 	stopped chan struct{} // closed when collect has returned
 
@@ -46,19 +47,19 @@ type collector struct {
 }
 
 // collectOutput starts the collector of a new run. It takes the files over.
-func collectOutput(l *Local, f *folder, s *Status) *collector {
-	c := &collector{local: l, run: s.Run, bounds: s.Bounds, fifo: f.fifo, head: f.output}
-	f.fifo, f.output = nil, nil
+func collectOutput(l *Local, f *rundir.Folder, s *rundir.Status) *collector {
+	c := &collector{local: l, run: s.Run, bounds: s.Bounds, fifo: f.FIFO, head: f.Output}
+	f.FIFO, f.Output = nil, nil
 	c.resume()
 	return c
 }
 
 // adoptCollector goes on with the output of a run that another supervisor, or
 // another image of this one, started.
-func adoptCollector(l *Local, s *Status) *collector {
+func adoptCollector(l *Local, s *rundir.Status) *collector {
 	c := &collector{local: l, run: s.Run, bounds: s.Bounds, size: s.Output.Bytes}
 	var err error
-	c.fifo, err = openFIFO(c.path(fifoFile), unix.O_RDONLY|unix.O_NONBLOCK)
+	c.fifo, err = rundir.OpenFIFO(c.path(rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case err == nil && s.Pipe > 0:
 		closeIfSame(s.Pipe, c.fifo)
@@ -73,22 +74,22 @@ func adoptCollector(l *Local, s *Status) *collector {
 	return c
 }
 
-func (c *collector) path(name string) string { return filepath.Join(c.local.dir, c.run, name) }
+func (c *collector) path(name string) string { return c.local.runs.Path(c.run, name) }
 
 func (c *collector) open(name string, flags int) (*os.File, error) {
-	return c.local.root.OpenFile(filepath.Join(c.run, name), os.O_RDWR|syscall.O_NONBLOCK|flags, 0o600)
+	return c.local.runs.Root.OpenFile(filepath.Join(c.run, name), os.O_RDWR|syscall.O_NONBLOCK|flags, 0o600)
 }
 
 // reopen goes on with the files as they are.
 func (c *collector) reopen() (err error) {
-	if c.head, err = c.open(outputFile, 0); err != nil {
+	if c.head, err = c.open(rundir.OutputFile, 0); err != nil {
 		return err
 	}
 	info, err := c.head.Stat()
 	if err != nil {
 		return err
 	}
-	if c.tail, err = c.open(tailFile, 0); err == nil {
+	if c.tail, err = c.open(rundir.TailFile, 0); err == nil {
 		if c.state, err = readTail(c.tail); err == nil {
 			c.size = max(c.size, c.state.Size)
 			c.endHead()
@@ -96,7 +97,7 @@ func (c *collector) reopen() (err error) {
 			c.state.Pending = 0
 			return c.state.write(c.tail)
 		}
-		closeAll(c.tail)
+		rundir.CloseFiles(c.tail)
 		c.tail = nil
 	}
 	if c.size > info.Size() {
@@ -137,7 +138,7 @@ func (c *collector) needPeek() (err error) {
 }
 
 func (c *collector) endHead() {
-	closeAll(c.head)
+	rundir.CloseFiles(c.head)
 	c.head = nil
 }
 
@@ -189,12 +190,12 @@ func (c *collector) move(fd int) (n int) {
 // openTail makes the tail file, or tries again to.
 func (c *collector) openTail() {
 	var err error
-	if c.tail, err = c.open(tailFile, os.O_CREATE); err == nil {
+	if c.tail, err = c.open(rundir.TailFile, os.O_CREATE); err == nil {
 		c.state = newTail(c.bounds.Tail, c.size)
 		err = c.state.write(c.tail)
 	}
 	if err != nil {
-		closeAll(c.tail)
+		rundir.CloseFiles(c.tail)
 		c.tail = nil
 		c.fail(err)
 	}
@@ -285,7 +286,7 @@ func (c *collector) unpause(fd int) {
 // finish ends the collecting when the command's processes are gone, and returns how
 // much was written and what of it is not kept. It takes what is in the FIFO, and
 // waits for nobody who got away with it.
-func (c *collector) finish() (size int64, d Dropped) {
+func (c *collector) finish() (size int64, d rundir.Dropped) {
 	c.stop()
 	if c.fifo != nil {
 		fd := int(c.fifo.Fd())
@@ -293,16 +294,16 @@ func (c *collector) finish() (size int64, d Dropped) {
 			n = c.move(fd)
 		}
 	}
-	closeAll(c.fifo, c.head, c.tail)
+	rundir.CloseFiles(c.fifo, c.head, c.tail)
 	if c.peek != nil {
 		c.peek.close()
 	}
 	var head int64
-	if info, err := c.local.root.Lstat(filepath.Join(c.run, outputFile)); err == nil {
+	if info, err := c.local.runs.Root.Lstat(filepath.Join(c.run, rundir.OutputFile)); err == nil {
 		head = info.Size()
 	}
 	if c.fifo == nil {
-		return head, Dropped{}
+		return head, rundir.Dropped{}
 	}
 	if c.state.Room == 0 { // there is no tail
 		c.state.First = c.size
@@ -345,38 +346,6 @@ func readPipe(fd int, buf []byte) int {
 	}
 }
 
-// makeFIFO makes a FIFO and opens it, for the collector and for the command.
-func makeFIFO(path string) (collect, command *os.File, err error) {
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return nil, nil, &fs.PathError{Op: "mkfifo", Path: path, Err: err}
-	}
-	// First, as the kernel then has somebody who reads for those who write.
-	if collect, err = openFIFO(path, unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
-		return nil, nil, err
-	}
-	command, err = openFIFO(path, unix.O_RDWR)
-	return collect, command, err
-}
-
-// openFIFO opens a FIFO, and nothing else. The os package would open it as the
-// poller needs it, which is not for a command.
-func openFIFO(path string, flags int) (*os.File, error) {
-	fd, err := unix.Open(path, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), path)
-	info, err := f.Stat()
-	if err == nil && info.Mode().Type() != fs.ModeNamedPipe {
-		err = fmt.Errorf("%s is not a FIFO", path)
-	}
-	if err != nil {
-		_ = f.Close() // nothing was read
-		return nil, err
-	}
-	return f, nil
-}
-
 // closeIfSame closes a descriptor if it is another of the file.
 func closeIfSame(fd int, f *os.File) {
 	var inherited, own unix.Stat_t
@@ -391,7 +360,7 @@ func closeIfSame(fd int, f *os.File) {
 // holdFIFO keeps a run's FIFO open until release is called, if there is one. It does
 // without the poller, which would be woken at each write.
 func holdFIFO(folder string) (release func()) {
-	fd, err := unix.Open(filepath.Join(folder, fifoFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(filepath.Join(folder, rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return func() {}
 	}

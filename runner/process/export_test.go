@@ -33,7 +33,7 @@ func (c *Client) Break() {
 }
 
 // Supply keeps folders ready.
-func (l *Local) Supply() { l.supply() }
+func (l *Local) Supply() { l.ready.KeepReady() }
 
 // Pending tells how many requests are not answered.
 func (c *Client) Pending() int {

@@ -25,40 +25,29 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/uuid"
-
 	"sallyport/internal/boot"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/rundir"
 )
 
-// Errors that callers tell apart.
-var (
-	// ErrUnknown says that no run of that id is known here.
-	ErrUnknown = runner.ErrUnknown
-	// ErrNotKept says that a run is known, and its output was removed.
-	ErrNotKept = errors.New("it is not kept any more")
-)
+// ErrNotKept says that a run is known, and its output was removed.
+var ErrNotKept = errors.New("it is not kept any more")
 
 // Local runs commands as children of the calling process. It is a
 // runner.Processes, safe for concurrent use.
 type Local struct {
-	dir     string // absolute, without symlinks; a folder for each run
-	root    *os.Root
-	id      string // folderID of root
+	runs    *rundir.Runs
+	ready   *rundir.ReadyFolders
 	hook    func(name string) (*runner.Hook, bool)
 	log     *slog.Logger
 	cgroups string // where a run's cgroup is made; empty where that cannot be
 	boot    string // boot.ID
 
 	subreaper bool          // what commands leave behind becomes this process's child
-	unlocked  bool          // of tests that show what the locks are for
 	again     time.Duration // after which a working folder that could not be removed is tried again at first
 
 	attended atomic.Bool // a server is connected
-
-	ready  chan *folder // nil without a supply
-	refill chan struct{}
 
 	login     []string   // HOME and so on, of the user as whom commands run
 	oomScore  int        // oom_score_adj of commands
@@ -68,9 +57,9 @@ type Local struct {
 	spawning  sync.RWMutex // read: between the birth of a main process and its entry in active
 	mu        sync.Mutex
 	active    map[string]*active
-	unwritten map[string]Status // ends that are not on disk yet
-	flights   map[string]int    // what is under way or still holds its lock; nil when nobody asked for single flights
-	reaping   bool              // a reap is due
+	unwritten map[string]rundir.Status // ends that are not on disk yet
+	flights   map[string]int           // what is under way or still holds its lock; nil when nobody asked for single flights
+	reaping   bool                     // a reap is due
 }
 
 // NewLocal returns a Local that keeps the runs' folders in dir, which is made
@@ -78,59 +67,22 @@ type Local struct {
 // yields a hook as the file has it at that moment. Descriptors that this
 // process inherited are marked close-on-exec, so that no command gets them.
 func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog.Logger) (*Local, error) {
-	dir, root, err := openFolder(dir)
+	runs, err := rundir.Open(dir, log)
 	if err != nil {
-		return nil, fmt.Errorf("opening the folder of runs: %w", err)
+		return nil, err
 	}
 	if err := sealDescriptors(); err != nil {
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
-	l := &Local{dir: dir, root: root, hook: hook, log: log, boot: boot.ID(), again: settleAgain, active: map[string]*active{}, unwritten: map[string]Status{}}
+	l := &Local{
+		runs: runs, ready: rundir.NewReadyFolders(runs), hook: hook, log: log, boot: boot.ID(), again: settleAgain,
+		active: map[string]*active{}, unwritten: map[string]rundir.Status{},
+	}
 	l.login, l.oomScore = loginEnv(nil), commandOOMScore()
-	if l.id, err = folderID(root); err != nil {
-		return nil, fmt.Errorf("opening the folder of runs: %w", err)
-	}
-	if err := l.clearReady(); err != nil {
-		return nil, err
-	}
 	if l.cgroups, err = findCgroups(); err != nil {
 		log.Info("no cgroup for each run, so what a command leaves behind is looked for among all processes", "error", err)
 	}
 	return l, nil
-}
-
-// openFolder makes a folder that nobody else may enter, or refuses one that
-// others may, and returns its real path.
-func openFolder(name string) (string, *os.Root, error) {
-	if err := os.MkdirAll(name, 0o700); err != nil {
-		return "", nil, err
-	}
-	real, err := filepath.EvalSymlinks(name)
-	if err != nil {
-		return "", nil, err
-	}
-	if real, err = filepath.Abs(real); err != nil {
-		return "", nil, err
-	}
-	root, err := os.OpenRoot(real)
-	if err != nil {
-		return "", nil, err
-	}
-	info, err := root.Stat(".")
-	if err != nil {
-		return "", nil, errors.Join(err, root.Close())
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	switch {
-	case info.Mode().Perm()&0o077 != 0:
-		err = fmt.Errorf("%s is open to others (mode %04o): chmod 0700", real, info.Mode().Perm())
-	case !ok || int(owner.Uid) != os.Geteuid():
-		err = fmt.Errorf("%s belongs to another user", real)
-	}
-	if err != nil {
-		return "", nil, errors.Join(err, root.Close())
-	}
-	return real, root, nil
 }
 
 // sealDescriptors marks what this process inherited beyond stdin, stdout and
@@ -148,14 +100,6 @@ func sealDescriptors() error {
 	return nil
 }
 
-// checkID refuses what is no plain UUID before it becomes a path.
-func checkID(run string) error {
-	if id, err := uuid.Parse(run); err != nil || id.String() != run {
-		return fmt.Errorf("run %q: no plain UUID", run)
-	}
-	return nil
-}
-
 // Start starts the command of the order's hook and returns once it runs, or
 // why it does not. A run that has a folder already is refused, so that no id
 // ever runs twice.
@@ -168,7 +112,7 @@ func (l *Local) Start(o runner.Order) error {
 }
 
 func (l *Local) start(hook *runner.Hook, o runner.Order) error {
-	if err := checkID(o.Run); err != nil {
+	if err := rundir.CheckID(o.Run); err != nil {
 		return fmt.Errorf("%w: %w", runner.ErrRefused, err)
 	}
 	argv, err := hook.Argv(o.Values)
@@ -179,9 +123,9 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 	if err := l.takeOff(flight); err != nil {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
-	a := newActive(l, Status{
-		Run: o.Run, Folder: l.id, Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
-		Bounds: Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
+	a := newActive(l, rundir.Status{
+		Run: o.Run, Folder: l.runs.ID(), Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
+		Bounds: rundir.Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
 	})
 	if l.cgroups != "" {
 		a.status.Cgroup = filepath.Join(l.cgroups, cgroupPrefix+o.Run)
@@ -191,14 +135,45 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 		l.land(flight)
 		return full(err)
 	}
-	defer closeAll(stdin)
-	defer l.discard(f) // but not what a has taken
+	defer rundir.CloseFiles(stdin)
+	defer f.Discard() // but not what a has taken
 	if err := l.launch(a, f, hook, argv, stdin, o); err != nil {
-		l.discard(f) // with it the lock
+		f.Discard() // with it the lock
 		l.takeBack(a, err)
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	return nil
+}
+
+// prepare gives a run its folder, and its command an input. Folders of ours that
+// somebody removed are made again.
+func (l *Local) prepare(a *active, hook *runner.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
+	f, stdin, err := l.prepareOnce(a, hook, o)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, stdin, err
+	}
+	runs, _ := l.List() // no error comes from a Local
+	if err := l.ready.Restore(runs); err != nil {
+		return nil, nil, err
+	}
+	return l.prepareOnce(a, hook, o)
+}
+
+func (l *Local) prepareOnce(a *active, hook *runner.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
+	f, err := l.ready.Take()
+	if err != nil {
+		return nil, nil, err
+	}
+	stdin, err := openStdin(f.Root, hook, o)
+	if err == nil {
+		err = f.MoveIn(&a.status)
+	}
+	if err != nil {
+		rundir.CloseFiles(stdin)
+		f.Discard()
+		return nil, nil, err
+	}
+	return f, stdin, nil
 }
 
 // takeBack removes what there is of a run whose command could not be started, so
@@ -206,7 +181,7 @@ func (l *Local) start(hook *runner.Hook, o runner.Order) error {
 // over.
 func (l *Local) takeBack(a *active, reason error) {
 	run := a.status.Run
-	if err := l.removeRun(run); err != nil {
+	if err := l.runs.RemoveRun(run); err != nil {
 		l.log.Error("removing a run whose command could not be started", "run", run, "error", err)
 		a.status.Started = time.Time{}
 		a.status.End = runner.End{Ended: time.Now(), Error: cause(reason)}
@@ -259,12 +234,12 @@ func cause(err error) string {
 }
 
 // launch starts the command and leaves a goroutine that follows it.
-func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, stdin *os.File, o runner.Order) error {
+func (l *Local) launch(a *active, f *rundir.Folder, hook *runner.Hook, argv []string, stdin *os.File, o runner.Order) error {
 	l.spawning.RLock()
 	defer l.spawning.RUnlock()
-	err := a.spawn(hook, argv, l.environ(hook, o), stdin, f.command, f.lock)
-	closeAll(f.command, f.lock) // before follow: from now on the lock tells of the tree alone
-	f.command, f.lock = nil, nil
+	err := a.spawn(hook, argv, l.environ(hook, o), stdin, f.Command, f.Lock)
+	rundir.CloseFiles(f.Command, f.Lock) // before follow: from now on the lock tells of the tree alone
+	f.Command, f.Lock = nil, nil
 	if err != nil {
 		return err
 	}
@@ -280,7 +255,7 @@ func (l *Local) launch(a *active, f *folder, hook *runner.Hook, argv []string, s
 // Follow yields the end of a run once, and is closed. A run that ended before
 // is answered from its folder; one that has a folder and that nobody follows,
 // because a crash of the machine lost what tells of it, or whose status it
-// garbled, is over, and nobody saw its end. Errors wrap ErrUnknown when the run is not here.
+// garbled, is over, and nobody saw its end. Errors wrap runner.ErrUnknown when the run is not here.
 func (l *Local) Follow(run string) (<-chan runner.End, error) {
 	ends, _, err := l.follow(run)
 	return ends, err
@@ -288,7 +263,7 @@ func (l *Local) Follow(run string) (<-chan runner.End, error) {
 
 // follow is Follow, and returns how to leave before the end.
 func (l *Local) follow(run string) (ends <-chan runner.End, leave func(), err error) {
-	if err := checkID(run); err != nil {
+	if err := rundir.CheckID(run); err != nil {
 		return nil, nil, fmt.Errorf("following: %w", err)
 	}
 	follower := make(chan runner.End, 1)
@@ -300,7 +275,7 @@ func (l *Local) follow(run string) (ends <-chan runner.End, leave func(), err er
 	if err != nil {
 		return nil, nil, err
 	}
-	end := s.end()
+	end := s.Result()
 	if s.Ended.IsZero() {
 		if l.addFollower(run, follower) { // it was being started just now
 			return follower, leave, nil
@@ -334,23 +309,23 @@ func (l *Local) removeFollower(run string, follower chan<- runner.End) {
 // statusOf reads the status of a run. It is looked up in memory first, where it is
 // removed only after it was written, and in its folder without the mutex, because a
 // disk may hang.
-func (l *Local) statusOf(run string) (*Status, error) {
+func (l *Local) statusOf(run string) (*rundir.Status, error) {
 	l.mu.Lock()
 	s, unwritten := l.unwritten[run]
 	l.mu.Unlock()
 	if unwritten {
 		return &s, nil
 	}
-	return l.readStatus(run)
+	return l.runs.ReadStatus(run)
 }
 
-// recorded is the status of a run that is not in progress. Errors wrap ErrUnknown
+// recorded is the status of a run that is not in progress. Errors wrap runner.ErrUnknown
 // when the run is not here.
-func (l *Local) recorded(run string) (*Status, error) {
+func (l *Local) recorded(run string) (*rundir.Status, error) {
 	s, err := l.statusOf(run)
-	if errors.Is(err, errGarbled) { // an error here would keep the server from ever starting again
+	if errors.Is(err, rundir.ErrCorrupt) { // an error here would keep the server from ever starting again
 		l.log.Error("the status of a run cannot be read, so its end is unknown", "run", run, "error", err)
-		return new(Status), nil
+		return new(rundir.Status), nil
 	}
 	return s, err
 }
@@ -358,15 +333,15 @@ func (l *Local) recorded(run string) (*Status, error) {
 // Known tells whether a run was ever given to Start.
 func (l *Local) Known(run string) (bool, error) {
 	err := l.find(run)
-	if errors.Is(err, ErrUnknown) {
+	if errors.Is(err, runner.ErrUnknown) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// find returns nil for a run that is known, or an error that wraps ErrUnknown.
+// find returns nil for a run that is known, or an error that wraps runner.ErrUnknown.
 func (l *Local) find(run string) error {
-	if err := checkID(run); err != nil {
+	if err := rundir.CheckID(run); err != nil {
 		return fmt.Errorf("looking up: %w", err)
 	}
 	l.mu.Lock()
@@ -383,14 +358,14 @@ func (l *Local) find(run string) error {
 // below zero means the hook's own; a second Stop may shorten the grace but
 // changes nothing else. A run that is over already is no error.
 func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
-	if err := checkID(run); err != nil {
+	if err := rundir.CheckID(run); err != nil {
 		return fmt.Errorf("stopping: %w", err)
 	}
 	l.mu.Lock()
 	a, ok := l.active[run]
 	l.mu.Unlock()
 	if !ok {
-		if _, err := l.readStatus(run); !errors.Is(err, errGarbled) {
+		if _, err := l.runs.ReadStatus(run); !errors.Is(err, rundir.ErrCorrupt) {
 			return err
 		}
 		return nil
@@ -428,7 +403,7 @@ func (l *Local) conclude(a *active) {
 	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
 		durability = pathsafe.Whole
 	}
-	if err := l.writeEnd(&a.status, durability); err != nil {
+	if err := l.runs.WriteEnd(&a.status, durability); err != nil {
 		l.log.Error("recording the end of a run; it will be tried again", "run", run, "error", err)
 		l.mu.Lock()
 		l.unwritten[run] = a.status
@@ -448,7 +423,7 @@ func (l *Local) conclude(a *active) {
 	l.mu.Unlock()
 	close(a.done)
 	for _, ends := range followers {
-		ends <- a.status.end()
+		ends <- a.status.Result()
 		close(ends)
 	}
 	l.reapSoon()
@@ -466,12 +441,11 @@ func (l *Local) writeLater(run string) {
 		if !ok { // removed
 			return
 		}
-		err := l.writeEnd(&s, pathsafe.Synced)
-		_, gone := l.root.Stat(run)
+		err := l.runs.WriteEnd(&s, pathsafe.Synced)
 		switch {
 		case err == nil:
 			l.log.Info("the end of a run is recorded at last", "run", run)
-		case errors.Is(gone, fs.ErrNotExist):
+		case l.runs.IsGone(run):
 			l.log.Warn("a run ended whose folder somebody removed", "run", run)
 		default:
 			l.log.Debug("recording the end of a run", "run", run, "error", err)
@@ -480,7 +454,7 @@ func (l *Local) writeLater(run string) {
 		l.mu.Lock()
 		delete(l.unwritten, run)
 		if len(l.unwritten) == 0 {
-			_ = l.root.Remove(unwrittenFile) // few supervisors leave one
+			l.runs.RemoveUnwritten()
 		}
 		l.mu.Unlock()
 		l.settle(run)
@@ -492,10 +466,10 @@ func (l *Local) writeLater(run string) {
 // The channel is closed when nothing is left to do for it now.
 func (l *Local) free(run, flight string) <-chan struct{} {
 	done := make(chan struct{})
-	held := l.held(run)
+	held := l.runs.IsLocked(run)
 	if held { // perhaps by a child that is about to execute another command
 		l.spawning.Lock()
-		held = l.held(run)
+		held = l.runs.IsLocked(run)
 		l.spawning.Unlock()
 	}
 	if held {
@@ -510,19 +484,10 @@ func (l *Local) free(run, flight string) <-chan struct{} {
 }
 
 func (l *Local) freeLater(run, flight string) {
-	l.awaitLock(run)
+	l.runs.AwaitUnlock(run)
 	l.log.Info("the lock of a run is free at last", "run", run, "flight", flight)
 	l.land(flight)
 	l.settle(run)
-}
-
-// awaitLock returns when nobody keeps the lock of a run.
-func (l *Local) awaitLock(run string) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for l.held(run) {
-		<-tick.C
-	}
 }
 
 // settle removes the working folder of a run and then, once its end is on disk,
@@ -533,12 +498,11 @@ func (l *Local) settle(run string) { l.settleOr(run, l.again) }
 
 // settleOr is settle, tried again after a while where the folder cannot go yet.
 func (l *Local) settleOr(run string, again time.Duration) {
-	l.awaitLock(run)
-	if err := l.root.Remove(filepath.Join(run, fifoFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	l.runs.AwaitUnlock(run)
+	if err := l.runs.RemoveFIFO(run); err != nil {
 		l.log.Warn("removing a run's FIFO", "run", run, "error", err)
 	}
-	// In the folder of runs alone, wherever the command's symlinks point.
-	if err := removeAll(l.root, filepath.Join(run, workDir)); err != nil {
+	if err := l.runs.RemoveWork(run); err != nil {
 		level := slog.LevelWarn
 		if again > l.again { // that was said
 			level = slog.LevelDebug
@@ -553,7 +517,7 @@ func (l *Local) settleOr(run string, again time.Duration) {
 	if unwritten { // then writeLater comes here again
 		return
 	}
-	if err := l.root.Remove(filepath.Join(activeDir, run)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := l.runs.UnmarkActive(run); err != nil {
 		l.log.Warn("forgetting a run", "run", run, "error", err)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/rundir"
 )
 
 func TestExitCodeIsTheCommandsOwn(t *testing.T) {
@@ -227,7 +228,7 @@ func TestCommandThatCannotStartSaysWhy(t *testing.T) {
 		if known, err := b.Known(o.Run); known || err != nil {
 			t.Errorf("known: %v, %v", known, err)
 		}
-		if err := b.Stop(o.Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
+		if err := b.Stop(o.Run, runner.Cancelled, 0); !errors.Is(err, runner.ErrUnknown) {
 			t.Errorf("stopping what never started: %v", err)
 		}
 		if list, _ := b.List(); len(list) > 0 {
@@ -333,7 +334,7 @@ func TestRunIDMustBeAPlainUUID(t *testing.T) {
 		_, followed := b.Follow(run)
 		_, read := b.Output(run)
 		for what, err := range map[string]error{
-			"Start": b.Start(o), "Stop": b.Stop(run, runner.Cancelled, 0), "Follow": followed, "Output": read, "Remove": process.Remove(b.Dir, run),
+			"Start": b.Start(o), "Stop": b.Stop(run, runner.Cancelled, 0), "Follow": followed, "Output": read, "Remove": rundir.Remove(b.Dir, run),
 		} {
 			if err == nil {
 				t.Errorf("%s took %q", what, run)
@@ -348,7 +349,7 @@ func TestUnknownRunIsAnError(t *testing.T) {
 	_, followed := b.Follow(run)
 	_, read := b.Output(run)
 	for what, err := range map[string]error{"Stop": b.Stop(run, runner.Cancelled, 0), "Follow": followed, "Output": read} {
-		if !errors.Is(err, process.ErrUnknown) {
+		if !errors.Is(err, runner.ErrUnknown) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -429,7 +430,7 @@ func TestStatusIsTrueAtEveryMoment(t *testing.T) {
 	if list, err := b.List(); err != nil || !slices.Equal(list, []string{run}) {
 		t.Errorf("under way: %v, %v", list, err)
 	}
-	if err := process.Remove(b.Dir, run); err != nil || b.ReadStatus(t, run).Run != run {
+	if err := rundir.Remove(b.Dir, run); err != nil || b.ReadStatus(t, run).Run != run {
 		t.Errorf("a run under way was removed: %v", err)
 	}
 	if err := os.WriteFile(release, nil, 0o600); err != nil {
@@ -459,10 +460,10 @@ func TestEveryFollowerGetsTheEnd(t *testing.T) {
 	for _, ends := range all {
 		processtest.CheckExit(t, <-ends, 2)
 	}
-	if err := process.Remove(b.Dir, run); err != nil {
+	if err := rundir.Remove(b.Dir, run); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Follow(run); !errors.Is(err, process.ErrUnknown) {
+	if _, err := b.Follow(run); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("a removed run: %v", err)
 	}
 	o := processtest.NewOrder()

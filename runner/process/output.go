@@ -8,37 +8,28 @@ import (
 	"os"
 
 	"sallyport/internal/pathsafe"
+	"sallyport/runner/process/rundir"
 )
-
-// Dropped is the middle of an output that is not kept: the bytes from From up
-// to, not including, To.
-type Dropped struct {
-	From int64 `json:"from"`
-	To   int64 `json:"to"`
-}
-
-// Bytes is how many were dropped.
-func (d Dropped) Bytes() int64 { return d.To - d.From }
 
 // Output reads what a command wrote, during the run and afterwards. Offsets
 // are those of all that was written, whatever was dropped. It is for one
 // reader at a time.
 type Output struct {
 	folder *os.Root
-	status *Status
+	status *rundir.Status
 	head   *os.File
 	tail   *os.File // nil until there is one
 	state  tailState
 }
 
-// Output opens the output of a run. Errors wrap ErrUnknown or ErrNotKept where
+// Output opens the output of a run. Errors wrap [runner.ErrUnknown] or ErrNotKept where
 // there is none. The caller closes it.
-func (l *Local) Output(run string) (*Output, error) { return OpenOutput(l.dir, run) }
+func (l *Local) Output(run string) (*Output, error) { return OpenOutput(l.runs.Dir, run) }
 
 // OpenOutput opens the output of a run from the folder of runs alone, whether or
 // not the run has ended. Errors are those of [Local.Output]. The caller closes it.
 func OpenOutput(dir, run string) (*Output, error) {
-	if err := checkID(run); err != nil {
+	if err := rundir.CheckID(run); err != nil {
 		return nil, fmt.Errorf("reading: %w", err)
 	}
 	root, err := os.OpenRoot(dir)
@@ -46,7 +37,7 @@ func OpenOutput(dir, run string) (*Output, error) {
 		return nil, fmt.Errorf("opening the folder of runs: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	s, err := readStatus(root, run)
+	s, err := rundir.ReadStatus(root, run)
 	if err != nil {
 		return nil, err
 	}
@@ -57,12 +48,12 @@ func OpenOutput(dir, run string) (*Output, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder of run %s: %w", run, err)
 	}
-	head, err := pathsafe.OpenRegular(folder, outputFile)
+	head, err := pathsafe.OpenRegular(folder, rundir.OutputFile)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && s.Ring != nil {
 		err = ErrNotKept
 	}
 	if err != nil {
-		closeAll(head)
+		rundir.CloseFiles(head)
 		return nil, errors.Join(fmt.Errorf("opening the output of run %s: %w", run, err), folder.Close())
 	}
 	return &Output{folder: folder, status: s, head: head}, nil
@@ -70,20 +61,20 @@ func OpenOutput(dir, run string) (*Output, error) {
 
 // State returns how many bytes the command wrote so far and which of them are
 // not kept. Both may grow until the run ends.
-func (o *Output) State() (size int64, d Dropped) {
+func (o *Output) State() (size int64, d rundir.Dropped) {
 	size, d, _ = o.look()
 	return size, d
 }
 
 // look also returns the end of what the head file has.
-func (o *Output) look() (size int64, d Dropped, head int64) {
+func (o *Output) look() (size int64, d rundir.Dropped, head int64) {
 	if o.status.Ended.IsZero() {
-		if s, err := readStatus(o.folder, "."); err == nil {
+		if s, err := rundir.ReadStatus(o.folder, "."); err == nil {
 			o.status = s // before the files: once it has an end, they are what is kept
 		}
 	}
 	if o.tail == nil {
-		o.tail, _ = pathsafe.OpenRegular(o.folder, tailFile)
+		o.tail, _ = pathsafe.OpenRegular(o.folder, rundir.TailFile)
 	}
 	if o.tail != nil {
 		if s, err := readTail(o.tail); err == nil {
@@ -100,7 +91,7 @@ func (o *Output) look() (size int64, d Dropped, head int64) {
 	if !o.status.Ended.IsZero() {
 		size = o.status.Output.Bytes
 	}
-	if !o.status.Ended.IsZero() || o.status.Dropped != (Dropped{}) {
+	if !o.status.Ended.IsZero() || o.status.Dropped != (rundir.Dropped{}) {
 		d = o.status.Dropped
 	}
 	return size, d, head
@@ -145,6 +136,6 @@ func ignoreEOF(n int, err error) error {
 
 // Close closes the output.
 func (o *Output) Close() error {
-	closeAll(o.head, o.tail)
+	rundir.CloseFiles(o.head, o.tail)
 	return o.folder.Close()
 }

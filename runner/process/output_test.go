@@ -16,6 +16,7 @@ import (
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/rundir"
 )
 
 // keepsEnds runs a command that writes size bytes, and checks that exactly the bytes
@@ -30,9 +31,9 @@ func keepsEnds(t *testing.T, head, tail, size int64) {
 	b.ReadAlong(t, run, 10_000)
 	e := b.AwaitEnd(t, run)
 	processtest.CheckExit(t, e, 0)
-	want := process.Dropped{From: head, To: size - tail}
+	want := rundir.Dropped{From: head, To: size - tail}
 	if want.To <= want.From {
-		want = process.Dropped{}
+		want = rundir.Dropped{}
 	}
 	if e.Output != (runner.Output{Bytes: size, Dropped: want.Bytes()}) {
 		t.Errorf("the end has %+v, want %d bytes and %d dropped", e.Output, size, want.Bytes())
@@ -112,13 +113,13 @@ func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
 	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, "echo much")})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
-	if freed, err := process.Trim(b.Dir, 0); err != nil || freed == 0 {
+	if freed, err := rundir.Trim(b.Dir, 0); err != nil || freed == 0 {
 		t.Fatal(freed, err)
 	}
 	_, live := b.Output(run)
 	_, files := process.OpenOutput(b.Dir, run)
 	for _, err := range []error{live, files} {
-		if !errors.Is(err, process.ErrNotKept) || errors.Is(err, process.ErrUnknown) {
+		if !errors.Is(err, process.ErrNotKept) || errors.Is(err, runner.ErrUnknown) {
 			t.Error(err)
 		}
 	}

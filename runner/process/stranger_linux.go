@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	"sallyport/runner/process/rundir"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -33,7 +35,7 @@ func checkStranger(pid, supervisor int, isRun func(id string) bool) error {
 	}
 	for part := range strings.SplitSeq(string(groups), "/") {
 		run, ok := strings.CutPrefix(strings.TrimSpace(part), cgroupPrefix)
-		if !ok || checkID(run) != nil {
+		if !ok || rundir.CheckID(run) != nil {
 			continue
 		}
 		if isRun(run) { // else of another installation, which runs this one

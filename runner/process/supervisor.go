@@ -21,6 +21,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/rundir"
 )
 
 // Supervision is what a supervisor goes by.
@@ -147,7 +148,9 @@ func (v *supervisor) open() (err error) {
 	if err := v.local.groupCommands(v.local.processes); err != nil {
 		v.Log.Warn("the processes of commands are bounded by RLIMIT_NPROC alone, which does not hold root", "error", err)
 	}
-	if v.local.unlocked = v.DangerouslyUnlocked; !v.local.unlocked {
+	if v.DangerouslyUnlocked {
+		v.local.runs.IgnoreLocks()
+	} else {
 		v.local.flights = map[string]int{}
 	}
 	if v.prepare != nil {
@@ -156,7 +159,7 @@ func (v *supervisor) open() (err error) {
 	if err := v.local.adopt(); err != nil {
 		return err
 	}
-	v.local.supply()
+	v.local.ready.KeepReady()
 	return nil
 }
 
@@ -269,7 +272,7 @@ func (v *supervisor) greet(conn *net.UnixConn) {
 	r := bufio.NewReaderSize(conn, maxGreeting)
 	pid, err := checkPeer(conn, v.uid)
 	if err == nil && pid > 0 {
-		err = checkStranger(pid, os.Getpid(), v.local.hasFolder)
+		err = checkStranger(pid, os.Getpid(), v.local.runs.Exists)
 	}
 	err = errors.Join(err, conn.SetDeadline(time.Now().Add(greetingTime)))
 	var h hello
@@ -408,7 +411,7 @@ func (v *supervisor) start(o *runner.Order, again bool) error {
 	}
 	v.moving.RLock()
 	defer v.moving.RUnlock()
-	if err := checkID(o.Run); err != nil {
+	if err := rundir.CheckID(o.Run); err != nil {
 		return fmt.Errorf("%w: %w", runner.ErrRefused, err)
 	}
 	if again {
@@ -509,7 +512,7 @@ func (s *session) answer(q *request) *reply {
 	switch q.Do {
 	case doStart:
 		err = s.v.start(q.Order, q.Again)
-		if errors.Is(err, errFolderGone) && s.v.retire() == nil { // the next one makes it
+		if errors.Is(err, rundir.ErrFolderGone) && s.v.retire() == nil { // the next one makes it
 			close(s.v.quit)
 		}
 	case doStop:

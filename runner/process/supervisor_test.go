@@ -24,6 +24,7 @@ import (
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/rundir"
 )
 
 // TestMain lets this program be the supervisor, or a server that can be
@@ -486,7 +487,7 @@ func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
 		if err := p.Start(o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
-		if _, err := p.Follow(o.Run); !errors.Is(err, process.ErrUnknown) {
+		if _, err := p.Follow(o.Run); !errors.Is(err, runner.ErrUnknown) {
 			t.Errorf("it is known: %v", err)
 		}
 	}
@@ -581,13 +582,13 @@ func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 	if err := p.Start(bad); !errors.Is(err, runner.ErrRefused) {
 		t.Errorf("got %v", err)
 	}
-	if err := p.Stop(processtest.NewOrder().Run, runner.Cancelled, 0); !errors.Is(err, process.ErrUnknown) {
+	if err := p.Stop(processtest.NewOrder().Run, runner.Cancelled, 0); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("stopping what is not there: %v", err)
 	}
-	if err := process.Remove(p.Dir, o.Run); err != nil {
+	if err := rundir.Remove(p.Dir, o.Run); err != nil {
 		t.Error(err)
 	}
-	if _, err := p.Follow(o.Run); !errors.Is(err, process.ErrUnknown) {
+	if _, err := p.Follow(o.Run); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("a removed run: %v", err)
 	}
 }
@@ -808,7 +809,7 @@ func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
 	if size, dropped := o.State(); size != e.Output.Bytes || dropped.Bytes() != e.Output.Dropped {
 		t.Errorf("the files tell %d and %+v", size, dropped)
 	}
-	if _, err := process.OpenOutput(p.Dir, processtest.NewOrder().Run); !errors.Is(err, process.ErrUnknown) {
+	if _, err := process.OpenOutput(p.Dir, processtest.NewOrder().Run); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("unknown: %v", err)
 	}
 	if _, err := process.OpenOutput(p.Dir, "../x"); err == nil {

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+
+	"sallyport/runner/process/rundir"
 )
 
 // The output of a run is a file "output" with its beginning. Once that has reached
@@ -12,7 +14,6 @@ import (
 // around. What is kept is never written over, so readers need no word from the
 // supervisor, and the next supervisor goes on where one that was killed had come to.
 const (
-	tailFile  = "tail"
 	tailStart = 4 << 10   // a page, so that pages of the FIFO are pages of the file
 	tailChunk = 256 << 10 // the most that is written at once
 )
@@ -57,10 +58,10 @@ func readTail(f *os.File) (s tailState, err error) {
 }
 
 // missing returns what is not kept of an output whose beginning ends at head.
-func (s tailState) missing(head, tail int64) Dropped {
-	d := Dropped{From: head, To: max(s.First, s.Size-tail)}
+func (s tailState) missing(head, tail int64) rundir.Dropped {
+	d := rundir.Dropped{From: head, To: max(s.First, s.Size-tail)}
 	if d.To <= d.From {
-		return Dropped{}
+		return rundir.Dropped{}
 	}
 	return d
 }

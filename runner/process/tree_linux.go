@@ -37,7 +37,7 @@ type tree struct {
 }
 
 func newTree(l *Local, run string) *tree {
-	return &tree{run: run, mark: []byte(runMark + run), lock: filepath.Join(l.dir, run, lockFile), found: map[int]string{}, local: l}
+	return &tree{run: run, mark: []byte(runMark + run), lock: l.runs.LockPath(run), found: map[int]string{}, local: l}
 }
 
 // startTree starts argv in the run's own cgroup, if there can be one.
@@ -184,7 +184,7 @@ func (t *tree) gone() bool {
 // are any. All processes are searched only where there can be some: one that left
 // has the lock, or is a child of this process now, because its parent has ended.
 func (t *tree) escaped() bool {
-	t.left = (!t.local.reaps() || t.local.held(t.run) || t.local.hasStrays()) && len(t.search()) > 0
+	t.left = (!t.local.reaps() || t.local.runs.IsLocked(t.run) || t.local.hasStrays()) && len(t.search()) > 0
 	return t.left
 }
 

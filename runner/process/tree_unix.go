@@ -7,6 +7,8 @@ import (
 	"errors"
 	"os"
 	"syscall"
+
+	"sallyport/runner/process/rundir"
 )
 
 // tree is the main process and its group. A process that left the group, by
@@ -69,9 +71,9 @@ func findCgroups() (string, error) { return "", errors.New("this system has none
 func (l *Local) birth(int) string { return "" }
 
 // lives goes by the lock.
-func (l *Local) lives(s *Status) bool { return l.held(s.Run) }
+func (l *Local) lives(s *rundir.Status) bool { return l.runs.IsLocked(s.Run) }
 
-func adoptTree(*Local, *Status) (*tree, *os.Process) { return &tree{}, nil }
+func adoptTree(*Local, *rundir.Status) (*tree, *os.Process) { return &tree{}, nil }
 
 func (t *tree) headless() {}
 

@@ -108,7 +108,7 @@ var ErrSuperseded = fmt.Errorf("another server has taken over: %w", runner.ErrLe
 // kinds are the errors that keep their identity on the way.
 func kinds() map[string]error {
 	return map[string]error{
-		"unknown": ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
+		"unknown": runner.ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
 		"not now": runner.ErrNotNow, "refused": runner.ErrRefused,
 	}
 }

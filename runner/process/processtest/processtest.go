@@ -19,6 +19,7 @@ import (
 	"sallyport/internal/diag"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/rundir"
 )
 
 // Patience is how long a test waits for what must happen; none asserts it.
@@ -159,7 +160,7 @@ func (b *Subject) ReadOutput(t testing.TB, run string) string {
 }
 
 // ReadStatus reads what the folder says, as another process would.
-func (b *Subject) ReadStatus(t testing.TB, run string) (s process.Status) {
+func (b *Subject) ReadStatus(t testing.TB, run string) (s rundir.Status) {
 	t.Helper()
 	f, err := os.OpenInRoot(b.Dir, filepath.Join(run, "status"))
 	if err != nil {

@@ -1,4 +1,4 @@
-package process
+package rundir
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 // is left, for Sweep; that, or a run that is not there, is no error. One in which
 // something is mounted is left for Sweep, too, and is an error that names that.
 func Remove(dir, run string) error {
-	if err := checkID(run); err != nil {
+	if err := CheckID(run); err != nil {
 		return fmt.Errorf("removing: %w", err)
 	}
 	root, err := os.OpenRoot(dir)
@@ -93,7 +93,7 @@ func Sweep(ctx context.Context, dir string, after time.Duration, known func(run 
 			return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.err())
 		}
 		for _, run := range names {
-			if checkID(run) != nil { // none of ours
+			if CheckID(run) != nil { // none of ours
 				continue
 			}
 			// Every run is recorded before it gets a folder, and this one has one.
@@ -191,10 +191,10 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 // takenBy returns what the output of a run takes of the disk; 0 when there is none, or
 // it was just removed.
 func takenBy(root *os.Root, run string) (bytes int64) {
-	if checkID(run) != nil {
+	if CheckID(run) != nil {
 		return 0
 	}
-	for _, name := range []string{outputFile, tailFile} {
+	for _, name := range []string{OutputFile, TailFile} {
 		info, err := root.Lstat(filepath.Join(run, name))
 		if err != nil {
 			continue
@@ -207,7 +207,7 @@ func takenBy(root *os.Root, run string) (bytes int64) {
 }
 
 func removeOutput(root *os.Root, run string) error {
-	for _, name := range []string{tailFile, outputFile} {
+	for _, name := range []string{TailFile, OutputFile} {
 		if err := root.Remove(filepath.Join(run, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing an output: %w", err)
 		}

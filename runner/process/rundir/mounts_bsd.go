@@ -1,6 +1,6 @@
 //go:build darwin || freebsd
 
-package process
+package rundir
 
 import (
 	"os"

@@ -1,4 +1,4 @@
-package process_test
+package rundir_test
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"sallyport/runner"
-	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/rundir"
 )
 
 const kept = 64 << 10 // bytes that each run of these tests writes
@@ -62,7 +62,7 @@ func TestTheOldestOutputsGoBeyondTheQuotaAndNoneOfWhatRuns(t *testing.T) {
 			processtest.CheckExit(t, b.AwaitEnd(t, runs[i]), 0)
 		}
 	}
-	freed, err := process.Trim(b.Dir, 3*kept)
+	freed, err := rundir.Trim(b.Dir, 3*kept)
 	if want := []string{runs[0], runs[4], runs[5]}; err != nil || freed != 3*kept || !slices.Equal(having(b, runs, "output"), want) {
 		t.Errorf("freed %d of %v, %v: %v are left, want %v", freed, runs, err, having(b, runs, "output"), want)
 	}
@@ -71,7 +71,7 @@ func TestTheOldestOutputsGoBeyondTheQuotaAndNoneOfWhatRuns(t *testing.T) {
 	}
 	release(runs[0])
 	processtest.CheckExit(t, b.AwaitEnd(t, runs[0]), 0)
-	if freed, err = process.Trim(b.Dir, 0); err != nil || freed != 3*kept {
+	if freed, err = rundir.Trim(b.Dir, 0); err != nil || freed != 3*kept {
 		t.Errorf("freed %d, %v", freed, err)
 	}
 }
@@ -89,7 +89,7 @@ func TestFoldersThatNoRunIsKnownOfAreSweptUnlessTheirTreeLives(t *testing.T) {
 		}
 	}
 	asked := map[string]int{}
-	removed, err := process.Sweep(t.Context(), b.Dir, 0, func(run string) (bool, error) {
+	removed, err := rundir.Sweep(t.Context(), b.Dir, 0, func(run string) (bool, error) {
 		asked[run]++
 		return run == known, nil
 	})
@@ -116,12 +116,12 @@ func TestNothingIsSweptWhenNobodyCanTellWhatIsKnown(t *testing.T) {
 	release(run)
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	unavailable := errors.New("unavailable")
-	if _, err := process.Sweep(t.Context(), b.Dir, 0, func(string) (bool, error) { return false, unavailable }); !errors.Is(err, unavailable) {
+	if _, err := rundir.Sweep(t.Context(), b.Dir, 0, func(string) (bool, error) { return false, unavailable }); !errors.Is(err, unavailable) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := process.Sweep(ctx, b.Dir, 0, func(string) (bool, error) { return false, nil }); !errors.Is(err, context.Canceled) {
+	if _, err := rundir.Sweep(ctx, b.Dir, 0, func(string) (bool, error) { return false, nil }); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if len(having(b, []string{run}, "output")) == 0 {
@@ -141,7 +141,7 @@ func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	removed, err := process.Sweep(t.Context(), dir, 0, func(string) (bool, error) { return false, nil })
+	removed, err := rundir.Sweep(t.Context(), dir, 0, func(string) (bool, error) { return false, nil })
 	left, _ := filepath.Glob(filepath.Join(dir, "*"))
 	if removed != 40-len(stubborn) || len(left) != len(stubborn) {
 		t.Errorf("removed %d, and %d are left, want %d", removed, len(left), len(stubborn))
@@ -161,7 +161,7 @@ func TestSweep_UnknownForADay(t *testing.T) {
 	unknown := func(string) (bool, error) { return false, nil }
 	sweep := func(known func(string) (bool, error)) int {
 		t.Helper()
-		removed, err := process.Sweep(t.Context(), b.Dir, process.SweepAfter, known)
+		removed, err := rundir.Sweep(t.Context(), b.Dir, rundir.SweepAfter, known)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +170,7 @@ func TestSweep_UnknownForADay(t *testing.T) {
 	mark := filepath.Join(b.Dir, run, "unknown")
 	age := func() {
 		t.Helper()
-		before := time.Now().Add(-process.SweepAfter)
+		before := time.Now().Add(-rundir.SweepAfter)
 		if err := os.Chtimes(mark, before, before); err != nil {
 			t.Fatal(err)
 		}

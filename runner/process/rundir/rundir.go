@@ -1,0 +1,309 @@
+// Package rundir is the layout of the folder of runs: what stands where, who writes it, and what a crash leaves.
+//
+// [Runs] is the folder. Each run has a folder in it, named by the run's id:
+//
+//	ID/status   what is known of the run ([Status]), replaced as a whole
+//	ID/lock     locked as long as any process of the command has the descriptor; its content is the flight
+//	ID/output   the beginning of the output, and ID/tail its end (package output)
+//	ID/fifo     where the command writes, until the run has ended
+//	ID/work     the working folder, unless the hook has another
+//	active/ID   another name of the lock of each run that may be in progress
+//	ready/      folders that no run has yet ([ReadyFolders])
+//	unwritten   ends that could not be written into the folders of their runs
+//
+// A folder is made in ready/ with all its files, gets its name in active/, and is then renamed to the id. So
+// a crash at any step leaves either no folder of the run, or a whole one whose lock says whether a process of
+// the command is alive. The name in active/ is removed last, when the end is on disk and the working folder is
+// gone: the next supervisor looks at those names alone.
+//
+// [Remove], [Sweep] and [Trim] need no supervisor. They leave alone what a living process has locked, and what is
+// mounted.
+package rundir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"sallyport/internal/pathsafe"
+	"sallyport/runner"
+)
+
+// The names in a run's folder.
+const (
+	OutputFile = "output" // the beginning of what the command wrote
+	TailFile   = "tail"   // its end
+	FIFOFile   = "fifo"   // where the command writes, until the run has ended
+	WorkDir    = "work"   // the working directory, unless the hook has another
+	statusFile = "status" // Status as JSON
+	lockFile   = "lock"   // flock'd as long as any of the command's tree keeps the descriptor; its content is the flight
+)
+
+// unwrittenFile has the ends that a supervisor could not write into the folders of
+// their runs before it ended: Status by run, as JSON.
+const unwrittenFile = "unwritten"
+
+// activeDir has another name of the lock of each run that may be in progress. It shows a supervisor what the one
+// before it left, without a look at each run that ever was, and whose flight a lock is, whatever became of the
+// run's folder.
+const activeDir = "active"
+
+// ErrFolderGone says that the folder of runs was removed. Only another supervisor makes it again.
+var ErrFolderGone = fmt.Errorf("%w: the folder of runs was removed", runner.ErrNotNow)
+
+// Runs is the folder of runs. Its methods may be called at once from many goroutines.
+type Runs struct {
+	Dir  string // absolute, without symlinks
+	Root *os.Root
+
+	log         *slog.Logger
+	id          string // device and inode of Root
+	ignoreLocks bool
+}
+
+// Open opens the folder of runs, which is made with mode 0700 when it is missing and refused when other users may
+// enter it. Folders that an earlier process kept ready are removed.
+func Open(dir string, log *slog.Logger) (*Runs, error) {
+	dir, root, err := OpenPrivate(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the folder of runs: %w", err)
+	}
+	r := &Runs{Dir: dir, Root: root, log: log}
+	if r.id, err = folderID(root); err != nil {
+		return nil, fmt.Errorf("opening the folder of runs: %w", err)
+	}
+	if err := root.RemoveAll(readyDir); err != nil {
+		return nil, fmt.Errorf("removing folders that no run has: %w", err)
+	}
+	return r, r.makeFolders()
+}
+
+// IgnoreLocks has every lock count as free. It is for a test that shows what the locks are for.
+func (r *Runs) IgnoreLocks() { r.ignoreLocks = true }
+
+// IgnoresLocks reports whether IgnoreLocks was called.
+func (r *Runs) IgnoresLocks() bool { return r.ignoreLocks }
+
+// CheckID refuses what is not a plain UUID before it becomes a path.
+func CheckID(run string) error {
+	if id, err := uuid.Parse(run); err != nil || id.String() != run {
+		return fmt.Errorf("run %q: not a plain UUID", run)
+	}
+	return nil
+}
+
+// OpenPrivate makes a folder that no other user may enter, or refuses one that others may, and returns its real
+// path.
+func OpenPrivate(name string) (string, *os.Root, error) {
+	if err := os.MkdirAll(name, 0o700); err != nil {
+		return "", nil, err
+	}
+	real, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return "", nil, err
+	}
+	if real, err = filepath.Abs(real); err != nil {
+		return "", nil, err
+	}
+	root, err := os.OpenRoot(real)
+	if err != nil {
+		return "", nil, err
+	}
+	info, err := root.Stat(".")
+	if err != nil {
+		return "", nil, errors.Join(err, root.Close())
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case info.Mode().Perm()&0o077 != 0:
+		err = fmt.Errorf("%s is open to others (mode %04o): chmod 0700", real, info.Mode().Perm())
+	case !ok || int(owner.Uid) != os.Geteuid():
+		err = fmt.Errorf("%s belongs to another user", real)
+	}
+	if err != nil {
+		return "", nil, errors.Join(err, root.Close())
+	}
+	return real, root, nil
+}
+
+// folderID is the device and inode of a folder.
+func folderID(root *os.Root) (string, error) {
+	info, err := root.Stat(".")
+	if err != nil {
+		return "", err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return "", errors.New("the system reports no inode")
+	}
+	return fmt.Sprintf("%d:%d", st.Dev, st.Ino), nil
+}
+
+// makeFolders makes the folders that belong to no run.
+func (r *Runs) makeFolders() error {
+	for _, dir := range []string{readyDir, activeDir} {
+		switch err := r.Root.Mkdir(dir, 0o700); {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%w: making %s: %w", ErrFolderGone, filepath.Join(r.Dir, dir), err)
+		case err != nil && !errors.Is(err, fs.ErrExist):
+			return fmt.Errorf("making a folder: %w", err)
+		}
+	}
+	// Some filesystems have no FIFOs. The start shall fail there, and not each run.
+	trial := filepath.Join(readyDir, "trial")
+	collect, command, err := makeFIFO(filepath.Join(r.Dir, trial))
+	CloseFiles(collect, command)
+	if err != nil {
+		return fmt.Errorf("making a FIFO in the folder of runs: %w", err)
+	}
+	return r.Root.Remove(trial)
+}
+
+// ID identifies the folder of runs: a copy of it has another. It is that of [Status.Folder].
+func (r *Runs) ID() string { return r.id }
+
+// Path is the absolute path of a file in a run's folder.
+func (r *Runs) Path(run, name string) string { return filepath.Join(r.Dir, run, name) }
+
+// LockPath is where the lock of a run is.
+func (r *Runs) LockPath(run string) string { return r.Path(run, lockFile) }
+
+// Exists reports whether a run has a folder.
+func (r *Runs) Exists(run string) bool {
+	_, err := r.Root.Stat(run)
+	return err == nil
+}
+
+// IsGone reports whether a run has no folder. Where that cannot be found out, it is neither gone nor there.
+func (r *Runs) IsGone(run string) bool { return isGone(r.Root, run) }
+
+// tryLock is shared, so that two processes that only test a lock do not find it held by each other.
+const tryLock = unix.LOCK_SH | unix.LOCK_NB
+
+// IsLocked reports whether any process has the lock of a run that may be in progress. An error counts as locked.
+func (r *Runs) IsLocked(run string) bool {
+	if r.ignoreLocks {
+		return false
+	}
+	f, err := pathsafe.OpenRegular(r.Root, filepath.Join(activeDir, run))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer func() { _ = f.Close() }() // which gives the lock back
+	return unix.Flock(int(f.Fd()), tryLock) != nil
+}
+
+// AwaitUnlock returns when no process has the lock of a run.
+func (r *Runs) AwaitUnlock(run string) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for r.IsLocked(run) {
+		<-tick.C
+	}
+}
+
+// MayBeActive returns the ids of the runs that may be in progress.
+func (r *Runs) MayBeActive() (runs []string, err error) {
+	dir, err := r.Root.Open(activeDir)
+	if err != nil {
+		return nil, err
+	}
+	names, err := dir.Readdirnames(-1)
+	for _, name := range names {
+		if CheckID(name) != nil {
+			r.log.Warn("ignoring an unknown file", "name", filepath.Join(activeDir, name))
+			continue
+		}
+		runs = append(runs, name)
+	}
+	return runs, errors.Join(err, dir.Close())
+}
+
+// ReadFlight returns the flight of a run that may be in progress.
+func (r *Runs) ReadFlight(run string) (string, error) {
+	text, err := pathsafe.ReadRegular(r.Root, filepath.Join(activeDir, run))
+	return string(text), err
+}
+
+// MarkActive gives a run its name among the active ones again.
+func (r *Runs) MarkActive(run string) error {
+	err := r.Root.Link(filepath.Join(run, lockFile), filepath.Join(activeDir, run))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("marking run %s: %w", run, err)
+	}
+	return nil
+}
+
+// UnmarkActive records that a run is over and its working folder is gone.
+func (r *Runs) UnmarkActive(run string) error {
+	if err := r.Root.Remove(filepath.Join(activeDir, run)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// RemoveFolder removes the folder of a run.
+func (r *Runs) RemoveFolder(run string) error { return removeAll(r.Root, run) }
+
+// RemoveRun removes the folder of a run and its name among the active ones.
+func (r *Runs) RemoveRun(run string) error {
+	if err := r.RemoveFolder(run); err != nil {
+		return err
+	}
+	return r.UnmarkActive(run)
+}
+
+// RemoveFIFO removes the FIFO of a run that has ended.
+func (r *Runs) RemoveFIFO(run string) error {
+	if err := r.Root.Remove(filepath.Join(run, FIFOFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// RemoveWork removes the working folder of a run, in the folder of runs alone, wherever the command's symlinks
+// point.
+func (r *Runs) RemoveWork(run string) error { return removeAll(r.Root, filepath.Join(run, WorkDir)) }
+
+// SaveUnwritten leaves the ends that cannot be written into the folders of their runs where the next supervisor
+// finds them.
+func (r *Runs) SaveUnwritten(ends map[string]Status) error {
+	text, err := json.Marshal(ends)
+	if err == nil {
+		err = pathsafe.ReplaceFile(r.Root, unwrittenFile, text, 0o600, pathsafe.Synced)
+	}
+	return err
+}
+
+// LoadUnwritten returns what SaveUnwritten left.
+func (r *Runs) LoadUnwritten() (ends map[string]Status, err error) {
+	text, err := pathsafe.ReadRegular(r.Root, unwrittenFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &ends)
+	}
+	return ends, err
+}
+
+// RemoveUnwritten removes what SaveUnwritten left, if anything.
+func (r *Runs) RemoveUnwritten() { _ = r.Root.Remove(unwrittenFile) } // few supervisors leave one
+
+// CloseFiles closes those that are not nil.
+func CloseFiles(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close() // nothing was written, or it was checked
+		}
+	}
+}
