@@ -3,6 +3,7 @@ package process
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"time"
 
@@ -185,7 +186,7 @@ func (l *Local) earlier(run string) (known bool, err error) {
 		return false, nil
 	case err != nil:
 		return true, err
-	case s.isRevoked():
+	case s.IsRevoked():
 		return true, fmt.Errorf("starting run %s: it was revoked: %w", run, fs.ErrExist)
 	case s.Started.IsZero():
 		return true, fmt.Errorf("starting run %s: %s", run, s.Error)

@@ -193,6 +193,16 @@ func (c *Client) askStop(run string, why runner.State, grace time.Duration) *sto
 	return ask
 }
 
+// Revoke is that of runner.Processes. It needs no answer of the supervisor, which may be stopped and hold the order.
+func (c *Client) Revoke(run string, why runner.State) (revoked bool, err error) {
+	root, err := os.OpenRoot(filepath.Join(c.o.State, runsDir))
+	if err != nil {
+		return false, fmt.Errorf("revoking run %s: %w", run, err)
+	}
+	defer func() { _ = root.Close() }() // nothing is written through it any more
+	return rundir.Revoke(root, run, why)
+}
+
 // List names the runs that are under way, those that an earlier supervisor
 // left too.
 func (c *Client) List() ([]string, error) {

@@ -377,6 +377,11 @@ func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
 	return nil
 }
 
+// Revoke is that of runner.Processes.
+func (l *Local) Revoke(run string, why runner.State) (revoked bool, err error) {
+	return rundir.Revoke(l.runs.Root, run, why)
+}
+
 // List names the runs that are under way, in order.
 func (l *Local) List() ([]string, error) {
 	l.mu.Lock()

@@ -375,7 +375,7 @@ func TestRevoke(t *testing.T) {
 	if e := b.AwaitEnd(t, o.Run); e.Reason != runner.Cancelled || e.Ended.IsZero() || e.ExitCode != nil {
 		t.Errorf("got %+v", e)
 	}
-	if _, err := b.Output(o.Run); !errors.Is(err, process.ErrUnknown) {
+	if _, err := b.Output(o.Run); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("its output: %v", err)
 	}
 	started := b.Begin(t, processtest.NewOrder())

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"sallyport/internal/pathsafe"
+	"sallyport/runner"
 	"sallyport/runner/process/rundir"
 )
 
@@ -41,8 +42,8 @@ func OpenOutput(dir, run string) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.isRevoked() {
-		return nil, fmt.Errorf("run %s: %w", run, ErrUnknown)
+	if s.IsRevoked() {
+		return nil, fmt.Errorf("run %s: %w", run, runner.ErrUnknown)
 	}
 	folder, err := root.OpenRoot(run)
 	if err != nil {

@@ -1,0 +1,49 @@
+package rundir
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"sallyport/runner"
+)
+
+// Revoke gives a run its folder, with its end in it. A run is started by moving its folder to the same place, which
+// fails then, so exactly one of the two happens.
+func Revoke(root *os.Root, run string, why runner.State) (revoked bool, err error) {
+	if err := CheckID(run); err != nil {
+		return false, fmt.Errorf("revoking: %w", err)
+	}
+	id, err := folderID(root)
+	if err != nil {
+		return false, fmt.Errorf("revoking run %s: %w", run, err)
+	}
+	text, err := json.Marshal(Status{Run: run, Folder: id, Why: why, End: runner.End{Ended: time.Now()}})
+	if err != nil {
+		return false, fmt.Errorf("encoding a status: %w", err)
+	}
+	name := filepath.Join(readyDir, rand.Text())
+	err = root.Mkdir(name, 0o700)
+	if err == nil {
+		err = root.WriteFile(filepath.Join(name, statusFile), append(text, '\n'), 0o600)
+	}
+	if err == nil {
+		err = root.Rename(name, run)
+	}
+	if err == nil {
+		return true, nil
+	}
+	_ = root.RemoveAll(name) // else the next supervisor does
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	return false, fmt.Errorf("revoking run %s: %w", run, err)
+}
+
+// IsRevoked reports whether the run of a status was revoked, so that its command never started.
+func (s *Status) IsRevoked() bool { return s.Started.IsZero() && s.Why != "" }
