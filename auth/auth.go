@@ -31,14 +31,14 @@ type Delivery struct {
 	Now       time.Time
 }
 
-func (d *Delivery) request() *httpsig.Request {
+func (d *Delivery) signedRequest() *httpsig.Request {
 	return &httpsig.Request{Method: d.Method, Authority: d.Authority, URL: d.URL, Header: d.Header, Body: d.Body}
 }
 
 // Identity is what a verified credential proves.
 type Identity struct {
 	Caller string
-	Scheme string // hmac, signature, jwt, mtls or token
+	Kind   string // hmac, signature, jwt, mtls or token
 	Key    string // id of the key that verified; for mtls the matched name or fingerprint
 
 	// Replay names this delivery among all of all callers: a digest of the signed
@@ -61,7 +61,7 @@ type Identity struct {
 	BodyDigest [32]byte // SHA-256 of the body
 	// Lasting is set where what was sent is good for ever, and for every request
 	// with the same body: an HMAC without a time.
-	Lasting bool
+	NeverStale bool
 
 	Event  string         // what the sender calls this kind of delivery, if it says; not signed if it is a header
 	Claims map[string]any // of a verified JWT, as strictjson decodes them
@@ -82,19 +82,19 @@ const (
 // Refusal is the error of Authenticate. It is for the log, never for the sender.
 type Refusal struct {
 	Reason Reason
-	Scheme string // of the credential that was present
+	Kind   string // of the credential that was present
 	Caller string // set only where the credential verified, or names its caller itself
 	Key    string
 	Detail string // no secret and no bytes of the request but what is printable and short
 
-	keys *keyset.Set // that may have a key for the credential when it is fetched anew
-	work int         // that it took to find out, in bytes hashed
+	keys  *keyset.Set // that may have a key for the credential when it is fetched anew
+	spent int         // that it took to find out, in bytes hashed
 }
 
-// Await reports whether a delivery that was refused with err is worth judging
+// AwaitKey reports whether a delivery that was refused with err is worth judging
 // once more: if a key was missing that its issuer may have published since, it waits
 // for the issuer's keys, 25 seconds at most. Of one site, few may wait at once.
-func Await(ctx context.Context, err error, site netip.Addr) bool {
+func AwaitKey(ctx context.Context, err error, site netip.Addr) bool {
 	var r *Refusal
 	return errors.As(err, &r) && r.keys != nil && r.keys.Await(ctx, site)
 }

@@ -40,8 +40,8 @@ func newBench(t testing.TB) *bench {
 	return &bench{TB: t, dir: t.TempDir(), specs: map[string]*auth.CallerSpec{}}
 }
 
-// key writes a key file and returns its specification.
-func (b *bench) key(id, text string) auth.KeySpec {
+// writeKey writes a key file and returns its specification.
+func (b *bench) writeKey(id, text string) auth.KeySpec {
 	b.Helper()
 	name := "key-" + strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
@@ -62,18 +62,18 @@ func (b *bench) key(id, text string) auth.KeySpec {
 	return auth.KeySpec{ID: id, File: filepath.Base(f.Name())}
 }
 
-func (b *bench) hmac(name, scheme string, secrets ...string) {
+func (b *bench) addHMAC(name, scheme string, secrets ...string) {
 	b.Helper()
 	h := &auth.HMACSpec{Scheme: scheme}
 	for i, s := range secrets {
-		h.Keys = append(h.Keys, b.key(string(rune('a'+i)), s))
+		h.Keys = append(h.Keys, b.writeKey(string(rune('a'+i)), s))
 	}
 	b.caller(name).HMAC = h
 }
 
-func (b *bench) token(name, header, secret string) {
+func (b *bench) addToken(name, header, secret string) {
 	b.Helper()
-	b.caller(name).Token = &auth.TokenSpec{Header: header, Keys: []auth.KeySpec{b.key("t", secret)}}
+	b.caller(name).Token = &auth.TokenSpec{Header: header, Keys: []auth.KeySpec{b.writeKey("t", secret)}}
 }
 
 func (b *bench) caller(name string) *auth.CallerSpec {
@@ -85,14 +85,14 @@ func (b *bench) caller(name string) *auth.CallerSpec {
 
 func (b *bench) compile() *auth.Callers {
 	b.Helper()
-	c, p := b.try()
+	c, p := b.tryCompile()
 	if p.Bad() {
 		b.Fatalf("compiling: %v", p.All())
 	}
 	return c
 }
 
-func (b *bench) try() (*auth.Callers, *diag.List) {
+func (b *bench) tryCompile() (*auth.Callers, *diag.List) {
 	p := &diag.List{}
 	clients := certs.LoadClients(certs.Spec{ClientCA: b.clientCA}, b.dir, time.Now(), nil, p.At("tls"))
 	c := auth.Compile(b.specs, auth.Sources{Dir: b.dir, Clients: clients, Now: time.Now(), KeySets: b.inForce}, p.At("callers"))
@@ -104,7 +104,7 @@ func (b *bench) try() (*auth.Callers, *diag.List) {
 // problems compiles and returns every error as "path: text".
 func (b *bench) problems() string {
 	b.Helper()
-	_, p := b.try()
+	_, p := b.tryCompile()
 	var lines []string
 	for _, x := range p.All() {
 		kind := "error "
@@ -147,7 +147,7 @@ func allow(t testing.TB, c *auth.Callers, d *auth.Delivery, caller string, hook 
 	return id
 }
 
-func refuse(t testing.TB, c *auth.Callers, d *auth.Delivery, reason auth.Reason, hook ...string) *auth.Refusal {
+func newRefusal(t testing.TB, c *auth.Callers, d *auth.Delivery, reason auth.Reason, hook ...string) *auth.Refusal {
 	t.Helper()
 	id, err := c.Authenticate(d, hook)
 	if err == nil {

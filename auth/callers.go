@@ -52,8 +52,8 @@ func Compile(specs map[string]*CallerSpec, src Sources, p *diag.List) *Callers {
 		c.all = append(c.all, one)
 	}
 	c.collectHeaders()
-	c.checkShared(p)
-	c.checkPurposes(p)
+	c.warnSharedCredentials(p)
+	c.warnReusedSecrets(p)
 	return c
 }
 
@@ -79,7 +79,7 @@ func compileCaller(name string, spec *CallerSpec, src Sources, p *diag.List) *ca
 	if spec.Token != nil {
 		c.tokens = compileToken(spec.Token, src, p.At("token"))
 	}
-	spec.warnEnds(src.Now, p)
+	spec.warnExpiringKeys(src.Now, p)
 	if spec.MTLS != nil {
 		c.mtls = compileMTLS(spec.MTLS, src.Clients, p.At("mtls"))
 	}
@@ -108,11 +108,11 @@ func (c *Callers) collectHeaders() {
 	c.reads = slices.Compact(c.reads)
 }
 
-// checkShared looks for credentials that would not tell one caller from another.
-func (c *Callers) checkShared(p *diag.List) {
+// warnSharedCredentials looks for credentials that would not tell one caller from another.
+func (c *Callers) warnSharedCredentials(p *diag.List) {
 	owner := map[string]string{}
 	shared := func(p *diag.List, caller string, what ...string) {
-		key := digest(what...)
+		key := digestParts(what...)
 		if other, ok := owner[key]; ok && other != caller {
 			p.Warnf("is the same as that of the caller %q, so which of the two a delivery is from depends on the hook", other)
 		} else if ok {
@@ -129,18 +129,18 @@ func (c *Callers) checkShared(p *diag.List) {
 		}
 		if s := one.signature; s != nil {
 			for i := range s.keys {
-				shared(p.At("signature", "keys"), one.name, "signature", s.keys[i].id, string(material(s.keys[i].key.Material)))
+				shared(p.At("signature", "keys"), one.name, "signature", s.keys[i].id, string(keyMaterial(s.keys[i].key.Material)))
 			}
 		}
 		if m := one.mtls; m != nil {
-			for _, name := range m.spec.names() {
+			for _, name := range m.spec.certificateNames() {
 				shared(p.At("mtls"), one.name, "mtls", m.spec.CA, name.kind, name.text)
 			}
 		}
 		if t := one.tokens; t != nil {
 			for i := range t.keys {
 				shared(p.At("token", "keys"), one.name, "token", t.header, string(t.keys[i].digest[:]))
-				if _, bearer := field.CutPrefix(t.prefix, "Bearer "); jwts && t.keys[i].likeJWT && bearer {
+				if _, bearer := field.CutPrefix(t.prefix, "Bearer "); jwts && t.keys[i].looksLikeJWT && bearer {
 					p.At("token", "keys").Errorf("holds a token with exactly two dots, which is read as a JWT here")
 				}
 			}
@@ -148,9 +148,9 @@ func (c *Callers) checkShared(p *diag.List) {
 	}
 }
 
-// checkPurposes looks for secrets that serve two schemes: what is signed for one may
+// warnReusedSecrets looks for secrets that serve two schemes: what is signed for one may
 // verify as the other, and a token that somebody saw signs as well.
-func (c *Callers) checkPurposes(p *diag.List) {
+func (c *Callers) warnReusedSecrets(p *diag.List) {
 	type use struct{ caller, scheme string }
 	first := map[[sha256.Size]byte]use{}
 	note := func(caller, kind, scheme string, k *keyInfo) {
@@ -205,35 +205,35 @@ func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
 // decides: a wrong signature is never made good by a right token. The error is
 // always a *Refusal, and takes about as long whatever is wrong.
 func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
-	id, err := c.identify(d, hook)
+	id, err := c.identifyCaller(d, hook)
 	var r *Refusal
 	if errors.As(err, &r) {
-		c.spendRest(d, hook, r.work)
+		c.spendRemainingCost(d, hook, r.spent)
 	}
 	return id, err
 }
 
-func (c *Callers) identify(d *Delivery, hook []string) (*Identity, error) {
+func (c *Callers) identifyCaller(d *Delivery, hook []string) (*Identity, error) {
 	for _, name := range c.reads {
 		values := d.Header[name]
 		if len(values) > 1 {
-			return nil, refuse(Malformed, "", "the header %s is there %d times", name, len(values))
+			return nil, newRefusal(Malformed, "", "the header %s is there %d times", name, len(values))
 		}
 		if len(values) == 1 && len(values[0]) > maxHeader {
-			return nil, refuse(Malformed, "", "the header %s is over %d bytes", name, maxHeader)
+			return nil, newRefusal(Malformed, "", "the header %s is over %d bytes", name, maxHeader)
 		}
 	}
-	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.bySignature, c.byHMAC, c.byJWT, c.byOther, c.byToken, c.byMTLS} {
+	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.authenticateSignature, c.authenticateHMAC, c.authenticateJWT, c.refuseOtherSchemes, c.authenticateToken, c.authenticateMTLS} {
 		if id, err := kind(d, hook); !errors.Is(err, errAbsent) {
 			return id, err
 		}
 	}
-	return nil, refuse(Absent, "", "the delivery has no credential that any caller could have sent")
+	return nil, newRefusal(Absent, "", "the delivery has no credential that any caller could have sent")
 }
 
-// byOther refuses an Authorization header that some caller's credential could
+// refuseOtherSchemes refuses an Authorization header that some caller's credential could
 // stand in, but that has the form of none: what is left are tokens.
-func (c *Callers) byOther(d *Delivery, _ []string) (*Identity, error) {
+func (c *Callers) refuseOtherSchemes(d *Delivery, _ []string) (*Identity, error) {
 	token := func(one *caller) bool {
 		if one.tokens == nil || one.tokens.header != "Authorization" {
 			return false
@@ -244,7 +244,7 @@ func (c *Callers) byOther(d *Delivery, _ []string) (*Identity, error) {
 	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") || slices.ContainsFunc(c.all, token) {
 		return nil, errAbsent
 	}
-	return nil, refuse(Malformed, "", "the Authorization header has the form of no caller's credential")
+	return nil, newRefusal(Malformed, "", "the Authorization header has the form of no caller's credential")
 }
 
 // candidates yields the hook's callers and then all others, and whether each is
@@ -264,21 +264,21 @@ func (c *Callers) candidates(hook []string) iter.Seq2[*caller, bool] {
 	}
 }
 
-func (c *caller) replayCheck(scheme string) bool {
+func (c *caller) checksReplay(scheme string) bool {
 	if c.replay != "" {
 		return c.replay == "check"
 	}
 	return scheme == "hmac" || scheme == "signature" || scheme == "jwt"
 }
 
-// staleOr returns Stale for an error that says so, and otherwise the reason.
-func staleOr(reason Reason, err error) Reason {
+// reasonOrStale returns Stale for an error that says so, and otherwise the reason.
+func reasonOrStale(reason Reason, err error) Reason {
 	if stale := field.StaleError(""); errors.As(err, &stale) {
 		return Stale
 	}
 	return reason
 }
 
-func refuse(reason Reason, scheme, format string, a ...any) *Refusal {
-	return &Refusal{Reason: reason, Scheme: scheme, Detail: fmt.Sprintf(format, a...)}
+func newRefusal(reason Reason, scheme, format string, a ...any) *Refusal {
+	return &Refusal{Reason: reason, Kind: scheme, Detail: fmt.Sprintf(format, a...)}
 }

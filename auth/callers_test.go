@@ -18,33 +18,33 @@ import (
 	"sallyport/auth/webhook"
 )
 
-func TestADeliveryWithoutACredentialIsAbsent(t *testing.T) {
+func TestAuthenticate_NoCredential(t *testing.T) {
 	b := newAuthority(t).trusted()
-	b.hmac("github", "github", secretA)
-	b.token("gitlab", "X-Gitlab-Token", secretB)
-	b.jwt("ci", nil, b.key("", ring().hs256))
+	b.addHMAC("github", "github", secretA)
+	b.addToken("gitlab", "X-Gitlab-Token", secretB)
+	b.addJWT("ci", nil, b.writeKey("", testKeys().hs256))
 	b.caller("etl").MTLS = &auth.MTLSSpec{CN: "etl"}
 	c := b.compile()
 	if got := c.Names(); !slices.Equal(got, []string{"ci", "etl", "github", "gitlab"}) {
 		t.Errorf("names %v", got)
 	}
-	refuse(t, c, delivery("{}", http.Header{}), auth.Absent)
-	refuse(t, c, delivery("{}", headers("X-Other", "x", "X-Gitea-Signature", "00")), auth.Absent)
-	refuse(t, auth.Compile(nil, auth.Sources{}, nil), delivery("{}", headers("Authorization", "Bearer x")), auth.Absent)
+	newRefusal(t, c, delivery("{}", http.Header{}), auth.Absent)
+	newRefusal(t, c, delivery("{}", headers("X-Other", "x", "X-Gitea-Signature", "00")), auth.Absent)
+	newRefusal(t, auth.Compile(nil, auth.Sources{}, nil), delivery("{}", headers("Authorization", "Bearer x")), auth.Absent)
 }
 
 // A wrong credential of a stronger kind is never made good by a right one of a weaker.
-func TestAStrongerCredentialDecides(t *testing.T) {
+func TestAuthenticate_StrongestKindDecides(t *testing.T) {
 	b := newBench(t)
-	b.hmac("gitlab", "gitlab", newPair("gitlab", "a").verify)
-	b.token("gitlab", "X-Gitlab-Token", secretB) // of the same caller
-	b.token("other", "X-Other-Token", secretC)
-	b.jwt("ci", nil, b.key("", ring().hs256))
+	b.addHMAC("gitlab", "gitlab", newPair("gitlab", "a").verify)
+	b.addToken("gitlab", "X-Gitlab-Token", secretB) // of the same caller
+	b.addToken("other", "X-Other-Token", secretC)
+	b.addJWT("ci", nil, b.writeKey("", testKeys().hs256))
 	c := b.compile()
 	good := signed(t, "gitlab", newPair("gitlab", "a").sign, "{}")
 	bad := signed(t, "gitlab", newPair("gitlab", "b").sign, "{}")
-	right := hs(t, claims())
-	wrong := token(t, jwt.SigningMethodHS256, []byte("x"), claims())
+	right := signHS256(t, validClaims())
+	wrong := signToken(t, jwt.SigningMethodHS256, []byte("x"), validClaims())
 	both := func(h http.Header, pairs ...string) *auth.Delivery {
 		h = h.Clone()
 		for i := 0; i < len(pairs); i += 2 {
@@ -55,22 +55,22 @@ func TestAStrongerCredentialDecides(t *testing.T) {
 	none := http.Header{}
 	allow(t, c, both(none, "X-Gitlab-Token", secretB), "gitlab")
 	allow(t, c, both(good, "X-Gitlab-Token", "wrong"), "gitlab")
-	refuse(t, c, both(bad, "X-Gitlab-Token", secretB), auth.Wrong, "gitlab")
-	refuse(t, c, both(bad, "X-Other-Token", secretC), auth.Wrong, "other")
-	refuse(t, c, both(bad, "Authorization", "Bearer "+right), auth.Wrong, "ci")
-	refuse(t, c, both(headers("Webhook-Signature", ""), "X-Gitlab-Token", secretB), auth.Malformed, "gitlab")
-	refuse(t, c, both(headers("Webhook-Signature", good.Get("Webhook-Signature")), "X-Gitlab-Token", secretB), auth.Malformed, "gitlab")
-	refuse(t, c, both(none, "Authorization", "Bearer "+wrong, "X-Other-Token", secretC), auth.Wrong, "other")
-	refuse(t, c, both(none, "Authorization", "Bearer nothing", "X-Other-Token", secretC), auth.Malformed, "other")
+	newRefusal(t, c, both(bad, "X-Gitlab-Token", secretB), auth.Wrong, "gitlab")
+	newRefusal(t, c, both(bad, "X-Other-Token", secretC), auth.Wrong, "other")
+	newRefusal(t, c, both(bad, "Authorization", "Bearer "+right), auth.Wrong, "ci")
+	newRefusal(t, c, both(headers("Webhook-Signature", ""), "X-Gitlab-Token", secretB), auth.Malformed, "gitlab")
+	newRefusal(t, c, both(headers("Webhook-Signature", good.Get("Webhook-Signature")), "X-Gitlab-Token", secretB), auth.Malformed, "gitlab")
+	newRefusal(t, c, both(none, "Authorization", "Bearer "+wrong, "X-Other-Token", secretC), auth.Wrong, "other")
+	newRefusal(t, c, both(none, "Authorization", "Bearer nothing", "X-Other-Token", secretC), auth.Malformed, "other")
 	allow(t, c, both(none, "Authorization", "Bearer "+right, "X-Other-Token", "wrong"), "ci")
 }
 
 // Gitea sends GitHub's and Gogs' headers along with its own.
-func TestSeveralSignaturesOnOneDeliveryAreEachTried(t *testing.T) {
+func TestHMAC_SeveralSchemes(t *testing.T) {
 	b := newBench(t)
-	b.hmac("github", "github", secretA)
-	b.hmac("gitea", "gitea", secretB)
-	b.hmac("bitbucket", "bitbucket", secretC)
+	b.addHMAC("github", "github", secretA)
+	b.addHMAC("gitea", "gitea", secretB)
+	b.addHMAC("bitbucket", "bitbucket", secretC)
 	c := b.compile()
 	h := signed(t, "gitea", secretB, "{}")
 	h.Set("X-Hub-Signature-256", signed(t, "github", secretB, "{}").Get("X-Hub-Signature-256"))
@@ -81,37 +81,37 @@ func TestSeveralSignaturesOnOneDeliveryAreEachTried(t *testing.T) {
 	h.Set("X-Hub-Signature", "sha1=01dc10d0c83e72ed246219cdd91669667fe2ca59")
 	allow(t, c, delivery("{}", h), "github", "bitbucket")
 	h.Set("X-Hub-Signature-256", signed(t, "github", secretC, "{}").Get("X-Hub-Signature-256"))
-	refuse(t, c, delivery("{}", h), auth.Wrong, "bitbucket")
+	newRefusal(t, c, delivery("{}", h), auth.Wrong, "bitbucket")
 }
 
-func TestACallerThatMayNotCallTheHookIsStillKnown(t *testing.T) {
+func TestAuthenticate_OtherHooksCaller(t *testing.T) {
 	b := newBench(t)
-	b.hmac("a", "github", secretA)
-	b.hmac("b", "github", secretB)
+	b.addHMAC("a", "github", secretA)
+	b.addHMAC("b", "github", secretB)
 	c := b.compile()
 	allow(t, c, delivery("{}", signed(t, "github", secretB, "{}")), "b", "a", "gone")
 	// The same key twice: the hook decides, and compiling has warned.
-	b.hmac("b", "github", secretA)
+	b.addHMAC("b", "github", secretA)
 	b.wantProblem("warning callers.b.hmac.keys", `caller "a"`)
 	c = b.compile()
 	allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "b", "b")
 	allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "a", "a")
 }
 
-func TestTheSearchAmongStrangersIsBounded(t *testing.T) {
+func TestHMAC_ForeignSearchBounded(t *testing.T) {
 	b := newBench(t)
-	b.hmac("mine", "github", secretA)
-	b.hmac("stranger", "github", secretB)
+	b.addHMAC("mine", "github", secretA)
+	b.addHMAC("stranger", "github", secretB)
 	c := b.compile()
 	small, large := "{}", strings.Repeat("x", 65<<20)
 	allow(t, c, delivery(small, signed(t, "github", secretB, small)), "stranger", "mine")
 	allow(t, c, delivery(large, signed(t, "github", secretA, large)), "mine", "mine")
-	refuse(t, c, delivery(large, signed(t, "github", secretB, large)), auth.Wrong, "mine")
+	newRefusal(t, c, delivery(large, signed(t, "github", secretB, large)), auth.Wrong, "mine")
 }
 
-func TestSeveralKeysAreGoodAtOnceAndEachInItsTime(t *testing.T) {
+func TestHMAC_KeyRotation(t *testing.T) {
 	b := newBench(t)
-	b.hmac("github", "github", secretA, secretB)
+	b.addHMAC("github", "github", secretA, secretB)
 	keys := b.specs["github"].HMAC.Keys
 	keys[0].NotAfter, keys[1].NotBefore = now().Add(time.Hour), now().Add(-time.Hour)
 	c := b.compile()
@@ -121,17 +121,17 @@ func TestSeveralKeysAreGoodAtOnceAndEachInItsTime(t *testing.T) {
 			t.Errorf("key %s, want %s", id.Key, keys[i].ID)
 		}
 		d.Now = now().Add([]time.Duration{time.Hour + 1, -time.Hour - 1}[i])
-		if r := refuse(t, c, d, auth.Wrong); r.Key != keys[i].ID {
+		if r := newRefusal(t, c, d, auth.Wrong); r.Key != keys[i].ID {
 			t.Errorf("refusal %+v", r)
 		}
 	}
 }
 
-func TestADeliveryIsNamedByWhatWasSigned(t *testing.T) {
+func TestReplay_NamesWhatWasSigned(t *testing.T) {
 	b := newBench(t)
-	b.hmac("stripe", "stripe", secretA, secretB)
-	b.hmac("svix", "svix", newPair("svix", "s").verify)
-	b.hmac("github", "github", secretC)
+	b.addHMAC("stripe", "stripe", secretA, secretB)
+	b.addHMAC("svix", "svix", newPair("svix", "s").verify)
+	b.addHMAC("github", "github", secretC)
 	c := b.compile()
 
 	// Two signatures while a secret is rolled: dropping one is no new delivery.
@@ -171,10 +171,10 @@ func TestADeliveryIsNamedByWhatWasSigned(t *testing.T) {
 	}
 }
 
-func TestReplayCheckIsTheCallersChoice(t *testing.T) {
+func TestReplay_OptionOfCaller(t *testing.T) {
 	b := newBench(t)
-	b.hmac("h", "github", secretA)
-	b.token("t", "X-Token", secretB)
+	b.addHMAC("h", "github", secretA)
+	b.addToken("t", "X-Token", secretB)
 	send := func() (string, string) {
 		c := b.compile()
 		hmac := allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "h").Replay
@@ -203,10 +203,10 @@ func TestReplayCheckIsTheCallersChoice(t *testing.T) {
 	b.wantProblem("error callers.h.replay")
 }
 
-func TestEventsComeFromWhereTheSenderSaysThem(t *testing.T) {
+func TestIdentity_Event(t *testing.T) {
 	b := newBench(t)
-	b.hmac("github", "github", secretA)
-	b.hmac("pagerduty", "pagerduty", secretB)
+	b.addHMAC("github", "github", secretA)
+	b.addHMAC("pagerduty", "pagerduty", secretB)
 	c := b.compile()
 	event := func(caller, scheme, secret, body string, pairs ...string) string {
 		h := signed(t, scheme, secret, body)
@@ -231,36 +231,36 @@ func TestEventsComeFromWhereTheSenderSaysThem(t *testing.T) {
 	}
 }
 
-func TestATimestampInTheBodyMustBeThere(t *testing.T) {
+func TestHMAC_TimestampInBody(t *testing.T) {
 	b := newBench(t)
-	b.hmac("linear", "linear", secretA)
+	b.addHMAC("linear", "linear", secretA)
 	c := b.compile()
 	for _, body := range []string{`{}`, `{"webhookTimestamp":null}`, `{"webhookTimestamp":-1}`, `{"webhookTimestamp":1.8e12}`, `{"webhookTimestamp":"soon"}`, "x", `{"webhookTimestamp":1800000000000,"webhookTimestamp":1800000000000}`} {
-		refuse(t, c, delivery(body, signed(t, "linear", secretA, body)), auth.Malformed)
+		newRefusal(t, c, delivery(body, signed(t, "linear", secretA, body)), auth.Malformed)
 	}
 }
 
-func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
+func TestCompile_ReportsAllErrors(t *testing.T) {
 	b := newBench(t)
 	b.specs["none"] = nil
 	b.specs["empty"] = &auth.CallerSpec{}
-	b.hmac("short", "github", "fifteen bytes!!")
-	b.hmac("soso", "github", "sixteen bytes!!!")
-	b.hmac("typo", "githbu", secretA)
-	b.hmac("mixed", "github", secretA)
+	b.addHMAC("short", "github", "fifteen bytes!!")
+	b.addHMAC("soso", "github", "sixteen bytes!!!")
+	b.addHMAC("typo", "githbu", secretA)
+	b.addHMAC("mixed", "github", secretA)
 	b.specs["mixed"].HMAC.Header = "X"
-	b.hmac("keyless", "github")
-	b.hmac("twins", "github", secretA, secretB)
+	b.addHMAC("keyless", "github")
+	b.addHMAC("twins", "github", secretA, secretB)
 	b.specs["twins"].HMAC.Keys[1].ID = "a"
-	b.hmac("noid", "github", secretA, secretB)
+	b.addHMAC("noid", "github", secretA, secretB)
 	b.specs["noid"].HMAC.Keys[1].ID = ""
-	b.hmac("dates", "github", secretA)
+	b.addHMAC("dates", "github", secretA)
 	b.specs["dates"].HMAC.Keys[0].NotBefore, b.specs["dates"].HMAC.Keys[0].NotAfter = now(), now()
-	b.hmac("alg", "github", secretA)
+	b.addHMAC("alg", "github", secretA)
 	b.specs["alg"].HMAC.Keys[0].Alg = "HS256"
-	b.hmac("base64", "gitlab", "whsec_!!")
-	b.hmac("whsk", "svix", publicPair("x").sign)
-	b.hmac("curve", "discord", strings.Repeat("ab", 31))
+	b.addHMAC("base64", "gitlab", "whsec_!!")
+	b.addHMAC("whsk", "svix", publicPair("x").sign)
+	b.addHMAC("curve", "discord", strings.Repeat("ab", 31))
 	b.caller("mtls").MTLS = &auth.MTLSSpec{URI: "a", CN: "b"}
 	b.caller("wild").MTLS = &auth.MTLSSpec{DNS: "*.example.com"}
 	b.caller("ca-less").MTLS = &auth.MTLSSpec{CN: "etl"}
@@ -268,7 +268,7 @@ func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 	b.caller("sha1").MTLS = &auth.MTLSSpec{Fingerprint: auth.Fingerprints{strings.Repeat("AB:", 31) + "AB", strings.Repeat("ab", 20)}}
 	b.caller("domain").MTLS = &auth.MTLSSpec{URI: "spiffe://corp"}
 	b.caller("upper").MTLS = &auth.MTLSSpec{URI: "spiffe://Corp/etl"}
-	b.hmac("many", "github", make([]string, 65)...)
+	b.addHMAC("many", "github", make([]string, 65)...)
 	for path, want := range map[string]string{
 		"error callers.none: ":                     "needs a credential",
 		"error callers.empty: ":                    "needs a credential",
@@ -297,32 +297,32 @@ func TestEverythingWrongIsReportedAtOnce(t *testing.T) {
 	}
 }
 
-// TestAnEmptyBodySignsNoDelivery: what is signed then is what every request for
+// TestHMAC_EmptyBody: what is signed then is what every request for
 // runs has, so who saw one of these could start something with it.
-func TestAnEmptyBodySignsNoDelivery(t *testing.T) {
+func TestHMAC_EmptyBody(t *testing.T) {
 	for _, scheme := range []string{"github", "stripe", "standard-webhooks"} {
 		b := newBench(t)
 		p := newPair(scheme, "empty")
-		b.hmac("ci", scheme, p.verify)
+		b.addHMAC("ci", scheme, p.verify)
 		c := b.compile()
-		r := refuse(t, c, delivery("", signed(t, scheme, p.sign, "")), auth.Malformed, "ci")
+		r := newRefusal(t, c, delivery("", signed(t, scheme, p.sign, "")), auth.Malformed, "ci")
 		if r.Caller != "ci" || !strings.Contains(r.Detail, "empty") {
 			t.Errorf("%s: %+v", scheme, r)
 		}
-		if id := allow(t, c, delivery("", signed(t, scheme, p.sign, "")), "ci"); id.Lasting != (scheme == "github") {
+		if id := allow(t, c, delivery("", signed(t, scheme, p.sign, "")), "ci"); id.NeverStale != (scheme == "github") {
 			t.Errorf("%s: %+v", scheme, id)
 		}
 		allow(t, c, delivery("{}", signed(t, scheme, p.sign, "{}")), "ci", "ci")
 	}
 }
 
-// TestATimeIsWrittenInOneWay: with zeros before it, it could take the end of what
+// TestHMAC_TimestampSpelling: with zeros before it, it could take the end of what
 // stands before it, or give some of its own.
-func TestATimeIsWrittenInOneWay(t *testing.T) {
+func TestHMAC_TimestampSpelling(t *testing.T) {
 	b := newBench(t)
 	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: webhook.SchemeSpec{
 		Header: "X-Sig", Signed: "{body}0{ts}", TS: &webhook.TimeSpec{Header: "X-Ts"},
-	}, Keys: []auth.KeySpec{b.key("k", secretA)}}
+	}, Keys: []auth.KeySpec{b.writeKey("k", secretA)}}
 	c := b.compile()
 	mac := hmac.New(sha256.New, []byte(secretA))
 	ts := strconv.FormatInt(now().Unix(), 10)
@@ -330,10 +330,10 @@ func TestATimeIsWrittenInOneWay(t *testing.T) {
 	h := http.Header{"X-Sig": {hex.EncodeToString(mac.Sum(nil))}, "X-Ts": {ts}}
 	allow(t, c, delivery("100", h), "own")
 	h["X-Ts"] = []string{"0" + ts}
-	refuse(t, c, delivery("10", h), auth.Malformed)
+	newRefusal(t, c, delivery("10", h), auth.Malformed)
 }
 
-func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
+func TestScheme_Incomplete(t *testing.T) {
 	ok := webhook.SchemeSpec{Header: "X-Sig", Signed: "{body}"}
 	change := func(f func(*webhook.SchemeSpec)) webhook.SchemeSpec {
 		s := ok
@@ -374,12 +374,12 @@ func TestASchemeThatChecksLessThanItSaysIsRefused(t *testing.T) {
 		"event: needs one of":                change(func(s *webhook.SchemeSpec) { s.Event = &webhook.FieldSpec{Header: "A", Body: "b"} }),
 	} {
 		b := newBench(t)
-		b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: spec, Keys: []auth.KeySpec{b.key("k", secretA)}}
+		b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: spec, Keys: []auth.KeySpec{b.writeKey("k", secretA)}}
 		field, _, _ := strings.Cut(want, ":")
 		b.wantProblem("error callers.own.hmac." + field + ":")
 	}
 	b := newBench(t)
 	sha1 := change(func(s *webhook.SchemeSpec) { s.Hash, s.SHA1 = "sha1", true })
-	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: sha1, Keys: []auth.KeySpec{b.key("k", secretA)}}
+	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: sha1, Keys: []auth.KeySpec{b.writeKey("k", secretA)}}
 	b.compile()
 }

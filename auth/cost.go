@@ -22,12 +22,12 @@ const (
 // body, and verifications with a public key.
 type cost struct{ passes, checks int }
 
-// bytes is the cost for a body of this length, in bytes hashed.
-func (c cost) bytes(length int) int { return c.passes*(length+passWork) + c.checks*keyWork }
+// bytesHashed is the cost for a body of this length, in bytes hashed.
+func (c cost) bytesHashed(length int) int { return c.passes*(length+passWork) + c.checks*keyWork }
 
-// cost bounds what any credential of a delivery for a hook with these callers
+// verifyCost bounds what any credential of a delivery for a hook with these callers
 // takes. It depends on nothing of the delivery but the length of its body.
-func (c *Callers) cost(hook []string, length int) (all cost) {
+func (c *Callers) verifyCost(hook []string, length int) (all cost) {
 	foreign, signs := 0, false
 	for one, own := range c.candidates(hook) {
 		if own {
@@ -48,36 +48,36 @@ func (c *Callers) cost(hook []string, length int) (all cost) {
 	return all
 }
 
-// Work bounds what it takes to judge any credential of a delivery for a hook with
+// MaxVerifyCost bounds what it takes to judge any credential of a delivery for a hook with
 // these callers, in bytes that are hashed for it. It is rounded up so that it tells
 // no more of the number of keys than its order of magnitude.
-func (c *Callers) Work(hook []string, length int) int {
-	all := c.cost(hook, length)
-	return cost{roundUp(max(all.passes, leastPasses)), roundUp(max(all.checks, leastChecks))}.bytes(length)
+func (c *Callers) MaxVerifyCost(hook []string, length int) int {
+	all := c.verifyCost(hook, length)
+	return cost{roundUpToPower(max(all.passes, leastPasses)), roundUpToPower(max(all.checks, leastChecks))}.bytesHashed(length)
 }
 
-// withWork notes in a refusal what it took to find out, in bytes hashed.
-func withWork(err error, done int) error {
+// noteCost notes in a refusal what it took to find out, in bytes hashed.
+func noteCost(err error, done int) error {
 	var r *Refusal
 	if errors.As(err, &r) {
-		r.work = done
+		r.spent = done
 	}
 	return err
 }
 
-// roundUp returns the next power of two.
-func roundUp(n int) int { return 1 << bits.Len(uint(n-1)) }
+// roundUpToPower returns the next power of two.
+func roundUpToPower(n int) int { return 1 << bits.Len(uint(n-1)) }
 
-// spendRest hashes as much as the dearest credential for the hook would have taken,
+// spendRemainingCost hashes as much as the dearest credential for the hook would have taken,
 // less what was done. So a refusal keeps the processor as busy whatever was wrong,
 // and takes as long also where there is more to do than time.
-func (c *Callers) spendRest(d *Delivery, hook []string, done int) {
+func (c *Callers) spendRemainingCost(d *Delivery, hook []string, done int) {
 	data := d.Body
 	if len(data) < passWork {
 		data = make([]byte, passWork)
 	}
 	h := sha256.New()
-	for rest := c.cost(hook, len(d.Body)).bytes(len(d.Body)) - done; rest > 0; rest -= len(data) {
+	for rest := c.verifyCost(hook, len(d.Body)).bytesHashed(len(d.Body)) - done; rest > 0; rest -= len(data) {
 		_, _ = h.Write(data[:min(rest, len(data))])
 	}
 }

@@ -9,25 +9,25 @@ import (
 	"sallyport/auth"
 )
 
-// TestRefusal_TakesNoMoreThanItsBound judges what can be wrong with a delivery. None
+// TestRefusal_CostWithinBound judges what can be wrong with a delivery. None
 // takes more than what each refusal is made to take.
-func TestRefusal_TakesNoMoreThanItsBound(t *testing.T) {
+func TestRefusal_CostWithinBound(t *testing.T) {
 	b := newBench(t)
-	b.hmac("github", "github", secretA, secretB)
-	b.hmac("slack", "slack", secretC)
-	b.hmac("foreign", "github", "a secret of at least 32 bytes: DDDD")
-	b.jwt("ci", nil, b.key("", ring().hs256))
+	b.addHMAC("github", "github", secretA, secretB)
+	b.addHMAC("slack", "slack", secretC)
+	b.addHMAC("foreign", "github", "a secret of at least 32 bytes: DDDD")
+	b.addJWT("ci", nil, b.writeKey("", testKeys().hs256))
 	specs, sign := senderKeys(b)
 	b.caller("sender").Signature = &auth.SignatureSpec{Authority: []string{"hooks.example.com"}, Keys: specs}
 	c := b.compile()
 	hook := []string{"github", "slack", "ci", "sender"}
 	body := strings.Repeat("x", 100<<10)
-	message := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
-	late := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
+	message := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
+	late := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
 	late.Now = now().Add(time.Hour)
-	wrong := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
+	wrong := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
 	wrong.Body = []byte(body + "y")
-	forged := seal(t, sign[hmacID], asked("POST", "/start", body), "", "")
+	forged := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
 	forged.Method = "PUT"
 	for why, d := range map[string]*auth.Delivery{
 		"nothing":           delivery(body, headers()),
@@ -36,7 +36,7 @@ func TestRefusal_TakesNoMoreThanItsBound(t *testing.T) {
 		"no signature":      delivery(body, headers("X-Hub-Signature-256", "sha256=00")),
 		"a stale signature": delivery(body, signedAt(t, "slack", secretC, body, "", now().Add(-time.Hour))),
 		"another's, forged": delivery(body, signed(t, "github", "a secret of at least 32 bytes: EEEE", body)),
-		"a forged token":    bearing(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(`{"iss":%q}`, issuer), secretC)),
+		"a forged token":    bearerDelivery(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(`{"iss":%q}`, issuer), secretC)),
 		"a late message":    late, "a wrong digest": wrong, "a forged message": forged,
 	} {
 		_, err := c.Authenticate(d, hook)
@@ -53,17 +53,17 @@ func TestRefusal_TakesNoMoreThanItsBound(t *testing.T) {
 	}
 }
 
-// TestWork_TellsNoNumberOfKeys compares what an outsider can see of a hook with few
+// TestMaxVerifyCost_HidesKeyCount compares what an outsider can see of a hook with few
 // keys and of one with more.
-func TestWork_TellsNoNumberOfKeys(t *testing.T) {
+func TestMaxVerifyCost_HidesKeyCount(t *testing.T) {
 	work := func(keys int) int {
 		b := newBench(t)
 		var secrets []string
 		for i := range keys {
 			secrets = append(secrets, fmt.Sprintf("secret number %d of at least 32 bytes", i))
 		}
-		b.hmac("github", "github", secrets...)
-		return b.compile().Work([]string{"github"}, 1<<20)
+		b.addHMAC("github", "github", secrets...)
+		return b.compile().MaxVerifyCost([]string{"github"}, 1<<20)
 	}
 	if one := work(1); one != work(8) || one == work(9) || work(9) != work(16) {
 		t.Errorf("work for 1, 8, 9, 16 keys: %d, %d, %d, %d", one, work(8), work(9), work(16))

@@ -8,10 +8,10 @@ import (
 	"sallyport/auth/jwt"
 )
 
-// Resembles tells whether a delivery that was refused carries what could have
+// CouldBeFrom tells whether a delivery that was refused carries what could have
 // been the caller's credential, by where it stands and whom it names. It proves
 // nothing: anybody can make such a delivery.
-func (c *Callers) Resembles(d *Delivery, caller string) bool {
+func (c *Callers) CouldBeFrom(d *Delivery, caller string) bool {
 	one := c.byName[caller]
 	if one == nil {
 		return false
@@ -22,7 +22,7 @@ func (c *Callers) Resembles(d *Delivery, caller string) bool {
 		}
 	}
 	if len(d.Header["Signature-Input"]) > 0 && one.signature != nil {
-		if m, err := httpsig.Read(d.request()); err == nil && one.signature.key(m.KeyID) != nil {
+		if m, err := httpsig.Read(d.signedRequest()); err == nil && one.signature.findKey(m.KeyID) != nil {
 			return true
 		}
 	}

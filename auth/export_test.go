@@ -7,5 +7,5 @@ import "errors"
 func CostOf(c *Callers, d *Delivery, hook []string, err error) (all, done int) {
 	var r *Refusal
 	_ = errors.As(err, &r)
-	return c.cost(hook, len(d.Body)).bytes(len(d.Body)), r.work
+	return c.verifyCost(hook, len(d.Body)).bytesHashed(len(d.Body)), r.spent
 }

@@ -16,7 +16,7 @@ func FuzzSignatureHeader(f *testing.F) {
 	const body = `{"id":"1","webhookTimestamp":1800000000000}`
 	for _, name := range webhook.Presets() {
 		p := newPair(name, "fuzz")
-		b.hmac(name, name, p.verify)
+		b.addHMAC(name, name, p.verify)
 		h := signedAt(f, name, p.sign, body, "msg_1", now())
 		s, _ := webhook.Preset(name)
 		value := h.Get(s.Spec().Header)
@@ -48,16 +48,16 @@ func FuzzSignatureHeader(f *testing.F) {
 // FuzzJWT sends anything as a bearer value. No token is accepted but the one
 // that was signed.
 func FuzzJWT(f *testing.F) {
-	c := hsBench(f)
-	good := hs(f, claims())
+	c := newHS256Callers(f)
+	good := signHS256(f, validClaims())
 	f.Add(good)
 	f.Add(good + ".")
 	f.Add(good[:len(good)-1])
 	f.Add("..")
 	f.Add(rawToken(`{"alg":"none"}`, `{}`, "x"))
-	f.Add(rawToken(`{"alg":"HS256","alg":"none"}`, `{"iss":"`+issuer+`"}`, ring().hs256))
+	f.Add(rawToken(`{"alg":"HS256","alg":"none"}`, `{"iss":"`+issuer+`"}`, testKeys().hs256))
 	f.Fuzz(func(t *testing.T, raw string) {
-		if id, err := c.Authenticate(bearing(raw), nil); err == nil && raw != good {
+		if id, err := c.Authenticate(bearerDelivery(raw), nil); err == nil && raw != good {
 			t.Errorf("accepted %q as %s", raw, id.Caller)
 		}
 	})
@@ -67,14 +67,14 @@ func FuzzJWT(f *testing.F) {
 // is accepted must be what was signed, under whatever label.
 func FuzzMessageSignature(f *testing.F) {
 	c, sign := signatureCallers(f, nil)
-	good := seal(f, sign[hmacID], asked("POST", "/start?x=1", "{}"), "", "")
+	good := signRequest(f, sign[hmacID], newRequest("POST", "/start?x=1", "{}"), "", "")
 	replay := allow(f, c, good, "sender").Replay
 	fields := []string{"Signature-Input", "Signature", "Content-Digest"}
 	f.Add(good.Header.Get(fields[0]), good.Header.Get(fields[1]), good.Header.Get(fields[2]), "{}")
 	f.Add("sig=(1);created=1800000000;keyid=\"secret\"", "sig=::", "sha-256", "")
 	f.Add("a=(\"@query-param\";name=\"x\");created", "a, b=?1", "sha-512=:AA==:;q=1", "[]")
 	f.Fuzz(func(t *testing.T, input, signature, digest, body string) {
-		d := asked("POST", "/start?x=1", body)
+		d := newRequest("POST", "/start?x=1", body)
 		for i, value := range []string{input, signature, digest} {
 			d.Header.Set(fields[i], value)
 		}

@@ -40,22 +40,22 @@ func GenerateKey(scheme, alg string) (NewKey, error) {
 		case "HS256":
 			return generateSecret(), nil
 		case "RS256":
-			return pemPair(rsa.GenerateKey(rand.Reader, 3072))
+			return encodeKeyPair(rsa.GenerateKey(rand.Reader, 3072))
 		case "ES256":
-			return pemPair(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+			return encodeKeyPair(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 		case "EdDSA":
 			_, key, err := ed25519.GenerateKey(rand.Reader)
-			return pemPair(key, err)
+			return encodeKeyPair(key, err)
 		}
 	case "signature":
 		switch cmp.Or(alg, httpsig.Ed25519) {
 		case httpsig.HMAC:
 			return generateSecret(), nil
 		case httpsig.P256:
-			return pemPair(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+			return encodeKeyPair(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 		case httpsig.Ed25519:
 			_, key, err := ed25519.GenerateKey(rand.Reader)
-			return pemPair(key, err)
+			return encodeKeyPair(key, err)
 		}
 	default:
 		s, ok := webhook.Preset(scheme)
@@ -75,9 +75,9 @@ func generateSecret() NewKey {
 	return NewKey{Secret: []byte(hex.EncodeToString(secret) + "\n")}
 }
 
-// pemPair writes both halves of a key as PEM (PKCS #8, and RFC 5280
+// encodeKeyPair writes both halves of a key as PEM (PKCS #8, and RFC 5280
 // SubjectPublicKeyInfo).
-func pemPair(key crypto.Signer, err error) (NewKey, error) {
+func encodeKeyPair(key crypto.Signer, err error) (NewKey, error) {
 	if err != nil {
 		return NewKey{}, fmt.Errorf("making a key: %w", err)
 	}

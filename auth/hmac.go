@@ -24,7 +24,7 @@ func compileHMAC(spec *HMACSpec, src Sources, p *diag.List) (keys []hmacKey) {
 	if len(spec.Keys) == 0 {
 		p.At("keys").Errorf("needs at least one key")
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
+	compileEachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		text, ok := src.loadWebhookKey(scheme, k, p)
 		if !ok || scheme == nil {
 			return
@@ -37,7 +37,7 @@ func compileHMAC(spec *HMACSpec, src Sources, p *diag.List) (keys []hmacKey) {
 		if !key.IsAsymmetric() {
 			info.secret = sha256.Sum256(text)
 		}
-		if key.IsAsymmetric() || checkLength(len(key.Bytes), p) {
+		if key.IsAsymmetric() || checkSecretLength(len(key.Bytes), p) {
 			keys = append(keys, hmacKey{info, key})
 		}
 	})
@@ -71,20 +71,20 @@ func findScheme(spec *HMACSpec, p *diag.List) *webhook.Scheme {
 // loadWebhookKey reads a key. Only a public key may be in a file that others can read.
 func (s Sources) loadWebhookKey(scheme *webhook.Scheme, k *KeySpec, p *diag.List) ([]byte, bool) {
 	if scheme != nil && scheme.IsAsymmetric() && k.Alg == "" {
-		return s.load(k, publicMode, p)
+		return s.loadKeyText(k, publicMode, p)
 	}
-	return s.secret(k, p)
+	return s.loadSecret(k, p)
 }
 
-// byHMAC tries every scheme of which the delivery has a signature. There may be several, because Gitea
+// authenticateHMAC tries every scheme of which the delivery has a signature. There may be several, because Gitea
 // also sends the headers of GitHub and Gogs.
-func (c *Callers) byHMAC(d *Delivery, hook []string) (*Identity, error) {
+func (c *Callers) authenticateHMAC(d *Delivery, hook []string) (*Identity, error) {
 	passes := 0
-	id, err := c.tryHMAC(d, hook, &passes)
-	return id, withWork(err, cost{passes: passes}.bytes(len(d.Body)))
+	id, err := c.tryHMACKeys(d, hook, &passes)
+	return id, noteCost(err, cost{passes: passes}.bytesHashed(len(d.Body)))
 }
 
-func (c *Callers) tryHMAC(d *Delivery, hook []string, passes *int) (*Identity, error) {
+func (c *Callers) tryHMACKeys(d *Delivery, hook []string, passes *int) (*Identity, error) {
 	refusal := errAbsent
 	work := 0
 	for caller, own := range c.candidates(hook) {
@@ -93,47 +93,47 @@ func (c *Callers) tryHMAC(d *Delivery, hook []string, passes *int) (*Identity, e
 			sig, err := k.key.Read(d.Header)
 			if err != nil {
 				if errors.Is(refusal, errAbsent) && !errors.Is(err, webhook.ErrAbsent) {
-					refusal = refuse(Malformed, "hmac", "%v", err)
+					refusal = newRefusal(Malformed, "hmac", "%v", err)
 				}
 				continue
 			}
 			if !own {
 				if work += len(d.Body) + passWork; work > foreignWork {
-					return nil, refuse(Wrong, "hmac", "the signature verifies with no key that was tried")
+					return nil, newRefusal(Wrong, "hmac", "the signature verifies with no key that was tried")
 				}
 			}
 			*passes++
 			if k.key.Verify(sig, d.Body) {
 				if len(d.Body) == 0 && len(hook) > 0 {
 					return nil, &Refusal{
-						Reason: Malformed, Scheme: "hmac", Caller: caller.name, Key: k.id,
+						Reason: Malformed, Kind: "hmac", Caller: caller.name, Key: k.id,
 						Detail: "the body is empty, so the signature is that of any request for runs",
 					}
 				}
-				return caller.signed(k, sig, d)
+				return caller.identifyByHMAC(k, sig, d)
 			}
-			refusal = refuse(Wrong, "hmac", "the signature verifies with no key")
+			refusal = newRefusal(Wrong, "hmac", "the signature verifies with no key")
 		}
 	}
 	return nil, refusal
 }
 
-// signed returns what a verified signature proves.
-func (c *caller) signed(k *hmacKey, sig *webhook.Signature, d *Delivery) (*Identity, error) {
-	r := &Refusal{Reason: Wrong, Scheme: "hmac", Caller: c.name, Key: k.id}
-	if r.Detail = k.outside(d.Now); r.Detail != "" {
+// identifyByHMAC returns what a verified signature proves.
+func (c *caller) identifyByHMAC(k *hmacKey, sig *webhook.Signature, d *Delivery) (*Identity, error) {
+	r := &Refusal{Reason: Wrong, Kind: "hmac", Caller: c.name, Key: k.id}
+	if r.Detail = k.checkDates(d.Now); r.Detail != "" {
 		return nil, r
 	}
 	m, err := k.key.Describe(sig, d.Header, d.Body, d.Now)
 	if err != nil {
-		r.Reason, r.Detail = staleOr(Malformed, err), err.Error()
+		r.Reason, r.Detail = reasonOrStale(Malformed, err), err.Error()
 		return nil, r
 	}
 	id := &Identity{
-		Caller: c.name, Scheme: "hmac", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Lasting: m.Time.IsZero(), Event: m.Event,
+		Caller: c.name, Kind: "hmac", Key: k.id, BodyDigest: sha256.Sum256(d.Body), NeverStale: m.Time.IsZero(), Event: m.Event,
 	}
-	if c.replayCheck("hmac") {
-		c.nameHMAC(id, sig, m)
+	if c.checksReplay("hmac") {
+		c.nameHMACDelivery(id, sig, m)
 	}
 	return id, nil
 }

@@ -75,10 +75,10 @@ func (p *publisher) publish(b *bench, keys ...map[string]any) {
 	p.set.Store(&set)
 }
 
-// from has a caller's keys fetched from a publisher.
-func (b *bench) from(name string, p *publisher, change func(*auth.JWTSpec)) {
+// addIssuer has a caller's keys fetched from a publisher.
+func (b *bench) addIssuer(name string, p *publisher, change func(*auth.JWTSpec)) {
 	b.Helper()
-	b.jwt(name, func(s *auth.JWTSpec) {
+	b.addJWT(name, func(s *auth.JWTSpec) {
 		s.Issuer, s.CA = p.URL, "ca.pem"
 		if change != nil {
 			change(s)
@@ -86,8 +86,8 @@ func (b *bench) from(name string, p *publisher, change func(*auth.JWTSpec)) {
 	})
 }
 
-// kept compiles the callers and waits for the keys of all issuers.
-func (b *bench) kept() *auth.Callers {
+// compileAndFetch compiles the callers and waits for the keys of all issuers.
+func (b *bench) compileAndFetch() *auth.Callers {
 	b.Helper()
 	c := b.compile()
 	keyset.NewKeeper(slog.New(slog.DiscardHandler)).Keep(b.Context(), c.KeySets())
@@ -97,11 +97,11 @@ func (b *bench) kept() *auth.Callers {
 	return c
 }
 
-// now bears a token of an issuer that is good at the time it is made.
-func (p *publisher) now(t testing.TB, method jwt.SigningMethod, key any, kid string, change ...func(jwt.MapClaims)) *auth.Delivery {
+// signNow bears a token of an issuer that is good at the time it is made.
+func (p *publisher) signNow(t testing.TB, method jwt.SigningMethod, key any, kid string, change ...func(jwt.MapClaims)) *auth.Delivery {
 	t.Helper()
 	at := time.Now().Unix()
-	c := claims(set("iss", p.URL), set("iat", at), set("exp", at+300))
+	c := validClaims(withClaim("iss", p.URL), withClaim("iat", at), withClaim("exp", at+300))
 	for _, f := range change {
 		f(c)
 	}
@@ -109,25 +109,25 @@ func (p *publisher) now(t testing.TB, method jwt.SigningMethod, key any, kid str
 	if kid != "" {
 		header["kid"] = kid
 	}
-	d := bearing(token(t, method, key, c, header))
+	d := bearerDelivery(signToken(t, method, key, c, header))
 	d.Now = time.Now()
 	return d
 }
 
-func TestAFetchedKeyVerifiesWhatItIsForAndNothingElse(t *testing.T) {
-	r := ring()
+func TestIssuer_FetchedKey(t *testing.T) {
+	r := testKeys()
 	b := newBench(t)
 	ours := b.publisher(jwkRSA(&r.rsa.PublicKey, "kid", "r"), jwkEC(t, &r.p256.PublicKey, "kid", "e"), jwkEd(r.ed, "kid", "d"))
 	theirs := b.publisher(jwkRSA(&r.otherRSA.PublicKey, "kid", "o"))
-	b.from("ours", ours, nil)
-	b.from("theirs", theirs, nil)
-	c := b.kept()
-	if id := allow(t, c, ours.now(t, jwt.SigningMethodRS256, r.rsa, "r"), "ours"); id.Key != "r" || id.Replay == "" || !id.OneBody {
+	b.addIssuer("ours", ours, nil)
+	b.addIssuer("theirs", theirs, nil)
+	c := b.compileAndFetch()
+	if id := allow(t, c, ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r"), "ours"); id.Key != "r" || id.Replay == "" || !id.OneBody {
 		t.Errorf("identity %+v", id)
 	}
-	allow(t, c, ours.now(t, jwt.SigningMethodES256, r.p256, "e"), "ours")
-	allow(t, c, ours.now(t, jwt.SigningMethodEdDSA, r.ed, "d"), "ours")
-	allow(t, c, theirs.now(t, jwt.SigningMethodRS256, r.otherRSA, "o"), "theirs")
+	allow(t, c, ours.signNow(t, jwt.SigningMethodES256, r.p256, "e"), "ours")
+	allow(t, c, ours.signNow(t, jwt.SigningMethodEdDSA, r.ed, "d"), "ours")
+	allow(t, c, theirs.signNow(t, jwt.SigningMethodRS256, r.otherRSA, "o"), "theirs")
 
 	text := publicPEM(t, r.rsa)
 	der, err := x509.MarshalPKIXPublicKey(r.rsa.Public())
@@ -135,24 +135,24 @@ func TestAFetchedKeyVerifiesWhatItIsForAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, d := range map[string]*auth.Delivery{
-		"another issuer's key":               ours.now(t, jwt.SigningMethodRS256, r.otherRSA, "r"),
-		"another issuer's key under its kid": ours.now(t, jwt.SigningMethodRS256, r.otherRSA, "o"),
-		"our key under another issuer's kid": ours.now(t, jwt.SigningMethodRS256, r.rsa, "o"),
-		"our key in another issuer's name":   theirs.now(t, jwt.SigningMethodRS256, r.rsa, "r"),
-		"another key's kid":                  ours.now(t, jwt.SigningMethodRS256, r.rsa, "e"),
-		"no kid":                             ours.now(t, jwt.SigningMethodRS256, r.rsa, ""),
-		"a kid of another case":              ours.now(t, jwt.SigningMethodRS256, r.rsa, "R"),
-		"a kid as a path":                    ours.now(t, jwt.SigningMethodRS256, r.rsa, "../r"),
-		"a kid as an address":                ours.now(t, jwt.SigningMethodRS256, r.rsa, ours.URL+"/evil"),
-		"another algorithm of the key":       ours.now(t, jwt.SigningMethodRS512, r.rsa, "r"),
-		"another padding":                    ours.now(t, jwt.SigningMethodPS256, r.rsa, "r"),
-		"the public key as a secret":         ours.now(t, jwt.SigningMethodHS256, []byte(text), "r"),
-		"the public key in DER as a secret":  ours.now(t, jwt.SigningMethodHS256, der, "r"),
-		"none":                               ours.now(t, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, "r"),
-		"another audience":                   ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("aud", "https://other.example")),
-		"another claim":                      ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("ref", "refs/heads/evil")),
-		"no claim":                           ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("run", nil)),
-		"an issuer of nobody":                ours.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("iss", ours.URL+"/")),
+		"another issuer's key":               ours.signNow(t, jwt.SigningMethodRS256, r.otherRSA, "r"),
+		"another issuer's key under its kid": ours.signNow(t, jwt.SigningMethodRS256, r.otherRSA, "o"),
+		"our key under another issuer's kid": ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "o"),
+		"our key in another issuer's name":   theirs.signNow(t, jwt.SigningMethodRS256, r.rsa, "r"),
+		"another key's kid":                  ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "e"),
+		"no kid":                             ours.signNow(t, jwt.SigningMethodRS256, r.rsa, ""),
+		"a kid of another case":              ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "R"),
+		"a kid as a path":                    ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "../r"),
+		"a kid as an address":                ours.signNow(t, jwt.SigningMethodRS256, r.rsa, ours.URL+"/evil"),
+		"another algorithm of the key":       ours.signNow(t, jwt.SigningMethodRS512, r.rsa, "r"),
+		"another padding":                    ours.signNow(t, jwt.SigningMethodPS256, r.rsa, "r"),
+		"the public key as a secret":         ours.signNow(t, jwt.SigningMethodHS256, []byte(text), "r"),
+		"the public key in DER as a secret":  ours.signNow(t, jwt.SigningMethodHS256, der, "r"),
+		"none":                               ours.signNow(t, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, "r"),
+		"another audience":                   ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("aud", "https://other.example")),
+		"another claim":                      ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("ref", "refs/heads/evil")),
+		"no claim":                           ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("run", nil)),
+		"an issuer of nobody":                ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("iss", ours.URL+"/")),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if id, err := c.Authenticate(d, nil); err == nil {
@@ -161,80 +161,80 @@ func TestAFetchedKeyVerifiesWhatItIsForAndNothingElse(t *testing.T) {
 		})
 	}
 	for _, member := range []string{"jku", "x5u", "jwk"} {
-		raw := token(t, jwt.SigningMethodRS256, r.rsa, claims(set("iss", ours.URL)), map[string]any{"kid": "x", member: ours.URL + "/evil"})
-		refuse(t, c, bearing(raw), auth.Malformed)
+		raw := signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims(withClaim("iss", ours.URL)), map[string]any{"kid": "x", member: ours.URL + "/evil"})
+		newRefusal(t, c, bearerDelivery(raw), auth.Malformed)
 	}
 	if n := ours.other.Load(); n > 0 {
 		t.Errorf("the issuer was asked %d times for what nobody may ask", n)
 	}
 }
 
-func TestOnlyAKeyThatIsMissingIsWorthWaitingFor(t *testing.T) {
-	r := ring()
+func TestAwaitKey_OnlyMissingKey(t *testing.T) {
+	r := testKeys()
 	b := newBench(t)
 	p := b.publisher(jwkRSA(&r.rsa.PublicKey, "kid", "r"))
-	b.from("ci", p, func(s *auth.JWTSpec) { s.Algorithms = []string{"RS256", "ES256"} })
-	b.jwt("other", nil, b.key("", r.hs256))
-	c := b.kept()
+	b.addIssuer("ci", p, func(s *auth.JWTSpec) { s.Algorithms = []string{"RS256", "ES256"} })
+	b.addJWT("other", nil, b.writeKey("", r.hs256))
+	c := b.compileAndFetch()
 	for name, d := range map[string]*auth.Delivery{
-		"a key that is there": p.now(t, jwt.SigningMethodRS256, r.otherRSA, "r"),
-		"no kid":              p.now(t, jwt.SigningMethodRS256, r.rsa, ""),
-		"an algorithm that the caller does not take": p.now(t, jwt.SigningMethodEdDSA, r.ed, "new"),
-		"a secret":              p.now(t, jwt.SigningMethodHS256, []byte(r.hs256), "new"),
-		"claims that are wrong": p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("ref", "x")),
-		"too late":              p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("exp", time.Now().Unix()-100), set("iat", time.Now().Unix()-200)),
-		"another issuer":        p.now(t, jwt.SigningMethodRS256, r.rsa, "new", set("iss", issuer)),
+		"a key that is there": p.signNow(t, jwt.SigningMethodRS256, r.otherRSA, "r"),
+		"no kid":              p.signNow(t, jwt.SigningMethodRS256, r.rsa, ""),
+		"an algorithm that the caller does not take": p.signNow(t, jwt.SigningMethodEdDSA, r.ed, "new"),
+		"a secret":              p.signNow(t, jwt.SigningMethodHS256, []byte(r.hs256), "new"),
+		"claims that are wrong": p.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("ref", "x")),
+		"too late":              p.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("exp", time.Now().Unix()-100), withClaim("iat", time.Now().Unix()-200)),
+		"another issuer":        p.signNow(t, jwt.SigningMethodRS256, r.rsa, "new", withClaim("iss", issuer)),
 		"no credential":         delivery("", http.Header{}),
 	} {
 		_, err := c.Authenticate(d, nil)
-		if err == nil || auth.Await(t.Context(), err, netip.Addr{}) {
+		if err == nil || auth.AwaitKey(t.Context(), err, netip.Addr{}) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if auth.Await(t.Context(), nil, netip.Addr{}) {
+	if auth.AwaitKey(t.Context(), nil, netip.Addr{}) {
 		t.Error("it waited for nothing")
 	}
 	p.publish(b, jwkRSA(&r.rsa.PublicKey, "kid", "r"), jwkEC(t, &r.p256.PublicKey, "kid", "new"))
-	d := p.now(t, jwt.SigningMethodES256, r.p256, "new")
+	d := p.signNow(t, jwt.SigningMethodES256, r.p256, "new")
 	_, err := c.Authenticate(d, nil)
-	if err == nil || !auth.Await(t.Context(), err, netip.Addr{}) {
+	if err == nil || !auth.AwaitKey(t.Context(), err, netip.Addr{}) {
 		t.Fatalf("a new key: %v", err)
 	}
 	allow(t, c, d, "ci")
 	before := p.fetches.Load()
 	gone, leave := context.WithCancel(t.Context())
 	leave()
-	if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, r.p256, "newer"), auth.Wrong); auth.Await(gone, r, netip.Addr{}) || p.fetches.Load() != before {
+	if r := newRefusal(t, c, p.signNow(t, jwt.SigningMethodES256, r.p256, "newer"), auth.Wrong); auth.AwaitKey(gone, r, netip.Addr{}) || p.fetches.Load() != before {
 		t.Error("fetched again at once")
 	}
 }
 
 // What a caller with keys of its own says about the token must not hide that
 // another one's issuer may have a new key.
-func TestAMissingKeyIsWorthWaitingForWhoeverElseHasTheIssuer(t *testing.T) {
+func TestAwaitKey_SharedIssuer(t *testing.T) {
 	for _, names := range [][]string{{"a", "b"}, {"b", "a"}} {
 		b := newBench(t)
-		p := b.publisher(jwkRSA(&ring().rsa.PublicKey, "kid", "r"))
-		b.from(names[0], p, nil)
-		b.jwt(names[1], func(s *auth.JWTSpec) { s.Issuer = p.URL }, b.key("", publicPEM(t, ring().otherRSA)))
-		c := b.kept()
-		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().rsa, "r"), names[0])
-		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().otherRSA, "r"), names[1])
-		if r := refuse(t, c, p.now(t, jwt.SigningMethodES256, ring().p256, "new"), auth.Wrong); !auth.Await(t.Context(), r, netip.Addr{}) {
+		p := b.publisher(jwkRSA(&testKeys().rsa.PublicKey, "kid", "r"))
+		b.addIssuer(names[0], p, nil)
+		b.addJWT(names[1], func(s *auth.JWTSpec) { s.Issuer = p.URL }, b.writeKey("", publicPEM(t, testKeys().otherRSA)))
+		c := b.compileAndFetch()
+		allow(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().rsa, "r"), names[0])
+		allow(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().otherRSA, "r"), names[1])
+		if r := newRefusal(t, c, p.signNow(t, jwt.SigningMethodES256, testKeys().p256, "new"), auth.Wrong); !auth.AwaitKey(t.Context(), r, netip.Addr{}) {
 			t.Errorf("%v: it did not wait", names)
 		}
 	}
 }
 
-func TestCallersOfOneIssuerShareItsKeysAcrossConfigurations(t *testing.T) {
+func TestIssuer_SharedKeySet(t *testing.T) {
 	b := newBench(t)
-	p := b.publisher(jwkRSA(&ring().rsa.PublicKey, "kid", "r"))
-	b.from("one", p, nil)
-	b.from("two", p, nil)
-	b.from("three", p, func(s *auth.JWTSpec) { s.JWKS = p.URL + "/jwks" })
-	c := b.kept()
+	p := b.publisher(jwkRSA(&testKeys().rsa.PublicKey, "kid", "r"))
+	b.addIssuer("one", p, nil)
+	b.addIssuer("two", p, nil)
+	b.addIssuer("three", p, func(s *auth.JWTSpec) { s.JWKS = p.URL + "/jwks" })
+	c := b.compileAndFetch()
 	for _, name := range c.Names() {
-		allow(t, c, p.now(t, jwt.SigningMethodRS256, ring().rsa, "r"), name, name)
+		allow(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().rsa, "r"), name, name)
 	}
 	first := c.KeySets()
 	if len(first) != 2 {
@@ -265,7 +265,7 @@ func onlyKey(m map[keyset.Source]*keyset.Set) keyset.Source {
 	return keyset.Source{}
 }
 
-func TestKeysAreFetchedFromHTTPSAddressesOnly(t *testing.T) {
+func TestIssuer_HTTPSOnly(t *testing.T) {
 	for _, x := range []struct {
 		change func(*auth.JWTSpec)
 		want   []string
@@ -286,15 +286,15 @@ func TestKeysAreFetchedFromHTTPSAddressesOnly(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(b.dir, "garbage.pem"), []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		b.jwt("ci", x.change)
+		b.addJWT("ci", x.change)
 		b.wantProblem(append([]string{"error callers.ci."}, x.want...)...)
 	}
 	b := newBench(t)
 	b.publisher()
-	b.jwt("ci", func(s *auth.JWTSpec) { s.CA = "ca.pem" }, b.key("", ring().hs256))
+	b.addJWT("ci", func(s *auth.JWTSpec) { s.CA = "ca.pem" }, b.writeKey("", testKeys().hs256))
 	b.wantProblem("error callers.ci.jwt.ca: ", "these are not")
 	b = newBench(t)
-	b.jwt("ci", func(s *auth.JWTSpec) { s.Claims = nil })
+	b.addJWT("ci", func(s *auth.JWTSpec) { s.Claims = nil })
 	b.wantProblem("warning callers.ci.jwt: has no claims")
 }
 
@@ -313,7 +313,7 @@ func pinned() map[string]auth.JWTSpec {
 	}
 }
 
-func TestAPresetPinsItsCaller(t *testing.T) {
+func TestIssuerPreset_RequiresPins(t *testing.T) {
 	for name, good := range pinned() {
 		t.Run(name, func(t *testing.T) {
 			compile := func(change func(*auth.JWTSpec)) (*bench, *auth.JWTSpec) {
@@ -368,16 +368,16 @@ func TestAPresetPinsItsCaller(t *testing.T) {
 	b.compile()
 }
 
-func TestATokenOfAnotherProjectIsNotThePresetsCaller(t *testing.T) {
-	r := ring()
+func TestIssuerPreset_OtherProject(t *testing.T) {
+	r := testKeys()
 	b := newBench(t)
 	p := b.publisher(jwkRSA(&r.rsa.PublicKey, "kid", "r"))
-	b.from("ci", p, func(s *auth.JWTSpec) {
+	b.addIssuer("ci", p, func(s *auth.JWTSpec) {
 		s.Preset, s.Claims = "github-actions", map[string]any{"repository_id": "1234", "ref": "refs/heads/main"}
 	})
-	c := b.kept()
-	allow(t, c, p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("repository_id", "1234")), "ci")
+	c := b.compileAndFetch()
+	allow(t, c, p.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("repository_id", "1234")), "ci")
 	for _, id := range []any{nil, "1235", 1234, []any{"1234"}, "12345"} {
-		refuse(t, c, p.now(t, jwt.SigningMethodRS256, r.rsa, "r", set("repository_id", id)), auth.Wrong)
+		newRefusal(t, c, p.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("repository_id", id)), auth.Wrong)
 	}
 }

@@ -28,9 +28,9 @@ type jwtRule struct {
 // jwtKey is a key with the one algorithm it is for (RFC 8725 3.1).
 type jwtKey struct {
 	keyInfo
-	alg   string
-	key   any      // []byte or a public key
-	print [32]byte // of key and algorithm, to verify once what several callers share
+	alg         string
+	key         any      // []byte or a public key
+	fingerprint [32]byte // of key and algorithm, to verify once what several callers share
 }
 
 func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
@@ -102,23 +102,23 @@ func (spec *JWTSpec) applyPreset(p *diag.List) {
 	of.CheckPins(spec.Claims, p.At("claims"))
 }
 
-// byJWT takes a bearer value with exactly two dots for a JWT.
-func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
+// authenticateJWT takes a bearer value with exactly two dots for a JWT.
+func (c *Callers) authenticateJWT(d *Delivery, hook []string) (*Identity, error) {
 	raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer ")
 	if !ok || strings.Count(raw, ".") != 2 || !slices.ContainsFunc(c.all, func(one *caller) bool { return one.jwt != nil }) {
 		return nil, errAbsent
 	}
 	t, err := jwt.Parse(raw)
 	if err != nil {
-		return nil, refuse(Malformed, "jwt", "the token %v", err)
+		return nil, newRefusal(Malformed, "jwt", "the token %v", err)
 	}
-	refusal := refuse(Wrong, "jwt", "the token is of an issuer that no caller has")
+	refusal := newRefusal(Wrong, "jwt", "the token is of an issuer that no caller has")
 	verified := map[any]error{}
 	for one := range c.candidates(hook) {
 		if one.jwt == nil || t.Claims["iss"] != one.jwt.issuer {
 			continue
 		}
-		id, r := one.presents(t, d, verified)
+		id, r := one.identifyByJWT(t, d, verified)
 		if r == nil {
 			return id, nil
 		}
@@ -127,47 +127,47 @@ func (c *Callers) byJWT(d *Delivery, hook []string) (*Identity, error) {
 			refusal = r
 		}
 	}
-	return nil, withWork(refusal, cost{checks: len(verified)}.bytes(0))
+	return nil, noteCost(refusal, cost{checks: len(verified)}.bytesHashed(0))
 }
 
-// presents judges the token by the caller's keys, then by its rules.
-func (c *caller) presents(t *jwt.Token, d *Delivery, verified map[any]error) (*Identity, *Refusal) {
-	k, r := c.jwt.find(t, d.Now, verified)
+// identifyByJWT judges the token by the caller's keys, then by its rules.
+func (c *caller) identifyByJWT(t *jwt.Token, d *Delivery, verified map[any]error) (*Identity, *Refusal) {
+	k, r := c.jwt.findKey(t, d.Now, verified)
 	if r != nil {
 		return nil, r
 	}
-	r = &Refusal{Reason: Wrong, Scheme: "jwt", Caller: c.name, Key: k.id}
-	if r.Detail = k.outside(d.Now); r.Detail != "" {
+	r = &Refusal{Reason: Wrong, Kind: "jwt", Caller: c.name, Key: k.id}
+	if r.Detail = k.checkDates(d.Now); r.Detail != "" {
 		return nil, r
 	}
-	expires, reason, err := c.jwt.judge(t.Claims, d.Now)
+	expires, reason, err := c.jwt.checkClaims(t.Claims, d.Now)
 	if err != nil {
 		r.Reason, r.Detail = reason, err.Error()
 		return nil, r
 	}
-	id := &Identity{Caller: c.name, Scheme: "jwt", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Claims: t.Claims}
+	id := &Identity{Caller: c.name, Kind: "jwt", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Claims: t.Claims}
 	if event, ok := t.Claims["event_name"].(string); ok && field.IsPrintable(event) {
 		id.Event = event
 	}
-	if !c.replayCheck("jwt") {
+	if !c.checksReplay("jwt") {
 		return id, nil
 	}
 	// Not of the caller: a token that two callers' rules fit is still good once.
-	id.Replay = digest("jwt signed", t.Signed)
+	id.Replay = digestParts("jwt signed", t.Signed)
 	if jti, there := t.Claims["jti"]; there {
 		s, ok := jti.(string)
 		if !ok || s == "" {
 			r.Reason, r.Detail = Malformed, "the claim jti is not a string, or empty"
 			return nil, r
 		}
-		id.Replay = digest("jwt id", c.jwt.issuer, s)
+		id.Replay = digestParts("jwt id", c.jwt.issuer, s)
 	}
 	id.OneBody, id.Until = true, expires.Add(jwt.MaxLeeway) // of the file, which may change
 	return id, nil
 }
 
-// judge checks the claims of a verified token, and returns when it expires, or why it is refused.
-func (j *jwtRule) judge(claims map[string]any, now time.Time) (time.Time, Reason, error) {
+// checkClaims checks the claims of a verified token, and returns when it expires, or why it is refused.
+func (j *jwtRule) checkClaims(claims map[string]any, now time.Time) (time.Time, Reason, error) {
 	at, err := jwt.ReadTimes(claims)
 	if err != nil {
 		return at.Expires, Malformed, err
@@ -184,19 +184,19 @@ func (j *jwtRule) judge(claims map[string]any, now time.Time) (time.Time, Reason
 	return at.Expires, Wrong, jwt.CheckClaims(j.claims, claims)
 }
 
-// find returns the key that verifies the token. A kid picks among the keys that
+// findKey returns the key that verifies the token. A kid picks among the keys that
 // have a name; what has none is tried whenever the algorithm is its own.
-func (j *jwtRule) find(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
+func (j *jwtRule) findKey(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
 	detail := "no key of the caller has the token's alg and kid"
 	for i := range j.keys {
 		k := &j.keys[i]
 		if k.alg != t.Alg || t.KeyID != "" && k.named && k.id != t.KeyID {
 			continue
 		}
-		err, done := verified[k.print]
+		err, done := verified[k.fingerprint]
 		if !done {
 			err = t.Verify(k.alg, k.key)
-			verified[k.print] = err
+			verified[k.fingerprint] = err
 		}
 		if err == nil {
 			return &k.keyInfo, nil
@@ -204,16 +204,16 @@ func (j *jwtRule) find(t *jwt.Token, now time.Time, verified map[any]error) (*ke
 		detail = "the token's signature verifies with no key of the caller"
 	}
 	if j.remote != nil {
-		return j.findRemote(t, now, verified)
+		return j.findIssuerKey(t, now, verified)
 	}
-	return nil, refuse(Wrong, "jwt", "%s", detail)
+	return nil, newRefusal(Wrong, "jwt", "%s", detail)
 }
 
-// findRemote is find among the keys of the issuer, which are found by kid alone:
+// findIssuerKey is find among the keys of the issuer, which are found by kid alone:
 // to try them all would be work that anybody can ask for.
-func (j *jwtRule) findRemote(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
+func (j *jwtRule) findIssuerKey(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
 	if !slices.Contains(j.algorithms, t.Alg) {
-		return nil, refuse(Wrong, "jwt", "the token's alg is none of the caller's")
+		return nil, newRefusal(Wrong, "jwt", "the token's alg is none of the caller's")
 	}
 	err, done := verified[j.remote]
 	if !done {
@@ -223,7 +223,7 @@ func (j *jwtRule) findRemote(t *jwt.Token, now time.Time, verified map[any]error
 	if err == nil {
 		return &keyInfo{id: t.KeyID, named: true}, nil
 	}
-	r := refuse(Wrong, "jwt", "%v", err)
+	r := newRefusal(Wrong, "jwt", "%v", err)
 	if errors.Is(err, keyset.ErrNoKey) {
 		r.keys = j.remote
 	}

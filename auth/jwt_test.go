@@ -41,7 +41,7 @@ type keyring struct {
 // ring makes the keys once: RSA takes its time.
 //
 //nolint:gochecknoglobals // read-only after the first call
-var ring = sync.OnceValue(func() keyring {
+var testKeys = sync.OnceValue(func() keyring {
 	one := func(bits int) *rsa.PrivateKey {
 		k, _ := rsa.GenerateKey(rand.Reader, bits)
 		return k
@@ -66,8 +66,8 @@ func publicPEM(t testing.TB, key crypto.Signer) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }
 
-// claims are those of a token that is good now.
-func claims(change ...func(jwt.MapClaims)) jwt.MapClaims {
+// validClaims are those of a token that is good now.
+func validClaims(change ...func(jwt.MapClaims)) jwt.MapClaims {
 	c := jwt.MapClaims{
 		"iss": issuer, "aud": audience, "iat": now().Unix() - 5, "exp": now().Unix() + 300,
 		"jti": "id-1", "ref": "refs/heads/main", "run": 7, "kubernetes.io": map[string]any{"namespace": "ci"}, "protected": true,
@@ -78,7 +78,7 @@ func claims(change ...func(jwt.MapClaims)) jwt.MapClaims {
 	return c
 }
 
-func set(name string, v any) func(jwt.MapClaims) {
+func withClaim(name string, v any) func(jwt.MapClaims) {
 	return func(c jwt.MapClaims) {
 		if c[name] = v; v == nil {
 			delete(c, name)
@@ -86,7 +86,7 @@ func set(name string, v any) func(jwt.MapClaims) {
 	}
 }
 
-func token(t testing.TB, method jwt.SigningMethod, key any, c jwt.MapClaims, header ...map[string]any) string {
+func signToken(t testing.TB, method jwt.SigningMethod, key any, c jwt.MapClaims, header ...map[string]any) string {
 	t.Helper()
 	tok := jwt.NewWithClaims(method, c)
 	for _, h := range header {
@@ -106,11 +106,11 @@ func rawToken(header, payload, secret string) string {
 	return text + "." + base64.RawURLEncoding.EncodeToString(sig)
 }
 
-func bearing(raw string) *auth.Delivery {
+func bearerDelivery(raw string) *auth.Delivery {
 	return delivery(`{"a":1}`, headers("Authorization", "Bearer "+raw))
 }
 
-func (b *bench) jwt(name string, change func(*auth.JWTSpec), keys ...auth.KeySpec) {
+func (b *bench) addJWT(name string, change func(*auth.JWTSpec), keys ...auth.KeySpec) {
 	spec := &auth.JWTSpec{
 		Issuer: issuer, Audience: audience, Keys: keys,
 		Claims: map[string]any{"ref": "refs/heads/main", "run": uint64(7), "kubernetes.io": map[string]any{"namespace": "ci"}, "protected": true},
@@ -121,21 +121,21 @@ func (b *bench) jwt(name string, change func(*auth.JWTSpec), keys ...auth.KeySpe
 	b.caller(name).JWT = spec
 }
 
-// hsBench has one caller, ci, with an HS256 key that has no id of its own.
-func hsBench(t testing.TB) *auth.Callers {
+// newHS256Callers has one caller, ci, with an HS256 key that has no id of its own.
+func newHS256Callers(t testing.TB) *auth.Callers {
 	t.Helper()
 	b := newBench(t)
-	b.jwt("ci", nil, b.key("", ring().hs256))
+	b.addJWT("ci", nil, b.writeKey("", testKeys().hs256))
 	return b.compile()
 }
 
-func hs(t testing.TB, c jwt.MapClaims, header ...map[string]any) string {
+func signHS256(t testing.TB, c jwt.MapClaims, header ...map[string]any) string {
 	t.Helper()
-	return token(t, jwt.SigningMethodHS256, []byte(ring().hs256), c, header...)
+	return signToken(t, jwt.SigningMethodHS256, []byte(testKeys().hs256), c, header...)
 }
 
-func TestATokenByEachAlgorithmIsTakenWithItsKeyOnly(t *testing.T) {
-	r := ring()
+func TestJWT_EachAlgorithm(t *testing.T) {
+	r := testKeys()
 	for _, x := range []struct {
 		method jwt.SigningMethod
 		alg    string // in the configuration
@@ -158,27 +158,27 @@ func TestATokenByEachAlgorithmIsTakenWithItsKeyOnly(t *testing.T) {
 	} {
 		t.Run(x.method.Alg(), func(t *testing.T) {
 			b := newBench(t)
-			key := b.key("k1", x.file)
+			key := b.writeKey("k1", x.file)
 			key.Alg = x.alg
-			b.jwt("ci", nil, key)
+			b.addJWT("ci", nil, key)
 			c := b.compile()
-			id := allow(t, c, bearing(token(t, x.method, x.key, claims())), "ci")
-			if id.Scheme != "jwt" || id.Key != "k1" || !id.OneBody || id.Replay == "" || id.Claims["ref"] != "refs/heads/main" {
+			id := allow(t, c, bearerDelivery(signToken(t, x.method, x.key, validClaims())), "ci")
+			if id.Kind != "jwt" || id.Key != "k1" || !id.OneBody || id.Replay == "" || id.Claims["ref"] != "refs/heads/main" {
 				t.Errorf("identity %+v", id)
 			}
 			if want := now().Add(10 * time.Minute); !id.Until.Equal(want) {
 				t.Errorf("until %s, want %s", id.Until, want)
 			}
-			raw := token(t, x.method, x.key, claims())
+			raw := signToken(t, x.method, x.key, validClaims())
 			dot := strings.LastIndex(raw, ".") + 1
 			size := len(raw) - dot
-			refuse(t, c, bearing(raw[:dot]), auth.Malformed)
-			refuse(t, c, bearing(raw[:dot]+strings.Repeat("A", size)), auth.Wrong)
-			refuse(t, c, bearing(raw[:dot]+turn(raw[dot:], 3)), auth.Wrong)
+			newRefusal(t, c, bearerDelivery(raw[:dot]), auth.Malformed)
+			newRefusal(t, c, bearerDelivery(raw[:dot]+strings.Repeat("A", size)), auth.Wrong)
+			newRefusal(t, c, bearerDelivery(raw[:dot]+changeCharacter(raw[dot:], 3)), auth.Wrong)
 			// The same key family under every other algorithm.
 			for _, alg := range []string{"none", "None", "NONE", "nOnE", "", "HS256", "RS256", "PS256", "ES256", "EdDSA", "RS1", "HS1", "ES256K"} {
 				if alg != x.method.Alg() {
-					refuse(t, c, bearing(withAlg(raw, alg)), auth.Wrong)
+					newRefusal(t, c, bearerDelivery(withAlg(raw, alg)), auth.Wrong)
 				}
 			}
 		})
@@ -193,19 +193,19 @@ func withAlg(raw, alg string) string {
 }
 
 // RFC 8725 2.1: "none", and an RSA key taken for an HMAC secret.
-func TestAlgorithmConfusionIsRefused(t *testing.T) {
-	r := ring()
+func TestJWT_AlgorithmConfusion(t *testing.T) {
+	r := testKeys()
 	b := newBench(t)
-	b.jwt("rsa", nil, b.key("k", publicPEM(t, r.rsa)))
-	b.jwt("ec", nil, b.key("k", publicPEM(t, r.p256)))
+	b.addJWT("rsa", nil, b.writeKey("k", publicPEM(t, r.rsa)))
+	b.addJWT("ec", nil, b.writeKey("k", publicPEM(t, r.p256)))
 	c := b.compile()
 	for _, alg := range []string{"none", "None", "NONE", "nOnE", "none ", ""} {
 		for _, sig := range []string{"AA", strings.Repeat("A", 342)} {
-			parts := strings.Split(rawToken(`{"alg":"`+alg+`"}`, payload(t, claims()), "x"), ".")
-			refuse(t, c, bearing(parts[0]+"."+parts[1]+"."+sig), auth.Wrong)
+			parts := strings.Split(rawToken(`{"alg":"`+alg+`"}`, encodePayload(t, validClaims()), "x"), ".")
+			newRefusal(t, c, bearerDelivery(parts[0]+"."+parts[1]+"."+sig), auth.Wrong)
 		}
-		parts := strings.Split(rawToken(`{"alg":"`+alg+`"}`, payload(t, claims()), "x"), ".")
-		refuse(t, c, bearing(parts[0]+"."+parts[1]+"."), auth.Malformed)
+		parts := strings.Split(rawToken(`{"alg":"`+alg+`"}`, encodePayload(t, validClaims()), "x"), ".")
+		newRefusal(t, c, bearerDelivery(parts[0]+"."+parts[1]+"."), auth.Malformed)
 	}
 	for _, signer := range []crypto.Signer{r.rsa, r.p256} {
 		der, _ := x509.MarshalPKIXPublicKey(signer.Public())
@@ -216,15 +216,15 @@ func TestAlgorithmConfusionIsRefused(t *testing.T) {
 		}
 		for _, secret := range secrets {
 			for _, m := range []*jwt.SigningMethodHMAC{jwt.SigningMethodHS256, jwt.SigningMethodHS384, jwt.SigningMethodHS512} {
-				refuse(t, c, bearing(token(t, m, []byte(secret), claims())), auth.Wrong)
-				refuse(t, c, bearing(token(t, m, []byte(secret), claims(), map[string]any{"kid": "k"})), auth.Wrong)
+				newRefusal(t, c, bearerDelivery(signToken(t, m, []byte(secret), validClaims())), auth.Wrong)
+				newRefusal(t, c, bearerDelivery(signToken(t, m, []byte(secret), validClaims(), map[string]any{"kid": "k"})), auth.Wrong)
 			}
 		}
 	}
-	refuse(t, hsBench(t), bearing(token(t, jwt.SigningMethodHS256, []byte(""), claims())), auth.Wrong)
+	newRefusal(t, newHS256Callers(t), bearerDelivery(signToken(t, jwt.SigningMethodHS256, []byte(""), validClaims())), auth.Wrong)
 }
 
-func payload(t testing.TB, c jwt.MapClaims) string {
+func encodePayload(t testing.TB, c jwt.MapClaims) string {
 	t.Helper()
 	text, err := json.Marshal(c)
 	if err != nil {
@@ -233,101 +233,101 @@ func payload(t testing.TB, c jwt.MapClaims) string {
 	return string(text)
 }
 
-func TestTheHeaderMayAskForNothingButASignature(t *testing.T) {
-	c := hsBench(t)
-	own, _ := json.Marshal(map[string]string{"kty": "oct", "k": base64.RawURLEncoding.EncodeToString([]byte(ring().hs256))})
+func TestJWT_HeaderExtensions(t *testing.T) {
+	c := newHS256Callers(t)
+	own, _ := json.Marshal(map[string]string{"kty": "oct", "k": base64.RawURLEncoding.EncodeToString([]byte(testKeys().hs256))})
 	for name, v := range map[string]any{
 		"crit": []string{"exp"}, "b64": false, "jwk": json.RawMessage(own), "jku": "https://evil.example/jwks", "x5u": "https://evil.example/x",
 		"x5c": []string{"AA"}, "zip": "DEF", "cty": "JWT", "enc": "A128GCM",
 	} {
-		refuse(t, c, bearing(hs(t, claims(), map[string]any{name: v})), auth.Malformed)
-		refuse(t, c, bearing(hs(t, claims(), map[string]any{name: nil})), auth.Malformed)
+		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(), map[string]any{name: v})), auth.Malformed)
+		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(), map[string]any{name: nil})), auth.Malformed)
 	}
 	for _, typ := range []any{"JWE", "secevent+jwt", "dpop+jwt", "", 1, nil, []string{"JWT"}, "JWT ", "application/application/jwt"} {
-		refuse(t, c, bearing(hs(t, claims(), map[string]any{"typ": typ})), auth.Malformed)
+		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(), map[string]any{"typ": typ})), auth.Malformed)
 	}
 	for _, typ := range []string{"JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "application/JWT"} {
-		allow(t, c, bearing(hs(t, claims(), map[string]any{"typ": typ})), "ci")
+		allow(t, c, bearerDelivery(signHS256(t, validClaims(), map[string]any{"typ": typ})), "ci")
 	}
-	allow(t, c, bearing(rawToken(`{"alg":"HS256","x5t":"AA"}`, payload(t, claims()), ring().hs256)), "ci")
+	allow(t, c, bearerDelivery(rawToken(`{"alg":"HS256","x5t":"AA"}`, encodePayload(t, validClaims()), testKeys().hs256)), "ci")
 	for _, header := range []string{
 		`{"alg":"HS256","alg":"HS256"}`, `{"alg":"HS256","alg":"none"}`, `{"ALG":"HS256"}`, `{"alg":["HS256"]}`, `{"alg":null}`, `{}`, `[]`, `null`, `"x"`, `{"alg":"HS256"`,
 		`{"alg":"HS256"}x`, `{"alg":"HS256"}{}`, "\xef\xbb\xbf" + `{"alg":"HS256"}`, `{"alg":"HS256","x":"` + "\xff" + `"}`, strings.Repeat("[", 1000),
 	} {
-		refuse(t, c, bearing(rawToken(header, payload(t, claims()), ring().hs256)), auth.Malformed)
+		newRefusal(t, c, bearerDelivery(rawToken(header, encodePayload(t, validClaims()), testKeys().hs256)), auth.Malformed)
 	}
 }
 
-func TestAKidPicksAmongNamedKeysAndNothingElse(t *testing.T) {
+func TestJWT_KidSelectsKey(t *testing.T) {
 	b := newBench(t)
-	b.jwt("ci", nil, b.key("one", secretA), b.key("two", secretB))
+	b.addJWT("ci", nil, b.writeKey("one", secretA), b.writeKey("two", secretB))
 	c := b.compile()
 	with := func(secret string, kid any) *auth.Delivery {
 		h := map[string]any{}
 		if kid != nil {
 			h["kid"] = kid
 		}
-		return bearing(token(t, jwt.SigningMethodHS256, []byte(secret), claims(), h))
+		return bearerDelivery(signToken(t, jwt.SigningMethodHS256, []byte(secret), validClaims(), h))
 	}
 	if id := allow(t, c, with(secretB, "two"), "ci"); id.Key != "two" {
 		t.Errorf("the key is %s", id.Key)
 	}
 	allow(t, c, with(secretB, nil), "ci")
-	refuse(t, c, with(secretB, "one"), auth.Wrong)
-	refuse(t, c, with(secretC, nil), auth.Wrong)
+	newRefusal(t, c, with(secretB, "one"), auth.Wrong)
+	newRefusal(t, c, with(secretC, nil), auth.Wrong)
 	for _, kid := range []string{"../../dev/null", "/dev/null", "two\x00", "two' OR '1'='1", "TWO", "two ", "1", strings.Repeat("x", 256)} {
-		refuse(t, c, with(secretB, kid), auth.Wrong)
-		refuse(t, c, with("", kid), auth.Wrong)
+		newRefusal(t, c, with(secretB, kid), auth.Wrong)
+		newRefusal(t, c, with("", kid), auth.Wrong)
 	}
 	for _, kid := range []any{"", 2, true, []string{"two"}, map[string]any{"a": 1}, strings.Repeat("x", 257)} {
-		refuse(t, c, with(secretB, kid), auth.Malformed)
+		newRefusal(t, c, with(secretB, kid), auth.Malformed)
 	}
-	refuse(t, c, bearing(rawToken(`{"alg":"HS256","kid":null}`, payload(t, claims()), secretB)), auth.Malformed)
+	newRefusal(t, c, bearerDelivery(rawToken(`{"alg":"HS256","kid":null}`, encodePayload(t, validClaims()), secretB)), auth.Malformed)
 	// Senders name their keys as they like; a key without a name takes any.
-	allow(t, hsBench(t), bearing(hs(t, claims(), map[string]any{"kid": "theirs"})), "ci")
+	allow(t, newHS256Callers(t), bearerDelivery(signHS256(t, validClaims(), map[string]any{"kid": "theirs"})), "ci")
 }
 
-func TestOnlyOneSpellingOfATokenIsTaken(t *testing.T) {
-	c := hsBench(t)
-	raw := hs(t, claims())
-	allow(t, c, bearing(raw), "ci")
+func TestJWT_OneSpelling(t *testing.T) {
+	c := newHS256Callers(t)
+	raw := signHS256(t, validClaims())
+	allow(t, c, bearerDelivery(raw), "ci")
 	parts := strings.Split(raw, ".")
 	for _, other := range []string{
 		raw + "=", raw + "==", raw + "\n", raw + " ", " " + raw, raw[:len(raw)-4] + "\r\n" + raw[len(raw)-4:], parts[0] + "=." + parts[1] + "." + parts[2],
 		parts[0] + "\n." + parts[1] + "." + parts[2], parts[0] + "." + parts[1] + "\r." + parts[2], "." + parts[1] + "." + parts[2], parts[0] + ".." + parts[2], "..",
 		strings.Repeat("A", 20<<10) + "." + parts[1] + "." + parts[2], raw + "é", parts[0] + ".%." + parts[2],
 	} {
-		refuse(t, c, bearing(other), auth.Malformed)
+		newRefusal(t, c, bearerDelivery(other), auth.Malformed)
 	}
 	// The last character of 32 bytes has two spare bits: a respelling of it
 	// decodes to the same signature unless the decoder is strict.
 	last := strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", raw[len(raw)-1])
 	respelled := raw[:len(raw)-1] + string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[last^1])
-	refuse(t, c, bearing(respelled), auth.Wrong)
+	newRefusal(t, c, bearerDelivery(respelled), auth.Wrong)
 	// Five segments are a JWE, which is no JWT here and no token of anybody.
-	refuse(t, c, bearing(raw+".AA.AA"), auth.Malformed)
-	refuse(t, c, bearing("x"), auth.Malformed)
+	newRefusal(t, c, bearerDelivery(raw+".AA.AA"), auth.Malformed)
+	newRefusal(t, c, bearerDelivery("x"), auth.Malformed)
 	// The scheme's name is free in case; nothing else about it is.
 	allow(t, c, delivery("", headers("Authorization", "bearer "+raw)), "ci")
-	refuse(t, c, delivery("", headers("Authorization", raw)), auth.Malformed)
-	refuse(t, c, delivery("", headers("Authorization", "Bearer\t"+raw)), auth.Malformed)
-	refuse(t, c, delivery("", headers("Authorization", "Bearer  "+raw)), auth.Malformed)
-	refuse(t, c, delivery("", headers("Authorization", "Basic "+raw)), auth.Malformed)
-	refuse(t, c, delivery("", headers("Authorization", "Bearer "+raw, "Authorization", "Bearer "+raw)), auth.Malformed)
-	refuse(t, c, delivery("", headers("Authorization", "Bearer "+raw+", Bearer "+raw)), auth.Malformed)
+	newRefusal(t, c, delivery("", headers("Authorization", raw)), auth.Malformed)
+	newRefusal(t, c, delivery("", headers("Authorization", "Bearer\t"+raw)), auth.Malformed)
+	newRefusal(t, c, delivery("", headers("Authorization", "Bearer  "+raw)), auth.Malformed)
+	newRefusal(t, c, delivery("", headers("Authorization", "Basic "+raw)), auth.Malformed)
+	newRefusal(t, c, delivery("", headers("Authorization", "Bearer "+raw, "Authorization", "Bearer "+raw)), auth.Malformed)
+	newRefusal(t, c, delivery("", headers("Authorization", "Bearer "+raw+", Bearer "+raw)), auth.Malformed)
 	// Anywhere else it is nobody's credential.
 	for _, name := range []string{"X-Authorization", "Proxy-Authorization", "X-Forwarded-Access-Token", "Cookie"} {
-		refuse(t, c, delivery("access_token="+raw, headers(name, "Bearer "+raw)), auth.Absent)
+		newRefusal(t, c, delivery("access_token="+raw, headers(name, "Bearer "+raw)), auth.Absent)
 	}
 }
 
-func TestSignaturesOfOddFormsAreRefused(t *testing.T) {
-	r := ring()
+func TestJWT_MalformedSignature(t *testing.T) {
+	r := testKeys()
 	b := newBench(t)
-	b.jwt("ec", nil, b.key("k", publicPEM(t, r.p256)))
+	b.addJWT("ec", nil, b.writeKey("k", publicPEM(t, r.p256)))
 	c := b.compile()
-	raw := token(t, jwt.SigningMethodES256, r.p256, claims())
-	allow(t, c, bearing(raw), "ec")
+	raw := signToken(t, jwt.SigningMethodES256, r.p256, validClaims())
+	allow(t, c, bearerDelivery(raw), "ec")
 	dot := strings.LastIndex(raw, ".") + 1
 	sig, _ := base64.RawURLEncoding.DecodeString(raw[dot:])
 	first, second := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
@@ -351,24 +351,24 @@ func TestSignaturesOfOddFormsAreRefused(t *testing.T) {
 		slices.Concat(sig[32:], sig[:32]),
 		{0},
 	} {
-		refuse(t, c, bearing(raw[:dot]+base64.RawURLEncoding.EncodeToString(bad)), auth.Wrong)
+		newRefusal(t, c, bearerDelivery(raw[:dot]+base64.RawURLEncoding.EncodeToString(bad)), auth.Wrong)
 	}
 	// (r, n-s) verifies as well, which ECDSA cannot help: it must be the same delivery.
 	for _, jti := range []any{"id-1", nil} {
-		raw := token(t, jwt.SigningMethodES256, r.p256, claims(set("jti", jti)))
+		raw := signToken(t, jwt.SigningMethodES256, r.p256, validClaims(withClaim("jti", jti)))
 		dot := strings.LastIndex(raw, ".") + 1
 		sig, _ := base64.RawURLEncoding.DecodeString(raw[dot:])
 		twin := slices.Concat(sig[:32], pad(new(big.Int).Sub(n, new(big.Int).SetBytes(sig[32:]))))
-		a := allow(t, c, bearing(raw), "ec")
-		other, err := c.Authenticate(bearing(raw[:dot]+base64.RawURLEncoding.EncodeToString(twin)), nil)
+		a := allow(t, c, bearerDelivery(raw), "ec")
+		other, err := c.Authenticate(bearerDelivery(raw[:dot]+base64.RawURLEncoding.EncodeToString(twin)), nil)
 		if err == nil && other.Replay != a.Replay {
 			t.Error("a malleated signature passes for another delivery")
 		}
 	}
 }
 
-func TestTimesAreRequiredPlainAndNear(t *testing.T) {
-	c := hsBench(t)
+func TestJWT_Times(t *testing.T) {
+	c := newHS256Callers(t)
 	at := now().Unix()
 	for _, x := range []struct {
 		name   string
@@ -400,24 +400,24 @@ func TestTimesAreRequiredPlainAndNear(t *testing.T) {
 		{"nbf", at + 31, auth.Stale},
 		{"nbf", json.RawMessage("null"), auth.Malformed},
 	} {
-		change := []func(jwt.MapClaims){set(x.name, x.value)}
+		change := []func(jwt.MapClaims){withClaim(x.name, x.value)}
 		if x.name == "exp" && x.reason == auth.Stale {
-			change = append(change, set("iat", at-60))
+			change = append(change, withClaim("iat", at-60))
 		}
-		r := refuse(t, c, bearing(hs(t, claims(change...))), x.reason)
+		r := newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(change...))), x.reason)
 		if r.Caller != "ci" {
 			t.Errorf("%s %v: the verified caller is not named", x.name, x.value)
 		}
 	}
 	for name, v := range map[string]any{"iat": at + 30, "nbf": at - 600, "exp": json.RawMessage("1800000010.5")} {
-		allow(t, c, bearing(hs(t, claims(set(name, v)))), "ci")
+		allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim(name, v)))), "ci")
 	}
-	allow(t, c, bearing(hs(t, claims(set("iat", at-60), set("exp", at-29)))), "ci")
-	allow(t, c, bearing(hs(t, claims(set("iat", at-630)))), "ci")
+	allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iat", at-60), withClaim("exp", at-29)))), "ci")
+	allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iat", at-630)))), "ci")
 }
 
-func TestAudienceAndIssuerAreComparedWhole(t *testing.T) {
-	c := hsBench(t)
+func TestJWT_AudienceAndIssuer(t *testing.T) {
+	c := newHS256Callers(t)
 	for _, aud := range []any{
 		nil, "", "https://hooks", "https://hooks.example/", "https://hooks.example.evil.example", "HTTPS://HOOKS.EXAMPLE", "*", 1, true,
 		[]any{},
@@ -428,16 +428,16 @@ func TestAudienceAndIssuerAreComparedWhole(t *testing.T) {
 		map[string]any{"aud": audience},
 		json.RawMessage("null"),
 	} {
-		refuse(t, c, bearing(hs(t, claims(set("aud", aud)))), auth.Wrong)
+		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("aud", aud)))), auth.Wrong)
 	}
-	allow(t, c, bearing(hs(t, claims(set("aud", []any{"other", audience})))), "ci")
+	allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("aud", []any{"other", audience})))), "ci")
 	for _, iss := range []any{nil, "", issuer + "/", "https://issuer", "HTTPS://ISSUER.EXAMPLE", []any{issuer}, map[string]any{"iss": issuer}, 1} {
-		refuse(t, c, bearing(hs(t, claims(set("iss", iss)))), auth.Wrong)
+		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iss", iss)))), auth.Wrong)
 	}
 }
 
-func TestClaimsAreStrictInType(t *testing.T) {
-	c := hsBench(t)
+func TestJWT_ClaimTypes(t *testing.T) {
+	c := newHS256Callers(t)
 	for name, values := range map[string][]any{
 		"ref":           {nil, "refs/heads/main2", "refs/heads", "", []any{"refs/heads/main"}, true, "Refs/heads/main"},
 		"run":           {nil, "7", 7.5, 8, true, []any{7}, json.RawMessage("7.0"), json.RawMessage("70e-1")},
@@ -445,85 +445,85 @@ func TestClaimsAreStrictInType(t *testing.T) {
 		"kubernetes.io": {nil, "ci", map[string]any{}, map[string]any{"namespace": "other"}, map[string]any{"namespace": map[string]any{"namespace": "ci"}}, []any{map[string]any{"namespace": "ci"}}},
 	} {
 		for _, v := range values {
-			r := refuse(t, c, bearing(hs(t, claims(set(name, v)))), auth.Wrong)
+			r := newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(withClaim(name, v)))), auth.Wrong)
 			if r.Caller != "ci" || !strings.Contains(r.Detail, name) {
 				t.Errorf("%s=%v: refusal %+v", name, v, r)
 			}
 		}
 	}
 	for _, twice := range []string{`,"ref":"refs/heads/main"}`, `,"aud":"x"}`, `,"kubernetes.io":{"namespace":"ci","namespace":"ci"}}`} {
-		text := strings.TrimSuffix(payload(t, claims()), "}") + twice
-		refuse(t, c, bearing(rawToken(`{"alg":"HS256"}`, text, ring().hs256)), auth.Malformed)
+		text := strings.TrimSuffix(encodePayload(t, validClaims()), "}") + twice
+		newRefusal(t, c, bearerDelivery(rawToken(`{"alg":"HS256"}`, text, testKeys().hs256)), auth.Malformed)
 	}
 }
 
-func TestAnIssuersKeyIsGoodForThatIssuerOnly(t *testing.T) {
+func TestJWT_KeyOfOtherIssuer(t *testing.T) {
 	b := newBench(t)
-	b.jwt("ours", nil, b.key("k", secretA))
-	b.jwt("theirs", func(s *auth.JWTSpec) { s.Issuer = "https://other.example" }, b.key("k", secretB))
+	b.addJWT("ours", nil, b.writeKey("k", secretA))
+	b.addJWT("theirs", func(s *auth.JWTSpec) { s.Issuer = "https://other.example" }, b.writeKey("k", secretB))
 	c := b.compile()
 	cross := func(secret, iss string) *auth.Delivery {
-		return bearing(token(t, jwt.SigningMethodHS256, []byte(secret), claims(set("iss", iss))))
+		return bearerDelivery(signToken(t, jwt.SigningMethodHS256, []byte(secret), validClaims(withClaim("iss", iss))))
 	}
 	allow(t, c, cross(secretA, issuer), "ours")
 	allow(t, c, cross(secretB, "https://other.example"), "theirs", "ours")
-	refuse(t, c, cross(secretB, issuer), auth.Wrong)
-	refuse(t, c, cross(secretA, "https://other.example"), auth.Wrong)
+	newRefusal(t, c, cross(secretB, issuer), auth.Wrong)
+	newRefusal(t, c, cross(secretA, "https://other.example"), auth.Wrong)
 }
 
-func TestCallersOfOneIssuerAreToldApartByTheirClaims(t *testing.T) {
+func TestJWT_CallersByClaims(t *testing.T) {
 	b := newBench(t)
 	for _, name := range []string{"main", "dev"} {
-		b.jwt(name, func(s *auth.JWTSpec) { s.Claims = map[string]any{"ref": name} }, b.key("", secretA))
+		b.addJWT(name, func(s *auth.JWTSpec) { s.Claims = map[string]any{"ref": name} }, b.writeKey("", secretA))
 	}
 	c := b.compile()
 	for _, name := range []string{"main", "dev"} {
-		raw := token(t, jwt.SigningMethodHS256, []byte(secretA), claims(set("ref", name)))
-		allow(t, c, bearing(raw), name, "main")
-		allow(t, c, bearing(raw), name, "dev")
+		raw := signToken(t, jwt.SigningMethodHS256, []byte(secretA), validClaims(withClaim("ref", name)))
+		allow(t, c, bearerDelivery(raw), name, "main")
+		allow(t, c, bearerDelivery(raw), name, "dev")
 	}
-	raw := token(t, jwt.SigningMethodHS256, []byte(secretA), claims(set("ref", "x")))
-	if r := refuse(t, c, bearing(raw), auth.Wrong, "main"); r.Caller != "main" {
+	raw := signToken(t, jwt.SigningMethodHS256, []byte(secretA), validClaims(withClaim("ref", "x")))
+	if r := newRefusal(t, c, bearerDelivery(raw), auth.Wrong, "main"); r.Caller != "main" {
 		t.Errorf("refusal %+v", r)
 	}
 }
 
-func TestATokenIsOneDeliveryWhateverItsBody(t *testing.T) {
-	c := hsBench(t)
+func TestJWT_ReplayWithOtherBody(t *testing.T) {
+	c := newHS256Callers(t)
 	send := func(body string, change ...func(jwt.MapClaims)) *auth.Identity {
-		d := bearing(hs(t, claims(change...)))
+		d := bearerDelivery(signHS256(t, validClaims(change...)))
 		d.Body = []byte(body)
 		return allow(t, c, d, "ci")
 	}
 	first := send("a")
-	if again := send("b", set("exp", now().Unix()+200)); again.Replay != first.Replay || again.BodyDigest == first.BodyDigest {
+	if again := send("b", withClaim("exp", now().Unix()+200)); again.Replay != first.Replay || again.BodyDigest == first.BodyDigest {
 		t.Error("a jti used again with another body is not told")
 	}
-	if send("a", set("jti", "id-2")).Replay == first.Replay {
+	if send("a", withClaim("jti", "id-2")).Replay == first.Replay {
 		t.Error("two ids are one delivery")
 	}
-	one, two := send("a", set("jti", nil)), send("b", set("jti", nil))
+	one, two := send("a", withClaim("jti", nil)), send("b", withClaim("jti", nil))
 	if one.Replay != two.Replay || one.Replay == first.Replay {
 		t.Error("a token without jti is not named by what it signs")
 	}
 	for _, jti := range []any{"", 1, []any{"x"}, json.RawMessage("null")} {
-		refuse(t, c, bearing(hs(t, claims(set("jti", jti)))), auth.Malformed)
+		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("jti", jti)))), auth.Malformed)
 	}
 }
 
-func TestAKeyOutsideItsDatesIsRefusedAndNamed(t *testing.T) {
+func TestJWT_KeyOutsideDates(t *testing.T) {
 	for _, x := range []struct{ from, to time.Time }{{now().Add(time.Second), time.Time{}}, {time.Time{}, now().Add(-time.Second)}} {
 		b := newBench(t)
-		k := b.key("old", ring().hs256)
+		k := b.writeKey("old", testKeys().hs256)
 		k.NotBefore, k.NotAfter = x.from, x.to
-		b.jwt("ci", nil, k)
-		if r := refuse(t, b.compile(), bearing(hs(t, claims())), auth.Wrong); r.Key != "old" || r.Caller != "ci" {
+		b.addJWT("ci", nil, k)
+		if r := newRefusal(t, b.compile(), bearerDelivery(signHS256(t, validClaims())), auth.Wrong); r.Key != "old" || r.Caller != "ci" {
 			t.Errorf("refusal %+v", r)
 		}
 	}
 }
 
-func TestNumbersAndBooleansOfTheFileAreComparedExactly(t *testing.T) {
+func TestJWT_NumberAndBoolClaims(t *testing.T) {
 	for _, x := range []struct {
 		rule any
 		good string
@@ -537,11 +537,11 @@ func TestNumbersAndBooleansOfTheFileAreComparedExactly(t *testing.T) {
 		{"", `""`, []string{"null", "0", "false"}},
 	} {
 		b := newBench(t)
-		b.jwt("ci", func(s *auth.JWTSpec) { s.Claims = map[string]any{"x": x.rule} }, b.key("", ring().hs256))
+		b.addJWT("ci", func(s *auth.JWTSpec) { s.Claims = map[string]any{"x": x.rule} }, b.writeKey("", testKeys().hs256))
 		c := b.compile()
 		send := func(v string) *auth.Delivery {
-			text := strings.TrimSuffix(payload(t, claims()), "}") + `,"x":` + v + "}"
-			return bearing(rawToken(`{"alg":"HS256"}`, text, ring().hs256))
+			text := strings.TrimSuffix(encodePayload(t, validClaims()), "}") + `,"x":` + v + "}"
+			return bearerDelivery(rawToken(`{"alg":"HS256"}`, text, testKeys().hs256))
 		}
 		allow(t, c, send(x.good), "ci")
 		for _, v := range x.bad {

@@ -23,10 +23,10 @@ import (
 	"sallyport/auth"
 )
 
-func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+func encodeBase64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
 func jwkRSA(k *rsa.PublicKey, more ...string) map[string]any {
-	return with(map[string]any{"kty": "RSA", "n": b64(k.N.Bytes()), "e": b64(big.NewInt(int64(k.E)).Bytes())}, more)
+	return addMembers(map[string]any{"kty": "RSA", "n": encodeBase64(k.N.Bytes()), "e": encodeBase64(big.NewInt(int64(k.E)).Bytes())}, more)
 }
 
 func jwkEC(t *testing.T, k *ecdsa.PublicKey, more ...string) map[string]any {
@@ -36,27 +36,27 @@ func jwkEC(t *testing.T, k *ecdsa.PublicKey, more ...string) map[string]any {
 		t.Fatal(err)
 	}
 	half := len(point) / 2
-	return with(map[string]any{"kty": "EC", "crv": k.Params().Name, "x": b64(point[1 : half+1]), "y": b64(point[half+1:])}, more)
+	return addMembers(map[string]any{"kty": "EC", "crv": k.Params().Name, "x": encodeBase64(point[1 : half+1]), "y": encodeBase64(point[half+1:])}, more)
 }
 
 func jwkEd(k ed25519.PrivateKey, more ...string) map[string]any {
-	return with(map[string]any{"kty": "OKP", "crv": "Ed25519", "x": b64(k[32:])}, more)
+	return addMembers(map[string]any{"kty": "OKP", "crv": "Ed25519", "x": encodeBase64(k[32:])}, more)
 }
 
-func with(m map[string]any, pairs []string) map[string]any {
+func addMembers(m map[string]any, pairs []string) map[string]any {
 	for i := 0; i < len(pairs); i += 2 {
 		m[pairs[i]] = pairs[i+1]
 	}
 	return m
 }
 
-// jwks gives a caller a key set, and nothing else.
-func (b *bench) jwks(name, text string, algorithms ...string) {
+// addKeySet gives a caller a key set, and nothing else.
+func (b *bench) addKeySet(name, text string, algorithms ...string) {
 	b.Helper()
 	if err := os.WriteFile(filepath.Join(b.dir, name+".json"), []byte(text), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	b.jwt(name, func(s *auth.JWTSpec) { s.JWKS, s.Algorithms = name+".json", algorithms })
+	b.addJWT(name, func(s *auth.JWTSpec) { s.JWKS, s.Algorithms = name+".json", algorithms })
 }
 
 func keySet(t *testing.T, keys ...map[string]any) string {
@@ -68,28 +68,28 @@ func keySet(t *testing.T, keys ...map[string]any) string {
 	return string(text)
 }
 
-func TestAKeySetVerifiesByKidAndAlgorithm(t *testing.T) {
-	r := ring()
+func TestKeySetFile_KidAndAlgorithm(t *testing.T) {
+	r := testKeys()
 	b := newBench(t)
-	b.jwks("ci", keySet(t, jwkRSA(&r.rsa.PublicKey, "kid", "r", "use", "sig", "alg", "RS256"), jwkRSA(&r.otherRSA.PublicKey, "kid", "ps", "alg", "PS256"),
+	b.addKeySet("ci", keySet(t, jwkRSA(&r.rsa.PublicKey, "kid", "r", "use", "sig", "alg", "RS256"), jwkRSA(&r.otherRSA.PublicKey, "kid", "ps", "alg", "PS256"),
 		jwkEC(t, &r.p256.PublicKey, "kid", "e"), jwkEC(t, &r.p521.PublicKey), jwkEd(r.ed, "kid", "d", "alg", "EdDSA"), jwkEC(t, &r.p384.PublicKey, "kid", "e3", "alg", "ES384")))
 	c := b.compile()
 	kid := func(s string) map[string]any { return map[string]any{"kid": s} }
-	allow(t, c, bearing(token(t, jwt.SigningMethodRS256, r.rsa, claims(), kid("r"))), "ci")
-	allow(t, c, bearing(token(t, jwt.SigningMethodPS256, r.otherRSA, claims(), kid("ps"))), "ci")
-	allow(t, c, bearing(token(t, jwt.SigningMethodES256, r.p256, claims(), kid("e"))), "ci")
-	allow(t, c, bearing(token(t, jwt.SigningMethodES384, r.p384, claims(), kid("e3"))), "ci")
-	allow(t, c, bearing(token(t, jwt.SigningMethodES512, r.p521, claims())), "ci")
-	allow(t, c, bearing(token(t, jwt.SigningMethodEdDSA, r.ed, claims(), kid("d"))), "ci")
-	allow(t, c, bearing(token(t, jwt.SigningMethodRS256, r.rsa, claims())), "ci")
-	refuse(t, c, bearing(token(t, jwt.SigningMethodRS256, r.rsa, claims(), kid("ps"))), auth.Wrong)
-	refuse(t, c, bearing(token(t, jwt.SigningMethodRS256, r.otherRSA, claims(), kid("ps"))), auth.Wrong)
-	refuse(t, c, bearing(token(t, jwt.SigningMethodRS512, r.rsa, claims(), kid("r"))), auth.Wrong)
-	refuse(t, c, bearing(token(t, jwt.SigningMethodHS256, []byte(publicPEM(t, r.rsa)), claims(), kid("r"))), auth.Wrong)
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims(), kid("r"))), "ci")
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodPS256, r.otherRSA, validClaims(), kid("ps"))), "ci")
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims(), kid("e"))), "ci")
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES384, r.p384, validClaims(), kid("e3"))), "ci")
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES512, r.p521, validClaims())), "ci")
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodEdDSA, r.ed, validClaims(), kid("d"))), "ci")
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims())), "ci")
+	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims(), kid("ps"))), auth.Wrong)
+	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.otherRSA, validClaims(), kid("ps"))), auth.Wrong)
+	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS512, r.rsa, validClaims(), kid("r"))), auth.Wrong)
+	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodHS256, []byte(publicPEM(t, r.rsa)), validClaims(), kid("r"))), auth.Wrong)
 }
 
-func TestOddKeysInASetAreErrorsWithTheirPlace(t *testing.T) {
-	r := ring()
+func TestKeySetFile_InvalidKeys(t *testing.T) {
+	r := testKeys()
 	good := jwkRSA(&r.rsa.PublicKey, "kid", "r")
 	x, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
@@ -107,27 +107,27 @@ func TestOddKeysInASetAreErrorsWithTheirPlace(t *testing.T) {
 		"use of a wrong type": change(good, "use", 1),
 		"key_ops":             change(good, "key_ops", []any{"encrypt"}),
 		"key_ops text":        change(good, "key_ops", "verify"),
-		"secret":              {"kty": "oct", "k": b64([]byte(secretA))},
+		"secret":              {"kty": "oct", "k": encodeBase64([]byte(secretA))},
 		"private":             private,
 		"weak RSA":            jwkRSA(&r.weak.PublicKey),
-		"even exponent":       change(good, "e", b64([]byte{4})),
-		"exponent of one":     change(good, "e", b64([]byte{1})),
-		"huge exponent":       change(good, "e", b64(append([]byte{1}, 0, 0, 0, 0, 0, 1, 0, 1))),
+		"even exponent":       change(good, "e", encodeBase64([]byte{4})),
+		"exponent of one":     change(good, "e", encodeBase64([]byte{1})),
+		"huge exponent":       change(good, "e", encodeBase64(append([]byte{1}, 0, 0, 0, 0, 0, 1, 0, 1))),
 		"unknown type":        change(good, "kty", "XYZ"),
 		"no type":             change(good, "kty", ""),
-		"off the curve":       change(jwkEC(t, &r.p256.PublicKey), "x", b64(make([]byte, 32))),
+		"off the curve":       change(jwkEC(t, &r.p256.PublicKey), "x", encodeBase64(make([]byte, 32))),
 		"another curve":       change(jwkEC(t, &r.p256.PublicKey), "crv", "P-384"),
 		"unknown curve":       change(jwkEC(t, &r.p256.PublicKey), "crv", "secp256k1"),
-		"key agreement":       {"kty": "OKP", "crv": "X25519", "x": b64(x.PublicKey().Bytes())},
+		"key agreement":       {"kty": "OKP", "crv": "X25519", "x": encodeBase64(x.PublicKey().Bytes())},
 		"alg none":            change(good, "alg", "none"),
 		"alg of another type": change(good, "alg", "HS256"),
 		"encryption alg":      change(good, "alg", "RSA-OAEP"),
 		"kid of a wrong type": change(good, "kid", 7),
-		"padded":              change(good, "n", b64(r.rsa.N.Bytes())+"=="),
+		"padded":              change(good, "n", encodeBase64(r.rsa.N.Bytes())+"=="),
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.jwks("ci", keySet(t, jwkEd(r.ed), bad))
+			b.addKeySet("ci", keySet(t, jwkEd(r.ed), bad))
 			b.wantProblem("error callers.ci.jwt.jwks: keys[1]")
 		})
 	}
@@ -137,39 +137,39 @@ func TestOddKeysInASetAreErrorsWithTheirPlace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.jwks("ci", text)
+			b.addKeySet("ci", text)
 			b.wantProblem("error callers.ci.jwt.jwks: ")
 		})
 	}
 	b := newBench(t)
-	b.jwks("ci", keySet(t, good), "ES256")
+	b.addKeySet("ci", keySet(t, good), "ES256")
 	b.wantProblem("error callers.ci.jwt.jwks: holds no key for any of algorithms")
 }
 
-func TestAListOfAlgorithmsLeavesOutTheOtherKeysOfASet(t *testing.T) {
-	r := ring()
+func TestKeySetFile_AlgorithmList(t *testing.T) {
+	r := testKeys()
 	b := newBench(t)
-	b.jwks("ci", keySet(t, jwkRSA(&r.rsa.PublicKey), jwkEC(t, &r.p256.PublicKey)), "PS256")
+	b.addKeySet("ci", keySet(t, jwkRSA(&r.rsa.PublicKey), jwkEC(t, &r.p256.PublicKey)), "PS256")
 	c := b.compile()
-	allow(t, c, bearing(token(t, jwt.SigningMethodPS256, r.rsa, claims())), "ci")
-	refuse(t, c, bearing(token(t, jwt.SigningMethodRS256, r.rsa, claims())), auth.Wrong)
-	refuse(t, c, bearing(token(t, jwt.SigningMethodES256, r.p256, claims())), auth.Wrong)
+	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodPS256, r.rsa, validClaims())), "ci")
+	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims())), auth.Wrong)
+	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims())), auth.Wrong)
 }
 
-func TestACertificateIsItsPublicKey(t *testing.T) {
-	r := ring()
+func TestJWTKey_Certificate(t *testing.T) {
+	r := testKeys()
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ci"}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, r.p256.Public(), r.p256)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := newBench(t)
-	b.jwt("ci", nil, b.key("", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))))
-	allow(t, b.compile(), bearing(token(t, jwt.SigningMethodES256, r.p256, claims())), "ci")
+	b.addJWT("ci", nil, b.writeKey("", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))))
+	allow(t, b.compile(), bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims())), "ci")
 }
 
-func TestKeysThatCannotBeTrustedStopTheStart(t *testing.T) {
-	r := ring()
+func TestJWTKey_Invalid(t *testing.T) {
+	r := testKeys()
 	der, err := x509.MarshalPKCS8PrivateKey(r.p256)
 	if err != nil {
 		t.Fatal(err)
@@ -196,28 +196,28 @@ func TestKeysThatCannotBeTrustedStopTheStart(t *testing.T) {
 		{strings.Repeat("x", 63), "HS512", "at least 64 for HS512"},
 	} {
 		b := newBench(t)
-		k := b.key("k", x.text)
+		k := b.writeKey("k", x.text)
 		k.Alg = x.alg
-		b.jwt("ci", nil, k)
+		b.addJWT("ci", nil, k)
 		b.wantProblem("error callers.ci.jwt.keys.0", x.want)
 	}
 }
 
-func TestAPublicKeyMayBeReadByAllAndASecretMayNot(t *testing.T) {
+func TestJWTKey_FileMode(t *testing.T) {
 	b := newBench(t)
-	public, secret := b.key("p", publicPEM(t, ring().p256)), b.key("s", secretA)
+	public, secret := b.writeKey("p", publicPEM(t, testKeys().p256)), b.writeKey("s", secretA)
 	for _, k := range []auth.KeySpec{public, secret} {
 		if err := os.Chmod(filepath.Join(b.dir, k.File), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	b.jwt("ci", nil, public)
+	b.addJWT("ci", nil, public)
 	b.compile()
-	b.jwt("ci", nil, secret)
+	b.addJWT("ci", nil, secret)
 	b.wantProblem("error callers.ci.jwt.keys.0.file", "its mode is 0644")
 }
 
-func TestAJWTCallerNeedsItsRules(t *testing.T) {
+func TestCompileJWT_RequiredRules(t *testing.T) {
 	b := newBench(t)
 	b.caller("a").JWT = &auth.JWTSpec{MaxAge: -1, Leeway: 1e18, Algorithms: []string{"none"}, Claims: map[string]any{
 		"list": []any{"x"}, "null": nil, "empty": map[string]any{}, "deep": map[string]any{"list": []any{}},
@@ -227,14 +227,14 @@ func TestAJWTCallerNeedsItsRules(t *testing.T) {
 	}
 }
 
-func TestTwoAlgorithmsForOneKeyMustBeDecidedByTheFile(t *testing.T) {
+func TestJWTKey_AmbiguousAlgorithm(t *testing.T) {
 	b := newBench(t)
-	b.jwt("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"RS256", "PS256"} }, b.key("", publicPEM(t, ring().rsa)))
+	b.addJWT("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"RS256", "PS256"} }, b.writeKey("", publicPEM(t, testKeys().rsa)))
 	b.wantProblem("error callers.ci.jwt.keys.0: ", "say alg")
 	b = newBench(t)
-	b.jwt("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"ES256"} }, b.key("", publicPEM(t, ring().ed)))
+	b.addJWT("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"ES256"} }, b.writeKey("", publicPEM(t, testKeys().ed)))
 	b.wantProblem("error callers.ci.jwt.keys.0: ", "EdDSA, which algorithms does not list")
 	b = newBench(t)
-	b.jwt("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256", "HS512"} }, b.key("", secretA))
+	b.addJWT("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256", "HS512"} }, b.writeKey("", secretA))
 	b.wantProblem("error callers.ci.jwt.keys.0: ", "several of algorithms")
 }

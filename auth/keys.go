@@ -7,12 +7,12 @@ import (
 )
 
 // endsSoon is how long before the end of a key its operator is warned.
-const endsSoon = 14 * 24 * time.Hour
+const expiresSoon = 14 * 24 * time.Hour
 
 // KeyInfo is what is known of a key but its bytes.
 type KeyInfo struct {
 	Caller    string
-	Scheme    string    // hmac, signature, jwt or token
+	Kind      string    // hmac, signature, jwt or token
 	ID        string    // as in Identity.Key
 	NotBefore time.Time // zero for always
 	NotAfter  time.Time // zero for never
@@ -47,27 +47,27 @@ func (c *Callers) Keys() (keys []KeyInfo) {
 	return keys
 }
 
-// warnEnds tells of keys that end soon or have ended, and of a caller that has
+// warnExpiringKeys tells of keys that end soon or have ended, and of a caller that has
 // none left. Only what the file dates can end.
-func (spec *CallerSpec) warnEnds(now time.Time, p *diag.List) {
+func (spec *CallerSpec) warnExpiringKeys(now time.Time, p *diag.List) {
 	if now.IsZero() {
 		return
 	}
 	// A client certificate or a key set has dates of its own, or none.
 	valid := spec.MTLS != nil || spec.JWT != nil && (spec.JWT.JWKS != "" || len(spec.JWT.Keys) == 0)
 	listed := false
-	for credential, keys := range spec.keys() {
+	for credential, keys := range spec.keysByKind() {
 		for i := range keys {
 			k, at := &keys[i], p.At(credential, "keys").Index(i).At("not_after")
 			listed = true
 			switch left := k.NotAfter.Sub(now); {
-			case k.NotAfter.IsZero() || left > endsSoon:
+			case k.NotAfter.IsZero() || left > expiresSoon:
 			case left < 0:
 				at.Warnf("has passed, so the key is not taken any more")
 			default:
 				at.Warnf("is in less than %d days: a new key is due", int(left/(24*time.Hour))+1)
 			}
-			valid = valid || (&keyInfo{notBefore: k.NotBefore, notAfter: k.NotAfter}).outside(now) == ""
+			valid = valid || (&keyInfo{notBefore: k.NotBefore, notAfter: k.NotAfter}).checkDates(now) == ""
 		}
 	}
 	if listed && !valid {
@@ -75,8 +75,8 @@ func (spec *CallerSpec) warnEnds(now time.Time, p *diag.List) {
 	}
 }
 
-// keys returns the keys of each credential that lists some.
-func (spec *CallerSpec) keys() map[string][]KeySpec {
+// keysByKind returns the keys of each credential that lists some.
+func (spec *CallerSpec) keysByKind() map[string][]KeySpec {
 	all := map[string][]KeySpec{}
 	if spec.HMAC != nil {
 		all["hmac"] = spec.HMAC.Keys

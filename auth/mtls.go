@@ -29,32 +29,32 @@ func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *diag.List) *mtlsRule
 	switch {
 	case spec.CA != "":
 		r.trust = clients.Of(spec.CA, p.At("ca"))
-	case isSPIFFE(spec.URI) && clients.BySPIFFE() != nil:
+	case isSPIFFEID(spec.URI) && clients.BySPIFFE() != nil:
 		r.trust = clients.BySPIFFE()
 	default:
 		r.trust = clients.ByDefault()
 	}
 	switch {
-	case len(spec.kinds()) != 1:
+	case len(spec.nameKinds()) != 1:
 		p.Errorf("needs one of uri, dns, cn and fingerprint")
 	case len(spec.Fingerprint) > 0:
-		r.pin(clients, p.At("fingerprint"))
+		r.compilePins(clients, p.At("fingerprint"))
 	case r.trust == nil:
 		p.Errorf("needs a ca, or tls.client_ca: without one nobody says whose certificate it is")
 	}
 	if strings.Contains(spec.DNS, "*") {
 		p.At("dns").Errorf("holds a wildcard, but names one sender")
 	}
-	if id, err := spiffeid.FromString(spec.URI); isSPIFFE(spec.URI) && (err != nil || id.Path() == "") {
+	if id, err := spiffeid.FromString(spec.URI); isSPIFFEID(spec.URI) && (err != nil || id.Path() == "") {
 		p.At("uri").Errorf("is no SPIFFE ID of a workload: write spiffe://trust-domain/path")
 	}
 	return r
 }
 
-func (r *mtlsRule) pin(clients *certs.Clients, p *diag.List) {
+func (r *mtlsRule) compilePins(clients *certs.Clients, p *diag.List) {
 	r.pins = map[string]certs.Trust{}
 	for i, text := range r.spec.Fingerprint {
-		print := fingerprint(text)
+		print := normalizeFingerprint(text)
 		sum, err := hex.DecodeString(print)
 		if err != nil || len(sum) != sha256.Size {
 			p.Index(i).Errorf("%q is no SHA-256 fingerprint: 64 hexadecimal digits, as openssl x509 -fingerprint -sha256 prints them", text)
@@ -68,11 +68,13 @@ func (r *mtlsRule) pin(clients *certs.Clients, p *diag.List) {
 	r.trust = nil
 }
 
-func fingerprint(text string) string { return strings.ToLower(strings.ReplaceAll(text, ":", "")) }
+func normalizeFingerprint(text string) string {
+	return strings.ToLower(strings.ReplaceAll(text, ":", ""))
+}
 
-// isSPIFFE reports whether a URI of the file is meant as a SPIFFE ID, whose scheme
+// isSPIFFEID reports whether a URI of the file is meant as a SPIFFE ID, whose scheme
 // is in lower case.
-func isSPIFFE(uri string) bool {
+func isSPIFFEID(uri string) bool {
 	_, ok := field.CutPrefix(uri, "spiffe://")
 	return ok
 }
@@ -80,11 +82,11 @@ func isSPIFFE(uri string) bool {
 // certName is one name that a caller's certificate may have.
 type certName struct{ kind, text string }
 
-// names returns those that a delivery can be told by.
-func (m *MTLSSpec) names() []certName {
+// certificateNames returns those that a delivery can be told by.
+func (m *MTLSSpec) certificateNames() []certName {
 	var list []certName
 	for _, print := range m.Fingerprint {
-		list = append(list, certName{"fingerprint", fingerprint(print)})
+		list = append(list, certName{"fingerprint", normalizeFingerprint(print)})
 	}
 	for kind, text := range map[string]string{"uri": m.URI, "dns": strings.ToLower(m.DNS), "cn": m.CN} {
 		if text != "" {
@@ -94,59 +96,59 @@ func (m *MTLSSpec) names() []certName {
 	return list
 }
 
-// kinds returns the kinds of names that the file has.
-func (m *MTLSSpec) kinds() map[string]bool {
+// nameKinds returns the kinds of names that the file has.
+func (m *MTLSSpec) nameKinds() map[string]bool {
 	kinds := map[string]bool{}
-	for _, name := range m.names() {
+	for _, name := range m.certificateNames() {
 		kinds[name.kind] = true
 	}
 	return kinds
 }
 
-// byMTLS judges what the client of this delivery's connection showed by the
+// authenticateMTLS judges what the client of this delivery's connection showed by the
 // trust of now, and not by that of its handshake: the connection or the session
 // may be older than a change of the configuration, or than a revocation.
-func (c *Callers) byMTLS(d *Delivery, hook []string) (*Identity, error) {
+func (c *Callers) authenticateMTLS(d *Delivery, hook []string) (*Identity, error) {
 	if d.TLS == nil || len(d.TLS.PeerCertificates) == 0 ||
 		!slices.ContainsFunc(c.all, func(one *caller) bool { return one.mtls != nil }) {
 		return nil, errAbsent
 	}
 	shown := d.TLS.PeerCertificates
-	refusal := refuse(Wrong, "mtls", "the client certificate names no caller")
+	refusal := newRefusal(Wrong, "mtls", "the client certificate names no caller")
 	for one := range c.candidates(hook) {
 		if one.mtls == nil {
 			continue
 		}
-		name, trust := one.mtls.match(shown[0])
+		name, trust := one.mtls.matchCertificate(shown[0])
 		if trust == nil {
 			continue
 		}
 		err := trust(shown, d.Now)
 		if err == nil {
-			return one.unsigned("mtls", name, d), nil
+			return one.identifyUnsigned("mtls", name, d), nil
 		}
 		if refusal.Reason == Wrong { // no other caller of that name is nearer
-			refusal = one.distrust(name, err)
+			refusal = one.refuseCertificate(name, err)
 		}
 	}
 	return nil, refusal
 }
 
-// distrust is the refusal of a certificate that names the caller.
-func (c *caller) distrust(name string, err error) *Refusal {
+// refuseCertificate is the refusal of a certificate that names the caller.
+func (c *caller) refuseCertificate(name string, err error) *Refusal {
 	switch {
 	case errors.Is(err, certs.ErrRevoked):
-		return &Refusal{Reason: Revoked, Scheme: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
+		return &Refusal{Reason: Revoked, Kind: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
 	case errors.Is(err, certs.ErrStale):
-		return &Refusal{Reason: Stale, Scheme: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
+		return &Refusal{Reason: Stale, Kind: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
 	}
-	return refuse(Wrong, "mtls", "the client certificate names the caller %s, but %s", c.name, err)
+	return newRefusal(Wrong, "mtls", "the client certificate names the caller %s, but %s", c.name, err)
 }
 
-// match returns the name that makes the certificate the caller's, and what has to
+// matchCertificate returns the name that makes the certificate the caller's, and what has to
 // believe it then; nil if it is somebody else's. Names are compared whole; none
 // is a pattern.
-func (r *mtlsRule) match(leaf *x509.Certificate) (string, certs.Trust) {
+func (r *mtlsRule) matchCertificate(leaf *x509.Certificate) (string, certs.Trust) {
 	m, ok := r.spec, false
 	switch {
 	case r.pins != nil:
@@ -154,12 +156,12 @@ func (r *mtlsRule) match(leaf *x509.Certificate) (string, certs.Trust) {
 		print := hex.EncodeToString(sum[:])
 		return print, r.pins[print]
 	case m.URI != "":
-		ok = (!isSPIFFE(m.URI) || isSVID(leaf)) && slices.Contains(certs.URINames(leaf), m.URI)
+		ok = (!isSPIFFEID(m.URI) || isX509SVID(leaf)) && slices.Contains(certs.URINames(leaf), m.URI)
 	case m.DNS != "":
 		ok = slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, m.DNS) })
 	case m.CN != "":
 		// With two, which of them the field holds is an accident of parsing.
-		ok = leaf.Subject.CommonName == m.CN && commonNames(leaf.Subject) == 1
+		ok = leaf.Subject.CommonName == m.CN && countCommonNames(leaf.Subject) == 1
 	}
 	if !ok {
 		return "", nil
@@ -167,13 +169,13 @@ func (r *mtlsRule) match(leaf *x509.Certificate) (string, certs.Trust) {
 	return m.URI + m.DNS + m.CN, r.trust
 }
 
-// isSVID reports whether a certificate has the form of an X.509-SVID: exactly one
+// isX509SVID reports whether a certificate has the form of an X.509-SVID: exactly one
 // URI, and no right to sign for others (sections 2, 4.1 and 4.3 of its specification).
-func isSVID(leaf *x509.Certificate) bool {
+func isX509SVID(leaf *x509.Certificate) bool {
 	return len(certs.URINames(leaf)) == 1 && leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) == 0
 }
 
-func commonNames(subject pkix.Name) (n int) {
+func countCommonNames(subject pkix.Name) (n int) {
 	for _, attribute := range subject.Names {
 		if attribute.Type.Equal(asn1.ObjectIdentifier{2, 5, 4, 3}) {
 			n++

@@ -34,14 +34,14 @@ type authority struct {
 func newAuthority(t *testing.T) *authority {
 	t.Helper()
 	a := &authority{t: t}
-	a.cert = a.issue(&x509.Certificate{
+	a.cert = a.issueCertificate(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}).Leaf
 	return a
 }
 
-// issue signs a certificate; the first one is the authority's own.
-func (a *authority) issue(template *x509.Certificate) tls.Certificate {
+// issueCertificate signs a certificate; the first one is the authority's own.
+func (a *authority) issueCertificate(template *x509.Certificate) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -64,7 +64,7 @@ func (a *authority) issue(template *x509.Certificate) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-func (a *authority) client(subject pkix.Name, dns []string, uris ...string) tls.Certificate {
+func (a *authority) issueClient(subject pkix.Name, dns []string, uris ...string) tls.Certificate {
 	a.t.Helper()
 	template := &x509.Certificate{Subject: subject, DNSNames: dns, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	for _, text := range uris {
@@ -74,35 +74,35 @@ func (a *authority) client(subject pkix.Name, dns []string, uris ...string) tls.
 		}
 		template.URIs = append(template.URIs, u)
 	}
-	return a.issue(template)
+	return a.issueCertificate(template)
 }
 
-// uri issues a client certificate with a URI of exactly these bytes.
-func (a *authority) uri(text string) tls.Certificate {
+// issueURI issues a client certificate with a URI of exactly these bytes.
+func (a *authority) issueURI(text string) tls.Certificate {
 	a.t.Helper()
 	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(text)}})
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	return a.issue(&x509.Certificate{
+	return a.issueCertificate(&x509.Certificate{
 		ExtKeyUsage:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: san}},
 	})
 }
 
-// line is a TLS server and its client; each call is a new connection.
-type line struct {
+// connection is a TLS server and its client; each call is a new connection.
+type connection struct {
 	t      *testing.T
 	server *tls.Config
 	client *tls.Config
 }
 
-func (a *authority) line(cert *tls.Certificate) *line {
+func (a *authority) newConnection(cert *tls.Certificate) *connection {
 	a.t.Helper()
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
-	server := a.issue(&x509.Certificate{DNSNames: []string{"localhost"}})
-	l := &line{
+	server := a.issueCertificate(&x509.Certificate{DNSNames: []string{"localhost"}})
+	l := &connection{
 		a.t,
 		&tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{server}, ClientAuth: tls.RequestClientCert}, // it verifies nothing
 		&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)},
@@ -114,7 +114,7 @@ func (a *authority) line(cert *tls.Certificate) *line {
 }
 
 // connect returns the server's state of a connection over which data went both ways.
-func (l *line) connect() (*tls.ConnectionState, error) {
+func (l *connection) connect() (*tls.ConnectionState, error) {
 	l.t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(l.t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -147,7 +147,7 @@ func (l *line) connect() (*tls.ConnectionState, error) {
 	return &got.state, got.err
 }
 
-func (l *line) deliver() *auth.Delivery {
+func (l *connection) deliver() *auth.Delivery {
 	l.t.Helper()
 	state, err := l.connect()
 	if err != nil {
@@ -160,12 +160,12 @@ func (l *line) deliver() *auth.Delivery {
 func (a *authority) trusted() *bench {
 	a.t.Helper()
 	b := newBench(a.t)
-	b.clientCA = a.file(b)
+	b.clientCA = a.writeCA(b)
 	return b
 }
 
-// file keeps the authority's certificate in a file.
-func (a *authority) file(b *bench) string {
+// writeCA keeps the authority's certificate in a file.
+func (a *authority) writeCA(b *bench) string {
 	a.t.Helper()
 	name := a.cert.SerialNumber.String() + ".pem"
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
@@ -185,7 +185,7 @@ func (a *authority) bench() *auth.Callers {
 	return b.compile()
 }
 
-func TestACertificateIsWhomItNamesExactly(t *testing.T) {
+func TestMTLS_NamesCompareWhole(t *testing.T) {
 	a := newAuthority(t)
 	c := a.bench()
 	cn := func(s string) pkix.Name { return pkix.Name{CommonName: s} }
@@ -196,47 +196,47 @@ func TestACertificateIsWhomItNamesExactly(t *testing.T) {
 		want string
 		cert tls.Certificate
 	}{
-		{"etl", a.client(cn("x"), nil, "spiffe://corp/etl")},
-		{"quay", a.client(cn("x"), []string{"other.example.com", "quay.EXAMPLE.com"})},
-		{"cron", a.client(cn("cron"), nil)},
-		{"etl", a.uri("spiffe://corp/etl")},
-		{"web", a.uri("https://etl.example.com/%7Ea?b")},
-		{"", a.uri("spiffe://corp/etl#")},
-		{"", a.uri("SPIFFE://corp/etl")},
-		{"", a.uri("spiffe://corp/etl?")},
-		{"", a.uri("spiffe://corp/%65tl")},
-		{"", a.uri("spiffe://@corp/etl")},
-		{"", a.uri("HTTPS://etl.example.com/%7Ea?b")},
-		{"", a.uri("https://etl.example.com/%7Ea?b#")},
-		{"", a.uri("https://etl.example.com/~a?b")},
-		{"", a.client(cn("x"), nil, "spiffe://corp/etl/2")},
-		{"", a.client(cn("x"), nil, "spiffe://corp/ETL")},
-		{"", a.client(cn("x"), nil, "spiffe://corp/other", "spiffe://corp/etl")}, // two are no SVID
-		{"", a.client(cn("x"), []string{"*.example.com"})},
-		{"", a.client(cn("x"), []string{"quay.example.com.evil.example"})},
-		{"", a.client(cn("quay.example.com"), nil)},
-		{"", a.client(cn("spiffe://corp/etl"), nil)},
-		{"", a.client(cn("Cron"), nil)},
-		{"", a.client(cn("x"), []string{"cron"})},
-		{"", a.client(second, nil)},
-		{"", a.client(pkix.Name{}, nil)},
+		{"etl", a.issueClient(cn("x"), nil, "spiffe://corp/etl")},
+		{"quay", a.issueClient(cn("x"), []string{"other.example.com", "quay.EXAMPLE.com"})},
+		{"cron", a.issueClient(cn("cron"), nil)},
+		{"etl", a.issueURI("spiffe://corp/etl")},
+		{"web", a.issueURI("https://etl.example.com/%7Ea?b")},
+		{"", a.issueURI("spiffe://corp/etl#")},
+		{"", a.issueURI("SPIFFE://corp/etl")},
+		{"", a.issueURI("spiffe://corp/etl?")},
+		{"", a.issueURI("spiffe://corp/%65tl")},
+		{"", a.issueURI("spiffe://@corp/etl")},
+		{"", a.issueURI("HTTPS://etl.example.com/%7Ea?b")},
+		{"", a.issueURI("https://etl.example.com/%7Ea?b#")},
+		{"", a.issueURI("https://etl.example.com/~a?b")},
+		{"", a.issueClient(cn("x"), nil, "spiffe://corp/etl/2")},
+		{"", a.issueClient(cn("x"), nil, "spiffe://corp/ETL")},
+		{"", a.issueClient(cn("x"), nil, "spiffe://corp/other", "spiffe://corp/etl")}, // two are no SVID
+		{"", a.issueClient(cn("x"), []string{"*.example.com"})},
+		{"", a.issueClient(cn("x"), []string{"quay.example.com.evil.example"})},
+		{"", a.issueClient(cn("quay.example.com"), nil)},
+		{"", a.issueClient(cn("spiffe://corp/etl"), nil)},
+		{"", a.issueClient(cn("Cron"), nil)},
+		{"", a.issueClient(cn("x"), []string{"cron"})},
+		{"", a.issueClient(second, nil)},
+		{"", a.issueClient(pkix.Name{}, nil)},
 	} {
-		d := a.line(&x.cert).deliver()
+		d := a.newConnection(&x.cert).deliver()
 		if x.want == "" {
-			refuse(t, c, d, auth.Wrong)
+			newRefusal(t, c, d, auth.Wrong)
 			continue
 		}
-		if id := allow(t, c, d, x.want); id.Scheme != "mtls" || id.Key == "" || id.Replay != "" {
+		if id := allow(t, c, d, x.want); id.Kind != "mtls" || id.Key == "" || id.Replay != "" {
 			t.Errorf("identity %+v", id)
 		}
 	}
 }
 
-func TestAResumedSessionIsJudgedAnew(t *testing.T) {
+func TestMTLS_ResumedSession(t *testing.T) {
 	a := newAuthority(t)
 	c := a.bench()
-	cert := a.client(pkix.Name{CommonName: "cron"}, nil)
-	l := a.line(&cert)
+	cert := a.issueClient(pkix.Name{CommonName: "cron"}, nil)
+	l := a.newConnection(&cert)
 	l.deliver()
 	d := l.deliver()
 	if !d.TLS.DidResume {
@@ -245,67 +245,67 @@ func TestAResumedSessionIsJudgedAnew(t *testing.T) {
 	allow(t, c, d, "cron")
 	for _, at := range []time.Time{cert.Leaf.NotAfter.Add(time.Second), cert.Leaf.NotBefore.Add(-time.Second)} {
 		d.Now = at
-		refuse(t, c, d, auth.Stale)
+		newRefusal(t, c, d, auth.Stale)
 	}
 }
 
-func TestACertificateThatIsNotVerifiedIsNone(t *testing.T) {
+func TestMTLS_Unverified(t *testing.T) {
 	a := newAuthority(t)
 	c := a.bench()
-	forged := newAuthority(t).client(pkix.Name{CommonName: "cron"}, nil)
-	refuse(t, c, a.line(&forged).deliver(), auth.Wrong)
-	refuse(t, c, a.line(nil).deliver(), auth.Absent)
+	forged := newAuthority(t).issueClient(pkix.Name{CommonName: "cron"}, nil)
+	newRefusal(t, c, a.newConnection(&forged).deliver(), auth.Wrong)
+	newRefusal(t, c, a.newConnection(nil).deliver(), auth.Absent)
 	// Without a caller that has one, a certificate is not looked at.
 	b := newBench(t)
-	b.token("t", "X-T", secretA)
-	good := a.client(pkix.Name{CommonName: "cron"}, nil)
-	refuse(t, b.compile(), a.line(&good).deliver(), auth.Absent)
+	b.addToken("t", "X-T", secretA)
+	good := a.issueClient(pkix.Name{CommonName: "cron"}, nil)
+	newRefusal(t, b.compile(), a.newConnection(&good).deliver(), auth.Absent)
 }
 
-func TestARightCertificateDoesNotMakeGoodAWrongSignature(t *testing.T) {
+func TestMTLS_WrongSignatureDecides(t *testing.T) {
 	a := newAuthority(t)
 	b := a.trusted()
-	b.hmac("github", "github", secretA)
-	b.jwt("ci", nil, b.key("", ring().hs256))
+	b.addHMAC("github", "github", secretA)
+	b.addJWT("ci", nil, b.writeKey("", testKeys().hs256))
 	b.caller("cron").MTLS = &auth.MTLSSpec{CN: "cron"}
 	c := b.compile()
-	cert := a.client(pkix.Name{CommonName: "cron"}, nil)
-	d := a.line(&cert).deliver()
+	cert := a.issueClient(pkix.Name{CommonName: "cron"}, nil)
+	d := a.newConnection(&cert).deliver()
 	allow(t, c, d, "cron")
 	d.Header = signed(t, "github", secretB, "{}")
-	refuse(t, c, d, auth.Wrong, "cron")
+	newRefusal(t, c, d, auth.Wrong, "cron")
 	d.Header = headers("Authorization", "Bearer x")
-	refuse(t, c, d, auth.Malformed, "cron")
+	newRefusal(t, c, d, auth.Malformed, "cron")
 }
 
-func TestACallerIsBelievedByItsOwnCAsAlone(t *testing.T) {
+func TestMTLS_OwnCA(t *testing.T) {
 	ours, partner := newAuthority(t), newAuthority(t)
 	b := ours.trusted()
 	b.caller("etl").MTLS = &auth.MTLSSpec{URI: "spiffe://corp/etl"}
 	b.caller("cron").MTLS = &auth.MTLSSpec{CN: "cron"}
-	b.caller("partner").MTLS = &auth.MTLSSpec{CN: "job", CA: partner.file(b)}
-	b.caller("pinned").MTLS = &auth.MTLSSpec{CN: "cron", CA: partner.file(b)} // another one of that name
+	b.caller("partner").MTLS = &auth.MTLSSpec{CN: "job", CA: partner.writeCA(b)}
+	b.caller("pinned").MTLS = &auth.MTLSSpec{CN: "cron", CA: partner.writeCA(b)} // another one of that name
 	c := b.compile()
 	cert := func(a *authority, cn, uri string) *auth.Delivery {
 		t.Helper()
-		one := a.client(pkix.Name{CommonName: cn}, nil, uri)
-		return a.line(&one).deliver()
+		one := a.issueClient(pkix.Name{CommonName: cn}, nil, uri)
+		return a.newConnection(&one).deliver()
 	}
 	allow(t, c, cert(ours, "x", "spiffe://corp/etl"), "etl")
 	allow(t, c, cert(partner, "job", "x:y"), "partner")
 	allow(t, c, cert(ours, "cron", "x:y"), "cron")
 	allow(t, c, cert(partner, "cron", "x:y"), "pinned")
 	allow(t, c, cert(partner, "cron", "x:y"), "pinned", "cron") // whichever hook it is for
-	refuse(t, c, cert(partner, "x", "spiffe://corp/etl"), auth.Wrong)
-	refuse(t, c, cert(ours, "job", "x:y"), auth.Wrong)
+	newRefusal(t, c, cert(partner, "x", "spiffe://corp/etl"), auth.Wrong)
+	newRefusal(t, c, cert(ours, "job", "x:y"), auth.Wrong)
 }
 
-func TestAPinnedCertificateNeedsACAUnlessItSignedItself(t *testing.T) {
+func TestMTLS_Fingerprint(t *testing.T) {
 	ca := newAuthority(t)
 	self := newAuthority(t) // its first certificate, as openssl req -x509 makes them
 	selfPair := tls.Certificate{Certificate: [][]byte{self.cert.Raw}, PrivateKey: self.key, Leaf: self.cert}
-	signed, other := ca.client(pkix.Name{CommonName: "x"}, nil), ca.client(pkix.Name{CommonName: "x"}, nil)
-	child := self.client(pkix.Name{CommonName: "ca"}, nil)
+	signed, other := ca.issueClient(pkix.Name{CommonName: "x"}, nil), ca.issueClient(pkix.Name{CommonName: "x"}, nil)
+	child := self.issueClient(pkix.Name{CommonName: "ca"}, nil)
 	sum := func(c tls.Certificate) string {
 		s := sha256.Sum256(c.Leaf.Raw)
 		return strings.ToUpper(strings.Join(strings.Split(fmt.Sprintf("% x", s), " "), ":"))
@@ -313,33 +313,33 @@ func TestAPinnedCertificateNeedsACAUnlessItSignedItself(t *testing.T) {
 	b := ca.trusted()
 	b.caller("self").MTLS = &auth.MTLSSpec{Fingerprint: auth.Fingerprints{sum(selfPair), sum(signed)}}
 	c := b.compile()
-	if id := allow(t, c, ca.line(&selfPair).deliver(), "self"); len(id.Key) != 64 {
+	if id := allow(t, c, ca.newConnection(&selfPair).deliver(), "self"); len(id.Key) != 64 {
 		t.Errorf("key %q", id.Key)
 	}
-	allow(t, c, ca.line(&signed).deliver(), "self")
-	refuse(t, c, ca.line(&other).deliver(), auth.Wrong)
-	refuse(t, c, ca.line(&child).deliver(), auth.Wrong) // that it may sign is nothing to us
-	late := ca.line(&selfPair).deliver()
+	allow(t, c, ca.newConnection(&signed).deliver(), "self")
+	newRefusal(t, c, ca.newConnection(&other).deliver(), auth.Wrong)
+	newRefusal(t, c, ca.newConnection(&child).deliver(), auth.Wrong) // that it may sign is nothing to us
+	late := ca.newConnection(&selfPair).deliver()
 	late.Now = self.cert.NotAfter.Add(time.Second)
-	refuse(t, c, late, auth.Stale)
+	newRefusal(t, c, late, auth.Stale)
 
 	// Without a CA, what a CA signed is believed by nobody.
 	b.clientCA = ""
 	c = b.compile()
-	allow(t, c, ca.line(&selfPair).deliver(), "self")
-	refuse(t, c, ca.line(&signed).deliver(), auth.Wrong)
+	allow(t, c, ca.newConnection(&selfPair).deliver(), "self")
+	newRefusal(t, c, ca.newConnection(&signed).deliver(), auth.Wrong)
 	// With one that the caller names, nothing stands for itself.
-	b.specs["self"].MTLS.CA = ca.file(b)
+	b.specs["self"].MTLS.CA = ca.writeCA(b)
 	c = b.compile()
-	allow(t, c, ca.line(&signed).deliver(), "self")
-	refuse(t, c, ca.line(&selfPair).deliver(), auth.Wrong)
+	allow(t, c, ca.newConnection(&signed).deliver(), "self")
+	newRefusal(t, c, ca.newConnection(&selfPair).deliver(), auth.Wrong)
 }
 
-func TestCallersOfOneNameAndOneCAAreToldApartByNobody(t *testing.T) {
+func TestMTLS_SharedName(t *testing.T) {
 	ours, partner := newAuthority(t), newAuthority(t)
 	b := ours.trusted()
 	b.caller("a").MTLS = &auth.MTLSSpec{DNS: "x.example.com"}
-	b.caller("b").MTLS = &auth.MTLSSpec{DNS: "X.example.com", CA: partner.file(b)}
+	b.caller("b").MTLS = &auth.MTLSSpec{DNS: "X.example.com", CA: partner.writeCA(b)}
 	if got := b.problems(); got != "" {
 		t.Error(got)
 	}

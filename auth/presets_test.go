@@ -47,7 +47,7 @@ func bodyFor(at time.Time) string {
 }
 
 // Each row of SCHEMES is held to the same list of attacks.
-func TestEveryPresetTakesItsSendersSignatureAndNoTamperedOne(t *testing.T) {
+func TestPresets_Tampering(t *testing.T) {
 	for _, name := range webhook.Presets() {
 		t.Run(name, func(t *testing.T) { attackPreset(t, name, newPair(name, "right"), newPair(name, "wrong")) })
 	}
@@ -59,9 +59,9 @@ func TestEveryPresetTakesItsSendersSignatureAndNoTamperedOne(t *testing.T) {
 func attackPreset(t *testing.T, name string, right, wrong pair) {
 	t.Helper()
 	b := newBench(t)
-	b.hmac("sender", name, right.verify)
+	b.addHMAC("sender", name, right.verify)
 	// A stranger's token is right there to fall back to, and must not help.
-	b.token("weak", "X-Weak", secretC)
+	b.addToken("weak", "X-Weak", secretC)
 	c := b.compile()
 	s, _ := webhook.Preset(name)
 	spec := s.Spec()
@@ -72,7 +72,7 @@ func attackPreset(t *testing.T, name string, right, wrong pair) {
 		return d
 	}
 	id := allow(t, c, fresh(), "sender", "sender")
-	if id.Scheme != "hmac" || id.Key != "a" || id.Replay == "" {
+	if id.Kind != "hmac" || id.Key != "a" || id.Replay == "" {
 		t.Errorf("identity %+v", id)
 	}
 	for _, tamper := range tamperings(t, name, spec, wrong) {
@@ -106,7 +106,7 @@ func tamperings(t *testing.T, name string, spec webhook.SchemeSpec, wrong pair) 
 		{"the right one behind a wrong one", func(d *auth.Delivery) { d.Header[sig] = []string{"x", d.Header.Get(sig)} }},
 		{"cut short", edit(func(s string) string { return s[:len(s)-2] })},
 		{"longer", edit(func(s string) string { return s + "00" })},
-		{"a bit turned", edit(func(s string) string { return turn(s, len(s)-6) })},
+		{"a bit turned", edit(func(s string) string { return changeCharacter(s, len(s)-6) })},
 		{"empty", edit(func(string) string { return "" })},
 		{"white space inside", edit(func(s string) string { return s[:len(s)-6] + "\r\n" + s[len(s)-6:] })},
 		{"NUL behind it", edit(func(s string) string { return s + "\x00" })},
@@ -122,7 +122,7 @@ func tamperings(t *testing.T, name string, spec webhook.SchemeSpec, wrong pair) 
 		list = append(list,
 			tampering{"without " + field, func(d *auth.Delivery) { d.Header.Del(field) }},
 			tampering{"twice " + field, func(d *auth.Delivery) { d.Header.Add(field, d.Header.Get(field)) }},
-			tampering{"another " + field, func(d *auth.Delivery) { d.Header.Set(field, turn(d.Header.Get(field), 3)) }},
+			tampering{"another " + field, func(d *auth.Delivery) { d.Header.Set(field, changeCharacter(d.Header.Get(field), 3)) }},
 			tampering{"white space in " + field, func(d *auth.Delivery) { d.Header.Set(field, " "+d.Header.Get(field)) }},
 			tampering{"a sign in " + field, func(d *auth.Delivery) { d.Header.Set(field, "+"+d.Header.Get(field)) }},
 		)
@@ -147,8 +147,8 @@ func idHeader(spec webhook.SchemeSpec) *string {
 	return &spec.ID.Header
 }
 
-// turn changes one character to another that is as good in hex, base64 and decimal.
-func turn(s string, i int) string {
+// changeCharacter changes one character to another that is as good in hex, base64 and decimal.
+func changeCharacter(s string, i int) string {
 	c := byte('0')
 	if s[i] == c {
 		c = '1'
@@ -180,17 +180,17 @@ func attackTimes(t *testing.T, c *auth.Callers, name string, right pair, spec we
 	tolerance := spec.TS.Tolerance
 	allow(t, c, send(now().Add(-tolerance)), "sender")
 	allow(t, c, send(now().Add(tolerance)), "sender")
-	refuse(t, c, send(now().Add(-tolerance-time.Second)), auth.Stale)
-	refuse(t, c, send(now().Add(tolerance+time.Second)), auth.Stale)
+	newRefusal(t, c, send(now().Add(-tolerance-time.Second)), auth.Stale)
+	newRefusal(t, c, send(now().Add(tolerance+time.Second)), auth.Stale)
 	// A stale timestamp that is not signed proves nothing, so it is not told apart.
 	d := send(now().Add(-24 * time.Hour))
 	d.Body = append(d.Body, ' ')
-	refuse(t, c, d, auth.Wrong)
+	newRefusal(t, c, d, auth.Wrong)
 }
 
-func TestASignatureInEitherCaseOfHexIsTheSameDelivery(t *testing.T) {
+func TestHMAC_HexCase(t *testing.T) {
 	b := newBench(t)
-	b.hmac("fivetran", "fivetran", secretA)
+	b.addHMAC("fivetran", "fivetran", secretA)
 	c := b.compile()
 	h := signed(t, "fivetran", secretA, "{}")
 	lower := allow(t, c, delivery("{}", h), "fivetran")
@@ -200,9 +200,9 @@ func TestASignatureInEitherCaseOfHexIsTheSameDelivery(t *testing.T) {
 	}
 }
 
-func TestABase64SignatureHasOneSpelling(t *testing.T) {
+func TestHMAC_Base64Spelling(t *testing.T) {
 	b := newBench(t)
-	b.hmac("shopify", "shopify", secretA)
+	b.addHMAC("shopify", "shopify", secretA)
 	c := b.compile()
 	h := signed(t, "shopify", secretA, "{}")
 	value := h.Get("X-Shopify-Hmac-Sha256")
@@ -210,13 +210,13 @@ func TestABase64SignatureHasOneSpelling(t *testing.T) {
 	last := strings.IndexByte(alphabet, value[42]) // before the one "="; two of its bits are spare
 	for _, other := range []string{value[:42] + string(alphabet[last^1]) + "=", value[:43], value + "=", strings.NewReplacer("+", "-", "/", "_").Replace(value[:43])} {
 		h.Set("X-Shopify-Hmac-Sha256", other)
-		refuse(t, c, delivery("{}", h), auth.Malformed)
+		newRefusal(t, c, delivery("{}", h), auth.Malformed)
 	}
 }
 
-func TestASignatureHeaderHasSixteenEntriesAtMost(t *testing.T) {
+func TestHMAC_MaxEntries(t *testing.T) {
 	b := newBench(t)
-	b.hmac("pagerduty", "pagerduty", secretA)
+	b.addHMAC("pagerduty", "pagerduty", secretA)
 	c := b.compile()
 	h := signed(t, "pagerduty", secretA, "{}")
 	right := h.Get("X-PagerDuty-Signature")
@@ -224,13 +224,13 @@ func TestASignatureHeaderHasSixteenEntriesAtMost(t *testing.T) {
 	h.Set("X-PagerDuty-Signature", strings.Repeat(wrong, 15)+right)
 	allow(t, c, delivery("{}", h), "pagerduty")
 	h.Set("X-PagerDuty-Signature", strings.Repeat(wrong, 16)+right)
-	refuse(t, c, delivery("{}", h), auth.Malformed)
+	newRefusal(t, c, delivery("{}", h), auth.Malformed)
 }
 
-func TestASchemeOfOnesOwnWorksByTheSameKnobs(t *testing.T) {
+func TestScheme_Custom(t *testing.T) {
 	b := newBench(t)
 	b.caller("own").HMAC = &auth.HMACSpec{
-		Keys: []auth.KeySpec{b.key("1", secretA)},
+		Keys: []auth.KeySpec{b.writeKey("1", secretA)},
 		SchemeSpec: webhook.SchemeSpec{
 			Header: "x-own", Value: `sig="{sig}";at={ts}`, List: ";", Hash: "sha512", Encoding: "base64", Signed: "{id}|{ts}|{body}",
 			TS: &webhook.TimeSpec{Unit: "ms", Tolerance: time.Second}, ID: &webhook.FieldSpec{Header: "x-own-id"}, Event: &webhook.FieldSpec{Header: "x-own-event"},
@@ -249,6 +249,6 @@ func TestASchemeOfOnesOwnWorksByTheSameKnobs(t *testing.T) {
 	if id := allow(t, c, delivery("hi", sign(now())), "own"); id.Event != "built" {
 		t.Errorf("the event is %q", id.Event)
 	}
-	refuse(t, c, delivery("hi", sign(now().Add(-1001*time.Millisecond))), auth.Stale)
-	refuse(t, c, delivery("ho", sign(now())), auth.Wrong)
+	newRefusal(t, c, delivery("hi", sign(now().Add(-1001*time.Millisecond))), auth.Stale)
+	newRefusal(t, c, delivery("ho", sign(now())), auth.Wrong)
 }

@@ -23,7 +23,7 @@ func compileJWTKeys(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 			p.At("algorithms").Index(i).Errorf("%q is none of %s", alg, strings.Join(jwt.Algorithms(), ", "))
 		}
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
+	compileEachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		key, alg, ok := loadJWTKey(k, src, spec.Algorithms, p)
 		if !ok {
 			return
@@ -34,20 +34,20 @@ func compileJWTKeys(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 		}
 		keys = append(keys, newJWTKey(info, alg, key))
 	})
-	if spec.JWKS != "" && !isAddress(spec.JWKS) {
+	if spec.JWKS != "" && !isURLAddress(spec.JWKS) {
 		keys = append(keys, loadJWKS(spec, src, p.At("jwks"))...)
 	}
 	return keys
 }
 
-func isAddress(text string) bool { return strings.Contains(text, "://") }
+func isURLAddress(text string) bool { return strings.Contains(text, "://") }
 
 // compileIssuer returns the key set that is fetched for the caller, or nil where
 // the file has its keys.
 func compileIssuer(spec *JWTSpec, src Sources, p *diag.List) *keyset.Set {
 	var from keyset.Source
 	switch {
-	case isAddress(spec.JWKS):
+	case isURLAddress(spec.JWKS):
 		from.Address = spec.JWKS
 		if err := keyset.CheckAddress(spec.JWKS); err != nil {
 			p.At("jwks").Errorf("%v", err)
@@ -70,7 +70,7 @@ func compileIssuer(spec *JWTSpec, src Sources, p *diag.List) *keyset.Set {
 			return nil
 		}
 	}
-	set, err := src.keySet(from)
+	set, err := src.reuseKeySet(from)
 	if err != nil {
 		p.At("ca").Errorf("%v", err)
 	}
@@ -81,11 +81,11 @@ func newJWTKey(info keyInfo, alg string, key any) jwtKey {
 	if secret, ok := key.([]byte); ok {
 		info.secret = sha256.Sum256(secret)
 	}
-	return jwtKey{info, alg, key, sha256.Sum256(append([]byte(alg+"\n"), material(key)...))}
+	return jwtKey{info, alg, key, sha256.Sum256(append([]byte(alg+"\n"), keyMaterial(key)...))}
 }
 
-// material returns the bytes of a secret, or those that a public key stands for.
-func material(key any) []byte {
+// keyMaterial returns the bytes of a secret, or those that a public key stands for.
+func keyMaterial(key any) []byte {
 	if secret, ok := key.([]byte); ok {
 		return secret
 	}
@@ -99,12 +99,12 @@ func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key
 		p.At("alg").Errorf("%q is none of %s", k.Alg, strings.Join(jwt.Algorithms(), ", "))
 		return nil, "", false
 	}
-	public, text, ok := src.publicOrSecret(k, p)
+	public, text, ok := src.loadPublicOrSecret(k, p)
 	switch {
 	case !ok:
 		return nil, "", false
 	case public != nil:
-		alg, err := keyset.Bind(public, k.Alg, algorithms)
+		alg, err := keyset.BindPublicKey(public, k.Alg, algorithms)
 		if err != nil {
 			p.Errorf("%v", err)
 		}
@@ -117,27 +117,27 @@ func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key
 	return text, alg, err == nil
 }
 
-// publicOrSecret reads a public key in PEM, or else a secret. What is PEM is
+// loadPublicOrSecret reads a public key in PEM, or else a secret. What is PEM is
 // never a secret: that is how HS256 "verifies" with a public key.
-func (s Sources) publicOrSecret(k *KeySpec, p *diag.List) (public any, secret []byte, ok bool) {
-	text, ok := s.load(k, publicMode, p)
+func (s Sources) loadPublicOrSecret(k *KeySpec, p *diag.List) (public any, secret []byte, ok bool) {
+	text, ok := s.loadKeyText(k, publicMode, p)
 	if !ok {
 		return nil, nil, false
 	}
 	if !bytes.Contains(text, []byte("-----BEGIN")) {
-		text, ok = s.load(k, secretMode, p)
+		text, ok = s.loadKeyText(k, secretMode, p)
 		return nil, text, ok
 	}
-	public, err := parsePublic(text)
+	public, err := parsePublicKey(text)
 	if err != nil {
 		p.Errorf("%v", err)
 	}
 	return public, nil, err == nil
 }
 
-// parsePublic reads one public key (RFC 5280 SubjectPublicKeyInfo) or the one
+// parsePublicKey reads one public key (RFC 5280 SubjectPublicKeyInfo) or the one
 // of a certificate.
-func parsePublic(text []byte) (any, error) {
+func parsePublicKey(text []byte) (any, error) {
 	block, rest := pem.Decode(text)
 	if block == nil {
 		return nil, errors.New("is not valid PEM")
@@ -167,7 +167,7 @@ func parsePublic(text []byte) (any, error) {
 // loadJWKS reads a file with a key set (RFC 7517 5). Keys for an algorithm that
 // the caller's list leaves out are skipped, anything odd is an error.
 func loadJWKS(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
-	data, err := src.readKeyFile(src.path(spec.JWKS), publicMode)
+	data, err := src.readKeyFile(src.resolvePath(spec.JWKS), publicMode)
 	if err != nil {
 		p.Errorf("%v", err)
 		return nil

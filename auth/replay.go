@@ -29,62 +29,62 @@ const retryWindow = 72 * time.Hour
 // Names are kept for the longest tolerance that the file can set, not for the one
 // that it sets now.
 
-// nameHMAC names the delivery by its id, if the signature covers one: a retry
+// nameHMACDelivery names the delivery by its id, if the signature covers one: a retry
 // with a new timestamp is then the same delivery. Otherwise it is named by what
 // was signed: a sender that rotates keys sends several signatures of one message,
 // and whoever replays could leave out some of them.
-func (c *caller) nameHMAC(id *Identity, sig *webhook.Signature, m *webhook.Message) {
+func (c *caller) nameHMACDelivery(id *Identity, sig *webhook.Signature, m *webhook.Message) {
 	id.Named = sig.ID != ""
-	names := []string{digest("hmac signed", c.name, sig.Timestamp, string(id.BodyDigest[:]))}
+	names := []string{digestParts("hmac signed", c.name, sig.Timestamp, string(id.BodyDigest[:]))}
 	keep := webhook.MaxTolerance
 	if m.ID != "" {
-		names, keep = []string{digest("hmac id", c.name, m.ID)}, max(webhook.MaxTolerance, retryWindow)
+		names, keep = []string{digestParts("hmac id", c.name, m.ID)}, max(webhook.MaxTolerance, retryWindow)
 		for i := range c.hmac {
-			names = append(names, digest("hmac id of key", string(c.hmac[i].key.Bytes), m.ID))
+			names = append(names, digestParts("hmac id of key", string(c.hmac[i].key.Bytes), m.ID))
 		}
 	}
 	for _, sum := range sig.Sums {
-		names = append(names, digest("hmac signature", string(sum)))
+		names = append(names, digestParts("hmac signature", string(sum)))
 	}
-	id.setNames(names)
+	id.setReplayNames(names)
 	if !m.Time.IsZero() {
 		id.Until = m.Time.Add(keep)
 	}
 }
 
-// nameMessage names a request by its nonce, or without one by all that is signed.
-func (k *signatureKey) nameMessage(id *Identity, m *httpsig.Message) {
-	key := string(material(k.key.Material))
-	id.Replay, id.Until = digest("signature signed", key, string(m.Base)), m.Created.Add(httpsig.MaxAge)
+// nameSignedRequest names a request by its nonce, or without one by all that is signed.
+func (k *signatureKey) nameSignedRequest(id *Identity, m *httpsig.Message) {
+	key := string(keyMaterial(k.key.Material))
+	id.Replay, id.Until = digestParts("signature signed", key, string(m.Base)), m.Created.Add(httpsig.MaxAge)
 	if m.Nonce != "" { // a retry with a new time is the same delivery
-		id.Replay, id.Until = digest("signature nonce", key, m.Nonce), m.Created.Add(max(httpsig.MaxAge, retryWindow))
+		id.Replay, id.Until = digestParts("signature nonce", key, m.Nonce), m.Created.Add(max(httpsig.MaxAge, retryWindow))
 		id.Named = true
 	}
 }
 
-// nameUnsigned names a delivery whose credential does not cover the body by its
+// nameUnsignedDelivery names a delivery whose credential does not cover the body by its
 // Idempotency-Key, or else by its body: for the caller, and for each of the names
 // or tokens that it is known by.
-func (c *caller) nameUnsigned(id *Identity, d *Delivery) {
-	kind, what := id.Scheme+" body", string(id.BodyDigest[:])
+func (c *caller) nameUnsignedDelivery(id *Identity, d *Delivery) {
+	kind, what := id.Kind+" body", string(id.BodyDigest[:])
 	if keys := d.Header["Idempotency-Key"]; len(keys) == 1 && keys[0] != "" {
-		kind, what, id.Named = id.Scheme+" idempotency key", keys[0], true
+		kind, what, id.Named = id.Kind+" idempotency key", keys[0], true
 	}
-	names := []string{digest(kind, c.name, what)}
-	if id.Scheme == "token" {
+	names := []string{digestParts(kind, c.name, what)}
+	if id.Kind == "token" {
 		for i := range c.tokens.keys {
-			names = append(names, digest(kind+" of token", string(c.tokens.keys[i].digest[:]), what))
+			names = append(names, digestParts(kind+" of token", string(c.tokens.keys[i].digest[:]), what))
 		}
 	} else {
-		for _, name := range c.mtls.spec.names() {
-			names = append(names, digest(kind+" of certificate", name.kind, name.text, what))
+		for _, name := range c.mtls.spec.certificateNames() {
+			names = append(names, digestParts(kind+" of certificate", name.kind, name.text, what))
 		}
 	}
-	id.setNames(names)
+	id.setReplayNames(names)
 }
 
-// setNames takes the first as Replay and the others as Aliases, each once.
-func (id *Identity) setNames(names []string) {
+// setReplayNames takes the first as Replay and the others as Aliases, each once.
+func (id *Identity) setReplayNames(names []string) {
 	others := map[string]bool{}
 	for _, name := range names[1:] {
 		others[name] = true
@@ -92,8 +92,8 @@ func (id *Identity) setNames(names []string) {
 	id.Replay, id.Aliases = names[0], slices.Sorted(maps.Keys(others))
 }
 
-// digest is unambiguous: every part goes in with its length.
-func digest(parts ...string) string {
+// digestParts is unambiguous: every part goes in with its length.
+func digestParts(parts ...string) string {
 	h := sha256.New()
 	var size [8]byte
 	for _, part := range parts {

@@ -44,8 +44,8 @@ type file struct {
 	tolerance time.Duration
 }
 
-// kinds are the credentials that a delivery is recognised by.
-func kinds() []string {
+// replayKinds are the credentials that a delivery is recognised by.
+func replayKinds() []string {
 	return []string{"list", "standard-webhooks", "github", "id", "jwt", "signature", "token", "token-body"}
 }
 
@@ -64,7 +64,7 @@ func newFile(t testing.TB, kind string) *file {
 		bench: newBench(t), kind: kind, caller: "first", listed: [3]bool{true, false, false}, tolerance: time.Minute,
 	}
 	for i := range f.listed {
-		f.all = append(f.all, f.key(fmt.Sprintf("k%d", i), secretOf(kind, i)))
+		f.all = append(f.all, f.writeKey(fmt.Sprintf("k%d", i), secretOf(kind, i)))
 	}
 	return f
 }
@@ -128,7 +128,7 @@ func (f *file) send(n int, signers []int, now time.Time) *sent {
 	switch f.kind {
 	case "list", "id":
 		for _, i := range signers {
-			h := craft(listScheme(f.kind == "id", f.tolerance), secretOf(f.kind, i), fmt.Sprint(now.Unix()), "", s.body)
+			h := craftHeaders(listScheme(f.kind == "id", f.tolerance), secretOf(f.kind, i), fmt.Sprint(now.Unix()), "", s.body)
 			ts, sig, _ := strings.Cut(h.Get("X-Sig"), ",")
 			s.list, s.header, s.sigs = "X-Sig", h, append(s.sigs, ts+","+sig)
 		}
@@ -144,7 +144,7 @@ func (f *file) send(n int, signers []int, now time.Time) *sent {
 		if n%2 == 0 {
 			claims["jti"] = fmt.Sprint(n)
 		}
-		s.header.Set("Authorization", "Bearer "+token(f, jwt.SigningMethodHS256, []byte(first), claims))
+		s.header.Set("Authorization", "Bearer "+signToken(f, jwt.SigningMethodHS256, []byte(first), claims))
 	case "signature":
 		key, err := httpsig.NewSigningKey(f.all[signers[0]].ID+f.suffix, []byte(first))
 		if err != nil {
@@ -154,9 +154,9 @@ func (f *file) send(n int, signers []int, now time.Time) *sent {
 		if n%2 == 0 {
 			nonce = fmt.Sprint(n)
 		}
-		d := asked("POST", "/start", s.body)
+		d := newRequest("POST", "/start", s.body)
 		d.Now = now
-		s.header = seal(f, key, d, nonce, "").Header
+		s.header = signRequest(f, key, d, nonce, "").Header
 	case "token", "token-body":
 		s.header.Set("Authorization", "Bearer "+first)
 		if f.kind == "token" {
@@ -187,7 +187,7 @@ func (f *file) join(sigs []string) string {
 // keys are added and removed, tolerances are raised, time goes by. None is
 // accepted twice.
 func FuzzAcceptedOnce(f *testing.F) {
-	for i := range kinds() {
+	for i := range replayKinds() {
 		kind := byte(i)
 		f.Add([]byte{kind, 5, 0, 6})                                    // send, rename, replay
 		f.Add([]byte{kind, 5 + 8*2, 1 + 8, 1, 7 + 8, 0, 7, 6})          // signed by two, keys exchanged one by one
@@ -199,10 +199,10 @@ func FuzzAcceptedOnce(f *testing.F) {
 		if len(program) < 2 || len(program) > 64 {
 			return
 		}
-		conf, at, seen := newFile(t, kinds()[int(program[0])%len(kinds())]), now(), ledger{}
+		conf, at, seen := newFile(t, replayKinds()[int(program[0])%len(replayKinds())]), now(), ledger{}
 		var history []*sent
 		deliver := func(s *sent, header http.Header) {
-			d := asked("POST", "/start", s.body)
+			d := newRequest("POST", "/start", s.body)
 			d.Header, d.Now = header, at
 			id, err := conf.load().Authenticate(d, nil)
 			if err != nil || !seen.accepts(id, at) {
@@ -283,11 +283,11 @@ func TestRetry_IsTheSameDelivery(t *testing.T) {
 // different from a caller that was renamed.
 func TestSharedSecret_IsOneDelivery(t *testing.T) {
 	b := newBench(t)
-	b.hmac("a", "github", secretA)
-	b.hmac("b", "github", secretA)
-	b.hmac("c", "github", secretB)
-	b.hmac("d", "svix", newPair("svix", "d").verify)
-	b.hmac("e", "svix", newPair("svix", "e").verify)
+	b.addHMAC("a", "github", secretA)
+	b.addHMAC("b", "github", secretA)
+	b.addHMAC("c", "github", secretB)
+	b.addHMAC("d", "svix", newPair("svix", "d").verify)
+	b.addHMAC("e", "svix", newPair("svix", "e").verify)
 	c := b.compile()
 	seen := ledger{}
 	d := delivery("{}", signed(t, "github", secretA, "{}"))

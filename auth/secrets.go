@@ -40,8 +40,8 @@ type Sources struct {
 	made    map[keyset.Source]*keyset.Set // for the callers that are compiled
 }
 
-// keySet returns the one set of a source.
-func (s Sources) keySet(from keyset.Source) (*keyset.Set, error) {
+// reuseKeySet returns the one set of a source.
+func (s Sources) reuseKeySet(from keyset.Source) (*keyset.Set, error) {
 	set, err := s.made[from], error(nil)
 	if set == nil {
 		set = s.KeySets[from]
@@ -58,12 +58,12 @@ func (s Sources) keySet(from keyset.Source) (*keyset.Set, error) {
 // others may read, or that more than its owner may write. No error holds any of
 // the text.
 func (s Sources) Secret(k *KeySpec) ([]byte, error) {
-	_, text, err := s.read(k, secretMode)
+	_, text, err := s.readKeyText(k, secretMode)
 	return text, err
 }
 
-// read returns the text of k, and the name of the field that says where it is.
-func (s Sources) read(k *KeySpec, forbidden os.FileMode) (field string, text []byte, err error) {
+// readKeyText returns the text of k, and the name of the field that says where it is.
+func (s Sources) readKeyText(k *KeySpec, forbidden os.FileMode) (field string, text []byte, err error) {
 	set := 0
 	for _, f := range [][2]string{{"file", k.File}, {"env", k.Env}, {"credential", k.Credential}} {
 		if f[1] != "" {
@@ -76,11 +76,11 @@ func (s Sources) read(k *KeySpec, forbidden os.FileMode) (field string, text []b
 	}
 	switch field {
 	case "file":
-		text, err = s.readKeyFile(s.path(k.File), forbidden)
+		text, err = s.readKeyFile(s.resolvePath(k.File), forbidden)
 	case "env":
-		text, err = s.variable(k.Env)
+		text, err = s.readVariable(k.Env)
 	case "credential":
-		text, err = s.credential(k.Credential, forbidden)
+		text, err = s.readCredential(k.Credential, forbidden)
 	}
 	if err != nil {
 		return field, nil, err
@@ -91,14 +91,14 @@ func (s Sources) read(k *KeySpec, forbidden os.FileMode) (field string, text []b
 	return field, text, nil
 }
 
-func (s Sources) path(name string) string {
+func (s Sources) resolvePath(name string) string {
 	if filepath.IsAbs(name) {
 		return name
 	}
 	return filepath.Join(s.Dir, name)
 }
 
-func (s Sources) variable(name string) ([]byte, error) {
+func (s Sources) readVariable(name string) ([]byte, error) {
 	if s.Getenv != nil {
 		if v, ok := s.Getenv(name); ok {
 			if len(v) > maxKeyFile {
@@ -110,12 +110,12 @@ func (s Sources) variable(name string) ([]byte, error) {
 	return nil, fmt.Errorf("the environment variable %s is not set", name)
 }
 
-// credential reads what the service manager hands over, systemd.exec(5) LoadCredential=.
-func (s Sources) credential(name string, forbidden os.FileMode) ([]byte, error) {
+// readCredential reads what the service manager hands over, systemd.exec(5) LoadCredential=.
+func (s Sources) readCredential(name string, forbidden os.FileMode) ([]byte, error) {
 	if strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
 		return nil, errors.New("is not a plain name")
 	}
-	dir, err := s.variable("CREDENTIALS_DIRECTORY")
+	dir, err := s.readVariable("CREDENTIALS_DIRECTORY")
 	if err != nil {
 		return nil, err
 	}
@@ -152,8 +152,8 @@ type keyInfo struct {
 	secret              [sha256.Size]byte // of the text of the file, if that is secret
 }
 
-// outside says why the key may not be used now, or nothing.
-func (k *keyInfo) outside(now time.Time) string {
+// checkDates says why the key may not be used now, or nothing.
+func (k *keyInfo) checkDates(now time.Time) string {
 	switch {
 	case !k.notBefore.IsZero() && now.Before(k.notBefore):
 		return "it verified with a key whose not_before is to come"
@@ -163,9 +163,9 @@ func (k *keyInfo) outside(now time.Time) string {
 	return ""
 }
 
-// eachKey hands every key of a credential to load, after the checks that all
+// compileEachKey hands every key of a credential to load, after the checks that all
 // kinds share.
-func eachKey(keys []KeySpec, p *diag.List, load func(*KeySpec, keyInfo, *diag.List)) {
+func compileEachKey(keys []KeySpec, p *diag.List, load func(*KeySpec, keyInfo, *diag.List)) {
 	p = p.At("keys")
 	if len(keys) > maxKeys {
 		p.Errorf("has %d keys, of at most %d", len(keys), maxKeys)
@@ -191,16 +191,16 @@ func eachKey(keys []KeySpec, p *diag.List, load func(*KeySpec, keyInfo, *diag.Li
 	}
 }
 
-// secret reads one key that must stay secret, and reports what is wrong with it.
-func (s Sources) secret(k *KeySpec, p *diag.List) ([]byte, bool) {
+// loadSecret reads one key that must stay secret, and reports what is wrong with it.
+func (s Sources) loadSecret(k *KeySpec, p *diag.List) ([]byte, bool) {
 	if k.Alg != "" {
 		p.At("alg").Errorf("is for the keys of jwt and signature only")
 	}
-	return s.load(k, secretMode, p)
+	return s.loadKeyText(k, secretMode, p)
 }
 
-func (s Sources) load(k *KeySpec, forbidden os.FileMode, p *diag.List) ([]byte, bool) {
-	field, text, err := s.read(k, forbidden)
+func (s Sources) loadKeyText(k *KeySpec, forbidden os.FileMode, p *diag.List) ([]byte, bool) {
+	field, text, err := s.readKeyText(k, forbidden)
 	if field != "" {
 		p = p.At(field)
 	}
@@ -220,9 +220,9 @@ func (s Sources) load(k *KeySpec, forbidden os.FileMode, p *diag.List) ([]byte, 
 	return text, true
 }
 
-// checkLength refuses secrets that can be guessed: 128 bits are the least, and
+// checkSecretLength refuses secrets that can be guessed: 128 bits are the least, and
 // 256 what RFC 2104 advises for SHA-256.
-func checkLength(n int, p *diag.List) bool {
+func checkSecretLength(n int, p *diag.List) bool {
 	switch {
 	case n < 16:
 		p.Errorf("is %d bytes long, and must be at least 16", n)

@@ -23,7 +23,7 @@ func writeKey(t *testing.T, path, text string, mode os.FileMode) {
 	}
 }
 
-func TestASecretIsReadFromWhereTheFileSays(t *testing.T) {
+func TestSecret_Sources(t *testing.T) {
 	dir, creds := t.TempDir(), t.TempDir()
 	env := map[string]string{"KEY": hidden + "env", "CREDENTIALS_DIRECTORY": creds, "EMPTY": ""}
 	src := auth.Sources{Dir: dir, Getenv: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
@@ -47,7 +47,7 @@ func TestASecretIsReadFromWhereTheFileSays(t *testing.T) {
 	}
 }
 
-func TestASecretThatIsNotOneIsRefused(t *testing.T) {
+func TestSecret_Invalid(t *testing.T) {
 	dir := t.TempDir()
 	env := map[string]string{"EMPTY": "", "LONG": hidden + strings.Repeat("x", 65<<10)}
 	src := auth.Sources{Dir: dir, Getenv: func(name string) (string, bool) { v, ok := env[name]; return v, ok }}
@@ -93,16 +93,16 @@ func TestASecretThatIsNotOneIsRefused(t *testing.T) {
 	}
 }
 
-// TestSecretOfTwoSchemes_IsWarnedOf has one text as the key of each pair of
+// TestSecret_ReusedWarning has one text as the key of each pair of
 // credentials.
-func TestSecretOfTwoSchemes_IsWarnedOf(t *testing.T) {
+func TestSecret_ReusedWarning(t *testing.T) {
 	add := map[string]func(b *bench){
-		"github": func(b *bench) { b.hmac("x-github", "github", secretA) },
-		"slack":  func(b *bench) { b.hmac("x-slack", "slack", secretA) },
-		"token":  func(b *bench) { b.token("x-token", "", secretA) },
-		"jwt":    func(b *bench) { b.jwt("x-jwt", nil, b.key("k", secretA)) },
+		"github": func(b *bench) { b.addHMAC("x-github", "github", secretA) },
+		"slack":  func(b *bench) { b.addHMAC("x-slack", "slack", secretA) },
+		"token":  func(b *bench) { b.addToken("x-token", "", secretA) },
+		"jwt":    func(b *bench) { b.addJWT("x-jwt", nil, b.writeKey("k", secretA)) },
 		"signature": func(b *bench) {
-			b.caller("x-sig").Signature = &auth.SignatureSpec{Authority: []string{"a"}, Keys: []auth.KeySpec{b.key("k", secretA)}}
+			b.caller("x-sig").Signature = &auth.SignatureSpec{Authority: []string{"a"}, Keys: []auth.KeySpec{b.writeKey("k", secretA)}}
 		},
 	}
 	for one := range add {
@@ -116,30 +116,30 @@ func TestSecretOfTwoSchemes_IsWarnedOf(t *testing.T) {
 		}
 	}
 	b := newBench(t)
-	b.hmac("github", "github", secretA)
-	b.token("github", "", secretA)
+	b.addHMAC("github", "github", secretA)
+	b.addToken("github", "", secretA)
 	b.wantProblem("warning callers.github.token.keys", `the caller "github" (hmac with X-Hub-Signature-256)`)
 }
 
-func TestKeyFileOfAnEditor_IsWarnedOf(t *testing.T) {
+func TestSecret_EditorArtifacts(t *testing.T) {
 	for text, want := range map[string]string{
 		"\ufeff" + secretA: "byte order mark", secretA + "\r": "carriage return", " " + secretA: "white space", secretA + "\n": "white space",
 	} {
 		b := newBench(t)
-		b.hmac("a", "github", text)
+		b.addHMAC("a", "github", text)
 		b.wantProblem("warning callers.a.hmac.keys.0.file", want)
 	}
 }
 
-func TestNoProblemHoldsBytesOfASecret(t *testing.T) {
+func TestSecret_NotInMessages(t *testing.T) {
 	b := newBench(t)
-	b.hmac("a", "gitlab", "whsec_"+hidden+"!")
-	b.hmac("b", "discord", hidden)
-	b.hmac("c", "github", hidden)
-	b.token("d", "", hidden+"\x01"+hidden+hidden)
-	b.jwt("e", nil, b.key("1", hidden), b.key("2", "-----BEGIN "+hidden), b.key("3", " "+hidden+strings.Repeat("x", 32)))
-	b.jwks("f", `{"keys":[{"kty":"oct","k":"`+hidden+`"}]}`)
-	b.jwks("g", hidden)
+	b.addHMAC("a", "gitlab", "whsec_"+hidden+"!")
+	b.addHMAC("b", "discord", hidden)
+	b.addHMAC("c", "github", hidden)
+	b.addToken("d", "", hidden+"\x01"+hidden+hidden)
+	b.addJWT("e", nil, b.writeKey("1", hidden), b.writeKey("2", "-----BEGIN "+hidden), b.writeKey("3", " "+hidden+strings.Repeat("x", 32)))
+	b.addKeySet("f", `{"keys":[{"kty":"oct","k":"`+hidden+`"}]}`)
+	b.addKeySet("g", hidden)
 	if all := b.problems(); strings.Contains(all, hidden) || strings.Count(all, "error") < 6 {
 		t.Errorf("problems:\n%s", all)
 	}

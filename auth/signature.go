@@ -57,7 +57,7 @@ func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signature
 	if len(spec.Keys) == 0 {
 		p.At("keys").Errorf("needs at least one key")
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
+	compileEachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		if !info.named || !field.IsPrintable(info.id) {
 			p.Errorf("needs an id of short, visible ASCII, for that is the keyid by which a signature names its key")
 		}
@@ -73,13 +73,13 @@ func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signature
 
 // loadSignatureKey returns nil for a key that cannot be used.
 func loadSignatureKey(k *KeySpec, src Sources, p *diag.List) *httpsig.Key {
-	public, secret, ok := src.publicOrSecret(k, p)
+	public, secret, ok := src.loadPublicOrSecret(k, p)
 	if !ok {
 		return nil
 	}
 	material := public
 	if public == nil {
-		material, ok = secret, checkLength(len(secret), p)
+		material, ok = secret, checkSecretLength(len(secret), p)
 	}
 	key, err := httpsig.NewKey(material)
 	switch {
@@ -95,20 +95,20 @@ func loadSignatureKey(k *KeySpec, src Sources, p *diag.List) *httpsig.Key {
 	return key
 }
 
-// bySignature verifies an HTTP message signature (RFC 9421 3.2). There must be
+// authenticateSignature verifies an HTTP message signature (RFC 9421 3.2). There must be
 // one and no more: with several, which of them was meant is a guess (7.2.6).
-func (c *Callers) bySignature(d *Delivery, hook []string) (*Identity, error) {
+func (c *Callers) authenticateSignature(d *Delivery, hook []string) (*Identity, error) {
 	if len(d.Header["Signature-Input"]) == 0 || !slices.ContainsFunc(c.all, func(one *caller) bool { return one.signature != nil }) {
 		return nil, errAbsent
 	}
-	m, err := httpsig.Read(d.request())
+	m, err := httpsig.Read(d.signedRequest())
 	if err != nil {
-		return nil, refuse(Malformed, "signature", "the message signature %v", err)
+		return nil, newRefusal(Malformed, "signature", "the message signature %v", err)
 	}
-	refusal := refuse(Wrong, "signature", "the keyid of the message signature is that of no key")
+	refusal := newRefusal(Wrong, "signature", "the keyid of the message signature is that of no key")
 	foreign := 0
 	for one, own := range c.candidates(hook) {
-		k := one.signature.key(m.KeyID)
+		k := one.signature.findKey(m.KeyID)
 		if k == nil {
 			continue
 		}
@@ -117,22 +117,22 @@ func (c *Callers) bySignature(d *Delivery, hook []string) (*Identity, error) {
 				break
 			}
 		}
-		done := cost{passes: 2, checks: 1}.bytes(len(d.Body))
+		done := cost{passes: 2, checks: 1}.bytesHashed(len(d.Body))
 		switch {
 		case m.Alg != "" && m.Alg != k.key.Alg:
-			refusal = refuse(Wrong, "signature", "the alg of the message signature is not that of the key")
+			refusal = newRefusal(Wrong, "signature", "the alg of the message signature is not that of the key")
 		case !k.key.Verify(m.Base, m.Signature):
-			refusal = refuse(Wrong, "signature", "the message signature does not verify with the key of its keyid")
-			refusal.work = cost{checks: 1}.bytes(0)
+			refusal = newRefusal(Wrong, "signature", "the message signature does not verify with the key of its keyid")
+			refusal.spent = cost{checks: 1}.bytesHashed(0)
 		default:
-			id, err := one.wrote(k, m, d)
-			return id, withWork(err, done)
+			id, err := one.identifyBySignature(k, m, d)
+			return id, noteCost(err, done)
 		}
 	}
 	return nil, refusal
 }
 
-func (s *signatureRule) key(id string) *signatureKey {
+func (s *signatureRule) findKey(id string) *signatureKey {
 	if s == nil {
 		return nil
 	}
@@ -143,15 +143,15 @@ func (s *signatureRule) key(id string) *signatureKey {
 	return &s.keys[i]
 }
 
-// wrote is what a verified message signature proves, if it covers enough, for
+// identifyBySignature is what a verified message signature proves, if it covers enough, for
 // this server, and is fresh.
-func (c *caller) wrote(k *signatureKey, m *httpsig.Message, d *Delivery) (*Identity, error) {
-	r := &Refusal{Reason: Wrong, Scheme: "signature", Caller: c.name, Key: k.id}
+func (c *caller) identifyBySignature(k *signatureKey, m *httpsig.Message, d *Delivery) (*Identity, error) {
+	r := &Refusal{Reason: Wrong, Kind: "signature", Caller: c.name, Key: k.id}
 	s := c.signature
-	if r.Detail = k.outside(d.Now); r.Detail != "" {
+	if r.Detail = k.checkDates(d.Now); r.Detail != "" {
 		return nil, r
 	}
-	if err := m.CheckCoverage(d.request(), s.components); err != nil {
+	if err := m.CheckCoverage(d.signedRequest(), s.components); err != nil {
 		r.Detail = err.Error()
 		return nil, r
 	}
@@ -167,9 +167,9 @@ func (c *caller) wrote(k *signatureKey, m *httpsig.Message, d *Delivery) (*Ident
 		r.Reason, r.Detail = Stale, err.Error()
 		return nil, r
 	}
-	id := &Identity{Caller: c.name, Scheme: "signature", Key: k.id, BodyDigest: sha256.Sum256(d.Body)}
-	if c.replayCheck("signature") {
-		k.nameMessage(id, m)
+	id := &Identity{Caller: c.name, Kind: "signature", Key: k.id, BodyDigest: sha256.Sum256(d.Body)}
+	if c.checksReplay("signature") {
+		k.nameSignedRequest(id, m)
 	}
 	return id, nil
 }

@@ -45,7 +45,7 @@ func senderKeys(b *bench) (specs []auth.KeySpec, sign map[string]*httpsig.Signin
 	}
 	sign = map[string]*httpsig.SigningKey{}
 	for id, text := range texts {
-		specs = append(specs, b.key(id, text[0]))
+		specs = append(specs, b.writeKey(id, text[0]))
 		if sign[id], err = httpsig.NewSigningKey(id, []byte(text[1])); err != nil {
 			b.Fatal(err)
 		}
@@ -64,12 +64,12 @@ func signatureCallers(t testing.TB, change func(*auth.SignatureSpec)) (*auth.Cal
 	}
 	b.caller("sender").Signature = spec
 	// What is right there to fall back to must not help.
-	b.token("weak", "X-Weak", secretC)
+	b.addToken("weak", "X-Weak", secretC)
 	return b.compile(), sign
 }
 
-// asked is a request as the server gets it, without a signature.
-func asked(method, target, body string) *auth.Delivery {
+// newRequest is a request as the server gets it, without a signature.
+func newRequest(method, target, body string) *auth.Delivery {
 	path, query, _ := strings.Cut(target, "?")
 	return &auth.Delivery{
 		Method: method, Authority: "hooks.example.com", URL: &url.URL{Path: path, RawQuery: query}, Body: []byte(body), Now: now(),
@@ -77,7 +77,7 @@ func asked(method, target, body string) *auth.Delivery {
 	}
 }
 
-func seal(t testing.TB, key *httpsig.SigningKey, d *auth.Delivery, nonce, tag string) *auth.Delivery {
+func signRequest(t testing.TB, key *httpsig.SigningKey, d *auth.Delivery, nonce, tag string) *auth.Delivery {
 	t.Helper()
 	r := &httpsig.Request{Method: d.Method, Authority: d.Authority, URL: d.URL, Header: d.Header, Body: d.Body}
 	h, err := key.Sign(r, d.Now, nonce, tag)
@@ -90,13 +90,13 @@ func seal(t testing.TB, key *httpsig.SigningKey, d *auth.Delivery, nonce, tag st
 	return d
 }
 
-func TestAMessageSignatureOfEachAlgorithmIsTakenAndNoTamperedOne(t *testing.T) {
+func TestSignature_Tampering(t *testing.T) {
 	c, sign := signatureCallers(t, nil)
 	_, stranger := signatureCallers(t, nil)
 	for id, key := range sign {
-		fresh := func() *auth.Delivery { return seal(t, key, asked("POST", "/start?x=1", "{}"), "n1", "") }
+		fresh := func() *auth.Delivery { return signRequest(t, key, newRequest("POST", "/start?x=1", "{}"), "n1", "") }
 		who := allow(t, c, fresh(), "sender")
-		if who.Scheme != "signature" || who.Key != id || who.Replay == "" || !who.Until.Equal(now().Add(72*time.Hour)) {
+		if who.Kind != "signature" || who.Key != id || who.Replay == "" || !who.Until.Equal(now().Add(72*time.Hour)) {
 			t.Errorf("%s: identity %+v", id, who)
 		}
 		for why, change := range map[string]func(*auth.Delivery){
@@ -118,11 +118,11 @@ func TestAMessageSignatureOfEachAlgorithmIsTakenAndNoTamperedOne(t *testing.T) {
 			"no Signature":           func(d *auth.Delivery) { d.Header.Del("Signature") },
 			"Signature twice":        func(d *auth.Delivery) { d.Header.Add("Signature", d.Header.Get("Signature")) },
 			"Signature-Input twice":  func(d *auth.Delivery) { d.Header.Add("Signature-Input", d.Header.Get("Signature-Input")) },
-			"a stranger's signature": func(d *auth.Delivery) { seal(t, stranger[p256ID], d, "n1", "") },
-			"another time":           edit("Signature-Input", "created=1800000000", "created=1800000001"),
-			"another nonce":          edit("Signature-Input", `nonce="n1"`, `nonce="n2"`),
-			"another key":            edit("Signature-Input", `keyid="`+id+`"`, `keyid="nobody's"`),
-			"a bit of it turned":     func(d *auth.Delivery) { d.Header.Set("Signature", turn(d.Header.Get("Signature"), 20)) },
+			"a stranger's signature": func(d *auth.Delivery) { signRequest(t, stranger[p256ID], d, "n1", "") },
+			"another time":           editHeader("Signature-Input", "created=1800000000", "created=1800000001"),
+			"another nonce":          editHeader("Signature-Input", `nonce="n1"`, `nonce="n2"`),
+			"another key":            editHeader("Signature-Input", `keyid="`+id+`"`, `keyid="nobody's"`),
+			"a bit of it turned":     func(d *auth.Delivery) { d.Header.Set("Signature", changeCharacter(d.Header.Get("Signature"), 20)) },
 			"cut short":              func(d *auth.Delivery) { d.Header.Set("Signature", "sig=:AAAA:") },
 			"empty":                  func(d *auth.Delivery) { d.Header.Set("Signature", "sig=::") },
 		} {
@@ -135,11 +135,11 @@ func TestAMessageSignatureOfEachAlgorithmIsTakenAndNoTamperedOne(t *testing.T) {
 				t.Errorf("%s, %s: accepted as %s", id, why, who.Caller)
 			}
 		}
-		allow(t, c, seal(t, key, asked("DELETE", "/runs/1", ""), "n1", ""), "sender")
+		allow(t, c, signRequest(t, key, newRequest("DELETE", "/runs/1", ""), "n1", ""), "sender")
 	}
 }
 
-func edit(header, old, text string) func(*auth.Delivery) {
+func editHeader(header, old, text string) func(*auth.Delivery) {
 	return func(d *auth.Delivery) { d.Header.Set(header, strings.Replace(d.Header.Get(header), old, text, 1)) }
 }
 
@@ -159,7 +159,7 @@ const (
 )
 
 func (x byHand) delivery() *auth.Delivery {
-	d := asked("POST", "/start?x=1", "{}")
+	d := newRequest("POST", "/start?x=1", "{}")
 	d.Header.Set("Content-Digest", digestOf("{}"))
 	d.Header.Set("Signature-Input", "sig="+x.input)
 	if x.signed == "" {
@@ -171,7 +171,7 @@ func (x byHand) delivery() *auth.Delivery {
 	return d
 }
 
-func TestWhatAMessageSignatureMustCoverAndSay(t *testing.T) {
+func TestSignature_Coverage(t *testing.T) {
 	c, _ := signatureCallers(t, nil)
 	const method, typed, digest = "\"@method\": POST\n", "\"content-type\": application/json\n", "\"content-digest\": DIGEST\n"
 	const target, authority = "\"@target-uri\": https://hooks.example.com/start?x=1\n", "\"@authority\": hooks.example.com\n"
@@ -244,14 +244,14 @@ func TestWhatAMessageSignatureMustCoverAndSay(t *testing.T) {
 		"a line in a name":      {byHand{input: `("@method" "@target-uri" "content-type" "content-digest" "x: \"")` + fresh}, auth.Malformed},
 		"not at all a field":    {byHand{input: `((((((`}, auth.Malformed},
 	} {
-		r := refuse(t, c, x.delivery(), x.reason, "sender")
-		if r.Scheme != "signature" || (r.Caller != "") != (x.reason == auth.Stale || strings.Contains(r.Detail, "cover") || strings.Contains(r.Detail, "tag")) && x.reason != auth.Malformed {
+		r := newRefusal(t, c, x.delivery(), x.reason, "sender")
+		if r.Kind != "signature" || (r.Caller != "") != (x.reason == auth.Stale || strings.Contains(r.Detail, "cover") || strings.Contains(r.Detail, "tag")) && x.reason != auth.Malformed {
 			t.Errorf("%s: %+v", why, r)
 		}
 	}
 }
 
-func TestTheContentDigestIsThatOfTheBody(t *testing.T) {
+func TestSignature_ContentDigest(t *testing.T) {
 	c, _ := signatureCallers(t, nil)
 	sum := sha512.Sum512([]byte("{}"))
 	long := "sha-512=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
@@ -286,7 +286,7 @@ func TestTheContentDigestIsThatOfTheBody(t *testing.T) {
 	}
 }
 
-func TestAMessageSignatureIsForThisServerAndUse(t *testing.T) {
+func TestSignature_AuthorityAndTag(t *testing.T) {
 	c, sign := signatureCallers(t, func(s *auth.SignatureSpec) {
 		s.Tag, s.Components, s.MaxAge = "deploy", []string{"x-kind"}, time.Minute
 	})
@@ -304,29 +304,29 @@ func TestAMessageSignatureIsForThisServerAndUse(t *testing.T) {
 			t.Errorf("accepted %s", x.input)
 		}
 	}
-	refuse(t, c, seal(t, key, asked("POST", "/start", "{}"), "", "deploy"), auth.Wrong)
+	newRefusal(t, c, signRequest(t, key, newRequest("POST", "/start", "{}"), "", "deploy"), auth.Wrong)
 
 	c, sign = signatureCallers(t, nil)
 	for authority, ok := range map[string]bool{
 		"hooks.example.com": true, "HOOKS.example.com:443": true, "localhost:8443": true,
 		"staging.example.com": false, "hooks.example.com:8443": false, "localhost": false, "": false, "hooks.example.com.": false,
 	} {
-		d := asked("GET", "/runs", "")
+		d := newRequest("GET", "/runs", "")
 		d.Authority = authority
-		if _, err := c.Authenticate(seal(t, sign[p256ID], d, "", ""), nil); (err == nil) != ok {
+		if _, err := c.Authenticate(signRequest(t, sign[p256ID], d, "", ""), nil); (err == nil) != ok {
 			t.Errorf("for %q: %v", authority, err)
 		}
 	}
 }
 
-func TestAMessageSignatureIsKnownByItsNonceElseByWhatItSigns(t *testing.T) {
+func TestSignature_ReplayNames(t *testing.T) {
 	c, sign := signatureCallers(t, nil)
 	key := sign[p256ID] // whose signatures differ each time
 	replay := func(nonce, target string, ago time.Duration) string {
 		t.Helper()
-		d := asked("POST", target, "{}")
+		d := newRequest("POST", target, "{}")
 		d.Now = now().Add(-ago)
-		seal(t, key, d, nonce, "")
+		signRequest(t, key, d, nonce, "")
 		d.Now = now()
 		return allow(t, c, d, "sender").Replay
 	}
@@ -345,7 +345,7 @@ func TestAMessageSignatureIsKnownByItsNonceElseByWhatItSigns(t *testing.T) {
 	}
 }
 
-func TestKeysOfMessageSignaturesAreForOneAlgorithmEach(t *testing.T) {
+func TestSignatureKey_OneAlgorithm(t *testing.T) {
 	b := newBench(t)
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -356,7 +356,7 @@ func TestKeysOfMessageSignaturesAreForOneAlgorithmEach(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := func(id, text, alg string) auth.KeySpec {
-		k := b.key(id, text)
+		k := b.writeKey(id, text)
 		k.Alg = alg
 		return k
 	}
@@ -379,7 +379,7 @@ func TestKeysOfMessageSignaturesAreForOneAlgorithmEach(t *testing.T) {
 	b.wantProblem("keys", "needs at least one key")
 }
 
-func TestAKeyIsTakenInItsTimeByEveryCredential(t *testing.T) {
+func TestKey_DatesOfEveryKind(t *testing.T) {
 	for why, dates := range map[string]func(*auth.KeySpec){
 		"":                      func(k *auth.KeySpec) { k.NotBefore, k.NotAfter = now(), now().Add(time.Second) },
 		"not_before is to come": func(k *auth.KeySpec) { k.NotBefore = now().Add(time.Second) },
@@ -391,24 +391,24 @@ func TestAKeyIsTakenInItsTimeByEveryCredential(t *testing.T) {
 			dates(&specs[i])
 		}
 		dated := func(text string) []auth.KeySpec {
-			k := b.key("1", text)
+			k := b.writeKey("1", text)
 			dates(&k)
 			return []auth.KeySpec{k}
 		}
 		b.caller("signature").Signature = &auth.SignatureSpec{Authority: []string{"hooks.example.com"}, Keys: specs}
 		b.caller("hmac").HMAC = &auth.HMACSpec{Scheme: "github", Keys: dated(secretA)}
 		b.caller("token").Token = &auth.TokenSpec{Header: "X-Token", Keys: dated(secretB)}
-		b.caller("jwt").JWT = &auth.JWTSpec{Issuer: issuer, Audience: audience, Keys: dated(ring().hs256)}
+		b.caller("jwt").JWT = &auth.JWTSpec{Issuer: issuer, Audience: audience, Keys: dated(testKeys().hs256)}
 		c := b.compile()
 		for caller, d := range map[string]*auth.Delivery{
-			"signature": seal(t, sign[p256ID], asked("GET", "/runs", ""), "", ""),
+			"signature": signRequest(t, sign[p256ID], newRequest("GET", "/runs", ""), "", ""),
 			"hmac":      delivery("{}", signed(t, "github", secretA, "{}")),
 			"token":     delivery("{}", headers("X-Token", secretB)),
-			"jwt":       bearing(hs(t, claims())),
+			"jwt":       bearerDelivery(signHS256(t, validClaims())),
 		} {
 			if why == "" {
 				allow(t, c, d, caller)
-			} else if r := refuse(t, c, d, auth.Wrong); r.Caller != caller || !strings.Contains(r.Detail, why) {
+			} else if r := newRefusal(t, c, d, auth.Wrong); r.Caller != caller || !strings.Contains(r.Detail, why) {
 				t.Errorf("%s: %+v", caller, r)
 			}
 		}

@@ -2,10 +2,10 @@ package auth
 
 import "slices"
 
-// Stands tells whether what verified on a request does still: its caller is there,
+// StillValid tells whether what verified on a request does still: its caller is there,
 // and has the key. It is for answers that last. A certificate and a fixed token are
 // judged again; of what was signed for one moment, the key alone.
-func (c *Callers) Stands(d *Delivery, caller, scheme, key string) bool {
+func (c *Callers) StillValid(d *Delivery, caller, scheme, key string) bool {
 	one := c.byName[caller]
 	switch {
 	case one == nil:
@@ -18,6 +18,6 @@ func (c *Callers) Stands(d *Delivery, caller, scheme, key string) bool {
 	}
 	return slices.ContainsFunc(c.Keys(), func(k KeyInfo) bool {
 		ends := keyInfo{notBefore: k.NotBefore, notAfter: k.NotAfter}
-		return k.Caller == caller && k.Scheme == scheme && k.ID == key && ends.outside(d.Now) == ""
+		return k.Caller == caller && k.Kind == scheme && k.ID == key && ends.checkDates(d.Now) == ""
 	})
 }

@@ -19,9 +19,9 @@ import (
 	"sallyport/internal/diag"
 )
 
-// craft signs as a scheme's sender with any text as time and id, also one that no
+// craftHeaders signs as a scheme's sender with any text as time and id, also one that no
 // sender would write. A time that stands in the body is the caller's to put there.
-func craft(spec webhook.SchemeSpec, seed, ts, id, body string) http.Header {
+func craftHeaders(spec webhook.SchemeSpec, seed, ts, id, body string) http.Header {
 	message := strings.NewReplacer("{ts}", ts, "{id}", id, "{body}", body).Replace(spec.Signed)
 	var sum []byte
 	if spec.Hash == "ed25519" {
@@ -48,9 +48,9 @@ func craft(spec webhook.SchemeSpec, seed, ts, id, body string) http.Header {
 	return h
 }
 
-// timed are schemes whose signature covers a time, by name: all presets that
+// timedSchemes are schemes whose signature covers a time, by name: all presets that
 // have one, and some of an operator's own.
-func timed(t testing.TB) map[string]webhook.SchemeSpec {
+func timedSchemes(t testing.TB) map[string]webhook.SchemeSpec {
 	t.Helper()
 	all := map[string]webhook.SchemeSpec{}
 	for _, name := range webhook.Presets() {
@@ -93,20 +93,20 @@ func timedCallers(t testing.TB, schemes map[string]webhook.SchemeSpec) *auth.Cal
 		case spec.Key.Encoding == "base64":
 			key = spec.Key.Prefix + base64.StdEncoding.EncodeToString([]byte(timedSeed))
 		}
-		b.caller(name).HMAC = &auth.HMACSpec{SchemeSpec: spec, Keys: []auth.KeySpec{b.key("a", key)}}
+		b.caller(name).HMAC = &auth.HMACSpec{SchemeSpec: spec, Keys: []auth.KeySpec{b.writeKey("a", key)}}
 	}
 	return b.compile()
 }
 
 func timedDelivery(spec webhook.SchemeSpec, ts string, now time.Time) *auth.Delivery {
 	body := `{"webhookTimestamp":` + ts + `}`
-	return &auth.Delivery{Header: craft(spec, timedSeed, ts, "msg_1", body), Body: []byte(body), Now: now}
+	return &auth.Delivery{Header: craftHeaders(spec, timedSeed, ts, "msg_1", body), Body: []byte(body), Now: now}
 }
 
 // TestFarTime_IsNotFresh signs 293 years ahead, where the difference of two times
 // saturates, and in units that are not the scheme's.
 func TestFarTime_IsNotFresh(t *testing.T) {
-	schemes := timed(t)
+	schemes := timedSchemes(t)
 	c := timedCallers(t, schemes)
 	for name, spec := range schemes {
 		send := func(n int64) (*auth.Identity, error) {
@@ -133,7 +133,7 @@ func TestFarTime_IsNotFresh(t *testing.T) {
 // FuzzFreshness signs any text as the time. What is accepted was signed within the
 // tolerance, by arithmetic that has no bounds.
 func FuzzFreshness(f *testing.F) {
-	schemes := timed(f)
+	schemes := timedSchemes(f)
 	c := timedCallers(f, schemes)
 	for _, ts := range []string{
 		"1800000000", "1800000300", "1799999699", "1800000000000", "11046585600", "01800000000", "+1800000000", "1e9",
@@ -201,7 +201,7 @@ func FuzzMessageFreshness(f *testing.F) {
 
 // FuzzTokenFreshness is FuzzFreshness for JWTs.
 func FuzzTokenFreshness(f *testing.F) {
-	c := hsBench(f)
+	c := newHS256Callers(f)
 	for _, x := range [][3]string{
 		{"1800000000", "1800000300", "1800000000"},
 		{"1800000000.5", "1800000300", "0.1"},
@@ -220,10 +220,10 @@ func FuzzTokenFreshness(f *testing.F) {
 				return
 			}
 		}
-		d := bearing(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(
+		d := bearerDelivery(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(
 			`{"iss":%q,"aud":%q,"ref":"refs/heads/main","run":7,"kubernetes.io":{"namespace":"ci"},"protected":true,`+
 				`"iat":%s,"exp":%s,"nbf":%s}`,
-			issuer, audience, iat, exp, nbf), ring().hs256))
+			issuer, audience, iat, exp, nbf), testKeys().hs256))
 		d.Now = time.Unix(second%1e11, 0)
 		if _, err := c.Authenticate(d, nil); err != nil {
 			return

@@ -17,8 +17,8 @@ type tokenRule struct {
 
 type tokenKey struct {
 	keyInfo
-	digest  [32]byte // so that a comparison tells nothing of the length
-	likeJWT bool
+	digest       [32]byte // so that a comparison tells nothing of the length
+	looksLikeJWT bool
 }
 
 func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
@@ -32,12 +32,12 @@ func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
 	if len(spec.Keys) == 0 {
 		p.At("keys").Errorf("needs at least one key")
 	}
-	eachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
-		text, ok := src.secret(k, p)
-		if !ok || !checkLength(len(text), p) {
+	compileEachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
+		text, ok := src.loadSecret(k, p)
+		if !ok || !checkSecretLength(len(text), p) {
 			return
 		}
-		if !isFieldValue(string(text)) {
+		if !isHeaderValue(string(text)) {
 			p.Errorf("holds what no header can carry: it must be visible ASCII, and end in no space")
 		}
 		info.secret = sha256.Sum256(text)
@@ -46,12 +46,12 @@ func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
 	return t
 }
 
-func isFieldValue(s string) bool {
+func isHeaderValue(s string) bool {
 	return strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// byToken compares what each header of a token holds with every key.
-func (c *Callers) byToken(d *Delivery, hook []string) (*Identity, error) {
+// authenticateToken compares what each header of a token holds with every key.
+func (c *Callers) authenticateToken(d *Delivery, hook []string) (*Identity, error) {
 	refusal := errAbsent
 	for _, header := range c.tokens {
 		if len(d.Header[header]) == 0 {
@@ -60,11 +60,11 @@ func (c *Callers) byToken(d *Delivery, hook []string) (*Identity, error) {
 		owner, key, ok := c.findToken(header, d.Header.Get(header), hook)
 		switch {
 		case key != nil:
-			return owner.held(key, d)
+			return owner.identifyByToken(key, d)
 		case ok:
-			refusal = refuse(Wrong, "token", "the token in %s is no caller's", header)
+			refusal = newRefusal(Wrong, "token", "the token in %s is no caller's", header)
 		default:
-			refusal = refuse(Malformed, "token", "the header %s does not begin as any caller's token does", header)
+			refusal = newRefusal(Malformed, "token", "the header %s does not begin as any caller's token does", header)
 		}
 	}
 	return nil, refusal
@@ -93,18 +93,18 @@ func (c *Callers) findToken(header, value string, hook []string) (owner *caller,
 	return owner, key, formed
 }
 
-func (c *caller) held(k *tokenKey, d *Delivery) (*Identity, error) {
-	if detail := k.outside(d.Now); detail != "" {
-		return nil, &Refusal{Reason: Wrong, Scheme: "token", Caller: c.name, Key: k.id, Detail: detail}
+func (c *caller) identifyByToken(k *tokenKey, d *Delivery) (*Identity, error) {
+	if detail := k.checkDates(d.Now); detail != "" {
+		return nil, &Refusal{Reason: Wrong, Kind: "token", Caller: c.name, Key: k.id, Detail: detail}
 	}
-	return c.unsigned("token", k.id, d), nil
+	return c.identifyUnsigned("token", k.id, d), nil
 }
 
-// unsigned is the identity by a credential that does not cover the body.
-func (c *caller) unsigned(scheme, key string, d *Delivery) *Identity {
-	id := &Identity{Caller: c.name, Scheme: scheme, Key: key, BodyDigest: sha256.Sum256(d.Body)}
-	if c.replayCheck(scheme) {
-		c.nameUnsigned(id, d)
+// identifyUnsigned is the identity by a credential that does not cover the body.
+func (c *caller) identifyUnsigned(scheme, key string, d *Delivery) *Identity {
+	id := &Identity{Caller: c.name, Kind: scheme, Key: key, BodyDigest: sha256.Sum256(d.Body)}
+	if c.checksReplay(scheme) {
+		c.nameUnsignedDelivery(id, d)
 	}
 	return id
 }

@@ -13,7 +13,7 @@ func (req *request) asked() audit.Line {
 		Request: req.id, Address: req.address, Caller: req.caller, Scheme: req.scheme, Key: req.key, Hook: req.hook, Params: req.params,
 	}
 	if bad := req.refused; bad != nil {
-		line.Caller, line.Scheme, line.Key = bad.Caller, bad.Scheme, bad.Key
+		line.Caller, line.Scheme, line.Key = bad.Caller, bad.Kind, bad.Key
 	}
 	return line
 }

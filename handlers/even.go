@@ -33,7 +33,7 @@ func (s *surface) span(length int, h *runner.Hook) time.Duration {
 	if h != nil {
 		callers = h.Callers
 	}
-	return min(leastSpan+time.Duration(s.config.Auth.Work(callers, length))*spanPer, mostSpan)
+	return min(leastSpan+time.Duration(s.config.Auth.MaxVerifyCost(callers, length))*spanPer, mostSpan)
 }
 
 // evenly waits until a request may be answered whose body was there at the time

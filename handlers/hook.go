@@ -107,14 +107,14 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 	}
 	d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: s.now()}
 	who, err := s.config.Auth.Authenticate(d, callers)
-	if auth.Await(r.Context(), err, netid.Site(remote(r))) { // the key that was missing may be there now
+	if auth.AwaitKey(r.Context(), err, netid.Site(remote(r))) { // the key that was missing may be there now
 		d.Now = s.now()
 		who, err = s.config.Auth.Authenticate(d, callers)
 	}
 	if err == nil {
-		req.caller, req.scheme, req.key = who.Caller, who.Scheme, who.Key
+		req.caller, req.scheme, req.key = who.Caller, who.Kind, who.Key
 		netid.ConnectionOf(r).Prove()
-		s.config.Uses.Note(keyuse.Use{Caller: who.Caller, Scheme: who.Scheme, Key: who.Key, At: s.now()})
+		s.config.Uses.Note(keyuse.Use{Caller: who.Caller, Scheme: who.Kind, Key: who.Key, At: s.now()})
 		return who, nil
 	}
 	req.resembles = s.resembling(d, callers)
@@ -220,7 +220,7 @@ func claimDelivery(who *auth.Identity, h *runner.Hook) runner.Claim {
 	}
 	if who.OneBody {
 		return runner.Claim{
-			Key: digest(who.Scheme, who.Replay), Until: who.Until, OneBody: true,
+			Key: digest(who.Kind, who.Replay), Until: who.Until, OneBody: true,
 			Body: sha256.Sum256(append(who.BodyDigest[:], h.Name...)),
 		}
 	}
@@ -229,9 +229,9 @@ func claimDelivery(who *auth.Identity, h *runner.Hook) runner.Claim {
 
 // claimNames is a claim by each name that a delivery has, for one purpose.
 func claimNames(who *auth.Identity, purpose string) runner.Claim {
-	c := runner.Claim{Key: digest(who.Scheme, who.Replay, purpose), Until: who.Until, Body: who.BodyDigest, Named: who.Named}
+	c := runner.Claim{Key: digest(who.Kind, who.Replay, purpose), Until: who.Until, Body: who.BodyDigest, Named: who.Named}
 	for _, name := range who.Aliases {
-		c.Also = append(c.Also, digest(who.Scheme, name, purpose))
+		c.Also = append(c.Also, digest(who.Kind, name, purpose))
 	}
 	return c
 }

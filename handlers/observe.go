@@ -54,6 +54,6 @@ func (s *surface) resembling(d *auth.Delivery, callers []string) string {
 		callers = s.config.Auth.Names()
 	}
 	return strings.Join(slices.DeleteFunc(slices.Clone(callers), func(name string) bool {
-		return !s.config.Observed[name] || !s.config.Auth.Resembles(d, name)
+		return !s.config.Observed[name] || !s.config.Auth.CouldBeFrom(d, name)
 	}), ",")
 }

@@ -68,7 +68,7 @@ func (s *surface) run(w http.ResponseWriter, r *http.Request, req *request, righ
 	if acts >= 0 && s.config.Observed[who.Caller] {
 		return runner.Run{}, nil, forbidden(who.Caller, string(rights[acts])+" anything while it is observed")
 	}
-	if acts >= 0 && who.Lasting { // who has seen one request of it could cancel and repeat runs for ever
+	if acts >= 0 && who.NeverStale { // who has seen one request of it could cancel and repeat runs for ever
 		return runner.Run{}, nil, &refusal{
 			status: http.StatusForbidden, kind: "forbidden", reason: "the signature has no time, and covers no more than a body, which is empty",
 			detail: "A signature of this kind never ends and does not say what is asked for. Cancel and repeat runs with another credential.",
@@ -159,7 +159,7 @@ func rerunClaim(who *auth.Identity, run runner.Run) runner.Claim {
 	case who.Replay == "":
 		return runner.Claim{}
 	case who.OneBody:
-		return runner.Claim{Key: digest(who.Scheme, who.Replay), Until: who.Until, OneBody: true, Body: sha256.Sum256([]byte(what))}
+		return runner.Claim{Key: digest(who.Kind, who.Replay), Until: who.Until, OneBody: true, Body: sha256.Sum256([]byte(what))}
 	}
 	return claimNames(who, what)
 }

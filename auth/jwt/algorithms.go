@@ -19,7 +19,7 @@ func Algorithms() []string { return append(secretAlgorithms(), keyset.Algorithms
 // BindSecret returns the one algorithm that a secret is for: the one that is asked for, or else the one that
 // the caller's list of algorithms leaves. [keyset.Bind] does the same for public keys.
 func BindSecret(secret []byte, asked string, algorithms []string) (string, error) {
-	alg := cmp.Or(asked, keyset.OneOf(secretAlgorithms(), algorithms))
+	alg := cmp.Or(asked, keyset.PickAlgorithm(secretAlgorithms(), algorithms))
 	i := slices.Index(secretAlgorithms(), alg)
 	switch {
 	case alg == "" && slices.ContainsFunc(algorithms, func(alg string) bool { return slices.Contains(secretAlgorithms(), alg) }):

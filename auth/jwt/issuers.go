@@ -31,9 +31,9 @@ type pin struct {
 	example string
 }
 
-// issuers returns the presets by name. A token also has the name of its project. A name can be taken over by
+// issuerTable returns the presets by name. A token also has the name of its project. A name can be taken over by
 // another project, so it is no pin where there are ids.
-func issuers() map[string]Issuer {
+func issuerTable() map[string]Issuer {
 	digits := regexp.MustCompile(`^"[0-9]+"$`)
 	slug := regexp.MustCompile(`^"[A-Za-z0-9._-]+"$`)
 	rs256 := []string{"RS256"}
@@ -70,18 +70,18 @@ func issuers() map[string]Issuer {
 }
 
 // Presets returns the names of the issuers that are known, in order.
-func Presets() []string { return slices.Sorted(maps.Keys(issuers())) }
+func Presets() []string { return slices.Sorted(maps.Keys(issuerTable())) }
 
 // Preset returns a known issuer.
 func Preset(name string) (*Issuer, bool) {
-	issuer, ok := issuers()[name]
+	issuer, ok := issuerTable()[name]
 	issuer.Name = name
 	return &issuer, ok
 }
 
 // PresetAt returns the known issuer with this address.
 func PresetAt(address string) (*Issuer, bool) {
-	for name, issuer := range issuers() {
+	for name, issuer := range issuerTable() {
 		if address != "" && issuer.Address == address {
 			return Preset(name)
 		}

@@ -44,7 +44,7 @@ func Parse(raw string) (*Token, error) {
 	if err != nil {
 		return nil, errors.New("has a payload that is not a JSON object in strict base64url")
 	}
-	if !isBase64URL(parts[2]) {
+	if !isStrictBase64URL(parts[2]) {
 		return nil, errors.New("has a signature that is not base64url")
 	}
 	for _, name := range []string{"crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "cty", "enc"} {
@@ -69,7 +69,7 @@ func Parse(raw string) (*Token, error) {
 }
 
 func decodeSegment(text string) (map[string]any, error) {
-	if !isBase64URL(text) {
+	if !isStrictBase64URL(text) {
 		return nil, errors.New("not base64url")
 	}
 	data, err := base64.RawURLEncoding.Strict().DecodeString(text)
@@ -87,8 +87,8 @@ func decodeSegment(text string) (map[string]any, error) {
 	return object, nil
 }
 
-// isBase64URL refuses padding, and the line breaks that the decoder skips.
-func isBase64URL(s string) bool {
+// isStrictBase64URL refuses padding, and the line breaks that the decoder skips.
+func isStrictBase64URL(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
 	})
@@ -103,16 +103,16 @@ func isTokenType(typ any) bool {
 
 // Verify returns an error if the signature of the token does not verify with the key, by this algorithm.
 func (t *Token) Verify(alg string, key any) error {
-	return t.verify(alg, func(*jwt.Token) (any, error) { return key, nil })
+	return t.verifyWith(alg, func(*jwt.Token) (any, error) { return key, nil })
 }
 
 // VerifyIssued is Verify with the key of the token's issuer, found by its kid. The error wraps
 // [keyset.ErrNoKey] if the issuer may have published the key since.
 func (t *Token) VerifyIssued(keys *keyset.Set, alg string, now time.Time) error {
-	return t.verify(alg, keys.Keyfunc(now))
+	return t.verifyWith(alg, keys.Keyfunc(now))
 }
 
-func (t *Token) verify(alg string, find jwt.Keyfunc) error {
+func (t *Token) verifyWith(alg string, find jwt.Keyfunc) error {
 	parser := jwt.NewParser(
 		jwt.WithValidMethods([]string{alg}), jwt.WithStrictDecoding(), jwt.WithJSONNumber(), jwt.WithoutClaimsValidation())
 	var missing error

@@ -56,7 +56,7 @@ func FuzzOneReading(f *testing.F) {
 		if got, _ := judge(t, s, key, header, body, now); got != "accept" {
 			return
 		}
-		for _, other := range splits(template, message, 5000) {
+		for _, other := range splitEveryWay(template, message, 5000) {
 			if other["ts"] == ts && other["id"] == id && other["body"] == body {
 				continue
 			}
@@ -74,9 +74,9 @@ func FuzzOneReading(f *testing.F) {
 	})
 }
 
-// splits are ways to fill the holes of a template so that it reads as the message,
+// splitEveryWay are ways to fill the holes of a template so that it reads as the message,
 // so many at most.
-func splits(template, message string, most int) (all []map[string]string) {
+func splitEveryWay(template, message string, most int) (all []map[string]string) {
 	before, rest, found := strings.Cut(template, "{")
 	message, ok := strings.CutPrefix(message, before)
 	if !ok || !found {
@@ -87,7 +87,7 @@ func splits(template, message string, most int) (all []map[string]string) {
 	}
 	hole, rest, _ := strings.Cut(rest, "}")
 	for i := range len(message) + 1 {
-		for _, one := range splits(rest, message[i:], most-len(all)) {
+		for _, one := range splitEveryWay(rest, message[i:], most-len(all)) {
 			one[hole] = message[:i]
 			all = append(all, one)
 		}

@@ -23,8 +23,8 @@ type Key struct {
 // ParseKey reads the text of a key file. A scheme with two kinds of keys has two halves, and the prefix
 // of the text decides which of them it is for. No error holds any of the text.
 func (s *Scheme) ParseKey(text []byte) (*Key, error) {
-	if s.alt != nil && bytes.HasPrefix(text, []byte(s.alt.spec.Key.Prefix)) {
-		return s.alt.ParseKey(text)
+	if s.otherHalf != nil && bytes.HasPrefix(text, []byte(s.otherHalf.spec.Key.Prefix)) {
+		return s.otherHalf.ParseKey(text)
 	}
 	key, err := decodeKey(s.spec.Key.Encoding, bytes.TrimPrefix(text, []byte(s.spec.Key.Prefix)))
 	if err != nil {
@@ -89,8 +89,8 @@ func decodeStrict(encoding, text string) ([]byte, error) {
 // ed25519 asks for a pair of a scheme that has both kinds of keys.
 func (s *Scheme) GenerateKey(alg string) (secret, public []byte, err error) {
 	switch {
-	case alg == "ed25519" && s.alt != nil:
-		return s.alt.GenerateKey("")
+	case alg == "ed25519" && s.otherHalf != nil:
+		return s.otherHalf.GenerateKey("")
 	case alg != "":
 		return nil, nil, fmt.Errorf("%s has no keys for %q", s.Name, alg)
 	}

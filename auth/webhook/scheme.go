@@ -35,14 +35,14 @@ type Scheme struct {
 	Name        string // of the preset; empty for a scheme that the file describes
 	Unconfirmed bool   // only third parties document it; it has not been run against the sender
 
-	spec     SchemeSpec       // with its defaults filled in, and header names canonical
-	newHash  func() hash.Hash // nil for ed25519
-	sigSize  int
-	entries  []entry
-	signed   []piece
-	tsHeader string  // has {ts} if the signature header does not
-	idHeader string  // has {id}
-	alt      *Scheme // the same with the other kind of key, chosen by the prefix of the key; or nil
+	spec      SchemeSpec       // with its defaults filled in, and header names canonical
+	newHash   func() hash.Hash // nil for ed25519
+	sigSize   int
+	entries   []entry
+	signed    []piece
+	tsHeader  string  // has {ts} if the signature header does not
+	idHeader  string  // has {id}
+	otherHalf *Scheme // the same with the other kind of key, chosen by the prefix of the key; or nil
 }
 
 // Spec returns the scheme as data, with its defaults filled in.
@@ -114,7 +114,7 @@ func (s *Scheme) compileHash(p *diag.List) {
 }
 
 func (s *Scheme) compileTime(p *diag.List) {
-	covered := s.covers("ts")
+	covered := s.coversHole("ts")
 	if s.spec.TS == nil {
 		if covered {
 			p.At("ts").Errorf("is missing, but {ts} is signed")
@@ -125,7 +125,7 @@ func (s *Scheme) compileTime(p *diag.List) {
 	s.spec.TS = &ts
 	p = p.At("ts")
 	inValue := strings.Contains(s.spec.Value, "{ts}")
-	if !isOneOf(ts.Header != "", ts.Body != "", inValue) {
+	if !exactlyOne(ts.Header != "", ts.Body != "", inValue) {
 		p.Errorf("must stand in one place: a header, the body, or {ts} in value")
 	}
 	if ts.Header != "" {
@@ -148,19 +148,19 @@ func (s *Scheme) compileTime(p *diag.List) {
 }
 
 func (s *Scheme) compileFields(p *diag.List) {
-	if id := oneField(s.spec.ID, p.At("id")); id != nil {
+	if id := compileField(s.spec.ID, p.At("id")); id != nil {
 		s.spec.ID, s.idHeader = id, id.Header
 	}
-	if s.covers("id") != (s.idHeader != "") {
+	if s.coversHole("id") != (s.idHeader != "") {
 		p.At("id").Errorf("must be a header if {id} is signed, and is worth nothing as a header that is not signed")
 	}
-	if event := oneField(s.spec.Event, p.At("event")); event != nil {
+	if event := compileField(s.spec.Event, p.At("event")); event != nil {
 		s.spec.Event = event
 	}
 }
 
-// oneField returns f with its header's name in canonical form.
-func oneField(f *FieldSpec, p *diag.List) *FieldSpec {
+// compileField returns f with its header's name in canonical form.
+func compileField(f *FieldSpec, p *diag.List) *FieldSpec {
 	if f == nil {
 		return nil
 	}
@@ -174,8 +174,8 @@ func oneField(f *FieldSpec, p *diag.List) *FieldSpec {
 	return &FieldSpec{Header: field.CompileHeader(f.Header, p.At("header"))}
 }
 
-// isOneOf reports whether exactly one of the conditions holds.
-func isOneOf(conditions ...bool) bool {
+// exactlyOne reports whether exactly one of the conditions holds.
+func exactlyOne(conditions ...bool) bool {
 	held := 0
 	for _, holds := range conditions {
 		if holds {

@@ -18,12 +18,12 @@ import (
 // "whsk_" where the public key begins with "whpk_"). The caller sets the content type, and writes a
 // timestamp that belongs into the body.
 func (s *Scheme) Sign(secret, body []byte, id string, at time.Time) (http.Header, error) {
-	if s.alt != nil && bytes.HasPrefix(secret, []byte(s.alt.privatePrefix())) {
-		return s.alt.Sign(secret, body, id, at)
+	if s.otherHalf != nil && bytes.HasPrefix(secret, []byte(s.otherHalf.privatePrefix())) {
+		return s.otherHalf.Sign(secret, body, id, at)
 	}
 	sig := &Signature{ID: id}
 	h := http.Header{}
-	if s.covers("ts") {
+	if s.coversHole("ts") {
 		sig.Timestamp = strconv.FormatInt(at.Unix(), 10)
 		if s.spec.TS.Unit == "ms" {
 			sig.Timestamp = strconv.FormatInt(at.UnixMilli(), 10)

@@ -93,8 +93,8 @@ func explainAmbiguity(before []piece, body bool, hole, after string) string {
 	return fmt.Sprintf("has nothing between {%s} and {%s}", before[n-1].text, hole)
 }
 
-// covers reports whether the signature covers {hole}.
-func (s *Scheme) covers(hole string) bool {
+// coversHole reports whether the signature covers {hole}.
+func (s *Scheme) coversHole(hole string) bool {
 	for _, x := range s.signed {
 		if x.hole && x.text == hole {
 			return true

@@ -51,7 +51,7 @@ func (s *Scheme) Read(h http.Header) (*Signature, error) {
 	if s.tsHeader != "" {
 		sig.Timestamp = h.Get(s.tsHeader)
 	}
-	if s.covers("ts") {
+	if s.coversHole("ts") {
 		if sig.time, err = readUnix(sig.Timestamp, s.spec.TS.Unit); err != nil {
 			return nil, fmt.Errorf("the timestamp %w", err)
 		}
@@ -61,7 +61,7 @@ func (s *Scheme) Read(h http.Header) (*Signature, error) {
 			return nil, fmt.Errorf("the header %s is missing or is not an id", s.idHeader)
 		}
 	}
-	if s.spec.JSON && !isJSON(h["Content-Type"]) {
+	if s.spec.JSON && !isJSONType(h["Content-Type"]) {
 		return nil, errors.New("the Content-Type is not JSON, which is what the sender signs")
 	}
 	return sig, nil
@@ -101,7 +101,7 @@ func (s *Scheme) parseHeader(value string) (*Signature, error) {
 	return sig, nil
 }
 
-func isJSON(values []string) bool {
+func isJSONType(values []string) bool {
 	if len(values) != 1 {
 		return false
 	}
@@ -116,14 +116,14 @@ func (s *Scheme) Describe(sig *Signature, h http.Header, body []byte, now time.T
 	fields := s.decodeBody(body)
 	m := &Message{ID: sig.ID, Time: sig.time, Event: s.readEvent(h, fields)}
 	if s.spec.ID != nil && s.spec.ID.Body != "" {
-		m.ID = textAt(fields, s.spec.ID.Body)
+		m.ID = readTextAt(fields, s.spec.ID.Body)
 	}
 	ts := s.spec.TS
 	if ts == nil {
 		return m, nil
 	}
 	if ts.Body != "" {
-		at, err := readUnix(textAt(fields, ts.Body), ts.Unit)
+		at, err := readUnix(readTextAt(fields, ts.Body), ts.Unit)
 		if err != nil {
 			return nil, fmt.Errorf("the timestamp in the body %w", err)
 		}
@@ -148,8 +148,8 @@ func (s *Scheme) decodeBody(body []byte) any {
 	return v
 }
 
-// textAt returns the string or number at a dotted path, or nothing.
-func textAt(v any, path string) string {
+// readTextAt returns the string or number at a dotted path, or nothing.
+func readTextAt(v any, path string) string {
 	got, _ := strictjson.Lookup(v, strings.Split(path, ".")...)
 	switch x := got.(type) {
 	case string:
@@ -165,7 +165,7 @@ func (s *Scheme) readEvent(h http.Header, fields any) (event string) {
 	switch f := s.spec.Event; {
 	case f == nil:
 	case f.Body != "":
-		event = textAt(fields, f.Body)
+		event = readTextAt(fields, f.Body)
 	case len(h[f.Header]) == 1:
 		event = h.Get(f.Header)
 	}

@@ -145,7 +145,7 @@ func (c *Config) Expiries() []certs.Expiry {
 func (c *Config) KeyExpiries() (all []certs.Expiry) {
 	for _, k := range c.Auth.Keys() {
 		if !k.NotAfter.IsZero() {
-			all = append(all, certs.Expiry{What: "key", File: "callers." + k.Caller + "." + k.Scheme, Subject: k.ID, NotAfter: k.NotAfter})
+			all = append(all, certs.Expiry{What: "key", File: "callers." + k.Caller + "." + k.Kind, Subject: k.ID, NotAfter: k.NotAfter})
 		}
 	}
 	return all

@@ -171,7 +171,7 @@ func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	}
 	_, _ = fmt.Fprintln(t, "\nCALLER\tCREDENTIAL\tKEY\tTAKEN\tLAST USED")
 	for _, k := range c.Auth.Keys() {
-		u := keyuse.Use{Caller: k.Caller, Scheme: k.Scheme, Key: k.ID}
+		u := keyuse.Use{Caller: k.Caller, Scheme: k.Kind, Key: k.ID}
 		used := "never"
 		if at, ok := last[u]; ok {
 			used = at.UTC().Format(time.RFC3339)

@@ -108,7 +108,7 @@ func (c *trust) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, k := range c.keys() {
 		if !k.NotAfter.IsZero() {
-			due.set(seconds(k.NotAfter), math.Min, k.Caller, k.Scheme, k.ID)
+			due.set(seconds(k.NotAfter), math.Min, k.Caller, k.Kind, k.ID)
 		}
 	}
 	for _, u := range c.uses.List() {

@@ -38,10 +38,10 @@ func CheckAddress(text string) error {
 	return nil
 }
 
-// newClient returns a client that trusts the CAs in PEM, or the system's. It
+// newHTTPClient returns a client that trusts the CAs in PEM, or the system's. It
 // goes through the proxy that the environment names, as Go programs do; that
 // one sees where to, and nothing else.
-func newClient(ca string) (*http.Client, error) {
+func newHTTPClient(ca string) (*http.Client, error) {
 	var roots *x509.CertPool
 	if ca != "" {
 		roots = x509.NewCertPool()
@@ -66,33 +66,33 @@ type fetched struct {
 	kids, leftOut []string
 }
 
-// fetch returns the set as its issuer has it now.
-func (s *Set) fetch(ctx context.Context) (*fetched, error) {
+// fetchKeys returns the set as its issuer has it now.
+func (s *Set) fetchKeys(ctx context.Context) (*fetched, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	defer s.client.CloseIdleConnections() // the next fetch is minutes away
 	address := s.source.Address
 	if address == "" {
 		var err error
-		if address, err = s.discover(ctx); err != nil {
+		if address, err = s.discoverAddress(ctx); err != nil {
 			return nil, err
 		}
 	}
-	data, err := s.get(ctx, address)
+	data, err := s.fetchDocument(ctx, address)
 	if err != nil {
 		return nil, err
 	}
-	got, err := choose(data)
+	got, err := chooseKeys(data)
 	if err != nil {
 		return nil, fmt.Errorf("what %s answers %w", address, err)
 	}
 	return got, nil
 }
 
-// choose takes the keys out of a set that are fit to verify a signature. One
+// chooseKeys takes the keys out of a set that are fit to verify a signature. One
 // key that is not fit does not spoil the others: issuers publish keys for
 // encryption along with them, and keys of kinds that are to come.
-func choose(data []byte) (*fetched, error) {
+func chooseKeys(data []byte) (*fetched, error) {
 	all, err := Parse(data, nil)
 	if err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func choose(data []byte) (*fetched, error) {
 		case k.Err == nil:
 			got.keys = append(got.keys, jwk)
 			got.kids = append(got.kids, k.ID)
-		case !errors.Is(k.Err, ErrOther):
+		case !errors.Is(k.Err, ErrOtherUse):
 			got.leftOut = append(got.leftOut, fmt.Sprintf("keys[%d] %q %v", i, k.ID, k.Err))
 		}
 	}
@@ -122,11 +122,11 @@ func choose(data []byte) (*fetched, error) {
 	return got, nil
 }
 
-// discover asks the issuer where its keys are (OpenID Connect Discovery 1.0,
+// discoverAddress asks the issuer where its keys are (OpenID Connect Discovery 1.0,
 // section 4). Who answers for another issuer is not believed (4.3).
-func (s *Set) discover(ctx context.Context) (address string, err error) {
+func (s *Set) discoverAddress(ctx context.Context) (address string, err error) {
 	document := strings.TrimSuffix(s.source.Issuer, "/") + "/.well-known/openid-configuration"
-	data, err := s.get(ctx, document)
+	data, err := s.fetchDocument(ctx, document)
 	if err != nil {
 		return "", err
 	}
@@ -144,8 +144,8 @@ func (s *Set) discover(ctx context.Context) (address string, err error) {
 	return address, nil
 }
 
-// get is the one place where anything is asked for.
-func (s *Set) get(ctx context.Context, address string) ([]byte, error) {
+// fetchDocument is the one place where anything is asked for.
+func (s *Set) fetchDocument(ctx context.Context, address string) ([]byte, error) {
 	if err := CheckAddress(address); err != nil {
 		return nil, fmt.Errorf("%q %w", address, err)
 	}

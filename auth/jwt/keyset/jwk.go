@@ -32,18 +32,18 @@ type Key struct {
 }
 
 // ErrOther is the error of a key that is for something else than signatures.
-var ErrOther = errors.New("is not for verifying signatures")
+var ErrOtherUse = errors.New("is not for verifying signatures")
 
-// RSA returns the algorithms that an RSA key may be for (RFC 7518 3.1). The
+// RSAAlgorithms returns the algorithms that an RSA key may be for (RFC 7518 3.1). The
 // first is what such keys are for in practice.
-func RSA() []string { return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"} }
+func RSAAlgorithms() []string { return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"} }
 
 // Algorithms returns all that a public key may be for.
-func Algorithms() []string { return append(RSA(), "ES256", "ES384", "ES512", "EdDSA") }
+func Algorithms() []string { return append(RSAAlgorithms(), "ES256", "ES384", "ES512", "EdDSA") }
 
-// OneOf returns the algorithm of a family that the list picks: its first if the
+// PickAlgorithm returns the algorithm of a family that the list picks: its first if the
 // list is empty, and nothing if the list leaves a choice.
-func OneOf(family, list []string) string {
+func PickAlgorithm(family, list []string) string {
 	if len(list) == 0 {
 		return family[0]
 	}
@@ -59,9 +59,9 @@ func OneOf(family, list []string) string {
 	return picked
 }
 
-// Bind returns the one algorithm that a public key is for: what is asked for if
+// BindPublicKey returns the one algorithm that a public key is for: what is asked for if
 // the key can do it, else what its type and the list of algorithms say.
-func Bind(key any, asked string, algorithms []string) (string, error) {
+func BindPublicKey(key any, asked string, algorithms []string) (string, error) {
 	var family []string
 	switch k := key.(type) {
 	case *rsa.PublicKey:
@@ -71,7 +71,7 @@ func Bind(key any, asked string, algorithms []string) (string, error) {
 		if k.E < 3 || k.E%2 == 0 {
 			return "", errors.New("is an RSA key with an exponent that is even or below 3")
 		}
-		family = RSA()
+		family = RSAAlgorithms()
 	case *ecdsa.PublicKey:
 		name := map[string]string{"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}[k.Params().Name]
 		if name == "" {
@@ -87,7 +87,7 @@ func Bind(key any, asked string, algorithms []string) (string, error) {
 		return "", fmt.Errorf("is a key for %s, not for %s", strings.Join(family, ", "), asked)
 	}
 	if asked == "" && len(family) > 1 {
-		if asked = OneOf(family, algorithms); asked == "" {
+		if asked = PickAlgorithm(family, algorithms); asked == "" {
 			return "", errors.New("fits none or more than one of algorithms: say alg")
 		}
 	}
@@ -113,7 +113,7 @@ func Parse(data []byte, algorithms []string) ([]Key, error) {
 	keys := make([]Key, len(list))
 	kids := map[string]int{}
 	for i, member := range list {
-		if keys[i] = parseKey(member, algorithms); keys[i].Err == nil && keys[i].ID != "" {
+		if keys[i] = parseJWK(member, algorithms); keys[i].Err == nil && keys[i].ID != "" {
 			kids[keys[i].ID]++
 		}
 	}
@@ -125,10 +125,10 @@ func Parse(data []byte, algorithms []string) ([]Key, error) {
 	return keys, nil
 }
 
-// parseKey reads one key, from exactly the members that matter: certificates
+// parseJWK reads one key, from exactly the members that matter: certificates
 // and addresses of keys are not looked at. (jwkset, given the whole of it,
 // fetches what x5u names.)
-func parseKey(member any, algorithms []string) Key {
+func parseJWK(member any, algorithms []string) Key {
 	fields, ok := member.(map[string]any)
 	if !ok {
 		return Key{Err: errors.New("is not an object")}
@@ -150,7 +150,7 @@ func parseKey(member any, algorithms []string) Key {
 	}
 	ops, there := fields["key_ops"]
 	if list, _ := ops.([]any); there && !slices.Contains(list, any("verify")) || text["use"] != "" && text["use"] != "sig" {
-		k.Err = ErrOther
+		k.Err = ErrOtherUse
 		return k
 	}
 	jwk, err := jwkset.NewJWKFromMarshal(jwkset.JWKMarshal{
@@ -161,10 +161,10 @@ func parseKey(member any, algorithms []string) Key {
 		return k
 	}
 	// A list that leaves the choice to keys without alg does not break the set.
-	if text["alg"] == "" && text["kty"] == "RSA" && OneOf(RSA(), algorithms) == "" {
-		text["alg"] = RSA()[0]
+	if text["alg"] == "" && text["kty"] == "RSA" && PickAlgorithm(RSAAlgorithms(), algorithms) == "" {
+		text["alg"] = RSAAlgorithms()[0]
 	}
-	alg, err := Bind(jwk.Key(), text["alg"], algorithms)
+	alg, err := BindPublicKey(jwk.Key(), text["alg"], algorithms)
 	if err != nil {
 		k.Err = err
 		return k

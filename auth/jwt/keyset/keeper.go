@@ -25,8 +25,8 @@ func (k *Keeper) Keep(ctx context.Context, sets map[Source]*Set) {
 		if _, ok := k.kept[s]; !ok {
 			ctx, cancel := context.WithCancel(ctx)
 			k.kept[s] = cancel
-			s.begin()
-			go s.keep(ctx, k.log)
+			s.beginFetch()
+			go s.keepFetching(ctx, k.log)
 		}
 	}
 	for s, cancel := range k.kept {
@@ -37,22 +37,22 @@ func (k *Keeper) Keep(ctx context.Context, sets map[Source]*Set) {
 	}
 }
 
-// keep fetches the set until ctx is done.
-func (s *Set) keep(ctx context.Context, log *slog.Logger) {
-	defer s.letGo()
+// keepFetching fetches the set until ctx is done.
+func (s *Set) keepFetching(ctx context.Context, log *slog.Logger) {
+	defer s.releaseWaiting()
 	log = log.With("issuer", s.source.String())
-	for retry := firstRetry; ; s.begin() {
-		got, err := s.fetch(ctx)
+	for retry := firstRetry; ; s.beginFetch() {
+		got, err := s.fetchKeys(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		before, pause := s.Status(), interval
+		before, pause := s.Status(), fetchInterval
 		if err == nil {
 			err = s.keys.KeyReplaceAll(ctx, got.keys)
 		}
 		switch {
 		case err != nil:
-			pause, retry = retry, min(2*retry, interval)
+			pause, retry = retry, min(2*retry, fetchInterval)
 			log.Warn("keys not fetched", "error", err, "retry_s", pause.Seconds(), "keys", before.Keys)
 		case before.Err != nil || !slices.Equal(got.kids, before.Keys) || !slices.Equal(got.leftOut, before.LeftOut):
 			retry = firstRetry
@@ -62,7 +62,7 @@ func (s *Set) keep(ctx context.Context, log *slog.Logger) {
 			}
 			log.Log(ctx, level, "keys fetched", "keys", got.kids, "left_out", got.leftOut)
 		}
-		s.end(got, err, pause)
+		s.endFetch(got, err, pause)
 		select {
 		case <-ctx.Done():
 			return
@@ -72,8 +72,8 @@ func (s *Set) keep(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// begin says that a fetch is due.
-func (s *Set) begin() {
+// beginFetch says that a fetch is due.
+func (s *Set) beginFetch() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept = true
@@ -90,8 +90,8 @@ func (s *Set) begin() {
 	}
 }
 
-// end says what became of it, and when the next is due.
-func (s *Set) end(got *fetched, err error, pause time.Duration) {
+// endFetch says what became of it, and when the next is due.
+func (s *Set) endFetch(got *fetched, err error, pause time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status.Tried, s.status.Err = time.Now().Round(0), err // of the wall: a machine may sleep
@@ -105,8 +105,8 @@ func (s *Set) end(got *fetched, err error, pause time.Duration) {
 	s.pending = nil
 }
 
-// letGo tells those who wait that nothing comes any more.
-func (s *Set) letGo() {
+// releaseWaiting tells those who wait that nothing comes any more.
+func (s *Set) releaseWaiting() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept = false

@@ -23,13 +23,13 @@ import (
 )
 
 const (
-	interval   = 5 * time.Minute  // between fetches; a key that is withdrawn is good for so long
-	firstRetry = 2 * time.Second  // after a fetch that failed, and twice as long each time
-	onDemand   = 20 * time.Second // between fetches for unknown keys, which a flood of forged tokens cannot shorten
-	believed   = 24 * time.Hour   // so long without a fetch that succeeds, keys are good
-	maxWait    = 25 * time.Second // of a delivery, for a fetch: longer than onDemand, for the first tokens by a new key
-	maxWaiting = 64               // deliveries; the others are refused at once
-	maxFrom    = 32               // of them, those from one site
+	fetchInterval     = 5 * time.Minute  // between fetches; a key that is withdrawn is good for so long
+	firstRetry        = 2 * time.Second  // after a fetch that failed, and twice as long each time
+	demandInterval    = 20 * time.Second // between fetches for unknown keys, which a flood of forged tokens cannot shorten
+	keyLifetime       = 24 * time.Hour   // so long without a fetch that succeeds, keys are good
+	maxWait           = 25 * time.Second // of a delivery, for a fetch: longer than demandInterval, for the first tokens by a new key
+	maxWaiting        = 64               // deliveries; the others are refused at once
+	maxWaitingPerSite = 32               // of them, those from one site
 )
 
 // ErrNoKey says that the set has no key for a token, which a newer set may have.
@@ -79,7 +79,7 @@ type Status struct {
 
 // New returns a set that has not been fetched. The error is about the CA.
 func New(source Source) (*Set, error) {
-	client, err := newClient(source.CA)
+	client, err := newHTTPClient(source.CA)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 			return nil, fmt.Errorf("%w: the keys of %s have not been fetched yet", ErrNoKey, s.source)
 		case status.Fetched.IsZero():
 			return nil, fmt.Errorf("%w: the keys of %s could not be fetched yet: %w", ErrNoKey, s.source, status.Err)
-		case status.Fetched.Before(now.Add(-believed)) || status.Fetched.After(now.Add(believed)):
+		case status.Fetched.Before(now.Add(-keyLifetime)) || status.Fetched.After(now.Add(keyLifetime)):
 			return nil, fmt.Errorf("%w: the keys of %s are too old, fetched %s: %w", ErrNoKey, s.source, status.Fetched.Format(time.RFC3339), status.Err)
 		}
 		if _, named := t.Header[jwkset.HeaderKID]; !named { // keyfunc would try every key
@@ -131,11 +131,11 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 // enough ago. It reports whether the set may have changed. How long a delivery from
 // a site waits, and how many wait at once, is bounded.
 func (s *Set) Await(ctx context.Context, site netip.Addr) bool {
-	done := s.ask(site)
+	done := s.requestFetch(site)
 	if done == nil {
 		return false
 	}
-	defer s.leave(site)
+	defer s.stopWaiting(site)
 	timeout := time.NewTimer(maxWait)
 	defer timeout.Stop()
 	select {
@@ -147,10 +147,10 @@ func (s *Set) Await(ctx context.Context, site netip.Addr) bool {
 	return false
 }
 
-// ask returns what is closed at the end of a fetch, or nil for a delivery that
+// requestFetch returns what is closed at the end of a fetch, or nil for a delivery that
 // may not wait. The fetch is queued in any case, so that it is not a matter of who
 // asks next.
-func (s *Set) ask(site netip.Addr) <-chan struct{} {
+func (s *Set) requestFetch(site netip.Addr) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.kept {
@@ -158,7 +158,7 @@ func (s *Set) ask(site netip.Addr) <-chan struct{} {
 	}
 	if s.pending == nil {
 		now := time.Now()
-		pause := max(0, s.asked.Add(onDemand).Sub(now))
+		pause := max(0, s.asked.Add(demandInterval).Sub(now))
 		s.asked = now.Add(pause)
 		s.pending = make(chan struct{})
 		s.queued = time.AfterFunc(pause, func() {
@@ -168,7 +168,7 @@ func (s *Set) ask(site netip.Addr) <-chan struct{} {
 			}
 		})
 	}
-	if s.waiting == maxWaiting || s.from[site] == maxFrom {
+	if s.waiting == maxWaiting || s.from[site] == maxWaitingPerSite {
 		return nil
 	}
 	s.waiting++
@@ -176,8 +176,8 @@ func (s *Set) ask(site netip.Addr) <-chan struct{} {
 	return s.pending
 }
 
-// leave gives up the place of a delivery that waits.
-func (s *Set) leave(site netip.Addr) {
+// stopWaiting gives up the place of a delivery that waits.
+func (s *Set) stopWaiting(site netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.waiting--

@@ -98,7 +98,7 @@ func (p *provider) Accept() (net.Conn, error) {
 func (p *provider) Close() error   { p.once.Do(func() { close(p.done) }); return nil }
 func (p *provider) Addr() net.Addr { return &net.TCPAddr{} }
 
-func (p *provider) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+func (p *provider) dialProvider(ctx context.Context, _, _ string) (net.Conn, error) {
 	p.mu.Lock()
 	dead := p.dead
 	p.mu.Unlock()
@@ -131,14 +131,14 @@ func (p *provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (p *provider) change(f func()) {
+func (p *provider) changeAnswer(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f()
 }
 
-// publish has the provider answer these keys from now on.
-func (p *provider) publish(keys ...*signer) {
+// publishKeys has the provider answer these keys from now on.
+func (p *provider) publishKeys(keys ...*signer) {
 	p.t.Helper()
 	var list []map[string]any
 	for _, k := range keys {
@@ -153,33 +153,33 @@ func (p *provider) publishRaw(keys ...map[string]any) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.change(func() { p.set, p.answer = string(text), nil })
+	p.changeAnswer(func() { p.set, p.answer = string(text), nil })
 }
 
-func (p *provider) asked() map[string]int {
+func (p *provider) requestCounts() map[string]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return maps.Clone(p.hits)
 }
 
-func (p *provider) fetches() int { return p.asked()[keysPath] }
+func (p *provider) countFetches() int { return p.requestCounts()[keysPath] }
 
-// keep returns a set of the provider that is kept until the test is over.
-func (p *provider) keep(source keyset.Source) *keyset.Set {
+// keepSet returns a set of the provider that is kept until the test is over.
+func (p *provider) keepSet(source keyset.Source) *keyset.Set {
 	p.t.Helper()
-	s := p.make(source)
+	s := p.makeSet(source)
 	keyset.NewKeeper(slog.New(slog.NewJSONHandler(p.log, nil))).Keep(p.t.Context(), map[keyset.Source]*keyset.Set{source: s})
 	synctest.Wait()
 	return s
 }
 
-func (p *provider) make(source keyset.Source) *keyset.Set {
+func (p *provider) makeSet(source keyset.Source) *keyset.Set {
 	p.t.Helper()
 	s, err := keyset.New(source)
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	s.Dial(p.dial)
+	s.SetDialer(p.dialProvider)
 	return s
 }
 
@@ -217,15 +217,15 @@ func newSigner(t *testing.T, kid string) *signer {
 	return &signer{kid, key}
 }
 
-func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+func encodeBase64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
 func (s *signer) jwk() map[string]any {
 	point, _ := s.key.PublicKey.Bytes() // 4, x, y
-	return map[string]any{"kty": "EC", "crv": "P-256", "kid": s.kid, "x": b64(point[1:33]), "y": b64(point[33:])}
+	return map[string]any{"kty": "EC", "crv": "P-256", "kid": s.kid, "x": encodeBase64(point[1:33]), "y": encodeBase64(point[33:])}
 }
 
-// verify checks a token that the signer makes, as auth does.
-func verify(t *testing.T, set *keyset.Set, s *signer) error {
+// verifyToken checks a token that the signer makes, as auth does.
+func verifyToken(t *testing.T, set *keyset.Set, s *signer) error {
 	t.Helper()
 	token := jwt.NewWithClaims(jwt.SigningMethodES256, jwt.MapClaims{"iss": issuer})
 	token.Header["kid"] = s.kid
@@ -237,51 +237,51 @@ func verify(t *testing.T, set *keyset.Set, s *signer) error {
 	return err
 }
 
-// deliver is verify as a delivery goes: once more, if a fetch may help.
-func deliver(t *testing.T, set *keyset.Set, s *signer) error {
+// verifyAfterWait is verify as a delivery goes: once more, if a fetch may help.
+func verifyAfterWait(t *testing.T, set *keyset.Set, s *signer) error {
 	t.Helper()
 	return verifyFrom(t, set, s, netip.Addr{})
 }
 
 func verifyFrom(t *testing.T, set *keyset.Set, s *signer, site netip.Addr) error {
 	t.Helper()
-	err := verify(t, set, s)
+	err := verifyToken(t, set, s)
 	if errors.Is(err, keyset.ErrNoKey) && set.Await(t.Context(), site) {
-		err = verify(t, set, s)
+		err = verifyToken(t, set, s)
 	}
 	return err
 }
 
-func accepts(t *testing.T, set *keyset.Set, s *signer) {
+func wantAccepted(t *testing.T, set *keyset.Set, s *signer) {
 	t.Helper()
-	if err := verify(t, set, s); err != nil {
+	if err := verifyToken(t, set, s); err != nil {
 		t.Errorf("%s is refused: %v", s.kid, err)
 	}
 }
 
-func refuses(t *testing.T, set *keyset.Set, s *signer, why string) {
+func wantRefused(t *testing.T, set *keyset.Set, s *signer, why string) {
 	t.Helper()
-	if err := verify(t, set, s); err == nil || !strings.Contains(err.Error(), why) {
+	if err := verifyToken(t, set, s); err == nil || !strings.Contains(err.Error(), why) {
 		t.Errorf("%s: %v, want %q", s.kid, err, why)
 	}
 }
 
-func TestKeysAreThereBeforeTheFirstToken(t *testing.T) {
+func TestKeeper_FetchesAtStart(t *testing.T) {
 	for _, how := range []string{"discovery", "address"} {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newProvider(t)
 				one := newSigner(t, "one")
-				p.publish(one)
+				p.publishKeys(one)
 				source := p.discovered()
 				if how == "address" {
 					source = keyset.Source{Address: issuer + keysPath, CA: p.ca}
 				}
-				set := p.keep(source)
-				accepts(t, set, one)
-				refuses(t, set, &signer{"one", newSigner(t, "").key}, "signature is invalid")
-				if p.fetches() != 1 || strings.Count(p.log.String(), "keys fetched") != 1 {
-					t.Errorf("%d fetches, log %s", p.fetches(), p.log)
+				set := p.keepSet(source)
+				wantAccepted(t, set, one)
+				wantRefused(t, set, &signer{"one", newSigner(t, "").key}, "signature is invalid")
+				if p.countFetches() != 1 || strings.Count(p.log.String(), "keys fetched") != 1 {
+					t.Errorf("%d fetches, log %s", p.countFetches(), p.log)
 				}
 			})
 		})
@@ -290,23 +290,23 @@ func TestKeysAreThereBeforeTheFirstToken(t *testing.T) {
 
 // A rotated key has to work although somebody forges all the while, and whoever
 // forges must not have the issuer asked again and again.
-func TestForgedTokens_NeitherFetchNorHideAKey(t *testing.T) {
+func TestAwait_ForgedTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		old, fresh := newSigner(t, "old"), newSigner(t, "fresh")
-		p.publish(old)
-		set := p.keep(p.discovered())
-		before := p.fetches()
+		p.publishKeys(old)
+		set := p.keepSet(p.discovered())
+		before := p.countFetches()
 		var all sync.WaitGroup
 		for i := range 60 {
 			all.Go(func() {
-				if err := deliver(t, set, newSigner(t, fmt.Sprint("forged ", i))); err == nil {
+				if err := verifyAfterWait(t, set, newSigner(t, fmt.Sprint("forged ", i))); err == nil {
 					t.Error("a forged token is accepted")
 				}
 			})
 			synctest.Wait()
 			if i == 0 {
-				p.publish(old, fresh) // right after the fetch that the first one led to
+				p.publishKeys(old, fresh) // right after the fetch that the first one led to
 			}
 			if i%10 == 1 {
 				all.Go(func() {
@@ -319,20 +319,20 @@ func TestForgedTokens_NeitherFetchNorHideAKey(t *testing.T) {
 			time.Sleep(time.Second) //nolint:forbidigo // of the bubble's clock
 		}
 		all.Wait()
-		if n := p.fetches() - before; n > 4 { // the last one after the minute
+		if n := p.countFetches() - before; n > 4 { // the last one after the minute
 			t.Errorf("%d fetches for 60 forged tokens", n)
 		}
 	})
 }
 
-// TestSite_HasFewPlaces shows that one site cannot take all places of those that wait.
-func TestSite_HasFewPlaces(t *testing.T) {
+// TestAwait_PlacesPerSite shows that one site cannot take all places of those that wait.
+func TestAwait_PlacesPerSite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
-		p.publish(newSigner(t, "one"))
-		set := p.keep(p.discovered())
+		p.publishKeys(newSigner(t, "one"))
+		set := p.keepSet(p.discovered())
 		set.Await(t.Context(), netip.Addr{})
-		p.change(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
+		p.changeAnswer(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
 		start := time.Now()
 		var turned atomic.Int32
 		wait := func(site netip.Addr) {
@@ -344,7 +344,7 @@ func TestSite_HasFewPlaces(t *testing.T) {
 			}
 		}
 		var all sync.WaitGroup
-		for range keyset.MaxFrom + 5 {
+		for range keyset.MaxWaitingPerSite + 5 {
 			all.Go(func() { wait(netip.MustParseAddr("192.0.2.0")) })
 		}
 		synctest.Wait()
@@ -356,15 +356,15 @@ func TestSite_HasFewPlaces(t *testing.T) {
 	})
 }
 
-func TestTokensThatComeAtOnceShareOneFetch(t *testing.T) {
+func TestAwait_SharedFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		old, fresh := newSigner(t, "old"), newSigner(t, "fresh")
-		p.publish(old)
-		set := p.keep(p.discovered())
-		p.publish(old, fresh)
+		p.publishKeys(old)
+		set := p.keepSet(p.discovered())
+		p.publishKeys(old, fresh)
 		gate := make(chan struct{})
-		p.change(func() {
+		p.changeAnswer(func() {
 			p.answer = func(w http.ResponseWriter, _ *http.Request) {
 				<-gate
 				p.mu.Lock()
@@ -377,7 +377,7 @@ func TestTokensThatComeAtOnceShareOneFetch(t *testing.T) {
 		for range 30 {
 			wg.Go(func() { _ = verifyFrom(t, set, forged, netip.MustParseAddr("192.0.2.0")) })
 			wg.Go(func() {
-				if err := deliver(t, set, fresh); err != nil {
+				if err := verifyAfterWait(t, set, fresh); err != nil {
 					t.Errorf("the first tokens of a new key: %v", err)
 				}
 			})
@@ -385,55 +385,55 @@ func TestTokensThatComeAtOnceShareOneFetch(t *testing.T) {
 		synctest.Wait() // all of them wait
 		close(gate)
 		wg.Wait()
-		if n := p.fetches(); n != 2 {
+		if n := p.countFetches(); n != 2 {
 			t.Errorf("%d fetches, want one at the start and one for all of them", n)
 		}
 	})
 }
 
-func TestAWithdrawnKeyIsGoodForOneIntervalAtMost(t *testing.T) {
+func TestKeeper_WithdrawnKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		old, fresh := newSigner(t, "old"), newSigner(t, "fresh")
-		p.publish(old)
-		set := p.keep(p.discovered())
-		p.publish(fresh)
-		time.Sleep(keyset.Interval + time.Second) //nolint:forbidigo // of the bubble's clock
-		refuses(t, set, old, "none of the token's kid")
-		accepts(t, set, fresh)
+		p.publishKeys(old)
+		set := p.keepSet(p.discovered())
+		p.publishKeys(fresh)
+		time.Sleep(keyset.FetchInterval + time.Second) //nolint:forbidigo // of the bubble's clock
+		wantRefused(t, set, old, "none of the token's kid")
+		wantAccepted(t, set, fresh)
 	})
 }
 
-func TestADeadIssuerKeepsItsKeysForADayAndNoLonger(t *testing.T) {
+func TestKeeper_DeadIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		one := newSigner(t, "one")
-		p.publish(one)
-		set := p.keep(p.discovered())
-		p.change(func() { p.dead = true })
-		time.Sleep(keyset.Believed) //nolint:forbidigo // of the bubble's clock
-		accepts(t, set, one)
+		p.publishKeys(one)
+		set := p.keepSet(p.discovered())
+		p.changeAnswer(func() { p.dead = true })
+		time.Sleep(keyset.KeyLifetime) //nolint:forbidigo // of the bubble's clock
+		wantAccepted(t, set, one)
 		if s := set.Status(); s.Err == nil || s.Failed < 100 || !s.Next.After(time.Now()) || !slices.Equal(s.Keys, []string{"one"}) {
 			t.Errorf("status %+v", s)
 		}
 		time.Sleep(time.Second) //nolint:forbidigo // of the bubble's clock
-		refuses(t, set, one, "too old")
-		p.change(func() { p.dead = false })
-		if err := deliver(t, set, one); err != nil {
+		wantRefused(t, set, one, "too old")
+		p.changeAnswer(func() { p.dead = false })
+		if err := verifyAfterWait(t, set, one); err != nil {
 			t.Errorf("the issuer is back: %v", err)
 		}
 	})
 }
 
-func TestAFirstFetchThatFailsIsTriedAgainWithoutATokenAndToldEachTime(t *testing.T) {
+func TestKeeper_FirstFetchFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		one := newSigner(t, "one")
-		p.publish(one)
+		p.publishKeys(one)
 		p.dead = true
-		set := p.keep(p.discovered())
-		refuses(t, set, one, "could not be fetched yet")
-		refuses(t, set, one, "nobody is there")
+		set := p.keepSet(p.discovered())
+		wantRefused(t, set, one, "could not be fetched yet")
+		wantRefused(t, set, one, "nobody is there")
 		if n := strings.Count(p.log.String(), `"level":"WARN","msg":"keys not fetched"`); n != 1 {
 			t.Errorf("told %d times", n)
 		}
@@ -441,14 +441,14 @@ func TestAFirstFetchThatFailsIsTriedAgainWithoutATokenAndToldEachTime(t *testing
 		if s := set.Status(); s.Failed != 4 {         // after 0, 1, 3 and 7
 			t.Errorf("tried %d times: %s", s.Failed, p.log)
 		}
-		p.change(func() { p.dead = false })
+		p.changeAnswer(func() { p.dead = false })
 		time.Sleep(8 * keyset.FirstRetry) //nolint:forbidigo // of the bubble's clock
-		accepts(t, set, one)
+		wantAccepted(t, set, one)
 	})
 }
 
 // Every one of these leaves the keys that there are, and costs little.
-func TestWhatAnIssuerMustNotAnswer(t *testing.T) {
+func TestFetch_InvalidAnswers(t *testing.T) {
 	endless := func(w http.ResponseWriter, _ *http.Request) {
 		for {
 			if _, err := io.WriteString(w, strings.Repeat(" ", 1<<16)); err != nil {
@@ -506,27 +506,27 @@ func TestWhatAnIssuerMustNotAnswer(t *testing.T) {
 				p := newProvider(t)
 				mint = p
 				one := newSigner(t, "one")
-				p.publish(one)
-				set := p.keep(p.discovered())
-				accepts(t, set, one)
-				p.change(func() {
+				p.publishKeys(one)
+				set := p.keepSet(p.discovered())
+				wantAccepted(t, set, one)
+				p.changeAnswer(func() {
 					if p.answer = c.answer; c.document != "" {
 						p.document = c.document
 					}
 				})
-				time.Sleep(keyset.Interval + 15*time.Second) //nolint:forbidigo // of the bubble's clock
+				time.Sleep(keyset.FetchInterval + 15*time.Second) //nolint:forbidigo // of the bubble's clock
 				status := set.Status()
 				if status.Err == nil || !strings.Contains(status.Err.Error(), c.want) {
 					t.Errorf("the error is %v, want %q", status.Err, c.want)
 				}
-				accepts(t, set, one)
-				if p.asked()["/elsewhere"] > 0 {
+				wantAccepted(t, set, one)
+				if p.requestCounts()["/elsewhere"] > 0 {
 					t.Error("the redirect was followed")
 				}
-				p.change(func() {
+				p.changeAnswer(func() {
 					p.answer, p.document = nil, fmt.Sprintf(`{"issuer":%q,"jwks_uri":%q}`, issuer, issuer+keysPath)
 				})
-				time.Sleep(keyset.Interval + 15*time.Second) //nolint:forbidigo // of the bubble's clock
+				time.Sleep(keyset.FetchInterval + 15*time.Second) //nolint:forbidigo // of the bubble's clock
 				if err := set.Status().Err; err != nil {
 					t.Errorf("it answers well again: %v", err)
 				}
@@ -537,10 +537,10 @@ func TestWhatAnIssuerMustNotAnswer(t *testing.T) {
 
 // This one is about real connections: what is in memory has no room for the
 // alert of a client that does not believe.
-func TestAnIssuerIsBelievedByItsOwnCAOnly(t *testing.T) {
+func TestFetch_OwnCA(t *testing.T) {
 	t.Parallel()
 	p, other := newProvider(t), newProvider(t)
-	p.publish(newSigner(t, "one"))
+	p.publishKeys(newSigner(t, "one"))
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -566,8 +566,8 @@ func TestAnIssuerIsBelievedByItsOwnCAOnly(t *testing.T) {
 			t.Errorf("%s: the error is %v, want %q", c.host, err, c.want)
 		}
 	}
-	if len(p.asked()) > 0 {
-		t.Errorf("asked for %v", p.asked())
+	if len(p.requestCounts()) > 0 {
+		t.Errorf("asked for %v", p.requestCounts())
 	}
 	if s := p.status(keyset.Source{Address: "https://localhost:" + port + keysPath, CA: p.ca}); s.Err != nil || !slices.Equal(s.Keys, []string{"one"}) {
 		t.Errorf("status %+v", s)
@@ -622,13 +622,13 @@ func TestKeeper_LettingGoLeavesNoConnection(t *testing.T) {
 }
 
 // A key that is not fit to verify a signature is left out, and spoils no other.
-func TestAPoisonedSetKeepsItsGoodKeys(t *testing.T) {
+func TestFetch_PartlyInvalidSet(t *testing.T) {
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
 		t.Fatal(err)
 	}
 	jwkOf := func(k *rsa.PublicKey) map[string]any {
-		return map[string]any{"kty": "RSA", "kid": "bad", "n": b64(k.N.Bytes()), "e": b64(big.NewInt(int64(k.E)).Bytes())}
+		return map[string]any{"kty": "RSA", "kid": "bad", "n": encodeBase64(k.N.Bytes()), "e": encodeBase64(big.NewInt(int64(k.E)).Bytes())}
 	}
 	bad := newSigner(t, "bad")
 	with := func(name string, value any) map[string]any {
@@ -642,11 +642,11 @@ func TestAPoisonedSetKeepsItsGoodKeys(t *testing.T) {
 	}{
 		"for encryption":        {with("use", "enc"), true},
 		"for other operations":  {with("key_ops", []string{"sign", "deriveKey"}), true},
-		"a secret":              {map[string]any{"kty": "oct", "kid": "bad", "k": b64([]byte(strings.Repeat("k", 32)))}, false},
-		"a secret of our kid":   {map[string]any{"kty": "oct", "kid": "good", "k": b64([]byte(strings.Repeat("k", 32)))}, false},
+		"a secret":              {map[string]any{"kty": "oct", "kid": "bad", "k": encodeBase64([]byte(strings.Repeat("k", 32)))}, false},
+		"a secret of our kid":   {map[string]any{"kty": "oct", "kid": "good", "k": encodeBase64([]byte(strings.Repeat("k", 32)))}, false},
 		"private":               {with("d", "AAAA"), false},
 		"short":                 {jwkOf(&weak.PublicKey), false},
-		"off the curve":         {with("x", b64(make([]byte, 32))), false},
+		"off the curve":         {with("x", encodeBase64(make([]byte, 32))), false},
 		"of no known curve":     {with("crv", "secp256k1"), false},
 		"for another algorithm": {with("alg", "HS256"), false},
 		"for none":              {with("alg", "none"), false},
@@ -659,9 +659,9 @@ func TestAPoisonedSetKeepsItsGoodKeys(t *testing.T) {
 				p := newProvider(t)
 				good := newSigner(t, "good")
 				p.publishRaw(good.jwk(), c.key)
-				set := p.keep(p.discovered())
-				accepts(t, set, good)
-				if err := verify(t, set, bad); err == nil {
+				set := p.keepSet(p.discovered())
+				wantAccepted(t, set, good)
+				if err := verifyToken(t, set, bad); err == nil {
 					t.Error("the bad key verifies")
 				}
 				hmac := jwt.New(jwt.SigningMethodHS256)
@@ -681,35 +681,35 @@ func TestAPoisonedSetKeepsItsGoodKeys(t *testing.T) {
 	}
 }
 
-func TestTwoKeysOfOneKidAreBothLeftOut(t *testing.T) {
+func TestParse_DuplicateKid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		good, one, two := newSigner(t, "good"), newSigner(t, "twice"), newSigner(t, "twice")
-		p.publish(good, one, two)
-		set := p.keep(p.discovered())
-		accepts(t, set, good)
-		refuses(t, set, one, "none of the token's kid")
-		refuses(t, set, two, "none of the token's kid")
+		p.publishKeys(good, one, two)
+		set := p.keepSet(p.discovered())
+		wantAccepted(t, set, good)
+		wantRefused(t, set, one, "none of the token's kid")
+		wantRefused(t, set, two, "none of the token's kid")
 	})
 }
 
 // jwkset by itself fetches what x5u names, from anywhere.
-func TestNothingButTheSetIsFetched(t *testing.T) {
+func TestFetch_NoOtherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		one := newSigner(t, "one")
 		key := one.jwk()
 		key["x5u"], key["jku"], key["x5c"] = issuer+"/x5u", issuer+"/jku", []string{"AAAA"}
 		p.publishRaw(key)
-		set := p.keep(p.discovered())
-		accepts(t, set, one)
-		if len(p.asked()) != 2 {
-			t.Errorf("asked for %v", p.asked())
+		set := p.keepSet(p.discovered())
+		wantAccepted(t, set, one)
+		if len(p.requestCounts()) != 2 {
+			t.Errorf("asked for %v", p.requestCounts())
 		}
 	})
 }
 
-func TestATokenIsVerifiedByTheKeyThatItNamesAndItsAlgorithmOnly(t *testing.T) {
+func TestKeyfunc_KidAndAlgorithm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		one := newSigner(t, "one")
@@ -717,8 +717,8 @@ func TestATokenIsVerifiedByTheKeyThatItNamesAndItsAlgorithmOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.publishRaw(one.jwk(), map[string]any{"kty": "RSA", "kid": "rsa", "n": b64(key.N.Bytes()), "e": "AQAB"})
-		set := p.keep(p.discovered())
+		p.publishRaw(one.jwk(), map[string]any{"kty": "RSA", "kid": "rsa", "n": encodeBase64(key.N.Bytes()), "e": "AQAB"})
+		set := p.keepSet(p.discovered())
 		parse := func(m jwt.SigningMethod, with any, kid any) error {
 			token := jwt.New(m)
 			if token.Header["kid"] = kid; kid == nil {
@@ -750,14 +750,14 @@ func TestATokenIsVerifiedByTheKeyThatItNamesAndItsAlgorithmOnly(t *testing.T) {
 	})
 }
 
-func TestWaitingIsBounded(t *testing.T) {
+func TestAwait_Bounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		one := newSigner(t, "one")
-		p.publish(one)
-		set := p.keep(p.discovered())
+		p.publishKeys(one)
+		set := p.keepSet(p.discovered())
 		set.Await(t.Context(), netip.Addr{}) // the next fetch has to wait for its time, and then for its end
-		p.change(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
+		p.changeAnswer(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
 		var waited, turned atomic.Int32
 		var wg sync.WaitGroup
 		start := time.Now()
@@ -779,14 +779,14 @@ func TestWaitingIsBounded(t *testing.T) {
 			t.Errorf("%d waited, %d were turned away at once", waited.Load(), turned.Load())
 		}
 		// That was then: the next ones wait as they did.
-		p.publish(one)
-		time.Sleep(keyset.Interval) //nolint:forbidigo // of the bubble's clock
+		p.publishKeys(one)
+		time.Sleep(keyset.FetchInterval) //nolint:forbidigo // of the bubble's clock
 		if !set.Await(t.Context(), netip.Addr{}) {
 			t.Error("nobody is waiting, and one more may not")
 		}
 		// A delivery whose sender has gone does not wait.
-		p.change(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
-		time.Sleep(keyset.OnDemand) //nolint:forbidigo // of the bubble's clock
+		p.changeAnswer(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
+		time.Sleep(keyset.DemandInterval) //nolint:forbidigo // of the bubble's clock
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if start := time.Now(); set.Await(ctx, netip.Addr{}) || time.Since(start) > 0 {
@@ -795,14 +795,14 @@ func TestWaitingIsBounded(t *testing.T) {
 	})
 }
 
-func TestAKeeperGoesOnWithASetAndLetsGoOfOthers(t *testing.T) {
+func TestKeeper_KeepsSharedSets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, q := newProvider(t), newProvider(t)
 		one, two := newSigner(t, "one"), newSigner(t, "two")
-		p.publish(one)
-		q.publish(two)
+		p.publishKeys(one)
+		q.publishKeys(two)
 		a, b := p.discovered(), q.discovered()
-		setA, setB := p.make(a), q.make(b)
+		setA, setB := p.makeSet(a), q.makeSet(b)
 		if start := time.Now(); setA.Await(t.Context(), netip.Addr{}) || time.Since(start) > 0 {
 			t.Error("it waited for a set that nobody keeps")
 		}
@@ -811,19 +811,19 @@ func TestAKeeperGoesOnWithASetAndLetsGoOfOthers(t *testing.T) {
 		synctest.Wait()
 		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{a: setA})
 		synctest.Wait()
-		accepts(t, setA, one)
-		accepts(t, setB, two) // for the deliveries that are still under way
-		if p.fetches() != 1 || setB.Await(t.Context(), netip.Addr{}) {
-			t.Errorf("%d fetches", p.fetches())
+		wantAccepted(t, setA, one)
+		wantAccepted(t, setB, two) // for the deliveries that are still under way
+		if p.countFetches() != 1 || setB.Await(t.Context(), netip.Addr{}) {
+			t.Errorf("%d fetches", p.countFetches())
 		}
-		time.Sleep(3*keyset.Interval + time.Second) //nolint:forbidigo // of the bubble's clock
-		if p.fetches() != 4 || q.fetches() != 1 {
-			t.Errorf("%d and %d fetches", p.fetches(), q.fetches())
+		time.Sleep(3*keyset.FetchInterval + time.Second) //nolint:forbidigo // of the bubble's clock
+		if p.countFetches() != 4 || q.countFetches() != 1 {
+			t.Errorf("%d and %d fetches", p.countFetches(), q.countFetches())
 		}
 		// The same source in another configuration, loaded from scratch, is another set.
-		setB = q.make(b)
+		setB = q.makeSet(b)
 		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{b: setB})
 		synctest.Wait()
-		accepts(t, setB, two)
+		wantAccepted(t, setB, two)
 	})
 }
