@@ -60,7 +60,7 @@ func (l *Local) adoptRun(run string) *active {
 		// The command never started, or the run was removed and something of
 		// it got away.
 		if !l.runs.IsLocked(run) {
-			err = l.runs.RemoveFolder(run)
+			err = l.runs.RemoveUnstarted(run)
 		}
 		if err != nil && !errors.Is(err, runner.ErrUnknown) {
 			l.log.Warn("removing a run that never started", "run", run, "error", err)

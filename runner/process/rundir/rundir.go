@@ -251,12 +251,21 @@ func (r *Runs) UnmarkActive(run string) error {
 	return nil
 }
 
-// RemoveFolder removes the folder of a run.
-func (r *Runs) RemoveFolder(run string) error { return removeAll(r.Root, run) }
+// RemoveUnstarted removes what is left of a run that had no status. The run may be revoked meanwhile, which moves a
+// folder with a status to the place of none or of an empty one: that folder stays.
+func (r *Runs) RemoveUnstarted(run string) error {
+	if err := r.Root.Remove(run); err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := r.ReadStatus(run); !errors.Is(err, runner.ErrUnknown) {
+		return err
+	}
+	return removeAll(r.Root, run)
+}
 
 // RemoveRun removes the folder of a run and its name among the active ones.
 func (r *Runs) RemoveRun(run string) error {
-	if err := r.RemoveFolder(run); err != nil {
+	if err := removeAll(r.Root, run); err != nil {
 		return err
 	}
 	return r.UnmarkActive(run)

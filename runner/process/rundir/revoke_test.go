@@ -1,0 +1,49 @@
+package rundir_test
+
+import (
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"sallyport/runner"
+	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/rundir"
+)
+
+// TestRemoveUnstarted_SparesRevoked: what is left of a run without a status goes, but nothing that a revocation put
+// there since the status was looked for.
+func TestRemoveUnstarted_SparesRevoked(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "runs")
+	runs, err := rundir.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = runs.Root.Close() }()
+	id := processtest.NewOrder().Run
+	folder := filepath.Join(dir, id)
+	for _, left := range []string{"", ".", "work/of/it"} { // nothing, an empty folder, and one with something in it
+		if left != "" {
+			if err := os.MkdirAll(filepath.Join(folder, left), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := runs.RemoveUnstarted(id); err != nil {
+			t.Errorf("left %q: %v", left, err)
+		}
+		if _, err := os.Stat(folder); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("left %q: %v", left, err)
+		}
+	}
+	if revoked, err := rundir.Revoke(runs.Root, id, runner.Cancelled); err != nil || !revoked {
+		t.Fatal(revoked, err)
+	}
+	if err := runs.RemoveUnstarted(id); err != nil {
+		t.Error(err)
+	}
+	if s, err := runs.ReadStatus(id); err != nil || !s.IsRevoked() {
+		t.Errorf("got %+v, %v", s, err)
+	}
+}
