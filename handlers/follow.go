@@ -16,7 +16,7 @@ import (
 	"sallyport/auth"
 	"sallyport/internal/guard"
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 )
 
 const (
@@ -141,7 +141,7 @@ func (s *sink) end(run runner.Run, at int64) error {
 
 // copyOutput sends what is there from off on, up to end, and returns where it
 // came to.
-func copyOutput(ctx context.Context, to *sink, out *process.Output, off, end int64) (int64, error) {
+func copyOutput(ctx context.Context, to *sink, out *output.Reader, off, end int64) (int64, error) {
 	buf := make([]byte, chunk)
 	for off < end && ctx.Err() == nil {
 		at, n, err := out.Next(buf, off)
@@ -170,9 +170,9 @@ func copyOutput(ctx context.Context, to *sink, out *process.Output, off, end int
 // follower sends the output of a run as it is written.
 type follower struct {
 	*sink
-	open    func() (*process.Output, error)
+	open    func() (*output.Reader, error)
 	allowed func(changed bool) bool
-	out     *process.Output // nil until the command was started
+	out     *output.Reader // nil until the command was started
 	off     int64
 }
 
@@ -190,7 +190,7 @@ func (s *surface) followOutput(w http.ResponseWriter, r *http.Request, req *requ
 	req.leaveReads()
 	f := &follower{
 		sink:    &sink{w: w, now: s.now, last: s.now(), events: strings.Contains(r.Header.Get("Accept"), "text/event-stream")},
-		open:    func() (*process.Output, error) { return s.outputs(run.ID) },
+		open:    func() (*output.Reader, error) { return s.outputs(run.ID) },
 		allowed: s.lasting(r, req, run.ID), //nolint:contextcheck // it is the request's
 	}
 	if err := f.find(); err != nil {

@@ -16,7 +16,7 @@ import (
 
 	"sallyport/handlers"
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
 )
 
@@ -308,7 +308,7 @@ func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
 			run := h.begin("1")
 			h.stands(run, runner.Succeeded)
 			log := slog.New(slog.NewJSONHandler(h.log, nil))
-			h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
+			h.serve(handlers.New(h.config, h.runner, func(id string) (*output.Reader, error) {
 				out, err := h.outputs(id)
 				return out, errors.Join(err, out.Close()) // so that reading fails
 			}, h.audit, h.check, nil, h.clock.now, log))
@@ -319,7 +319,7 @@ func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
 				if text, whole := s.rest(); whole || s.StatusCode != http.StatusOK {
 					t.Errorf("status %d, and this looks whole: %q", s.StatusCode, text)
 				}
-				if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), process.ErrNotKept.Error()) {
+				if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), output.ErrNotKept.Error()) {
 					t.Errorf("the operator does not read why: %v", line)
 				}
 			}
@@ -351,7 +351,7 @@ func TestOutputsAreOpenedThroughWhoKeepsThem(t *testing.T) {
 	run := h.begin("1")
 	h.stands(run, runner.Succeeded)
 	opened := 0
-	h.serve(handlers.New(h.config, h.runner, func(id string) (*process.Output, error) {
+	h.serve(handlers.New(h.config, h.runner, func(id string) (*output.Reader, error) {
 		opened++
 		return h.outputs(id)
 	}, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler)))

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 )
 
 // getOutput answers with what a command wrote, stdout and stderr as one. Byte
@@ -57,7 +57,7 @@ func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request
 func noOutput(err error) error {
 	detail := "The run has no output: its command was not started."
 	switch {
-	case errors.Is(err, process.ErrNotKept):
+	case errors.Is(err, output.ErrNotKept):
 		detail = "The output of the run is not kept any more."
 	case !errors.Is(err, runner.ErrUnknown):
 		return err
@@ -98,7 +98,7 @@ func byteRange(field string, size int64) (from, to int64, ok bool, err error) {
 
 // sendRange answers with the bytes of a range that are kept and follow one
 // another: RFC 9110, 15.3.7, lets an answer have less than was asked for.
-func sendRange(w http.ResponseWriter, out *process.Output, from, to, size int64) error {
+func sendRange(w http.ResponseWriter, out *output.Reader, from, to, size int64) error {
 	buf := make([]byte, min(to-from, 1<<20))
 	at, n, err := out.Next(buf, from)
 	if err != nil && n == 0 || at >= to {

@@ -17,12 +17,12 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 )
 
 // Outputs opens the output of a run, one that is being written too. Errors wrap
-// runner.ErrUnknown or process.ErrNotKept where there is none.
-type Outputs func(run string) (*process.Output, error)
+// runner.ErrUnknown or output.ErrNotKept where there is none.
+type Outputs func(run string) (*output.Reader, error)
 
 // Handler is the whole surface of the server, by the configuration in force.
 type Handler struct {

@@ -17,7 +17,7 @@ import (
 	"sallyport/internal/client"
 	"sallyport/internal/terminal"
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 	"sallyport/runner/store"
 )
 
@@ -212,7 +212,7 @@ func (cmd *runsOutput) Run(s *Streams) error {
 		if err != nil {
 			return err
 		}
-		err = process.CopyOutput(s.Out, filepath.Join(cmd.StateDir, "runs"), cmd.ID)
+		err = output.Copy(s.Out, filepath.Join(cmd.StateDir, "runs"), cmd.ID)
 		if errors.Is(err, runner.ErrUnknown) {
 			return fmt.Errorf("run %s has no output: it is %s, and its command was not started", r.ID, r.State)
 		}

@@ -16,7 +16,7 @@ import (
 
 	"sallyport/internal/testenv"
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
 )
 
@@ -293,7 +293,7 @@ func (d *disk) ends(id string, code int) (r runner.Run) {
 		check(d.t, json.Unmarshal(d.read("state/runs/"+id+"/status"), &s))
 		return !s.Ended.IsZero() && *s.ExitCode == code
 	})
-	if kept, err := process.OpenOutput(filepath.Join(d.dir, "state/runs"), id); err != nil {
+	if kept, err := output.Open(filepath.Join(d.dir, "state/runs"), id); err != nil {
 		d.t.Error(err)
 	} else if size, dropped := kept.State(); size != r.Output.Bytes || dropped.Bytes() != r.Output.Dropped {
 		d.t.Errorf("output of %d bytes without %+v, and recorded is %+v", size, dropped, r.Output)

@@ -13,6 +13,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
 )
 
@@ -34,7 +35,7 @@ type active struct {
 	status    rundir.Status
 	process   *os.Process // nil for an orphan: the child of a supervisor that is gone
 	tree      *tree
-	output    *collector
+	output    *output.Collector
 	stop      chan stopping
 	park      chan parking
 	done      chan struct{}           // closed when the end is recorded
@@ -280,7 +281,7 @@ func (a *active) finish() {
 	if err := a.tree.close(); err != nil {
 		a.local.log.Warn("removing a run's cgroup", "run", a.status.Run, "error", err)
 	}
-	size, dropped := a.output.finish()
+	size, dropped := a.output.Finish()
 	if a.status.Dropped == (rundir.Dropped{}) { // it is something with a run of a former version only
 		a.status.Dropped = dropped
 	}

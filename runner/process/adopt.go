@@ -9,6 +9,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
 )
 
@@ -86,7 +87,7 @@ func (l *Local) adoptRun(run string) *active {
 		return nil
 	}
 	a.tree, a.process = adoptTree(l, s)
-	a.output = adoptCollector(l, s)
+	a.output = output.Adopt(l.runs, l.log, s)
 	a.status.Found, a.status.Pipe, a.status.Output = nil, 0, runner.Output{}
 	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", a.process != nil)
 	return a
@@ -163,16 +164,16 @@ func (l *Local) loadUnwritten() error {
 
 // handOver leaves in the folder what the next program image needs.
 func (a *active) handOver() (err error) {
-	if a.status.Pipe, err = a.output.pause(); err != nil {
+	if a.status.Pipe, err = a.output.Pause(); err != nil {
 		return err
 	}
-	a.status.Output.Bytes, a.status.Found = a.output.size, a.tree.relatives()
+	a.status.Output.Bytes, a.status.Found = a.output.Size(), a.tree.relatives()
 	return a.local.runs.WriteStatus(&a.status, pathsafe.Unsynced)
 }
 
 // goOn undoes handOver.
 func (a *active) goOn() {
-	a.output.unpause(a.status.Pipe)
+	a.output.Unpause(a.status.Pipe)
 	a.status.Pipe, a.status.Found = 0, nil
 	a.status.Output = runner.Output{}
 }

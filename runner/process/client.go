@@ -20,6 +20,7 @@ import (
 	"sallyport/internal/logging"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
 )
 
@@ -250,7 +251,7 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 	if _, err := c.call(c.ctx, request{Do: doKnown, Run: run}, true); err != nil {
 		return nil, err
 	}
-	release := holdFIFO(filepath.Join(c.o.State, runsDir, run))
+	release := output.HoldFIFO(filepath.Join(c.o.State, runsDir, run))
 	ends := make(chan runner.End, 1)
 	go func() {
 		defer close(ends)
@@ -278,8 +279,8 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 }
 
 // Output opens the output of a run. The caller closes it.
-func (c *Client) Output(run string) (*Output, error) {
-	return OpenOutput(filepath.Join(c.o.State, runsDir), run)
+func (c *Client) Output(run string) (*output.Reader, error) {
+	return output.Open(filepath.Join(c.o.State, runsDir), run)
 }
 
 // within is call for what the supervisor does at once. What was asked stands when

@@ -12,21 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/processtest"
 )
-
-// TestOutput_StreamsOpenedByName: what was written before stays, as on a terminal.
-func TestOutput_StreamsOpenedByName(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `
-echo 1; echo 2 > /dev/stderr; echo 3 >&2; echo 4 | tee /dev/stderr; echo 5 > /proc/self/fd/1; echo 6 >> /dev/stdout
-: > /proc/self/fd/1; echo 7 | dd of=/dev/stderr status=none; cat /dev/null > /dev/stdout; echo 8`)})
-	run := b.Begin(t, processtest.NewOrder())
-	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
-	if got := b.ReadOutput(t, run); got != "1\n2\n3\n4\n4\n5\n6\n7\n8\n" {
-		t.Errorf("got %q", got)
-	}
-}
 
 // TestOutput_EscapedWriter: a run ends although a process that escaped writes on.
 func TestOutput_EscapedWriter(t *testing.T) {
@@ -168,7 +156,7 @@ func TestOutput_KilledBeforeTaking(t *testing.T) {
 			for n := processtest.FirstLine + first; !taken && n < processtest.FirstLine+lines-1000; n++ {
 				more = fmt.Appendln(more, n)
 			}
-			if err := process.ForgeTail(filepath.Join(p.Dir, run, "tail"), more, max(len(more), 20_000)); err != nil {
+			if err := processtest.ForgeTail(filepath.Join(p.Dir, run, "tail"), more, max(len(more), 20_000)); err != nil {
 				t.Fatal(err)
 			}
 			p.killSupervisor(t)
@@ -258,7 +246,7 @@ func TestOutput_RemovedFile(t *testing.T) {
 	if code, err := os.ReadFile(filepath.Join(dir, "code")); err != nil || string(code) != "0\n" {
 		t.Errorf("the writer ended with %q, %v", code, err)
 	}
-	if _, err := process.OpenOutput(p.Dir, run); err == nil || !strings.Contains(err.Error(), process.ErrNotKept.Error()) {
+	if _, err := output.Open(p.Dir, run); err == nil || !strings.Contains(err.Error(), output.ErrNotKept.Error()) {
 		t.Errorf("its output: %v", err)
 	}
 	log, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))

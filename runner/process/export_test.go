@@ -1,8 +1,6 @@
 package process
 
 import (
-	"errors"
-	"os"
 	"time"
 
 	"sallyport/runner"
@@ -83,20 +81,3 @@ var CheckImage = checkImage //nolint:gochecknoglobals // a function
 
 // SettleAgainAfter is how long a working folder that could not be removed is left.
 func (l *Local) SettleAgainAfter(d time.Duration) { l.again = d }
-
-// ForgeTail has a tail file say that it has more, and that its last bytes may still be
-// in the FIFO.
-func ForgeTail(name string, more []byte, pending int) error {
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	s, err := readTail(f)
-	if err != nil {
-		return err
-	}
-	at, _ := s.place(s.Size)
-	_, err = f.WriteAt(more, at)
-	s.Size, s.Pending = s.Size+int64(len(more)), int64(pending)
-	return errors.Join(err, s.write(f), f.Close())
-}

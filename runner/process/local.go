@@ -28,11 +28,9 @@ import (
 	"sallyport/internal/boot"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
 )
-
-// ErrNotKept says that a run is known, and its output was removed.
-var ErrNotKept = errors.New("it is not kept any more")
 
 // Local runs commands as children of the calling process. It is a
 // runner.Processes, safe for concurrent use.
@@ -243,7 +241,7 @@ func (l *Local) launch(a *active, f *rundir.Folder, hook *runner.Hook, argv []st
 	if err != nil {
 		return err
 	}
-	a.output = collectOutput(l, f, &a.status)
+	a.output = output.Collect(l.runs, l.log, f, &a.status)
 	a.status.Started, a.status.Up = time.Now(), boot.Uptime()
 	l.mu.Lock()
 	l.active[o.Run] = a
@@ -381,6 +379,9 @@ func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
 func (l *Local) Revoke(run string, why runner.State) (revoked bool, err error) {
 	return rundir.Revoke(l.runs.Root, run, why)
 }
+
+// Output opens the output of a run. Errors are those of [output.Open]. The caller closes it.
+func (l *Local) Output(run string) (*output.Reader, error) { return output.Open(l.runs.Dir, run) }
 
 // List names the runs that are under way, in order.
 func (l *Local) List() ([]string, error) {

@@ -23,6 +23,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
 )
@@ -801,7 +802,7 @@ func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
 	if e.Output.Bytes != lines*processtest.LineBytes || e.Output.Dropped == 0 || kept == 0 {
 		t.Errorf("%+v, of which %d were read", e.Output, kept)
 	}
-	o, err := process.OpenOutput(p.Dir, run)
+	o, err := output.Open(p.Dir, run)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -809,10 +810,10 @@ func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
 	if size, dropped := o.State(); size != e.Output.Bytes || dropped.Bytes() != e.Output.Dropped {
 		t.Errorf("the files tell %d and %+v", size, dropped)
 	}
-	if _, err := process.OpenOutput(p.Dir, processtest.NewOrder().Run); !errors.Is(err, runner.ErrUnknown) {
+	if _, err := output.Open(p.Dir, processtest.NewOrder().Run); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("unknown: %v", err)
 	}
-	if _, err := process.OpenOutput(p.Dir, "../x"); err == nil {
+	if _, err := output.Open(p.Dir, "../x"); err == nil {
 		t.Error("a path was taken for a run")
 	}
 }

@@ -1,6 +1,7 @@
 package processtest
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -90,4 +91,27 @@ func (b *Subject) DiskUsage(t testing.TB, run string) (bytes int64) {
 		}
 	}
 	return bytes
+}
+
+// ForgeTail has a tail file say that it has more, and that its last bytes may still be
+// in the FIFO.
+func ForgeTail(name string, more []byte, pending int) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	const start = 4 << 10                            // of the output in the file
+	var s struct{ Room, First, Size, Pending int64 } // at the start of the file
+	text := make([]byte, binary.Size(s))
+	if _, err := f.ReadAt(text, 0); err != nil {
+		return err
+	}
+	if _, err := binary.Decode(text, binary.BigEndian, &s); err != nil {
+		return err
+	}
+	_, err = f.WriteAt(more, start+s.Size%s.Room)
+	s.Size, s.Pending = s.Size+int64(len(more)), int64(pending)
+	text, _ = binary.Append(nil, binary.BigEndian, s)
+	_, written := f.WriteAt(text, 0)
+	return errors.Join(err, written, f.Close())
 }

@@ -19,6 +19,7 @@ import (
 	"sallyport/internal/diag"
 	"sallyport/runner"
 	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
 )
 
@@ -34,7 +35,7 @@ type Subject struct {
 // Commands start commands and read their outputs.
 type Commands interface {
 	runner.Processes
-	Output(run string) (*process.Output, error)
+	Output(run string) (*output.Reader, error)
 }
 
 // Bench has a Local of the test's own process.

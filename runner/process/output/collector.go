@@ -1,10 +1,12 @@
-package process
+package output
 
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -20,16 +22,17 @@ const (
 	fifoMost = 1 << 20  // and what a user without privileges may have it hold
 )
 
-// collector moves what a command writes from the FIFO in the run's folder into the
+// Collector moves what a command writes from the FIFO in the run's folder into the
 // files of its output, and keeps head and tail.
 //
 // The command has the FIFO open for reading and writing. So it never gets SIGPIPE:
 // when nobody collects, what it writes stays in the FIFO, and when that is full the
 // command waits for the next collector, which opens the FIFO by its name. A FIFO
 // loses what is in it when nobody at all has it open; therefore the server holds it
-// too, see [Client.Follow].
-type collector struct {
-	local   *Local
+// too, by [HoldFIFO].
+type Collector struct {
+	runs    *rundir.Runs
+	log     *slog.Logger
 	run     string
 	bounds  rundir.Bounds
 	fifo    *os.File      // nil for a command of a former version, which writes into the file itself
@@ -46,25 +49,25 @@ type collector struct {
 	failed bool // some output could not be written, and the log says so
 }
 
-// collectOutput starts the collector of a new run. It takes the files over.
-func collectOutput(l *Local, f *rundir.Folder, s *rundir.Status) *collector {
-	c := &collector{local: l, run: s.Run, bounds: s.Bounds, fifo: f.FIFO, head: f.Output}
+// Collect starts the collector of a new run. It takes the files over.
+func Collect(runs *rundir.Runs, log *slog.Logger, f *rundir.Folder, s *rundir.Status) *Collector {
+	c := &Collector{runs: runs, log: log, run: s.Run, bounds: s.Bounds, fifo: f.FIFO, head: f.Output}
 	f.FIFO, f.Output = nil, nil
 	c.resume()
 	return c
 }
 
-// adoptCollector goes on with the output of a run that another supervisor, or
+// Adopt goes on with the output of a run that another supervisor, or
 // another image of this one, started.
-func adoptCollector(l *Local, s *rundir.Status) *collector {
-	c := &collector{local: l, run: s.Run, bounds: s.Bounds, size: s.Output.Bytes}
+func Adopt(runs *rundir.Runs, log *slog.Logger, s *rundir.Status) *Collector {
+	c := &Collector{runs: runs, log: log, run: s.Run, bounds: s.Bounds, size: s.Output.Bytes}
 	var err error
 	c.fifo, err = rundir.OpenFIFO(c.path(rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case err == nil && s.Pipe > 0:
 		closeIfSame(s.Pipe, c.fifo)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		l.log.Error("a run's output cannot be read", "run", s.Run, "error", err)
+		log.Error("a run's output cannot be read", "run", s.Run, "error", err)
 	}
 	if err := c.reopen(); err != nil {
 		c.gone = true
@@ -74,14 +77,14 @@ func adoptCollector(l *Local, s *rundir.Status) *collector {
 	return c
 }
 
-func (c *collector) path(name string) string { return c.local.runs.Path(c.run, name) }
+func (c *Collector) path(name string) string { return c.runs.Path(c.run, name) }
 
-func (c *collector) open(name string, flags int) (*os.File, error) {
-	return c.local.runs.Root.OpenFile(filepath.Join(c.run, name), os.O_RDWR|syscall.O_NONBLOCK|flags, 0o600)
+func (c *Collector) open(name string, flags int) (*os.File, error) {
+	return c.runs.Root.OpenFile(filepath.Join(c.run, name), os.O_RDWR|syscall.O_NONBLOCK|flags, 0o600)
 }
 
 // reopen goes on with the files as they are.
-func (c *collector) reopen() (err error) {
+func (c *Collector) reopen() (err error) {
 	if c.head, err = c.open(rundir.OutputFile, 0); err != nil {
 		return err
 	}
@@ -109,7 +112,7 @@ func (c *collector) reopen() (err error) {
 
 // settlePending takes the bytes at the end of the tail from the FIFO, if a collector was
 // killed when it had written them and not taken them.
-func (c *collector) settlePending() {
+func (c *Collector) settlePending() {
 	n := c.state.Pending
 	if n == 0 || c.fifo == nil || c.state.Size-n < c.state.First || c.needPeek() != nil {
 		return
@@ -130,34 +133,34 @@ func (c *collector) settlePending() {
 }
 
 // needPeek makes the pipe that moveToTail needs.
-func (c *collector) needPeek() (err error) {
+func (c *Collector) needPeek() (err error) {
 	if c.peek == nil {
 		c.peek, err = newPeekPipe()
 	}
 	return err
 }
 
-func (c *collector) endHead() {
+func (c *Collector) endHead() {
 	rundir.CloseFiles(c.head)
 	c.head = nil
 }
 
 // collect goes on until the FIFO's deadline is over.
-func (c *collector) collect() {
+func (c *Collector) collect() {
 	defer close(c.stopped)
 	conn, err := c.fifo.SyscallConn()
 	for err == nil {
 		err = conn.Read(func(fd uintptr) bool { return c.move(int(fd)) > 0 })
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		c.local.log.Error("a run's output cannot be read", "run", c.run, "error", err)
+		c.log.Error("a run's output cannot be read", "run", c.run, "error", err)
 	}
 }
 
 // move moves some of what is in the FIFO, and returns how many bytes; 0 when there
 // is nothing. What cannot be written is dropped, for the command must not hang on a
 // full disk.
-func (c *collector) move(fd int) (n int) {
+func (c *Collector) move(fd int) (n int) {
 	if c.head != nil && c.size >= c.bounds.Head {
 		c.endHead()
 	}
@@ -188,7 +191,7 @@ func (c *collector) move(fd int) (n int) {
 }
 
 // openTail makes the tail file, or tries again to.
-func (c *collector) openTail() {
+func (c *Collector) openTail() {
 	var err error
 	if c.tail, err = c.open(rundir.TailFile, os.O_CREATE); err == nil {
 		c.state = newTail(c.bounds.Tail, c.size)
@@ -205,7 +208,7 @@ func (c *collector) openTail() {
 // between them, about what was written and what is still in the FIFO: they are
 // written while the FIFO still has them, then the tail says that it has them too,
 // and then they are taken.
-func (c *collector) moveToTail(fd int) (n int, err error) {
+func (c *Collector) moveToTail(fd int) (n int, err error) {
 	if err := c.needPeek(); err != nil {
 		return discardBytes(fd, fifoSize), err
 	}
@@ -227,7 +230,7 @@ func (c *collector) moveToTail(fd int) (n int, err error) {
 }
 
 // write writes to the tail up to an offset of the output, and returns to which it came.
-func (c *collector) write(from int, end int64) (off int64, err error) {
+func (c *Collector) write(from int, end int64) (off int64, err error) {
 	for off = c.state.Size; off < end && err == nil; {
 		at, run := c.state.place(off)
 		var n int
@@ -239,16 +242,19 @@ func (c *collector) write(from int, end int64) (off int64, err error) {
 	return off, err
 }
 
+// Size is how much was written so far. It may be called while the Collector is paused.
+func (c *Collector) Size() int64 { return c.size }
+
 // fail logs that output is not kept, once.
-func (c *collector) fail(err error) {
+func (c *Collector) fail(err error) {
 	if !c.failed {
-		c.local.log.Error("some of a run's output is not kept", "run", c.run, "error", err)
+		c.log.Error("some of a run's output is not kept", "run", c.run, "error", err)
 	}
 	c.failed = true
 }
 
 // stop ends collect, and leaves in the FIFO what comes.
-func (c *collector) stop() {
+func (c *Collector) stop() {
 	if c.fifo != nil {
 		_ = c.fifo.SetReadDeadline(time.Unix(1, 0)) // its error would be that of collect, which ended with it
 		<-c.stopped
@@ -256,7 +262,7 @@ func (c *collector) stop() {
 }
 
 // resume starts collect, or starts it again after stop.
-func (c *collector) resume() {
+func (c *Collector) resume() {
 	if c.fifo != nil {
 		_ = c.fifo.SetReadDeadline(time.Time{})
 		c.stopped = make(chan struct{})
@@ -264,29 +270,32 @@ func (c *collector) resume() {
 	}
 }
 
-// pause is stop for another image of this program: the descriptor that it returns
+// Pause is stop for another image of this program: the descriptor that it returns
 // stays open until that has opened the FIFO itself, so that it always is open.
-func (c *collector) pause() (fd int, err error) {
+func (c *Collector) Pause() (fd int, err error) {
 	c.stop()
 	if c.fifo == nil {
 		return 0, nil
 	}
 	fd = int(c.fifo.Fd())
-	return fd, keepOnExec(fd)
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+		return fd, fmt.Errorf("keeping descriptor %d: %w", fd, err)
+	}
+	return fd, nil
 }
 
-// unpause goes on after a pause when no other image came.
-func (c *collector) unpause(fd int) {
+// Unpause goes on after a pause when no other image came.
+func (c *Collector) Unpause(fd int) {
 	if fd > 0 {
 		syscall.CloseOnExec(fd)
 	}
 	c.resume()
 }
 
-// finish ends the collecting when the command's processes are gone, and returns how
+// Finish ends the collecting when the command's processes are gone, and returns how
 // much was written and what of it is not kept. It takes what is in the FIFO, and
 // waits for nobody who got away with it.
-func (c *collector) finish() (size int64, d rundir.Dropped) {
+func (c *Collector) Finish() (size int64, d rundir.Dropped) {
 	c.stop()
 	if c.fifo != nil {
 		fd := int(c.fifo.Fd())
@@ -299,7 +308,7 @@ func (c *collector) finish() (size int64, d rundir.Dropped) {
 		c.peek.close()
 	}
 	var head int64
-	if info, err := c.local.runs.Root.Lstat(filepath.Join(c.run, rundir.OutputFile)); err == nil {
+	if info, err := c.runs.Root.Lstat(filepath.Join(c.run, rundir.OutputFile)); err == nil {
 		head = info.Size()
 	}
 	if c.fifo == nil {
@@ -357,9 +366,9 @@ func closeIfSame(fd int, f *os.File) {
 	}
 }
 
-// holdFIFO keeps a run's FIFO open until release is called, if there is one. It does
+// HoldFIFO keeps a run's FIFO open until release is called, if there is one. It does
 // without the poller, which would be woken at each write.
-func holdFIFO(folder string) (release func()) {
+func HoldFIFO(folder string) (release func()) {
 	fd, err := unix.Open(filepath.Join(folder, rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return func() {}

@@ -1,4 +1,4 @@
-package process_test
+package output_test
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"sallyport/runner"
-	"sallyport/runner/process"
+	"sallyport/runner/process/output"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
 )
@@ -100,7 +100,7 @@ func TestOutput_FIFOIsRefused(t *testing.T) {
 		if err := errors.Join(os.Rename(file, file+".old"), syscall.Mkfifo(file, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := process.OpenOutput(b.Dir, run); err == nil || !strings.Contains(err.Error(), name+" is not a regular file") {
+		if _, err := output.Open(b.Dir, run); err == nil || !strings.Contains(err.Error(), name+" is not a regular file") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := os.Rename(file+".old", file); err != nil {
@@ -117,10 +117,22 @@ func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
 		t.Fatal(freed, err)
 	}
 	_, live := b.Output(run)
-	_, files := process.OpenOutput(b.Dir, run)
+	_, files := output.Open(b.Dir, run)
 	for _, err := range []error{live, files} {
-		if !errors.Is(err, process.ErrNotKept) || errors.Is(err, runner.ErrUnknown) {
+		if !errors.Is(err, output.ErrNotKept) || errors.Is(err, runner.ErrUnknown) {
 			t.Error(err)
 		}
+	}
+}
+
+// TestOutput_StreamsOpenedByName: what was written before stays, as on a terminal.
+func TestOutput_StreamsOpenedByName(t *testing.T) {
+	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `
+echo 1; echo 2 > /dev/stderr; echo 3 >&2; echo 4 | tee /dev/stderr; echo 5 > /proc/self/fd/1; echo 6 >> /dev/stdout
+: > /proc/self/fd/1; echo 7 | dd of=/dev/stderr status=none; cat /dev/null > /dev/stdout; echo 8`)})
+	run := b.Begin(t, processtest.NewOrder())
+	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
+	if got := b.ReadOutput(t, run); got != "1\n2\n3\n4\n4\n5\n6\n7\n8\n" {
+		t.Errorf("got %q", got)
 	}
 }

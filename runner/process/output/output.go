@@ -1,4 +1,10 @@
-package process
+// Package output keeps what a command writes, and reads it.
+//
+// A [Collector] moves what a command writes from the FIFO in the run's folder into two files: the beginning in
+// one, the end in the other. It bounds what is kept and waits for no reader, so a command never hangs because of a
+// full disk, and gets no SIGPIPE when the process that collects is killed: the next one goes on where it had come
+// to. A [Reader] reads the files alone, during the run and afterwards, in any process that may read them.
+package output
 
 import (
 	"errors"
@@ -12,10 +18,13 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// Output reads what a command wrote, during the run and afterwards. Offsets
+// ErrNotKept says that a run is known, and its output was removed.
+var ErrNotKept = errors.New("it is not kept any more")
+
+// Reader reads what a command wrote, during the run and afterwards. Offsets
 // are those of all that was written, whatever was dropped. It is for one
 // reader at a time.
-type Output struct {
+type Reader struct {
 	folder *os.Root
 	status *rundir.Status
 	head   *os.File
@@ -23,13 +32,10 @@ type Output struct {
 	state  tailState
 }
 
-// Output opens the output of a run. Errors wrap [runner.ErrUnknown] or ErrNotKept where
-// there is none. The caller closes it.
-func (l *Local) Output(run string) (*Output, error) { return OpenOutput(l.runs.Dir, run) }
-
-// OpenOutput opens the output of a run from the folder of runs alone, whether or
-// not the run has ended. Errors are those of [Local.Output]. The caller closes it.
-func OpenOutput(dir, run string) (*Output, error) {
+// Open opens the output of a run from the folder of runs alone, whether or
+// not the run has ended. Errors wrap [runner.ErrUnknown] or ErrNotKept where there is
+// none. The caller closes it.
+func Open(dir, run string) (*Reader, error) {
 	if err := rundir.CheckID(run); err != nil {
 		return nil, fmt.Errorf("reading: %w", err)
 	}
@@ -57,18 +63,18 @@ func OpenOutput(dir, run string) (*Output, error) {
 		rundir.CloseFiles(head)
 		return nil, errors.Join(fmt.Errorf("opening the output of run %s: %w", run, err), folder.Close())
 	}
-	return &Output{folder: folder, status: s, head: head}, nil
+	return &Reader{folder: folder, status: s, head: head}, nil
 }
 
 // State returns how many bytes the command wrote so far and which of them are
 // not kept. Both may grow until the run ends.
-func (o *Output) State() (size int64, d rundir.Dropped) {
+func (o *Reader) State() (size int64, d rundir.Dropped) {
 	size, d, _ = o.look()
 	return size, d
 }
 
 // look also returns the end of what the head file has.
-func (o *Output) look() (size int64, d rundir.Dropped, head int64) {
+func (o *Reader) look() (size int64, d rundir.Dropped, head int64) {
 	if o.status.Ended.IsZero() {
 		if s, err := rundir.ReadStatus(o.folder, "."); err == nil {
 			o.status = s // before the files: once it has an end, they are what is kept
@@ -101,7 +107,7 @@ func (o *Output) look() (size int64, d rundir.Dropped, head int64) {
 // Next reads bytes that follow one another, the first at the offset at. That
 // is off itself, or the end of the dropped middle when off lies in it. It
 // returns io.EOF when nothing is there yet at or after off.
-func (o *Output) Next(p []byte, off int64) (at int64, n int, err error) {
+func (o *Reader) Next(p []byte, off int64) (at int64, n int, err error) {
 	for {
 		size, d, head := o.look()
 		if off >= d.From && off < d.To {
@@ -136,7 +142,7 @@ func ignoreEOF(n int, err error) error {
 }
 
 // Close closes the output.
-func (o *Output) Close() error {
+func (o *Reader) Close() error {
 	rundir.CloseFiles(o.head, o.tail)
 	return o.folder.Close()
 }

@@ -1,4 +1,4 @@
-package process
+package output
 
 import (
 	"errors"
@@ -6,10 +6,10 @@ import (
 	"io"
 )
 
-// CopyOutput writes what is kept of a run's output in dir, with a line where
+// Copy writes what is kept of a run's output in dir, with a line where
 // its middle is missing.
-func CopyOutput(to io.Writer, dir, run string) error {
-	o, err := OpenOutput(dir, run)
+func Copy(to io.Writer, dir, run string) error {
+	o, err := Open(dir, run)
 	if err != nil {
 		return err
 	}
