@@ -1,0 +1,182 @@
+package e2e_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sallyport/internal/client"
+	"sallyport/runner"
+)
+
+// TestDocs_ProblemsMatchCode compares the kinds of problems in docs/api.md with
+// those of the refusals in package handlers.
+func TestDocs_ProblemsMatchCode(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("handlers/*.go")
+	check(t, err)
+	named := map[string]string{}
+	for _, file := range append(files, "internal/audit/refusals.go") {
+		for _, m := range regexp.MustCompile(`(?m)^(?:const |\t)(\w+) += "([^"]+)"`).FindAllStringSubmatch(readDoc(t, file), -1) {
+			named[m[1]] = m[2]
+		}
+	}
+	var code []string
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_test.go") {
+			code = append(code, refusalKinds(t, file, named)...)
+		}
+	}
+	slices.Sort(code)
+	code = slices.Compact(code)
+	section := between(t, readDoc(t, "docs/api.md"), "\n## Problems\n", "\n`request_id`")
+	if docs := matches("(?m)^\\| `([^`]+)` \\|", section); !slices.Equal(docs, code) {
+		t.Errorf("docs/api.md has %q, and there are %q", docs, code)
+	}
+}
+
+// refusalKinds returns the kinds of the refusals that a file makes. A kind is
+// a literal, or a constant by its name.
+func refusalKinds(t *testing.T, file string, named map[string]string) (kinds []string) {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+	check(t, err)
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		lit, ok := n.(*ast.CompositeLit)
+		if name, isName := "", false; ok {
+			if ident, is := lit.Type.(*ast.Ident); is {
+				name, isName = ident.Name, true
+			}
+			ok = isName && name == "refusal"
+		}
+		if !ok {
+			return true
+		}
+		for _, element := range lit.Elts {
+			pair, isPair := element.(*ast.KeyValueExpr)
+			if !isPair || pair.Key.(*ast.Ident).Name != "kind" {
+				continue
+			}
+			switch value := pair.Value.(type) {
+			case *ast.BasicLit:
+				kinds = append(kinds, strings.Trim(value.Value, `"`))
+			case *ast.Ident:
+				kinds = append(kinds, named[value.Name])
+			case *ast.SelectorExpr:
+				kinds = append(kinds, named[value.Sel.Name])
+			}
+		}
+		return true
+	})
+	return kinds
+}
+
+// TestDocs_RunMembersMatchCode compares the members of a run in docs/api.md with
+// those of runner.Run.
+func TestDocs_RunMembersMatchCode(t *testing.T) {
+	t.Parallel()
+	var code []string
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[runner.Run]()) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+			code = append(code, name)
+		}
+	}
+	slices.Sort(code)
+	section := between(t, readDoc(t, "docs/api.md"), "\n| member | meaning |\n", "\n\n")
+	var cells []string
+	for line := range strings.Lines(section) {
+		cells = append(cells, strings.Split(line, "|")[1])
+	}
+	if docs := matches("`([^`]+)`", strings.Join(cells, " ")); !slices.Equal(docs, code) {
+		t.Errorf("docs/api.md has %q, and a run has %q", docs, code)
+	}
+}
+
+// TestDocs_FlagsMatchHelp compares the commands and flags in docs/cli.md with
+// those that the program prints.
+func TestDocs_FlagsMatchHelp(t *testing.T) {
+	t.Parallel()
+	help := func(args ...string) string {
+		out, err := program(t, t.TempDir(), append(args, "--help")...).Output()
+		check(t, err)
+		return string(out)
+	}
+	page := readDoc(t, "docs/cli.md")
+	commands := matches(`(?m)^  ([a-z]+(?: [a-z]+)?) *(?:--|\[|<|$)`, between(t, help(), "\nCommands:\n", "\nRun \"sallyport"))
+	if len(commands) < 10 {
+		t.Fatalf("the help has only %q", commands)
+	}
+	table := strings.ReplaceAll(between(t, page, "\n| command | what it does |\n", "\n\n"), "`", "")
+	code := []string{"--help"}
+	for _, command := range commands {
+		for word := range strings.FieldsSeq(command) {
+			if !regexp.MustCompile(`\b` + word + `\b`).MatchString(table) {
+				t.Errorf("docs/cli.md does not list the command %s", command)
+			}
+		}
+		code = append(code, matches(`(?m)^ +(?:-\w, +)?(--[a-z-]+)`, help(strings.Fields(command)...))...)
+	}
+	slices.Sort(code)
+	code = slices.Compact(code)
+	if docs := matches("(--[a-z][a-z-]+)", page); !slices.Equal(docs, code) {
+		t.Errorf("docs/cli.md has  %q\nthe commands have %q", docs, code)
+	}
+}
+
+// TestTutorial_Works follows docs/tutorial.md: it writes the files that the page
+// shows, and sends the deliveries that the page sends.
+func TestTutorial_Works(t *testing.T) {
+	t.Parallel()
+	page := readDoc(t, "docs/tutorial.md")
+	dir := t.TempDir()
+	script := "#!/bin/sh\n" + between(t, page, "```sh\n#!/bin/sh\n", "```")
+	check(t, os.WriteFile(filepath.Join(dir, "deploy"), []byte(strings.Replace(script, "sleep 20\n", "", 1)), 0o600))
+	check(t, os.Chmod(filepath.Join(dir, "deploy"), 0o700))
+	check(t, os.Mkdir(filepath.Join(dir, "secrets"), 0o700))
+	config := strings.NewReplacer("/tmp/gate", dir, "localhost:8443", "localhost:0").Replace(between(t, page, "```yaml\n", "```"))
+	check(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(config), 0o600))
+	for _, line := range []string{"certs dev", "keys new github --id tutorial --out secrets/github", "check"} {
+		if !strings.Contains(page, "\n$ sallyport "+line+"\n") {
+			t.Errorf("the tutorial does not run %s", line)
+		}
+		if out, err := program(t, dir, strings.Fields(line)...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+	}
+	url := listening(t, dir, program(t, dir, "serve"))
+	call := func(args ...string) (output string, code int) {
+		cmd := program(t, dir, append([]string{"call", "--ca", "certs/ca.pem"}, append(args, url+"/hooks/deploy")...)...)
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	signed := []string{"--scheme", "github", "--key-file", "secrets/github", "--wait", "-d"}
+	first, code := call(append(signed, `{"after": "c0ffee1"}`)...)
+	run := matches(`"id": "([^"]+)"`, first)
+	if code != 0 || len(run) != 1 {
+		t.Fatalf("the delivery: exit code %d\n%s", code, first)
+	}
+	if again, code := call(append(signed, `{"after": "c0ffee1"}`)...); code != 0 || !strings.Contains(again, run[0]) {
+		t.Errorf("the same delivery again: exit code %d\n%s", code, again)
+	}
+	if out, code := call(append(signed, `{"after": "--help"}`)...); code != client.ExitMalformed {
+		t.Errorf("a value that is not allowed: exit code %d\n%s", code, out)
+	}
+	if out, code := call("-d", `{"after": "c0ffee3"}`); code != client.ExitRefused {
+		t.Errorf("without a signature: exit code %d\n%s", code, out)
+	}
+	out, err := program(t, dir, "runs", "output", "--state-dir", "state", run[0]).Output()
+	check(t, err)
+	if want := "deploying c0ffee1\ndone: run " + run[0] + "\n"; string(out) != want {
+		t.Errorf("the output is %q, not %q", out, want)
+	}
+}
