@@ -167,9 +167,31 @@ func (b *bench) gateStarts() {
 	b.entered, b.gate = make(chan string), make(chan struct{})
 }
 
-func TestARunReplacedBeforeItsCommandIsThereIsStoppedAllTheSame(t *testing.T) {
+// TestReplace_BeforeCommandBegins replaces a run whose command was ordered and did not begin: it never does.
+func TestReplace_BeforeCommandBegins(t *testing.T) {
 	h := policy(t, replace)
 	b := newBench(t, h)
+	b.gateStarts()
+	first := make(chan runner.Run)
+	go func() { run, _ := b.Start(of(h, "1")); first <- run }()
+	id := <-b.entered
+	second := b.queue(t, of(h, "2"))
+	b.gate <- struct{}{}
+	if run := b.ended(t, <-first); run.ID != id || run.State != runner.Cancelled || b.count() > 0 {
+		t.Errorf("got %+v, and %d commands started", run, b.count())
+	}
+	if id := <-b.entered; id != second.Run.ID {
+		t.Errorf("%s is started", id)
+	}
+	close(b.gate)
+	b.flies(t, second.Run.ID)
+}
+
+// TestReplace_WhileCommandBegins replaces a run whose command is being started: it is told to end once it is there.
+func TestReplace_WhileCommandBegins(t *testing.T) {
+	h := policy(t, replace)
+	b := newBench(t, h)
+	b.claimed = true
 	b.gateStarts()
 	first := make(chan runner.Run)
 	go func() { run, _ := b.Start(of(h, "1")); first <- run }()

@@ -23,14 +23,10 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 		end.Ended = s.now()
 	}
 	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
-		ended, err = tx.run(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
-			end.Output.Bytes, end.Output.Dropped, end.LeftBehind, end.Detail)
+		ended, err = endRun(ctx, tx, id, state, end, giveBack)
 		if errors.Is(err, runner.ErrUnknown) { // or ended before
 			ended, err = tx.run(ctx, sqlRun, id)
 			return err
-		}
-		if err == nil && giveBack {
-			_, err = tx.exec(ctx, sqlUnclaim, id)
 		}
 		if err != nil {
 			return err
@@ -45,6 +41,23 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	}
 	s.settled.forget(ended.Hook)
 	return ended, next, nil
+}
+
+// endRun ends a run that is running. A run to be given back never started: if it was asked to end meanwhile, it ends
+// so, and its deliveries stay accepted.
+func endRun(ctx context.Context, tx *prepared, id string, state runner.State, end runner.End, giveBack bool) (runner.Run, error) {
+	if giveBack {
+		run, err := tx.run(ctx, sqlEndWished, id, micros(end.Ended))
+		if !errors.Is(err, runner.ErrUnknown) {
+			return run, err
+		}
+	}
+	run, err := tx.run(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
+		end.Output.Bytes, end.Output.Dropped, end.LeftBehind, end.Detail)
+	if err == nil && giveBack {
+		_, err = tx.exec(ctx, sqlUnclaim, id)
+	}
+	return run, err
 }
 
 // promote makes the first that waits the running one, if nothing runs.

@@ -175,6 +175,25 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 }
 
 // TestFinish_KeepsTheDetail: it is for local administrators, and no part of what a caller sees.
+// TestFinish_CancelledBeforeStart: a run that was asked to end and could not be started ends as asked, and its delivery
+// does not start another.
+func TestFinish_CancelledBeforeStart(t *testing.T) {
+	s := open(t)
+	r := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	if run, ended, err := s.Cancel(t.Context(), r.ID); err != nil || ended || run.Wish != runner.Cancelled {
+		t.Fatal(run, ended, err)
+	}
+	next := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1}).Run
+	run, promoted, err := s.Finish(t.Context(), r.ID, runner.Failed, runner.End{Error: "no such file"}, true, true)
+	if err != nil || run.State != runner.Cancelled || run.Ended.IsZero() || promoted == nil || promoted.ID != next.ID {
+		t.Fatal(run, promoted, err)
+	}
+	state(t, s, r.ID, runner.Cancelled)
+	if first, err := s.Find(t.Context(), "build", runner.Claim{Key: r.ID}); err != nil || first.ID != r.ID {
+		t.Errorf("its delivery: %v, %v", first.ID, err)
+	}
+}
+
 func TestFinish_KeepsTheDetail(t *testing.T) {
 	s := open(t)
 	r := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
