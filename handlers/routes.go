@@ -192,25 +192,3 @@ func notAllowed(m methods) error {
 		header: http.Header{"Allow": {strings.Join(allow, ", ")}},
 	}
 }
-
-// health tells that the process answers at all.
-func (s *surface) health(w http.ResponseWriter, _ *http.Request, _ *request) error {
-	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
-	return nil
-}
-
-// getMetrics shows the metrics to whom the file lets read them.
-func (s *surface) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
-	if s.config.Metrics == nil {
-		return notFound()
-	}
-	who, err := s.caller(w, r, req)
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(s.config.Metrics, who.Caller) {
-		return forbidden(who.Caller, "read the metrics")
-	}
-	s.metrics.ServeHTTP(w, r)
-	return nil
-}

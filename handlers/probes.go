@@ -10,6 +10,12 @@ import (
 // notReady is the kind of a refusal by /readyz.
 const notReady = "not-ready"
 
+// health tells that the process answers at all.
+func (s *surface) health(w http.ResponseWriter, _ *http.Request, _ *request) error {
+	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
+	return nil
+}
+
 // ready tells whether deliveries are taken and commands started, by having every part that this
 // needs do some work. It names the parts that do not; the reasons are for the log.
 func (s *surface) ready(w http.ResponseWriter, r *http.Request, _ *request) error {

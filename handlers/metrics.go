@@ -1,0 +1,22 @@
+package handlers
+
+import (
+	"net/http"
+	"slices"
+)
+
+// getMetrics shows the metrics to whom the file lets read them.
+func (s *surface) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
+	if s.config.Metrics == nil {
+		return notFound()
+	}
+	who, err := s.caller(w, r, req)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(s.config.Metrics, who.Caller) {
+		return forbidden(who.Caller, "read the metrics")
+	}
+	s.metrics.ServeHTTP(w, r)
+	return nil
+}
