@@ -52,7 +52,7 @@ fips: tools $(NPM) $(PEBBLE) ## build with Go's certified cryptography, and pass
 	go build -trimpath -buildvcs=false -o bin/test/sallyport-fips .
 	bin/test/sallyport-fips version | grep -F 'FIPS 140-3 mode, module v'
 	go test ./auth/... ./certs ./handlers $$(go list ./internal/... | grep -v /e2e$$)
-	go test -run '^Test(Scripts|Examples|Senders|Alertmanager|ACMEObtains|OpenIDProviders|WhatKeysNew)' ./internal/e2e
+	go test -run '^Test(Scripts|Examples|Senders|Alertmanager|ACME_Obtain|OpenIDProviders|KeysNew)' ./internal/e2e
 
 cross: ## build for the other systems, and vet the tests there
 	for target in linux/arm64 darwin/arm64 freebsd/amd64; do

@@ -16,7 +16,7 @@ import (
 	"sallyport/runner"
 )
 
-// acceptedJob is the command of the hook of TestAccepted: job.sh DIR N. The first waits until it is let go.
+// acceptedJob is the command of the hook of TestQueuedRuns_StartFails: job.sh DIR N. The first one waits for DIR/go.
 const acceptedJob = `#!/bin/sh
 echo "begin $SALLYPORT_RUN" >>"$1/witness"
 [ "$2" != 0 ] || until [ -e "$1/go" ]; do sleep 0.02; done
@@ -33,9 +33,9 @@ hooks:
 
 const acceptedRuns = 50 // that wait for the first
 
-// TestAccepted takes away what a start needs while 50 accepted runs are queued, and gives it back: each of them runs,
-// and once.
-func TestAccepted(t *testing.T) {
+// TestQueuedRuns_StartFails removes what a start needs while 50 accepted runs are queued, and restores it: each run is
+// executed exactly once.
+func TestQueuedRuns_StartFails(t *testing.T) {
 	t.Parallel()
 	for what, take := range map[string]func(*installation) (giveBack func()){
 		"program away":        withoutProgram,
@@ -52,8 +52,9 @@ func TestAccepted(t *testing.T) {
 	}
 }
 
-// TestAccepted_NoProcesses is TestAccepted for a limit that root does not have, so it runs once more as another user.
-func TestAccepted_NoProcesses(t *testing.T) {
+// TestQueuedRuns_NoProcesses does the same with the limit of processes. That limit does not bind root, so the test
+// starts itself again as another user.
+func TestQueuedRuns_NoProcesses(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		queueWithout(t, withoutProcesses)
@@ -69,11 +70,11 @@ func TestAccepted_NoProcesses(t *testing.T) {
 	}
 	check(t, os.Mkdir(filepath.Join(dir, "tmp"), 0o700))
 	check(t, os.Chown(filepath.Join(dir, "tmp"), uid, uid))
-	cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestAccepted_NoProcesses$", "-test.v", "-test.count=1")
+	cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestQueuedRuns_NoProcesses$", "-test.v", "-test.count=1")
 	cmd.Dir, cmd.Env = filepath.Join(dir, "tmp"), append(os.Environ(), "TMPDIR="+filepath.Join(dir, "tmp"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestAccepted_NoProcesses ")) {
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestQueuedRuns_NoProcesses ")) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }

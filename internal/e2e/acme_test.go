@@ -31,9 +31,9 @@ import (
 	"sallyport/certs"
 )
 
-// TestACMEObtainsKeepsAndRefuses has certificates obtained from Pebble, the
+// TestACME_Obtain has certificates obtained from Pebble, the
 // ACME server that Let's Encrypt tests with.
-func TestACMEObtainsKeepsAndRefuses(t *testing.T) {
+func TestACME_Obtain(t *testing.T) {
 	t.Parallel()
 	w := newACMEWorld(t, 90*24*time.Hour)
 	w.point(t, "bad.example.com", "127.0.0.2") // where nobody listens
@@ -110,7 +110,7 @@ func (w *acmeWorld) restarted(t *testing.T, roots *x509.CertPool, first *x509.Ce
 	}
 }
 
-func TestACMERenewsWhileItServes(t *testing.T) {
+func TestACME_Renew(t *testing.T) {
 	t.Parallel()
 	w := newACMEWorld(t, 45*time.Second)
 	w.startCA(t)
@@ -129,9 +129,9 @@ func TestACMERenewsWhileItServes(t *testing.T) {
 	}
 }
 
-// TestACME_HangingOrderDelaysNoOther has the CA never answer the order of one name: another name is obtained while that
+// TestACME_HangingOrder has the CA never answer the order of one name: another name is obtained while that
 // one hangs for the first time, the rest of a reload is in force, and the server ends.
-func TestACME_HangingOrderDelaysNoOther(t *testing.T) {
+func TestACME_HangingOrder(t *testing.T) {
 	t.Parallel()
 	const pair = "cert: pki/server.pem, key: pki/server.key"
 	w := newACMEWorld(t, 90*24*time.Hour)

@@ -14,9 +14,9 @@ import (
 	"sallyport/certs"
 )
 
-// TestAlertmanagerDelivers has Prometheus Alertmanager send one alert to three
+// TestAlertmanager has Prometheus Alertmanager send one alert to three
 // hooks: with a client certificate, with a token, and with a wrong one.
-func TestAlertmanagerDelivers(t *testing.T) {
+func TestAlertmanager(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	server := alertHooks(t, dir)

@@ -44,9 +44,9 @@ func zombiesOf(t *testing.T, parent int) (pids []int) {
 	return pids
 }
 
-// TestContainer_FirstProcessReapsOrphans: where the server is process 1, the commands
+// TestContainer_ReapOrphans: where the server is process 1, the commands
 // of a supervisor that was killed become its children.
-func TestContainer_FirstProcessReapsOrphans(t *testing.T) {
+func TestContainer_ReapOrphans(t *testing.T) {
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "the server as the first process of a container, because only root may make one")
 	}

@@ -469,8 +469,8 @@ func TestCrash(t *testing.T) {
 	c.end()
 }
 
-// TestCrashFindsOverlapsWithoutLocks: the test above can fail.
-func TestCrashFindsOverlapsWithoutLocks(t *testing.T) {
+// TestCrash_NoLocks: the test above can fail.
+func TestCrash_NoLocks(t *testing.T) {
 	c := newCrash(t, "unlocked")
 	c.start(true)
 	c.under(4, func() {
@@ -501,9 +501,9 @@ done
 exit 0
 `
 
-// TestARunOfAMinuteOutlivesTheServerTwice: it ends with its real exit code and
+// TestRun_OutlivesServerTwice: it ends with its real exit code and
 // whole output, though the server was killed amid it and started again.
-func TestARunOfAMinuteOutlivesTheServerTwice(t *testing.T) {
+func TestRun_OutlivesServerTwice(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", minuteHooks)
 	in.write("minute.sh", minute, 0o755)

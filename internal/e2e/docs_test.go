@@ -49,7 +49,7 @@ func union(lists ...[]string) []string {
 	return slices.Compact(all)
 }
 
-func TestDocsHaveTheExitCodesOfTheProgram(t *testing.T) {
+func TestDocs_ExitCodes(t *testing.T) {
 	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "internal/client/errors.go", nil, 0)
 	check(t, err)
@@ -78,7 +78,7 @@ func TestDocsHaveTheExitCodesOfTheProgram(t *testing.T) {
 	}
 }
 
-func TestDocsHaveThePresetsOfSignatures(t *testing.T) {
+func TestDocs_SignaturePresets(t *testing.T) {
 	t.Parallel()
 	want := webhook.Presets()
 	readme := between(t, readDoc(t, "README.md"), "Presets of signature schemes: ", ".")
@@ -92,7 +92,7 @@ func TestDocsHaveThePresetsOfSignatures(t *testing.T) {
 	}
 }
 
-func TestDocsLinkToWhatIsThere(t *testing.T) {
+func TestDocs_Links(t *testing.T) {
 	t.Parallel()
 	docs, err := filepath.Glob("docs/*.md")
 	check(t, err)

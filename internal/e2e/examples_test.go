@@ -69,9 +69,9 @@ func exampleDeliveries() map[string]sent {
 	}
 }
 
-// TestExamplesServeWhatTheirSendersSend copies each example next to fresh keys
+// TestExamples_Deliveries copies each example next to fresh keys
 // and certificates, and sends a delivery of each of its callers.
-func TestExamplesServeWhatTheirSendersSend(t *testing.T) {
+func TestExamples_Deliveries(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("examples/*")
 	check(t, err)

@@ -56,9 +56,9 @@ func (in *installation) asUser(processes int) (uid uint32) {
 	return uid
 }
 
-// TestForkBomb_EndsNeitherServerNorSupervisor: a command that forks without end, in
+// TestForkBomb_Timeout: a command that forks without end, in
 // the midst of deliveries, is ended by its timeout, and both processes live on.
-func TestForkBomb_EndsNeitherServerNorSupervisor(t *testing.T) {
+func TestForkBomb_Timeout(t *testing.T) {
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "a fork bomb, because only root may start a server as a user who has no other process")
 	}

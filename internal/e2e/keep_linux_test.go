@@ -32,10 +32,10 @@ hooks:
     keep: {count: 20}
 `
 
-// TestWhatFailsOverAndOverTakesNoMoreThanItIsLeft: records, folders and outputs
+// TestRetention_RepeatedFailures: records, folders and outputs
 // stay within their bounds, however many runs came before, and what a crash left
 // behind goes too.
-func TestWhatFailsOverAndOverTakesNoMoreThanItIsLeft(t *testing.T) {
+func TestRetention_RepeatedFailures(t *testing.T) {
 	t.Parallel()
 	k := &keeping{installation: install(t, "sallyport", keepHooks)}
 	k.write("fail.sh", "#!/bin/sh\nhead -c 65536 /dev/zero\nexit 1\n", 0o755)

@@ -21,9 +21,9 @@ type madeKey struct {
 
 func (k *madeKey) name() string { return strings.Trim(k.scheme+"-"+k.alg, "-") }
 
-// TestWhatKeysNewMakesSignsAndIsTaken makes a key of every kind, signs with it
+// TestKeysNew_EveryKind makes a key of every kind, signs with it
 // by the program, and sends that.
-func TestWhatKeysNewMakesSignsAndIsTaken(t *testing.T) {
+func TestKeysNew_EveryKind(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	var keys []*madeKey

@@ -53,9 +53,9 @@ func limitRows(t *testing.T) (keys, constants map[string]limit) {
 	return keys, constants
 }
 
-// TestLimits_KeysMatchConfiguration compares docs/limits.md with the keys of the file
+// TestLimits_Keys compares docs/limits.md with the keys of the file
 // that bound something, and their values with the defaults in docs/configuration.md.
-func TestLimits_KeysMatchConfiguration(t *testing.T) {
+func TestLimits_Keys(t *testing.T) {
 	t.Parallel()
 	keys, _ := limitRows(t)
 	var code []string
@@ -121,9 +121,9 @@ func documentedDefaults(t *testing.T) map[string]string {
 	return defaults
 }
 
-// TestLimits_ConstantsMatchCode compares docs/limits.md with the constants that it
+// TestLimits_Constants compares docs/limits.md with the constants that it
 // names, and has a row for each that is named as a bound is: max…, most… or longest….
-func TestLimits_ConstantsMatchCode(t *testing.T) {
+func TestLimits_Constants(t *testing.T) {
 	t.Parallel()
 	_, rows := limitRows(t)
 	unlisted := map[string]string{

@@ -49,7 +49,9 @@ func (r inRepository) Run() int {
 }
 
 // sallyport is the program, as main.go starts it.
-func sallyport() { os.Exit(app.Main("", os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func sallyport() {
+	os.Exit(app.Main("", os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) //nolint:forbidigo // it is a program of its own
+}
 
 func TestScripts(t *testing.T) {
 	t.Parallel()

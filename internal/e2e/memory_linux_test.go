@@ -29,10 +29,10 @@ const (
 	memoryGoal = 64 << 10  // KiB, of the whole server at its largest
 )
 
-// TestStrangersBodiesTakeNoMemory sends bodies of 100 MB, twenty at once and
+// TestMemory_RefusedBodies sends bodies of 100 MB, twenty at once and
 // all without a credential, to a server that is built as it is shipped: the race
 // detector would take more than they.
-func TestStrangersBodiesTakeNoMemory(t *testing.T) {
+func TestMemory_RefusedBodies(t *testing.T) {
 	t.Parallel()
 	dir := shippedWith(t, `
 callers:
@@ -78,10 +78,10 @@ const (
 	fewGCs  = 20  // cycles meanwhile; without end, there is one or more for each request
 )
 
-// TestStalledUploadsDoNotKeepTheCollectorRunning holds many uploads that have
+// TestMemory_StalledUploads holds many uploads that have
 // sent a little, as slow senders and strangers do, and counts how often the
 // server collects garbage while it answers somebody else.
-func TestStalledUploadsDoNotKeepTheCollectorRunning(t *testing.T) {
+func TestMemory_StalledUploads(t *testing.T) {
 	t.Parallel()
 	dir := shippedWith(t, `
 limits: {address: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}, connections_per_address: 1000}

@@ -59,9 +59,9 @@ hooks:
   spill: {callers: [load], command: [SPILL, DIR/took, DIR/gate], timeout: 5m} # of its output 1 MiB and 9 MiB are kept
 `
 
-// TestAGigabyteOnBothStreams: it takes neither memory nor, for long, the disk,
+// TestOutput_Gigabyte: it takes neither memory nor, for long, the disk,
 // and what is kept of it is right, byte by byte.
-func TestAGigabyteOnBothStreams(t *testing.T) {
+func TestOutput_Gigabyte(t *testing.T) {
 	t.Parallel()
 	command, err := exec.LookPath("spill")
 	check(t, err)

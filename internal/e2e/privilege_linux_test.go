@@ -29,9 +29,9 @@ for pid in $PPID $(cat "$(dirname "$0")/server"); do
 done
 `
 
-// TestCommand_HasNoPrivilegeOfTheServer: neither the capability to listen on port
+// TestCommand_Privileges: neither the capability to listen on port
 // 443, nor a look into the memory of the processes that have the keys.
-func TestCommand_HasNoPrivilegeOfTheServer(t *testing.T) {
+func TestCommand_Privileges(t *testing.T) {
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "what a command may do to the server, because only root may start a server as another user")
 	}
@@ -76,8 +76,8 @@ func TestCommand_HasNoPrivilegeOfTheServer(t *testing.T) {
 	in.end()
 }
 
-// TestListen_PrivilegedPortWithoutPermission says what gives the permission.
-func TestListen_PrivilegedPortWithoutPermission(t *testing.T) {
+// TestListen_PrivilegedPort says what gives the permission.
+func TestListen_PrivilegedPort(t *testing.T) {
 	first, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	if os.Geteuid() != 0 || err != nil || strings.TrimSpace(string(first)) != "1024" {
 		testenv.Skip(t, "listening on port 443 without permission, because here any user may, or only root may start a server as another user")

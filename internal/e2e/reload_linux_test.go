@@ -26,11 +26,11 @@ const (
 	growth  = 16 << 10 // KiB that memory may waver by
 )
 
-// TestReloadsUnderLoad changes the configuration a thousand times while
+// TestReload_UnderLoad changes the configuration a thousand times while
 // deliveries come, by a write, by a rename, and by swapping a symlink as
 // Kubernetes does; every other one is broken. No delivery fails that should
 // pass, and none passes that should fail.
-func TestReloadsUnderLoad(t *testing.T) {
+func TestReload_UnderLoad(t *testing.T) {
 	t.Parallel()
 	r := &reloading{t: t, dir: t.TempDir()}
 	shipped(t, r.dir)

@@ -168,9 +168,9 @@ func (s *siege) deliver(from, path string, size int) error {
 	return err
 }
 
-// TestSiege_GoodDeliveries counts the good deliveries that are refused while strangers
+// TestFlood_GoodDeliveries counts the good deliveries that are refused while strangers
 // hold what they can.
-func TestSiege_GoodDeliveries(t *testing.T) {
+func TestFlood_GoodDeliveries(t *testing.T) {
 	t.Parallel()
 	const deliveries = 50 // of each size: together no more than one address may send at once
 	for why, attack := range map[string]func(s *siege){
@@ -208,8 +208,8 @@ func TestSiege_GoodDeliveries(t *testing.T) {
 	}
 }
 
-// TestSiege_Refusals has a stranger ask for what is not there, over and over.
-func TestSiege_Refusals(t *testing.T) {
+// TestFlood_Refusals has a stranger ask for what is not there, over and over.
+func TestFlood_Refusals(t *testing.T) {
 	t.Parallel()
 	s := newSiege(t)
 	c, err := s.dialTLS("127.10.0.1")

@@ -103,9 +103,9 @@ func (in *installation) wants(run runner.Run) {
 	}
 }
 
-// TestAnUpgradeReplacesTheSupervisorAndLosesNothingOfARun by the real program: the
+// TestUpgrade_RunGoesOn by the real program: the
 // process stays, its program is another.
-func TestAnUpgradeReplacesTheSupervisorAndLosesNothingOfARun(t *testing.T) {
+func TestUpgrade_RunGoesOn(t *testing.T) {
 	t.Parallel()
 	in := upgrade(t)
 	run := in.deliver("count", "{}").run()
@@ -123,9 +123,9 @@ func TestAnUpgradeReplacesTheSupervisorAndLosesNothingOfARun(t *testing.T) {
 	in.endNext()
 }
 
-// TestAProgramThatIsTooOldForTheRecordTakesNothingOver: it finds that out when the
+// TestUpgrade_ProgramTooOld: it finds that out when the
 // server before it has let go of the record.
-func TestAProgramThatIsTooOldForTheRecordTakesNothingOver(t *testing.T) {
+func TestUpgrade_ProgramTooOld(t *testing.T) {
 	t.Parallel()
 	in := upgrade(t)
 	run := in.deliver("count", "{}").run()
