@@ -21,6 +21,7 @@ import (
 	"sallyport/internal/readiness"
 	"sallyport/internal/server"
 	"sallyport/runner/process"
+	"sallyport/runner/process/proctree"
 	"sallyport/runner/store"
 )
 
@@ -131,7 +132,7 @@ func (p *program) serve(
 	var works sync.WaitGroup
 	defer func() { cancel(); works.Wait() }() // before the store closes
 	p.keepStateTidy(ctx, f, &works)
-	go process.ReapOrphans(ctx)
+	go proctree.ReapOrphans(ctx)
 	go certs.Watch(ctx, time.Now, func() []certs.Expiry {
 		return slices.Concat(conf.Get().Expiries(), conf.Get().KeyExpiries())
 	}, log)

@@ -8,6 +8,7 @@ import (
 
 	"sallyport/internal/server"
 	"sallyport/runner/process"
+	"sallyport/runner/process/proctree"
 )
 
 // protectProcess keeps the server and the supervisor from what may end them, or be
@@ -17,7 +18,7 @@ func protectProcess() error {
 	// A log whose reader is gone must not end the server past its drain, nor a
 	// terminal that closes. Caught, not ignored: commands would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	process.MakeThreads(process.SpareThreads)
+	proctree.MakeThreads(proctree.SpareThreads)
 	return process.HideMemory()
 }
 

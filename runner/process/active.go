@@ -14,6 +14,7 @@ import (
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 	"sallyport/runner/process/output"
+	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
 )
 
@@ -33,8 +34,7 @@ const (
 type active struct {
 	local     *Local
 	status    rundir.Status
-	process   *os.Process // nil for an orphan: the child of a supervisor that is gone
-	tree      *tree
+	tree      *proctree.Tree
 	output    *output.Collector
 	stop      chan stopping
 	park      chan parking
@@ -72,12 +72,12 @@ func openStdin(root *os.Root, hook *runner.Hook, o runner.Order) (*os.File, erro
 
 // environ is the whole environment of the command. Nothing else comes from the
 // server's own, which may hold its secrets.
-func (l *Local) environ(hook *runner.Hook, o runner.Order) []string {
+func environ(login []string, hook *runner.Hook, o runner.Order) []string {
 	own := hook.Environ(o.Values)
-	base := append(slices.Clone(l.login),
+	base := append(slices.Clone(login),
 		"PATH="+runner.DefaultPath,
 		"LANG=C.UTF-8",
-		runMark+o.Run,
+		proctree.RunMark+o.Run,
 		"SALLYPORT_HOOK="+o.Hook,
 		"SALLYPORT_CALLER="+o.Caller,
 	)
@@ -98,13 +98,6 @@ func (l *Local) environ(hook *runner.Hook, o runner.Order) []string {
 	return append(env, own...)
 }
 
-// runMark begins the entry of the environment that tells a run's processes
-// from others.
-const runMark = "SALLYPORT_RUN="
-
-// cgroupPrefix begins the name of a run's cgroup.
-const cgroupPrefix = "sallyport-"
-
 // spawn starts the command as the leader of its own session, so that no
 // terminal reaches it and its group is its own.
 func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, lock *os.File) error {
@@ -117,20 +110,22 @@ func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, loc
 		Files: []*os.File{stdin, output, output, lock},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	p, t, err := startTree(a.local, a.status.Run, argv, hook.Umask, attr)
+	t, err := a.local.parent.Start(proctree.Command{
+		Run: a.local.lockOf(a.status.Run), Argv: argv, Umask: hook.Umask, Attr: attr,
+	})
 	if err != nil {
 		return err
 	}
-	a.process, a.tree = p, t
-	a.status.PID, a.status.Cgroup = p.Pid, t.cgroup
+	a.tree = t
+	a.status.PID, a.status.Cgroup = t.PID(), t.Cgroup()
 	return nil
 }
 
 // follow sees the run to its end: the main process gone, and all that it left.
 func (a *active) follow() {
-	if a.process != nil {
-		a.status.Birth = a.local.birth(a.process.Pid)
-		a.local.raiseOOMScore(a.process.Pid)
+	if !a.tree.IsOrphan() {
+		a.status.Birth = a.local.parent.Birth(a.tree.PID())
+		a.local.parent.RaiseOOMScore(a.tree.PID())
 	}
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
@@ -195,25 +190,34 @@ func (a *active) record() {
 
 // await returns when the main process has ended, and how, where that is known.
 func (a *active) await() *os.ProcessState {
-	if a.process != nil {
-		return awaitEnd(a.process)
+	if !a.tree.IsOrphan() {
+		return a.tree.AwaitMain()
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for a.local.lives(&a.status) {
+	for a.isAlive() {
 		<-tick.C
 	}
 	return nil
 }
 
+// isAlive reports whether the main process of an orphan has not ended. One that was not recorded lives as long as
+// the lock is held.
+func (a *active) isAlive() bool {
+	if a.status.Birth == "" {
+		return a.local.runs.IsLocked(a.status.Run)
+	}
+	return a.local.parent.IsAlive(a.status.PID, a.status.Birth)
+}
+
 // gone tells, once the main process ended, whether nothing of the run is left.
 // Of an orphan only the lock knows for sure.
 func (a *active) gone() bool {
-	if a.process != nil {
-		return a.tree.gone()
+	if !a.tree.IsOrphan() {
+		return a.tree.IsGone()
 	}
-	a.tree.headless()
-	return a.tree.gone() && !a.local.runs.IsLocked(a.status.Run)
+	a.tree.ForgetMain()
+	return a.tree.IsGone() && !a.local.runs.IsLocked(a.status.Run)
 }
 
 // endLeftBehind ends what outlived the main process, and counts it where the main
@@ -221,7 +225,7 @@ func (a *active) gone() bool {
 func (a *active) endLeftBehind() {
 	if a.status.KillAt.IsZero() {
 		var names []string
-		a.status.LeftBehind, names = a.tree.census()
+		a.status.LeftBehind, names = a.tree.Census()
 		a.local.log.Warn("a command left processes behind, which are ended now", "run", a.status.Run, "hook", a.status.Hook,
 			"left_behind", a.status.LeftBehind, "programs", names)
 	}
@@ -235,12 +239,12 @@ func (a *active) end(why runner.State, grace time.Duration) {
 	if grace < 0 {
 		grace = a.status.Bounds.Grace
 	}
-	if a.exit != nil && a.status.Why == "" && (a.process == nil || !hasEnded(a.process)) {
+	if a.exit != nil && a.status.Why == "" && (a.tree.IsOrphan() || !a.tree.MainHasEnded()) {
 		a.status.Why = why
 	}
 	at := time.Now().Add(grace)
 	if a.status.KillAt.IsZero() {
-		a.tree.terminate()
+		a.tree.Terminate()
 	} else if !at.Before(a.status.KillAt) {
 		return
 	}
@@ -253,7 +257,7 @@ func (a *active) end(why runner.State, grace time.Duration) {
 // hangs in the kernel, or that became another user's) must not keep the run
 // for ever: after a while it is given up, and the lock still tells of it.
 func (a *active) killTree() (over bool) {
-	a.tree.kill()
+	a.tree.Kill()
 	a.kills++
 	if a.kills == killLimit {
 		a.local.log.Error("a run has processes that cannot be killed", "run", a.status.Run, "hook", a.status.Hook)
@@ -268,8 +272,8 @@ func (a *active) killTree() (over bool) {
 
 // finish takes the exit code and the output's size, and records the end.
 func (a *active) finish() {
-	if a.state == nil && a.process != nil {
-		a.state, _ = a.process.Wait() // no state: somebody else took the exit code
+	if a.state == nil && !a.tree.IsOrphan() {
+		a.state = a.tree.ReapMain()
 	}
 	a.status.Ended = time.Now()
 	switch {
@@ -278,7 +282,7 @@ func (a *active) finish() {
 	case a.status.Why == "": // what was asked to end, and did, is not to run again as interrupted
 		a.status.Why = runner.Interrupted
 	}
-	if err := a.tree.close(); err != nil {
+	if err := a.tree.Close(); err != nil {
 		a.local.log.Warn("removing a run's cgroup", "run", a.status.Run, "error", err)
 	}
 	size, dropped := a.output.Finish()

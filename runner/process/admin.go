@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+
+	"sallyport/runner/process/proctree"
 )
 
 // adminSocket is where local administrators reach the server, in the state folder.
@@ -90,7 +92,7 @@ func (c *Client) checkAdmin(conn net.Conn) (*AdminConn, error) {
 		_, err := os.Stat(filepath.Join(c.o.State, "runs", id))
 		return err == nil
 	}
-	if err := checkStranger(pid, c.PID(), isRun); err != nil {
+	if err := proctree.CheckStranger(pid, c.PID(), isRun); err != nil {
 		return nil, err
 	}
 	return &AdminConn{local, uid}, nil

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"time"
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 	"sallyport/runner/process/output"
+	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
 )
 
@@ -17,7 +17,7 @@ import (
 // replaced itself: its own children wholly, the rest by their locks. It is
 // called once, before anything is started.
 func (l *Local) adopt() error {
-	if err := l.loadUnwritten(); err != nil {
+	if err := l.ends.loadUnwritten(); err != nil {
 		l.log.Error("taking over the ends of runs that are not on disk yet", "error", err)
 	}
 	runs, err := l.runs.MayBeActive()
@@ -37,8 +37,25 @@ func (l *Local) adopt() error {
 	for _, a := range adopted {
 		go a.follow()
 	}
-	l.sweepCgroups()
+	l.parent.SweepCgroups(l.isOver)
 	return nil
+}
+
+// isOver reports whether a run that has its folder here is not in progress.
+func (l *Local) isOver(run string) bool {
+	l.mu.Lock()
+	_, active := l.active[run]
+	l.mu.Unlock()
+	if active || !l.runs.Exists(run) {
+		return false
+	}
+	s, err := l.runs.ReadStatus(run)
+	return err != nil || !l.runs.IsCopied(s)
+}
+
+// lockOf describes the lock of a run, which its processes inherit.
+func (l *Local) lockOf(run string) proctree.Run {
+	return proctree.Run{ID: run, LockPath: l.runs.LockPath(run), IsLocked: func() bool { return l.runs.IsLocked(run) }}
 }
 
 // adoptRun returns what is to be followed of a run, or nil.
@@ -47,12 +64,9 @@ func (l *Local) adoptRun(run string) *active {
 	if err != nil {
 		l.log.Error("reading the flight of a run", "run", run, "error", err)
 	}
-	l.count(flight)
-	l.mu.Lock()
-	_, ended := l.unwritten[run]
-	l.mu.Unlock()
-	if ended {
-		l.free(run, flight)
+	l.ends.adoptFlight(flight)
+	if _, ended := l.ends.findUnwritten(run); ended {
+		l.ends.freeFlight(run, flight)
 		return nil
 	}
 	s, err := l.runs.ReadStatus(run)
@@ -66,13 +80,13 @@ func (l *Local) adoptRun(run string) *active {
 		if err != nil && !errors.Is(err, runner.ErrUnknown) {
 			l.log.Warn("removing a run that never started", "run", run, "error", err)
 		}
-		l.free(run, flight)
+		l.ends.freeFlight(run, flight)
 		return nil
 	case err != nil:
 		l.log.Error("adopting a run that tells nothing of itself", "run", run, "error", err)
 		s = &rundir.Status{Started: time.Now(), Bounds: rundir.Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
 	case !s.Ended.IsZero():
-		l.free(run, flight)
+		l.ends.freeFlight(run, flight)
 		return nil
 	}
 	s.Run, s.Flight = run, flight
@@ -86,18 +100,11 @@ func (l *Local) adoptRun(run string) *active {
 		l.conclude(a)
 		return nil
 	}
-	a.tree, a.process = adoptTree(l, s)
+	a.tree = l.parent.Adopt(l.lockOf(run), s)
 	a.output = output.Adopt(l.runs, l.log, s)
 	a.status.Found, a.status.Pipe, a.status.Output = nil, 0, runner.Output{}
-	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", a.process != nil)
+	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", !a.tree.IsOrphan())
 	return a
-}
-
-// count puts an adopted run into the air, whoever else is there.
-func (l *Local) count(flight string) {
-	if l.flights != nil {
-		l.flights[flight]++
-	}
 }
 
 // parking asks a run to leave its state in its folder and to do nothing
@@ -107,10 +114,10 @@ type parking struct {
 	resume <-chan struct{}
 }
 
-// park makes every run leave its state in its folder, so that another program
+// Park makes every run leave its state in its folder, so that another program
 // image can take over from there. resume undoes it; it is to be called on an
 // error too.
-func (l *Local) park() (resume func(), err error) {
+func (l *Local) Park() (resume func(), err error) {
 	l.mu.Lock()
 	var runs []*active
 	for _, a := range l.active {
@@ -119,7 +126,7 @@ func (l *Local) park() (resume func(), err error) {
 	l.mu.Unlock()
 	stop := make(chan struct{})
 	resume = func() { close(stop) }
-	if len(runs) > 0 && !canReplace() {
+	if len(runs) > 0 && !proctree.CanReplace() {
 		return resume, fmt.Errorf("%d runs are under way, and this system cannot keep their exit codes meanwhile", len(runs))
 	}
 	for _, a := range runs {
@@ -132,42 +139,19 @@ func (l *Local) park() (resume func(), err error) {
 		case <-a.done:
 		}
 	}
-	return resume, l.saveUnwritten()
+	return resume, l.SaveUnwritten()
 }
 
-// saveUnwritten leaves the ends that cannot be written into the folders of their
-// runs where the next supervisor finds them.
-func (l *Local) saveUnwritten() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.unwritten) == 0 {
-		return nil
-	}
-	if err := l.runs.SaveUnwritten(l.unwritten); err != nil {
-		return fmt.Errorf("%d ends of runs are not on disk yet: %w", len(l.unwritten), err)
-	}
-	return nil
-}
-
-// loadUnwritten takes over what saveUnwritten left. It is called before anything
-// else has an end.
-func (l *Local) loadUnwritten() error {
-	ends, err := l.runs.LoadUnwritten()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	maps.Copy(l.unwritten, ends)
-	for run := range l.unwritten {
-		go l.writeLater(run) // the last one removes the file
-	}
-	return err
-}
+// SaveUnwritten leaves the ends that cannot be written into the folders of their runs where the next supervisor
+// finds them.
+func (l *Local) SaveUnwritten() error { return l.ends.saveUnwritten() }
 
 // handOver leaves in the folder what the next program image needs.
 func (a *active) handOver() (err error) {
 	if a.status.Pipe, err = a.output.Pause(); err != nil {
 		return err
 	}
-	a.status.Output.Bytes, a.status.Found = a.output.Size(), a.tree.relatives()
+	a.status.Output.Bytes, a.status.Found = a.output.Size(), a.tree.Found()
 	return a.local.runs.WriteStatus(&a.status, pathsafe.Unsynced)
 }
 
@@ -178,10 +162,10 @@ func (a *active) goOn() {
 	a.status.Output = runner.Output{}
 }
 
-// earlier tells how a run's start went that was asked for before, whose
+// Earlier tells how a run's start went that was asked for before, whose
 // carrying out is over: known, and with the error that it had.
-func (l *Local) earlier(run string) (known bool, err error) {
-	s, err := l.statusOf(run)
+func (l *Local) Earlier(run string) (known bool, err error) {
+	s, err := l.ends.statusOf(run)
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		return false, nil

@@ -3,19 +3,19 @@ package process
 import (
 	"time"
 
-	"sallyport/runner"
+	"sallyport/runner/process/proctree"
 )
 
 // WithoutCgroups makes l look for what commands leave behind among all
 // processes, as it does where cgroup v2 cannot be written.
-func (l *Local) WithoutCgroups() { l.cgroups = "" }
+func (l *Local) WithoutCgroups() { l.parent.DisableCgroups() }
 
 // HasCgroups tells whether runs get a cgroup each.
-func (l *Local) HasCgroups() bool { return l.cgroups != "" }
+func (l *Local) HasCgroups() bool { return l.parent.HasCgroups() }
 
-// Prepare has f called on the Local of a supervisor before it adopts anything.
-func (s *Supervision) Prepare(f func(*Local)) {
-	s.prepare = func(v *supervisor) { f(v.local) }
+// Prepare has f called on the Parent of a supervisor before it adopts anything.
+func (s *Supervision) Prepare(f func(*proctree.Parent)) {
+	s.prepare = func(v *supervisor) { f(v.parent) }
 }
 
 // ForUser makes a supervisor serve another user than its own.
@@ -71,13 +71,11 @@ func (l *Local) Followers(run string) int {
 	return len(l.active[run].followers)
 }
 
-// FollowUntil is Follow, with how to leave.
-func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), err error) {
-	return l.follow(run)
-}
-
 // CheckImage is checkImage.
 var CheckImage = checkImage //nolint:gochecknoglobals // a function
 
-// SettleAgainAfter is how long a working folder that could not be removed is left.
-func (l *Local) SettleAgainAfter(d time.Duration) { l.again = d }
+// CleanUpAgainAfter is how long a working folder that could not be removed is left.
+func (l *Local) CleanUpAgainAfter(d time.Duration) { l.ends.again = d }
+
+// LoginEnvironment is loginEnv.
+var LoginEnvironment = loginEnv //nolint:gochecknoglobals // a function

@@ -17,6 +17,7 @@ import (
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/proctree"
 )
 
 // TestUmask_IsTheCommandsOnly: others may read what a command makes, and nothing of
@@ -65,15 +66,6 @@ func TestUmask_IsTheCommandsOnly(t *testing.T) {
 	}
 }
 
-func limitOf(t *testing.T, pid int) uint64 {
-	t.Helper()
-	var limit unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NPROC, nil, &limit); err != nil {
-		t.Fatal(err)
-	}
-	return limit.Cur
-}
-
 // TestLimits_LeaveRoomForTheSupervisor: a command and all that it starts have a lower
 // limit of processes than the supervisor, and are killed before it when memory is short.
 func TestLimits_LeaveRoomForTheSupervisor(t *testing.T) {
@@ -81,29 +73,14 @@ func TestLimits_LeaveRoomForTheSupervisor(t *testing.T) {
 	run := p.begin(t, p.order("job", nil))
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
 	out := p.ReadOutput(t, run)
-	if want := fmt.Sprintf("Max processes %d ", process.ProcessLimit()); !strings.Contains(strings.Join(strings.Fields(out), " ")+" ", want) {
+	if want := fmt.Sprintf("Max processes %d ", proctree.ProcessLimit()); !strings.Contains(strings.Join(strings.Fields(out), " ")+" ", want) {
 		t.Errorf("the command has not %q: %s", want, out)
 	}
-	if own := limitOf(t, p.PID()); own != limitOf(t, os.Getpid()) || own <= process.ProcessLimit() {
-		t.Errorf("the supervisor has a limit of %d processes, and commands have %d", own, process.ProcessLimit())
+	if own := processtest.LimitOf(t, p.PID()); own != processtest.LimitOf(t, os.Getpid()) || own <= proctree.ProcessLimit() {
+		t.Errorf("the supervisor has a limit of %d processes, and commands have %d", own, proctree.ProcessLimit())
 	}
 	if !strings.Contains(out, "killed first") {
 		t.Error(out)
-	}
-}
-
-// TestLimits_TheLeastBoundCounts, which may be one of the machine.
-func TestLimits_TheLeastBoundCounts(t *testing.T) {
-	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
-	if err != nil {
-		t.Fatal(err)
-	}
-	most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := process.ProcessLimit(); got > min(most, limitOf(t, os.Getpid()))-256 {
-		t.Errorf("commands may have %d processes, of %d", got, most)
 	}
 }
 
@@ -171,26 +148,6 @@ func TestLimits_HoldCommandsOfRootTogether(t *testing.T) {
 	}
 	if want := filepath.Join(service, "sallyport-commands", "sallyport-"+run); p.ReadStatus(t, run).Cgroup != want {
 		t.Errorf("the run is in %s, and not in %s", p.ReadStatus(t, run).Cgroup, want)
-	}
-}
-
-// TestThreads_AreMadeAhead and stay for whoever needs one.
-func TestThreads_AreMadeAhead(t *testing.T) {
-	threads := func() int {
-		list, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(list)
-	}
-	process.MakeThreads(40)
-	if n := threads(); n < 40 {
-		t.Fatalf("%d threads after 40 were made", n)
-	}
-	before := threads()
-	process.MakeThreads(30)
-	if n := threads(); n > before+5 { // the runtime makes one now and then
-		t.Errorf("%d threads instead of %d: what was made is not used again", n, before)
 	}
 }
 

@@ -46,7 +46,7 @@ func mountedIn(t *testing.T, point string, moved bool) {
 	}
 	command, release := processtest.GatedScript(t, "")
 	b := processtest.NewLoggingBench(t, runner.HookSpec{Command: command}, log)
-	b.SettleAgainAfter(time.Millisecond)
+	b.CleanUpAgainAfter(time.Millisecond)
 	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
 )
 
@@ -49,6 +50,7 @@ type Supervision struct {
 type supervisor struct {
 	Supervision
 	local    *Local
+	parent   *proctree.Parent
 	listener *net.UnixListener
 	socket   *os.File // as it was inherited, to be handed on
 	mutex    *os.File // likewise
@@ -96,7 +98,7 @@ func Supervise(s Supervision) error {
 	go v.preload()
 	v.wait(signals)
 	v.leave()
-	v.local.ungroupCommands()
+	v.parent.Release()
 	s.Log.Info("supervisor ended", "pid", os.Getpid())
 	return nil
 }
@@ -137,30 +139,19 @@ func (v *supervisor) inherit() (err error) {
 }
 
 func (v *supervisor) open() (err error) {
-	if v.local, err = NewLocal(filepath.Join(v.State, runsDir), nil, v.Log); err != nil {
-		return err
-	}
-	if err := becomeSubreaper(); err != nil {
+	v.parent = proctree.NewParent(v.Log)
+	if err := v.parent.BecomeSubreaper(); err != nil {
 		return fmt.Errorf("becoming a subreaper: %w", err)
 	}
-	v.local.subreaper = true
-	v.local.login, v.local.processes = loginEnv(v.Env), processLimit()
-	if err := v.local.groupCommands(v.local.processes); err != nil {
-		v.Log.Warn("the processes of commands are bounded by RLIMIT_NPROC alone, which does not hold root", "error", err)
-	}
-	if v.DangerouslyUnlocked {
-		v.local.runs.IgnoreLocks()
-	} else {
-		v.local.flights = map[string]int{}
-	}
+	v.parent.LimitProcesses()
 	if v.prepare != nil {
 		v.prepare(v)
 	}
-	if err := v.local.adopt(); err != nil {
-		return err
-	}
-	v.local.ready.KeepReady()
-	return nil
+	v.local, err = NewSupervised(Supervised{
+		Dir: filepath.Join(v.State, runsDir), Parent: v.parent, LoginEnv: v.Env, Log: v.Log,
+		DangerouslyUnlocked: v.DangerouslyUnlocked,
+	})
+	return err
 }
 
 // wait returns when it is time to go.
@@ -184,7 +175,7 @@ func (v *supervisor) wait(signals <-chan os.Signal) {
 			v.mu.Lock()
 			alone := v.current == nil
 			v.mu.Unlock()
-			if idle++; !alone || v.local.busy() {
+			if idle++; !alone || v.local.IsBusy() {
 				idle = 0
 			}
 			if idle > parts && v.retire() == nil {
@@ -213,7 +204,7 @@ func (v *supervisor) stopAll() {
 	for _, end := range ends {
 		<-end
 	}
-	if err := v.local.saveUnwritten(); err != nil {
+	if err := v.local.SaveUnwritten(); err != nil {
 		v.Log.Error("ending", "error", err)
 	}
 }
@@ -228,7 +219,7 @@ func (v *supervisor) retire() error {
 	if runs, _ := v.local.List(); len(runs) > 0 { // no error comes from a Local
 		return errors.New("runs are under way")
 	}
-	if err := v.local.saveUnwritten(); err != nil {
+	if err := v.local.SaveUnwritten(); err != nil {
 		return err
 	}
 	v.going = true
@@ -272,7 +263,7 @@ func (v *supervisor) greet(conn *net.UnixConn) {
 	r := bufio.NewReaderSize(conn, maxGreeting)
 	pid, err := checkPeer(conn, v.uid)
 	if err == nil && pid > 0 {
-		err = checkStranger(pid, os.Getpid(), v.local.runs.Exists)
+		err = proctree.CheckStranger(pid, os.Getpid(), v.local.HasFolder)
 	}
 	err = errors.Join(err, conn.SetDeadline(time.Now().Add(greetingTime)))
 	var h hello
@@ -330,7 +321,7 @@ func (v *supervisor) admit(s *session) error {
 		return errGoing
 	}
 	v.current = s
-	v.local.attended.Store(true)
+	v.local.SetAttended(true)
 	return nil
 }
 
@@ -340,7 +331,7 @@ func (v *supervisor) dismiss(s *session) {
 	defer v.mu.Unlock()
 	if v.current == s {
 		v.current = nil
-		v.local.attended.Store(false)
+		v.local.SetAttended(false)
 	}
 }
 
@@ -415,7 +406,7 @@ func (v *supervisor) start(o *runner.Order, again bool) error {
 		return fmt.Errorf("%w: %w", runner.ErrRefused, err)
 	}
 	if again {
-		if known, err := v.local.earlier(o.Run); known {
+		if known, err := v.local.Earlier(o.Run); known {
 			return err
 		}
 	}
@@ -426,7 +417,7 @@ func (v *supervisor) start(o *runner.Order, again bool) error {
 	if err != nil {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
-	return v.local.start(hook, *o)
+	return v.local.StartHook(hook, *o)
 }
 
 // replace executes another program image in this process, which keeps its
@@ -437,7 +428,7 @@ func (v *supervisor) replace(exe string) error {
 	}
 	v.moving.Lock()
 	defer v.moving.Unlock()
-	resume, err := v.local.park()
+	resume, err := v.local.Park()
 	defer resume()
 	if err == nil {
 		err = errors.Join(keepOnExec(socketFD), keepOnExec(mutexFD))
@@ -518,7 +509,7 @@ func (s *session) answer(q *request) *reply {
 	case doStop:
 		err = l.Stop(q.Run, q.Why, q.Grace)
 	case doKnown:
-		err = l.find(q.Run)
+		err = l.Find(q.Run)
 	case doWait:
 		err = s.waitEnd(q.Run, p)
 	case doList:
@@ -540,7 +531,7 @@ func (s *session) answer(q *request) *reply {
 
 // waitEnd waits for the end of a run, or of the connection.
 func (s *session) waitEnd(run string, p *reply) error {
-	ends, leave, err := s.v.local.follow(run)
+	ends, leave, err := s.v.local.FollowUntil(run)
 	if err != nil {
 		return err
 	}

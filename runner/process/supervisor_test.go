@@ -25,6 +25,7 @@ import (
 	"sallyport/runner/process"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
 )
 
@@ -64,9 +65,9 @@ func supervise(args []string) error {
 	if strings.Contains(string(words), "hasty") {
 		s.Idle = 40 * time.Millisecond
 	}
-	s.Prepare(func(l *process.Local) {
+	s.Prepare(func(p *proctree.Parent) {
 		if strings.Contains(string(words), "no-cgroups") {
-			l.WithoutCgroups()
+			p.DisableCgroups()
 		}
 	})
 	if strings.Contains(string(words), "other-user") {

@@ -13,7 +13,6 @@ import (
 
 	"sallyport/internal/testenv"
 	"sallyport/runner"
-	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
 )
 
@@ -180,26 +179,6 @@ func TestRunsHoldNoThreads(t *testing.T) {
 	}
 	if now := threads(); now-before > 50 {
 		t.Errorf("%d threads for 100 runs", now-before)
-	}
-}
-
-func TestCgroupIsFoundWhereverItIsMounted(t *testing.T) {
-	const unified = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n"
-	const hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n38 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
-	const bind = "30 23 0:26 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup ro\n"
-	for _, c := range []struct{ mounts, own, want string }{
-		{unified, "0::/system.slice/sallyport.service\n", "/sys/fs/cgroup/system.slice/sallyport.service"},
-		{unified, "0::/\n", "/sys/fs/cgroup"},
-		{hybrid, "4:memory:/x\n0::/a\n", "/sys/fs/cgroup/unified/a"},
-		{bind, "0::/docker/abc/d\n", "/sys/fs/cgroup/d"},
-		{bind, "0::/other\n", ""},
-		{unified, "0::/../outside\n", ""},
-		{unified, "4:memory:/x\n", ""},
-		{"31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n", "0::/\n", ""},
-	} {
-		if got, err := process.CgroupHome(c.mounts, c.own); got != c.want || (err == nil) != (c.want != "") {
-			t.Errorf("%s: got %q, %v; want %q", fmt.Sprint(c.mounts, c.own), got, err, c.want)
-		}
 	}
 }
 

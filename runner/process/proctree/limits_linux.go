@@ -1,4 +1,4 @@
-package process
+package proctree
 
 import (
 	"math"
@@ -21,10 +21,10 @@ const (
 	oomMost  = 1000
 )
 
-// processLimit is the soft RLIMIT_NPROC of commands. It stays below each bound
+// ProcessLimit is the soft RLIMIT_NPROC of commands. It stays below each bound
 // that a fork bomb could reach together with the server and the supervisor: their
 // own limit, those of the system, and those of their cgroups.
-func processLimit() uint64 {
+func ProcessLimit() uint64 {
 	limit := uint64(math.MaxUint64)
 	var own unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &own); err == nil {
@@ -55,18 +55,18 @@ func processLimit() uint64 {
 // Both are of the whole process. The umask harms nothing, because every file of
 // the supervisor is made with an explicit mode for its owner alone. The limit would
 // keep the runtime from making a thread, so there are spare ones: see MakeThreads.
-func (l *Local) withCommandLimits(umask int, fork func() (*os.Process, error)) (*os.Process, error) {
-	l.forking.Lock()
-	defer l.forking.Unlock()
+func (p *Parent) withCommandLimits(umask int, fork func() (*os.Process, error)) (*os.Process, error) {
+	p.forking.Lock()
+	defer p.forking.Unlock()
 	own := syscall.Umask(umask)
 	defer syscall.Umask(own)
 	var limit unix.Rlimit
-	if l.processes == 0 || unix.Getrlimit(unix.RLIMIT_NPROC, &limit) != nil || limit.Cur <= l.processes {
+	if p.processes == 0 || unix.Getrlimit(unix.RLIMIT_NPROC, &limit) != nil || limit.Cur <= p.processes {
 		return fork()
 	}
 	// No error: lowering a soft limit is always allowed, and so is raising it
 	// back to what it was.
-	_ = unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: l.processes, Max: limit.Max})
+	_ = unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: p.processes, Max: limit.Max})
 	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NPROC, &limit) }()
 	return fork()
 }
@@ -82,12 +82,12 @@ func commandOOMScore() int {
 	return min(max(own, 0)+oomRaise, oomMost)
 }
 
-// raiseOOMScore marks a command as what the kernel is to kill first. What it has
+// RaiseOOMScore marks a command as what the kernel is to kill first. What it has
 // forked by now keeps the score of before, and is not much yet. A program that its
 // user cannot read cannot be marked.
-func (l *Local) raiseOOMScore(pid int) {
-	err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte(strconv.Itoa(l.oomScore)), 0)
+func (p *Parent) RaiseOOMScore(pid int) {
+	err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte(strconv.Itoa(p.oomScore)), 0)
 	if err != nil {
-		l.log.Debug("raising the OOM score of a command", "pid", pid, "error", err)
+		p.log.Debug("raising the OOM score of a command", "pid", pid, "error", err)
 	}
 }

@@ -1,4 +1,4 @@
-package process
+package proctree
 
 import (
 	"errors"
@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkStranger refuses a process that is a command or was started by one: it
+// CheckStranger refuses a process that is a command or was started by one: it
 // descends from the supervisor, or is in the cgroup of a run that isRun knows. A command
 // runs as the server's user and can read the supervisor's secret, so it could pass for a
 // server or for an administrator.
-func checkStranger(pid, supervisor int, isRun func(id string) bool) error {
+func CheckStranger(pid, supervisor int, isRun func(id string) bool) error {
 	for at := pid; at > 1; {
 		if at == supervisor {
 			return fmt.Errorf("the peer, process %d, was started by a command", pid)

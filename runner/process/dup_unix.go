@@ -1,0 +1,14 @@
+//go:build unix && !linux
+
+package process
+
+import "syscall"
+
+// dupOnto makes the descriptor to stand for what fd stands for.
+func dupOnto(fd, to int) error {
+	if err := syscall.Dup2(fd, to); err != nil {
+		return err
+	}
+	syscall.CloseOnExec(to)
+	return nil
+}

@@ -1,0 +1,202 @@
+package proctree
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sallyport/runner/process/rundir"
+
+	"golang.org/x/sys/unix"
+)
+
+// commandsGroup is the cgroup that holds those of all runs, where this process may
+// bound it.
+const commandsGroup = "sallyport-commands"
+
+// groupCommands has the cgroups of runs made in one beside this process's own, whose
+// bound of processes leaves room for the server and the supervisor. The kernel bounds
+// only a cgroup whose parent holds no process itself, so this needs systemd's
+// DelegateSubgroup=: the service's cgroup is ours then, and we are in one below it.
+// It holds root, too, and costs a start nothing.
+func (p *Parent) groupCommands(limit uint64) error {
+	service := filepath.Dir(p.cgroups)
+	if p.cgroups == "" || !isDelegated(service) {
+		return nil
+	}
+	processes, err := read(service, "cgroup.procs")
+	if err != nil || len(processes) > 0 {
+		return err
+	}
+	controllers, err := read(service, "cgroup.controllers")
+	if err != nil || !bytes.Contains(controllers, []byte("pids")) {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(service, "cgroup.subtree_control"), []byte("+pids"), 0); err != nil {
+		return fmt.Errorf("bounding the processes of all commands: %w", err)
+	}
+	group := filepath.Join(service, commandsGroup)
+	if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the folder of a cgroup holds nothing secret
+		return fmt.Errorf("bounding the processes of all commands: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.FormatUint(limit, 10)), 0); err != nil {
+		return fmt.Errorf("bounding the processes of all commands: %w", err)
+	}
+	p.cgroups = group
+	return nil
+}
+
+// Release undoes LimitProcesses, unless something that got away is still there.
+func (p *Parent) Release() {
+	if filepath.Base(p.cgroups) == commandsGroup {
+		_ = os.Remove(p.cgroups)
+	}
+}
+
+// isDelegated reports whether systemd has left a cgroup and all below it to its
+// service (systemd.resource-control(5)).
+func isDelegated(dir string) bool {
+	var value [2]byte
+	n, err := unix.Getxattr(dir, "user.delegate", value[:])
+	return err == nil && string(value[:n]) == "1"
+}
+
+// findCgroups returns the folder of this process's own cgroup, when cgroup v2
+// is there and lets us make cgroups below it and kill them as a whole.
+func findCgroups() (string, error) {
+	home, err := ownCgroup()
+	if err != nil {
+		return "", err
+	}
+	if err := unix.Access(filepath.Join(home, "cgroup.procs"), unix.W_OK); err != nil {
+		return "", fmt.Errorf("writing to %s: %w", home, err)
+	}
+	trial, err := os.MkdirTemp(home, "sallyport-trial-")
+	if err != nil {
+		return "", err
+	}
+	_, err = os.Stat(filepath.Join(trial, "cgroup.kill"))
+	if err := errors.Join(err, os.Remove(trial)); err != nil {
+		return "", err
+	}
+	return home, nil
+}
+
+// ownCgroup returns the folder of this process's own cgroup, of version 2.
+func ownCgroup() (string, error) {
+	mounts, err := read("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	own, err := read("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	return cgroupHome(string(mounts), string(own))
+}
+
+// cgroupHome finds the folder in which the kernel shows our cgroup.
+func cgroupHome(mounts, own string) (string, error) {
+	var path string
+	for line := range strings.Lines(own) {
+		if p, ok := strings.CutPrefix(line, "0::"); ok {
+			path = strings.TrimSpace(p)
+		}
+	}
+	for line := range strings.Lines(mounts) {
+		mount, source, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(mount)
+		if !ok || !strings.HasPrefix(source, "cgroup2 ") || len(fields) < 5 {
+			continue
+		}
+		below, err := filepath.Rel(fields[3], path)
+		if err != nil || !filepath.IsAbs(path) || strings.Contains(path, "..") || !filepath.IsLocal(below) || strings.Contains(fields[4], `\`) {
+			return "", fmt.Errorf("the cgroup %q is not below the mount %s", path, fields[4])
+		}
+		return filepath.Join(fields[4], below), nil
+	}
+	return "", errors.New("no cgroup v2")
+}
+
+// cgroup is the path of a run's cgroup.
+type cgroup string
+
+// CgroupOf is where the cgroup of a run is made; empty where runs have none.
+func (p *Parent) CgroupOf(run string) string {
+	if p.cgroups == "" {
+		return ""
+	}
+	return filepath.Join(p.cgroups, cgroupPrefix+run)
+}
+
+func (c cgroup) kill() error {
+	return os.WriteFile(filepath.Join(string(c), "cgroup.kill"), []byte("1"), 0)
+}
+
+func (c cgroup) isPopulated() (bool, error) {
+	events, err := read(string(c), "cgroup.events")
+	return !bytes.Contains(events, []byte("populated 0")), err
+}
+
+// members are the processes in the cgroup and in those below it.
+func (c cgroup) members() (pids []int) {
+	for _, dir := range c.subgroups() {
+		list, err := read(dir, "cgroup.procs")
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(list)) {
+			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// subgroups are the cgroup and all below it, parents first.
+func (c cgroup) subgroups() (dirs []string) {
+	_ = filepath.WalkDir(string(c), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil // one that vanishes on the way is no error
+	})
+	return dirs
+}
+
+// remove removes the cgroup and those that the command made in it.
+func (c cgroup) remove() error {
+	dirs := c.subgroups()
+	slices.Reverse(dirs)
+	for _, dir := range dirs {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// SweepCgroups removes the cgroups of runs that a process which has ended
+// could not remove any more: those of which isOver reports so.
+func (p *Parent) SweepCgroups(isOver func(run string) bool) {
+	if p.cgroups == "" {
+		return
+	}
+	dirs, _ := filepath.Glob(filepath.Join(p.cgroups, cgroupPrefix+"*")) // the pattern is right
+	for _, dir := range dirs {
+		run := strings.TrimPrefix(filepath.Base(dir), cgroupPrefix)
+		if rundir.CheckID(run) != nil || !isOver(run) {
+			continue
+		}
+		if err := cgroup(dir).remove(); err != nil {
+			p.log.Warn("removing the cgroup of a run that is over", "run", run, "error", err)
+		}
+	}
+}

@@ -1,0 +1,4 @@
+package proctree
+
+// CgroupHome is cgroupHome.
+var CgroupHome = cgroupHome //nolint:gochecknoglobals // a function
