@@ -238,8 +238,7 @@ func readProcessStat(pid int) (start int, exited bool) {
 		return 0, true
 	}
 	start, _ = strconv.Atoi(fields[19])
-	threads, _ := strconv.Atoi(fields[17]) // the first one may be gone before the others, which have the files still
-	return start, (fields[0] == "Z" || fields[0] == "X") && threads <= 1
+	return start, fields[0] == "Z" || fields[0] == "X"
 }
 
 // killServers returns when none is left.
