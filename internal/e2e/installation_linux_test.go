@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -43,9 +42,6 @@ type installation struct {
 	url     atomic.Pointer[string]
 	http    *http.Client
 	sign    client.Signer
-
-	seenMu sync.Mutex
-	seen   map[int]int // servers, and when each was started
 }
 
 const installed = `
@@ -201,44 +197,27 @@ func (in *installation) supervisor() int {
 	return 0
 }
 
-// servers are the processes that serve or are about to, the oldest first. A process that
-// exits has no command line any more, but still holds its locks: it counts until it has exited.
+// servers are the processes that serve or are about to, the oldest first.
 func (in *installation) servers() (pids []int) {
-	in.seenMu.Lock()
-	defer in.seenMu.Unlock()
-	if in.seen == nil {
-		in.seen = map[int]int{}
-	}
 	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
 	for _, p := range processes {
-		pid, err := strconv.Atoi(filepath.Base(p))
-		check(in.t, err)
 		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
-		start, exited := readProcessStat(pid)
-		seen, known := in.seen[pid]
-		switch {
-		case bytes.Contains(line, []byte("\x00serve\x00-c\x00"+in.dir)):
-			in.seen[pid] = start
-		case !known || seen != start || exited || len(line) > 0:
-			continue
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+in.dir)) {
+			pids = append(pids, pid)
 		}
-		pids = append(pids, pid)
 	}
-	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(in.seen[a], in.seen[b]) })
+	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(born(a), born(b)) })
 	return pids
 }
 
-// readProcessStat returns when a process was started, in ticks since the machine was, and
-// whether it has exited.
-func readProcessStat(pid int) (start int, exited bool) {
+// born is when a process was started, in ticks since the machine was.
+func born(pid int) (ticks int) {
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) < 20 {
-		return 0, true
+	if fields := strings.Fields(rest); len(fields) > 19 {
+		ticks, _ = strconv.Atoi(fields[19])
 	}
-	start, _ = strconv.Atoi(fields[19])
-	return start, fields[0] == "Z" || fields[0] == "X"
+	return ticks
 }
 
 // killServers returns when none is left.
