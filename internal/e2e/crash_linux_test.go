@@ -184,6 +184,7 @@ func (c *crash) handOver() {
 	c.until("one server", func() bool { pids = c.servers(); return len(pids) < 2 })
 	switch {
 	case len(pids) == 0:
+		c.killServers() // they may still hold the folder
 		c.start(c.rand.IntN(4) > 0)
 	case slices.Contains(known, pids[0]):
 		// Perhaps it was not awaited before; or it is the next one of the turn before,

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -24,6 +25,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/client"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
 
@@ -220,7 +222,8 @@ func born(pid int) (ticks int) {
 	return ticks
 }
 
-// killServers returns when none is left.
+// killServers returns when none is left, and none holds the state folder: a process that was
+// killed, or was just forked, has no command line, and may still have the locks.
 func (in *installation) killServers() {
 	in.t.Helper()
 	in.until("the servers to be dead", func() bool {
@@ -228,8 +231,17 @@ func (in *installation) killServers() {
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
 		}
-		return len(pids) == 0
+		return len(pids) == 0 && in.isFree() && len(in.servers()) == 0
 	})
+}
+
+// isFree says whether a server could take the state folder.
+func (in *installation) isFree() bool {
+	lock, err := pathsafe.LockFolder(filepath.Join(in.dir, "state"))
+	if err == nil {
+		check(in.t, lock.Close())
+	}
+	return !errors.Is(err, pathsafe.ErrLocked)
 }
 
 // reply is an answer that was read whole. Its code is 0 when none came.
