@@ -16,7 +16,7 @@ func (s *SQLite) Plans(ctx context.Context) (map[string][]string, error) {
 		sqlInFlight, sqlFirst, sqlLast, sqlWaiting, sqlQueue, sqlJoin, sqlEnd, sqlPromote, sqlWish, sqlEndWished, sqlRequeue, sqlDropQueue, sqlDropRun,
 		sqlDropExpired, sqlUnclaim, sqlPruneRun, sqlPruneStale, sqlPruneClaims,
 	}) {
-		rows, err := s.reads.QueryContext(ctx, "EXPLAIN QUERY PLAN "+query, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+		rows, err := s.reader.db.QueryContext(ctx, "EXPLAIN QUERY PLAN "+query, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", query, err)
 		}
@@ -45,7 +45,7 @@ func (s *SQLite) Hold(ctx context.Context) (release func() error, err error) {
 		return err
 	}
 	for range readConnections {
-		c, err := s.reads.Conn(ctx)
+		c, err := s.reader.db.Conn(ctx)
 		if err != nil {
 			return release, err
 		}
@@ -56,25 +56,25 @@ func (s *SQLite) Hold(ctx context.Context) (release func() error, err error) {
 
 // HoldTurn keeps the writer waiting until release is called.
 func (s *SQLite) HoldTurn() (release func()) {
-	s.turn.Lock()
-	return s.turn.Unlock
+	s.writer.turn.Lock()
+	return s.writer.turn.Unlock
 }
 
 // WriteAll runs a statement on the writer's connection, outside of any
 // transaction of its own making.
 func (s *SQLite) WriteAll(ctx context.Context, query string) error {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	_, err := s.conn.ExecContext(ctx, query)
+	s.writer.turn.Lock()
+	defer s.writer.turn.Unlock()
+	_, err := s.writer.conn.ExecContext(ctx, query)
 	return err
 }
 
 // Checkpoint is what happens once in logCheck.
-func (s *SQLite) Checkpoint(ctx context.Context) (bool, error) { return s.checkpoint(ctx) }
+func (s *SQLite) Checkpoint(ctx context.Context) (bool, error) { return s.writer.checkpoint(ctx) }
 
 // Do records what a statement does, as one operation.
 func (s *SQLite) Do(ctx context.Context, query string) error {
-	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	return s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		_, err := tx.exec(ctx, query)
 		return err
 	})
@@ -85,7 +85,7 @@ const MaxBatch = maxBatch
 
 // DoPanicking has an operation panic after it removed all runs.
 func (s *SQLite) DoPanicking(ctx context.Context) error {
-	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	return s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		if _, err := tx.exec(ctx, `DELETE FROM runs`); err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ import (
 // leaves no trace. The caller starts nothing on any error.
 func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
 	var a runner.Admission
-	err := s.do(ctx, func(ctx context.Context, tx *prepared) (err error) {
+	err := s.writer.record(ctx, func(ctx context.Context, tx *prepared) (err error) {
 		a, err = s.admit(ctx, tx, run, c, p, in)
 		return err
 	})
@@ -28,7 +28,7 @@ func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p ru
 		return runner.Admission{}, err
 	}
 	if len(a.Superseded) > 0 {
-		s.settled.forget(run.Hook)
+		s.pruner.forget(run.Hook)
 	}
 	return a, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"sallyport/internal/boot"
@@ -18,6 +19,17 @@ const (
 	sqlDropExpired  = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND accepted_up < $5 RETURNING ` + runColumns
 )
 
+// clocks are the times that the store goes by.
+type clocks struct {
+	// Uptime is the clock that waits are measured by, which no step of the wall clock moves. Only tests set it.
+	Uptime func() time.Duration
+
+	now    func() time.Time
+	boot   string // boot.ID
+	opened opening
+	noted  atomic.Bool // opened is recorded
+}
+
 // opening is how the clocks stood when the file was opened.
 type opening struct {
 	boot     string // start of the machine; empty where the time since then is not known
@@ -27,20 +39,20 @@ type opening struct {
 	stepped  time.Duration
 }
 
-// readClocks compares the clocks with how they stood when a server opened the file before. It writes nothing: a server
+// read compares the clocks with how they stood when a server opened the file before. It writes nothing: a server
 // must start on a full disk too.
-func (s *SQLite) readClocks(ctx context.Context) error {
-	o := opening{boot: s.boot}
-	if s.Uptime = boot.Uptime; boot.Uptime() == 0 { // on this system, a server knows its own time only
+func (c *clocks) read(ctx context.Context, db *sql.DB) error {
+	o := opening{boot: c.boot}
+	if c.Uptime = boot.Uptime; boot.Uptime() == 0 { // on this system, a server knows its own time only
 		opened := time.Now()
-		o.boot, s.Uptime = "", func() time.Duration { return time.Since(opened) }
+		o.boot, c.Uptime = "", func() time.Duration { return time.Since(opened) }
 	}
-	o.up, o.wall = s.Uptime().Microseconds(), micros(s.now())
+	o.up, o.wall = c.Uptime().Microseconds(), micros(c.now())
 	var up, wall int64
-	switch err := s.write.QueryRowContext(ctx, sqlOpened, o.boot).Scan(&up, &wall); {
+	switch err := db.QueryRowContext(ctx, sqlOpened, o.boot).Scan(&up, &wall); {
 	case errors.Is(err, sql.ErrNoRows), err == nil && o.boot == "":
 		o.first = true
-		if err := s.write.QueryRowContext(ctx, sqlNewestID).Scan(&o.newest); err != nil {
+		if err := db.QueryRowContext(ctx, sqlNewestID).Scan(&o.newest); err != nil {
 			return unavailable("reading the newest run", err)
 		}
 	case err != nil:
@@ -48,34 +60,34 @@ func (s *SQLite) readClocks(ctx context.Context) error {
 	default:
 		o.stepped = time.Duration(o.wall-wall-(o.up-up)) * time.Microsecond
 	}
-	s.opened = o
+	c.opened = o
 	return nil
 }
 
 // noteOpening records how the clocks stood, once. Nothing reliable tells how long the machine was off, so the runs that
-// it finds queued after a restart of the machine wait anew.
-func (s *SQLite) noteOpening(ctx context.Context) error {
-	if s.noted.Load() {
+// it finds queued after a restart of the machine wait from then on.
+func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
+	if c.noted.Load() {
 		return nil
 	}
-	err := s.do(ctx, func(ctx context.Context, tx *prepared) error {
-		if s.opened.first {
-			if _, err := tx.exec(ctx, sqlRestartWaits, s.opened.up, s.opened.newest); err != nil {
+	err := w.record(ctx, func(ctx context.Context, tx *prepared) error {
+		if c.opened.first {
+			if _, err := tx.exec(ctx, sqlRestartWaits, c.opened.up, c.opened.newest); err != nil {
 				return err
 			}
 		}
 		if _, err := tx.exec(ctx, sqlForgetOpened); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, sqlSetOpened, s.opened.boot, s.opened.up, s.opened.wall)
+		_, err := tx.exec(ctx, sqlSetOpened, c.opened.boot, c.opened.up, c.opened.wall)
 		return err
 	})
 	if err == nil {
-		s.noted.Store(true)
+		c.noted.Store(true)
 	}
 	return err
 }
 
 // Stepped returns by how much the wall clock was set since a server opened the file before, where both were under the
 // same start of the machine; else zero.
-func (s *SQLite) Stepped() time.Duration { return s.opened.stepped }
+func (c *clocks) Stepped() time.Duration { return c.opened.stepped }

@@ -22,7 +22,7 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	if end.Ended.IsZero() { // what has ended has a time of it, in every index
 		end.Ended = s.now()
 	}
-	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		ended, err = endRun(ctx, tx, id, state, end, giveBack)
 		if errors.Is(err, runner.ErrUnknown) { // or ended before
 			ended, err = tx.run(ctx, sqlRun, id)
@@ -39,7 +39,7 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	if err != nil {
 		return runner.Run{}, nil, err
 	}
-	s.settled.forget(ended.Hook)
+	s.pruner.forget(ended.Hook)
 	return ended, next, nil
 }
 
@@ -75,7 +75,7 @@ func (s *SQLite) promote(ctx context.Context, tx *prepared, flight string) (*run
 // Promote makes the first that waits of each of the flights the running one,
 // where nothing runs, and returns those runs. Without flights, it does so for all.
 func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []runner.Run, err error) {
-	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		promoted = nil
 		if len(flights) == 0 {
 			err := tx.rows(ctx, func(rows *sql.Rows) error {
@@ -106,7 +106,7 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 // first of its flight. One that was asked to end meanwhile ends. A run that does
 // not run stays as it is. The run is returned as it stands then.
 func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {
-	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		run, err = tx.run(ctx, sqlEndWished, id, micros(s.now()))
 		if errors.Is(err, runner.ErrUnknown) {
 			run, err = tx.run(ctx, sqlRequeue, id)
@@ -119,7 +119,7 @@ func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err er
 	if err != nil {
 		return runner.Run{}, err
 	}
-	s.settled.forget(run.Hook)
+	s.pruner.forget(run.Hook)
 	return run, nil
 }
 
@@ -127,7 +127,7 @@ func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err er
 // that runs it is recorded that it is to end so. The run is returned as it stands
 // then. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended bool, err error) {
-	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		run, err = tx.run(ctx, sqlDropRun, id, runner.Cancelled, micros(s.now()), "")
 		ended = err == nil
 		if errors.Is(err, runner.ErrUnknown) {
@@ -141,7 +141,7 @@ func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended b
 	if err != nil {
 		return runner.Run{}, false, err
 	}
-	s.settled.forget(run.Hook)
+	s.pruner.forget(run.Hook)
 	return run, ended, nil
 }
 
@@ -149,16 +149,16 @@ func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended b
 // delivery was accepted, as TimedOut, and returns them. The time that the machine was off does not count. Their claims
 // stay.
 func (s *SQLite) ExpireQueued(ctx context.Context, hook string, longest time.Duration) (expired []runner.Run, err error) {
-	if err := s.noteOpening(ctx); err != nil {
+	if err := s.noteOpening(ctx, s.writer); err != nil {
 		return nil, err
 	}
-	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		expired, err = tx.runs(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", (s.Uptime() - longest).Microseconds())
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.settled.forget(hook)
+	s.pruner.forget(hook)
 	return expired, nil
 }

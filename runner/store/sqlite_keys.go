@@ -15,7 +15,7 @@ const (
 
 // SaveKeyUses records when keys were last used. It never goes back in time.
 func (s *SQLite) SaveKeyUses(ctx context.Context, uses []keyuse.Use) error {
-	return s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	return s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		for _, u := range uses {
 			if _, err := tx.exec(ctx, sqlUseKey, u.Caller, u.Scheme, u.Key, micros(u.At)); err != nil {
 				return err
@@ -26,9 +26,9 @@ func (s *SQLite) SaveKeyUses(ctx context.Context, uses []keyuse.Use) error {
 }
 
 // KeyUses returns when each key was last used, by caller, scheme and key.
-func (s *SQLite) KeyUses(ctx context.Context) (uses []keyuse.Use, err error) {
+func (r *reader) KeyUses(ctx context.Context) (uses []keyuse.Use, err error) {
 	err = within(ctx, workTime, func(ctx context.Context) error {
-		return s.reader.rows(ctx, func(rows *sql.Rows) error {
+		return r.statements.rows(ctx, func(rows *sql.Rows) error {
 			var u keyuse.Use
 			var used int64
 			if err := rows.Scan(&u.Caller, &u.Scheme, &u.Key, &used); err != nil {

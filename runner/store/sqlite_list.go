@@ -27,7 +27,7 @@ const (
 // rest, empty at the end. A page ends before f.Limit when its parameters are
 // large, and shows the beginning of long ones: Run.Cut names those. A page costs
 // about the same however many runs there are.
-func (s *SQLite) List(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
+func (r *reader) List(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
 	if f.Limit == 0 {
 		f.Limit = defaultPage
 	}
@@ -35,20 +35,20 @@ func (s *SQLite) List(ctx context.Context, f runner.Filter) (page []runner.Run, 
 		return nil, "", fmt.Errorf("listing runs: limit %d is not 1 to %d", f.Limit, maxPage)
 	}
 	err = within(ctx, callTime, func(ctx context.Context) error {
-		page, next, err = s.list(ctx, f)
+		page, next, err = r.list(ctx, f)
 		return err
 	})
 	return page, next, err
 }
 
-func (s *SQLite) list(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
+func (r *reader) list(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
 	// One snapshot: a run that ends meanwhile is neither missed nor listed twice.
-	tx, err := s.lists.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	tx, err := r.listDB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return nil, "", unavailable("reading", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // nothing was written
-	in := s.lister.in(tx)
+	in := r.listStatements.in(tx)
 	ids, err := matching(ctx, in, f)
 	if err != nil {
 		return nil, "", err

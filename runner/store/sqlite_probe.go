@@ -19,19 +19,19 @@ const provenFor = 5 * time.Second
 // why the store cannot be read or written. ctx does not bound it once its turn to write has
 // come.
 func (s *SQLite) Probe(ctx context.Context) error {
-	if err := s.checkInPlace(); err != nil {
+	if err := s.writer.checkInPlace(); err != nil {
 		return err
 	}
 	if _, err := s.Get(ctx, ""); !errors.Is(err, runner.ErrUnknown) {
 		return fmt.Errorf("reading a row: %w", err)
 	}
-	if err := s.checkRoom(); err != nil {
+	if err := s.writer.checkRoom(); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if at := s.written.Load(); at != nil && time.Since(*at) < provenFor {
+	if at := s.writer.written.Load(); at != nil && time.Since(*at) < provenFor {
 		return nil
 	}
-	return s.do(ctx, func(ctx context.Context, p *prepared) error {
+	return s.writer.record(ctx, func(ctx context.Context, p *prepared) error {
 		// A number in the header of the file that SQLite leaves to programs. This one uses it for nothing
 		// else. It must change, because SQLite does not write what is there already.
 		var version int
@@ -49,16 +49,16 @@ func (s *SQLite) Probe(ctx context.Context) error {
 
 // checkRoom writes a file of the size of some deliveries and removes it again. A commit alone proves
 // little on a full disk: it may fit into what the write-ahead log has already.
-func (s *SQLite) checkRoom() error {
+func (w *writer) checkRoom() error {
 	const room = 256 << 10
-	name := filepath.Join(filepath.Dir(s.path), "probe")
+	name := filepath.Join(filepath.Dir(w.path), "probe")
 	return errors.Join(os.WriteFile(name, make([]byte, room), 0o600), os.Remove(name))
 }
 
 // checkInPlace returns an error if the database or its log was removed or replaced: what is
 // committed then is gone when the server ends.
-func (s *SQLite) checkInPlace() error {
-	for _, pin := range s.pins {
+func (w *writer) checkInPlace() error {
+	for _, pin := range w.pins {
 		if err := pin.Check(); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}

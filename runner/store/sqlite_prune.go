@@ -50,17 +50,17 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 	now := s.now()
 	var ids []string
 	err = within(ctx, workTime, func(ctx context.Context) error {
-		ids, err = s.beyond(ctx, r, now)
+		ids, err = s.pruner.findRuns(ctx, r, now)
 		return err
 	})
 	if err != nil {
 		return nil, false, err
 	}
-	if err := s.noteOpening(ctx); err != nil {
+	if err := s.noteOpening(ctx, s.writer); err != nil {
 		return nil, false, err
 	}
 	var stale, old int64
-	err = s.do(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
 		removed = removed[:0]
 		for _, id := range ids {
 			n, err := tx.exec(ctx, sqlPruneRun, id)
@@ -83,10 +83,43 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 	return removed, max(len(ids), int(stale), int(old)) == r.Batch, nil
 }
 
-// beyond finds runs that the retention does not keep, without the writer.
-func (s *SQLite) beyond(ctx context.Context, r Retention, now time.Time) (ids []string, err error) {
+// pruner finds runs that the retention does not keep, without the writer. To count
+// the runs of a hook costs time for every run kept, so it remembers the hooks that
+// were found to have no run too many and of which none has ended since.
+type pruner struct {
+	statements *prepared
+
+	mu     sync.Mutex
+	within map[string]int // by hook, the count that its runs are within
+}
+
+func (p *pruner) isWithin(hook string, count int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.within[hook] == count
+}
+
+// assumeWithin is called before the runs are counted: a run that ends from then on undoes it.
+func (p *pruner) assumeWithin(hook string, count int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.within == nil {
+		p.within = map[string]int{}
+	}
+	p.within[hook] = count
+}
+
+// forget is called when a run of a hook has ended.
+func (p *pruner) forget(hook string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.within, hook)
+}
+
+// findRuns finds runs that the retention does not keep, without the writer.
+func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids []string, err error) {
 	for hook := ""; len(ids) < r.Batch; {
-		err := s.reader.scan(ctx, []any{&hook}, sqlNextHook, hook)
+		err := p.statements.scan(ctx, []any{&hook}, sqlNextHook, hook)
 		if errors.Is(err, sql.ErrNoRows) {
 			break
 		}
@@ -97,11 +130,11 @@ func (s *SQLite) beyond(ctx context.Context, r Retention, now time.Time) (ids []
 		if !own {
 			keep = r.Default
 		}
-		old, err := s.tooOld(ctx, hook, now.Add(-keep.Age), keep.Age > 0, r.Batch)
+		old, err := p.findOld(ctx, hook, now.Add(-keep.Age), keep.Age > 0, r.Batch)
 		if err != nil {
 			return nil, fmt.Errorf("looking for old runs: %w", err)
 		}
-		many, err := s.tooMany(ctx, hook, keep.Count, r.Batch)
+		many, err := p.findSurplus(ctx, hook, keep.Count, r.Batch)
 		if err != nil {
 			return nil, fmt.Errorf("looking for old runs: %w", err)
 		}
@@ -110,14 +143,14 @@ func (s *SQLite) beyond(ctx context.Context, r Retention, now time.Time) (ids []
 	return ids[:min(len(ids), r.Batch)], nil
 }
 
-// tooOld finds runs of a hook that ended before a time.
-func (s *SQLite) tooOld(ctx context.Context, hook string, before time.Time, bounded bool, batch int) (ids []string, err error) {
+// findOld finds runs of a hook that ended before a time.
+func (p *pruner) findOld(ctx context.Context, hook string, before time.Time, bounded bool, batch int) (ids []string, err error) {
 	if !bounded {
 		return nil, nil
 	}
 	for _, state := range runner.Ends() {
 		// A run is older than its end.
-		some, err := s.ids(ctx, sqlOld, hook, state, firstID(before), micros(before), batch)
+		some, err := p.readIDs(ctx, sqlOld, hook, state, firstID(before), micros(before), batch)
 		if err != nil {
 			return nil, err
 		}
@@ -126,49 +159,20 @@ func (s *SQLite) tooOld(ctx context.Context, hook string, before time.Time, boun
 	return ids, nil
 }
 
-// settled remembers the hooks of which no run has ended since none was found
-// to be too many, and by which count: to look costs time for every run kept.
-type settled struct {
-	mu   sync.Mutex
-	hook map[string]int
-}
-
-func (s *settled) is(hook string, count int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.hook[hook] == count
-}
-
-// expect says that a look begins: a run that ends from now on undoes it.
-func (s *settled) expect(hook string, count int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.hook == nil {
-		s.hook = map[string]int{}
-	}
-	s.hook[hook] = count
-}
-
-func (s *settled) forget(hook string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.hook, hook)
-}
-
-// tooMany finds ended runs of a hook beyond the newest count.
-func (s *SQLite) tooMany(ctx context.Context, hook string, count, batch int) (ids []string, err error) {
-	if count <= 0 || s.settled.is(hook, count) {
+// findSurplus finds ended runs of a hook beyond the newest count.
+func (p *pruner) findSurplus(ctx context.Context, hook string, count, batch int) (ids []string, err error) {
+	if count <= 0 || p.isWithin(hook, count) {
 		return nil, nil
 	}
-	s.settled.expect(hook, count)
+	p.assumeWithin(hook, count)
 	defer func() {
 		if err != nil || len(ids) > 0 {
-			s.settled.forget(hook)
+			p.forget(hook)
 		}
 	}()
 	var newest []string
 	for _, state := range runner.Ends() {
-		some, err := s.ids(ctx, sqlNewest, hook, state, count+1)
+		some, err := p.readIDs(ctx, sqlNewest, hook, state, count+1)
 		if err != nil {
 			return nil, err
 		}
@@ -180,7 +184,7 @@ func (s *SQLite) tooMany(ctx context.Context, hook string, count, batch int) (id
 	slices.Sort(newest)
 	oldestKept := newest[len(newest)-count]
 	for _, state := range runner.Ends() {
-		some, err := s.ids(ctx, sqlOlder, hook, state, oldestKept, batch)
+		some, err := p.readIDs(ctx, sqlOlder, hook, state, oldestKept, batch)
 		if err != nil {
 			return nil, err
 		}
@@ -189,8 +193,8 @@ func (s *SQLite) tooMany(ctx context.Context, hook string, count, batch int) (id
 	return ids, nil
 }
 
-func (s *SQLite) ids(ctx context.Context, query, hook string, state runner.State, args ...any) (ids []string, err error) {
-	err = s.reader.rows(ctx, func(rows *sql.Rows) error {
+func (p *pruner) readIDs(ctx context.Context, query, hook string, state runner.State, args ...any) (ids []string, err error) {
+	err = p.statements.rows(ctx, func(rows *sql.Rows) error {
 		var id string
 		err := rows.Scan(&id)
 		ids = append(ids, id)

@@ -18,6 +18,63 @@ const (
 	workTime = time.Minute     // what the server reads for itself
 )
 
+// Connections of the readers. A reader holds one connection at a time, and waits
+// for nothing else while it does.
+const (
+	readConnections = 4
+	listConnections = 2
+)
+
+// reader reads the store. Pages of runs have connections of their own, so that
+// they never keep a claim waiting.
+type reader struct {
+	db             *sql.DB // for claims, single runs and what the server reads for itself
+	statements     *prepared
+	listDB         *sql.DB // for pages of runs
+	listStatements *prepared
+}
+
+// open connects, and prepares all statements. check comes before that: statements
+// of this version do not fit another schema.
+func (r *reader) open(ctx context.Context, path string, check func(context.Context, *sql.DB) error) (err error) {
+	if r.db, err = openReadOnly(path, readConnections); err != nil {
+		return err
+	}
+	if err := check(ctx, r.db); err != nil {
+		return err
+	}
+	if r.statements, err = prepareAll(ctx, r.db, readStatements()); err != nil {
+		return err
+	}
+	if r.listDB, err = openReadOnly(path, listConnections); err != nil {
+		return err
+	}
+	r.listStatements, err = prepareAll(ctx, r.listDB, listStatements())
+	return err
+}
+
+func openReadOnly(path string, connections int) (*sql.DB, error) {
+	db, err := sql.Open("sqlite", dsn(path, "ro", "query_only(1)"))
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(connections)
+	db.SetMaxIdleConns(connections)
+	return db, nil
+}
+
+// close closes what was opened.
+func (r *reader) close() error {
+	return errors.Join(r.statements.close(), r.listStatements.close(), closeDatabase(r.db), closeDatabase(r.listDB))
+}
+
+func closeDatabase(db *sql.DB) error {
+	if db == nil {
+		return nil
+	}
+	return db.Close()
+}
+
 // within has f read for at most so long.
 func within(ctx context.Context, most time.Duration, f func(context.Context) error) error {
 	bounded, stop := context.WithTimeout(ctx, most)
@@ -37,27 +94,27 @@ func readStatements() []string {
 // Find returns the run that a delivery to the hook started, or
 // runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. Of a run that was
 // pruned since, only ID and Hook are set.
-func (s *SQLite) Find(ctx context.Context, hook string, c runner.Claim) (run runner.Run, err error) {
+func (r *reader) Find(ctx context.Context, hook string, c runner.Claim) (run runner.Run, err error) {
 	err = within(ctx, callTime, func(ctx context.Context) error {
-		run, err = claimed(ctx, s.reader, hook, c)
+		run, err = claimed(ctx, r.statements, hook, c)
 		return err
 	})
 	return run, err
 }
 
 // Get returns a run, or runner.ErrUnknown.
-func (s *SQLite) Get(ctx context.Context, id string) (run runner.Run, err error) {
+func (r *reader) Get(ctx context.Context, id string) (run runner.Run, err error) {
 	err = within(ctx, callTime, func(ctx context.Context) error {
-		run, err = s.reader.run(ctx, sqlRun, id)
+		run, err = r.statements.run(ctx, sqlRun, id)
 		return err
 	})
 	return run, err
 }
 
 // Feed returns what the command of a run is to be given, or runner.ErrUnknown.
-func (s *SQLite) Feed(ctx context.Context, id string) (in runner.Feed, err error) {
+func (r *reader) Feed(ctx context.Context, id string) (in runner.Feed, err error) {
 	err = within(ctx, callTime, func(ctx context.Context) error {
-		return s.reader.scan(ctx, []any{&in.Trace, &in.Stdin}, sqlInput, id)
+		return r.statements.scan(ctx, []any{&in.Trace, &in.Stdin}, sqlInput, id)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return runner.Feed{}, runner.ErrUnknown
@@ -67,9 +124,9 @@ func (s *SQLite) Feed(ctx context.Context, id string) (in runner.Feed, err error
 
 // Active returns what has not ended: the running runs, then those that wait,
 // in the order in which each flight takes them.
-func (s *SQLite) Active(ctx context.Context) (runs []runner.Run, err error) {
+func (r *reader) Active(ctx context.Context) (runs []runner.Run, err error) {
 	err = within(ctx, workTime, func(ctx context.Context) error {
-		runs, err = s.reader.runs(ctx, sqlActive)
+		runs, err = r.statements.runs(ctx, sqlActive)
 		return err
 	})
 	return runs, err

@@ -5,14 +5,114 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"modernc.org/sqlite"
 
 	"sallyport/internal/groupcommit"
 	"sallyport/internal/guard"
+	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 )
+
+// writer writes the store. One goroutine does: operations that come while a
+// transaction is being committed share the next one, each in a savepoint of its
+// own.
+type writer struct {
+	path       string
+	log        *slog.Logger
+	pins       []pathsafe.Pin // of the database and its log, as they were opened
+	db         *sql.DB        // one connection for operations, one for checkpoints
+	conn       *sql.Conn      // for operations
+	statements *prepared      // of conn
+	queue      *groupcommit.Queue[*op]
+	turn       sync.Mutex                // held while a transaction is under way
+	commits    atomic.Int64              // transactions that wrote
+	written    atomic.Pointer[time.Time] // when a transaction was last committed; nil if one has failed since
+	down       bool                      // the last transaction failed; for the goroutine that writes
+	done       sync.WaitGroup
+}
+
+func newWriter(path string, log *slog.Logger) *writer {
+	return &writer{path: path, log: log, queue: groupcommit.New[*op](0, maxBatch)}
+}
+
+// open makes the file where it does not exist, and refuses one that is damaged.
+func (w *writer) open(ctx context.Context) error {
+	// Elsewhere than on Linux and the BSDs this is not to be had, and fsync,
+	// which does more, stays.
+	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
+		return fmt.Errorf("choosing fdatasync: %w", err)
+	}
+	// SQLite would make the file by the umask, and its log by the file's mode.
+	file, err := os.OpenFile(w.path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("making the file: %w", err)
+	}
+	info, err := file.Stat()
+	if err := errors.Join(err, file.Close()); err != nil {
+		return fmt.Errorf("making the file: %w", err)
+	}
+	w.pins = append(w.pins, pathsafe.NewPin(w.path, info))
+	// A server that closed the database removed its log. Otherwise there was a crash, of the
+	// machine perhaps, so the content of its disk is checked.
+	log, err := os.Stat(w.path + "-wal")
+	crashed := err == nil && log.Size() > 0
+	w.db, err = sql.Open("sqlite", dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
+		// The writer never checkpoints in passing, keepLogShort does.
+		"wal_autocheckpoint(0)", "journal_size_limit(33554432)", "cache_size(-8192)"))
+	if err != nil {
+		return err
+	}
+	w.db.SetMaxOpenConns(2)
+	w.db.SetMaxIdleConns(2)
+	if err := checkJournal(ctx, w.db); err != nil || !crashed {
+		return err
+	}
+	return checkWhole(ctx, w.db)
+}
+
+// connect makes the connection for operations.
+func (w *writer) connect(ctx context.Context) (err error) {
+	if w.conn, err = w.db.Conn(ctx); err != nil {
+		return unavailable("connecting", err)
+	}
+	w.statements = newPrepared(w.conn.PrepareContext)
+	// By name, because to open the log and close it again would end the locks of SQLite.
+	info, err := os.Stat(w.path + "-wal")
+	if err != nil {
+		return fmt.Errorf("finding the write-ahead log: %w", err)
+	}
+	w.pins = append(w.pins, pathsafe.NewPin(w.path+"-wal", info))
+	return nil
+}
+
+// start starts the two goroutines of the writer. They end with stop, not with ctx.
+func (w *writer) start(ctx context.Context) {
+	life := context.WithoutCancel(ctx)
+	w.done.Go(func() { w.serve(life) })
+	w.done.Go(func() { w.keepLogShort(life) })
+}
+
+// stop ends what is being written. Operations that come later fail.
+func (w *writer) stop() {
+	w.queue.Close()
+	w.done.Wait()
+}
+
+// close closes what was opened.
+func (w *writer) close() error {
+	err := w.statements.close()
+	if w.conn != nil {
+		err = errors.Join(err, w.conn.Close())
+	}
+	return errors.Join(err, closeDatabase(w.db))
+}
 
 // op is one caller's operation: all of it is recorded, or nothing.
 type op struct {
@@ -24,11 +124,11 @@ type op struct {
 // operation waits.
 const maxBatch = 128
 
-// do has an operation recorded and returns once it is on the disk. ctx and
+// record has an operation recorded and returns once it is on the disk. ctx and
 // callTime bound the wait for a turn only: an operation that has its turn is
-// recorded or not, and do waits until that is known.
-func (s *SQLite) do(ctx context.Context, f func(context.Context, *prepared) error) error {
-	err := within(ctx, callTime, func(ctx context.Context) error { return s.queue.Do(ctx, &op{do: f}) })
+// recorded or not, and record waits until that is known.
+func (w *writer) record(ctx context.Context, f func(context.Context, *prepared) error) error {
+	err := within(ctx, callTime, func(ctx context.Context) error { return w.queue.Do(ctx, &op{do: f}) })
 	if errors.Is(err, groupcommit.ErrClosed) {
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -36,22 +136,22 @@ func (s *SQLite) do(ctx context.Context, f func(context.Context, *prepared) erro
 }
 
 // serve is the one writer.
-func (s *SQLite) serve(ctx context.Context) {
-	defer s.queue.End()
+func (w *writer) serve(ctx context.Context) {
+	defer w.queue.End()
 	for {
 		select {
-		case first := <-s.queue.Ops():
-			s.commit(ctx, s.queue.Batch(first))
-		case <-s.queue.Closing():
+		case first := <-w.queue.Ops():
+			w.commit(ctx, w.queue.Batch(first))
+		case <-w.queue.Closing():
 			return
 		}
 	}
 }
 
 // commit records a batch, and reports the results.
-func (s *SQLite) commit(ctx context.Context, batch []groupcommit.Op[*op]) {
-	err := s.transact(ctx, batch)
-	s.notice(err)
+func (w *writer) commit(ctx context.Context, batch []groupcommit.Op[*op]) {
+	err := w.transact(ctx, batch)
+	w.notice(err)
 	for _, o := range batch {
 		// What an operation found may rest on one before it in the
 		// batch: if that is not recorded, none of it holds.
@@ -65,44 +165,44 @@ func (s *SQLite) commit(ctx context.Context, batch []groupcommit.Op[*op]) {
 
 // transact runs a batch in one transaction. Its error is about all of them;
 // the error of an operation by itself stands in the operation.
-func (s *SQLite) transact(ctx context.Context, batch []groupcommit.Op[*op]) error {
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	if _, err := s.writer.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
-		return s.undo(ctx, err)
+func (w *writer) transact(ctx context.Context, batch []groupcommit.Op[*op]) error {
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	if _, err := w.statements.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
+		return w.undo(ctx, err)
 	}
 	refused := 0
 	for _, o := range batch {
-		if err := s.step(ctx, o.Value, len(batch) > 1); err != nil {
-			return s.undo(ctx, err)
+		if err := w.step(ctx, o.Value, len(batch) > 1); err != nil {
+			return w.undo(ctx, err)
 		}
 		if o.Value.err != nil {
 			refused++
 		}
 	}
-	if err := s.checkInPlace(); err != nil {
-		return s.undo(ctx, err)
+	if err := w.checkInPlace(); err != nil {
+		return w.undo(ctx, err)
 	}
 	if refused == len(batch) {
-		return s.undo(ctx, nil)
+		return w.undo(ctx, nil)
 	}
-	if _, err := s.writer.exec(ctx, `COMMIT`); err != nil {
-		return s.undoCommit(ctx, err)
+	if _, err := w.statements.exec(ctx, `COMMIT`); err != nil {
+		return w.undoCommit(ctx, err)
 	}
-	s.commits.Add(1)
+	w.commits.Add(1)
 	now := time.Now()
-	s.written.Store(&now)
+	w.written.Store(&now)
 	return nil
 }
 
 // step runs one operation, in a savepoint unless it is alone.
-func (s *SQLite) step(ctx context.Context, o *op, shared bool) error {
+func (w *writer) step(ctx context.Context, o *op, shared bool) error {
 	if shared {
-		if _, err := s.writer.exec(ctx, `SAVEPOINT op`); err != nil {
+		if _, err := w.statements.exec(ctx, `SAVEPOINT op`); err != nil {
 			return err
 		}
 	}
-	o.err = guard.Do(s.log, func() error { return o.do(ctx, s.writer) })
+	o.err = guard.Do(w.log, func() error { return o.do(ctx, w.statements) })
 	if errors.Is(o.err, ErrUnavailable) {
 		return o.err
 	}
@@ -110,11 +210,11 @@ func (s *SQLite) step(ctx context.Context, o *op, shared bool) error {
 		return nil
 	}
 	if o.err != nil {
-		if _, err := s.writer.exec(ctx, `ROLLBACK TO op`); err != nil {
+		if _, err := w.statements.exec(ctx, `ROLLBACK TO op`); err != nil {
 			return err
 		}
 	}
-	_, err := s.writer.exec(ctx, `RELEASE op`)
+	_, err := w.statements.exec(ctx, `RELEASE op`)
 	return err
 }
 
@@ -122,38 +222,38 @@ func (s *SQLite) step(ctx context.Context, o *op, shared bool) error {
 // the sync failed, the transaction stands in the log, and would count after a crash
 // of the program: so another one is written over it. Where that fails too, the
 // error is runner.ErrUncertain as well.
-func (s *SQLite) undoCommit(ctx context.Context, err error) error {
-	_ = s.undo(ctx, err)
+func (w *writer) undoCommit(ctx context.Context, err error) error {
+	_ = w.undo(ctx, err)
 	if errors.Is(err, ErrDiskFull) { // it does not stand there whole
 		return err
 	}
 	// What changes nothing is not written. This number means nothing but that.
 	query := fmt.Sprintf(`PRAGMA user_version = %d`, time.Now().UnixNano()&math.MaxInt32)
-	if _, failed := s.conn.ExecContext(ctx, query); failed != nil {
-		return s.undo(ctx, fmt.Errorf("%w: %w", runner.ErrUncertain, err))
+	if _, failed := w.conn.ExecContext(ctx, query); failed != nil {
+		return w.undo(ctx, fmt.Errorf("%w: %w", runner.ErrUncertain, err))
 	}
 	return err
 }
 
 // undo takes a transaction back and returns err. After some errors SQLite has
 // done so by itself, so that the rollback's own error says nothing.
-func (s *SQLite) undo(ctx context.Context, err error) error {
-	_, _ = s.writer.exec(ctx, `ROLLBACK`)
+func (w *writer) undo(ctx context.Context, err error) error {
+	_, _ = w.statements.exec(ctx, `ROLLBACK`)
 	return err
 }
 
 // notice tells the operator once that nothing can be recorded, and once that
 // it is over.
-func (s *SQLite) notice(err error) {
+func (w *writer) notice(err error) {
 	switch {
-	case err != nil && !s.down:
-		s.log.Error("store unavailable: nothing is started", "error", err)
-	case err == nil && s.down:
-		s.log.Info("store available again")
+	case err != nil && !w.down:
+		w.log.Error("store unavailable: nothing is started", "error", err)
+	case err == nil && w.down:
+		w.log.Info("store available again")
 	}
-	s.down = err != nil
-	if s.down {
-		s.written.Store(nil)
+	w.down = err != nil
+	if w.down {
+		w.written.Store(nil)
 	}
 }
 
@@ -168,34 +268,34 @@ const (
 // and on a connection of its own, so that no commit pays for it. Only a log
 // that grew past logLimit makes the writer wait: the log starts over when all
 // of it was copied, and a writer that never rests would never let it.
-func (s *SQLite) keepLogShort(ctx context.Context) {
+func (w *writer) keepLogShort(ctx context.Context) {
 	tick := time.NewTicker(logCheck)
 	defer tick.Stop()
 	var copied int64
 	failing := false
-	long := longLog{log: s.log}
+	long := longLog{log: w.log}
 	for {
 		select {
 		case <-tick.C:
-		case <-s.queue.Closing():
+		case <-w.queue.Closing():
 			return
 		}
-		commits := s.commits.Load()
+		commits := w.commits.Load()
 		if commits == copied {
 			continue
 		}
-		whole, err := s.checkpoint(ctx)
-		if info, statErr := os.Stat(s.path + "-wal"); err == nil && statErr == nil && info.Size() > logLimit {
-			s.turn.Lock()
-			whole, err = s.checkpoint(ctx)
-			s.turn.Unlock()
+		whole, err := w.checkpoint(ctx)
+		if info, statErr := os.Stat(w.path + "-wal"); err == nil && statErr == nil && info.Size() > logLimit {
+			w.turn.Lock()
+			whole, err = w.checkpoint(ctx)
+			w.turn.Unlock()
 			long.notice(info.Size(), whole || err != nil)
 		}
 		if whole {
 			copied = commits
 		}
 		if err != nil && !failing {
-			s.log.Error("write-ahead log not copied", "error", err)
+			w.log.Error("write-ahead log not copied", "error", err)
 		}
 		failing = err != nil
 	}
@@ -203,115 +303,11 @@ func (s *SQLite) keepLogShort(ctx context.Context) {
 
 // checkpoint copies what it can without making anybody wait, and tells whether
 // that was all.
-func (s *SQLite) checkpoint(ctx context.Context) (whole bool, err error) {
+func (w *writer) checkpoint(ctx context.Context) (whole bool, err error) {
 	var busy, frames, copied int
-	err = s.write.QueryRowContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &frames, &copied)
+	err = w.db.QueryRowContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &frames, &copied)
 	if err != nil {
 		return false, unavailable("copying the write-ahead log", err)
 	}
 	return busy == 0 && frames == copied, nil
-}
-
-// prepared runs prepared statements. Its errors are those of unavailable.
-type prepared struct {
-	stmts   map[string]*sql.Stmt
-	prepare func(context.Context, string) (*sql.Stmt, error) // at its first use; nil where all are prepared
-	tx      *sql.Tx                                          // in which they run, or nil
-}
-
-// newPrepared is for one goroutine, which prepares what it needs.
-func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *prepared {
-	return &prepared{stmts: map[string]*sql.Stmt{}, prepare: prepare}
-}
-
-// prepareAll is for many goroutines. Nothing is prepared later: it would take a
-// second connection, for which those that hold the others might wait forever.
-func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*prepared, error) {
-	p := &prepared{stmts: make(map[string]*sql.Stmt, len(queries))}
-	for _, query := range queries {
-		st, err := db.PrepareContext(ctx, query)
-		if err != nil {
-			return nil, errors.Join(unavailable("preparing", err), p.close())
-		}
-		p.stmts[query] = st
-	}
-	return p, nil
-}
-
-// in returns the statements as they run in a transaction.
-func (p *prepared) in(tx *sql.Tx) *prepared { return &prepared{stmts: p.stmts, tx: tx} }
-
-func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
-	st := p.stmts[query]
-	switch {
-	case st != nil && p.tx != nil:
-		return p.tx.StmtContext(ctx, st), nil
-	case st != nil:
-		return st, nil
-	case p.prepare == nil:
-		return nil, fmt.Errorf("%w: statement was not prepared: %s", ErrUnavailable, query)
-	}
-	st, err := p.prepare(ctx, query)
-	if err != nil {
-		return nil, unavailable("preparing", err)
-	}
-	p.stmts[query] = st
-	return st, nil
-}
-
-// close finalizes the statements: a connection with one left does not close.
-func (p *prepared) close() error {
-	var errs []error
-	for _, st := range p.stmts {
-		errs = append(errs, st.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// exec returns how many rows were changed.
-func (p *prepared) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	st, err := p.stmt(ctx, query)
-	if err != nil {
-		return 0, err
-	}
-	result, err := st.ExecContext(ctx, args...)
-	if err != nil {
-		return 0, unavailable("writing", err)
-	}
-	return result.RowsAffected()
-}
-
-// scan reads one row into dest; it is sql.ErrNoRows when there is none.
-func (p *prepared) scan(ctx context.Context, dest []any, query string, args ...any) error {
-	st, err := p.stmt(ctx, query)
-	if err != nil {
-		return err
-	}
-	err = st.QueryRowContext(ctx, args...).Scan(dest...)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return unavailable("reading", err)
-	}
-	return err
-}
-
-// rows calls each with every row, to scan it.
-func (p *prepared) rows(ctx context.Context, each func(*sql.Rows) error, query string, args ...any) error {
-	st, err := p.stmt(ctx, query)
-	if err != nil {
-		return err
-	}
-	rows, err := st.QueryContext(ctx, args...)
-	if err != nil {
-		return unavailable("reading", err)
-	}
-	defer rows.Close() //nolint:errcheck // what matters is in rows.Err
-	for rows.Next() {
-		if err := each(rows); err != nil {
-			return err
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return unavailable("reading", err)
-	}
-	return nil
 }

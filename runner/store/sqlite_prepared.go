@@ -1,0 +1,115 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+)
+
+// prepared runs prepared statements. Its errors are those of unavailable.
+type prepared struct {
+	stmts   map[string]*sql.Stmt
+	prepare func(context.Context, string) (*sql.Stmt, error) // at its first use; nil where all are prepared
+	tx      *sql.Tx                                          // in which they run, or nil
+}
+
+// newPrepared is for one goroutine, which prepares what it needs.
+func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *prepared {
+	return &prepared{stmts: map[string]*sql.Stmt{}, prepare: prepare}
+}
+
+// prepareAll is for many goroutines. Nothing is prepared later: it would take a
+// second connection, for which those that hold the others might wait forever.
+func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*prepared, error) {
+	p := &prepared{stmts: make(map[string]*sql.Stmt, len(queries))}
+	for _, query := range queries {
+		st, err := db.PrepareContext(ctx, query)
+		if err != nil {
+			return nil, errors.Join(unavailable("preparing", err), p.close())
+		}
+		p.stmts[query] = st
+	}
+	return p, nil
+}
+
+// in returns the statements as they run in a transaction.
+func (p *prepared) in(tx *sql.Tx) *prepared { return &prepared{stmts: p.stmts, tx: tx} }
+
+func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+	st := p.stmts[query]
+	switch {
+	case st != nil && p.tx != nil:
+		return p.tx.StmtContext(ctx, st), nil
+	case st != nil:
+		return st, nil
+	case p.prepare == nil:
+		return nil, fmt.Errorf("%w: statement was not prepared: %s", ErrUnavailable, query)
+	}
+	st, err := p.prepare(ctx, query)
+	if err != nil {
+		return nil, unavailable("preparing", err)
+	}
+	p.stmts[query] = st
+	return st, nil
+}
+
+// close finalizes the statements: a connection with one left does not close.
+func (p *prepared) close() error {
+	if p == nil {
+		return nil
+	}
+	var errs []error
+	for _, st := range p.stmts {
+		errs = append(errs, st.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// exec returns how many rows were changed.
+func (p *prepared) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	st, err := p.stmt(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	result, err := st.ExecContext(ctx, args...)
+	if err != nil {
+		return 0, unavailable("writing", err)
+	}
+	return result.RowsAffected()
+}
+
+// scan reads one row into dest; it is sql.ErrNoRows when there is none.
+func (p *prepared) scan(ctx context.Context, dest []any, query string, args ...any) error {
+	st, err := p.stmt(ctx, query)
+	if err != nil {
+		return err
+	}
+	err = st.QueryRowContext(ctx, args...).Scan(dest...)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return unavailable("reading", err)
+	}
+	return err
+}
+
+// rows calls each with every row, to scan it.
+func (p *prepared) rows(ctx context.Context, each func(*sql.Rows) error, query string, args ...any) error {
+	st, err := p.stmt(ctx, query)
+	if err != nil {
+		return err
+	}
+	rows, err := st.QueryContext(ctx, args...)
+	if err != nil {
+		return unavailable("reading", err)
+	}
+	defer rows.Close() //nolint:errcheck // what matters is in rows.Err
+	for rows.Next() {
+		if err := each(rows); err != nil {
+			return err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return unavailable("reading", err)
+	}
+	return nil
+}
