@@ -64,7 +64,7 @@ func (l *Log) bound(o Options) {
 const refusalsPart = 4
 
 // Err says why lines cannot be written now, or nothing.
-func (l *Log) Err() error { return errors.Join(l.decisions.err(), l.refusals.err()) }
+func (l *Log) Err() error { return errors.Join(l.decisions.health.err(), l.refusals.health.err()) }
 
 // Probe writes what is due, and returns why lines cannot be written now.
 func (l *Log) Probe(ctx context.Context) error {

@@ -25,10 +25,10 @@ func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
 	l := &Log{now: now, counts: counts{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, told: now()}}
 	l.refusals = newChain(refusalsBook(), refusalsFolder(o.State), &l.counts, now, log)
 	l.decisions = newChain(decisionsBook(), folder(o.State), &l.counts, now, log)
-	l.decisions.mention = l.refusalsLine
+	l.decisions.preface.line = l.refusalsLine
 	l.bound(o)
 	if err := l.open(o); err != nil {
-		err = errors.Join(err, l.refusals.shut(), l.decisions.shut(), l.unlock())
+		err = errors.Join(err, l.refusals.file.close(), l.decisions.file.close(), l.unlock())
 		return nil, fmt.Errorf("opening the audit in %s: %w", folder(o.State), err)
 	}
 	go l.refusals.serve()
@@ -38,14 +38,18 @@ func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
 
 func newChain(b book, dir string, c *counts, now func() time.Time, log *slog.Logger) *chain {
 	return &chain{
-		book: b, dir: dir, counts: c, now: now, log: log, place: begin(),
+		dir: dir, now: now, log: log, counts: c,
 		queue: groupcommit.New[entry](queueRoom, maxBatch), probes: make(chan chan error),
+		health: health{dir: dir, now: now, log: log}, place: begin(),
+		checkpoints: checkpoints{book: b, dir: dir, now: now, log: log},
 	}
 }
 
 // refusalsLine says among the decisions how far the refusals certainly go, so that their folder cannot be
 // removed or put back unseen.
-func (l *Log) refusalsLine() Line { return Line{Event: Refusals, Through: l.refusals.signed.Load()} }
+func (l *Log) refusalsLine() Line {
+	return Line{Event: Refusals, Through: l.refusals.checkpoints.signed.Load()}
+}
 
 // open changes nothing before it is known that both chains are as they were left.
 func (l *Log) open(o Options) (err error) {
@@ -65,7 +69,7 @@ func (l *Log) open(o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	l.decisions.sign, l.refusals.sign = sign, sign
+	l.decisions.checkpoints.sign, l.refusals.checkpoints.sign = sign, sign
 	known, err := tellVerifier(o.State, sign)
 	if err != nil {
 		return err
@@ -109,35 +113,36 @@ func (l *chain) resume(known note.Verifiers) (*walk, error) {
 		return nil, err
 	}
 	if len(segments) == 0 {
-		return nil, l.checkNothing(known)
+		return nil, l.checkpoints.checkNone(known)
 	}
-	h, err := latest(l.dir, l.book, known)
+	h, err := latest(l.dir, l.checkpoints.book, known)
 	if err != nil {
 		return nil, err
 	}
 	s := segments[len(segments)-1]
-	if err := l.use(s.name, os.O_RDWR); err != nil {
+	if err := l.file.open(s.name, os.O_RDWR); err != nil {
 		return nil, err
 	}
-	w, err := leftOff(s, l.file, l.book, h, known)
+	w, err := leftOff(s, l.file.file, l.checkpoints.book, h, known)
 	if err != nil {
 		return nil, err
 	}
-	l.place, l.size = w.place, s.size-int64(len(w.torn))
-	l.signed.Store(h.seq)
+	l.place = w.place
+	l.file.size = s.size - int64(len(w.torn))
+	l.checkpoints.signed.Store(h.seq)
 	return w, nil
 }
 
-// checkNothing returns an error if there was a line once.
-func (l *chain) checkNothing(known note.Verifiers) error {
-	old, err := os.ReadFile(filepath.Join(l.dir, checkpointFile))
+// checkNone returns an error if there was a line once.
+func (c *checkpoints) checkNone(known note.Verifiers) error {
+	old, err := os.ReadFile(filepath.Join(c.dir, checkpointFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	h, err := open(l.ofHead, string(old), known)
+	h, err := open(c.ofHead, string(old), known)
 	if err == nil && h.seq > 0 {
 		err = fmt.Errorf("there is no line, and its checkpoint has seen %d", h.seq)
 	}
@@ -158,13 +163,13 @@ func (l *chain) proceed(w *walk) error {
 // begin starts a new chain. Its checkpoint comes first, so that there never are
 // lines without one.
 func (l *chain) begin() error {
-	if err := l.head(); err != nil {
+	if err := l.checkpoints.writeFile(l.place); err != nil {
 		return err
 	}
-	if err := l.create(); err != nil {
+	if err := l.file.create(l.dir, l.seq+1); err != nil {
 		return err
 	}
-	return l.append(true, Line{Event: Begun, Verifier: l.sign.vkey})
+	return l.append(true, Line{Event: Begun, Verifier: l.checkpoints.sign.vkey})
 }
 
 // latest opens the file checkpoint.
@@ -265,13 +270,13 @@ func (l *chain) mend(w *walk) error {
 	if len(w.torn) > 0 {
 		l.log.Warn("audit line cut", "bytes", len(w.torn), "after", l.seq)
 		// It is longer than what it quotes, and takes its place in one write.
-		l.spilt = len(w.torn) > cutQuoted
+		l.file.spilt = len(w.torn) > cutQuoted
 		lines = append(lines, Line{
 			Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashOf(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
 		})
 	}
 	if l.seq == 0 {
-		lines = append(lines, Line{Event: Begun, Verifier: l.sign.vkey})
+		lines = append(lines, Line{Event: Begun, Verifier: l.checkpoints.sign.vkey})
 	}
 	if len(lines) > 0 {
 		if err := l.append(true, lines...); err != nil {

@@ -132,7 +132,7 @@ func (r *counts) due(at time.Time, last bool) map[kind]tally {
 // tell writes what was counted, into the chain of refusals. What cannot be written is counted still.
 func (l *chain) tell(last bool) error {
 	var counted map[kind]tally
-	if l.mention == nil {
+	if l.preface.line == nil {
 		counted = l.counts.due(l.now(), last)
 	}
 	var lines []Line

@@ -1,0 +1,84 @@
+package audit
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+
+	"sallyport/internal/pathsafe"
+)
+
+// bounds are how much of a chain is kept.
+type bounds struct {
+	keep     atomic.Int64 // bytes that all lines together may take
+	leastAge atomic.Int64 // nanoseconds that a line is kept, however many bytes there are
+}
+
+// segmentSize is the size from which on a segment is followed by another.
+func (b *bounds) segmentSize() int64 { return min(maxSegment, b.keep.Load()/minSegments) }
+
+// segmentFile is the segment that is written.
+type segmentFile struct {
+	file  *os.File
+	pin   pathsafe.Pin
+	size  int64 // up to the end of its last good line
+	spilt bool  // there may be more in the file than that
+}
+
+// open goes on to another file.
+func (s *segmentFile) open(name string, flags int) error {
+	f, err := os.OpenFile(name, flags, 0o600)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	err = s.close()
+	*s = segmentFile{file: f, pin: pathsafe.NewPin(name, info), spilt: info.Size() > 0}
+	return err
+}
+
+// create goes on to a new segment of a folder.
+func (s *segmentFile) create(dir string, first uint64) error {
+	if err := s.open(segmentName(dir, first), os.O_RDWR|os.O_CREATE); err != nil {
+		return err
+	}
+	return pathsafe.SyncFolder(dir)
+}
+
+// write appends all of b, or nothing.
+func (s *segmentFile) write(b []byte, durable bool) error {
+	if s.spilt {
+		if err := s.file.Truncate(s.size); err != nil {
+			return err
+		}
+		s.spilt = false
+	}
+	_, err := s.file.WriteAt(b, s.size)
+	if err == nil && durable {
+		err = s.file.Sync()
+	}
+	if err == nil {
+		err = s.pin.Check()
+	}
+	if err != nil {
+		s.spilt = s.file.Truncate(s.size) != nil
+		return err
+	}
+	s.size += int64(len(b))
+	return nil
+}
+
+func (s *segmentFile) sync() error { return s.file.Sync() }
+
+// close closes the file, once.
+func (s *segmentFile) close() error {
+	f := s.file
+	if f == nil {
+		return nil
+	}
+	s.file = nil
+	return f.Close()
+}
