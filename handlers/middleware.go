@@ -57,7 +57,7 @@ func (s *surface) outer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := s.now()
 		req := &request{id: rand.Text(), address: r.RemoteAddr}
-		r = r.WithContext(audit.Asking(context.WithValue(r.Context(), requestKey{}, req), req.asked))
+		r = r.WithContext(audit.WithRequest(context.WithValue(r.Context(), requestKey{}, req), req.asked))
 		rec := &recorder{ResponseWriter: w, conn: netid.ConnectionOf(r)}
 		h := w.Header()
 		h.Set("X-Request-Id", req.id)

@@ -63,10 +63,10 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 
 // keepStateTidy removes from the state folder what is no longer kept, until ctx is done.
 func (p *program) keepStateTidy(ctx context.Context, f *stateFolder, works *sync.WaitGroup) {
-	works.Go(func() { retention.Runs(ctx, p.conf, f.runs, f.store, p.log) })
-	works.Go(func() { retention.Sweep(ctx, p.conf.Get(), f.store, p.log) })
-	works.Go(func() { p.uses.Keep(ctx, f.store, p.log) })
-	go retention.Outputs(ctx, p.conf, p.log) // of files alone, however long that takes
+	works.Go(func() { retention.PruneRuns(ctx, p.conf, f.runs, f.store, p.log) })
+	works.Go(func() { retention.SweepFolders(ctx, p.conf.Get(), f.store, p.log) })
+	works.Go(func() { p.uses.SaveRegularly(ctx, f.store, p.log) })
+	go retention.TrimOutputs(ctx, p.conf, p.log) // of files alone, however long that takes
 }
 
 // serveAdmin answers local administrators until ctx is done. Deliveries do not depend on it, so the

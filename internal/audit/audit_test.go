@@ -19,7 +19,7 @@ import (
 // small has segments of some ten lines about decisions.
 const small = 64 << 10
 
-func open(t testing.TB, state string, keep int64) *audit.Log {
+func openCheckpoint(t testing.TB, state string, keep int64) *audit.Log {
 	t.Helper()
 	l, err := audit.Open(audit.Options{State: state, Keep: keep}, time.Now, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -50,7 +50,7 @@ func shut(t testing.TB, l *audit.Log) {
 func written(t testing.TB, keep int64, n int) (state string) {
 	t.Helper()
 	state = t.TempDir()
-	l := open(t, state, keep)
+	l := openCheckpoint(t, state, keep)
 	write(t, l, n)
 	shut(t, l)
 	return state
@@ -130,11 +130,11 @@ func lines(t testing.TB, state string) (all []audit.Line) {
 	return all
 }
 
-func TestLinesAreThereInTheirOrderAndTheirFilesAreTheOwnersAlone(t *testing.T) {
+func TestLog_OrderAndFileModes(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	from := time.Now()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	write(t, l, 100)
 	shut(t, l)
 	r := good(t, state)
@@ -167,11 +167,11 @@ func TestLinesAreThereInTheirOrderAndTheirFilesAreTheOwnersAlone(t *testing.T) {
 	}
 }
 
-func TestAnAuditGoesOnWhereItWasLeft(t *testing.T) {
+func TestOpen_Continues(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	for range 5 {
-		l := open(t, state, small)
+		l := openCheckpoint(t, state, small)
 		write(t, l, 7)
 		if _, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now, slog.New(slog.DiscardHandler)); !errors.Is(err, audit.ErrHeld) {
 			t.Errorf("a second writer: %v", err)
@@ -194,12 +194,12 @@ func TestAnAuditGoesOnWhereItWasLeft(t *testing.T) {
 	}
 }
 
-// TestWhatIsRemovedIsSaidAndTheRestIsWithinBounds: and a removal that nobody
+// TestKeep_RecordsRemoval: and a removal that nobody
 // signed for is a fault (TestTampering).
-func TestWhatIsRemovedIsSaidAndTheRestIsWithinBounds(t *testing.T) {
+func TestKeep_RecordsRemoval(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	for range 10 {
 		write(t, l, 100)
 		good(t, state)
@@ -223,13 +223,13 @@ func TestWhatIsRemovedIsSaidAndTheRestIsWithinBounds(t *testing.T) {
 	}
 }
 
-func TestAnAuditMayBeGivenAnotherKeyAndVerifiesWithBoth(t *testing.T) {
+func TestKey_Replaced(t *testing.T) {
 	t.Parallel()
 	state := written(t, small, 5)
 	if err := os.Remove(state + "/audit.key"); err != nil {
 		t.Fatal(err)
 	}
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	write(t, l, 5)
 	shut(t, l)
 	good(t, state)
@@ -249,7 +249,7 @@ func TestAnAuditMayBeGivenAnotherKeyAndVerifiesWithBoth(t *testing.T) {
 	}
 }
 
-func TestADigestIsThatOfNamesAndValuesInTheirOrder(t *testing.T) {
+func TestDigest_NamesAndValues(t *testing.T) {
 	t.Parallel()
 	// printf 'a\0x\0b\0\0' | sha256sum
 	const want = "8ec54942a19c1649603c347e2673ca591bdc9afdf0b36e9e70c4f2c932145aba"

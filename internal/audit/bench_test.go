@@ -29,7 +29,7 @@ func BenchmarkAdmit(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer st.Close() //nolint:errcheck // of no use any more
-	l := open(b, state, 1<<30)
+	l := openCheckpoint(b, state, 1<<30)
 	admit := func(s runner.Store) {
 		r := runner.Run{ID: uuid.Must(uuid.NewV7()).String(), Hook: "build", Caller: "ci", Created: time.Now(), Params: runner.Values{"region": "eu"}}
 		r.Flight = r.ID
@@ -79,7 +79,7 @@ func BenchmarkAdmit(b *testing.B) {
 // BenchmarkVerify reports how fast an audit is verified.
 func BenchmarkVerify(b *testing.B) {
 	state := b.TempDir()
-	l := open(b, state, 1<<30)
+	l := openCheckpoint(b, state, 1<<30)
 	for i := range 50_000 {
 		l.Decided(audit.Line{
 			Decision: audit.Refused, Status: 503, Request: "K2YK3XBQ6GR5LCYPJZEURA2DYY", Address: "203.0.113.7:33926", Caller: "ci", Scheme: "hmac",

@@ -56,17 +56,17 @@ const (
 	cutQuoted   = 4 << 10 // bytes of a cut line that are kept
 )
 
-// append writes lines to the segment, all or none.
-func (l *chain) append(durable bool, lines ...Line) error {
+// appendLines writes lines to the segment, all or none.
+func (l *chain) appendLines(durable bool, lines ...Line) error {
 	p, at, b := l.place, l.now().UTC(), []byte(nil)
 	for _, line := range lines {
 		line.Time = at
 		var err error
-		if b, err = p.add(b, line); err != nil {
+		if b, err = p.appendLine(b, line); err != nil {
 			return err
 		}
 	}
-	if err := l.file.write(b, durable); err != nil {
+	if err := l.file.appendBytes(b, durable); err != nil {
 		return err
 	}
 	l.place = p
@@ -74,53 +74,53 @@ func (l *chain) append(durable bool, lines ...Line) error {
 	return nil
 }
 
-// signLine makes all lines durable, and signs for them among the lines.
-func (l *chain) signLine() error {
-	text, err := l.checkpoints.signLine(l.place)
+// writeCheckpoint makes all lines durable, and signs for them among the lines.
+func (l *chain) writeCheckpoint() error {
+	text, err := l.checkpoints.signForLine(l.place)
 	if err != nil {
 		return err
 	}
-	if err := l.append(true, Line{Event: Checkpoint, Note: text}); err != nil {
+	if err := l.appendLines(true, Line{Event: Checkpoint, Note: text}); err != nil {
 		return err
 	}
 	l.checkpoints.fresh = 0
 	return nil
 }
 
-// checkpoint signs for all lines, among the lines and in the file.
-func (l *chain) checkpoint() error {
-	if err := l.signLine(); err != nil {
+// writeBothCheckpoints signs for all lines, among the lines and in the file.
+func (l *chain) writeBothCheckpoints() error {
+	if err := l.writeCheckpoint(); err != nil {
 		return err
 	}
 	return l.checkpoints.writeFile(l.place)
 }
 
-// signDue signs where that is due. A file checkpoint that cannot be written is no error before lines
+// signIfDue signs where that is due. A file checkpoint that cannot be written is no error before lines
 // have been without one for longer than they may.
-func (l *chain) signDue() error {
+func (l *chain) signIfDue() error {
 	switch {
-	case l.checkpoints.lineDue():
-		if err := l.signLine(); err != nil {
+	case l.checkpoints.isLineDue():
+		if err := l.writeCheckpoint(); err != nil {
 			return err
 		}
 	case l.seq == l.checkpoints.signed.Load():
 		return nil
 	default:
-		if err := l.file.sync(); err != nil { // nothing is signed that may not last
+		if err := l.file.syncFile(); err != nil { // nothing is signed that may not last
 			return err
 		}
 	}
-	if err := l.checkpoints.writeFile(l.place); err != nil && l.checkpoints.fileOverdue() {
+	if err := l.checkpoints.writeFile(l.place); err != nil && l.checkpoints.isFileOverdue() {
 		return err
 	}
 	return nil
 }
 
-// rotate begins another segment, and removes the oldest ones that there is no
+// startSegment begins another segment, and removes the oldest ones that there is no
 // room for. That they go is signed for before they do.
-func (l *chain) rotate() error {
+func (l *chain) startSegment() error {
 	if l.checkpoints.fresh > 0 {
-		if err := l.checkpoint(); err != nil {
+		if err := l.writeBothCheckpoints(); err != nil {
 			return err
 		}
 	}
@@ -130,10 +130,10 @@ func (l *chain) rotate() error {
 		}
 	}
 	l.preface.written = false
-	if err := l.file.create(l.dir, l.seq+1); err != nil {
+	if err := l.file.createSegment(l.dir, l.seq+1); err != nil {
 		return err
 	}
-	segments, err := list(l.dir)
+	segments, err := listSegments(l.dir)
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func (l *chain) rotate() error {
 		return err
 	}
 	through := segments[len(old)].first - 1
-	if err := l.append(true, Line{Event: Removed, Through: through}); err != nil {
+	if err := l.appendLines(true, Line{Event: Removed, Through: through}); err != nil {
 		return err
 	}
 	if err := l.checkpoints.writeFile(l.place); err != nil {
@@ -166,7 +166,7 @@ func (l *chain) findSurplus(segments []segment) (old []segment, err error) {
 	}
 	for total > l.keep.Load() && len(old) < len(segments)-1 {
 		// All its lines are older than the first one of the next.
-		next, err := begun(segments[len(old)+1])
+		next, err := firstLineTime(segments[len(old)+1])
 		if err != nil {
 			return nil, err
 		}
@@ -193,8 +193,8 @@ func (l *chain) writeLine(ctx context.Context, line Line) error {
 	return err
 }
 
-// probe has the writer do what is due, and returns why lines cannot be written now.
-func (l *chain) probe(ctx context.Context) error {
+// probeWriter has the writer do what is due, and returns why lines cannot be written now.
+func (l *chain) probeWriter(ctx context.Context) error {
 	answer := make(chan error, 1)
 	select {
 	case l.probes <- answer:
@@ -211,60 +211,60 @@ func (l *chain) probe(ctx context.Context) error {
 	}
 }
 
-// serve is the one writer.
-func (l *chain) serve() {
+// serveQueue is the one writer.
+func (l *chain) serveQueue() {
 	defer l.queue.End()
 	tick := time.NewTicker(headEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case first := <-l.queue.Ops():
-			l.commit(l.queue.Batch(first))
+			l.commitBatch(l.queue.Batch(first))
 		case <-tick.C:
-			l.health.note(l.tick())
+			l.health.recordResult(l.doDueWork())
 		case answer := <-l.probes:
-			err := l.tick()
-			l.health.note(err)
+			err := l.doDueWork()
+			l.health.recordResult(err)
 			if err == nil {
-				err = l.checkpoints.checkFile(l.place)
+				err = l.checkpoints.ensureFileWritable(l.place)
 			}
 			answer <- err
 		case <-l.queue.Closing():
-			l.finish()
+			l.finishWriting()
 			return
 		}
 	}
 }
 
-// commit writes a batch, and tells those who wait.
-func (l *chain) commit(batch []groupcommit.Op[entry]) {
+// commitBatch writes a batch, and tells those who wait.
+func (l *chain) commitBatch(batch []groupcommit.Op[entry]) {
 	var lines []Line
 	durable := false
 	for _, o := range batch {
 		lines = append(lines, o.Value.line)
 		durable = durable || o.Awaited()
 	}
-	err := l.write(durable, lines)
-	l.health.note(err)
+	err := l.writeLines(durable, lines)
+	l.health.recordResult(err)
 	for _, o := range batch {
 		o.Done(err)
 		if err != nil && !o.Awaited() {
-			l.counts.add(o.Value.kind, tally{1, l.now(), l.now()})
+			l.counts.addTally(o.Value.kind, tally{1, l.now(), l.now()})
 		}
 	}
 }
 
-// write appends lines, after one that says so if nothing could be written
+// writeLines appends lines, after one that says so if nothing could be written
 // before them. A checkpoint that is due comes first, and without it nothing: many
 // lines that nobody signed for would look like a forgery.
-func (l *chain) write(durable bool, lines []Line) error {
+func (l *chain) writeLines(durable bool, lines []Line) error {
 	if l.file.size >= l.segmentSize() {
-		if err := l.rotate(); err != nil {
+		if err := l.startSegment(); err != nil {
 			return err
 		}
 	}
-	if l.checkpoints.lineDue() || l.checkpoints.fileOverdue() {
-		if err := l.signDue(); err != nil {
+	if l.checkpoints.isLineDue() || l.checkpoints.isFileOverdue() {
+		if err := l.signIfDue(); err != nil {
 			return err
 		}
 	}
@@ -277,45 +277,45 @@ func (l *chain) write(durable bool, lines []Line) error {
 	if l.preface.line != nil && !l.preface.written {
 		lines = append([]Line{l.preface.line()}, lines...)
 	}
-	err := l.append(durable, lines...)
+	err := l.appendLines(durable, lines...)
 	l.preface.written = l.preface.written || err == nil
 	return err
 }
 
-// tick does what is due: it finds out whether lines can be written again, writes
+// doDueWork does what is due: it finds out whether lines can be written again, writes
 // what was only counted, and signs.
-func (l *chain) tick() error {
+func (l *chain) doDueWork() error {
 	if err := l.file.pin.Check(); err != nil {
 		return err
 	}
-	if err := l.tell(false); err != nil {
+	if err := l.writeCounts(false); err != nil {
 		return err
 	}
-	return l.signDue()
+	return l.signIfDue()
 }
 
-// finish writes what is left, and the last checkpoint.
-func (l *chain) finish() {
+// finishWriting writes what is left, and the last checkpoint.
+func (l *chain) finishWriting() {
 	for batch := l.queue.Rest(); len(batch) > 0; batch = l.queue.Rest() {
-		l.commit(batch)
+		l.commitBatch(batch)
 	}
-	err := l.tell(true)
+	err := l.writeCounts(true)
 	if err == nil {
-		err = l.checkpoint()
+		err = l.writeBothCheckpoints()
 	}
-	l.health.note(err)
+	l.health.recordResult(err)
 }
 
-// stop writes what is left and ends the writer. Lines that come later are refused.
-func (l *chain) stop() error {
+// stopWriter writes what is left and ends the writer. Lines that come later are refused.
+func (l *chain) stopWriter() error {
 	l.queue.Close()
 	<-l.queue.Ended()
-	return errors.Join(l.health.err(), l.file.close())
+	return errors.Join(l.health.currentError(), l.file.closeFile())
 }
 
-// later has a line written whose writing no goroutine waits for. The line is counted instead when the queue is full.
-func (l *chain) later(line Line, k kind) {
+// writeLater has a line written whose writing no goroutine waits for. The line is counted instead when the queue is full.
+func (l *chain) writeLater(line Line, k kind) {
 	if !l.queue.TrySend(entry{line, k}) {
-		l.counts.add(k, tally{1, l.now(), l.now()})
+		l.counts.addTally(k, tally{1, l.now(), l.now()})
 	}
 }

@@ -58,40 +58,40 @@ func newSigner(key ed25519.PrivateKey) (*signer, error) {
 	return &signer{v, key, vkey}, err
 }
 
-// checkpoint returns a signed note about a place.
-func (s *signer) checkpoint(kind string, p place, at time.Time) (string, error) {
+// signCheckpoint returns a signed note about a place.
+func (s *signer) signCheckpoint(kind string, p place, at time.Time) (string, error) {
 	text := fmt.Sprintf("%s\n%d\n%s\n%s\n", kind, p.seq, p.hash, at.UTC().Format(time.RFC3339Nano))
 	signed, err := note.Sign(&note.Note{Text: text}, s)
 	return string(signed), err
 }
 
-// opened is a checkpoint whose signature was verified.
-type opened struct {
+// checkpoint is a checkpoint whose signature was verified.
+type checkpoint struct {
 	place
 	at time.Time
 }
 
 var errCheckpoint = errors.New("it is no checkpoint of this kind")
 
-// open verifies a checkpoint.
-func open(kind, signed string, known note.Verifiers) (opened, error) {
+// openCheckpoint verifies a checkpoint.
+func openCheckpoint(kind, signed string, known note.Verifiers) (checkpoint, error) {
 	n, err := note.Open([]byte(signed), known)
 	if err != nil {
-		return opened{}, err
+		return checkpoint{}, err
 	}
 	for _, s := range n.Sigs {
 		// The library lets bits that mean nothing be anything.
 		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
-			return opened{}, err
+			return checkpoint{}, err
 		}
 	}
 	fields := strings.Split(n.Text, "\n")
 	if len(fields) != 5 || fields[0] != kind || len(fields[2]) != hashSize {
-		return opened{}, errCheckpoint
+		return checkpoint{}, errCheckpoint
 	}
 	seq, err1 := strconv.ParseUint(fields[1], 10, 64)
 	at, err2 := time.Parse(time.RFC3339Nano, fields[3])
-	return opened{place{seq, fields[2]}, at}, errors.Join(err1, err2)
+	return checkpoint{place{seq, fields[2]}, at}, errors.Join(err1, err2)
 }
 
 // Verifiers returns those that verifier keys, as Key prints them, stand for.
@@ -129,8 +129,8 @@ func ParseKey(text []byte) (ed25519.PrivateKey, error) {
 	return key, nil
 }
 
-// ownKey returns the key of a state folder, which is made when there is none.
-func ownKey(state string) (ed25519.PrivateKey, error) {
+// readOrMakeKey returns the key of a state folder, which is made when there is none.
+func readOrMakeKey(state string) (ed25519.PrivateKey, error) {
 	name := filepath.Join(state, keyFile)
 	text, err := os.ReadFile(name)
 	if errors.Is(err, os.ErrNotExist) {

@@ -28,14 +28,14 @@ type checkpoints struct {
 	failed time.Time // since when the file cannot be written; zero when it can
 }
 
-// signLine returns a checkpoint that is written among the lines, after the line at p.
-func (c *checkpoints) signLine(p place) (string, error) {
-	return c.sign.checkpoint(c.ofLine, p, c.now())
+// signForLine returns a checkpoint that is written among the lines, after the line at p.
+func (c *checkpoints) signForLine(p place) (string, error) {
+	return c.sign.signCheckpoint(c.ofLine, p, c.now())
 }
 
 // writeFile replaces the file by one about the line at p.
 func (c *checkpoints) writeFile(p place) error {
-	text, err := c.sign.checkpoint(c.ofHead, p, c.now())
+	text, err := c.sign.signCheckpoint(c.ofHead, p, c.now())
 	if err == nil {
 		err = pathsafe.ReplaceFileAt(filepath.Join(c.dir, checkpointFile), []byte(text), 0o600)
 	}
@@ -55,14 +55,14 @@ func (c *checkpoints) writeFile(p place) error {
 	return nil
 }
 
-// fileOverdue reports whether the file could not be written for so long that lines at the end could be cut off
+// isFileOverdue reports whether the file could not be written for so long that lines at the end could be cut off
 // without a trace.
-func (c *checkpoints) fileOverdue() bool {
+func (c *checkpoints) isFileOverdue() bool {
 	return !c.failed.IsZero() && c.now().Sub(c.failed) >= signEvery
 }
 
-// checkFile writes the file, which shows that the folder can be written, unless that was done just now.
-func (c *checkpoints) checkFile(p place) error {
+// ensureFileWritable writes the file, which shows that the folder can be written, unless that was done just now.
+func (c *checkpoints) ensureFileWritable(p place) error {
 	if c.failed.IsZero() && c.now().Sub(c.proven) < provenFor {
 		return nil
 	}
@@ -77,7 +77,7 @@ func (c *checkpoints) noteLines(count int, at time.Time) {
 	c.fresh += count
 }
 
-// lineDue reports whether a checkpoint among the lines is due.
-func (c *checkpoints) lineDue() bool {
+// isLineDue reports whether a checkpoint among the lines is due.
+func (c *checkpoints) isLineDue() bool {
 	return c.fresh > 0 && (c.fresh >= signLines || c.now().Sub(c.since) >= signEvery)
 }

@@ -15,7 +15,7 @@ import (
 // checkpoint is older than its last line, as after a crash.
 func Copy(state, to string) error {
 	// The decisions first: they say how far the refusals go at least.
-	if err := copyChain(folder(state), folder(to)); err != nil {
+	if err := copyChain(chainFolder(state), chainFolder(to)); err != nil {
 		return err
 	}
 	err := copyChain(refusalsFolder(state), refusalsFolder(to))
@@ -39,7 +39,7 @@ func copyChain(dir, target string) error {
 		}
 	}
 	segments, files, err := openSegments(dir)
-	defer closeAll(files)
+	defer closeFiles(files)
 	if err != nil {
 		return err
 	}

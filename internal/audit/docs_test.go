@@ -11,7 +11,7 @@ import (
 	"sallyport/internal/audit"
 )
 
-func TestTheManualHasEveryFieldDecisionAndEvent(t *testing.T) {
+func TestDocs_FieldsDecisionsEvents(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/audit.md")
 	if err != nil {

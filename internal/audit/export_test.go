@@ -4,7 +4,7 @@ import "io"
 
 // Segment verifies the lines of r as those of the only segment of a state folder.
 func (v *Verifier) Segment(r io.Reader) error {
-	w := v.walk()
+	w := v.newWalk()
 	w.state = true
-	return w.segment(segment{name: "segment", first: 1}, r, true)
+	return w.walkSegment(segment{name: "segment", first: 1}, r, true)
 }

@@ -146,7 +146,7 @@ func child(t *testing.T, name string) *exec.Cmd {
 	return cmd
 }
 
-func TestAFullDiskRefusesAndIsGotOver(t *testing.T) {
+func TestLog_FullDisk(t *testing.T) {
 	t.Parallel()
 	t.Run("file size limit", func(t *testing.T) {
 		t.Parallel()

@@ -15,8 +15,8 @@ type health struct {
 	since time.Time             // of the fault; zero if there is none. For the goroutine that writes
 }
 
-// note takes the result of a write. It logs once that nothing can be written, and once that it can be again.
-func (h *health) note(err error) {
+// recordResult takes the result of a write. It logs once that nothing can be written, and once that it can be again.
+func (h *health) recordResult(err error) {
 	switch {
 	case err != nil && h.since.IsZero():
 		h.since = h.now()
@@ -32,8 +32,8 @@ func (h *health) note(err error) {
 	}
 }
 
-// err says why lines cannot be written now, or nothing.
-func (h *health) err() error {
+// currentError says why lines cannot be written now, or nothing.
+func (h *health) currentError() error {
 	if err := h.fault.Load(); err != nil {
 		return *err
 	}

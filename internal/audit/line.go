@@ -140,11 +140,11 @@ type place struct {
 	hash string // empty when it is not known
 }
 
-// begin is the place before the first line.
-func begin() place { return place{hash: strings.Repeat("0", hashSize)} }
+// startPlace is the place before the first line.
+func startPlace() place { return place{hash: strings.Repeat("0", hashSize)} }
 
-// add appends a line to b.
-func (p *place) add(b []byte, l Line) ([]byte, error) {
+// appendLine appends a line to b.
+func (p *place) appendLine(b []byte, l Line) ([]byte, error) {
 	l.Seq = p.seq + 1
 	for _, s := range []*string{&l.Address, &l.Method, &l.Path, &l.Key, &l.Reason} {
 		*s = Shorten(*s, longest)
@@ -156,12 +156,12 @@ func (p *place) add(b []byte, l Line) ([]byte, error) {
 	from := len(b)
 	b = append(b, text[:len(text)-1]...)
 	b = append(b, prevField+p.hash...)
-	hash := hashOf(b[from:])
+	hash := hashLine(b[from:])
 	*p = place{l.Seq, hash}
 	return append(b, hashField+hash+lineEnd...), nil
 }
 
-func hashOf(b []byte) string {
+func hashLine(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
@@ -173,9 +173,9 @@ type link struct {
 	at               time.Time
 }
 
-// parse reads the link of a line without its end. It is false when the line is
+// parseLink reads the link of a line without its end. It is false when the line is
 // not of the form that add writes.
-func parse(b []byte) (link, bool) {
+func parseLink(b []byte) (link, bool) {
 	const foot = len(prevField) + hashSize + len(hashField) + hashSize + len(lineEnd) - 1
 	if len(b) < foot {
 		return link{}, false
@@ -193,5 +193,5 @@ func parse(b []byte) (link, bool) {
 	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 || !ok6 || err1 != nil || err2 != nil || seq == 0 {
 		return link{}, false
 	}
-	return link{seq: seq, prev: prev, hash: string(hash), real: hashOf(b[:own]), at: at}, true
+	return link{seq: seq, prev: prev, hash: string(hash), real: hashLine(b[:own]), at: at}, true
 }

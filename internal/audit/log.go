@@ -48,12 +48,12 @@ func (l *Log) Reloaded(ctx context.Context, o Options, digest string) error {
 	if err := l.Write(ctx, Line{Event: Reloaded, Config: digest}); err != nil {
 		return fmt.Errorf("writing the audit: %w", err)
 	}
-	l.bound(o)
+	l.setBounds(o)
 	return nil
 }
 
-// bound divides the room between the chains.
-func (l *Log) bound(o Options) {
+// setBounds divides the room between the chains.
+func (l *Log) setBounds(o Options) {
 	refusals := o.Keep / refusalsPart
 	l.refusals.keep.Store(refusals)
 	l.decisions.keep.Store(o.Keep - refusals)
@@ -64,21 +64,23 @@ func (l *Log) bound(o Options) {
 const refusalsPart = 4
 
 // Err says why lines cannot be written now, or nothing.
-func (l *Log) Err() error { return errors.Join(l.decisions.health.err(), l.refusals.health.err()) }
+func (l *Log) Err() error {
+	return errors.Join(l.decisions.health.currentError(), l.refusals.health.currentError())
+}
 
 // Probe writes what is due, and returns why lines cannot be written now.
 func (l *Log) Probe(ctx context.Context) error {
-	return errors.Join(l.decisions.probe(ctx), l.refusals.probe(ctx))
+	return errors.Join(l.decisions.probeWriter(ctx), l.refusals.probeWriter(ctx))
 }
 
 // Close writes what is left and lets the audit go. Lines that come later are
 // refused.
 func (l *Log) Close() error {
-	err := errors.Join(l.refusals.stop(), l.decisions.stop())
-	return errors.Join(err, l.unlock())
+	err := errors.Join(l.refusals.stopWriter(), l.decisions.stopWriter())
+	return errors.Join(err, l.unlockFolders())
 }
 
-func (l *Log) unlock() error {
+func (l *Log) unlockFolders() error {
 	var errs []error
 	for _, lock := range l.locks {
 		errs = append(errs, lock.Close())

@@ -22,17 +22,17 @@ import (
 // version has no chain of refusals yet, which is begun then.
 // Errors: ErrHeld, and ErrDamaged with what is wrong.
 func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
-	l := &Log{now: now, counts: counts{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, told: now()}}
+	l := &Log{now: now, counts: counts{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, taken: now()}}
 	l.refusals = newChain(refusalsBook(), refusalsFolder(o.State), &l.counts, now, log)
-	l.decisions = newChain(decisionsBook(), folder(o.State), &l.counts, now, log)
+	l.decisions = newChain(decisionsBook(), chainFolder(o.State), &l.counts, now, log)
 	l.decisions.preface.line = l.refusalsLine
-	l.bound(o)
-	if err := l.open(o); err != nil {
-		err = errors.Join(err, l.refusals.file.close(), l.decisions.file.close(), l.unlock())
-		return nil, fmt.Errorf("opening the audit in %s: %w", folder(o.State), err)
+	l.setBounds(o)
+	if err := l.openChains(o); err != nil {
+		err = errors.Join(err, l.refusals.file.closeFile(), l.decisions.file.closeFile(), l.unlockFolders())
+		return nil, fmt.Errorf("opening the audit in %s: %w", chainFolder(o.State), err)
 	}
-	go l.refusals.serve()
-	go l.decisions.serve()
+	go l.refusals.serveQueue()
+	go l.decisions.serveQueue()
 	return l, nil
 }
 
@@ -40,7 +40,7 @@ func newChain(b book, dir string, c *counts, now func() time.Time, log *slog.Log
 	return &chain{
 		dir: dir, now: now, log: log, counts: c,
 		queue: groupcommit.New[entry](queueRoom, maxBatch), probes: make(chan chan error),
-		health: health{dir: dir, now: now, log: log}, place: begin(),
+		health: health{dir: dir, now: now, log: log}, place: startPlace(),
 		checkpoints: checkpoints{book: b, dir: dir, now: now, log: log},
 	}
 }
@@ -51,17 +51,17 @@ func (l *Log) refusalsLine() Line {
 	return Line{Event: Refusals, Through: l.refusals.checkpoints.signed.Load()}
 }
 
-// open changes nothing before it is known that both chains are as they were left.
-func (l *Log) open(o Options) (err error) {
+// openChains changes nothing before it is known that both chains are as they were left.
+func (l *Log) openChains(o Options) (err error) {
 	for _, c := range []*chain{l.decisions, l.refusals} {
-		lock, err := hold(c.dir)
+		lock, err := lockChainFolder(c.dir)
 		if err != nil {
 			return err
 		}
 		l.locks = append(l.locks, lock)
 	}
 	if o.Key == nil {
-		if o.Key, err = ownKey(o.State); err != nil {
+		if o.Key, err = readOrMakeKey(o.State); err != nil {
 			return err
 		}
 	}
@@ -70,60 +70,60 @@ func (l *Log) open(o Options) (err error) {
 		return err
 	}
 	l.decisions.checkpoints.sign, l.refusals.checkpoints.sign = sign, sign
-	known, err := tellVerifier(o.State, sign)
+	known, err := recordVerifier(o.State, sign)
 	if err != nil {
 		return err
 	}
-	decisions, err := l.decisions.resume(known)
+	decisions, err := l.decisions.findEnd(known)
 	if err != nil {
 		return err
 	}
-	refusals, err := l.refusals.resume(known)
+	refusals, err := l.refusals.findEnd(known)
 	if err != nil {
 		return err
 	}
-	if err := decisions.missesRefusals(refusals, l.refusals.dir); err != nil {
+	if err := decisions.checkRefusalsExist(refusals, l.refusals.dir); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if err := l.refusals.proceed(refusals); err != nil { // first: the decisions say how far they go
+	if err := l.refusals.continueFrom(refusals); err != nil { // first: the decisions say how far they go
 		return err
 	}
-	return l.decisions.proceed(decisions)
+	return l.decisions.continueFrom(decisions)
 }
 
-// tellVerifier adds the key that verifies to those of before, and returns all.
-func tellVerifier(state string, sign *signer) (note.Verifiers, error) {
+// recordVerifier adds the key that verifies to those of before, and returns all.
+func recordVerifier(state string, sign *signer) (note.Verifiers, error) {
 	keys, err := Keys(state)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
 	if len(keys) == 0 || keys[len(keys)-1] != sign.vkey {
 		keys = append(keys, sign.vkey)
-		if err := pathsafe.ReplaceFileAt(filepath.Join(folder(state), verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
+		if err := pathsafe.ReplaceFileAt(filepath.Join(chainFolder(state), verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
 			return nil, err
 		}
 	}
 	return Verifiers(keys)
 }
 
-// resume finds out where the chain ends. It returns nil where there is none yet.
-func (l *chain) resume(known note.Verifiers) (*walk, error) {
-	segments, err := list(l.dir)
+// findEnd finds out where the chain ends. It returns nil where there is none yet.
+func (l *chain) findEnd(known note.Verifiers) (*walk, error) {
+	segments, err := listSegments(l.dir)
 	if err != nil {
 		return nil, err
 	}
 	if len(segments) == 0 {
-		return nil, l.checkpoints.checkNone(known)
+		return nil, l.checkpoints.checkNeverUsed(known)
 	}
-	h, err := latest(l.dir, l.checkpoints.book, known)
+	h, err := readCheckpointFile(l.dir, l.checkpoints.book, known)
 	if err != nil {
 		return nil, err
 	}
 	s := segments[len(segments)-1]
-	if err := l.file.open(s.name, os.O_RDWR); err != nil {
+	if err := l.file.openFile(s.name, os.O_RDWR); err != nil {
 		return nil, err
 	}
-	w, err := leftOff(s, l.file.file, l.checkpoints.book, h, known)
+	w, err := walkLastSegment(s, l.file.file, l.checkpoints.book, h, known)
 	if err != nil {
 		return nil, err
 	}
@@ -133,8 +133,8 @@ func (l *chain) resume(known note.Verifiers) (*walk, error) {
 	return w, nil
 }
 
-// checkNone returns an error if there was a line once.
-func (c *checkpoints) checkNone(known note.Verifiers) error {
+// checkNeverUsed returns an error if there was a line once.
+func (c *checkpoints) checkNeverUsed(known note.Verifiers) error {
 	old, err := os.ReadFile(filepath.Join(c.dir, checkpointFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -142,7 +142,7 @@ func (c *checkpoints) checkNone(known note.Verifiers) error {
 	if err != nil {
 		return err
 	}
-	h, err := open(c.ofHead, string(old), known)
+	h, err := openCheckpoint(c.ofHead, string(old), known)
 	if err == nil && h.seq > 0 {
 		err = fmt.Errorf("there is no line, and its checkpoint has seen %d", h.seq)
 	}
@@ -152,48 +152,48 @@ func (c *checkpoints) checkNone(known note.Verifiers) error {
 	return nil
 }
 
-// proceed goes on after what resume has found.
-func (l *chain) proceed(w *walk) error {
+// continueFrom goes on after what resume has found.
+func (l *chain) continueFrom(w *walk) error {
 	if w == nil {
-		return l.begin()
+		return l.beginChain()
 	}
-	return l.mend(w)
+	return l.repairEnd(w)
 }
 
-// begin starts a new chain. Its checkpoint comes first, so that there never are
+// beginChain starts a new chain. Its checkpoint comes first, so that there never are
 // lines without one.
-func (l *chain) begin() error {
+func (l *chain) beginChain() error {
 	if err := l.checkpoints.writeFile(l.place); err != nil {
 		return err
 	}
-	if err := l.file.create(l.dir, l.seq+1); err != nil {
+	if err := l.file.createSegment(l.dir, l.seq+1); err != nil {
 		return err
 	}
-	return l.append(true, Line{Event: Begun, Verifier: l.checkpoints.sign.vkey})
+	return l.appendLines(true, Line{Event: Begun, Verifier: l.checkpoints.sign.vkey})
 }
 
-// latest opens the file checkpoint.
-func latest(dir string, b book, known note.Verifiers) (opened, error) {
+// readCheckpointFile opens the file checkpoint.
+func readCheckpointFile(dir string, b book, known note.Verifiers) (checkpoint, error) {
 	text, err := os.ReadFile(filepath.Join(dir, checkpointFile))
 	if err != nil {
-		return opened{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return checkpoint{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	h, err := open(b.ofHead, string(text), known)
+	h, err := openCheckpoint(b.ofHead, string(text), known)
 	if err != nil {
-		return opened{}, fmt.Errorf("%w: its checkpoint: %w", ErrDamaged, err)
+		return checkpoint{}, fmt.Errorf("%w: its checkpoint: %w", ErrDamaged, err)
 	}
 	return h, nil
 }
 
-// leftOff walks to the end of the last segment, or refuses what is not as a server
+// walkLastSegment walks to the end of the last segment, or refuses what is not as a server
 // leaves it, killed or not.
-func leftOff(s segment, r io.Reader, b book, h opened, known note.Verifiers) (*walk, error) {
+func walkLastSegment(s segment, r io.Reader, b book, h checkpoint, known note.Verifiers) (*walk, error) {
 	w := &walk{known: known, book: &b, repair: true, heads: []head{{h.place, checkpointFile}}}
-	err := w.segment(s, r, true)
+	err := w.walkSegment(s, r, true)
 	if err == nil && w.report.Lines == 0 && h.seq == s.first-1 { // made just before the end
 		w.place = h.place
 	} else {
-		err = errors.Join(err, w.end())
+		err = errors.Join(err, w.checkEnd())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w; see sallyport audit verify", ErrDamaged, err)
@@ -206,7 +206,7 @@ func leftOff(s segment, r io.Reader, b book, h opened, known note.Verifiers) (*w
 // Errors wrap ErrDamaged, or are about reading.
 func Check(state string) error {
 	keys, err := Keys(state)
-	if _, missing := os.Stat(folder(state)); errors.Is(missing, os.ErrNotExist) {
+	if _, missing := os.Stat(chainFolder(state)); errors.Is(missing, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
@@ -218,7 +218,7 @@ func Check(state string) error {
 	}
 	const attempts, pause = 20, 20 * time.Millisecond
 	for n := 1; ; n++ {
-		err := checkEnds(state, known)
+		err := checkChainEnds(state, known)
 		if err == nil || n == attempts { // another segment may have been begun meanwhile
 			return err
 		}
@@ -226,28 +226,28 @@ func Check(state string) error {
 	}
 }
 
-func checkEnds(state string, known note.Verifiers) error {
-	decisions, err := checkEnd(folder(state), decisionsBook(), known)
+func checkChainEnds(state string, known note.Verifiers) error {
+	decisions, err := walkChainEnd(chainFolder(state), decisionsBook(), known)
 	if err != nil {
 		return err
 	}
 	if decisions == nil {
 		return fmt.Errorf("%w: there is no line", ErrDamaged)
 	}
-	refusals, err := checkEnd(refusalsFolder(state), refusalsBook(), known)
+	refusals, err := walkChainEnd(refusalsFolder(state), refusalsBook(), known)
 	if err != nil {
 		return err
 	}
-	if err := decisions.missesRefusals(refusals, refusalsFolder(state)); err != nil {
+	if err := decisions.checkRefusalsExist(refusals, refusalsFolder(state)); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
 }
 
-// checkEnd walks to the end of a chain; it returns nil where there is none.
-func checkEnd(dir string, b book, known note.Verifiers) (*walk, error) {
-	h, err := latest(dir, b, known) // first: what is written meanwhile is only more
-	segments, missing := list(dir)
+// walkChainEnd walks to the end of a chain; it returns nil where there is none.
+func walkChainEnd(dir string, b book, known note.Verifiers) (*walk, error) {
+	h, err := readCheckpointFile(dir, b, known) // first: what is written meanwhile is only more
+	segments, missing := listSegments(dir)
 	if errors.Is(missing, os.ErrNotExist) || missing == nil && len(segments) == 0 {
 		return nil, nil
 	}
@@ -259,32 +259,32 @@ func checkEnd(dir string, b book, known note.Verifiers) (*walk, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := leftOff(s, f, b, h, known)
+	w, err := walkLastSegment(s, f, b, h, known)
 	return w, errors.Join(err, f.Close())
 }
 
-// mend completes what a server that was killed left, and signs for it: lines
+// repairEnd completes what a server that was killed left, and signs for it: lines
 // without a signature must not add up over many kills.
-func (l *chain) mend(w *walk) error {
+func (l *chain) repairEnd(w *walk) error {
 	var lines []Line
 	if len(w.torn) > 0 {
 		l.log.Warn("audit line cut", "bytes", len(w.torn), "after", l.seq)
 		// It is longer than what it quotes, and takes its place in one write.
 		l.file.spilt = len(w.torn) > cutQuoted
 		lines = append(lines, Line{
-			Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashOf(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
+			Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashLine(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
 		})
 	}
 	if l.seq == 0 {
 		lines = append(lines, Line{Event: Begun, Verifier: l.checkpoints.sign.vkey})
 	}
 	if len(lines) > 0 {
-		if err := l.append(true, lines...); err != nil {
+		if err := l.appendLines(true, lines...); err != nil {
 			return err
 		}
 	}
 	if len(lines) == 0 && (w.closed || w.report.Lines == 0) {
 		return nil
 	}
-	return l.checkpoint()
+	return l.writeBothCheckpoints()
 }

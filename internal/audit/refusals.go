@@ -17,7 +17,7 @@ import (
 const (
 	refusalBurst = 100
 	refusalEvery = 30 * time.Second // one more line
-	tellEvery    = time.Minute      // how many were only counted
+	countsEvery  = time.Minute      // how many were only counted
 )
 
 // kind is what refusals are counted by. The callers are those of the
@@ -35,7 +35,7 @@ type counts struct {
 	mu     sync.Mutex
 	limits map[kind]*rate.Limiter
 	tally  map[kind]tally
-	told   time.Time
+	taken  time.Time
 
 	suppressed atomic.Int64 // since the start
 }
@@ -50,7 +50,7 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 		k.caller = line.Caller
 	}
 	if !sure || reason == TooOften {
-		if !l.allow(k, at) {
+		if !l.allowLine(k, at) {
 			l.countOne(k, at)
 			return
 		}
@@ -58,7 +58,7 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 	if sure {
 		l.refusals.queue.Send(entry{line, k})
 	} else {
-		l.refusals.later(line, k)
+		l.refusals.writeLater(line, k)
 	}
 }
 
@@ -73,11 +73,11 @@ func (l *Log) Count(reason string) {
 // SuppressedLines returns how many refusals have had no line of their own since the start.
 func (l *Log) SuppressedLines() int { return int(l.suppressed.Load()) }
 
-func compare(a, b kind) int {
+func compareKinds(a, b kind) int {
 	return cmp.Or(cmp.Compare(a.reason, b.reason), cmp.Compare(a.caller, b.caller))
 }
 
-func (r *counts) allow(k kind, at time.Time) bool {
+func (r *counts) allowLine(k kind, at time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	limit := r.limits[k]
@@ -90,62 +90,62 @@ func (r *counts) allow(k kind, at time.Time) bool {
 
 func (r *counts) countOne(k kind, at time.Time) {
 	r.suppressed.Add(1)
-	r.add(k, tally{1, at, at})
+	r.addTally(k, tally{1, at, at})
 }
 
-func (r *counts) add(k kind, t tally) {
+func (r *counts) addTally(k kind, t tally) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old, ok := r.tally[k]; ok {
-		t = tally{old.n + t.n, earlier(old.since, t.since), later(old.until, t.until)}
+		t = tally{old.n + t.n, earlierTime(old.since, t.since), laterTime(old.until, t.until)}
 	}
 	r.tally[k] = t
 }
 
-func earlier(a, b time.Time) time.Time {
+func earlierTime(a, b time.Time) time.Time {
 	if a.Before(b) {
 		return a
 	}
 	return b
 }
 
-func later(a, b time.Time) time.Time {
+func laterTime(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
 	}
 	return b
 }
 
-// due returns what was counted, if it is time to tell, and forgets it.
-func (r *counts) due(at time.Time, last bool) map[kind]tally {
+// takeIfDue returns what was counted, if it is time to tell, and forgets it.
+func (r *counts) takeIfDue(at time.Time, last bool) map[kind]tally {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !last && at.Sub(r.told) < tellEvery {
+	if !last && at.Sub(r.taken) < countsEvery {
 		return nil
 	}
-	r.told = at
+	r.taken = at
 	counted := r.tally
 	r.tally = map[kind]tally{}
 	return counted
 }
 
-// tell writes what was counted, into the chain of refusals. What cannot be written is counted still.
-func (l *chain) tell(last bool) error {
+// writeCounts writes what was counted, into the chain of refusals. What cannot be written is counted still.
+func (l *chain) writeCounts(last bool) error {
 	var counted map[kind]tally
 	if l.preface.line == nil {
-		counted = l.counts.due(l.now(), last)
+		counted = l.counts.takeIfDue(l.now(), last)
 	}
 	var lines []Line
-	for _, k := range slices.SortedFunc(maps.Keys(counted), compare) {
+	for _, k := range slices.SortedFunc(maps.Keys(counted), compareKinds) {
 		t := counted[k]
 		lines = append(lines, Line{
 			Event: Suppressed, Reason: k.reason, Caller: k.caller, Count: t.n, Since: t.since.UTC(), Until: t.until.UTC(),
 		})
 	}
-	err := l.write(true, lines)
+	err := l.writeLines(true, lines)
 	if err != nil {
 		for k, t := range counted {
-			l.counts.add(k, t)
+			l.counts.addTally(k, t)
 		}
 	}
 	return err

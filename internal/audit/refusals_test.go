@@ -49,7 +49,7 @@ func bytesIn(t testing.TB, state string) (n int64) {
 func TestRefusals_NeverPushOutAllowed(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	write(t, l, 10)
 	refuse(t, l, 5000)
 	write(t, l, 10)
@@ -108,7 +108,7 @@ func TestAllowed_LeastAge(t *testing.T) {
 func TestRefusals_TamperingIsFound(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	refuse(t, l, 60)
 	write(t, l, 3)
 	shut(t, l)
@@ -167,7 +167,7 @@ func TestRefusals_FolderIsMissed(t *testing.T) {
 			state, before := t.TempDir(), t.TempDir()
 			dir := filepath.Join(state, "audit", "refusals")
 			for range 3 {
-				l := open(t, state, small)
+				l := openCheckpoint(t, state, small)
 				refuse(t, l, 3)
 				write(t, l, 3)
 				shut(t, l)
@@ -203,7 +203,7 @@ func reopen(state string) error {
 func TestChains_CannotBeExchanged(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, 1<<20)
+	l := openCheckpoint(t, state, 1<<20)
 	refuse(t, l, 5)
 	write(t, l, 5)
 	shut(t, l)
@@ -230,8 +230,8 @@ func TestChains_CannotBeExchanged(t *testing.T) {
 	}
 }
 
-// TestEarlierAudit_IsGoneOnWith: testdata/earlier was written by a version that had one chain.
-func TestEarlierAudit_IsGoneOnWith(t *testing.T) {
+// TestOpen_EarlierVersion: testdata/earlier was written by a version that had one chain.
+func TestOpen_EarlierVersion(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	check(t, os.CopyFS(state, os.DirFS("testdata/earlier")))
@@ -241,7 +241,7 @@ func TestEarlierAudit_IsGoneOnWith(t *testing.T) {
 		t.Errorf("got %+v", before)
 	}
 	check(t, audit.Check(state))
-	l := open(t, state, 1<<20)
+	l := openCheckpoint(t, state, 1<<20)
 	write(t, l, 3)
 	refuse(t, l, 3)
 	shut(t, l)
@@ -261,7 +261,7 @@ func TestEarlierAudit_IsGoneOnWith(t *testing.T) {
 func TestErr_StaysWhileBroken(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	write(t, l, 1)
 	check(t, os.Remove(segments(t, state)[0])) // of the decisions alone
 	until(t, "the audit to miss its files", func() bool { return l.Err() != nil })

@@ -20,10 +20,10 @@ const (
 	keyFile = "audit.key" // in the state folder, unless the configuration names another
 )
 
-func folder(state string) string { return filepath.Join(state, "audit") }
+func chainFolder(state string) string { return filepath.Join(state, "audit") }
 
 // refusalsFolder has the lines about what was refused.
-func refusalsFolder(state string) string { return filepath.Join(folder(state), "refusals") }
+func refusalsFolder(state string) string { return filepath.Join(chainFolder(state), "refusals") }
 
 // segment is a file of lines. It is named by the seq of its first line.
 type segment struct {
@@ -36,8 +36,8 @@ func segmentName(dir string, first uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%020d.jsonl", first))
 }
 
-// list returns the segments of a folder, the oldest first.
-func list(dir string) ([]segment, error) {
+// listSegments returns the segments of a folder, the oldest first.
+func listSegments(dir string) ([]segment, error) {
 	entries, err := os.ReadDir(dir) // sorted
 	if err != nil {
 		return nil, err
@@ -65,16 +65,16 @@ func list(dir string) ([]segment, error) {
 	return segments, nil
 }
 
-// begun returns when the first line of a segment was written, or zero if there is none yet.
-func begun(s segment) (at time.Time, err error) {
+// firstLineTime returns when the first line of a segment was written, or zero if there is none yet.
+func firstLineTime(s segment) (at time.Time, err error) {
 	f, err := os.Open(s.name)
 	if err != nil {
 		return time.Time{}, err
 	}
 	defer f.Close() //nolint:errcheck // only read
 	first := errors.New("the first line is there")
-	err = scan(f, func(b []byte) error {
-		l, ok := parse(b)
+	err = scanLines(f, func(b []byte) error {
+		l, ok := parseLink(b)
 		if !ok {
 			return fmt.Errorf("%s: %w", s.name, ErrDamaged)
 		}
@@ -90,9 +90,9 @@ func begun(s segment) (at time.Time, err error) {
 	return time.Time{}, err
 }
 
-// hold makes the folder, and returns the lock that keeps another writer out until
+// lockChainFolder makes the folder, and returns the lock that keeps another writer out until
 // it is closed.
-func hold(dir string) (*pathsafe.Lock, error) {
+func lockChainFolder(dir string) (*pathsafe.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
 	}

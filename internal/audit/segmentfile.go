@@ -25,8 +25,8 @@ type segmentFile struct {
 	spilt bool  // there may be more in the file than that
 }
 
-// open goes on to another file.
-func (s *segmentFile) open(name string, flags int) error {
+// openFile goes on to another file.
+func (s *segmentFile) openFile(name string, flags int) error {
 	f, err := os.OpenFile(name, flags, 0o600)
 	if err != nil {
 		return err
@@ -35,21 +35,21 @@ func (s *segmentFile) open(name string, flags int) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	err = s.close()
+	err = s.closeFile()
 	*s = segmentFile{file: f, pin: pathsafe.NewPin(name, info), spilt: info.Size() > 0}
 	return err
 }
 
-// create goes on to a new segment of a folder.
-func (s *segmentFile) create(dir string, first uint64) error {
-	if err := s.open(segmentName(dir, first), os.O_RDWR|os.O_CREATE); err != nil {
+// createSegment goes on to a new segment of a folder.
+func (s *segmentFile) createSegment(dir string, first uint64) error {
+	if err := s.openFile(segmentName(dir, first), os.O_RDWR|os.O_CREATE); err != nil {
 		return err
 	}
 	return pathsafe.SyncFolder(dir)
 }
 
-// write appends all of b, or nothing.
-func (s *segmentFile) write(b []byte, durable bool) error {
+// appendBytes appends all of b, or nothing.
+func (s *segmentFile) appendBytes(b []byte, durable bool) error {
 	if s.spilt {
 		if err := s.file.Truncate(s.size); err != nil {
 			return err
@@ -71,10 +71,10 @@ func (s *segmentFile) write(b []byte, durable bool) error {
 	return nil
 }
 
-func (s *segmentFile) sync() error { return s.file.Sync() }
+func (s *segmentFile) syncFile() error { return s.file.Sync() }
 
-// close closes the file, once.
-func (s *segmentFile) close() error {
+// closeFile closes the file, once.
+func (s *segmentFile) closeFile() error {
 	f := s.file
 	if f == nil {
 		return nil

@@ -106,7 +106,7 @@ func (r *trail) flip(file, at int, bit byte) {
 	r.bad(fmt.Sprintf("byte %d of file %d ^ %#x", at, file, bit), r.names[file], line)
 }
 
-func TestAFlippedByteIsFoundInItsLine(t *testing.T) {
+func TestTamper_FlippedByte(t *testing.T) {
 	t.Parallel()
 	short := newTrail(t, written(t, small, 4))
 	for at := range read(t, short.names[0]) {
@@ -125,7 +125,7 @@ func TestAFlippedByteIsFoundInItsLine(t *testing.T) {
 	good(t, long.state)
 }
 
-func TestLinesThatAreDroppedMovedOrAddedAreFoundWhereTheyWere(t *testing.T) {
+func TestTamper_Lines(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 40))
 	stranger := slices.Collect(bytes.Lines(read(t, segments(t, written(t, small, 40))[0])))
@@ -173,7 +173,7 @@ func TestLinesThatAreDroppedMovedOrAddedAreFoundWhereTheyWere(t *testing.T) {
 	good(t, r.state)
 }
 
-func TestATruncatedFileIsFoundWhereItEnds(t *testing.T) {
+func TestTamper_TruncatedFile(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 14))
 	for file, name := range r.names {
@@ -194,7 +194,7 @@ func TestATruncatedFileIsFoundWhereItEnds(t *testing.T) {
 	good(t, r.state)
 }
 
-func TestFilesThatAreRemovedOrRenamedAreFound(t *testing.T) {
+func TestTamper_Files(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 60))
 	last := len(r.names) - 1
@@ -238,7 +238,7 @@ func segmentName(state string, first int) string {
 	return filepath.Join(state, "audit", fmt.Sprintf("%020d.jsonl", first))
 }
 
-func TestACheckpointThatWasChangedRemovedOrExchangedIsFound(t *testing.T) {
+func TestTamper_Checkpoint(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 10))
 	for at := range r.head {
@@ -294,20 +294,20 @@ func forge(text [][]byte) [][]byte {
 	return forged
 }
 
-func TestForgingIsExact(t *testing.T) {
+func TestTamper_ForgingIsExact(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, 8<<20, 20))
 	r.with(0, forge(r.original[r.names[0]])...)
 	good(t, r.state)
 }
 
-// TestWhoHasNoKeyRewritesNothingUnseen: the first line that may be bad is the
+// TestTamper_RewrittenWithoutKey: the first line that may be bad is the
 // one after the last signature before it.
-func TestWhoHasNoKeyRewritesNothingUnseen(t *testing.T) {
+func TestTamper_RewrittenWithoutKey(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	for range 3 { // each ends with a checkpoint
-		l := open(t, state, 8<<20)
+		l := openCheckpoint(t, state, 8<<20)
 		write(t, l, 5)
 		shut(t, l)
 	}
@@ -332,10 +332,10 @@ func TestWhoHasNoKeyRewritesNothingUnseen(t *testing.T) {
 	}
 }
 
-// TestAnOldCheckpointVouchesForLittleMore is about who has no key, and a copy of
+// TestTamper_OldCheckpoint is about who has no key, and a copy of
 // the file checkpoint as it was: it is put back, and all that came later written
 // anew, without its signatures.
-func TestAnOldCheckpointVouchesForLittleMore(t *testing.T) {
+func TestTamper_OldCheckpoint(t *testing.T) {
 	t.Parallel()
 	const keep = 64 << 20 // one segment
 	for what, later := range map[string]func(text [][]byte) [][]byte{
@@ -350,7 +350,7 @@ func TestAnOldCheckpointVouchesForLittleMore(t *testing.T) {
 			state := written(t, keep, 5)
 			old := read(t, state+"/audit/checkpoint")
 			seen := bytes.Count(read(t, segments(t, state)[0]), []byte("\n"))
-			l := open(t, state, keep)
+			l := openCheckpoint(t, state, keep)
 			write(t, l, 3000)
 			shut(t, l)
 			r := newTrail(t, state)
@@ -368,9 +368,9 @@ func TestAnOldCheckpointVouchesForLittleMore(t *testing.T) {
 	}
 }
 
-// TestAQuietTimeIsNoForgery: nothing is signed while nothing is written, so what
+// TestVerify_QuietTime: nothing is signed while nothing is written, so what
 // comes first after it hangs on the chain alone for a while.
-func TestAQuietTimeIsNoForgery(t *testing.T) {
+func TestVerify_QuietTime(t *testing.T) {
 	t.Parallel()
 	state := written(t, 8<<20, 5)
 	old := read(t, state+"/audit/checkpoint")
@@ -401,9 +401,9 @@ func TestAQuietTimeIsNoForgery(t *testing.T) {
 	good(t, killed)
 }
 
-// TestARemovalThatNobodySignedForIsFound: a line that says so does not make it
+// TestTamper_UnsignedRemoval: a line that says so does not make it
 // true.
-func TestARemovalThatNobodySignedForIsFound(t *testing.T) {
+func TestTamper_UnsignedRemoval(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 60))
 	last := len(r.names) - 1
@@ -424,15 +424,15 @@ func TestARemovalThatNobodySignedForIsFound(t *testing.T) {
 	r.bad("removed", r.names[2], 1)
 }
 
-// TestACheckpointKeptElsewhereSeesWhatTheMachinesOwnKeyHides is about who has
+// TestVerify_CheckpointElsewhere is about who has
 // the machine, with its key: they can rewrite all, but not what others have seen.
-func TestACheckpointKeptElsewhereSeesWhatTheMachinesOwnKeyHides(t *testing.T) {
+func TestVerify_CheckpointElsewhere(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	kept := map[string]string{}
 	early := ""
 	for i := range 3 {
-		l := open(t, state, small)
+		l := openCheckpoint(t, state, small)
 		write(t, l, 5)
 		shut(t, l)
 		kept[fmt.Sprint("kept ", i)] = string(read(t, state+"/audit/checkpoint"))
@@ -457,7 +457,7 @@ func TestACheckpointKeptElsewhereSeesWhatTheMachinesOwnKeyHides(t *testing.T) {
 		t.Errorf("truncated: %v", err)
 	}
 	// And on from there, as if nothing had been.
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	write(t, l, 20)
 	shut(t, l)
 	good(t, state)

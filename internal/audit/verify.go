@@ -65,9 +65,9 @@ type Verifier struct {
 
 // Files checks segments of one chain that were taken out of their folder, in order.
 func (v *Verifier) Files(names []string) (Report, error) {
-	w := v.walk()
+	w := v.newWalk()
 	for from, text := range v.Checkpoints {
-		if err := w.take(from, text); err != nil {
+		if err := w.addCheckpoint(from, text); err != nil {
 			return Report{}, err
 		}
 	}
@@ -76,45 +76,45 @@ func (v *Verifier) Files(names []string) (Report, error) {
 		if err != nil {
 			return Report{}, err
 		}
-		err = w.segment(segment{name: name}, f, i == len(names)-1)
+		err = w.walkSegment(segment{name: name}, f, i == len(names)-1)
 		_ = f.Close() // only read
 		if err != nil {
 			return Report{}, err
 		}
 	}
-	return w.report, w.end()
+	return w.report, w.checkEnd()
 }
 
 // State checks the audit of a state folder, whether or not a server writes it.
 func (v *Verifier) State(state string) (Report, error) {
 	for from, text := range v.Checkpoints {
-		if err := v.walk().take(from, text); err != nil {
+		if err := v.newWalk().addCheckpoint(from, text); err != nil {
 			return Report{}, err
 		}
 	}
-	decisions, err := v.chain(folder(state), decisionsBook())
+	decisions, err := v.verifyChain(chainFolder(state), decisionsBook())
 	if err != nil {
 		return Report{}, err
 	}
 	// Those of an earlier version are among the decisions. Read later, there can only be more of them.
-	segments, err := list(refusalsFolder(state))
+	segments, err := listSegments(refusalsFolder(state))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return Report{}, err
 	}
 	if len(segments) == 0 {
-		return decisions.report, decisions.missesRefusals(nil, refusalsFolder(state))
+		return decisions.report, decisions.checkRefusalsExist(nil, refusalsFolder(state))
 	}
-	refusals, err := v.chain(refusalsFolder(state), refusalsBook())
+	refusals, err := v.verifyChain(refusalsFolder(state), refusalsBook())
 	if err != nil {
 		return Report{}, err
 	}
 	report := decisions.report
 	report.Refusals = &refusals.report
-	return report, decisions.missesRefusals(refusals, refusalsFolder(state))
+	return report, decisions.checkRefusalsExist(refusals, refusalsFolder(state))
 }
 
-// chain checks one chain of a state folder.
-func (v *Verifier) chain(dir string, b book) (*walk, error) {
+// verifyChain checks one chain of a state folder.
+func (v *Verifier) verifyChain(dir string, b book) (*walk, error) {
 	name := filepath.Join(dir, checkpointFile)
 	own, err := os.ReadFile(name) // first: what is written meanwhile is only more
 	if errors.Is(err, os.ErrNotExist) {
@@ -124,34 +124,34 @@ func (v *Verifier) chain(dir string, b book) (*walk, error) {
 		return nil, err
 	}
 	segments, files, err := openSegments(dir)
-	defer closeAll(files)
+	defer closeFiles(files)
 	if err != nil {
 		return nil, err
 	}
-	w := v.walk()
+	w := v.newWalk()
 	w.state, w.book = true, &b
-	if err := w.take(name, string(own)); err != nil {
+	if err := w.addCheckpoint(name, string(own)); err != nil {
 		return nil, err
 	}
 	for from, text := range v.Checkpoints {
-		if _, err := open(b.ofHead, text, w.known); errors.Is(err, errCheckpoint) {
+		if _, err := openCheckpoint(b.ofHead, text, w.known); errors.Is(err, errCheckpoint) {
 			continue // of the other chain
 		}
-		if err := w.take(from, text); err != nil {
+		if err := w.addCheckpoint(from, text); err != nil {
 			return nil, err
 		}
 	}
 	for i, s := range segments {
-		if err := w.segment(s, files[i], i == len(segments)-1); err != nil {
+		if err := w.walkSegment(s, files[i], i == len(segments)-1); err != nil {
 			return nil, err
 		}
 	}
-	return w, w.end()
+	return w, w.checkEnd()
 }
 
-// missesRefusals returns an error if lines are missing at the end of the chain of refusals, which is nil
+// checkRefusalsExist returns an error if lines are missing at the end of the chain of refusals, which is nil
 // if there is none, that the decisions say were there.
-func (w *walk) missesRefusals(refusals *walk, dir string) error {
+func (w *walk) checkRefusalsExist(refusals *walk, dir string) error {
 	there := uint64(0)
 	if refusals != nil {
 		there = refusals.seq
@@ -165,7 +165,7 @@ func (w *walk) missesRefusals(refusals *walk, dir string) error {
 // openSegments opens all, so that none is removed while it waits to be read.
 func openSegments(dir string) (segments []segment, files []*os.File, err error) {
 	for range 10 {
-		if segments, err = list(dir); err != nil {
+		if segments, err = listSegments(dir); err != nil {
 			return nil, nil, err
 		}
 		files = nil
@@ -179,12 +179,12 @@ func openSegments(dir string) (segments []segment, files []*os.File, err error) 
 		if !errors.Is(err, os.ErrNotExist) { // a running server removed it just now
 			break
 		}
-		closeAll(files)
+		closeFiles(files)
 	}
 	return segments, files, err
 }
 
-func closeAll(files []*os.File) {
+func closeFiles(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close() // only read
 	}
@@ -218,7 +218,7 @@ type walk struct {
 	top     string    // the file that the first line is in
 }
 
-func (v *Verifier) walk() *walk {
+func (v *Verifier) newWalk() *walk {
 	known := v.Known
 	if known == nil {
 		known = note.VerifierList()
@@ -226,9 +226,9 @@ func (v *Verifier) walk() *walk {
 	return &walk{known: known}
 }
 
-// take verifies a checkpoint from outside.
-func (w *walk) take(from, text string) error {
-	c, err := w.open(func(b book) string { return b.ofHead }, text)
+// addCheckpoint verifies a checkpoint from outside.
+func (w *walk) addCheckpoint(from, text string) error {
+	c, err := w.openCheckpoint(func(b book) string { return b.ofHead }, text)
 	if err != nil {
 		return &Fault{File: from, What: "is no checkpoint with a signature that can be verified: " + err.Error()}
 	}
@@ -236,14 +236,14 @@ func (w *walk) take(from, text string) error {
 	return nil
 }
 
-// open opens a checkpoint of the chain. The first one decides which chain it is, unless that is known.
-func (w *walk) open(kind func(book) string, text string) (c opened, err error) {
+// openCheckpoint opens a checkpoint of the chain. The first one decides which chain it is, unless that is known.
+func (w *walk) openCheckpoint(kind func(book) string, text string) (c checkpoint, err error) {
 	books := []book{decisionsBook(), refusalsBook()}
 	if w.book != nil {
 		books = []book{*w.book}
 	}
 	for _, b := range books {
-		if c, err = open(kind(b), text, w.known); err == nil {
+		if c, err = openCheckpoint(kind(b), text, w.known); err == nil {
 			w.book = &b
 			break
 		}
@@ -251,101 +251,101 @@ func (w *walk) open(kind func(book) string, text string) (c opened, err error) {
 	return c, err
 }
 
-// segment checks the lines of one file.
-func (w *walk) segment(s segment, r io.Reader, last bool) error {
+// walkSegment checks the lines of one file.
+func (w *walk) walkSegment(s segment, r io.Reader, last bool) error {
 	w.report.Files++
 	w.last = Fault{File: s.name, Line: 1, Seq: w.seq + 1}
 	each := func(b []byte) error {
-		err := w.line(s, b)
+		err := w.checkLine(s, b)
 		w.last.Line++
 		w.last.Seq = w.seq + 1
 		return err
 	}
-	err := scan(r, each)
+	err := scanLines(r, each)
 	var torn *torn
-	for i := 0; errors.As(err, &torn) && last && w.state && !w.signed() && i < 50; i++ { // a server may be writing it
+	for i := 0; errors.As(err, &torn) && last && w.state && !w.isNextLineSigned() && i < 50; i++ { // a server may be writing it
 		<-time.After(10 * time.Millisecond)
-		err = scan(io.MultiReader(bytes.NewReader(torn.text), r), each)
+		err = scanLines(io.MultiReader(bytes.NewReader(torn.text), r), each)
 	}
 	switch {
 	case errors.As(err, &torn) && last && w.repair:
 		w.torn = torn.text
 	case errors.As(err, &torn):
-		return w.fault("is cut off: %d bytes without an end. A server that was killed may have left them; the next one records it", len(torn.text))
+		return w.faultAtLine("is cut off: %d bytes without an end. A server that was killed may have left them; the next one records it", len(torn.text))
 	case errors.Is(err, bufio.ErrTooLong):
-		return w.fault("is no line of the audit: it is too long")
+		return w.faultAtLine("is no line of the audit: it is too long")
 	case err != nil:
 		return err
 	}
 	if w.last.Line == 1 && !last {
-		return w.fault("is missing: the file is empty")
+		return w.faultAtLine("is missing: the file is empty")
 	}
 	if w.last.Line == 1 && s.first > 0 && w.report.Lines > 0 && s.first != w.seq+1 {
-		return w.fault("belongs to a file whose name says that it begins with seq %d", s.first)
+		return w.faultAtLine("belongs to a file whose name says that it begins with seq %d", s.first)
 	}
 	return nil
 }
 
-// signed tells whether a checkpoint from outside has seen the next line.
-func (w *walk) signed() bool {
+// isNextLineSigned tells whether a checkpoint from outside has seen the next line.
+func (w *walk) isNextLineSigned() bool {
 	return slices.ContainsFunc(w.heads, func(h head) bool { return h.seq > w.seq })
 }
 
-// fault is at the line that w.last stands at.
-func (w *walk) fault(format string, a ...any) error {
+// faultAtLine is at the line that w.last stands at.
+func (w *walk) faultAtLine(format string, a ...any) error {
 	f := w.last
 	f.What, f.Good = fmt.Sprintf(format, a...), w.report.Vouched
 	return &f
 }
 
-// line checks one line and goes on to it.
-func (w *walk) line(s segment, b []byte) error {
-	l, ok := parse(b)
+// checkLine checks one line and goes on to it.
+func (w *walk) checkLine(s segment, b []byte) error {
+	l, ok := parseLink(b)
 	if !ok {
-		return w.fault("is no line of the audit")
+		return w.faultAtLine("is no line of the audit")
 	}
 	if l.hash != l.real {
-		return w.fault("was changed: its hash is not that of its text")
+		return w.faultAtLine("was changed: its hash is not that of its text")
 	}
 	if w.report.Lines == 0 {
-		if err := w.first(l); err != nil {
+		if err := w.startAtLine(l); err != nil {
 			return err
 		}
 	}
 	switch {
 	case l.seq != w.seq+1:
-		return w.fault("is not here, but seq %d is: lines are missing, moved or repeated", l.seq)
+		return w.faultAtLine("is not here, but seq %d is: lines are missing, moved or repeated", l.seq)
 	case l.prev != w.hash:
-		return w.fault("does not follow the line before it: one of the two was rewritten")
+		return w.faultAtLine("does not follow the line before it: one of the two was rewritten")
 	case w.last.Line == 1 && s.first > 0 && l.seq != s.first:
-		return w.fault("is in a file whose name says that it begins with seq %d", s.first)
+		return w.faultAtLine("is in a file whose name says that it begins with seq %d", s.first)
 	}
 	if !bytes.Contains(b, []byte(`"event":"cut"`)) { // it was written when a server came up, however long after the line before
 		w.at = l.at
 	}
 	if w.doubt == nil {
-		w.doubts()
+		w.startDoubt()
 	} else if w.closed { // the writer counts from here on, whenever the checkpoint was
 		w.doubted = w.at
 	}
 	w.closed = false
 	if bytes.Contains(b, []byte(`"event":"`)) {
-		if err := w.event(b); err != nil {
+		if err := w.checkEvent(b); err != nil {
 			return err
 		}
 	}
 	w.place = place{l.seq, l.hash}
 	w.report.Lines++
 	w.report.Last = l.seq
-	return w.meet()
+	return w.compareCheckpoints()
 }
 
-// first takes the place before the first line from that line itself, unless it
+// startAtLine takes the place before the first line from that line itself, unless it
 // is the first of all.
-func (w *walk) first(l link) error {
+func (w *walk) startAtLine(l link) error {
 	w.place = place{l.seq - 1, l.prev}
 	if l.seq == 1 {
-		w.place = begin()
+		w.place = startPlace()
 	}
 	w.report.First, w.last.Seq, w.top = l.seq, l.seq, w.last.File
 	for _, h := range w.heads {
@@ -353,28 +353,28 @@ func (w *walk) first(l link) error {
 			return &Fault{File: h.from, Seq: h.seq, What: fmt.Sprintf("cannot be compared: the lines begin with seq %d", l.seq)}
 		}
 	}
-	return w.meet()
+	return w.compareCheckpoints()
 }
 
-// event looks at those that change what is to be expected.
-func (w *walk) event(b []byte) error {
+// checkEvent looks at those that change what is to be expected.
+func (w *walk) checkEvent(b []byte) error {
 	var l Line
 	if err := json.Unmarshal(b, &l); err != nil {
-		return w.fault("is no line of the audit: %v", err)
+		return w.faultAtLine("is no line of the audit: %v", err)
 	}
 	switch l.Event {
 	case Checkpoint:
-		c, err := w.open(func(b book) string { return b.ofLine }, l.Note)
+		c, err := w.openCheckpoint(func(b book) string { return b.ofLine }, l.Note)
 		if err != nil {
-			return w.rewritten(l.Seq, "its signature does not verify: "+err.Error())
+			return w.rewrittenFault(l.Seq, "its signature does not verify: "+err.Error())
 		}
 		if c.place != w.place {
-			return w.rewritten(l.Seq, "what it signs is not the line before it")
+			return w.rewrittenFault(l.Seq, "what it signs is not the line before it")
 		}
 		w.report.Checkpoints++
 		w.closed = true
-		w.vouched()
-		w.doubts() // the checkpoint's own line has yet to be vouched for
+		w.endDoubt()
+		w.startDoubt() // the checkpoint's own line has yet to be vouched for
 	case Removed:
 		w.claimed = l.Through
 	case Refusals:
@@ -384,28 +384,28 @@ func (w *walk) event(b []byte) error {
 	return nil
 }
 
-// rewritten blames the first line that nothing vouches for.
-func (w *walk) rewritten(seq uint64, why string) error {
+// rewrittenFault blames the first line that nothing vouches for.
+func (w *walk) rewrittenFault(seq uint64, why string) error {
 	f := *w.doubt
 	f.Good = w.report.Vouched
 	f.What = fmt.Sprintf("was rewritten, or another up to seq %d was: the checkpoint there says so, for %s", seq, why)
 	return &f
 }
 
-// doubts notes that nothing vouches for the line just read.
-func (w *walk) doubts() {
+// startDoubt notes that nothing vouches for the line just read.
+func (w *walk) startDoubt() {
 	here := w.last
 	w.doubt, w.doubted = &here, w.at
 }
 
-// vouched notes that a signature covers everything up to here.
-func (w *walk) vouched() {
+// endDoubt notes that a signature covers everything up to here.
+func (w *walk) endDoubt() {
 	w.report.Vouched, w.removed, w.doubt = w.seq, w.claimed, nil
 }
 
-// meet compares the checkpoints from outside that are about the line just gone
+// compareCheckpoints compares the checkpoints from outside that are about the line just gone
 // to.
-func (w *walk) meet() error {
+func (w *walk) compareCheckpoints() error {
 	met := false
 	for _, h := range w.heads {
 		if h.seq != w.seq {
@@ -423,19 +423,19 @@ func (w *walk) meet() error {
 		met = true
 	}
 	if met {
-		w.vouched()
+		w.endDoubt()
 	}
 	return nil
 }
 
-// end looks for what is missing before the first line and after the last.
-func (w *walk) end() error {
+// checkEnd looks for what is missing before the first line and after the last.
+func (w *walk) checkEnd() error {
 	if w.report.Lines == 0 && w.state {
-		w.place = begin()
+		w.place = startPlace()
 	}
 	for _, h := range w.heads {
 		if h.seq > w.seq {
-			return w.fault("is missing, and with it all up to seq %d: %s has seen them", h.seq, h.from)
+			return w.faultAtLine("is missing, and with it all up to seq %d: %s has seen them", h.seq, h.from)
 		}
 	}
 	if w.report.Lines == 0 && (!w.state || w.report.Files == 0) {
@@ -461,9 +461,9 @@ type torn struct{ text []byte }
 
 func (t *torn) Error() string { return fmt.Sprintf("%d bytes without an end of line", len(t.text)) }
 
-// scan calls each with every line, without its end. Errors: those of each and of
+// scanLines calls each with every line, without its end. Errors: those of each and of
 // the reader, bufio.ErrTooLong, and *torn.
-func scan(r io.Reader, each func([]byte) error) error {
+func scanLines(r io.Reader, each func([]byte) error) error {
 	in := bufio.NewReaderSize(r, maxLine)
 	for {
 		b, err := in.ReadSlice('\n')
@@ -484,9 +484,9 @@ func scan(r io.Reader, each func([]byte) error) error {
 }
 
 // Keys returns the keys that verify a state folder's audit, the newest last.
-func Keys(state string) ([]string, error) { return readKeys(folder(state)) }
+func Keys(state string) ([]string, error) { return readVerifierKeys(chainFolder(state)) }
 
-func readKeys(dir string) ([]string, error) {
+func readVerifierKeys(dir string) ([]string, error) {
 	text, err := os.ReadFile(filepath.Join(dir, verifierFile))
 	if err != nil {
 		return nil, fmt.Errorf("reading the verifier key: %w", err)

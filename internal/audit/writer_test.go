@@ -43,10 +43,10 @@ func size(t testing.TB, state string) (n int) {
 	return n
 }
 
-func TestAHundredThousandRefusalsTakeLittleAndAreAllCounted(t *testing.T) {
+func TestRefusals_AllCounted(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, 64<<20)
+	l := openCheckpoint(t, state, 64<<20)
 	const n, callers = 100_000, 10
 	var all sync.WaitGroup
 	for i := range callers {
@@ -92,10 +92,10 @@ func TestAHundredThousandRefusalsTakeLittleAndAreAllCounted(t *testing.T) {
 	t.Logf("%d bytes for %d refusals", size, 3*n)
 }
 
-func TestNoDecisionAboutAVerifiedCallerIsLostHoweverFastTheyCome(t *testing.T) {
+func TestDecided_VerifiedCaller(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, 64<<20)
+	l := openCheckpoint(t, state, 64<<20)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
@@ -115,7 +115,7 @@ func TestNoDecisionAboutAVerifiedCallerIsLostHoweverFastTheyCome(t *testing.T) {
 func killed(t *testing.T) string {
 	t.Helper()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	write(t, l, 3)
 	copied := t.TempDir()
 	if err := os.CopyFS(copied, os.DirFS(state)); err != nil {
@@ -129,7 +129,7 @@ func killed(t *testing.T) string {
 	return copied
 }
 
-func TestALineThatWasNotWrittenWholeIsQuotedByTheNext(t *testing.T) {
+func TestKilled_CutLineIsQuoted(t *testing.T) {
 	t.Parallel()
 	rests := [][]byte{
 		[]byte("x"), make([]byte, 3000), bytes.Repeat([]byte{'"', 0xff}, 5000),
@@ -150,7 +150,7 @@ func TestALineThatWasNotWrittenWholeIsQuotedByTheNext(t *testing.T) {
 		if _, err := v.State(state); !errors.As(err, &fault) || !strings.Contains(fault.What, "cut off") {
 			t.Errorf("%.10q: %v", rest, err)
 		}
-		l := open(t, state, small)
+		l := openCheckpoint(t, state, small)
 		write(t, l, 1)
 		shut(t, l)
 		good(t, state)
@@ -162,9 +162,9 @@ func TestALineThatWasNotWrittenWholeIsQuotedByTheNext(t *testing.T) {
 	}
 }
 
-// TestASegmentThatWasJustMadeIsGoneOnWith: a server may be killed, or find the
+// TestKilled_EmptySegment: a server may be killed, or find the
 // disk full, when it has made the file and not written its first line.
-func TestASegmentThatWasJustMadeIsGoneOnWith(t *testing.T) {
+func TestKilled_EmptySegment(t *testing.T) {
 	t.Parallel()
 	first := func(t *testing.T) (state string, next int) { // the server was killed amid its very first line
 		t.Helper()
@@ -183,7 +183,7 @@ func TestASegmentThatWasJustMadeIsGoneOnWith(t *testing.T) {
 		for _, rest := range []string{"", `{"seq":1,"ti`, strings.Repeat("long ", 2000)} {
 			state, next := made(t)
 			put(t, segmentName(state, next), []byte(rest))
-			l := open(t, state, small)
+			l := openCheckpoint(t, state, small)
 			write(t, l, 2)
 			shut(t, l)
 			good(t, state)
@@ -203,13 +203,13 @@ func TestASegmentThatWasJustMadeIsGoneOnWith(t *testing.T) {
 	}
 }
 
-// TestLinesWithoutASignatureDoNotAddUpOverManyKills: they would look like a
+// TestKilled_ManyTimes: they would look like a
 // forgery in the end.
-func TestLinesWithoutASignatureDoNotAddUpOverManyKills(t *testing.T) {
+func TestKilled_ManyTimes(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	for range 20 {
-		l := open(t, state, 8<<20)
+		l := openCheckpoint(t, state, 8<<20)
 		write(t, l, 150)
 		copied := t.TempDir()
 		if err := errors.Join(os.CopyFS(copied, os.DirFS(state)), os.Chmod(copied, 0o700), os.Chmod(copied+"/audit", 0o700)); err != nil {
@@ -218,7 +218,7 @@ func TestLinesWithoutASignatureDoNotAddUpOverManyKills(t *testing.T) {
 		state = copied
 	}
 	good(t, state)
-	shut(t, open(t, state, 8<<20))
+	shut(t, openCheckpoint(t, state, 8<<20))
 	good(t, state)
 }
 
@@ -237,7 +237,7 @@ func (s *slow) Read(b []byte) (int, error) {
 	return 0, io.EOF
 }
 
-func TestALineThatIsBeingWrittenIsWaitedFor(t *testing.T) {
+func TestVerify_LineBeingWritten(t *testing.T) {
 	t.Parallel()
 	state := written(t, small, 3)
 	whole := read(t, segments(t, state)[0])
@@ -252,7 +252,7 @@ func TestALineThatIsBeingWrittenIsWaitedFor(t *testing.T) {
 	}
 }
 
-func TestADamagedAuditIsNotGoneOnWith(t *testing.T) {
+func TestOpen_Damaged(t *testing.T) {
 	t.Parallel()
 	for what, damage := range map[string]func(t *testing.T, state, name string, whole []byte){
 		"changed":       func(t *testing.T, _, name string, whole []byte) { t.Helper(); whole[20] ^= 1; put(t, name, whole) },
@@ -279,12 +279,12 @@ func TestADamagedAuditIsNotGoneOnWith(t *testing.T) {
 	}
 }
 
-// TestWithoutItsFolderNothingIsWrittenUntilItIsBack: a file that was removed
+// TestLog_FolderRemoved: a file that was removed
 // takes writes still, and they would be nowhere.
-func TestWithoutItsFolderNothingIsWrittenUntilItIsBack(t *testing.T) {
+func TestLog_FolderRemoved(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	write(t, l, 3)
 	from, away := filepath.Join(state, "audit"), filepath.Join(state, "away")
 	if err := os.Rename(from, away); err != nil {
@@ -324,10 +324,10 @@ func TestWithoutItsFolderNothingIsWrittenUntilItIsBack(t *testing.T) {
 	}
 }
 
-func TestTheFolderIsMissedWithoutAnyWrite(t *testing.T) {
+func TestLog_FolderRemovedWhileIdle(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	if err := os.Remove(segments(t, state)[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +358,7 @@ func (r *record) Cancel(_ context.Context, id string) (runner.Run, bool, error) 
 	return runner.Run{ID: id}, true, r.err
 }
 
-func TestWhatIsAllowedIsThereBeforeItIsDone(t *testing.T) {
+func TestStore_WritesBeforeAllowing(t *testing.T) {
 	t.Parallel()
 	asked := audit.Line{Request: "R", Address: "A", Caller: "ci", Scheme: "hmac", Key: "k"}
 	run := runner.Run{ID: "new", Hook: "build", Caller: "ci", Params: runner.Values{"a": "x"}}
@@ -396,11 +396,11 @@ func TestWhatIsAllowedIsThereBeforeItIsDone(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			state := t.TempDir()
-			l := open(t, state, small)
+			l := openCheckpoint(t, state, small)
 			inner := &record{t: t, state: state, err: c.err, run: c.as}
 			st := audit.Store(inner, l)
 			do := func() (err error) {
-				ctx := audit.Asking(t.Context(), func() audit.Line { return asked })
+				ctx := audit.WithRequest(t.Context(), func() audit.Line { return asked })
 				if c.run == nil {
 					_, _, err = st.Cancel(ctx, "new")
 				} else {
@@ -438,12 +438,12 @@ func (r *replacing) Admit(_ context.Context, run runner.Run, _ runner.Claim, _ r
 	return runner.Admission{Run: run, Stop: &runner.Run{ID: "running"}, Superseded: []runner.Run{{ID: "waiting"}}}, nil
 }
 
-func TestWhatIsReplacedHasItsLines(t *testing.T) {
+func TestStore_ReplacedRuns(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	l := open(t, state, small)
+	l := openCheckpoint(t, state, small)
 	st := audit.Store(&replacing{}, l)
-	ctx := audit.Asking(t.Context(), func() audit.Line { return audit.Line{Request: "R", Caller: "ci"} })
+	ctx := audit.WithRequest(t.Context(), func() audit.Line { return audit.Line{Request: "R", Caller: "ci"} })
 	a, err := st.Admit(ctx, runner.Run{ID: "new", Hook: "build", Caller: "ci"}, runner.Claim{}, runner.Policy{}, runner.Feed{})
 	if err != nil || a.Stop == nil {
 		t.Fatalf("%+v %v", a, err)

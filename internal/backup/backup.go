@@ -56,7 +56,7 @@ func Write(ctx context.Context, state, to string, now time.Time) (err error) {
 	if err != nil {
 		return err
 	}
-	return errors.Join(copyOutputs(ctx, from, to), copyFolder(ctx, from, to, "acme", everything), from.Close())
+	return errors.Join(copyOutputs(ctx, from, to), copyFolder(ctx, from, to, "acme", passAll), from.Close())
 }
 
 // copyOutputs copies what the commands of runs wrote, and how they ended. What is not the folder of a
@@ -76,7 +76,7 @@ func copyOutputs(ctx context.Context, from *os.Root, to string) error {
 	return copyFolder(ctx, from, to, "runs", isOutput)
 }
 
-func everything(string, fs.DirEntry) bool { return true }
+func passAll(string, fs.DirEntry) bool { return true }
 
 // copyFolder copies the regular files of a folder that pass, if there is such a folder. What is
 // removed while it is copied is left out.

@@ -432,7 +432,7 @@ func checkState(written, dir string, p *diag.List) {
 		p.Errorf("is missing: the folder where runs are recorded")
 		return
 	}
-	switch why, err := pathsafe.Private(dir); {
+	switch why, err := pathsafe.CheckPrivate(dir); {
 	case err != nil:
 		p.Errorf("%v", err)
 	case why != "":

@@ -180,7 +180,7 @@ func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 		row(u, taken(k, now), used)
 	}
 	rest := slices.Collect(maps.Keys(last))
-	keyuse.Sort(rest)
+	keyuse.SortUses(rest)
 	for _, u := range rest {
 		row(u, "not in the file", last[u].UTC().Format(time.RFC3339))
 	}

@@ -52,12 +52,12 @@ func (t *Table) Note(u Use) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.note(u); n != (name{}) {
+	if n := t.noteLocked(u); n != (name{}) {
 		t.changed[n] = true
 	}
 }
 
-func (t *Table) note(u Use) name {
+func (t *Table) noteLocked(u Use) name {
 	if t.last == nil {
 		t.last, t.changed = map[name]time.Time{}, map[name]bool{}
 	}
@@ -80,12 +80,12 @@ func (t *Table) List() []Use {
 	for n, at := range t.last {
 		uses = append(uses, Use{n.caller, n.scheme, n.key, at})
 	}
-	Sort(uses)
+	SortUses(uses)
 	return uses
 }
 
-// Sort orders uses by caller, scheme and key.
-func Sort(uses []Use) {
+// SortUses orders uses by caller, scheme and key.
+func SortUses(uses []Use) {
 	slices.SortFunc(uses, func(a, b Use) int {
 		return cmp.Or(cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Key, b.Key))
 	})
@@ -100,13 +100,13 @@ func (t *Table) Load(ctx context.Context, from Store) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, u := range uses {
-		t.note(u)
+		t.noteLocked(u)
 	}
 	return nil
 }
 
-// Keep records what changes, once a minute, until ctx is done.
-func (t *Table) Keep(ctx context.Context, in Store, log *slog.Logger) {
+// SaveRegularly records what changes, once a minute, until ctx is done.
+func (t *Table) SaveRegularly(ctx context.Context, in Store, log *slog.Logger) {
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
 	for {
@@ -132,7 +132,7 @@ func (t *Table) Save(ctx context.Context, in Store, log *slog.Logger) {
 	if len(uses) == 0 {
 		return
 	}
-	Sort(uses)
+	SortUses(uses)
 	err := in.SaveKeyUses(ctx, uses)
 	t.mu.Lock()
 	defer t.mu.Unlock()

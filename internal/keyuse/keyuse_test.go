@@ -38,7 +38,7 @@ func use(caller string, at int64) keyuse.Use {
 	return keyuse.Use{Caller: caller, Scheme: "hmac", Key: "1", At: time.Unix(at, 0)}
 }
 
-func TestTheLatestUseIsKnown(t *testing.T) {
+func TestTable_LatestUse(t *testing.T) {
 	var table keyuse.Table
 	table.Note(use("b", 5))
 	table.Note(use("a", 3))
@@ -56,14 +56,14 @@ func TestTheLatestUseIsKnown(t *testing.T) {
 	}
 }
 
-func TestAKeyIsWrittenOnceAMinuteAndAtTheEnd(t *testing.T) {
+func TestTable_SavesOncePerMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var table keyuse.Table
 		var in record
 		var text bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&text, nil))
 		ctx, cancel := context.WithCancel(t.Context())
-		go table.Keep(ctx, &in, log)
+		go table.SaveRegularly(ctx, &in, log)
 		for i := range int64(300) {
 			table.Note(use("a", i))
 			time.Sleep(time.Second) //nolint:forbidigo // of a clock that a bubble moves
@@ -90,7 +90,7 @@ func TestAKeyIsWrittenOnceAMinuteAndAtTheEnd(t *testing.T) {
 	})
 }
 
-func TestNamesWithoutEndAreNotRemembered(t *testing.T) {
+func TestTable_Bounded(t *testing.T) {
 	var table keyuse.Table
 	for i := range 20_000 {
 		table.Note(use(fmt.Sprint(i), 1))

@@ -18,9 +18,9 @@ type Lock struct{ files []*os.File }
 // lock only that. Errors wrap ErrLocked if another process has either.
 func LockFolder(dir string) (*Lock, error) {
 	l := new(Lock)
-	err := l.add(dir, os.O_RDONLY|syscall.O_DIRECTORY)
+	err := l.lockFile(dir, os.O_RDONLY|syscall.O_DIRECTORY)
 	if err == nil {
-		err = l.add(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW)
+		err = l.lockFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW)
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -28,7 +28,7 @@ func LockFolder(dir string) (*Lock, error) {
 	return l, nil
 }
 
-func (l *Lock) add(name string, flags int) error {
+func (l *Lock) lockFile(name string, flags int) error {
 	f, err := os.OpenFile(name, flags, 0o600)
 	if err != nil {
 		return err

@@ -36,7 +36,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
-func TestTheWayToAFileHasEveryLinkAndWhatItLeadsThrough(t *testing.T) {
+func TestResolvePath_Links(t *testing.T) {
 	dir := tree(t)
 	for name, want := range map[string]string{
 		"a/b/file":    "a a/b a/b/file",
@@ -45,7 +45,7 @@ func TestTheWayToAFileHasEveryLinkAndWhatItLeadsThrough(t *testing.T) {
 		"up":          "up .. . a a/b a/b/file",
 		"folder/file": "folder c c/more c/.. a a/b a/b/file",
 	} {
-		way, err := pathsafe.Way(filepath.Join(dir, name))
+		way, err := pathsafe.ResolvePath(filepath.Join(dir, name))
 		check(t, err)
 		var got []string
 		for _, e := range way {
@@ -67,37 +67,37 @@ func TestTheWayToAFileHasEveryLinkAndWhatItLeadsThrough(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, wanted)
 		}
 	}
-	if _, err := pathsafe.Way(dir + "/round"); !errors.Is(err, syscall.ELOOP) {
+	if _, err := pathsafe.ResolvePath(dir + "/round"); !errors.Is(err, syscall.ELOOP) {
 		t.Errorf("links in a circle: %v", err)
 	}
-	if _, err := pathsafe.Way(dir + "/nowhere"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := pathsafe.ResolvePath(dir + "/nowhere"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a link to nowhere: %v", err)
 	}
 }
 
-func TestWhoeverIsNeitherRootNorWeIsForeign(t *testing.T) {
-	way, err := pathsafe.Way(tree(t) + "/direct")
+func TestEntry_Foreign(t *testing.T) {
+	way, err := pathsafe.ResolvePath(tree(t) + "/direct")
 	check(t, err)
 	for _, e := range way {
 		owner := e.Sys().(*syscall.Stat_t).Uid
-		if e.Foreign(int(owner)) {
+		if e.IsForeign(int(owner)) {
 			t.Errorf("%s is foreign to its owner", e.Path)
 		}
-		if other := int(owner) + 1; e.Foreign(other) != (owner != 0) {
-			t.Errorf("%s of %d is foreign to %d: %v", e.Path, owner, other, e.Foreign(other))
+		if other := int(owner) + 1; e.IsForeign(other) != (owner != 0) {
+			t.Errorf("%s of %d is foreign to %d: %v", e.Path, owner, other, e.IsForeign(other))
 		}
 	}
 }
 
-// TestAllThatOthersMayDoToAFileIsToldAtOnce, but not what they may not: in a sticky
+// TestFindFaults_AllAtOnce, but not what they may not: in a sticky
 // folder.
-func TestAllThatOthersMayDoToAFileIsToldAtOnce(t *testing.T) {
+func TestFindFaults_AllAtOnce(t *testing.T) {
 	dir := tree(t)
 	faults := func(name string) []string {
 		t.Helper()
-		way, err := pathsafe.Way(filepath.Join(dir, name))
+		way, err := pathsafe.ResolvePath(filepath.Join(dir, name))
 		check(t, err)
-		return pathsafe.Faults(name, way)
+		return pathsafe.FindFaults(name, way)
 	}
 	if got := faults("direct"); len(got) > 0 {
 		t.Errorf("all is well, and %q", got)

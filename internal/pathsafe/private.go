@@ -9,17 +9,17 @@ import (
 	"syscall"
 )
 
-// Private tells what keeps a folder from being ours alone, or from being made so
+// CheckPrivate tells what keeps a folder from being ours alone, or from being made so
 // where it is missing; nothing if it is. Others may not enter it, nor put another
 // in its place: by writing to the folder above, or to the one in which a link to it
 // stands. The error is about finding it.
-func Private(dir string) (why string, err error) {
+func CheckPrivate(dir string) (why string, err error) {
 	path, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
 	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return above(path, path)
+		return checkParents(path, path)
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -38,12 +38,12 @@ func Private(dir string) (why string, err error) {
 	case info.Mode().Perm()&0o077 != 0:
 		return fmt.Sprintf("its group or others may enter it (its mode is %04o); chmod 0700 it", info.Mode().Perm()), nil
 	}
-	return above(path, real)
+	return checkParents(path, real)
 }
 
-// above judges what holds a folder. A sticky folder (/tmp) keeps others from
+// checkParents judges what holds a folder. A sticky folder (/tmp) keeps others from
 // renaming what is ours.
-func above(path, real string) (why string, err error) {
+func checkParents(path, real string) (why string, err error) {
 	for _, dir := range []string{filepath.Dir(path), filepath.Dir(real)} {
 		info, err := os.Stat(dir)
 		if err != nil {

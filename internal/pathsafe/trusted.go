@@ -34,14 +34,14 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 	if mode := info.Mode().Perm(); mode&forbidden != 0 {
 		faults = append(faults, fmt.Sprintf("%s may be %s (its mode is %04o): chmod %04o", name, describeAccess(mode&forbidden), mode, mode&^forbidden))
 	}
-	way, err := Way(path)
+	way, err := ResolvePath(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	if !os.SameFile(way[len(way)-1].FileInfo, info) { // then the owners on the way are not those of this file
 		return nil, nil, fmt.Errorf("%s was replaced while it was read", name)
 	}
-	faults = append(faults, swappable(name, way)...)
+	faults = append(faults, findSwappable(name, way)...)
 	content, err = io.ReadAll(io.LimitReader(f, int64(limit)+1))
 	if err == nil && len(content) > limit {
 		err = fmt.Errorf("%s is over %d KiB", name, limit>>10)
@@ -52,14 +52,14 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 	return content, faults, nil
 }
 
-// swappable names what lets others put another file in the place of one. In a sticky folder
+// findSwappable names what lets others put another file in the place of one. In a sticky folder
 // (/tmp) others can rename only what is theirs.
-func swappable(name string, way []Entry) (faults []string) {
+func findSwappable(name string, way []Entry) (faults []string) {
 	open := slices.IndexFunc(way, func(e Entry) bool { return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0 })
 	if open >= 0 {
 		faults = append(faults, fmt.Sprintf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", way[open].Path, name))
 	}
-	if whose := ByAnother(way); whose != "" {
+	if whose := FindForeign(way); whose != "" {
 		faults = append(faults, whose)
 	}
 	return faults

@@ -21,13 +21,13 @@ const (
 	pause    = 10 * time.Millisecond // between the steps of what takes several
 )
 
-// Runs forgets runs that the file does not keep, and those that waited too long, in
+// PruneRuns forgets runs that the file does not keep, and those that waited too long, in
 // small steps, until ctx is done.
-func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
+func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
 	var steps *Steps
 	expiring, pruning := &failures{log: log, work: "ending runs that waited too long"}, &failures{log: log, work: "forgetting runs"}
 	started := time.Now()
-	every(ctx, func() (wait time.Duration) {
+	runRepeatedly(ctx, func() (wait time.Duration) {
 		if steps == nil {
 			newest, _, err := st.List(ctx, runner.Filter{Limit: 1})
 			if err != nil {
@@ -43,9 +43,9 @@ func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *st
 			}
 			return interval
 		}
-		removed, more, err := st.Prune(ctx, retention(c))
+		removed, more, err := st.Prune(ctx, retentionOf(c))
 		for _, id := range removed {
-			err = errors.Join(err, rundir.Remove(folder(c), id))
+			err = errors.Join(err, rundir.Remove(runsFolder(c), id))
 		}
 		pruning.note(ctx, err)
 		if more {
@@ -55,15 +55,15 @@ func Runs(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *st
 	})
 }
 
-// Outputs keeps the outputs of all runs within their bound, until ctx is done. To
+// TrimOutputs keeps the outputs of all runs within their bound, until ctx is done. To
 // look at every folder takes seconds where there are a million, so it rests for
 // much longer than it works.
-func Outputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
+func TrimOutputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	const rest = 50 // times as long
 	trimming := &failures{log: log, work: "trimming outputs"}
-	every(ctx, func() (wait time.Duration) {
+	runRepeatedly(ctx, func() (wait time.Duration) {
 		from, c := time.Now(), conf.Get()
-		_, err := rundir.Trim(folder(c), int64(c.Outputs))
+		_, err := rundir.Trim(runsFolder(c), int64(c.Outputs))
 		trimming.note(ctx, err)
 		return max(interval, rest*time.Since(from))
 	})
@@ -89,8 +89,8 @@ func (f *failures) note(ctx context.Context, err error) {
 	}
 }
 
-// every does a step after an interval, and again after what that step says.
-func every(ctx context.Context, step func() (wait time.Duration)) {
+// runRepeatedly does a step after an interval, and again after what that step says.
+func runRepeatedly(ctx context.Context, step func() (wait time.Duration)) {
 	for wait := interval; ; wait = step() {
 		select {
 		case <-ctx.Done():
@@ -100,12 +100,12 @@ func every(ctx context.Context, step func() (wait time.Duration)) {
 	}
 }
 
-func folder(c *config.Config) string { return filepath.Join(c.State, "runs") }
+func runsFolder(c *config.Config) string { return filepath.Join(c.State, "runs") }
 
-func retention(c *config.Config) store.Retention {
-	keep := store.Retention{Hooks: make(map[string]store.Keep, len(c.Hooks)), Default: store.Keep(runner.DefaultKeep())}
+func retentionOf(c *config.Config) store.Retention {
+	keep := store.Retention{Hooks: make(map[string]store.KeepRule, len(c.Hooks)), Default: store.KeepRule(runner.DefaultKeep())}
 	for name, h := range c.Hooks {
-		keep.Hooks[name] = store.Keep{Age: h.Keep.Age, Count: h.Keep.Count}
+		keep.Hooks[name] = store.KeepRule{Age: h.Keep.Age, Count: h.Keep.Count}
 	}
 	return keep
 }
@@ -113,11 +113,11 @@ func retention(c *config.Config) store.Retention {
 // sweepAgain is how long Sweep rests between two looks at all folders.
 const sweepAgain = time.Hour
 
-// Sweep removes what a crash left of runs that were forgotten just then, until ctx is done.
-func Sweep(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Logger) {
+// SweepFolders removes what a crash left of runs that were forgotten just then, until ctx is done.
+func SweepFolders(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Logger) {
 	sweeping := &failures{log: log, work: "removing folders of forgotten runs"}
-	every(ctx, func() (wait time.Duration) {
-		removed, err := rundir.Sweep(ctx, folder(c), rundir.SweepAfter, func(run string) (bool, error) {
+	runRepeatedly(ctx, func() (wait time.Duration) {
+		removed, err := rundir.Sweep(ctx, runsFolder(c), rundir.SweepAfter, func(run string) (bool, error) {
 			_, err := st.Get(ctx, run)
 			if errors.Is(err, runner.ErrUnknown) {
 				return false, nil

@@ -22,7 +22,7 @@ func Backup(ctx context.Context, dir, to string, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("finding the state folder: %w", err)
 	}
-	original, err := sql.Open("sqlite", dsn(path, "ro"))
+	original, err := sql.Open("sqlite", dataSource(path, "ro"))
 	if err != nil {
 		return err
 	}
@@ -33,7 +33,7 @@ func Backup(ctx context.Context, dir, to string, now time.Time) error {
 	if err := errors.Join(err, original.Close()); err != nil {
 		return unavailable("copying the database", err)
 	}
-	backup, err := sql.Open("sqlite", dsn(to, "rw", "synchronous(FULL)"))
+	backup, err := sql.Open("sqlite", dataSource(to, "rw", "synchronous(FULL)"))
 	if err != nil {
 		return err
 	}

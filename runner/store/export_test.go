@@ -70,12 +70,12 @@ func (s *SQLite) WriteAll(ctx context.Context, query string) error {
 }
 
 // Checkpoint is what happens once in logCheck.
-func (s *SQLite) Checkpoint(ctx context.Context) (bool, error) { return s.writer.checkpoint(ctx) }
+func (s *SQLite) Checkpoint(ctx context.Context) (bool, error) { return s.writer.copyLog(ctx) }
 
 // Do records what a statement does, as one operation.
 func (s *SQLite) Do(ctx context.Context, query string) error {
-	return s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
-		_, err := tx.exec(ctx, query)
+	return s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
+		_, err := tx.execute(ctx, query)
 		return err
 	})
 }
@@ -85,8 +85,8 @@ const MaxBatch = maxBatch
 
 // DoPanicking has an operation panic after it removed all runs.
 func (s *SQLite) DoPanicking(ctx context.Context) error {
-	return s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
-		if _, err := tx.exec(ctx, `DELETE FROM runs`); err != nil {
+	return s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
+		if _, err := tx.execute(ctx, `DELETE FROM runs`); err != nil {
 			return err
 		}
 		none := make([]int, 0)

@@ -44,10 +44,10 @@ func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logge
 		return nil, errors.Join(err, lock.Close())
 	}
 	s := &SQLite{clocks: clocks{now: now, boot: boot.ID()}, writer: newWriter(path, log), lock: lock}
-	if err := s.open(ctx, path); err != nil {
+	if err := s.openParts(ctx, path); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.closeAll())
 	}
-	s.writer.start(ctx)
+	s.writer.startWriter(ctx)
 	return s, nil
 }
 
@@ -64,7 +64,7 @@ func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	}
 	s := &SQLite{writer: newWriter(path, nil)}
 	s.writer.queue.Close() // nothing is written
-	if err := s.reader.open(ctx, path, checkVersion); err != nil {
+	if err := s.reader.openReader(ctx, path, checkVersion); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.closeAll())
 	}
 	return s, nil
@@ -78,28 +78,28 @@ func databasePath(dir string) (string, error) {
 	return path, nil
 }
 
-func (s *SQLite) open(ctx context.Context, path string) error {
-	if err := s.writer.open(ctx); err != nil {
+func (s *SQLite) openParts(ctx context.Context, path string) error {
+	if err := s.writer.openWriter(ctx); err != nil {
 		return err
 	}
-	if err := migrate(ctx, s.writer.db, s.now().UnixMicro()); err != nil {
+	if err := migrateSchema(ctx, s.writer.db, s.now().UnixMicro()); err != nil {
 		return err
 	}
-	if err := s.clocks.read(ctx, s.writer.db); err != nil {
+	if err := s.clocks.readClocks(ctx, s.writer.db); err != nil {
 		return err
 	}
-	if err := s.writer.connect(ctx); err != nil {
+	if err := s.writer.connectWriter(ctx); err != nil {
 		return err
 	}
 	// The schema was just brought forward.
-	if err := s.reader.open(ctx, path, func(context.Context, *sql.DB) error { return nil }); err != nil {
+	if err := s.reader.openReader(ctx, path, func(context.Context, *sql.DB) error { return nil }); err != nil {
 		return err
 	}
-	s.pruner.statements = s.reader.statements
+	s.pruner.prepared = s.reader.prepared
 	return nil
 }
 
-func dsn(path, mode string, pragmas ...string) string {
+func dataSource(path, mode string, pragmas ...string) string {
 	query := url.Values{"mode": {mode}, "_dqs": {"0"}, "_defensive": {"1"}}
 	query["_pragma"] = append([]string{"busy_timeout(5000)", "trusted_schema(0)", "cell_size_check(1)"}, pragmas...)
 	return (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}).String()
@@ -136,7 +136,7 @@ func checkWhole(ctx context.Context, db *sql.DB) error {
 func (s *SQLite) Close() error {
 	var err error
 	s.once.Do(func() {
-		s.writer.stop()
+		s.writer.stopWriter()
 		err = s.closeAll()
 	})
 	return err
@@ -144,7 +144,7 @@ func (s *SQLite) Close() error {
 
 // closeAll closes what is open, the lock last.
 func (s *SQLite) closeAll() error {
-	err := errors.Join(s.reader.close(), s.writer.close())
+	err := errors.Join(s.reader.closeReader(), s.writer.closeWriter())
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}

@@ -20,50 +20,50 @@ import (
 // leaves no trace. The caller starts nothing on any error.
 func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
 	var a runner.Admission
-	err := s.writer.record(ctx, func(ctx context.Context, tx *prepared) (err error) {
-		a, err = s.admit(ctx, tx, run, c, p, in)
+	err := s.writer.record(ctx, func(ctx context.Context, tx *statements) (err error) {
+		a, err = s.admitRun(ctx, tx, run, c, p, in)
 		return err
 	})
 	if err != nil {
 		return runner.Admission{}, err
 	}
 	if len(a.Superseded) > 0 {
-		s.pruner.forget(run.Hook)
+		s.pruner.forgetHook(run.Hook)
 	}
 	return a, nil
 }
 
-func (s *SQLite) admit(ctx context.Context, tx *prepared, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
-	switch first, err := claimed(ctx, tx, run.Hook, c); {
+func (s *SQLite) admitRun(ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+	switch first, err := findClaimed(ctx, tx, run.Hook, c); {
 	case err == nil:
 		return runner.Admission{}, &runner.Replayed{Run: first}
 	case !errors.Is(err, runner.ErrUnknown):
 		return runner.Admission{}, err
 	}
-	run.Created, run.Started, run.Boot, run.End = instant(micros(run.Created)), instant(0), "", runner.End{}
-	current, err := tx.run(ctx, sqlInFlight, run.Flight)
+	run.Created, run.Started, run.Boot, run.End = timeOf(micros(run.Created)), timeOf(0), "", runner.End{}
+	current, err := tx.readRun(ctx, sqlInFlight, run.Flight)
 	if errors.Is(err, runner.ErrUnknown) { // who waits for something that got away is before it
-		current, err = tx.run(ctx, sqlFirst, run.Flight)
+		current, err = tx.readRun(ctx, sqlFirst, run.Flight)
 	}
 	var a runner.Admission
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
-		run.State, run.Started, run.Boot = runner.Running, instant(micros(s.now())), s.boot
+		run.State, run.Started, run.Boot = runner.Running, timeOf(micros(s.now())), s.boot
 		a, err = runner.Admission{Run: run}, s.insertRun(ctx, tx, run, 0, in)
 	case err == nil:
 		run.State = runner.Queued
-		a, err = s.wait(ctx, tx, current, run, p, in)
+		a, err = s.queueRun(ctx, tx, current, run, p, in)
 	}
 	if err != nil {
 		return runner.Admission{}, err
 	}
-	return a, claim(ctx, tx, a.Run, c)
+	return a, insertClaims(ctx, tx, a.Run, c)
 }
 
-// wait records a run behind the current one, as the policy has it.
-func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run, p runner.Policy, in runner.Feed) (a runner.Admission, err error) {
+// queueRun records a run behind the current one, as the policy has it.
+func (s *SQLite) queueRun(ctx context.Context, tx *statements, current, run runner.Run, p runner.Policy, in runner.Feed) (a runner.Admission, err error) {
 	var waiting, last int
-	if err := tx.scan(ctx, []any{&waiting, &last}, sqlQueue, run.Flight); err != nil {
+	if err := tx.scanRow(ctx, []any{&waiting, &last}, sqlQueue, run.Flight); err != nil {
 		return a, err
 	}
 	a = runner.Admission{Run: run, Position: waiting + 1}
@@ -80,17 +80,17 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 		}
 		if waiting > 0 {
 			a.Joined, a.Position = true, waiting
-			a.Run, err = s.join(ctx, tx, run, in)
+			a.Run, err = s.joinQueued(ctx, tx, run, in)
 			return a, err
 		}
 	case runner.Replace:
 		if a.Position = 1; current.State == runner.Running {
-			if current, err = tx.run(ctx, sqlWish, current.ID, runner.Cancelled); err != nil {
+			if current, err = tx.readRun(ctx, sqlWish, current.ID, runner.Cancelled); err != nil {
 				return a, err
 			}
 			a.Stop = &current
 		}
-		a.Superseded, err = tx.runs(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()), "replaced by run "+run.ID)
+		a.Superseded, err = tx.readRuns(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()), "replaced by run "+run.ID)
 		if err != nil {
 			return a, err
 		}
@@ -100,11 +100,11 @@ func (s *SQLite) wait(ctx context.Context, tx *prepared, current, run runner.Run
 	return a, s.insertRun(ctx, tx, run, last+1, in)
 }
 
-// join gives the parameters of run to the last that waits, and its caller; the
+// joinQueued gives the parameters of run to the last that waits, and its caller; the
 // one before stays known. There is more than one only when the hook's policy was
 // another before, or when one was put back.
-func (s *SQLite) join(ctx context.Context, tx *prepared, run runner.Run, in runner.Feed) (runner.Run, error) {
-	pending, err := tx.run(ctx, sqlLast, run.Flight)
+func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run, in runner.Feed) (runner.Run, error) {
+	pending, err := tx.readRun(ctx, sqlLast, run.Flight)
 	if err != nil {
 		return runner.Run{}, err
 	}
@@ -117,27 +117,27 @@ func (s *SQLite) join(ctx context.Context, tx *prepared, run runner.Run, in runn
 	if err != nil {
 		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
 	}
-	return tx.run(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names), s.Uptime().Microseconds())
+	return tx.readRun(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names), s.Uptime().Microseconds())
 }
 
-func (s *SQLite) insertRun(ctx context.Context, tx *prepared, r runner.Run, place int, in runner.Feed) error {
+func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, place int, in runner.Feed) error {
 	params, err := json.Marshal(r.Params)
 	if err != nil {
 		return fmt.Errorf("writing the parameters: %w", err)
 	}
-	_, err = tx.exec(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
+	_, err = tx.execute(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
 		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot, s.Uptime().Microseconds())
 	return err
 }
 
-// claimed returns the run that a delivery to the hook started, or
+// findClaimed returns the run that a delivery to the hook started, or
 // runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. Of a run that was
 // pruned since, it knows the id and the hook.
-func claimed(ctx context.Context, from *prepared, hook string, c runner.Claim) (runner.Run, error) {
-	for _, key := range keys(c) {
+func findClaimed(ctx context.Context, from *statements, hook string, c runner.Claim) (runner.Run, error) {
+	for _, key := range claimKeys(c) {
 		var id string
 		var body []byte
-		err := from.scan(ctx, []any{&id, &body}, sqlClaim, scope(hook, c), key)
+		err := from.scanRow(ctx, []any{&id, &body}, sqlClaim, claimScope(hook, c), key)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			continue
@@ -148,7 +148,7 @@ func claimed(ctx context.Context, from *prepared, hook string, c runner.Claim) (
 		case c.Named && !bytes.Equal(c.Body[:], body):
 			return runner.Run{}, runner.ErrOtherBody
 		}
-		run, err := from.run(ctx, sqlRun, id)
+		run, err := from.readRun(ctx, sqlRun, id)
 		if errors.Is(err, runner.ErrUnknown) {
 			return runner.Run{ID: id, Hook: hook}, nil
 		}
@@ -157,25 +157,25 @@ func claimed(ctx context.Context, from *prepared, hook string, c runner.Claim) (
 	return runner.Run{}, runner.ErrUnknown
 }
 
-// keys are all keys of a claim; none where repetition is legitimate.
-func keys(c runner.Claim) []string {
+// claimKeys are all keys of a claim; none where repetition is legitimate.
+func claimKeys(c runner.Claim) []string {
 	if c.Key == "" {
 		return nil
 	}
 	return append([]string{c.Key}, c.Also...)
 }
 
-// scope is where a claim's key is unique: within its hook, or everywhere.
-func scope(hook string, c runner.Claim) string {
+// claimScope is where a claim's key is unique: within its hook, or everywhere.
+func claimScope(hook string, c runner.Claim) string {
 	if c.OneBody {
 		return ""
 	}
 	return hook
 }
 
-func claim(ctx context.Context, tx *prepared, r runner.Run, c runner.Claim) error {
-	for _, key := range keys(c) {
-		if _, err := tx.exec(ctx, sqlSetRun, scope(r.Hook, c), key, r.ID, c.Body[:], micros(c.Until), micros(r.Created)); err != nil {
+func insertClaims(ctx context.Context, tx *statements, r runner.Run, c runner.Claim) error {
+	for _, key := range claimKeys(c) {
+		if _, err := tx.execute(ctx, sqlSetRun, claimScope(r.Hook, c), key, r.ID, c.Body[:], micros(c.Until), micros(r.Created)); err != nil {
 			return err
 		}
 	}

@@ -159,7 +159,7 @@ func BenchmarkPast(b *testing.B) {
 			})
 			b.Run("Prune", func(b *testing.B) {
 				for b.Loop() {
-					if _, _, err := s.Prune(b.Context(), store.Retention{Default: store.Keep{Count: 5_000, Age: 9e18}}); err != nil {
+					if _, _, err := s.Prune(b.Context(), store.Retention{Default: store.KeepRule{Count: 5_000, Age: 9e18}}); err != nil {
 						b.Fatal(err)
 					}
 				}

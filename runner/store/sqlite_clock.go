@@ -39,9 +39,9 @@ type opening struct {
 	stepped  time.Duration
 }
 
-// read compares the clocks with how they stood when a server opened the file before. It writes nothing: a server
+// readClocks compares the clocks with how they stood when a server opened the file before. It writes nothing: a server
 // must start on a full disk too.
-func (c *clocks) read(ctx context.Context, db *sql.DB) error {
+func (c *clocks) readClocks(ctx context.Context, db *sql.DB) error {
 	o := opening{boot: c.boot}
 	if c.Uptime = boot.Uptime; boot.Uptime() == 0 { // on this system, a server knows its own time only
 		opened := time.Now()
@@ -70,16 +70,16 @@ func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	if c.noted.Load() {
 		return nil
 	}
-	err := w.record(ctx, func(ctx context.Context, tx *prepared) error {
+	err := w.record(ctx, func(ctx context.Context, tx *statements) error {
 		if c.opened.first {
-			if _, err := tx.exec(ctx, sqlRestartWaits, c.opened.up, c.opened.newest); err != nil {
+			if _, err := tx.execute(ctx, sqlRestartWaits, c.opened.up, c.opened.newest); err != nil {
 				return err
 			}
 		}
-		if _, err := tx.exec(ctx, sqlForgetOpened); err != nil {
+		if _, err := tx.execute(ctx, sqlForgetOpened); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, sqlSetOpened, c.opened.boot, c.opened.up, c.opened.wall)
+		_, err := tx.execute(ctx, sqlSetOpened, c.opened.boot, c.opened.up, c.opened.wall)
 		return err
 	})
 	if err == nil {

@@ -22,47 +22,47 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	if end.Ended.IsZero() { // what has ended has a time of it, in every index
 		end.Ended = s.now()
 	}
-	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		ended, err = endRun(ctx, tx, id, state, end, giveBack)
 		if errors.Is(err, runner.ErrUnknown) { // or ended before
-			ended, err = tx.run(ctx, sqlRun, id)
+			ended, err = tx.readRun(ctx, sqlRun, id)
 			return err
 		}
 		if err != nil {
 			return err
 		}
 		if promote {
-			next, err = s.promote(ctx, tx, ended.Flight)
+			next, err = s.promoteNext(ctx, tx, ended.Flight)
 		}
 		return err
 	})
 	if err != nil {
 		return runner.Run{}, nil, err
 	}
-	s.pruner.forget(ended.Hook)
+	s.pruner.forgetHook(ended.Hook)
 	return ended, next, nil
 }
 
 // endRun ends a run that is running. A run to be given back never started: if it was asked to end meanwhile, it ends
 // so, and its deliveries stay accepted.
-func endRun(ctx context.Context, tx *prepared, id string, state runner.State, end runner.End, giveBack bool) (runner.Run, error) {
+func endRun(ctx context.Context, tx *statements, id string, state runner.State, end runner.End, giveBack bool) (runner.Run, error) {
 	if giveBack {
-		run, err := tx.run(ctx, sqlEndWished, id, micros(end.Ended))
+		run, err := tx.readRun(ctx, sqlEndWished, id, micros(end.Ended))
 		if !errors.Is(err, runner.ErrUnknown) {
 			return run, err
 		}
 	}
-	run, err := tx.run(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
+	run, err := tx.readRun(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
 		end.Output.Bytes, end.Output.Dropped, end.LeftBehind, end.Detail)
 	if err == nil && giveBack {
-		_, err = tx.exec(ctx, sqlUnclaim, id)
+		_, err = tx.execute(ctx, sqlUnclaim, id)
 	}
 	return run, err
 }
 
-// promote makes the first that waits the running one, if nothing runs.
-func (s *SQLite) promote(ctx context.Context, tx *prepared, flight string) (*runner.Run, error) {
-	next, err := tx.run(ctx, sqlPromote, flight, micros(s.now()), s.boot)
+// promoteNext makes the first that waits the running one, if nothing runs.
+func (s *SQLite) promoteNext(ctx context.Context, tx *statements, flight string) (*runner.Run, error) {
+	next, err := tx.readRun(ctx, sqlPromote, flight, micros(s.now()), s.boot)
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		return nil, nil //nolint:nilnil // nothing waits
@@ -75,10 +75,10 @@ func (s *SQLite) promote(ctx context.Context, tx *prepared, flight string) (*run
 // Promote makes the first that waits of each of the flights the running one,
 // where nothing runs, and returns those runs. Without flights, it does so for all.
 func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []runner.Run, err error) {
-	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		promoted = nil
 		if len(flights) == 0 {
-			err := tx.rows(ctx, func(rows *sql.Rows) error {
+			err := tx.eachRow(ctx, func(rows *sql.Rows) error {
 				var flight string
 				err := rows.Scan(&flight)
 				flights = append(flights, flight)
@@ -89,7 +89,7 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 			}
 		}
 		for _, flight := range flights {
-			next, err := s.promote(ctx, tx, flight)
+			next, err := s.promoteNext(ctx, tx, flight)
 			if err != nil {
 				return err
 			}
@@ -106,20 +106,20 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 // first of its flight. One that was asked to end meanwhile ends. A run that does
 // not run stays as it is. The run is returned as it stands then.
 func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {
-	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
-		run, err = tx.run(ctx, sqlEndWished, id, micros(s.now()))
+	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
+		run, err = tx.readRun(ctx, sqlEndWished, id, micros(s.now()))
 		if errors.Is(err, runner.ErrUnknown) {
-			run, err = tx.run(ctx, sqlRequeue, id)
+			run, err = tx.readRun(ctx, sqlRequeue, id)
 		}
 		if errors.Is(err, runner.ErrUnknown) {
-			run, err = tx.run(ctx, sqlRun, id)
+			run, err = tx.readRun(ctx, sqlRun, id)
 		}
 		return err
 	})
 	if err != nil {
 		return runner.Run{}, err
 	}
-	s.pruner.forget(run.Hook)
+	s.pruner.forgetHook(run.Hook)
 	return run, nil
 }
 
@@ -127,21 +127,21 @@ func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err er
 // that runs it is recorded that it is to end so. The run is returned as it stands
 // then. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended bool, err error) {
-	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
-		run, err = tx.run(ctx, sqlDropRun, id, runner.Cancelled, micros(s.now()), "")
+	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
+		run, err = tx.readRun(ctx, sqlDropRun, id, runner.Cancelled, micros(s.now()), "")
 		ended = err == nil
 		if errors.Is(err, runner.ErrUnknown) {
-			run, err = tx.run(ctx, sqlWish, id, runner.Cancelled)
+			run, err = tx.readRun(ctx, sqlWish, id, runner.Cancelled)
 		}
 		if errors.Is(err, runner.ErrUnknown) {
-			run, err = tx.run(ctx, sqlRun, id)
+			run, err = tx.readRun(ctx, sqlRun, id)
 		}
 		return err
 	})
 	if err != nil {
 		return runner.Run{}, false, err
 	}
-	s.pruner.forget(run.Hook)
+	s.pruner.forgetHook(run.Hook)
 	return run, ended, nil
 }
 
@@ -152,13 +152,13 @@ func (s *SQLite) ExpireQueued(ctx context.Context, hook string, longest time.Dur
 	if err := s.noteOpening(ctx, s.writer); err != nil {
 		return nil, err
 	}
-	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
-		expired, err = tx.runs(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", (s.Uptime() - longest).Microseconds())
+	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
+		expired, err = tx.readRuns(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", (s.Uptime() - longest).Microseconds())
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.pruner.forget(hook)
+	s.pruner.forgetHook(hook)
 	return expired, nil
 }

@@ -31,7 +31,7 @@ func holdFolder(dir string) (*pathsafe.Lock, error) {
 // write or put another folder in the place of: what it holds decides what was
 // replayed and what runs.
 func checkFolder(dir string) error {
-	switch why, err := pathsafe.Private(dir); {
+	switch why, err := pathsafe.CheckPrivate(dir); {
 	case err != nil:
 		return fmt.Errorf("finding the state folder: %w", err)
 	case why != "":

@@ -15,9 +15,9 @@ const (
 
 // SaveKeyUses records when keys were last used. It never goes back in time.
 func (s *SQLite) SaveKeyUses(ctx context.Context, uses []keyuse.Use) error {
-	return s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
+	return s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		for _, u := range uses {
-			if _, err := tx.exec(ctx, sqlUseKey, u.Caller, u.Scheme, u.Key, micros(u.At)); err != nil {
+			if _, err := tx.execute(ctx, sqlUseKey, u.Caller, u.Scheme, u.Key, micros(u.At)); err != nil {
 				return err
 			}
 		}
@@ -27,14 +27,14 @@ func (s *SQLite) SaveKeyUses(ctx context.Context, uses []keyuse.Use) error {
 
 // KeyUses returns when each key was last used, by caller, scheme and key.
 func (r *reader) KeyUses(ctx context.Context) (uses []keyuse.Use, err error) {
-	err = within(ctx, workTime, func(ctx context.Context) error {
-		return r.statements.rows(ctx, func(rows *sql.Rows) error {
+	err = withDeadline(ctx, workTime, func(ctx context.Context) error {
+		return r.prepared.eachRow(ctx, func(rows *sql.Rows) error {
 			var u keyuse.Use
 			var used int64
 			if err := rows.Scan(&u.Caller, &u.Scheme, &u.Key, &used); err != nil {
 				return err
 			}
-			u.At = instant(used)
+			u.At = timeOf(used)
 			uses = append(uses, u)
 			return nil
 		}, sqlKeyUses)

@@ -12,7 +12,7 @@ import (
 	"sallyport/runner/store"
 )
 
-func TestTheLastUseOfAKeyStaysAndNeverGoesBack(t *testing.T) {
+func TestSaveKeyUses_NeverGoesBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s, err := store.Open(t.Context(), dir, new(clock).now, slog.New(slog.DiscardHandler))
 	if err != nil {

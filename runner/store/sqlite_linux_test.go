@@ -117,7 +117,7 @@ func end(ctx context.Context, s *store.SQLite, r *runner.Run, as runner.State) e
 	return nil
 }
 
-func TestKillingTheServerAmidCommitsLosesNothingThatWasAcknowledged(t *testing.T) {
+func TestKill_LosesNothingAcknowledged(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 8 {
@@ -296,7 +296,7 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 	return s.Close()
 }
 
-func TestAFullDiskRefusesAndLosesNothingAndIsGotOver(t *testing.T) {
+func TestFullDisk_LosesNothing(t *testing.T) {
 	t.Run("file size limit", func(t *testing.T) {
 		said, err := child(t, "child-limit", filepath.Join(t.TempDir(), "state")).Output()
 		if err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")) {

@@ -34,28 +34,28 @@ func (r *reader) List(ctx context.Context, f runner.Filter) (page []runner.Run, 
 	if f.Limit < 1 || f.Limit > maxPage {
 		return nil, "", fmt.Errorf("listing runs: limit %d is not 1 to %d", f.Limit, maxPage)
 	}
-	err = within(ctx, callTime, func(ctx context.Context) error {
-		page, next, err = r.list(ctx, f)
+	err = withDeadline(ctx, callTime, func(ctx context.Context) error {
+		page, next, err = r.readPage(ctx, f)
 		return err
 	})
 	return page, next, err
 }
 
-func (r *reader) list(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
+func (r *reader) readPage(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
 	// One snapshot: a run that ends meanwhile is neither missed nor listed twice.
 	tx, err := r.listDB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return nil, "", unavailable("reading", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // nothing was written
-	in := r.listStatements.in(tx)
-	ids, err := matching(ctx, in, f)
+	in := r.listPrepared.inTransaction(tx)
+	ids, err := findMatching(ctx, in, f)
 	if err != nil {
 		return nil, "", err
 	}
 	size := 0
 	for _, id := range ids[:min(len(ids), f.Limit)] {
-		run, err := in.run(ctx, sqlRun, id)
+		run, err := in.readRun(ctx, sqlRun, id)
 		if err != nil {
 			return nil, "", err
 		}
@@ -121,16 +121,16 @@ func listStatements() []string {
 	return []string{sqlListAll, sqlListActive, sqlListStates, sqlListHooks, sqlListCallers, sqlListBoth, sqlListJoined, sqlRun}
 }
 
-// matching returns the ids of the newest runs that f allows, one more than a page has.
-func matching(ctx context.Context, in *prepared, f runner.Filter) (ids []string, err error) {
-	low, high := bounds(f)
+// findMatching returns the ids of the newest runs that f allows, one more than a page has.
+func findMatching(ctx context.Context, in *statements, f runner.Filter) (ids []string, err error) {
+	low, high := idBounds(f)
 	states := f.States
 	if len(states) == 0 {
 		states = append([]runner.State{runner.Running, runner.Queued}, runner.Ends()...)
 	}
-	args := []any{low, high, f.Limit + 1, jsonList(states), jsonList(f.Hooks), jsonList(f.Callers), quoted(f.Joined)}
-	for _, query := range queriesOf(f) {
-		err := in.rows(ctx, func(rows *sql.Rows) error {
+	args := []any{low, high, f.Limit + 1, jsonList(states), jsonList(f.Hooks), jsonList(f.Callers), jsonString(f.Joined)}
+	for _, query := range listQueries(f) {
+		err := in.eachRow(ctx, func(rows *sql.Rows) error {
 			var id string
 			err := rows.Scan(&id)
 			ids = append(ids, id)
@@ -144,8 +144,8 @@ func matching(ctx context.Context, in *prepared, f runner.Filter) (ids []string,
 	return ids[:min(len(ids), f.Limit+1)], nil
 }
 
-// queriesOf returns the statements whose ids together are those that f allows.
-func queriesOf(f runner.Filter) []string {
+// listQueries returns the statements whose ids together are those that f allows.
+func listQueries(f runner.Filter) []string {
 	switch {
 	case f.Joined != "":
 		return []string{sqlListJoined}
@@ -166,14 +166,14 @@ func jsonList[T ~string](names []T) string {
 	return string(text)
 }
 
-func quoted(name string) string {
+func jsonString(name string) string {
 	text, _ := json.Marshal(name)
 	return string(text)
 }
 
-// bounds are the ids between which the filter's runs lie, the higher one not
+// idBounds are the ids between which the filter's runs lie, the higher one not
 // included.
-func bounds(f runner.Filter) (low, high string) {
+func idBounds(f runner.Filter) (low, high string) {
 	high = "~" // above every id
 	if f.Before != "" {
 		high = f.Before

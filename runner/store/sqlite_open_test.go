@@ -26,7 +26,7 @@ func refuse(t *testing.T, dir string, want ...error) {
 	t.Log(err)
 }
 
-func TestAFolderIsHeldByOneServer(t *testing.T) {
+func TestOpen_OneServer(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
 	refuse(t, dir, store.ErrHeld)
@@ -36,7 +36,7 @@ func TestAFolderIsHeldByOneServer(t *testing.T) {
 	openIn(t, dir)
 }
 
-func TestAFolderThatOthersCouldChangeIsRefused(t *testing.T) {
+func TestOpen_UnsafeFolder(t *testing.T) {
 	folder := func(mode os.FileMode) string {
 		dir := filepath.Join(t.TempDir(), "state")
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -74,7 +74,7 @@ func TestAFolderThatOthersCouldChangeIsRefused(t *testing.T) {
 	openIn(t, folder(0o700))
 }
 
-func TestWhatIsMadeIsForThisUserAlone(t *testing.T) {
+func TestOpen_FileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
@@ -103,7 +103,7 @@ func rawly(t *testing.T, dir string, queries ...string) {
 	}
 }
 
-func TestAnOlderSchemaComesForwardWithItsRuns(t *testing.T) {
+func TestOpen_OlderSchema(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ func TestAnOlderSchemaComesForwardWithItsRuns(t *testing.T) {
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
 }
 
-func TestANewerSchemaIsRefusedAndLeftAsItIs(t *testing.T) {
+func TestOpen_NewerSchema(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if err := openIn(t, dir).Close(); err != nil {
 		t.Fatal(err)
@@ -175,7 +175,7 @@ func crashed(t *testing.T) (dir string) {
 	return dir
 }
 
-func TestACorruptFileIsRefused(t *testing.T) {
+func TestOpen_CorruptFile(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"no database": func([]byte) []byte { return make([]byte, 8192) },
 		"text": func([]byte) []byte {
@@ -207,7 +207,7 @@ func junk(n int) []byte {
 	return b
 }
 
-func TestAReadOnlyOrFullDatabaseRefusesAndGoesOnAfterwards(t *testing.T) {
+func TestStore_ReadOnlyOrFull(t *testing.T) {
 	for name, row := range map[string]struct {
 		spoil, repair string
 		want          error
@@ -239,7 +239,7 @@ func TestAReadOnlyOrFullDatabaseRefusesAndGoesOnAfterwards(t *testing.T) {
 	}
 }
 
-func TestAClosedStoreIsUnavailable(t *testing.T) {
+func TestClose_LaterCalls(t *testing.T) {
 	s := open(t)
 	for range 2 {
 		if err := s.Close(); err != nil {
@@ -254,7 +254,7 @@ func TestAClosedStoreIsUnavailable(t *testing.T) {
 	}
 }
 
-func TestTheLogIsCopiedBesideTheWriter(t *testing.T) {
+func TestLog_CopiedDuringWrites(t *testing.T) {
 	s := open(t)
 	fill(t, s, 20)
 	if whole, err := s.Checkpoint(t.Context()); err != nil || !whole {

@@ -7,36 +7,38 @@ import (
 	"fmt"
 )
 
-// prepared runs prepared statements. Its errors are those of unavailable.
-type prepared struct {
+// statements runs prepared statements. Its errors are those of unavailable.
+type statements struct {
 	stmts   map[string]*sql.Stmt
 	prepare func(context.Context, string) (*sql.Stmt, error) // at its first use; nil where all are prepared
 	tx      *sql.Tx                                          // in which they run, or nil
 }
 
 // newPrepared is for one goroutine, which prepares what it needs.
-func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *prepared {
-	return &prepared{stmts: map[string]*sql.Stmt{}, prepare: prepare}
+func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *statements {
+	return &statements{stmts: map[string]*sql.Stmt{}, prepare: prepare}
 }
 
 // prepareAll is for many goroutines. Nothing is prepared later: it would take a
 // second connection, for which those that hold the others might wait forever.
-func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*prepared, error) {
-	p := &prepared{stmts: make(map[string]*sql.Stmt, len(queries))}
+func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*statements, error) {
+	p := &statements{stmts: make(map[string]*sql.Stmt, len(queries))}
 	for _, query := range queries {
 		st, err := db.PrepareContext(ctx, query)
 		if err != nil {
-			return nil, errors.Join(unavailable("preparing", err), p.close())
+			return nil, errors.Join(unavailable("preparing", err), p.closeStatements())
 		}
 		p.stmts[query] = st
 	}
 	return p, nil
 }
 
-// in returns the statements as they run in a transaction.
-func (p *prepared) in(tx *sql.Tx) *prepared { return &prepared{stmts: p.stmts, tx: tx} }
+// inTransaction returns the statements as they run in a transaction.
+func (p *statements) inTransaction(tx *sql.Tx) *statements {
+	return &statements{stmts: p.stmts, tx: tx}
+}
 
-func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
+func (p *statements) findStatement(ctx context.Context, query string) (*sql.Stmt, error) {
 	st := p.stmts[query]
 	switch {
 	case st != nil && p.tx != nil:
@@ -54,8 +56,8 @@ func (p *prepared) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 	return st, nil
 }
 
-// close finalizes the statements: a connection with one left does not close.
-func (p *prepared) close() error {
+// closeStatements finalizes the statements: a connection with one left does not close.
+func (p *statements) closeStatements() error {
 	if p == nil {
 		return nil
 	}
@@ -66,9 +68,9 @@ func (p *prepared) close() error {
 	return errors.Join(errs...)
 }
 
-// exec returns how many rows were changed.
-func (p *prepared) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	st, err := p.stmt(ctx, query)
+// execute returns how many rows were changed.
+func (p *statements) execute(ctx context.Context, query string, args ...any) (int64, error) {
+	st, err := p.findStatement(ctx, query)
 	if err != nil {
 		return 0, err
 	}
@@ -79,9 +81,9 @@ func (p *prepared) exec(ctx context.Context, query string, args ...any) (int64, 
 	return result.RowsAffected()
 }
 
-// scan reads one row into dest; it is sql.ErrNoRows when there is none.
-func (p *prepared) scan(ctx context.Context, dest []any, query string, args ...any) error {
-	st, err := p.stmt(ctx, query)
+// scanRow reads one row into dest; it is sql.ErrNoRows when there is none.
+func (p *statements) scanRow(ctx context.Context, dest []any, query string, args ...any) error {
+	st, err := p.findStatement(ctx, query)
 	if err != nil {
 		return err
 	}
@@ -92,9 +94,9 @@ func (p *prepared) scan(ctx context.Context, dest []any, query string, args ...a
 	return err
 }
 
-// rows calls each with every row, to scan it.
-func (p *prepared) rows(ctx context.Context, each func(*sql.Rows) error, query string, args ...any) error {
-	st, err := p.stmt(ctx, query)
+// eachRow calls each with every row, to scan it.
+func (p *statements) eachRow(ctx context.Context, each func(*sql.Rows) error, query string, args ...any) error {
+	st, err := p.findStatement(ctx, query)
 	if err != nil {
 		return err
 	}

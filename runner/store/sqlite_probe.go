@@ -31,18 +31,18 @@ func (s *SQLite) Probe(ctx context.Context) error {
 	if at := s.writer.written.Load(); at != nil && time.Since(*at) < provenFor {
 		return nil
 	}
-	return s.writer.record(ctx, func(ctx context.Context, p *prepared) error {
+	return s.writer.record(ctx, func(ctx context.Context, p *statements) error {
 		// A number in the header of the file that SQLite leaves to programs. This one uses it for nothing
 		// else. It must change, because SQLite does not write what is there already.
 		var version int
-		if err := p.scan(ctx, []any{&version}, `PRAGMA user_version`); err != nil {
+		if err := p.scanRow(ctx, []any{&version}, `PRAGMA user_version`); err != nil {
 			return err
 		}
 		query := `PRAGMA user_version = 1`
 		if version == 1 {
 			query = `PRAGMA user_version = 2`
 		}
-		_, err := p.exec(ctx, query)
+		_, err := p.execute(ctx, query)
 		return err
 	})
 }
@@ -72,9 +72,9 @@ type longLog struct {
 	warned int64 // its size in bytes at the last warning
 }
 
-// notice is told the size of a log that is longer than it should be, and whether all of it was
+// warnIfGrowing is told the size of a log that is longer than it should be, and whether all of it was
 // copied. It warns each time that the size has doubled.
-func (l *longLog) notice(size int64, copied bool) {
+func (l *longLog) warnIfGrowing(size int64, copied bool) {
 	switch {
 	case copied && l.warned > 0:
 		l.log.Info("write-ahead log copied again", "bytes", size)

@@ -13,16 +13,16 @@ import (
 	"sallyport/runner"
 )
 
-// Keep is how much of a hook's past stays. What is zero does not bound.
-type Keep struct {
+// KeepRule is how much of a hook's past stays. What is zero does not bound.
+type KeepRule struct {
 	Age   time.Duration // since the run ended
 	Count int           // ended runs
 }
 
 // Retention is how much of the past stays.
 type Retention struct {
-	Default Keep
-	Hooks   map[string]Keep // instead of Default
+	Default KeepRule
+	Hooks   map[string]KeepRule // instead of Default
 	// Claims is how long a delivery without an age of its own is recognised;
 	// 0 for a year.
 	Claims time.Duration
@@ -49,7 +49,7 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 	r.Claims = cmp.Or(r.Claims, 365*24*time.Hour)
 	now := s.now()
 	var ids []string
-	err = within(ctx, workTime, func(ctx context.Context) error {
+	err = withDeadline(ctx, workTime, func(ctx context.Context) error {
 		ids, err = s.pruner.findRuns(ctx, r, now)
 		return err
 	})
@@ -60,10 +60,10 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 		return nil, false, err
 	}
 	var stale, old int64
-	err = s.writer.record(ctx, func(ctx context.Context, tx *prepared) error {
+	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		removed = removed[:0]
 		for _, id := range ids {
-			n, err := tx.exec(ctx, sqlPruneRun, id)
+			n, err := tx.execute(ctx, sqlPruneRun, id)
 			if err != nil {
 				return err
 			}
@@ -71,10 +71,10 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 				removed = append(removed, id)
 			}
 		}
-		if stale, err = tx.exec(ctx, sqlPruneStale, micros(now), r.Batch); err != nil {
+		if stale, err = tx.execute(ctx, sqlPruneStale, micros(now), r.Batch); err != nil {
 			return err
 		}
-		old, err = tx.exec(ctx, sqlPruneClaims, micros(now.Add(-r.Claims)), r.Batch)
+		old, err = tx.execute(ctx, sqlPruneClaims, micros(now.Add(-r.Claims)), r.Batch)
 		return err
 	})
 	if err != nil {
@@ -87,7 +87,7 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 // the runs of a hook costs time for every run kept, so it remembers the hooks that
 // were found to have no run too many and of which none has ended since.
 type pruner struct {
-	statements *prepared
+	prepared *statements
 
 	mu     sync.Mutex
 	within map[string]int // by hook, the count that its runs are within
@@ -109,8 +109,8 @@ func (p *pruner) assumeWithin(hook string, count int) {
 	p.within[hook] = count
 }
 
-// forget is called when a run of a hook has ended.
-func (p *pruner) forget(hook string) {
+// forgetHook is called when a run of a hook has ended.
+func (p *pruner) forgetHook(hook string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.within, hook)
@@ -119,7 +119,7 @@ func (p *pruner) forget(hook string) {
 // findRuns finds runs that the retention does not keep, without the writer.
 func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids []string, err error) {
 	for hook := ""; len(ids) < r.Batch; {
-		err := p.statements.scan(ctx, []any{&hook}, sqlNextHook, hook)
+		err := p.prepared.scanRow(ctx, []any{&hook}, sqlNextHook, hook)
 		if errors.Is(err, sql.ErrNoRows) {
 			break
 		}
@@ -167,7 +167,7 @@ func (p *pruner) findSurplus(ctx context.Context, hook string, count, batch int)
 	p.assumeWithin(hook, count)
 	defer func() {
 		if err != nil || len(ids) > 0 {
-			p.forget(hook)
+			p.forgetHook(hook)
 		}
 	}()
 	var newest []string
@@ -194,7 +194,7 @@ func (p *pruner) findSurplus(ctx context.Context, hook string, count, batch int)
 }
 
 func (p *pruner) readIDs(ctx context.Context, query, hook string, state runner.State, args ...any) (ids []string, err error) {
-	err = p.statements.rows(ctx, func(rows *sql.Rows) error {
+	err = p.prepared.eachRow(ctx, func(rows *sql.Rows) error {
 		var id string
 		err := rows.Scan(&id)
 		ids = append(ids, id)

@@ -47,7 +47,7 @@ type waiter struct {
 	from, til int64
 }
 
-func TestNoTwoRunsOfAFlightAndNoneOutOfOrder(t *testing.T) {
+func TestFlight_OneRunInOrder(t *testing.T) {
 	s := open(t)
 	w := &witness{air: map[string]string{}, seen: map[string]int{}}
 	policies := []runner.Policy{{Kind: runner.Reject}, {Kind: runner.Queue, Depth: 5}, {Kind: runner.Queue, Depth: 9}, {Kind: runner.Join}, {Kind: runner.Replace}}

@@ -28,33 +28,33 @@ const (
 // reader reads the store. Pages of runs have connections of their own, so that
 // they never keep a claim waiting.
 type reader struct {
-	db             *sql.DB // for claims, single runs and what the server reads for itself
-	statements     *prepared
-	listDB         *sql.DB // for pages of runs
-	listStatements *prepared
+	db           *sql.DB // for claims, single runs and what the server reads for itself
+	prepared     *statements
+	listDB       *sql.DB // for pages of runs
+	listPrepared *statements
 }
 
-// open connects, and prepares all statements. check comes before that: statements
+// openReader connects, and prepares all statements. check comes before that: statements
 // of this version do not fit another schema.
-func (r *reader) open(ctx context.Context, path string, check func(context.Context, *sql.DB) error) (err error) {
+func (r *reader) openReader(ctx context.Context, path string, check func(context.Context, *sql.DB) error) (err error) {
 	if r.db, err = openReadOnly(path, readConnections); err != nil {
 		return err
 	}
 	if err := check(ctx, r.db); err != nil {
 		return err
 	}
-	if r.statements, err = prepareAll(ctx, r.db, readStatements()); err != nil {
+	if r.prepared, err = prepareAll(ctx, r.db, readStatements()); err != nil {
 		return err
 	}
 	if r.listDB, err = openReadOnly(path, listConnections); err != nil {
 		return err
 	}
-	r.listStatements, err = prepareAll(ctx, r.listDB, listStatements())
+	r.listPrepared, err = prepareAll(ctx, r.listDB, listStatements())
 	return err
 }
 
 func openReadOnly(path string, connections int) (*sql.DB, error) {
-	db, err := sql.Open("sqlite", dsn(path, "ro", "query_only(1)"))
+	db, err := sql.Open("sqlite", dataSource(path, "ro", "query_only(1)"))
 	if err != nil {
 		return nil, err
 	}
@@ -63,9 +63,9 @@ func openReadOnly(path string, connections int) (*sql.DB, error) {
 	return db, nil
 }
 
-// close closes what was opened.
-func (r *reader) close() error {
-	return errors.Join(r.statements.close(), r.listStatements.close(), closeDatabase(r.db), closeDatabase(r.listDB))
+// closeReader closes what was opened.
+func (r *reader) closeReader() error {
+	return errors.Join(r.prepared.closeStatements(), r.listPrepared.closeStatements(), closeDatabase(r.db), closeDatabase(r.listDB))
 }
 
 func closeDatabase(db *sql.DB) error {
@@ -75,8 +75,8 @@ func closeDatabase(db *sql.DB) error {
 	return db.Close()
 }
 
-// within has f read for at most so long.
-func within(ctx context.Context, most time.Duration, f func(context.Context) error) error {
+// withDeadline has f read for at most so long.
+func withDeadline(ctx context.Context, most time.Duration, f func(context.Context) error) error {
 	bounded, stop := context.WithTimeout(ctx, most)
 	defer stop()
 	err := f(bounded)
@@ -95,8 +95,8 @@ func readStatements() []string {
 // runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. Of a run that was
 // pruned since, only ID and Hook are set.
 func (r *reader) Find(ctx context.Context, hook string, c runner.Claim) (run runner.Run, err error) {
-	err = within(ctx, callTime, func(ctx context.Context) error {
-		run, err = claimed(ctx, r.statements, hook, c)
+	err = withDeadline(ctx, callTime, func(ctx context.Context) error {
+		run, err = findClaimed(ctx, r.prepared, hook, c)
 		return err
 	})
 	return run, err
@@ -104,8 +104,8 @@ func (r *reader) Find(ctx context.Context, hook string, c runner.Claim) (run run
 
 // Get returns a run, or runner.ErrUnknown.
 func (r *reader) Get(ctx context.Context, id string) (run runner.Run, err error) {
-	err = within(ctx, callTime, func(ctx context.Context) error {
-		run, err = r.statements.run(ctx, sqlRun, id)
+	err = withDeadline(ctx, callTime, func(ctx context.Context) error {
+		run, err = r.prepared.readRun(ctx, sqlRun, id)
 		return err
 	})
 	return run, err
@@ -113,8 +113,8 @@ func (r *reader) Get(ctx context.Context, id string) (run runner.Run, err error)
 
 // Feed returns what the command of a run is to be given, or runner.ErrUnknown.
 func (r *reader) Feed(ctx context.Context, id string) (in runner.Feed, err error) {
-	err = within(ctx, callTime, func(ctx context.Context) error {
-		return r.statements.scan(ctx, []any{&in.Trace, &in.Stdin}, sqlInput, id)
+	err = withDeadline(ctx, callTime, func(ctx context.Context) error {
+		return r.prepared.scanRow(ctx, []any{&in.Trace, &in.Stdin}, sqlInput, id)
 	})
 	if errors.Is(err, sql.ErrNoRows) {
 		return runner.Feed{}, runner.ErrUnknown
@@ -125,8 +125,8 @@ func (r *reader) Feed(ctx context.Context, id string) (in runner.Feed, err error
 // Active returns what has not ended: the running runs, then those that wait,
 // in the order in which each flight takes them.
 func (r *reader) Active(ctx context.Context) (runs []runner.Run, err error) {
-	err = within(ctx, workTime, func(ctx context.Context) error {
-		runs, err = r.statements.runs(ctx, sqlActive)
+	err = withDeadline(ctx, workTime, func(ctx context.Context) error {
+		runs, err = r.prepared.readRuns(ctx, sqlActive)
 		return err
 	})
 	return runs, err

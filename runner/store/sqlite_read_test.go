@@ -36,7 +36,7 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 		func(ctx context.Context, s *store.SQLite) error { _, err := s.Active(ctx); return err },
 		func(ctx context.Context, s *store.SQLite) error { _, err := s.KeyUses(ctx); return err },
 		func(ctx context.Context, s *store.SQLite) error {
-			_, _, err := s.Prune(ctx, store.Retention{Default: store.Keep{Count: 50}, Claims: 100 * 365 * 24 * time.Hour})
+			_, _, err := s.Prune(ctx, store.Retention{Default: store.KeepRule{Count: 50}, Claims: 100 * 365 * 24 * time.Hour})
 			return err
 		},
 	}

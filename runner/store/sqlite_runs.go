@@ -58,9 +58,9 @@ const (
 	sqlUnclaim = `DELETE FROM claims WHERE run = $1`
 )
 
-// runs reads the runs that a statement yields.
-func (p *prepared) runs(ctx context.Context, query string, args ...any) (runs []runner.Run, err error) {
-	err = p.rows(ctx, func(rows *sql.Rows) error {
+// readRuns reads the runs that a statement yields.
+func (p *statements) readRuns(ctx context.Context, query string, args ...any) (runs []runner.Run, err error) {
+	err = p.eachRow(ctx, func(rows *sql.Rows) error {
 		r, err := scanRun(rows)
 		runs = append(runs, r)
 		return err
@@ -68,9 +68,9 @@ func (p *prepared) runs(ctx context.Context, query string, args ...any) (runs []
 	return runs, err
 }
 
-// run reads the run that a statement yields, or returns runner.ErrUnknown.
-func (p *prepared) run(ctx context.Context, query string, args ...any) (runner.Run, error) {
-	runs, err := p.runs(ctx, query, args...)
+// readRun reads the run that a statement yields, or returns runner.ErrUnknown.
+func (p *statements) readRun(ctx context.Context, query string, args ...any) (runner.Run, error) {
+	runs, err := p.readRuns(ctx, query, args...)
 	switch {
 	case err != nil:
 		return runner.Run{}, err
@@ -91,7 +91,7 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	if err := errors.Join(json.Unmarshal(params, &r.Params), json.Unmarshal(standsFor, &r.StandsFor)); err != nil {
 		return r, fmt.Errorf("%w: %w: reading run %s: %w", ErrUnavailable, ErrCorrupt, r.ID, err)
 	}
-	r.Created, r.Started, r.Ended = instant(created), instant(started), instant(ended)
+	r.Created, r.Started, r.Ended = timeOf(created), timeOf(started), timeOf(ended)
 	switch r.State {
 	case runner.TimedOut, runner.Cancelled, runner.Interrupted:
 		r.Reason = r.State
@@ -113,7 +113,7 @@ func micros(t time.Time) int64 {
 	return t.UnixMicro()
 }
 
-func instant(micros int64) time.Time {
+func timeOf(micros int64) time.Time {
 	if micros == 0 {
 		return time.Time{}
 	}

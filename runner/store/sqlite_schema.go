@@ -17,14 +17,14 @@ const (
 	sqlSetVersion = `INSERT INTO schema_version (version, applied) VALUES ($1, $2)`
 )
 
-// migrate brings the schema forward, each step and the note of it in one
+// migrateSchema brings the schema forward, each step and the note of it in one
 // transaction. It never goes back: a database of a newer version is refused
 // before anything is written.
-func migrate(ctx context.Context, db *sql.DB, now int64) error {
+func migrateSchema(ctx context.Context, db *sql.DB, now int64) error {
 	if _, err := db.ExecContext(ctx, sqlMakeSchema); err != nil {
 		return unavailable("reading the schema version", err)
 	}
-	version, names, err := schema(ctx, db)
+	version, names, err := readSchema(ctx, db)
 	if err != nil {
 		return err
 	}
@@ -38,16 +38,16 @@ func migrate(ctx context.Context, db *sql.DB, now int64) error {
 
 // checkVersion refuses a schema that this program does not read.
 func checkVersion(ctx context.Context, db *sql.DB) error {
-	version, names, err := schema(ctx, db)
+	version, names, err := readSchema(ctx, db)
 	if err == nil && version < len(names) {
-		err = otherVersion(version, len(names), ErrOlder)
+		err = versionError(version, len(names), ErrOlder)
 	}
 	return err
 }
 
-// schema returns the version of a database, and the migrations that there are in
+// readSchema returns the version of a database, and the migrations that there are in
 // their order. A newer version is an error.
-func schema(ctx context.Context, db *sql.DB) (version int, names []string, err error) {
+func readSchema(ctx context.Context, db *sql.DB) (version int, names []string, err error) {
 	names, err = fs.Glob(migrations, "migrations/*.sql") // sorted
 	if err != nil {
 		return 0, nil, fmt.Errorf("listing the migrations: %w", err)
@@ -56,12 +56,12 @@ func schema(ctx context.Context, db *sql.DB) (version int, names []string, err e
 		return 0, nil, unavailable("reading the schema version", err)
 	}
 	if version > len(names) {
-		return 0, nil, otherVersion(version, len(names), ErrNewer)
+		return 0, nil, versionError(version, len(names), ErrNewer)
 	}
 	return version, names, nil
 }
 
-func otherVersion(is, known int, err error) error {
+func versionError(is, known int, err error) error {
 	return fmt.Errorf("schema version %d, this program knows %d: %w", is, known, err)
 }
 

@@ -86,7 +86,7 @@ func state(t testing.TB, s *store.SQLite, id string, want runner.State) runner.R
 	return r
 }
 
-func TestRejectRefusesWithTheRunInFlightAndLeavesNoTrace(t *testing.T) {
+func TestReject_NamesTheRun(t *testing.T) {
 	s := open(t)
 	first := admit(t, s, newRun(t, "build", "build"), runner.Policy{Kind: runner.Reject})
 	if first.Run.State != runner.Running || first.Run.Started.IsZero() {
@@ -113,7 +113,7 @@ func TestRejectRefusesWithTheRunInFlightAndLeavesNoTrace(t *testing.T) {
 	}
 }
 
-func TestQueueIsBoundedAndInOrder(t *testing.T) {
+func TestQueue_BoundedInOrder(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 2}
 	first := admit(t, s, newRun(t, "build", "f"), policy)
@@ -144,7 +144,7 @@ func TestQueueIsBoundedAndInOrder(t *testing.T) {
 	}
 }
 
-func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.T) {
+func TestJoin_NewestParameters(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
 	first := admit(t, s, newRun(t, "build", "f"), policy)
@@ -177,7 +177,7 @@ func TestJoinKeepsOnePendingRunWithTheNewestParametersAndTheirCaller(t *testing.
 	}
 }
 
-func TestAJoinedRunStaysKnownToAllWhoseDeliveriesWaitInIt(t *testing.T) {
+func TestJoin_KnownToAllCallers(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
 	first := admit(t, s, newRun(t, "build", "f"), policy)
@@ -207,7 +207,7 @@ func TestAJoinedRunStaysKnownToAllWhoseDeliveriesWaitInIt(t *testing.T) {
 	}
 }
 
-func TestARerunDoesNotTakeThePlaceOfWhatIsNewer(t *testing.T) {
+func TestJoin_RerunIsBusy(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
 	first := admit(t, s, newRun(t, "build", "f"), policy)
@@ -236,7 +236,7 @@ func TestARerunDoesNotTakeThePlaceOfWhatIsNewer(t *testing.T) {
 	}
 }
 
-func TestAPutBackRunIsTheFirstAndWhoComesWaitsBehindIt(t *testing.T) {
+func TestRequeue_First(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
 	requeue := func(id string) {
@@ -278,7 +278,7 @@ func TestAPutBackRunIsTheFirstAndWhoComesWaitsBehindIt(t *testing.T) {
 	state(t, s, third.Run.ID, runner.Succeeded)
 }
 
-func TestReplaceStopsTheRunningAndDropsWhatWaits(t *testing.T) {
+func TestReplace_StopsAndDrops(t *testing.T) {
 	s := open(t)
 	first := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
 	if first.Stop != nil || first.Run.State != runner.Running {
@@ -303,7 +303,7 @@ func TestReplaceStopsTheRunningAndDropsWhatWaits(t *testing.T) {
 	}
 }
 
-func TestAnUnknownPolicyRecordsNothing(t *testing.T) {
+func TestAdmit_UnknownPolicy(t *testing.T) {
 	s := open(t)
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
 	r := newRun(t, "build", "f")
@@ -315,7 +315,7 @@ func TestAnUnknownPolicyRecordsNothing(t *testing.T) {
 	}
 }
 
-func TestADeliveryStartsOneRunEver(t *testing.T) {
+func TestClaim_OneRun(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
 	c := runner.Claim{Key: "d1", Body: [32]byte{1}, OneBody: true}
@@ -395,7 +395,7 @@ func admitWith(t *testing.T, s *store.SQLite, c runner.Claim) string {
 	return r.ID
 }
 
-func TestOneOfManyEqualDeliveriesStartsARun(t *testing.T) {
+func TestClaim_ManyAtOnce(t *testing.T) {
 	s := open(t)
 	var started atomic.Int32
 	var all sync.WaitGroup
@@ -417,7 +417,7 @@ func TestOneOfManyEqualDeliveriesStartsARun(t *testing.T) {
 	}
 }
 
-func TestAGivenBackDeliveryMayComeAgain(t *testing.T) {
+func TestClaim_GivenBack(t *testing.T) {
 	s := open(t)
 	c := runner.Claim{Key: "d1"}
 	a, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
@@ -436,7 +436,7 @@ func TestAGivenBackDeliveryMayComeAgain(t *testing.T) {
 	}
 }
 
-func TestFinishKeepsTheFirstEndAndEverythingOfIt(t *testing.T) {
+func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	s := open(t)
 	r := newRun(t, "build", "f")
 	a := admit(t, s, r, runner.Policy{})
@@ -474,7 +474,7 @@ func TestFinishKeepsTheFirstEndAndEverythingOfIt(t *testing.T) {
 	}
 }
 
-func TestInputGoesWithTheEndUnlessThatWasNotSeen(t *testing.T) {
+func TestFeed_KeptIfInterrupted(t *testing.T) {
 	s := open(t)
 	for _, end := range []runner.State{runner.Succeeded, runner.Interrupted} {
 		r := newRun(t, "build", "f")
@@ -494,7 +494,7 @@ func TestInputGoesWithTheEndUnlessThatWasNotSeen(t *testing.T) {
 	}
 }
 
-func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
+func TestCancel_OnlyQueued(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
 	running := admit(t, s, newRun(t, "build", "f"), policy)
@@ -525,9 +525,9 @@ func TestOnlyWhatWaitsIsCancelledOrExpires(t *testing.T) {
 	}
 }
 
-// TestADeliveryThatJoinsHasItsOwnTimeToWait: it was accepted just now, however
+// TestExpireQueued_AfterJoin: it was accepted just now, however
 // long the run waits that it joined.
-func TestADeliveryThatJoinsHasItsOwnTimeToWait(t *testing.T) {
+func TestExpireQueued_AfterJoin(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
 	admit(t, s, newRun(t, "build", "f"), policy)
@@ -579,7 +579,7 @@ func idAt(at time.Time, i int) string {
 	return fmt.Sprintf("%08x-%04x-7000-8000-%012x", ms>>16, ms&0xffff, i)
 }
 
-func TestEveryFilterYieldsWhatItSaysNewestFirstPageByPage(t *testing.T) {
+func TestList_Filters(t *testing.T) {
 	s := open(t)
 	all := fill(t, s, 300)
 	rng := rand.New(rand.NewPCG(3, 4))
@@ -642,7 +642,7 @@ func pages(t testing.TB, s *store.SQLite, f runner.Filter) (ids []string) {
 	}
 }
 
-func TestEveryStatementFindsItsRowsByAnIndex(t *testing.T) {
+func TestStatements_UseIndexes(t *testing.T) {
 	s := open(t)
 	plans, err := s.Plans(t.Context())
 	if err != nil {
@@ -675,12 +675,12 @@ func TestEveryStatementFindsItsRowsByAnIndex(t *testing.T) {
 	}
 }
 
-func TestPruneKeepsTheNewestTheYoungTheActiveAndTheClaims(t *testing.T) {
+func TestPrune_Keeps(t *testing.T) {
 	s := open(t) // its clock stands long after all of these
 	all := fill(t, s, 300)
 	r := store.Retention{
-		Default: store.Keep{Count: 20},
-		Hooks:   map[string]store.Keep{"hook1": {}, "hook2": {Age: time.Since(time.Time{}), Count: 3}, "hook3": {Age: time.Hour}},
+		Default: store.KeepRule{Count: 20},
+		Hooks:   map[string]store.KeepRule{"hook1": {}, "hook2": {Age: time.Since(time.Time{}), Count: 3}, "hook3": {Age: time.Hour}},
 		Claims:  100 * 365 * 24 * time.Hour, Batch: 7,
 	}
 	var removed []string
@@ -722,7 +722,7 @@ func TestPruneKeepsTheNewestTheYoungTheActiveAndTheClaims(t *testing.T) {
 	}
 }
 
-func TestClaimsGoWhenTheyRefuseNothingAnyMore(t *testing.T) {
+func TestPrune_Claims(t *testing.T) {
 	s := open(t)
 	now := new(clock).now()
 	for key, c := range map[string]struct{ until, created time.Time }{
@@ -753,7 +753,7 @@ func TestClaimsGoWhenTheyRefuseNothingAnyMore(t *testing.T) {
 	}
 }
 
-func TestACancelledContextRecordsNothingUnseen(t *testing.T) {
+func TestAdmit_CancelledContext(t *testing.T) {
 	s := open(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -24,26 +24,26 @@ import (
 // transaction is being committed share the next one, each in a savepoint of its
 // own.
 type writer struct {
-	path       string
-	log        *slog.Logger
-	pins       []pathsafe.Pin // of the database and its log, as they were opened
-	db         *sql.DB        // one connection for operations, one for checkpoints
-	conn       *sql.Conn      // for operations
-	statements *prepared      // of conn
-	queue      *groupcommit.Queue[*op]
-	turn       sync.Mutex                // held while a transaction is under way
-	commits    atomic.Int64              // transactions that wrote
-	written    atomic.Pointer[time.Time] // when a transaction was last committed; nil if one has failed since
-	down       bool                      // the last transaction failed; for the goroutine that writes
-	done       sync.WaitGroup
+	path     string
+	log      *slog.Logger
+	pins     []pathsafe.Pin // of the database and its log, as they were opened
+	db       *sql.DB        // one connection for operations, one for checkpoints
+	conn     *sql.Conn      // for operations
+	prepared *statements    // of conn
+	queue    *groupcommit.Queue[*operation]
+	turn     sync.Mutex                // held while a transaction is under way
+	commits  atomic.Int64              // transactions that wrote
+	written  atomic.Pointer[time.Time] // when a transaction was last committed; nil if one has failed since
+	down     bool                      // the last transaction failed; for the goroutine that writes
+	done     sync.WaitGroup
 }
 
 func newWriter(path string, log *slog.Logger) *writer {
-	return &writer{path: path, log: log, queue: groupcommit.New[*op](0, maxBatch)}
+	return &writer{path: path, log: log, queue: groupcommit.New[*operation](0, maxBatch)}
 }
 
-// open makes the file where it does not exist, and refuses one that is damaged.
-func (w *writer) open(ctx context.Context) error {
+// openWriter makes the file where it does not exist, and refuses one that is damaged.
+func (w *writer) openWriter(ctx context.Context) error {
 	// Elsewhere than on Linux and the BSDs this is not to be had, and fsync,
 	// which does more, stays.
 	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
@@ -63,7 +63,7 @@ func (w *writer) open(ctx context.Context) error {
 	// machine perhaps, so the content of its disk is checked.
 	log, err := os.Stat(w.path + "-wal")
 	crashed := err == nil && log.Size() > 0
-	w.db, err = sql.Open("sqlite", dsn(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
+	w.db, err = sql.Open("sqlite", dataSource(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
 		// The writer never checkpoints in passing, keepLogShort does.
 		"wal_autocheckpoint(0)", "journal_size_limit(33554432)", "cache_size(-8192)"))
 	if err != nil {
@@ -77,12 +77,12 @@ func (w *writer) open(ctx context.Context) error {
 	return checkWhole(ctx, w.db)
 }
 
-// connect makes the connection for operations.
-func (w *writer) connect(ctx context.Context) (err error) {
+// connectWriter makes the connection for operations.
+func (w *writer) connectWriter(ctx context.Context) (err error) {
 	if w.conn, err = w.db.Conn(ctx); err != nil {
 		return unavailable("connecting", err)
 	}
-	w.statements = newPrepared(w.conn.PrepareContext)
+	w.prepared = newPrepared(w.conn.PrepareContext)
 	// By name, because to open the log and close it again would end the locks of SQLite.
 	info, err := os.Stat(w.path + "-wal")
 	if err != nil {
@@ -92,31 +92,31 @@ func (w *writer) connect(ctx context.Context) (err error) {
 	return nil
 }
 
-// start starts the two goroutines of the writer. They end with stop, not with ctx.
-func (w *writer) start(ctx context.Context) {
+// startWriter starts the two goroutines of the writer. They end with stop, not with ctx.
+func (w *writer) startWriter(ctx context.Context) {
 	life := context.WithoutCancel(ctx)
-	w.done.Go(func() { w.serve(life) })
+	w.done.Go(func() { w.serveQueue(life) })
 	w.done.Go(func() { w.keepLogShort(life) })
 }
 
-// stop ends what is being written. Operations that come later fail.
-func (w *writer) stop() {
+// stopWriter ends what is being written. Operations that come later fail.
+func (w *writer) stopWriter() {
 	w.queue.Close()
 	w.done.Wait()
 }
 
-// close closes what was opened.
-func (w *writer) close() error {
-	err := w.statements.close()
+// closeWriter closes what was opened.
+func (w *writer) closeWriter() error {
+	err := w.prepared.closeStatements()
 	if w.conn != nil {
 		err = errors.Join(err, w.conn.Close())
 	}
 	return errors.Join(err, closeDatabase(w.db))
 }
 
-// op is one caller's operation: all of it is recorded, or nothing.
-type op struct {
-	do  func(context.Context, *prepared) error
+// operation is one caller's operation: all of it is recorded, or nothing.
+type operation struct {
+	do  func(context.Context, *statements) error
 	err error
 }
 
@@ -127,31 +127,31 @@ const maxBatch = 128
 // record has an operation recorded and returns once it is on the disk. ctx and
 // callTime bound the wait for a turn only: an operation that has its turn is
 // recorded or not, and record waits until that is known.
-func (w *writer) record(ctx context.Context, f func(context.Context, *prepared) error) error {
-	err := within(ctx, callTime, func(ctx context.Context) error { return w.queue.Do(ctx, &op{do: f}) })
+func (w *writer) record(ctx context.Context, f func(context.Context, *statements) error) error {
+	err := withDeadline(ctx, callTime, func(ctx context.Context) error { return w.queue.Do(ctx, &operation{do: f}) })
 	if errors.Is(err, groupcommit.ErrClosed) {
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err
 }
 
-// serve is the one writer.
-func (w *writer) serve(ctx context.Context) {
+// serveQueue is the one writer.
+func (w *writer) serveQueue(ctx context.Context) {
 	defer w.queue.End()
 	for {
 		select {
 		case first := <-w.queue.Ops():
-			w.commit(ctx, w.queue.Batch(first))
+			w.commitBatch(ctx, w.queue.Batch(first))
 		case <-w.queue.Closing():
 			return
 		}
 	}
 }
 
-// commit records a batch, and reports the results.
-func (w *writer) commit(ctx context.Context, batch []groupcommit.Op[*op]) {
-	err := w.transact(ctx, batch)
-	w.notice(err)
+// commitBatch records a batch, and reports the results.
+func (w *writer) commitBatch(ctx context.Context, batch []groupcommit.Op[*operation]) {
+	err := w.runTransaction(ctx, batch)
+	w.recordResult(err)
 	for _, o := range batch {
 		// What an operation found may rest on one before it in the
 		// batch: if that is not recorded, none of it holds.
@@ -163,30 +163,30 @@ func (w *writer) commit(ctx context.Context, batch []groupcommit.Op[*op]) {
 	}
 }
 
-// transact runs a batch in one transaction. Its error is about all of them;
+// runTransaction runs a batch in one transaction. Its error is about all of them;
 // the error of an operation by itself stands in the operation.
-func (w *writer) transact(ctx context.Context, batch []groupcommit.Op[*op]) error {
+func (w *writer) runTransaction(ctx context.Context, batch []groupcommit.Op[*operation]) error {
 	w.turn.Lock()
 	defer w.turn.Unlock()
-	if _, err := w.statements.exec(ctx, `BEGIN IMMEDIATE`); err != nil {
-		return w.undo(ctx, err)
+	if _, err := w.prepared.execute(ctx, `BEGIN IMMEDIATE`); err != nil {
+		return w.rollBack(ctx, err)
 	}
 	refused := 0
 	for _, o := range batch {
-		if err := w.step(ctx, o.Value, len(batch) > 1); err != nil {
-			return w.undo(ctx, err)
+		if err := w.runOperation(ctx, o.Value, len(batch) > 1); err != nil {
+			return w.rollBack(ctx, err)
 		}
 		if o.Value.err != nil {
 			refused++
 		}
 	}
 	if err := w.checkInPlace(); err != nil {
-		return w.undo(ctx, err)
+		return w.rollBack(ctx, err)
 	}
 	if refused == len(batch) {
-		return w.undo(ctx, nil)
+		return w.rollBack(ctx, nil)
 	}
-	if _, err := w.statements.exec(ctx, `COMMIT`); err != nil {
+	if _, err := w.prepared.execute(ctx, `COMMIT`); err != nil {
 		return w.undoCommit(ctx, err)
 	}
 	w.commits.Add(1)
@@ -195,14 +195,14 @@ func (w *writer) transact(ctx context.Context, batch []groupcommit.Op[*op]) erro
 	return nil
 }
 
-// step runs one operation, in a savepoint unless it is alone.
-func (w *writer) step(ctx context.Context, o *op, shared bool) error {
+// runOperation runs one operation, in a savepoint unless it is alone.
+func (w *writer) runOperation(ctx context.Context, o *operation, shared bool) error {
 	if shared {
-		if _, err := w.statements.exec(ctx, `SAVEPOINT op`); err != nil {
+		if _, err := w.prepared.execute(ctx, `SAVEPOINT op`); err != nil {
 			return err
 		}
 	}
-	o.err = guard.Do(w.log, func() error { return o.do(ctx, w.statements) })
+	o.err = guard.Do(w.log, func() error { return o.do(ctx, w.prepared) })
 	if errors.Is(o.err, ErrUnavailable) {
 		return o.err
 	}
@@ -210,11 +210,11 @@ func (w *writer) step(ctx context.Context, o *op, shared bool) error {
 		return nil
 	}
 	if o.err != nil {
-		if _, err := w.statements.exec(ctx, `ROLLBACK TO op`); err != nil {
+		if _, err := w.prepared.execute(ctx, `ROLLBACK TO op`); err != nil {
 			return err
 		}
 	}
-	_, err := w.statements.exec(ctx, `RELEASE op`)
+	_, err := w.prepared.execute(ctx, `RELEASE op`)
 	return err
 }
 
@@ -223,28 +223,28 @@ func (w *writer) step(ctx context.Context, o *op, shared bool) error {
 // of the program: so another one is written over it. Where that fails too, the
 // error is runner.ErrUncertain as well.
 func (w *writer) undoCommit(ctx context.Context, err error) error {
-	_ = w.undo(ctx, err)
+	_ = w.rollBack(ctx, err)
 	if errors.Is(err, ErrDiskFull) { // it does not stand there whole
 		return err
 	}
 	// What changes nothing is not written. This number means nothing but that.
 	query := fmt.Sprintf(`PRAGMA user_version = %d`, time.Now().UnixNano()&math.MaxInt32)
 	if _, failed := w.conn.ExecContext(ctx, query); failed != nil {
-		return w.undo(ctx, fmt.Errorf("%w: %w", runner.ErrUncertain, err))
+		return w.rollBack(ctx, fmt.Errorf("%w: %w", runner.ErrUncertain, err))
 	}
 	return err
 }
 
-// undo takes a transaction back and returns err. After some errors SQLite has
+// rollBack takes a transaction back and returns err. After some errors SQLite has
 // done so by itself, so that the rollback's own error says nothing.
-func (w *writer) undo(ctx context.Context, err error) error {
-	_, _ = w.statements.exec(ctx, `ROLLBACK`)
+func (w *writer) rollBack(ctx context.Context, err error) error {
+	_, _ = w.prepared.execute(ctx, `ROLLBACK`)
 	return err
 }
 
-// notice tells the operator once that nothing can be recorded, and once that
+// recordResult tells the operator once that nothing can be recorded, and once that
 // it is over.
-func (w *writer) notice(err error) {
+func (w *writer) recordResult(err error) {
 	switch {
 	case err != nil && !w.down:
 		w.log.Error("store unavailable: nothing is started", "error", err)
@@ -284,12 +284,12 @@ func (w *writer) keepLogShort(ctx context.Context) {
 		if commits == copied {
 			continue
 		}
-		whole, err := w.checkpoint(ctx)
+		whole, err := w.copyLog(ctx)
 		if info, statErr := os.Stat(w.path + "-wal"); err == nil && statErr == nil && info.Size() > logLimit {
 			w.turn.Lock()
-			whole, err = w.checkpoint(ctx)
+			whole, err = w.copyLog(ctx)
 			w.turn.Unlock()
-			long.notice(info.Size(), whole || err != nil)
+			long.warnIfGrowing(info.Size(), whole || err != nil)
 		}
 		if whole {
 			copied = commits
@@ -301,9 +301,9 @@ func (w *writer) keepLogShort(ctx context.Context) {
 	}
 }
 
-// checkpoint copies what it can without making anybody wait, and tells whether
+// copyLog copies what it can without making anybody wait, and tells whether
 // that was all.
-func (w *writer) checkpoint(ctx context.Context) (whole bool, err error) {
+func (w *writer) copyLog(ctx context.Context) (whole bool, err error) {
 	var busy, frames, copied int
 	err = w.db.QueryRowContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &frames, &copied)
 	if err != nil {
