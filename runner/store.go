@@ -21,10 +21,10 @@ type Claim struct {
 	Named bool
 }
 
-// Policy is what happens to a delivery whose flight is in the air.
+// Policy is what happens to a delivery while a run of its flight is in progress.
 type Policy struct {
 	Kind  Kind
-	Depth int // Queue: how many may wait
+	Depth int // Queue: the most runs that are queued
 }
 
 // Kind is a kind of Policy.
@@ -33,28 +33,28 @@ type Kind string
 // The kinds.
 const (
 	Reject  Kind = "reject"  // busy
-	Queue   Kind = "queue"   // wait, in order
-	Join    Kind = "join"    // one pending run stands for all who come, with the newest parameters
-	Replace Kind = "replace" // the run in the air is cancelled, and the newest runs
+	Queue   Kind = "queue"   // start in order
+	Join    Kind = "join"    // one queued run for all deliveries, with the newest parameters
+	Replace Kind = "replace" // cancel the running run, and start the newest
 )
 
-// Feed is what a command is given besides its parameters. It is kept until
-// the run ends, and with the run if its end was not seen.
+// Feed is the input of a command besides its parameters. It is kept until the run
+// ends, and for longer if the run was interrupted.
 type Feed struct {
 	Trace string // W3C traceparent, may be empty
 	Stdin []byte
 }
 
-// Admission is what became of a delivery.
+// Admission is the result of Admit.
 type Admission struct {
-	Run        Run   // as recorded: running, so start it now, or queued
-	Joined     bool  // Run was pending before, and now has this delivery's parameters
+	Run        Run   // as recorded: running, so that it must be started now, or queued
+	Joined     bool  // Run was queued before, and now has the parameters of this delivery
 	Position   int   // of a queued run, 1 is next
-	Stop       *Run  // Replace: to be cancelled, so that Run can start; nil if only others wait
-	Superseded []Run // Replace: were pending, and ended as cancelled
+	Stop       *Run  // Replace: the running run, to be cancelled so that Run can start; or nil
+	Superseded []Run // Replace: queued runs that ended as cancelled
 }
 
-// Filter says which runs List returns. Empty fields let all through.
+// Filter says which runs List returns. Empty fields do not restrict them.
 type Filter struct {
 	Hooks   []string
 	Callers []string
@@ -66,29 +66,28 @@ type Filter struct {
 	Limit   int       // at most; 0 means 50
 }
 
-// Store is the record of runs and of the claims on the deliveries that started
-// them. Its methods may be called at once from many goroutines; what they
-// return was durable before.
+// Store has runs and the claims on the deliveries that started them. Its methods may
+// be called at once from many goroutines. What they return is durable.
 type Store interface {
 	// Find returns the run that a delivery to the hook started, or
 	// ErrUnknown, ErrReused or ErrOtherBody.
 	Find(ctx context.Context, hook string, c Claim) (Run, error)
 	// Admit records a run together with the claim of its delivery, both or
-	// neither. A flight has one running run at most. Errors are *Replayed,
+	// neither. A flight has at most one running run. Errors are *Replayed,
 	// ErrReused, ErrOtherBody, *Busy and ErrUnavailable; then nothing may be started.
 	Admit(ctx context.Context, r Run, c Claim, p Policy, in Feed) (Admission, error)
-	// Finish records the end of a run and, if promote is set, makes the next of
-	// its flight running in the same stroke. With giveBack the claims on it
-	// are given up: their deliveries may come again. It may be repeated.
+	// Finish records the end of a run and, if promote is set, makes the next run of
+	// its flight running in the same transaction. With giveBack the claims on it are
+	// removed, so that their deliveries may come again. It may be repeated.
 	Finish(ctx context.Context, id string, s State, e End, giveBack, promote bool) (ended Run, next *Run, err error)
-	// Promote makes the next run of each of the flights running that has none in
-	// the air, and returns those runs. Without flights, it does so for all.
+	// Promote makes the next run of each of the flights running where none is, and
+	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)
-	// Requeue makes a running run, whose command was not started, wait again
-	// as the first of its flight. One that was asked to end meanwhile ends, and
-	// a run that does not run stays as it is. It is returned as it stands then.
+	// Requeue queues a running run, whose command was not started, as the first of
+	// its flight. If its end was requested meanwhile, it ends. A run that is not
+	// running is not changed. It is returned as it is then.
 	Requeue(ctx context.Context, id string) (Run, error)
-	// Feed returns what the command of a run is to be given, or ErrUnknown.
+	// Feed returns the input of the command of a run, or ErrUnknown.
 	Feed(ctx context.Context, id string) (Feed, error)
 	// Get returns a run, or ErrUnknown.
 	Get(ctx context.Context, id string) (Run, error)
@@ -97,9 +96,9 @@ type Store interface {
 	List(ctx context.Context, f Filter) (runs []Run, next string, err error)
 	// Active returns the runs that are queued or running.
 	Active(ctx context.Context) ([]Run, error)
-	// Cancel ends a run that waits as cancelled, and reports whether it did. Of
-	// a run that runs it is recorded that it is to end so. The run is returned
-	// as it stands then.
+	// Cancel ends a queued run as cancelled, and reports whether it did. For a
+	// running run, it records that it should end so. The run is returned as it is
+	// then.
 	Cancel(ctx context.Context, id string) (run Run, ended bool, err error)
 	// ExpireQueued ends the runs of a hook that are queued and have waited for longer than longest since their last
 	// delivery was accepted, as timed out, and returns them. No step of the wall clock counts.
@@ -114,7 +113,7 @@ var (
 	ErrUnavailable = errors.New("the store cannot record")
 	// ErrUncertain comes with ErrUnavailable when what was to be recorded may be
 	// found recorded by the next server.
-	ErrUncertain = errors.New("nobody can tell whether it is recorded")
+	ErrUncertain = errors.New("it is unknown whether it was recorded")
 )
 
 // Replayed says that a delivery started Run already.

@@ -130,6 +130,7 @@ func lines(t testing.TB, state string) (all []audit.Line) {
 	return all
 }
 
+// TestLog_OrderAndFileModes writes lines and finds them in their order, in files that only their owner can read.
 func TestLog_OrderAndFileModes(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -167,6 +168,7 @@ func TestLog_OrderAndFileModes(t *testing.T) {
 	}
 }
 
+// TestOpen_Continues opens an audit log several times: the chain continues where it was left.
 func TestOpen_Continues(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -194,8 +196,8 @@ func TestOpen_Continues(t *testing.T) {
 	}
 }
 
-// TestKeep_RecordsRemoval: and a removal that nobody
-// signed for is a fault (TestTampering).
+// TestKeep_RecordsRemoval fills an audit log beyond its bound: a line records what was removed, and the rest is within
+// the bound. A removal without a signature is a fault: TestTamper_UnsignedRemoval.
 func TestKeep_RecordsRemoval(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -223,6 +225,7 @@ func TestKeep_RecordsRemoval(t *testing.T) {
 	}
 }
 
+// TestKey_Replaced gives an audit log another key: it verifies with both.
 func TestKey_Replaced(t *testing.T) {
 	t.Parallel()
 	state := written(t, small, 5)
@@ -249,6 +252,7 @@ func TestKey_Replaced(t *testing.T) {
 	}
 }
 
+// TestDigest_NamesAndValues compares digests of parameters: names and values count, in the order of the names.
 func TestDigest_NamesAndValues(t *testing.T) {
 	t.Parallel()
 	// printf 'a\0x\0b\0\0' | sha256sum

@@ -10,8 +10,8 @@ import (
 	"sallyport/internal/groupcommit"
 )
 
-// chain is the writer of lines that are linked by their hashes, in a folder of their own. One
-// goroutine writes, and lines that come while others are made durable share the next write.
+// chain writes one chain of lines, in a folder of its own. One goroutine writes, and lines that come
+// while others are synced share the next write.
 type chain struct {
 	bounds
 
@@ -23,7 +23,7 @@ type chain struct {
 	probes chan chan error
 	health health
 
-	// The rest is for the goroutine that writes.
+	// The fields below are for the goroutine that writes.
 	place
 
 	preface     preface
@@ -40,20 +40,20 @@ type preface struct {
 // entry is a line to be written.
 type entry struct {
 	line Line
-	kind kind // where it is counted when no goroutine waits for it and it cannot be written
+	kind kind // how it is counted if it cannot be written and no goroutine waits for it
 }
 
 // The rhythm of the writer.
 const (
 	maxBatch    = 256
 	queueRoom   = 1024        // lines
-	headEvery   = time.Second // the file checkpoint, when something was written
-	signEvery   = time.Minute // a checkpoint among the lines, so long after the first since the last one
-	signLines   = 1000        // or after so many
+	headEvery   = time.Second // for the file checkpoint, if lines were written
+	signEvery   = time.Minute // for a checkpoint among the lines, after the first line since the last one
+	signLines   = 1000        // the same, in lines
 	maxSegment  = 16 << 20    // bytes
-	minSegments = 8           // within chain.keep
+	minSegments = 8           // in bounds.keep
 	provenFor   = 5 * time.Second
-	cutQuoted   = 4 << 10 // bytes of a cut line that are kept
+	cutQuoted   = 4 << 10 // bytes of a cut line that are quoted
 )
 
 // appendLines writes lines to the segment, all or none.
@@ -95,8 +95,8 @@ func (l *chain) writeBothCheckpoints() error {
 	return l.checkpoints.writeFile(l.place)
 }
 
-// signIfDue signs where that is due. A file checkpoint that cannot be written is no error before lines
-// have been without one for longer than they may.
+// signIfDue writes the checkpoints that are due. A file checkpoint that cannot be written is an error only
+// when it is overdue.
 func (l *chain) signIfDue() error {
 	switch {
 	case l.checkpoints.isLineDue():
@@ -116,8 +116,8 @@ func (l *chain) signIfDue() error {
 	return nil
 }
 
-// startSegment begins another segment, and removes the oldest ones that there is no
-// room for. That they go is signed for before they do.
+// startSegment starts another segment, and removes the oldest ones that there is no
+// room for, after a line that records it was signed.
 func (l *chain) startSegment() error {
 	if l.checkpoints.fresh > 0 {
 		if err := l.writeBothCheckpoints(); err != nil {
@@ -149,7 +149,7 @@ func (l *chain) startSegment() error {
 		return err
 	}
 	for _, s := range old {
-		if err := os.Remove(s.name); err != nil { // the next time, then
+		if err := os.Remove(s.name); err != nil { // it is tried again with the next segment
 			l.log.Error("audit lines not removed", "error", err)
 		}
 	}
@@ -160,12 +160,12 @@ func (l *chain) startSegment() error {
 // findSurplus returns the oldest segments that there is no room for, except those with lines that are
 // too young to be removed.
 func (l *chain) findSurplus(segments []segment) (old []segment, err error) {
-	total := l.segmentSize() // for the one that was just begun
+	total := l.segmentSize() // for the segment that was just started
 	for _, s := range segments {
 		total += s.size
 	}
 	for total > l.keep.Load() && len(old) < len(segments)-1 {
-		// All its lines are older than the first one of the next.
+		// All its lines are older than the first line of the next segment.
 		next, err := firstLineTime(segments[len(old)+1])
 		if err != nil {
 			return nil, err
@@ -184,7 +184,7 @@ func (l *chain) findSurplus(segments []segment) (old []segment, err error) {
 	return old, nil
 }
 
-// writeLine writes a line and returns once it is on the disk. ctx bounds the wait for a turn only.
+// writeLine writes a line and returns once it is on the disk. ctx bounds only the time in the queue.
 func (l *chain) writeLine(ctx context.Context, line Line) error {
 	err := l.queue.Do(ctx, entry{line: line})
 	if errors.Is(err, groupcommit.ErrClosed) {
@@ -193,7 +193,7 @@ func (l *chain) writeLine(ctx context.Context, line Line) error {
 	return err
 }
 
-// probeWriter has the writer do what is due, and returns why lines cannot be written now.
+// probeWriter makes the writer do what is due, and returns why lines cannot be written now, or nil.
 func (l *chain) probeWriter(ctx context.Context) error {
 	answer := make(chan error, 1)
 	select {
@@ -211,7 +211,7 @@ func (l *chain) probeWriter(ctx context.Context) error {
 	}
 }
 
-// serveQueue is the one writer.
+// serveQueue is the goroutine that writes.
 func (l *chain) serveQueue() {
 	defer l.queue.End()
 	tick := time.NewTicker(headEvery)
@@ -236,7 +236,7 @@ func (l *chain) serveQueue() {
 	}
 }
 
-// commitBatch writes a batch, and tells those who wait.
+// commitBatch writes a batch, and reports the result.
 func (l *chain) commitBatch(batch []groupcommit.Op[entry]) {
 	var lines []Line
 	durable := false
@@ -254,9 +254,9 @@ func (l *chain) commitBatch(batch []groupcommit.Op[entry]) {
 	}
 }
 
-// writeLines appends lines, after one that says so if nothing could be written
-// before them. A checkpoint that is due comes first, and without it nothing: many
-// lines that nobody signed for would look like a forgery.
+// writeLines appends lines, after a line Resumed if no lines could be written before.
+// A checkpoint that is due comes first. If it fails, no line is written: too many lines
+// without a signature would look like a forgery.
 func (l *chain) writeLines(durable bool, lines []Line) error {
 	if l.file.size >= l.segmentSize() {
 		if err := l.startSegment(); err != nil {
@@ -282,8 +282,8 @@ func (l *chain) writeLines(durable bool, lines []Line) error {
 	return err
 }
 
-// doDueWork does what is due: it finds out whether lines can be written again, writes
-// what was only counted, and signs.
+// doDueWork finds out whether lines can be written again, writes what was only counted,
+// and signs.
 func (l *chain) doDueWork() error {
 	if err := l.file.pin.Check(); err != nil {
 		return err
@@ -294,7 +294,7 @@ func (l *chain) doDueWork() error {
 	return l.signIfDue()
 }
 
-// finishWriting writes what is left, and the last checkpoint.
+// finishWriting writes the queued lines and the last checkpoint.
 func (l *chain) finishWriting() {
 	for batch := l.queue.Rest(); len(batch) > 0; batch = l.queue.Rest() {
 		l.commitBatch(batch)
@@ -306,14 +306,14 @@ func (l *chain) finishWriting() {
 	l.health.recordResult(err)
 }
 
-// stopWriter writes what is left and ends the writer. Lines that come later are refused.
+// stopWriter writes the queued lines and ends the writer. Later lines are refused.
 func (l *chain) stopWriter() error {
 	l.queue.Close()
 	<-l.queue.Ended()
 	return errors.Join(l.health.currentError(), l.file.closeFile())
 }
 
-// writeLater has a line written whose writing no goroutine waits for. The line is counted instead when the queue is full.
+// writeLater queues a line and does not wait. When the queue is full, the line is only counted.
 func (l *chain) writeLater(line Line, k kind) {
 	if !l.queue.TrySend(entry{line, k}) {
 		l.counts.addTally(k, tally{1, l.now(), l.now()})

@@ -19,11 +19,11 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// keyName stands before each signature.
+// keyName is the name of the key in each signature.
 const keyName = "sallyport"
 
-// book is what a checkpoint says that it is for: one among the lines cannot be passed off as
-// the end of them, nor one chain as the other.
+// book is the first line of a checkpoint, which says what it is for: a checkpoint among the lines does not
+// pass for one of the end, nor a checkpoint of one chain for one of the other.
 type book struct{ ofLine, ofHead string }
 
 func decisionsBook() book {
@@ -34,7 +34,7 @@ func refusalsBook() book {
 	return book{"sallyport audit refusals, line before", "sallyport audit refusals, latest line"}
 }
 
-// signer signs as package note has it.
+// signer signs notes of the package note.
 type signer struct {
 	note.Verifier
 
@@ -48,7 +48,7 @@ func (s *signer) Sign(msg []byte) ([]byte, error) { return ed25519.Sign(s.key, m
 func newSigner(key ed25519.PrivateKey) (*signer, error) {
 	public, ok := key.Public().(ed25519.PublicKey)
 	if !ok {
-		return nil, errors.New("this is no ed25519 key")
+		return nil, errors.New("not an Ed25519 key")
 	}
 	vkey, err := note.NewEd25519VerifierKey(keyName, public)
 	if err != nil {
@@ -71,7 +71,7 @@ type checkpoint struct {
 	at time.Time
 }
 
-var errCheckpoint = errors.New("it is no checkpoint of this kind")
+var errCheckpoint = errors.New("not a checkpoint of this kind")
 
 // openCheckpoint verifies a checkpoint.
 func openCheckpoint(kind, signed string, known note.Verifiers) (checkpoint, error) {
@@ -80,7 +80,7 @@ func openCheckpoint(kind, signed string, known note.Verifiers) (checkpoint, erro
 		return checkpoint{}, err
 	}
 	for _, s := range n.Sigs {
-		// The library lets bits that mean nothing be anything.
+		// The library ignores the unused bits of base64.
 		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
 			return checkpoint{}, err
 		}
@@ -94,7 +94,7 @@ func openCheckpoint(kind, signed string, known note.Verifiers) (checkpoint, erro
 	return checkpoint{place{seq, fields[2]}, at}, errors.Join(err1, err2)
 }
 
-// Verifiers returns those that verifier keys, as Key prints them, stand for.
+// Verifiers returns the verifiers of verifier keys, in the form of [Keys].
 func Verifiers(keys []string) (note.Verifiers, error) {
 	var list []note.Verifier
 	seen := map[string]bool{}
@@ -105,7 +105,7 @@ func Verifiers(keys []string) (note.Verifiers, error) {
 		seen[key] = true
 		v, err := note.NewVerifier(key)
 		if err != nil {
-			return nil, fmt.Errorf("%q is no verifier key: %w", key, err)
+			return nil, fmt.Errorf("%q is not a verifier key: %w", key, err)
 		}
 		list = append(list, v)
 	}
@@ -116,20 +116,20 @@ func Verifiers(keys []string) (note.Verifiers, error) {
 func ParseKey(text []byte) (ed25519.PrivateKey, error) {
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != "PRIVATE KEY" || len(strings.TrimSpace(string(rest))) > 0 {
-		return nil, errors.New("it is no private key in PEM: openssl genpkey -algorithm ed25519 makes one")
+		return nil, errors.New("it is not a private key in PEM: make one with openssl genpkey -algorithm ed25519")
 	}
 	any, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("it is no private key: %w", err)
+		return nil, fmt.Errorf("it is not a private key: %w", err)
 	}
 	key, ok := any.(ed25519.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("it is a %T, and ed25519 is needed", any)
+		return nil, fmt.Errorf("it is a %T, but must be an Ed25519 key", any)
 	}
 	return key, nil
 }
 
-// readOrMakeKey returns the key of a state folder, which is made when there is none.
+// readOrMakeKey returns the key of a state folder, and makes it if needed.
 func readOrMakeKey(state string) (ed25519.PrivateKey, error) {
 	name := filepath.Join(state, keyFile)
 	text, err := os.ReadFile(name)

@@ -10,8 +10,8 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// checkpoints sign for the lines of a chain: often in the file checkpoint, which is replaced each time, and now and
-// then among the lines.
+// checkpoints signs the lines of a chain: each second in the file checkpoint, which is replaced, and each minute among
+// the lines.
 type checkpoints struct {
 	book
 
@@ -21,7 +21,7 @@ type checkpoints struct {
 	log    *slog.Logger
 	signed atomic.Uint64 // line that the file is about
 
-	// The rest is for the goroutine that writes.
+	// The fields below are for the goroutine that writes.
 	fresh  int       // lines since the last checkpoint among the lines
 	since  time.Time // of the first of them
 	proven time.Time // when the file was last written
@@ -42,7 +42,7 @@ func (c *checkpoints) writeFile(p place) error {
 	switch {
 	case err != nil && c.failed.IsZero():
 		c.failed = c.now()
-		c.log.Error("audit checkpoint not written: lines are, for another minute", "folder", c.dir, "error", err)
+		c.log.Error("audit checkpoint not written: after a minute, no lines are written either", "folder", c.dir, "error", err)
 	case err == nil && !c.failed.IsZero():
 		c.failed = time.Time{}
 		c.log.Info("audit checkpoint written again", "folder", c.dir)
@@ -56,7 +56,7 @@ func (c *checkpoints) writeFile(p place) error {
 }
 
 // isFileOverdue reports whether the file could not be written for so long that lines at the end could be cut off
-// without a trace.
+// unnoticed.
 func (c *checkpoints) isFileOverdue() bool {
 	return !c.failed.IsZero() && c.now().Sub(c.failed) >= signEvery
 }

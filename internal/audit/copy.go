@@ -14,12 +14,12 @@ import (
 // writes it, and its key if the state folder has it. The copy can be verified and continued: its
 // checkpoint is older than its last line, as after a crash.
 func Copy(state, to string) error {
-	// The decisions first: they say how far the refusals go at least.
+	// The decisions first: they record how far the refusals go at least.
 	if err := copyChain(chainFolder(state), chainFolder(to)); err != nil {
 		return err
 	}
 	err := copyChain(refusalsFolder(state), refusalsFolder(to))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an older version kept none
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // an older version had no such chain
 		return err
 	}
 	return copyFile(state, to, keyFile)

@@ -11,6 +11,7 @@ import (
 	"sallyport/internal/audit"
 )
 
+// TestDocs_FieldsDecisionsEvents compares docs/audit.md with the fields, decisions and events in the code.
 func TestDocs_FieldsDecisionsEvents(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/audit.md")

@@ -146,6 +146,7 @@ func child(t *testing.T, name string) *exec.Cmd {
 	return cmd
 }
 
+// TestLog_FullDisk fills the disk: lines are refused, and written again once there is space.
 func TestLog_FullDisk(t *testing.T) {
 	t.Parallel()
 	t.Run("file size limit", func(t *testing.T) {

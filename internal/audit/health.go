@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// health is whether lines can be written.
+// health knows whether lines can be written.
 type health struct {
 	dir   string
 	now   func() time.Time
 	log   *slog.Logger
 	fault atomic.Pointer[error] // why nothing can be written, or nil
-	since time.Time             // of the fault; zero if there is none. For the goroutine that writes
+	since time.Time             // of the fault; zero if there is none. Only for the goroutine that writes
 }
 
 // recordResult takes the result of a write. It logs once that nothing can be written, and once that it can be again.
@@ -32,7 +32,7 @@ func (h *health) recordResult(err error) {
 	}
 }
 
-// currentError says why lines cannot be written now, or nothing.
+// currentError returns why lines cannot be written now, or nil.
 func (h *health) currentError() error {
 	if err := h.fault.Load(); err != nil {
 		return *err

@@ -1,6 +1,21 @@
-// Package audit keeps a record of decisions that nobody changes unseen: lines
-// of JSON, each of which has the hash of the one before it, and checkpoints
-// that are signed.
+// Package audit keeps the audit log: a tamper-evident log of decisions about requests and of events of the server.
+//
+// Lines are JSON. Each has the hash of the line before it, and signed checkpoints cover all lines before them. There are
+// two such chains, in the folder audit of the state folder and in its subfolder refusals: what was allowed, and what was
+// refused. Strangers can cause refusals in any number, and those never displace lines about what was allowed.
+//
+// Invariants:
+//
+//   - A line about what is allowed is on the disk before it is done ([Store], [Log.Write]). If the line cannot be
+//     written, nothing is started or cancelled.
+//   - Lines that are removed to keep within bounds are recorded in a line that is signed before they are removed.
+//   - A chain has no more lines without a signature at its end than the server writes between two checkpoints.
+//
+// Failures: a server that is killed may leave part of a line, which [Open] records in the next line. Anything else that
+// a server does not leave behind is [ErrDamaged]. While lines cannot be written, [Log.Err] returns why, and a later line
+// records since when.
+//
+// The server uses [Open] and [Store]; [Verifier] checks a log with the keys that [Keys] returns; [Copy] copies it.
 package audit
 
 import (
@@ -17,8 +32,8 @@ import (
 	"unicode/utf8"
 )
 
-// Line is one line of the audit: a decision about a request, or an event of the
-// server's own. The keys are described in docs/audit.md.
+// Line is one line of the audit log: a decision about a request, or an event of the
+// server. The keys are described in docs/audit.md.
 type Line struct {
 	Seq      uint64    `json:"seq"`  // set by the Log, from 1 on
 	Time     time.Time `json:"time"` // set by the Log
@@ -31,7 +46,7 @@ type Line struct {
 	Address string `json:"address,omitempty"`
 	Method  string `json:"method,omitempty"`
 	Path    string `json:"path,omitempty"`
-	Caller  string `json:"caller,omitempty"` // of a refused credential: whom it names
+	Caller  string `json:"caller,omitempty"` // of a refused credential: the caller that it names
 	Scheme  string `json:"scheme,omitempty"`
 	Key     string `json:"key,omitempty"`
 	Hook    string `json:"hook,omitempty"`
@@ -43,11 +58,11 @@ type Line struct {
 	Version  string    `json:"version,omitempty"`  // of the program
 	Config   string    `json:"config,omitempty"`   // SHA-256 of the configuration file
 	Verifier string    `json:"verifier,omitempty"` // key that checkpoints are verified with from here on
-	Count    int       `json:"count,omitempty"`    // of what is not in lines of its own
+	Count    int       `json:"count,omitempty"`    // of refusals without a line
 	Since    time.Time `json:"since,omitzero"`
 	Until    time.Time `json:"until,omitzero"`
 	Through  uint64    `json:"through,omitempty"` // removed: all lines up to this one; refusals: there are lines up to this one
-	Cut      string    `json:"cut,omitempty"`     // the beginning of what was cut
+	Cut      string    `json:"cut,omitempty"`     // the beginning of the part of a line
 	Bytes    int64     `json:"bytes,omitempty"`   // all of it
 	SHA256   string    `json:"sha256,omitempty"`  // of all of it
 	Note     string    `json:"note,omitempty"`    // checkpoint: the signature over the line before
@@ -59,13 +74,13 @@ type Decision string
 // The decisions.
 const (
 	Allowed  Decision = "allowed"  // written before what it allows is done
-	Void     Decision = "void"     // what was allowed did not come to be; the reason says why
+	Void     Decision = "void"     // what was allowed was not done; the reason says why
 	Refused  Decision = "refused"  // turned away
 	Replayed Decision = "replayed" // accepted before, and answered with that run
-	Observed Decision = "observed" // of an observed caller: nothing came of it; the reason says what would have
+	Observed Decision = "observed" // of a caller with observe: nothing was started; the reason is the decision without it
 )
 
-// Event is something that is no decision.
+// Event is a line that is not a decision.
 type Event string
 
 // The events.
@@ -73,10 +88,10 @@ const (
 	Begun      Event = "begun"      // the first line
 	Checkpoint Event = "checkpoint" // a signature over all lines before
 	Removed    Event = "removed"    // of the oldest lines, to keep within bounds
-	Cut        Event = "cut"        // of what was not written whole when the server was killed
-	Resumed    Event = "resumed"    // after the audit could not be written
+	Cut        Event = "cut"        // of a line that was not written whole when the server was killed
+	Resumed    Event = "resumed"    // after lines could not be written
 	Suppressed Event = "suppressed" // refusals that were only counted
-	Refusals   Event = "refusals"   // that they are in a folder of their own, and how far that was signed
+	Refusals   Event = "refusals"   // that they have a chain of their own, and how far it was signed
 	Started    Event = "server started"
 	Stopped    Event = "server stopped"
 	HandedOver Event = "server handed over"
@@ -88,16 +103,16 @@ const (
 func Digest(values map[string]string) string {
 	h := sha256.New()
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		_, _ = fmt.Fprintf(h, "%s\x00%s\x00", name, values[name]) // a hash takes it all
+		_, _ = fmt.Fprintf(h, "%s\x00%s\x00", name, values[name]) // a hash returns no error
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// longest bounds what a stranger may write into one field, in bytes as they are written.
+// longest bounds a field that a stranger can fill, in bytes of JSON.
 const longest = 200
 
-// Shorten cuts a text so that it takes at most so many bytes of a line, and an ellipsis: what a stranger
-// wrote may be six times as long once it is escaped.
+// Shorten cuts a text to at most so many bytes of JSON, and an ellipsis: escaping can make a text six
+// times as long.
 func Shorten(s string, most int) string {
 	size := 0
 	for i, r := range s {
@@ -109,8 +124,8 @@ func Shorten(s string, most int) string {
 	return s
 }
 
-// escapedSize is how many bytes a character takes in JSON, or more. What is no UTF-8 is as long
-// as a control character.
+// escapedSize returns an upper bound of the bytes that a character takes in JSON. A byte that is not UTF-8
+// takes as many as a control character.
 func escapedSize(r rune) int {
 	switch {
 	case r == '"' || r == '\\':
@@ -121,8 +136,8 @@ func escapedSize(r rune) int {
 	return utf8.RuneLen(r)
 }
 
-// A line ends with the hash of the line before it and its own, which is that of
-// everything that stands before it on its line.
+// A line ends with the hash of the line before it and with its own, which is the hash of
+// everything before that on the line.
 const (
 	prevField = `,"prev":"`
 	hashField = `","hash":"`
@@ -130,7 +145,7 @@ const (
 	hashSize  = 2 * sha256.Size
 )
 
-// maxLine bounds a line, far above what there is.
+// maxLine bounds a line, far above the longest that is written.
 const maxLine = 64 << 10
 
 // place is how far a chain of lines goes: the number and the hash of its last
@@ -166,7 +181,7 @@ func hashLine(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// link is what ties a line to the others.
+// link is the part of a line that links it to the others.
 type link struct {
 	seq              uint64
 	prev, hash, real string // real is what the hash should be

@@ -10,24 +10,23 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// Errors of a Log.
+// Errors of an audit log.
 var (
-	ErrHeld    = errors.New("another server writes this audit")
-	ErrDamaged = errors.New("the audit is not as it was left")
-	errClosed  = errors.New("the audit is closed")
+	ErrHeld    = errors.New("another server writes this audit log")
+	ErrDamaged = errors.New("audit log was modified or truncated")
+	errClosed  = errors.New("audit log is closed")
 )
 
-// Options say how an audit is written.
+// Options say how an audit log is written.
 type Options struct {
-	State    string             // folder; the audit is in its folder audit
+	State    string             // folder; the audit log is in its folder audit
 	Keep     int64              // bytes that all lines together may take; the oldest go first
-	LeastAge time.Duration      // for which a line about what was allowed is kept, whatever Keep is
-	Key      ed25519.PrivateKey // nil for one that is made in the state folder
+	LeastAge time.Duration      // a younger line about what was allowed is kept, whatever Keep is
+	Key      ed25519.PrivateKey // nil for the key in the state folder, which is made if needed
 }
 
-// Log is the writer of an audit: a chain of what was allowed and of the server's own events, and
-// another of what was refused, so that refusals, which strangers can cause in any number, never push
-// out what was allowed. All methods may be called at once from many goroutines.
+// Log writes an audit log: a chain of what was allowed and of events of the server, and another of what
+// was refused. All methods may be called at once from many goroutines.
 type Log struct {
 	counts
 
@@ -37,16 +36,16 @@ type Log struct {
 	now       func() time.Time
 }
 
-// Write writes a line and returns once it is on the disk. An error means that it
-// is not there, and that what it allows must not be done. ctx bounds the wait
-// for a turn only.
+// Write writes a line and returns once it is on the disk. After an error the line was
+// not written, and what it allows must not be done. ctx bounds only the time in the
+// queue.
 func (l *Log) Write(ctx context.Context, line Line) error { return l.decisions.writeLine(ctx, line) }
 
-// Reloaded records that a configuration is about to be in force, and has its
-// bounds kept from then on. The digest is that of its file.
+// Reloaded records that a configuration is about to be used, and uses its bounds from
+// then on. The digest is of its file.
 func (l *Log) Reloaded(ctx context.Context, o Options, digest string) error {
 	if err := l.Write(ctx, Line{Event: Reloaded, Config: digest}); err != nil {
-		return fmt.Errorf("writing the audit: %w", err)
+		return fmt.Errorf("writing the audit log: %w", err)
 	}
 	l.setBounds(o)
 	return nil
@@ -60,21 +59,20 @@ func (l *Log) setBounds(o Options) {
 	l.decisions.leastAge.Store(int64(o.LeastAge))
 }
 
-// refusalsPart is which part of all room refusals have.
+// refusalsPart divides Keep: refusals get one such part of it.
 const refusalsPart = 4
 
-// Err says why lines cannot be written now, or nothing.
+// Err returns why lines cannot be written now, or nil.
 func (l *Log) Err() error {
 	return errors.Join(l.decisions.health.currentError(), l.refusals.health.currentError())
 }
 
-// Probe writes what is due, and returns why lines cannot be written now.
+// Probe writes what is due, and returns why lines cannot be written now, or nil.
 func (l *Log) Probe(ctx context.Context) error {
 	return errors.Join(l.decisions.probeWriter(ctx), l.refusals.probeWriter(ctx))
 }
 
-// Close writes what is left and lets the audit go. Lines that come later are
-// refused.
+// Close writes the queued lines and unlocks the folders. Later lines are refused.
 func (l *Log) Close() error {
 	err := errors.Join(l.refusals.stopWriter(), l.decisions.stopWriter())
 	return errors.Join(err, l.unlockFolders())

@@ -17,9 +17,9 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// Open opens the audit of a state folder, or begins one, and holds it until
-// Close. It records what a server that was killed left of its last line. One of an earlier
-// version has no chain of refusals yet, which is begun then.
+// Open opens the audit log of a state folder, or starts one, and locks it until
+// Close. If a server was killed, it records what that left of its last line. It starts the chain of
+// refusals in an audit log of an earlier version, which has none.
 // Errors: ErrHeld, and ErrDamaged with what is wrong.
 func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
 	l := &Log{now: now, counts: counts{limits: map[kind]*rate.Limiter{}, tally: map[kind]tally{}, taken: now()}}
@@ -29,7 +29,7 @@ func Open(o Options, now func() time.Time, log *slog.Logger) (*Log, error) {
 	l.setBounds(o)
 	if err := l.openChains(o); err != nil {
 		err = errors.Join(err, l.refusals.file.closeFile(), l.decisions.file.closeFile(), l.unlockFolders())
-		return nil, fmt.Errorf("opening the audit in %s: %w", chainFolder(o.State), err)
+		return nil, fmt.Errorf("opening the audit log in %s: %w", chainFolder(o.State), err)
 	}
 	go l.refusals.serveQueue()
 	go l.decisions.serveQueue()
@@ -45,13 +45,13 @@ func newChain(b book, dir string, c *counts, now func() time.Time, log *slog.Log
 	}
 }
 
-// refusalsLine says among the decisions how far the refusals certainly go, so that their folder cannot be
-// removed or put back unseen.
+// refusalsLine returns the line among the decisions that records how far the refusals go at least, so that
+// their folder cannot be removed or replaced by an older one unnoticed.
 func (l *Log) refusalsLine() Line {
 	return Line{Event: Refusals, Through: l.refusals.checkpoints.signed.Load()}
 }
 
-// openChains changes nothing before it is known that both chains are as they were left.
+// openChains changes nothing before it is known that both chains are as a server left them.
 func (l *Log) openChains(o Options) (err error) {
 	for _, c := range []*chain{l.decisions, l.refusals} {
 		lock, err := lockChainFolder(c.dir)
@@ -85,13 +85,13 @@ func (l *Log) openChains(o Options) (err error) {
 	if err := decisions.checkRefusalsExist(refusals, l.refusals.dir); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if err := l.refusals.continueFrom(refusals); err != nil { // first: the decisions say how far they go
+	if err := l.refusals.continueFrom(refusals); err != nil { // first: the decisions record how far they go
 		return err
 	}
 	return l.decisions.continueFrom(decisions)
 }
 
-// recordVerifier adds the key that verifies to those of before, and returns all.
+// recordVerifier adds the verifier key to the earlier ones, and returns all.
 func recordVerifier(state string, sign *signer) (note.Verifiers, error) {
 	keys, err := Keys(state)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -106,7 +106,7 @@ func recordVerifier(state string, sign *signer) (note.Verifiers, error) {
 	return Verifiers(keys)
 }
 
-// findEnd finds out where the chain ends. It returns nil where there is none yet.
+// findEnd finds the end of the chain. It returns nil if there is no chain yet.
 func (l *chain) findEnd(known note.Verifiers) (*walk, error) {
 	segments, err := listSegments(l.dir)
 	if err != nil {
@@ -133,7 +133,7 @@ func (l *chain) findEnd(known note.Verifiers) (*walk, error) {
 	return w, nil
 }
 
-// checkNeverUsed returns an error if there was a line once.
+// checkNeverUsed returns an error if the chain had lines.
 func (c *checkpoints) checkNeverUsed(known note.Verifiers) error {
 	old, err := os.ReadFile(filepath.Join(c.dir, checkpointFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -144,7 +144,7 @@ func (c *checkpoints) checkNeverUsed(known note.Verifiers) error {
 	}
 	h, err := openCheckpoint(c.ofHead, string(old), known)
 	if err == nil && h.seq > 0 {
-		err = fmt.Errorf("there is no line, and its checkpoint has seen %d", h.seq)
+		err = fmt.Errorf("it has no lines, but its checkpoint has seen %d", h.seq)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -152,7 +152,7 @@ func (c *checkpoints) checkNeverUsed(known note.Verifiers) error {
 	return nil
 }
 
-// continueFrom goes on after what resume has found.
+// continueFrom continues the chain after the end that findEnd found.
 func (l *chain) continueFrom(w *walk) error {
 	if w == nil {
 		return l.beginChain()
@@ -160,7 +160,7 @@ func (l *chain) continueFrom(w *walk) error {
 	return l.repairEnd(w)
 }
 
-// beginChain starts a new chain. Its checkpoint comes first, so that there never are
+// beginChain starts a new chain. Its checkpoint comes first, so that there are never
 // lines without one.
 func (l *chain) beginChain() error {
 	if err := l.checkpoints.writeFile(l.place); err != nil {
@@ -185,12 +185,12 @@ func readCheckpointFile(dir string, b book, known note.Verifiers) (checkpoint, e
 	return h, nil
 }
 
-// walkLastSegment walks to the end of the last segment, or refuses what is not as a server
-// leaves it, killed or not.
+// walkLastSegment walks to the end of the last segment. It refuses what no server leaves,
+// not even one that was killed.
 func walkLastSegment(s segment, r io.Reader, b book, h checkpoint, known note.Verifiers) (*walk, error) {
 	w := &walk{known: known, book: &b, repair: true, heads: []head{{h.place, checkpointFile}}}
 	err := w.walkSegment(s, r, true)
-	if err == nil && w.report.Lines == 0 && h.seq == s.first-1 { // made just before the end
+	if err == nil && w.report.Lines == 0 && h.seq == s.first-1 { // it was made just before the server ended
 		w.place = h.place
 	} else {
 		err = errors.Join(err, w.checkEnd())
@@ -201,8 +201,8 @@ func walkLastSegment(s segment, r io.Reader, b book, h checkpoint, known note.Ve
 	return w, nil
 }
 
-// Check tells whether Open would refuse the audit of a state folder for what is in
-// it, while another server writes it. Where there is none, Open begins one.
+// Check returns why Open would refuse the content of the audit log of a state folder,
+// while another server writes it. If there is none, Open starts one.
 // Errors wrap ErrDamaged, or are about reading.
 func Check(state string) error {
 	keys, err := Keys(state)
@@ -219,7 +219,7 @@ func Check(state string) error {
 	const attempts, pause = 20, 20 * time.Millisecond
 	for n := 1; ; n++ {
 		err := checkChainEnds(state, known)
-		if err == nil || n == attempts { // another segment may have been begun meanwhile
+		if err == nil || n == attempts { // another segment may have been started meanwhile
 			return err
 		}
 		<-time.After(pause)
@@ -232,7 +232,7 @@ func checkChainEnds(state string, known note.Verifiers) error {
 		return err
 	}
 	if decisions == nil {
-		return fmt.Errorf("%w: there is no line", ErrDamaged)
+		return fmt.Errorf("%w: it has no lines", ErrDamaged)
 	}
 	refusals, err := walkChainEnd(refusalsFolder(state), refusalsBook(), known)
 	if err != nil {
@@ -244,9 +244,9 @@ func checkChainEnds(state string, known note.Verifiers) error {
 	return nil
 }
 
-// walkChainEnd walks to the end of a chain; it returns nil where there is none.
+// walkChainEnd walks to the end of a chain. It returns nil if there is no chain.
 func walkChainEnd(dir string, b book, known note.Verifiers) (*walk, error) {
-	h, err := readCheckpointFile(dir, b, known) // first: what is written meanwhile is only more
+	h, err := readCheckpointFile(dir, b, known) // first: lines that are written meanwhile do not matter
 	segments, missing := listSegments(dir)
 	if errors.Is(missing, os.ErrNotExist) || missing == nil && len(segments) == 0 {
 		return nil, nil
@@ -263,13 +263,13 @@ func walkChainEnd(dir string, b book, known note.Verifiers) (*walk, error) {
 	return w, errors.Join(err, f.Close())
 }
 
-// repairEnd completes what a server that was killed left, and signs for it: lines
-// without a signature must not add up over many kills.
+// repairEnd completes what a server that was killed left, and signs it: lines without a
+// signature must not add up over many kills.
 func (l *chain) repairEnd(w *walk) error {
 	var lines []Line
 	if len(w.torn) > 0 {
 		l.log.Warn("audit line cut", "bytes", len(w.torn), "after", l.seq)
-		// It is longer than what it quotes, and takes its place in one write.
+		// The line that quotes it is longer, and overwrites it in one write.
 		l.file.spilt = len(w.torn) > cutQuoted
 		lines = append(lines, Line{
 			Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashLine(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),

@@ -11,13 +11,12 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Strangers can cause refusals in any number, and each line that they fill
-// pushes an older one out. Of each kind, the first ones have lines of their own,
-// and the rest are counted.
+// Strangers can cause refusals in any number, and each line displaces an older one. Of
+// each kind, the first refusals have lines of their own, and the rest are counted.
 const (
 	refusalBurst = 100
 	refusalEvery = 30 * time.Second // one more line
-	countsEvery  = time.Minute      // how many were only counted
+	countsEvery  = time.Minute      // for the lines with the counts
 )
 
 // kind is what refusals are counted by. The callers are those of the
@@ -30,7 +29,7 @@ type tally struct {
 	since, until time.Time
 }
 
-// counts is what has no lines of its own.
+// counts are the refusals without lines of their own.
 type counts struct {
 	mu     sync.Mutex
 	limits map[kind]*rate.Limiter
@@ -40,9 +39,9 @@ type counts struct {
 	suppressed atomic.Int64 // since the start
 }
 
-// Decided records what became of a request that nothing was allowed by, for a reason of few. What
-// comes too often is counted, unless it is sure who asked: every line of the decisions
-// about a verified caller is there, but for those that its limit turned away.
+// Decided records the decision about a request that allowed nothing. There are few reasons. Too many
+// lines of a kind are only counted, unless it is sure which caller asked: every decision about a
+// verified caller has a line, except for requests over its limit.
 func (l *Log) Decided(line Line, reason string, sure bool) {
 	at := l.now()
 	k := kind{reason: reason}
@@ -62,10 +61,10 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 	}
 }
 
-// TooOften is the reason of what a limit turned away.
+// TooOften is the reason of a request over a limit.
 const TooOften = "too-often"
 
-// Count records that something was turned away that deserves no line.
+// Count counts a refusal that gets no line of its own.
 func (l *Log) Count(reason string) {
 	l.countOne(kind{reason: reason}, l.now())
 }
@@ -116,7 +115,7 @@ func laterTime(a, b time.Time) time.Time {
 	return b
 }
 
-// takeIfDue returns what was counted, if it is time to tell, and forgets it.
+// takeIfDue returns what was counted, and counts from zero again, if its lines are due.
 func (r *counts) takeIfDue(at time.Time, last bool) map[kind]tally {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -129,7 +128,7 @@ func (r *counts) takeIfDue(at time.Time, last bool) map[kind]tally {
 	return counted
 }
 
-// writeCounts writes what was counted, into the chain of refusals. What cannot be written is counted still.
+// writeCounts writes lines with the counts into the chain of refusals. If it fails, they stay counted.
 func (l *chain) writeCounts(last bool) error {
 	var counted map[kind]tally
 	if l.preface.line == nil {

@@ -44,8 +44,8 @@ func bytesIn(t testing.TB, state string) (n int64) {
 	return n
 }
 
-// TestRefusals_NeverPushOutAllowed: however many refusals come, they take their part of the room and
-// no more, and all that was allowed stays.
+// TestRefusals_NeverPushOutAllowed writes many refusals: they take their part of the room and no more, and every line
+// about what was allowed stays.
 func TestRefusals_NeverPushOutAllowed(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -67,8 +67,7 @@ func TestRefusals_NeverPushOutAllowed(t *testing.T) {
 	}
 }
 
-// TestAllowed_LeastAge: a line about what was allowed is not removed before its time, whatever the
-// room, and is then.
+// TestAllowed_LeastAge keeps a line about what was allowed for its least age, whatever the room, and no longer.
 func TestAllowed_LeastAge(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -86,7 +85,7 @@ func TestAllowed_LeastAge(t *testing.T) {
 	if n := len(runs(t, state)); n != 600 || bytesIn(t, state) < 2*small {
 		t.Errorf("%d of 600 lines in %d bytes, though all are young", n, bytesIn(t, state))
 	}
-	if !strings.Contains(log.String(), "too young to be removed") {
+	if !strings.Contains(log.String(), "its oldest lines are younger than audit.least_age") {
 		t.Error("the log does not say that there is more than there should be")
 	}
 	ahead.Store(int64(90 * time.Minute))
@@ -104,7 +103,7 @@ func TestAllowed_LeastAge(t *testing.T) {
 	good(t, state)
 }
 
-// TestRefusals_TamperingIsFound: in their folder as among the decisions.
+// TestRefusals_TamperingIsFound changes the folder of refusals: tampering is found as it is among the decisions.
 func TestRefusals_TamperingIsFound(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -145,7 +144,8 @@ func TestRefusals_TamperingIsFound(t *testing.T) {
 	good(t, state)
 }
 
-// TestRefusals_FolderIsMissed: removed, emptied or put back as it was before, and no server goes on without it.
+// TestRefusals_FolderIsMissed removes or empties the folder of refusals, or puts back an older one: verification
+// fails, and no server continues without it.
 func TestRefusals_FolderIsMissed(t *testing.T) {
 	t.Parallel()
 	for what, damage := range map[string]func(t *testing.T, dir, before string){
@@ -199,7 +199,7 @@ func reopen(state string) error {
 	return err
 }
 
-// TestChains_CannotBeExchanged: both are signed with one key, and neither passes for the other.
+// TestChains_CannotBeExchanged exchanges the two chains, which are signed with one key: neither passes for the other.
 func TestChains_CannotBeExchanged(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -230,7 +230,7 @@ func TestChains_CannotBeExchanged(t *testing.T) {
 	}
 }
 
-// TestOpen_EarlierVersion: testdata/earlier was written by a version that had one chain.
+// TestOpen_EarlierVersion continues testdata/earlier, which was written by a version that had one chain.
 func TestOpen_EarlierVersion(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -257,7 +257,7 @@ func TestOpen_EarlierVersion(t *testing.T) {
 	}
 }
 
-// TestErr_StaysWhileBroken: there is no moment at which an audit that is broken looks well.
+// TestErr_StaysWhileBroken asks a broken audit log for its error all the time: it is never nil.
 func TestErr_StaysWhileBroken(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -285,8 +285,8 @@ func TestErr_StaysWhileBroken(t *testing.T) {
 	}
 }
 
-// TestCheckpoint_UnwrittenIsNoOutage: lines are written without the file checkpoint for a minute, the log says
-// what is wrong, and only then nothing is started.
+// TestCheckpoint_UnwrittenIsNoOutage makes the file checkpoint unwritable: lines are written without it for a minute,
+// the log says what is wrong, and only then nothing is started.
 func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()

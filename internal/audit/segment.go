@@ -12,7 +12,7 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// What is in the folder audit of a state folder, besides the segments and the lock.
+// Files in the folder of a chain, apart from the segments and the lock.
 const (
 	checkpointFile = "checkpoint"
 	verifierFile   = "verifier"
@@ -22,13 +22,13 @@ const (
 
 func chainFolder(state string) string { return filepath.Join(state, "audit") }
 
-// refusalsFolder has the lines about what was refused.
+// refusalsFolder returns the folder of the chain of refusals.
 func refusalsFolder(state string) string { return filepath.Join(chainFolder(state), "refusals") }
 
 // segment is a file of lines. It is named by the seq of its first line.
 type segment struct {
 	name  string
-	first uint64 // zero where the name does not say
+	first uint64 // zero if the name does not have it
 	size  int64
 }
 
@@ -51,7 +51,7 @@ func listSegments(dir string) ([]segment, error) {
 		}
 		first, err := strconv.ParseUint(m[1], 10, 64)
 		if err != nil {
-			continue // no number that a line could have
+			continue // the number is larger than that of any line
 		}
 		info, err := e.Info()
 		if errors.Is(err, os.ErrNotExist) { // removed just now
@@ -65,7 +65,7 @@ func listSegments(dir string) ([]segment, error) {
 	return segments, nil
 }
 
-// firstLineTime returns when the first line of a segment was written, or zero if there is none yet.
+// firstLineTime returns when the first line of a segment was written, or zero for an empty segment.
 func firstLineTime(s segment) (at time.Time, err error) {
 	f, err := os.Open(s.name)
 	if err != nil {
@@ -90,8 +90,7 @@ func firstLineTime(s segment) (at time.Time, err error) {
 	return time.Time{}, err
 }
 
-// lockChainFolder makes the folder, and returns the lock that keeps another writer out until
-// it is closed.
+// lockChainFolder makes the folder, and locks it against another writer.
 func lockChainFolder(dir string) (*pathsafe.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err

@@ -8,21 +8,21 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// bounds are how much of a chain is kept.
+// bounds say how much of a chain is kept.
 type bounds struct {
 	keep     atomic.Int64 // bytes that all lines together may take
 	leastAge atomic.Int64 // nanoseconds that a line is kept, however many bytes there are
 }
 
-// segmentSize is the size from which on a segment is followed by another.
+// segmentSize is the size at which another segment is started.
 func (b *bounds) segmentSize() int64 { return min(maxSegment, b.keep.Load()/minSegments) }
 
-// segmentFile is the segment that is written.
+// segmentFile is the segment that lines are written to.
 type segmentFile struct {
 	file  *os.File
 	pin   pathsafe.Pin
 	size  int64 // up to the end of its last good line
-	spilt bool  // there may be more in the file than that
+	spilt bool  // the file may have more bytes than that
 }
 
 // openFile goes on to another file.

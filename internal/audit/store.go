@@ -8,8 +8,8 @@ import (
 	"sallyport/runner"
 )
 
-// Store is a record of runs of which each change that somebody decides is
-// written to the audit first: nothing is started or cancelled that is not there.
+// Store returns a store that writes each start and cancellation to the audit log first:
+// without its line, nothing is started or cancelled.
 func Store(s runner.Store, l *Log) runner.Store { return &audited{s, l} }
 
 type audited struct {
@@ -18,8 +18,8 @@ type audited struct {
 	log *Log
 }
 
-// Admit records a run that was allowed. It is where every run begins, whether
-// somebody asked for it or it repeats one that was interrupted.
+// Admit records a run that was allowed. Every run starts here, whether it was requested
+// or repeats a run that was interrupted.
 func (s *audited) Admit(ctx context.Context, r runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
 	line := Line{Reason: "on_interrupted: rerun"}
 	if r.Attempt == 0 {
@@ -32,28 +32,28 @@ func (s *audited) Admit(ctx context.Context, r runner.Run, c runner.Claim, p run
 	}
 	a, err := s.Store.Admit(ctx, r, c, p, in)
 	switch {
-	case errors.Is(err, runner.ErrUncertain): // it may be done yet
+	case errors.Is(err, runner.ErrUncertain): // it may have been recorded
 	case err != nil:
 		s.writeVoid(line, err.Error())
 	case a.Run.ID != r.ID:
 		s.writeVoid(line, "joined run "+a.Run.ID)
 	}
-	for _, old := range a.Superseded { // that they end was decided above
+	for _, old := range a.Superseded { // the line above allowed it
 		s.log.decisions.queue.Send(entry{lineForReplaced(line, old), kind{reason: "replaced", caller: line.Caller}})
 	}
 	if a.Stop != nil && s.writeAllowed(ctx, lineForReplaced(line, *a.Stop)) != nil {
-		a.Stop = nil // it may end by itself; the log says that nothing can be written
+		a.Stop = nil // it may end by itself; Log.Err returns why lines cannot be written
 	}
 	return a, err
 }
 
-// lineForReplaced says of a run that it is cancelled for the one that a line is about.
+// lineForReplaced returns the line about a run that is cancelled for the run of another line.
 func lineForReplaced(by Line, old runner.Run) Line {
 	by.Action, by.Run, by.RerunOf, by.Params, by.Reason = "cancel", old.ID, "", Digest(old.Params), "replaced by run "+by.Run
 	return by
 }
 
-// Cancel is how every cancelling begins, of queued runs and of running ones.
+// Cancel cancels a queued or running run. Every cancellation starts here.
 func (s *audited) Cancel(ctx context.Context, id string) (runner.Run, bool, error) {
 	line := requestLine(ctx)
 	line.Decision, line.Action, line.Run = Allowed, "cancel", id
@@ -69,13 +69,13 @@ func (s *audited) Cancel(ctx context.Context, id string) (runner.Run, bool, erro
 
 func (s *audited) writeAllowed(ctx context.Context, line Line) error {
 	if err := s.log.Write(ctx, line); err != nil {
-		return fmt.Errorf("%w: writing the audit: %w", runner.ErrUnavailable, err)
+		return fmt.Errorf("%w: writing the audit log: %w", runner.ErrUnavailable, err)
 	}
 	return nil
 }
 
-// writeVoid says that what was allowed is not done. Nothing hangs on it, so nobody
-// waits for it.
+// writeVoid records that what was allowed is not done. It does not wait for the write,
+// because nothing depends on it.
 func (s *audited) writeVoid(line Line, reason string) {
 	line.Decision, line.Reason = Void, reason
 	s.log.decisions.queue.Send(entry{line, kind{reason: "void", caller: line.Caller}})
@@ -83,8 +83,8 @@ func (s *audited) writeVoid(line Line, reason string) {
 
 type requestKey struct{}
 
-// WithRequest returns a context for what a request asks for. what returns the line
-// that describes the request, as far as it is known by then.
+// WithRequest returns a context for the changes that a request asks for. what returns the
+// line that describes the request, as far as it is known when it is called.
 func WithRequest(ctx context.Context, what func() Line) context.Context {
 	return context.WithValue(ctx, requestKey{}, what)
 }

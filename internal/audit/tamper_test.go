@@ -106,6 +106,7 @@ func (r *trail) flip(file, at int, bit byte) {
 	r.bad(fmt.Sprintf("byte %d of file %d ^ %#x", at, file, bit), r.names[file], line)
 }
 
+// TestTamper_FlippedByte flips each byte: the fault is found in the line that has it.
 func TestTamper_FlippedByte(t *testing.T) {
 	t.Parallel()
 	short := newTrail(t, written(t, small, 4))
@@ -125,6 +126,7 @@ func TestTamper_FlippedByte(t *testing.T) {
 	good(t, long.state)
 }
 
+// TestTamper_Lines drops, moves and adds lines: the fault is found where they were.
 func TestTamper_Lines(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 40))
@@ -173,6 +175,7 @@ func TestTamper_Lines(t *testing.T) {
 	good(t, r.state)
 }
 
+// TestTamper_TruncatedFile truncates a file: the fault is found where it ends.
 func TestTamper_TruncatedFile(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 14))
@@ -194,6 +197,7 @@ func TestTamper_TruncatedFile(t *testing.T) {
 	good(t, r.state)
 }
 
+// TestTamper_Files removes and renames files: each is found.
 func TestTamper_Files(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 60))
@@ -238,6 +242,7 @@ func segmentName(state string, first int) string {
 	return filepath.Join(state, "audit", fmt.Sprintf("%020d.jsonl", first))
 }
 
+// TestTamper_Checkpoint changes, removes and exchanges checkpoints: each is found.
 func TestTamper_Checkpoint(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, small, 10))
@@ -294,6 +299,8 @@ func forge(text [][]byte) [][]byte {
 	return forged
 }
 
+// TestTamper_ForgingIsExact forges lines without changing them: the result is the same bytes, so the other tests forge
+// well.
 func TestTamper_ForgingIsExact(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, written(t, 8<<20, 20))
@@ -301,8 +308,8 @@ func TestTamper_ForgingIsExact(t *testing.T) {
 	good(t, r.state)
 }
 
-// TestTamper_RewrittenWithoutKey: the first line that may be bad is the
-// one after the last signature before it.
+// TestTamper_RewrittenWithoutKey rewrites lines without the key: the first line that is in doubt is the one after the
+// last signature before it.
 func TestTamper_RewrittenWithoutKey(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -332,9 +339,8 @@ func TestTamper_RewrittenWithoutKey(t *testing.T) {
 	}
 }
 
-// TestTamper_OldCheckpoint is about who has no key, and a copy of
-// the file checkpoint as it was: it is put back, and all that came later written
-// anew, without its signatures.
+// TestTamper_OldCheckpoint puts back an older file checkpoint and rewrites all that came later, without its
+// signatures. The attacker has no key.
 func TestTamper_OldCheckpoint(t *testing.T) {
 	t.Parallel()
 	const keep = 64 << 20 // one segment
@@ -368,8 +374,8 @@ func TestTamper_OldCheckpoint(t *testing.T) {
 	}
 }
 
-// TestVerify_QuietTime: nothing is signed while nothing is written, so what
-// comes first after it hangs on the chain alone for a while.
+// TestVerify_QuietTime writes nothing for a long time: nothing is signed then, so the first lines after it have no
+// signature for a while, which is not a forgery.
 func TestVerify_QuietTime(t *testing.T) {
 	t.Parallel()
 	state := written(t, 8<<20, 5)
@@ -401,7 +407,7 @@ func TestVerify_QuietTime(t *testing.T) {
 	good(t, killed)
 }
 
-// TestTamper_UnsignedRemoval: a line that says so does not make it
+// TestTamper_UnsignedRemoval removes lines and adds a line that records it, without a signature: that does not make it
 // true.
 func TestTamper_UnsignedRemoval(t *testing.T) {
 	t.Parallel()
@@ -424,8 +430,8 @@ func TestTamper_UnsignedRemoval(t *testing.T) {
 	r.bad("removed", r.names[2], 1)
 }
 
-// TestVerify_CheckpointElsewhere is about who has
-// the machine, with its key: they can rewrite all, but not what others have seen.
+// TestVerify_CheckpointElsewhere rewrites everything with the key of the machine: a checkpoint that is kept elsewhere
+// shows it.
 func TestVerify_CheckpointElsewhere(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()

@@ -16,20 +16,20 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// The writer signs more often than this, whatever happens: more lines at the end
-// that no signature vouches for are not its own, or were followed by others.
+// The writer always signs more often than this. If more lines at the end have no
+// signature, they are forged, or the checkpoints after them were removed.
 const (
 	mostUnsigned    = 2 * signLines
 	longestUnsigned = 2 * signEvery
 )
 
-// Fault is the first thing that is wrong with an audit.
+// Fault is the first fault of an audit log.
 type Fault struct {
 	File string
 	Line int    // 0 for the file as a whole
-	Seq  uint64 // that the line has, or should have; 0 where there is none
+	Seq  uint64 // that the line has, or should have; 0 if it has none
 	What string
-	Good uint64 // the signatures before vouch for all lines up to this one
+	Good uint64 // the signatures before cover all lines up to this one
 }
 
 func (f *Fault) Error() string {
@@ -40,30 +40,29 @@ func (f *Fault) Error() string {
 	if f.Seq > 0 {
 		at = fmt.Sprintf("%s: seq %d", at, f.Seq)
 	}
-	return fmt.Sprintf("%s: %s (signatures vouch for all up to seq %d)", at, f.What, f.Good)
+	return fmt.Sprintf("%s: %s (signatures cover all up to seq %d)", at, f.What, f.Good)
 }
 
-// Report is what was found good.
+// Report is what was verified.
 type Report struct {
 	Files       int
 	Lines       int
 	First, Last uint64 // seq
 	Checkpoints int
-	Vouched     uint64 // the last line that a signature vouches for; what comes after hangs on the chain alone
+	Vouched     uint64 // the last line that a signature covers; later lines have only their hashes
 
-	Refusals *Report // of the chain of refusals, if it was checked, too
+	Refusals *Report // of the chain of refusals, if that was checked too
 }
 
-// Verifier checks an audit against signatures. Its zero value knows no key and
-// no checkpoint.
+// Verifier verifies an audit log. Its zero value has no key and no checkpoint.
 type Verifier struct {
 	Known note.Verifiers
-	// Checkpoints are kept elsewhere: the content of the file checkpoint, as it
-	// was at some time.
-	Checkpoints map[string]string // by what to call it
+	// Checkpoints were kept elsewhere: earlier contents of the file checkpoint, by
+	// the name that messages use.
+	Checkpoints map[string]string
 }
 
-// Files checks segments of one chain that were taken out of their folder, in order.
+// Files verifies segments of one chain that were copied out of their folder, in order.
 func (v *Verifier) Files(names []string) (Report, error) {
 	w := v.newWalk()
 	for from, text := range v.Checkpoints {
@@ -85,7 +84,7 @@ func (v *Verifier) Files(names []string) (Report, error) {
 	return w.report, w.checkEnd()
 }
 
-// State checks the audit of a state folder, whether or not a server writes it.
+// State verifies the audit log of a state folder, whether or not a server writes it.
 func (v *Verifier) State(state string) (Report, error) {
 	for from, text := range v.Checkpoints {
 		if err := v.newWalk().addCheckpoint(from, text); err != nil {
@@ -96,7 +95,8 @@ func (v *Verifier) State(state string) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	// Those of an earlier version are among the decisions. Read later, there can only be more of them.
+	// An earlier version has refusals among the decisions. Refusals are read after the decisions, so that
+	// none can be missing.
 	segments, err := listSegments(refusalsFolder(state))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return Report{}, err
@@ -113,10 +113,10 @@ func (v *Verifier) State(state string) (Report, error) {
 	return report, decisions.checkRefusalsExist(refusals, refusalsFolder(state))
 }
 
-// verifyChain checks one chain of a state folder.
+// verifyChain verifies one chain of a state folder.
 func (v *Verifier) verifyChain(dir string, b book) (*walk, error) {
 	name := filepath.Join(dir, checkpointFile)
-	own, err := os.ReadFile(name) // first: what is written meanwhile is only more
+	own, err := os.ReadFile(name) // first: lines that are written meanwhile do not matter
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, &Fault{File: name, What: "is missing"}
 	}
@@ -149,8 +149,8 @@ func (v *Verifier) verifyChain(dir string, b book) (*walk, error) {
 	return w, w.checkEnd()
 }
 
-// checkRefusalsExist returns an error if lines are missing at the end of the chain of refusals, which is nil
-// if there is none, that the decisions say were there.
+// checkRefusalsExist returns an error if the decisions record more refusals than there are. refusals is nil
+// if there is no such chain.
 func (w *walk) checkRefusalsExist(refusals *walk, dir string) error {
 	there := uint64(0)
 	if refusals != nil {
@@ -159,10 +159,10 @@ func (w *walk) checkRefusalsExist(refusals *walk, dir string) error {
 	if w == nil || there >= w.refused {
 		return nil
 	}
-	return &Fault{File: dir, Seq: there + 1, Good: there, What: fmt.Sprintf("is missing, and with it all refusals up to seq %d: a line among the decisions says that they were there", w.refused)}
+	return &Fault{File: dir, Seq: there + 1, Good: there, What: fmt.Sprintf("is missing, and with it all refusals up to seq %d: a line among the decisions records that they existed", w.refused)}
 }
 
-// openSegments opens all, so that none is removed while it waits to be read.
+// openSegments opens all segments, so that none can be removed before it is read.
 func openSegments(dir string) (segments []segment, files []*os.File, err error) {
 	for range 10 {
 		if segments, err = listSegments(dir); err != nil {
@@ -176,7 +176,7 @@ func openSegments(dir string) (segments []segment, files []*os.File, err error) 
 			}
 			files = append(files, f)
 		}
-		if !errors.Is(err, os.ErrNotExist) { // a running server removed it just now
+		if !errors.Is(err, os.ErrNotExist) { // a server removed it just now
 			break
 		}
 		closeFiles(files)
@@ -190,31 +190,31 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// head is a checkpoint from outside the log.
+// head is a checkpoint that is not among the lines.
 type head struct {
 	place
 	from string
 }
 
-// walk goes through the lines of an audit, from its first to its last.
+// walk goes through the lines of a chain, from the first to the last.
 type walk struct {
 	place
 
 	known   note.Verifiers
-	book    *book // what checkpoints say that they are for; nil until the first one says it
+	book    *book // of the chain; nil until the first checkpoint shows it
 	state   bool  // it is a state folder: nothing may be missing
-	repair  bool  // a line that is cut off at the end is not a fault
+	repair  bool  // part of a line at the end is not a fault
 	heads   []head
 	report  Report
-	doubt   *Fault    // the first line that no signature vouches for yet
+	doubt   *Fault    // the first line that no signature covers yet
 	doubted time.Time // when that was written
 	at      time.Time // when the last line was
 	closed  bool      // that line is a checkpoint
 	removed uint64    // all up to this line may be missing
-	claimed uint64    // the same, by a line that no signature vouches for yet
+	claimed uint64    // the same, by a line that no signature covers yet
 	last    Fault     // place of the next line
-	refused uint64    // a line says that there are refusals up to this one
-	torn    []byte    // such a line
+	refused uint64    // a line records refusals up to this one
+	torn    []byte    // such part of a line
 	top     string    // the file that the first line is in
 }
 
@@ -226,17 +226,17 @@ func (v *Verifier) newWalk() *walk {
 	return &walk{known: known}
 }
 
-// addCheckpoint verifies a checkpoint from outside.
+// addCheckpoint verifies a checkpoint that is not among the lines.
 func (w *walk) addCheckpoint(from, text string) error {
 	c, err := w.openCheckpoint(func(b book) string { return b.ofHead }, text)
 	if err != nil {
-		return &Fault{File: from, What: "is no checkpoint with a signature that can be verified: " + err.Error()}
+		return &Fault{File: from, What: "is not a checkpoint with a valid signature: " + err.Error()}
 	}
 	w.heads = append(w.heads, head{c.place, from})
 	return nil
 }
 
-// openCheckpoint opens a checkpoint of the chain. The first one decides which chain it is, unless that is known.
+// openCheckpoint verifies a checkpoint of the chain. If the chain is not known yet, the first one shows it.
 func (w *walk) openCheckpoint(kind func(book) string, text string) (c checkpoint, err error) {
 	books := []book{decisionsBook(), refusalsBook()}
 	if w.book != nil {
@@ -251,7 +251,7 @@ func (w *walk) openCheckpoint(kind func(book) string, text string) (c checkpoint
 	return c, err
 }
 
-// walkSegment checks the lines of one file.
+// walkSegment verifies the lines of one file.
 func (w *walk) walkSegment(s segment, r io.Reader, last bool) error {
 	w.report.Files++
 	w.last = Fault{File: s.name, Line: 1, Seq: w.seq + 1}
@@ -273,7 +273,7 @@ func (w *walk) walkSegment(s segment, r io.Reader, last bool) error {
 	case errors.As(err, &torn):
 		return w.faultAtLine("is cut off: %d bytes without an end. A server that was killed may have left them; the next one records it", len(torn.text))
 	case errors.Is(err, bufio.ErrTooLong):
-		return w.faultAtLine("is no line of the audit: it is too long")
+		return w.faultAtLine("is not a line of the audit log: it is too long")
 	case err != nil:
 		return err
 	}
@@ -281,28 +281,28 @@ func (w *walk) walkSegment(s segment, r io.Reader, last bool) error {
 		return w.faultAtLine("is missing: the file is empty")
 	}
 	if w.last.Line == 1 && s.first > 0 && w.report.Lines > 0 && s.first != w.seq+1 {
-		return w.faultAtLine("belongs to a file whose name says that it begins with seq %d", s.first)
+		return w.faultAtLine("is expected, but the file is named for seq %d", s.first)
 	}
 	return nil
 }
 
-// isNextLineSigned tells whether a checkpoint from outside has seen the next line.
+// isNextLineSigned reports whether a checkpoint that is not among the lines covers the next line.
 func (w *walk) isNextLineSigned() bool {
 	return slices.ContainsFunc(w.heads, func(h head) bool { return h.seq > w.seq })
 }
 
-// faultAtLine is at the line that w.last stands at.
+// faultAtLine returns a fault at the next line.
 func (w *walk) faultAtLine(format string, a ...any) error {
 	f := w.last
 	f.What, f.Good = fmt.Sprintf(format, a...), w.report.Vouched
 	return &f
 }
 
-// checkLine checks one line and goes on to it.
+// checkLine verifies the next line.
 func (w *walk) checkLine(s segment, b []byte) error {
 	l, ok := parseLink(b)
 	if !ok {
-		return w.faultAtLine("is no line of the audit")
+		return w.faultAtLine("is not a line of the audit log")
 	}
 	if l.hash != l.real {
 		return w.faultAtLine("was changed: its hash is not that of its text")
@@ -318,14 +318,14 @@ func (w *walk) checkLine(s segment, b []byte) error {
 	case l.prev != w.hash:
 		return w.faultAtLine("does not follow the line before it: one of the two was rewritten")
 	case w.last.Line == 1 && s.first > 0 && l.seq != s.first:
-		return w.faultAtLine("is in a file whose name says that it begins with seq %d", s.first)
+		return w.faultAtLine("is the first line of a file that is named for seq %d", s.first)
 	}
-	if !bytes.Contains(b, []byte(`"event":"cut"`)) { // it was written when a server came up, however long after the line before
+	if !bytes.Contains(b, []byte(`"event":"cut"`)) { // it was written when a server started, maybe long after the line before
 		w.at = l.at
 	}
 	if w.doubt == nil {
 		w.startDoubt()
-	} else if w.closed { // the writer counts from here on, whenever the checkpoint was
+	} else if w.closed { // the writer counts from the line after a checkpoint
 		w.doubted = w.at
 	}
 	w.closed = false
@@ -356,11 +356,11 @@ func (w *walk) startAtLine(l link) error {
 	return w.compareCheckpoints()
 }
 
-// checkEvent looks at those that change what is to be expected.
+// checkEvent handles events that change what is expected.
 func (w *walk) checkEvent(b []byte) error {
 	var l Line
 	if err := json.Unmarshal(b, &l); err != nil {
-		return w.faultAtLine("is no line of the audit: %v", err)
+		return w.faultAtLine("is not a line of the audit log: %v", err)
 	}
 	switch l.Event {
 	case Checkpoint:
@@ -374,25 +374,25 @@ func (w *walk) checkEvent(b []byte) error {
 		w.report.Checkpoints++
 		w.closed = true
 		w.endDoubt()
-		w.startDoubt() // the checkpoint's own line has yet to be vouched for
+		w.startDoubt() // no signature covers the line of the checkpoint yet
 	case Removed:
 		w.claimed = l.Through
 	case Refusals:
 		w.refused = max(w.refused, l.Through, 1)
-	default: // nothing hangs on it
+	default: // it changes nothing that is expected
 	}
 	return nil
 }
 
-// rewrittenFault blames the first line that nothing vouches for.
+// rewrittenFault returns a fault at the first line that no signature covers.
 func (w *walk) rewrittenFault(seq uint64, why string) error {
 	f := *w.doubt
 	f.Good = w.report.Vouched
-	f.What = fmt.Sprintf("was rewritten, or another up to seq %d was: the checkpoint there says so, for %s", seq, why)
+	f.What = fmt.Sprintf("was rewritten, or another up to seq %d was: the checkpoint there does not match: %s", seq, why)
 	return &f
 }
 
-// startDoubt notes that nothing vouches for the line just read.
+// startDoubt notes that no signature covers the line just read.
 func (w *walk) startDoubt() {
 	here := w.last
 	w.doubt, w.doubted = &here, w.at
@@ -403,8 +403,7 @@ func (w *walk) endDoubt() {
 	w.report.Vouched, w.removed, w.doubt = w.seq, w.claimed, nil
 }
 
-// compareCheckpoints compares the checkpoints from outside that are about the line just gone
-// to.
+// compareCheckpoints compares the line just read with the checkpoints that are about it.
 func (w *walk) compareCheckpoints() error {
 	met := false
 	for _, h := range w.heads {
@@ -417,7 +416,7 @@ func (w *walk) compareCheckpoints() error {
 				at = *w.doubt
 			}
 			at.Good = w.report.Vouched
-			at.What = fmt.Sprintf("was rewritten, or another up to seq %d was: %s says so", h.seq, h.from)
+			at.What = fmt.Sprintf("was rewritten, or another up to seq %d was: %s does not match", h.seq, h.from)
 			return &at
 		}
 		met = true
@@ -428,7 +427,7 @@ func (w *walk) compareCheckpoints() error {
 	return nil
 }
 
-// checkEnd looks for what is missing before the first line and after the last.
+// checkEnd finds lines that are missing before the first and after the last.
 func (w *walk) checkEnd() error {
 	if w.report.Lines == 0 && w.state {
 		w.place = startPlace()
@@ -439,24 +438,24 @@ func (w *walk) checkEnd() error {
 		}
 	}
 	if w.report.Lines == 0 && (!w.state || w.report.Files == 0) {
-		return errors.New("there is no line of an audit")
+		return errors.New("found no lines of an audit log")
 	}
 	if w.doubt != nil && (w.seq-w.doubt.Seq > mostUnsigned || w.at.Sub(w.doubted) > longestUnsigned) {
 		f := *w.doubt
 		f.Good = w.report.Vouched
-		f.What = fmt.Sprintf("was written by somebody else, or the checkpoints were removed that came after it: no signature vouches for it, nor for any up to seq %d", w.seq)
+		f.What = fmt.Sprintf("is forged, or the checkpoints after it were removed: no signature covers it, nor any line up to seq %d", w.seq)
 		return &f
 	}
 	if w.state && w.report.First > w.removed+1 {
 		return &Fault{
 			File: w.top, Line: 1, Seq: w.removed + 1, Good: w.removed,
-			What: fmt.Sprintf("is missing before this, and with it all up to seq %d: no line that is vouched for says that they were removed", w.report.First-1),
+			What: fmt.Sprintf("is missing before this, and with it all up to seq %d: no line with a signature records that they were removed", w.report.First-1),
 		}
 	}
 	return nil
 }
 
-// torn is what stands at the end of a segment without an end of its own.
+// torn is the part of a line at the end of a segment.
 type torn struct{ text []byte }
 
 func (t *torn) Error() string { return fmt.Sprintf("%d bytes without an end of line", len(t.text)) }
@@ -483,7 +482,7 @@ func scanLines(r io.Reader, each func([]byte) error) error {
 	}
 }
 
-// Keys returns the keys that verify a state folder's audit, the newest last.
+// Keys returns the verifier keys of the audit log of a state folder, the newest last.
 func Keys(state string) ([]string, error) { return readVerifierKeys(chainFolder(state)) }
 
 func readVerifierKeys(dir string) ([]string, error) {

@@ -43,6 +43,7 @@ func size(t testing.TB, state string) (n int) {
 	return n
 }
 
+// TestRefusals_AllCounted writes a hundred thousand refusals: they take little space, and all are counted.
 func TestRefusals_AllCounted(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -92,6 +93,7 @@ func TestRefusals_AllCounted(t *testing.T) {
 	t.Logf("%d bytes for %d refusals", size, 3*n)
 }
 
+// TestDecided_VerifiedCaller writes decisions about a verified caller as fast as possible: none is lost.
 func TestDecided_VerifiedCaller(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -129,6 +131,7 @@ func killed(t *testing.T) string {
 	return copied
 }
 
+// TestKilled_CutLineIsQuoted leaves a line that was not written whole: the next line quotes it.
 func TestKilled_CutLineIsQuoted(t *testing.T) {
 	t.Parallel()
 	rests := [][]byte{
@@ -162,8 +165,8 @@ func TestKilled_CutLineIsQuoted(t *testing.T) {
 	}
 }
 
-// TestKilled_EmptySegment: a server may be killed, or find the
-// disk full, when it has made the file and not written its first line.
+// TestKilled_EmptySegment kills the server, or fills the disk, after a segment was made and before its first line was
+// written: the next server continues.
 func TestKilled_EmptySegment(t *testing.T) {
 	t.Parallel()
 	first := func(t *testing.T) (state string, next int) { // the server was killed amid its very first line
@@ -203,8 +206,8 @@ func TestKilled_EmptySegment(t *testing.T) {
 	}
 }
 
-// TestKilled_ManyTimes: they would look like a
-// forgery in the end.
+// TestKilled_ManyTimes kills the server many times: lines without a signature do not add up, which would look like a
+// forgery.
 func TestKilled_ManyTimes(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -237,6 +240,7 @@ func (s *slow) Read(b []byte) (int, error) {
 	return 0, io.EOF
 }
 
+// TestVerify_LineBeingWritten verifies while a line is written: it waits for the end of the line.
 func TestVerify_LineBeingWritten(t *testing.T) {
 	t.Parallel()
 	state := written(t, small, 3)
@@ -252,6 +256,7 @@ func TestVerify_LineBeingWritten(t *testing.T) {
 	}
 }
 
+// TestOpen_Damaged refuses to continue a damaged audit log.
 func TestOpen_Damaged(t *testing.T) {
 	t.Parallel()
 	for what, damage := range map[string]func(t *testing.T, state, name string, whole []byte){
@@ -279,8 +284,8 @@ func TestOpen_Damaged(t *testing.T) {
 	}
 }
 
-// TestLog_FolderRemoved: a file that was removed
-// takes writes still, and they would be nowhere.
+// TestLog_FolderRemoved removes the folder of a running server: lines are refused until it is back. The file that was
+// removed could still be written, and its lines would be lost.
 func TestLog_FolderRemoved(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -324,6 +329,7 @@ func TestLog_FolderRemoved(t *testing.T) {
 	}
 }
 
+// TestLog_FolderRemovedWhileIdle removes the folder while nothing is written: it is noticed.
 func TestLog_FolderRemovedWhileIdle(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -358,6 +364,7 @@ func (r *record) Cancel(_ context.Context, id string) (runner.Run, bool, error) 
 	return runner.Run{ID: id}, true, r.err
 }
 
+// TestStore_WritesBeforeAllowing finds each line about what is allowed in the audit log before it is done.
 func TestStore_WritesBeforeAllowing(t *testing.T) {
 	t.Parallel()
 	asked := audit.Line{Request: "R", Address: "A", Caller: "ci", Scheme: "hmac", Key: "k"}
@@ -438,6 +445,7 @@ func (r *replacing) Admit(_ context.Context, run runner.Run, _ runner.Claim, _ r
 	return runner.Admission{Run: run, Stop: &runner.Run{ID: "running"}, Superseded: []runner.Run{{ID: "waiting"}}}, nil
 }
 
+// TestStore_ReplacedRuns replaces runs: each run that is replaced has a line.
 func TestStore_ReplacedRuns(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()

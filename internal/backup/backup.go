@@ -1,7 +1,7 @@
 // Package backup copies what a server keeps in its state folder, while the server runs.
 //
-// A backup is a state folder: copied to its place, it is served like any other. It runs nothing
-// again, because runs that were queued or running when it was made are interrupted in it, and it
+// A backup is a state folder: copied to its place, a server uses it like any other. That server starts
+// no run a second time, because runs that were queued or running are interrupted in the backup, and it
 // ends no commands, because the files by which a supervisor finds its commands are left out.
 // Deliveries that were accepted after the backup was made are unknown to it.
 package backup
@@ -24,16 +24,16 @@ import (
 	"sallyport/runner/store"
 )
 
-// Write writes a backup of the state folder to a folder that is not there, or is empty. An
-// incomplete backup is removed again. The database comes first: each run in it then has its lines
-// in the audit log, and its output is complete.
+// Write writes a backup of the state folder to a folder that does not exist or is empty. It removes an
+// incomplete backup. The database is copied first, so that each run in it has its lines in the audit
+// log, and its output is complete.
 func Write(ctx context.Context, state, to string, now time.Time) (err error) {
 	if err := os.Mkdir(to, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the folder of the backup: %w", err)
 	}
 	entries, err := os.ReadDir(to)
 	if err != nil {
-		return fmt.Errorf("looking at the folder of the backup: %w", err)
+		return fmt.Errorf("reading the folder of the backup: %w", err)
 	}
 	if len(entries) > 0 {
 		return fmt.Errorf("%s is not empty: name a new folder", to)
@@ -43,7 +43,7 @@ func Write(ctx context.Context, state, to string, now time.Time) (err error) {
 			err = errors.Join(err, os.RemoveAll(to))
 		}
 	}()
-	if err := os.Chmod(to, 0o700); err != nil { //nolint:gosec // a folder needs x
+	if err := os.Chmod(to, 0o700); err != nil { //nolint:gosec // a folder needs the x bit
 		return err
 	}
 	if err := store.Backup(ctx, state, filepath.Join(to, "state.db"), now); err != nil {
@@ -59,8 +59,8 @@ func Write(ctx context.Context, state, to string, now time.Time) (err error) {
 	return errors.Join(copyOutputs(ctx, from, to), copyFolder(ctx, from, to, "acme", passAll), from.Close())
 }
 
-// copyOutputs copies what the commands of runs wrote, and how they ended. What is not the folder of a
-// run, and the locks and working folders of runs, stay behind.
+// copyOutputs copies the output and the status of runs. It leaves out their locks and working folders,
+// and all that is not the folder of a run.
 func copyOutputs(ctx context.Context, from *os.Root, to string) error {
 	isOutput := func(path string, d fs.DirEntry) bool {
 		parts := strings.Split(path, "/")
@@ -78,8 +78,8 @@ func copyOutputs(ctx context.Context, from *os.Root, to string) error {
 
 func passAll(string, fs.DirEntry) bool { return true }
 
-// copyFolder copies the regular files of a folder that pass, if there is such a folder. What is
-// removed while it is copied is left out.
+// copyFolder copies the regular files of a folder that pass, if the folder exists. It leaves out files
+// that are removed while it copies.
 func copyFolder(ctx context.Context, from *os.Root, to, name string, pass func(path string, d fs.DirEntry) bool) error {
 	return fs.WalkDir(from.FS(), name, func(path string, d fs.DirEntry, err error) error {
 		switch {

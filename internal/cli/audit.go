@@ -64,7 +64,7 @@ func (cmd *auditVerify) Run(s *Streams) error {
 }
 
 func printReport(w io.Writer, what string, r audit.Report) error {
-	_, err := fmt.Fprintf(w, "%s%d lines in %d files, seq %d to %d, follow one another. Signatures vouch for all up to seq %d.\n",
+	_, err := fmt.Fprintf(w, "%s%d lines in %d files, seq %d to %d, follow one another. Signatures cover all up to seq %d.\n",
 		what, r.Lines, r.Files, r.First, r.Last, r.Vouched)
 	return err
 }

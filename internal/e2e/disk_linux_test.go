@@ -231,7 +231,7 @@ func (d *disk) audit() {
 		}
 	}
 	refused := d.body("quick")
-	if reason := d.turnedAway(refused, "unavailable"); !strings.Contains(reason, "writing the audit: ") {
+	if reason := d.turnedAway(refused, "unavailable"); !strings.Contains(reason, "writing the audit log: ") {
 		d.t.Errorf("the reason is %s", reason)
 	}
 	d.write("go", "", 0o600)

@@ -43,7 +43,8 @@ func serve(q *groupcommit.Queue[int], release <-chan struct{}) (batches [][]int)
 	}
 }
 
-// Operations that come during a commit share the next ones, which have a bound, and each gets its own result.
+// TestQueue_SharesCommits has operations come during a commit: they share the next ones, which have a bound, and each
+// gets its own result.
 func TestQueue_SharesCommits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := groupcommit.New[int](0, 4)
@@ -71,7 +72,7 @@ func TestQueue_SharesCommits(t *testing.T) {
 	})
 }
 
-// The time in the queue is bounded by the context; the commit is not.
+// TestQueue_ContextBoundsTheTurn ends a context: it bounds the time in the queue, and not the commit.
 func TestQueue_ContextBoundsTheTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := groupcommit.New[int](0, 4)
@@ -102,7 +103,7 @@ func TestQueue_ContextBoundsTheTurn(t *testing.T) {
 	})
 }
 
-// What is queued is committed before the writer ends; what comes later is refused.
+// TestQueue_Close closes a queue: what is in it is committed before the writer ends, and what comes later is refused.
 func TestQueue_Close(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := groupcommit.New[int](2, 4)

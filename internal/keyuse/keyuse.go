@@ -1,5 +1,9 @@
 // Package keyuse remembers when each key was last used, so that an operator who
-// rotates keys sees which one nobody needs any more.
+// rotates keys sees which one is not used any more.
+//
+// A [Table] has the uses in memory, for a bounded number of keys, and saves them to a
+// [Store] once a minute and at the end. A server that is killed loses the uses of its
+// last minute.
 package keyuse
 
 import (
@@ -21,15 +25,15 @@ type Use struct {
 	At     time.Time
 }
 
-// Store keeps uses across restarts.
+// Store has the uses that were saved.
 type Store interface {
-	// SaveKeyUses records uses; of a key that is there, the later one stays.
+	// SaveKeyUses saves uses. For each key, the latest one stays.
 	SaveKeyUses(ctx context.Context, uses []Use) error
-	// KeyUses returns all that was recorded.
+	// KeyUses returns all uses that were saved.
 	KeyUses(ctx context.Context) ([]Use, error)
 }
 
-// Table is what is known in this process. Its zero value is empty and ready,
+// Table has the uses that this process knows. Its zero value is empty and ready,
 // and a nil one remembers nothing. Its methods may be called at once.
 type Table struct {
 	mu      sync.Mutex
@@ -41,7 +45,7 @@ type Table struct {
 type name struct{ caller, scheme, key string }
 
 const (
-	maxKeys   = 10_000 // a sender's own keys may have any name; past this, new ones are not remembered
+	maxKeys   = 10_000 // a sender may choose any key id; beyond this, new ones are not remembered
 	saveEvery = time.Minute
 )
 
@@ -69,7 +73,7 @@ func (t *Table) noteLocked(u Use) name {
 	return n
 }
 
-// List returns all that is known, by caller, scheme and key.
+// List returns all uses, ordered by caller, scheme and key.
 func (t *Table) List() []Use {
 	if t == nil {
 		return nil
@@ -91,7 +95,7 @@ func SortUses(uses []Use) {
 	})
 }
 
-// Load takes over what a server before this one recorded.
+// Load adds the uses that an earlier server saved.
 func (t *Table) Load(ctx context.Context, from Store) error {
 	uses, err := from.KeyUses(ctx)
 	if err != nil {
@@ -105,7 +109,7 @@ func (t *Table) Load(ctx context.Context, from Store) error {
 	return nil
 }
 
-// SaveRegularly records what changes, once a minute, until ctx is done.
+// SaveRegularly saves changes once a minute, until ctx is done.
 func (t *Table) SaveRegularly(ctx context.Context, in Store, log *slog.Logger) {
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
@@ -119,8 +123,8 @@ func (t *Table) SaveRegularly(ctx context.Context, in Store, log *slog.Logger) {
 	}
 }
 
-// Save records what has changed since the last time. What cannot be recorded is
-// logged, and tried again the next time.
+// Save saves the changes since the last time. If it fails, it logs the error, and the
+// changes are saved the next time.
 func (t *Table) Save(ctx context.Context, in Store, log *slog.Logger) {
 	t.mu.Lock()
 	var uses []Use
@@ -138,12 +142,12 @@ func (t *Table) Save(ctx context.Context, in Store, log *slog.Logger) {
 	defer t.mu.Unlock()
 	if err == nil {
 		if n := t.failing.Over(); n > 0 {
-			log.Info("last uses of keys are recorded again", "failures", n)
+			log.Info("last uses of keys are saved again", "failures", n)
 		}
 		return
 	}
 	if t.failing.IsNew(err) {
-		log.Error("last uses of keys not recorded", "error", err)
+		log.Error("last uses of keys not saved", "error", err)
 	}
 	for _, u := range uses {
 		t.changed[name{u.Caller, u.Scheme, u.Key}] = true

@@ -38,6 +38,7 @@ func use(caller string, at int64) keyuse.Use {
 	return keyuse.Use{Caller: caller, Scheme: "hmac", Key: "1", At: time.Unix(at, 0)}
 }
 
+// TestTable_LatestUse notes uses in any order: the latest is known.
 func TestTable_LatestUse(t *testing.T) {
 	var table keyuse.Table
 	table.Note(use("b", 5))
@@ -56,6 +57,7 @@ func TestTable_LatestUse(t *testing.T) {
 	}
 }
 
+// TestTable_SavesOncePerMinute saves a key once a minute however often it is used, and at the end.
 func TestTable_SavesOncePerMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var table keyuse.Table
@@ -90,6 +92,7 @@ func TestTable_SavesOncePerMinute(t *testing.T) {
 	})
 }
 
+// TestTable_Bounded notes more keys than the table holds: the new ones are dropped.
 func TestTable_Bounded(t *testing.T) {
 	var table keyuse.Table
 	for i := range 20_000 {

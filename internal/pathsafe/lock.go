@@ -7,14 +7,14 @@ import (
 	"syscall"
 )
 
-// ErrLocked says that another process holds a lock.
+// ErrLocked says that another process has the lock.
 var ErrLocked = errors.New("another process holds its lock")
 
-// Lock is a folder that one process holds until Close.
+// Lock is the lock of a folder, until Close.
 type Lock struct{ files []*os.File }
 
 // LockFolder locks a folder. The lock is on the folder itself, which cannot be removed
-// while there is something in it, and also on the file named lock in it: earlier versions
+// while it is not empty, and also on the file named lock in it: earlier versions
 // lock only that. Errors wrap ErrLocked if another process has either.
 func LockFolder(dir string) (*Lock, error) {
 	l := new(Lock)
@@ -41,8 +41,8 @@ func (l *Lock) lockFile(name string, flags int) error {
 	return err
 }
 
-// Close unlocks the folder at once. To close the files would not be enough while a
-// process that was just forked has them open, too.
+// Close unlocks the folder at once. Closing the files is not enough while a
+// process that was just forked has them open too.
 func (l *Lock) Close() error {
 	var errs []error
 	for _, f := range l.files {

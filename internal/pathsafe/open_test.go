@@ -14,6 +14,8 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
+// TestOpenRegular_RefusesOtherFiles opens a regular file, and neither a folder, a FIFO, a missing file nor a link that
+// leaves the folder.
 func TestOpenRegular_RefusesOtherFiles(t *testing.T) {
 	dir := t.TempDir()
 	root, err := os.OpenRoot(dir)
@@ -39,6 +41,7 @@ func TestOpenRegular_RefusesOtherFiles(t *testing.T) {
 	}
 }
 
+// TestCreateFile_WholeOrNone leaves no part of a file when its source fails, and does not replace a file.
 func TestCreateFile_WholeOrNone(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
 	if err := pathsafe.CreateFile(name, iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("part")))); !errors.Is(err, iotest.ErrTimeout) {

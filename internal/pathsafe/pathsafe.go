@@ -1,5 +1,12 @@
-// Package pathsafe tells who could put another file in the place of one: whoever
-// owns it, a folder on the way to it, or a link there.
+// Package pathsafe opens and writes files safely, and finds who else could change them.
+//
+// [ReadTrusted] reads a file that decides what runs or who is trusted, and reports every way in which another user could
+// change or replace it. [ResolvePath] and [FindFaults] do the same for programs, [CheckPrivate] for the state folder.
+// [OpenRegular] never blocks on a FIFO. [ReplaceFile] replaces a file atomically, [CreateFile] makes one, and
+// [SyncFolder] makes names durable. [LockFolder] keeps a second process out of a folder, and a [Pin] notices when a file
+// that is in use was removed or replaced.
+//
+// Faults are texts for the operator, which say what is wrong and what to do. Errors are for what could not be looked at.
 package pathsafe
 
 import (
@@ -11,7 +18,7 @@ import (
 	"syscall"
 )
 
-// Entry is something that is looked up on the way to a file.
+// Entry is a file, folder or link on the way to a file.
 type Entry struct {
 	fs.FileInfo // of a link, its own
 
@@ -21,8 +28,8 @@ type Entry struct {
 // maxLinks is how many links Linux follows (path_resolution(7)).
 const maxLinks = 40
 
-// ResolvePath returns what is looked up on the way to a file, from the root on and
-// through every link; the file itself comes last.
+// ResolvePath returns everything that is looked up on the way to a file, from the root and
+// through every link. The file itself comes last.
 func ResolvePath(name string) ([]Entry, error) {
 	name, err := filepath.Abs(name)
 	if err != nil {
@@ -32,7 +39,7 @@ func ResolvePath(name string) ([]Entry, error) {
 	var way []Entry
 	at, rest, links := root, append([]string{"."}, splitPath(name)...), 0
 	for len(rest) > 0 {
-		next := filepath.Join(at, rest[0]) // at is no link, so .. is the folder above
+		next := filepath.Join(at, rest[0]) // at is not a link, so .. is its parent
 		rest = rest[1:]
 		info, err := os.Lstat(next)
 		if err != nil {
@@ -62,7 +69,7 @@ func splitPath(path string) []string {
 	return strings.FieldsFunc(path, func(r rune) bool { return r == filepath.Separator })
 }
 
-// ownerID is -1 where the system does not tell.
+// ownerID returns the user id of the owner, or -1 if it is not known.
 func (e Entry) ownerID() int {
 	if stat, ok := e.Sys().(*syscall.Stat_t); ok {
 		return int(stat.Uid)
@@ -77,33 +84,33 @@ func (e Entry) IsForeign(uid int) bool { return e.ownerID() != 0 && e.ownerID() 
 // (user_namespaces(7)).
 const unmapped = 65534
 
-// FindForeign tells what on the way to a file belongs to another user than root and
-// the one as whom this runs; nothing if all is theirs.
+// FindForeign describes the first entry on the way to a file that belongs to another user
+// than root and the effective user. It returns "" if there is none.
 func FindForeign(way []Entry) string {
 	uid := os.Geteuid()
 	for i, e := range way {
 		if !e.IsForeign(uid) {
 			continue
 		}
-		risk, mend := "they may swap what is found by it", "chown it"
+		risk, mend := "they may replace what is found by it", "chown it"
 		if i == len(way)-1 {
 			risk = "may be changed by them"
 		}
 		if e.ownerID() == unmapped {
 			mend += ", or map its owner into the user namespace that this runs in"
 		}
-		return fmt.Sprintf("%s belongs to another user than root and %d, as whom this runs, and %s: %s", e.Path, uid, risk, mend)
+		return fmt.Sprintf("%s belongs to another user than root and %d (the user this runs as), and %s: %s", e.Path, uid, risk, mend)
 	}
 	return ""
 }
 
-// FindFaults tells all that keeps the file name, found by way, from being run: it is
-// none, or others than root and the one as whom this runs may write it, or swap
-// it because they may write or own what is on the way. Nothing if all is well.
+// FindFaults returns every reason why the file name, resolved to way, must not be run: it
+// is not a regular file, or users other than root and the effective user can write it, or
+// can replace it because they can write or own what is on the way.
 func FindFaults(name string, way []Entry) (faults []string) {
 	switch mode := way[len(way)-1].Mode(); {
 	case !mode.IsRegular():
-		faults = append(faults, name+" is no file")
+		faults = append(faults, name+" is not a regular file")
 	case mode&0o022 != 0:
 		faults = append(faults, fmt.Sprintf("%s may be written by its group or by others (mode %04o): chmod go-w", name, mode.Perm()))
 	}

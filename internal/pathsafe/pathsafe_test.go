@@ -36,6 +36,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
+// TestResolvePath_Links follows links of every kind: each link, and what it leads through, is on the way.
 func TestResolvePath_Links(t *testing.T) {
 	dir := tree(t)
 	for name, want := range map[string]string{
@@ -75,6 +76,7 @@ func TestResolvePath_Links(t *testing.T) {
 	}
 }
 
+// TestEntry_Foreign takes the owner of a file, and root, for trusted, and every other user for foreign.
 func TestEntry_Foreign(t *testing.T) {
 	way, err := pathsafe.ResolvePath(tree(t) + "/direct")
 	check(t, err)
@@ -89,8 +91,8 @@ func TestEntry_Foreign(t *testing.T) {
 	}
 }
 
-// TestFindFaults_AllAtOnce, but not what they may not: in a sticky
-// folder.
+// TestFindFaults_AllAtOnce reports everything at once that lets other users change a file, but not what a sticky
+// folder prevents.
 func TestFindFaults_AllAtOnce(t *testing.T) {
 	dir := tree(t)
 	faults := func(name string) []string {
@@ -112,7 +114,7 @@ func TestFindFaults_AllAtOnce(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	check(t, os.Chmod(dir+"/a", 0o755))
-	if got := faults("a"); len(got) != 1 || got[0] != "a is no file" {
+	if got := faults("a"); len(got) != 1 || got[0] != "a is not a regular file" {
 		t.Errorf("a folder: %q", got)
 	}
 }

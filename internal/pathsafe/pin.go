@@ -6,11 +6,11 @@ import (
 	"os"
 )
 
-// ErrMoved says that a name does not lead to the file that it was pinned to.
+// ErrMoved says that a name does not lead to its file any more.
 var ErrMoved = errors.New("the file was removed or replaced while it was in use")
 
-// Pin remembers which file a name led to. What is written to a file that was removed
-// or replaced since is lost when that file is closed.
+// Pin remembers which file a name led to. What is written to a file after it was removed
+// or replaced is lost when it is closed.
 type Pin struct {
 	name string
 	info os.FileInfo

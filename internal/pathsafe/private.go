@@ -9,10 +9,10 @@ import (
 	"syscall"
 )
 
-// CheckPrivate tells what keeps a folder from being ours alone, or from being made so
-// where it is missing; nothing if it is. Others may not enter it, nor put another
-// in its place: by writing to the folder above, or to the one in which a link to it
-// stands. The error is about finding it.
+// CheckPrivate returns why a folder is not private to the effective user, or could not be
+// made so if it is missing, or "". Other users must not be able to enter it, nor to
+// replace it by writing to its parent, or to the folder of a link to it. The error is
+// about finding it.
 func CheckPrivate(dir string) (why string, err error) {
 	path, err := filepath.Abs(dir)
 	if err != nil {
@@ -34,15 +34,15 @@ func CheckPrivate(dir string) (why string, err error) {
 	case !info.IsDir():
 		return "it is not a folder", nil
 	case !known || int(owner.Uid) != os.Geteuid():
-		return fmt.Sprintf("it belongs to another user than %d, as whom this runs", os.Geteuid()), nil
+		return fmt.Sprintf("it belongs to another user than %d (the user this runs as)", os.Geteuid()), nil
 	case info.Mode().Perm()&0o077 != 0:
 		return fmt.Sprintf("its group or others may enter it (its mode is %04o); chmod 0700 it", info.Mode().Perm()), nil
 	}
 	return checkParents(path, real)
 }
 
-// checkParents judges what holds a folder. A sticky folder (/tmp) keeps others from
-// renaming what is ours.
+// checkParents checks the folders that a folder is in. In a sticky folder (/tmp), other
+// users cannot rename it.
 func checkParents(path, real string) (why string, err error) {
 	for _, dir := range []string{filepath.Dir(path), filepath.Dir(real)} {
 		info, err := os.Stat(dir)
@@ -50,7 +50,7 @@ func checkParents(path, real string) (why string, err error) {
 			return "", err
 		}
 		if info.Mode()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
-			return fmt.Sprintf("its group or others may write %s, which holds it; chmod go-w that", dir), nil
+			return fmt.Sprintf("its group or others may write %s, which contains it; chmod go-w that", dir), nil
 		}
 	}
 	return "", nil

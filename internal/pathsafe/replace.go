@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// Durability says what there is of a replaced file after a loss of power.
+// Durability says what is left of a replaced file after a loss of power.
 type Durability int
 
 // The durabilities. Each costs the disk more than the one before.
@@ -24,7 +24,7 @@ const (
 // and the new one never with a wider mode than the one given.
 func ReplaceFile(root *os.Root, name string, content []byte, mode fs.FileMode, d Durability) error {
 	temporary := name + ".new"
-	// What is there was left by a crash, or put there by somebody: a FIFO would block.
+	// A crash may have left it, or another user may have put a FIFO there, which would block.
 	if err := root.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

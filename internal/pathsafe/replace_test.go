@@ -12,6 +12,8 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
+// TestReplaceFile_ContentAndMode replaces files with each durability: content and mode are the new ones, and no other
+// file is left.
 func TestReplaceFile_ContentAndMode(t *testing.T) {
 	dir := t.TempDir()
 	root, err := os.OpenRoot(dir)
@@ -35,7 +37,8 @@ func TestReplaceFile_ContentAndMode(t *testing.T) {
 	}
 }
 
-// A FIFO under the temporary name would block whoever opens it for writing, and a link would lead elsewhere.
+// TestReplaceFile_InTheWay puts other files under the temporary name: a FIFO would block a writer, and a link would
+// lead elsewhere.
 func TestReplaceFile_InTheWay(t *testing.T) {
 	dir := t.TempDir()
 	name, elsewhere := filepath.Join(dir, "file"), filepath.Join(dir, "elsewhere")
@@ -56,6 +59,7 @@ func TestReplaceFile_InTheWay(t *testing.T) {
 	}
 }
 
+// TestReplaceFile_FailureKeepsTheOld fails to replace a folder: it stays, and no other file is left.
 func TestReplaceFile_FailureKeepsTheOld(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "file")

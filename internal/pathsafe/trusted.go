@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// ReadTrusted reads a file that decides what runs or who is trusted: the configuration, a
+// ReadTrusted reads a file that decides what runs or which callers are trusted: the configuration, a
 // key, a CA, a CRL, a key set. It follows links, because Kubernetes mounts secrets as such.
 // Messages call the file by name.
 //
@@ -38,7 +38,7 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 	if err != nil {
 		return nil, nil, err
 	}
-	if !os.SameFile(way[len(way)-1].FileInfo, info) { // then the owners on the way are not those of this file
+	if !os.SameFile(way[len(way)-1].FileInfo, info) { // then way is not about the file that was opened
 		return nil, nil, fmt.Errorf("%s was replaced while it was read", name)
 	}
 	faults = append(faults, findSwappable(name, way)...)
@@ -52,12 +52,12 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 	return content, faults, nil
 }
 
-// findSwappable names what lets others put another file in the place of one. In a sticky folder
-// (/tmp) others can rename only what is theirs.
+// findSwappable returns what lets other users replace a file. In a sticky folder (/tmp) they can rename only
+// their own files.
 func findSwappable(name string, way []Entry) (faults []string) {
 	open := slices.IndexFunc(way, func(e Entry) bool { return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0 })
 	if open >= 0 {
-		faults = append(faults, fmt.Sprintf("the folder %s may be written by its group or by others, so they may swap %s: chmod go-w", way[open].Path, name))
+		faults = append(faults, fmt.Sprintf("the folder %s may be written by its group or by others, so they may replace %s: chmod go-w", way[open].Path, name))
 	}
 	if whose := FindForeign(way); whose != "" {
 		faults = append(faults, whose)

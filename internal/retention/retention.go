@@ -1,5 +1,9 @@
-// Package retention forgets what is over: runs, their outputs, and what a crash left of
-// them.
+// Package retention removes what the configuration does not keep: runs, their outputs, and folders
+// that a crash left. It also ends queued runs that have waited too long.
+//
+// Each kind of work is done again and again until its context is done, in small steps that do not
+// keep deliveries waiting. A failure is logged once, and the work is tried again. After the clock was
+// set, nothing is removed for a while ([Steps]).
 package retention
 
 import (
@@ -21,17 +25,17 @@ const (
 	pause    = 10 * time.Millisecond // between the steps of what takes several
 )
 
-// PruneRuns forgets runs that the file does not keep, and those that waited too long, in
-// small steps, until ctx is done.
+// PruneRuns prunes runs that the configuration does not keep, and ends queued runs that have waited too
+// long, until ctx is done.
 func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
 	var steps *Steps
-	expiring, pruning := &failures{log: log, work: "ending runs that waited too long"}, &failures{log: log, work: "forgetting runs"}
+	expiring, pruning := &failures{log: log, work: "ending runs that waited too long"}, &failures{log: log, work: "pruning runs"}
 	started := time.Now()
 	runRepeatedly(ctx, func() (wait time.Duration) {
 		if steps == nil {
 			newest, _, err := st.List(ctx, runner.Filter{Limit: 1})
 			if err != nil {
-				return interval // it is logged where it matters
+				return interval // the store logs it
 			}
 			steps = startSteps(started, newest, st.Stepped()) // the clock may have been set since
 		}
@@ -55,9 +59,8 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 	})
 }
 
-// TrimOutputs keeps the outputs of all runs within their bound, until ctx is done. To
-// look at every folder takes seconds where there are a million, so it rests for
-// much longer than it works.
+// TrimOutputs keeps the outputs of all runs within their bound, until ctx is done. Reading
+// a million folders takes seconds, so it rests for much longer than it works.
 func TrimOutputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	const rest = 50 // times as long
 	trimming := &failures{log: log, work: "trimming outputs"}
@@ -69,7 +72,7 @@ func TrimOutputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	})
 }
 
-// failures are those of one kind of work that is done again and again.
+// failures are the failures of one kind of work.
 type failures struct {
 	log  *slog.Logger
 	work string
@@ -89,7 +92,7 @@ func (f *failures) note(ctx context.Context, err error) {
 	}
 }
 
-// runRepeatedly does a step after an interval, and again after what that step says.
+// runRepeatedly does a step after an interval, and again after the time that the step returns.
 func runRepeatedly(ctx context.Context, step func() (wait time.Duration)) {
 	for wait := interval; ; wait = step() {
 		select {
@@ -110,12 +113,12 @@ func retentionOf(c *config.Config) store.Retention {
 	return keep
 }
 
-// sweepAgain is how long Sweep rests between two looks at all folders.
+// sweepAgain is the pause between two passes of SweepFolders.
 const sweepAgain = time.Hour
 
-// SweepFolders removes what a crash left of runs that were forgotten just then, until ctx is done.
+// SweepFolders removes folders of runs that were pruned just before a crash, until ctx is done.
 func SweepFolders(ctx context.Context, c *config.Config, st *store.SQLite, log *slog.Logger) {
-	sweeping := &failures{log: log, work: "removing folders of forgotten runs"}
+	sweeping := &failures{log: log, work: "removing folders of pruned runs"}
 	runRepeatedly(ctx, func() (wait time.Duration) {
 		removed, err := rundir.Sweep(ctx, runsFolder(c), rundir.SweepAfter, func(run string) (bool, error) {
 			_, err := st.Get(ctx, run)
@@ -125,7 +128,7 @@ func SweepFolders(ctx context.Context, c *config.Config, st *store.SQLite, log *
 			return true, err
 		})
 		if removed > 0 {
-			log.Info("folders of forgotten runs removed", "count", removed)
+			log.Info("folders of pruned runs removed", "count", removed)
 		}
 		sweeping.note(ctx, err)
 		return sweepAgain

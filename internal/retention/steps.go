@@ -12,12 +12,12 @@ const (
 	// longestPause is how old the newest run may be at the start without raising doubts about the clock.
 	longestPause = 24 * time.Hour
 	// HoldAfterStep is how long nothing is removed after the wall clock was set: an operator, or the
-	// time service, has that long to set it right.
+	// time service, has that long to correct it.
 	HoldAfterStep = time.Hour
 )
 
-// Steps notices that the wall clock was set. What is kept by age would be removed at once if the clock is
-// far ahead for a moment.
+// Steps notices when the wall clock is set. While the clock is far ahead, everything would seem old enough
+// to be removed.
 type Steps struct {
 	wall  time.Time
 	mono  time.Duration

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// sqlEndActive ends what a backup finds queued or running. Whoever restores it cannot know how that
-// went on, and must not start it a second time.
+// sqlEndActive ends the runs that are queued or running in a backup. How they went on is not known when
+// it is restored, and they must not start a second time.
 const sqlEndActive = `UPDATE runs SET state = 'interrupted', ended = $1, error = $2 WHERE ended = 0`
 
 // Backup writes a copy of the database of the state folder dir to the file named to, which must not
-// be there. The copy is that of one moment, whether or not a server writes the original. Runs that
+// exist. The copy is of one moment, whether or not a server writes the original. Runs that
 // are queued or running at that moment are interrupted in the copy. Errors: ErrNewer, ErrOlder,
 // ErrUnavailable.
 func Backup(ctx context.Context, dir, to string, now time.Time) error {
@@ -37,7 +37,7 @@ func Backup(ctx context.Context, dir, to string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	_, err = backup.ExecContext(ctx, sqlEndActive, micros(now), "was under way when the backup was made")
+	_, err = backup.ExecContext(ctx, sqlEndActive, micros(now), "was queued or running when the backup was made")
 	if err := errors.Join(err, backup.Close()); err != nil {
 		return unavailable("writing the copy of the database", err)
 	}

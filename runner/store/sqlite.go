@@ -1,4 +1,25 @@
-// Package store keeps the record of runs.
+// Package store keeps runs and claims in SQLite, in the file state.db of the state folder.
+//
+// Invariants:
+//
+//   - What a method of [SQLite] returns without an error is on the disk. It survives a crash of the program and of the
+//     machine.
+//   - At most one run of a flight is running. A partial unique index on the flight of running runs ensures it, so no
+//     fault of the program can record two.
+//   - A claim and the run that its delivery started are recorded together, or neither is.
+//   - One process at a time has the folder open for writing: [Open] locks it until [SQLite.Close].
+//
+// Failures: an error of the disk or of the database is an [ErrUnavailable]. Nothing was recorded then, and the same call
+// may succeed later. The exception is runner.ErrUncertain: a server that starts later may find it recorded. After a
+// crash, [Open] checks the whole file before it uses it, and refuses a damaged one with [ErrCorrupt]. While the file or
+// its write-ahead log is not where it was opened, all writes fail.
+//
+// One goroutine writes. Operations that come while it commits share the next transaction, each in a savepoint of its
+// own. Readers have connections of their own and never wait for the writer. Schema changes are in migrations/, applied
+// in order by [Open], and are never taken back.
+//
+// [Open] is for the server, [OpenRead] for commands that look at the state folder, and [Backup] copies the database of a
+// running server.
 package store
 
 import (
@@ -31,8 +52,8 @@ type SQLite struct {
 	once   sync.Once
 }
 
-// Open opens, or makes, the store in the folder dir, which must belong to
-// this user alone, brings its schema forward, and holds the folder until
+// Open opens, or makes, the store in the folder dir, which must be owned by
+// this user and closed to others, migrates its schema, and locks the folder until
 // Close. Errors: ErrHeld, ErrUnsafe, ErrNewer, ErrUnavailable with what is wrong.
 func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logger) (*SQLite, error) {
 	lock, err := holdFolder(dir)
@@ -52,7 +73,7 @@ func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logge
 }
 
 // OpenRead opens the store in the folder dir to read it, whether or not a server
-// writes it. What writes fails with ErrUnavailable. Errors: ErrNewer, ErrOlder,
+// writes it. Methods that write fail with ErrUnavailable. Errors: ErrNewer, ErrOlder,
 // ErrUnavailable.
 func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	path, err := databasePath(dir)
@@ -91,7 +112,7 @@ func (s *SQLite) openParts(ctx context.Context, path string) error {
 	if err := s.writer.connectWriter(ctx); err != nil {
 		return err
 	}
-	// The schema was just brought forward.
+	// The schema was just migrated.
 	if err := s.reader.openReader(ctx, path, func(context.Context, *sql.DB) error { return nil }); err != nil {
 		return err
 	}
@@ -105,8 +126,8 @@ func dataSource(path, mode string, pragmas ...string) string {
 	return (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}).String()
 }
 
-// checkJournal refuses a file that is not a database, and a filesystem that cannot do what the
-// promise of this package needs.
+// checkJournal refuses a file that is not a database, and a filesystem without what
+// durability needs.
 func checkJournal(ctx context.Context, db *sql.DB) error {
 	var mode string
 	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&mode); err != nil {
@@ -131,8 +152,8 @@ func checkWhole(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// Close ends what is being written, closes the file and unlocks the folder.
-// Calls that come later fail with ErrUnavailable.
+// Close waits for the current transaction, closes the file and unlocks the folder.
+// Later calls fail with ErrUnavailable.
 func (s *SQLite) Close() error {
 	var err error
 	s.once.Do(func() {

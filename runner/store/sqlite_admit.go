@@ -13,11 +13,11 @@ import (
 )
 
 // Admit records a run and the claim of its delivery, both or neither, and
-// decides its state: Running when nothing of its flight runs or waits, else what
-// the policy says. The state and start that run has are not looked at. A delivery
+// decides its state: Running if no run of its flight is running or queued, else by
+// the policy. The state and start in run are ignored. A delivery
 // claimed before is *runner.Replayed, runner.ErrReused or runner.ErrOtherBody; one refused for
-// being busy is *runner.Busy (of which RetryAfter is left to the caller), and
-// leaves no trace. The caller starts nothing on any error.
+// being busy is *runner.Busy, without RetryAfter, and is not recorded. The caller
+// starts nothing on any error.
 func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
 	var a runner.Admission
 	err := s.writer.record(ctx, func(ctx context.Context, tx *statements) (err error) {
@@ -42,7 +42,7 @@ func (s *SQLite) admitRun(ctx context.Context, tx *statements, run runner.Run, c
 	}
 	run.Created, run.Started, run.Boot, run.End = timeOf(micros(run.Created)), timeOf(0), "", runner.End{}
 	current, err := tx.readRun(ctx, sqlInFlight, run.Flight)
-	if errors.Is(err, runner.ErrUnknown) { // who waits for something that got away is before it
+	if errors.Is(err, runner.ErrUnknown) { // a run that is queued behind an escaped process is first
 		current, err = tx.readRun(ctx, sqlFirst, run.Flight)
 	}
 	var a runner.Admission
@@ -60,7 +60,7 @@ func (s *SQLite) admitRun(ctx context.Context, tx *statements, run runner.Run, c
 	return a, insertClaims(ctx, tx, a.Run, c)
 }
 
-// queueRun records a run behind the current one, as the policy has it.
+// queueRun records a run behind the current one, by the policy.
 func (s *SQLite) queueRun(ctx context.Context, tx *statements, current, run runner.Run, p runner.Policy, in runner.Feed) (a runner.Admission, err error) {
 	var waiting, last int
 	if err := tx.scanRow(ctx, []any{&waiting, &last}, sqlQueue, run.Flight); err != nil {
@@ -75,7 +75,7 @@ func (s *SQLite) queueRun(ctx context.Context, tx *statements, current, run runn
 			return a, &runner.Busy{Run: current}
 		}
 	case runner.Join:
-		if waiting > 0 && run.RerunOf != "" { // with parameters older than those that wait
+		if waiting > 0 && run.RerunOf != "" { // its parameters are older than the queued ones
 			return a, &runner.Busy{Run: current}
 		}
 		if waiting > 0 {
@@ -95,14 +95,14 @@ func (s *SQLite) queueRun(ctx context.Context, tx *statements, current, run runn
 			return a, err
 		}
 	default:
-		return a, fmt.Errorf("%q is no policy", p.Kind)
+		return a, fmt.Errorf("%q is not a policy", p.Kind)
 	}
 	return a, s.insertRun(ctx, tx, run, last+1, in)
 }
 
-// joinQueued gives the parameters of run to the last that waits, and its caller; the
-// one before stays known. There is more than one only when the hook's policy was
-// another before, or when one was put back.
+// joinQueued gives the parameters and the caller of run to the last queued run, and
+// keeps the earlier caller in StandsFor. More than one run is queued only after the
+// hook had another policy, or after a run was requeued.
 func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run, in runner.Feed) (runner.Run, error) {
 	pending, err := tx.readRun(ctx, sqlLast, run.Flight)
 	if err != nil {
@@ -131,8 +131,8 @@ func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, pl
 }
 
 // findClaimed returns the run that a delivery to the hook started, or
-// runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. Of a run that was
-// pruned since, it knows the id and the hook.
+// runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. If that run was pruned,
+// only its id and hook are set.
 func findClaimed(ctx context.Context, from *statements, hook string, c runner.Claim) (runner.Run, error) {
 	for _, key := range claimKeys(c) {
 		var id string
@@ -157,7 +157,7 @@ func findClaimed(ctx context.Context, from *statements, hook string, c runner.Cl
 	return runner.Run{}, runner.ErrUnknown
 }
 
-// claimKeys are all keys of a claim; none where repetition is legitimate.
+// claimKeys returns all keys of a claim. There are none where a delivery may be repeated.
 func claimKeys(c runner.Claim) []string {
 	if c.Key == "" {
 		return nil
@@ -165,7 +165,7 @@ func claimKeys(c runner.Claim) []string {
 	return append([]string{c.Key}, c.Also...)
 }
 
-// claimScope is where a claim's key is unique: within its hook, or everywhere.
+// claimScope returns in what a claim's key is unique: its hook, or everything.
 func claimScope(hook string, c runner.Claim) string {
 	if c.OneBody {
 		return ""

@@ -19,7 +19,7 @@ const (
 	sqlDropExpired  = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND accepted_up < $5 RETURNING ` + runColumns
 )
 
-// clocks are the times that the store goes by.
+// clocks are the clocks that the store uses.
 type clocks struct {
 	// Uptime is the clock that waits are measured by, which no step of the wall clock moves. Only tests set it.
 	Uptime func() time.Duration
@@ -30,7 +30,7 @@ type clocks struct {
 	noted  atomic.Bool // opened is recorded
 }
 
-// opening is how the clocks stood when the file was opened.
+// opening is what the clocks showed when the file was opened.
 type opening struct {
 	boot     string // start of the machine; empty where the time since then is not known
 	up, wall int64  // in microseconds
@@ -39,11 +39,11 @@ type opening struct {
 	stepped  time.Duration
 }
 
-// readClocks compares the clocks with how they stood when a server opened the file before. It writes nothing: a server
-// must start on a full disk too.
+// readClocks compares the clocks with what they showed when a server opened the file before. It writes nothing,
+// because a server must start on a full disk too.
 func (c *clocks) readClocks(ctx context.Context, db *sql.DB) error {
 	o := opening{boot: c.boot}
-	if c.Uptime = boot.Uptime; boot.Uptime() == 0 { // on this system, a server knows its own time only
+	if c.Uptime = boot.Uptime; boot.Uptime() == 0 { // this system does not give the time since its start
 		opened := time.Now()
 		o.boot, c.Uptime = "", func() time.Duration { return time.Since(opened) }
 	}
@@ -64,8 +64,8 @@ func (c *clocks) readClocks(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// noteOpening records how the clocks stood, once. Nothing reliable tells how long the machine was off, so the runs that
-// it finds queued after a restart of the machine wait from then on.
+// noteOpening records what the clocks showed, once. How long the machine was off is not known reliably, so the wait of
+// runs that are queued after a restart of the machine starts again.
 func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	if c.noted.Load() {
 		return nil

@@ -75,7 +75,7 @@ func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
 }
 
 // TestExpireQueued_OtherStartOfMachine finds runs that an earlier version queued, or a server before the machine was
-// started again. How long they have waited is not known, so they wait anew.
+// started again. How long they have waited is not known, so their wait starts again.
 func TestExpireQueued_OtherStartOfMachine(t *testing.T) {
 	for name, before := range map[string]string{
 		"restarted":       `UPDATE opened SET boot = 'another'`,

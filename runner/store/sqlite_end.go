@@ -10,16 +10,15 @@ import (
 	"sallyport/runner"
 )
 
-// Finish records the end of a run and, with promote, lets the next of its flight go: next is
-// the one that is Running from now on, to be started by the caller, or nil.
-// With giveBack the deliveries that led to the run may come again. An end that
-// was recorded before stands: it is returned with a nil next, so that Finish may be
-// repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
+// Finish records the end of a run and, with promote, makes the next run of its flight
+// Running: the caller must start next, unless it is nil. With giveBack, the claims on the
+// run are removed. If an end was recorded before, that end is returned with a nil next,
+// so that Finish can be repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end runner.End, giveBack, promote bool) (ended runner.Run, next *runner.Run, err error) {
 	if !state.Ended() {
-		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is no end", id, state)
+		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is not a final state", id, state)
 	}
-	if end.Ended.IsZero() { // what has ended has a time of it, in every index
+	if end.Ended.IsZero() { // every index needs the time of the end
 		end.Ended = s.now()
 	}
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
@@ -43,9 +42,11 @@ func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end 
 	return ended, next, nil
 }
 
-// endRun ends a run that is running. A run to be given back never started: if it was asked to end meanwhile, it ends
-// so, and its deliveries stay accepted.
-func endRun(ctx context.Context, tx *statements, id string, state runner.State, end runner.End, giveBack bool) (runner.Run, error) {
+// endRun ends a running or queued run. A run with giveBack never started: if its end was requested, it ends so, and its
+// deliveries stay accepted.
+func endRun(
+	ctx context.Context, tx *statements, id string, state runner.State, end runner.End, giveBack bool,
+) (runner.Run, error) {
 	if giveBack {
 		run, err := tx.readRun(ctx, sqlEndWished, id, micros(end.Ended))
 		if !errors.Is(err, runner.ErrUnknown) {
@@ -60,20 +61,20 @@ func endRun(ctx context.Context, tx *statements, id string, state runner.State, 
 	return run, err
 }
 
-// promoteNext makes the first that waits the running one, if nothing runs.
+// promoteNext makes the first queued run of a flight Running, unless one is running.
 func (s *SQLite) promoteNext(ctx context.Context, tx *statements, flight string) (*runner.Run, error) {
 	next, err := tx.readRun(ctx, sqlPromote, flight, micros(s.now()), s.boot)
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
-		return nil, nil //nolint:nilnil // nothing waits
+		return nil, nil //nolint:nilnil // no run is queued
 	case err != nil:
 		return nil, err
 	}
 	return &next, nil
 }
 
-// Promote makes the first that waits of each of the flights the running one,
-// where nothing runs, and returns those runs. Without flights, it does so for all.
+// Promote makes the first queued run of each of the flights Running where none is
+// running, and returns those runs. Without arguments, it does so for all flights.
 func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []runner.Run, err error) {
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		promoted = nil
@@ -102,9 +103,9 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 	return promoted, err
 }
 
-// Requeue makes a running run, whose command was not started, wait again as the
-// first of its flight. One that was asked to end meanwhile ends. A run that does
-// not run stays as it is. The run is returned as it stands then.
+// Requeue queues a running run, whose command was not started, as the first of its
+// flight. If its end was requested meanwhile, it ends. A run that is not running is not
+// changed. The run is returned as it is then.
 func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		run, err = tx.readRun(ctx, sqlEndWished, id, micros(s.now()))
@@ -123,9 +124,8 @@ func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err er
 	return run, nil
 }
 
-// Cancel ends a run that waits as Cancelled and tells whether it did. Of a run
-// that runs it is recorded that it is to end so. The run is returned as it stands
-// then. Errors: runner.ErrUnknown, ErrUnavailable.
+// Cancel ends a queued run as Cancelled and reports whether it did. For a running run,
+// it records that it should end so. The run is returned as it is then. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended bool, err error) {
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		run, err = tx.readRun(ctx, sqlDropRun, id, runner.Cancelled, micros(s.now()), "")
@@ -146,14 +146,14 @@ func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended b
 }
 
 // ExpireQueued ends the runs of a hook that are queued and have waited for longer than longest since their last
-// delivery was accepted, as TimedOut, and returns them. The time that the machine was off does not count. Their claims
-// stay.
+// delivery was accepted, as TimedOut, and returns them. The time that the machine was off does not count. Their
+// claims stay.
 func (s *SQLite) ExpireQueued(ctx context.Context, hook string, longest time.Duration) (expired []runner.Run, err error) {
 	if err := s.noteOpening(ctx, s.writer); err != nil {
 		return nil, err
 	}
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
-		expired, err = tx.readRuns(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "waited too long for its turn", (s.Uptime() - longest).Microseconds())
+		expired, err = tx.readRuns(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "queued for longer than queue_timeout", (s.Uptime() - longest).Microseconds())
 		return err
 	})
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// holdFolder makes sure that the state folder exists and is ours alone, and
-// returns the lock that keeps a second server out until it is closed.
+// holdFolder makes the state folder, refuses it if others can change it, and locks it
+// against a second server.
 func holdFolder(dir string) (*pathsafe.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("making the state folder: %w", err)
@@ -27,9 +27,8 @@ func holdFolder(dir string) (*pathsafe.Lock, error) {
 	return lock, nil
 }
 
-// checkFolder refuses a folder that another user of the machine may read,
-// write or put another folder in the place of: what it holds decides what was
-// replayed and what runs.
+// checkFolder refuses a folder that another user of the machine can read, write or
+// replace: its content decides what is a replay and what runs.
 func checkFolder(dir string) error {
 	switch why, err := pathsafe.CheckPrivate(dir); {
 	case err != nil:

@@ -12,6 +12,7 @@ import (
 	"sallyport/runner/store"
 )
 
+// TestSaveKeyUses_NeverGoesBack saves uses of keys in any order: the last use stays.
 func TestSaveKeyUses_NeverGoesBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s, err := store.Open(t.Context(), dir, new(clock).now, slog.New(slog.DiscardHandler))

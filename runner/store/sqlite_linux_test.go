@@ -117,6 +117,7 @@ func end(ctx context.Context, s *store.SQLite, r *runner.Run, as runner.State) e
 	return nil
 }
 
+// TestKill_LosesNothingAcknowledged kills the server during commits: nothing that was acknowledged is lost.
 func TestKill_LosesNothingAcknowledged(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	rng := rand.New(rand.NewPCG(5, 6))
@@ -296,6 +297,8 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 	return s.Close()
 }
 
+// TestFullDisk_LosesNothing fills the disk: operations are refused, nothing is lost, and they succeed once there is
+// space.
 func TestFullDisk_LosesNothing(t *testing.T) {
 	t.Run("file size limit", func(t *testing.T) {
 		said, err := child(t, "child-limit", filepath.Join(t.TempDir(), "state")).Output()

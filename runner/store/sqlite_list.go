@@ -17,7 +17,7 @@ import (
 const (
 	defaultPage = 50
 	maxPage     = 1000
-	// maxPageBytes bounds the parameters that a page is read from. A page always has one run.
+	// maxPageBytes bounds the bytes of parameters that a page is read from. A page has at least one run.
 	maxPageBytes = 1 << 20
 	// maxListed is how many bytes of a parameter a page shows.
 	maxListed = 256
@@ -42,7 +42,7 @@ func (r *reader) List(ctx context.Context, f runner.Filter) (page []runner.Run, 
 }
 
 func (r *reader) readPage(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
-	// One snapshot: a run that ends meanwhile is neither missed nor listed twice.
+	// One snapshot: a run that ends during the queries is neither missed nor listed twice.
 	tx, err := r.listDB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return nil, "", unavailable("reading", err)
@@ -74,7 +74,7 @@ func (r *reader) readPage(ctx context.Context, f runner.Filter) (page []runner.R
 	return page, next, nil
 }
 
-// cutParams leaves the beginning of long parameters.
+// cutParams cuts long parameters to their beginning.
 func cutParams(run *runner.Run) {
 	for name, value := range run.Params {
 		if len(value) <= maxListed {
@@ -84,13 +84,13 @@ func cutParams(run *runner.Run) {
 		for end > maxListed-utf8.UTFMax && !utf8.RuneStart(value[end]) {
 			end--
 		}
-		run.Params[name] = strings.Clone(value[:end]) + "…" // what is cut off is not kept in memory
+		run.Params[name] = strings.Clone(value[:end]) + "…" // so that the rest does not stay in memory
 		run.Cut = append(run.Cut, name)
 	}
 	slices.Sort(run.Cut)
 }
 
-// The statements of a page find ids alone, by an index that has all that they
+// The statements of a page find ids alone, by an index that has every column that they
 // compare: a row with long parameters takes hundreds of pages of the file.
 //
 // INDEXED BY is SQLite's own. Without it the planner reads every run, newest
@@ -144,7 +144,7 @@ func findMatching(ctx context.Context, in *statements, f runner.Filter) (ids []s
 	return ids[:min(len(ids), f.Limit+1)], nil
 }
 
-// listQueries returns the statements whose ids together are those that f allows.
+// listQueries returns the statements that together find the ids that f allows.
 func listQueries(f runner.Filter) []string {
 	switch {
 	case f.Joined != "":
@@ -162,7 +162,7 @@ func listQueries(f runner.Filter) []string {
 }
 
 func jsonList[T ~string](names []T) string {
-	text, _ := json.Marshal(append([]T{}, names...)) // strings can always be written
+	text, _ := json.Marshal(append([]T{}, names...)) // strings always can be marshalled
 	return string(text)
 }
 
@@ -187,7 +187,7 @@ func idBounds(f runner.Filter) (low, high string) {
 	return low, high
 }
 
-// firstID is what the ids of a time begin with: a UUIDv7 has the milliseconds
+// firstID returns the prefix of the ids of a time: a UUIDv7 has the milliseconds
 // since 1970 in its first 48 bits (RFC 9562, 5.7).
 func firstID(t time.Time) string {
 	ms := max(t.UnixMilli(), 0) & (1<<48 - 1)

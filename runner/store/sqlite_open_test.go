@@ -26,6 +26,7 @@ func refuse(t *testing.T, dir string, want ...error) {
 	t.Log(err)
 }
 
+// TestOpen_OneServer opens a folder twice: the second server is refused.
 func TestOpen_OneServer(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
@@ -36,6 +37,7 @@ func TestOpen_OneServer(t *testing.T) {
 	openIn(t, dir)
 }
 
+// TestOpen_UnsafeFolder refuses a folder that other users could change.
 func TestOpen_UnsafeFolder(t *testing.T) {
 	folder := func(mode os.FileMode) string {
 		dir := filepath.Join(t.TempDir(), "state")
@@ -74,6 +76,7 @@ func TestOpen_UnsafeFolder(t *testing.T) {
 	openIn(t, folder(0o700))
 }
 
+// TestOpen_FileModes makes files that only their owner can read.
 func TestOpen_FileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
@@ -103,6 +106,7 @@ func rawly(t *testing.T, dir string, queries ...string) {
 	}
 }
 
+// TestOpen_OlderSchema brings an older schema forward with its runs.
 func TestOpen_OlderSchema(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
@@ -132,6 +136,7 @@ func TestOpen_OlderSchema(t *testing.T) {
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
 }
 
+// TestOpen_NewerSchema refuses a newer schema and leaves it as it is.
 func TestOpen_NewerSchema(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if err := openIn(t, dir).Close(); err != nil {
@@ -175,6 +180,7 @@ func crashed(t *testing.T) (dir string) {
 	return dir
 }
 
+// TestOpen_CorruptFile refuses a corrupt file after a crash.
 func TestOpen_CorruptFile(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"no database": func([]byte) []byte { return make([]byte, 8192) },
@@ -207,6 +213,7 @@ func junk(n int) []byte {
 	return b
 }
 
+// TestStore_ReadOnlyOrFull makes the database read-only or full: operations fail, and succeed afterwards.
 func TestStore_ReadOnlyOrFull(t *testing.T) {
 	for name, row := range map[string]struct {
 		spoil, repair string
@@ -239,6 +246,7 @@ func TestStore_ReadOnlyOrFull(t *testing.T) {
 	}
 }
 
+// TestClose_LaterCalls calls a closed store: every method fails with ErrUnavailable.
 func TestClose_LaterCalls(t *testing.T) {
 	s := open(t)
 	for range 2 {
@@ -254,6 +262,7 @@ func TestClose_LaterCalls(t *testing.T) {
 	}
 }
 
+// TestLog_CopiedDuringWrites writes without a pause: the write-ahead log is copied meanwhile, and stays short.
 func TestLog_CopiedDuringWrites(t *testing.T) {
 	s := open(t)
 	fill(t, s, 20)

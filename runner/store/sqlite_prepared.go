@@ -10,17 +10,17 @@ import (
 // statements runs prepared statements. Its errors are those of unavailable.
 type statements struct {
 	stmts   map[string]*sql.Stmt
-	prepare func(context.Context, string) (*sql.Stmt, error) // at its first use; nil where all are prepared
+	prepare func(context.Context, string) (*sql.Stmt, error) // nil if all are prepared
 	tx      *sql.Tx                                          // in which they run, or nil
 }
 
-// newPrepared is for one goroutine, which prepares what it needs.
+// newPrepared is for one goroutine: statements are prepared at their first use.
 func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *statements {
 	return &statements{stmts: map[string]*sql.Stmt{}, prepare: prepare}
 }
 
-// prepareAll is for many goroutines. Nothing is prepared later: it would take a
-// second connection, for which those that hold the others might wait forever.
+// prepareAll is for many goroutines. Nothing is prepared later, because that takes a
+// second connection: goroutines that hold one each might wait for it forever.
 func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*statements, error) {
 	p := &statements{stmts: make(map[string]*sql.Stmt, len(queries))}
 	for _, query := range queries {
@@ -56,7 +56,7 @@ func (p *statements) findStatement(ctx context.Context, query string) (*sql.Stmt
 	return st, nil
 }
 
-// closeStatements finalizes the statements: a connection with one left does not close.
+// closeStatements closes the statements: a connection with an open one does not close.
 func (p *statements) closeStatements() error {
 	if p == nil {
 		return nil
@@ -68,7 +68,7 @@ func (p *statements) closeStatements() error {
 	return errors.Join(errs...)
 }
 
-// execute returns how many rows were changed.
+// execute runs a statement and returns how many rows it changed.
 func (p *statements) execute(ctx context.Context, query string, args ...any) (int64, error) {
 	st, err := p.findStatement(ctx, query)
 	if err != nil {
@@ -81,7 +81,7 @@ func (p *statements) execute(ctx context.Context, query string, args ...any) (in
 	return result.RowsAffected()
 }
 
-// scanRow reads one row into dest; it is sql.ErrNoRows when there is none.
+// scanRow reads one row into dest. Without a row, it returns sql.ErrNoRows.
 func (p *statements) scanRow(ctx context.Context, dest []any, query string, args ...any) error {
 	st, err := p.findStatement(ctx, query)
 	if err != nil {
@@ -94,7 +94,7 @@ func (p *statements) scanRow(ctx context.Context, dest []any, query string, args
 	return err
 }
 
-// eachRow calls each with every row, to scan it.
+// eachRow calls each for every row, to scan it.
 func (p *statements) eachRow(ctx context.Context, each func(*sql.Rows) error, query string, args ...any) error {
 	st, err := p.findStatement(ctx, query)
 	if err != nil {
@@ -104,7 +104,7 @@ func (p *statements) eachRow(ctx context.Context, each func(*sql.Rows) error, qu
 	if err != nil {
 		return unavailable("reading", err)
 	}
-	defer rows.Close() //nolint:errcheck // what matters is in rows.Err
+	defer rows.Close() //nolint:errcheck // rows.Err has the error
 	for rows.Next() {
 		if err := each(rows); err != nil {
 			return err

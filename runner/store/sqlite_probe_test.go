@@ -17,8 +17,8 @@ import (
 	"sallyport/runner/store"
 )
 
-// TestStore_MovedFileRefusesAll: what is committed to a file that was removed is gone when the
-// server ends. When the file is back, the store goes on.
+// TestStore_MovedFileRefusesAll moves the database: what is committed to a removed file is lost when the server ends,
+// so everything is refused. When the file is back, the store works again.
 func TestStore_MovedFileRefusesAll(t *testing.T) {
 	for _, name := range []string{"state.db", "state.db-wal"} {
 		for what, replace := range map[string]func(name string) error{
@@ -60,7 +60,8 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 	}
 }
 
-// TestProbe_WritesWithoutDeliveries: reading alone would not show that the database is read-only.
+// TestProbe_WritesWithoutDeliveries probes a read-only database without deliveries: reading alone would not show that
+// it cannot be written.
 func TestProbe_WritesWithoutDeliveries(t *testing.T) {
 	s := open(t)
 	for range 3 {
@@ -86,7 +87,8 @@ func TestProbe_WritesWithoutDeliveries(t *testing.T) {
 	}
 }
 
-// TestLock_SurvivesItsFile: two servers in one folder damage what both write.
+// TestLock_SurvivesItsFile removes the lock file: a second server is still refused, because two would damage what both
+// write.
 func TestLock_SurvivesItsFile(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	openIn(t, dir)
@@ -96,7 +98,8 @@ func TestLock_SurvivesItsFile(t *testing.T) {
 	refuse(t, dir, store.ErrHeld)
 }
 
-// TestLog_WarnsOfOutsideReader: another process that reads the database keeps the log from being reused.
+// TestLog_WarnsOfOutsideReader reads the database with another process, which keeps the log from being reused: a
+// warning says so.
 func TestLog_WarnsOfOutsideReader(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	var log lockedBuffer

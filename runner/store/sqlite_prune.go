@@ -13,17 +13,17 @@ import (
 	"sallyport/runner"
 )
 
-// KeepRule is how much of a hook's past stays. What is zero does not bound.
+// KeepRule is the bounds of the ended runs of a hook that are kept. A zero field does not bound.
 type KeepRule struct {
 	Age   time.Duration // since the run ended
 	Count int           // ended runs
 }
 
-// Retention is how much of the past stays.
+// Retention is what Prune keeps.
 type Retention struct {
 	Default KeepRule
 	Hooks   map[string]KeepRule // instead of Default
-	// Claims is how long a delivery without an age of its own is recognised;
+	// Claims is how long a delivery whose signature does not expire is recognised;
 	// 0 for a year.
 	Claims time.Duration
 	Batch  int // how many runs and how many claims one Prune removes at most; 0 for 50
@@ -40,10 +40,9 @@ const (
 	sqlPruneClaims = `DELETE FROM claims WHERE (hook, key) IN (SELECT hook, key FROM claims WHERE until = 0 AND created < $1 LIMIT $2)`
 )
 
-// Prune takes one small step: it forgets ended runs beyond the retention, and
-// claims that refuse nothing any more, at most a batch of each, and returns
-// the ids of the runs, and whether there may be more to forget. Claims stay when
-// their runs go.
+// Prune takes one small step: it removes ended runs beyond the retention, and
+// claims that have expired, at most a batch of each. It returns the ids of the runs,
+// and whether there may be more to remove. Claims stay when their runs are removed.
 func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more bool, err error) {
 	r.Batch = cmp.Or(r.Batch, 50)
 	r.Claims = cmp.Or(r.Claims, 365*24*time.Hour)
@@ -83,9 +82,9 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 	return removed, max(len(ids), int(stale), int(old)) == r.Batch, nil
 }
 
-// pruner finds runs that the retention does not keep, without the writer. To count
-// the runs of a hook costs time for every run kept, so it remembers the hooks that
-// were found to have no run too many and of which none has ended since.
+// pruner finds runs that the retention does not keep. Counting the runs of a hook takes
+// time for every run kept, so it remembers the hooks that had no run too many, until
+// one of their runs ends.
 type pruner struct {
 	prepared *statements
 
@@ -116,7 +115,7 @@ func (p *pruner) forgetHook(hook string) {
 	delete(p.within, hook)
 }
 
-// findRuns finds runs that the retention does not keep, without the writer.
+// findRuns finds a batch of runs that the retention does not keep.
 func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids []string, err error) {
 	for hook := ""; len(ids) < r.Batch; {
 		err := p.prepared.scanRow(ctx, []any{&hook}, sqlNextHook, hook)

@@ -47,6 +47,7 @@ type waiter struct {
 	from, til int64
 }
 
+// TestFlight_OneRunInOrder runs many flights at once: no two runs of a flight overlap, and none is out of order.
 func TestFlight_OneRunInOrder(t *testing.T) {
 	s := open(t)
 	w := &witness{air: map[string]string{}, seen: map[string]int{}}

@@ -14,8 +14,8 @@ import (
 
 // Deadlines of a call. A call that takes longer ends with ErrUnavailable.
 const (
-	callTime = 5 * time.Second // what a request waits for
-	workTime = time.Minute     // what the server reads for itself
+	callTime = 5 * time.Second // for requests
+	workTime = time.Minute     // for the server itself
 )
 
 // Connections of the readers. A reader holds one connection at a time, and waits
@@ -28,7 +28,7 @@ const (
 // reader reads the store. Pages of runs have connections of their own, so that
 // they never keep a claim waiting.
 type reader struct {
-	db           *sql.DB // for claims, single runs and what the server reads for itself
+	db           *sql.DB // for claims, single runs and the server itself
 	prepared     *statements
 	listDB       *sql.DB // for pages of runs
 	listPrepared *statements
@@ -75,7 +75,7 @@ func closeDatabase(db *sql.DB) error {
 	return db.Close()
 }
 
-// withDeadline has f read for at most so long.
+// withDeadline calls f with a deadline.
 func withDeadline(ctx context.Context, most time.Duration, f func(context.Context) error) error {
 	bounded, stop := context.WithTimeout(ctx, most)
 	defer stop()
@@ -111,7 +111,7 @@ func (r *reader) Get(ctx context.Context, id string) (run runner.Run, err error)
 	return run, err
 }
 
-// Feed returns what the command of a run is to be given, or runner.ErrUnknown.
+// Feed returns the input of the command of a run, or runner.ErrUnknown.
 func (r *reader) Feed(ctx context.Context, id string) (in runner.Feed, err error) {
 	err = withDeadline(ctx, callTime, func(ctx context.Context) error {
 		return r.prepared.scanRow(ctx, []any{&in.Trace, &in.Stdin}, sqlInput, id)
@@ -122,8 +122,8 @@ func (r *reader) Feed(ctx context.Context, id string) (in runner.Feed, err error
 	return in, err
 }
 
-// Active returns what has not ended: the running runs, then those that wait,
-// in the order in which each flight takes them.
+// Active returns the running runs, then the queued ones in the order in which
+// they start.
 func (r *reader) Active(ctx context.Context) (runs []runner.Run, err error) {
 	err = withDeadline(ctx, workTime, func(ctx context.Context) error {
 		runs, err = r.prepared.readRuns(ctx, sqlActive)

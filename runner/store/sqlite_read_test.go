@@ -17,8 +17,8 @@ import (
 	"sallyport/runner/store"
 )
 
-// TestReads_ManyAtOnceAfterOpen has 24 readers come at once to a store that has
-// read nothing yet. Each must be answered.
+// TestReads_ManyAtOnceAfterOpen has 24 readers come at once to a store that has read nothing yet. Each must be
+// answered.
 func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
@@ -107,8 +107,8 @@ func TestReads_EndWithoutConnections(t *testing.T) {
 	state(t, s, run.ID, runner.Running)
 }
 
-// TestWrites_EndWithoutTurn shows that a write waits for its turn so long and no
-// longer, is not recorded then, and that one which has its turn is.
+// TestWrites_EndWithoutTurn keeps the writer busy: a write ends after its time in the queue and is not recorded, and
+// one that has its turn is.
 func TestWrites_EndWithoutTurn(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -174,9 +174,8 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 	}
 }
 
-// TestFinish_KeepsTheDetail: it is for local administrators, and no part of what a caller sees.
-// TestFinish_CancelledBeforeStart: a run that was asked to end and could not be started ends as asked, and its delivery
-// does not start another.
+// TestFinish_CancelledBeforeStart cancels a run that then cannot be started: it ends as cancelled, and its delivery does
+// not start another.
 func TestFinish_CancelledBeforeStart(t *testing.T) {
 	s := open(t)
 	r := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
@@ -194,6 +193,7 @@ func TestFinish_CancelledBeforeStart(t *testing.T) {
 	}
 }
 
+// TestFinish_KeepsTheDetail keeps the detail of an end. It is for local administrators; callers do not see it.
 func TestFinish_KeepsTheDetail(t *testing.T) {
 	s := open(t)
 	r := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run

@@ -24,20 +24,20 @@ const (
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
 	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1`
 	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place DESC LIMIT 1`
-	sqlWaiting  = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // no flight is empty
+	sqlWaiting  = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // flights are not empty
 	sqlQueue    = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
 	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
-	// What runs, and who asked for it, are one: a pending run never keeps the
-	// name of one caller with the parameters of another, nor that it repeats
-	// a run whose parameters it no longer has.
+	// Parameters and caller change together: a queued run never has the name of one
+	// caller and the parameters of another, nor the id of a run that it repeats with
+	// other parameters.
 	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6, accepted_up = $7, rerun_of = '', attempt = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
 	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
 
-	// The input is kept where a run may be asked for again without anybody
-	// sending it again.
+	// The input of an interrupted run is kept: it may be run again without another
+	// delivery.
 	sqlEnd = `UPDATE runs SET state = $2, ended = $3, exit_code = $4, signal = $5, error = $6, output_bytes = $7, output_dropped = $8, left_behind = $9, detail = $10,
 		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END WHERE id = $1 AND state IN ('running', 'queued') RETURNING ` + runColumns
 	sqlPromote = `UPDATE runs SET state = 'running', started = $2, boot = $3
@@ -58,7 +58,7 @@ const (
 	sqlUnclaim = `DELETE FROM claims WHERE run = $1`
 )
 
-// readRuns reads the runs that a statement yields.
+// readRuns returns the runs that a statement returns.
 func (p *statements) readRuns(ctx context.Context, query string, args ...any) (runs []runner.Run, err error) {
 	err = p.eachRow(ctx, func(rows *sql.Rows) error {
 		r, err := scanRun(rows)
@@ -68,7 +68,7 @@ func (p *statements) readRuns(ctx context.Context, query string, args ...any) (r
 	return runs, err
 }
 
-// readRun reads the run that a statement yields, or returns runner.ErrUnknown.
+// readRun returns the run that a statement returns, or runner.ErrUnknown.
 func (p *statements) readRun(ctx context.Context, query string, args ...any) (runner.Run, error) {
 	runs, err := p.readRuns(ctx, query, args...)
 	switch {
@@ -100,8 +100,8 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	return r, nil
 }
 
-// micros is how a time stands in the record: 0 for none, and what a number of
-// microseconds cannot hold is cut down to what it can.
+// micros returns a time as the database has it: microseconds since 1970, 0 for none. A
+// time after the year 9999 is cut to it.
 func micros(t time.Time) int64 {
 	const last = 253402300799 // of the year 9999, in seconds
 	switch {

@@ -17,9 +17,8 @@ const (
 	sqlSetVersion = `INSERT INTO schema_version (version, applied) VALUES ($1, $2)`
 )
 
-// migrateSchema brings the schema forward, each step and the note of it in one
-// transaction. It never goes back: a database of a newer version is refused
-// before anything is written.
+// migrateSchema migrates the schema, each step and its version number in one
+// transaction. A database of a newer version is refused before anything is written.
 func migrateSchema(ctx context.Context, db *sql.DB, now int64) error {
 	if _, err := db.ExecContext(ctx, sqlMakeSchema); err != nil {
 		return unavailable("reading the schema version", err)
@@ -45,7 +44,7 @@ func checkVersion(ctx context.Context, db *sql.DB) error {
 	return err
 }
 
-// readSchema returns the version of a database, and the migrations that there are in
+// readSchema returns the version of a database, and the migrations in
 // their order. A newer version is an error.
 func readSchema(ctx context.Context, db *sql.DB) (version int, names []string, err error) {
 	names, err = fs.Glob(migrations, "migrations/*.sql") // sorted
@@ -74,7 +73,7 @@ func migrateStep(ctx context.Context, db *sql.DB, name string, version int, now 
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback() //nolint:errcheck // after Commit it says so, before it nothing was done
+	defer tx.Rollback() //nolint:errcheck // after Commit it returns an error, and before it there is nothing to keep
 	if _, err := tx.ExecContext(ctx, string(text)); err != nil {
 		return err
 	}

@@ -14,9 +14,9 @@ import (
 	"sallyport/runner/store"
 )
 
-// TestAdmit_SyncFails: an operation whose sync failed may be found recorded after a crash, so its error is not a
-// definite no. The disk is an image on another one, which has no space for what is synced. It needs mounts that nobody
-// else sees, so it runs once more in a namespace.
+// TestAdmit_SyncFails makes the sync of a commit fail. Such an operation may be found recorded after a crash, so its
+// error is not a definite no. The disk is an image on another one, which has no space for what is synced. The test
+// needs mounts of its own, so it runs itself again in a namespace.
 func TestAdmit_SyncFails(t *testing.T) {
 	const inside = "SALLYPORT_TEST_SYNC"
 	if os.Getenv(inside) != "" {

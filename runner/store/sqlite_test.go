@@ -86,6 +86,8 @@ func state(t testing.TB, s *store.SQLite, id string, want runner.State) runner.R
 	return r
 }
 
+// TestReject_NamesTheRun rejects a delivery while a run is in progress: the error names that run, and nothing is
+// recorded.
 func TestReject_NamesTheRun(t *testing.T) {
 	s := open(t)
 	first := admit(t, s, newRun(t, "build", "build"), runner.Policy{Kind: runner.Reject})
@@ -113,6 +115,7 @@ func TestReject_NamesTheRun(t *testing.T) {
 	}
 }
 
+// TestQueue_BoundedInOrder queues runs up to the depth of the policy: they start in order.
 func TestQueue_BoundedInOrder(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 2}
@@ -144,6 +147,7 @@ func TestQueue_BoundedInOrder(t *testing.T) {
 	}
 }
 
+// TestJoin_NewestParameters joins deliveries: one queued run has the newest parameters and their caller.
 func TestJoin_NewestParameters(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
@@ -177,6 +181,7 @@ func TestJoin_NewestParameters(t *testing.T) {
 	}
 }
 
+// TestJoin_KnownToAllCallers joins deliveries of several callers: each of them may see the run.
 func TestJoin_KnownToAllCallers(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
@@ -207,6 +212,7 @@ func TestJoin_KnownToAllCallers(t *testing.T) {
 	}
 }
 
+// TestJoin_RerunIsBusy reruns a run while a newer delivery is queued: the newer parameters stay.
 func TestJoin_RerunIsBusy(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
@@ -236,6 +242,7 @@ func TestJoin_RerunIsBusy(t *testing.T) {
 	}
 }
 
+// TestRequeue_First requeues a run: it is the first of its flight, before all that come later.
 func TestRequeue_First(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
@@ -278,6 +285,7 @@ func TestRequeue_First(t *testing.T) {
 	state(t, s, third.Run.ID, runner.Succeeded)
 }
 
+// TestReplace_StopsAndDrops replaces: the running run is to be stopped, and queued ones end.
 func TestReplace_StopsAndDrops(t *testing.T) {
 	s := open(t)
 	first := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
@@ -303,6 +311,7 @@ func TestReplace_StopsAndDrops(t *testing.T) {
 	}
 }
 
+// TestAdmit_UnknownPolicy refuses an unknown policy and records nothing.
 func TestAdmit_UnknownPolicy(t *testing.T) {
 	s := open(t)
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
@@ -315,6 +324,7 @@ func TestAdmit_UnknownPolicy(t *testing.T) {
 	}
 }
 
+// TestClaim_OneRun sends a delivery again at every stage of its run: it never starts another.
 func TestClaim_OneRun(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
@@ -395,6 +405,7 @@ func admitWith(t *testing.T, s *store.SQLite, c runner.Claim) string {
 	return r.ID
 }
 
+// TestClaim_ManyAtOnce sends equal deliveries at once: one of them starts a run.
 func TestClaim_ManyAtOnce(t *testing.T) {
 	s := open(t)
 	var started atomic.Int32
@@ -417,6 +428,7 @@ func TestClaim_ManyAtOnce(t *testing.T) {
 	}
 }
 
+// TestClaim_GivenBack gives a claim back: the delivery may come again.
 func TestClaim_GivenBack(t *testing.T) {
 	s := open(t)
 	c := runner.Claim{Key: "d1"}
@@ -436,6 +448,7 @@ func TestClaim_GivenBack(t *testing.T) {
 	}
 }
 
+// TestFinish_KeepsTheFirstEnd finishes a run twice: the first end stays, with everything in it.
 func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	s := open(t)
 	r := newRun(t, "build", "f")
@@ -474,6 +487,7 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	}
 }
 
+// TestFeed_KeptIfInterrupted ends runs: the input is removed with the end, except that of an interrupted run.
 func TestFeed_KeptIfInterrupted(t *testing.T) {
 	s := open(t)
 	for _, end := range []runner.State{runner.Succeeded, runner.Interrupted} {
@@ -494,6 +508,7 @@ func TestFeed_KeptIfInterrupted(t *testing.T) {
 	}
 }
 
+// TestCancel_OnlyQueued cancels and expires runs in every state: only queued ones end at once.
 func TestCancel_OnlyQueued(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
@@ -525,8 +540,7 @@ func TestCancel_OnlyQueued(t *testing.T) {
 	}
 }
 
-// TestExpireQueued_AfterJoin: it was accepted just now, however
-// long the run waits that it joined.
+// TestExpireQueued_AfterJoin joins a queued run that is about to expire: it waits as long as its newest delivery may.
 func TestExpireQueued_AfterJoin(t *testing.T) {
 	s := open(t)
 	policy := runner.Policy{Kind: runner.Join}
@@ -579,6 +593,7 @@ func idAt(at time.Time, i int) string {
 	return fmt.Sprintf("%08x-%04x-7000-8000-%012x", ms>>16, ms&0xffff, i)
 }
 
+// TestList_Filters lists runs by every filter, newest first and page by page.
 func TestList_Filters(t *testing.T) {
 	s := open(t)
 	all := fill(t, s, 300)
@@ -642,6 +657,7 @@ func pages(t testing.TB, s *store.SQLite, f runner.Filter) (ids []string) {
 	}
 }
 
+// TestStatements_UseIndexes asks SQLite how it runs each statement: all find their rows by an index.
 func TestStatements_UseIndexes(t *testing.T) {
 	s := open(t)
 	plans, err := s.Plans(t.Context())
@@ -675,6 +691,7 @@ func TestStatements_UseIndexes(t *testing.T) {
 	}
 }
 
+// TestPrune_Keeps prunes: the newest and the young runs, the active ones and the claims stay.
 func TestPrune_Keeps(t *testing.T) {
 	s := open(t) // its clock stands long after all of these
 	all := fill(t, s, 300)
@@ -722,6 +739,7 @@ func TestPrune_Keeps(t *testing.T) {
 	}
 }
 
+// TestPrune_Claims prunes claims that refuse nothing any more.
 func TestPrune_Claims(t *testing.T) {
 	s := open(t)
 	now := new(clock).now()
@@ -753,6 +771,8 @@ func TestPrune_Claims(t *testing.T) {
 	}
 }
 
+// TestAdmit_CancelledContext calls Admit with a context that is cancelled: an operation is recorded whole or not at all, and
+// the caller knows which.
 func TestAdmit_CancelledContext(t *testing.T) {
 	s := open(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -770,7 +790,8 @@ func TestAdmit_CancelledContext(t *testing.T) {
 	}
 }
 
-// A running run that is cancelled keeps that wish: it does not wait again, whatever became of its start.
+// TestCancel_RunningKeepsTheWish cancels a running run: it keeps that wish, and is not queued again, whatever became
+// of its start.
 func TestCancel_RunningKeepsTheWish(t *testing.T) {
 	s := open(t)
 	for name, cancel := range map[string]func(flight, run string) error{
@@ -799,7 +820,8 @@ func TestCancel_RunningKeepsTheWish(t *testing.T) {
 	}
 }
 
-// A value that the database does not take is the fault of one operation, not of those that share its transaction.
+// TestTooBig_FailsAlone records a value that the database does not take: that operation fails, and those in the same
+// transaction do not.
 func TestTooBig_FailsAlone(t *testing.T) {
 	s := open(t)
 	err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`)

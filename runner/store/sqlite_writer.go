@@ -31,7 +31,7 @@ type writer struct {
 	conn     *sql.Conn      // for operations
 	prepared *statements    // of conn
 	queue    *groupcommit.Queue[*operation]
-	turn     sync.Mutex                // held while a transaction is under way
+	turn     sync.Mutex                // held during a transaction
 	commits  atomic.Int64              // transactions that wrote
 	written  atomic.Pointer[time.Time] // when a transaction was last committed; nil if one has failed since
 	down     bool                      // the last transaction failed; for the goroutine that writes
@@ -44,8 +44,8 @@ func newWriter(path string, log *slog.Logger) *writer {
 
 // openWriter makes the file where it does not exist, and refuses one that is damaged.
 func (w *writer) openWriter(ctx context.Context) error {
-	// Elsewhere than on Linux and the BSDs this is not to be had, and fsync,
-	// which does more, stays.
+	// Only Linux and the BSDs have fdatasync. Elsewhere SQLite uses fsync, which does
+	// more.
 	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
 		return fmt.Errorf("choosing fdatasync: %w", err)
 	}
@@ -60,7 +60,7 @@ func (w *writer) openWriter(ctx context.Context) error {
 	}
 	w.pins = append(w.pins, pathsafe.NewPin(w.path, info))
 	// A server that closed the database removed its log. Otherwise there was a crash, of the
-	// machine perhaps, so the content of its disk is checked.
+	// machine perhaps, so the whole file is checked.
 	log, err := os.Stat(w.path + "-wal")
 	crashed := err == nil && log.Size() > 0
 	w.db, err = sql.Open("sqlite", dataSource(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
@@ -99,7 +99,7 @@ func (w *writer) startWriter(ctx context.Context) {
 	w.done.Go(func() { w.keepLogShort(life) })
 }
 
-// stopWriter ends what is being written. Operations that come later fail.
+// stopWriter waits for the current transaction. Later operations fail.
 func (w *writer) stopWriter() {
 	w.queue.Close()
 	w.done.Wait()
@@ -124,9 +124,9 @@ type operation struct {
 // operation waits.
 const maxBatch = 128
 
-// record has an operation recorded and returns once it is on the disk. ctx and
-// callTime bound the wait for a turn only: an operation that has its turn is
-// recorded or not, and record waits until that is known.
+// record commits an operation and returns once it is on the disk. ctx and callTime
+// bound only the time in the queue: record then waits until it is known whether the
+// operation was committed.
 func (w *writer) record(ctx context.Context, f func(context.Context, *statements) error) error {
 	err := withDeadline(ctx, callTime, func(ctx context.Context) error { return w.queue.Do(ctx, &operation{do: f}) })
 	if errors.Is(err, groupcommit.ErrClosed) {
@@ -153,8 +153,8 @@ func (w *writer) commitBatch(ctx context.Context, batch []groupcommit.Op[*operat
 	err := w.runTransaction(ctx, batch)
 	w.recordResult(err)
 	for _, o := range batch {
-		// What an operation found may rest on one before it in the
-		// batch: if that is not recorded, none of it holds.
+		// An operation may have read what another of the batch wrote:
+		// if that is not recorded, neither is valid.
 		if err != nil {
 			o.Done(err)
 		} else {
@@ -163,8 +163,8 @@ func (w *writer) commitBatch(ctx context.Context, batch []groupcommit.Op[*operat
 	}
 }
 
-// runTransaction runs a batch in one transaction. Its error is about all of them;
-// the error of an operation by itself stands in the operation.
+// runTransaction runs a batch in one transaction. It returns an error of the whole
+// batch; the error of one operation is in that operation.
 func (w *writer) runTransaction(ctx context.Context, batch []groupcommit.Op[*operation]) error {
 	w.turn.Lock()
 	defer w.turn.Unlock()
@@ -218,16 +218,16 @@ func (w *writer) runOperation(ctx context.Context, o *operation, shared bool) er
 	return err
 }
 
-// undoCommit takes a transaction back whose commit failed, and returns err. When
-// the sync failed, the transaction stands in the log, and would count after a crash
-// of the program: so another one is written over it. Where that fails too, the
-// error is runner.ErrUncertain as well.
+// undoCommit rolls back a transaction whose commit failed, and returns err. If the
+// sync failed, the transaction is in the log and would be valid after a crash of the
+// program, so another one is written over it. If that fails too, the error is
+// runner.ErrUncertain as well.
 func (w *writer) undoCommit(ctx context.Context, err error) error {
 	_ = w.rollBack(ctx, err)
-	if errors.Is(err, ErrDiskFull) { // it does not stand there whole
+	if errors.Is(err, ErrDiskFull) { // the log does not have all of it
 		return err
 	}
-	// What changes nothing is not written. This number means nothing but that.
+	// SQLite does not write an equal value. This number has no other use.
 	query := fmt.Sprintf(`PRAGMA user_version = %d`, time.Now().UnixNano()&math.MaxInt32)
 	if _, failed := w.conn.ExecContext(ctx, query); failed != nil {
 		return w.rollBack(ctx, fmt.Errorf("%w: %w", runner.ErrUncertain, err))
@@ -235,15 +235,14 @@ func (w *writer) undoCommit(ctx context.Context, err error) error {
 	return err
 }
 
-// rollBack takes a transaction back and returns err. After some errors SQLite has
-// done so by itself, so that the rollback's own error says nothing.
+// rollBack rolls back a transaction and returns err. After some errors SQLite has
+// done so by itself, so the error of the rollback is ignored.
 func (w *writer) rollBack(ctx context.Context, err error) error {
 	_, _ = w.prepared.execute(ctx, `ROLLBACK`)
 	return err
 }
 
-// recordResult tells the operator once that nothing can be recorded, and once that
-// it is over.
+// recordResult logs once that nothing can be recorded, and once that it can be again.
 func (w *writer) recordResult(err error) {
 	switch {
 	case err != nil && !w.down:
@@ -260,14 +259,14 @@ func (w *writer) recordResult(err error) {
 const (
 	// logCheck is how often the write-ahead log is copied into the database.
 	logCheck = time.Second
-	// logLimit is the size in bytes from which on writers wait for that.
+	// logLimit is the size in bytes above which writers wait for that.
 	logLimit = 32 << 20
 )
 
-// keepLogShort copies the write-ahead log into the database, beside the writer
-// and on a connection of its own, so that no commit pays for it. Only a log
-// that grew past logLimit makes the writer wait: the log starts over when all
-// of it was copied, and a writer that never rests would never let it.
+// keepLogShort copies the write-ahead log into the database, on a
+// connection of its own, so that commits do not wait for it. Only a log over logLimit
+// makes the writer wait: the log starts over once all of it was copied, which never
+// happens while transactions are committed all the time.
 func (w *writer) keepLogShort(ctx context.Context) {
 	tick := time.NewTicker(logCheck)
 	defer tick.Stop()
@@ -301,8 +300,8 @@ func (w *writer) keepLogShort(ctx context.Context) {
 	}
 }
 
-// copyLog copies what it can without making anybody wait, and tells whether
-// that was all.
+// copyLog copies what it can without making other connections wait, and reports
+// whether that was all.
 func (w *writer) copyLog(ctx context.Context) (whole bool, err error) {
 	var busy, frames, copied int
 	err = w.db.QueryRowContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &frames, &copied)
