@@ -9,7 +9,7 @@ import (
 // Claim ties a delivery to the run it started, so that the same delivery never
 // starts a second one.
 type Claim struct {
-	Key   string    // of the delivery, unique within its hook, or in all with OneBody; empty where repetition is legitimate
+	Key   string    // unique within the hook, or everywhere with OneBody; empty if it may be repeated
 	Also  []string  // other keys of the same delivery: it came before if one of its keys was claimed
 	Until time.Time // a replay is refused by its own age from then on; zero means never
 	Body  [32]byte  // SHA-256
@@ -38,7 +38,7 @@ const (
 	Replace Kind = "replace" // cancel the running run, and start the newest
 )
 
-// Feed is the input of a command besides its parameters. It is kept until the run
+// Feed is the input of a command in addition to its parameters. It is kept until the run
 // ends, and for longer if the run was interrupted.
 type Feed struct {
 	Trace string // W3C traceparent, may be empty
@@ -84,7 +84,7 @@ type Store interface {
 	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)
 	// Requeue queues a running run, whose command was not started, as the first of
-	// its flight. If its end was requested meanwhile, it ends. A run that is not
+	// its flight. If its end was requested, it ends. A run that is not
 	// running is not changed. It is returned as it is then.
 	Requeue(ctx context.Context, id string) (Run, error)
 	// Feed returns the input of the command of a run, or ErrUnknown.

@@ -32,7 +32,10 @@ func openCheckpoint(t testing.TB, state string, keep int64) *audit.Log {
 func write(t testing.TB, l *audit.Log, n int) {
 	t.Helper()
 	for i := range n {
-		line := audit.Line{Decision: audit.Allowed, Action: "start", Caller: "ci", Hook: "build", Run: fmt.Sprint("run ", i), Reason: "<&>\u2028\xff\x00"}
+		line := audit.Line{
+			Decision: audit.Allowed, Action: "start", Caller: "ci", Hook: "build",
+			Run: fmt.Sprint("run ", i), Reason: "<&>\u2028\xff\x00",
+		}
 		if err := l.Write(t.Context(), line); err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +161,8 @@ func TestLog_OrderAndFileModes(t *testing.T) {
 	if len(runs) != 100 || runs[0] != "0" || runs[99] != "99" {
 		t.Errorf("the runs are %v", runs)
 	}
-	for _, name := range append(segments(t, state), state+"/audit/checkpoint", state+"/audit/verifier", state+"/audit.key") {
+	for _, name := range append(segments(t, state), state+"/audit/checkpoint", state+"/audit/verifier",
+		state+"/audit.key") {
 		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v %v", name, info.Mode(), err)
 		}
@@ -175,7 +179,8 @@ func TestOpen_Continues(t *testing.T) {
 	for range 5 {
 		l := openCheckpoint(t, state, small)
 		write(t, l, 7)
-		if _, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now, slog.New(slog.DiscardHandler)); !errors.Is(err, audit.ErrHeld) {
+		if _, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now,
+			slog.New(slog.DiscardHandler)); !errors.Is(err, audit.ErrHeld) {
 			t.Errorf("a second writer: %v", err)
 		}
 		good(t, state) // while it is being written
@@ -190,7 +195,8 @@ func TestOpen_Continues(t *testing.T) {
 	}
 	// The start of a file and of a server may be one.
 	r := good(t, state)
-	if r.First != 1 || r.Vouched != r.Last || count[""] != 5*7 || count[audit.Begun] != 1 || count[audit.Checkpoint] < 5 ||
+	if r.First != 1 || r.Vouched != r.Last || count[""] != 5*7 || count[audit.Begun] != 1 ||
+		count[audit.Checkpoint] < 5 ||
 		count[audit.Refusals] < 5 || count[audit.Refusals] > 5+r.Files-1 || count[audit.Checkpoint] > 5+r.Files-1 {
 		t.Errorf("got %+v with %v", r, count)
 	}
@@ -215,7 +221,9 @@ func TestKeep_RecordsRemoval(t *testing.T) {
 	}
 	shut(t, l)
 	r, all := good(t, state), lines(t, state)
-	removed := slices.IndexFunc(all, func(l audit.Line) bool { return l.Event == audit.Removed && l.Through == r.First-1 })
+	removed := slices.IndexFunc(all, func(l audit.Line) bool {
+		return l.Event == audit.Removed && l.Through == r.First-1
+	})
 	if r.First < 500 || removed < 0 {
 		t.Errorf("got %+v; the line that says so is at %d", r, removed)
 	}

@@ -31,7 +31,10 @@ func BenchmarkAdmit(b *testing.B) {
 	defer st.Close() //nolint:errcheck // of no use any more
 	l := openCheckpoint(b, state, 1<<30)
 	admit := func(s runner.Store) {
-		r := runner.Run{ID: uuid.Must(uuid.NewV7()).String(), Hook: "build", Caller: "ci", Created: time.Now(), Params: runner.Values{"region": "eu"}}
+		r := runner.Run{
+			ID: uuid.Must(uuid.NewV7()).String(), Hook: "build", Caller: "ci", Created: time.Now(),
+			Params: runner.Values{"region": "eu"},
+		}
 		r.Flight = r.ID
 		if _, err := s.Admit(b.Context(), r, runner.Claim{Key: r.ID}, runner.Policy{}, runner.Feed{}); err != nil {
 			b.Error(err)
@@ -82,7 +85,8 @@ func BenchmarkVerify(b *testing.B) {
 	l := openCheckpoint(b, state, 1<<30)
 	for i := range 50_000 {
 		l.Decided(audit.Line{
-			Decision: audit.Refused, Status: 503, Request: "K2YK3XBQ6GR5LCYPJZEURA2DYY", Address: "203.0.113.7:33926", Caller: "ci", Scheme: "hmac",
+			Decision: audit.Refused, Status: 503, Request: "K2YK3XBQ6GR5LCYPJZEURA2DYY",
+			Address: "203.0.113.7:33926", Caller: "ci", Scheme: "hmac",
 			Key: "2026-11", Hook: "build", Params: audit.Digest(nil), Run: fmt.Sprint(i), Reason: "busy",
 		}, "busy", true)
 	}

@@ -10,7 +10,7 @@ import (
 	"sallyport/internal/groupcommit"
 )
 
-// chain writes one chain of lines, in a folder of its own. One goroutine writes, and lines that come
+// chain writes the lines of one folder. One goroutine writes, and lines that come
 // while others are synced share the next write.
 type chain struct {
 	bounds
@@ -116,8 +116,8 @@ func (l *chain) signIfDue() error {
 	return nil
 }
 
-// startSegment starts another segment, and removes the oldest ones that there is no
-// room for, after a line that records it was signed.
+// startSegment starts another segment, and removes the oldest ones beyond
+// the bounds, after a line that records it was signed.
 func (l *chain) startSegment() error {
 	if l.checkpoints.fresh > 0 {
 		if err := l.writeBothCheckpoints(); err != nil {
@@ -157,8 +157,8 @@ func (l *chain) startSegment() error {
 	return nil
 }
 
-// findSurplus returns the oldest segments that there is no room for, except those with lines that are
-// too young to be removed.
+// findSurplus returns the oldest segments beyond the bounds, except those with lines that are
+// younger than leastAge.
 func (l *chain) findSurplus(segments []segment) (old []segment, err error) {
 	total := l.segmentSize() // for the segment that was just started
 	for _, s := range segments {

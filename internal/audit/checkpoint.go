@@ -65,7 +65,7 @@ func (s *signer) signCheckpoint(kind string, p place, at time.Time) (string, err
 	return string(signed), err
 }
 
-// checkpoint is a checkpoint whose signature was verified.
+// checkpoint is a checkpoint with a verified signature.
 type checkpoint struct {
 	place
 	at time.Time

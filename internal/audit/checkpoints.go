@@ -42,7 +42,8 @@ func (c *checkpoints) writeFile(p place) error {
 	switch {
 	case err != nil && c.failed.IsZero():
 		c.failed = c.now()
-		c.log.Error("audit checkpoint not written: after a minute, no lines are written either", "folder", c.dir, "error", err)
+		c.log.Error("audit checkpoint not written: after a minute, no lines are written either",
+			"folder", c.dir, "error", err)
 	case err == nil && !c.failed.IsZero():
 		c.failed = time.Time{}
 		c.log.Info("audit checkpoint written again", "folder", c.dir)

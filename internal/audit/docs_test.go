@@ -26,7 +26,8 @@ func TestDocs_FieldsDecisionsEvents(t *testing.T) {
 			documented = append(documented, name[1])
 		}
 	}
-	documented = slices.DeleteFunc(documented, func(s string) bool { return s == "decision" || s == "event" }) // heads of their tables
+	// The heads of their tables are not entries.
+	documented = slices.DeleteFunc(documented, func(s string) bool { return s == "decision" || s == "event" })
 	there := []string{"prev", "hash"}
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[audit.Line]()) {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -38,7 +39,8 @@ func TestDocs_FieldsDecisionsEvents(t *testing.T) {
 		there = append(there, string(d))
 	}
 	for _, e := range []audit.Event{
-		audit.Begun, audit.Checkpoint, audit.Removed, audit.Cut, audit.Resumed, audit.Suppressed, audit.Started, audit.Stopped,
+		audit.Begun, audit.Checkpoint, audit.Removed, audit.Cut, audit.Resumed, audit.Suppressed,
+		audit.Started, audit.Stopped,
 		audit.HandedOver, audit.Reloaded, audit.Refusals,
 	} {
 		there = append(there, string(e))

@@ -168,7 +168,8 @@ func TestLog_FullDisk(t *testing.T) {
 		said, err := cmd.Output()
 		switch {
 		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
-			testenv.Skip(t, fmt.Sprint("an audit on a disk that is full, because this user may mount none (the limit of files stands for it): ", err))
+			testenv.Skip(t, fmt.Sprint("an audit log on a full disk, because this user cannot mount one ",
+				"(the limit of files replaces it): ", err))
 		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
 			t.Fatalf("%v\n%s", err, said)
 		}

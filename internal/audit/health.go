@@ -12,7 +12,7 @@ type health struct {
 	now   func() time.Time
 	log   *slog.Logger
 	fault atomic.Pointer[error] // why nothing can be written, or nil
-	since time.Time             // of the fault; zero if there is none. Only for the goroutine that writes
+	since time.Time             // of the fault; else zero. Only for the goroutine that writes
 }
 
 // recordResult takes the result of a write. It logs once that nothing can be written, and once that it can be again.

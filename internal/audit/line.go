@@ -1,8 +1,8 @@
 // Package audit keeps the audit log: a tamper-evident log of decisions about requests and of events of the server.
 //
-// Lines are JSON. Each has the hash of the line before it, and signed checkpoints cover all lines before them. There are
-// two such chains, in the folder audit of the state folder and in its subfolder refusals: what was allowed, and what was
-// refused. Strangers can cause refusals in any number, and those never displace lines about what was allowed.
+// Lines are JSON. Each has the hash of the line before it, and signed checkpoints cover all lines before them. There
+// are two such chains, in the folder audit of the state folder and in its subfolder refusals: what was allowed, and
+// what was refused. Strangers can cause refusals in any number, and those never displace lines about what was allowed.
 //
 // Invariants:
 //
@@ -12,8 +12,8 @@
 //   - A chain has no more lines without a signature at its end than the server writes between two checkpoints.
 //
 // Failures: a server that is killed may leave part of a line, which [Open] records in the next line. Anything else that
-// a server does not leave behind is [ErrDamaged]. While lines cannot be written, [Log.Err] returns why, and a later line
-// records since when.
+// a server does not leave behind is [ErrDamaged]. While lines cannot be written, [Log.Err] returns why, and a later
+// line records since when.
 //
 // The server uses [Open] and [Store]; [Verifier] checks a log with the keys that [Keys] returns; [Copy] copies it.
 package audit
@@ -61,7 +61,7 @@ type Line struct {
 	Count    int       `json:"count,omitempty"`    // of refusals without a line
 	Since    time.Time `json:"since,omitzero"`
 	Until    time.Time `json:"until,omitzero"`
-	Through  uint64    `json:"through,omitempty"` // removed: all lines up to this one; refusals: there are lines up to this one
+	Through  uint64    `json:"through,omitempty"` // removed: the last such line; refusals: a line that exists
 	Cut      string    `json:"cut,omitempty"`     // the beginning of the part of a line
 	Bytes    int64     `json:"bytes,omitempty"`   // all of it
 	SHA256   string    `json:"sha256,omitempty"`  // of all of it
@@ -77,7 +77,7 @@ const (
 	Void     Decision = "void"     // what was allowed was not done; the reason says why
 	Refused  Decision = "refused"  // turned away
 	Replayed Decision = "replayed" // accepted before, and answered with that run
-	Observed Decision = "observed" // of a caller with observe: nothing was started; the reason is the decision without it
+	Observed Decision = "observed" // of a caller with observe; the reason is the decision without it
 )
 
 // Event is a line that is not a decision.

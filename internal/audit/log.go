@@ -21,7 +21,7 @@ var (
 type Options struct {
 	State    string             // folder; the audit log is in its folder audit
 	Keep     int64              // bytes that all lines together may take; the oldest go first
-	LeastAge time.Duration      // a younger line about what was allowed is kept, whatever Keep is
+	LeastAge time.Duration      // a younger line about what was allowed is kept, also beyond Keep
 	Key      ed25519.PrivateKey // nil for the key in the state folder, which is made if needed
 }
 

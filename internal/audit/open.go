@@ -99,14 +99,15 @@ func recordVerifier(state string, sign *signer) (note.Verifiers, error) {
 	}
 	if len(keys) == 0 || keys[len(keys)-1] != sign.vkey {
 		keys = append(keys, sign.vkey)
-		if err := pathsafe.ReplaceFileAt(filepath.Join(chainFolder(state), verifierFile), []byte(strings.Join(keys, "\n")+"\n"), 0o600); err != nil {
+		name, text := filepath.Join(chainFolder(state), verifierFile), strings.Join(keys, "\n")+"\n"
+		if err := pathsafe.ReplaceFileAt(name, []byte(text), 0o600); err != nil {
 			return nil, err
 		}
 	}
 	return Verifiers(keys)
 }
 
-// findEnd finds the end of the chain. It returns nil if there is no chain yet.
+// findEnd finds the end of the chain. It returns nil for an empty folder.
 func (l *chain) findEnd(known note.Verifiers) (*walk, error) {
 	segments, err := listSegments(l.dir)
 	if err != nil {
@@ -202,7 +203,7 @@ func walkLastSegment(s segment, r io.Reader, b book, h checkpoint, known note.Ve
 }
 
 // Check returns why Open would refuse the content of the audit log of a state folder,
-// while another server writes it. If there is none, Open starts one.
+// while another server writes it. It returns nil if there is none yet, because Open starts one.
 // Errors wrap ErrDamaged, or are about reading.
 func Check(state string) error {
 	keys, err := Keys(state)
@@ -219,7 +220,7 @@ func Check(state string) error {
 	const attempts, pause = 20, 20 * time.Millisecond
 	for n := 1; ; n++ {
 		err := checkChainEnds(state, known)
-		if err == nil || n == attempts { // another segment may have been started meanwhile
+		if err == nil || n == attempts { // another segment may have been started in between
 			return err
 		}
 		<-time.After(pause)
@@ -244,9 +245,9 @@ func checkChainEnds(state string, known note.Verifiers) error {
 	return nil
 }
 
-// walkChainEnd walks to the end of a chain. It returns nil if there is no chain.
+// walkChainEnd walks to the end of a chain. It returns nil for an empty or missing folder.
 func walkChainEnd(dir string, b book, known note.Verifiers) (*walk, error) {
-	h, err := readCheckpointFile(dir, b, known) // first: lines that are written meanwhile do not matter
+	h, err := readCheckpointFile(dir, b, known) // first, because lines may be added between
 	segments, missing := listSegments(dir)
 	if errors.Is(missing, os.ErrNotExist) || missing == nil && len(segments) == 0 {
 		return nil, nil
@@ -272,7 +273,8 @@ func (l *chain) repairEnd(w *walk) error {
 		// The line that quotes it is longer, and overwrites it in one write.
 		l.file.spilt = len(w.torn) > cutQuoted
 		lines = append(lines, Line{
-			Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashLine(w.torn), Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
+			Event: Cut, Bytes: int64(len(w.torn)), SHA256: hashLine(w.torn),
+			Cut: string(w.torn[:min(len(w.torn), cutQuoted)]),
 		})
 	}
 	if l.seq == 0 {

@@ -64,7 +64,7 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 // TooOften is the reason of a request over a limit.
 const TooOften = "too-often"
 
-// Count counts a refusal that gets no line of its own.
+// Count counts a refusal without a line.
 func (l *Log) Count(reason string) {
 	l.countOne(kind{reason: reason}, l.now())
 }
@@ -138,7 +138,8 @@ func (l *chain) writeCounts(last bool) error {
 	for _, k := range slices.SortedFunc(maps.Keys(counted), compareKinds) {
 		t := counted[k]
 		lines = append(lines, Line{
-			Event: Suppressed, Reason: k.reason, Caller: k.caller, Count: t.n, Since: t.since.UTC(), Until: t.until.UTC(),
+			Event: Suppressed, Reason: k.reason, Caller: k.caller,
+			Count: t.n, Since: t.since.UTC(), Until: t.until.UTC(),
 		})
 	}
 	err := l.writeLines(true, lines)

@@ -21,7 +21,10 @@ import (
 func refuse(t testing.TB, l *audit.Log, n int) {
 	t.Helper()
 	for i := range n {
-		l.Decided(audit.Line{Decision: audit.Refused, Status: 422, Caller: "ci", Reason: fmt.Sprint("refusal ", i, strings.Repeat(".", 100))}, "parameters", true)
+		l.Decided(audit.Line{
+			Decision: audit.Refused, Status: 422, Caller: "ci",
+			Reason: fmt.Sprint("refusal ", i, strings.Repeat(".", 100)),
+		}, "parameters", true)
 	}
 }
 
@@ -74,7 +77,8 @@ func TestAllowed_LeastAge(t *testing.T) {
 	var ahead atomic.Int64
 	var log lockedBuffer
 	l, err := audit.Open(audit.Options{State: state, Keep: small, LeastAge: time.Hour},
-		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }, slog.New(slog.NewTextHandler(&log, nil)))
+		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
+		slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +183,8 @@ func TestRefusals_FolderIsMissed(t *testing.T) {
 			damage(t, dir, before)
 			v := verifier(t, state)
 			var fault *audit.Fault
-			if report, err := v.State(state); !errors.As(err, &fault) || fault.File != dir || !strings.Contains(fault.What, "among the decisions") {
+			if report, err := v.State(state); !errors.As(err, &fault) || fault.File != dir ||
+				!strings.Contains(fault.What, "among the decisions") {
 				t.Errorf("%+v %v", report, err)
 			}
 			for _, err := range []error{audit.Check(state), reopen(state)} {
@@ -293,7 +298,8 @@ func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
 	var ahead atomic.Int64
 	var log lockedBuffer
 	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20},
-		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }, slog.New(slog.NewTextHandler(&log, nil)))
+		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
+		slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

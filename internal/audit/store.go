@@ -20,7 +20,9 @@ type audited struct {
 
 // Admit records a run that was allowed. Every run starts here, whether it was requested
 // or repeats a run that was interrupted.
-func (s *audited) Admit(ctx context.Context, r runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+func (s *audited) Admit(
+	ctx context.Context, r runner.Run, c runner.Claim, p runner.Policy, in runner.Feed,
+) (runner.Admission, error) {
 	line := Line{Reason: "on_interrupted: rerun"}
 	if r.Attempt == 0 {
 		line = requestLine(ctx)
@@ -49,7 +51,8 @@ func (s *audited) Admit(ctx context.Context, r runner.Run, c runner.Claim, p run
 
 // lineForReplaced returns the line about a run that is cancelled for the run of another line.
 func lineForReplaced(by Line, old runner.Run) Line {
-	by.Action, by.Run, by.RerunOf, by.Params, by.Reason = "cancel", old.ID, "", Digest(old.Params), "replaced by run "+by.Run
+	by.Reason = "replaced by run " + by.Run
+	by.Action, by.Run, by.RerunOf, by.Params = "cancel", old.ID, "", Digest(old.Params)
 	return by
 }
 

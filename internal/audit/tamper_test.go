@@ -361,7 +361,8 @@ func TestTamper_OldCheckpoint(t *testing.T) {
 			shut(t, l)
 			r := newTrail(t, state)
 			text := r.original[r.names[0]]
-			forged := slices.DeleteFunc(slices.Clone(text[seen:]), func(b []byte) bool { return bytes.Contains(b, []byte(`"checkpoint"`)) })
+			forged := slices.DeleteFunc(slices.Clone(text[seen:]),
+				func(b []byte) bool { return bytes.Contains(b, []byte(`"checkpoint"`)) })
 			forged = later(forged)
 			r.with(0, forge(append(slices.Clone(text[:seen]), forged...))...)
 			put(t, r.checkpoint(), old)
@@ -391,7 +392,8 @@ func TestVerify_QuietTime(t *testing.T) {
 		t.Errorf("%+v %v", report, err)
 	}
 	killed := t.TempDir() // and just before the file checkpoint was replaced the last time
-	if err := errors.Join(os.CopyFS(killed, os.DirFS(state)), os.Chmod(killed, 0o700), os.Chmod(killed+"/audit", 0o700)); err != nil {
+	if err := errors.Join(os.CopyFS(killed, os.DirFS(state)), os.Chmod(killed, 0o700),
+		os.Chmod(killed+"/audit", 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	shut(t, l)
@@ -479,7 +481,8 @@ func TestVerify_CheckpointElsewhere(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	// The same in every process that the fuzzer starts.
 	state, key := f.TempDir(), ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	l, err := audit.Open(audit.Options{State: state, Keep: small, Key: key}, func() time.Time { return time.Unix(1, 0) }, slog.New(slog.DiscardHandler))
+	l, err := audit.Open(audit.Options{State: state, Keep: small, Key: key},
+		func() time.Time { return time.Unix(1, 0) }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.Fatal(err)
 	}

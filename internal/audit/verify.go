@@ -116,7 +116,7 @@ func (v *Verifier) State(state string) (Report, error) {
 // verifyChain verifies one chain of a state folder.
 func (v *Verifier) verifyChain(dir string, b book) (*walk, error) {
 	name := filepath.Join(dir, checkpointFile)
-	own, err := os.ReadFile(name) // first: lines that are written meanwhile do not matter
+	own, err := os.ReadFile(name) // first, because lines may be added between
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, &Fault{File: name, What: "is missing"}
 	}
@@ -150,7 +150,7 @@ func (v *Verifier) verifyChain(dir string, b book) (*walk, error) {
 }
 
 // checkRefusalsExist returns an error if the decisions record more refusals than there are. refusals is nil
-// if there is no such chain.
+// for an empty or missing folder.
 func (w *walk) checkRefusalsExist(refusals *walk, dir string) error {
 	there := uint64(0)
 	if refusals != nil {
@@ -159,7 +159,9 @@ func (w *walk) checkRefusalsExist(refusals *walk, dir string) error {
 	if w == nil || there >= w.refused {
 		return nil
 	}
-	return &Fault{File: dir, Seq: there + 1, Good: there, What: fmt.Sprintf("is missing, and with it all refusals up to seq %d: a line among the decisions records that they existed", w.refused)}
+	return &Fault{File: dir, Seq: there + 1, Good: there, What: fmt.Sprintf(
+		"is missing, and with it all refusals up to seq %d: a line among the decisions records that they existed",
+		w.refused)}
 }
 
 // openSegments opens all segments, so that none can be removed before it is read.
@@ -263,7 +265,8 @@ func (w *walk) walkSegment(s segment, r io.Reader, last bool) error {
 	}
 	err := scanLines(r, each)
 	var torn *torn
-	for i := 0; errors.As(err, &torn) && last && w.state && !w.isNextLineSigned() && i < 50; i++ { // a server may be writing it
+	// A server may be writing the line.
+	for i := 0; errors.As(err, &torn) && last && w.state && !w.isNextLineSigned() && i < 50; i++ {
 		<-time.After(10 * time.Millisecond)
 		err = scanLines(io.MultiReader(bytes.NewReader(torn.text), r), each)
 	}
@@ -271,7 +274,9 @@ func (w *walk) walkSegment(s segment, r io.Reader, last bool) error {
 	case errors.As(err, &torn) && last && w.repair:
 		w.torn = torn.text
 	case errors.As(err, &torn):
-		return w.faultAtLine("is cut off: %d bytes without an end. A server that was killed may have left them; the next one records it", len(torn.text))
+		return w.faultAtLine(
+			"is cut off: %d bytes without an end. A server that was killed may have left them; the next one records it",
+			len(torn.text))
 	case errors.Is(err, bufio.ErrTooLong):
 		return w.faultAtLine("is not a line of the audit log: it is too long")
 	case err != nil:
@@ -320,7 +325,8 @@ func (w *walk) checkLine(s segment, b []byte) error {
 	case w.last.Line == 1 && s.first > 0 && l.seq != s.first:
 		return w.faultAtLine("is the first line of a file that is named for seq %d", s.first)
 	}
-	if !bytes.Contains(b, []byte(`"event":"cut"`)) { // it was written when a server started, maybe long after the line before
+	// A line cut was written when a server started, maybe long after the line before.
+	if !bytes.Contains(b, []byte(`"event":"cut"`)) {
 		w.at = l.at
 	}
 	if w.doubt == nil {
@@ -350,7 +356,8 @@ func (w *walk) startAtLine(l link) error {
 	w.report.First, w.last.Seq, w.top = l.seq, l.seq, w.last.File
 	for _, h := range w.heads {
 		if h.seq < w.seq {
-			return &Fault{File: h.from, Seq: h.seq, What: fmt.Sprintf("cannot be compared: the lines begin with seq %d", l.seq)}
+			what := fmt.Sprintf("cannot be compared: the lines begin with seq %d", l.seq)
+			return &Fault{File: h.from, Seq: h.seq, What: what}
 		}
 	}
 	return w.compareCheckpoints()
@@ -388,7 +395,8 @@ func (w *walk) checkEvent(b []byte) error {
 func (w *walk) rewrittenFault(seq uint64, why string) error {
 	f := *w.doubt
 	f.Good = w.report.Vouched
-	f.What = fmt.Sprintf("was rewritten, or another up to seq %d was: the checkpoint there does not match: %s", seq, why)
+	f.What = fmt.Sprintf(
+		"was rewritten, or another up to seq %d was: the checkpoint there does not match: %s", seq, why)
 	return &f
 }
 
@@ -443,13 +451,17 @@ func (w *walk) checkEnd() error {
 	if w.doubt != nil && (w.seq-w.doubt.Seq > mostUnsigned || w.at.Sub(w.doubted) > longestUnsigned) {
 		f := *w.doubt
 		f.Good = w.report.Vouched
-		f.What = fmt.Sprintf("is forged, or the checkpoints after it were removed: no signature covers it, nor any line up to seq %d", w.seq)
+		f.What = fmt.Sprintf(
+			"is forged, or the checkpoints after it were removed: no signature covers it, nor any line up to seq %d",
+			w.seq)
 		return &f
 	}
 	if w.state && w.report.First > w.removed+1 {
 		return &Fault{
 			File: w.top, Line: 1, Seq: w.removed + 1, Good: w.removed,
-			What: fmt.Sprintf("is missing before this, and with it all up to seq %d: no line with a signature records that they were removed", w.report.First-1),
+			What: fmt.Sprintf(
+				"is missing before this, and with it all up to seq %d: no line with a signature records their removal",
+				w.report.First-1),
 		}
 	}
 	return nil

@@ -53,12 +53,16 @@ func TestRefusals_AllCounted(t *testing.T) {
 	for i := range callers {
 		all.Go(func() {
 			for j := range n / callers {
-				line := audit.Line{Decision: audit.Refused, Status: 401, Address: fmt.Sprint(i, ".", j), Path: strings.Repeat("\x00", 10_000)}
+				line := audit.Line{
+					Decision: audit.Refused, Status: 401, Address: fmt.Sprint(i, ".", j),
+					Path: strings.Repeat("\x00", 10_000),
+				}
 				l.Decided(line, "unauthorized", false)
 				l.Count("not-found")
 				if j%1000 == 0 {
 					// That anybody did this is not suppressed, however much else comes.
-					l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci", Reason: fmt.Sprint(i, ".", j)}, "forbidden", true)
+					l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci", Reason: fmt.Sprint(i, ".", j)},
+						"forbidden", true)
 				}
 				l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci"}, audit.TooOften, true)
 			}
@@ -159,7 +163,8 @@ func TestKilled_CutLineIsQuoted(t *testing.T) {
 		good(t, state)
 		cut := lines(t, state)[bytes.Count(whole, []byte("\n"))]
 		sum := sha256.Sum256(rest)
-		if cut.Event != audit.Cut || cut.Bytes != int64(len(rest)) || cut.SHA256 != hex.EncodeToString(sum[:]) || !strings.HasPrefix(cut.Cut, string(rest[:1])) {
+		if cut.Event != audit.Cut || cut.Bytes != int64(len(rest)) || cut.SHA256 != hex.EncodeToString(sum[:]) ||
+			!strings.HasPrefix(cut.Cut, string(rest[:1])) {
 			t.Errorf("%.10q: %+v", rest, cut)
 		}
 	}
@@ -215,7 +220,8 @@ func TestKilled_ManyTimes(t *testing.T) {
 		l := openCheckpoint(t, state, 8<<20)
 		write(t, l, 150)
 		copied := t.TempDir()
-		if err := errors.Join(os.CopyFS(copied, os.DirFS(state)), os.Chmod(copied, 0o700), os.Chmod(copied+"/audit", 0o700)); err != nil {
+		if err := errors.Join(os.CopyFS(copied, os.DirFS(state)), os.Chmod(copied, 0o700),
+			os.Chmod(copied+"/audit", 0o700)); err != nil {
 			t.Fatal(err)
 		}
 		state = copied
@@ -260,8 +266,15 @@ func TestVerify_LineBeingWritten(t *testing.T) {
 func TestOpen_Damaged(t *testing.T) {
 	t.Parallel()
 	for what, damage := range map[string]func(t *testing.T, state, name string, whole []byte){
-		"changed":       func(t *testing.T, _, name string, whole []byte) { t.Helper(); whole[20] ^= 1; put(t, name, whole) },
-		"truncated":     func(t *testing.T, _, name string, whole []byte) { t.Helper(); put(t, name, whole[:len(whole)-1]) },
+		"changed": func(t *testing.T, _, name string, whole []byte) {
+			t.Helper()
+			whole[20] ^= 1
+			put(t, name, whole)
+		},
+		"truncated": func(t *testing.T, _, name string, whole []byte) {
+			t.Helper()
+			put(t, name, whole[:len(whole)-1])
+		},
 		"emptied":       func(t *testing.T, _, name string, _ []byte) { t.Helper(); put(t, name, nil) },
 		"removed":       func(_ *testing.T, _, name string, _ []byte) { _ = os.Remove(name) },
 		"no checkpoint": func(_ *testing.T, state, _ string, _ []byte) { _ = os.Remove(state + "/audit/checkpoint") },
@@ -295,7 +308,8 @@ func TestLog_FolderRemoved(t *testing.T) {
 	if err := os.Rename(from, away); err != nil {
 		t.Fatal(err)
 	}
-	long := audit.Line{Decision: audit.Allowed, Run: "lost", Version: strings.Repeat("long ", 1000)} // so that it would show under the next
+	// It is long, so that it would show under the next one.
+	long := audit.Line{Decision: audit.Allowed, Run: "lost", Version: strings.Repeat("long ", 1000)}
 	if err := l.Write(t.Context(), long); err == nil {
 		t.Error("written to a file that is not there")
 	}
@@ -351,7 +365,9 @@ type record struct {
 	seen  []audit.Line
 }
 
-func (r *record) Admit(_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed) (runner.Admission, error) {
+func (r *record) Admit(
+	_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed,
+) (runner.Admission, error) {
 	r.seen = lines(r.t, r.state)
 	if r.run != "" {
 		run.ID = r.run
@@ -377,7 +393,8 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 		Hook: "build", Params: audit.Digest(run.Params), Run: "new",
 	}
 	allowedRerun, byItself := allowed, audit.Line{
-		Decision: audit.Allowed, Action: "start", Caller: "ci", Hook: "build", Params: audit.Digest(run.Params), Run: "new", RerunOf: "old",
+		Decision: audit.Allowed, Action: "start", Caller: "ci", Hook: "build",
+		Params: audit.Digest(run.Params), Run: "new", RerunOf: "old",
 		Reason: "on_interrupted: rerun",
 	}
 	allowedRerun.RerunOf = "old"
@@ -393,12 +410,18 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 		"started":        {run: &run, before: allowed},
 		"repeated by it": {run: &repeated, before: byItself},
 		"started again":  {run: &rerun, before: allowedRerun},
-		"busy":           {run: &run, err: &runner.Busy{Run: runner.Run{ID: "other"}}, before: allowed, void: "busy with run other"},
-		"replayed":       {run: &run, err: &runner.Replayed{Run: runner.Run{ID: "other"}}, before: allowed, void: "delivery accepted before, as run other"},
-		"not recorded":   {run: &run, err: runner.ErrUnavailable, before: allowed, void: "the store cannot record"},
-		"joined":         {run: &run, as: "other", before: allowed, void: "joined run other"},
-		"cancelled":      {before: cancel},
-		"no such run":    {err: runner.ErrUnknown, before: cancel, void: "no such run"},
+		"busy": {
+			run: &run, err: &runner.Busy{Run: runner.Run{ID: "other"}}, before: allowed,
+			void: "busy with run other",
+		},
+		"replayed": {
+			run: &run, err: &runner.Replayed{Run: runner.Run{ID: "other"}}, before: allowed,
+			void: "delivery accepted before, as run other",
+		},
+		"not recorded": {run: &run, err: runner.ErrUnavailable, before: allowed, void: "the store cannot record"},
+		"joined":       {run: &run, as: "other", before: allowed, void: "joined run other"},
+		"cancelled":    {before: cancel},
+		"no such run":  {err: runner.ErrUnknown, before: cancel, void: "no such run"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -441,7 +464,9 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 // replacing is a record in which every run replaces two others.
 type replacing struct{ record }
 
-func (r *replacing) Admit(_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed) (runner.Admission, error) {
+func (r *replacing) Admit(
+	_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed,
+) (runner.Admission, error) {
 	return runner.Admission{Run: run, Stop: &runner.Run{ID: "running"}, Superseded: []runner.Run{{ID: "waiting"}}}, nil
 }
 
@@ -452,13 +477,15 @@ func TestStore_ReplacedRuns(t *testing.T) {
 	l := openCheckpoint(t, state, small)
 	st := audit.Store(&replacing{}, l)
 	ctx := audit.WithRequest(t.Context(), func() audit.Line { return audit.Line{Request: "R", Caller: "ci"} })
-	a, err := st.Admit(ctx, runner.Run{ID: "new", Hook: "build", Caller: "ci"}, runner.Claim{}, runner.Policy{}, runner.Feed{})
+	a, err := st.Admit(ctx, runner.Run{ID: "new", Hook: "build", Caller: "ci"}, runner.Claim{}, runner.Policy{},
+		runner.Feed{})
 	if err != nil || a.Stop == nil {
 		t.Fatalf("%+v %v", a, err)
 	}
 	cancelled := map[string]bool{}
 	for _, line := range lines(t, state) { // that of the running one is there before it is stopped
-		if line.Action == "cancel" && line.Decision == audit.Allowed && line.Reason == "replaced by run new" && line.Request == "R" && line.Hook == "build" {
+		if line.Action == "cancel" && line.Decision == audit.Allowed && line.Reason == "replaced by run new" &&
+			line.Request == "R" && line.Hook == "build" {
 			cancelled[line.Run] = true
 		}
 	}

@@ -66,7 +66,8 @@ func TestQueue_SharesCommits(t *testing.T) {
 		wait.Wait()
 		q.Close()
 		q.Close()
-		if batches := <-done; len(batches) != 3 || len(batches[0]) != 1 || len(batches[1]) != 4 || len(batches[2]) != 2 {
+		if batches := <-done; len(batches) != 3 || len(batches[0]) != 1 || len(batches[1]) != 4 ||
+			len(batches[2]) != 2 {
 			t.Errorf("batches %v, want one operation, then 4, then 2", batches)
 		}
 	})

@@ -29,7 +29,8 @@ func TestOpenRegular_RefusesOtherFiles(t *testing.T) {
 		t.Errorf("a regular file: %q, %v", text, err)
 	}
 	for _, name := range []string{"folder", "fifo"} {
-		if _, err := pathsafe.OpenRegular(root, name); !errors.Is(err, pathsafe.ErrNotRegular) || !strings.HasPrefix(err.Error(), name) {
+		_, err := pathsafe.OpenRegular(root, name)
+		if !errors.Is(err, pathsafe.ErrNotRegular) || !strings.HasPrefix(err.Error(), name) {
 			t.Errorf("%s: got %v, want %v", name, err, pathsafe.ErrNotRegular)
 		}
 	}
@@ -44,7 +45,8 @@ func TestOpenRegular_RefusesOtherFiles(t *testing.T) {
 // TestCreateFile_WholeOrNone leaves no part of a file when its source fails, and does not replace a file.
 func TestCreateFile_WholeOrNone(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
-	if err := pathsafe.CreateFile(name, iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("part")))); !errors.Is(err, iotest.ErrTimeout) {
+	part := iotest.TimeoutReader(iotest.OneByteReader(strings.NewReader("part")))
+	if err := pathsafe.CreateFile(name, part); !errors.Is(err, iotest.ErrTimeout) {
 		t.Errorf("got %v, want %v", err, iotest.ErrTimeout)
 	}
 	if _, err := os.Lstat(name); !errors.Is(err, fs.ErrNotExist) {

@@ -1,12 +1,12 @@
 // Package pathsafe opens and writes files safely, and finds who else could change them.
 //
-// [ReadTrusted] reads a file that decides what runs or who is trusted, and reports every way in which another user could
-// change or replace it. [ResolvePath] and [FindFaults] do the same for programs, [CheckPrivate] for the state folder.
-// [OpenRegular] never blocks on a FIFO. [ReplaceFile] replaces a file atomically, [CreateFile] makes one, and
-// [SyncFolder] makes names durable. [LockFolder] keeps a second process out of a folder, and a [Pin] notices when a file
-// that is in use was removed or replaced.
+// [ReadTrusted] reads a file that decides what runs or which callers are trusted, and reports every way in which
+// another user could change or replace it. [ResolvePath] and [FindFaults] do the same for programs, [CheckPrivate] for
+// the state folder. [OpenRegular] never blocks on a FIFO. [ReplaceFile] replaces a file atomically, [CreateFile] makes
+// one, and [SyncFolder] makes names durable. [LockFolder] keeps a second process out of a folder, and a [Pin] notices
+// when a file that is in use was removed or replaced.
 //
-// Faults are texts for the operator, which say what is wrong and what to do. Errors are for what could not be looked at.
+// Faults are texts for the operator, which say what is wrong and what to do. Errors say what could not be read.
 package pathsafe
 
 import (
@@ -99,7 +99,8 @@ func FindForeign(way []Entry) string {
 		if e.ownerID() == unmapped {
 			mend += ", or map its owner into the user namespace that this runs in"
 		}
-		return fmt.Sprintf("%s belongs to another user than root and %d (the user this runs as), and %s: %s", e.Path, uid, risk, mend)
+		return fmt.Sprintf("%s belongs to another user than root and %d (the user this runs as), and %s: %s",
+			e.Path, uid, risk, mend)
 	}
 	return ""
 }
@@ -112,7 +113,8 @@ func FindFaults(name string, way []Entry) (faults []string) {
 	case !mode.IsRegular():
 		faults = append(faults, name+" is not a regular file")
 	case mode&0o022 != 0:
-		faults = append(faults, fmt.Sprintf("%s may be written by its group or by others (mode %04o): chmod go-w", name, mode.Perm()))
+		faults = append(faults, fmt.Sprintf("%s may be written by its group or by others (mode %04o): chmod go-w",
+			name, mode.Perm()))
 	}
 	return append(faults, findSwappable(name, way)...)
 }

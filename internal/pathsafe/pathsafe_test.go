@@ -110,7 +110,8 @@ func TestFindFaults_AllAtOnce(t *testing.T) {
 	}
 	check(t, os.Chmod(dir+"/a", 0o775))
 	check(t, os.Chmod(dir+"/a/b/file", 0o602))
-	if got := faults("direct"); len(got) != 2 || !strings.HasPrefix(got[0], "direct may be written") || !strings.HasPrefix(got[1], "the folder "+dir+"/a may be written") {
+	if got := faults("direct"); len(got) != 2 || !strings.HasPrefix(got[0], "direct may be written") ||
+		!strings.HasPrefix(got[1], "the folder "+dir+"/a may be written") {
 		t.Errorf("%q", got)
 	}
 	check(t, os.Chmod(dir+"/a", 0o755))

@@ -36,7 +36,8 @@ func CheckPrivate(dir string) (why string, err error) {
 	case !known || int(owner.Uid) != os.Geteuid():
 		return fmt.Sprintf("it belongs to another user than %d (the user this runs as)", os.Geteuid()), nil
 	case info.Mode().Perm()&0o077 != 0:
-		return fmt.Sprintf("its group or others may enter it (its mode is %04o); chmod 0700 it", info.Mode().Perm()), nil
+		return fmt.Sprintf("its group or others may enter it (its mode is %04o); chmod 0700 it",
+			info.Mode().Perm()), nil
 	}
 	return checkParents(path, real)
 }

@@ -20,7 +20,10 @@ func TestReplaceFile_ContentAndMode(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, root.Close()) }()
 	check(t, os.Mkdir(filepath.Join(dir, "sub"), 0o700))
-	for d, mode := range map[pathsafe.Durability]fs.FileMode{pathsafe.Unsynced: 0o600, pathsafe.Whole: 0o644, pathsafe.Synced: 0o400} {
+	for d, mode := range map[pathsafe.Durability]fs.FileMode{
+		pathsafe.Unsynced: 0o600, pathsafe.Whole: 0o644,
+		pathsafe.Synced: 0o400,
+	} {
 		for _, content := range []string{"first", ""} {
 			check(t, pathsafe.ReplaceFile(root, "sub/file", []byte(content), mode, d))
 			text, err := root.ReadFile("sub/file")

@@ -32,7 +32,8 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 		return nil, nil, err
 	}
 	if mode := info.Mode().Perm(); mode&forbidden != 0 {
-		faults = append(faults, fmt.Sprintf("%s may be %s (its mode is %04o): chmod %04o", name, describeAccess(mode&forbidden), mode, mode&^forbidden))
+		faults = append(faults, fmt.Sprintf("%s may be %s (its mode is %04o): chmod %04o",
+			name, describeAccess(mode&forbidden), mode, mode&^forbidden))
 	}
 	way, err := ResolvePath(path)
 	if err != nil {
@@ -55,9 +56,13 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 // findSwappable returns what lets other users replace a file. In a sticky folder (/tmp) they can rename only
 // their own files.
 func findSwappable(name string, way []Entry) (faults []string) {
-	open := slices.IndexFunc(way, func(e Entry) bool { return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0 })
+	open := slices.IndexFunc(way, func(e Entry) bool {
+		return e.IsDir() && e.Mode()&0o022 != 0 && e.Mode()&fs.ModeSticky == 0
+	})
 	if open >= 0 {
-		faults = append(faults, fmt.Sprintf("the folder %s may be written by its group or by others, so they may replace %s: chmod go-w", way[open].Path, name))
+		faults = append(faults, fmt.Sprintf(
+			"the folder %s may be written by its group or by others, so they may replace %s: chmod go-w",
+			way[open].Path, name))
 	}
 	if whose := FindForeign(way); whose != "" {
 		faults = append(faults, whose)
@@ -65,7 +70,7 @@ func findSwappable(name string, way []Entry) (faults []string) {
 	return faults
 }
 
-// describeAccess says in words what the bits of a mode allow, and to whom.
+// describeAccess says in words what the bits of a mode allow to which users.
 func describeAccess(bits fs.FileMode) string {
 	var what, who []string
 	if bits&0o055 != 0 {

@@ -29,7 +29,8 @@ const (
 // long, until ctx is done.
 func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
 	var steps *Steps
-	expiring, pruning := &failures{log: log, work: "ending runs that waited too long"}, &failures{log: log, work: "pruning runs"}
+	expiring := &failures{log: log, work: "ending runs that waited too long"}
+	pruning := &failures{log: log, work: "pruning runs"}
 	started := time.Now()
 	runRepeatedly(ctx, func() (wait time.Duration) {
 		if steps == nil {
@@ -43,7 +44,8 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 		expiring.note(ctx, runs.ExpireQueued(ctx, c.Hooks))
 		if held, step := steps.Held(time.Now(), time.Since(started)); held {
 			if step != 0 {
-				log.Warn("the clock was set: nothing is removed for a while", "by", step.String(), "for", HoldAfterStep.String())
+				log.Warn("the clock was set: nothing is removed for a while",
+					"by", step.String(), "for", HoldAfterStep.String())
 			}
 			return interval
 		}
@@ -106,7 +108,9 @@ func runRepeatedly(ctx context.Context, step func() (wait time.Duration)) {
 func runsFolder(c *config.Config) string { return filepath.Join(c.State, "runs") }
 
 func retentionOf(c *config.Config) store.Retention {
-	keep := store.Retention{Hooks: make(map[string]store.KeepRule, len(c.Hooks)), Default: store.KeepRule(runner.DefaultKeep())}
+	keep := store.Retention{
+		Hooks: make(map[string]store.KeepRule, len(c.Hooks)), Default: store.KeepRule(runner.DefaultKeep()),
+	}
 	for name, h := range c.Hooks {
 		keep.Hooks[name] = store.KeepRule{Age: h.Keep.Age, Count: h.Keep.Count}
 	}

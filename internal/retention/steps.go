@@ -24,18 +24,19 @@ type Steps struct {
 	until time.Duration // nothing is removed before, in time that has passed
 }
 
-// NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped, as
-// far as that is known. The newest record shows whether it was set while the machine was off; it is zero if there is
+// NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped,
+// as far as that is known. The newest record shows whether it was set while the machine was off; it is zero if there is
 // none.
 func NewSteps(wall time.Time, mono time.Duration, newest time.Time, stepped time.Duration) *Steps {
 	s := &Steps{wall: wall.Round(0), mono: mono}
-	if gap := s.wall.Sub(newest); stepped.Abs() > largestStep || !newest.IsZero() && (gap < -largestStep || gap > longestPause) {
+	gap := s.wall.Sub(newest)
+	if stepped.Abs() > largestStep || !newest.IsZero() && (gap < -largestStep || gap > longestPause) {
 		s.until = mono + HoldAfterStep
 	}
 	return s
 }
 
-// Held tells at a later moment whether nothing may be removed, and by how much the wall clock was set since
+// Held reports at a later moment whether nothing may be removed, and by how much the wall clock was set since
 // the moment before.
 func (s *Steps) Held(wall time.Time, mono time.Duration) (held bool, step time.Duration) {
 	wall = wall.Round(0)

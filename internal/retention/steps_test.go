@@ -16,20 +16,29 @@ type moment struct {
 
 func TestSteps_HoldAfterTheClockWasSet(t *testing.T) {
 	start := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
-	const hour = time.Hour
+	const sec, hour = time.Second, time.Hour
+	held := []moment{{5 * sec, 5 * sec, true, 0}, {2 * hour, 2 * hour, false, 0}}
 	for name, row := range map[string]struct {
 		newest  time.Duration // before the start
 		stepped time.Duration
 		moments []moment
 	}{
-		"steady":                       {time.Second, 0, []moment{{5 * time.Second, 5 * time.Second, false, 0}, {50 * hour, 50 * hour, false, 0}}},
-		"slewed":                       {time.Second, 0, []moment{{hour, hour - 30*time.Second, false, 0}, {2 * hour, 2*hour - 70*time.Second, false, 0}}},
-		"forward":                      {time.Second, 0, []moment{{9000 * hour, 5 * time.Second, true, 9000*hour - 5*time.Second}, {9001 * hour, hour, true, 0}, {9003 * hour, 2*hour + 5*time.Second, true, hour - 5*time.Second}}},
-		"back":                         {time.Second, 0, []moment{{-hour, 5 * time.Second, true, -hour - 5*time.Second}, {-hour + 10*time.Second, 15 * time.Second, true, 0}, {10 * time.Second, hour + 15*time.Second, false, 0}}},
-		"set back before the start":    {-hour, 0, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
-		"set by less than a day":       {time.Second, time.Hour, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
-		"set back by less than a day":  {2 * hour, -hour, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
-		"set forward before the start": {9000 * hour, 0, []moment{{5 * time.Second, 5 * time.Second, true, 0}, {2 * hour, 2 * hour, false, 0}}},
+		"steady": {sec, 0, []moment{{5 * sec, 5 * sec, false, 0}, {50 * hour, 50 * hour, false, 0}}},
+		"slewed": {sec, 0, []moment{{hour, hour - 30*sec, false, 0}, {2 * hour, 2*hour - 70*sec, false, 0}}},
+		"forward": {sec, 0, []moment{
+			{9000 * hour, 5 * sec, true, 9000*hour - 5*sec},
+			{9001 * hour, hour, true, 0},
+			{9003 * hour, 2*hour + 5*sec, true, hour - 5*sec},
+		}},
+		"back": {sec, 0, []moment{
+			{-hour, 5 * sec, true, -hour - 5*sec},
+			{-hour + 10*sec, 15 * sec, true, 0},
+			{10 * sec, hour + 15*sec, false, 0},
+		}},
+		"set back before the start":    {-hour, 0, held},
+		"set by less than a day":       {sec, hour, held},
+		"set back by less than a day":  {2 * hour, -hour, held},
+		"set forward before the start": {9000 * hour, 0, held},
 	} {
 		s := retention.NewSteps(start, 0, start.Add(-row.newest), row.stepped)
 		for i, m := range row.moments {

@@ -9,17 +9,17 @@
 //   - A claim and the run that its delivery started are recorded together, or neither is.
 //   - One process at a time has the folder open for writing: [Open] locks it until [SQLite.Close].
 //
-// Failures: an error of the disk or of the database is an [ErrUnavailable]. Nothing was recorded then, and the same call
-// may succeed later. The exception is runner.ErrUncertain: a server that starts later may find it recorded. After a
-// crash, [Open] checks the whole file before it uses it, and refuses a damaged one with [ErrCorrupt]. While the file or
-// its write-ahead log is not where it was opened, all writes fail.
+// Failures: an error of the disk or of the database is an [ErrUnavailable]. Nothing was recorded then, and the same
+// call may succeed later. The exception is runner.ErrUncertain: a server that starts later may find it recorded. After
+// a crash, [Open] checks the whole file before it uses it, and refuses a damaged one with [ErrCorrupt]. While the file
+// or its write-ahead log is not where it was opened, all writes fail.
 //
 // One goroutine writes. Operations that come while it commits share the next transaction, each in a savepoint of its
 // own. Readers have connections of their own and never wait for the writer. Schema changes are in migrations/, applied
 // in order by [Open], and are never taken back.
 //
-// [Open] is for the server, [OpenRead] for commands that look at the state folder, and [Backup] copies the database of a
-// running server.
+// [Open] is for the server, [OpenRead] for commands that look at the state folder, and [Backup] copies the database of
+// a running server.
 package store
 
 import (

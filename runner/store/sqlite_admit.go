@@ -18,7 +18,9 @@ import (
 // claimed before is *runner.Replayed, runner.ErrReused or runner.ErrOtherBody; one refused for
 // being busy is *runner.Busy, without RetryAfter, and is not recorded. The caller
 // starts nothing on any error.
-func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+func (s *SQLite) Admit(
+	ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed,
+) (runner.Admission, error) {
 	var a runner.Admission
 	err := s.writer.record(ctx, func(ctx context.Context, tx *statements) (err error) {
 		a, err = s.admitRun(ctx, tx, run, c, p, in)
@@ -33,7 +35,9 @@ func (s *SQLite) Admit(ctx context.Context, run runner.Run, c runner.Claim, p ru
 	return a, nil
 }
 
-func (s *SQLite) admitRun(ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+func (s *SQLite) admitRun(
+	ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed,
+) (runner.Admission, error) {
 	switch first, err := findClaimed(ctx, tx, run.Hook, c); {
 	case err == nil:
 		return runner.Admission{}, &runner.Replayed{Run: first}
@@ -61,7 +65,9 @@ func (s *SQLite) admitRun(ctx context.Context, tx *statements, run runner.Run, c
 }
 
 // queueRun records a run behind the current one, by the policy.
-func (s *SQLite) queueRun(ctx context.Context, tx *statements, current, run runner.Run, p runner.Policy, in runner.Feed) (a runner.Admission, err error) {
+func (s *SQLite) queueRun(
+	ctx context.Context, tx *statements, current, run runner.Run, p runner.Policy, in runner.Feed,
+) (a runner.Admission, err error) {
 	var waiting, last int
 	if err := tx.scanRow(ctx, []any{&waiting, &last}, sqlQueue, run.Flight); err != nil {
 		return a, err
@@ -90,7 +96,8 @@ func (s *SQLite) queueRun(ctx context.Context, tx *statements, current, run runn
 			}
 			a.Stop = &current
 		}
-		a.Superseded, err = tx.readRuns(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()), "replaced by run "+run.ID)
+		a.Superseded, err = tx.readRuns(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()),
+			"replaced by run "+run.ID)
 		if err != nil {
 			return a, err
 		}
@@ -112,12 +119,14 @@ func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run,
 	if err != nil {
 		return runner.Run{}, fmt.Errorf("writing the parameters: %w", err)
 	}
-	standsFor := slices.DeleteFunc(distinct(append(pending.StandsFor, pending.Caller)), func(c string) bool { return c == run.Caller })
+	standsFor := distinct(append(pending.StandsFor, pending.Caller))
+	standsFor = slices.DeleteFunc(standsFor, func(caller string) bool { return caller == run.Caller })
 	names, err := json.Marshal(append([]string{}, standsFor...))
 	if err != nil {
 		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
 	}
-	return tx.readRun(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names), s.Uptime().Microseconds())
+	return tx.readRun(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names),
+		s.Uptime().Microseconds())
 }
 
 func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, place int, in runner.Feed) error {
@@ -126,7 +135,8 @@ func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, pl
 		return fmt.Errorf("writing the parameters: %w", err)
 	}
 	_, err = tx.execute(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
-		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot, s.Uptime().Microseconds())
+		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot,
+		s.Uptime().Microseconds())
 	return err
 }
 
@@ -175,7 +185,9 @@ func claimScope(hook string, c runner.Claim) string {
 
 func insertClaims(ctx context.Context, tx *statements, r runner.Run, c runner.Claim) error {
 	for _, key := range claimKeys(c) {
-		if _, err := tx.execute(ctx, sqlSetRun, claimScope(r.Hook, c), key, r.ID, c.Body[:], micros(c.Until), micros(r.Created)); err != nil {
+		_, err := tx.execute(ctx, sqlSetRun, claimScope(r.Hook, c), key, r.ID, c.Body[:],
+			micros(c.Until), micros(r.Created))
+		if err != nil {
 			return err
 		}
 	}

@@ -114,7 +114,8 @@ func past(b *testing.B, n int) string {
 		b.Fatal(err)
 	}
 	defer db.Close() //nolint:errcheck // what is read from it afterwards tells
-	if _, err := db.ExecContext(b.Context(), strings.NewReplacer("COUNT", fmt.Sprint(n), "HOOKS", "100").Replace(string(fill))); err != nil {
+	if _, err := db.ExecContext(b.Context(),
+		strings.NewReplacer("COUNT", fmt.Sprint(n), "HOOKS", "100").Replace(string(fill))); err != nil {
 		b.Fatal(err)
 	}
 	return dir
@@ -130,9 +131,15 @@ func BenchmarkPast(b *testing.B) {
 			b.Logf("opened in %v", time.Since(before))
 			for name, f := range map[string]runner.Filter{
 				"all": {}, "hook": {Hooks: []string{"hook7"}}, "caller": {Callers: []string{"caller7"}},
-				"hook+caller+state": {Hooks: []string{"hook7"}, Callers: []string{"caller7"}, States: []runner.State{runner.Succeeded}},
-				"10 hooks, failed":  {Hooks: []string{"hook0", "hook1", "hook2", "hook3", "hook4", "hook5", "hook6", "hook7", "hook8", "hook9"}, States: []runner.State{runner.Failed}},
-				"nothing":           {Hooks: []string{"none"}},
+				"hook+caller+state": {
+					Hooks: []string{"hook7"}, Callers: []string{"caller7"},
+					States: []runner.State{runner.Succeeded},
+				},
+				"10 hooks, failed": {Hooks: []string{
+					"hook0", "hook1", "hook2", "hook3", "hook4", "hook5", "hook6",
+					"hook7", "hook8", "hook9",
+				}, States: []runner.State{runner.Failed}},
+				"nothing": {Hooks: []string{"none"}},
 			} {
 				b.Run("List/"+name, func(b *testing.B) {
 					var took []time.Duration
@@ -159,7 +166,8 @@ func BenchmarkPast(b *testing.B) {
 			})
 			b.Run("Prune", func(b *testing.B) {
 				for b.Loop() {
-					if _, _, err := s.Prune(b.Context(), store.Retention{Default: store.KeepRule{Count: 5_000, Age: 9e18}}); err != nil {
+					if _, _, err := s.Prune(b.Context(),
+						store.Retention{Default: store.KeepRule{Count: 5_000, Age: 9e18}}); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -16,7 +16,8 @@ const (
 	sqlSetOpened    = `INSERT INTO opened (boot, up, wall) VALUES ($1, $2, $3)`
 	sqlNewestID     = `SELECT COALESCE(MAX(id), '') FROM runs`
 	sqlRestartWaits = `UPDATE runs SET accepted_up = $1 WHERE ended = 0 AND id <= $2`
-	sqlDropExpired  = sqlEndQueued + `WHERE hook = $1 AND ended = 0 AND state = 'queued' AND accepted_up < $5 RETURNING ` + runColumns
+	sqlDropExpired  = sqlEndQueued + `
+		WHERE hook = $1 AND ended = 0 AND state = 'queued' AND accepted_up < $5 RETURNING ` + runColumns
 )
 
 // clocks are the clocks that the store uses.

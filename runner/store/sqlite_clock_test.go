@@ -28,7 +28,8 @@ func (u *uptime) pass(d time.Duration) { u.at.Add(int64(d)) }
 // reopened opens a store when the wall clock is so far off.
 func reopened(t *testing.T, dir string, off time.Duration) *store.SQLite {
 	t.Helper()
-	s, err := store.Open(t.Context(), dir, func() time.Time { return time.Now().Add(off) }, slog.New(slog.DiscardHandler))
+	s, err := store.Open(t.Context(), dir, func() time.Time { return time.Now().Add(off) },
+		slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,9 @@ import (
 // Running: the caller must start next, unless it is nil. With giveBack, the claims on the
 // run are removed. If an end was recorded before, that end is returned with a nil next,
 // so that Finish can be repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
-func (s *SQLite) Finish(ctx context.Context, id string, state runner.State, end runner.End, giveBack, promote bool) (ended runner.Run, next *runner.Run, err error) {
+func (s *SQLite) Finish(
+	ctx context.Context, id string, state runner.State, end runner.End, giveBack, promote bool,
+) (ended runner.Run, next *runner.Run, err error) {
 	if !state.Ended() {
 		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is not a final state", id, state)
 	}
@@ -104,7 +106,7 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 }
 
 // Requeue queues a running run, whose command was not started, as the first of its
-// flight. If its end was requested meanwhile, it ends. A run that is not running is not
+// flight. If its end was requested, it ends. A run that is not running is not
 // changed. The run is returned as it is then.
 func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
@@ -148,12 +150,15 @@ func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended b
 // ExpireQueued ends the runs of a hook that are queued and have waited for longer than longest since their last
 // delivery was accepted, as TimedOut, and returns them. The time that the machine was off does not count. Their
 // claims stay.
-func (s *SQLite) ExpireQueued(ctx context.Context, hook string, longest time.Duration) (expired []runner.Run, err error) {
+func (s *SQLite) ExpireQueued(
+	ctx context.Context, hook string, longest time.Duration,
+) (expired []runner.Run, err error) {
 	if err := s.noteOpening(ctx, s.writer); err != nil {
 		return nil, err
 	}
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
-		expired, err = tx.readRuns(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()), "queued for longer than queue_timeout", (s.Uptime() - longest).Microseconds())
+		expired, err = tx.readRuns(ctx, sqlDropExpired, hook, runner.TimedOut, micros(s.now()),
+			"queued for longer than queue_timeout", (s.Uptime() - longest).Microseconds())
 		return err
 	})
 	if err != nil {

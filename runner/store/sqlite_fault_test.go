@@ -25,7 +25,8 @@ func TestStore_PanicOfAnOperation(t *testing.T) {
 				}
 				return
 			}
-			if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{Kind: runner.Queue, Depth: 100}, runner.Feed{}); err != nil {
+			if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{},
+				runner.Policy{Kind: runner.Queue, Depth: 100}, runner.Feed{}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -39,7 +39,10 @@ func TestSaveKeyUses_NeverGoesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := read.KeyUses(t.Context())
-	want := []keyuse.Use{use("a", "hmac", "2", time.Hour), use("a", "token", "2", time.Second), use("b", "hmac", "1", time.Minute)}
+	want := []keyuse.Use{
+		use("a", "hmac", "2", time.Hour), use("a", "token", "2", time.Second),
+		use("b", "hmac", "1", time.Minute),
+	}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}

@@ -82,7 +82,12 @@ func crashChild(ctx context.Context, dir string) error {
 }
 
 func work(ctx context.Context, s *store.SQLite) error {
-	policies := []runner.Policy{{Kind: runner.Reject}, {Kind: runner.Queue, Depth: 5}, {Kind: runner.Join}, {Kind: runner.Replace}}
+	policies := []runner.Policy{
+		{Kind: runner.Reject},
+		{Kind: runner.Queue, Depth: 5},
+		{Kind: runner.Join},
+		{Kind: runner.Replace},
+	}
 	for {
 		id, err := uuid.NewV7()
 		if err != nil {
@@ -203,7 +208,8 @@ func limitChild(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: uint64(info.Size()) + 100_000, Max: before.Max})
+		return syscall.Setrlimit(syscall.RLIMIT_FSIZE,
+			&syscall.Rlimit{Cur: uint64(info.Size()) + 100_000, Max: before.Max})
 	}
 	free := func() error { return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before) }
 	return fullDisk(ctx, dir, fill, free, store.ErrUnavailable)
@@ -317,7 +323,8 @@ func TestFullDisk_LosesNothing(t *testing.T) {
 		said, err := cmd.Output()
 		switch {
 		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
-			testenv.Skip(t, fmt.Sprint("a store on a disk that is full, because this user may mount none (the limits of files and pages stand for it): ", err))
+			testenv.Skip(t, fmt.Sprint("a store on a full disk, because this user cannot mount one ",
+				"(the limits of files and pages replace it): ", err))
 		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
 			t.Fatalf("%v\n%s", err, said)
 		}

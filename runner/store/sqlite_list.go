@@ -106,19 +106,23 @@ const (
 	sqlAnyCaller = ` AND ($6 = '[]' OR caller IN (SELECT value FROM json_each($6)))`
 	sqlNewest1st = ` ORDER BY id DESC LIMIT $3`
 
-	sqlListAll     = sqlIDs + `WHERE id >= $1 AND id < $2` + sqlNewest1st
-	sqlListActive  = sqlIDs + `INDEXED BY runs_active WHERE ended = 0` + sqlBetween + sqlAnyHook + sqlAnyCaller + sqlNewest1st
+	sqlListAll    = sqlIDs + `WHERE id >= $1 AND id < $2` + sqlNewest1st
+	sqlListActive = sqlIDs + `INDEXED BY runs_active WHERE ended = 0` + sqlBetween + sqlAnyHook + sqlAnyCaller +
+		sqlNewest1st
 	sqlListStates  = sqlIDs + `INDEXED BY runs_by_state WHERE ended > 0` + sqlBetween + sqlNewest1st
 	sqlListHooks   = sqlIDs + `INDEXED BY runs_by_hook WHERE ended > 0` + sqlBetween + sqlOfHooks + sqlNewest1st
 	sqlListCallers = sqlIDs + `INDEXED BY runs_by_caller WHERE ended > 0` + sqlBetween + sqlOfCallers + sqlNewest1st
-	sqlListBoth    = sqlIDs + `INDEXED BY runs_by_hook_and_caller WHERE ended > 0` + sqlBetween + sqlOfHooks + sqlOfCallers + sqlNewest1st
-	sqlListJoined  = sqlIDs + `INDEXED BY runs_joined WHERE stands_for <> '[]' AND replace(stands_for, $7, '') <> stands_for` +
-		sqlBetween + sqlAnyHook + sqlNewest1st
+	sqlListBoth    = sqlIDs + `INDEXED BY runs_by_hook_and_caller WHERE ended > 0` + sqlBetween + sqlOfHooks +
+		sqlOfCallers + sqlNewest1st
+	sqlListJoined = sqlIDs + `INDEXED BY runs_joined WHERE stands_for <> '[]'` +
+		` AND replace(stands_for, $7, '') <> stands_for` + sqlBetween + sqlAnyHook + sqlNewest1st
 )
 
 // listStatements are all that run on the connections for lists.
 func listStatements() []string {
-	return []string{sqlListAll, sqlListActive, sqlListStates, sqlListHooks, sqlListCallers, sqlListBoth, sqlListJoined, sqlRun}
+	return []string{
+		sqlListAll, sqlListActive, sqlListStates, sqlListHooks, sqlListCallers, sqlListBoth, sqlListJoined, sqlRun,
+	}
 }
 
 // findMatching returns the ids of the newest runs that f allows, one more than a page has.
@@ -128,7 +132,9 @@ func findMatching(ctx context.Context, in *statements, f runner.Filter) (ids []s
 	if len(states) == 0 {
 		states = append([]runner.State{runner.Running, runner.Queued}, runner.Ends()...)
 	}
-	args := []any{low, high, f.Limit + 1, jsonList(states), jsonList(f.Hooks), jsonList(f.Callers), jsonString(f.Joined)}
+	args := []any{
+		low, high, f.Limit + 1, jsonList(states), jsonList(f.Hooks), jsonList(f.Callers), jsonString(f.Joined),
+	}
 	for _, query := range listQueries(f) {
 		err := in.eachRow(ctx, func(rows *sql.Rows) error {
 			var id string

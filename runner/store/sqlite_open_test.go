@@ -81,7 +81,10 @@ func TestOpen_FileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
-	for name, want := range map[string]os.FileMode{"": 0o700, "lock": 0o600, "state.db": 0o600, "state.db-wal": 0o600, "state.db-shm": 0o600} {
+	for name, want := range map[string]os.FileMode{
+		"": 0o700, "lock": 0o600, "state.db": 0o600, "state.db-wal": 0o600,
+		"state.db-shm": 0o600,
+	} {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil || info.Mode().Perm() != want {
 			t.Errorf("%q: %v, %v", name, err, info.Mode())
@@ -121,7 +124,8 @@ func TestOpen_OlderSchema(t *testing.T) {
 		`INSERT INTO schema_version VALUES (1, 1)`,
 		`INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace)
 		 VALUES ('018bcfe5-6800-7000-8000-000000000000', 'build', 'ci', 'f', 'running', 0, '{"a":"b"}', 1, 2, '')`)
-	if _, err := store.OpenRead(t.Context(), dir); !errors.Is(err, store.ErrOlder) { // only who serves brings it forward
+	// Only a server migrates the schema.
+	if _, err := store.OpenRead(t.Context(), dir); !errors.Is(err, store.ErrOlder) {
 		t.Errorf("to read: %v", err)
 	}
 	s := openIn(t, dir)
@@ -254,7 +258,8 @@ func TestClose_LaterCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{}, runner.Feed{}); !errors.Is(err, store.ErrUnavailable) {
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{},
+		runner.Feed{}); !errors.Is(err, store.ErrUnavailable) {
 		t.Fatal(err)
 	}
 	if _, err := s.Get(t.Context(), "x"); !errors.Is(err, store.ErrUnavailable) {

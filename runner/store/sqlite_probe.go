@@ -80,7 +80,8 @@ func (l *longLog) warnIfGrowing(size int64, copied bool) {
 		l.log.Info("write-ahead log copied again", "bytes", size)
 		l.warned = 0
 	case !copied && size >= 2*l.warned:
-		l.log.Warn("write-ahead log grows: another process reads the database, and none of the log can be reused until it ends", "bytes", size)
+		l.log.Warn("write-ahead log grows: another process reads the database, and the log is not reused until it ends",
+			"bytes", size)
 		l.warned = size
 	}
 }

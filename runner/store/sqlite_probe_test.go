@@ -73,7 +73,8 @@ func TestProbe_WritesWithoutDeliveries(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRun(t, "build", "f") // of which the store learns that the last commit proves nothing any more
-	if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, runner.Feed{}); !errors.Is(err, store.ErrReadOnly) {
+	if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{},
+		runner.Feed{}); !errors.Is(err, store.ErrReadOnly) {
 		t.Fatal(err)
 	}
 	if err := s.Probe(t.Context()); !errors.Is(err, store.ErrReadOnly) {

@@ -23,21 +23,23 @@ type KeepRule struct {
 type Retention struct {
 	Default KeepRule
 	Hooks   map[string]KeepRule // instead of Default
-	// Claims is how long a delivery whose signature does not expire is recognised;
+	// Claims is how long a delivery with a signature that does not expire is recognised;
 	// 0 for a year.
 	Claims time.Duration
 	Batch  int // how many runs and how many claims one Prune removes at most; 0 for 50
 }
 
 const (
-	sqlNextHook    = `SELECT hook FROM runs WHERE hook > $1 AND ended > 0 ORDER BY hook LIMIT 1`
-	sqlPastOf      = `SELECT id FROM runs WHERE hook = $1 AND state = $2 AND ended > 0 `
-	sqlOld         = sqlPastOf + `AND id < $3 AND ended < $4 ORDER BY id LIMIT $5`
-	sqlNewest      = sqlPastOf + `ORDER BY id DESC LIMIT $3`
-	sqlOlder       = sqlPastOf + `AND id < $3 ORDER BY id LIMIT $4`
-	sqlPruneRun    = `DELETE FROM runs WHERE id = $1 AND state NOT IN ('running', 'queued')`
-	sqlPruneStale  = `DELETE FROM claims WHERE (hook, key) IN (SELECT hook, key FROM claims WHERE until BETWEEN 1 AND $1 LIMIT $2)`
-	sqlPruneClaims = `DELETE FROM claims WHERE (hook, key) IN (SELECT hook, key FROM claims WHERE until = 0 AND created < $1 LIMIT $2)`
+	sqlNextHook   = `SELECT hook FROM runs WHERE hook > $1 AND ended > 0 ORDER BY hook LIMIT 1`
+	sqlPastOf     = `SELECT id FROM runs WHERE hook = $1 AND state = $2 AND ended > 0 `
+	sqlOld        = sqlPastOf + `AND id < $3 AND ended < $4 ORDER BY id LIMIT $5`
+	sqlNewest     = sqlPastOf + `ORDER BY id DESC LIMIT $3`
+	sqlOlder      = sqlPastOf + `AND id < $3 ORDER BY id LIMIT $4`
+	sqlPruneRun   = `DELETE FROM runs WHERE id = $1 AND state NOT IN ('running', 'queued')`
+	sqlPruneStale = `DELETE FROM claims WHERE (hook, key) IN
+		(SELECT hook, key FROM claims WHERE until BETWEEN 1 AND $1 LIMIT $2)`
+	sqlPruneClaims = `DELETE FROM claims WHERE (hook, key) IN
+		(SELECT hook, key FROM claims WHERE until = 0 AND created < $1 LIMIT $2)`
 )
 
 // Prune takes one small step: it removes ended runs beyond the retention, and
@@ -129,9 +131,11 @@ func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids 
 		if !own {
 			keep = r.Default
 		}
-		old, err := p.findOld(ctx, hook, now.Add(-keep.Age), keep.Age > 0, r.Batch)
-		if err != nil {
-			return nil, fmt.Errorf("looking for old runs: %w", err)
+		var old []string
+		if keep.Age > 0 {
+			if old, err = p.findOld(ctx, hook, now.Add(-keep.Age), r.Batch); err != nil {
+				return nil, fmt.Errorf("looking for old runs: %w", err)
+			}
 		}
 		many, err := p.findSurplus(ctx, hook, keep.Count, r.Batch)
 		if err != nil {
@@ -143,10 +147,9 @@ func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids 
 }
 
 // findOld finds runs of a hook that ended before a time.
-func (p *pruner) findOld(ctx context.Context, hook string, before time.Time, bounded bool, batch int) (ids []string, err error) {
-	if !bounded {
-		return nil, nil
-	}
+func (p *pruner) findOld(
+	ctx context.Context, hook string, before time.Time, batch int,
+) (ids []string, err error) {
 	for _, state := range runner.Ends() {
 		// A run is older than its end.
 		some, err := p.readIDs(ctx, sqlOld, hook, state, firstID(before), micros(before), batch)
@@ -192,7 +195,9 @@ func (p *pruner) findSurplus(ctx context.Context, hook string, count, batch int)
 	return ids, nil
 }
 
-func (p *pruner) readIDs(ctx context.Context, query, hook string, state runner.State, args ...any) (ids []string, err error) {
+func (p *pruner) readIDs(
+	ctx context.Context, query, hook string, state runner.State, args ...any,
+) (ids []string, err error) {
 	err = p.prepared.eachRow(ctx, func(rows *sql.Rows) error {
 		var id string
 		err := rows.Scan(&id)

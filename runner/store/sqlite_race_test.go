@@ -51,7 +51,13 @@ type waiter struct {
 func TestFlight_OneRunInOrder(t *testing.T) {
 	s := open(t)
 	w := &witness{air: map[string]string{}, seen: map[string]int{}}
-	policies := []runner.Policy{{Kind: runner.Reject}, {Kind: runner.Queue, Depth: 5}, {Kind: runner.Queue, Depth: 9}, {Kind: runner.Join}, {Kind: runner.Replace}}
+	policies := []runner.Policy{
+		{Kind: runner.Reject},
+		{Kind: runner.Queue, Depth: 5},
+		{Kind: runner.Queue, Depth: 9},
+		{Kind: runner.Join},
+		{Kind: runner.Replace},
+	}
 	var tick atomic.Int64
 	var mu sync.Mutex
 	var waiters []waiter
@@ -63,7 +69,8 @@ func TestFlight_OneRunInOrder(t *testing.T) {
 			for range 15 {
 				r := newRun(t, "build", fmt.Sprint("flight", rng.IntN(3)))
 				from := tick.Add(1)
-				a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, policies[rng.IntN(len(policies))], runner.Feed{})
+				a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, policies[rng.IntN(len(policies))],
+					runner.Feed{})
 				til := tick.Add(1)
 				if errors.As(err, new(*runner.Busy)) {
 					continue
@@ -116,12 +123,14 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 			return
 		}
 		w.start(t, now)
-		if got, err := s.Get(t.Context(), now.ID); err != nil || got.State != runner.Running { // and so it takes a while
+		// The call also makes the run take a while.
+		if got, err := s.Get(t.Context(), now.ID); err != nil || got.State != runner.Running {
 			t.Errorf("%s runs as %q: %v", now.ID, got.State, err)
 		}
 		w.end(now) // before the end is recorded: afterwards the next may be running
 		var err error
-		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false, true); err != nil {
+		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false,
+			true); err != nil {
 			t.Error(err)
 			return
 		}

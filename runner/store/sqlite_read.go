@@ -65,7 +65,8 @@ func openReadOnly(path string, connections int) (*sql.DB, error) {
 
 // closeReader closes what was opened.
 func (r *reader) closeReader() error {
-	return errors.Join(r.prepared.closeStatements(), r.listPrepared.closeStatements(), closeDatabase(r.db), closeDatabase(r.listDB))
+	return errors.Join(
+		r.prepared.closeStatements(), r.listPrepared.closeStatements(), closeDatabase(r.db), closeDatabase(r.listDB))
 }
 
 func closeDatabase(db *sql.DB) error {

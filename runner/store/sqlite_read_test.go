@@ -36,7 +36,10 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 		func(ctx context.Context, s *store.SQLite) error { _, err := s.Active(ctx); return err },
 		func(ctx context.Context, s *store.SQLite) error { _, err := s.KeyUses(ctx); return err },
 		func(ctx context.Context, s *store.SQLite) error {
-			_, _, err := s.Prune(ctx, store.Retention{Default: store.KeepRule{Count: 50}, Claims: 100 * 365 * 24 * time.Hour})
+			_, _, err := s.Prune(ctx, store.Retention{
+				Default: store.KeepRule{Count: 50},
+				Claims:  100 * 365 * 24 * time.Hour,
+			})
 			return err
 		},
 	}
@@ -49,7 +52,11 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 		{Joined: "caller1"},
 	} {
 		for range 3 {
-			reads = append(reads, func(ctx context.Context, s *store.SQLite) error { _, _, err := s.List(ctx, f); return err })
+			reads = append(reads, func(ctx context.Context, s *store.SQLite) error {
+				_, _,
+					err := s.List(ctx, f)
+				return err
+			})
 		}
 	}
 	for try := range 100 {
@@ -169,7 +176,8 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 	if got := pages(t, s, f); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	if whole := state(t, s, want[0], runner.Running); whole.Params["p00"] != "x"+long[:len(long)-2] || whole.Cut != nil {
+	if whole := state(t, s, want[0], runner.Running); whole.Params["p00"] != "x"+long[:len(long)-2] ||
+		whole.Cut != nil {
 		t.Error("a single run is cut")
 	}
 }

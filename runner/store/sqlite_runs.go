@@ -15,38 +15,46 @@ import (
 // PostgreSQL both. States stand in them as text where a partial index is to be
 // found by them.
 const (
-	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error, output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail`
+	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error,
+		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail`
 
-	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin, rerun_of, attempt, boot, accepted_up)
+	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin,
+		rerun_of, attempt, boot, accepted_up)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
 	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1`
-	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place DESC LIMIT 1`
-	sqlWaiting  = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // flights are not empty
-	sqlQueue    = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
-	sqlActive   = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
+	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
+		ORDER BY place DESC LIMIT 1`
+	sqlWaiting = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // flights are not empty
+	sqlQueue   = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
+	sqlActive  = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
 	// Parameters and caller change together: a queued run never has the name of one
 	// caller and the parameters of another, nor the id of a run that it repeats with
 	// other parameters.
-	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6, accepted_up = $7, rerun_of = '', attempt = 0
+	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6,
+		accepted_up = $7, rerun_of = '', attempt = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
 	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
 
 	// The input of an interrupted run is kept: it may be run again without another
 	// delivery.
-	sqlEnd = `UPDATE runs SET state = $2, ended = $3, exit_code = $4, signal = $5, error = $6, output_bytes = $7, output_dropped = $8, left_behind = $9, detail = $10,
-		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END WHERE id = $1 AND state IN ('running', 'queued') RETURNING ` + runColumns
+	sqlEnd = `UPDATE runs SET state = $2, ended = $3, exit_code = $4, signal = $5, error = $6,
+		output_bytes = $7, output_dropped = $8, left_behind = $9, detail = $10,
+		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END
+		WHERE id = $1 AND state IN ('running', 'queued') RETURNING ` + runColumns
 	sqlPromote = `UPDATE runs SET state = 'running', started = $2, boot = $3
 		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1)
 		AND NOT EXISTS (SELECT 1 FROM runs WHERE flight = $1 AND state = 'running') RETURNING ` + runColumns
 
-	sqlEndWished = `UPDATE runs SET state = wish, started = 0, ended = $2, stdin = NULL WHERE id = $1 AND state = 'running' AND wish <> '' RETURNING ` + runColumns
-	sqlRequeue   = `UPDATE runs SET state = 'queued', started = 0, boot = '',
-		place = (SELECT COALESCE(MIN(place), 1) - 1 FROM runs AS others WHERE others.flight = runs.flight AND others.state = 'queued')
+	sqlEndWished = `UPDATE runs SET state = wish, started = 0, ended = $2, stdin = NULL
+		WHERE id = $1 AND state = 'running' AND wish <> '' RETURNING ` + runColumns
+	sqlRequeue = `UPDATE runs SET state = 'queued', started = 0, boot = '',
+		place = (SELECT COALESCE(MIN(place), 1) - 1 FROM runs AS others
+			WHERE others.flight = runs.flight AND others.state = 'queued')
 		WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
 
 	sqlDropQueue = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
@@ -84,7 +92,8 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	var params, standsFor []byte
 	var created, started, ended int64
 	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
-		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor, &r.Boot, &r.Wish, &r.LeftBehind, &r.Detail)
+		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor,
+		&r.Boot, &r.Wish, &r.LeftBehind, &r.Detail)
 	if err != nil {
 		return r, unavailable("reading a run", err)
 	}

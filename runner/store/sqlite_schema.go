@@ -12,7 +12,8 @@ import (
 var migrations embed.FS
 
 const (
-	sqlMakeSchema = `CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY, applied BIGINT NOT NULL)`
+	sqlMakeSchema = `CREATE TABLE IF NOT EXISTS schema_version
+		(version BIGINT NOT NULL PRIMARY KEY, applied BIGINT NOT NULL)`
 	sqlVersion    = `SELECT COALESCE(MAX(version), 0) FROM schema_version`
 	sqlSetVersion = `INSERT INTO schema_version (version, applied) VALUES ($1, $2)`
 )

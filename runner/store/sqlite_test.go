@@ -70,7 +70,8 @@ func admit(t testing.TB, s *store.SQLite, r runner.Run, p runner.Policy) runner.
 func finish(t testing.TB, s *store.SQLite, id string) *runner.Run {
 	t.Helper()
 	zero := 0
-	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero}, false, true)
+	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero}, false,
+		true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,8 @@ func TestQueue_BoundedInOrder(t *testing.T) {
 		t.Fatalf("full queue: %v", err)
 	}
 	active, err := s.Active(t.Context())
-	if err != nil || len(active) != 3 || active[0].ID != first.Run.ID || active[1].ID != newer.ID || active[2].ID != older.ID {
+	if err != nil || len(active) != 3 || active[0].ID != first.Run.ID || active[1].ID != newer.ID ||
+		active[2].ID != older.ID {
 		t.Fatalf("active: %v %+v", err, active)
 	}
 	next := finish(t, s, first.Run.ID)
@@ -167,10 +169,12 @@ func TestJoin_NewestParameters(t *testing.T) {
 	if got.Params["ref"] != "newest" || got.Caller != "ops" {
 		t.Fatalf("pending run: %+v", got)
 	}
-	if again, err := s.Find(t.Context(), "build", runner.Claim{Key: "joined"}); err != nil || again.ID != pending.Run.ID {
+	if again, err := s.Find(t.Context(), "build", runner.Claim{Key: "joined"}); err != nil ||
+		again.ID != pending.Run.ID {
 		t.Fatalf("the joined delivery leads to %v %+v", err, again)
 	}
-	if got, err := s.Feed(t.Context(), pending.Run.ID); err != nil || got.Trace != in.Trace || string(got.Stdin) != "body" {
+	if got, err := s.Feed(t.Context(), pending.Run.ID); err != nil || got.Trace != in.Trace ||
+		string(got.Stdin) != "body" {
 		t.Fatalf("input: %v %+v", err, got)
 	}
 	if next := finish(t, s, first.Run.ID); next == nil || next.ID != pending.Run.ID || next.Params["ref"] != "newest" {
@@ -190,7 +194,13 @@ func TestJoin_KnownToAllCallers(t *testing.T) {
 	for _, c := range []struct {
 		caller string
 		others []string
-	}{{"a_b", nil}, {"axb", []string{"a_b"}}, {"axb", []string{"a_b"}}, {"ops", []string{"a_b", "axb"}}, {"a_b", []string{"axb", "ops"}}} {
+	}{
+		{"a_b", nil},
+		{"axb", []string{"a_b"}},
+		{"axb", []string{"a_b"}},
+		{"ops", []string{"a_b", "axb"}},
+		{"a_b", []string{"axb", "ops"}},
+	} {
 		r := newRun(t, "build", "f")
 		r.Caller = c.caller
 		pending = admit(t, s, r, policy).Run
@@ -198,11 +208,16 @@ func TestJoin_KnownToAllCallers(t *testing.T) {
 			t.Errorf("%s: %+v", c.caller, pending)
 		}
 	}
-	for _, happens := range []func(){func() {}, func() { finish(t, s, first.Run.ID) }, func() { finish(t, s, pending.ID) }} {
+	for _, happens := range []func(){
+		func() {},
+		func() { finish(t, s, first.Run.ID) },
+		func() { finish(t, s, pending.ID) },
+	} {
 		happens()
 		for f, want := range map[*runner.Filter]bool{
-			{Joined: "axb"}: true, {Joined: "ops", Hooks: []string{"build"}}: true, {Joined: "ops", Hooks: []string{"other"}}: false,
-			{Joined: "a_b"}: false, {Joined: "op"}: false, {Joined: "a%"}: false, {Joined: "axb", Before: pending.ID}: false,
+			{Joined: "axb"}: true, {Joined: "axb", Before: pending.ID}: false,
+			{Joined: "ops", Hooks: []string{"build"}}: true, {Joined: "ops", Hooks: []string{"other"}}: false,
+			{Joined: "a_b"}: false, {Joined: "op"}: false, {Joined: "a%"}: false,
 		} {
 			runs, _, err := s.List(t.Context(), *f)
 			if err != nil || (len(runs) == 1 && runs[0].ID == pending.ID) != want || !want && len(runs) > 0 {
@@ -234,7 +249,8 @@ func TestJoin_RerunIsBusy(t *testing.T) {
 	again := newRun(t, "build", "f")
 	again.RerunOf = "an older run"
 	var busy *runner.Busy
-	if a, err := s.Admit(t.Context(), again, runner.Claim{Key: again.ID}, policy, runner.Feed{}); !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
+	if a, err := s.Admit(t.Context(), again, runner.Claim{Key: again.ID}, policy,
+		runner.Feed{}); !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
 		t.Errorf("%+v %v", a, err)
 	}
 	if now := state(t, s, rerun.ID, runner.Queued); now.Params["ref"] != "pushed" {
@@ -269,7 +285,8 @@ func TestRequeue_First(t *testing.T) {
 		requeue(first.Run.ID)
 		requeue(first.Run.ID) // once more changes nothing
 	}
-	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{Kind: runner.Reject}, runner.Feed{})
+	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{Kind: runner.Reject},
+		runner.Feed{})
 	if b := new(runner.Busy); !errors.As(err, &b) || b.Run.ID != first.Run.ID {
 		t.Errorf("reject: %v", err)
 	}
@@ -305,7 +322,8 @@ func TestReplace_StopsAndDrops(t *testing.T) {
 	if dropped.Reason != runner.Cancelled || dropped.Ended.IsZero() || !strings.Contains(dropped.Error, third.Run.ID) {
 		t.Fatalf("dropped: %+v", dropped)
 	}
-	_, next, err := s.Finish(t.Context(), first.Run.ID, runner.Cancelled, runner.End{Ended: time.Now(), Signal: "SIGTERM"}, false, true)
+	_, next, err := s.Finish(t.Context(), first.Run.ID, runner.Cancelled,
+		runner.End{Ended: time.Now(), Signal: "SIGTERM"}, false, true)
 	if err != nil || next == nil || next.ID != third.Run.ID {
 		t.Fatalf("next: %v %+v", err, next)
 	}
@@ -316,7 +334,8 @@ func TestAdmit_UnknownPolicy(t *testing.T) {
 	s := open(t)
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
 	r := newRun(t, "build", "f")
-	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, runner.Policy{Kind: "later"}, runner.Feed{}); err == nil {
+	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, runner.Policy{Kind: "later"},
+		runner.Feed{}); err == nil {
 		t.Fatal("admitted")
 	}
 	if _, err := s.Get(t.Context(), r.ID); !errors.Is(err, runner.ErrUnknown) {
@@ -343,7 +362,8 @@ func TestClaim_OneRun(t *testing.T) {
 		return err
 	}
 	var replayed *runner.Replayed
-	if err := again(c); !errors.As(err, &replayed) || replayed.Run.ID != first.Run.ID || replayed.Run.State != runner.Succeeded {
+	if err := again(c); !errors.As(err, &replayed) || replayed.Run.ID != first.Run.ID ||
+		replayed.Run.State != runner.Succeeded {
 		t.Errorf("the same delivery: %v", err)
 	}
 	other := c
@@ -351,7 +371,8 @@ func TestClaim_OneRun(t *testing.T) {
 	if err := again(other); !errors.Is(err, runner.ErrReused) {
 		t.Errorf("another body: %v", err)
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "g"), other, runner.Policy{}, runner.Feed{}); !errors.Is(err, runner.ErrReused) {
+	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "g"), other, runner.Policy{},
+		runner.Feed{}); !errors.Is(err, runner.ErrReused) {
 		t.Errorf("a one-time credential at another hook: %v", err)
 	}
 	covering := runner.Claim{Key: "covers the body"}
@@ -372,7 +393,9 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 	s := open(t)
 	first := admitWith(t, s, runner.Claim{Key: "name", Also: []string{"key", "signature"}, Body: [32]byte{1}})
 	for _, c := range []runner.Claim{
-		{Key: "name"}, {Key: "signature", Body: [32]byte{1}, Named: true}, {Key: "new name", Also: []string{"new key", "key"}},
+		{Key: "name"},
+		{Key: "signature", Body: [32]byte{1}, Named: true},
+		{Key: "new name", Also: []string{"new key", "key"}},
 	} {
 		var replayed *runner.Replayed
 		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
@@ -384,7 +407,8 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 		}
 	}
 	named := runner.Claim{Key: "new name", Also: []string{"key"}, Body: [32]byte{2}, Named: true}
-	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), named, runner.Policy{}, runner.Feed{}); !errors.Is(err, runner.ErrOtherBody) {
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), named, runner.Policy{},
+		runner.Feed{}); !errors.Is(err, runner.ErrOtherBody) {
 		t.Errorf("the same id with another body: %v", err)
 	}
 	// What is given back is given back under all of its keys.
@@ -456,7 +480,8 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	waiting := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1})
 	code := 3
 	end := runner.End{
-		Ended: time.UnixMicro(1_800_000_000_000_001).UTC(), ExitCode: &code, Signal: "SIGKILL", Reason: runner.TimedOut, Error: "why",
+		Ended: time.UnixMicro(1_800_000_000_000_001).UTC(), ExitCode: &code, Signal: "SIGKILL",
+		Reason: runner.TimedOut, Error: "why",
 		Output: runner.Output{Bytes: 1 << 40, Dropped: 7}, LeftBehind: 3,
 	}
 	ended, next, err := s.Finish(t.Context(), r.ID, runner.TimedOut, end, false, true)
@@ -467,8 +492,10 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	want.State, want.End = runner.TimedOut, end
 	for name, got := range map[string]runner.Run{"returned": ended, "read": state(t, s, r.ID, runner.TimedOut)} {
 		if got.Output != want.Output || *got.ExitCode != code ||
-			got.Signal != end.Signal || got.Reason != end.Reason || got.Error != end.Error || !got.Ended.Equal(end.Ended) ||
-			!got.Created.Equal(want.Created) || !got.Started.Equal(want.Started) || got.Params["ref"] != want.Params["ref"] {
+			got.Signal != end.Signal || got.Reason != end.Reason || got.Error != end.Error ||
+			!got.Ended.Equal(end.Ended) ||
+			!got.Created.Equal(want.Created) || !got.Started.Equal(want.Started) ||
+			got.Params["ref"] != want.Params["ref"] {
 			t.Errorf("%s: %+v, not %+v", name, got, want)
 		}
 	}
@@ -479,7 +506,8 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: r.ID}); err != nil {
 		t.Fatalf("the second end gave the delivery back: %v", err)
 	}
-	if _, _, err := s.Finish(t.Context(), "no such", runner.Failed, runner.End{}, false, true); !errors.Is(err, runner.ErrUnknown) {
+	if _, _, err := s.Finish(t.Context(), "no such", runner.Failed, runner.End{}, false,
+		true); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatalf("unknown: %v", err)
 	}
 	if _, _, err := s.Finish(t.Context(), waiting.Run.ID, runner.Running, runner.End{}, false, true); err == nil {
@@ -492,7 +520,8 @@ func TestFeed_KeptIfInterrupted(t *testing.T) {
 	s := open(t)
 	for _, end := range []runner.State{runner.Succeeded, runner.Interrupted} {
 		r := newRun(t, "build", "f")
-		if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, runner.Feed{Stdin: []byte("secret")}); err != nil {
+		if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{},
+			runner.Feed{Stdin: []byte("secret")}); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := s.Finish(t.Context(), r.ID, end, runner.End{Ended: time.Now()}, false, true); err != nil {
@@ -576,7 +605,8 @@ func fill(t testing.TB, s *store.SQLite, n int) []runner.Run {
 		r.Caller, r.Created = fmt.Sprint("caller", rng.IntN(3)), at
 		a := admit(t, s, r, runner.Policy{})
 		if i%10 != 0 {
-			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))], runner.End{Ended: at.Add(time.Second)}, false, true)
+			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))],
+				runner.End{Ended: at.Add(time.Second)}, false, true)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -608,7 +638,10 @@ func TestList_Filters(t *testing.T) {
 	}
 	for range 60 {
 		f := runner.Filter{
-			Hooks: pick([]string{"hook0", "hook1", "hook2", "hook0", "none"}), Callers: pick([]string{"caller0", "caller1"}),
+			Hooks: pick([]string{"hook0", "hook1", "hook2", "hook0", "none"}), Callers: pick([]string{
+				"caller0",
+				"caller1",
+			}),
 			Limit: 1 + rng.IntN(40),
 		}
 		for _, x := range pick([]string{"running", "succeeded", "failed", "cancelled"}) {
@@ -668,8 +701,10 @@ func TestStatements_UseIndexes(t *testing.T) {
 		list := strings.Contains(query, "LIMIT $3") && strings.Contains(query, "json_each")
 		for _, step := range steps {
 			// The index of active runs is a short one.
-			active := strings.HasPrefix(step, "SCAN runs USING INDEX runs_active") || strings.Contains(step, "INDEX runs_active (id>")
-			if strings.HasPrefix(step, "SCAN") && !active && step != "SCAN CONSTANT ROW" && step != "SCAN key_uses" && !strings.HasPrefix(step, "SCAN json_each") {
+			active := strings.HasPrefix(step, "SCAN runs USING INDEX runs_active") ||
+				strings.Contains(step, "INDEX runs_active (id>")
+			if strings.HasPrefix(step, "SCAN") && !active && step != "SCAN CONSTANT ROW" && step != "SCAN key_uses" &&
+				!strings.HasPrefix(step, "SCAN json_each") {
 				t.Errorf("%s\n\t%s", query, step)
 			}
 			// Of all that is sorted, only what is active is not a page. A list sorts
@@ -680,11 +715,13 @@ func TestStatements_UseIndexes(t *testing.T) {
 			// What a list is asked for must all be found by the index, and the newest first.
 			for _, column := range []string{"hook", "caller", "state"} {
 				asked := strings.Contains(query, "AND "+column+" IN") && strings.HasPrefix(step, "SEARCH runs")
-				if !active && list && asked && !(strings.Contains(step, column+"=?") && strings.HasSuffix(step, "AND id>? AND id<?)")) {
+				if !active && list && asked &&
+					!(strings.Contains(step, column+"=?") && strings.HasSuffix(step, "AND id>? AND id<?)")) {
 					t.Errorf("%s\n\t%s", query, step)
 				}
 			}
-			if strings.Contains(query, "runs_joined") && strings.HasPrefix(step, "SEARCH runs") && !strings.Contains(step, "COVERING INDEX") {
+			if strings.Contains(query, "runs_joined") && strings.HasPrefix(step, "SEARCH runs") &&
+				!strings.Contains(step, "COVERING INDEX") {
 				t.Errorf("it reads whole rows: %s\n\t%s", query, step)
 			}
 		}
@@ -697,8 +734,11 @@ func TestPrune_Keeps(t *testing.T) {
 	all := fill(t, s, 300)
 	r := store.Retention{
 		Default: store.KeepRule{Count: 20},
-		Hooks:   map[string]store.KeepRule{"hook1": {}, "hook2": {Age: time.Since(time.Time{}), Count: 3}, "hook3": {Age: time.Hour}},
-		Claims:  100 * 365 * 24 * time.Hour, Batch: 7,
+		Hooks: map[string]store.KeepRule{
+			"hook1": {}, "hook2": {Age: time.Since(time.Time{}), Count: 3},
+			"hook3": {Age: time.Hour},
+		},
+		Claims: 100 * 365 * 24 * time.Hour, Batch: 7,
 	}
 	var removed []string
 	for {
@@ -752,7 +792,8 @@ func TestPrune_Claims(t *testing.T) {
 	} {
 		r := newRun(t, "build", key)
 		r.Created = c.created
-		if _, err := s.Admit(t.Context(), r, runner.Claim{Key: key, Until: c.until}, runner.Policy{}, runner.Feed{}); err != nil {
+		if _, err := s.Admit(t.Context(), r, runner.Claim{Key: key, Until: c.until}, runner.Policy{},
+			runner.Feed{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -771,8 +812,8 @@ func TestPrune_Claims(t *testing.T) {
 	}
 }
 
-// TestAdmit_CancelledContext calls Admit with a context that is cancelled: an operation is recorded whole or not at all, and
-// the caller knows which.
+// TestAdmit_CancelledContext calls Admit with a context that is cancelled: an operation is recorded whole or not at
+// all, and the caller knows which.
 func TestAdmit_CancelledContext(t *testing.T) {
 	s := open(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -811,7 +852,8 @@ func TestCancel_RunningKeepsTheWish(t *testing.T) {
 		if now := state(t, s, run.ID, runner.Running); now.Wish != runner.Cancelled {
 			t.Errorf("%s: the wish is %q", name, now.Wish)
 		}
-		if now, err := s.Requeue(t.Context(), run.ID); err != nil || now.State != runner.Cancelled || !now.Started.IsZero() || now.Ended.IsZero() {
+		if now, err := s.Requeue(t.Context(), run.ID); err != nil || now.State != runner.Cancelled ||
+			!now.Started.IsZero() || now.Ended.IsZero() {
 			t.Errorf("%s: put back as %+v, %v", name, now, err)
 		}
 		if now, err := s.Requeue(t.Context(), run.ID); err != nil || now.State != runner.Cancelled {
@@ -829,7 +871,8 @@ func TestTooBig_FailsAlone(t *testing.T) {
 		t.Errorf("with no rows: %v", err)
 	}
 	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
-	if err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`); err == nil || errors.Is(err, store.ErrUnavailable) {
+	if err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`); err == nil ||
+		errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
 }

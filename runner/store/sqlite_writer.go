@@ -218,7 +218,7 @@ func (w *writer) runOperation(ctx context.Context, o *operation, shared bool) er
 	return err
 }
 
-// undoCommit rolls back a transaction whose commit failed, and returns err. If the
+// undoCommit rolls back a transaction after its commit failed, and returns err. If the
 // sync failed, the transaction is in the log and would be valid after a crash of the
 // program, so another one is written over it. If that fails too, the error is
 // runner.ErrUncertain as well.
@@ -266,7 +266,7 @@ const (
 // keepLogShort copies the write-ahead log into the database, on a
 // connection of its own, so that commits do not wait for it. Only a log over logLimit
 // makes the writer wait: the log starts over once all of it was copied, which never
-// happens while transactions are committed all the time.
+// happens while commits follow each other without a pause.
 func (w *writer) keepLogShort(ctx context.Context) {
 	tick := time.NewTicker(logCheck)
 	defer tick.Stop()
