@@ -83,7 +83,7 @@ type Store interface {
 	// Promote makes the next run of each of the flights running where none is, and
 	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)
-	// Requeue queues a running run, whose command was not started, as the first of
+	// Requeue queues a running run with a command that was not started as the first of
 	// its flight. If its end was requested, it ends. A run that is not
 	// running is not changed. It is returned as it is then.
 	Requeue(ctx context.Context, id string) (Run, error)

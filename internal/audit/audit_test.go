@@ -29,7 +29,7 @@ func openCheckpoint(t testing.TB, state string, keep int64) *audit.Log {
 	return l
 }
 
-func write(t testing.TB, l *audit.Log, n int) {
+func writeLines(t testing.TB, l *audit.Log, n int) {
 	t.Helper()
 	for i := range n {
 		line := audit.Line{
@@ -42,24 +42,24 @@ func write(t testing.TB, l *audit.Log, n int) {
 	}
 }
 
-func shut(t testing.TB, l *audit.Log) {
+func closeLog(t testing.TB, l *audit.Log) {
 	t.Helper()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// written is the audit of a state folder with n lines of decisions.
-func written(t testing.TB, keep int64, n int) (state string) {
+// writeState is the audit of a state folder with n lines of decisions.
+func writeState(t testing.TB, keep int64, n int) (state string) {
 	t.Helper()
 	state = t.TempDir()
 	l := openCheckpoint(t, state, keep)
-	write(t, l, n)
-	shut(t, l)
+	writeLines(t, l, n)
+	closeLog(t, l)
 	return state
 }
 
-func verifier(t testing.TB, state string) audit.Verifier {
+func newVerifier(t testing.TB, state string) audit.Verifier {
 	t.Helper()
 	keys, err := audit.Keys(state)
 	if err != nil {
@@ -72,10 +72,10 @@ func verifier(t testing.TB, state string) audit.Verifier {
 	return audit.Verifier{Known: known}
 }
 
-// good verifies an audit in which nothing is wrong.
-func good(t testing.TB, state string) audit.Report {
+// verifyState verifies an audit in which nothing is wrong.
+func verifyState(t testing.TB, state string) audit.Report {
 	t.Helper()
-	v := verifier(t, state)
+	v := newVerifier(t, state)
 	r, err := v.State(state)
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func good(t testing.TB, state string) audit.Report {
 	return r
 }
 
-func segments(t testing.TB, state string) []string {
+func listSegments(t testing.TB, state string) []string {
 	t.Helper()
 	names, err := filepath.Glob(filepath.Join(state, "audit", "*.jsonl"))
 	if err != nil {
@@ -92,8 +92,8 @@ func segments(t testing.TB, state string) []string {
 	return names
 }
 
-// refusals is the folder of refusals as if it were an audit of its own, for the functions about those.
-func refusals(t testing.TB, state string) (as string) {
+// refusalsState is the folder of refusals as if it were an audit of its own, for the functions about those.
+func refusalsState(t testing.TB, state string) (as string) {
 	t.Helper()
 	as = t.TempDir()
 	if err := os.Symlink(filepath.Join(state, "audit", "refusals"), filepath.Join(as, "audit")); err != nil {
@@ -102,7 +102,7 @@ func refusals(t testing.TB, state string) (as string) {
 	return as
 }
 
-func read(t testing.TB, name string) []byte {
+func readFile(t testing.TB, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(name)
 	if err != nil {
@@ -111,18 +111,18 @@ func read(t testing.TB, name string) []byte {
 	return b
 }
 
-func put(t testing.TB, name string, b []byte) {
+func writeFile(t testing.TB, name string, b []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// lines are all of an audit, decoded without what hangs them together.
-func lines(t testing.TB, state string) (all []audit.Line) {
+// readLines are all of an audit, decoded without what hangs them together.
+func readLines(t testing.TB, state string) (all []audit.Line) {
 	t.Helper()
-	for _, name := range segments(t, state) {
-		for text := range bytes.Lines(read(t, name)) {
+	for _, name := range listSegments(t, state) {
+		for text := range bytes.Lines(readFile(t, name)) {
 			var l audit.Line
 			if err := json.Unmarshal(text, &l); err != nil {
 				t.Fatalf("%s: %v", text, err)
@@ -139,10 +139,10 @@ func TestLog_OrderAndFileModes(t *testing.T) {
 	state := t.TempDir()
 	from := time.Now()
 	l := openCheckpoint(t, state, small)
-	write(t, l, 100)
-	shut(t, l)
-	r := good(t, state)
-	all := lines(t, state)
+	writeLines(t, l, 100)
+	closeLog(t, l)
+	r := verifyState(t, state)
+	all := readLines(t, state)
 	if r.First != 1 || r.Last != uint64(len(all)) || r.Vouched != r.Last || r.Files < 4 || r.Checkpoints < r.Files {
 		t.Errorf("got %+v of %d lines", r, len(all))
 	}
@@ -161,7 +161,7 @@ func TestLog_OrderAndFileModes(t *testing.T) {
 	if len(runs) != 100 || runs[0] != "0" || runs[99] != "99" {
 		t.Errorf("the runs are %v", runs)
 	}
-	for _, name := range append(segments(t, state), state+"/audit/checkpoint", state+"/audit/verifier",
+	for _, name := range append(listSegments(t, state), state+"/audit/checkpoint", state+"/audit/verifier",
 		state+"/audit.key") {
 		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v %v", name, info.Mode(), err)
@@ -178,23 +178,23 @@ func TestOpen_Continues(t *testing.T) {
 	state := t.TempDir()
 	for range 5 {
 		l := openCheckpoint(t, state, small)
-		write(t, l, 7)
+		writeLines(t, l, 7)
 		if _, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now,
 			slog.New(slog.DiscardHandler)); !errors.Is(err, audit.ErrHeld) {
 			t.Errorf("a second writer: %v", err)
 		}
-		good(t, state) // while it is being written
-		shut(t, l)
+		verifyState(t, state) // while it is being written
+		closeLog(t, l)
 		if err := l.Write(t.Context(), audit.Line{Event: audit.Stopped}); err == nil {
 			t.Error("written after the end")
 		}
 	}
 	count := map[audit.Event]int{}
-	for _, l := range lines(t, state) {
+	for _, l := range readLines(t, state) {
 		count[l.Event]++
 	}
 	// The start of a file and of a server may be one.
-	r := good(t, state)
+	r := verifyState(t, state)
 	if r.First != 1 || r.Vouched != r.Last || count[""] != 5*7 || count[audit.Begun] != 1 ||
 		count[audit.Checkpoint] < 5 ||
 		count[audit.Refusals] < 5 || count[audit.Refusals] > 5+r.Files-1 || count[audit.Checkpoint] > 5+r.Files-1 {
@@ -209,26 +209,26 @@ func TestKeep_RecordsRemoval(t *testing.T) {
 	state := t.TempDir()
 	l := openCheckpoint(t, state, small)
 	for range 10 {
-		write(t, l, 100)
-		good(t, state)
+		writeLines(t, l, 100)
+		verifyState(t, state)
 		var total int64
-		for _, name := range segments(t, state) {
-			total += int64(len(read(t, name)))
+		for _, name := range listSegments(t, state) {
+			total += int64(len(readFile(t, name)))
 		}
 		if total > small {
 			t.Errorf("%d bytes, of %d", total, small)
 		}
 	}
-	shut(t, l)
-	r, all := good(t, state), lines(t, state)
+	closeLog(t, l)
+	r, all := verifyState(t, state), readLines(t, state)
 	removed := slices.IndexFunc(all, func(l audit.Line) bool {
 		return l.Event == audit.Removed && l.Through == r.First-1
 	})
 	if r.First < 500 || removed < 0 {
 		t.Errorf("got %+v; the line that says so is at %d", r, removed)
 	}
-	v := verifier(t, state)
-	if _, err := v.Files(segments(t, state)[1:]); err != nil {
+	v := newVerifier(t, state)
+	if _, err := v.Files(listSegments(t, state)[1:]); err != nil {
 		t.Errorf("segments that were copied: %v", err)
 	}
 }
@@ -236,14 +236,14 @@ func TestKeep_RecordsRemoval(t *testing.T) {
 // TestKey_Replaced gives an audit log another key: it verifies with both.
 func TestKey_Replaced(t *testing.T) {
 	t.Parallel()
-	state := written(t, small, 5)
+	state := writeState(t, small, 5)
 	if err := os.Remove(state + "/audit.key"); err != nil {
 		t.Fatal(err)
 	}
 	l := openCheckpoint(t, state, small)
-	write(t, l, 5)
-	shut(t, l)
-	good(t, state)
+	writeLines(t, l, 5)
+	closeLog(t, l)
+	verifyState(t, state)
 	keys, err := audit.Keys(state)
 	if err != nil || len(keys) != 2 {
 		t.Fatal(keys, err)

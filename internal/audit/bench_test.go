@@ -90,8 +90,8 @@ func BenchmarkVerify(b *testing.B) {
 			Key: "2026-11", Hook: "build", Params: audit.Digest(nil), Run: fmt.Sprint(i), Reason: "busy",
 		}, "busy", true)
 	}
-	shut(b, l)
-	v := verifier(b, state)
+	closeLog(b, l)
+	v := newVerifier(b, state)
 	var r audit.Report
 	for b.Loop() {
 		var err error
@@ -100,5 +100,5 @@ func BenchmarkVerify(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(r.Lines)*float64(b.N)/b.Elapsed().Seconds(), "lines/s")
-	b.SetBytes(int64(size(b, state)))
+	b.SetBytes(int64(countLines(b, state)))
 }

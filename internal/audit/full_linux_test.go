@@ -135,7 +135,7 @@ func fullDisk(state string, fill, free func() error) error {
 	return nil
 }
 
-func child(t *testing.T, name string) *exec.Cmd {
+func childCommand(t *testing.T, name string) *exec.Cmd {
 	t.Helper()
 	program, err := os.Executable()
 	if err != nil {
@@ -151,14 +151,14 @@ func TestLog_FullDisk(t *testing.T) {
 	t.Parallel()
 	t.Run("file size limit", func(t *testing.T) {
 		t.Parallel()
-		said, err := child(t, "child-limit").Output()
+		said, err := childCommand(t, "child-limit").Output()
 		if err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")) {
 			t.Fatalf("%v\n%s", err, said)
 		}
 	})
 	t.Run("tmpfs in a namespace", func(t *testing.T) {
 		t.Parallel()
-		cmd := child(t, "child-tmpfs")
+		cmd := childCommand(t, "child-tmpfs")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 		if os.Geteuid() != 0 {
 			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER

@@ -203,7 +203,7 @@ func walkLastSegment(s segment, r io.Reader, b book, h checkpoint, known note.Ve
 }
 
 // Check returns why Open would refuse the content of the audit log of a state folder,
-// while another server writes it. It returns nil if there is none yet, because Open starts one.
+// while another server writes it. It returns nil for a missing one, which Open starts.
 // Errors wrap ErrDamaged, or are about reading.
 func Check(state string) error {
 	keys, err := Keys(state)

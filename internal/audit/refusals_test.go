@@ -17,8 +17,8 @@ import (
 	"sallyport/internal/audit"
 )
 
-// refuse writes n lines about a verified caller, none of which is only counted.
-func refuse(t testing.TB, l *audit.Log, n int) {
+// refuseMany writes n lines about a verified caller, none of which is only counted.
+func refuseMany(t testing.TB, l *audit.Log, n int) {
 	t.Helper()
 	for i := range n {
 		l.Decided(audit.Line{
@@ -28,10 +28,10 @@ func refuse(t testing.TB, l *audit.Log, n int) {
 	}
 }
 
-// runs are those that lines allowed.
-func runs(t testing.TB, state string) (all []string) {
+// allowedRuns are those that lines allowed.
+func allowedRuns(t testing.TB, state string) (all []string) {
 	t.Helper()
-	for _, l := range lines(t, state) {
+	for _, l := range readLines(t, state) {
 		if l.Decision == audit.Allowed {
 			all = append(all, l.Run)
 		}
@@ -41,8 +41,8 @@ func runs(t testing.TB, state string) (all []string) {
 
 func bytesIn(t testing.TB, state string) (n int64) {
 	t.Helper()
-	for _, name := range segments(t, state) {
-		n += int64(len(read(t, name)))
+	for _, name := range listSegments(t, state) {
+		n += int64(len(readFile(t, name)))
 	}
 	return n
 }
@@ -53,19 +53,19 @@ func TestRefusals_NeverPushOutAllowed(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	l := openCheckpoint(t, state, small)
-	write(t, l, 10)
-	refuse(t, l, 5000)
-	write(t, l, 10)
-	good(t, state)
-	shut(t, l)
-	r := good(t, state)
-	if n := len(runs(t, state)); n != 20 {
+	writeLines(t, l, 10)
+	refuseMany(t, l, 5000)
+	writeLines(t, l, 10)
+	verifyState(t, state)
+	closeLog(t, l)
+	r := verifyState(t, state)
+	if n := len(allowedRuns(t, state)); n != 20 {
 		t.Errorf("%d of 20 lines about what was allowed are there", n)
 	}
 	if r.Refusals == nil || r.Refusals.First < 4000 || r.Refusals.Last < 5000 || r.Refusals.Vouched != r.Refusals.Last {
 		t.Errorf("of refusals: %+v", r.Refusals)
 	}
-	if n := bytesIn(t, refusals(t, state)); n > small/4 {
+	if n := bytesIn(t, refusalsState(t, state)); n > small/4 {
 		t.Errorf("refusals take %d bytes, of %d", n, small)
 	}
 }
@@ -83,28 +83,28 @@ func TestAllowed_LeastAge(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
-	write(t, l, 300)
+	writeLines(t, l, 300)
 	ahead.Store(int64(40 * time.Minute))
-	write(t, l, 300)
-	if n := len(runs(t, state)); n != 600 || bytesIn(t, state) < 2*small {
+	writeLines(t, l, 300)
+	if n := len(allowedRuns(t, state)); n != 600 || bytesIn(t, state) < 2*small {
 		t.Errorf("%d of 600 lines in %d bytes, though all are young", n, bytesIn(t, state))
 	}
 	if !strings.Contains(log.String(), "its oldest lines are younger than audit.least_age") {
 		t.Error("the log does not say that there is more than there should be")
 	}
 	ahead.Store(int64(90 * time.Minute))
-	write(t, l, 30)
-	if n := len(runs(t, state)); n < 330 || n > 350 {
+	writeLines(t, l, 30)
+	if n := len(allowedRuns(t, state)); n < 330 || n > 350 {
 		t.Errorf("%d lines, of 330 that are young", n)
 	}
 	ahead.Store(int64(3 * time.Hour))
-	write(t, l, 30)
+	writeLines(t, l, 30)
 	if n := bytesIn(t, state); n > small {
 		t.Errorf("%d bytes, though all but some lines are old", n)
 	}
-	good(t, state)
-	shut(t, l)
-	good(t, state)
+	verifyState(t, state)
+	closeLog(t, l)
+	verifyState(t, state)
 }
 
 // TestRefusals_TamperingIsFound changes the folder of refusals: tampering is found as it is among the decisions.
@@ -112,12 +112,12 @@ func TestRefusals_TamperingIsFound(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	l := openCheckpoint(t, state, small)
-	refuse(t, l, 60)
-	write(t, l, 3)
-	shut(t, l)
-	good(t, state)
-	v, dir := verifier(t, state), filepath.Join(state, "audit", "refusals")
-	names := segments(t, refusals(t, state))
+	refuseMany(t, l, 60)
+	writeLines(t, l, 3)
+	closeLog(t, l)
+	verifyState(t, state)
+	v, dir := newVerifier(t, state), filepath.Join(state, "audit", "refusals")
+	names := listSegments(t, refusalsState(t, state))
 	found := func(what, file string) {
 		t.Helper()
 		report, err := v.State(state)
@@ -128,24 +128,24 @@ func TestRefusals_TamperingIsFound(t *testing.T) {
 	}
 	for range 300 {
 		name := names[rand.IntN(len(names))]
-		whole := read(t, name)
+		whole := readFile(t, name)
 		changed := bytes.Clone(whole)
 		at := rand.IntN(len(changed))
 		changed[at] ^= 1 << rand.IntN(8)
-		put(t, name, changed)
+		writeFile(t, name, changed)
 		found(fmt.Sprint("byte ", at), name)
-		put(t, name, whole)
+		writeFile(t, name, whole)
 	}
 	last := names[len(names)-1]
-	whole := read(t, last)
-	put(t, last, whole[:bytes.LastIndexByte(whole[:len(whole)-1], '\n')+1])
+	whole := readFile(t, last)
+	writeFile(t, last, whole[:bytes.LastIndexByte(whole[:len(whole)-1], '\n')+1])
 	found("the last line removed", last)
-	put(t, last, whole)
-	head := read(t, dir+"/checkpoint")
-	put(t, dir+"/checkpoint", read(t, state+"/audit/checkpoint"))
+	writeFile(t, last, whole)
+	head := readFile(t, dir+"/checkpoint")
+	writeFile(t, dir+"/checkpoint", readFile(t, state+"/audit/checkpoint"))
 	found("the checkpoint of the decisions", dir+"/checkpoint")
-	put(t, dir+"/checkpoint", head)
-	good(t, state)
+	writeFile(t, dir+"/checkpoint", head)
+	verifyState(t, state)
 }
 
 // TestRefusals_FolderIsMissed removes or empties the folder of refusals, or puts back an older one: verification
@@ -172,22 +172,22 @@ func TestRefusals_FolderIsMissed(t *testing.T) {
 			dir := filepath.Join(state, "audit", "refusals")
 			for range 3 {
 				l := openCheckpoint(t, state, small)
-				refuse(t, l, 3)
-				write(t, l, 3)
-				shut(t, l)
-				if len(segments(t, refusals(t, state))) == 1 && len(lines(t, refusals(t, state))) < 6 {
+				refuseMany(t, l, 3)
+				writeLines(t, l, 3)
+				closeLog(t, l)
+				if len(listSegments(t, refusalsState(t, state))) == 1 && len(readLines(t, refusalsState(t, state))) < 6 {
 					check(t, os.CopyFS(before, os.DirFS(dir)))
 				}
 			}
-			good(t, state)
+			verifyState(t, state)
 			damage(t, dir, before)
-			v := verifier(t, state)
+			v := newVerifier(t, state)
 			var fault *audit.Fault
 			if report, err := v.State(state); !errors.As(err, &fault) || fault.File != dir ||
 				!strings.Contains(fault.What, "among the decisions") {
 				t.Errorf("%+v %v", report, err)
 			}
-			for _, err := range []error{audit.Check(state), reopen(state)} {
+			for _, err := range []error{audit.Check(state), openAndClose(state)} {
 				if !errors.Is(err, audit.ErrDamaged) {
 					t.Errorf("gone on with: %v", err)
 				}
@@ -196,7 +196,7 @@ func TestRefusals_FolderIsMissed(t *testing.T) {
 	}
 }
 
-func reopen(state string) error {
+func openAndClose(state string) error {
 	l, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now, slog.New(slog.DiscardHandler))
 	if err == nil {
 		return l.Close()
@@ -209,25 +209,25 @@ func TestChains_CannotBeExchanged(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	l := openCheckpoint(t, state, 1<<20)
-	refuse(t, l, 5)
-	write(t, l, 5)
-	shut(t, l)
-	v := verifier(t, state)
-	if r, err := v.Files(segments(t, refusals(t, state))); err != nil || r.Vouched != r.Last-1 {
+	refuseMany(t, l, 5)
+	writeLines(t, l, 5)
+	closeLog(t, l)
+	v := newVerifier(t, state)
+	if r, err := v.Files(listSegments(t, refusalsState(t, state))); err != nil || r.Vouched != r.Last-1 {
 		t.Errorf("copied refusals: %+v %v", r, err)
 	}
 	v.Checkpoints = map[string]string{
-		"a": string(read(t, state+"/audit/checkpoint")), "b": string(read(t, state+"/audit/refusals/checkpoint")),
+		"a": string(readFile(t, state+"/audit/checkpoint")), "b": string(readFile(t, state+"/audit/refusals/checkpoint")),
 	}
 	if _, err := v.State(state); err != nil {
 		t.Errorf("with checkpoints of both: %v", err)
 	}
 	delete(v.Checkpoints, "a")
-	if _, err := v.Files(segments(t, state)); err == nil {
+	if _, err := v.Files(listSegments(t, state)); err == nil {
 		t.Error("decisions verify against a checkpoint of refusals")
 	}
-	for _, name := range []string{filepath.Base(segments(t, state)[0]), "checkpoint"} {
-		put(t, filepath.Join(state, "audit", name), read(t, filepath.Join(state, "audit", "refusals", name)))
+	for _, name := range []string{filepath.Base(listSegments(t, state)[0]), "checkpoint"} {
+		writeFile(t, filepath.Join(state, "audit", name), readFile(t, filepath.Join(state, "audit", "refusals", name)))
 	}
 	v.Checkpoints = nil
 	if r, err := v.State(state); err == nil {
@@ -241,23 +241,23 @@ func TestOpen_EarlierVersion(t *testing.T) {
 	state := t.TempDir()
 	check(t, os.CopyFS(state, os.DirFS("testdata/earlier")))
 	check(t, os.Chmod(state+"/audit", 0o700))
-	before := good(t, state)
+	before := verifyState(t, state)
 	if before.Refusals != nil || before.Lines < 48 {
 		t.Errorf("got %+v", before)
 	}
 	check(t, audit.Check(state))
 	l := openCheckpoint(t, state, 1<<20)
-	write(t, l, 3)
-	refuse(t, l, 3)
-	shut(t, l)
-	after, all := good(t, state), lines(t, state)
+	writeLines(t, l, 3)
+	refuseMany(t, l, 3)
+	closeLog(t, l)
+	after, all := verifyState(t, state), readLines(t, state)
 	if after.First != 1 || after.Refusals == nil || after.Refusals.Lines < 4 {
 		t.Errorf("got %+v with %+v", after, after.Refusals)
 	}
 	if first := all[before.Last]; first.Event != audit.Refusals {
 		t.Errorf("its first new line is %+v", first)
 	}
-	if n := len(runs(t, state)); n != 27 {
+	if n := len(allowedRuns(t, state)); n != 27 {
 		t.Errorf("%d of 27 lines about what was allowed", n)
 	}
 }
@@ -267,9 +267,9 @@ func TestErr_StaysWhileBroken(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	l := openCheckpoint(t, state, small)
-	write(t, l, 1)
-	check(t, os.Remove(segments(t, state)[0])) // of the decisions alone
-	until(t, "the audit to miss its files", func() bool { return l.Err() != nil })
+	writeLines(t, l, 1)
+	check(t, os.Remove(listSegments(t, state)[0])) // of the decisions alone
+	waitUntil(t, "the audit to miss its files", func() bool { return l.Err() != nil })
 	var well atomic.Int64
 	var done atomic.Bool
 	var watcher sync.WaitGroup
@@ -307,8 +307,8 @@ func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
 	inTheWay := state + "/audit/checkpoint.new/full" // a folder that is not empty
 	check(t, os.MkdirAll(inTheWay, 0o700))
 	const unwritten, unavailable = "audit checkpoint not written", "audit unavailable"
-	until(t, "the log to say so", func() bool { write(t, l, 1); return strings.Contains(log.String(), unwritten) })
-	write(t, l, 10)
+	waitUntil(t, "the log to say so", func() bool { writeLines(t, l, 1); return strings.Contains(log.String(), unwritten) })
+	writeLines(t, l, 10)
 	if l.Err() != nil || l.Probe(t.Context()) == nil || strings.Contains(log.String(), unavailable) {
 		t.Errorf("%v\n%s", l.Err(), log.String())
 	}
@@ -320,12 +320,12 @@ func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
 		t.Errorf("said %d times", n)
 	}
 	check(t, os.RemoveAll(filepath.Dir(inTheWay)))
-	until(t, "it to go on", func() bool { return l.Err() == nil })
-	write(t, l, 1)
+	waitUntil(t, "it to go on", func() bool { return l.Err() == nil })
+	writeLines(t, l, 1)
 	check(t, l.Probe(t.Context()))
-	shut(t, l)
-	good(t, state)
-	for _, line := range lines(t, state) {
+	closeLog(t, l)
+	verifyState(t, state)
+	for _, line := range readLines(t, state) {
 		if line.Run == "late" {
 			t.Error("what was refused is there")
 		}

@@ -34,12 +34,12 @@ type trail struct {
 
 func newTrail(t *testing.T, state string) *trail {
 	t.Helper()
-	good(t, state)
-	r := &trail{t: t, state: state, names: segments(t, state), original: map[string][][]byte{}}
+	verifyState(t, state)
+	r := &trail{t: t, state: state, names: listSegments(t, state), original: map[string][][]byte{}}
 	for _, name := range r.names {
-		r.original[name] = slices.Collect(bytes.Lines(read(t, name)))
+		r.original[name] = slices.Collect(bytes.Lines(readFile(t, name)))
 	}
-	r.head = read(t, r.checkpoint())
+	r.head = readFile(t, r.checkpoint())
 	return r
 }
 
@@ -47,22 +47,22 @@ func (r *trail) checkpoint() string { return filepath.Join(r.state, "audit", "ch
 
 // restore makes the audit what it was.
 func (r *trail) restore() {
-	for _, name := range segments(r.t, r.state) {
+	for _, name := range listSegments(r.t, r.state) {
 		if _, ours := r.original[name]; !ours {
 			_ = os.Remove(name)
 		}
 	}
 	for name, text := range r.original {
-		put(r.t, name, bytes.Join(text, nil))
+		writeFile(r.t, name, bytes.Join(text, nil))
 	}
-	put(r.t, r.checkpoint(), r.head)
+	writeFile(r.t, r.checkpoint(), r.head)
 }
 
-// bad verifies, and checks where the fault is: in a line of a file, or with
+// expectFault verifies, and checks where the fault is: in a line of a file, or with
 // line 0 anywhere in it.
-func (r *trail) bad(what, file string, line int) {
+func (r *trail) expectFault(what, file string, line int) {
 	r.t.Helper()
-	v := verifier(r.t, r.state)
+	v := newVerifier(r.t, r.state)
 	report, err := v.State(r.state)
 	var fault *audit.Fault
 	switch {
@@ -75,17 +75,17 @@ func (r *trail) bad(what, file string, line int) {
 	}
 }
 
-// after is the place that follows a line: the next one, or the first of the
+// lineAfter is the place that follows a line: the next one, or the first of the
 // next file.
-func (r *trail) after(file, line int) (string, int) {
+func (r *trail) lineAfter(file, line int) (string, int) {
 	if line < len(r.original[r.names[file]]) || file == len(r.names)-1 {
 		return r.names[file], line + 1
 	}
 	return r.names[file+1], 1
 }
 
-// each calls f with every line.
-func (r *trail) each(f func(file, line int)) {
+// eachLine calls f with every line.
+func (r *trail) eachLine(f func(file, line int)) {
 	for i, name := range r.names {
 		for n := range r.original[name] {
 			f(i, n+1)
@@ -93,69 +93,71 @@ func (r *trail) each(f func(file, line int)) {
 	}
 }
 
-// with puts other lines into a file.
-func (r *trail) with(file int, text ...[]byte) { put(r.t, r.names[file], bytes.Join(text, nil)) }
+// writeSegment puts other lines into a file.
+func (r *trail) writeSegment(file int, text ...[]byte) {
+	writeFile(r.t, r.names[file], bytes.Join(text, nil))
+}
 
-// flip changes one bit of a byte of a segment.
-func (r *trail) flip(file, at int, bit byte) {
+// flipBit changes one bit of a byte of a segment.
+func (r *trail) flipBit(file, at int, bit byte) {
 	r.t.Helper()
 	text := bytes.Join(r.original[r.names[file]], nil)
 	line := bytes.Count(text[:at], []byte("\n")) + 1
 	text[at] ^= bit
-	put(r.t, r.names[file], text)
-	r.bad(fmt.Sprintf("byte %d of file %d ^ %#x", at, file, bit), r.names[file], line)
+	writeFile(r.t, r.names[file], text)
+	r.expectFault(fmt.Sprintf("byte %d of file %d ^ %#x", at, file, bit), r.names[file], line)
 }
 
 // TestTamper_FlippedByte flips each byte: the fault is found in the line that has it.
 func TestTamper_FlippedByte(t *testing.T) {
 	t.Parallel()
-	short := newTrail(t, written(t, small, 4))
-	for at := range read(t, short.names[0]) {
-		short.flip(0, at, 0x20) // the case of a letter
-		short.flip(0, at, 1<<rand.IntN(8))
+	short := newTrail(t, writeState(t, small, 4))
+	for at := range readFile(t, short.names[0]) {
+		short.flipBit(0, at, 0x20) // the case of a letter
+		short.flipBit(0, at, 1<<rand.IntN(8))
 	}
 	short.restore()
-	good(t, short.state)
-	long := newTrail(t, written(t, small, 60))
+	verifyState(t, short.state)
+	long := newTrail(t, writeState(t, small, 60))
 	for range 500 {
 		file := rand.IntN(len(long.names))
-		text := read(t, long.names[file])
-		long.flip(file, rand.IntN(len(text)), byte(1)<<rand.IntN(8))
-		put(t, long.names[file], text)
+		text := readFile(t, long.names[file])
+		long.flipBit(file, rand.IntN(len(text)), byte(1)<<rand.IntN(8))
+		writeFile(t, long.names[file], text)
 	}
-	good(t, long.state)
+	verifyState(t, long.state)
 }
 
 // TestTamper_Lines drops, moves and adds lines: the fault is found where they were.
 func TestTamper_Lines(t *testing.T) {
 	t.Parallel()
-	r := newTrail(t, written(t, small, 40))
-	stranger := slices.Collect(bytes.Lines(read(t, segments(t, written(t, small, 40))[0])))
-	r.each(func(file, line int) {
+	r := newTrail(t, writeState(t, small, 40))
+	stranger := slices.Collect(bytes.Lines(readFile(t, listSegments(t, writeState(t, small, 40))[0])))
+	r.eachLine(func(file, line int) {
 		text := r.original[r.names[file]]
 		i := line - 1
 		at := fmt.Sprintf("file %d, line %d", file, line)
 
-		r.with(file, slices.Delete(slices.Clone(text), i, i+1)...)
-		name, n := r.after(file, line-1)
+		r.writeSegment(file, slices.Delete(slices.Clone(text), i, i+1)...)
+		name, n := r.lineAfter(file, line-1)
 		if line == len(text) && file < len(r.names)-1 {
 			name, n = r.names[file+1], 1
 		}
-		r.bad("dropped: "+at, name, n)
+		r.expectFault("dropped: "+at, name, n)
 
-		r.with(file, slices.Insert(slices.Clone(text), i, text[i])...)
-		name, n = r.after(file, line)
+		r.writeSegment(file, slices.Insert(slices.Clone(text), i, text[i])...)
+		name, n = r.lineAfter(file, line)
 		if line == len(text) {
 			name, n = r.names[file], line+1
 		}
-		r.bad("repeated: "+at, name, n)
+		r.expectFault("repeated: "+at, name, n)
 
 		other := rand.IntN(len(text))
 		swapped := slices.Clone(text)
 		swapped[i], swapped[other] = swapped[other], swapped[i]
 		if other != i {
-			r.with(file, swapped...)
-			r.bad("swapped: "+at, r.names[file], min(i, other)+1)
+			r.writeSegment(file, swapped...)
+			r.expectFault("swapped: "+at, r.names[file], min(i, other)+1)
 		}
 
 		for what, b := range map[string][]byte{
@@ -163,26 +165,26 @@ func TestTamper_Lines(t *testing.T) {
 			"short": []byte(`","hash":"","prev":""}` + "\n"), "long": append(bytes.Repeat([]byte("x"), 100_000), '\n'),
 			"no number": []byte(strings.Replace(string(text[i]), `"seq":`, `"seq":-`, 1)), "NUL": make([]byte, 300),
 		} {
-			r.with(file, slices.Insert(slices.Clone(text), i, b)...)
-			r.bad("inserted, "+what+": "+at, r.names[file], line)
+			r.writeSegment(file, slices.Insert(slices.Clone(text), i, b)...)
+			r.expectFault("inserted, "+what+": "+at, r.names[file], line)
 			replaced := slices.Clone(text)
 			replaced[i] = b
-			r.with(file, replaced...)
-			r.bad("replaced, "+what+": "+at, r.names[file], line)
+			r.writeSegment(file, replaced...)
+			r.expectFault("replaced, "+what+": "+at, r.names[file], line)
 		}
-		r.with(file, text...)
+		r.writeSegment(file, text...)
 	})
-	good(t, r.state)
+	verifyState(t, r.state)
 }
 
 // TestTamper_TruncatedFile truncates a file: the fault is found where it ends.
 func TestTamper_TruncatedFile(t *testing.T) {
 	t.Parallel()
-	r := newTrail(t, written(t, small, 14))
+	r := newTrail(t, writeState(t, small, 14))
 	for file, name := range r.names {
-		whole := read(t, name)
+		whole := readFile(t, name)
 		for size := range whole {
-			put(t, name, whole[:size])
+			writeFile(t, name, whole[:size])
 			line := bytes.Count(whole[:size], []byte("\n"))
 			at, n := name, line+1
 			if size == 0 || whole[size-1] == '\n' {
@@ -190,17 +192,17 @@ func TestTamper_TruncatedFile(t *testing.T) {
 					at, n = r.names[file+1], 1
 				}
 			}
-			r.bad(fmt.Sprintf("file %d, %d of %d bytes", file, size, len(whole)), at, n)
+			r.expectFault(fmt.Sprintf("file %d, %d of %d bytes", file, size, len(whole)), at, n)
 		}
-		put(t, name, whole)
+		writeFile(t, name, whole)
 	}
-	good(t, r.state)
+	verifyState(t, r.state)
 }
 
 // TestTamper_Files removes and renames files: each is found.
 func TestTamper_Files(t *testing.T) {
 	t.Parallel()
-	r := newTrail(t, written(t, small, 60))
+	r := newTrail(t, writeState(t, small, 60))
 	last := len(r.names) - 1
 	for file, name := range r.names {
 		if err := os.Remove(name); err != nil {
@@ -208,9 +210,9 @@ func TestTamper_Files(t *testing.T) {
 		}
 		switch file {
 		case last:
-			r.bad("the last removed", r.names[file-1], len(r.original[r.names[file-1]])+1)
+			r.expectFault("the last removed", r.names[file-1], len(r.original[r.names[file-1]])+1)
 		default:
-			r.bad("removed", r.names[file+1], 1)
+			r.expectFault("removed", r.names[file+1], 1)
 		}
 		r.restore()
 		other := segmentName(r.state, 7)
@@ -220,22 +222,22 @@ func TestTamper_Files(t *testing.T) {
 		if err := os.Rename(name, other); err != nil {
 			t.Fatal(err)
 		}
-		r.bad("renamed", other, 1)
+		r.expectFault("renamed", other, 1)
 		r.restore()
 	}
 	for _, name := range r.names {
-		put(t, name, nil)
+		writeFile(t, name, nil)
 	}
-	r.bad("all emptied", r.names[0], 1)
+	r.expectFault("all emptied", r.names[0], 1)
 	for _, name := range r.names {
 		_ = os.Remove(name)
 	}
-	v := verifier(t, r.state)
+	v := newVerifier(t, r.state)
 	if report, err := v.State(r.state); err == nil {
 		t.Errorf("all removed: %+v", report)
 	}
 	r.restore()
-	good(t, r.state)
+	verifyState(t, r.state)
 }
 
 func segmentName(state string, first int) string {
@@ -245,31 +247,31 @@ func segmentName(state string, first int) string {
 // TestTamper_Checkpoint changes, removes and exchanges checkpoints: each is found.
 func TestTamper_Checkpoint(t *testing.T) {
 	t.Parallel()
-	r := newTrail(t, written(t, small, 10))
+	r := newTrail(t, writeState(t, small, 10))
 	for at := range r.head {
 		for bit := byte(1); bit != 0; bit <<= 1 {
 			b := bytes.Clone(r.head)
 			b[at] ^= bit
-			put(t, r.checkpoint(), b)
-			r.bad(fmt.Sprintf("byte %d ^ %#x", at, bit), r.checkpoint(), 0)
+			writeFile(t, r.checkpoint(), b)
+			r.expectFault(fmt.Sprintf("byte %d ^ %#x", at, bit), r.checkpoint(), 0)
 		}
-		put(t, r.checkpoint(), r.head[:at])
-		r.bad(fmt.Sprint("cut to ", at), r.checkpoint(), 0)
+		writeFile(t, r.checkpoint(), r.head[:at])
+		r.expectFault(fmt.Sprint("cut to ", at), r.checkpoint(), 0)
 	}
-	other := written(t, small, 10)
-	put(t, r.checkpoint(), read(t, filepath.Join(other, "audit", "checkpoint")))
-	r.bad("of another audit", r.checkpoint(), 0)
+	other := writeState(t, small, 10)
+	writeFile(t, r.checkpoint(), readFile(t, filepath.Join(other, "audit", "checkpoint")))
+	r.expectFault("of another audit", r.checkpoint(), 0)
 	// The signatures among the lines are for anybody to copy.
-	for _, l := range lines(t, r.state) {
+	for _, l := range readLines(t, r.state) {
 		if l.Event == audit.Checkpoint {
-			put(t, r.checkpoint(), []byte(l.Note))
-			r.bad("one from among the lines", r.checkpoint(), 0)
+			writeFile(t, r.checkpoint(), []byte(l.Note))
+			r.expectFault("one from among the lines", r.checkpoint(), 0)
 		}
 	}
 	if err := os.Remove(r.checkpoint()); err != nil {
 		t.Fatal(err)
 	}
-	r.bad("removed", r.checkpoint(), 0)
+	r.expectFault("removed", r.checkpoint(), 0)
 }
 
 // forge makes lines follow one another again after some were changed, as
@@ -303,9 +305,9 @@ func forge(text [][]byte) [][]byte {
 // well.
 func TestTamper_ForgingIsExact(t *testing.T) {
 	t.Parallel()
-	r := newTrail(t, written(t, 8<<20, 20))
-	r.with(0, forge(r.original[r.names[0]])...)
-	good(t, r.state)
+	r := newTrail(t, writeState(t, 8<<20, 20))
+	r.writeSegment(0, forge(r.original[r.names[0]])...)
+	verifyState(t, r.state)
 }
 
 // TestTamper_RewrittenWithoutKey rewrites lines without the key: the first line that is in doubt is the one after the
@@ -315,8 +317,8 @@ func TestTamper_RewrittenWithoutKey(t *testing.T) {
 	state := t.TempDir()
 	for range 3 { // each ends with a checkpoint
 		l := openCheckpoint(t, state, 8<<20)
-		write(t, l, 5)
-		shut(t, l)
+		writeLines(t, l, 5)
+		closeLog(t, l)
 	}
 	r := newTrail(t, state)
 	text := r.original[r.names[0]]
@@ -328,13 +330,13 @@ func TestTamper_RewrittenWithoutKey(t *testing.T) {
 		}
 		changed := slices.Clone(text)
 		changed[line-1] = regexp.MustCompile(`"time":"2`).ReplaceAll(text[line-1], []byte(`"time":"3`))
-		r.with(0, forge(changed)...)
-		r.bad(fmt.Sprint("rewritten: ", line), r.names[0], doubt)
+		r.writeSegment(0, forge(changed)...)
+		r.expectFault(fmt.Sprint("rewritten: ", line), r.names[0], doubt)
 		if !checkpoint(line) {
-			r.with(0, forge(slices.Delete(slices.Clone(text), line-1, line))...)
-			r.bad(fmt.Sprint("dropped: ", line), r.names[0], doubt)
-			r.with(0, forge(slices.Insert(slices.Clone(text), line-1, text[line-1]))...)
-			r.bad(fmt.Sprint("repeated: ", line), r.names[0], doubt)
+			r.writeSegment(0, forge(slices.Delete(slices.Clone(text), line-1, line))...)
+			r.expectFault(fmt.Sprint("dropped: ", line), r.names[0], doubt)
+			r.writeSegment(0, forge(slices.Insert(slices.Clone(text), line-1, text[line-1]))...)
+			r.expectFault(fmt.Sprint("repeated: ", line), r.names[0], doubt)
 		}
 	}
 }
@@ -353,20 +355,20 @@ func TestTamper_OldCheckpoint(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			state := written(t, keep, 5)
-			old := read(t, state+"/audit/checkpoint")
-			seen := bytes.Count(read(t, segments(t, state)[0]), []byte("\n"))
+			state := writeState(t, keep, 5)
+			old := readFile(t, state+"/audit/checkpoint")
+			seen := bytes.Count(readFile(t, listSegments(t, state)[0]), []byte("\n"))
 			l := openCheckpoint(t, state, keep)
-			write(t, l, 3000)
-			shut(t, l)
+			writeLines(t, l, 3000)
+			closeLog(t, l)
 			r := newTrail(t, state)
 			text := r.original[r.names[0]]
 			forged := slices.DeleteFunc(slices.Clone(text[seen:]),
 				func(b []byte) bool { return bytes.Contains(b, []byte(`"checkpoint"`)) })
 			forged = later(forged)
-			r.with(0, forge(append(slices.Clone(text[:seen]), forged...))...)
-			put(t, r.checkpoint(), old)
-			r.bad(what, r.names[0], seen+1)
+			r.writeSegment(0, forge(append(slices.Clone(text[:seen]), forged...))...)
+			writeFile(t, r.checkpoint(), old)
+			r.expectFault(what, r.names[0], seen+1)
 			l, err := audit.Open(audit.Options{State: state, Keep: keep}, time.Now, slog.New(slog.DiscardHandler))
 			if !errors.Is(err, audit.ErrDamaged) {
 				t.Errorf("gone on with: %v %v", l, err)
@@ -379,16 +381,16 @@ func TestTamper_OldCheckpoint(t *testing.T) {
 // signature for a while, which is not a forgery.
 func TestVerify_QuietTime(t *testing.T) {
 	t.Parallel()
-	state := written(t, 8<<20, 5)
-	old := read(t, state+"/audit/checkpoint")
+	state := writeState(t, 8<<20, 5)
+	old := readFile(t, state+"/audit/checkpoint")
 	late := func() time.Time { return time.Now().Add(time.Hour) }
 	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20}, late, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, l, 2)
-	v := verifier(t, state)
-	if report, err := v.Files(segments(t, state)); err != nil { // as it is copied now
+	writeLines(t, l, 2)
+	v := newVerifier(t, state)
+	if report, err := v.Files(listSegments(t, state)); err != nil { // as it is copied now
 		t.Errorf("%+v %v", report, err)
 	}
 	killed := t.TempDir() // and just before the file checkpoint was replaced the last time
@@ -396,24 +398,24 @@ func TestVerify_QuietTime(t *testing.T) {
 		os.Chmod(killed+"/audit", 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	shut(t, l)
-	put(t, killed+"/audit/checkpoint", old)
-	put(t, segments(t, killed)[0], append(read(t, segments(t, killed)[0]), "torn"...))
+	closeLog(t, l)
+	writeFile(t, killed+"/audit/checkpoint", old)
+	writeFile(t, listSegments(t, killed)[0], append(readFile(t, listSegments(t, killed)[0]), "torn"...))
 	for range 3 { // each is killed when it has said what was cut
 		l, err := audit.Open(audit.Options{State: killed, Keep: 8 << 20}, late, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		shut(t, l)
+		closeLog(t, l)
 	}
-	good(t, killed)
+	verifyState(t, killed)
 }
 
 // TestTamper_UnsignedRemoval removes lines and adds a line that records it, without a signature: that does not make it
 // true.
 func TestTamper_UnsignedRemoval(t *testing.T) {
 	t.Parallel()
-	r := newTrail(t, written(t, small, 60))
+	r := newTrail(t, writeState(t, small, 60))
 	last := len(r.names) - 1
 	text := r.original[r.names[last]]
 	var first audit.Line
@@ -422,14 +424,14 @@ func TestTamper_UnsignedRemoval(t *testing.T) {
 	}
 	says := fmt.Appendf(nil, `"event":"removed","through":%d`, first.Seq-1)
 	add := bytes.Replace(text[len(text)-1], []byte(`"event":"checkpoint"`), says, 1)
-	r.with(last, forge(append(slices.Clone(text), add))...)
-	good(t, r.state) // it only hangs on the chain
+	r.writeSegment(last, forge(append(slices.Clone(text), add))...)
+	verifyState(t, r.state) // it only hangs on the chain
 	for _, name := range r.names[:2] {
 		if err := os.Remove(name); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r.bad("removed", r.names[2], 1)
+	r.expectFault("removed", r.names[2], 1)
 }
 
 // TestVerify_CheckpointElsewhere rewrites everything with the key of the machine: a checkpoint that is kept elsewhere
@@ -441,36 +443,36 @@ func TestVerify_CheckpointElsewhere(t *testing.T) {
 	early := ""
 	for i := range 3 {
 		l := openCheckpoint(t, state, small)
-		write(t, l, 5)
-		shut(t, l)
-		kept[fmt.Sprint("kept ", i)] = string(read(t, state+"/audit/checkpoint"))
+		writeLines(t, l, 5)
+		closeLog(t, l)
+		kept[fmt.Sprint("kept ", i)] = string(readFile(t, state+"/audit/checkpoint"))
 		if i == 0 {
-			early = string(bytes.Join([][]byte{read(t, segments(t, state)[0])}, nil))
+			early = string(bytes.Join([][]byte{readFile(t, listSegments(t, state)[0])}, nil))
 		}
 	}
-	v := verifier(t, state)
+	v := newVerifier(t, state)
 	v.Checkpoints = kept
 	if _, err := v.State(state); err != nil {
 		t.Errorf("nothing was done yet: %v", err)
 	}
 	// Back to what it was after the first time, whole and with its own checkpoint.
-	for _, name := range segments(t, state)[1:] {
+	for _, name := range listSegments(t, state)[1:] {
 		_ = os.Remove(name)
 	}
-	put(t, segments(t, state)[0], []byte(early))
-	put(t, state+"/audit/checkpoint", []byte(kept["kept 0"]))
-	good(t, state)
+	writeFile(t, listSegments(t, state)[0], []byte(early))
+	writeFile(t, state+"/audit/checkpoint", []byte(kept["kept 0"]))
+	verifyState(t, state)
 	var fault *audit.Fault
 	if _, err := v.State(state); !errors.As(err, &fault) || !strings.Contains(fault.What, "is missing") {
 		t.Errorf("truncated: %v", err)
 	}
 	// And on from there, as if nothing had been.
 	l := openCheckpoint(t, state, small)
-	write(t, l, 20)
-	shut(t, l)
-	good(t, state)
+	writeLines(t, l, 20)
+	closeLog(t, l)
+	verifyState(t, state)
 	for from := range maps.Keys(kept) {
-		v := verifier(t, state)
+		v := newVerifier(t, state)
 		v.Checkpoints = map[string]string{from: kept[from]}
 		if _, err := v.State(state); (err == nil) != (from == "kept 0") {
 			t.Errorf("rewritten, with %s: %v", from, err)
@@ -486,16 +488,16 @@ func FuzzVerify(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	write(f, l, 3)
-	shut(f, l)
-	whole := read(f, segments(f, state)[0])
-	v := verifier(f, state)
+	writeLines(f, l, 3)
+	closeLog(f, l)
+	whole := readFile(f, listSegments(f, state)[0])
+	v := newVerifier(f, state)
 	f.Add(whole)
 	f.Add([]byte("{}\n"))
 	f.Add(bytes.Replace(whole, []byte(`"seq":3`), []byte(`"seq":18446744073709551615`), 1))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		name := filepath.Join(t.TempDir(), "lines")
-		put(t, name, b)
+		writeFile(t, name, b)
 		got, err := v.Files([]string{name})
 		if err != nil || got.Vouched == 0 {
 			return

@@ -21,8 +21,8 @@ import (
 	"sallyport/runner"
 )
 
-// until waits for a fact.
-func until(t testing.TB, what string, ask func() bool) {
+// waitUntil waits for a fact.
+func waitUntil(t testing.TB, what string, ask func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -35,10 +35,10 @@ func until(t testing.TB, what string, ask func() bool) {
 	}
 }
 
-func size(t testing.TB, state string) (n int) {
+func countLines(t testing.TB, state string) (n int) {
 	t.Helper()
-	for _, name := range segments(t, state) {
-		n += len(read(t, name))
+	for _, name := range listSegments(t, state) {
+		n += len(readFile(t, name))
 	}
 	return n
 }
@@ -69,10 +69,10 @@ func TestRefusals_AllCounted(t *testing.T) {
 		})
 	}
 	all.Wait()
-	shut(t, l)
-	good(t, state)
+	closeLog(t, l)
+	verifyState(t, state)
 	got, sure := map[string]int{}, 0
-	for _, l := range lines(t, refusals(t, state)) {
+	for _, l := range readLines(t, refusalsState(t, state)) {
 		switch {
 		case l.Event == audit.Suppressed:
 			got[l.Reason+l.Caller] += l.Count
@@ -90,9 +90,9 @@ func TestRefusals_AllCounted(t *testing.T) {
 	if sure != 100 || got["unauthorized"] != n || got["not-found"] != n || got["too-oftenci"] != n {
 		t.Errorf("of a verified caller %d, counted %v", sure, got)
 	}
-	size := size(t, refusals(t, state))
-	if size > 300<<10 || len(lines(t, state)) > 3 {
-		t.Errorf("%d bytes, and %d lines among the decisions", size, len(lines(t, state)))
+	size := countLines(t, refusalsState(t, state))
+	if size > 300<<10 || len(readLines(t, state)) > 3 {
+		t.Errorf("%d bytes, and %d lines among the decisions", size, len(readLines(t, state)))
 	}
 	t.Logf("%d bytes for %d refusals", size, 3*n)
 }
@@ -111,18 +111,18 @@ func TestDecided_VerifiedCaller(t *testing.T) {
 		})
 	}
 	all.Wait()
-	shut(t, l)
-	if r := good(t, state).Refusals; r.Lines < 8000 {
+	closeLog(t, l)
+	if r := verifyState(t, state).Refusals; r.Lines < 8000 {
 		t.Errorf("got %+v", r)
 	}
 }
 
-// killed is the audit of a server that was killed: what was written, and no end.
-func killed(t *testing.T) string {
+// killedState is the audit of a server that was killed: what was written, and no end.
+func killedState(t *testing.T) string {
 	t.Helper()
 	state := t.TempDir()
 	l := openCheckpoint(t, state, small)
-	write(t, l, 3)
+	writeLines(t, l, 3)
 	copied := t.TempDir()
 	if err := os.CopyFS(copied, os.DirFS(state)); err != nil {
 		t.Fatal(err)
@@ -142,26 +142,26 @@ func TestKilled_CutLineIsQuoted(t *testing.T) {
 		[]byte("x"), make([]byte, 3000), bytes.Repeat([]byte{'"', 0xff}, 5000),
 		bytes.Repeat([]byte("y"), 4<<10), bytes.Repeat([]byte("z"), 10<<10),
 	}
-	line := read(t, segments(t, killed(t))[0])
+	line := readFile(t, listSegments(t, killedState(t))[0])
 	line = line[bytes.LastIndexByte(line[:len(line)-1], '\n')+1:]
 	for size := 1; size < len(line); size += 23 {
 		rests = append(rests, line[:size])
 	}
 	for _, rest := range rests {
-		state := killed(t)
-		name := segments(t, state)[0]
-		whole := read(t, name)
-		put(t, name, append(whole, rest...))
-		v := verifier(t, state)
+		state := killedState(t)
+		name := listSegments(t, state)[0]
+		whole := readFile(t, name)
+		writeFile(t, name, append(whole, rest...))
+		v := newVerifier(t, state)
 		var fault *audit.Fault
 		if _, err := v.State(state); !errors.As(err, &fault) || !strings.Contains(fault.What, "cut off") {
 			t.Errorf("%.10q: %v", rest, err)
 		}
 		l := openCheckpoint(t, state, small)
-		write(t, l, 1)
-		shut(t, l)
-		good(t, state)
-		cut := lines(t, state)[bytes.Count(whole, []byte("\n"))]
+		writeLines(t, l, 1)
+		closeLog(t, l)
+		verifyState(t, state)
+		cut := readLines(t, state)[bytes.Count(whole, []byte("\n"))]
 		sum := sha256.Sum256(rest)
 		if cut.Event != audit.Cut || cut.Bytes != int64(len(rest)) || cut.SHA256 != hex.EncodeToString(sum[:]) ||
 			!strings.HasPrefix(cut.Cut, string(rest[:1])) {
@@ -176,26 +176,26 @@ func TestKilled_EmptySegment(t *testing.T) {
 	t.Parallel()
 	first := func(t *testing.T) (state string, next int) { // the server was killed amid its very first line
 		t.Helper()
-		state = killed(t)
-		put(t, segments(t, state)[0], nil)
+		state = killedState(t)
+		writeFile(t, listSegments(t, state)[0], nil)
 		return state, 1
 	}
 	later := func(t *testing.T) (state string, next int) {
 		t.Helper()
-		state = written(t, small, 3)
-		next = len(lines(t, state)) + 1
-		put(t, segmentName(state, next), nil)
+		state = writeState(t, small, 3)
+		next = len(readLines(t, state)) + 1
+		writeFile(t, segmentName(state, next), nil)
 		return state, next
 	}
 	for what, made := range map[string]func(*testing.T) (string, int){"the first": first, "a later one": later} {
 		for _, rest := range []string{"", `{"seq":1,"ti`, strings.Repeat("long ", 2000)} {
 			state, next := made(t)
-			put(t, segmentName(state, next), []byte(rest))
+			writeFile(t, segmentName(state, next), []byte(rest))
 			l := openCheckpoint(t, state, small)
-			write(t, l, 2)
-			shut(t, l)
-			good(t, state)
-			all := lines(t, state)
+			writeLines(t, l, 2)
+			closeLog(t, l)
+			verifyState(t, state)
+			all := readLines(t, state)
 			if all[next-1].Event == audit.Cut {
 				all = slices.Delete(all, next-1, next)
 			} else if rest != "" {
@@ -218,7 +218,7 @@ func TestKilled_ManyTimes(t *testing.T) {
 	state := t.TempDir()
 	for range 20 {
 		l := openCheckpoint(t, state, 8<<20)
-		write(t, l, 150)
+		writeLines(t, l, 150)
 		copied := t.TempDir()
 		if err := errors.Join(os.CopyFS(copied, os.DirFS(state)), os.Chmod(copied, 0o700),
 			os.Chmod(copied+"/audit", 0o700)); err != nil {
@@ -226,9 +226,9 @@ func TestKilled_ManyTimes(t *testing.T) {
 		}
 		state = copied
 	}
-	good(t, state)
-	shut(t, openCheckpoint(t, state, 8<<20))
-	good(t, state)
+	verifyState(t, state)
+	closeLog(t, openCheckpoint(t, state, 8<<20))
+	verifyState(t, state)
 }
 
 // slow has the rest of a text only after it said that there was no more.
@@ -249,9 +249,9 @@ func (s *slow) Read(b []byte) (int, error) {
 // TestVerify_LineBeingWritten verifies while a line is written: it waits for the end of the line.
 func TestVerify_LineBeingWritten(t *testing.T) {
 	t.Parallel()
-	state := written(t, small, 3)
-	whole := read(t, segments(t, state)[0])
-	v := verifier(t, state)
+	state := writeState(t, small, 3)
+	whole := readFile(t, listSegments(t, state)[0])
+	v := newVerifier(t, state)
 	for _, at := range []int{1, len(whole) - 300, len(whole) - 1} {
 		if err := v.Segment(&slow{[][]byte{whole[:at], whole[at:]}}); err != nil {
 			t.Errorf("cut at %d: %v", at, err)
@@ -269,26 +269,26 @@ func TestOpen_Damaged(t *testing.T) {
 		"changed": func(t *testing.T, _, name string, whole []byte) {
 			t.Helper()
 			whole[20] ^= 1
-			put(t, name, whole)
+			writeFile(t, name, whole)
 		},
 		"truncated": func(t *testing.T, _, name string, whole []byte) {
 			t.Helper()
-			put(t, name, whole[:len(whole)-1])
+			writeFile(t, name, whole[:len(whole)-1])
 		},
-		"emptied":       func(t *testing.T, _, name string, _ []byte) { t.Helper(); put(t, name, nil) },
+		"emptied":       func(t *testing.T, _, name string, _ []byte) { t.Helper(); writeFile(t, name, nil) },
 		"removed":       func(_ *testing.T, _, name string, _ []byte) { _ = os.Remove(name) },
 		"no checkpoint": func(_ *testing.T, state, _ string, _ []byte) { _ = os.Remove(state + "/audit/checkpoint") },
 		"wrong checkpoint": func(t *testing.T, state, _ string, _ []byte) {
 			t.Helper()
-			put(t, state+"/audit/checkpoint", read(t, written(t, small, 3)+"/audit/checkpoint"))
+			writeFile(t, state+"/audit/checkpoint", readFile(t, writeState(t, small, 3)+"/audit/checkpoint"))
 		},
 		"wrong name": func(_ *testing.T, state, name string, _ []byte) { _ = os.Rename(name, segmentName(state, 5)) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			state := written(t, 8<<20, 10)
-			name := segments(t, state)[0]
-			damage(t, state, name, read(t, name))
+			state := writeState(t, 8<<20, 10)
+			name := listSegments(t, state)[0]
+			damage(t, state, name, readFile(t, name))
 			l, err := audit.Open(audit.Options{State: state, Keep: small}, time.Now, slog.New(slog.DiscardHandler))
 			if !errors.Is(err, audit.ErrDamaged) {
 				t.Errorf("%v %v", l, err)
@@ -303,7 +303,7 @@ func TestLog_FolderRemoved(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	l := openCheckpoint(t, state, small)
-	write(t, l, 3)
+	writeLines(t, l, 3)
 	from, away := filepath.Join(state, "audit"), filepath.Join(state, "away")
 	if err := os.Rename(from, away); err != nil {
 		t.Fatal(err)
@@ -320,13 +320,13 @@ func TestLog_FolderRemoved(t *testing.T) {
 	if err := os.Rename(away, from); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the audit to find its folder by itself", func() bool { return l.Err() == nil })
-	good(t, state)
-	write(t, l, 3)
-	shut(t, l)
-	good(t, state)
+	waitUntil(t, "the audit to find its folder by itself", func() bool { return l.Err() == nil })
+	verifyState(t, state)
+	writeLines(t, l, 3)
+	closeLog(t, l)
+	verifyState(t, state)
 	resumed, counted := 0, 0
-	for _, l := range append(lines(t, state), lines(t, refusals(t, state))...) {
+	for _, l := range append(readLines(t, state), readLines(t, refusalsState(t, state))...) {
 		switch {
 		case l.Run == "lost" && l.Decision == audit.Allowed:
 			t.Error("a line that was refused is there")
@@ -348,10 +348,10 @@ func TestLog_FolderRemovedWhileIdle(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	l := openCheckpoint(t, state, small)
-	if err := os.Remove(segments(t, state)[0]); err != nil {
+	if err := os.Remove(listSegments(t, state)[0]); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the audit to miss its file", func() bool { return l.Err() != nil })
+	waitUntil(t, "the audit to miss its file", func() bool { return l.Err() != nil })
 }
 
 // record is a store of runs that looks at the audit when it is asked.
@@ -368,7 +368,7 @@ type record struct {
 func (r *record) Admit(
 	_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed,
 ) (runner.Admission, error) {
-	r.seen = lines(r.t, r.state)
+	r.seen = readLines(r.t, r.state)
 	if r.run != "" {
 		run.ID = r.run
 	}
@@ -376,7 +376,7 @@ func (r *record) Admit(
 }
 
 func (r *record) Cancel(_ context.Context, id string) (runner.Run, bool, error) {
-	r.seen = lines(r.t, r.state)
+	r.seen = readLines(r.t, r.state)
 	return runner.Run{ID: id}, true, r.err
 }
 
@@ -441,12 +441,12 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 			if err := do(); !errors.Is(err, c.err) {
 				t.Errorf("got %v", err)
 			}
-			shut(t, l)
+			closeLog(t, l)
 			plain := func(l audit.Line) audit.Line { l.Seq, l.Time = 0, time.Time{}; return l }
 			if n := len(inner.seen); n != 3 || plain(inner.seen[2]) != c.before {
 				t.Errorf("when it was done there was\n%+v\nwant\n%+v", inner.seen, c.before)
 			}
-			after := lines(t, state)[3:]
+			after := readLines(t, state)[3:]
 			want := c.before
 			want.Decision, want.Reason = audit.Void, c.void
 			if c.void != "" && plain(after[0]) != want || c.void == "" && after[0].Event != audit.Checkpoint {
@@ -483,13 +483,13 @@ func TestStore_ReplacedRuns(t *testing.T) {
 		t.Fatalf("%+v %v", a, err)
 	}
 	cancelled := map[string]bool{}
-	for _, line := range lines(t, state) { // that of the running one is there before it is stopped
+	for _, line := range readLines(t, state) { // that of the running one is there before it is stopped
 		if line.Action == "cancel" && line.Decision == audit.Allowed && line.Reason == "replaced by run new" &&
 			line.Request == "R" && line.Hook == "build" {
 			cancelled[line.Run] = true
 		}
 	}
-	shut(t, l)
+	closeLog(t, l)
 	if !cancelled["running"] || !cancelled["waiting"] {
 		t.Errorf("cancelled %v", cancelled)
 	}

@@ -81,7 +81,7 @@ func (q *Queue[T]) Send(value T) {
 	}
 }
 
-// TrySend is Send for an operation that is dropped when there is no room. It reports whether there was.
+// TrySend is Send without waiting: if the queue is full, it drops the operation and returns false.
 func (q *Queue[T]) TrySend(value T) bool {
 	select {
 	case q.ops <- Op[T]{Value: value}:
@@ -98,12 +98,12 @@ func (q *Queue[T]) Close() { q.once.Do(func() { close(q.closing) }) }
 func (q *Queue[T]) Ops() <-chan Op[T] { return q.ops }
 
 // Batch is for the writer: it returns first and the operations that are queued behind it.
-func (q *Queue[T]) Batch(first Op[T]) []Op[T] { return q.fill([]Op[T]{first}) }
+func (q *Queue[T]) Batch(first Op[T]) []Op[T] { return q.fillBatch([]Op[T]{first}) }
 
 // Rest is for the writer: it returns what is queued, and nothing when all is committed.
-func (q *Queue[T]) Rest() []Op[T] { return q.fill(nil) }
+func (q *Queue[T]) Rest() []Op[T] { return q.fillBatch(nil) }
 
-func (q *Queue[T]) fill(batch []Op[T]) []Op[T] {
+func (q *Queue[T]) fillBatch(batch []Op[T]) []Op[T] {
 	for len(batch) < q.maxBatch {
 		select {
 		case op := <-q.ops:

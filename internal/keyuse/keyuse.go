@@ -1,5 +1,5 @@
-// Package keyuse remembers when each key was last used, so that an operator who
-// rotates keys sees which ones are unused.
+// Package keyuse remembers when each key was last used. It shows which keys can be
+// removed after a rotation.
 //
 // A [Table] has the uses in memory, for a bounded number of keys, and saves them to a
 // [Store] once a minute and at the end. A server that is killed loses the uses of its

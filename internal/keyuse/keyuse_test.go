@@ -31,27 +31,27 @@ func (r *record) SaveKeyUses(_ context.Context, uses []keyuse.Use) error {
 }
 
 func (r *record) KeyUses(context.Context) ([]keyuse.Use, error) {
-	return []keyuse.Use{use("a", 10), use("b", 1)}, nil
+	return []keyuse.Use{useAt("a", 10), useAt("b", 1)}, nil
 }
 
-func use(caller string, at int64) keyuse.Use {
+func useAt(caller string, at int64) keyuse.Use {
 	return keyuse.Use{Caller: caller, Scheme: "hmac", Key: "1", At: time.Unix(at, 0)}
 }
 
 // TestTable_LatestUse notes uses in any order: the latest is known.
 func TestTable_LatestUse(t *testing.T) {
 	var table keyuse.Table
-	table.Note(use("b", 5))
-	table.Note(use("a", 3))
-	table.Note(use("b", 2))
+	table.Note(useAt("b", 5))
+	table.Note(useAt("a", 3))
+	table.Note(useAt("b", 2))
 	if err := table.Load(t.Context(), &record{}); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := table.List(), []keyuse.Use{use("a", 10), use("b", 5)}; !slices.Equal(got, want) {
+	if got, want := table.List(), []keyuse.Use{useAt("a", 10), useAt("b", 5)}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	var none *keyuse.Table
-	none.Note(use("a", 1))
+	none.Note(useAt("a", 1))
 	if none.List() != nil {
 		t.Error("nobody remembers")
 	}
@@ -67,7 +67,7 @@ func TestTable_SavesOncePerMinute(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go table.SaveRegularly(ctx, &in, log)
 		for i := range int64(300) {
-			table.Note(use("a", i))
+			table.Note(useAt("a", i))
 			time.Sleep(time.Second) //nolint:forbidigo // of a clock that a bubble moves
 		}
 		cancel()
@@ -75,8 +75,8 @@ func TestTable_SavesOncePerMinute(t *testing.T) {
 		if n := len(in.saved); n < 4 || n > 5 {
 			t.Errorf("written %d times in five minutes", n)
 		}
-		table.Note(use("a", 301))
-		table.Note(use("b", 1))
+		table.Note(useAt("a", 301))
+		table.Note(useAt("b", 1))
 		in.err = errors.New("disk full")
 		table.Save(t.Context(), &in, log)
 		if !strings.Contains(text.String(), "disk full") {
@@ -86,7 +86,7 @@ func TestTable_SavesOncePerMinute(t *testing.T) {
 		table.Save(t.Context(), &in, log) // again, what was not recorded
 		n := len(in.saved)
 		table.Save(t.Context(), &in, log)
-		if len(in.saved) != n || !slices.Equal(in.saved[n-1], []keyuse.Use{use("a", 301), use("b", 1)}) {
+		if len(in.saved) != n || !slices.Equal(in.saved[n-1], []keyuse.Use{useAt("a", 301), useAt("b", 1)}) {
 			t.Errorf("the last writes are %v", in.saved[n-2:])
 		}
 	})
@@ -96,9 +96,9 @@ func TestTable_SavesOncePerMinute(t *testing.T) {
 func TestTable_Bounded(t *testing.T) {
 	var table keyuse.Table
 	for i := range 20_000 {
-		table.Note(use(fmt.Sprint(i), 1))
+		table.Note(useAt(fmt.Sprint(i), 1))
 	}
-	table.Note(use("0", 2))
+	table.Note(useAt("0", 2))
 	uses := table.List()
 	if len(uses) != 10_000 || uses[0].At.Unix() != 2 {
 		t.Errorf("%d are known, and of the first %v", len(uses), uses[0])

@@ -1,4 +1,4 @@
-// Package pathsafe opens and writes files safely, and finds who else could change them.
+// Package pathsafe opens and writes files safely, and finds which other users could change them.
 //
 // [ReadTrusted] reads a file that decides what runs or which callers are trusted, and reports every way in which
 // another user could change or replace it. [ResolvePath] and [FindFaults] do the same for programs, [CheckPrivate] for
@@ -85,7 +85,7 @@ func (e Entry) IsForeign(uid int) bool { return e.ownerID() != 0 && e.ownerID() 
 const unmapped = 65534
 
 // FindForeign describes the first entry on the way to a file that belongs to another user
-// than root and the effective user. It returns "" if there is none.
+// than root and the effective user, or returns "".
 func FindForeign(way []Entry) string {
 	uid := os.Geteuid()
 	for i, e := range way {

@@ -12,8 +12,8 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// tree makes a/b/file, and links to it of every kind.
-func tree(t *testing.T) string {
+// makeTree makes a/b/file, and links to it of every kind.
+func makeTree(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	check(t, err)
@@ -38,7 +38,7 @@ func check(t *testing.T, err error) {
 
 // TestResolvePath_Links follows links of every kind: each link, and what it leads through, is on the way.
 func TestResolvePath_Links(t *testing.T) {
-	dir := tree(t)
+	dir := makeTree(t)
 	for name, want := range map[string]string{
 		"a/b/file":    "a a/b a/b/file",
 		"direct":      "direct a a/b a/b/file",
@@ -78,7 +78,7 @@ func TestResolvePath_Links(t *testing.T) {
 
 // TestEntry_Foreign takes the owner of a file, and root, for trusted, and every other user for foreign.
 func TestEntry_Foreign(t *testing.T) {
-	way, err := pathsafe.ResolvePath(tree(t) + "/direct")
+	way, err := pathsafe.ResolvePath(makeTree(t) + "/direct")
 	check(t, err)
 	for _, e := range way {
 		owner := e.Sys().(*syscall.Stat_t).Uid
@@ -94,7 +94,7 @@ func TestEntry_Foreign(t *testing.T) {
 // TestFindFaults_AllAtOnce reports everything at once that lets other users change a file, but not what a sticky
 // folder prevents.
 func TestFindFaults_AllAtOnce(t *testing.T) {
-	dir := tree(t)
+	dir := makeTree(t)
 	faults := func(name string) []string {
 		t.Helper()
 		way, err := pathsafe.ResolvePath(filepath.Join(dir, name))

@@ -7,5 +7,5 @@ import (
 
 // NewFailures returns what notes how some work ended.
 func NewFailures(log *slog.Logger, work string) (note func(context.Context, error)) {
-	return (&failures{log: log, work: work}).note
+	return (&failures{log: log, work: work}).logChange
 }

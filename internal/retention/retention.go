@@ -41,7 +41,7 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 			steps = startSteps(started, newest, st.Stepped()) // the clock may have been set since
 		}
 		c := conf.Get()
-		expiring.note(ctx, runs.ExpireQueued(ctx, c.Hooks))
+		expiring.logChange(ctx, runs.ExpireQueued(ctx, c.Hooks))
 		if held, step := steps.Held(time.Now(), time.Since(started)); held {
 			if step != 0 {
 				log.Warn("the clock was set: nothing is removed for a while",
@@ -53,7 +53,7 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 		for _, id := range removed {
 			err = errors.Join(err, rundir.Remove(runsFolder(c), id))
 		}
-		pruning.note(ctx, err)
+		pruning.logChange(ctx, err)
 		if more {
 			return pause
 		}
@@ -69,7 +69,7 @@ func TrimOutputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	runRepeatedly(ctx, func() (wait time.Duration) {
 		from, c := time.Now(), conf.Get()
 		_, err := rundir.Trim(runsFolder(c), int64(c.Outputs))
-		trimming.note(ctx, err)
+		trimming.logChange(ctx, err)
 		return max(interval, rest*time.Since(from))
 	})
 }
@@ -81,8 +81,8 @@ type failures struct {
 	seen logging.Repeated
 }
 
-// note logs a failure that is new, and the first success after failures.
-func (f *failures) note(ctx context.Context, err error) {
+// logChange logs a failure that is new, and the first success after failures.
+func (f *failures) logChange(ctx context.Context, err error) {
 	switch {
 	case ctx.Err() != nil: // the server ends
 	case err == nil:
@@ -134,7 +134,7 @@ func SweepFolders(ctx context.Context, c *config.Config, st *store.SQLite, log *
 		if removed > 0 {
 			log.Info("folders of pruned runs removed", "count", removed)
 		}
-		sweeping.note(ctx, err)
+		sweeping.logChange(ctx, err)
 		return sweepAgain
 	})
 }

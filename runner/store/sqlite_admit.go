@@ -167,7 +167,7 @@ func findClaimed(ctx context.Context, from *statements, hook string, c runner.Cl
 	return runner.Run{}, runner.ErrUnknown
 }
 
-// claimKeys returns all keys of a claim. There are none where a delivery may be repeated.
+// claimKeys returns all keys of a claim. A delivery that may be repeated has no keys.
 func claimKeys(c runner.Claim) []string {
 	if c.Key == "" {
 		return nil

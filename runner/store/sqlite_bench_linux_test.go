@@ -17,8 +17,8 @@ import (
 	"sallyport/runner/store"
 )
 
-// report says how long the calls took, in the middle and at the end of all.
-func report(b *testing.B, took []time.Duration) {
+// reportTimes says how long the calls took, in the middle and at the end of all.
+func reportTimes(b *testing.B, took []time.Duration) {
 	b.Helper()
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
@@ -30,7 +30,7 @@ func report(b *testing.B, took []time.Duration) {
 func BenchmarkAdmit(b *testing.B) {
 	for _, callers := range []int{1, 16, 64} {
 		b.Run(fmt.Sprint("callers=", callers), func(b *testing.B) {
-			s := open(b)
+			s := openStore(b)
 			var mu sync.Mutex
 			var took []time.Duration
 			var next atomic.Int64
@@ -42,9 +42,9 @@ func BenchmarkAdmit(b *testing.B) {
 					for next.Add(1) <= int64(b.N) {
 						r := newRun(b, "build", fmt.Sprint("flight", c))
 						before := time.Now()
-						admit(b, s, r, runner.Policy{})
+						admitRun(b, s, r, runner.Policy{})
 						mine = append(mine, time.Since(before))
-						finish(b, s, r.ID)
+						finishRun(b, s, r.ID)
 					}
 					mu.Lock()
 					defer mu.Unlock()
@@ -53,7 +53,7 @@ func BenchmarkAdmit(b *testing.B) {
 			}
 			all.Wait()
 			b.StopTimer()
-			report(b, took)
+			reportTimes(b, took)
 		})
 	}
 }
@@ -62,7 +62,7 @@ func BenchmarkAdmit(b *testing.B) {
 // appended and synced: one and the other in turn, because the disk's own time
 // differs more than they do.
 func BenchmarkDurable(b *testing.B) {
-	s := open(b)
+	s := openStore(b)
 	file, err := os.Create(filepath.Join(b.TempDir(), "log"))
 	if err != nil {
 		b.Fatal(err)
@@ -80,9 +80,9 @@ func BenchmarkDurable(b *testing.B) {
 		appended = append(appended, time.Since(before))
 		r := newRun(b, "build", "flight")
 		before = time.Now()
-		admit(b, s, r, runner.Policy{})
+		admitRun(b, s, r, runner.Policy{})
 		admitted = append(admitted, time.Since(before))
-		finish(b, s, r.ID)
+		finishRun(b, s, r.ID)
 		// As happens once a second; the log is then written over, which costs the
 		// disk less than to make it longer.
 		if len(admitted)%100 == 0 {
@@ -91,15 +91,15 @@ func BenchmarkDurable(b *testing.B) {
 			}
 		}
 	}
-	report(b, admitted)
+	reportTimes(b, admitted)
 	slices.Sort(appended)
 	middle := len(appended) / 2
 	b.ReportMetric(float64(appended[middle].Microseconds()), "append-p50-µs")
 	b.ReportMetric(float64(admitted[middle])/float64(appended[middle]), "admit/append-p50")
 }
 
-// past makes a store with n ended runs.
-func past(b *testing.B, n int) string {
+// fillPast makes a store with n ended runs.
+func fillPast(b *testing.B, n int) string {
 	b.Helper()
 	dir := filepath.Join(b.TempDir(), "state")
 	if err := openIn(b, dir).Close(); err != nil {
@@ -125,7 +125,7 @@ func past(b *testing.B, n int) string {
 func BenchmarkPast(b *testing.B) {
 	for _, n := range []int{1, 1_000_000} {
 		b.Run(fmt.Sprint("runs=", n), func(b *testing.B) {
-			dir := past(b, n)
+			dir := fillPast(b, n)
 			before := time.Now()
 			s := openIn(b, dir)
 			b.Logf("opened in %v", time.Since(before))
@@ -150,7 +150,7 @@ func BenchmarkPast(b *testing.B) {
 						}
 						took = append(took, time.Since(before))
 					}
-					report(b, took)
+					reportTimes(b, took)
 				})
 			}
 			b.Run("Admit", func(b *testing.B) {
@@ -158,11 +158,11 @@ func BenchmarkPast(b *testing.B) {
 				for b.Loop() {
 					r := newRun(b, "hook7", "hook7/x")
 					before := time.Now()
-					admit(b, s, r, runner.Policy{})
+					admitRun(b, s, r, runner.Policy{})
 					took = append(took, time.Since(before))
-					finish(b, s, r.ID)
+					finishRun(b, s, r.ID)
 				}
-				report(b, took)
+				reportTimes(b, took)
 			})
 			b.Run("Prune", func(b *testing.B) {
 				for b.Loop() {

@@ -25,8 +25,8 @@ func setUptime(s *store.SQLite) *uptime {
 
 func (u *uptime) pass(d time.Duration) { u.at.Add(int64(d)) }
 
-// reopened opens a store when the wall clock is so far off.
-func reopened(t *testing.T, dir string, off time.Duration) *store.SQLite {
+// reopenStore opens a store when the wall clock is so far off.
+func reopenStore(t *testing.T, dir string, off time.Duration) *store.SQLite {
 	t.Helper()
 	s, err := store.Open(t.Context(), dir, func() time.Time { return time.Now().Add(off) },
 		slog.New(slog.DiscardHandler))
@@ -36,7 +36,7 @@ func reopened(t *testing.T, dir string, off time.Duration) *store.SQLite {
 	return s
 }
 
-func expired(t *testing.T, s *store.SQLite, longest time.Duration) int {
+func expireQueued(t *testing.T, s *store.SQLite, longest time.Duration) int {
 	t.Helper()
 	runs, err := s.ExpireQueued(t.Context(), "build", longest)
 	if err != nil {
@@ -49,18 +49,18 @@ func expired(t *testing.T, s *store.SQLite, longest time.Duration) int {
 // next server knows by how much the clock was set.
 func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	s := reopened(t, dir, 0)
+	s := reopenStore(t, dir, 0)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
-	admit(t, s, newRun(t, "build", "f"), policy)
+	admitRun(t, s, newRun(t, "build", "f"), policy)
 	queued := newRun(t, "build", "f")
-	admit(t, s, queued, policy)
-	if n := expired(t, s, time.Minute); n != 0 { // this notes the clocks
+	admitRun(t, s, queued, policy)
+	if n := expireQueued(t, s, time.Minute); n != 0 { // this notes the clocks
 		t.Fatalf("%d expired at once", n)
 	}
 	for _, off := range []time.Duration{time.Hour, -time.Hour} {
 		check(t, s.Close())
-		s = reopened(t, dir, off)
-		if n := expired(t, s, 30*time.Minute); n != 0 {
+		s = reopenStore(t, dir, off)
+		if n := expireQueued(t, s, 30*time.Minute); n != 0 {
 			t.Errorf("set by %v: %d expired", off, n)
 		}
 		want := off
@@ -70,7 +70,7 @@ func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
 		if boot.Uptime() > 0 && (s.Stepped()-want).Abs() > time.Minute {
 			t.Errorf("set by %v: Stepped is %v", want, s.Stepped())
 		}
-		state(t, s, queued.ID, runner.Queued)
+		checkState(t, s, queued.ID, runner.Queued)
 	}
 	check(t, s.Close())
 }
@@ -84,23 +84,23 @@ func TestExpireQueued_OtherStartOfMachine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "state")
-			s := reopened(t, dir, 0)
+			s := reopenStore(t, dir, 0)
 			policy := runner.Policy{Kind: runner.Queue, Depth: 9}
-			admit(t, s, newRun(t, "build", "f"), policy)
-			admit(t, s, newRun(t, "build", "f"), policy)
-			if n := expired(t, s, time.Hour); n != 0 {
+			admitRun(t, s, newRun(t, "build", "f"), policy)
+			admitRun(t, s, newRun(t, "build", "f"), policy)
+			if n := expireQueued(t, s, time.Hour); n != 0 {
 				t.Fatalf("%d expired at once", n)
 			}
 			check(t, s.Close())
-			rawly(t, dir, `UPDATE runs SET accepted_up = -1000000000000000`) // long before
-			rawly(t, dir, before)
-			s = reopened(t, dir, 0)
-			if n := expired(t, s, time.Hour); n != 0 {
+			executeRaw(t, dir, `UPDATE runs SET accepted_up = -1000000000000000`) // long before
+			executeRaw(t, dir, before)
+			s = reopenStore(t, dir, 0)
+			if n := expireQueued(t, s, time.Hour); n != 0 {
 				t.Errorf("%d expired that may have waited for a moment only", n)
 			}
 			up := setUptime(s)
 			up.pass(boot.Uptime() + 2*time.Hour)
-			if n := expired(t, s, time.Hour); n != 1 {
+			if n := expireQueued(t, s, time.Hour); n != 1 {
 				t.Errorf("%d expired after they waited anew", n)
 			}
 			check(t, s.Close())

@@ -105,7 +105,7 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 	return promoted, err
 }
 
-// Requeue queues a running run, whose command was not started, as the first of its
+// Requeue queues a running run with a command that was not started as the first of its
 // flight. If its end was requested, it ends. A run that is not running is not
 // changed. The run is returned as it is then.
 func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {

@@ -14,7 +14,7 @@ import (
 // the others are recorded.
 func TestStore_PanicOfAnOperation(t *testing.T) {
 	t.Parallel()
-	s := open(t)
+	s := openStore(t)
 	release := s.HoldTurn()
 	var all sync.WaitGroup
 	for i := range 10 {

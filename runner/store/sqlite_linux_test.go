@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	fmt.Println("end", err)
 }
 
-func child(t *testing.T, name, dir string) *exec.Cmd {
+func childCommand(t *testing.T, name, dir string) *exec.Cmd {
 	t.Helper()
 	program, err := os.Executable()
 	if err != nil {
@@ -69,19 +69,19 @@ func crashChild(ctx context.Context, dir string) error {
 		if r.State != runner.Running {
 			continue
 		}
-		if err := end(ctx, s, &r, runner.Interrupted); err != nil {
+		if err := endRun(ctx, s, &r, runner.Interrupted); err != nil {
 			return err
 		}
 	}
 	var workers sync.WaitGroup
 	errs := make(chan error, 16)
 	for range cap(errs) {
-		workers.Go(func() { errs <- work(ctx, s) })
+		workers.Go(func() { errs <- admitAndEnd(ctx, s) })
 	}
 	return <-errs
 }
 
-func work(ctx context.Context, s *store.SQLite) error {
+func admitAndEnd(ctx context.Context, s *store.SQLite) error {
 	policies := []runner.Policy{
 		{Kind: runner.Reject},
 		{Kind: runner.Queue, Depth: 5},
@@ -103,14 +103,14 @@ func work(ctx context.Context, s *store.SQLite) error {
 		}
 		fmt.Println("accepted", r.ID, a.Run.ID)
 		if a.Run.State == runner.Running {
-			if err := end(ctx, s, &a.Run, runner.Succeeded); err != nil {
+			if err := endRun(ctx, s, &a.Run, runner.Succeeded); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func end(ctx context.Context, s *store.SQLite, r *runner.Run, as runner.State) error {
+func endRun(ctx context.Context, s *store.SQLite, r *runner.Run, as runner.State) error {
 	for r != nil {
 		ended, next, err := s.Finish(ctx, r.ID, as, runner.End{Ended: time.Now()}, false, true)
 		if err != nil {
@@ -127,7 +127,7 @@ func TestKill_LosesNothingAcknowledged(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 8 {
-		cmd := child(t, "child-crash", dir)
+		cmd := childCommand(t, "child-crash", dir)
 		stdout, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -307,13 +307,13 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 // space.
 func TestFullDisk_LosesNothing(t *testing.T) {
 	t.Run("file size limit", func(t *testing.T) {
-		said, err := child(t, "child-limit", filepath.Join(t.TempDir(), "state")).Output()
+		said, err := childCommand(t, "child-limit", filepath.Join(t.TempDir(), "state")).Output()
 		if err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")) {
 			t.Fatalf("%v\n%s", err, said)
 		}
 	})
 	t.Run("tmpfs in a namespace", func(t *testing.T) {
-		cmd := child(t, "child-tmpfs", t.TempDir())
+		cmd := childCommand(t, "child-tmpfs", t.TempDir())
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 		if os.Geteuid() != 0 {
 			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER

@@ -12,7 +12,7 @@ import (
 	"sallyport/runner/store"
 )
 
-func refuse(t *testing.T, dir string, want ...error) {
+func refuseOpen(t *testing.T, dir string, want ...error) {
 	t.Helper()
 	s, err := store.Open(t.Context(), dir, new(clock).now, slog.New(slog.DiscardHandler))
 	if err == nil {
@@ -30,7 +30,7 @@ func refuse(t *testing.T, dir string, want ...error) {
 func TestOpen_OneServer(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
-	refuse(t, dir, store.ErrHeld)
+	refuseOpen(t, dir, store.ErrHeld)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -50,29 +50,29 @@ func TestOpen_UnsafeFolder(t *testing.T) {
 		return dir
 	}
 	for _, mode := range []os.FileMode{0o770, 0o707, 0o750, 0o704, 0o701} {
-		refuse(t, folder(mode), store.ErrUnsafe)
+		refuseOpen(t, folder(mode), store.ErrUnsafe)
 	}
 	above := folder(0o777)
-	refuse(t, filepath.Join(above, "state"), store.ErrUnsafe)
+	refuseOpen(t, filepath.Join(above, "state"), store.ErrUnsafe)
 
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(folder(0o777), link); err != nil {
 		t.Fatal(err)
 	}
-	refuse(t, link, store.ErrUnsafe)
+	refuseOpen(t, link, store.ErrUnsafe)
 
 	turnable := filepath.Join(folder(0o777), "link")
 	if err := os.Symlink(folder(0o700), turnable); err != nil {
 		t.Fatal(err)
 	}
-	refuse(t, turnable, store.ErrUnsafe)
+	refuseOpen(t, turnable, store.ErrUnsafe)
 
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refuse(t, file, store.ErrUnsafe)
-	refuse(t, filepath.Join(t.TempDir(), "no", "state"), os.ErrNotExist)
+	refuseOpen(t, file, store.ErrUnsafe)
+	refuseOpen(t, filepath.Join(t.TempDir(), "no", "state"), os.ErrNotExist)
 	openIn(t, folder(0o700))
 }
 
@@ -80,7 +80,7 @@ func TestOpen_UnsafeFolder(t *testing.T) {
 func TestOpen_FileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
-	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
 	for name, want := range map[string]os.FileMode{
 		"": 0o700, "lock": 0o600, "state.db": 0o600, "state.db-wal": 0o600,
 		"state.db-shm": 0o600,
@@ -92,8 +92,8 @@ func TestOpen_FileModes(t *testing.T) {
 	}
 }
 
-// rawly changes the database of a closed store with SQL of the test's own.
-func rawly(t *testing.T, dir string, queries ...string) {
+// executeRaw changes the database of a closed store with SQL of the test's own.
+func executeRaw(t *testing.T, dir string, queries ...string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", filepath.Join(dir, "state.db"))
 	if err != nil {
@@ -119,7 +119,7 @@ func TestOpen_OlderSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rawly(t, dir, string(first),
+	executeRaw(t, dir, string(first),
 		`CREATE TABLE schema_version (version BIGINT NOT NULL PRIMARY KEY, applied BIGINT NOT NULL)`,
 		`INSERT INTO schema_version VALUES (1, 1)`,
 		`INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace)
@@ -133,11 +133,11 @@ func TestOpen_OlderSchema(t *testing.T) {
 	if err != nil || len(active) != 1 || active[0].Params["a"] != "b" {
 		t.Fatalf("%v %+v", err, active)
 	}
-	finish(t, s, active[0].ID)
+	finishRun(t, s, active[0].ID)
 	if page, _, err := s.List(t.Context(), runner.Filter{Hooks: []string{"build"}}); err != nil || len(page) != 1 {
 		t.Fatalf("%v %+v", err, page)
 	}
-	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
 }
 
 // TestOpen_NewerSchema refuses a newer schema and leaves it as it is.
@@ -146,22 +146,22 @@ func TestOpen_NewerSchema(t *testing.T) {
 	if err := openIn(t, dir).Close(); err != nil {
 		t.Fatal(err)
 	}
-	rawly(t, dir, `INSERT INTO schema_version VALUES (1000, 1)`)
-	refuse(t, dir, store.ErrNewer)
+	executeRaw(t, dir, `INSERT INTO schema_version VALUES (1000, 1)`)
+	refuseOpen(t, dir, store.ErrNewer)
 	if _, err := store.OpenRead(t.Context(), dir); !errors.Is(err, store.ErrNewer) {
 		t.Errorf("to read: %v", err)
 	}
-	rawly(t, dir, `DELETE FROM schema_version WHERE version = 1000`)
+	executeRaw(t, dir, `DELETE FROM schema_version WHERE version = 1000`)
 	openIn(t, dir)
 }
 
-// crashed returns a folder as a crash leaves it: the database, and a log beside
+// crashedFolder returns a folder as a crash leaves it: the database, and a log beside
 // it that does not hide what becomes of the database.
-func crashed(t *testing.T) (dir string) {
+func crashedFolder(t *testing.T) (dir string) {
 	t.Helper()
 	from := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, from)
-	fill(t, s, 50)
+	fillStore(t, s, 50)
 	if whole, err := s.Checkpoint(t.Context()); err != nil || !whole {
 		t.Fatal(whole, err)
 	}
@@ -191,11 +191,11 @@ func TestOpen_CorruptFile(t *testing.T) {
 		"text": func([]byte) []byte {
 			return []byte("this is no database, it is a letter to whom it may concern, and it goes on")
 		},
-		"a page of junk": func(b []byte) []byte { return append(b[:4096:4096], append(junk(4096), b[8192:]...)...) },
+		"a page of junk": func(b []byte) []byte { return append(b[:4096:4096], append(junkBytes(4096), b[8192:]...)...) },
 		"cut off":        func(b []byte) []byte { return b[:len(b)/2/4096*4096] },
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := crashed(t)
+			dir := crashedFolder(t)
 			file := filepath.Join(dir, "state.db")
 			content, err := os.ReadFile(file)
 			if err != nil {
@@ -204,12 +204,12 @@ func TestOpen_CorruptFile(t *testing.T) {
 			if err := os.WriteFile(file, damage(content), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			refuse(t, dir, store.ErrUnavailable, store.ErrCorrupt)
+			refuseOpen(t, dir, store.ErrUnavailable, store.ErrCorrupt)
 		})
 	}
 }
 
-func junk(n int) []byte {
+func junkBytes(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
 		b[i] = byte(i*7 + 1)
@@ -227,8 +227,8 @@ func TestStore_ReadOnlyOrFull(t *testing.T) {
 		"full":      {"PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000", store.ErrDiskFull},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := open(t)
-			before := admit(t, s, newRun(t, "build", "before"), runner.Policy{})
+			s := openStore(t)
+			before := admitRun(t, s, newRun(t, "build", "before"), runner.Policy{})
 			if err := s.WriteAll(t.Context(), row.spoil); err != nil {
 				t.Fatal(err)
 			}
@@ -238,11 +238,11 @@ func TestStore_ReadOnlyOrFull(t *testing.T) {
 			if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, row.want) {
 				t.Fatal(err)
 			}
-			state(t, s, before.Run.ID, runner.Running)
+			checkState(t, s, before.Run.ID, runner.Running)
 			if err := s.WriteAll(t.Context(), row.repair); err != nil {
 				t.Fatal(err)
 			}
-			finish(t, s, before.Run.ID)
+			finishRun(t, s, before.Run.ID)
 			if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{}); err != nil {
 				t.Fatal(err)
 			}
@@ -252,7 +252,7 @@ func TestStore_ReadOnlyOrFull(t *testing.T) {
 
 // TestClose_LaterCalls calls a closed store: every method fails with ErrUnavailable.
 func TestClose_LaterCalls(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	for range 2 {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
@@ -269,10 +269,10 @@ func TestClose_LaterCalls(t *testing.T) {
 
 // TestLog_CopiedDuringWrites writes without a pause: the write-ahead log is copied meanwhile, and stays short.
 func TestLog_CopiedDuringWrites(t *testing.T) {
-	s := open(t)
-	fill(t, s, 20)
+	s := openStore(t)
+	fillStore(t, s, 20)
 	if whole, err := s.Checkpoint(t.Context()); err != nil || !whole {
 		t.Fatal(whole, err)
 	}
-	fill(t, open(t), 5)
+	fillStore(t, openStore(t), 5)
 }

@@ -28,7 +28,7 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 			t.Run(name+" "+what, func(t *testing.T) {
 				dir := filepath.Join(t.TempDir(), "state")
 				s := openIn(t, dir)
-				before := admit(t, s, newRun(t, "build", "before"), runner.Policy{})
+				before := admitRun(t, s, newRun(t, "build", "before"), runner.Policy{})
 				if err := s.Probe(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -53,8 +53,8 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 				if _, err := s.Get(t.Context(), r.ID); !errors.Is(err, runner.ErrUnknown) {
 					t.Errorf("the refused run: %v", err)
 				}
-				finish(t, s, before.Run.ID)
-				admit(t, s, r, runner.Policy{})
+				finishRun(t, s, before.Run.ID)
+				admitRun(t, s, r, runner.Policy{})
 			})
 		}
 	}
@@ -63,7 +63,7 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 // TestProbe_WritesWithoutDeliveries probes a read-only database without deliveries: reading alone would not show that
 // it cannot be written.
 func TestProbe_WritesWithoutDeliveries(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	for range 3 {
 		if err := s.Probe(t.Context()); err != nil {
 			t.Fatal(err)
@@ -96,7 +96,7 @@ func TestLock_SurvivesItsFile(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "lock")); err != nil {
 		t.Fatal(err)
 	}
-	refuse(t, dir, store.ErrHeld)
+	refuseOpen(t, dir, store.ErrHeld)
 }
 
 // TestLog_WarnsOfOutsideReader reads the database with another process, which keeps the log from being reused: a

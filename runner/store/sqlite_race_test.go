@@ -49,7 +49,7 @@ type waiter struct {
 
 // TestFlight_OneRunInOrder runs many flights at once: no two runs of a flight overlap, and none is out of order.
 func TestFlight_OneRunInOrder(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	w := &witness{air: map[string]string{}, seen: map[string]int{}}
 	policies := []runner.Policy{
 		{Kind: runner.Reject},
@@ -101,7 +101,7 @@ func TestFlight_OneRunInOrder(t *testing.T) {
 			t.Errorf("%s is %s and ran %d times: %v", id, r.State, w.seen[id], err)
 		}
 	}
-	inOrder(t, w, waiters)
+	checkOrder(t, w, waiters)
 }
 
 // runAll is a runner: it runs a run, and what becomes startable by its end.
@@ -137,9 +137,9 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 	}
 }
 
-// inOrder checks that of two runs of a flight, of which one was queued before
+// checkOrder checks that of two runs of a flight, of which one was queued before
 // the other came, the first started first.
-func inOrder(t *testing.T, w *witness, waiters []waiter) {
+func checkOrder(t *testing.T, w *witness, waiters []waiter) {
 	t.Helper()
 	started := map[string]int{}
 	for i, id := range w.order {

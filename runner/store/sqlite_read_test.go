@@ -22,7 +22,7 @@ import (
 func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
-	runs := fill(t, s, 60)
+	runs := fillStore(t, s, 60)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +86,8 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 // and that lists do not depend on the connections of other reads.
 func TestReads_EndWithoutConnections(t *testing.T) {
 	t.Parallel()
-	s := open(t)
-	run := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	s := openStore(t)
+	run := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
 	release, err := s.Hold(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -111,14 +111,14 @@ func TestReads_EndWithoutConnections(t *testing.T) {
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}
-	state(t, s, run.ID, runner.Running)
+	checkState(t, s, run.ID, runner.Running)
 }
 
 // TestWrites_EndWithoutTurn keeps the writer busy: a write ends after its time in the queue and is not recorded, and
 // one that has its turn is.
 func TestWrites_EndWithoutTurn(t *testing.T) {
 	t.Parallel()
-	s := open(t)
+	s := openStore(t)
 	release := s.HoldTurn()
 	const writes = store.MaxBatch + 1 // those of one transaction have their turn, and one at least does not
 	results := make(chan error, writes)
@@ -150,7 +150,7 @@ func TestWrites_EndWithoutTurn(t *testing.T) {
 // TestList_CutsLongParametersAndPages records runs with a megabyte of parameters
 // each.
 func TestList_CutsLongParametersAndPages(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	long := strings.Repeat("é", 32<<10)
 	var want []string
 	for i := range 20 {
@@ -159,7 +159,7 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 		for n := range 16 {
 			r.Params[fmt.Sprintf("p%02d", n)] = "x" + long[:len(long)-2]
 		}
-		admit(t, s, r, runner.Policy{})
+		admitRun(t, s, r, runner.Policy{})
 		want = append([]string{r.ID}, want...)
 	}
 	f := runner.Filter{Hooks: []string{"build"}, Limit: 1000}
@@ -173,10 +173,10 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 	if len(page[0].Cut) != 16 || page[0].Cut[0] != "p00" || page[0].Params["short"] != "whole" {
 		t.Errorf("cut: %v", page[0].Cut)
 	}
-	if got := pages(t, s, f); !slices.Equal(got, want) {
+	if got := listPages(t, s, f); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	if whole := state(t, s, want[0], runner.Running); whole.Params["p00"] != "x"+long[:len(long)-2] ||
+	if whole := checkState(t, s, want[0], runner.Running); whole.Params["p00"] != "x"+long[:len(long)-2] ||
 		whole.Cut != nil {
 		t.Error("a single run is cut")
 	}
@@ -185,17 +185,17 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 // TestFinish_CancelledBeforeStart cancels a run that then cannot be started: it ends as cancelled, and its delivery does
 // not start another.
 func TestFinish_CancelledBeforeStart(t *testing.T) {
-	s := open(t)
-	r := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	s := openStore(t)
+	r := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
 	if run, ended, err := s.Cancel(t.Context(), r.ID); err != nil || ended || run.Wish != runner.Cancelled {
 		t.Fatal(run, ended, err)
 	}
-	next := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1}).Run
+	next := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1}).Run
 	run, promoted, err := s.Finish(t.Context(), r.ID, runner.Failed, runner.End{Error: "no such file"}, true, true)
 	if err != nil || run.State != runner.Cancelled || run.Ended.IsZero() || promoted == nil || promoted.ID != next.ID {
 		t.Fatal(run, promoted, err)
 	}
-	state(t, s, r.ID, runner.Cancelled)
+	checkState(t, s, r.ID, runner.Cancelled)
 	if first, err := s.Find(t.Context(), "build", runner.Claim{Key: r.ID}); err != nil || first.ID != r.ID {
 		t.Errorf("its delivery: %v, %v", first.ID, err)
 	}
@@ -203,13 +203,13 @@ func TestFinish_CancelledBeforeStart(t *testing.T) {
 
 // TestFinish_KeepsTheDetail keeps the detail of an end. It is for local administrators; callers do not see it.
 func TestFinish_KeepsTheDetail(t *testing.T) {
-	s := open(t)
-	r := admit(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	s := openStore(t)
+	r := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
 	end := runner.End{Ended: time.Now(), Error: "the command could not be started", Detail: "no such file"}
 	if _, _, err := s.Finish(t.Context(), r.ID, runner.Failed, end, true, true); err != nil {
 		t.Fatal(err)
 	}
-	if got := state(t, s, r.ID, runner.Failed); got.Detail != end.Detail {
+	if got := checkState(t, s, r.ID, runner.Failed); got.Detail != end.Detail {
 		t.Errorf("%+v", got)
 	}
 }

@@ -69,7 +69,7 @@ func admitUnsynced(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Unmount(inner, syscall.MNT_DETACH) })
 
 	s := openIn(t, filepath.Join(inner, "state"))
-	admit(t, s, newRun(t, "build", "before"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "before"), runner.Policy{})
 	filler, err := os.Create(filepath.Join(outer, "filler"))
 	if err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ func (c *clock) now() time.Time {
 	return time.Unix(1_800_000_000+c.at.Add(1), 123_456_789).UTC()
 }
 
-func open(t testing.TB) *store.SQLite {
+func openStore(t testing.TB) *store.SQLite {
 	t.Helper()
 	return openIn(t, filepath.Join(t.TempDir(), "state"))
 }
@@ -58,7 +58,7 @@ func newRun(t testing.TB, hook, flight string) runner.Run {
 	}
 }
 
-func admit(t testing.TB, s *store.SQLite, r runner.Run, p runner.Policy) runner.Admission {
+func admitRun(t testing.TB, s *store.SQLite, r runner.Run, p runner.Policy) runner.Admission {
 	t.Helper()
 	a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, p, runner.Feed{})
 	if err != nil {
@@ -67,7 +67,7 @@ func admit(t testing.TB, s *store.SQLite, r runner.Run, p runner.Policy) runner.
 	return a
 }
 
-func finish(t testing.TB, s *store.SQLite, id string) *runner.Run {
+func finishRun(t testing.TB, s *store.SQLite, id string) *runner.Run {
 	t.Helper()
 	zero := 0
 	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero}, false,
@@ -78,7 +78,7 @@ func finish(t testing.TB, s *store.SQLite, id string) *runner.Run {
 	return next
 }
 
-func state(t testing.TB, s *store.SQLite, id string, want runner.State) runner.Run {
+func checkState(t testing.TB, s *store.SQLite, id string, want runner.State) runner.Run {
 	t.Helper()
 	r, err := s.Get(t.Context(), id)
 	if err != nil || r.State != want {
@@ -90,8 +90,8 @@ func state(t testing.TB, s *store.SQLite, id string, want runner.State) runner.R
 // TestReject_NamesTheRun rejects a delivery while a run is in progress: the error names that run, and nothing is
 // recorded.
 func TestReject_NamesTheRun(t *testing.T) {
-	s := open(t)
-	first := admit(t, s, newRun(t, "build", "build"), runner.Policy{Kind: runner.Reject})
+	s := openStore(t)
+	first := admitRun(t, s, newRun(t, "build", "build"), runner.Policy{Kind: runner.Reject})
 	if first.Run.State != runner.Running || first.Run.Started.IsZero() {
 		t.Fatalf("first run: %+v", first.Run)
 	}
@@ -107,23 +107,23 @@ func TestReject_NamesTheRun(t *testing.T) {
 	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: "d2"}); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatalf("the refused delivery is claimed: %v", err)
 	}
-	admit(t, s, newRun(t, "build", "build/other"), runner.Policy{Kind: runner.Reject})
-	if next := finish(t, s, first.Run.ID); next != nil {
+	admitRun(t, s, newRun(t, "build", "build/other"), runner.Policy{Kind: runner.Reject})
+	if next := finishRun(t, s, first.Run.ID); next != nil {
 		t.Fatalf("something waits: %+v", next)
 	}
-	if a := admit(t, s, second, runner.Policy{Kind: runner.Reject}); a.Run.State != runner.Running {
+	if a := admitRun(t, s, second, runner.Policy{Kind: runner.Reject}); a.Run.State != runner.Running {
 		t.Fatalf("free flight: %+v", a)
 	}
 }
 
 // TestQueue_BoundedInOrder queues runs up to the depth of the policy: they start in order.
 func TestQueue_BoundedInOrder(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 2}
-	first := admit(t, s, newRun(t, "build", "f"), policy)
+	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	// The clock of the ids may go back; who came first is still first.
 	older, newer := newRun(t, "build", "f"), newRun(t, "build", "f")
-	second, third := admit(t, s, newer, policy), admit(t, s, older, policy)
+	second, third := admitRun(t, s, newer, policy), admitRun(t, s, older, policy)
 	if second.Position != 1 || third.Position != 2 || third.Run.State != runner.Queued {
 		t.Fatalf("positions %d and %d", second.Position, third.Position)
 	}
@@ -137,24 +137,24 @@ func TestQueue_BoundedInOrder(t *testing.T) {
 		active[2].ID != older.ID {
 		t.Fatalf("active: %v %+v", err, active)
 	}
-	next := finish(t, s, first.Run.ID)
+	next := finishRun(t, s, first.Run.ID)
 	if next == nil || next.ID != newer.ID || next.State != runner.Running || next.Started.IsZero() {
 		t.Fatalf("next: %+v", next)
 	}
-	if next = finish(t, s, next.ID); next == nil || next.ID != older.ID {
+	if next = finishRun(t, s, next.ID); next == nil || next.ID != older.ID {
 		t.Fatalf("last: %+v", next)
 	}
-	if next = finish(t, s, next.ID); next != nil {
+	if next = finishRun(t, s, next.ID); next != nil {
 		t.Fatalf("one too many: %+v", next)
 	}
 }
 
 // TestJoin_NewestParameters joins deliveries: one queued run has the newest parameters and their caller.
 func TestJoin_NewestParameters(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	policy := runner.Policy{Kind: runner.Join}
-	first := admit(t, s, newRun(t, "build", "f"), policy)
-	pending := admit(t, s, newRun(t, "build", "f"), policy)
+	first := admitRun(t, s, newRun(t, "build", "f"), policy)
+	pending := admitRun(t, s, newRun(t, "build", "f"), policy)
 	if pending.Joined || pending.Position != 1 || pending.Run.State != runner.Queued {
 		t.Fatalf("pending: %+v", pending)
 	}
@@ -165,7 +165,7 @@ func TestJoin_NewestParameters(t *testing.T) {
 	if err != nil || !joined.Joined || joined.Position != 1 || joined.Run.ID != pending.Run.ID {
 		t.Fatalf("joined: %v %+v", err, joined)
 	}
-	got := state(t, s, pending.Run.ID, runner.Queued)
+	got := checkState(t, s, pending.Run.ID, runner.Queued)
 	if got.Params["ref"] != "newest" || got.Caller != "ops" {
 		t.Fatalf("pending run: %+v", got)
 	}
@@ -177,19 +177,19 @@ func TestJoin_NewestParameters(t *testing.T) {
 		string(got.Stdin) != "body" {
 		t.Fatalf("input: %v %+v", err, got)
 	}
-	if next := finish(t, s, first.Run.ID); next == nil || next.ID != pending.Run.ID || next.Params["ref"] != "newest" {
+	if next := finishRun(t, s, first.Run.ID); next == nil || next.ID != pending.Run.ID || next.Params["ref"] != "newest" {
 		t.Fatalf("next: %+v", next)
 	}
-	if next := finish(t, s, pending.Run.ID); next != nil {
+	if next := finishRun(t, s, pending.Run.ID); next != nil {
 		t.Fatalf("more than one more build: %+v", next)
 	}
 }
 
 // TestJoin_KnownToAllCallers joins deliveries of several callers: each of them may see the run.
 func TestJoin_KnownToAllCallers(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	policy := runner.Policy{Kind: runner.Join}
-	first := admit(t, s, newRun(t, "build", "f"), policy)
+	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	var pending runner.Run
 	for _, c := range []struct {
 		caller string
@@ -203,15 +203,15 @@ func TestJoin_KnownToAllCallers(t *testing.T) {
 	} {
 		r := newRun(t, "build", "f")
 		r.Caller = c.caller
-		pending = admit(t, s, r, policy).Run
+		pending = admitRun(t, s, r, policy).Run
 		if pending.Caller != c.caller || !slices.Equal(pending.StandsFor, c.others) {
 			t.Errorf("%s: %+v", c.caller, pending)
 		}
 	}
 	for _, happens := range []func(){
 		func() {},
-		func() { finish(t, s, first.Run.ID) },
-		func() { finish(t, s, pending.ID) },
+		func() { finishRun(t, s, first.Run.ID) },
+		func() { finishRun(t, s, pending.ID) },
 	} {
 		happens()
 		for f, want := range map[*runner.Filter]bool{
@@ -229,20 +229,20 @@ func TestJoin_KnownToAllCallers(t *testing.T) {
 
 // TestJoin_RerunIsBusy reruns a run while a newer delivery is queued: the newer parameters stay.
 func TestJoin_RerunIsBusy(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	policy := runner.Policy{Kind: runner.Join}
-	first := admit(t, s, newRun(t, "build", "f"), policy)
+	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	rerun := newRun(t, "build", "f")
 	rerun.RerunOf, rerun.Attempt = "an older run", 1
-	if a := admit(t, s, rerun, policy); a.Joined || a.Run.RerunOf == "" { // nobody waits
+	if a := admitRun(t, s, rerun, policy); a.Joined || a.Run.RerunOf == "" { // nobody waits
 		t.Fatalf("%+v", a)
 	}
 	push := newRun(t, "build", "f")
 	push.Params = map[string]string{"ref": "pushed"}
-	if a := admit(t, s, push, policy); !a.Joined || a.Run.ID != rerun.ID {
+	if a := admitRun(t, s, push, policy); !a.Joined || a.Run.ID != rerun.ID {
 		t.Fatalf("%+v", a)
 	}
-	pending := state(t, s, rerun.ID, runner.Queued)
+	pending := checkState(t, s, rerun.ID, runner.Queued)
 	if pending.RerunOf != "" || pending.Attempt != 0 || pending.Params["ref"] != "pushed" {
 		t.Errorf("what was pushed has become %+v", pending)
 	}
@@ -253,14 +253,14 @@ func TestJoin_RerunIsBusy(t *testing.T) {
 		runner.Feed{}); !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
 		t.Errorf("%+v %v", a, err)
 	}
-	if now := state(t, s, rerun.ID, runner.Queued); now.Params["ref"] != "pushed" {
+	if now := checkState(t, s, rerun.ID, runner.Queued); now.Params["ref"] != "pushed" {
 		t.Errorf("what was pushed has become %+v", now)
 	}
 }
 
 // TestRequeue_First requeues a run: it is the first of its flight, before all that come later.
 func TestRequeue_First(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
 	requeue := func(id string) {
 		t.Helper()
@@ -268,12 +268,12 @@ func TestRequeue_First(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	first := admit(t, s, newRun(t, "build", "f"), policy)
+	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	requeue(first.Run.ID)
-	if r := state(t, s, first.Run.ID, runner.Queued); !r.Started.IsZero() {
+	if r := checkState(t, s, first.Run.ID, runner.Queued); !r.Started.IsZero() {
 		t.Errorf("it has started: %+v", r)
 	}
-	second := admit(t, s, newRun(t, "build", "f"), policy)
+	second := admitRun(t, s, newRun(t, "build", "f"), policy)
 	if second.Run.State != runner.Queued || second.Position != 2 {
 		t.Errorf("second: %+v", second)
 	}
@@ -290,27 +290,27 @@ func TestRequeue_First(t *testing.T) {
 	if b := new(runner.Busy); !errors.As(err, &b) || b.Run.ID != first.Run.ID {
 		t.Errorf("reject: %v", err)
 	}
-	third := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	third := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
 	if third.Stop != nil || len(third.Superseded) != 2 || third.Position != 1 || third.Run.State != runner.Queued {
 		t.Errorf("replace: %+v", third)
 	}
 	if promoted, err := s.Promote(t.Context()); err != nil || len(promoted) != 1 || promoted[0].ID != third.Run.ID {
 		t.Errorf("promoted: %+v, %v", promoted, err)
 	}
-	finish(t, s, third.Run.ID)
+	finishRun(t, s, third.Run.ID)
 	requeue(third.Run.ID) // what has ended stays so
-	state(t, s, third.Run.ID, runner.Succeeded)
+	checkState(t, s, third.Run.ID, runner.Succeeded)
 }
 
 // TestReplace_StopsAndDrops replaces: the running run is to be stopped, and queued ones end.
 func TestReplace_StopsAndDrops(t *testing.T) {
-	s := open(t)
-	first := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	s := openStore(t)
+	first := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
 	if first.Stop != nil || first.Run.State != runner.Running {
 		t.Fatalf("first: %+v", first)
 	}
-	second := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
-	third := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	second := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	third := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
 	if second.Stop == nil || second.Stop.ID != first.Run.ID || len(second.Superseded) != 0 {
 		t.Fatalf("second: %+v", second)
 	}
@@ -318,7 +318,7 @@ func TestReplace_StopsAndDrops(t *testing.T) {
 		len(third.Superseded) != 1 || third.Superseded[0].ID != second.Run.ID {
 		t.Fatalf("third: %+v", third)
 	}
-	dropped := state(t, s, second.Run.ID, runner.Cancelled)
+	dropped := checkState(t, s, second.Run.ID, runner.Cancelled)
 	if dropped.Reason != runner.Cancelled || dropped.Ended.IsZero() || !strings.Contains(dropped.Error, third.Run.ID) {
 		t.Fatalf("dropped: %+v", dropped)
 	}
@@ -331,8 +331,8 @@ func TestReplace_StopsAndDrops(t *testing.T) {
 
 // TestAdmit_UnknownPolicy refuses an unknown policy and records nothing.
 func TestAdmit_UnknownPolicy(t *testing.T) {
-	s := open(t)
-	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
+	s := openStore(t)
+	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
 	r := newRun(t, "build", "f")
 	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, runner.Policy{Kind: "later"},
 		runner.Feed{}); err == nil {
@@ -352,7 +352,7 @@ func TestClaim_OneRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	finish(t, s, first.Run.ID)
+	finishRun(t, s, first.Run.ID)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +390,7 @@ func TestClaim_OneRun(t *testing.T) {
 }
 
 func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	first := admitWith(t, s, runner.Claim{Key: "name", Also: []string{"key", "signature"}, Body: [32]byte{1}})
 	for _, c := range []runner.Claim{
 		{Key: "name"},
@@ -431,7 +431,7 @@ func admitWith(t *testing.T, s *store.SQLite, c runner.Claim) string {
 
 // TestClaim_ManyAtOnce sends equal deliveries at once: one of them starts a run.
 func TestClaim_ManyAtOnce(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	var started atomic.Int32
 	var all sync.WaitGroup
 	for i := range 32 {
@@ -454,7 +454,7 @@ func TestClaim_ManyAtOnce(t *testing.T) {
 
 // TestClaim_GivenBack gives a claim back: the delivery may come again.
 func TestClaim_GivenBack(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	c := runner.Claim{Key: "d1"}
 	a, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
 	if err != nil {
@@ -467,17 +467,17 @@ func TestClaim_GivenBack(t *testing.T) {
 	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{}); err != nil {
 		t.Fatal(err)
 	}
-	if got := state(t, s, a.Run.ID, runner.Failed); got.Error != end.Error {
+	if got := checkState(t, s, a.Run.ID, runner.Failed); got.Error != end.Error {
 		t.Fatalf("%+v", got)
 	}
 }
 
 // TestFinish_KeepsTheFirstEnd finishes a run twice: the first end stays, with everything in it.
 func TestFinish_KeepsTheFirstEnd(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	r := newRun(t, "build", "f")
-	a := admit(t, s, r, runner.Policy{})
-	waiting := admit(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1})
+	a := admitRun(t, s, r, runner.Policy{})
+	waiting := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1})
 	code := 3
 	end := runner.End{
 		Ended: time.UnixMicro(1_800_000_000_000_001).UTC(), ExitCode: &code, Signal: "SIGKILL",
@@ -490,7 +490,7 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	}
 	want := a.Run
 	want.State, want.End = runner.TimedOut, end
-	for name, got := range map[string]runner.Run{"returned": ended, "read": state(t, s, r.ID, runner.TimedOut)} {
+	for name, got := range map[string]runner.Run{"returned": ended, "read": checkState(t, s, r.ID, runner.TimedOut)} {
 		if got.Output != want.Output || *got.ExitCode != code ||
 			got.Signal != end.Signal || got.Reason != end.Reason || got.Error != end.Error ||
 			!got.Ended.Equal(end.Ended) ||
@@ -517,7 +517,7 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 
 // TestFeed_KeptIfInterrupted ends runs: the input is removed with the end, except that of an interrupted run.
 func TestFeed_KeptIfInterrupted(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	for _, end := range []runner.State{runner.Succeeded, runner.Interrupted} {
 		r := newRun(t, "build", "f")
 		if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{},
@@ -539,15 +539,15 @@ func TestFeed_KeptIfInterrupted(t *testing.T) {
 
 // TestCancel_OnlyQueued cancels and expires runs in every state: only queued ones end at once.
 func TestCancel_OnlyQueued(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
-	running := admit(t, s, newRun(t, "build", "f"), policy)
+	running := admitRun(t, s, newRun(t, "build", "f"), policy)
 	one, two, late := newRun(t, "build", "f"), newRun(t, "build", "f"), newRun(t, "build", "f")
 	up := setUptime(s)
-	admit(t, s, one, policy)
-	admit(t, s, two, policy)
+	admitRun(t, s, one, policy)
+	admitRun(t, s, two, policy)
 	up.pass(time.Hour)
-	admit(t, s, late, policy)
+	admitRun(t, s, late, policy)
 	if r, done, err := s.Cancel(t.Context(), running.Run.ID); err != nil || done || r.State != runner.Running {
 		t.Fatalf("running: %v %v %+v", err, done, r)
 	}
@@ -564,21 +564,21 @@ func TestCancel_OnlyQueued(t *testing.T) {
 	if err != nil || len(expired) != 1 || expired[0].ID != two.ID || expired[0].State != runner.TimedOut {
 		t.Fatalf("expired: %v %+v", err, expired)
 	}
-	if next := finish(t, s, running.Run.ID); next == nil || next.ID != late.ID {
+	if next := finishRun(t, s, running.Run.ID); next == nil || next.ID != late.ID {
 		t.Fatalf("next: %+v", next)
 	}
 }
 
 // TestExpireQueued_AfterJoin joins a queued run that is about to expire: it waits as long as its newest delivery may.
 func TestExpireQueued_AfterJoin(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	policy := runner.Policy{Kind: runner.Join}
-	admit(t, s, newRun(t, "build", "f"), policy)
+	admitRun(t, s, newRun(t, "build", "f"), policy)
 	pending, late := newRun(t, "build", "f"), newRun(t, "build", "f")
 	up := setUptime(s)
-	admit(t, s, pending, policy)
+	admitRun(t, s, pending, policy)
 	up.pass(time.Hour)
-	if a := admit(t, s, late, policy); a.Run.ID != pending.ID {
+	if a := admitRun(t, s, late, policy); a.Run.ID != pending.ID {
 		t.Fatalf("%+v", a)
 	}
 	for want := range 2 {
@@ -588,12 +588,12 @@ func TestExpireQueued_AfterJoin(t *testing.T) {
 		}
 		up.pass(time.Minute)
 	}
-	state(t, s, pending.ID, runner.TimedOut)
+	checkState(t, s, pending.ID, runner.TimedOut)
 }
 
-// fill records ended runs of a few hooks and callers, in all states, at times
+// fillStore records ended runs of a few hooks and callers, in all states, at times
 // a minute apart, and returns them newest first.
-func fill(t testing.TB, s *store.SQLite, n int) []runner.Run {
+func fillStore(t testing.TB, s *store.SQLite, n int) []runner.Run {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(1, 2))
 	ends := []runner.State{runner.Succeeded, runner.Failed, runner.TimedOut, runner.Cancelled, runner.Interrupted}
@@ -603,7 +603,7 @@ func fill(t testing.TB, s *store.SQLite, n int) []runner.Run {
 		at := time.UnixMilli(1_700_000_000_000).Add(time.Duration(i) * time.Minute)
 		r.ID = idAt(at, i)
 		r.Caller, r.Created = fmt.Sprint("caller", rng.IntN(3)), at
-		a := admit(t, s, r, runner.Policy{})
+		a := admitRun(t, s, r, runner.Policy{})
 		if i%10 != 0 {
 			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))],
 				runner.End{Ended: at.Add(time.Second)}, false, true)
@@ -625,8 +625,8 @@ func idAt(at time.Time, i int) string {
 
 // TestList_Filters lists runs by every filter, newest first and page by page.
 func TestList_Filters(t *testing.T) {
-	s := open(t)
-	all := fill(t, s, 300)
+	s := openStore(t)
+	all := fillStore(t, s, 300)
 	rng := rand.New(rand.NewPCG(3, 4))
 	pick := func(from []string) (some []string) {
 		for _, x := range from {
@@ -662,7 +662,7 @@ func TestList_Filters(t *testing.T) {
 				want = append(want, r.ID)
 			}
 		}
-		if got := pages(t, s, f); !slices.Equal(got, want) {
+		if got := listPages(t, s, f); !slices.Equal(got, want) {
 			t.Fatalf("%+v\n yields %d runs %v\n    not %d %v", f, len(got), got, len(want), want)
 		}
 	}
@@ -673,7 +673,7 @@ func TestList_Filters(t *testing.T) {
 	}
 }
 
-func pages(t testing.TB, s *store.SQLite, f runner.Filter) (ids []string) {
+func listPages(t testing.TB, s *store.SQLite, f runner.Filter) (ids []string) {
 	t.Helper()
 	for {
 		page, next, err := s.List(t.Context(), f)
@@ -692,7 +692,7 @@ func pages(t testing.TB, s *store.SQLite, f runner.Filter) (ids []string) {
 
 // TestStatements_UseIndexes asks SQLite how it runs each statement: all find their rows by an index.
 func TestStatements_UseIndexes(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	plans, err := s.Plans(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -730,8 +730,8 @@ func TestStatements_UseIndexes(t *testing.T) {
 
 // TestPrune_Keeps prunes: the newest and the young runs, the active ones and the claims stay.
 func TestPrune_Keeps(t *testing.T) {
-	s := open(t) // its clock stands long after all of these
-	all := fill(t, s, 300)
+	s := openStore(t) // its clock stands long after all of these
+	all := fillStore(t, s, 300)
 	r := store.Retention{
 		Default: store.KeepRule{Count: 20},
 		Hooks: map[string]store.KeepRule{
@@ -753,8 +753,8 @@ func TestPrune_Keeps(t *testing.T) {
 	}
 	// One more that ends is one too many again.
 	late := newRun(t, "hook0", "late")
-	admit(t, s, late, runner.Policy{})
-	finish(t, s, late.ID)
+	admitRun(t, s, late, runner.Policy{})
+	finishRun(t, s, late.ID)
 	some, _, err := s.Prune(t.Context(), r)
 	if err != nil || len(some) != 1 {
 		t.Fatalf("one too many: %v %v", err, some)
@@ -781,7 +781,7 @@ func TestPrune_Keeps(t *testing.T) {
 
 // TestPrune_Claims prunes claims that refuse nothing any more.
 func TestPrune_Claims(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	now := new(clock).now()
 	for key, c := range map[string]struct{ until, created time.Time }{
 		"stale by itself":   {until: now.Add(-time.Hour), created: now.Add(-2 * time.Hour)},
@@ -815,7 +815,7 @@ func TestPrune_Claims(t *testing.T) {
 // TestAdmit_CancelledContext calls Admit with a context that is cancelled: an operation is recorded whole or not at
 // all, and the caller knows which.
 func TestAdmit_CancelledContext(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 50 {
@@ -826,7 +826,7 @@ func TestAdmit_CancelledContext(t *testing.T) {
 			t.Fatalf("Admit: %v, Get: %v", err, got)
 		}
 		if err == nil {
-			finish(t, s, r.ID)
+			finishRun(t, s, r.ID)
 		}
 	}
 }
@@ -834,22 +834,22 @@ func TestAdmit_CancelledContext(t *testing.T) {
 // TestCancel_RunningKeepsTheWish cancels a running run: it keeps that wish, and is not queued again, whatever became
 // of its start.
 func TestCancel_RunningKeepsTheWish(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	for name, cancel := range map[string]func(flight, run string) error{
 		"cancelled": func(_, run string) error { _, _, err := s.Cancel(t.Context(), run); return err },
 		"replaced": func(flight, run string) error {
-			a := admit(t, s, newRun(t, "build", flight), runner.Policy{Kind: runner.Replace})
+			a := admitRun(t, s, newRun(t, "build", flight), runner.Policy{Kind: runner.Replace})
 			if a.Stop == nil || a.Stop.ID != run || a.Stop.Wish != runner.Cancelled {
 				return fmt.Errorf("got %+v", a)
 			}
 			return nil
 		},
 	} {
-		run := admit(t, s, newRun(t, "build", name), runner.Policy{}).Run
+		run := admitRun(t, s, newRun(t, "build", name), runner.Policy{}).Run
 		if err := cancel(name, run.ID); err != nil {
 			t.Fatal(name, err)
 		}
-		if now := state(t, s, run.ID, runner.Running); now.Wish != runner.Cancelled {
+		if now := checkState(t, s, run.ID, runner.Running); now.Wish != runner.Cancelled {
 			t.Errorf("%s: the wish is %q", name, now.Wish)
 		}
 		if now, err := s.Requeue(t.Context(), run.ID); err != nil || now.State != runner.Cancelled ||
@@ -865,12 +865,12 @@ func TestCancel_RunningKeepsTheWish(t *testing.T) {
 // TestTooBig_FailsAlone records a value that the database does not take: that operation fails, and those in the same
 // transaction do not.
 func TestTooBig_FailsAlone(t *testing.T) {
-	s := open(t)
+	s := openStore(t)
 	err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`)
 	if err != nil {
 		t.Errorf("with no rows: %v", err)
 	}
-	admit(t, s, newRun(t, "build", "f"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
 	if err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`); err == nil ||
 		errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("got %v", err)

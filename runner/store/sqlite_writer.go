@@ -263,8 +263,8 @@ const (
 	logLimit = 32 << 20
 )
 
-// keepLogShort copies the write-ahead log into the database, on a
-// connection of its own, so that commits do not wait for it. Only a log over logLimit
+// keepLogShort copies the write-ahead log into the database, on a separate
+// connection, so that commits do not wait for it. Only a log over logLimit
 // makes the writer wait: the log starts over once all of it was copied, which never
 // happens while commits follow each other without a pause.
 func (w *writer) keepLogShort(ctx context.Context) {
