@@ -28,9 +28,9 @@ type Entry struct {
 // maxLinks is how many links Linux follows (path_resolution(7)).
 const maxLinks = 40
 
-// ResolvePath returns everything that is looked up on the way to a file, from the root and
+// Way returns everything that is looked up on the way to a file, from the root and
 // through every link. The file itself comes last.
-func ResolvePath(name string) ([]Entry, error) {
+func Way(name string) ([]Entry, error) {
 	name, err := filepath.Abs(name)
 	if err != nil {
 		return nil, err
@@ -105,13 +105,13 @@ func FindForeign(way []Entry) string {
 	return ""
 }
 
-// FindFaults returns every reason why the file name, resolved to way, must not be run: it
+// Faults returns every reason why the file name, resolved to way, must not be run: it
 // is not a regular file, or users other than root and the effective user can write it, or
 // can replace it because they can write or own what is on the way.
-func FindFaults(name string, way []Entry) (faults []string) {
+func Faults(name string, way []Entry) (faults []string) {
 	switch mode := way[len(way)-1].Mode(); {
 	case !mode.IsRegular():
-		faults = append(faults, name+" is not a regular file")
+		faults = append(faults, name+" is no file")
 	case mode&0o022 != 0:
 		faults = append(faults, fmt.Sprintf("%s may be written by its group or by others (mode %04o): chmod go-w",
 			name, mode.Perm()))
