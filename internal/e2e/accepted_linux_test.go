@@ -31,7 +31,7 @@ hooks:
     busy: {queue: 60}
 `
 
-const acceptedRuns = 50 // that wait for the first
+const acceptedRuns = 50 // queued behind the first one
 
 // TestQueuedRuns_StartFails removes what a start needs while 50 accepted runs are queued, and restores it: each run is
 // executed exactly once.
@@ -65,7 +65,7 @@ func TestQueuedRuns_NoProcesses(t *testing.T) {
 	text, err := os.ReadFile(os.Args[0])
 	check(t, err)
 	check(t, os.WriteFile(program, text, 0o755))
-	for _, folder := range []string{dir, filepath.Dir(dir)} { // which is the test's own, too
+	for _, folder := range []string{dir, filepath.Dir(dir)} { // the parent belongs to the test, too
 		check(t, os.Chmod(folder, 0o755))
 	}
 	check(t, os.Mkdir(filepath.Join(dir, "tmp"), 0o700))
@@ -79,7 +79,7 @@ func TestQueuedRuns_NoProcesses(t *testing.T) {
 	}
 }
 
-// queueWithout takes something away while runs are queued, and gives it back when the log says that it is missed.
+// queueWithout removes something while runs are queued, and restores it when the log reports that a start failed.
 func queueWithout(t *testing.T, take func(*installation) (giveBack func())) {
 	t.Helper()
 	in := install(t, "sallyport", acceptedHook)
@@ -99,7 +99,7 @@ func queueWithout(t *testing.T, take func(*installation) (giveBack func())) {
 	in.write("go", "", 0o600)
 	if giveBack != nil {
 		pid := in.supervisor()
-		in.until("the want to be felt", func() bool {
+		in.until("a start to fail", func() bool {
 			return bytes.Contains(in.read("log"), []byte("run stays queued: its command cannot be started yet")) || in.supervisor() != pid
 		})
 		giveBack()
@@ -107,15 +107,15 @@ func queueWithout(t *testing.T, take func(*installation) (giveBack func())) {
 	in.succeed(ids[1:])
 }
 
-// began is how often the command of a run began.
+// began returns how often the command of a run began.
 func (in *installation) began(id string) int {
 	return bytes.Count(in.read("witness"), []byte("begin "+id))
 }
 
-// said waits until the log has a text.
+// said waits until the log contains a text.
 func (in *installation) said(text string) {
 	in.t.Helper()
-	in.until("the log to say "+text, func() bool { return bytes.Contains(in.read("log"), []byte(text)) })
+	in.until("the log to contain "+text, func() bool { return bytes.Contains(in.read("log"), []byte(text)) })
 }
 
 // succeed waits for the ends of runs.
@@ -139,14 +139,14 @@ func (in *installation) succeed(ids []string) {
 	}
 }
 
-// withoutProgram is a deployment by rename.
+// withoutProgram replaces the program as a deployment by rename does.
 func withoutProgram(in *installation) func() {
 	job := filepath.Join(in.dir, "job.sh")
 	check(in.t, os.Rename(job, job+".old"))
 	return func() { check(in.t, os.Rename(job+".old", job)) }
 }
 
-// withoutEnd is a deployment by copying: ETXTBSY.
+// withoutEnd replaces the program as a deployment by copying does: a start fails with ETXTBSY.
 func withoutEnd(in *installation) func() {
 	f, err := os.OpenFile(filepath.Join(in.dir, "job.sh"), os.O_APPEND|os.O_WRONLY, 0)
 	check(in.t, err)
@@ -160,7 +160,7 @@ func withoutHook(in *installation) func() {
 	return func() { in.write("sallyport.yaml", string(was), 0o600) }
 }
 
-// withoutDescriptors has the supervisor fail with EMFILE.
+// withoutDescriptors lowers the limit of descriptors of the supervisor, so that a start fails with EMFILE.
 func withoutDescriptors(in *installation) func() {
 	var was unix.Rlimit
 	check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, nil, &was))
@@ -173,15 +173,15 @@ func withoutFolders(names ...string) func(*installation) func() {
 		for _, name := range names {
 			in.until("the folder to be gone", func() bool { return os.RemoveAll(filepath.Join(in.dir, "state/runs", name)) == nil })
 		}
-		return nil // nobody else does
+		return nil // the program restores the folders itself
 	}
 }
 
-// withoutProcesses has the supervisor fail with EAGAIN.
+// withoutProcesses lowers the limit of processes of the supervisor, so that a start fails with EAGAIN.
 func withoutProcesses(in *installation) func() {
 	pid := in.supervisor()
 	var was unix.Rlimit
 	check(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, nil, &was))
 	check(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1, Max: was.Max}, nil))
-	return func() { _ = unix.Prlimit(pid, unix.RLIMIT_NPROC, &was, nil) } // it may have died of it
+	return func() { _ = unix.Prlimit(pid, unix.RLIMIT_NPROC, &was, nil) } // the process may have ended
 }

@@ -31,14 +31,13 @@ import (
 	"sallyport/certs"
 )
 
-// TestACME_Obtain has certificates obtained from Pebble, the
-// ACME server that Let's Encrypt tests with.
+// TestACME_Obtain obtains certificates from Pebble, the ACME server that Let's Encrypt tests with.
 func TestACME_Obtain(t *testing.T) {
 	t.Parallel()
 	w := newACMEWorld(t, 90*24*time.Hour)
-	w.point(t, "bad.example.com", "127.0.0.2") // where nobody listens
+	w.point(t, "bad.example.com", "127.0.0.2") // no server listens there
 
-	// There is no CA yet, and the other names are served all the same.
+	// The CA does not run yet. The other names are served.
 	w.configure(t, "cert: pki/server.pem, key: pki/server.key", "bad.example.com", "hooks.example.com")
 	server := w.serve(t)
 	server.awaits(t, `"msg":"ACME server not reached"`, `"msg":"obtaining a certificate"`, `"again_in":"10s"`)
@@ -49,7 +48,7 @@ func TestACME_Obtain(t *testing.T) {
 		t.Error("a name without a certificate yet:", err)
 	}
 
-	// The CA comes up. One name is not validated, and the operator is told why.
+	// The CA starts. It does not validate one name, and the log says why.
 	w.startCA(t)
 	server.awaits(t, `"msg":"certificate obtained","domain":"hooks.example.com"`, `"msg":"ACME server does not validate","domain":"bad.example.com"`, "127.0.0.2")
 	roots := w.roots(t)
@@ -61,10 +60,10 @@ func TestACME_Obtain(t *testing.T) {
 		t.Error("the same in capitals:", err)
 	}
 	if _, err := w.shown(t, "other.example.com", roots); err == nil || !strings.Contains(err.Error(), "is valid for localhost") {
-		t.Error("a name of nobody is not shown the pair:", err)
+		t.Error("an unknown name is not shown the pair:", err)
 	}
 	if text := w.ca.log(t); strings.Contains(text, "other.example.com") {
-		t.Error("a certificate was asked for that only a client named")
+		t.Error("the server requested a certificate for a name that is not configured")
 	}
 	w.private(t)
 	w.reloaded(t, server, roots, first)
@@ -73,7 +72,7 @@ func TestACME_Obtain(t *testing.T) {
 	w.restarted(t, roots, first)
 }
 
-// reloaded checks that a name which is added while the server runs is obtained.
+// reloaded checks that the server obtains a certificate for a name that a reload adds.
 func (w *acmeWorld) reloaded(t *testing.T, server *daemon, roots *x509.CertPool, first *x509.Certificate) {
 	t.Helper()
 	w.configure(t, "cert: pki/server.pem, key: pki/server.key", "late.example.com", "hooks.example.com")
@@ -86,8 +85,8 @@ func (w *acmeWorld) reloaded(t *testing.T, server *daemon, roots *x509.CertPool,
 	}
 }
 
-// restarted checks that what was obtained is served again without the CA, and
-// without pairs nothing else.
+// restarted checks that a restarted server shows stored certificates without the CA, and refuses all other names if it
+// has no pairs.
 func (w *acmeWorld) restarted(t *testing.T, roots *x509.CertPool, first *x509.Certificate) {
 	t.Helper()
 	w.configure(t, "", "hooks.example.com")
@@ -101,12 +100,12 @@ func (w *acmeWorld) restarted(t *testing.T, roots *x509.CertPool, first *x509.Ce
 			t.Errorf("%s: %v, want unrecognized name", why, err)
 		}
 	}
-	// Only the CA's challenge is answered under the CA's protocol, and there is none.
+	// The ACME protocol answers challenges only, and there is none.
 	if _, err := w.shown(t, "hooks.example.com", roots, acme.ALPNProto); err == nil {
-		t.Error("a challenge was answered that nobody gave")
+		t.Error("the server answered a challenge that does not exist")
 	}
 	if text := server.log(t); strings.Contains(text, "ACME") || strings.Contains(text, "obtain") {
-		t.Errorf("something was asked for again:\n%s", text)
+		t.Errorf("the server asked the CA again:\n%s", text)
 	}
 }
 
@@ -129,8 +128,8 @@ func TestACME_Renew(t *testing.T) {
 	}
 }
 
-// TestACME_HangingOrder has the CA never answer the order of one name: another name is obtained while that
-// one hangs for the first time, the rest of a reload is in force, and the server ends.
+// TestACME_HangingOrder never answers the order of one name. Meanwhile the server obtains another name, applies the
+// rest of a reload, and ends.
 func TestACME_HangingOrder(t *testing.T) {
 	t.Parallel()
 	const pair = "cert: pki/server.pem, key: pki/server.key"
@@ -149,15 +148,15 @@ func TestACME_HangingOrder(t *testing.T) {
 		}
 	}
 	if held.Load() != 1 || givenUp.Load() != 0 {
-		t.Errorf("of the order that hangs, %d requests came and %d were given up before the others were obtained", held.Load(), givenUp.Load())
+		t.Errorf("the hanging order had %d requests and %d cancelled ones before the other certificates were obtained", held.Load(), givenUp.Load())
 	}
 	server.stop()
 	if text := w.ca.log(t); strings.Count(text, "There are now 1 accounts") != 1 || strings.Contains(text, "There are now 2 accounts") {
-		t.Error("not one account for all names")
+		t.Error("the names do not share one account")
 	}
 }
 
-// holdOrders puts a proxy before the CA that never answers requests about a name.
+// holdOrders puts a proxy before the CA that never answers requests for a name.
 func (w *acmeWorld) holdOrders(t *testing.T, name string) (held, givenUp *atomic.Int64) {
 	t.Helper()
 	held, givenUp = new(atomic.Int64), new(atomic.Int64)
@@ -168,7 +167,7 @@ func (w *acmeWorld) holdOrders(t *testing.T, name string) (held, givenUp *atomic
 		Transport: transport, ErrorLog: log.New(io.Discard, "", 0),
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(ca)
-			r.Out.Host = r.In.Host // by which the CA makes its addresses
+			r.Out.Host = r.In.Host // the CA builds its URLs from it
 		},
 	}
 	pair, err := tls.LoadX509KeyPair(filepath.Join(w.dir, "pki", "server.pem"), filepath.Join(w.dir, "pki", "server.key"))
@@ -194,11 +193,10 @@ func (w *acmeWorld) holdOrders(t *testing.T, name string) (held, givenUp *atomic
 	return held, givenUp
 }
 
-// acmeWorld is a CA, a DNS for it, and a folder for a server that has it obtain
-// certificates.
+// acmeWorld is a CA, a DNS server for it, and the folder of a server that obtains certificates from it.
 type acmeWorld struct {
 	dir                             string
-	dev                             *x509.CertPool // who signed the pair, and the CA's own certificate
+	dev                             *x509.CertPool // CAs of the pair and of the CA's own certificate
 	life                            time.Duration  // of certificates
 	server, dns, dnsAdmin, api, adm string         // addresses
 	ca                              *daemon
@@ -222,7 +220,7 @@ func newACMEWorld(t *testing.T, life time.Duration) *acmeWorld {
 	return w
 }
 
-// addresses finds addresses to listen on, each another one.
+// addresses finds distinct free addresses to listen on.
 func addresses(t *testing.T, all ...*string) {
 	t.Helper()
 	for _, address := range all {
@@ -233,7 +231,7 @@ func addresses(t *testing.T, all ...*string) {
 	}
 }
 
-// testTool is a program that the Makefile made for the tests.
+// testTool returns the path of a program that the Makefile builds for the tests.
 func testTool(t *testing.T, name string) string {
 	t.Helper()
 	path, err := filepath.Abs("bin/test/" + name)
@@ -241,7 +239,7 @@ func testTool(t *testing.T, name string) string {
 	return path
 }
 
-// point gives a name an address.
+// point sets the address of a name in the DNS server.
 func (w *acmeWorld) point(t *testing.T, name, address string) {
 	t.Helper()
 	body, err := json.Marshal(map[string]any{"host": name + ".", "addresses": []string{address}})
@@ -313,12 +311,12 @@ func (w *acmeWorld) serve(t *testing.T) *daemon {
 	return d
 }
 
-// shown is the certificate that a client is shown and trusts.
+// shown returns the certificate that the server shows for a name, if the client trusts it.
 func (w *acmeWorld) shown(t *testing.T, name string, roots *x509.CertPool, protos ...string) (*x509.Certificate, error) {
 	t.Helper()
 	conf := &tls.Config{ServerName: name, RootCAs: roots, NextProtos: protos, MinVersion: tls.VersionTLS13}
 	if name == "" {
-		conf.InsecureSkipVerify = true // it would be the name to verify, too
+		conf.InsecureSkipVerify = true // else the client would verify this name, too
 	}
 	conn, err := (&tls.Dialer{Config: conf}).DialContext(t.Context(), "tcp", w.server)
 	if err != nil {
@@ -328,7 +326,7 @@ func (w *acmeWorld) shown(t *testing.T, name string, roots *x509.CertPool, proto
 	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
 }
 
-// private checks that nobody else may read what is kept.
+// private checks that no other user can read the stored keys and certificates.
 func (w *acmeWorld) private(t *testing.T) {
 	t.Helper()
 	var names []string
@@ -341,17 +339,17 @@ func (w *acmeWorld) private(t *testing.T) {
 		return nil
 	}))
 	if !slices.Contains(names, "hooks.example.com") || !slices.Contains(names, "acme_account+key") {
-		t.Errorf("kept are %q", names)
+		t.Errorf("the stored files are %q", names)
 	}
 }
 
-// daemon is a process that a test started.
+// daemon is a process that a test starts.
 type daemon struct {
-	file string // what it writes
-	stop func() // ends it; at the end of the test it is called in any case
+	file string // its log
+	stop func() // ends it; the end of the test calls it, too
 }
 
-// run starts a process, which writes to NAME.log of a folder.
+// run starts a process, which writes to DIR/NAME.log.
 func run(t *testing.T, dir, name string, cmd *exec.Cmd) *daemon {
 	t.Helper()
 	d := &daemon{file: filepath.Join(dir, name+".log")}
@@ -383,7 +381,7 @@ func (d *daemon) log(t *testing.T) string {
 	return string(text)
 }
 
-// awaits waits until all of the texts are in the log.
+// awaits waits until the log contains all of the texts.
 func (d *daemon) awaits(t *testing.T, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
@@ -391,7 +389,7 @@ func (d *daemon) awaits(t *testing.T, texts ...string) {
 	}
 }
 
-// url is where a server says that it serves.
+// url returns the address that the server logs.
 func (d *daemon) url(t *testing.T) string {
 	t.Helper()
 	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
@@ -399,7 +397,7 @@ func (d *daemon) url(t *testing.T) string {
 	return address.FindStringSubmatch(d.log(t))[1]
 }
 
-// eventually asks until the answer is yes.
+// eventually calls ask until it returns true.
 func eventually(t *testing.T, what string, ask func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -407,7 +405,7 @@ func eventually(t *testing.T, what string, ask func() bool) {
 	for deadline := time.After(2 * time.Minute); !ask(); {
 		select {
 		case <-deadline:
-			t.Fatal("waited in vain for ", what)
+			t.Fatal("timed out waiting for ", what)
 		case <-tick.C:
 		}
 	}

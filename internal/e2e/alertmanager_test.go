@@ -14,8 +14,8 @@ import (
 	"sallyport/certs"
 )
 
-// TestAlertmanager has Prometheus Alertmanager send one alert to three
-// hooks: with a client certificate, with a token, and with a wrong one.
+// TestAlertmanager sends one alert from Prometheus Alertmanager to three hooks: with a client certificate, with a
+// token, and with a wrong token.
 func TestAlertmanager(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -40,16 +40,17 @@ func TestAlertmanager(t *testing.T) {
 	alert(t, "http://"+address)
 
 	for _, name := range []string{"token", "cert"} {
-		// The second is the repetition: neither a token nor a certificate can tell it from an attack, and it is none.
+		// The second run is the repeated notification. Neither a token nor a certificate distinguishes it from a
+		// replay.
 		eventually(t, "two runs of "+name, func() bool { return len(alerts(t, dir, name)) >= 2 })
 		for _, body := range alerts(t, dir, name) {
 			if !strings.Contains(body, `"alertname":"QueueStuck"`) || !strings.Contains(body, `"receiver":"`+name+`"`) {
-				t.Errorf("%s was sent %s", name, body)
+				t.Errorf("%s received %s", name, body)
 			}
 		}
 		for _, r := range recorded(t, dir, name) {
 			if r.Caller != name {
-				t.Errorf("a run of %s is %q's", name, r.Caller)
+				t.Errorf("a run of %s has the caller %q", name, r.Caller)
 			}
 		}
 	}
@@ -60,8 +61,7 @@ func TestAlertmanager(t *testing.T) {
 	}
 }
 
-// alertHooks serves a hook for each way to deliver. Each run keeps what it was
-// sent in a file of its own, ran/HOOK/RUN.
+// alertHooks serves one hook for each way to deliver. Each run stores its body in ran/HOOK/RUN.
 func alertHooks(t *testing.T, dir string) *daemon {
 	t.Helper()
 	_, err := certs.Dev(filepath.Join(dir, "pki"), time.Now(), false)
@@ -97,7 +97,7 @@ func alert(t *testing.T, url string) {
 	}
 }
 
-// alerts are what the runs of a hook were sent.
+// alerts returns the bodies that the runs of a hook received.
 func alerts(t *testing.T, dir, hook string) (bodies []string) {
 	t.Helper()
 	for _, r := range recorded(t, dir, hook) {
@@ -113,7 +113,7 @@ func alerts(t *testing.T, dir, hook string) (bodies []string) {
 
 type recordedRun struct{ ID, Caller, State string }
 
-// recorded are the runs of a hook.
+// recorded returns the runs of a hook.
 func recorded(t *testing.T, dir, hook string) []recordedRun {
 	t.Helper()
 	out, err := program(t, dir, "runs", "list", "--state-dir", "state", "--hook", hook, "--json").Output()

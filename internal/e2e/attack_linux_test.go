@@ -52,18 +52,18 @@ hooks:
     busy: {queue: 10000}
 `
 
-// assault is a siege with a caller that is hostile, too.
+// assault is a server under attack, where one of the callers is hostile.
 type assault struct {
 	*siege
 
 	t       *testing.T
 	dir     string
-	good    http.Header // a good delivery that was seen by others
+	good    http.Header // a good delivery that attackers have seen
 	body    []byte
 	signCRL func(extension int, serials ...*big.Int) []byte
 }
 
-// newAssault starts a program under attack.
+// newAssault starts a program for an attack.
 func newAssault(t *testing.T, program string) *assault {
 	t.Helper()
 	dir := configured(t, attacked)
@@ -77,7 +77,8 @@ func newAssault(t *testing.T, program string) *assault {
 	return a
 }
 
-// makeCRL adds a CA and its CRL to the configuration, and returns what signs others with an extension of some size.
+// makeCRL adds a CA and its CRL to the configuration. It returns a function that signs further CRLs with an extension
+// of a given size.
 func makeCRL(t *testing.T, dir string) (sign func(extension int, serials ...*big.Int) []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -110,8 +111,8 @@ func makeCRL(t *testing.T, dir string) (sign func(extension int, serials ...*big
 	return sign
 }
 
-// replaceCRL has what makes a reader take memory or time stand in the place of the CRL, one after the other. It returns
-// when each of them was refused once.
+// replaceCRL replaces the CRL by files that cost a reader memory or time, one after the other. It returns when the
+// server has refused each of them once.
 func (a *assault) replaceCRL() {
 	a.t.Helper()
 	many := make([]*big.Int, 600_000)
@@ -137,7 +138,7 @@ func (a *assault) replaceCRL() {
 	})
 }
 
-// refusesCRL reports whether the server refuses what it is given as a CRL before the attack is over.
+// refusesCRL reports whether the server refuses a CRL before the attack is over.
 func (a *assault) refusesCRL(text []byte) bool {
 	before := a.refusedReloads()
 	fresh := filepath.Join(a.dir, "new.crl")
@@ -162,7 +163,7 @@ func (a *assault) refusesCRL(text []byte) bool {
 	return false
 }
 
-// refusedReloads is how many reloads were refused.
+// refusedReloads returns how many reloads the server refused.
 func (a *assault) refusedReloads() int {
 	_, text, err := a.byBad(198, "GET", "/metrics", nil)
 	if err != nil {
@@ -176,14 +177,14 @@ func (a *assault) refusedReloads() int {
 	return n
 }
 
-// flood has workers do something again and again until the attack is over.
+// flood repeats do in several workers until the attack is over.
 func (a *assault) flood(workers int, do func(worker int) error) {
 	for i := range workers {
 		a.all.Go(func() {
 			tick := time.NewTicker(time.Millisecond)
 			defer tick.Stop()
 			for {
-				_ = do(i) // whatever becomes of it
+				_ = do(i) // the result does not matter
 				select {
 				case <-a.stop:
 					return
@@ -194,10 +195,10 @@ func (a *assault) flood(workers int, do func(worker int) error) {
 	}
 }
 
-// strangerAddress is one of many, in sites of their own.
+// strangerAddress returns one of many addresses, each in another /16 network.
 func strangerAddress(i int) string { return fmt.Sprintf("127.%d.0.1", 10+i%100) }
 
-// request sends a request on a connection of its own and reads the answer.
+// request sends a request on a new connection and reads the answer.
 func (a *assault) request(from, method, path string, header http.Header, body []byte) (status int, answer []byte, err error) {
 	c, err := a.dialTLS(from)
 	if err != nil {
@@ -226,13 +227,13 @@ func (a *assault) request(from, method, path string, header http.Header, body []
 	return res.StatusCode, answer, err
 }
 
-// byBad is a request of the hostile caller.
+// byBad sends a request of the hostile caller.
 func (a *assault) byBad(worker int, method, path string, body []byte) (status int, answer []byte, err error) {
 	header := http.Header{"Authorization": {badToken}, "Content-Type": {"application/json"}}
 	return a.request(fmt.Sprintf("127.8.%d.1", worker%200), method, path, header, body)
 }
 
-// frames sends HTTP/2 frames after a valid preface, over and over.
+// frames repeats HTTP/2 frames after a valid preface.
 func (a *assault) frames(from string, opening, repeated []byte) error {
 	plain, err := a.dial(from)
 	if err != nil {
@@ -263,7 +264,7 @@ func requestFrame(stream byte, flags byte) []byte {
 	return slices.Concat([]byte{0, 0, byte(len(block)), 1, flags, 0, 0, 0, stream}, block)
 }
 
-// attacks are by strangers unless they say that a caller does it.
+// attacks returns the attacks by name. The attacker has no credential unless the name says that it is a caller.
 func attacks() map[string]func(a *assault) {
 	deep := []byte(`{"note":` + strings.Repeat("[", 200_000) + strings.Repeat("]", 200_000) + `}`)
 	wide := []byte(`{` + strings.Repeat(`"a":1,`, 100_000) + `"note":"x"}`)
@@ -358,7 +359,7 @@ func attacks() map[string]func(a *assault) {
 	}
 }
 
-// phase is what the good caller saw.
+// phase is what the good caller measured.
 type phase struct {
 	sent, refused int
 	took          []time.Duration
@@ -372,7 +373,7 @@ func (p *phase) percentile(n int) time.Duration {
 	return p.took[(len(p.took)-1)*n/100].Round(100 * time.Microsecond)
 }
 
-// serve sends good deliveries, one after the other, for a time and at least ten.
+// serve sends good deliveries one after the other, for a span of time and at least ten.
 func (a *assault) serve(span time.Duration) (p phase) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -389,7 +390,7 @@ func (a *assault) serve(span time.Duration) (p phase) {
 	return p
 }
 
-// use is what the server takes of the machine.
+// use returns the resources that the server uses.
 type use struct{ kib, descriptors, goroutines int }
 
 func (a *assault) use() (u use) {
@@ -400,7 +401,7 @@ func (a *assault) use() (u use) {
 	u.descriptors = len(files)
 	_, text, err := a.byBad(199, "GET", "/metrics", nil)
 	if err != nil {
-		return u // under attack, this caller has no more right to be served than others
+		return u // under attack, this request may be refused like any other
 	}
 	if found := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(text); found != nil {
 		u.goroutines, err = strconv.Atoi(string(found[1]))
@@ -409,8 +410,8 @@ func (a *assault) use() (u use) {
 	return u
 }
 
-// TestAttack shows that a good caller is served before, during and after each attack. What it measures
-// is logged, one line for each attack; make attack prints them. ATTACKED names another build to compare with.
+// TestAttack sends good deliveries before, during and after each attack: all of them are accepted. It logs one line of
+// measurements for each attack, which make attack prints. ATTACKED names another build to compare with.
 func TestAttack(t *testing.T) {
 	t.Parallel()
 	span := time.Second
@@ -459,7 +460,7 @@ func TestAttack(t *testing.T) {
 func (a *assault) end() {
 	close(a.stop)
 	a.all.Wait()
-	a.stop = make(chan struct{}) // for the cleanup of the siege
+	a.stop = make(chan struct{}) // the cleanup closes it again
 }
 
 // recover returns how long it takes until a good delivery is accepted after an attack.

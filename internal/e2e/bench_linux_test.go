@@ -24,10 +24,9 @@ import (
 	"sallyport/runner"
 )
 
-// BenchmarkProgram measures the program as it is shipped, over TLS and with its
-// record on the disk that holds the temporary folder. What is compared takes turns,
-// for other work on the machine disturbs figures more than they differ; so the
-// ratios are to be believed, and not the absolute figures.
+// BenchmarkProgram measures the shipped program over TLS, with its store on the disk of the temporary folder. The ways
+// that it compares take turns, because other work on the machine disturbs the figures more than they differ. Rely on
+// the ratios, not on the absolute figures.
 func BenchmarkProgram(b *testing.B) {
 	dir := b.TempDir()
 	shipped(b, dir)
@@ -47,8 +46,8 @@ func BenchmarkProgram(b *testing.B) {
 
 type programs struct{ sallyport, stamp string }
 
-// stampHooks is a hook whose command is the stamp, with as many flights as there
-// are numbers, and one that is always busy once it was called.
+// stampHooks is a hook whose command is the stamp, with one flight for each number, and a hook that stays busy after
+// its first delivery.
 const stampHooks = `
 hooks:
   stamp: {callers: [load], command: [STAMP], params: {n: {from: body.n, type: int}}, env: {N: "{n}"}, flight: "{n}"}
@@ -56,7 +55,7 @@ hooks:
   many:  {callers: [load], command: [/bin/sleep, "600"], params: {n: {from: body.n, type: int}}, env: {N: "{n}"}, flight: "{n}"}
 `
 
-// load is an installation that deliveries are sent to.
+// load is an installation that receives deliveries.
 type load struct {
 	*installation
 	last atomic.Int64
@@ -65,18 +64,18 @@ type load struct {
 func (p *programs) install(b *testing.B, hooks string) *load {
 	b.Helper()
 	l := &load{installation: install(b, p.sallyport, strings.ReplaceAll(hooks, "STAMP", p.stamp))}
-	// Connections of their own and not streams of one, as different senders have.
+	// Separate connections and not streams of one, as different senders have.
 	l.http.Transport = &http.Transport{TLSClientConfig: l.http.Transport.(*http.Transport).TLSClientConfig, MaxIdleConnsPerHost: 100}
 	l.start(true)
 	return l
 }
 
-// send sends a delivery that differs from all before.
+// send sends a delivery that differs from all earlier ones.
 func (l *load) send(hook string, more ...string) reply {
 	return l.deliver(hook, fmt.Sprintf(`{"n": %d}`, l.last.Add(1)), more...)
 }
 
-// expect fails the benchmark when an answer is another than it measures.
+// expect fails the benchmark if the answer has another status.
 func expect(b *testing.B, a reply, code int) reply {
 	b.Helper()
 	if a.code != code {
@@ -85,7 +84,7 @@ func expect(b *testing.B, a reply, code int) reply {
 	return a
 }
 
-// times are how long each turn of one way took.
+// times are the durations of the turns of one way.
 type times []time.Duration
 
 func (t times) at(part float64) time.Duration {
@@ -93,8 +92,7 @@ func (t times) at(part float64) time.Duration {
 	return t[int(float64(len(t)-1)*part)]
 }
 
-// report tells the middle and the end of some times, and the first two as a ratio
-// to those that they are compared with.
+// report reports median and tail of some times, and both as a ratio to the times that they are compared with.
 func (t times) report(b *testing.B, name string, to times, other string) {
 	b.Helper()
 	for part, p := range map[float64]string{.5: "p50", .99: "p99"} {
@@ -105,9 +103,9 @@ func (t times) report(b *testing.B, name string, to times, other string) {
 	}
 }
 
-// start measures from before a delivery is sent, on a connection that is there,
-// to the first instruction of its command; against a bare os/exec of the same, and
-// against the least that a server in Go can do: TLS, and that os/exec.
+// start measures the time from sending a delivery on an open connection to the first instruction of its command. It
+// compares that with a plain os/exec of the same command, and with the least that a server in Go can do: TLS and that
+// os/exec.
 func (p *programs) start(b *testing.B) {
 	l := p.install(b, stampHooks)
 	floor := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -116,14 +114,14 @@ func (p *programs) start(b *testing.B) {
 	defer floor.Close()
 	ways := []struct {
 		name  string
-		first func() []byte // what the stamp says
+		first func() []byte // the output of the stamp
 		took  times
 	}{
 		{name: "bare", first: func() []byte { return p.bare(b) }},
 		{name: "floor", first: func() []byte { return post(b, floor) }},
 		{name: "delivery", first: func() []byte { return l.first(b) }},
 	}
-	pause := time.NewTicker(3 * time.Millisecond) // as there is between deliveries
+	pause := time.NewTicker(3 * time.Millisecond) // deliveries are apart, too
 	defer pause.Stop()
 	for b.Loop() {
 		for i := range ways {
@@ -145,7 +143,7 @@ func monotonic() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// instant reads what a stamp says.
+// instant parses the output of a stamp.
 func instant(said []byte) time.Duration {
 	return time.Duration(binary.NativeEndian.Uint64(said))*time.Second + time.Duration(binary.NativeEndian.Uint64(said[8:]))
 }
@@ -175,7 +173,7 @@ func post(b *testing.B, to *httptest.Server) []byte {
 	return said
 }
 
-// first sends a delivery and returns what its command says.
+// first sends a delivery and returns the output of its command.
 func (l *load) first(b *testing.B) []byte {
 	b.Helper()
 	run := expect(b, l.send("stamp"), http.StatusOK).run()
@@ -183,7 +181,7 @@ func (l *load) first(b *testing.B) []byte {
 	return l.read("state/runs/" + run.ID + "/output")
 }
 
-// atOnce has senders do something so many times each, and returns how long all took.
+// atOnce calls do from several senders, a number of times each, and returns how long all of it took.
 func atOnce(senders, times int, do func()) time.Duration {
 	var all sync.WaitGroup
 	begin := time.Now()
@@ -198,8 +196,8 @@ func atOnce(senders, times int, do func()) time.Duration {
 	return time.Since(begin)
 }
 
-// busy measures answers that a run is in the air, against answers that go the
-// same way and end before it is asked, because a parameter is not allowed.
+// busy measures answers that a run is in progress. It compares them with answers that take the same path and end before
+// that check, because a parameter is not allowed.
 func (p *programs) busy(b *testing.B) {
 	const senders, times = 8, 50
 	l := p.install(b, stampHooks)
@@ -225,7 +223,7 @@ func (p *programs) busy(b *testing.B) {
 	b.ReportMetric(float64(busyCPU)/float64(withoutCPU), "server-cpu-ratio")
 }
 
-// cpu is what a process has had of the processors.
+// cpu returns the processor time of a process.
 func cpu(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -237,8 +235,8 @@ func cpu(b *testing.B, pid int) time.Duration {
 	return (user + system) * time.Second / 100
 }
 
-// short measures runs that end at once, each of a flight of its own, from the
-// delivery until their end is recorded; against a bare os/exec of the same.
+// short measures runs that end at once, each with its own flight, from the delivery until their end is recorded. It
+// compares them with a plain os/exec of the same command.
 func (p *programs) short(b *testing.B) {
 	const senders, times = 32, 8
 	l := p.install(b, stampHooks)
@@ -264,8 +262,7 @@ func (p *programs) short(b *testing.B) {
 	b.ReportMetric(float64((cpu(b, supervisor)-supervisorCPU).Microseconds())/all, "supervisor-µs/run")
 }
 
-// memory measures the server and the supervisor with nothing to do and with a
-// thousand runs in the air.
+// memory measures server and supervisor when idle and with a thousand runs in progress.
 func (p *programs) memory(b *testing.B) {
 	const runs = 1000
 	for b.Loop() {
@@ -283,8 +280,8 @@ func (p *programs) memory(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// pss is the memory of the server and of the supervisor in KiB, what is shared
-// with others in proportion.
+// pss returns the memory of the server and of the supervisor in KiB, with a proportional part of what they share with
+// others.
 func (l *load) pss(b *testing.B) (kib [2]int) {
 	b.Helper()
 	for i, pid := range []int{l.server.Process.Pid, l.supervisor()} {
@@ -297,8 +294,8 @@ func (l *load) pss(b *testing.B) (kib [2]int) {
 	return kib
 }
 
-// output measures how long a command takes to write a gigabyte to both streams,
-// against the same into a file.
+// output measures how long a command takes to write a gigabyte to both streams. It compares that with writing to a
+// file.
 func (p *programs) output(b *testing.B) {
 	command, err := exec.LookPath("spill")
 	check(b, err)
@@ -331,8 +328,8 @@ func (p *programs) output(b *testing.B) {
 	b.ReportMetric(float64(highWater(b, l.supervisor()))/1024, "supervisor-most-MiB")
 }
 
-// past measures pages of the list of runs, and starts, with a million runs in
-// the record; against a record that is empty.
+// past measures pages of the list of runs, and starts, with a million runs in the store. It compares them with an empty
+// store.
 func (p *programs) past(b *testing.B) {
 	const count, hooks = 1_000_000, 20
 	text := "hooks:\n"
@@ -369,7 +366,7 @@ func (p *programs) past(b *testing.B) {
 	took[1].start.report(b, "start", took[0].start, "empty")
 }
 
-// page asks for a page of the list.
+// page requests a page of the list.
 func (l *load) page(b *testing.B, filter string) {
 	b.Helper()
 	expect(b, l.ask(b.Context(), http.MethodGet, "/runs?limit=50"+filter, ""), http.StatusOK)

@@ -27,13 +27,13 @@ touch "$1/began"
 exec sh -c "$wait" "$1"
 `
 
-// zombiesOf are the children of a process that ended and were not waited for.
+// zombiesOf returns the children of a process that ended and were not waited for.
 func zombiesOf(t *testing.T, parent int) (pids []int) {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	check(t, err)
 	for _, name := range stats {
-		text, _ := os.ReadFile(name) // it may be gone
+		text, _ := os.ReadFile(name) // the process may have ended
 		_, rest, _ := bytes.Cut(text, []byte(") "))
 		fields := strings.Fields(string(rest)) // proc_pid_stat(5): state, ppid
 		if len(fields) > 1 && fields[0] == "Z" && fields[1] == strconv.Itoa(parent) {
@@ -44,11 +44,11 @@ func zombiesOf(t *testing.T, parent int) (pids []int) {
 	return pids
 }
 
-// TestContainer_ReapOrphans: where the server is process 1, the commands
-// of a supervisor that was killed become its children.
+// TestContainer_ReapOrphans runs the server as process 1. It becomes the parent of the commands of a killed supervisor,
+// and must wait for them.
 func TestContainer_ReapOrphans(t *testing.T) {
 	if os.Geteuid() != 0 {
-		testenv.Skip(t, "the server as the first process of a container, because only root may make one")
+		testenv.Skip(t, "the server as the first process of a container: only root may create one")
 	}
 	in := install(t, "sallyport", containerHooks)
 	in.write("family.sh", family, 0o600)

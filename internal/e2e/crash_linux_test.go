@@ -24,16 +24,14 @@ import (
 	"sallyport/runner/store"
 )
 
-// The crash test kills the server, the supervisor, or both, or has the server
-// hand over and kills either of the two servers amid that, at random moments
-// under load, and afterwards holds the record to what the commands themselves
-// have witnessed. CRASHES is how many times it kills, "make crash" more often
-// than "make test". SEED repeats the choices of another time.
+// The crash test kills the server, the supervisor, or both, or lets the server hand over and kills one of the two
+// servers meanwhile, at random moments under load. Afterwards it compares the store with what the commands wrote to
+// their witness file. CRASHES is the number of kills; "make crash" kills more often than "make test". SEED repeats the
+// choices of an earlier test.
 
-// crashJob is the command of all hooks: job.sh DIR HOOK FLIGHT N HOW. It
-// appends to DIR/witness when it begins and when it ends, each in one write.
-// Its whole tree keeps a flock of its own on the flight's file, so that a
-// second run of the flight notices the first, or what that left behind.
+// crashJob is the command of all hooks: job.sh DIR HOOK FLIGHT N HOW. It appends to DIR/witness when it begins and when
+// it ends, each in one write. Its whole process tree holds a flock on the flight's file, so that a second run of the
+// flight notices the first one and any process that it left behind.
 const crashJob = `#!/bin/sh
 exec 8>>"$1/witness" 9>>"$1/$2-$3.flight"
 echo "begin $SALLYPORT_RUN $4" >&8
@@ -65,14 +63,14 @@ const crashHook = `
     keep: {count: 1000000}
 `
 
-// crash is an installation that is being mistreated.
+// crash is an installation whose processes are killed.
 type crash struct {
 	*installation
 	rand *rand.Rand
 
 	kills map[string]int
-	turns int         // hand-overs that nobody was killed in among them
-	shots []time.Time // at supervisors
+	turns int         // including hand-overs without a kill
+	shots []time.Time // kills of supervisors
 
 	mu       sync.Mutex
 	answers  map[int]int
@@ -99,11 +97,11 @@ func newCrash(t *testing.T, program string) *crash {
 	c := &crash{installation: install(t, program, hooks), answers: map[int]int{}, kills: map[string]int{}, rand: rand.New(rand.NewPCG(seed, 0))}
 	c.write("job.sh", crashJob, 0o755)
 	c.write("witness", "", 0o600)
-	t.Cleanup(c.killServers) // before the supervisor is looked for
+	t.Cleanup(c.killServers) // runs before the cleanup that looks for the supervisor
 	return c
 }
 
-// victims are what a kill may be of.
+// victims returns what a kill may hit.
 func victims() []string { return []string{"server", "supervisor", "both", "old", "next"} }
 
 func (c *crash) killed() (all int) {
@@ -113,7 +111,7 @@ func (c *crash) killed() (all int) {
 	return all
 }
 
-// mistreat waits for a random while, and kills at random.
+// mistreat waits for a random time, and kills a random victim.
 func (c *crash) mistreat() {
 	c.t.Helper()
 	c.turns++
@@ -139,26 +137,26 @@ func (c *crash) mistreat() {
 	c.start(c.rand.IntN(4) > 0)
 }
 
-// shoot kills the supervisor, if there is one, which may count as a kill by itself.
+// shoot kills the supervisor if there is one, and counts it as a kill of the given victim.
 func (c *crash) shoot(as string) bool {
 	pid := c.supervisor()
 	if pid == 0 {
 		return false
 	}
 	c.shots = append(c.shots, time.Now())
-	_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
+	_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
 	if as != "" {
 		c.kills[as]++
 	}
 	return true
 }
 
-// handOver has the server start the next one, kills one of them on the way or
-// none, or the supervisor, and returns when somebody serves.
+// handOver makes the server start its successor, kills one of the two servers, the supervisor or nothing meanwhile, and
+// returns when a server serves.
 func (c *crash) handOver() {
 	c.t.Helper()
 	pids := c.servers()
-	if len(pids) == 0 { // the last one had handed over to one that was killed
+	if len(pids) == 0 { // the last server had handed over to a killed one
 		c.start(true)
 		return
 	}
@@ -167,7 +165,7 @@ func (c *crash) handOver() {
 		c.t.Fatal(err)
 	}
 	old, known := pids[0], pids
-	_ = syscall.Kill(old, syscall.SIGUSR2) // before it serves, this ends it
+	_ = syscall.Kill(old, syscall.SIGUSR2) // a server that does not serve yet ends by it
 	<-time.After(time.Duration(c.rand.IntN(300)) * time.Millisecond)
 	pids = c.servers()
 	switch what := c.rand.IntN(4); {
@@ -180,23 +178,23 @@ func (c *crash) handOver() {
 	case what == 2:
 		c.shoot("supervisor")
 	}
-	// Whichever is left takes all that comes, or gives up.
+	// The remaining server serves, or gives up.
 	c.until("one server", func() bool { pids = c.servers(); return len(pids) < 2 })
 	switch {
 	case len(pids) == 0:
 		c.killServers() // they may still hold the folder
 		c.start(c.rand.IntN(4) > 0)
 	case slices.Contains(known, pids[0]):
-		// Perhaps it was not awaited before; or it is the next one of the turn before,
-		// which has said long since that it serves, where that one served until then.
+		// The server may be new. Or it is the successor of the previous turn, which logged earlier that it serves,
+		// while the predecessor served until then.
 		c.serves(0)
 	default:
 		c.until("the next server to serve", func() bool { return c.serves(from) || len(c.servers()) == 0 })
 	}
 }
 
-// load sends deliveries until ctx is done. One whose answer did not come is
-// sent again until there is one: it must not start a second run.
+// load sends deliveries until ctx is done. It repeats a delivery until an answer comes, which must not start a second
+// run.
 func (c *crash) load(ctx context.Context) {
 	hows := []string{"plain", "plain", "long", "fork", "setsid", "stubborn"}
 	hooks := []string{"reject", "queue", "join", "replace"}
@@ -223,7 +221,7 @@ func (c *crash) load(ctx context.Context) {
 	}
 }
 
-// under runs f while deliveries come.
+// under runs f while senders deliver.
 func (c *crash) under(senders int, f func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var load sync.WaitGroup
@@ -235,7 +233,7 @@ func (c *crash) under(senders int, f func()) {
 	f()
 }
 
-// records are the runs as they are recorded, once nothing is under way.
+// records returns all recorded runs once none is in progress.
 func (c *crash) records() map[string]runner.Run {
 	c.t.Helper()
 	state := filepath.Join(c.dir, "state")
@@ -263,7 +261,7 @@ func (c *crash) records() map[string]runner.Run {
 	}
 }
 
-// testimony is what the commands witnessed.
+// testimony is what the commands wrote to the witness file.
 type testimony struct {
 	begun    map[string][]string // by run: the number that it had
 	ended    map[string]string   // by run: its exit code
@@ -274,11 +272,11 @@ func (c *crash) testimony() testimony {
 	w := testimony{begun: map[string][]string{}, ended: map[string]string{}}
 	for line := range strings.Lines(string(c.read("witness"))) {
 		if !strings.HasSuffix(line, "\n") {
-			break // it is being written, across a page
+			break // a line that is partly written, across a page
 		}
 		word := strings.Fields(line)
 		if len(word) != 3 {
-			c.t.Fatalf("the witness says %q", line)
+			c.t.Fatalf("unknown line in the witness file: %q", line)
 		}
 		switch run := word[1]; word[0] {
 		case "begin":
@@ -292,12 +290,12 @@ func (c *crash) testimony() testimony {
 	return w
 }
 
-// shot tells whether a supervisor was killed while a run was under way.
+// shot reports whether a supervisor was killed while a run was in progress.
 func (c *crash) shot(r runner.Run) bool {
 	return slices.ContainsFunc(c.shots, func(at time.Time) bool { return at.After(r.Created) && at.Before(r.Ended) })
 }
 
-// untrue says what is wrong with the record of a run, or nothing.
+// untrue returns what is wrong with the record of a run, or nil.
 func (c *crash) untrue(r runner.Run, w testimony) error {
 	begun, ended := w.begun[r.ID], w.ended[r.ID]
 	switch {
@@ -325,7 +323,7 @@ func (c *crash) untrue(r runner.Run, w testimony) error {
 	return nil
 }
 
-// check holds the record to what was witnessed.
+// check compares the store with the witness file.
 func (c *crash) check() {
 	c.t.Helper()
 	runs, w := c.records(), c.testimony()
@@ -341,7 +339,7 @@ func (c *crash) check() {
 			numbers[r.Params["n"]] = id
 		}
 		if r.State == runner.Failed && r.Error != "" && len(w.begun[id]) == 0 && !slices.Contains(c.accepted, id) {
-			notStarted++ // and its delivery was answered so
+			notStarted++ // and the answer to its delivery said so
 			continue
 		}
 		if r.State == runner.Interrupted && len(w.begun[id]) == 0 {
@@ -379,12 +377,11 @@ func (c *crash) check() {
 	c.t.Logf("%d turns, kills %v, answers %v (0: none), accepted %d, lost %d, recorded %d %v, begun %d, repeated %d, not started %d, interrupted before they began %d, overlaps %d",
 		c.turns, c.kills, c.answers, len(c.accepted), lost, len(runs), states, len(w.begun), len(runs)-again[""], notStarted, neverBegun, len(w.overlaps))
 	if len(w.begun) == 0 || states[runner.Interrupted] == 0 || states[runner.Succeeded] == 0 || states[runner.Cancelled] == 0 {
-		c.t.Error("too little happened for this to tell anything")
+		c.t.Error("too few kills, runs or answers for a meaningful result")
 	}
 }
 
-// checkAudit verifies the audit, while the server writes it, and looks for what
-// began and was not allowed there before.
+// checkAudit verifies the audit log while the server writes it, and that each run that began was allowed before.
 func (c *crash) checkAudit(w testimony) {
 	c.t.Helper()
 	state := filepath.Join(c.dir, "state")
@@ -414,7 +411,7 @@ func (c *crash) checkAudit(w testimony) {
 		for text := range bytes.Lines(text) {
 			var l audit.Line
 			if json.Unmarshal(text, &l) != nil {
-				continue // it is being written
+				continue // a line that is partly written
 			}
 			allowed[l.Run] = allowed[l.Run] || l.Decision == audit.Allowed
 			switch l.Event {
@@ -428,7 +425,7 @@ func (c *crash) checkAudit(w testimony) {
 	}
 	for id := range w.begun {
 		if !allowed[id] {
-			c.t.Errorf("run %s began and was not allowed before", id)
+			c.t.Errorf("run %s began before it was allowed", id)
 		}
 	}
 	c.t.Logf("audit %+v, of %d servers; %d lines were cut", report, started, cut)
@@ -447,8 +444,8 @@ func crashes(t *testing.T) int {
 	return n
 }
 
-// TestCrash: whatever is killed, nothing accepted is lost, nothing runs twice,
-// no two runs of a flight overlap, and the record says what happened.
+// TestCrash kills processes at random. No accepted delivery is lost, no command runs twice, no two runs of a flight
+// overlap, and the store is right about each run.
 func TestCrash(t *testing.T) {
 	n := crashes(t)
 	c := newCrash(t, "sallyport")
@@ -461,7 +458,7 @@ func TestCrash(t *testing.T) {
 	c.killServers()
 	c.start(true)
 	c.check()
-	const enough = 100 // for each kind to happen
+	const enough = 100 // so that each kind happens
 	for _, victim := range victims() {
 		if n >= enough && c.kills[victim] == 0 {
 			t.Errorf("%s was never killed", victim)
@@ -470,7 +467,7 @@ func TestCrash(t *testing.T) {
 	c.end()
 }
 
-// TestCrash_NoLocks: the test above can fail.
+// TestCrash_NoLocks runs the crash test against a supervisor that ignores locks: the test finds overlaps.
 func TestCrash_NoLocks(t *testing.T) {
 	c := newCrash(t, "unlocked")
 	c.start(true)
@@ -502,8 +499,8 @@ done
 exit 0
 `
 
-// TestRun_OutlivesServerTwice: it ends with its real exit code and
-// whole output, though the server was killed amid it and started again.
+// TestRun_OutlivesServerTwice kills and restarts the server twice during a run of a minute. The run ends with its exit
+// code and its whole output.
 func TestRun_OutlivesServerTwice(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", minuteHooks)
@@ -517,7 +514,7 @@ func TestRun_OutlivesServerTwice(t *testing.T) {
 			return err == nil && bytes.Contains(out, fmt.Appendf(nil, "line %d\n", n))
 		})
 	}
-	for n := 10; n <= 50; n += 10 { // a step is within what until waits
+	for n := 10; n <= 50; n += 10 { // until waits longer than one step takes
 		wrote(n)
 		if n != 10 && n != 30 {
 			continue

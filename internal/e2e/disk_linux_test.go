@@ -23,11 +23,11 @@ import (
 const (
 	diskSize   = 24 << 20
 	diskOutput = 32 << 20 // of a command that writes
-	auditSize  = 4 << 20  // of a disk of its own: else its being full would hide what else can be
+	auditSize  = 4 << 20  // a disk of its own: the audit log must not fail first
 )
 
-// diskJob is the command of the hooks of TestFullDisk: job.sh DIR HOW N. What it
-// witnesses stands on another disk than the state.
+// diskJob is the command of the hooks of TestFullDisk: job.sh DIR HOW N. Its witness file is not on the disk of the
+// state folder.
 const diskJob = `#!/bin/sh
 echo "begin $SALLYPORT_RUN" >>"$1/witness"
 case $2 in
@@ -54,9 +54,8 @@ hooks:
     busy: {queue: 4}
 `
 
-// TestFullDisk takes the space away at each step of a run, and gives it back. It
-// needs a disk that it may fill, so it runs once more, in a process that may
-// mount one where nobody else sees it.
+// TestFullDisk fills the disk at each step of a run, and frees space again. It needs a disk that it may fill, so the
+// test starts itself again in a mount namespace.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	const inside = "SALLYPORT_TEST_DISK"
@@ -65,9 +64,9 @@ func TestFullDisk(t *testing.T) {
 		return
 	}
 	if os.Geteuid() != 0 {
-		// In a user namespace of its own, / belongs to nobody that the server knows,
-		// who might then swap what it runs.
-		testenv.Skip(t, "a full disk, because this user may mount none")
+		// In a user namespace, / belongs to an unknown user, who might replace the program, so the server would refuse
+		// to start.
+		testenv.Skip(t, "a full disk: this user may not mount one")
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFullDisk$", "-test.v", "-test.count=1")
 	cmd.Env = append(os.Environ(), inside+"=1")
@@ -75,9 +74,9 @@ func TestFullDisk(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	switch {
 	case cmd.Process == nil:
-		testenv.Skip(t, "a full disk, because this user may make no namespace: "+err.Error())
+		testenv.Skip(t, "a full disk: this user may not create a namespace: "+err.Error())
 	case bytes.Contains(out, []byte(noDisk)):
-		testenv.Skip(t, "a full disk, because this user may mount none, even in a namespace")
+		testenv.Skip(t, "a full disk: this user may not mount one, even in a namespace")
 	case err != nil || !bytes.Contains(out, []byte("--- PASS: TestFullDisk ")):
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -85,7 +84,7 @@ func TestFullDisk(t *testing.T) {
 
 const noDisk = "no disk of its own"
 
-// disk is an installation whose state folder is a small disk of its own.
+// disk is an installation whose state folder is a small disk.
 type disk struct {
 	*installation
 	n int // of deliveries
@@ -121,10 +120,10 @@ func (d *disk) mount(folder string, size int) {
 	d.t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 }
 
-// filler is the file that takes the space of a disk.
+// filler returns the path of the file that fills a disk.
 func (d *disk) filler(folder string) string { return filepath.Join(d.dir, folder, "filler") }
 
-// fill leaves not a byte.
+// fill fills a disk to the last byte.
 func (d *disk) fill(folder string) {
 	d.t.Helper()
 	f, err := os.OpenFile(d.filler(folder), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -140,23 +139,22 @@ func (d *disk) free(folder string) {
 	check(d.t, os.Remove(d.filler(folder)))
 }
 
-// body is that of a delivery to a flight of its own.
+// body returns the body of a delivery with a new flight.
 func (d *disk) body(how string) string {
 	d.n++
 	return fmt.Sprintf(`{"n": %d, "how": %q}`, d.n, how)
 }
 
-// taken sends a delivery until it is taken and its run succeeds.
+// taken repeats a delivery until it is accepted and its run succeeds.
 func (d *disk) taken(body string) {
 	d.t.Helper()
-	d.until("a delivery to be taken", func() bool {
+	d.until("a delivery to be accepted", func() bool {
 		a := d.deliver("job", body, "Prefer: wait=60")
 		return a.code == http.StatusOK && a.run().State == runner.Succeeded
 	})
 }
 
-// turnedAway sends a delivery that starts nothing, for this kind of problem, and
-// returns what the log says of it.
+// turnedAway sends a delivery that is refused with this kind of problem, and returns the reason in the log.
 func (d *disk) turnedAway(body, kind string) (reason string) {
 	d.t.Helper()
 	before := d.begun()
@@ -171,18 +169,18 @@ func (d *disk) turnedAway(body, kind string) (reason string) {
 	return reason
 }
 
-// begun is how many commands ever began.
+// begun returns how many commands began.
 func (d *disk) begun() int { return bytes.Count(d.read("witness"), []byte("begin ")) }
 
-// witnessed waits for a line of a command.
+// witnessed waits for a line in the witness file.
 func (d *disk) witnessed(line string) {
 	d.t.Helper()
 	d.until("a command to witness "+line, func() bool { return bytes.Contains(d.read("witness"), []byte(line+"\n")) })
 }
 
-// copied waits until all that was recorded is in the database itself, as the
-// index of its log tells (sqlite.org/walformat.html, 2.1). Then that log is
-// written from its beginning again, and takes some more however full the disk is.
+// copied waits until SQLite has copied its write-ahead log into the database, as the index of the log shows
+// (sqlite.org/walformat.html, 2.1). SQLite then writes the log from its beginning again, so that some more fits on a
+// full disk.
 func (d *disk) copied() {
 	d.t.Helper()
 	d.until("the log to be copied", func() bool {
@@ -192,8 +190,8 @@ func (d *disk) copied() {
 	})
 }
 
-// onlyTheRecord takes all space but what the log of the record still has, so that
-// runs can be recorded and not started.
+// onlyTheRecord fills the disk except for the space that the write-ahead log already has, so that runs can be recorded
+// and not started.
 func (d *disk) onlyTheRecord() {
 	d.t.Helper()
 	for range 8 {
@@ -203,8 +201,8 @@ func (d *disk) onlyTheRecord() {
 	d.fill("state")
 }
 
-// exhaust sends deliveries until nothing can be recorded either, and returns
-// them, and what the log says of the first.
+// exhaust sends deliveries until they can no longer be recorded. It returns their bodies, and the reason that the log
+// has for the first one.
 func (d *disk) exhaust() (refused []string, first string) {
 	d.t.Helper()
 	for last := ""; !strings.Contains(last, "the store cannot record: disk full: "); {
@@ -220,12 +218,12 @@ func (d *disk) exhaust() (refused []string, first string) {
 	return refused, first
 }
 
-// audit: what cannot be written there is refused, and what runs is not.
+// audit checks that a delivery is refused if its audit line cannot be written, and that runs in progress go on.
 func (d *disk) audit() {
 	hold := d.deliver("job", d.body("hold")).run()
 	d.witnessed("begin " + hold.ID)
 	d.fill("state/audit")
-	for range 100 { // which fit on the last page of its file
+	for range 100 { // lines that fit on the last page of its file
 		if d.deliver("job", d.body("quick"), "Prefer: wait=60").code != http.StatusOK {
 			break
 		}
@@ -241,8 +239,8 @@ func (d *disk) audit() {
 	check(d.t, os.Remove(filepath.Join(d.dir, "go")))
 }
 
-// beforeAdmission: what cannot be recorded, or recorded and not started, is
-// refused, and taken when it comes again.
+// beforeAdmission checks that a delivery is refused if it cannot be recorded, or recorded and not started, and is
+// accepted when it is repeated.
 func (d *disk) beforeAdmission() {
 	d.onlyTheRecord()
 	refused, first := d.exhaust()
@@ -259,7 +257,7 @@ func (d *disk) beforeAdmission() {
 	}
 }
 
-// inTheQueue: runs that wait are not used up by a disk that is full.
+// inTheQueue checks that a full disk does not fail queued runs.
 func (d *disk) inTheQueue() {
 	var runs []runner.Run
 	for range 3 {
@@ -275,7 +273,7 @@ func (d *disk) inTheQueue() {
 	check(d.t, os.Remove(filepath.Join(d.dir, "go")))
 }
 
-// ends waits for the end of a run that began once, and for its exit code.
+// ends waits for the end of a run that began once, and checks its exit code.
 func (d *disk) ends(id string, code int) (r runner.Run) {
 	d.t.Helper()
 	d.until("the end of a run", func() bool {
@@ -303,11 +301,10 @@ func (d *disk) ends(id string, code int) (r runner.Run) {
 	return r
 }
 
-// underWay: a command that fills the disk goes on without its output, and ends that
-// can be written nowhere are not lost, nor is what waits for them; not by
-// another server that comes meanwhile either.
+// underWay checks that a command goes on without its output when the disk is full, and that an end that cannot be
+// written is not lost, nor the runs queued behind it, even if another server starts meanwhile.
 func (d *disk) underWay() {
-	check(d.t, os.WriteFile(d.filler("state"), make([]byte, diskSize/3), 0o600)) // to have something to free
+	check(d.t, os.WriteFile(d.filler("state"), make([]byte, diskSize/3), 0o600)) // to be freed later
 	holding := d.body("hold")
 	hold, first := d.deliver("job", holding).run(), d.deliver("queue", d.body("hold")).run()
 	second, write := d.deliver("queue", d.body("hold")).run(), d.deliver("job", d.body("write")).run()
@@ -342,8 +339,8 @@ func (d *disk) underWay() {
 	check(d.t, os.Remove(filepath.Join(d.dir, "go")))
 }
 
-// withoutSupervisor: a supervisor that cannot be started again is started when
-// there is space, and its commands were not forgotten.
+// withoutSupervisor checks that a supervisor that cannot be restarted is started when there is space, and that its
+// commands are not forgotten.
 func (d *disk) withoutSupervisor() {
 	hold := d.deliver("job", d.body("hold")).run()
 	d.witnessed("begin " + hold.ID)
@@ -360,7 +357,7 @@ func (d *disk) withoutSupervisor() {
 	})
 }
 
-// atTheStart: a server that cannot make what it needs says why, and ends.
+// atTheStart checks that a server that cannot create what it needs says why, and ends.
 func (d *disk) atTheStart() {
 	d.end()
 	d.fill("state")
@@ -375,8 +372,7 @@ func (d *disk) atTheStart() {
 	d.taken(d.body("quick"))
 }
 
-// readOnly: a disk that takes no writes, as one is mounted that had errors, is
-// told like a full one.
+// readOnly checks that a read-only disk, as after an I/O error, is reported like a full one.
 func (d *disk) readOnly() {
 	d.end()
 	state := filepath.Join(d.dir, "state")

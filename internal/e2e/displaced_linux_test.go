@@ -10,8 +10,8 @@ import (
 	"sallyport/runner/process"
 )
 
-// TestDisplacedServer_Ends: a server that another one took the supervisor from ends with an error, so that whoever
-// looks after it learns of it, and leaves what runs alone.
+// TestDisplacedServer_Ends: when another server takes over the supervisor, the server ends with an error, so that its
+// service manager notices. Runs in progress go on.
 func TestDisplacedServer_Ends(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", acceptedHook)
@@ -40,7 +40,7 @@ func TestDisplacedServer_Ends(t *testing.T) {
 	}
 	in.said("another server took over the supervisor")
 	if runs, err := other.List(); err != nil || len(runs) != 1 || runs[0] != id {
-		t.Errorf("under way are %v, %v", runs, err)
+		t.Errorf("in progress are %v, %v", runs, err)
 	}
 	in.write("go", "", 0o600)
 	ends, err := other.Follow(id)

@@ -21,7 +21,7 @@ func readDoc(t *testing.T, name string) string {
 	return string(text)
 }
 
-// between cuts the one part of a text that stands there.
+// between returns the text between two others, which occur once.
 func between(t *testing.T, text, from, to string) string {
 	t.Helper()
 	_, text, found := strings.Cut(text, from)
@@ -32,7 +32,7 @@ func between(t *testing.T, text, from, to string) string {
 	return text
 }
 
-// matches are what the group of a pattern has, sorted, each once.
+// matches returns the distinct matches of the group of a pattern, sorted.
 func matches(pattern, text string) (all []string) {
 	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
 		all = append(all, m[1])
@@ -41,8 +41,7 @@ func matches(pattern, text string) (all []string) {
 	return slices.Compact(all)
 }
 
-// union is what lists of codes have together, but for 128, to which that of a
-// signal is added.
+// union returns the union of lists of exit codes without 128, which is only a base for signal numbers.
 func union(lists ...[]string) []string {
 	all := slices.DeleteFunc(slices.Concat(lists...), func(s string) bool { return s == "128" })
 	slices.Sort(all)
@@ -70,7 +69,7 @@ func TestDocs_ExitCodes(t *testing.T) {
 
 	out, err := program(t, t.TempDir(), "--help").Output()
 	check(t, err)
-	help := strings.Join(strings.Fields(string(out)), " ") // it is wrapped for the terminal
+	help := strings.Join(strings.Fields(string(out)), " ") // the help is wrapped for the terminal
 	help = between(t, help, "Exit codes: ", " Flags:")
 	before, wait, _ := strings.Cut(help, `"call --wait"`)
 	if got := union(matches(`(?:^|; )(\d+) `, before), matches(`(\d+)`, wait)); !slices.Equal(got, code) {
@@ -86,7 +85,7 @@ func TestDocs_SignaturePresets(t *testing.T) {
 		t.Errorf("the README has %v, and there are %v", got, want)
 	}
 	manual := between(t, readDoc(t, "docs/configuration.md"), "nothing else but `keys` is written:", ". Of these")
-	manual = regexp.MustCompile(`\([^)]*\)`).ReplaceAllString(manual, "") // since when, and what before that
+	manual = regexp.MustCompile(`\([^)]*\)`).ReplaceAllString(manual, "") // versions and earlier names
 	if got := matches("`([^`]+)`", manual); !slices.Equal(got, want) {
 		t.Errorf("the manual has %v, and there are %v", got, want)
 	}

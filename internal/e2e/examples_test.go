@@ -33,13 +33,12 @@ import (
 	"sallyport/internal/config"
 )
 
-// sent is what the sender of an example sends; everything else, and how to prove
-// who sends it, stands in the example itself.
+// sent is the delivery of an example's sender. Everything else, such as its credential, comes from the example.
 type sent struct {
 	path   string
 	body   string
 	header map[string]string
-	claims map[string]any // beside those that the example asks for
+	claims map[string]any // in addition to those that the example requires
 }
 
 func exampleDeliveries() map[string]sent {
@@ -69,8 +68,8 @@ func exampleDeliveries() map[string]sent {
 	}
 }
 
-// TestExamples_Deliveries copies each example next to fresh keys
-// and certificates, and sends a delivery of each of its callers.
+// TestExamples_Deliveries copies each example next to new keys and certificates, and sends a delivery of each of its
+// callers.
 func TestExamples_Deliveries(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("examples/*")
@@ -78,7 +77,7 @@ func TestExamples_Deliveries(t *testing.T) {
 	deliveries := exampleDeliveries()
 	var names []string
 	for _, file := range files {
-		if info, err := os.Stat(file); err == nil && !info.IsDir() { // the folder of secrets is made by make run
+		if info, err := os.Stat(file); err == nil && !info.IsDir() { // make run creates the folder of secrets
 			names = append(names, filepath.Base(file))
 		}
 	}
@@ -96,7 +95,7 @@ func TestExamples_Deliveries(t *testing.T) {
 	}
 }
 
-// example is an example's own copy of the world.
+// example is a copy of an example that a test serves.
 type example struct {
 	sent
 
@@ -107,7 +106,7 @@ type example struct {
 	certs   map[string]*tls.Certificate // by caller
 }
 
-// copy puts the example where it may listen anywhere, and makes what it names.
+// copy copies the example, lets it listen on any port, and creates the files that it names.
 func (e *example) copy(t *testing.T, name string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("examples", name))
@@ -121,7 +120,7 @@ func (e *example) copy(t *testing.T, name string) {
 	check(t, err)
 	e.roots = roots(t, filepath.Join(pki, "ca.pem"))
 	for name, caller := range f.Callers {
-		if caller.JWT != nil { // whose issuer is played here, at an address of its own
+		if caller.JWT != nil { // the test is its issuer, at its own address
 			var lines string
 			e.signers[name], lines = e.issuer(t, pki, caller.JWT)
 			block := regexp.MustCompile(`(?m)(^  ` + name + `:\n    jwt:\n      preset: .*\n)(?:      issuer: .*\n)?`)
@@ -129,7 +128,7 @@ func (e *example) copy(t *testing.T, name string) {
 		}
 		switch {
 		case caller.HMAC != nil:
-			// The last key is the newest. Of this form it is good for every scheme that a preset has a secret for.
+			// The last key is the newest. Its form suits every scheme that has a preset with a secret.
 			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, secrets(t, dir, caller.HMAC.Keys))
 		case caller.Signature != nil:
 			e.signers[name] = e.wholeRequests(t, dir, caller.Signature)
@@ -153,22 +152,22 @@ func (e *example) copy(t *testing.T, name string) {
 	check(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
 }
 
-// roots are the certificates in a file.
+// roots returns the certificates in a file.
 func roots(t testing.TB, file string) *x509.CertPool {
 	t.Helper()
 	text, err := os.ReadFile(file)
 	check(t, err)
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		t.Fatalf("%s holds no certificate", file)
+		t.Fatalf("%s does not contain a certificate", file)
 	}
 	return pool
 }
 
-// exampleHost is by which the senders of examples ask.
+// exampleHost is the host name in the requests of the examples' senders.
 const exampleHost = "hooks.example.com"
 
-// wholeRequests signs deliveries with the private half of a fresh key.
+// wholeRequests returns a signer of deliveries with a new private key.
 func (e *example) wholeRequests(t *testing.T, dir string, spec *auth.SignatureSpec) client.Signer {
 	t.Helper()
 	key, err := auth.GenerateKey("signature", "")
@@ -182,7 +181,7 @@ func (e *example) wholeRequests(t *testing.T, dir string, spec *auth.SignatureSp
 	return func(id string, body []byte, at time.Time) (http.Header, error) { return sign(req, id, body, at) }
 }
 
-// secrets makes the files of keys and returns the last.
+// secrets creates the files of keys and returns the last key.
 func secrets(t *testing.T, dir string, keys []auth.KeySpec) (last []byte) {
 	t.Helper()
 	for _, k := range keys {
@@ -200,8 +199,8 @@ func write(t *testing.T, file string, text []byte) {
 	check(t, os.WriteFile(file, text, 0o600))
 }
 
-// issuer plays the issuer of tokens for a caller, and returns what signs them
-// and the lines by which the caller's jwt leads to it.
+// issuer starts an issuer of tokens for a caller. It returns a signer, and the lines that direct the caller's jwt
+// section to the issuer.
 func (e *example) issuer(t *testing.T, pki string, spec *auth.JWTSpec) (sign client.Signer, lines string) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -220,7 +219,7 @@ func (e *example) issuer(t *testing.T, pki string, spec *auth.JWTSpec) (sign cli
 	t.Cleanup(srv.Close)
 	answers["/.well-known/openid-configuration"] = map[string]string{"issuer": srv.URL, "jwks_uri": srv.URL + "/jwks"}
 	return func(id string, _ []byte, at time.Time) (http.Header, error) {
-		// What a GitHub Actions token has, as far as anybody rules on it.
+		// The claims of a GitHub Actions token that rules usually require.
 		claims := jwt.MapClaims{
 			"iss": srv.URL, "aud": spec.Audience, "jti": id, "sub": "repo:example/app:ref:refs/heads/main",
 			"iat": at.Unix(), "nbf": at.Unix() - 600, "exp": at.Unix() + 300,
@@ -280,7 +279,7 @@ func (e *example) test(t *testing.T) {
 	callers := slices.Sorted(maps.Keys(e.signers))
 	callers = append(callers, slices.Sorted(maps.Keys(e.certs))...)
 	if len(callers) == 0 {
-		t.Fatal("nobody may call")
+		t.Fatal("the hook has no caller")
 	}
 	for _, name := range callers {
 		header := http.Header{}
@@ -326,7 +325,7 @@ func (e *example) send(t *testing.T, header http.Header, cert *tls.Certificate) 
 	return res.StatusCode, string(b)
 }
 
-// TestExamples_Redelivery: whoever copies an example reads what a repeated delivery does.
+// TestExamples_Redelivery: each example says what a repeated delivery does.
 func TestExamples_Redelivery(t *testing.T) {
 	t.Parallel()
 	for name := range exampleDeliveries() {
@@ -338,8 +337,8 @@ func TestExamples_Redelivery(t *testing.T) {
 	}
 }
 
-// TestExamples_OtherDeliveries sends what the senders of the examples send besides: deletions, and groups of
-// alerts that have no service in common.
+// TestExamples_OtherDeliveries sends other deliveries of the examples' senders: deletions, and groups of alerts that
+// have no service in common.
 func TestExamples_OtherDeliveries(t *testing.T) {
 	t.Parallel()
 	const none = "0000000000000000000000000000000000000000"

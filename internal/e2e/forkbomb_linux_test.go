@@ -25,23 +25,23 @@ hooks:
   env: {callers: [load], command: [/bin/sh, DIR/env.sh]}
 `
 
-// forkBomb forks without end and ignores SIGTERM. It stops by itself after 30 seconds, so
-// that a test that is cut off leaves nothing behind.
+// forkBomb forks without end and ignores SIGTERM. It stops by itself after 30 seconds, so that an interrupted test
+// leaves no process behind.
 const forkBomb = `#!/usr/bin/perl
 $SIG{TERM} = 'IGNORE';
 while (time - $^T < 30) { fork }
 `
 
-// asUser has the servers of an installation run as a user who has no other process
-// and no entry in /etc/passwd, with a limit of processes.
+// asUser runs the servers of an installation as a user without other processes and without an entry in /etc/passwd,
+// with a limit of processes.
 func (in *installation) asUser(processes int) (uid uint32) {
 	in.t.Helper()
 	uid = 100_000 + rand.Uint32N(100_000)
-	program := filepath.Join(in.dir, "sallyport") // where it is, only root may go
+	program := filepath.Join(in.dir, "sallyport") // only root can read its folder
 	text, err := os.ReadFile(in.program)
 	check(in.t, err)
 	check(in.t, os.WriteFile(program, text, 0o700))
-	check(in.t, os.Chmod(filepath.Dir(in.dir), 0o755)) // of the test, for others to pass through
+	check(in.t, os.Chmod(filepath.Dir(in.dir), 0o755)) // the user needs to pass through the folder of the test
 	check(in.t, filepath.WalkDir(in.dir, func(path string, _ fs.DirEntry, err error) error {
 		check(in.t, err)
 		return os.Lchown(path, int(uid), int(uid))
@@ -56,11 +56,11 @@ func (in *installation) asUser(processes int) (uid uint32) {
 	return uid
 }
 
-// TestForkBomb_Timeout: a command that forks without end, in
-// the midst of deliveries, is ended by its timeout, and both processes live on.
+// TestForkBomb_Timeout: the timeout ends a command that forks without end while deliveries arrive, and both processes
+// live on.
 func TestForkBomb_Timeout(t *testing.T) {
 	if os.Geteuid() != 0 {
-		testenv.Skip(t, "a fork bomb, because only root may start a server as a user who has no other process")
+		testenv.Skip(t, "a fork bomb: only root may start a server as a user without other processes")
 	}
 	in := install(t, "sallyport", forkBombHooks)
 	in.write("bomb.sh", forkBomb, 0o700)
@@ -84,7 +84,7 @@ func TestForkBomb_Timeout(t *testing.T) {
 	for i := range 8 {
 		deliveries.Go(func() {
 			for j := range 10 {
-				in.deliver("quick", fmt.Sprintf(`{"n":"%d-%d"}`, i, j)) // it may fail now: there is no room for its process
+				in.deliver("quick", fmt.Sprintf(`{"n":"%d-%d"}`, i, j)) // it may fail: the limit leaves no process for it
 			}
 		})
 	}
@@ -102,7 +102,7 @@ func TestForkBomb_Timeout(t *testing.T) {
 		t.Errorf("a delivery after the bomb: %+v", after)
 	}
 
-	// A user without an entry in /etc/passwd, and a server with a TZ.
+	// The user has no entry in /etc/passwd, and the server has a TZ.
 	run := in.deliver("env", `{}`, "Prefer: wait=20").run()
 	out := string(in.ask(t.Context(), "GET", "/runs/"+run.ID+"/output", "").body)
 	for _, want := range []string{"HOME=/\n", fmt.Sprintf("USER=%d\n", uid), fmt.Sprintf("LOGNAME=%d\n", uid), "SHELL=/bin/sh\n", "TZ=Europe/Berlin\n", "0022\n", "CE"} {

@@ -29,16 +29,15 @@ import (
 	"sallyport/runner"
 )
 
-const patience = 30 * time.Second // for what takes milliseconds on an idle machine
+const patience = 30 * time.Second // a limit for steps that take milliseconds on an idle machine
 
-// installation is the program in a folder of its own, with certificates and a
-// caller named load, whom no limit holds up.
+// installation is the program in a folder, with certificates and a caller named load that has no limits.
 type installation struct {
 	t       testing.TB
 	dir     string
 	program string
 	log     *os.File
-	prepare func(*exec.Cmd) // of a server before it starts, or nil
+	prepare func(*exec.Cmd) // changes the command of a server before it starts; may be nil
 	server  *exec.Cmd
 	ended   <-chan struct{} // closed when the server has ended
 	url     atomic.Pointer[string]
@@ -55,8 +54,7 @@ callers:
   load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}}
 `
 
-// install prepares a program. more is what the configuration has besides what
-// is above; DIR in it is the folder.
+// install prepares a program. more is appended to the configuration above; DIR in it is replaced by the folder.
 func install(t testing.TB, program, more string) *installation {
 	t.Helper()
 	path, err := exec.LookPath(program)
@@ -99,14 +97,13 @@ func (in *installation) read(name string) []byte {
 	return b
 }
 
-// clean leaves no process behind. Of a test that failed it keeps the log, and
-// what the commands witnessed.
+// clean ends all processes. If the test failed, it keeps the log and the witness file.
 func (in *installation) clean() {
 	if in.server != nil {
 		in.kill()
 	}
 	for end := time.Now().Add(patience); ; <-time.After(10 * time.Millisecond) {
-		pid, sig := in.supervisor(), syscall.SIGTERM // which ends its runs, too
+		pid, sig := in.supervisor(), syscall.SIGTERM // SIGTERM also ends its runs
 		if time.Now().After(end) {
 			in.t.Errorf("the supervisor does not end")
 			sig = syscall.SIGKILL
@@ -125,7 +122,7 @@ func (in *installation) clean() {
 	in.t.Logf("the log is kept as %s: %v", log, os.WriteFile(log, append(in.read("log"), witness...), 0o600))
 }
 
-// start starts a server, and returns when it serves unless that is not to be awaited.
+// start starts a server. With await, it returns when the server serves.
 func (in *installation) start(await bool) {
 	in.t.Helper()
 	from, err := in.log.Seek(0, io.SeekEnd)
@@ -137,7 +134,7 @@ func (in *installation) start(await bool) {
 	}
 	check(in.t, cmd.Start())
 	go func() {
-		_ = cmd.Wait() // who wants to know looks at its state
+		_ = cmd.Wait() // tests read ProcessState
 		close(ended)
 	}()
 	in.server, in.ended = cmd, ended
@@ -146,8 +143,8 @@ func (in *installation) start(await bool) {
 	}
 }
 
-// serves tells whether a server said so in the log from there on, and sends all
-// that follows to that.
+// serves reports whether a server logged that it serves, from an offset in the log on. Later requests go to that
+// server.
 func (in *installation) serves(from int64) bool {
 	in.t.Helper()
 	found := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`).FindAllSubmatch(in.read("log")[from:], -1)
@@ -159,13 +156,13 @@ func (in *installation) serves(from int64) bool {
 	return true
 }
 
-// kill kills the server, and nothing else.
+// kill kills the server process alone.
 func (in *installation) kill() {
-	_ = in.server.Process.Kill() // it may have gone
+	_ = in.server.Process.Kill() // it may have ended
 	<-in.ended
 }
 
-// end ends the server, which lets no run and no supervisor stay.
+// end ends the server. It must leave no run and no supervisor.
 func (in *installation) end() {
 	in.t.Helper()
 	check(in.t, in.server.Process.Signal(syscall.SIGTERM))
@@ -181,17 +178,17 @@ func (in *installation) until(what string, done func() bool) {
 	for !done() {
 		select {
 		case <-end:
-			in.t.Fatalf("waited in vain for %s", what)
+			in.t.Fatalf("timed out waiting for%s", what)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
 
-// supervisor is the pid of the supervisor, or 0 when there is none.
+// supervisor returns the pid of the supervisor, or 0 if there is none.
 func (in *installation) supervisor() int {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, p := range processes {
-		line, _ := os.ReadFile(filepath.Join(p, "cmdline")) // it may be gone
+		line, _ := os.ReadFile(filepath.Join(p, "cmdline")) // the process may have ended
 		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00supervise\x00--state\x00"+in.dir)) {
 			return pid
 		}
@@ -199,9 +196,9 @@ func (in *installation) supervisor() int {
 	return 0
 }
 
-// servers are the processes that serve or are about to, the oldest first.
+// servers returns the processes that serve or are about to, the oldest first.
 func (in *installation) servers() (pids []int) {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is a good one
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, p := range processes {
 		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
 		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00serve\x00-c\x00"+in.dir)) {
@@ -222,14 +219,14 @@ func born(pid int) (ticks int) {
 	return ticks
 }
 
-// killServers returns when none is left, and none holds the state folder: a process that was
-// killed, or was just forked, has no command line, and may still have the locks.
+// killServers kills the servers, and returns when none is left and none holds the state folder. A process that was
+// killed or just forked has no command line, and may still hold the locks.
 func (in *installation) killServers() {
 	in.t.Helper()
 	in.until("the servers to be dead", func() bool {
 		pids := in.servers()
 		for _, pid := range pids {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone just now
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
 		}
 		return len(pids) == 0 && in.isFree() && len(in.servers()) == 0
 	})
@@ -244,27 +241,28 @@ func (in *installation) isFree() bool {
 	return !errors.Is(err, pathsafe.ErrLocked)
 }
 
-// reply is an answer that was read whole. Its code is 0 when none came.
+// reply is an answer whose body was read. Its code is 0 if no answer came.
 type reply struct {
 	code   int
 	header http.Header
 	body   []byte
 }
 
-// run is the run that an answer has.
+// run returns the run in an answer.
 func (a reply) run() (r runner.Run) {
-	_ = json.Unmarshal(a.body, &r) // a problem has none
+	_ = json.Unmarshal(a.body, &r) // zero in a problem
 	return r
 }
 
-// runs is how many runs the page has that an answer is.
+// runs returns the number of runs on a page of the list.
 func (a reply) runs() int {
 	var page struct{ Runs []runner.Run }
-	_ = json.Unmarshal(a.body, &page) // a problem has none
+	_ = json.Unmarshal(a.body, &page) // zero in a problem
 	return len(page.Runs)
 }
 
-// ask sends a signed request with more header fields, "Name: value".
+// ask sends a signed request. Each of more is a header field, "Name: value".P born is => born returns when a process
+// was started, in ticks since the machine was.
 func (in *installation) ask(ctx context.Context, method, path, body string, more ...string) reply {
 	header, err := in.sign("", []byte(body), time.Now())
 	if err != nil {

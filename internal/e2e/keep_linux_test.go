@@ -32,9 +32,8 @@ hooks:
     keep: {count: 20}
 `
 
-// TestRetention_RepeatedFailures: records, folders and outputs
-// stay within their bounds, however many runs came before, and what a crash left
-// behind goes too.
+// TestRetention_RepeatedFailures: records, folders and outputs stay within their limits, however many runs failed
+// before. The server also removes what a crash left behind.
 func TestRetention_RepeatedFailures(t *testing.T) {
 	t.Parallel()
 	k := &keeping{installation: install(t, "sallyport", keepHooks)}
@@ -45,16 +44,15 @@ func TestRetention_RepeatedFailures(t *testing.T) {
 	folders, database := k.size("state/runs"), k.size("state/state.db")
 	k.fail(400)
 	k.within()
-	// Of each delivery only the claim stays, which recognises it when it comes
-	// again. The log beside the database is cut at 32 MiB.
+	// The store keeps only the claim of each delivery, which recognizes a repetition. SQLite truncates its write-ahead
+	// log to 32 MiB.
 	f, d, log := k.size("state/runs"), k.size("state/state.db"), k.size("state/state.db-wal")
 	t.Logf("folders %d and then %d bytes, database %d and %d, its log %d", folders, f, database, d, log)
 	if f > folders+100<<10 || d > database+500<<10 || log > 40<<20 {
-		t.Error("it grows with what came before")
+		t.Error("the disk usage grows with the number of runs")
 	}
 
-	// As if the server had been killed once these were forgotten, and before
-	// their folders were removed.
+	// As if the server had been killed after it pruned these runs and before it removed their folders.
 	k.end()
 	known := k.folders()
 	gone, held := known[0], known[1]
@@ -67,7 +65,7 @@ func TestRetention_RepeatedFailures(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, lock.Close()) }()
 	check(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
-	for _, id := range []string{gone, held} { // as if they had been unknown for long
+	for _, id := range []string{gone, held} { // as if they had been unknown for a long time
 		mark, before := filepath.Join(k.dir, "state", "runs", id, "unknown"), time.Now().Add(-rundir.SweepAfter)
 		check(t, errors.Join(os.WriteFile(mark, nil, 0o600), os.Chtimes(mark, before, before)))
 	}
@@ -79,13 +77,13 @@ func TestRetention_RepeatedFailures(t *testing.T) {
 	k.end()
 }
 
-// keeping is an installation whose hook fails.
+// keeping is an installation with a hook whose runs fail.
 type keeping struct {
 	*installation
 	n int
 }
 
-// fail has so many runs fail.
+// fail makes a number of runs fail.
 func (k *keeping) fail(times int) {
 	k.t.Helper()
 	var all sync.WaitGroup
@@ -105,7 +103,7 @@ func (k *keeping) fail(times int) {
 	all.Wait()
 }
 
-// within waits until all is within its bounds.
+// within waits until everything is within its limits.
 func (k *keeping) within() {
 	k.t.Helper()
 	k.until("20 runs to be left", func() bool {
@@ -120,7 +118,7 @@ func (k *keeping) within() {
 	}
 }
 
-// folders are those of runs, in order.
+// folders returns the folders of runs, in order.
 func (k *keeping) folders() (names []string) {
 	k.t.Helper()
 	entries, err := os.ReadDir(filepath.Join(k.dir, "state", "runs"))
@@ -133,7 +131,7 @@ func (k *keeping) folders() (names []string) {
 	return names
 }
 
-// size is what all files of a pattern take of the disk.
+// size returns the disk space of all files that match a pattern.
 func (in *installation) size(pattern string) (bytes int64) {
 	in.t.Helper()
 	roots, err := filepath.Glob(filepath.Join(in.dir, pattern))

@@ -13,16 +13,15 @@ import (
 	"sallyport/auth/webhook"
 )
 
-// madeKey is a key that "sallyport keys new" made, for a caller of its own.
+// madeKey is a key that "sallyport keys new" makes for a caller.
 type madeKey struct {
 	scheme, alg string
-	line        string // of YAML
+	line        string // printed line of YAML
 }
 
 func (k *madeKey) name() string { return strings.Trim(k.scheme+"-"+k.alg, "-") }
 
-// TestKeysNew_EveryKind makes a key of every kind, signs with it
-// by the program, and sends that.
+// TestKeysNew_EveryKind makes a key of each kind, signs a delivery with "sallyport sign", and sends it.
 func TestKeysNew_EveryKind(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -62,7 +61,7 @@ func TestKeysNew_EveryKind(t *testing.T) {
 	}
 }
 
-// make makes the key in a file of the caller's name.
+// make creates the key in a file named like the caller.
 func (k *madeKey) make(t *testing.T, dir string) {
 	t.Helper()
 	args := []string{"keys", "new", k.scheme, "--out", k.name(), "--id", "sender"}
@@ -89,7 +88,7 @@ func (k *madeKey) make(t *testing.T, dir string) {
 	}
 }
 
-// caller is the caller in YAML, with the line as it was printed.
+// caller returns the caller in YAML, with the printed line.
 func (k *madeKey) caller() string {
 	switch k.scheme {
 	case "token":
@@ -121,8 +120,7 @@ func (k *madeKey) sign(t *testing.T, dir, url, body string) (headers string) {
 	return string(out)
 }
 
-// quick is the program without the second for which the race detector holds the
-// end of a process.
+// quick starts the program without the second by which the race detector delays the end of a process.
 func quick(t *testing.T, dir string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := program(t, dir, args...)

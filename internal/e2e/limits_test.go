@@ -26,8 +26,7 @@ type limit struct{ bound, value, by string }
 
 var limitRow = regexp.MustCompile("^\\| ([^|]+) \\| ([^|]+) \\| (?:fixed: )?`([^`]+)` \\| ([^|]+) \\| ([^|]+) \\|$")
 
-// limitRows are the rows of docs/limits.md: those of keys of the configuration, and
-// those of constants, each by its name.
+// limitRows returns the rows of docs/limits.md by name: those of configuration keys, and those of constants.
 func limitRows(t *testing.T) (keys, constants map[string]limit) {
 	t.Helper()
 	keys, constants = map[string]limit{}, map[string]limit{}
@@ -53,8 +52,8 @@ func limitRows(t *testing.T) (keys, constants map[string]limit) {
 	return keys, constants
 }
 
-// TestLimits_Keys compares docs/limits.md with the keys of the file
-// that bound something, and their values with the defaults in docs/configuration.md.
+// TestLimits_Keys compares the keys in docs/limits.md with the configuration keys that set a limit, and their values
+// with the defaults in docs/configuration.md.
 func TestLimits_Keys(t *testing.T) {
 	t.Parallel()
 	keys, _ := limitRows(t)
@@ -77,7 +76,7 @@ func TestLimits_Keys(t *testing.T) {
 	}
 }
 
-// boundKeys collects the keys of sizes, times, numbers and limits.
+// boundKeys collects the keys of sizes, durations, numbers and limits.
 func boundKeys(at reflect.Type, path string, into *[]string) {
 	for at.Kind() == reflect.Pointer {
 		at = at.Elem()
@@ -101,7 +100,7 @@ func boundKeys(at reflect.Type, path string, into *[]string) {
 	}
 }
 
-// documentedDefaults are the defaults in docs/configuration.md by the whole key.
+// documentedDefaults returns the defaults in docs/configuration.md by full key.
 func documentedDefaults(t *testing.T) map[string]string {
 	t.Helper()
 	row := regexp.MustCompile("^\\| `([^`]+)` \\| [^|]+ \\| ([^|]+) \\| [^|]+ \\|$")
@@ -121,8 +120,8 @@ func documentedDefaults(t *testing.T) map[string]string {
 	return defaults
 }
 
-// TestLimits_Constants compares docs/limits.md with the constants that it
-// names, and has a row for each that is named as a bound is: max…, most… or longest….
+// TestLimits_Constants compares docs/limits.md with the constants that it names. Each constant whose name begins with
+// max, most or longest needs a row.
 func TestLimits_Constants(t *testing.T) {
 	t.Parallel()
 	_, rows := limitRows(t)
@@ -159,7 +158,7 @@ func TestLimits_Constants(t *testing.T) {
 	}
 }
 
-// boundValue reads `64`, `16KiB` or `5s`.
+// boundValue parses `64`, `16KiB` or `5s`.
 func boundValue(t *testing.T, text string) int64 {
 	t.Helper()
 	text = strings.Trim(text, "`")
@@ -176,8 +175,8 @@ func boundValue(t *testing.T, text string) int64 {
 	return int64(size)
 }
 
-// packageConstants adds the integer constants of a package, as the compiler
-// evaluates them. Of what it imports, only package time matters.
+// packageConstants adds the integer constants of a package, as the type checker evaluates them. Of the imports, only
+// package time matters.
 func packageConstants(t *testing.T, dir string, into map[string]constant.Value) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -193,7 +192,7 @@ func packageConstants(t *testing.T, dir string, into map[string]constant.Value) 
 		parsed = append(parsed, f)
 	}
 	conf := types.Config{Error: func(error) {}, Importer: onlyTime{importer.ForCompiler(set, "source", nil)}, IgnoreFuncBodies: true}
-	pkg, _ := conf.Check(dir, set, parsed, nil) // incomplete, and that is all that is needed
+	pkg, _ := conf.Check(dir, set, parsed, nil) // incomplete, but it has the constants
 	for _, name := range pkg.Scope().Names() {
 		if c, ok := pkg.Scope().Lookup(name).(*types.Const); ok && c.Val().Kind() == constant.Int {
 			into[dir+"."+name] = c.Val()

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// TestLog_ReaderStops: whoever reads the log of both processes stops, and keeps the pipe open.
-// Deliveries are answered and run all the same, and both processes end when they are told to.
+// TestLog_ReaderStops: the reader of the log stops and keeps the pipe open. The server still answers and runs
+// deliveries, and both processes end on SIGTERM.
 func TestLog_ReaderStops(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", "hooks:\n  quick: {callers: [load], command: [/bin/true], busy: {queue: 1000}}\n")
@@ -26,7 +26,7 @@ func TestLog_ReaderStops(t *testing.T) {
 	check(t, cmd.Start())
 	check(t, w.Close())
 	go func() {
-		_ = cmd.Wait() // its state is looked at
+		_ = cmd.Wait() // the test reads ProcessState
 		close(ended)
 	}()
 	in.server, in.ended = cmd, ended
@@ -39,7 +39,7 @@ func TestLog_ReaderStops(t *testing.T) {
 	if in.url.Load() == nil {
 		t.Fatal("the server does not serve")
 	}
-	// Each leaves more than 600 bytes in the log, and a pipe holds 64 KiB.
+	// Each delivery adds more than 600 bytes to the log, and a pipe holds 64 KiB.
 	for i := range 300 {
 		if a := in.deliver("quick", strconv.Itoa(i)); a.code != http.StatusOK && a.code != http.StatusAccepted {
 			t.Fatalf("delivery %d: %d %s", i, a.code, a.body)

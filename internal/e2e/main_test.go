@@ -29,14 +29,13 @@ import (
 	"sallyport/internal/spiffetest"
 )
 
-// TestMain lets the scripts run the program itself, as a process of its own,
-// race detector and all.
+// TestMain lets the scripts run the program as a process, with the race detector.
 func TestMain(m *testing.M) {
-	syscall.Umask(0o022) // the scripts make the files that the server inspects
+	syscall.Umask(0o022) // the server checks the modes of the scripts' files
 	testscript.Main(inRepository{m}, map[string]func(){"sallyport": sallyport, "witness": witness, "unlocked": unlocked, "smuggler": smuggler, "spill": spill})
 }
 
-// inRepository runs the tests, but not the programs, in the top folder of the repository.
+// inRepository runs the tests in the top folder of the repository. The programs run where the scripts start them.
 type inRepository struct{ m *testing.M }
 
 // Run implements testscript.TestingM.
@@ -48,7 +47,7 @@ func (r inRepository) Run() int {
 	return r.m.Run()
 }
 
-// sallyport is the program, as main.go starts it.
+// sallyport runs the program, as main.go does.
 func sallyport() {
 	os.Exit(app.Main("", os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) //nolint:forbidigo // it is a program of its own
 }
@@ -112,13 +111,13 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// setenv sets a variable to what stands in a file, as NAME=VALUE: setenv FILE
+// setenv sets a variable from a file that contains NAME=VALUE: setenv FILE
 func setenv(ts *testscript.TestScript, _ bool, args []string) {
 	name, value, _ := strings.Cut(strings.TrimSpace(ts.ReadFile(args[0])), "=")
 	ts.Setenv(name, value)
 }
 
-// expand puts the script's environment into files: expand FILE...
+// expand replaces the variables of the script's environment in files: expand FILE...
 func expand(ts *testscript.TestScript, _ bool, args []string) {
 	for _, name := range args {
 		text := os.Expand(ts.ReadFile(name), ts.Getenv)
@@ -126,9 +125,9 @@ func expand(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-const patience = 30 * time.Second // for what takes milliseconds on an idle machine
+const patience = 30 * time.Second // a limit for steps that take milliseconds on an idle machine
 
-// eventually asks until the answer is yes.
+// eventually calls ask until it returns true.
 func eventually(ts *testscript.TestScript, what string, ask func() bool) {
 	deadline := time.After(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -136,22 +135,22 @@ func eventually(ts *testscript.TestScript, what string, ask func() bool) {
 	for !ask() {
 		select {
 		case <-deadline:
-			ts.Fatalf("waited in vain for %s", what)
+			ts.Fatalf("timed out waiting for %s", what)
 		case <-tick.C:
 		}
 	}
 }
 
-// serve starts the server, waits until it serves and puts where it does so into
-// $URL: serve NAME ARG... Its log goes to NAME.log.
+// serve starts the server, waits until it serves, and sets $URL to its address: serve NAME ARG... Its log goes to
+// NAME.log.
 func serve(ts *testscript.TestScript, _ bool, args []string) {
 	path, err := lookPath(ts, "sallyport")
 	ts.Check(err)
 	start(ts, args[0], exec.CommandContext(context.Background(), path, append([]string{"serve"}, args[1:]...)...))
 }
 
-// activate is serve as a service manager does it: with a socket that was there
-// before the server and stays when it ends, the same for all of a script.
+// activate starts the server as a service manager does, with an open socket. All servers of a script get the same
+// socket, which stays open when they end: activate NAME ARG...
 func activate(ts *testscript.TestScript, _ bool, args []string) {
 	path, err := lookPath(ts, "sallyport")
 	ts.Check(err)
@@ -163,7 +162,7 @@ func activate(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(errors.Join(err, l.Close()))
 		ts.Defer(func() { _ = (*socket).Close() })
 	}
-	// The process that is started says for whom the socket is: itself.
+	// The variable LISTEN_PID must name the server, so the shell sets it to its own pid and executes the server.
 	cmd := exec.CommandContext(context.Background(), "/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" serve "$@"`, path}, args[1:]...)...)
 	cmd.ExtraFiles = []*os.File{*socket}
 	start(ts, args[0], cmd)
@@ -177,7 +176,7 @@ func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	cmd.Dir = ts.MkAbs(".")
 	for i, arg := range cmd.Args {
 		if strings.HasSuffix(arg, ".yaml") {
-			cmd.Args[i] = ts.MkAbs(arg) // by which endStrays knows it
+			cmd.Args[i] = ts.MkAbs(arg) // endStrays looks for this path
 		}
 	}
 	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), "SECRET="+ts.Getenv("SECRET"), "CREDENTIALS_DIRECTORY="+ts.Getenv("CREDENTIALS_DIRECTORY"))
@@ -186,7 +185,7 @@ func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	srv := &running{Cmd: cmd, ended: make(chan struct{})}
 	servers(ts)[name] = srv
 	go func() {
-		_ = cmd.Wait() // its exit code is what counts
+		_ = cmd.Wait() // the test reads its exit code
 		close(srv.ended)
 	}()
 	ts.Defer(func() {
@@ -209,7 +208,7 @@ func start(ts *testscript.TestScript, name string, cmd *exec.Cmd) {
 	})
 }
 
-// running is a server, and what is closed when it has ended.
+// running is a server. The channel is closed when it has ended.
 type running struct {
 	*exec.Cmd
 
@@ -249,7 +248,7 @@ func exited(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// waitFile waits until a file is there: waitfile FILE [TEXT]
+// waitFile waits until a file exists and contains the text: waitfile FILE [TEXT]
 func waitFile(ts *testscript.TestScript, _ bool, args []string) {
 	eventually(ts, args[0], func() bool {
 		b, err := os.ReadFile(ts.MkAbs(args[0]))
@@ -257,7 +256,7 @@ func waitFile(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-// waitLog waits until a text stands in a file so many times: waitlog FILE N TEXT
+// waitLog waits until a file contains a text N times: waitlog FILE N TEXT
 func waitLog(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[1])
 	ts.Check(err)
@@ -269,7 +268,7 @@ type headers []string
 func (h *headers) String() string     { return strings.Join(*h, "\n") }
 func (h *headers) Set(s string) error { *h = append(*h, s); return nil }
 
-// requestFlags are those of request.
+// requestFlags are the flags of the command request.
 type requestFlags struct {
 	*flag.FlagSet
 
@@ -302,9 +301,8 @@ func newRequestFlags() *requestFlags {
 	return f
 }
 
-// request sends one request over TLS and prints the answer, status first. It
-// fails unless the answer has the status of -as, or with "!" unless there is no
-// answer at all; then it prints why.
+// request sends one request over TLS and prints the answer, status line first. It fails unless the answer has the
+// status of -as. With "!", it fails if there is an answer, and prints the error otherwise.
 func request(ts *testscript.TestScript, neg bool, args []string) {
 	f := newRequestFlags()
 	ts.Check(f.Parse(args))
@@ -343,9 +341,9 @@ func request(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// reply is an answer that was read whole.
+// reply is an answer whose body was read.
 type reply struct {
-	first  string // line
+	first  string // the status line
 	code   int
 	header http.Header
 	body   []byte
@@ -358,7 +356,7 @@ func (f *requestFlags) send(ts *testscript.TestScript) (*reply, error) {
 	}
 	var reader io.Reader = bytes.NewReader(body)
 	if *f.chunked {
-		reader = struct{ io.Reader }{reader} // of a length that net/http cannot know
+		reader = struct{ io.Reader }{reader} // hides the length from net/http
 	}
 	req, err := http.NewRequestWithContext(context.Background(), f.Arg(0), ts.Getenv("URL")+f.Arg(1), reader)
 	ts.Check(err)
@@ -377,7 +375,7 @@ func (f *requestFlags) send(ts *testscript.TestScript) (*reply, error) {
 	}
 	defer func() { _ = res.Body.Close() }()
 	if known && (*f.keep != "" && !reused || *f.resume != "" && !res.TLS.DidResume) {
-		ts.Fatalf("a new connection, with a session that is as new")
+		ts.Fatalf("the request used a new connection with a new TLS session")
 	}
 	b, err := io.ReadAll(res.Body)
 	return &reply{res.Proto + " " + res.Status, res.StatusCode, res.Header, b}, err
@@ -407,8 +405,8 @@ func (f *requestFlags) header(ts *testscript.TestScript, h http.Header) {
 	}
 }
 
-// flip changes a character near the end, where every sender has its signature,
-// into another that hex and base64 know too.
+// flip replaces a character near the end, where every sender has its signature, by another one that is valid in hex and
+// base64.
 func flip(v string) string {
 	i := len(v) - 10
 	if v[i] == '0' {
@@ -417,7 +415,7 @@ func flip(v string) string {
 	return v[:i] + "0" + v[i+1:]
 }
 
-// kept names the client of -keep or -resume, or nothing.
+// kept returns the name of the client of -keep or -resume, or "".
 func (f *requestFlags) kept() string {
 	switch {
 	case *f.keep != "":
@@ -441,7 +439,7 @@ func (f *requestFlags) client(ts *testscript.TestScript) *http.Client {
 	if *f.cert != "" {
 		pair, err := tls.LoadX509KeyPair(ts.MkAbs(*f.cert+".pem"), ts.MkAbs(*f.cert+".key"))
 		ts.Check(err)
-		// Shown whether or not the server says that it knows its CA.
+		// The client shows it even if the server does not list its CA.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	if *f.resume != "" {
@@ -460,7 +458,7 @@ func (f *requestFlags) client(ts *testscript.TestScript) *http.Client {
 func clientTLS(ts *testscript.TestScript) *tls.Config {
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(ts.ReadFile("certs/ca.pem"))) {
-		ts.Fatalf("certs/ca.pem holds no certificate")
+		ts.Fatalf("certs/ca.pem does not contain a certificate")
 	}
 	return &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}
 }
@@ -474,9 +472,8 @@ func dial(ts *testscript.TestScript) net.Conn {
 	return c
 }
 
-// raw sends a file as it is, each line ended as HTTP/1.1 has it, and prints
-// what comes back until the server closes: raw [-plain] FILE. It never closes
-// first, so it fails if the server waits for more for ever.
+// raw sends a file with CRLF line ends, and prints what comes back until the server closes the connection: raw [-plain]
+// FILE. It does not close the connection first, so it fails if the server keeps waiting.
 func raw(ts *testscript.TestScript, _ bool, args []string) {
 	c := dial(ts)
 	if args[0] == "-plain" {
@@ -494,7 +491,7 @@ func raw(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// hold opens connections that do nothing, and keeps them: hold N
+// hold opens N idle connections and keeps them: hold N
 func hold(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
@@ -507,7 +504,7 @@ func hold(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Defer(func() { release(ts, false, nil) })
 }
 
-// release closes the connections that are held.
+// release closes the connections of hold.
 func release(ts *testscript.TestScript, _ bool, _ []string) {
 	held := ts.Value("held").(*[]net.Conn)
 	for _, c := range *held {

@@ -25,13 +25,12 @@ import (
 
 const (
 	strangers  = 20
-	theirBody  = 100 << 20 // bytes each
-	memoryGoal = 64 << 10  // KiB, of the whole server at its largest
+	theirBody  = 100 << 20 // bytes of each body
+	memoryGoal = 64 << 10  // KiB of peak memory of the server
 )
 
-// TestMemory_RefusedBodies sends bodies of 100 MB, twenty at once and
-// all without a credential, to a server that is built as it is shipped: the race
-// detector would take more than they.
+// TestMemory_RefusedBodies sends bodies of 100 MB without a credential, twenty at once, to a server without the race
+// detector, which would take more memory than the bodies.
 func TestMemory_RefusedBodies(t *testing.T) {
 	t.Parallel()
 	dir := shippedWith(t, `
@@ -63,9 +62,9 @@ hooks:
 					}
 				}
 				after := highWater(t, serve.Process.Pid)
-				t.Logf("%d KiB at its largest, %d before", after, before)
+				t.Logf("peak memory %d KiB, %d before", after, before)
 				if after > memoryGoal {
-					t.Errorf("the server took %d KiB, and %d are allowed", after, memoryGoal)
+					t.Errorf("peak memory %d KiB is over the limit of %d", after, memoryGoal)
 				}
 			})
 		}
@@ -74,13 +73,12 @@ hooks:
 
 const (
 	stalled = 300
-	asked   = 100 // requests while they are held
-	fewGCs  = 20  // cycles meanwhile; without end, there is one or more for each request
+	asked   = 100 // requests while the uploads are held
+	fewGCs  = 20  // allowed collections; if uploads kept it running, there would be one for each request
 )
 
-// TestMemory_StalledUploads holds many uploads that have
-// sent a little, as slow senders and strangers do, and counts how often the
-// server collects garbage while it answers somebody else.
+// TestMemory_StalledUploads holds many uploads that have sent a few bytes, as slow senders and attackers do, and counts
+// how often the server collects garbage while it answers other requests.
 func TestMemory_StalledUploads(t *testing.T) {
 	t.Parallel()
 	dir := shippedWith(t, `
@@ -122,9 +120,9 @@ hooks:
 		collected()
 	}
 	n := collected() - before
-	t.Logf("%d cycles while %d requests were answered, and %d uploads held", n, asked, stalled)
+	t.Logf("%d collections while %d requests were answered and %d uploads held", n, asked, stalled)
 	if n > fewGCs {
-		t.Errorf("%d cycles are more than %d", n, fewGCs)
+		t.Errorf("%d collections, but at most %d are allowed", n, fewGCs)
 	}
 }
 
@@ -139,8 +137,8 @@ func dialTLS(t *testing.T, trusted *x509.CertPool, address string) *tls.Conn {
 	return c.(*tls.Conn)
 }
 
-// shippedWith makes a folder with the program as it is shipped, what it needs to
-// serve, a secret, and the rest of its configuration.
+// shippedWith creates a folder with the shipped program, certificates, a secret, and a configuration that ends with
+// rest.
 func shippedWith(t *testing.T, rest string) (dir string) {
 	t.Helper()
 	dir = configured(t, rest)
@@ -148,7 +146,7 @@ func shippedWith(t *testing.T, rest string) (dir string) {
 	return dir
 }
 
-// configured makes a folder with a configuration, certificates and a secret.
+// configured creates a folder with a configuration, certificates and a secret.
 func configured(t *testing.T, rest string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -163,7 +161,7 @@ tls: {cert: certs/server.pem, key: certs/server.key}
 	return dir
 }
 
-// shipped builds the program into a folder as it is shipped.
+// shipped builds the program into a folder with the flags of a release.
 func shipped(t testing.TB, dir string) {
 	t.Helper()
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "sallyport"), ".")
@@ -173,13 +171,13 @@ func shipped(t testing.TB, dir string) {
 	}
 }
 
-// highWater is the most memory that a process ever had, in KiB.
+// highWater returns the peak memory of a process in KiB.
 func highWater(t testing.TB, pid int) int {
 	t.Helper()
 	return memory(t, pid, "VmHWM")
 }
 
-// memory is a line of /proc/PID/status, in KiB.
+// memory returns the value of a line of /proc/PID/status in KiB.
 func memory(t testing.TB, pid int, line string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -193,7 +191,7 @@ func memory(t testing.TB, pid int, line string) int {
 	return n
 }
 
-// upload sends as much of a body as the server takes and returns its answer.
+// upload sends a body until the server answers or closes, and returns the answer.
 func upload(t *testing.T, trusted *x509.CertPool, address, path string, chunked bool) string {
 	t.Helper()
 	plain, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
@@ -221,7 +219,7 @@ func upload(t *testing.T, trusted *x509.CertPool, address, path string, chunked 
 	}()
 	for range theirBody / (64 << 10) {
 		if _, err := c.Write(part); err != nil {
-			break // the server has closed; what it answered was read
+			break // the server has closed the connection; its answer was read
 		}
 	}
 	return <-answer

@@ -31,9 +31,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// TestOpenIDProviders has real OpenID providers sign tokens, and stands between
-// them and the server to see what it asks for and to answer what none of them
-// ever should.
+// TestOpenIDProviders uses tokens of real OpenID providers. A proxy of the test stands between the providers and the
+// server. It counts the requests, and sends answers that a provider never should.
 func TestOpenIDProviders(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("internal/e2e/testdata/oidc/node_modules/.package-lock.json"); err != nil {
@@ -75,28 +74,28 @@ func TestOpenIDProviders(t *testing.T) {
 		t.Run(name, func(t *testing.T) { t.Parallel(); f(t) })
 	}
 	t.Cleanup(func() {
-		t.Logf("of a set without end, %d bytes were sent at most in %d fetches", written.Load(), o.hits("/huge/jwks"))
-		if written.Load() > int64(o.hits("/huge/jwks"))*(16<<20) { // the kernel's buffers are a part of it
-			t.Errorf("%d bytes of a set without end were taken", written.Load())
+		t.Logf("sent at most %d bytes of an endless key set in %d fetches", written.Load(), o.hits("/huge/jwks"))
+		if written.Load() > int64(o.hits("/huge/jwks"))*(16<<20) { // includes the buffers of the kernel
+			t.Errorf("the server read %d bytes of an endless key set", written.Load())
 		}
 	})
 }
 
-// providers are the real ones, with the test before them.
+// providers are the OpenID providers, with the proxy of the test before them.
 type providers struct {
 	dir, url string // of the server
-	address  string // of the test's own front
+	address  string // of the proxy
 	issuers  map[string]string
 	roots    *x509.CertPool
 	front    http.Handler
 	server   *exec.Cmd
-	evil     *rsa.PrivateKey // of somebody else
+	evil     *rsa.PrivateKey // a key of no provider
 
 	mu      sync.Mutex
 	orders  *json.Encoder // to provider.mjs
 	answers *bufio.Scanner
-	asked   map[string]int              // the front, by path
-	instead map[string]http.HandlerFunc // of a provider's key set, by name
+	asked   map[string]int              // requests to the proxy, by path
+	instead map[string]http.HandlerFunc // replaces a provider's key set, by name
 }
 
 func newProviders(t *testing.T) *providers {
@@ -119,7 +118,7 @@ func newProviders(t *testing.T) *providers {
 	check(t, cmd.Start())
 	t.Cleanup(func() {
 		check(t, in.Close())
-		_ = cmd.Wait() // killed, or at the end of its input
+		_ = cmd.Wait() // it ends when its input does
 	})
 	o.orders, o.answers = json.NewEncoder(in), bufio.NewScanner(out)
 	if !o.answers.Scan() {
@@ -151,7 +150,7 @@ func newProviders(t *testing.T) *providers {
 	return o
 }
 
-// listen puts the front at a port.
+// listen lets the proxy listen on a port.
 func (o *providers) listen(t *testing.T, port string) string {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(o.dir+"/certs/server.pem", o.dir+"/certs/server.key")
@@ -169,14 +168,14 @@ func (o *providers) listen(t *testing.T, port string) string {
 	return "https://localhost:" + port
 }
 
-// publish has a provider publish the keys of these kids and sign with the first.
+// publish makes a provider publish the keys of these kids and sign with the first one.
 func (o *providers) publish(t *testing.T, name string, kids ...string) {
 	t.Helper()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	check(t, o.orders.Encode(map[string]any{"issuer": o.issuers[name], "keys": kids}))
 	if !o.answers.Scan() {
-		t.Fatal("the provider has gone")
+		t.Fatal("the provider has ended")
 	}
 }
 
@@ -186,7 +185,7 @@ func (o *providers) misbehave(name string, how http.HandlerFunc) {
 	o.instead[name] = how
 }
 
-// hits is how often the front was asked for a path.
+// hits returns how often the proxy was asked for a path.
 func (o *providers) hits(path string) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -214,14 +213,14 @@ callers:
 	}
 	for name := range o.issuers {
 		if o.hits("/"+name+"/.well-known/openid-configuration") > 0 {
-			t.Fatal("checking a file asked a provider")
+			t.Fatal("the check of a file sent a request to a provider")
 		}
 	}
 	o.server = program(t, o.dir, "serve", "--config", "sallyport.yaml")
 	o.url = listening(t, o.dir, o.server)
 }
 
-// token asks a provider for one, as its client.
+// token requests a token from a provider, as its client.
 func (o *providers) token(t *testing.T, name, scope, audience string) string {
 	t.Helper()
 	form := url.Values{"grant_type": {"client_credentials"}, "scope": {scope}, "resource": {audience}}
@@ -239,7 +238,7 @@ func (o *providers) token(t *testing.T, name, scope, audience string) string {
 	}
 	check(t, json.NewDecoder(res.Body).Decode(&answer))
 	if answer.Token == "" {
-		t.Fatalf("%s gives no token: %s", name, answer.Error)
+		t.Fatalf("%s did not issue a token: %s", name, answer.Error)
 	}
 	return answer.Token
 }
@@ -251,8 +250,7 @@ func (o *providers) good(t *testing.T, name string) string {
 
 const refused = 77 // the exit code of a call
 
-// call sends a token to an issuer's hook by the program, and returns its exit
-// code.
+// call sends a token to an issuer's hook with "sallyport call", and returns its exit code.
 func (o *providers) call(t *testing.T, name, token string) (int, string) {
 	t.Helper()
 	file := filepath.Join(o.dir, rand.Text())
@@ -281,7 +279,7 @@ func (o *providers) refuses(t *testing.T, why, name, token string) {
 	}
 }
 
-// eventually sends new tokens until one is accepted, and returns when.
+// eventually sends new tokens until one is accepted, and returns how long that took.
 func (o *providers) eventually(t *testing.T, name string) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -309,7 +307,7 @@ func (o *providers) log(t *testing.T) string {
 	return string(text)
 }
 
-// logged waits for a line of the log that has all the parts.
+// logged waits for a line of the log that contains all the parts.
 func (o *providers) logged(t *testing.T, parts ...string) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -336,10 +334,10 @@ func (o *providers) testGood(t *testing.T) {
 	o.refuses(t, "another claim", "good", o.token(t, "good", "dev", audience))
 	token := o.good(t, "good")
 	o.refuses(t, "a changed signature", "good", flipped(token))
-	if code, out := o.call(t, "flooded", token); code != refused { // it is a caller, but not this hook's
+	if code, out := o.call(t, "flooded", token); code != refused { // a caller, but not of this hook
 		t.Errorf("another hook: exit code %d\n%s", code, out)
 	}
-	// A reload goes on with the keys that there are.
+	// A reload keeps the fetched keys.
 	before := o.hits("/good/jwks")
 	check(t, o.server.Process.Signal(syscall.SIGHUP))
 	o.logged(t, `"msg":"reloaded"`)
@@ -403,8 +401,7 @@ func (o *providers) testFlood(t *testing.T) {
 	o.accepts(t, name, o.good(t, name))
 }
 
-// poison adds keys to a provider's set that must never verify anything, one of
-// them under the name of the good one.
+// poison adds keys to a provider's set that must never verify a token, one of them with the kid of the good key.
 func (o *providers) poison(res *http.Response) error {
 	if res.Request.URL.Path != "/poisoned/jwks" {
 		return nil
@@ -446,11 +443,11 @@ func (o *providers) testPoison(t *testing.T) {
 		o.refuses(t, "a key for something else, as "+kid, name, o.forged(t, name, kid, jwt.SigningMethodRS256, o.evil))
 	}
 	if n := o.hits("/poisoned/x5u"); n > 0 {
-		t.Errorf("what the set points to was asked for %d times", n)
+		t.Errorf("the addresses in the key set were fetched %d times", n)
 	}
 }
 
-// forged is a good token but for its key.
+// forged returns a good token that is signed with another key.
 func (o *providers) forged(t *testing.T, name, kid string, method jwt.SigningMethod, key any) string {
 	t.Helper()
 	now := time.Now()
@@ -464,15 +461,15 @@ func (o *providers) forged(t *testing.T, name, kid string, method jwt.SigningMet
 	return raw
 }
 
-// heals shows that an issuer's tokens are refused while its keys cannot be had,
-// that the operator reads why, and that they are accepted once it answers well.
+// heals checks that tokens of an issuer are refused while its keys cannot be fetched, that the log says why, and that
+// they are accepted once it answers properly.
 func (o *providers) heals(name, why string) func(*testing.T) {
 	return func(t *testing.T) {
 		t.Helper()
 		o.refuses(t, "while it misbehaves", name, o.good(t, name))
 		o.logged(t, `"level":"WARN"`, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers[name]+`"`, why)
 		o.misbehave(name, nil)
-		t.Logf("worked %s after it answered well again", o.eventually(t, name))
+		t.Logf("accepted %s after the issuer answered properly again", o.eventually(t, name))
 	}
 }
 
@@ -482,6 +479,6 @@ func (o *providers) testDead(port string) func(*testing.T) {
 		o.refuses(t, "while it is dead", "dead", o.good(t, "dead"))
 		o.logged(t, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers["dead"]+`"`, "connection refused")
 		o.listen(t, port)
-		t.Logf("worked %s after it came to life", o.eventually(t, "dead"))
+		t.Logf("accepted %s after the issuer started", o.eventually(t, "dead"))
 	}
 }

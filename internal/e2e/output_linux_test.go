@@ -17,15 +17,14 @@ import (
 	"sallyport/runner"
 )
 
-// What is kept of an output, by default.
+// The parts of an output that are kept by default.
 const (
 	spillHead = 1 << 20
 	spillTail = 9 << 20
 )
 
-// follow checks that a part of an output is made of whole blocks that follow one
-// another on each stream, and returns the number of the first on each and the one
-// after the last, both -1 where a stream has none.
+// follow checks that a part of an output consists of whole, consecutive blocks of each stream. It returns the first
+// block of each stream and the one after the last, both -1 for a stream without blocks.
 func follow(t *testing.T, part []byte) (first, next [2]int) {
 	t.Helper()
 	b := internals.NewBlocks()
@@ -41,7 +40,7 @@ func follow(t *testing.T, part []byte) (first, next [2]int) {
 			stream = 1
 		}
 		if !bytes.Equal(part[off:min(off+internals.SpillBlock, len(part))], b.Block(second, n)) {
-			t.Fatalf("block %d of stream %d is not what was written", n, stream)
+			t.Fatalf("block %d of stream %d has other content than was written", n, stream)
 		}
 		if first[stream] < 0 {
 			first[stream], next[stream] = n, n
@@ -59,8 +58,8 @@ hooks:
   spill: {callers: [load], command: [SPILL, DIR/took, DIR/gate], timeout: 5m} # of its output 1 MiB and 9 MiB are kept
 `
 
-// TestOutput_Gigabyte: it takes neither memory nor, for long, the disk,
-// and what is kept of it is right, byte by byte.
+// TestOutput_Gigabyte: a gigabyte on both streams uses neither much memory nor, for long, much of the disk, and the
+// kept parts are right, byte by byte.
 func TestOutput_Gigabyte(t *testing.T) {
 	t.Parallel()
 	command, err := exec.LookPath("spill")
@@ -76,9 +75,9 @@ func TestOutput_Gigabyte(t *testing.T) {
 		most = max(most, in.size("state/runs/"+run.ID+"/output")+in.size("state/runs/"+run.ID+"/tail"))
 		_, err = os.Stat(filepath.Join(in.dir, "took"))
 	}
-	t.Logf("written in %s ns; at most %d KiB of the disk were taken", in.read("took"), most>>10)
+	t.Logf("written in %s ns; at most %d KiB of disk space were used", in.read("took"), most>>10)
 	if most > spillHead+spillTail+300<<10 {
-		t.Errorf("%d bytes of the disk were taken", most)
+		t.Errorf("the output used %d bytes of disk space", most)
 	}
 	in.write("gate", "", 0o600)
 	run = in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60").run()
@@ -88,38 +87,38 @@ func TestOutput_Gigabyte(t *testing.T) {
 	}
 	kept(t, in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""))
 	if n := <-followed; n < spillHead+spillTail {
-		t.Errorf("who followed saw %d bytes", n)
+		t.Errorf("the follower received %d bytes", n)
 	}
 	for who, pid := range map[string]int{"server": in.server.Process.Pid, "supervisor": in.supervisor()} {
 		kib := highWater(t, pid)
-		t.Logf("%d KiB were the most of the %s", kib, who)
+		t.Logf("peak memory %d KiB of the %s", kib, who)
 		if kib > memoryGoal {
-			t.Errorf("the %s took %d KiB, and %d are allowed", who, kib, memoryGoal)
+			t.Errorf("peak memory of the %s is %d KiB, over the limit of %d", who, kib, memoryGoal)
 		}
 	}
 	in.end()
 }
 
-// kept checks an output of which the middle was dropped.
+// kept checks an output without its middle.
 func kept(t *testing.T, a reply) {
 	t.Helper()
 	const dropped = internals.Spilled - spillHead - spillTail
 	if want := fmt.Sprintf("%d-%d", spillHead, internals.Spilled-spillTail-1); a.header.Get("X-Output-Dropped") != want {
-		t.Errorf("dropped are %s, want %s", a.header.Get("X-Output-Dropped"), want)
+		t.Errorf("the answer says that %s bytes were dropped, want %s", a.header.Get("X-Output-Dropped"), want)
 	}
 	gap := fmt.Sprintf("\n[%d bytes not kept]\n", dropped)
 	if len(a.body) != spillHead+len(gap)+spillTail || string(a.body[spillHead:spillHead+len(gap)]) != gap {
-		t.Fatalf("%d bytes are answered", len(a.body))
+		t.Fatalf("the answer has %d bytes", len(a.body))
 	}
 	first, upTo := follow(t, a.body[:spillHead])
 	from, end := follow(t, a.body[spillHead+len(gap):])
 	between := 0
 	for stream := range 2 {
 		const all = internals.Spilled / internals.SpillBlock / 2
-		if upTo[stream] < 0 { // nothing of it came early
+		if upTo[stream] < 0 { // no block in the first part
 			first[stream], upTo[stream] = 0, 0
 		}
-		if from[stream] < 0 { // or late
+		if from[stream] < 0 { // no block in the last part
 			from[stream], end[stream] = all, all
 		}
 		if first[stream] != 0 || end[stream] != all {
@@ -132,7 +131,7 @@ func kept(t *testing.T, a reply) {
 	}
 }
 
-// followToTheEnd reads an output as it is written, and tells how much that was.
+// followToTheEnd reads an output while it is written, and sends the number of bytes.
 func (in *installation) followToTheEnd(id string) <-chan int64 {
 	read := make(chan int64, 1)
 	header, err := in.sign("", nil, time.Now())
@@ -147,7 +146,7 @@ func (in *installation) followToTheEnd(id string) <-chan int64 {
 			return
 		}
 		defer func() { _ = res.Body.Close() }()
-		n, _ := io.Copy(io.Discard, res.Body) // what was read counts
+		n, _ := io.Copy(io.Discard, res.Body) // the number of bytes is checked
 		read <- n
 	}()
 	return read

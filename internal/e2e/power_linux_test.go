@@ -19,7 +19,7 @@ import (
 	"sallyport/runner"
 )
 
-// powerJob is the command of the hooks of TestPowerCut: job.sh DIR. Its witness is on a disk that keeps its power.
+// powerJob is the command of the hooks of TestPowerCut: job.sh DIR. Its witness file is on a disk that keeps its power.
 const powerJob = `#!/bin/sh
 echo "begin $SALLYPORT_RUN $$" >>"$1/witness"
 until [ -e "$1/go" ]; do sleep 0.02; done
@@ -37,12 +37,11 @@ hooks:
     busy: {queue: 4}
 `
 
-// powerCuts are how long after a command began the power fails. POWER_CUTS has others.
+// powerCuts are the times between the begin of a command and the loss of power. POWER_CUTS overrides them.
 const powerCuts = "50ms 300ms 1s"
 
-// TestPowerCut copies the disk of the state folder while a command runs, ends everything, and serves the copy as
-// after another start of the machine: what had not been synced is missing. No command may run twice, and an end
-// that was recorded is there.
+// TestPowerCut copies the disk of the state folder while a command runs, ends all processes, and serves the copy as
+// after a reboot: it lacks what was not synced. No command may run twice, and a recorded end must still be recorded.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	const inside = "SALLYPORT_TEST_POWER"
@@ -51,7 +50,7 @@ func TestPowerCut(t *testing.T) {
 		return
 	}
 	if os.Geteuid() != 0 {
-		testenv.Skip(t, "a loss of power, because this user may mount no disk")
+		testenv.Skip(t, "a loss of power: this user may not mount a disk")
 	}
 	for _, kind := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run(kind, func(t *testing.T) {
@@ -65,9 +64,9 @@ func TestPowerCut(t *testing.T) {
 			out, err := cmd.CombinedOutput()
 			switch {
 			case cmd.Process == nil:
-				testenv.Skip(t, "a loss of power, because this user may make no namespace: "+err.Error())
+				testenv.Skip(t, "a loss of power: this user may not create a namespace: "+err.Error())
 			case bytes.Contains(out, []byte(noDisk)):
-				testenv.Skip(t, "a loss of power on "+kind+", which cannot be mounted here: "+string(out))
+				testenv.Skip(t, "a loss of power on "+kind+": it cannot be mounted here: "+string(out))
 			case err != nil || !bytes.Contains(out, []byte("--- PASS: TestPowerCut ")):
 				t.Fatalf("%v\n%s", err, out)
 			}
@@ -98,7 +97,7 @@ func cutPower(t *testing.T, kind string) {
 	check(t, syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
 	t.Cleanup(func() { _ = syscall.Unmount(m.dir+"/state", syscall.MNT_DETACH) })
 	check(t, os.WriteFile(m.image, nil, 0o600))
-	check(t, os.Truncate(m.image, 320<<20)) // the least that xfs takes
+	check(t, os.Truncate(m.image, 320<<20)) // the minimum size of xfs
 	m.system("mkfs."+kind, "-q", m.image)
 	for _, hook := range []string{"direct", "queue"} {
 		m.boot()
@@ -115,7 +114,7 @@ func (m *machine) system(name string, args ...string) {
 	}
 }
 
-// boot mounts the disk, gives the machine another boot id, and starts the server.
+// boot mounts the disk, changes the boot id, and starts the server.
 func (m *machine) boot() {
 	m.t.Helper()
 	if out, err := exec.CommandContext(context.Background(), "mount", "-o", "loop", m.image, m.dir+"/state").CombinedOutput(); err != nil {
@@ -130,7 +129,7 @@ func (m *machine) boot() {
 	m.start(true)
 }
 
-// off ends everything, as a loss of power does, and takes the disk away.
+// off ends all processes, as a loss of power does, and unmounts the disk.
 func (m *machine) off() {
 	m.t.Helper()
 	m.kill()
@@ -143,7 +142,7 @@ func (m *machine) off() {
 	m.until("the disk to be free", func() bool { return syscall.Unmount(m.dir+"/state", 0) == nil })
 }
 
-// killCommands kills the commands of a run, or of all, and returns how many were there.
+// killCommands kills the commands of a run, or of all runs, and returns how many there were.
 func (m *machine) killCommands(id string) (n int) {
 	m.t.Helper()
 	for line := range strings.Lines(string(m.read("witness"))) {
@@ -155,24 +154,24 @@ func (m *machine) killCommands(id string) (n int) {
 	return n
 }
 
-// copyDisk copies what of the disk had been written so far.
+// copyDisk copies what was written to the disk so far.
 func (m *machine) copyDisk(to string) {
 	m.t.Helper()
 	m.system("cp", "--sparse=always", m.image, to)
 }
 
-// send sends a delivery that never came before.
+// send sends a new delivery.
 func (m *machine) send(hook string) (id string) {
 	m.t.Helper()
 	m.sent++
 	return m.deliver(hook, fmt.Sprintf(`{"n": %d}`, m.sent)).run().ID
 }
 
-// begin delivers to a hook, and returns the run that is to have begun when the power fails.
+// begin sends a delivery to a hook, and returns the run that is to have begun when the power fails.
 func (m *machine) begin(hook string) (id string) {
 	m.t.Helper()
 	id = m.send(hook)
-	if hook == "queue" { // the one before ends, and this one's turn comes
+	if hook == "queue" { // the run before it ends, and this one starts
 		first := id
 		id = m.send(hook)
 		m.until("the first to begin", func() bool { return m.began(first) == 1 })
@@ -182,7 +181,7 @@ func (m *machine) begin(hook string) (id string) {
 	return id
 }
 
-// cutWhileUp cuts the power some times after the command of a run began, and starts the machine again after each.
+// cutWhileUp cuts the power several times after the command of a run began, and starts the machine again each time.
 func (m *machine) cutWhileUp(hook string, cuts []string) {
 	m.t.Helper()
 	id, at := m.begin(hook), time.Now()
@@ -216,13 +215,13 @@ func (m *machine) endOf(id string) (run runner.Run) {
 	return run
 }
 
-// cutAfterEnd cuts the power when the supervisor has recorded an end that no server has heard of.
+// cutAfterEnd cuts the power when the supervisor has recorded an end that no server has read.
 func (m *machine) cutAfterEnd() {
 	m.t.Helper()
 	id := m.begin("direct")
 	m.kill()
 	m.write("go", "", 0o600)
-	m.until("the end to be recorded", func() bool { // before the run is settled, which comes last
+	m.until("the end to be recorded", func() bool { // before the server records the end of the run
 		_, err := os.Lstat(m.dir + "/state/runs/active/" + id)
 		return os.IsNotExist(err)
 	})

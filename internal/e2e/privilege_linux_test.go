@@ -17,8 +17,7 @@ hooks:
   look: {callers: [load], command: [/bin/sh, DIR/look.sh]}
 `
 
-// look tries what a command could read of the server and of the supervisor, which
-// run as the same user.
+// look tries to read what belongs to the server and to the supervisor, which run as the same user.
 const look = `grep ^Cap /proc/self/status
 for pid in $PPID $(cat "$(dirname "$0")/server"); do
 	for file in environ maps mem auxv; do
@@ -29,14 +28,14 @@ for pid in $PPID $(cat "$(dirname "$0")/server"); do
 done
 `
 
-// TestCommand_Privileges: neither the capability to listen on port
-// 443, nor a look into the memory of the processes that have the keys.
+// TestCommand_Privileges: a command has neither the capability to listen on port 443 nor access to the memory of the
+// processes that hold the keys.
 func TestCommand_Privileges(t *testing.T) {
 	if os.Geteuid() != 0 {
-		testenv.Skip(t, "what a command may do to the server, because only root may start a server as another user")
+		testenv.Skip(t, "the privileges of a command: only root may start a server as another user")
 	}
 	in := install(t, "sallyport", privilegeHooks)
-	// Longer than a path of a socket may be, so that it is reached by /proc/self/fd.
+	// Longer than the path of a socket may be, so the server uses /proc/self/fd.
 	config := strings.Replace(string(in.read("sallyport.yaml")), in.dir+"/state", in.dir+"/"+strings.Repeat("s", 100), 1)
 	in.write("sallyport.yaml", config, 0o600)
 	in.write("look.sh", look, 0o600)
@@ -56,7 +55,7 @@ func TestCommand_Privileges(t *testing.T) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", server[0]))
 	check(t, err)
 	if !regexp.MustCompile(`CapAmb:\s+0*400\n`).Match(status) {
-		t.Fatalf("the server has not the capability, so the test shows nothing:\n%s", status)
+		t.Fatalf("the server lacks the capability, so the test proves nothing:\n%s", status)
 	}
 	check(t, os.WriteFile(in.dir+"/server", fmt.Append(nil, server[0]), 0o600))
 
@@ -76,11 +75,11 @@ func TestCommand_Privileges(t *testing.T) {
 	in.end()
 }
 
-// TestListen_PrivilegedPort says what gives the permission.
+// TestListen_PrivilegedPort: without the permission for the port, the server says how to get it, and ends.
 func TestListen_PrivilegedPort(t *testing.T) {
 	first, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	if os.Geteuid() != 0 || err != nil || strings.TrimSpace(string(first)) != "1024" {
-		testenv.Skip(t, "listening on port 443 without permission, because here any user may, or only root may start a server as another user")
+		testenv.Skip(t, "listening on port 443 without permission: it needs root, and a system where other users may not listen there")
 	}
 	in := install(t, "sallyport", privilegeHooks)
 	in.write("sallyport.yaml", strings.Replace(string(in.read("sallyport.yaml")), "localhost:0", "127.0.0.1:443", 1), 0o600)

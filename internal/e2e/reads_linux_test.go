@@ -21,14 +21,13 @@ import (
 
 const (
 	largeRuns   = 120
-	largeParams = 15 // of 64 KiB each
+	largeParams = 15 // parameters of 64 KiB each
 	readsAtOnce = 12
-	readsGoal   = 150 << 10 // KiB, of the whole server at its largest
+	readsGoal   = 150 << 10 // KiB of peak memory of the server
 )
 
-// TestReads_LargestAtOnce has one caller read as much as it can at once, from a server that
-// is built as it is shipped. The deliveries of another caller are answered, and the
-// memory of the server stays bounded.
+// TestReads_LargestAtOnce reads as much as one caller can at once, from a server without the race detector. The server
+// answers the deliveries of another caller, and its memory stays within a limit.
 func TestReads_LargestAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := shippedWith(t, `
@@ -76,13 +75,13 @@ hooks:
 	reads.Wait()
 	all.Wait()
 	after := highWater(t, serve.Process.Pid)
-	t.Logf("%d KiB at its largest, %d before", after, before)
+	t.Logf("peak memory %d KiB, %d before", after, before)
 	if after > readsGoal {
-		t.Errorf("the server took %d KiB, and %d are allowed", after, readsGoal)
+		t.Errorf("peak memory %d KiB is over the limit of %d", after, readsGoal)
 	}
 }
 
-// fillLarge records runs with as many parameters as a body has room for.
+// fillLarge records runs with as many parameters as fit into a body.
 func fillLarge(t *testing.T, state string) {
 	t.Helper()
 	s, err := store.Open(t.Context(), state, time.Now, slog.New(slog.DiscardHandler))

@@ -23,13 +23,12 @@ import (
 
 const (
 	reloads = 1000
-	growth  = 16 << 10 // KiB that memory may waver by
+	growth  = 16 << 10 // KiB by which memory may vary
 )
 
-// TestReload_UnderLoad changes the configuration a thousand times while
-// deliveries come, by a write, by a rename, and by swapping a symlink as
-// Kubernetes does; every other one is broken. No delivery fails that should
-// pass, and none passes that should fail.
+// TestReload_UnderLoad changes the configuration a thousand times under load: by a write, by a rename, and by swapping
+// a symlink as Kubernetes does. Every other configuration is broken. No good delivery fails, and no bad one is
+// accepted.
 func TestReload_UnderLoad(t *testing.T) {
 	t.Parallel()
 	r := &reloading{t: t, dir: t.TempDir()}
@@ -47,7 +46,7 @@ func TestReload_UnderLoad(t *testing.T) {
 	r.url = url + "/work"
 
 	stop := r.traffic()
-	guest := r.client(false) // on one connection all the while
+	guest := r.client(false) // on one connection for the whole test
 	allowed, early := true, 0
 	for i := range reloads {
 		kind := []string{"without guest", "a key that is unknown", "with guest", "a secret that is missing"}[i%4]
@@ -58,14 +57,14 @@ func TestReload_UnderLoad(t *testing.T) {
 			allowed = true
 		}
 		[]func(string){r.write, r.rename, r.mount}[i%3](r.file(kind))
-		if i%25 > 0 { // or by looking alone
+		if i%25 > 0 { // else the server notices the change by polling
 			check(t, serve.Process.Signal(syscall.SIGHUP))
 		}
 		r.await(i%2 == 0)
 		status, err := r.send(t.Context(), guest, "the guest's token, of thirty-two bytes")
 		check(t, err)
 		if ran := status == http.StatusOK || status == http.StatusServiceUnavailable; ran != allowed {
-			t.Fatalf("reload %d, %s: the guest is answered with %d", i, kind, status)
+			t.Fatalf("reload %d, %s: the guest got status %d", i, kind, status)
 		}
 		if i == reloads/10 {
 			early = memory(t, serve.Process.Pid, "VmRSS")
@@ -79,11 +78,11 @@ func TestReload_UnderLoad(t *testing.T) {
 		t.Errorf("memory grew from %d to %d KiB", early, late)
 	}
 	if r.passed.Load() == 0 || r.refused.Load() == 0 {
-		t.Error("there was no traffic")
+		t.Error("no delivery was sent")
 	}
 }
 
-// reloading is a server whose configuration changes.
+// reloading is a server with a changing configuration.
 type reloading struct {
 	t     *testing.T
 	dir   string
@@ -96,7 +95,7 @@ type reloading struct {
 	passed, refused atomic.Int64
 }
 
-// file is a configuration that lets the worker in, whatever kind it is of.
+// file returns a configuration of some kind. All kinds accept the worker.
 func (r *reloading) file(kind string) string {
 	text := `
 listen: "localhost:0"
@@ -138,7 +137,7 @@ func (r *reloading) rename(text string) {
 	check(r.t, os.Rename(r.conf("..data", "new"), r.conf("..data", "sallyport.yaml")))
 }
 
-// mount lays the files down anew, and swaps the one symlink that all of them go by.
+// mount writes the files into a new folder, and swaps the symlink through which all of them are read.
 func (r *reloading) mount(text string) {
 	r.t.Helper()
 	old := fmt.Sprint("..v", r.version)
@@ -158,7 +157,7 @@ func (r *reloading) mount(text string) {
 	check(r.t, os.RemoveAll(r.conf(old)))
 }
 
-// await waits until the log tells the end of one more reload, and how it was.
+// await waits until the log reports the end of one more reload, and checks its result.
 func (r *reloading) await(good bool) {
 	r.t.Helper()
 	end := time.After(2 * time.Minute)
@@ -179,7 +178,7 @@ func (r *reloading) await(good bool) {
 		}
 		select {
 		case <-end:
-			r.t.Fatal("waited in vain for a reload")
+			r.t.Fatal("timed out waiting for a reload")
 		case <-time.After(time.Millisecond):
 		}
 	}
@@ -209,8 +208,7 @@ func (r *reloading) send(ctx context.Context, c *http.Client, token string) (int
 	return res.StatusCode, err
 }
 
-// traffic sends good and bad deliveries, on connections that stay and on new
-// ones, until it is stopped.
+// traffic sends good and bad deliveries, on kept connections and on new ones, until stop is called.
 func (r *reloading) traffic() (stop func()) {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	var all sync.WaitGroup

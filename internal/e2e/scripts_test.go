@@ -31,9 +31,8 @@ import (
 	"sallyport/internal/spiffetest"
 )
 
-// witness is a command that a hook may have: witness FILE ARG... It keeps in
-// FILE.argv what its arguments are, in FILE.env its environment, each with a
-// NUL after every entry, and in FILE.stdin what it can read.
+// witness is a command for hooks: witness FILE ARG... It writes its arguments to FILE.argv and its environment to
+// FILE.env, each entry followed by a NUL, and its input to FILE.stdin.
 func witness() {
 	file := os.Args[1]
 	list := func(entries []string) []byte { return []byte(strings.Join(append(entries, ""), "\x00")) }
@@ -55,8 +54,7 @@ func entries(ts *testscript.TestScript, file string) []string {
 	return list[:len(list)-1]
 }
 
-// vector compares what a witness kept with a list in JSON, byte by byte, and
-// removes it: vector FILE JSON
+// vector compares a file of a witness with a JSON list, byte by byte, and removes it: vector FILE JSON
 func vector(ts *testscript.TestScript, _ bool, args []string) {
 	var want []string
 	ts.Check(json.Unmarshal([]byte(args[1]), &want))
@@ -66,7 +64,7 @@ func vector(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.Remove(ts.MkAbs(args[0])))
 }
 
-// environ checks that a witness saw these variables and no other: environ FILE NAME...
+// environ checks that a witness had exactly these variables: environ FILE NAME...
 func environ(ts *testscript.TestScript, _ bool, args []string) {
 	var names []string
 	for _, entry := range entries(ts, args[0]) {
@@ -93,14 +91,14 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// fill makes a file of a text repeated: fill FILE TEXT TIMES
+// fill creates a file with a repeated text: fill FILE TEXT TIMES
 func fill(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[2])
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Repeat(args[1], n)), 0o600))
 }
 
-// gone checks that the processes whose ids stand in files are no more: gone FILE...
+// gone checks that the processes whose ids are in files have ended: gone FILE...
 func gone(ts *testscript.TestScript, _ bool, args []string) {
 	for _, file := range args {
 		pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile(file)))
@@ -108,25 +106,25 @@ func gone(ts *testscript.TestScript, _ bool, args []string) {
 		if syscall.Kill(pid, 0) != nil {
 			continue
 		}
-		// What was killed may still wait to be read by whoever runs as process 1.
+		// A killed process may wait for process 1 to reap it.
 		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if !strings.Contains(string(stat), ") Z ") {
-			ts.Fatalf("process %d of %s is still there: %s", pid, file, stat)
+			ts.Fatalf("process %d of %s has not ended: %s", pid, file, stat)
 		}
 	}
 }
 
-// logged checks that the id of the last answer is in a log: logged FILE
+// logged checks that a log contains the request id of the last answer: logged FILE
 func logged(ts *testscript.TestScript, _ bool, args []string) {
 	_, rest, ok := strings.Cut(ts.ReadFile("stdout"), "\nX-Request-Id: ")
 	id, _, _ := strings.Cut(rest, "\r\n")
 	if !ok || id == "" {
-		ts.Fatalf("the answer has no id")
+		ts.Fatalf("the answer has no request id")
 	}
 	eventually(ts, id+" in the log", func() bool { return strings.Contains(ts.ReadFile(args[0]), `"request":"`+id+`"`) })
 }
 
-// port puts a port that nobody listens on into a variable: port VARIABLE
+// port sets a variable to a free port: port VARIABLE
 func port(ts *testscript.TestScript, _ bool, args []string) {
 	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	ts.Check(err)
@@ -135,14 +133,13 @@ func port(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0], port)
 }
 
-// audited checks that the audit has one line of the last answer's request with a
-// decision, and what the line says: audited DECISION FIELD=VALUE... A value may
-// be * for whatever it is; fields that every line has are left out.
+// audited checks that the audit log has one line with this decision for the request of the last answer, and its fields:
+// audited DECISION FIELD=VALUE... The value * matches any value. The fields that every line has are not listed.
 func audited(ts *testscript.TestScript, _ bool, args []string) {
 	_, rest, _ := strings.Cut(ts.ReadFile("stdout"), "\nX-Request-Id: ")
 	id, _, ok := strings.Cut(rest, "\r\n")
 	if !ok {
-		ts.Fatalf("the answer has no id")
+		ts.Fatalf("the answer has no request id")
 	}
 	want := map[string]string{"decision": args[0], "request": id}
 	for _, field := range args[1:] {
@@ -167,7 +164,7 @@ func audited(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// auditLine is the line about a request with a decision, or nil.
+// auditLine returns the line about a request with this decision, or nil.
 func auditLine(ts *testscript.TestScript, decision, request string) map[string]string {
 	names, err := filepath.Glob(ts.MkAbs("state/audit/*.jsonl"))
 	ts.Check(err)
@@ -175,7 +172,7 @@ func auditLine(ts *testscript.TestScript, decision, request string) map[string]s
 	ts.Check(err)
 	for _, name := range append(names, refusals...) {
 		for text := range strings.Lines(ts.ReadFile(name)) {
-			if !strings.HasSuffix(text, "\n") { // it is being written
+			if !strings.HasSuffix(text, "\n") { // a line that is partly written
 				continue
 			}
 			var line map[string]any
@@ -192,7 +189,7 @@ func auditLine(ts *testscript.TestScript, decision, request string) map[string]s
 	return nil
 }
 
-// sign signs as a sender does whose clock is off: sign AGE SCHEME KEYFILE BODY
+// sign signs as a sender whose clock is off by AGE: sign AGE SCHEME KEYFILE BODY
 func sign(ts *testscript.TestScript, _ bool, args []string) {
 	age, err := time.ParseDuration(args[0])
 	ts.Check(err)
@@ -203,9 +200,8 @@ func sign(ts *testscript.TestScript, _ bool, args []string) {
 	_, _ = io.WriteString(ts.Stdout(), client.Lines(h))
 }
 
-// token prints the header with a token that "sallyport sign" would not make:
-// token AGE ALG KEYFILE CLAIMS OTHERS. CLAIMS is a file of a JSON object, OTHERS
-// one itself; its claims win, and null takes a claim out.
+// token prints a header with a token that "sallyport sign" does not make: token AGE ALG KEYFILE CLAIMS OTHERS. CLAIMS
+// is a file with a JSON object. OTHERS is a JSON object whose claims override those of CLAIMS; null removes a claim.
 func token(ts *testscript.TestScript, _ bool, args []string) {
 	age, err := time.ParseDuration(args[0])
 	ts.Check(err)
@@ -236,8 +232,8 @@ func token(ts *testscript.TestScript, _ bool, args []string) {
 	_, _ = fmt.Fprintln(ts.Stdout(), "Authorization: Bearer "+signed)
 }
 
-// pki makes a CA, or a client's or server's certificate of one, as NAME.pem and
-// NAME.key, which ends in 30 days or so long from now:
+// pki creates a CA, or a client's or server's certificate that it signs, as NAME.pem and NAME.key. The certificate
+// expires in 30 days or after DURATION:
 //
 //	pki NAME
 //	pki NAME CA uri:URI|dns:NAME|cn:NAME|server:NAME [expired|DURATION]
@@ -296,7 +292,7 @@ func authority(ts *testscript.TestScript, name string) (*x509.Certificate, *ecds
 	return ca, key.(*ecdsa.PrivateKey)
 }
 
-// domain returns a SPIFFE trust domain, a new one when there is none of that name.
+// domain returns the SPIFFE trust domain of a name, and creates it at first use.
 func domain(ts *testscript.TestScript, name string) *spiffetest.Domain {
 	domains := ts.Value("domains").(map[string]*spiffetest.Domain)
 	if domains[name] == nil {
@@ -307,8 +303,8 @@ func domain(ts *testscript.TestScript, name string) *spiffetest.Domain {
 	return domains[name]
 }
 
-// workload has a Workload API hand out a new certificate for localhost, with the
-// bundle of its domain and of federated ones, and keeps its CA as certs/ca.pem:
+// workload lets a Workload API issue a new certificate for localhost, with the bundles of its domain and of federated
+// ones, and writes the CA to certs/ca.pem:
 //
 //	workload SOCKET DOMAIN [FEDERATED...]
 //	workload forget DOMAIN: the next one of this name has another CA
@@ -336,7 +332,7 @@ func workload(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs("certs/ca.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.CA.Raw}), 0o600))
 }
 
-// svid issues a certificate as NAME.pem and NAME.key: svid NAME DOMAIN ID
+// svid issues an X.509-SVID as NAME.pem and NAME.key: svid NAME DOMAIN ID
 func svid(ts *testscript.TestScript, _ bool, args []string) {
 	pair, err := domain(ts, args[1]).SVID(args[2])
 	ts.Check(err)

@@ -27,7 +27,7 @@ import (
 	"time"
 )
 
-// order is what testdata/senders/sign.mjs reads.
+// order is a line of input of testdata/senders/sign.mjs.
 type order struct {
 	Sender string         `json:"sender"`
 	Secret string         `json:"secret,omitempty"`
@@ -40,22 +40,22 @@ type order struct {
 	URL    string         `json:"url"`
 }
 
-// delivery is a request on its way to a hook.
+// delivery is a request to a hook.
 type delivery struct {
 	header http.Header
 	body   string
 }
 
-// sender is one library that signs, and the caller that the file has for it.
+// sender is a library that signs, with its caller in the configuration.
 type sender struct {
-	name      string // of the caller, the hook and the witness folder
+	name      string // name of the caller, the hook and the witness folder
 	order     order
-	other     order             // the same with a secret or key that the file does not have
+	other     order             // the same with an unknown secret or key
 	signature string            // the header that holds the signature
 	caller    string            // YAML
-	files     map[string]string // that caller names
-	signedID  string            // header, when the signature covers it
-	signedAt  string            // likewise
+	files     map[string]string // files that caller names
+	signedID  string            // header with the id, if the signature covers it
+	signedAt  string            // header with the time, likewise
 	public    string            // PEM, of an asymmetric key
 }
 
@@ -64,8 +64,7 @@ const (
 	audience = "https://hooks.example.com"
 )
 
-// TestSenders sends what the senders' own libraries sign, and everything that
-// somebody without the key could make of it.
+// TestSenders sends what the senders' own libraries sign, and what an attacker without the key could make of it.
 func TestSenders(t *testing.T) {
 	t.Parallel()
 	if _, err := os.Stat("internal/e2e/testdata/senders/node_modules/.package-lock.json"); err != nil {
@@ -85,7 +84,7 @@ func TestSenders(t *testing.T) {
 }
 
 func hmacSenders() []*sender {
-	secret := func() string { // of the form that Standard Webhooks asks for; the others take any text
+	secret := func() string { // Standard Webhooks needs this form; the others accept any text
 		b := make([]byte, 32)
 		_, _ = rand.Read(b) // never fails
 		return "whsec_" + base64.StdEncoding.EncodeToString(b)
@@ -130,7 +129,7 @@ func jwtSenders(t *testing.T) []*sender {
 	for _, library := range []string{"jose", "jsonwebtoken"} {
 		for _, alg := range []string{"HS256", "RS256", "ES256", "EdDSA"} {
 			if library == "jsonwebtoken" && alg == "EdDSA" {
-				continue // it has none
+				continue // it has no signature
 			}
 			name := library + "-" + strings.ToLower(alg)
 			s := &sender{name: name, signature: "Authorization", order: order{Sender: library, Alg: alg}, other: order{Sender: library, Alg: alg}}
@@ -149,7 +148,7 @@ func jwtSenders(t *testing.T) []*sender {
 	return all
 }
 
-// keyPair returns a new private key (PKCS #8) and its public half, as PEM.
+// keyPair returns a new private key (PKCS #8) and its public key, as PEM.
 func keyPair(t *testing.T, alg string) (private, public string) {
 	t.Helper()
 	var key crypto.Signer
@@ -178,8 +177,8 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// startServer runs the program with a hook for each sender. The hook's command
-// keeps the body of each run in a file of its own, ran/SENDER/RUN.
+// startServer runs the program with one hook for each sender. The hook's command stores the body of each run in
+// ran/SENDER/RUN.
 func startServer(t *testing.T, dir string, all []*sender) (url string, client *http.Client) {
 	t.Helper()
 	held, port := socket(t)
@@ -193,7 +192,7 @@ func startServer(t *testing.T, dir string, all []*sender) (url string, client *h
 			check(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 		}
 	}
-	// So many refusals from one address are what the limits are against.
+	// The limits would stop so many refusals from one address.
 	config := fmt.Sprintf(`state: state
 tls: {cert: certs/server.pem, key: certs/server.key}
 limits: {address: {rate: 1000/s, burst: 1000}, failures: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}}
@@ -210,7 +209,7 @@ callers:
 			t.Logf("configuration:\n%s", config)
 		}
 	})
-	// The process that is started says for whom the socket is: itself.
+	// The variable LISTEN_PID must name the server, so the shell sets it to its own pid and executes the server.
 	serve := exec.Command("/bin/sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec sallyport serve --config sallyport.yaml`) //nolint:noctx // ended by a signal
 	serve.Dir, serve.ExtraFiles = dir, []*os.File{held}
 	listening(t, dir, serve)
@@ -219,8 +218,7 @@ callers:
 	return "https://localhost:" + port, &http.Client{Transport: transport, Timeout: time.Minute}
 }
 
-// socket listens before the server does, so that its port, which senders sign, is
-// known and nobody else's.
+// socket listens before the server starts, so that its port, which senders sign, is known and reserved.
 func socket(t *testing.T) (socket *os.File, port string) {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "localhost:0")
@@ -233,7 +231,7 @@ func socket(t *testing.T) (socket *os.File, port string) {
 	return socket, port
 }
 
-// program is the program itself, which TestMain has put into the PATH.
+// program runs the program, which TestMain has put into the PATH.
 func program(t testing.TB, dir string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("sallyport", args...) //nolint:noctx // it is ended by a signal, after the test's context
@@ -266,17 +264,17 @@ func waitFor(t *testing.T, address string) {
 	t.Fatal("the server does not answer")
 }
 
-// hook is where a sender's deliveries go.
+// hook is a hook with its sender.
 type hook struct {
 	*sender
 
 	url, witness string
 	client       *http.Client
-	orders       *json.Encoder // to sign.mjs
-	signatures   *json.Decoder // from it
+	orders       *json.Encoder // input of sign.mjs
+	signatures   *json.Decoder // output of sign.mjs
 }
 
-// startSigner runs sign.mjs until the test is over.
+// startSigner runs sign.mjs until the end of the test.
 func (h *hook) startSigner(t *testing.T) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "node", "internal/e2e/testdata/senders/sign.mjs")
@@ -288,7 +286,7 @@ func (h *hook) startSigner(t *testing.T) {
 	check(t, cmd.Start())
 	t.Cleanup(func() {
 		check(t, in.Close())
-		_ = cmd.Wait() // killed, or at the end of its input: it has signed what there was
+		_ = cmd.Wait() // it ends when its input does
 	})
 	h.orders, h.signatures = json.NewEncoder(in), json.NewDecoder(out)
 }
@@ -302,21 +300,21 @@ func (h *hook) test(t *testing.T) {
 		h.refuses(t, why, d)
 	}
 	if h.token() {
-		// A token proves who sends, not what: it is good for one body only.
+		// A token proves the sender and not the body: it is good for one body only.
 		h.refuses(t, "a token used again with another body", with(first, func(d *delivery) { d.body += " " }))
 	}
 	if h.name == "github" {
-		// Its id is not signed, so it must not make a delivery a new one.
+		// The id is not signed, so another id must not make it a new delivery.
 		h.replayed(t, "the same delivery under another id", with(first, func(d *delivery) { d.header.Set("X-Github-Delivery", "other") }))
 	}
-	// What was refused above was so for what had been done to it, and has spent nothing.
+	// The refused deliveries did not use up the good one.
 	h.accepts(t, "what the tampered ones were made of", second)
 }
 
-// token tells whether the sender proves itself by a JWT.
+// token reports whether the sender authenticates with a JWT.
 func (s *sender) token() bool { return s.signature == "Authorization" }
 
-// signed asks the sender's library for a new delivery.
+// signed gets a new delivery from the sender's library.
 func (h *hook) signed(t *testing.T, change func(*order)) *delivery {
 	t.Helper()
 	now := time.Now()
@@ -342,14 +340,14 @@ func (h *hook) signed(t *testing.T, change func(*order)) *delivery {
 	return d
 }
 
-// with is d changed; d itself stays.
+// with returns a changed copy of d.
 func with(d *delivery, change func(*delivery)) *delivery {
 	c := &delivery{header: d.header.Clone(), body: d.body}
 	change(c)
 	return c
 }
 
-// tampered is what can be made of a good delivery, and what can be made without one.
+// tampered returns forgeries that are made from a good delivery, or without one.
 func (h *hook) tampered(t *testing.T, good *delivery) map[string]*delivery {
 	t.Helper()
 	sig := good.header.Get(h.signature)
@@ -430,7 +428,7 @@ func (h *hook) tamperedTokens(t *testing.T, good *delivery) map[string]*delivery
 		"under the name of another": with(good, func(d *delivery) { d.header.Del("Authorization"); d.header.Set("X-Authorization", "Bearer "+token) }),
 	}
 	if h.public != "" {
-		// The public key is no secret: used as one, it must prove nothing.
+		// The public key is not secret: as an HMAC secret it must prove nothing.
 		all["HS256 with the public key"] = h.signed(t, func(o *order) {
 			o.Sender, o.Alg, o.Key, o.Secret = "jose", "HS256", "", h.public
 		})
@@ -438,8 +436,8 @@ func (h *hook) tamperedTokens(t *testing.T, good *delivery) map[string]*delivery
 	return all
 }
 
-// flipped is sig with a character near its end, where every sender has its
-// signature, replaced by another that hex and base64 know too.
+// flipped replaces a character near the end of sig, where every sender has its signature, by another one that is valid
+// in hex and base64.
 func flipped(sig string) string {
 	i := len(sig) - 10
 	if sig[i] == '0' {
@@ -448,12 +446,12 @@ func flipped(sig string) string {
 	return sig[:i] + "0" + sig[i+1:]
 }
 
-// answer is what came of a delivery.
+// answer is the result of a delivery.
 type answer struct {
 	status   int
 	replayed bool
 	text     string
-	ran      []string // what the command was given meanwhile
+	ran      []string // bodies of the new runs
 }
 
 // send posts a delivery and waits for the end of its run.
@@ -478,7 +476,7 @@ func (h *hook) send(t *testing.T, d *delivery) answer {
 	return a
 }
 
-// runs is what the command was given on each run.
+// runs returns the body of each run.
 func (h *hook) runs(t *testing.T) map[string]string {
 	t.Helper()
 	entries, err := os.ReadDir(h.witness)

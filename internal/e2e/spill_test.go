@@ -9,16 +9,15 @@ import (
 	"time"
 )
 
-// What spill writes.
+// The output of spill.
 const (
-	SpillBlock = 4 << 10 // which a FIFO keeps together
-	Spilled    = 1 << 30 // bytes, half of them on each stream
-	spillWrite = 16      // blocks at once
+	SpillBlock = 4 << 10 // a FIFO writes so many bytes atomically
+	Spilled    = 1 << 30 // total bytes, half on each stream
+	spillWrite = 16      // blocks per write
 )
 
-// spill is a command that a hook may have: spill FILE GATE. It writes Spilled
-// bytes to both streams at once, writes how many nanoseconds that took to FILE, and
-// ends when GATE is there.
+// spill is a command for hooks: spill FILE GATE. It writes Spilled bytes to both streams at once, writes the duration
+// in nanoseconds to FILE, and ends when GATE exists.
 func spill() {
 	begin := time.Now()
 	var both sync.WaitGroup
@@ -50,8 +49,7 @@ func spill() {
 	}
 }
 
-// Blocks are what spill writes: each names its stream and its number, and the
-// rest follows from the number.
+// Blocks are the output of spill. Each block contains its stream and its number, and the rest follows from the number.
 type Blocks struct{ noise, buf []byte }
 
 // NewBlocks returns the same blocks each time.
@@ -61,7 +59,7 @@ func NewBlocks() *Blocks {
 	return b
 }
 
-// Block returns a block, which is good until the next is asked for.
+// Block returns a block, which is valid until the next call.
 func (b *Blocks) Block(second bool, n int) []byte {
 	head := fmt.Sprintf("%5t %09d\n", second, n)
 	copy(b.buf, head)

@@ -23,7 +23,7 @@ hooks:
     timeout: 2s
 `
 
-// stoppedJob ends when the gate is open, and its pid is in DIR/N.
+// stoppedJob writes its pid to DIR/N, and ends when DIR/gate exists.
 const stoppedJob = `#!/bin/sh
 echo $$ >"$1/$2"
 echo "$SALLYPORT_RUN" >>"$1/begun"
@@ -31,14 +31,14 @@ until [ -e "$1/gate" ]; do sleep 0.02; done
 exit 7
 `
 
-// TestStoppedSupervisor_EndBeforeTimeout: a command that ended by itself while the
-// supervisor was stopped did not time out, though its time is over by now.
+// TestStoppedSupervisor_EndBeforeTimeout: a command that ended by itself while the supervisor was stopped did not time
+// out, even if its timeout has passed when the supervisor continues.
 func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", stoppedHooks)
 	in.write("job.sh", stoppedJob, 0o755)
 	in.start(true)
-	const many = 6 // the supervisor may notice either first
+	const many = 6 // the supervisor may notice the end or the timeout first
 	var runs []string
 	for n := range many {
 		runs = append(runs, in.deliver("job", fmt.Sprintf(`{"n": %d}`, n)).run().ID)
@@ -72,8 +72,8 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 	in.end()
 }
 
-// TestStoppedSupervisor_Cancel: a run whose order a stopped supervisor holds is cancelled, so its command does not begin
-// when the supervisor goes on. Another run of its flight does.
+// TestStoppedSupervisor_Cancel: cancelling a run whose order a stopped supervisor holds keeps its command from
+// beginning when the supervisor continues. The next run of its flight begins.
 func TestStoppedSupervisor_Cancel(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", stoppedHooks)
@@ -83,16 +83,16 @@ func TestStoppedSupervisor_Cancel(t *testing.T) {
 	supervisor := in.supervisor()
 	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
 	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
-	run := in.deliver("job", `{"n": 1}`).run() // answered without the supervisor, which has the order
+	run := in.deliver("job", `{"n": 1}`).run() // the server answers without the supervisor, which has the order
 	if out, err := program(t, in.dir, "runs", "cancel", "--state-dir", "state", run.ID).CombinedOutput(); err != nil {
-		t.Fatalf("the cancellation is answered with %v: %s", err, out)
+		t.Fatalf("the cancellation ended with %v: %s", err, out)
 	}
 	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
 	if r := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run(); r.State != runner.Cancelled {
 		t.Errorf("the run is %+v", r)
 	}
 	if a := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); a.code != http.StatusNotFound {
-		t.Errorf("its output is answered with %d: %s", a.code, a.body)
+		t.Errorf("its output has status %d: %s", a.code, a.body)
 	}
 	next := in.deliver("job", `{"n": 1, "again": true}`).run()
 	if r := in.ask(t.Context(), http.MethodGet, "/runs/"+next.ID, "", "Prefer: wait=30").run(); r.State != runner.Failed || r.ExitCode == nil {

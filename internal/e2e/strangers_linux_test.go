@@ -20,8 +20,7 @@ import (
 	"sallyport/internal/client"
 )
 
-// siege is a server that strangers attack, from addresses of this machine: on Linux
-// all of 127.0.0.0/8 are.
+// siege is a server under attack from many addresses of this machine: on Linux all of 127.0.0.0/8.
 type siege struct {
 	t       *testing.T
 	trusted *x509.CertPool
@@ -32,7 +31,7 @@ type siege struct {
 	all     sync.WaitGroup
 }
 
-// newSiege starts the program with the default limits of strangers.
+// newSiege starts the program with the default limits for unauthenticated requests.
 func newSiege(t *testing.T) *siege {
 	t.Helper()
 	dir := configured(t, `
@@ -47,7 +46,7 @@ hooks:
 	return startSiege(t, dir)
 }
 
-// startSiege starts the program in a folder that is configured.
+// startSiege starts the program in a folder with a configuration.
 func startSiege(t *testing.T, dir string) *siege {
 	t.Helper()
 	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
@@ -81,8 +80,8 @@ func (s *siege) dialTLS(from string) (*tls.Conn, error) {
 	return c, nil
 }
 
-// attack has strangers hold something that open begins, and begin it again when the
-// server ends it. It returns when each of them has held it once.
+// attack lets n attackers hold what open begins, and begin again when the server ends it. It returns when each attacker
+// has held it once.
 func (s *siege) attack(n int, open func(i int) (net.Conn, error)) {
 	var held sync.WaitGroup
 	held.Add(n)
@@ -107,7 +106,7 @@ func (s *siege) attack(n int, open func(i int) (net.Conn, error)) {
 	held.Wait()
 }
 
-// hold waits for the end of a connection, or of the attack.
+// hold waits for the end of a connection or of the attack.
 func (s *siege) hold(c net.Conn) {
 	ended := make(chan struct{})
 	go func() { _, _ = io.Copy(io.Discard, c); close(ended) }()
@@ -119,7 +118,7 @@ func (s *siege) hold(c net.Conn) {
 	<-ended
 }
 
-// stopped sends a part of a body.
+// stopped sends a part of a body and stops.
 func (s *siege) stopped(from, path string, declared, sent int) (net.Conn, error) {
 	c, err := s.dialTLS(from)
 	if err != nil {
@@ -127,12 +126,12 @@ func (s *siege) stopped(from, path string, declared, sent int) (net.Conn, error)
 	}
 	_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", path, declared)
 	if err == nil {
-		_, _ = c.Write(make([]byte, sent)) // what the server does not take is no matter
+		_, _ = c.Write(make([]byte, sent)) // the server may refuse a part of it
 	}
 	return c, err
 }
 
-// deliver sends a good delivery on a connection of its own.
+// deliver sends a good delivery on a new connection.
 func (s *siege) deliver(from, path string, size int) error {
 	id := rand.Text()
 	body := append([]byte(id), bytes.Repeat([]byte(" "), size-len(id))...)
@@ -168,11 +167,11 @@ func (s *siege) deliver(from, path string, size int) error {
 	return err
 }
 
-// TestFlood_GoodDeliveries counts the good deliveries that are refused while strangers
-// hold what they can.
+// TestFlood_GoodDeliveries counts the good deliveries that are refused while attackers without a credential hold all
+// that they can.
 func TestFlood_GoodDeliveries(t *testing.T) {
 	t.Parallel()
-	const deliveries = 50 // of each size: together no more than one address may send at once
+	const deliveries = 50 // of each size: together within the burst of one address
 	for why, attack := range map[string]func(s *siege){
 		"16 silent addresses": func(s *siege) {
 			s.attack(16*64, func(i int) (net.Conn, error) { return s.dial(fmt.Sprintf("127.%d.0.1", 10+i%16)) })
@@ -208,7 +207,7 @@ func TestFlood_GoodDeliveries(t *testing.T) {
 	}
 }
 
-// TestFlood_Refusals has a stranger ask for what is not there, over and over.
+// TestFlood_Refusals repeats requests for a path that does not exist.
 func TestFlood_Refusals(t *testing.T) {
 	t.Parallel()
 	s := newSiege(t)

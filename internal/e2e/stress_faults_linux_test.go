@@ -11,8 +11,7 @@ import (
 	"time"
 )
 
-// faultOp is something that happens to the program and its machine. The table is
-// open: an operation is a line here and a method.
+// faultOp is something that happens to the program and its machine. To add an operation, add a line here and a method.
 type faultOp struct {
 	name   string
 	weight int
@@ -40,13 +39,13 @@ func faultOps() []faultOp {
 	}
 }
 
-// pause waits for a random while.
+// pause waits for a random time.
 func pause(r *rand.Rand, least, most time.Duration) {
 	<-time.After(least + time.Duration(r.Int64N(int64(most-least))))
 }
 
-// serve starts a server and returns when it serves. One that ends before is
-// started again, as a service manager does.
+// serve starts a server and returns when it serves. If the server ends before, serve starts another one, as a service
+// manager does.
 func (s *stress) serve() {
 	for end := time.After(patience); !s.broken.Load(); s.restarts++ {
 		from := s.logSize()
@@ -69,8 +68,7 @@ func (s *stress) serve() {
 	}
 }
 
-// awaitServer returns when the server serves that was started last, or another
-// if that one has ended.
+// awaitServer returns when the last started server serves, or another one if that one has ended.
 func (s *stress) awaitServer(from int64) {
 	s.until("a server to serve", func() bool { return s.serves(from) || len(s.servers()) == 0 })
 	if len(s.servers()) == 0 {
@@ -96,11 +94,11 @@ func (s *stress) killServer(*rand.Rand) {
 
 func (s *stress) killSupervisor(*rand.Rand) { s.shootSupervisor(syscall.SIGKILL) }
 
-// shootSupervisor signals the supervisor, if there is one, and notes when.
+// shootSupervisor signals the supervisor, if there is one, and records the time.
 func (s *stress) shootSupervisor(sig syscall.Signal) {
 	if pid := s.supervisor(); pid != 0 {
 		s.shots = append(s.shots, shot{sinceBoot(), sig})
-		_ = syscall.Kill(pid, sig) // it may have gone just now
+		_ = syscall.Kill(pid, sig) // it may just have ended
 	}
 }
 
@@ -114,8 +112,8 @@ func (s *stress) killBoth(r *rand.Rand) {
 	s.serve()
 }
 
-// handOver has the server start the next one, kills one of them on the way or
-// none, or the supervisor, and returns when somebody serves.
+// handOver makes the server start its successor, kills one of the two servers, the supervisor or nothing meanwhile, and
+// returns when a server serves.
 func (s *stress) handOver(r *rand.Rand) {
 	wait, what := time.Duration(r.IntN(400))*time.Millisecond, r.IntN(5)
 	pids := s.servers()
@@ -124,7 +122,7 @@ func (s *stress) handOver(r *rand.Rand) {
 		return
 	}
 	from, old := s.logSize(), pids[0]
-	_ = syscall.Kill(old, syscall.SIGUSR2) // before it serves, this ends it
+	_ = syscall.Kill(old, syscall.SIGUSR2) // a server that does not serve yet ends by it
 	<-time.After(wait)
 	pids = s.servers()
 	switch last := len(pids) - 1; {
@@ -135,20 +133,19 @@ func (s *stress) handOver(r *rand.Rand) {
 	case what == 2:
 		s.shootSupervisor(syscall.SIGKILL)
 	}
-	// Whichever is left takes all that comes, or gives up.
+	// The remaining server serves, or gives up.
 	s.until("one server", func() bool { pids = s.servers(); return len(pids) < 2 })
 	switch {
 	case len(pids) == 0:
 		s.serve()
-	case pids[0] == old: // it takes everything back, and serves where it did before
+	case pids[0] == old: // it takes everything back and serves again
 		s.serves(0)
 	default:
 		s.until("the next server to serve", func() bool { return s.serves(from) || len(s.servers()) == 0 })
 	}
 }
 
-// upgrade puts the other version of the program in the place of this one, and
-// has the server hand over to it.
+// upgrade replaces the program by its other version, and makes the server hand over to it.
 func (s *stress) upgrade(r *rand.Rand) {
 	swap := s.program + ".swap"
 	check(s.t, os.Link(s.program, swap))
@@ -173,11 +170,11 @@ func (s *stress) stopServer(r *rand.Rand) {
 	signalAll(pids, syscall.SIGCONT)
 }
 
-// stopSupervisor has the supervisor not answer for a while, at times for longer
-// than the server waits for it, and at times something happens meanwhile.
+// stopSupervisor stops the supervisor for a while, sometimes for longer than the server waits for it, and sometimes
+// another fault happens meanwhile.
 func (s *stress) stopSupervisor(r *rand.Rand) {
 	least, most := 50*time.Millisecond, time.Second
-	if r.IntN(2) == 0 { // until deliveries are answered without it
+	if r.IntN(2) == 0 { // until the server answers deliveries without it
 		least, most = 5500*time.Millisecond, 8*time.Second
 	}
 	pid := s.supervisor()
@@ -209,7 +206,7 @@ func (s *stress) stopSupervisor(r *rand.Rand) {
 	}
 }
 
-// configure puts a configuration in place by rename, and has the server read it.
+// configure replaces the configuration by rename, and makes the server read it.
 func (s *stress) configure(text string) {
 	s.write("sallyport.yaml.new", text, 0o600)
 	check(s.t, os.Rename(filepath.Join(s.dir, "sallyport.yaml.new"), filepath.Join(s.dir, "sallyport.yaml")))
@@ -223,7 +220,7 @@ func (s *stress) reload(r *rand.Rand) {
 	s.configure(s.configuration(""))
 }
 
-// breakConfiguration has the file be wrong for a while.
+// breakConfiguration makes the configuration invalid for a while.
 func (s *stress) breakConfiguration(r *rand.Rand) {
 	s.configure(s.configuration("") + "\nno such key: 1\n")
 	defer func() { s.configure(s.configuration("")) }()
@@ -234,7 +231,7 @@ func (s *stress) breakConfiguration(r *rand.Rand) {
 	}
 }
 
-// takeHookAway has a hook be missing in the file for a while.
+// takeHookAway removes a hook from the configuration for a while.
 func (s *stress) takeHookAway(r *rand.Rand) {
 	hooks := stressHooks()
 	s.configure(s.configuration(hooks[r.IntN(len(hooks))].name))
@@ -246,7 +243,7 @@ func (s *stress) takeHookAway(r *rand.Rand) {
 	}
 }
 
-// takeProgramAway has the command's program be missing, as while it is replaced.
+// takeProgramAway removes the command's program, as while it is replaced.
 func (s *stress) takeProgramAway(r *rand.Rand) {
 	program := filepath.Join(s.dir, "job")
 	check(s.t, os.Rename(program, program+".away"))
@@ -254,8 +251,7 @@ func (s *stress) takeProgramAway(r *rand.Rand) {
 	pause(r, 50*time.Millisecond, 2*time.Second)
 }
 
-// writeProgram has the command's program be open for writing, so that it cannot
-// be executed.
+// writeProgram opens the command's program for writing, so that it cannot be executed.
 func (s *stress) writeProgram(r *rand.Rand) {
 	f, err := os.OpenFile(filepath.Join(s.dir, "job"), os.O_WRONLY|os.O_APPEND, 0)
 	if errors.Is(err, syscall.ETXTBSY) { // a command runs
@@ -266,8 +262,8 @@ func (s *stress) writeProgram(r *rand.Rand) {
 	pause(r, 50*time.Millisecond, time.Second)
 }
 
-// cutPower ends everything at once, loses what was not synced, and starts the
-// machine again. Where no disk can be mounted, nothing is lost but the processes.
+// cutPower ends all processes at once, drops what was not synced, and starts the machine again. Where no disk can be
+// mounted, it only ends the processes.
 func (s *stress) cutPower(r *rand.Rand) {
 	pause(r, 0, 200*time.Millisecond)
 	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGPWR})
@@ -287,14 +283,14 @@ func (s *stress) cutPower(r *rand.Rand) {
 	s.serve()
 }
 
-// stepWallClock sets the clock, mostly back to the right time or by a little.
+// stepWallClock sets the clock, mostly back to the right time or by a small step.
 func (s *stress) stepWallClock(r *rand.Rand) {
 	const day = 24 * time.Hour
 	steps := []time.Duration{0, 0, 2 * time.Second, -2 * time.Second, 90 * time.Second, -90 * time.Second, time.Hour, -time.Hour, day, -day, 40 * day, -40 * day}
 	stepClock(s.t, s.program, steps[r.IntN(len(steps))])
 }
 
-// configuration is the text of the file, without one of the hooks.
+// configuration returns the text of the configuration, without one of the hooks.
 func (s *stress) configuration(without string) string {
 	var b strings.Builder
 	b.WriteString(stressInstalled)

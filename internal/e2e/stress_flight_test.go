@@ -13,29 +13,27 @@ import (
 	"sallyport/runner"
 )
 
-// A flight, as the stress test sees it from outside, is a line of runs: the
-// first one runs or is the next to run, and the others wait behind it. Every
-// answer of the server and everything that a command witnessed is an operation
-// on that line, which happened at some moment between two known ones. The
-// history of a flight is right if there is an order of all its operations that
-// fits these moments and that this model allows; porcupine looks for one.
+// To an observer, a flight is a line of runs: the first one runs or is the next to run, and the others are queued
+// behind it. Each answer of the server and each line of a witness file is an operation on that line, which happened
+// between two known moments. The history of a flight is right if its operations have an order that fits these moments
+// and that this model allows. porcupine looks for one.
 
 // Operations on a flight.
 const (
 	opAdmit = "admit" // a delivery or a rerun was accepted
-	opBusy  = "busy"  // it was refused, because a run is in the way
+	opBusy  = "busy"  // a delivery or a rerun was refused because the flight is busy
 	opBegin = "begin" // the command of a run executed its first line
 	opEnd   = "end"   // a run whose command began ended
-	opDrop  = "drop"  // a run whose command never began ended, but for one that another replaced
+	opDrop  = "drop"  // a run whose command never began ended, and was not replaced
 	opSeen  = "seen"  // an answer showed the state of a run
 )
 
-// How a delivery was admitted. Empty where no answer tells.
+// How a delivery was admitted. Empty if no answer says.
 const (
 	howStarted = "started"
 	howQueued  = "queued"
 	howJoined  = "joined"
-	howAgain   = "again" // the server repeats an interrupted run by itself
+	howAgain   = "again" // the server repeated an interrupted run
 )
 
 // flightOp is an operation on a flight.
@@ -44,14 +42,14 @@ type flightOp struct {
 	Run    string
 	Policy runner.Policy
 	How    string       // of opAdmit
-	Place  int          // of opAdmit: the position that the answer has, or 0
+	Place  int          // of opAdmit: the position in the answer, or 0
 	Again  string       // of opAdmit with howAgain: the run that is repeated, which has not ended by then
-	Drops  []string     // of opAdmit: runs that waited and that this one replaced
+	Drops  []string     // of opAdmit: queued runs that this one replaced
 	Rerun  bool         // of opBusy: a rerun was refused
 	State  runner.State // of opSeen
 }
 
-// apply tells whether an operation is possible on a line, and the line after it.
+// apply reports whether an operation is possible on a line, and returns the line after it.
 func (o flightOp) apply(line []string) (ok bool, after []string) {
 	at := slices.Index(line, o.Run)
 	switch o.What {
@@ -78,15 +76,15 @@ func (o flightOp) apply(line []string) (ok bool, after []string) {
 	return false, line
 }
 
-// mayBeBusy tells whether the policy refuses who comes now. A run that was put
-// back counts as waiting, which nobody sees from outside, so both are possible.
+// mayBeBusy reports whether the policy refuses a new delivery. A run that was put back counts as queued, which an
+// observer cannot see, so both are possible.
 func (o flightOp) mayBeBusy(line []string) bool {
 	switch o.Policy.Kind {
 	case runner.Reject:
 		return len(line) > 0
 	case runner.Queue:
 		return len(line) >= o.Policy.Depth
-	case runner.Join: // its parameters are older than those that wait
+	case runner.Join: // its parameters are older than those of queued runs
 		return len(line) > 0 && o.Rerun
 	default:
 		return false
@@ -100,7 +98,7 @@ func (o flightOp) admit(line []string, at int) (ok bool, after []string) {
 		return len(line) == 0, added
 	case o.How == howAgain:
 		return at < 0 && len(line) > 0 && line[0] == o.Again, added
-	case at >= 0: // only a run that waits stands for a delivery that comes later
+	case at >= 0: // only a queued run stands for a later delivery
 		return (o.How == howJoined || o.How == "") && o.Policy.Kind == runner.Join && at == len(line)-1, line
 	case o.How == howJoined:
 		return false, line
@@ -122,8 +120,7 @@ func (o flightOp) admit(line []string, at int) (ok bool, after []string) {
 	}
 }
 
-// flightModel is the model of one flight. Its state is the line as text, so that
-// states are compared by value.
+// flightModel is the model of one flight. Its state is the line as text, so that states are compared by value.
 func flightModel() porcupine.Model {
 	return porcupine.Model{
 		Init: func() any { return "" },
@@ -135,10 +132,10 @@ func flightModel() porcupine.Model {
 	}
 }
 
-// moment is when something happened, in nanoseconds since the machine was started.
+// moment is a time in nanoseconds since the machine was started.
 type moment int64
 
-// history is what happened to one flight.
+// history is the operations on one flight.
 type history []porcupine.Operation
 
 // add adds an operation that happened between two moments.
@@ -146,8 +143,7 @@ func (h *history) add(from, to moment, o flightOp) {
 	*h = append(*h, porcupine.Operation{Input: o, Call: int64(from), Return: int64(max(from, to))})
 }
 
-// check looks for an order of the operations. Where there is none, it says so,
-// and what can be shown of it is written to a file.
+// check looks for an order of the operations. If there is none, it returns an error, and writes a diagram to a file.
 func (h history) check(flight, file string) error {
 	const enough = time.Minute
 	model := flightModel()
@@ -163,7 +159,7 @@ func (h history) check(flight, file string) error {
 	return errors.Join(err, porcupine.VisualizePath(model, info, file))
 }
 
-// TestFlightModel: histories that must not be are found.
+// TestFlightModel: the model rejects impossible histories.
 func TestFlightModel(t *testing.T) {
 	t.Parallel()
 	reject, queue := runner.Policy{Kind: runner.Reject}, runner.Policy{Kind: runner.Queue, Depth: 1}

@@ -22,15 +22,15 @@ import (
 	"sallyport/runner/store"
 )
 
-// witnessed is what the command of a run wrote down itself.
+// witnessed is what the command of a run wrote to the witness file.
 type witnessed struct {
 	begun   []moment
-	n       int    // of the delivery
-	segment string // of the audit log, and how long it was before the command did anything
+	n       int    // number of the delivery
+	segment string // segment of the audit log, and its length before the command began
 	size    int64
-	ended   moment // 0: it did not come so far
+	ended   moment // 0: the command did not end by itself
 	code    int
-	term    moment // when it was asked to end
+	term    moment // when it got SIGTERM
 	overlap bool   // another run of its flight held the lock
 }
 
@@ -39,13 +39,12 @@ type verdict struct {
 	*stress
 	runs    map[string]runner.Run
 	witness map[string]*witnessed
-	over    moment // when all was quiet
+	over    moment // when no run was queued or in progress any more
 
 	forgotten bool // there were runs that are not recorded
 }
 
-// judge waits until all is quiet, and holds what was answered and recorded to
-// what was witnessed.
+// judge waits until all runs have ended, and compares answers and records with the witness file.
 func (s *stress) judge() {
 	v, from := &verdict{stress: s}, time.Now()
 	if v.runs = s.quiet(); v.runs == nil {
@@ -76,7 +75,7 @@ func (s *stress) judge() {
 	v.once()
 	v.nothingLost()
 	v.allowedBefore()
-	if !v.forgotten { // otherwise no history is whole
+	if !v.forgotten { // otherwise the histories have gaps
 		v.inOrder()
 	}
 	began := 0
@@ -87,8 +86,7 @@ func (s *stress) judge() {
 		quiet.Round(time.Second), (time.Since(from) - quiet).Round(time.Second), len(v.runs), began, len(s.deliveries), len(s.events))
 }
 
-// quiet returns all runs as they are recorded when none is queued or running,
-// or nothing if there is no such time.
+// quiet returns all recorded runs when none is queued or in progress, or nil if that does not happen.
 func (s *stress) quiet() map[string]runner.Run {
 	st, err := store.OpenRead(s.t.Context(), filepath.Join(s.dir, "disk", "state"))
 	check(s.t, err)
@@ -102,7 +100,7 @@ func (s *stress) quiet() map[string]runner.Run {
 		}
 		if sinceBoot() > from.after(patience/2) && !slow {
 			slow = true
-			s.t.Logf("slow: %+v, %v; the log so far is kept: %v", active, err, os.WriteFile(s.kept("slow"), s.read("log"), 0o600))
+			s.t.Logf("slow: %+v, %v; the log so far is stored: %v", active, err, os.WriteFile(s.kept("slow"), s.read("log"), 0o600))
 		}
 		if sinceBoot() > end {
 			s.fault("stuck", "runs do not end: %+v, %v", active, err)
@@ -122,13 +120,13 @@ func (s *stress) quiet() map[string]runner.Run {
 	}
 }
 
-// testimony reads what the commands witnessed.
+// testimony reads the witness file.
 func (s *stress) testimony() map[string]*witnessed {
 	all := map[string]*witnessed{}
 	for line := range strings.Lines(string(s.read("witness"))) {
 		word := strings.Fields(line)
 		if len(word) < 3 {
-			s.t.Fatalf("the witness says %q", line)
+			s.t.Fatalf("unknown line in the witness file: %q", line)
 		}
 		w := all[word[1]]
 		if w == nil {
@@ -140,7 +138,7 @@ func (s *stress) testimony() map[string]*witnessed {
 		case "begin":
 			w.begun = append(w.begun, at)
 			w.n, _ = strconv.Atoi(word[3])
-			if w.segment = word[4]; len(word) > 5 { // else the disk was going just then
+			if w.segment = word[4]; len(word) > 5 { // otherwise the power failed at that moment
 				w.size, _ = strconv.ParseInt(word[5], 10, 64)
 			}
 		case "overlap":
@@ -155,7 +153,7 @@ func (s *stress) testimony() map[string]*witnessed {
 	return all
 }
 
-// uptime reads a time as /proc/uptime has it, in hundredths of a second.
+// uptime parses a time of /proc/uptime, in hundredths of a second.
 func uptime(text string) moment {
 	seconds, hundredths, _ := strings.Cut(text, ".")
 	s, _ := strconv.ParseInt(seconds, 10, 64)
@@ -165,12 +163,12 @@ func uptime(text string) moment {
 
 const tick = 10 * time.Millisecond // of /proc/uptime
 
-// shotSince tells whether there was such a signal since a moment.
+// shotSince reports whether one of these signals was sent since a moment.
 func (v *verdict) shotSince(from moment, signals ...syscall.Signal) bool {
 	return slices.ContainsFunc(v.shots, func(s shot) bool { return s.at >= from && slices.Contains(signals, s.sig) })
 }
 
-// admitted is the earliest moment at which a run can have been admitted.
+// admitted returns the earliest moment at which a run can have been admitted.
 func (v *verdict) admitted(r runner.Run) (from moment) {
 	from = v.over
 	for _, e := range v.events {
@@ -185,11 +183,11 @@ func (v *verdict) admitted(r runner.Run) (from moment) {
 	return from
 }
 
-// untrue says what is wrong with the record of a run, or nothing.
+// untrue returns what is wrong with the record of a run, or nil.
 func (v *verdict) untrue(r runner.Run) error {
 	w := v.witness[r.ID]
 	if w != nil && fmt.Sprint(w.n) != r.Params["n"] {
-		return fmt.Errorf("its command was given %d", w.n)
+		return fmt.Errorf("its command received %d", w.n)
 	}
 	from := v.admitted(r)
 	switch r.State {
@@ -212,13 +210,13 @@ func (v *verdict) untrue(r runner.Run) error {
 }
 
 func (v *verdict) untrueTimeout(r runner.Run, w *witnessed, from moment) error {
-	const least = 2 * time.Second // of three: a command may be slow to begin
+	const least = 2 * time.Second // the timeout is three: a command may be slow to begin
 	switch {
 	case r.Hook != "timed" || w == nil:
 		return errors.New("it had all the time")
 	case w.term > 0 && w.term < w.begun[0].after(least):
 		return errors.New("its time was not over")
-	case w.ended > 0 && !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR): // otherwise nobody saw that
+	case w.ended > 0 && !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR): // otherwise no process saw the end
 		return errors.New("its command had ended")
 	case w.term == 0 && !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR):
 		return errors.New("its command was not asked to end")
@@ -229,10 +227,10 @@ func (v *verdict) untrueTimeout(r runner.Run, w *witnessed, from moment) error {
 func (v *verdict) untrueEnd(r runner.Run, w *witnessed) error {
 	switch {
 	case r.State == runner.Failed && r.Error != "" && w == nil:
-		return nil // not started; whether that may be is for nothingLost
+		return nil // not started; nothingLost checks whether that is allowed
 	case w == nil || r.ExitCode == nil || (*r.ExitCode == 0) != (r.State == runner.Succeeded):
 		return errors.New("its command did not end so")
-	case *r.ExitCode == 143 && w.term > 0: // somebody asked it to end, and that is not in the record
+	case *r.ExitCode == 143 && w.term > 0: // it got SIGTERM, which is not in the record
 		return errors.New("its command was asked to end")
 	case w.ended == 0 || w.code != *r.ExitCode:
 		return errors.New("its command did not end so")
@@ -247,16 +245,16 @@ func (v *verdict) untrueEnd(r runner.Run, w *witnessed) error {
 	return nil
 }
 
-// mayBeCancelled tells whether somebody may have cancelled a run.
+// mayBeCancelled reports whether a request may have cancelled a run.
 func (v *verdict) mayBeCancelled(r runner.Run, from moment) bool {
 	asked := slices.ContainsFunc(v.events, func(e event) bool { return e.Op == "cancel" && e.Of == r.ID })
 	return asked || r.Hook == "replace" || v.shotSince(from, syscall.SIGTERM)
 }
 
-// began tells whether the command of a run began.
+// began reports whether the command of a run began.
 func (v *verdict) began(id string) bool { return v.witness[id] != nil && len(v.witness[id].begun) > 0 }
 
-// once looks for what was run twice.
+// once looks for commands that ran twice.
 func (v *verdict) once() {
 	for id, w := range v.witness {
 		if len(w.begun) > 1 {
@@ -304,7 +302,7 @@ func (v *verdict) once() {
 	}
 }
 
-// nothingLost looks for what was accepted and came to nothing.
+// nothingLost looks for accepted deliveries without a run that began or ended for a reason.
 func (v *verdict) nothingLost() {
 	told := map[string]bool{}
 	for _, e := range v.events {
@@ -320,7 +318,7 @@ func (v *verdict) nothingLost() {
 			v.forgotten = true
 			v.fault("lost", "run %s was accepted and is not recorded: %+v", e.Answer.ID, e)
 		case v.began(r.ID):
-		case r.State == runner.Cancelled, r.State == runner.Interrupted: // for what reason, untrue looks at
+		case r.State == runner.Cancelled, r.State == runner.Interrupted: // untrue checks the reason
 		case e.Answer.Replayed && e.Answer.State.Ended(): // the answer says so
 		default:
 			v.fault("lost", "run %+v was accepted and did not begin", r)
@@ -342,7 +340,7 @@ func (s *stress) audited() {
 	}
 }
 
-// allowedBefore looks for what began and was not allowed before.
+// allowedBefore looks for runs that began before the audit log allowed them.
 func (v *verdict) allowedBefore() {
 	type place struct {
 		segment string
@@ -378,10 +376,10 @@ func (v *verdict) allowedBefore() {
 	}
 }
 
-// replacedBy begins the reason of a run that waited and that another replaced.
+// replacedBy is the beginning of the reason of a queued run that another one replaced.
 const replacedBy = "replaced by run "
 
-// inOrder holds the history of each flight to the model.
+// inOrder checks the history of each flight against the model.
 func (v *verdict) inOrder() {
 	flights := map[string]*history{}
 	hooks := map[string]stressHook{}
@@ -440,7 +438,7 @@ func (v *verdict) inOrder() {
 	}
 }
 
-// keep keeps a history as text.
+// keep writes a history to a file.
 func (v *verdict) keep(flight string, h history) {
 	var text strings.Builder
 	slices.SortFunc(h, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
@@ -450,7 +448,7 @@ func (v *verdict) keep(flight string, h history) {
 	check(v.t, os.WriteFile(v.kept(strings.ReplaceAll(flight, "/", "-")+".txt"), []byte(text.String()), 0o600))
 }
 
-// seen adds what answers showed of a run, and returns when it had ended at the latest.
+// seen adds what answers showed of a run, and returns the latest moment at which it can have ended.
 func (v *verdict) seen(h *history, id string) (ended moment) {
 	ended = v.over
 	looked := map[runner.State]bool{}
@@ -465,12 +463,12 @@ func (v *verdict) seen(h *history, id string) (ended moment) {
 	}
 	for _, e := range v.events {
 		for _, a := range e.Listed {
-			if a.ID == id && !(e.Watch && looked[a.State]) { // otherwise there is far too much of it
+			if a.ID == id && !(e.Watch && looked[a.State]) { // otherwise the history is too long
 				looked[a.State] = true
 				look(e, a)
 			}
 		}
-		// What was just admitted is in the answer as it was admitted.
+		// The answer shows a just admitted run as it was admitted.
 		if e.Code == http.StatusOK && !(e.accepted() && (e.Op == "deliver" || e.Op == "rerun")) {
 			look(e, e.Answer)
 		}
@@ -478,16 +476,16 @@ func (v *verdict) seen(h *history, id string) (ended moment) {
 	return ended
 }
 
-// admission is how a run came to be, or stood for one more delivery.
+// admission is how a run was admitted, or stood for one more delivery.
 type admission struct {
 	from, to moment
 	op       flightOp
 }
 
-// admissions are those of each run, by its id.
+// admissions returns the admissions of each run, by its id.
 func (v *verdict) admissions() map[string][]admission {
 	all := map[string][]admission{}
-	direct := map[string]bool{} // n and run: an answer says that this request was admitted
+	direct := map[string]bool{} // n and run of requests whose own answer says that they were admitted
 	for _, e := range v.events {
 		if e.Op != "deliver" && e.Op != "rerun" || !e.accepted() {
 			continue
@@ -513,7 +511,7 @@ func (v *verdict) admissions() map[string][]admission {
 		if len(all[id]) > 0 && !onlyJoins(all[id]) {
 			continue
 		}
-		// No answer tells of it.
+		// No answer reports this admission.
 		a := admission{v.admitted(r), v.knownBy(id), flightOp{What: opAdmit, Run: id}}
 		if r.Attempt > 0 {
 			a.op.How, a.op.Again = howAgain, r.RerunOf
@@ -526,7 +524,7 @@ func (v *verdict) admissions() map[string][]admission {
 	return all
 }
 
-// knownBy is when a run had been admitted at the latest.
+// knownBy returns the latest moment at which a run can have been admitted.
 func (v *verdict) knownBy(id string) moment {
 	at := v.over
 	if w := v.witness[id]; w != nil && len(w.begun) > 0 {
@@ -545,8 +543,7 @@ func onlyJoins(all []admission) bool {
 	return !slices.ContainsFunc(all, func(a admission) bool { return a.op.How != howJoined })
 }
 
-// replayedAdmissions adds the deliveries of which only an answer to a repetition
-// tells that they were admitted.
+// replayedAdmissions adds the deliveries whose admission is known only from the answer to a repetition.
 func (v *verdict) replayedAdmissions(all map[string][]admission, direct map[string]bool) {
 	type key struct {
 		n   int
@@ -566,7 +563,7 @@ func (v *verdict) replayedAdmissions(all map[string][]admission, direct map[stri
 		}
 	}
 	for k, to := range told {
-		if v.runs[k.run].Hook != "join" { // there it may stand for a run that was known before
+		if v.runs[k.run].Hook != "join" { // with join, it may stand for an earlier run
 			to = min(to, v.knownBy(k.run))
 		}
 		if !direct[fmt.Sprint(k.n, k.run)] {

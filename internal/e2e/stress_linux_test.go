@@ -21,24 +21,20 @@ import (
 	"sallyport/internal/testenv"
 )
 
-// The stress test is a model test of the real program. In each round, senders
-// take random operations of a table (senderOps) while another table of faults
-// (faultOps) befalls the program and its machine. Then everything that was
-// answered and recorded is held to what the commands themselves witnessed, and
-// the history of each flight to a model (flightModel).
+// The stress test is a model test of the real program. In each round, senders take random operations from a table
+// (senderOps) while faults from another table (faultOps) hit the program and its machine. Then the test compares all
+// answers and records with what the commands wrote to the witness file, and the history of each flight with a model
+// (flightModel).
 //
-// A round is decided by its seed, which names its subtest. SEED=N repeats one
-// round: the same operations in the same order for each sender and for the
-// faults. How they interleave is up to the machine. STRESS=1h is how long rounds
-// are begun, "make stress" for longer than "make test". docs/reliability.md says
-// more.
+// The seed of a round decides it, and names its subtest. SEED=N repeats one round: the same operations in the same
+// order for each sender and for the faults. How they interleave depends on the machine. STRESS=1h is the time during
+// which new rounds begin; "make stress" sets a longer time than "make test". See docs/reliability.md.
 
-// stressJob is the command of all hooks: job job.sh DIR LOCK N HOW, where job is a
-// copy of the shell: a program that is taken away is there or not, while a script
-// may go between the start of its shell and the moment when that opens it. Before all else
-// it looks how far the audit log is written. It appends to DIR/witness when it
-// begins and when it ends, each in one write, with the time since boot. Its whole
-// tree holds a lock, so that a second run of the flight notices the first.
+// stressJob is the command of all hooks: job job.sh DIR LOCK N HOW, where job is a copy of the shell. A removed program
+// is either present or not, while a script might disappear between the start of its shell and the moment when the shell
+// opens it. First it reads the length of the audit log. It appends to DIR/witness when it begins and when it ends, each
+// in one write, with the time since boot. Its whole process tree holds a lock, so that a second run of the flight
+// notices the first one.
 const stressJob = `
 for audit in "$1"/disk/state/audit/*.jsonl; do :; done
 size=$(stat -c %s "$audit")
@@ -63,7 +59,7 @@ echo "end $SALLYPORT_RUN $now $code" >&8
 exit $code
 `
 
-// stressOutput is what the command of a run writes to its end.
+// stressOutput returns the whole output of a run whose command ends by itself.
 func stressOutput(run string) string { return fmt.Sprintf("begin %s\nend %s\n", run, run) }
 
 const stressToken = "a-token-of-thirty-two-bytes-or-so"
@@ -101,14 +97,14 @@ const stressHookText = `
 
 const (
 	stressSenders = 4
-	stressRound   = 25 * time.Second // of operations; then it is waited until all is quiet
+	stressRound   = 25 * time.Second // of operations; then the test waits for the end of all runs
 )
 
-// plan decides everything that a round does. Each step has numbers of its own,
-// so that what one operation takes of them is nothing to the next.
+// plan decides everything that a round does. Each step has its own random numbers, so that one operation does not
+// change the next.
 type plan struct{ seed uint64 }
 
-// faults are the faults of the round: not all, so that some come often together.
+// faults returns the faults of the round: not all of them, so that some often come together.
 func (p plan) faults() (some []faultOp) {
 	r := rand.New(rand.NewPCG(p.seed, 0))
 	for _, f := range faultOps() {
@@ -122,12 +118,12 @@ func (p plan) faults() (some []faultOp) {
 	return some
 }
 
-// step yields the numbers of a step of an actor.
+// step returns the random numbers of a step of an actor.
 func (p plan) step(actor, k int) *rand.Rand {
 	return rand.New(rand.NewPCG(p.seed, uint64(actor+1)<<32|uint64(k)))
 }
 
-// choose picks an entry of a table by its weight.
+// choose picks an entry of a table at random, by weight.
 func choose[T any](r *rand.Rand, table []T, weight func(T) int) T {
 	all := 0
 	for _, entry := range table {
@@ -152,8 +148,7 @@ func (p plan) faultOp(k int) (faultOp, *rand.Rand) {
 	return choose(r, p.faults(), func(o faultOp) int { return o.weight }), r
 }
 
-// TestStressPlan: a seed decides the sequence of operations, and another seed
-// another one.
+// TestStressPlan: a seed decides the sequence of operations, and another seed gives another sequence.
 func TestStressPlan(t *testing.T) {
 	t.Parallel()
 	sequence := func(seed uint64) (text string) {
@@ -174,13 +169,13 @@ func TestStressPlan(t *testing.T) {
 	}
 }
 
-// shot is a signal to the supervisor, SIGTERM to the server, or SIGPWR for all.
+// shot is a signal to the supervisor, SIGTERM to the server, or SIGPWR for all processes.
 type shot struct {
 	at  moment
 	sig syscall.Signal
 }
 
-// stress is a round: an installation, what befalls it, and what is known of it.
+// stress is a round: an installation, its faults, and what is known of its runs.
 type stress struct {
 	*installation
 	plan  plan
@@ -192,7 +187,7 @@ type stress struct {
 	shots    []shot
 	faults   map[string]int // by name
 	restarts int            // of servers that ended before they served
-	broken   atomic.Bool    // it makes no sense to go on
+	broken   atomic.Bool    // the round cannot go on
 
 	mu         sync.Mutex
 	deliveries map[int]stressDelivery
@@ -200,7 +195,7 @@ type stress struct {
 	answers    map[string]int
 	known      []string // runs that an answer named
 	wrong      map[string][]string
-	steps      []string // what was done, for whoever reads the log
+	steps      []string // the steps of the round, for its log
 }
 
 func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *stress {
@@ -214,7 +209,7 @@ func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *st
 	s.other = filepath.Join(s.dir, "other")
 	check(t, os.Link(programs[1], s.other))
 	stepClock(t, s.program, 0)
-	// Good for longer than the clock is ever off.
+	// Valid for longer than any step of the clock.
 	check(t, os.RemoveAll(filepath.Join(s.dir, "certs")))
 	_, err := certs.Dev(filepath.Join(s.dir, "certs"), time.Now().Add(-45*24*time.Hour), false)
 	check(t, err)
@@ -238,7 +233,7 @@ func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *st
 	return s
 }
 
-// all are the processes of the installation.
+// all returns the processes of the installation.
 func (s *stress) all() []int {
 	pids := append(s.servers(), marked(s.mark())...)
 	if pid := s.supervisor(); pid != 0 {
@@ -247,7 +242,7 @@ func (s *stress) all() []int {
 	return pids
 }
 
-// killAll returns when no process is left.
+// killAll kills all processes and returns when none is left.
 func (s *stress) killAll() {
 	s.until("all processes to be dead", func() bool {
 		pids := s.all()
@@ -256,17 +251,17 @@ func (s *stress) killAll() {
 	})
 }
 
-// mark is what each process of a command has in its environment.
+// mark is an entry in the environment of each process of a command.
 func (s *stress) mark() string { return "STRESS=" + s.dir }
 
-// fault notes that something is wrong.
+// fault records that something is wrong.
 func (s *stress) fault(kind, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wrong[kind] = append(s.wrong[kind], fmt.Sprintf(format, args...))
 }
 
-// say notes a step.
+// say records a step.
 func (s *stress) say(who int, what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -316,7 +311,7 @@ func stressOneRound(t *testing.T, programs []string, seed uint64, namespace bool
 	}
 }
 
-// report says what happened, and keeps what shows it if something is wrong.
+// report logs what happened, and stores the evidence if something is wrong.
 func (s *stress) report() {
 	s.t.Logf("%v: faults %v, answers %v (0: none), restarts %d", time.Since(s.began).Round(time.Second), s.faults, s.answers, s.restarts)
 	kinds := []string{"overlap", "twice", "lost", "untrue", "unaudited", "order", "stuck"}
@@ -345,17 +340,16 @@ func (s *stress) report() {
 		_, _ = fmt.Fprintf(&text, "%s\n", line)
 	}
 	name := s.kept("steps")
-	s.t.Logf("the steps and answers are kept as %s: %v", name, os.WriteFile(name, text.Bytes(), 0o600))
+	s.t.Logf("the steps and answers are stored as %s: %v", name, os.WriteFile(name, text.Bytes(), 0o600))
 }
 
-// kept is where something is kept of a round in which something is wrong.
+// kept returns the path where evidence of a failed round is stored.
 func (s *stress) kept(what string) string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("sallyport-stress-%d.%s", s.plan.seed, what))
 }
 
-// TestStress takes random operations against the real program for a while. It
-// cuts the power of a disk of its own, so it runs once more, in a process that
-// may mount one where nobody else sees it.
+// TestStress takes random operations against the real program for a while. It cuts the power of a disk, so the test
+// starts itself again in a mount namespace.
 func TestStress(t *testing.T) {
 	t.Parallel()
 	const inside = "SALLYPORT_TEST_STRESS"
@@ -366,7 +360,7 @@ func TestStress(t *testing.T) {
 	}
 	if why := powerMissing(t); why != "" {
 		stressRounds(t, false)
-		t.Run("power", func(t *testing.T) { testenv.Skip(t, "a loss of power, because "+why) })
+		t.Run("power", func(t *testing.T) { testenv.Skip(t, "a loss of power: "+why) })
 		return
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestStress$", "-test.v", "-test.count=1", "-test.timeout=0")
@@ -382,7 +376,7 @@ func TestStress(t *testing.T) {
 	}
 }
 
-// powerMissing says why no power can be cut here, or nothing.
+// powerMissing returns why the test cannot cut the power here, or "".
 func powerMissing(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -401,7 +395,7 @@ func powerMissing(t *testing.T) string {
 	return ""
 }
 
-// stressRounds begins rounds for as long as it is told to.
+// stressRounds begins rounds until the time is over.
 func stressRounds(t *testing.T, namespace bool) {
 	t.Helper()
 	dir := t.TempDir()

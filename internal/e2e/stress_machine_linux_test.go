@@ -17,20 +17,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sinceBoot is the clock that the stress test goes by. Commands can read it too,
-// and no step of the wall clock moves it.
+// sinceBoot returns the time of the clock that the stress test uses. Commands can read it, too, and a step of the wall
+// clock does not change it.
 func sinceBoot() moment {
 	var t unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // it cannot fail
 	return moment(t.Nano())
 }
 
-// after is a moment later than another.
+// after returns a later moment.
 func (m moment) after(d time.Duration) moment { return m + moment(d) }
 
-// buildWithClock builds the program with a wall clock that can be stepped while
-// it runs, see testdata/clock. All of the program goes by it, and its monotonic
-// clock goes on, as when somebody sets the clock of a machine.
+// buildWithClock builds the program with a wall clock that can be stepped while it runs, see testdata/clock. The whole
+// program uses it, and its monotonic clock goes on, as when the clock of a machine is set.
 func buildWithClock(t *testing.T, file, version string) {
 	t.Helper()
 	root, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
@@ -61,11 +60,10 @@ func buildWithClock(t *testing.T, file, version string) {
 	}
 }
 
-// stepClock has the wall clock of a program that buildWithClock built be off by
-// so much.
+// stepClock sets how far the wall clock of a program of buildWithClock is off.
 func stepClock(t testing.TB, program string, off time.Duration) {
 	t.Helper()
-	// Written in place: the program has mapped the file.
+	// Written in place, because the program has mapped the file.
 	f, err := os.OpenFile(program+".clock", os.O_CREATE|os.O_WRONLY, 0o600)
 	check(t, err)
 	_, err = f.Write(binary.NativeEndian.AppendUint64(nil, uint64(int64(off/time.Second))))
@@ -73,23 +71,22 @@ func stepClock(t testing.TB, program string, off time.Duration) {
 	check(t, f.Close())
 }
 
-// power is what a loss of power takes to be tried: a disk of its own, and an id
-// of the machine's start that can be changed. Both are seen by this process and
-// its children alone, which runs in a mount namespace.
+// power is what the test needs to cut the power: a disk, and a boot id that can be changed. Only this process and its
+// children see them, in a mount namespace.
 type power struct {
 	t    *testing.T
-	dir  string // where the disk is mounted
-	file string // that is the disk
+	dir  string // mount point of the disk
+	file string // image of the disk
 }
 
 const bootID = "/proc/sys/kernel/random/boot_id"
 
-// newPower mounts a disk with a filesystem of some kind on dir.
+// newPower mounts a disk with a filesystem of this kind on dir.
 func newPower(t *testing.T, kind, dir, boot string) *power {
 	t.Helper()
 	p := &power{t: t, dir: dir, file: filepath.Join(t.TempDir(), "disk")}
 	check(t, os.WriteFile(p.file, nil, 0o600))
-	check(t, os.Truncate(p.file, 320<<20)) // the least that xfs takes
+	check(t, os.Truncate(p.file, 320<<20)) // the minimum size of xfs
 	p.command("mkfs."+kind, "-q", p.file)
 	check(t, os.Mkdir(dir, 0o700))
 	p.mount()
@@ -112,7 +109,7 @@ func (p *power) mount() {
 	check(p.t, os.Chmod(p.dir, 0o700))
 }
 
-// cut has the disk keep what was synced until now, and nothing else.
+// cut makes the disk keep only what was synced until now.
 func (p *power) cut() {
 	p.t.Helper()
 	const (
@@ -125,8 +122,7 @@ func (p *power) cut() {
 	check(p.t, unix.IoctlSetPointerInt(int(d.Fd()), shutDown, noLogFlush))
 }
 
-// restore mounts the disk again, as the next start of the machine does. Nobody
-// may use it meanwhile.
+// restore mounts the disk again, as the next start of the machine does. No process may use the disk meanwhile.
 func (p *power) restore() error {
 	if err := unix.Unmount(p.dir, 0); err != nil {
 		return fmt.Errorf("unmounting the disk: %w", err)
@@ -139,10 +135,10 @@ func (p *power) restore() error {
 	return os.WriteFile(bootID, id, 0o600)
 }
 
-// powerKinds are the filesystems that can be had here and that can be shut down.
+// powerKinds returns the available filesystems that can be shut down.
 func powerKinds() (kinds []string) {
 	for _, kind := range []string{"ext4", "xfs"} {
-		known, _ := os.ReadFile("/proc/filesystems") // then there is none
+		known, _ := os.ReadFile("/proc/filesystems") // without the file, none is known
 		if _, err := exec.LookPath("mkfs." + kind); err == nil && bytes.Contains(known, []byte("\t"+kind+"\n")) {
 			kinds = append(kinds, kind)
 		}
@@ -150,11 +146,11 @@ func powerKinds() (kinds []string) {
 	return kinds
 }
 
-// marked are the processes that have an entry in their environment.
+// marked returns the processes with an entry in their environment.
 func marked(entry string) (pids []int) {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
+	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, p := range processes {
-		environ, _ := os.ReadFile(filepath.Join(p, "environ")) // it may be gone
+		environ, _ := os.ReadFile(filepath.Join(p, "environ")) // the process may have ended
 		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(environ, []byte(entry+"\x00")) {
 			pids = append(pids, pid)
 		}
@@ -162,7 +158,7 @@ func marked(entry string) (pids []int) {
 	return pids
 }
 
-// signalAll signals processes, of which some may have gone.
+// signalAll signals processes, some of which may have ended.
 func signalAll(pids []int, sig syscall.Signal) {
 	for _, pid := range pids {
 		_ = syscall.Kill(pid, sig)

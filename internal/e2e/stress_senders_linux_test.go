@@ -14,17 +14,17 @@ import (
 	"sallyport/runner"
 )
 
-// stressHook is a hook of the stress test, and what the test knows of it.
+// stressHook is a hook of the stress test, with what the test knows about it.
 type stressHook struct {
 	name   string
-	busy   string // as the file has it
+	busy   string // as in the configuration
 	policy runner.Policy
-	hows   []string // what the command does: see stressJob
-	more   string   // lines of the file
+	hows   []string // behaviours of the command: see stressJob
+	more   string   // further lines of the configuration
 	again  bool     // on_interrupted: rerun
 }
 
-// stressHooks are the hooks. Each is two flights.
+// stressHooks returns the hooks. Each has two flights.
 func stressHooks() []stressHook {
 	usual := []string{"plain", "plain", "long", "fork", "setsid", "stubborn"}
 	return []stressHook{
@@ -38,8 +38,7 @@ func stressHooks() []stressHook {
 
 const flightsOfHook = 2
 
-// senderOp is an operation of a sender. The table is open: an operation is a
-// line here and a method.
+// senderOp is an operation of a sender. To add one, add a line here and a method.
 type senderOp struct {
 	name   string
 	weight int
@@ -58,15 +57,15 @@ func senderOps() []senderOp {
 	}
 }
 
-// stressSender is one of those who send. What it does is decided by the seed alone.
+// stressSender is a sender. The seed alone decides what it does.
 type stressSender struct {
 	index int
 	sent  []stressDelivery
 }
 
-// stressDelivery is what a sender delivers, the same each time.
+// stressDelivery is a delivery, the same each time it is sent.
 type stressDelivery struct {
-	n      int // no other has it
+	n      int // unique
 	hook   stressHook
 	flight int
 	how    string
@@ -78,19 +77,19 @@ func (d stressDelivery) body() string {
 	return fmt.Sprintf(`{"n":%d,"flight":%d,"how":%q}`, d.n, d.flight, d.how)
 }
 
-// event is a request, and what is known of its answer.
+// event is a request, with what is known of its answer.
 type event struct {
 	Op       string
 	N        int    `json:",omitempty"` // of a delivery
-	Of       string `json:",omitempty"` // the run that it is about
+	Of       string `json:",omitempty"` // the run of the request
 	From, To moment
 	Code     int // 0: no answer came
 	Answer   stressAnswer
 	Listed   []stressAnswer `json:",omitempty"`
-	Watch    bool           `json:",omitempty"` // nobody but the test itself asked
+	Watch    bool           `json:",omitempty"` // a request of the test, not of a sender
 }
 
-// stressAnswer is what an answer has.
+// stressAnswer is the body of an answer.
 type stressAnswer struct {
 	ID       string
 	Flight   string
@@ -105,12 +104,12 @@ type stressAnswer struct {
 	} // of a problem
 }
 
-// accepted tells whether a delivery or a rerun was accepted by this answer.
+// accepted reports whether this answer accepted a delivery or a rerun.
 func (e event) accepted() bool {
 	return (e.Code == http.StatusOK || e.Code == http.StatusAccepted) && !e.Answer.Replayed
 }
 
-// request sends a request and notes what came of it.
+// request sends a request and records its answer.
 func (s *stress) request(e event, method, path, body string) event {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -118,7 +117,7 @@ func (s *stress) request(e event, method, path, body string) event {
 	a, err := s.exchange(ctx, method, path, body)
 	if e.To = sinceBoot(); err == nil {
 		e.Code = a.code
-		_ = json.Unmarshal(a.body, &e.Answer) // an empty answer has nothing
+		_ = json.Unmarshal(a.body, &e.Answer) // zero for an empty answer
 		e.Answer.Replayed = a.header.Get("Idempotent-Replayed") == "true"
 		if e.Op == "list" {
 			var page struct{ Runs []stressAnswer }
@@ -130,8 +129,8 @@ func (s *stress) request(e event, method, path, body string) event {
 	return e
 }
 
-// exchange sends a request: a delivery is signed, and what is asked of the run
-// API has a token. With an error there may be the beginning of an answer.
+// exchange sends a request. A delivery is signed, and a request to the run API has a token. With an error, the reply
+// may hold the beginning of an answer.
 func (s *stress) exchange(ctx context.Context, method, path, body string) (reply, error) {
 	req, err := http.NewRequestWithContext(ctx, method, *s.url.Load()+path, strings.NewReader(body))
 	if err != nil {
@@ -154,7 +153,7 @@ func (s *stress) exchange(ctx context.Context, method, path, body string) (reply
 	return reply{res.StatusCode, res.Header, text}, err
 }
 
-// send sends a delivery until there is an answer.
+// send repeats a delivery until there is an answer.
 func (s *stress) send(d stressDelivery) {
 	for !s.broken.Load() {
 		e := s.request(event{Op: "deliver", N: d.n}, http.MethodPost, "/hooks/"+d.hook.name, d.body())
@@ -176,7 +175,7 @@ func (s *stress) deliverNew(from *stressSender, r *rand.Rand) {
 	s.send(d)
 }
 
-// deliverAgain sends a delivery again that was sent before, mostly of late.
+// deliverAgain repeats an earlier delivery, mostly a recent one.
 func (s *stress) deliverAgain(from *stressSender, r *rand.Rand) {
 	late, early := 1+r.IntN(5), r.IntN(1+len(from.sent))
 	switch {
@@ -188,7 +187,7 @@ func (s *stress) deliverAgain(from *stressSender, r *rand.Rand) {
 	}
 }
 
-// pick returns one of the latest runs that an answer named, or nothing.
+// pick returns one of the latest runs that an answer named, or "".
 func (s *stress) pick(r *rand.Rand) string {
 	back := 1 + r.IntN(12)
 	s.mu.Lock()
@@ -209,8 +208,8 @@ func (s *stress) listRuns(_ *stressSender, r *rand.Rand) {
 	s.request(event{Op: "list"}, http.MethodGet, fmt.Sprintf("/runs?limit=%d", 1+r.IntN(20)), "")
 }
 
-// observe lists runs again and again, until over is closed. What it sees bounds
-// when runs were admitted and when they ended.
+// observe lists runs repeatedly until over is closed. The lists bound the moments when runs were admitted and when they
+// ended.
 func (s *stress) observe(over <-chan struct{}) {
 	for {
 		select {
@@ -234,7 +233,7 @@ func (s *stress) rerunRun(_ *stressSender, r *rand.Rand) {
 	}
 }
 
-// followRun reads the output of a run to its end, or as far as it comes.
+// followRun reads the output of a run until its end, or until the request fails.
 func (s *stress) followRun(_ *stressSender, r *rand.Rand) {
 	run := s.pick(r)
 	if run == "" {
@@ -248,7 +247,7 @@ func (s *stress) followRun(_ *stressSender, r *rand.Rand) {
 	}
 }
 
-// note keeps an event.
+// note records an event.
 func (s *stress) note(e event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -24,8 +24,7 @@ import (
 	"sallyport/runner/process"
 )
 
-// unlocked is the program with a supervisor that heeds no locks, to show what
-// they are for.
+// unlocked is the program with a supervisor that ignores locks, which shows why they are needed.
 func unlocked() {
 	if os.Args[1] != "supervise" {
 		sallyport()
@@ -40,39 +39,37 @@ func unlocked() {
 	}
 }
 
-// supervisorReady is how a supervisor says in a log who it is.
+// supervisorReady matches the log line in which a supervisor reports its pid.
 func supervisorReady() *regexp.Regexp {
 	return regexp.MustCompile(`"msg":"supervisor ready","pid":([0-9]+)`)
 }
 
-// endStrays asks what outlives the servers of a script, supervisors and servers
-// that took over, to end: they are those that work on the script's folder.
+// endStrays sends SIGTERM to the supervisors and servers that outlive a script. It finds them by the script's folder.
 func endStrays(dir string) {
-	processes, _ := filepath.Glob("/proc/[0-9]*") // none where there is no such folder
+	processes, _ := filepath.Glob("/proc/[0-9]*") // none on systems without /proc
 	for _, p := range processes {
 		line, _ := os.ReadFile(filepath.Join(p, "cmdline"))
 		pid, err := strconv.Atoi(filepath.Base(p))
 		if err == nil && bytes.Contains(line, []byte("/sallyport\x00s")) && bytes.Contains(line, []byte(dir+"/")) {
-			_ = syscall.Kill(pid, syscall.SIGTERM) // it may have gone by itself
+			_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
 			_ = syscall.Kill(pid, syscall.SIGCONT)
 		}
 	}
 }
 
-// shoot signals the supervisor that a log tells of last, or kills it: shoot LOG [TERM]
+// shoot signals the last supervisor in a log, or kills it: shoot LOG [TERM]
 func shoot(ts *testscript.TestScript, _ bool, args []string) {
 	found := supervisorReady().FindAllStringSubmatch(ts.ReadFile(args[0]), -1)
 	if found == nil {
-		ts.Fatalf("%s tells of no supervisor", args[0])
+		ts.Fatalf("%s does not report a supervisor", args[0])
 	}
 	pid, err := strconv.Atoi(found[len(found)-1][1])
 	ts.Check(err)
 	ts.Check(syscall.Kill(pid, signalNamed(append(args, "KILL")[1])))
 }
 
-// smuggler takes the lock of a run out of its process tree, as a command does
-// that hands its descriptors to a daemon: "smuggler keep SOCKET FILE" is the
-// daemon, until there is such a file; "smuggler send SOCKET" the command.
+// smuggler passes the lock of a run out of its process tree, as a command does that passes its descriptors to a daemon.
+// "smuggler keep SOCKET FILE" is the daemon, and runs until FILE exists; "smuggler send SOCKET" is the command.
 func smuggler() {
 	ctx := context.Background()
 	if os.Args[1] == "send" {
@@ -81,7 +78,7 @@ func smuggler() {
 			_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte{0}, syscall.UnixRights(lockFD), nil)
 		}
 		if err == nil {
-			_, err = conn.Read([]byte{0}) // it has arrived
+			_, err = conn.Read([]byte{0}) // the daemon has received it
 		}
 		if !errors.Is(err, io.EOF) {
 			_, _ = fmt.Fprintln(os.Stderr, err)
@@ -99,7 +96,7 @@ func smuggler() {
 			if err != nil {
 				return
 			}
-			_, _, _, _, _ = conn.(*net.UnixConn).ReadMsgUnix(make([]byte, 1), make([]byte, 64)) // and it is here
+			_, _, _, _, _ = conn.(*net.UnixConn).ReadMsgUnix(make([]byte, 1), make([]byte, 64)) // the message has arrived
 			_ = conn.Close()
 		}
 	}()
@@ -110,10 +107,10 @@ func smuggler() {
 	}
 }
 
-const lockFD = 3 // of every command
+const lockFD = 3 // of each command
 
-// steady sends requests one after the other, each on a connection of its own,
-// until it is told to stop, and fails unless all were answered with the status:
+// steady sends requests one after the other, each on a new connection, until it is stopped. It fails unless all answers
+// have the status:
 //
 //	steady start STATUS METHOD PATH HEADER...
 //	steady stop
@@ -156,7 +153,7 @@ type unexpected string
 
 func (e unexpected) Error() string { return "answered " + string(e) }
 
-// ask sends a request that is answered with one of the statuses, as 200,503.
+// ask sends a request whose answer must have one of the statuses, as 200,503.
 func ask(ctx context.Context, c *http.Client, statuses, method, address string, header []string) error {
 	req, err := http.NewRequestWithContext(ctx, method, address, nil)
 	if err != nil {

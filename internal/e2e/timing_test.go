@@ -16,11 +16,9 @@ import (
 	"time"
 )
 
-// BenchmarkRefusals times what an outsider can: how long a 401 takes, for each
-// reason, with bodies of several sizes. Reasons take turns in random order on
-// each connection. Beside the medians it reports how far two of them are apart as
-// the z of a Mann-Whitney test: beyond 4 or so, an outsider who sends as many
-// tells them apart.
+// BenchmarkRefusals measures how long a 401 takes for each reason, with bodies of several sizes, as an outsider can.
+// The reasons alternate in random order on each connection. In addition to the medians it reports the difference of two
+// reasons as the z of a Mann-Whitney test: beyond about 4, an outsider with as many requests can distinguish them.
 func BenchmarkRefusals(b *testing.B) {
 	dir := b.TempDir()
 	config := `listen: "localhost:0"
@@ -52,7 +50,7 @@ hooks:
 			took := map[string][]float64{}
 			body := strings.Repeat("x", size)
 			for b.Loop() {
-				// One for each round: the server ends a connection of many refusals.
+				// One connection for each round: the server closes a connection after many refusals.
 				conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost"}}).DialContext(b.Context(), "tcp", strings.TrimPrefix(url, "https://"))
 				check(b, err)
 				in := bufio.NewReader(conn)
@@ -90,8 +88,8 @@ func median(times []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// mannWhitney returns the z of the rank sum test: how many standard deviations
-// the ranks of a are away from where they would be if a and b were alike.
+// mannWhitney returns the z of the rank sum test: how many standard deviations the ranks of a differ from their mean if
+// a and b have one distribution.
 func mannWhitney(a, b []float64) float64 {
 	type sample struct {
 		at  float64

@@ -14,8 +14,7 @@ import (
 	"sallyport/runner"
 )
 
-// built builds a version of the program as it is shipped, without some of the
-// files that it is made of.
+// built builds a version of the program for release, without some of its source files.
 func built(t *testing.T, file, version string, without ...string) {
 	t.Helper()
 	var overlay struct{ Replace map[string]string }
@@ -35,7 +34,7 @@ func built(t *testing.T, file, version string, without ...string) {
 	}
 }
 
-// upgrade is an installation of one version, where another can take its place.
+// upgrade returns an installation of one version of the program, which another can replace.
 func upgrade(t *testing.T) *installation {
 	t.Helper()
 	dir := t.TempDir()
@@ -43,19 +42,19 @@ func upgrade(t *testing.T) *installation {
 	built(t, program, "v1")
 	in := install(t, program, countingHooks)
 	in.write("count.sh", counting, 0o755)
-	t.Cleanup(in.killServers) // before the supervisor is looked for
+	t.Cleanup(in.killServers) // runs before the cleanup that looks for the supervisor
 	in.start(true)
 	return in
 }
 
-// put puts another program in the place of the one that runs, and has that hand over.
+// put replaces the running program by another one, and makes the server hand over to it.
 func (in *installation) put(program string) {
 	in.t.Helper()
 	check(in.t, os.Rename(program, in.program))
 	check(in.t, in.server.Process.Signal(syscall.SIGUSR2))
 }
 
-// endNext ends the server that took over.
+// endNext ends the successor.
 func (in *installation) endNext() {
 	in.t.Helper()
 	for _, pid := range in.servers() {
@@ -90,7 +89,7 @@ func numbers(from, to int) string {
 	return b.String()
 }
 
-// wants checks a run of the counting command that has gone on meanwhile.
+// wants checks a run of the counting command that went on during the upgrade.
 func (in *installation) wants(run runner.Run) {
 	in.t.Helper()
 	in.write("gate", "", 0o600)
@@ -99,12 +98,12 @@ func (in *installation) wants(run runner.Run) {
 		in.t.Errorf("the run is %+v", run)
 	}
 	if out := in.ask(in.t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); string(out.body) != numbers(1, 200_000) {
-		in.t.Errorf("of its output %d bytes are there", len(out.body))
+		in.t.Errorf("its output has %d bytes", len(out.body))
 	}
 }
 
-// TestUpgrade_RunGoesOn by the real program: the
-// process stays, its program is another.
+// TestUpgrade_RunGoesOn upgrades the real program during a run: the supervisor keeps its process, executes the new
+// program, and loses nothing of the run.
 func TestUpgrade_RunGoesOn(t *testing.T) {
 	t.Parallel()
 	in := upgrade(t)
@@ -123,8 +122,8 @@ func TestUpgrade_RunGoesOn(t *testing.T) {
 	in.endNext()
 }
 
-// TestUpgrade_ProgramTooOld: it finds that out when the
-// server before it has let go of the record.
+// TestUpgrade_ProgramTooOld: a successor that is too old for the store gives up, after its predecessor has closed the
+// store, and the predecessor serves again.
 func TestUpgrade_ProgramTooOld(t *testing.T) {
 	t.Parallel()
 	in := upgrade(t)

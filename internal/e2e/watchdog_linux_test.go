@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// TestWatchdog_FollowsReadiness: systemd hears from the server while all parts answer, and from the
-// next server after a hand-over.
+// TestWatchdog_FollowsReadiness: the server notifies systemd while all parts answer, and its successor does after a
+// hand-over.
 func TestWatchdog_FollowsReadiness(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", "hooks:\n  quick: {callers: [load], command: [/bin/true]}\n")
@@ -53,7 +53,7 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	supervisor := in.supervisor()
 	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
 	in.awaitLog(silent, 1)
-	in.ask(t.Context(), http.MethodGet, "/readyz", "") // by whose end what was sent before has arrived
+	in.ask(t.Context(), http.MethodGet, "/readyz", "") // its answer shows that earlier notifications have arrived
 	from := heard.Load()
 	for range 3 {
 		if a := in.ask(t.Context(), http.MethodGet, "/readyz", ""); a.code != http.StatusServiceUnavailable || !strings.Contains(string(a.body), `"parts":["supervisor"]`) {
@@ -66,13 +66,13 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
 	hear("when the supervisor goes on")
 
-	// What answers with an error is not helped by a restart.
+	// A restart does not help a part that answers with an error.
 	check(t, os.Rename(filepath.Join(in.dir, "state/state.db"), filepath.Join(in.dir, "away")))
 	in.until("the server to miss its database", func() bool {
 		return in.ask(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusServiceUnavailable
 	})
 	hear("without a database")
-	check(t, cmd.Process.Signal(syscall.SIGUSR2)) // nothing is handed over that the next one could not open
+	check(t, cmd.Process.Signal(syscall.SIGUSR2)) // the server does not hand over what its successor could not open
 	in.awaitLog(`"msg":"not handed over"`, 1)
 	check(t, os.Rename(filepath.Join(in.dir, "away"), filepath.Join(in.dir, "state/state.db")))
 	in.until("the server to be ready", func() bool {
