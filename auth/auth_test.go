@@ -94,9 +94,9 @@ func (b *bench) compile() *auth.Callers {
 
 func (b *bench) tryCompile() (*auth.Callers, *diag.List) {
 	p := &diag.List{}
-	clients := certs.LoadClients(certs.Spec{ClientCA: b.clientCA}, b.dir, time.Now(), nil, p.At("tls"))
+	clients := certs.LoadClients(certs.Spec{ClientCA: b.clientCA},
+		auth.NameClientCertificates(b.specs, p.At("callers")), b.dir, time.Now(), nil, p.At("tls"))
 	c := auth.Compile(b.specs, auth.Sources{Dir: b.dir, Clients: clients, Now: time.Now(), KeySets: b.inForce}, p.At("callers"))
-	clients.Complete(nil, p.At("tls"))
 	// At has given the list behind p its place, so p sees what was added there.
 	return c, p
 }

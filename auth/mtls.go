@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -24,11 +25,30 @@ type mtlsRule struct {
 	trust certs.Trust
 }
 
+// NameClientCertificates returns the files of CAs and the certificates that the mtls sections of callers name, for
+// certs.LoadClients. A malformed fingerprint is reported by Compile.
+func NameClientCertificates(specs map[string]*CallerSpec, p *diag.List) (named certs.Named) {
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		switch spec := specs[name]; {
+		case spec == nil || spec.MTLS == nil:
+		case spec.MTLS.CA != "":
+			named.CAs = append(named.CAs, certs.NamedCA{File: spec.MTLS.CA, At: p.At(name, "mtls", "ca")})
+		default:
+			for _, text := range spec.MTLS.Fingerprint {
+				if sum, ok := parseFingerprint(text); ok {
+					named.Pins = append(named.Pins, sum)
+				}
+			}
+		}
+	}
+	return named
+}
+
 func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *diag.List) *mtlsRule {
 	r := &mtlsRule{spec: spec}
 	switch {
 	case spec.CA != "":
-		r.trust = clients.Of(spec.CA, p.At("ca"))
+		r.trust = clients.ByCA(spec.CA)
 	case isSPIFFEID(spec.URI) && clients.BySPIFFE() != nil:
 		r.trust = clients.BySPIFFE()
 	default:
@@ -38,7 +58,7 @@ func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *diag.List) *mtlsRule
 	case len(spec.nameKinds()) != 1:
 		p.Errorf("needs one of uri, dns, cn and fingerprint")
 	case len(spec.Fingerprint) > 0:
-		r.compilePins(clients, p.At("fingerprint"))
+		r.compilePins(p.At("fingerprint"))
 	case r.trust == nil:
 		p.Errorf("needs a ca, or tls.client_ca: without one nobody says whose certificate it is")
 	}
@@ -51,21 +71,30 @@ func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *diag.List) *mtlsRule
 	return r
 }
 
-func (r *mtlsRule) compilePins(clients *certs.Clients, p *diag.List) {
+func (r *mtlsRule) compilePins(p *diag.List) {
 	r.pins = map[string]certs.Trust{}
 	for i, text := range r.spec.Fingerprint {
-		print := normalizeFingerprint(text)
-		sum, err := hex.DecodeString(print)
-		if err != nil || len(sum) != sha256.Size {
+		sum, ok := parseFingerprint(text)
+		if !ok {
 			p.Index(i).Errorf("%q is no SHA-256 fingerprint: 64 hexadecimal digits, as openssl x509 -fingerprint -sha256 prints them", text)
 			continue
 		}
+		print := hex.EncodeToString(sum[:])
 		r.pins[print] = r.trust
 		if r.spec.CA == "" {
-			r.pins[print] = clients.Pinned([sha256.Size]byte(sum), r.trust)
+			r.pins[print] = certs.Pinned(sum, r.trust)
 		}
 	}
 	r.trust = nil
+}
+
+// parseFingerprint reads a SHA-256 fingerprint, and reports whether it is one.
+func parseFingerprint(text string) (sum [sha256.Size]byte, ok bool) {
+	b, err := hex.DecodeString(normalizeFingerprint(text))
+	if err != nil || len(b) != sha256.Size {
+		return sum, false
+	}
+	return [sha256.Size]byte(b), true
 }
 
 func normalizeFingerprint(text string) string {

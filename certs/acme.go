@@ -104,10 +104,10 @@ func folder(directory string) string {
 	}, strings.TrimPrefix(directory, "https://"))
 }
 
-// Serve returns cfg, which shows what was obtained to clients that ask for its
-// names, and else what it showed before. It answers the CA's challenges
-// (TLS-ALPN, RFC 8737) on the same port.
-func (a *ACME) Serve(cfg *tls.Config) *tls.Config {
+// AddTo returns a copy of cfg that shows the obtained certificates to clients
+// that ask for their names, and to others what cfg shows. It answers the CA's
+// challenges (TLS-ALPN, RFC 8737) on the same port.
+func (a *ACME) AddTo(cfg *tls.Config) *tls.Config {
 	if a == nil || cfg == nil {
 		return cfg
 	}

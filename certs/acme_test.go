@@ -190,7 +190,7 @@ func TestWhatWasObtainedIsShownAtOnce(t *testing.T) {
 	dev(t, dir, now)
 	others := devServer(t, dir)
 	others.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &others.Certificates[0], nil }
-	cfg := a.Serve(others)
+	cfg := a.AddTo(others)
 	if _, err, _ := handshake(t, cfg, &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", MinVersion: tls.VersionTLS13}); err != nil {
 		t.Error("what was served before:", err)
 	}
@@ -220,7 +220,7 @@ func TestWithoutACMEItsProtocolIsNotSpoken(t *testing.T) {
 	dev(t, dir, time.Now())
 	client := &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", NextProtos: []string{"acme-tls/1"}, MinVersion: tls.VersionTLS13}
 	var none *certs.ACME
-	if _, err, _ := handshake(t, none.Serve(devServer(t, dir)), client); err == nil || !strings.Contains(err.Error(), "no application protocol") {
+	if _, err, _ := handshake(t, none.AddTo(devServer(t, dir)), client); err == nil || !strings.Contains(err.Error(), "no application protocol") {
 		t.Errorf("%v, want no application protocol", err)
 	}
 }

@@ -40,8 +40,8 @@ type Spec struct {
 }
 
 // Load reads what spec names for the server itself, relative to dir, and returns
-// its TLS configuration, which nobody changes once Clients.Complete and
-// ACME.Serve have added the rest, and when what it shows ends. Everything wrong
+// its TLS configuration, to which Clients.AddTo and ACME.AddTo add the
+// rest, and when what it shows ends. Everything wrong
 // with the files is written to p at the key that names the file. When any of it
 // is more than a warning the result is nil: nothing is served with less checking
 // than the file asks for.

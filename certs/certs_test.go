@@ -135,7 +135,7 @@ func load(t *testing.T, dir string, s certs.Spec, now time.Time) (*tls.Config, [
 	if (cfg == nil) != p.Bad() {
 		t.Errorf("configuration given: %v, although problems are %q", cfg != nil, texts(&p))
 	}
-	certs.LoadClients(s, dir, now, nil, p.At("tls")).Complete(cfg, p.At("tls"))
+	cfg = certs.LoadClients(s, certs.Named{}, dir, now, nil, p.At("tls")).AddTo(cfg)
 	return cfg, texts(&p)
 }
 

@@ -48,30 +48,44 @@ var errNoCA = errors.New("leads to no CA")
 // why. A Trust may be used by many at once.
 type Trust func(shown []*x509.Certificate, now time.Time) error
 
-// Clients are the CAs by which client certificates are believed, and what they
-// have revoked. It is made together with the configuration, which names them in
-// several places, and not changed once Complete was called.
+// Clients are the trusted CAs of client certificates, the certificates that callers pin, and the CRLs. LoadClients
+// makes all of it at once, and nothing changes it afterwards.
 type Clients struct {
 	spec     Spec
-	dir      string
-	now      time.Time
 	files    map[string]*authority // by name, as the configuration file has it
-	all      *authority            // what any of them believes, for handshakes; made by Complete
+	all      *authority            // the CAs of all files, for handshakes
 	pins     map[[sha256.Size]byte]bool
 	revoked  *revocations
 	workload *workload
 }
 
-// LoadClients reads what the tls section names for all callers. Everything
-// wrong is written to p at the key that names it; if p is bad, the result is
-// for finding what else is wrong, and must not be used.
-func LoadClients(spec Spec, dir string, now time.Time, workloads *Workloads, p *diag.List) *Clients {
-	c := &Clients{
-		spec: spec, dir: dir, now: now, revoked: &revocations{},
-		files: map[string]*authority{}, pins: map[[sha256.Size]byte]bool{},
-	}
+// Named is what the callers name for client certificates, in addition to the tls section.
+type Named struct {
+	CAs  []NamedCA
+	Pins [][sha256.Size]byte // SHA-256 sums of certificates
+}
+
+// NamedCA is a file of CAs that a caller names. Problems with the file are reported to At.
+type NamedCA struct {
+	File string
+	At   *diag.List
+}
+
+// LoadClients reads the CAs and CRLs that the tls section and the callers name, relative to dir. It reports each
+// problem to p at the key that names the file; if p is bad, the result only serves to find further problems, and must
+// not be used for connections.
+func LoadClients(spec Spec, named Named, dir string, now time.Time, workloads *Workloads, p *diag.List) *Clients {
+	c := &Clients{spec: spec, files: map[string]*authority{}, pins: map[[sha256.Size]byte]bool{}}
 	if spec.ClientCA != "" {
-		c.file(spec.ClientCA, p.At("client_ca"))
+		c.files[spec.ClientCA] = loadAuthority(spec.ClientCA, dir, now, p.At("client_ca"))
+	}
+	for _, ca := range named.CAs {
+		if c.files[ca.File] == nil { // read and reported once
+			c.files[ca.File] = loadAuthority(ca.File, dir, now, ca.At)
+		}
+	}
+	for _, sum := range named.Pins {
+		c.pins[sum] = true
 	}
 	if spec.SPIFFE != nil {
 		if spec.ClientCA != "" {
@@ -79,20 +93,29 @@ func LoadClients(spec Spec, dir string, now time.Time, workloads *Workloads, p *
 		}
 		c.workload = workloads.load(spec.SPIFFE, p.At("spiffe"))
 	}
+	c.all = union(c.files)
+	c.revoked = loadRevocations(spec.ClientCRL, c.files, dir, now, p.At("client_crl"))
 	return c
 }
 
-// Of returns what believes certificates that lead to a CA of a file.
-func (c *Clients) Of(file string, p *diag.List) Trust { return c.trust(c.file(file, p)) }
-
-// ByDefault returns what believes the certificates of callers who name no CA of
-// their own, or nil when there is no tls.client_ca.
-func (c *Clients) ByDefault() Trust {
-	if c.spec.ClientCA == "" {
+// ByCA returns the trust in certificates that lead to a CA of a file, or nil when LoadClients was not given that file.
+func (c *Clients) ByCA(file string) Trust {
+	a := c.files[file]
+	if a == nil {
 		return nil
 	}
-	return c.trust(c.files[c.spec.ClientCA])
+	return func(shown []*x509.Certificate, now time.Time) error {
+		chains, err := a.chains(shown, now)
+		if err != nil {
+			return err
+		}
+		return c.revoked.check(chains, now)
+	}
 }
+
+// ByDefault returns the trust in the certificates of callers that name no CA of
+// their own, or nil when there is no tls.client_ca.
+func (c *Clients) ByDefault() Trust { return c.ByCA(c.spec.ClientCA) }
 
 // BySPIFFE returns what believes the X.509-SVIDs of the trust domains that the
 // Workload API knows now, or nil when there is no tls.spiffe. It is for callers
@@ -105,11 +128,10 @@ func (c *Clients) BySPIFFE() Trust {
 	return c.workload.verify
 }
 
-// Pinned returns what believes the one certificate with this SHA-256 sum. If it
-// is signed by itself, nobody else can vouch for it, and nobody has to. If
-// not, it must be believed by the rest, too, so that its CA can revoke it.
-func (c *Clients) Pinned(sum [sha256.Size]byte, rest Trust) Trust {
-	c.pins[sum] = true
+// Pinned returns the trust in the one certificate with this SHA-256 sum. A self-signed certificate needs no CA. Any
+// other must also pass rest, so that its CA can revoke it. Handshakes accept a self-signed certificate only if
+// LoadClients was given its sum.
+func Pinned(sum [sha256.Size]byte, rest Trust) Trust {
 	return func(shown []*x509.Certificate, now time.Time) error {
 		switch {
 		case sha256.Sum256(shown[0].Raw) != sum:
@@ -123,28 +145,27 @@ func (c *Clients) Pinned(sum [sha256.Size]byte, rest Trust) Trust {
 	}
 }
 
-// Complete reads the CRLs, now that every CA is known, and has cfg ask clients
-// for certificates, if anybody is believed by one. With tls.spiffe, it serves
-// the SVID unless cfg has a certificate. cfg may be nil.
-func (c *Clients) Complete(cfg *tls.Config, p *diag.List) {
-	c.loadCRLs(p.At("client_crl"))
+// AddTo returns a copy of cfg that asks clients for certificates, if any can be
+// accepted. With tls.spiffe, the copy serves the SVID unless cfg has a
+// certificate. The result is nil if cfg is.
+func (c *Clients) AddTo(cfg *tls.Config) *tls.Config {
 	if cfg == nil {
-		return
+		return nil
 	}
+	cfg = cfg.Clone()
 	if c.workload != nil && len(cfg.Certificates) == 0 {
 		cfg.GetCertificate = c.workload.certificate
 	}
 	if len(c.files) == 0 && len(c.pins) == 0 && c.workload == nil {
-		return
+		return cfg
 	}
 	// Not required of everybody: other callers sign instead. Whoever shows a
 	// certificate has to show a good one, and admit is who says so: crypto/tls
 	// knows one pool for all.
-	c.all = union(c.files)
 	cfg.ClientAuth = tls.RequestClientCert
 	cfg.VerifyConnection = c.admit
 	if len(c.pins) > 0 || c.workload != nil {
-		return
+		return cfg
 	}
 	// Of several certificates, a client picks by this list (RFC 8446 section
 	// 4.2.4), or shows none. It cannot tell of pins and of what changes.
@@ -154,6 +175,7 @@ func (c *Clients) Complete(cfg *tls.Config, p *diag.List) {
 			cfg.ClientCAs.AddCert(ca)
 		}
 	}
+	return cfg
 }
 
 // Describe tells by what client certificates are believed, but for what callers name.
@@ -265,31 +287,17 @@ func bearable(shown []*x509.Certificate) error {
 	return nil
 }
 
-func (c *Clients) trust(a *authority) Trust {
-	return func(shown []*x509.Certificate, now time.Time) error {
-		chains, err := a.chains(shown, now)
-		if err != nil {
-			return err
-		}
-		return c.revoked.check(chains, now)
-	}
-}
-
-// file reads a file of CAs, once. Of one that cannot be read the CAs are none. A
-// CA that has ended is a warning, as is a CRL: nobody is believed by it, and it
-// must not keep those from being served who are believed by another.
-func (c *Clients) file(name string, p *diag.List) *authority {
-	if a, ok := c.files[name]; ok {
-		return a
-	}
+// loadAuthority reads a file of CAs. The result has no CAs if the file cannot be read. An expired CA is a warning, as
+// an expired CRL is: no certificate is accepted by it, but callers of the other CAs must still be served.
+func loadAuthority(name, dir string, now time.Time, p *diag.List) *authority {
 	var found, cas []*x509.Certificate
-	if data, ok := read(resolve(c.dir, name), name, maxFile, 0o022, p); ok {
+	if data, ok := read(resolve(dir, name), name, maxFile, 0o022, p); ok {
 		found, _ = certificates(name, data, p)
 	}
 	ended := 0
 	for i, ca := range found {
-		sound(i+1, name, ca, c.now, p)
-		if c.now.After(ca.NotAfter) {
+		sound(i+1, name, ca, now, p)
+		if now.After(ca.NotAfter) {
 			ended++
 			p.Warnf("certificate %d of %s expired on %s: nobody is believed by it", i+1, name, ca.NotAfter.UTC().Format(time.RFC3339))
 		}
@@ -303,8 +311,7 @@ func (c *Clients) file(name string, p *diag.List) *authority {
 	if ended > 1 && ended == len(found) {
 		p.Warnf("all CAs of %s have expired, so nobody is believed by that file", name)
 	}
-	c.files[name] = newAuthority(name, cas)
-	return c.files[name]
+	return newAuthority(name, cas)
 }
 
 // authority is the CAs of one file, or of one SPIFFE trust domain.

@@ -205,6 +205,11 @@ func newBelieved(t testing.TB) *believed {
 	return b
 }
 
+// named is a caller's file of CAs.
+func named(file string, p *diag.List) certs.Named {
+	return certs.Named{CAs: []certs.NamedCA{{File: file, At: p}}}
+}
+
 // trust returns what believes the certificates of callers without a ca, when the
 // file of client_ca holds these CAs and a partner's has others.
 func (b *believed) trust(t *testing.T, clientCA, partner, crls string) certs.Trust {
@@ -218,13 +223,27 @@ func (b *believed) trust(t *testing.T, clientCA, partner, crls string) certs.Tru
 		spec.ClientCRL = []string{"c.crl"}
 	}
 	var p diag.List
-	c := certs.LoadClients(spec, dir, b.now, nil, p.At("tls"))
-	c.Of("p.pem", p.At("callers"))
-	c.Complete(nil, p.At("tls"))
+	c := certs.LoadClients(spec, named("p.pem", p.At("callers")), dir, b.now, nil, p.At("tls"))
 	if p.Bad() {
 		t.Fatal(texts(&p))
 	}
 	return c.ByDefault()
+}
+
+// TestClients_CANotLoaded: a file that neither the tls section nor a caller names is trusted by nothing.
+func TestClients_CANotLoaded(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	good(t, dir, now)
+	var p diag.List
+	clients := certs.LoadClients(certs.Spec{}, named("c.pem", &p), dir, now, nil, &p)
+	if p.Bad() || clients.ByCA("c.pem") == nil {
+		t.Fatalf("no trust in a file that was named: %q", texts(&p))
+	}
+	for name, trust := range map[string]certs.Trust{"another file": clients.ByCA("s.pem"), "client_ca": clients.ByDefault()} {
+		if trust != nil {
+			t.Errorf("there is a trust in %s, which was not named", name)
+		}
+	}
 }
 
 func TestEveryCertificateOfTheChainIsLookedUp(t *testing.T) {
@@ -357,9 +376,7 @@ func TestTheHandshakeTellsWhatIsWrong(t *testing.T) {
 	write(t, dir, "p.pem", partner.pem, 0o644)
 	var p diag.List
 	cfg, _ := certs.Load(all(), dir, now, &p)
-	clients := certs.LoadClients(all(), dir, now, nil, &p)
-	clients.Of("p.pem", &p)
-	clients.Complete(cfg, &p)
+	cfg = certs.LoadClients(all(), named("p.pem", &p), dir, now, nil, &p).AddTo(cfg)
 	if p.Bad() {
 		t.Fatal(texts(&p))
 	}
@@ -470,8 +487,7 @@ func BenchmarkTrust(b *testing.B) {
 	write(b, dir, "c.pem", w.corp.pem+w.between.pem, 0o644)
 	write(b, dir, "c.crl", w.corp.crl(b, nil, 1)+w.between.crl(b, nil, 1), 0o644)
 	var p diag.List
-	c := certs.LoadClients(certs.Spec{ClientCA: "c.pem", ClientCRL: []string{"c.crl"}}, dir, w.now, nil, p.At("tls"))
-	c.Complete(nil, p.At("tls"))
+	c := certs.LoadClients(certs.Spec{ClientCA: "c.pem", ClientCRL: []string{"c.crl"}}, certs.Named{}, dir, w.now, nil, p.At("tls"))
 	trust := c.ByDefault()
 	var judging, signature time.Duration
 	for b.Loop() {

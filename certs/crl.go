@@ -50,48 +50,51 @@ func (r *revocations) sorted() []*crl {
 	return slices.SortedFunc(maps.Values(r.lists), func(a, b *crl) int { return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.by, b.by)) })
 }
 
-// loadCRLs reads the CRLs. A file that cannot be read whole is an error; one
-// that has ended is not: the server serves all others, and the certificates of
-// that CA are refused until there is a newer one.
-func (c *Clients) loadCRLs(p *diag.List) {
+// loadRevocations reads files of CRLs, which CAs of trusted signed. A file that cannot be read whole is an error. An
+// expired CRL is a warning: the certificates of its CA are refused until there is a newer one, and all others are served.
+func loadRevocations(files []string, trusted map[string]*authority, dir string, now time.Time,
+	p *diag.List,
+) *revocations {
+	r := &revocations{lists: map[signer]*crl{}, above: map[string]*x509.Certificate{}}
 	var cas []*x509.Certificate
-	for _, a := range c.files {
+	for _, a := range trusted {
 		cas = append(cas, a.cas...)
 	}
-	c.revoked.lists, c.revoked.above = map[signer]*crl{}, map[string]*x509.Certificate{}
-	for i, name := range c.spec.ClientCRL {
+	for i, name := range files {
 		at := p.Index(i)
-		data, ok := read(resolve(c.dir, name), name, maxCRL, 0o022, at)
+		data, ok := read(resolve(dir, name), name, maxCRL, 0o022, at)
 		if !ok {
 			continue
 		}
-		if err := eachCRL(data, func(list *unreadCRL) { c.addCRL(name, list, cas, at) }); err != nil {
+		if err := eachCRL(data, func(list *unreadCRL) { r.add(name, list, cas, now, at) }); err != nil {
 			at.Errorf("reading %s: %v", name, err)
 		}
 	}
 	for _, ca := range cas {
 		if above := issuer(ca, cas); above != nil && !selfSigned(ca) {
-			c.revoked.above[string(ca.Raw)] = above
+			r.above[string(ca.Raw)] = above
 		}
 	}
-	c.warnUnlisted(p)
+	r.warnUnlisted(trusted, p)
+	return r
 }
 
-// warnUnlisted tells of CAs without a CRL, if any has one.
-func (c *Clients) warnUnlisted(p *diag.List) {
-	if len(c.revoked.lists) == 0 {
+// warnUnlisted warns of CAs without a CRL, if any CA has one.
+func (r *revocations) warnUnlisted(trusted map[string]*authority, p *diag.List) {
+	if len(r.lists) == 0 {
 		return
 	}
-	for name, a := range c.files {
+	for name, a := range trusted {
 		for i, ca := range a.cas {
-			if c.revoked.lists[signerOf(ca)] == nil {
+			if r.lists[signerOf(ca)] == nil {
 				p.Warnf("there is no CRL of certificate %d of %s (%s), so what that CA revokes is believed", i+1, name, ca.Subject)
 			}
 		}
 	}
 }
 
-func (c *Clients) addCRL(file string, list *unreadCRL, cas []*x509.Certificate, p *diag.List) {
+// add reads a CRL, or reports what is wrong with it.
+func (r *revocations) add(file string, list *unreadCRL, cas []*x509.Certificate, now time.Time, p *diag.List) {
 	name := shortenName(list.Issuer.String())
 	ca, err := crlIssuer(list.RevocationList, cas)
 	if err == nil {
@@ -105,12 +108,12 @@ func (c *Clients) addCRL(file string, list *unreadCRL, cas []*x509.Certificate, 
 		p.Errorf("the CRL of %s in %s %v", name, file, err)
 		return
 	}
-	if other := c.revoked.lists[signerOf(ca)]; other != nil {
+	if other := r.lists[signerOf(ca)]; other != nil {
 		p.Errorf("the CRL of %s in %s is not the only one: there is one in %s", name, file, other.file)
 		return
 	}
-	switch left := list.NextUpdate.Sub(c.now); {
-	case c.now.Before(list.ThisUpdate):
+	switch left := list.NextUpdate.Sub(now); {
+	case now.Before(list.ThisUpdate):
 		p.Errorf("the CRL of %s in %s is not valid before %s", name, file, list.ThisUpdate.UTC().Format(time.RFC3339))
 	case left < 0:
 		p.Warnf("the CRL of %s in %s ended on %s: all certificates of that CA are refused until there is a newer one", name, file, list.NextUpdate.UTC().Format(time.RFC3339))
@@ -118,7 +121,7 @@ func (c *Clients) addCRL(file string, list *unreadCRL, cas []*x509.Certificate, 
 		p.Warnf("the CRL of %s in %s ends soon, on %s; then all certificates of that CA are refused", name, file, list.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	l := &crl{file: file, by: name, until: list.NextUpdate, ahead: quarter(list.ThisUpdate, list.NextUpdate), serials: serials}
-	c.revoked.lists[signerOf(ca)] = l
+	r.lists[signerOf(ca)] = l
 }
 
 // crlIssuer returns the CA that signed a CRL.

@@ -112,7 +112,7 @@ func devServer(t *testing.T, dir string) *tls.Config {
 	var p diag.List
 	spec := certs.Spec{Cert: "server.pem", Key: "server.key", ClientCA: "ca.pem"}
 	cfg, _ := certs.Load(spec, dir, time.Now(), &p)
-	certs.LoadClients(spec, dir, time.Now(), nil, &p).Complete(cfg, &p)
+	cfg = certs.LoadClients(spec, certs.Named{}, dir, time.Now(), nil, &p).AddTo(cfg)
 	if cfg == nil || len(p.All()) > 0 {
 		t.Fatalf("loading what Dev made: %v", p.All())
 	}

@@ -82,7 +82,7 @@ func TestLoadTellsTheEndOfAllThatIsShownAndTrusted(t *testing.T) {
 	write(t, dir, "s.pem", leaf.cert+c.pem, 0o644)
 	write(t, dir, "s.key", leaf.key, 0o600)
 	_, ends := certs.Load(all(), dir, now, new(diag.List))
-	ends = append(ends, certs.LoadClients(all(), dir, now, nil, new(diag.List)).Expiries()...)
+	ends = append(ends, certs.LoadClients(all(), certs.Named{}, dir, now, nil, new(diag.List)).Expiries()...)
 	first := parseOne(t, leaf.cert)
 	want := []certs.Expiry{
 		{What: "server certificate", File: "s.pem", Subject: "hooks.example.com", NotAfter: first.NotAfter},

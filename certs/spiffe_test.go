@@ -69,9 +69,8 @@ func (s *spiffe) load() (*tls.Config, *certs.Clients, []string) {
 	var p diag.List
 	spec := certs.Spec{SPIFFE: &certs.SPIFFESpec{Socket: s.socket}}
 	cfg, _ := certs.Load(spec, s.t.TempDir(), time.Now(), p.At("tls"))
-	clients := certs.LoadClients(spec, s.t.TempDir(), time.Now(), s.workloads, p.At("tls"))
-	clients.Complete(cfg, p.At("tls"))
-	return cfg, clients, texts(&p)
+	clients := certs.LoadClients(spec, certs.Named{}, s.t.TempDir(), time.Now(), s.workloads, p.At("tls"))
+	return clients.AddTo(cfg), clients, texts(&p)
 }
 
 // connect shows the server a certificate, and trusts it by a domain's bundle.
@@ -298,7 +297,7 @@ func TestFilesMayServeBesideSPIFFE(t *testing.T) {
 	spec := certs.Spec{Cert: "s.pem", Key: "s.key", SPIFFE: &certs.SPIFFESpec{Socket: s.socket}}
 	var p diag.List
 	cfg, _ := certs.Load(spec, dir, now, p.At("tls"))
-	certs.LoadClients(spec, dir, now, s.workloads, p.At("tls")).Complete(cfg, p.At("tls"))
+	cfg = certs.LoadClients(spec, certs.Named{}, dir, now, s.workloads, p.At("tls")).AddTo(cfg)
 	if len(p.All()) > 0 || cfg.GetCertificate != nil || len(cfg.Certificates) != 1 {
 		t.Errorf("%q", texts(&p))
 	}

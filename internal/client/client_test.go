@@ -71,7 +71,7 @@ func (g *gate) config(t *testing.T) *tls.Config {
 	var p diag.List
 	spec := certs.Spec{Cert: "server.pem", Key: "server.key", ClientCA: "ca.pem"}
 	cfg, _ := certs.Load(spec, g.dir, time.Now(), &p)
-	certs.LoadClients(spec, g.dir, time.Now(), nil, &p).Complete(cfg, &p)
+	cfg = certs.LoadClients(spec, certs.Named{}, g.dir, time.Now(), nil, &p).AddTo(cfg)
 	if cfg == nil {
 		t.Fatal(p.All())
 	}

@@ -226,7 +226,6 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 		c.State = filepath.Join(dir, c.State)
 	}
 	checkState(f.State, c.State, p.At("state"))
-	c.loadTLS(f.TLS, dir, env, p.At("tls"))
 
 	specs := make(map[string]*auth.CallerSpec, len(f.Callers))
 	for name, caller := range f.Callers {
@@ -245,6 +244,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 			c.CallerLimits[name].check(p.At("callers", name, "limit"))
 		}
 	}
+	c.loadTLS(f.TLS, auth.NameClientCertificates(specs, p.At("callers")), dir, env, p.At("tls"))
 	src := auth.Sources{Dir: dir, Getenv: env.Getenv, Saw: p.Saw, Clients: c.clients, Now: env.Now}
 	c.Audit = audit.Options{State: c.State, Keep: int64(f.Audit.Keep), LeastAge: f.Audit.LeastAge, Key: f.Audit.load(src, p.At("audit"))}
 	if env.Serving != nil {
@@ -254,8 +254,6 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	if env.Serving != nil {
 		c.checkFollows(env.Serving, p)
 	}
-	c.clients.Complete(c.TLS, p.At("tls"))
-	c.TLS = c.ACME.Serve(c.TLS)
 	for name := range f.Hooks {
 		checkName(name, p.At("hooks", name))
 	}
@@ -268,14 +266,15 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	return c
 }
 
-// loadTLS reads what TLS is made of, but for what callers name.
-func (c *Config) loadTLS(spec certs.Spec, dir string, env Env, p *diag.List) {
+// loadTLS reads what TLS is made of, with what callers name for it.
+func (c *Config) loadTLS(spec certs.Spec, named certs.Named, dir string, env Env, p *diag.List) {
 	if env.Renewals == nil {
 		env.Renewals = certs.NewRenewals(slog.New(slog.DiscardHandler))
 	}
 	c.TLS, c.expiries = certs.Load(spec, dir, env.Now, p)
 	c.ACME = certs.LoadACME(spec.ACME, dir, c.State, env.Renewals, env.Now, p.At("acme"))
-	c.clients = certs.LoadClients(spec, dir, env.Now, env.Workloads, p)
+	c.clients = certs.LoadClients(spec, named, dir, env.Now, env.Workloads, p)
+	c.TLS = c.ACME.AddTo(c.clients.AddTo(c.TLS))
 	if spec.SPIFFE != nil {
 		c.SPIFFE = spec.SPIFFE.Socket
 	}
