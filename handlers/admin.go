@@ -9,6 +9,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // adminScheme is the kind of credential in the audit log of what a local administrator asked for.
@@ -62,7 +63,7 @@ func (s *surface) rerunByAdmin(w http.ResponseWriter, r *http.Request, req *requ
 	if err != nil {
 		return err
 	}
-	if h, ok := s.config.Hook(run.Hook); !ok || !h.Unauthenticated && !h.May(run.Caller, runner.MayStart) {
+	if h, ok := s.config.Hook(run.Hook); !ok || !h.Unauthenticated && !h.May(run.Caller, hook.MayStart) {
 		return forbidden(run.Caller, "start the hook of this run any more")
 	}
 	started, err := s.runner.Rerun(r.Context(), run, run.Caller, runner.Claim{})

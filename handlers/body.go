@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/internal/netid"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // A body is held whole while it is verified, and its sender has proved nothing
@@ -114,7 +114,7 @@ func (u *unverified) receive(ctl *http.ResponseController, from io.Reader, most 
 }
 
 // readBody returns the body of a request. Unless there is an error, it must be released.
-func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound runner.BodySpec) (*unverified, error) {
+func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound hook.BodySpec) (*unverified, error) {
 	if r.ContentLength > int64(bound.Max) {
 		return nil, tooLarge(w, bound)
 	}
@@ -163,7 +163,7 @@ func (b *received) Read(p []byte) (int, error) {
 // net/http goes on reading what a refused request still sends.
 func arrived(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(time.Time{}) }
 
-func tooLarge(w http.ResponseWriter, bound runner.BodySpec) error {
+func tooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
 	w.Header().Set("Connection", "close") // rather than read what nobody wants
 	return &refusal{
 		status: http.StatusRequestEntityTooLarge, kind: "too-large",
@@ -171,7 +171,7 @@ func tooLarge(w http.ResponseWriter, bound runner.BodySpec) error {
 	}
 }
 
-func bodyError(w http.ResponseWriter, u *upload, bound runner.BodySpec, err error) error {
+func bodyError(w http.ResponseWriter, u *upload, bound hook.BodySpec, err error) error {
 	var limit *http.MaxBytesError
 	switch {
 	case errors.Is(err, errNoRoom):

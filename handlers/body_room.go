@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // leastRoom is what all unverified bodies may take together, unless a hook takes
@@ -63,7 +63,7 @@ func (r *room) progress(u *upload, n int) {
 }
 
 // newRoom makes room of which the largest body of any hook takes at most half.
-func newRoom(hooks map[string]*runner.Hook) *room {
+func newRoom(hooks map[string]*hook.Hook) *room {
 	r := &room{total: leastRoom, sites: map[netip.Addr]int64{}, uploads: map[*upload]struct{}{}}
 	r.given = sync.NewCond(&r.mu)
 	for _, h := range hooks {
@@ -73,7 +73,7 @@ func newRoom(hooks map[string]*runner.Hook) *room {
 }
 
 // or returns the room itself if it is right for the hooks, and otherwise a new one.
-func (r *room) or(hooks map[string]*runner.Hook) *room {
+func (r *room) or(hooks map[string]*hook.Hook) *room {
 	fresh := newRoom(hooks)
 	if r != nil && r.total == fresh.total {
 		return r

@@ -10,7 +10,7 @@ import (
 
 	"sallyport/handlers"
 	"sallyport/internal/diag"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // TestContentType_ChangesNoReading sends a signed body, which would be refused
@@ -60,14 +60,14 @@ hooks:
 
 // FuzzHeaders sends the same body under any header: its parameters stay the same.
 func FuzzHeaders(f *testing.F) {
-	spec := func(as string) *runner.HookSpec {
-		return &runner.HookSpec{
-			Unauthenticated: true, Command: []string{"/bin/echo", "--x={x}"}, Body: runner.BodySpec{As: as},
-			Params: map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Match: "(?s).*"}},
+	spec := func(as string) *hook.Spec {
+		return &hook.Spec{
+			Unauthenticated: true, Command: []string{"/bin/echo", "--x={x}"}, Body: hook.BodySpec{As: as},
+			Params: map[string]hook.ParamSpec{"x": {From: hook.From{"body", "x"}, Match: "(?s).*"}},
 		}
 	}
 	var p diag.List
-	hooks := runner.Compile(map[string]*runner.HookSpec{"json": spec("json"), "form": spec("form")}, nil, &p)
+	hooks := hook.Compile(map[string]*hook.Spec{"json": spec("json"), "form": spec("form")}, nil, &p)
 	if p.Bad() {
 		f.Fatal(p.All())
 	}
@@ -77,7 +77,7 @@ func FuzzHeaders(f *testing.F) {
 	f.Add([]byte(`{"x":"1"}`), "X-Http-Method-Override", "PUT", "charset=utf-7")
 	f.Fuzz(func(t *testing.T, body []byte, name, one, two string) {
 		for as, h := range hooks {
-			bind := func(header http.Header) (runner.Values, error) {
+			bind := func(header http.Header) (hook.Values, error) {
 				r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/"+as, strings.NewReader(string(body)))
 				r.Header = header
 				return handlers.Bind(r, body, h)

@@ -14,6 +14,7 @@ import (
 	"sallyport/internal/keyuse"
 	"sallyport/internal/netid"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // hook is the way of a delivery. Every step is a line here, in the order that
@@ -49,7 +50,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	if err := s.limitDelivery(w, r, who, repeated); err != nil {
 		return err
 	}
-	if !h.Unauthenticated && !h.May(who.Caller, runner.MayStart) {
+	if !h.Unauthenticated && !h.May(who.Caller, hook.MayStart) {
 		return forbidden(who.Caller, "start this hook")
 	}
 	values, err := bind(r, body, who, h)
@@ -77,7 +78,7 @@ func (s *surface) hook(w http.ResponseWriter, r *http.Request, req *request) err
 // may have taken minutes, and returns that configuration's surface and hook with the caller. A
 // caller or key that was removed in the meantime starts nothing. It judges again if another
 // configuration came into force while it waited for the key of a token.
-func (s *surface) judge(w http.ResponseWriter, r *http.Request, req *request, body []byte) (*surface, *runner.Hook, *auth.Identity, error) {
+func (s *surface) judge(w http.ResponseWriter, r *http.Request, req *request, body []byte) (*surface, *hook.Hook, *auth.Identity, error) {
 	for {
 		h, ok := s.hooks[r.URL.Path]
 		if !ok {
@@ -97,7 +98,7 @@ func (s *surface) judge(w http.ResponseWriter, r *http.Request, req *request, bo
 
 // authenticate tells who sends. A failure costs the address a token of a
 // limiter of its own, so that a flood of them never spends a caller's budget.
-func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *runner.Hook) (*auth.Identity, error) {
+func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *hook.Hook) (*auth.Identity, error) {
 	var callers []string
 	if h != nil {
 		if h.Unauthenticated {
@@ -125,7 +126,7 @@ func (s *surface) authenticate(r *http.Request, req *request, body []byte, h *ru
 // claimOnce returns the claim of a delivery and what became of it before, or why its credential is
 // refused: as it was judged, or because a token was used with another body, which is refused as a
 // forged one is.
-func (s *surface) claimOnce(r *http.Request, who *auth.Identity, h *runner.Hook, judged error) (claim runner.Claim, repeated, refused error) {
+func (s *surface) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook, judged error) (claim runner.Claim, repeated, refused error) {
 	if judged != nil {
 		return claim, nil, judged
 	}
@@ -185,16 +186,16 @@ func forbidden(caller, what string) error {
 
 // bind takes the parameters from the delivery, or says everything that is
 // wrong with them.
-func bind(r *http.Request, body []byte, who *auth.Identity, h *runner.Hook) (runner.Values, error) {
+func bind(r *http.Request, body []byte, who *auth.Identity, h *hook.Hook) (hook.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, malformed("The query is malformed.")
 	}
-	values, problems, err := h.Bind(runner.Input{
+	values, problems, err := h.Bind(hook.Input{
 		Body: body, Query: query, Header: textproto.MIMEHeader(r.Header), Claims: who.Claims,
 	})
 	switch {
-	case errors.Is(err, runner.ErrBody):
+	case errors.Is(err, hook.ErrBody):
 		return nil, malformed(err.Error())
 	case err != nil:
 		return nil, err
@@ -214,7 +215,7 @@ func notAllowedValues(e *runner.NotAllowed) error {
 // claimDelivery ties a delivery to its hook. A signature may stand for one run of each
 // hook that its sender set up with the same secret; a token that may be used once is used
 // once in all, so where it goes counts as part of what it came with.
-func claimDelivery(who *auth.Identity, h *runner.Hook) runner.Claim {
+func claimDelivery(who *auth.Identity, h *hook.Hook) runner.Claim {
 	if who.Replay == "" {
 		return runner.Claim{}
 	}

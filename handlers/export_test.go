@@ -18,7 +18,7 @@ import (
 	"sallyport/auth"
 	"sallyport/internal/config"
 	"sallyport/internal/netid"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // NewAddressLimit returns the limiter of a table with a single slot.
@@ -35,7 +35,7 @@ func Wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
 }
 
 // Bind takes the parameters of a hook from a delivery of the caller c.
-func Bind(r *http.Request, body []byte, h *runner.Hook) (runner.Values, error) {
+func Bind(r *http.Request, body []byte, h *hook.Hook) (hook.Values, error) {
 	return bind(r, body, &auth.Identity{Caller: "c"}, h)
 }
 

@@ -16,6 +16,7 @@ import (
 	"sallyport/auth"
 	"sallyport/internal/guard"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 )
 
@@ -243,7 +244,7 @@ func (s *surface) lasting(r *http.Request, req *request, id string) func(changed
 		by, at = latest, now
 		d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, TLS: r.TLS, Now: now}
 		run, err := s.runner.Get(r.Context(), id)
-		return err == nil && by.config.Auth.StillValid(d, req.caller, req.scheme, req.key) && by.may(req.caller, run, runner.MayRead)
+		return err == nil && by.config.Auth.StillValid(d, req.caller, req.scheme, req.key) && by.may(req.caller, run, hook.MayRead)
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
 )
@@ -444,7 +445,7 @@ func fail(faulty *atomic.Bool) {
 	}
 }
 
-func (r *record) Admit(ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+func (r *record) Admit(ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed) (runner.Admission, error) {
 	fail(&r.faulty)
 	return r.Store.Admit(ctx, run, c, p, in)
 }

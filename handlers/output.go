@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 )
 
@@ -16,7 +17,7 @@ import (
 // middle of a long output is not kept. Every reader reads the run's file for
 // itself, so none of them slows the command or another reader.
 func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request) error {
-	run, _, err := s.run(w, r, req, runner.MayRead)
+	run, _, err := s.run(w, r, req, hook.MayRead)
 	if err != nil {
 		return err
 	}

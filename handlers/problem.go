@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // refusal is an answer that turns a request away: what the sender is told, and
@@ -20,7 +21,7 @@ type refusal struct {
 	reason   string // for the operator; the detail, where that says all
 	cause    error  // for the operator
 	run      *runner.Run
-	problems []runner.ParamProblem
+	problems []hook.ParamProblem
 	parts    []string // that are not ready
 	header   http.Header
 }
@@ -29,14 +30,14 @@ func (e *refusal) Error() string { return e.kind }
 
 // problem is an RFC 9457 problem detail.
 type problem struct {
-	Type      string                `json:"type"`
-	Title     string                `json:"title"`
-	Status    int                   `json:"status"`
-	Detail    string                `json:"detail,omitempty"`
-	RequestID string                `json:"request_id"`
-	Run       *runInFlight          `json:"run,omitempty"`
-	Problems  []runner.ParamProblem `json:"problems,omitempty"`
-	Parts     []string              `json:"parts,omitempty"` // that do not work, in an answer of /readyz
+	Type      string              `json:"type"`
+	Title     string              `json:"title"`
+	Status    int                 `json:"status"`
+	Detail    string              `json:"detail,omitempty"`
+	RequestID string              `json:"request_id"`
+	Run       *runInFlight        `json:"run,omitempty"`
+	Problems  []hook.ParamProblem `json:"problems,omitempty"`
+	Parts     []string            `json:"parts,omitempty"` // that do not work, in an answer of /readyz
 }
 
 // runInFlight is what anybody who may start a hook may know of the run that is

@@ -23,6 +23,7 @@ import (
 	"sallyport/internal/client"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
 )
@@ -178,7 +179,7 @@ func TestRuns_PagesOfLongParameters(t *testing.T) {
 		}
 		id := v7.String()
 		r := runner.Run{ID: id, Hook: "start", Caller: "good", Flight: id, Params: map[string]string{"x": long}, Created: h.clock.now()}
-		if _, err := h.record.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, runner.Feed{}); err != nil {
+		if _, err := h.record.Admit(t.Context(), r, runner.Claim{}, hook.Policy{}, runner.Feed{}); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, err := h.record.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: h.clock.now()}, false, false); err != nil {
@@ -428,8 +429,8 @@ func TestRoutes_AreReserved(t *testing.T) {
 		first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 		reserved[first] = true
 	}
-	if got := slices.Sorted(maps.Keys(reserved)); !slices.Equal(got, slices.Sorted(slices.Values(runner.ReservedPaths()))) {
-		t.Errorf("the routes begin with %v, and hooks may not have %v", got, runner.ReservedPaths())
+	if got := slices.Sorted(maps.Keys(reserved)); !slices.Equal(got, slices.Sorted(slices.Values(hook.ReservedPaths()))) {
+		t.Errorf("the routes begin with %v, and hooks may not have %v", got, hook.ReservedPaths())
 	}
 }
 

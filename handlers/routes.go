@@ -17,6 +17,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 )
 
@@ -77,7 +78,7 @@ type surface struct {
 	all     http.Handler
 	admin   http.Handler
 
-	hooks       map[string]*runner.Hook // by path
+	hooks       map[string]*hook.Hook // by path
 	connections *addressLimits
 	addresses   *addressLimits
 	failures    *addressLimits
@@ -101,7 +102,7 @@ func newSurface(c *config.Config, old *surface) *surface {
 		reads:       old.reads,
 		followers:   old.followers,
 		waits:       old.waits,
-		hooks:       make(map[string]*runner.Hook, len(c.Hooks)),
+		hooks:       make(map[string]*hook.Hook, len(c.Hooks)),
 		connections: old.connections.or(c.Limits.Address, connectionSlots),
 		addresses:   old.addresses.or(c.Limits.Address, addressSlots),
 		failures:    old.failures.or(c.Limits.Failures, failureSlots),
@@ -132,7 +133,7 @@ func (s *surface) routes() *mux.Router {
 }
 
 // fixed are the paths of the server itself. No hook may have one that begins as
-// they do: runner.ReservedPaths.
+// they do: hook.ReservedPaths.
 func (s *surface) fixed() map[string]methods {
 	return map[string]methods{
 		"/healthz":          {http.MethodGet: s.health},

@@ -18,6 +18,7 @@ import (
 
 	"sallyport/auth"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 const (
@@ -33,7 +34,7 @@ func (s *surface) caller(w http.ResponseWriter, r *http.Request, req *request) (
 	if err := s.checkOrigin(r); err != nil {
 		return nil, err
 	}
-	empty, err := s.readBody(w, r, runner.BodySpec{Timeout: time.Second})
+	empty, err := s.readBody(w, r, hook.BodySpec{Timeout: time.Second})
 	if err != nil {
 		return nil, err
 	}
@@ -59,12 +60,12 @@ func (s *surface) caller(w http.ResponseWriter, r *http.Request, req *request) (
 // the one that started it, or by the file. Without rights it is enough that the
 // caller may know of it. To all others it is as if there were none; to one that may
 // know of it and not do what is asked, 403.
-func (s *surface) run(w http.ResponseWriter, r *http.Request, req *request, rights ...runner.Right) (runner.Run, *auth.Identity, error) {
+func (s *surface) run(w http.ResponseWriter, r *http.Request, req *request, rights ...hook.Right) (runner.Run, *auth.Identity, error) {
 	who, err := s.caller(w, r, req)
 	if err != nil {
 		return runner.Run{}, nil, err
 	}
-	acts := slices.IndexFunc(rights, func(right runner.Right) bool { return right != runner.MayRead })
+	acts := slices.IndexFunc(rights, func(right hook.Right) bool { return right != hook.MayRead })
 	if acts >= 0 && s.config.Observed[who.Caller] {
 		return runner.Run{}, nil, forbidden(who.Caller, string(rights[acts])+" anything while it is observed")
 	}
@@ -75,7 +76,7 @@ func (s *surface) run(w http.ResponseWriter, r *http.Request, req *request, righ
 		}
 	}
 	run, err := s.runner.Get(r.Context(), mux.Vars(r)["id"])
-	lacks := slices.IndexFunc(rights, func(right runner.Right) bool { return !s.may(who.Caller, run, right) })
+	lacks := slices.IndexFunc(rights, func(right hook.Right) bool { return !s.may(who.Caller, run, right) })
 	switch {
 	case errors.Is(err, runner.ErrUnknown), err == nil && !s.knows(who.Caller, run) && (lacks >= 0 || len(rights) == 0):
 		return runner.Run{}, nil, notFound()
@@ -90,24 +91,24 @@ func (s *surface) run(w http.ResponseWriter, r *http.Request, req *request, righ
 
 // may tells whether a caller has a right over a run. One that stands for others
 // too is not the caller's alone to cancel.
-func (s *surface) may(caller string, run runner.Run, right runner.Right) bool {
+func (s *surface) may(caller string, run runner.Run, right hook.Right) bool {
 	h, ok := s.config.Hook(run.Hook)
 	if ok && h.May(caller, right) {
 		return true
 	}
-	return run.Caller == caller && (right == runner.MayRead || right == runner.MayCancel && len(run.StandsFor) == 0)
+	return run.Caller == caller && (right == hook.MayRead || right == hook.MayCancel && len(run.StandsFor) == 0)
 }
 
 // knows tells whether a caller may know how a run stands: who may read it, and
 // who was told that its delivery waits in it.
 func (s *surface) knows(caller string, run runner.Run) bool {
-	return s.may(caller, run, runner.MayRead) || slices.Contains(run.StandsFor, caller)
+	return s.may(caller, run, hook.MayRead) || slices.Contains(run.StandsFor, caller)
 }
 
 // view takes out of a run what is not for the caller, if that may not read it:
 // who joined it last, with which parameters.
 func (s *surface) view(caller string, run runner.Run) runner.Run {
-	if !s.may(caller, run, runner.MayRead) {
+	if !s.may(caller, run, hook.MayRead) {
 		run.Caller, run.Params, run.Cut, run.StandsFor = "", nil, nil, nil
 	}
 	return run
@@ -125,7 +126,7 @@ func (s *surface) getRun(w http.ResponseWriter, r *http.Request, req *request) e
 // cancelRun ends a run that waits or runs, and answers with it as it stands.
 func (s *surface) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait := preferWait(r.Header)
-	run, _, err := s.run(w, r, req, runner.MayCancel)
+	run, _, err := s.run(w, r, req, hook.MayCancel)
 	if err != nil {
 		return err
 	}
@@ -140,7 +141,7 @@ func (s *surface) cancelRun(w http.ResponseWriter, r *http.Request, req *request
 // request from another, each is good for one run.
 func (s *surface) rerun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait := preferWait(r.Header)
-	run, who, err := s.run(w, r, req, runner.MayRead, runner.MayStart)
+	run, who, err := s.run(w, r, req, hook.MayRead, hook.MayStart)
 	if err != nil {
 		return err
 	}
@@ -292,7 +293,7 @@ func (s *surface) visible(caller string, f runner.Filter) (parts []runner.Filter
 	}
 	var hooks []string
 	for _, name := range slices.Sorted(maps.Keys(s.config.Hooks)) {
-		if s.config.Hooks[name].May(caller, runner.MayRead) && (len(f.Hooks) == 0 || slices.Contains(f.Hooks, name)) {
+		if s.config.Hooks[name].May(caller, hook.MayRead) && (len(f.Hooks) == 0 || slices.Contains(f.Hooks, name)) {
 			hooks = append(hooks, name)
 		}
 	}
@@ -354,7 +355,7 @@ func (s *surface) namesFor(caller string) (hooks, callers map[string]bool) {
 			continue
 		}
 		hooks[name] = true
-		if h.May(caller, runner.MayRead) {
+		if h.May(caller, hook.MayRead) {
 			for _, other := range h.Callers {
 				callers[other] = true
 			}

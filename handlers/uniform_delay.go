@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // How long it takes to refuse a credential depends on what is wrong with it:
@@ -28,7 +28,7 @@ const (
 )
 
 // span is of a body's length and the hook alone; nil is the run API.
-func (s *surface) span(length int, h *runner.Hook) time.Duration {
+func (s *surface) span(length int, h *hook.Hook) time.Duration {
 	var callers []string
 	if h != nil {
 		callers = h.Callers
@@ -39,7 +39,7 @@ func (s *surface) span(length int, h *runner.Hook) time.Duration {
 // evenly waits until a request may be answered whose body was there at the time
 // arrived, and that has no valid credential. It ends before that when the sender
 // leaves, and when the server begins to drain. Nothing of the body is held meanwhile.
-func (s *surface) evenly(r *http.Request, length int, h *runner.Hook, arrived time.Time) {
+func (s *surface) evenly(r *http.Request, length int, h *hook.Hook, arrived time.Time) {
 	span := s.span(length, h)
 	took := s.now().Sub(arrived)
 	going := s.runner.Going()

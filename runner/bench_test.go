@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -34,7 +35,7 @@ type commands struct {
 	refused  int   // how often
 	lose     bool  // whether Follow knows nothing
 	obey     bool  // whether a command ends when it is told to
-	hook     func(name string) (*runner.Hook, bool)
+	hook     func(name string) (*hook.Hook, bool)
 	air      map[string]string       // by run: its flight
 	given    map[string]runner.Order // all that ever started
 	ends     map[string]runner.End
@@ -232,7 +233,7 @@ func (d *disk) err(end bool) error {
 	return nil
 }
 
-func (d *disk) Admit(ctx context.Context, r runner.Run, c runner.Claim, p runner.Policy, in runner.Feed) (runner.Admission, error) {
+func (d *disk) Admit(ctx context.Context, r runner.Run, c runner.Claim, p hook.Policy, in runner.Feed) (runner.Admission, error) {
 	if err := d.err(false); err != nil {
 		return runner.Admission{}, err
 	}
@@ -294,10 +295,10 @@ type bench struct {
 	dir   string
 	mu    sync.Mutex
 	clock time.Time
-	hooks map[string]*runner.Hook
+	hooks map[string]*hook.Hook
 }
 
-func newBench(t *testing.T, hooks ...*runner.Hook) *bench {
+func newBench(t *testing.T, hooks ...*hook.Hook) *bench {
 	t.Helper()
 	b := &bench{
 		commands: &commands{
@@ -315,16 +316,16 @@ func newBench(t *testing.T, hooks ...*runner.Hook) *bench {
 }
 
 // use loads another configuration.
-func (b *bench) use(hooks ...*runner.Hook) {
+func (b *bench) use(hooks ...*hook.Hook) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.hooks = map[string]*runner.Hook{}
+	b.hooks = map[string]*hook.Hook{}
 	for _, h := range hooks {
 		b.hooks[h.Name] = h
 	}
 }
 
-func (b *bench) hook(name string) (*runner.Hook, bool) {
+func (b *bench) hook(name string) (*hook.Hook, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h, ok := b.hooks[name]
@@ -407,11 +408,11 @@ func (b *bench) queue(t *testing.T, d runner.Delivery) runner.Started {
 }
 
 // admit records a run as a server does that then goes before it starts it.
-func (b *bench) admit(t *testing.T, h *runner.Hook, x string, in runner.Feed) (id string) {
+func (b *bench) admit(t *testing.T, h *hook.Hook, x string, in runner.Feed) (id string) {
 	t.Helper()
 	a, err := b.disk.SQLite.Admit(t.Context(), runner.Run{
-		ID: uuid.Must(uuid.NewV7()).String(), Hook: h.Name, Caller: "ci", Flight: h.Flight(runner.Values{"x": x}),
-		Params: runner.Values{"x": x}, Created: b.now(),
+		ID: uuid.Must(uuid.NewV7()).String(), Hook: h.Name, Caller: "ci", Flight: h.Flight(hook.Values{"x": x}),
+		Params: hook.Values{"x": x}, Created: b.now(),
 	}, runner.Claim{}, h.Busy, in)
 	if err != nil {
 		t.Fatal(err)

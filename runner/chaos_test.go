@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // flown returns the runs whose commands run, in order of their ids.
@@ -38,12 +39,12 @@ func anyEnd() runner.End {
 }
 
 // anyHooks are hooks of every policy, some of which repeat what was interrupted.
-func anyHooks(t *testing.T) []*runner.Hook {
+func anyHooks(t *testing.T) []*hook.Hook {
 	t.Helper()
-	var hooks []*runner.Hook
-	for i, change := range []func(*runner.HookSpec){func(*runner.HookSpec) {}, queueOf(3), join, replace} {
+	var hooks []*hook.Hook
+	for i, change := range []func(*hook.Spec){func(*hook.Spec) {}, queueOf(3), join, replace} {
 		for _, again := range []string{"", "rerun"} {
-			h := policy(t, func(s *runner.HookSpec) { change(s); s.Flight, s.OnInterrupted = "{x}", again })
+			h := policy(t, func(s *hook.Spec) { change(s); s.Flight, s.OnInterrupted = "{x}", again })
 			h.Name = fmt.Sprint("h", i, again)
 			hooks = append(hooks, h)
 		}
@@ -57,7 +58,7 @@ type accepted struct {
 	runs map[string]bool
 }
 
-func (a *accepted) deliver(t *testing.T, b *bench, hooks []*runner.Hook) {
+func (a *accepted) deliver(t *testing.T, b *bench, hooks []*hook.Hook) {
 	t.Helper()
 	d := claimed(of(hooks[rand.IntN(len(hooks))], fmt.Sprint(rand.IntN(2))), fmt.Sprint(rand.IntN(1000)))
 	run, err := b.Start(d)

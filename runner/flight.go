@@ -12,10 +12,10 @@ func (r *Runner) changedFlight(run Run) error {
 		return nil
 	}
 	flight := h.Flight(run.Params)
-	if rule, known := r.rules[h.Name]; known && rule != h.spec.Flight || flight != run.Flight {
+	if rule, known := r.rules[h.Name]; known && rule != h.Spec().Flight || flight != run.Flight {
 		r.mixed[h.Name] = true
 	}
-	r.rules[h.Name] = h.spec.Flight
+	r.rules[h.Name] = h.Spec().Flight
 	if !r.mixed[h.Name] { // all in progress have the flight that they would be given now
 		return nil
 	}

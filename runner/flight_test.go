@@ -5,12 +5,13 @@ import (
 	"testing"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // flights returns a hook of one name whose runs are told apart by a template.
-func flights(t *testing.T, template string, busy int) *runner.Hook {
+func flights(t *testing.T, template string, busy int) *hook.Hook {
 	t.Helper()
-	return hook(t, runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}, Flight: template, Busy: runner.BusySpec{Queue: busy}}, "x")
+	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: template, Busy: hook.BusySpec{Queue: busy}}, "x")
 }
 
 // A reload that changes the flight of a hook lets no two runs of one value overlap, whichever way it changes.

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // A clock that was ahead for a while leaves runs with high ids. New runs must come after them, or they would be the
@@ -21,7 +22,7 @@ func TestRunID_AboveAllRecorded(t *testing.T) {
 	copy(ahead[:], at[2:])
 	ahead[6], ahead[8] = 0x70, 0x80 // version 7 (RFC 9562)
 	_, err := b.disk.SQLite.Admit(t.Context(), runner.Run{
-		ID: ahead.String(), Hook: h.Name, Caller: "ci", Flight: h.Flight(runner.Values{"x": "1"}), Params: runner.Values{"x": "1"}, Created: b.now(),
+		ID: ahead.String(), Hook: h.Name, Caller: "ci", Flight: h.Flight(hook.Values{"x": "1"}), Params: hook.Values{"x": "1"}, Created: b.now(),
 	}, runner.Claim{}, h.Busy, runner.Feed{})
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // passing are the reasons for which a command cannot be started yet.
@@ -88,7 +89,7 @@ func TestAFreshDeliveryIsGivenBackWhileItsCommandCannotBeStarted(t *testing.T) {
 }
 
 func TestARunThatWaitsOnCanBeCancelledAndExpires(t *testing.T) {
-	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
+	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
 	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
@@ -175,7 +176,7 @@ func TestWhoComesWhileARunWaitsOnIsTreatedByThePolicy(t *testing.T) {
 	})
 	t.Run("reject", func(t *testing.T) {
 		t.Parallel()
-		h := policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+		h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 		b := newBench(t, h)
 		first := b.start(t, of(h, "1"))
 		b.set(func() { b.refuse = runner.ErrFlight })

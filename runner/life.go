@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sallyport/internal/guard"
+	"sallyport/runner/hook"
 )
 
 // Recover takes up what a server before this one left: runs that go on are
@@ -126,8 +127,8 @@ func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 		return err
 	}
 	again.Flight, again.Attempt = run.Flight, run.Attempt+1
-	p := Policy{Kind: Queue, Depth: maxQueue * 2}
-	if h.Busy.Kind == Join || h.Busy.Kind == Replace {
+	p := hook.Policy{Kind: hook.Queue, Depth: hook.MaxQueue * 2}
+	if h.Busy.Kind == hook.Join || h.Busy.Kind == hook.Replace {
 		p.Depth = 1 // what waits is newer, and stands for this run
 	}
 	// Keys of deliveries are digests, so no sender can take this one.
@@ -148,7 +149,7 @@ func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 
 // ExpireQueued ends the runs of the hooks that have waited longer than their
 // hook allows.
-func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*Hook) error {
+func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*hook.Hook) error {
 	for name, h := range hooks {
 		if h.QueueTimeout == 0 {
 			continue

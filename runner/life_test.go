@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 func exit(code int) runner.End { return runner.End{Ended: time.Now(), ExitCode: &code} }
@@ -88,7 +89,7 @@ func (b *bench) rewrite(t *testing.T, statement string) {
 
 // After a reboot, that the supervisor does not know a run tells nothing: its folder may be lost.
 func TestRecover_AfterReboot(t *testing.T) {
-	h, again := policy(t, queueOf(5)), policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+	h, again := policy(t, queueOf(5)), policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	again.Name = "again"
 	b := newBench(t, h, again)
 	running, queued, rerun := b.admit(t, h, "1", runner.Feed{}), b.admit(t, h, "2", runner.Feed{}), b.admit(t, again, "3", runner.Feed{})
@@ -115,7 +116,7 @@ func TestRecover_AfterReboot(t *testing.T) {
 
 // A cancellation that was answered is carried out by the next server.
 func TestCancel_ThenNextServer(t *testing.T) {
-	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
+	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
 	for what, started := range map[string]bool{"order lost": false, "order carried out late": true} {
 		t.Run(what, func(t *testing.T) {
 			b := newBench(t, h)
@@ -130,7 +131,7 @@ func TestCancel_ThenNextServer(t *testing.T) {
 				t.Fatalf("got %+v, %v", run, err)
 			}
 			if started {
-				if err := b.commands.Start(runner.Order{Run: id, Hook: h.Name, Values: runner.Values{"x": "1"}}); err != nil {
+				if err := b.commands.Start(runner.Order{Run: id, Hook: h.Name, Values: hook.Values{"x": "1"}}); err != nil {
 					t.Fatal(err)
 				}
 				b.set(func() { b.obey = true })
@@ -148,7 +149,7 @@ func TestCancel_ThenNextServer(t *testing.T) {
 
 // A run that was to be cancelled does not come back as an interrupted one.
 func TestCancel_ThenReboot(t *testing.T) {
-	h := policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	b := newBench(t, h)
 	id := b.admit(t, h, "1", runner.Feed{})
 	if _, err := b.Cancel(t.Context(), id); err != nil {
@@ -253,7 +254,7 @@ func TestAReplacementWhoseStopWasLostInACrashStopsWhatRuns(t *testing.T) {
 }
 
 func TestARunThatWasInterruptedIsRepeatedOnlyWhereTheFileSaysSoAndThreeTimes(t *testing.T) {
-	rerun := func(s *runner.HookSpec) { s.OnInterrupted = "rerun" }
+	rerun := func(s *hook.Spec) { s.OnInterrupted = "rerun" }
 	h := policy(t, rerun)
 	b := newBench(t, h)
 	run := b.start(t, claimed(of(h, "v"), "k"))
@@ -282,7 +283,7 @@ func TestARunThatWasInterruptedIsRepeatedOnlyWhereTheFileSaysSoAndThreeTimes(t *
 }
 
 func TestARunIsRepeatedOnceThoughTheServerGoesBeforeItRecordsTheEnd(t *testing.T) {
-	h := policy(t, func(s *runner.HookSpec) { s.OnInterrupted = "rerun" })
+	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	b := newBench(t, h)
 	run := b.start(t, of(h, "v"))
 	b.disk.unfinished(true) // queued again, and the end is not recorded
@@ -299,9 +300,9 @@ func TestARunIsRepeatedOnceThoughTheServerGoesBeforeItRecordsTheEnd(t *testing.T
 }
 
 func TestAnInterruptedRunIsNotRepeatedBehindANewerOneThatStandsForIt(t *testing.T) {
-	for name, kind := range map[string]func(*runner.HookSpec){"join": join, "replace": replace} {
+	for name, kind := range map[string]func(*hook.Spec){"join": join, "replace": replace} {
 		t.Run(name, func(t *testing.T) {
-			h := policy(t, func(s *runner.HookSpec) { kind(s); s.OnInterrupted = "rerun" })
+			h := policy(t, func(s *hook.Spec) { kind(s); s.OnInterrupted = "rerun" })
 			b := newBench(t, h)
 			first := b.start(t, of(h, "old"))
 			second := b.queue(t, of(h, "new"))
@@ -451,7 +452,7 @@ func TestARunWhoseTurnComesJustBeforeTheKillIsLeftForTheNextServer(t *testing.T)
 }
 
 func TestAnEndIsRecordedAsSoonAsTheStoreCan(t *testing.T) {
-	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
+	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
 	second := b.queue(t, of(h, "2"))

@@ -10,22 +10,23 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // policy is a hook with one flight, and a parameter that tells deliveries apart.
-func policy(t *testing.T, change func(*runner.HookSpec)) *runner.Hook {
+func policy(t *testing.T, change func(*hook.Spec)) *hook.Hook {
 	t.Helper()
-	s := runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}}
+	s := hook.Spec{Command: []string{"/bin/echo", "--x={x}"}}
 	change(&s)
-	return hook(t, s, "x")
+	return newHook(t, s, "x")
 }
 
-func queueOf(n int) func(*runner.HookSpec) {
-	return func(s *runner.HookSpec) { s.Busy.Queue = n }
+func queueOf(n int) func(*hook.Spec) {
+	return func(s *hook.Spec) { s.Busy.Queue = n }
 }
 
-func join(s *runner.HookSpec)    { s.Busy.Kind = "join" }
-func replace(s *runner.HookSpec) { s.Busy.Kind = "replace" }
+func join(s *hook.Spec)    { s.Busy.Kind = "join" }
+func replace(s *hook.Spec) { s.Busy.Kind = "replace" }
 
 func claimed(d runner.Delivery, key string) runner.Delivery {
 	d.Claim = runner.Claim{Key: key}
@@ -74,7 +75,7 @@ func TestAQueueIsBoundedInOrderAndTellsWhenARunShouldStart(t *testing.T) {
 }
 
 func TestAQueuedRunGetsTheBodyThatItsDeliveryHad(t *testing.T) {
-	h := hook(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: "body", Busy: runner.BusySpec{Queue: 1}})
+	h := newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body", Busy: hook.BusySpec{Queue: 1}})
 	b := newBench(t, h)
 	first := b.start(t, of(h, ""))
 	d := of(h, "")
@@ -87,7 +88,7 @@ func TestAQueuedRunGetsTheBodyThatItsDeliveryHad(t *testing.T) {
 }
 
 func TestARunIsNotStartedWithoutTheBodyThatCannotBeRead(t *testing.T) {
-	h := hook(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: "body"})
+	h := newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body"})
 	b := newBench(t, h)
 	id := b.admit(t, h, "", runner.Feed{Stdin: []byte("body")})
 	b.disk.full(true)
@@ -216,7 +217,7 @@ func sent[T any](v T) <-chan T {
 }
 
 func TestOnlyRunsOfTheSameFlightWaitForEachOther(t *testing.T) {
-	h := policy(t, func(s *runner.HookSpec) { s.Flight, s.Busy.Kind = "{x}", "join" })
+	h := policy(t, func(s *hook.Spec) { s.Flight, s.Busy.Kind = "{x}", "join" })
 	b := newBench(t, h)
 	b.start(t, of(h, "eu"))
 	b.start(t, of(h, "us"))
@@ -243,7 +244,7 @@ func TestAQueuedRunThatIsRefusedLetsTheNextGo(t *testing.T) {
 }
 
 func TestARunThatWaitsTooLongEndsInTheQueue(t *testing.T) {
-	h := policy(t, func(s *runner.HookSpec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
+	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
 	patient := policy(t, queueOf(5))
 	patient.Name = "patient"
 	b := newBench(t, h, patient)
@@ -322,7 +323,7 @@ func TestCancel_BeforeDeliveryIsAnswered(t *testing.T) {
 }
 
 func TestARerunIsANewRunAndNoReplay(t *testing.T) {
-	h := policy(t, func(*runner.HookSpec) {})
+	h := policy(t, func(*hook.Spec) {})
 	b := newBench(t, h)
 	first := b.finish(t, b.start(t, claimed(of(h, "v"), "k")), 1)
 	for range 2 {
@@ -345,15 +346,15 @@ func TestARerunIsANewRunAndNoReplay(t *testing.T) {
 }
 
 func TestARerunIsHeldToTheConfigurationOfNow(t *testing.T) {
-	h := hook(t, runner.HookSpec{
+	h := newHook(t, hook.Spec{
 		Command: []string{"/bin/echo", "--x={x}"},
-		Params:  map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Match: "[a-z]+"}},
+		Params:  map[string]hook.ParamSpec{"x": {From: hook.From{"body", "x"}, Match: "[a-z]+"}},
 	})
 	b := newBench(t, h)
 	run := b.finish(t, b.start(t, of(h, "abc")), 0)
-	stricter := hook(t, runner.HookSpec{
+	stricter := newHook(t, hook.Spec{
 		Command: []string{"/bin/echo", "--x={x}"},
-		Params:  map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Enum: []string{"b"}}},
+		Params:  map[string]hook.ParamSpec{"x": {From: hook.From{"body", "x"}, Enum: []string{"b"}}},
 	})
 	b.use(stricter)
 	if _, err := b.Rerun(t.Context(), run, "ci", runner.Claim{}); !errors.As(err, new(*runner.NotAllowed)) {
@@ -369,7 +370,7 @@ func TestARerunIsHeldToTheConfigurationOfNow(t *testing.T) {
 }
 
 func TestARerunWantsTheBodyThatTheCommandReads(t *testing.T) {
-	h := hook(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: "body"})
+	h := newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body"})
 	b := newBench(t, h)
 	d := of(h, "")
 	d.Body = []byte("body")

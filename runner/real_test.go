@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
 )
@@ -41,18 +42,18 @@ func TestRealCommandsEndInTheRecord(t *testing.T) {
 	if err := os.Chmod(script, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	job := hook(t, runner.HookSpec{Command: []string{script, "{x}", "--y={y}"}, Stdin: "body", Env: map[string]string{"WITNESS": witness}}, "x", "y")
-	sleep := hook(t, command("/bin/sleep", "60"))
-	hooks := map[string]*runner.Hook{"job": job, "sleep": sleep}
+	job := newHook(t, hook.Spec{Command: []string{script, "{x}", "--y={y}"}, Stdin: "body", Env: map[string]string{"WITNESS": witness}}, "x", "y")
+	sleep := newHook(t, hook.Spec{Command: []string{"/bin/sleep", "60"}})
+	hooks := map[string]*hook.Hook{"job": job, "sleep": sleep}
 	job.Name, sleep.Name = "job", "sleep"
-	byName := func(name string) (*runner.Hook, bool) { h, ok := hooks[name]; return h, ok }
+	byName := func(name string) (*hook.Hook, bool) { h, ok := hooks[name]; return h, ok }
 	log := slog.New(slog.DiscardHandler)
 	procs, err := process.NewLocal(folder(t, 0o700), byName, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := runner.New(openStore(t), local{procs}, byName, time.Now, log)
-	v, problems, err := job.Bind(jsonBody(`{"x":"$(reboot); \n","y":"--z"}`))
+	v, problems, err := job.Bind(hook.Input{Body: []byte(`{"x":"$(reboot); \n","y":"--z"}`)})
 	if err != nil || len(problems) > 0 {
 		t.Fatalf("%v, %v", problems, err)
 	}

@@ -2,6 +2,8 @@ package runner
 
 import (
 	"context"
+
+	"sallyport/runner/hook"
 )
 
 // Rehearse tells what Start would do with a delivery, as far as that can be
@@ -36,11 +38,11 @@ func (r *Runner) Rehearse(ctx context.Context, d Delivery) (Started, error) {
 	run.State = Queued
 	started := Started{Run: run, Position: waiting + 1}
 	switch p := d.Hook.Busy; {
-	case p.Kind == Reject, p.Kind == Queue && waiting >= p.Depth:
+	case p.Kind == hook.Reject, p.Kind == hook.Queue && waiting >= p.Depth:
 		return Started{}, &Busy{Run: *current, RetryAfter: r.estimate(*current)}
-	case p.Kind == Join && waiting > 0:
+	case p.Kind == hook.Join && waiting > 0:
 		started.Joined, started.Position = true, waiting
-	case p.Kind == Replace:
+	case p.Kind == hook.Replace:
 		started.Position = 1
 	}
 	return started, nil

@@ -3,6 +3,8 @@ package runner
 import (
 	"errors"
 	"time"
+
+	"sallyport/runner/hook"
 )
 
 // State is where a run stands.
@@ -74,8 +76,8 @@ type Order struct {
 	Hook    string
 	Digest  string // of the hook as the server has it: Hook.Digest
 	Caller  string
-	Values  Values // of the parameters; compiled to an argv where the process is started
-	Trace   string // W3C traceparent, may be empty
+	Values  hook.Values // of the parameters; compiled to an argv where the process is started
+	Trace   string      // W3C traceparent, may be empty
 	Stdin   []byte
 	Created time.Time
 }

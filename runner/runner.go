@@ -1,3 +1,11 @@
+// Package runner starts the commands of hooks, one run of a flight at a time.
+//
+// A [Runner] records each accepted delivery in a [Store] before its command is ordered from [Processes], and records
+// the end before the flight is free again. So the record never shows two runs of a flight in progress, and a server that
+// ends at any point leaves enough for the next one: [Runner.Recover] follows what runs, records what ended, and starts
+// what was accepted and did not start. Package hook decides what may run.
+//
+// The package knows nothing of HTTP, of credentials or of system calls.
 package runner
 
 import (
@@ -14,13 +22,14 @@ import (
 
 	"sallyport/internal/boot"
 	"sallyport/internal/logging"
+	"sallyport/runner/hook"
 )
 
 // Delivery is one verified request for a hook, its parameters bound.
 type Delivery struct {
-	Hook    *Hook
+	Hook    *hook.Hook
 	Caller  string
-	Values  Values
+	Values  hook.Values
 	Claim   Claim
 	Body    []byte // for stdin
 	Trace   string // W3C traceparent, or empty
@@ -65,7 +74,7 @@ var ErrNoInput = errors.New("the body that the command reads is not kept")
 
 // NotAllowed says that the parameters of a run are not, or no longer, what its
 // hook allows.
-type NotAllowed struct{ Problems []ParamProblem }
+type NotAllowed struct{ Problems []hook.ParamProblem }
 
 func (e *NotAllowed) Error() string {
 	return "parameter " + e.Problems[0].Param + " " + e.Problems[0].Text
@@ -78,7 +87,7 @@ var ErrDraining = errors.New("draining")
 type Runner struct {
 	store Store
 	procs Processes
-	hook  func(name string) (*Hook, bool)
+	hook  func(name string) (*hook.Hook, bool)
 	log   *slog.Logger
 	now   func() time.Time
 	boot  string // boot.ID
@@ -130,7 +139,7 @@ func (p *pendingStop) settle() {
 
 // New returns a runner with nothing in the air. hook yields a hook as the
 // configuration has it at that moment.
-func New(store Store, procs Processes, hook func(string) (*Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
+func New(store Store, procs Processes, hook func(string) (*hook.Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log, boot: boot.ID(),
 		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]*pendingStop{}, failed: map[string]*failures{}, retrying: map[string]bool{}, rules: map[string]string{}, mixed: map[string]bool{},
@@ -259,13 +268,13 @@ func (d *Delivery) feed() Feed {
 
 // enter answers from memory what needs no record: draining, and busy where
 // nobody waits. Whoever is let in keeps Drain waiting until leave.
-func (r *Runner) enter(flight string, p Policy) error {
+func (r *Runner) enter(flight string, p hook.Policy) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.draining {
 		return ErrDraining
 	}
-	if other, busy := r.air[flight]; busy && p.Kind == Reject {
+	if other, busy := r.air[flight]; busy && p.Kind == hook.Reject {
 		return &Busy{Run: other, RetryAfter: r.remaining(other)}
 	}
 	r.active++
@@ -501,7 +510,7 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string, claim Claim)
 	if !ok {
 		return Started{}, ErrUnknown
 	}
-	if problems := h.check(run.Params); len(problems) > 0 {
+	if problems := h.CheckValues(run.Params); len(problems) > 0 {
 		return Started{}, &NotAllowed{Problems: problems}
 	}
 	d := Delivery{Hook: h, Caller: caller, Values: run.Params, Claim: claim, RerunOf: run.ID}

@@ -10,21 +10,22 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // region is a hook with a flight for each value of x; alone has one in all.
-func region(t *testing.T) *runner.Hook {
+func region(t *testing.T) *hook.Hook {
 	t.Helper()
-	return hook(t, runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
+	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
 }
 
-func alone(t *testing.T) *runner.Hook {
+func alone(t *testing.T) *hook.Hook {
 	t.Helper()
-	return hook(t, command("/bin/echo"))
+	return newHook(t, hook.Spec{Command: []string{"/bin/echo"}})
 }
 
-func of(h *runner.Hook, x string) runner.Delivery {
-	return runner.Delivery{Hook: h, Caller: "ci", Values: runner.Values{"x": x}}
+func of(h *hook.Hook, x string) runner.Delivery {
+	return runner.Delivery{Hook: h, Caller: "ci", Values: hook.Values{"x": x}}
 }
 
 func busy(t *testing.T, err error, with runner.Run) *runner.Busy {
@@ -268,7 +269,7 @@ func TestTheBodyGoesToStdinOnlyWhereTheFileSaysSo(t *testing.T) {
 		t.Errorf("got %+v", o)
 	}
 	b.finish(t, run, 0)
-	d.Hook = hook(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: "body"})
+	d.Hook = newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body"})
 	b.use(d.Hook)
 	if o := b.order(b.start(t, d).ID); string(o.Stdin) != "body" {
 		t.Errorf("got %+v", o)

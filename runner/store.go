@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"sallyport/runner/hook"
 )
 
 // Claim ties a delivery to the run it started, so that the same delivery never
@@ -20,23 +22,6 @@ type Claim struct {
 	// another delivery, by a mistake of the sender's.
 	Named bool
 }
-
-// Policy is what happens to a delivery while a run of its flight is in progress.
-type Policy struct {
-	Kind  Kind
-	Depth int // Queue: the most runs that are queued
-}
-
-// Kind is a kind of Policy.
-type Kind string
-
-// The kinds.
-const (
-	Reject  Kind = "reject"  // busy
-	Queue   Kind = "queue"   // start in order
-	Join    Kind = "join"    // one queued run for all deliveries, with the newest parameters
-	Replace Kind = "replace" // cancel the running run, and start the newest
-)
 
 // Feed is the input of a command in addition to its parameters. It is kept until the run
 // ends, and for longer if the run was interrupted.
@@ -75,7 +60,7 @@ type Store interface {
 	// Admit records a run together with the claim of its delivery, both or
 	// neither. A flight has at most one running run. Errors are *Replayed,
 	// ErrReused, ErrOtherBody, *Busy and ErrUnavailable; then nothing may be started.
-	Admit(ctx context.Context, r Run, c Claim, p Policy, in Feed) (Admission, error)
+	Admit(ctx context.Context, r Run, c Claim, p hook.Policy, in Feed) (Admission, error)
 	// Finish records the end of a run and, if promote is set, makes the next run of
 	// its flight running in the same transaction. With giveBack the claims on it are
 	// removed, so that their deliveries may come again. It may be repeated.

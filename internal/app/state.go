@@ -15,6 +15,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
 )
@@ -106,8 +107,8 @@ func openAudit(ctx context.Context, c *config.Config, version string, log *slog.
 // agree prepares for a new configuration, before it is in force: the supervisor reads its hooks, and the audit log
 // records it.
 func (f *stateFolder) agree(ctx context.Context, old, c *config.Config) error {
-	digest, err := f.supervisor.Reload(runner.Digest(old.Hooks)) //nolint:contextcheck // it has a time limit of its own, and must not stop half-way
-	if err == nil && digest != runner.Digest(c.Hooks) {
+	digest, err := f.supervisor.Reload(hook.Digest(old.Hooks)) //nolint:contextcheck // it has a time limit of its own, and must not stop half-way
+	if err == nil && digest != hook.Digest(c.Hooks) {
 		return config.ErrChanged
 	}
 	if err != nil {

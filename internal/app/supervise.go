@@ -8,7 +8,7 @@ import (
 	"sallyport/internal/cli"
 	"sallyport/internal/config"
 	"sallyport/internal/logging"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 )
 
@@ -32,7 +32,7 @@ func (cmd *superviseCmd) Run(s *cli.Streams, version buildVersion) error {
 func Supervision(state, file, version string, log *slog.Logger, flush func()) process.Supervision {
 	return process.Supervision{
 		State: state, Version: buildVersion(version).String(), Log: log, Flush: flush, Env: process.LoginEnv(os.LookupEnv),
-		Load: func() (map[string]*runner.Hook, error) {
+		Load: func() (map[string]*hook.Hook, error) {
 			hooks, found := config.LoadHooks(file)
 			if hooks == nil {
 				return nil, fmt.Errorf("the hooks are refused: %s", found[0])

@@ -13,6 +13,7 @@ import (
 
 	"sallyport/internal/audit"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -33,10 +34,10 @@ func BenchmarkAdmit(b *testing.B) {
 	admit := func(s runner.Store) {
 		r := runner.Run{
 			ID: uuid.Must(uuid.NewV7()).String(), Hook: "build", Caller: "ci", Created: time.Now(),
-			Params: runner.Values{"region": "eu"},
+			Params: hook.Values{"region": "eu"},
 		}
 		r.Flight = r.ID
-		if _, err := s.Admit(b.Context(), r, runner.Claim{Key: r.ID}, runner.Policy{}, runner.Feed{}); err != nil {
+		if _, err := s.Admit(b.Context(), r, runner.Claim{Key: r.ID}, hook.Policy{}, runner.Feed{}); err != nil {
 			b.Error(err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // Store returns a store that writes each start and cancellation to the audit log first:
@@ -21,7 +22,7 @@ type audited struct {
 // Admit records a run that was allowed. Every run starts here, whether it was requested
 // or repeats a run that was interrupted.
 func (s *audited) Admit(
-	ctx context.Context, r runner.Run, c runner.Claim, p runner.Policy, in runner.Feed,
+	ctx context.Context, r runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
 ) (runner.Admission, error) {
 	line := Line{Reason: "on_interrupted: rerun"}
 	if r.Attempt == 0 {

@@ -19,6 +19,7 @@ import (
 
 	"sallyport/internal/audit"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // waitUntil waits for a fact.
@@ -366,7 +367,7 @@ type record struct {
 }
 
 func (r *record) Admit(
-	_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed,
+	_ context.Context, run runner.Run, _ runner.Claim, _ hook.Policy, _ runner.Feed,
 ) (runner.Admission, error) {
 	r.seen = readLines(r.t, r.state)
 	if r.run != "" {
@@ -384,7 +385,7 @@ func (r *record) Cancel(_ context.Context, id string) (runner.Run, bool, error) 
 func TestStore_WritesBeforeAllowing(t *testing.T) {
 	t.Parallel()
 	asked := audit.Line{Request: "R", Address: "A", Caller: "ci", Scheme: "hmac", Key: "k"}
-	run := runner.Run{ID: "new", Hook: "build", Caller: "ci", Params: runner.Values{"a": "x"}}
+	run := runner.Run{ID: "new", Hook: "build", Caller: "ci", Params: hook.Values{"a": "x"}}
 	rerun, repeated := run, run
 	rerun.RerunOf = "old"
 	repeated.RerunOf, repeated.Attempt = "old", 1
@@ -434,7 +435,7 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 				if c.run == nil {
 					_, _, err = st.Cancel(ctx, "new")
 				} else {
-					_, err = st.Admit(ctx, *c.run, runner.Claim{}, runner.Policy{}, runner.Feed{})
+					_, err = st.Admit(ctx, *c.run, runner.Claim{}, hook.Policy{}, runner.Feed{})
 				}
 				return err
 			}
@@ -465,7 +466,7 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 type replacing struct{ record }
 
 func (r *replacing) Admit(
-	_ context.Context, run runner.Run, _ runner.Claim, _ runner.Policy, _ runner.Feed,
+	_ context.Context, run runner.Run, _ runner.Claim, _ hook.Policy, _ runner.Feed,
 ) (runner.Admission, error) {
 	return runner.Admission{Run: run, Stop: &runner.Run{ID: "running"}, Superseded: []runner.Run{{ID: "waiting"}}}, nil
 }
@@ -477,7 +478,7 @@ func TestStore_ReplacedRuns(t *testing.T) {
 	l := openCheckpoint(t, state, small)
 	st := audit.Store(&replacing{}, l)
 	ctx := audit.WithRequest(t.Context(), func() audit.Line { return audit.Line{Request: "R", Caller: "ci"} })
-	a, err := st.Admit(ctx, runner.Run{ID: "new", Hook: "build", Caller: "ci"}, runner.Claim{}, runner.Policy{},
+	a, err := st.Admit(ctx, runner.Run{ID: "new", Hook: "build", Caller: "ci"}, runner.Claim{}, hook.Policy{},
 		runner.Feed{})
 	if err != nil || a.Stop == nil {
 		t.Fatalf("%+v %v", a, err)

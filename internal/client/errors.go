@@ -17,6 +17,7 @@ import (
 
 	"sallyport/internal/terminal"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // The errors of Call, beside *Refused.
@@ -94,7 +95,7 @@ func refused(resp *http.Response, body []byte, now time.Time) error {
 		Run    struct {
 			ID string `json:"id"`
 		} `json:"run"`
-		Problems []runner.ParamProblem `json:"problems"`
+		Problems []hook.ParamProblem `json:"problems"`
 	}
 	if kind != "application/problem+json" || json.Unmarshal(body, &p) != nil {
 		return e // a proxy's page; the status says all there is

@@ -30,7 +30,7 @@ import (
 	"sallyport/internal/diag"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/pathsafe"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // maxFile bounds the file. Ten thousand hooks take a tenth of it.
@@ -39,16 +39,16 @@ const maxFile = 16 << 20
 // File is the configuration file as it is written. Its keys, and those of all
 // that it holds, are described in docs/configuration.md.
 type File struct {
-	Listen  string                      `yaml:"listen"` // host:port; default ":8443"
-	State   string                      `yaml:"state"`  // a folder, relative to the file; required
-	TLS     certs.Spec                  `yaml:"tls"`
-	Limits  Limits                      `yaml:"limits"`
-	Drain   time.Duration               `yaml:"drain"`   // how long runs may go on after SIGTERM; default 30s
-	Outputs runner.Size                 `yaml:"outputs"` // what all outputs together may take of the disk; default 10GiB
-	Metrics *Metrics                    `yaml:"metrics"` // default: none are served
-	Audit   Audit                       `yaml:"audit"`
-	Callers map[string]*CallerSpec      `yaml:"callers"`
-	Hooks   map[string]*runner.HookSpec `yaml:"hooks"`
+	Listen  string                 `yaml:"listen"` // host:port; default ":8443"
+	State   string                 `yaml:"state"`  // a folder, relative to the file; required
+	TLS     certs.Spec             `yaml:"tls"`
+	Limits  Limits                 `yaml:"limits"`
+	Drain   time.Duration          `yaml:"drain"`   // how long runs may go on after SIGTERM; default 30s
+	Outputs hook.Size              `yaml:"outputs"` // what all outputs together may take of the disk; default 10GiB
+	Metrics *Metrics               `yaml:"metrics"` // default: none are served
+	Audit   Audit                  `yaml:"audit"`
+	Callers map[string]*CallerSpec `yaml:"callers"`
+	Hooks   map[string]*hook.Spec  `yaml:"hooks"`
 }
 
 // CallerSpec is a caller: its credentials, how often it may come, and whether
@@ -67,7 +67,7 @@ type Metrics struct {
 
 // Audit says how decisions are recorded.
 type Audit struct {
-	Keep     runner.Size   `yaml:"keep"`      // what all lines together may take of the disk; default 1GiB
+	Keep     hook.Size     `yaml:"keep"`      // what all lines together may take of the disk; default 1GiB
 	LeastAge time.Duration `yaml:"least_age"` // of a line about what was allowed that is removed; default 30 days (720h)
 	Key      string        `yaml:"key"`       // file with the private key that checkpoints are signed with; default: one of the server's own
 }
@@ -118,13 +118,13 @@ type Config struct {
 	ACME         *certs.ACME // nil without
 	Limits       Limits
 	Drain        time.Duration
-	Outputs      runner.Size
+	Outputs      hook.Size
 	Audit        audit.Options
 	Digest       string // SHA-256 of the file, in hex
 	Auth         *auth.Callers
 	CallerLimits map[string]Limit // of every caller
 	Observed     map[string]bool  // callers whose deliveries start nothing
-	Hooks        map[string]*runner.Hook
+	Hooks        map[string]*hook.Hook
 	Metrics      []string // callers that may read /metrics; nil if it is not served
 	SPIFFE       string   // the socket of the Workload API, if one is named
 	Uses         *keyuse.Table
@@ -152,7 +152,7 @@ func (c *Config) KeyExpiries() (all []certs.Expiry) {
 }
 
 // Hook returns a hook by its name.
-func (c *Config) Hook(name string) (*runner.Hook, bool) {
+func (c *Config) Hook(name string) (*hook.Hook, bool) {
 	h, ok := c.Hooks[name]
 	return h, ok
 }
@@ -257,7 +257,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	for name := range f.Hooks {
 		checkName(name, p.At("hooks", name))
 	}
-	c.Hooks = runner.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
+	c.Hooks = hook.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
 	if f.Metrics != nil {
 		c.Metrics = f.Metrics.Callers
 	}

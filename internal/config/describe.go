@@ -17,7 +17,7 @@ import (
 	"sallyport/auth"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/terminal"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // Describe prints what would be served. It prints where secrets are kept and
@@ -45,7 +45,7 @@ func (c *Config) Describe(w io.Writer) {
 	row("limits", "address %s; failures %s", c.Limits.Address, c.Limits.Failures)
 	row("", "connections %d, %d from one address", c.Limits.Connections, c.Limits.ConnectionsPerAddress)
 	row("drain", "%s", c.Drain)
-	row("audit", "%s kept, and what was allowed for %s, signed with %s", runner.Size(c.Audit.Keep), c.Audit.LeastAge, cmp.Or(c.auditKey, "a key of the server's own"))
+	row("audit", "%s kept, and what was allowed for %s, signed with %s", hook.Size(c.Audit.Keep), c.Audit.LeastAge, cmp.Or(c.auditKey, "a key of the server's own"))
 	if c.Metrics != nil {
 		row("metrics", "for %s", strings.Join(c.Metrics, ", "))
 	}
@@ -205,7 +205,7 @@ func taken(k auth.KeyInfo, now time.Time) string {
 	return cmp.Or(strings.Join(list, " "), "always")
 }
 
-func describeHook(row rowFunc, h *runner.Hook) {
+func describeHook(row rowFunc, h *hook.Hook) {
 	s := h.Spec()
 	row("hook "+h.Name, "POST %s", h.Path)
 	if h.Unauthenticated {
@@ -231,13 +231,13 @@ func describeHook(row rowFunc, h *runner.Hook) {
 	if s.Dir != "" {
 		row("  dir", "%s", s.Dir)
 	}
-	if *s.Umask != runner.DefaultUmask {
+	if *s.Umask != hook.DefaultUmask {
 		row("  umask", "%s", *s.Umask)
 	}
 }
 
 // allowed says which values a parameter may have.
-func allowed(p runner.ParamSpec) string {
+func allowed(p hook.ParamSpec) string {
 	var b strings.Builder
 	switch {
 	case p.Match != "":

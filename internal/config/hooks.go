@@ -5,7 +5,7 @@ import (
 	"slices"
 
 	"sallyport/internal/diag"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // LoadHooks reads the file called name and compiles its hooks and nothing else:
@@ -13,7 +13,7 @@ import (
 // the process that starts commands has no use for them. The hooks are nil if
 // any of the diagnostics is more than a warning; the shape of the whole file
 // counts.
-func LoadHooks(name string) (map[string]*runner.Hook, []Diagnostic) {
+func LoadHooks(name string) (map[string]*hook.Hook, []Diagnostic) {
 	var p diag.List
 	f, r := open(name, &p)
 	if f == nil {
@@ -22,7 +22,7 @@ func LoadHooks(name string) (map[string]*runner.Hook, []Diagnostic) {
 	for hook := range f.Hooks {
 		checkName(hook, p.At("hooks", hook))
 	}
-	hooks := runner.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
+	hooks := hook.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
 	r.resolve(p.All())
 	if r.bad() {
 		return nil, r.sorted()

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // A Watcher holds the configuration in force, and reloads it when its file, or
@@ -69,7 +69,7 @@ func NewWatcher(name string, env Env, log *slog.Logger) (*Watcher, []Diagnostic)
 func (w *Watcher) Get() *Config { return w.current.Load() }
 
 // Hook returns a hook of the configuration in force by its name.
-func (w *Watcher) Hook(name string) (*runner.Hook, bool) { return w.Get().Hook(name) }
+func (w *Watcher) Hook(name string) (*hook.Hook, bool) { return w.Get().Hook(name) }
 
 // Status returns how loading went so far.
 func (w *Watcher) Status() ReloadStatus {

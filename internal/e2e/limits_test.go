@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"sallyport/internal/config"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // limit is a row of docs/limits.md.
@@ -82,9 +82,9 @@ func boundKeys(at reflect.Type, path string, into *[]string) {
 		at = at.Elem()
 	}
 	switch {
-	case at == reflect.TypeFor[time.Time](), at == reflect.TypeFor[runner.ParamSpec]():
+	case at == reflect.TypeFor[time.Time](), at == reflect.TypeFor[hook.ParamSpec]():
 	case slices.Contains([]reflect.Type{
-		reflect.TypeFor[config.Limit](), reflect.TypeFor[runner.Size](), reflect.TypeFor[time.Duration](), reflect.TypeFor[int](),
+		reflect.TypeFor[config.Limit](), reflect.TypeFor[hook.Size](), reflect.TypeFor[time.Duration](), reflect.TypeFor[int](),
 	}, at):
 		*into = append(*into, path)
 	case at.Kind() == reflect.Map:
@@ -168,7 +168,7 @@ func boundValue(t *testing.T, text string) int64 {
 	if d, err := time.ParseDuration(text); err == nil {
 		return int64(d)
 	}
-	var size runner.Size
+	var size hook.Size
 	if err := size.UnmarshalText([]byte(text)); err != nil {
 		t.Errorf("%q is not a number, a size or a duration", text)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -95,7 +96,7 @@ func fillLarge(t *testing.T, state string) {
 		id, err := uuid.NewV7()
 		check(t, err)
 		r := runner.Run{ID: id.String(), Hook: "large", Caller: "reader", Flight: id.String(), Params: params, Created: time.Now()}
-		_, err = s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, runner.Feed{})
+		_, err = s.Admit(t.Context(), r, runner.Claim{}, hook.Policy{}, runner.Feed{})
 		check(t, err)
 		_, _, err = s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false, false)
 		check(t, err)

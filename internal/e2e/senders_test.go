@@ -76,7 +76,7 @@ func TestSenders(t *testing.T) {
 	for _, s := range all {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			h := &hook{sender: s, url: url + "/hooks/" + s.name, client: client, witness: filepath.Join(dir, "ran", s.name)}
+			h := &senderHook{sender: s, url: url + "/hooks/" + s.name, client: client, witness: filepath.Join(dir, "ran", s.name)}
 			h.startSigner(t)
 			h.test(t)
 		})
@@ -264,8 +264,8 @@ func waitFor(t *testing.T, address string) {
 	t.Fatal("the server does not answer")
 }
 
-// hook is a hook with its sender.
-type hook struct {
+// senderHook is a hook with its sender.
+type senderHook struct {
 	*sender
 
 	url, witness string
@@ -275,7 +275,7 @@ type hook struct {
 }
 
 // startSigner runs sign.mjs until the end of the test.
-func (h *hook) startSigner(t *testing.T) {
+func (h *senderHook) startSigner(t *testing.T) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "node", "internal/e2e/testdata/senders/sign.mjs")
 	in, err := cmd.StdinPipe()
@@ -291,7 +291,7 @@ func (h *hook) startSigner(t *testing.T) {
 	h.orders, h.signatures = json.NewEncoder(in), json.NewDecoder(out)
 }
 
-func (h *hook) test(t *testing.T) {
+func (h *senderHook) test(t *testing.T) {
 	t.Helper()
 	first, second := h.signed(t, nil), h.signed(t, nil)
 	h.accepts(t, "a good delivery", first)
@@ -315,7 +315,7 @@ func (h *hook) test(t *testing.T) {
 func (s *sender) token() bool { return s.signature == "Authorization" }
 
 // signed gets a new delivery from the sender's library.
-func (h *hook) signed(t *testing.T, change func(*order)) *delivery {
+func (h *senderHook) signed(t *testing.T, change func(*order)) *delivery {
 	t.Helper()
 	now := time.Now()
 	o := h.order
@@ -348,7 +348,7 @@ func with(d *delivery, change func(*delivery)) *delivery {
 }
 
 // tampered returns forgeries that are made from a good delivery, or without one.
-func (h *hook) tampered(t *testing.T, good *delivery) map[string]*delivery {
+func (h *senderHook) tampered(t *testing.T, good *delivery) map[string]*delivery {
 	t.Helper()
 	sig := good.header.Get(h.signature)
 	all := map[string]*delivery{
@@ -389,7 +389,7 @@ func (h *hook) tampered(t *testing.T, good *delivery) map[string]*delivery {
 	return all
 }
 
-func (h *hook) tamperedSignatures(t *testing.T, good *delivery) map[string]*delivery {
+func (h *senderHook) tamperedSignatures(t *testing.T, good *delivery) map[string]*delivery {
 	t.Helper()
 	return map[string]*delivery{
 		"for another server":      h.signed(t, func(o *order) { o.URL = "https://other.example.com/hooks/" + h.name }),
@@ -406,7 +406,7 @@ func (h *hook) tamperedSignatures(t *testing.T, good *delivery) map[string]*deli
 	}
 }
 
-func (h *hook) tamperedTokens(t *testing.T, good *delivery) map[string]*delivery {
+func (h *senderHook) tamperedTokens(t *testing.T, good *delivery) map[string]*delivery {
 	t.Helper()
 	claim := func(name string, value any) func(*order) { return func(o *order) { o.Claims[name] = value } }
 	now := time.Now()
@@ -455,7 +455,7 @@ type answer struct {
 }
 
 // send posts a delivery and waits for the end of its run.
-func (h *hook) send(t *testing.T, d *delivery) answer {
+func (h *senderHook) send(t *testing.T, d *delivery) answer {
 	t.Helper()
 	before := h.runs(t)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.url, strings.NewReader(d.body))
@@ -477,7 +477,7 @@ func (h *hook) send(t *testing.T, d *delivery) answer {
 }
 
 // runs returns the body of each run.
-func (h *hook) runs(t *testing.T) map[string]string {
+func (h *senderHook) runs(t *testing.T) map[string]string {
 	t.Helper()
 	entries, err := os.ReadDir(h.witness)
 	check(t, err)
@@ -490,7 +490,7 @@ func (h *hook) runs(t *testing.T) map[string]string {
 	return all
 }
 
-func (h *hook) accepts(t *testing.T, why string, d *delivery) {
+func (h *senderHook) accepts(t *testing.T, why string, d *delivery) {
 	t.Helper()
 	a := h.send(t, d)
 	if a.status != http.StatusOK || a.replayed || !strings.Contains(a.text, `"succeeded"`) {
@@ -501,14 +501,14 @@ func (h *hook) accepts(t *testing.T, why string, d *delivery) {
 	}
 }
 
-func (h *hook) replayed(t *testing.T, why string, d *delivery) {
+func (h *senderHook) replayed(t *testing.T, why string, d *delivery) {
 	t.Helper()
 	if a := h.send(t, d); a.status != http.StatusOK || !a.replayed || len(a.ran) != 0 {
 		t.Errorf("%s: got %d (ran: %q), want the first run and no other\n%s", why, a.status, a.ran, a.text)
 	}
 }
 
-func (h *hook) refuses(t *testing.T, why string, d *delivery) {
+func (h *senderHook) refuses(t *testing.T, why string, d *delivery) {
 	t.Helper()
 	if a := h.send(t, d); a.status != http.StatusUnauthorized || len(a.ran) != 0 {
 		t.Errorf("%s: got %d (ran: %q), want 401 and no run\n%v\n%s", why, a.status, a.ran, d.header, a.text)

@@ -11,6 +11,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // To an observer, a flight is a line of runs: the first one runs or is the next to run, and the others are queued
@@ -40,7 +41,7 @@ const (
 type flightOp struct {
 	What   string
 	Run    string
-	Policy runner.Policy
+	Policy hook.Policy
 	How    string       // of opAdmit
 	Place  int          // of opAdmit: the position in the answer, or 0
 	Again  string       // of opAdmit with howAgain: the run that is repeated, which has not ended by then
@@ -80,11 +81,11 @@ func (o flightOp) apply(line []string) (ok bool, after []string) {
 // observer cannot see, so both are possible.
 func (o flightOp) mayBeBusy(line []string) bool {
 	switch o.Policy.Kind {
-	case runner.Reject:
+	case hook.Reject:
 		return len(line) > 0
-	case runner.Queue:
+	case hook.Queue:
 		return len(line) >= o.Policy.Depth
-	case runner.Join: // its parameters are older than those of queued runs
+	case hook.Join: // its parameters are older than those of queued runs
 		return len(line) > 0 && o.Rerun
 	default:
 		return false
@@ -99,19 +100,19 @@ func (o flightOp) admit(line []string, at int) (ok bool, after []string) {
 	case o.How == howAgain:
 		return at < 0 && len(line) > 0 && line[0] == o.Again, added
 	case at >= 0: // only a queued run stands for a later delivery
-		return (o.How == howJoined || o.How == "") && o.Policy.Kind == runner.Join && at == len(line)-1, line
+		return (o.How == howJoined || o.How == "") && o.Policy.Kind == hook.Join && at == len(line)-1, line
 	case o.How == howJoined:
 		return false, line
 	case len(line) == 0:
 		return o.How == "", added
 	}
 	switch o.Policy.Kind {
-	case runner.Queue:
+	case hook.Queue:
 		inPlace := o.Place == 0 || o.Place == len(line) || o.Place == len(line)+1
 		return len(line) <= o.Policy.Depth && inPlace, added
-	case runner.Join:
+	case hook.Join:
 		return len(line) == 1, added
-	case runner.Replace:
+	case hook.Replace:
 		dropped := func(run string) bool { return slices.Contains(o.Drops, run) }
 		after = append(slices.DeleteFunc(slices.Clone(line), dropped), o.Run)
 		return len(after) == len(added)-len(o.Drops) && len(after) <= 2, after
@@ -162,15 +163,15 @@ func (h history) check(flight, file string) error {
 // TestFlightModel: the model rejects impossible histories.
 func TestFlightModel(t *testing.T) {
 	t.Parallel()
-	reject, queue := runner.Policy{Kind: runner.Reject}, runner.Policy{Kind: runner.Queue, Depth: 1}
-	join, replace := runner.Policy{Kind: runner.Join}, runner.Policy{Kind: runner.Replace}
+	reject, queue := hook.Policy{Kind: hook.Reject}, hook.Policy{Kind: hook.Queue, Depth: 1}
+	join, replace := hook.Policy{Kind: hook.Join}, hook.Policy{Kind: hook.Replace}
 	started := func(run string) flightOp { return flightOp{What: opAdmit, Run: run, How: howStarted} }
-	queued := func(run string, p runner.Policy) flightOp {
+	queued := func(run string, p hook.Policy) flightOp {
 		return flightOp{What: opAdmit, Run: run, How: howQueued, Policy: p, Place: 1}
 	}
 	do := func(what, run string) flightOp { return flightOp{What: what, Run: run} }
 	seen := func(run string, s runner.State) flightOp { return flightOp{What: opSeen, Run: run, State: s} }
-	busy := func(run string, p runner.Policy) flightOp { return flightOp{What: opBusy, Run: run, Policy: p} }
+	busy := func(run string, p hook.Policy) flightOp { return flightOp{What: opBusy, Run: run, Policy: p} }
 	for name, test := range map[string]struct {
 		legal bool
 		ops   []flightOp // one after another

@@ -12,13 +12,14 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // stressHook is a hook of the stress test, with what the test knows about it.
 type stressHook struct {
 	name   string
 	busy   string // as in the configuration
-	policy runner.Policy
+	policy hook.Policy
 	hows   []string // behaviours of the command: see stressJob
 	more   string   // further lines of the configuration
 	again  bool     // on_interrupted: rerun
@@ -28,11 +29,11 @@ type stressHook struct {
 func stressHooks() []stressHook {
 	usual := []string{"plain", "plain", "long", "fork", "setsid", "stubborn"}
 	return []stressHook{
-		{name: "reject", busy: "reject", policy: runner.Policy{Kind: runner.Reject}, hows: usual},
-		{name: "queue", busy: "{queue: 4}", policy: runner.Policy{Kind: runner.Queue, Depth: 4}, hows: usual, more: "queue_timeout: 30m", again: true},
-		{name: "join", busy: "join", policy: runner.Policy{Kind: runner.Join}, hows: usual},
-		{name: "replace", busy: "replace", policy: runner.Policy{Kind: runner.Replace}, hows: usual},
-		{name: "timed", busy: "{queue: 2}", policy: runner.Policy{Kind: runner.Queue, Depth: 2}, hows: []string{"hang", "plain", "plain"}, more: "timeout: 3s"},
+		{name: "reject", busy: "reject", policy: hook.Policy{Kind: hook.Reject}, hows: usual},
+		{name: "queue", busy: "{queue: 4}", policy: hook.Policy{Kind: hook.Queue, Depth: 4}, hows: usual, more: "queue_timeout: 30m", again: true},
+		{name: "join", busy: "join", policy: hook.Policy{Kind: hook.Join}, hows: usual},
+		{name: "replace", busy: "replace", policy: hook.Policy{Kind: hook.Replace}, hows: usual},
+		{name: "timed", busy: "{queue: 2}", policy: hook.Policy{Kind: hook.Queue, Depth: 2}, hows: []string{"hang", "plain", "plain"}, more: "timeout: 3s"},
 	}
 }
 

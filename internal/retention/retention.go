@@ -16,6 +16,7 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/logging"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/rundir"
 	"sallyport/runner/store"
 )
@@ -109,7 +110,7 @@ func runsFolder(c *config.Config) string { return filepath.Join(c.State, "runs")
 
 func retentionOf(c *config.Config) store.Retention {
 	keep := store.Retention{
-		Hooks: make(map[string]store.KeepRule, len(c.Hooks)), Default: store.KeepRule(runner.DefaultKeep()),
+		Hooks: make(map[string]store.KeepRule, len(c.Hooks)), Default: store.KeepRule(hook.DefaultKeep()),
 	}
 	for name, h := range c.Hooks {
 		keep.Hooks[name] = store.KeepRule{Age: h.Keep.Age, Count: h.Keep.Count}

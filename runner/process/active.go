@@ -13,6 +13,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
@@ -58,8 +59,8 @@ type stopping struct {
 
 // openStdin gives the body as an unlinked file, so that nobody has to be alive
 // to feed a pipe.
-func openStdin(root *os.Root, hook *runner.Hook, o runner.Order) (*os.File, error) {
-	if !hook.StdinBody {
+func openStdin(root *os.Root, h *hook.Hook, o runner.Order) (*os.File, error) {
+	if !h.StdinBody {
 		return os.Open(os.DevNull)
 	}
 	const name = "stdin"
@@ -72,10 +73,10 @@ func openStdin(root *os.Root, hook *runner.Hook, o runner.Order) (*os.File, erro
 
 // environ is the whole environment of the command. Nothing else comes from the
 // server's own, which may hold its secrets.
-func environ(login []string, hook *runner.Hook, o runner.Order) []string {
-	own := hook.Environ(o.Values)
+func environ(login []string, h *hook.Hook, o runner.Order) []string {
+	own := h.Environ(o.Values)
 	base := append(slices.Clone(login),
-		"PATH="+runner.DefaultPath,
+		"PATH="+hook.DefaultPath,
 		"LANG=C.UTF-8",
 		proctree.RunMark+o.Run,
 		"SALLYPORT_HOOK="+o.Hook,
@@ -100,8 +101,8 @@ func environ(login []string, hook *runner.Hook, o runner.Order) []string {
 
 // spawn starts the command as the leader of its own session, so that no
 // terminal reaches it and its group is its own.
-func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, lock *os.File) error {
-	dir := hook.Dir
+func (a *active) spawn(h *hook.Hook, argv, env []string, stdin, output, lock *os.File) error {
+	dir := h.Dir
 	if dir == "" {
 		dir = a.local.runs.Path(a.status.Run, rundir.WorkDir)
 	}
@@ -111,7 +112,7 @@ func (a *active) spawn(hook *runner.Hook, argv, env []string, stdin, output, loc
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	t, err := a.local.parent.Start(proctree.Command{
-		Run: a.local.lockOf(a.status.Run), Argv: argv, Umask: hook.Umask, Attr: attr,
+		Run: a.local.lockOf(a.status.Run), Argv: argv, Umask: h.Umask, Attr: attr,
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
 )
@@ -23,7 +24,7 @@ type way struct {
 // The ways take turns, because other work on the machine disturbs the figures
 // more than they differ; there is a pause before each, as there is between runs.
 func BenchmarkStart(b *testing.B) {
-	local, supplied := processtest.NewBench(b, runner.HookSpec{Command: []string{"/bin/true"}}), processtest.NewBench(b, runner.HookSpec{Command: []string{"/bin/true"}})
+	local, supplied := processtest.NewBench(b, hook.Spec{Command: []string{"/bin/true"}}), processtest.NewBench(b, hook.Spec{Command: []string{"/bin/true"}})
 	supplied.Supply()
 	p := newPost(b, job([]string{"/bin/true"}))
 	ways := []way{

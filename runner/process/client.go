@@ -214,7 +214,7 @@ func (c *Client) List() ([]string, error) {
 	return p.Runs, nil
 }
 
-// Reload has the supervisor read the hooks anew, and returns the runner.Digest
+// Reload has the supervisor read the hooks anew, and returns the hook.Digest
 // of what it read. Those in force, whose digest is given, it goes on starting too:
 // they may stay what they are.
 func (c *Client) Reload(inForce string) (string, error) {

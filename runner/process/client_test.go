@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
 )
@@ -69,7 +70,7 @@ func TestASilentSupervisorHoldsNobodyUpAndDoesAllWhenItWakes(t *testing.T) {
 	t.Parallel()
 	w := witness(filepath.Join(t.TempDir(), "witness"))
 	specs := w.command(t)
-	specs["long"] = runner.HookSpec{Command: []string{"/bin/sleep", "600"}}
+	specs["long"] = hook.Spec{Command: []string{"/bin/sleep", "600"}}
 	p := newPost(t, specs)
 	run := p.begin(t, p.order("long", nil))
 	ends, err := p.Follow(run)
@@ -78,7 +79,7 @@ func TestASilentSupervisorHoldsNobodyUpAndDoesAllWhenItWakes(t *testing.T) {
 	}
 	p.signal(t, syscall.SIGSTOP)
 	defer p.signal(t, syscall.SIGCONT)
-	o := p.order("job", runner.Values{"key": "1"})
+	o := p.order("job", hook.Values{"key": "1"})
 	answer := p.startInBackground(p.Client, o)
 	if err := p.Stop(run, runner.Cancelled, -1); err == nil {
 		t.Error("somebody answered")
@@ -105,7 +106,7 @@ func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
 	p := newPost(t, w.command(t))
 	p.signal(t, syscall.SIGSTOP)
 	defer p.signal(t, syscall.SIGCONT)
-	o := p.order("job", runner.Values{"key": "1"})
+	o := p.order("job", hook.Values{"key": "1"})
 	old := p.Client
 	answer := p.startInBackground(old, o)
 	processtest.Eventually(t, "it is on its way", func() bool { return old.Pending() > 0 })
@@ -141,7 +142,7 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 	p.options.Exe = exe
 	p.connect(t)
 	p.signal(t, syscall.SIGSTOP)
-	o := p.order("job", runner.Values{"key": "1"})
+	o := p.order("job", hook.Values{"key": "1"})
 	answer := p.startInBackground(p.Client, o)
 	processtest.Eventually(t, "it is on its way", func() bool { return p.Pending() > 0 })
 	if err := os.Remove(exe); err != nil { // and no supervisor takes this one's place
@@ -151,7 +152,7 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 	// Until then, what is asked may have arrived.
 	processtest.Eventually(t, "it is known that the connection broke", p.Broken)
 	// What was never asked is an error at once, and has not been done.
-	other := p.order("job", runner.Values{"key": "2"})
+	other := p.order("job", hook.Values{"key": "2"})
 	if err := p.Start(other); !errors.Is(err, runner.ErrNotNow) {
 		t.Errorf("got %v", err)
 	}
@@ -186,7 +187,7 @@ func TestWhoIsSupersededDoesNotSayThatNothingStarted(t *testing.T) {
 
 func TestASupervisorOnItsWayOutTakesNoOrders(t *testing.T) {
 	gate := filepath.Join(t.TempDir(), "gate")
-	p := newPost(t, map[string]runner.HookSpec{
+	p := newPost(t, map[string]hook.Spec{
 		"job":  {Command: []string{"/bin/true"}},
 		"slow": {Command: processtest.Script(t, `trap "" TERM; echo ready $$; until [ -e "$1" ]; do sleep 0.01; done`, gate)},
 	})

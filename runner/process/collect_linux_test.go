@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/processtest"
 )
@@ -19,7 +20,7 @@ import (
 // TestOutput_EscapedWriter: a run ends although a process that escaped writes on.
 func TestOutput_EscapedWriter(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `
 (env -i /usr/bin/setsid /bin/sh -c 'exec 3<&-; echo $$ > "$0"; exec /usr/bin/yes' "$1" &)
 until [ -s "$1" ]; do sleep 0.01; done`, pid)})
 	b.WithoutCgroups()
@@ -44,10 +45,10 @@ until [ -s "$1" ]; do sleep 0.01; done`, pid)})
 const writer = `seq %d %d; code=$?; until [ -e "$1/gate" ]; do sleep 0.01; done; echo $code > "$1/code"`
 
 // newWriter has a hook "job" that is a writer.
-func newWriter(t *testing.T, lines int, keep runner.OutputSpec) (p *post, dir string) {
+func newWriter(t *testing.T, lines int, keep hook.OutputSpec) (p *post, dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	return newPost(t, map[string]runner.HookSpec{"job": {
+	return newPost(t, map[string]hook.Spec{"job": {
 		Command: processtest.Script(t, fmt.Sprintf(writer, processtest.FirstLine, processtest.FirstLine+lines-1), dir), Output: keep,
 	}}), dir
 }
@@ -98,7 +99,7 @@ func open(t *testing.T, gate string) {
 // other is killed, gets no SIGPIPE, and nothing of its output is lost or comes twice.
 func TestOutput_KilledSupervisor(t *testing.T) {
 	const lines, size = 8_000_000, 8_000_000 * processtest.LineBytes
-	for name, keep := range map[string]runner.OutputSpec{
+	for name, keep := range map[string]hook.OutputSpec{
 		"head": {Head: 1 << 30, Tail: 1}, "tail": {Head: 1, Tail: 1 << 30}, "both": {Head: 100_000, Tail: 3_000_000},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -135,10 +136,10 @@ func TestOutput_KilledBeforeTaking(t *testing.T) {
 	for name, taken := range map[string]bool{"not taken": false, "taken": true} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			p := newPost(t, map[string]runner.HookSpec{"job": {
+			p := newPost(t, map[string]hook.Spec{"job": {
 				Command: processtest.Script(t, fmt.Sprintf(`seq %d %d; until [ -e "$1/go" ]; do sleep 0.01; done; `+writer,
 					processtest.FirstLine, processtest.FirstLine+first-1, processtest.FirstLine+first, processtest.FirstLine+lines-1), dir),
-				Output: runner.OutputSpec{Head: 1000, Tail: 1 << 20},
+				Output: hook.OutputSpec{Head: 1000, Tail: 1 << 20},
 			}})
 			run := p.begin(t, p.order("job", nil))
 			ends, err := p.Follow(run)
@@ -170,9 +171,9 @@ func TestOutput_KilledBeforeTaking(t *testing.T) {
 // while there is no supervisor.
 func TestOutput_EndWithoutSupervisor(t *testing.T) {
 	const lines = 5_000 // which the FIFO holds
-	p, dir := newWriter(t, lines, runner.OutputSpec{})
+	p, dir := newWriter(t, lines, hook.OutputSpec{})
 	begun := filepath.Join(dir, "begun")
-	p.hooks = p.write(t, map[string]runner.HookSpec{"job": {Command: processtest.Script(t,
+	p.hooks = p.write(t, map[string]hook.Spec{"job": {Command: processtest.Script(t,
 		fmt.Sprintf(`: > "$1/begun"; until [ -e "$1/gate" ]; do sleep 0.01; done; seq %d %d; echo $? > "$1/code"`, processtest.FirstLine, processtest.FirstLine+lines-1), dir)}})
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)
@@ -193,7 +194,7 @@ func TestOutput_EndWithoutSupervisor(t *testing.T) {
 // goes on with it.
 func TestOutput_StoppedSupervisor(t *testing.T) {
 	const lines = 1_000_000
-	p, dir := newWriter(t, lines, runner.OutputSpec{})
+	p, dir := newWriter(t, lines, hook.OutputSpec{})
 	run := p.begin(t, p.order("job", nil))
 	supervisor := p.stopSupervisor(t)
 	open(t, dir)
@@ -221,7 +222,7 @@ func TestOutput_StoppedSupervisor(t *testing.T) {
 func TestOutput_RemovedFile(t *testing.T) {
 	const lines = 1_000_000
 	dir := t.TempDir()
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: processtest.Script(t,
+	p := newPost(t, map[string]hook.Spec{"job": {Command: processtest.Script(t,
 		`echo ready; until [ -e "$1/go" ]; do sleep 0.01; done; `+fmt.Sprintf(writer, processtest.FirstLine, processtest.FirstLine+lines-1), dir)}})
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)
@@ -263,7 +264,7 @@ func TestOutput_RemovedFile(t *testing.T) {
 func TestOutput_FormerVersion(t *testing.T) {
 	const lines = 100_000
 	dir := t.TempDir()
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: processtest.Script(t,
+	p := newPost(t, map[string]hook.Spec{"job": {Command: processtest.Script(t,
 		`exec >> ../output 2>&1; rm ../fifo; `+fmt.Sprintf(writer, processtest.FirstLine, processtest.FirstLine+lines-1), dir)}})
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)

@@ -4,13 +4,14 @@ import (
 	"testing"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 )
 
 // TestFollow_NobodyIsKeptWhoLeft: one question about a run in progress is no follower,
 // and neither is a server that has gone.
 func TestFollow_NobodyIsKeptWhoLeft(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "600"}})
 	run := b.Begin(t, processtest.NewOrder())
 	for range 10 {
 		if known, err := b.Known(run); !known || err != nil {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/internal/testenv"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/proctree"
@@ -24,9 +24,9 @@ import (
 // what the supervisor makes meanwhile.
 func TestUmask_IsTheCommandsOnly(t *testing.T) {
 	dir := t.TempDir()
-	specs := map[string]runner.HookSpec{}
-	for name, mask := range map[string]runner.Umask{"default": runner.DefaultUmask, "group": 0o027, "none": 0} {
-		specs[name] = runner.HookSpec{Command: processtest.Script(t, `umask; : > "$1"; mkdir "$1.d"`, filepath.Join(dir, name)), Umask: &mask}
+	specs := map[string]hook.Spec{}
+	for name, mask := range map[string]hook.Umask{"default": hook.DefaultUmask, "group": 0o027, "none": 0} {
+		specs[name] = hook.Spec{Command: processtest.Script(t, `umask; : > "$1"; mkdir "$1.d"`, filepath.Join(dir, name)), Umask: &mask}
 	}
 	plain := specs["default"]
 	plain.Umask = nil

@@ -26,6 +26,7 @@ import (
 	"sallyport/internal/boot"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
@@ -36,7 +37,7 @@ import (
 type Local struct {
 	runs   *rundir.Runs
 	ready  *rundir.ReadyFolders
-	hook   func(name string) (*runner.Hook, bool)
+	hook   func(name string) (*hook.Hook, bool)
 	log    *slog.Logger
 	parent *proctree.Parent
 	ends   *endings
@@ -52,12 +53,12 @@ type Local struct {
 // with mode 0700 when it is missing and refused when others may enter it. hook
 // yields a hook as the file has it at that moment. Descriptors that this
 // process inherited are marked close-on-exec, so that no command gets them.
-func NewLocal(dir string, hook func(name string) (*runner.Hook, bool), log *slog.Logger) (*Local, error) {
+func NewLocal(dir string, hook func(name string) (*hook.Hook, bool), log *slog.Logger) (*Local, error) {
 	return newLocal(dir, proctree.NewParent(log), hook, log)
 }
 
 func newLocal(
-	dir string, parent *proctree.Parent, hook func(name string) (*runner.Hook, bool), log *slog.Logger,
+	dir string, parent *proctree.Parent, hook func(name string) (*hook.Hook, bool), log *slog.Logger,
 ) (*Local, error) {
 	runs, err := rundir.Open(dir, log)
 	if err != nil {
@@ -135,39 +136,39 @@ func sealDescriptors() error {
 // why it does not. A run that has a folder already is refused, so that no id
 // ever runs twice.
 func (l *Local) Start(o runner.Order) error {
-	hook, ok := l.hook(o.Hook)
+	h, ok := l.hook(o.Hook)
 	if !ok {
 		return fmt.Errorf("starting run %s: there is no hook %q", o.Run, o.Hook)
 	}
-	return l.StartHook(hook, o)
+	return l.StartHook(h, o)
 }
 
 // StartHook is Start for the hook that the order means.
-func (l *Local) StartHook(hook *runner.Hook, o runner.Order) error {
+func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 	if err := rundir.CheckID(o.Run); err != nil {
 		return fmt.Errorf("%w: %w", runner.ErrRefused, err)
 	}
-	argv, err := hook.Argv(o.Values)
+	argv, err := h.Argv(o.Values)
 	if err != nil {
 		return fmt.Errorf("starting run %s: %w: %w", o.Run, runner.ErrRefused, err)
 	}
-	flight := hook.Flight(o.Values)
+	flight := h.Flight(o.Values)
 	if err := l.ends.reserveFlight(flight); err != nil {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	a := newActive(l, rundir.Status{
 		Run: o.Run, Folder: l.runs.ID(), Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
-		Bounds: rundir.Bounds{Timeout: hook.Timeout, Grace: hook.Grace, Head: int64(hook.Output.Head), Tail: max(int64(hook.Output.Tail), 1)},
+		Bounds: rundir.Bounds{Timeout: h.Timeout, Grace: h.Grace, Head: int64(h.Output.Head), Tail: max(int64(h.Output.Tail), 1)},
 	})
 	a.status.Cgroup = l.parent.CgroupOf(o.Run)
-	f, stdin, err := l.prepare(a, hook, o)
+	f, stdin, err := l.prepare(a, h, o)
 	if err != nil {
 		l.ends.releaseFlight(flight)
 		return full(err)
 	}
 	defer rundir.CloseFiles(stdin)
 	defer f.Discard() // but not what a has taken
-	if err := l.launch(a, f, hook, argv, stdin, o); err != nil {
+	if err := l.launch(a, f, h, argv, stdin, o); err != nil {
 		f.Discard() // with it the lock
 		l.takeBack(a, err)
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
@@ -177,8 +178,8 @@ func (l *Local) StartHook(hook *runner.Hook, o runner.Order) error {
 
 // prepare gives a run its folder, and its command an input. Folders of ours that
 // somebody removed are made again.
-func (l *Local) prepare(a *active, hook *runner.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
-	f, stdin, err := l.prepareOnce(a, hook, o)
+func (l *Local) prepare(a *active, h *hook.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
+	f, stdin, err := l.prepareOnce(a, h, o)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, stdin, err
 	}
@@ -186,15 +187,15 @@ func (l *Local) prepare(a *active, hook *runner.Hook, o runner.Order) (*rundir.F
 	if err := l.ready.Restore(runs); err != nil {
 		return nil, nil, err
 	}
-	return l.prepareOnce(a, hook, o)
+	return l.prepareOnce(a, h, o)
 }
 
-func (l *Local) prepareOnce(a *active, hook *runner.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
+func (l *Local) prepareOnce(a *active, h *hook.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
 	f, err := l.ready.Take()
 	if err != nil {
 		return nil, nil, err
 	}
-	stdin, err := openStdin(f.Root, hook, o)
+	stdin, err := openStdin(f.Root, h, o)
 	if err == nil {
 		err = f.MoveIn(&a.status)
 	}
@@ -240,8 +241,8 @@ func cause(err error) string {
 }
 
 // launch starts the command and leaves a goroutine that follows it.
-func (l *Local) launch(a *active, f *rundir.Folder, hook *runner.Hook, argv []string, stdin *os.File, o runner.Order) error {
-	err := a.spawn(hook, argv, environ(l.login, hook, o), stdin, f.Command, f.Lock)
+func (l *Local) launch(a *active, f *rundir.Folder, h *hook.Hook, argv []string, stdin *os.File, o runner.Order) error {
+	err := a.spawn(h, argv, environ(l.login, h, o), stdin, f.Command, f.Lock)
 	rundir.CloseFiles(f.Command, f.Lock) // before follow: from now on only the tree holds the lock
 	f.Command, f.Lock = nil, nil
 	if err != nil {

@@ -17,25 +17,26 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
 )
 
 func TestExitCodeIsTheCommandsOwn(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{
+	b := processtest.NewBench(t, hook.Spec{
 		Command: processtest.Script(t, `exit $1`, "{code}"),
-		Params:  map[string]runner.ParamSpec{"code": {Type: "int", From: runner.From{"query", "code"}}},
+		Params:  map[string]hook.ParamSpec{"code": {Type: "int", From: hook.From{"query", "code"}}},
 	})
 	for code, value := range map[int]string{0: "0", 1: "1", 3: "3", 255: "255"} {
 		o := processtest.NewOrder()
-		o.Values = runner.Values{"code": value}
+		o.Values = hook.Values{"code": value}
 		processtest.CheckExit(t, b.RunToEnd(t, o), code)
 	}
 }
 
 func TestSignalIsToldByName(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `kill -USR1 $$`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `kill -USR1 $$`)})
 	e := b.RunToEnd(t, processtest.NewOrder())
 	if e.ExitCode != nil || e.Signal != "SIGUSR1" || e.Reason != "" {
 		t.Errorf("got %+v", e)
@@ -43,7 +44,7 @@ func TestSignalIsToldByName(t *testing.T) {
 }
 
 func TestTimeoutEndsTheRun(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `sleep 600`), Timeout: 50 * time.Millisecond})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `sleep 600`), Timeout: 50 * time.Millisecond})
 	e := b.RunToEnd(t, processtest.NewOrder())
 	if e.Reason != runner.TimedOut || e.ExitCode != nil || e.Signal != "SIGTERM" {
 		t.Errorf("got %+v", e)
@@ -51,7 +52,7 @@ func TestTimeoutEndsTheRun(t *testing.T) {
 }
 
 func TestStopKillsWhatIgnoresTerm(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`), Grace: 50 * time.Millisecond})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`), Grace: 50 * time.Millisecond})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
 	if err := b.Stop(run, runner.Cancelled, -1); err != nil {
@@ -64,7 +65,7 @@ func TestStopKillsWhatIgnoresTerm(t *testing.T) {
 }
 
 func TestStopGivesTheCommandItsGrace(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `trap "echo tidy; exit 7" TERM; echo ready; while :; do sleep 0.01; done`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `trap "echo tidy; exit 7" TERM; echo ready; while :; do sleep 0.01; done`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
 	if err := b.Stop(run, runner.Cancelled, -1); err != nil {
@@ -80,7 +81,7 @@ func TestStopGivesTheCommandItsGrace(t *testing.T) {
 }
 
 func TestSecondStopShortensTheGraceAndKeepsTheReason(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
 	for _, s := range []struct {
@@ -103,13 +104,13 @@ func TestSecondStopShortensTheGraceAndKeepsTheReason(t *testing.T) {
 }
 
 func TestArgumentsArriveVerbatimBecauseThereIsNoShell(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{
+	b := processtest.NewBench(t, hook.Spec{
 		Command: processtest.Script(t, `for a; do printf '<%s>' "$a"; done`, "{v}", "--x={v}", "; id", "*"),
-		Params:  map[string]runner.ParamSpec{"v": {Match: `(?s).*`, From: runner.From{"query", "v"}}},
+		Params:  map[string]hook.ParamSpec{"v": {Match: `(?s).*`, From: hook.From{"query", "v"}}},
 	})
 	for _, v := range []string{"$(reboot)", "a\nb", "`id`; id | id > /x & $HOME", "\"'\\", "", " ", "ü\u2028", strings.Repeat("x", 60<<10)} {
 		o := processtest.NewOrder()
-		o.Values = runner.Values{"v": v}
+		o.Values = hook.Values{"v": v}
 		run := b.Begin(t, o)
 		processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 		if want := "<" + v + "><--x=" + v + "><; id><*>"; b.ReadOutput(t, run) != want {
@@ -119,11 +120,11 @@ func TestArgumentsArriveVerbatimBecauseThereIsNoShell(t *testing.T) {
 }
 
 func TestValuesThatAreNotAllowedStartNothing(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{
+	b := processtest.NewBench(t, hook.Spec{
 		Command: []string{"/bin/echo", "{v}"},
-		Params:  map[string]runner.ParamSpec{"v": {Enum: []string{"a", "b"}, From: runner.From{"query", "v"}}},
+		Params:  map[string]hook.ParamSpec{"v": {Enum: []string{"a", "b"}, From: hook.From{"query", "v"}}},
 	})
-	for _, v := range []runner.Values{{"v": "c"}, {"v": ""}, {}} {
+	for _, v := range []hook.Values{{"v": "c"}, {"v": ""}, {}} {
 		o := processtest.NewOrder()
 		o.Values = v
 		if err := b.Start(o); err == nil {
@@ -137,13 +138,13 @@ func TestValuesThatAreNotAllowedStartNothing(t *testing.T) {
 
 func TestEnvironmentIsTheListAndNothingElse(t *testing.T) {
 	t.Setenv("SALLYPORT_SECRET", "hunter2")
-	b := processtest.NewBench(t, runner.HookSpec{
+	b := processtest.NewBench(t, hook.Spec{
 		Command: []string{"/usr/bin/printenv"},
 		Env:     map[string]string{"PATH": "/opt/bin", "SHELL": "/bin/false", "REGION": "{region}", "QUIET": ""},
-		Params:  map[string]runner.ParamSpec{"region": {Match: ".*", From: runner.From{"query", "region"}}},
+		Params:  map[string]hook.ParamSpec{"region": {Match: ".*", From: hook.From{"query", "region"}}},
 	})
 	o := processtest.NewOrder()
-	o.Values = runner.Values{"region": "eu $HOME"}
+	o.Values = hook.Values{"region": "eu $HOME"}
 	o.Trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	run := b.Begin(t, o)
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
@@ -165,14 +166,14 @@ func TestEnvironmentIsTheListAndNothingElse(t *testing.T) {
 
 func TestWorkingFolderIsTheRunsOwnOrTheHooks(t *testing.T) {
 	script := processtest.Script(t, `pwd -P`)
-	b := processtest.NewBench(t, runner.HookSpec{Command: script})
+	b := processtest.NewBench(t, hook.Spec{Command: script})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	if want := filepath.Join(b.Dir, run, "work") + "\n"; b.ReadOutput(t, run) != want {
 		t.Errorf("worked in %s, want %s", b.ReadOutput(t, run), want)
 	}
 	dir := t.TempDir()
-	b = processtest.NewBench(t, runner.HookSpec{Command: script, Dir: dir})
+	b = processtest.NewBench(t, hook.Spec{Command: script, Dir: dir})
 	run = b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	if b.ReadOutput(t, run) != dir+"\n" {
@@ -182,7 +183,7 @@ func TestWorkingFolderIsTheRunsOwnOrTheHooks(t *testing.T) {
 
 func TestStdinIsEmptyUnlessTheHookAsksForTheBody(t *testing.T) {
 	for _, source := range []string{"", "body"} {
-		b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/cat"}, Stdin: source})
+		b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: source})
 		o := processtest.NewOrder()
 		o.Stdin = bytes.Repeat([]byte("line\x00\n"), 50_000)
 		run := b.Begin(t, o)
@@ -201,7 +202,7 @@ func TestStdinIsEmptyUnlessTheHookAsksForTheBody(t *testing.T) {
 }
 
 func TestMoreOnStderrThanAPipeHoldsDoesNotBlock(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `head -c 1000000 /dev/zero >&2; echo out`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `head -c 1000000 /dev/zero >&2; echo out`)})
 	run := b.Begin(t, processtest.NewOrder())
 	e := b.AwaitEnd(t, run)
 	processtest.CheckExit(t, e, 0)
@@ -218,7 +219,7 @@ func TestCommandThatCannotStartSaysWhy(t *testing.T) {
 	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{program}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{program}})
 	o := processtest.NewOrder()
 	fails := func(want string) {
 		t.Helper()
@@ -261,7 +262,7 @@ func TestCommandThatCannotStartSaysWhy(t *testing.T) {
 
 // A supervisor may have been killed between the two removals of a start that failed.
 func TestStart_MarkLeftBehind(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/true"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	o := processtest.NewOrder()
 	mark := filepath.Join(b.Dir, "active", o.Run)
 	if err := os.WriteFile(mark, nil, 0o600); err != nil {
@@ -286,7 +287,7 @@ func TestStart_MarkLeftBehind(t *testing.T) {
 // Somebody who cleans up removes what belongs to no run, or all.
 func TestStart_FoldersRemoved(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 4")
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: []string{"/bin/true"}}, "held": {Command: command}})
+	p := newPost(t, map[string]hook.Spec{"job": {Command: []string{"/bin/true"}}, "held": {Command: command}})
 	held := p.begin(t, p.order("held", nil))
 	p.AwaitText(t, held, "ready")
 	for _, name := range []string{"active", "ready"} {
@@ -314,19 +315,19 @@ func TestRunThatIsTooLongForTheSystemSaysSo(t *testing.T) {
 	for range 60 {
 		command = append(command, "{v}", "{v}")
 	}
-	b := processtest.NewBench(t, runner.HookSpec{
+	b := processtest.NewBench(t, hook.Spec{
 		Command: command,
-		Params:  map[string]runner.ParamSpec{"v": {Match: ".*", From: runner.From{"query", "v"}}},
+		Params:  map[string]hook.ParamSpec{"v": {Match: ".*", From: hook.From{"query", "v"}}},
 	})
 	o := processtest.NewOrder()
-	o.Values = runner.Values{"v": strings.Repeat("x", 60<<10)}
+	o.Values = hook.Values{"v": strings.Repeat("x", 60<<10)}
 	if err := b.Start(o); !errors.Is(err, syscall.E2BIG) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestRunIDMustBeAPlainUUID(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/true"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	id := processtest.NewOrder().Run
 	for _, run := range []string{"", ".", "..", "../x", "/etc", "a/b", "x", strings.ToUpper(id), "{" + id + "}", "urn:uuid:" + id, id + "/", id + "\x00"} {
 		o := processtest.NewOrder()
@@ -344,7 +345,7 @@ func TestRunIDMustBeAPlainUUID(t *testing.T) {
 }
 
 func TestUnknownRunIsAnError(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/true"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	run := processtest.NewOrder().Run
 	_, followed := b.Follow(run)
 	_, read := b.Output(run)
@@ -362,7 +363,7 @@ func TestUnknownRunIsAnError(t *testing.T) {
 
 // TestRevoke: of revoking a run and starting it, exactly one happens, whichever comes first.
 func TestRevoke(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "60"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "60"}})
 	o := processtest.NewOrder()
 	for i := range 2 {
 		if revoked, err := b.Revoke(o.Run, runner.Cancelled); err != nil || revoked != (i == 0) {
@@ -388,7 +389,7 @@ func TestRevoke(t *testing.T) {
 }
 
 func TestNoIDRunsTwice(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/true"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	o := processtest.NewOrder()
 	b.RunToEnd(t, o)
 	if err := b.Start(o); !errors.Is(err, os.ErrExist) {
@@ -397,7 +398,7 @@ func TestNoIDRunsTwice(t *testing.T) {
 }
 
 func TestFolderIsForNobodyElse(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `echo secret`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `echo secret`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitEnd(t, run)
 	for name, want := range map[string]os.FileMode{"": 0o700, run: 0o700, run + "/output": 0o600, run + "/status": 0o600, run + "/lock": 0o600} {
@@ -419,7 +420,7 @@ func TestFolderIsForNobodyElse(t *testing.T) {
 
 func TestStatusIsTrueAtEveryMoment(t *testing.T) {
 	release := filepath.Join(t.TempDir(), "release")
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `echo ready; until [ -e "$1" ]; do sleep 0.01; done; exit 5`, release)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `echo ready; until [ -e "$1" ]; do sleep 0.01; done; exit 5`, release)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
 	processtest.Eventually(t, "the status knows the process", func() bool { return b.ReadStatus(t, run).PID != 0 })
@@ -447,7 +448,7 @@ func TestStatusIsTrueAtEveryMoment(t *testing.T) {
 }
 
 func TestEveryFollowerGetsTheEnd(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `sleep 0.1; exit 2`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `sleep 0.1; exit 2`)})
 	run := b.Begin(t, processtest.NewOrder())
 	var all []<-chan runner.End
 	for range 5 {
@@ -472,14 +473,14 @@ func TestEveryFollowerGetsTheEnd(t *testing.T) {
 }
 
 func TestManyRunsAtOnceKeepTheirOwnEnds(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{
+	b := processtest.NewBench(t, hook.Spec{
 		Command: processtest.Script(t, `echo $1; exit $1`, "{code}"),
-		Params:  map[string]runner.ParamSpec{"code": {Type: "int", From: runner.From{"query", "code"}}},
+		Params:  map[string]hook.ParamSpec{"code": {Type: "int", From: hook.From{"query", "code"}}},
 	})
 	codes := map[string]int{}
 	for i := range 60 {
 		o := processtest.NewOrder()
-		o.Values = runner.Values{"code": strconv.Itoa(i)}
+		o.Values = hook.Values{"code": strconv.Itoa(i)}
 		codes[b.Begin(t, o)] = i
 	}
 	for run, code := range codes {
@@ -493,7 +494,7 @@ func TestManyRunsAtOnceKeepTheirOwnEnds(t *testing.T) {
 // A command may lock the folder of its run. Root is not held up by that, so the test runs once more as another user.
 func TestEnd_FolderLocked(t *testing.T) {
 	if os.Geteuid() != 0 {
-		b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, "chmod 0 ..; exit 3")})
+		b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, "chmod 0 ..; exit 3")})
 		run := b.Begin(t, processtest.NewOrder())
 		processtest.CheckExit(t, b.AwaitEnd(t, run), 3)
 		processtest.Eventually(t, "the end is on disk", func() bool {

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"sallyport/internal/testenv"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
 )
@@ -45,7 +45,7 @@ func mountedIn(t *testing.T, point string, moved bool) {
 		t.Fatal(err)
 	}
 	command, release := processtest.GatedScript(t, "")
-	b := processtest.NewLoggingBench(t, runner.HookSpec{Command: command}, log)
+	b := processtest.NewLoggingBench(t, hook.Spec{Command: command}, log)
 	b.CleanUpAgainAfter(time.Millisecond)
 	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {

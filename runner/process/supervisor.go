@@ -21,6 +21,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
 )
@@ -30,7 +31,7 @@ type Supervision struct {
 	State string // the state folder
 	// Load reads the hooks from the file as it stands. Its error is for the
 	// operator.
-	Load    func() (map[string]*runner.Hook, error)
+	Load    func() (map[string]*hook.Hook, error)
 	Version string // a server of another one has this process replace itself
 	Log     *slog.Logger
 	Flush   func()   // writes what Log has queued, before this process becomes another program; may be nil
@@ -64,8 +65,8 @@ type supervisor struct {
 	going  bool
 
 	loading sync.Mutex
-	hooks   map[string]*runner.Hook
-	before  map[string]*runner.Hook // those that the server went by at the last reload, and may still go by
+	hooks   map[string]*hook.Hook
+	before  map[string]*hook.Hook // those that the server went by at the last reload, and may still go by
 
 	mu         sync.Mutex
 	current    *session
@@ -352,25 +353,25 @@ func (v *supervisor) load() error {
 }
 
 // reload reads the hooks anew, before the server goes by them, if it ever does:
-// until then it goes by those whose runner.Digest is inForce, however often it
+// until then it goes by those whose hook.Digest is inForce, however often it
 // fails to take up others.
 func (v *supervisor) reload(inForce string) (digest string, err error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()
 	before := v.hooks
-	if v.before != nil && runner.Digest(v.before) == inForce {
+	if v.before != nil && hook.Digest(v.before) == inForce {
 		before = v.before
 	}
 	if err := v.load(); err != nil {
 		return "", err
 	}
 	v.before = before
-	return runner.Digest(v.hooks), nil
+	return hook.Digest(v.hooks), nil
 }
 
 // hookFor returns the hook that an order means. The file is read again when
 // the server knows another version of the hook; that the two differ passes.
-func (v *supervisor) hookFor(o *runner.Order) (*runner.Hook, error) {
+func (v *supervisor) hookFor(o *runner.Order) (*hook.Hook, error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()
 	for again := false; ; again = true {

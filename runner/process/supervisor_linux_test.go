@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 )
 
@@ -45,7 +46,7 @@ func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
 		for want, timeout := range map[runner.State]time.Duration{runner.Cancelled: processtest.Patience, runner.TimedOut: 1500 * time.Millisecond} {
 			t.Run(string(want)+" "+seam, func(t *testing.T) {
 				script := processtest.Script(t, processtest.Family+"wait; while :; do sleep 1; done", "")
-				p := newPost(t, map[string]runner.HookSpec{"job": {Command: script, Timeout: timeout, Grace: 100 * time.Millisecond}}, seam)
+				p := newPost(t, map[string]hook.Spec{"job": {Command: script, Timeout: timeout, Grace: 100 * time.Millisecond}}, seam)
 				run := p.begin(t, p.order("job", nil))
 				all := processtest.AwaitPIDs(t, &p.Subject, run, 5)
 				p.killSupervisor(t)
@@ -91,10 +92,10 @@ func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
 	command, release := processtest.GatedScript(t, `echo more; exit 5`)
 	stubborn := processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)
 	counted := processtest.Script(t, `echo ready >&2; seq 1000000 1199999; exec sleep 600`)
-	p := newPost(t, map[string]runner.HookSpec{
+	p := newPost(t, map[string]hook.Spec{
 		"job": {Command: command}, "late": {Command: stubborn, Timeout: 3 * time.Second, Grace: 50 * time.Millisecond},
 		"slow": {Command: stubborn, Grace: 3 * time.Second}, "quick": {Command: processtest.Script(t, `echo $$; exit 9`)},
-		"talks": {Command: counted, Output: runner.OutputSpec{Head: 100_000, Tail: 100_000}},
+		"talks": {Command: counted, Output: hook.OutputSpec{Head: 100_000, Tail: 100_000}},
 	})
 	runs := map[string]string{}
 	ends := map[string]<-chan runner.End{}
@@ -145,8 +146,8 @@ func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
 
 func TestOutput_ReplacedSupervisor(t *testing.T) {
 	const lines = 400_000
-	p := newPost(t, map[string]runner.HookSpec{
-		"job": {Command: processtest.Script(t, fmt.Sprintf(`seq %d %d; exit 3`, processtest.FirstLine, processtest.FirstLine+lines-1)), Output: runner.OutputSpec{Head: 100_000, Tail: 200_000}},
+	p := newPost(t, map[string]hook.Spec{
+		"job": {Command: processtest.Script(t, fmt.Sprintf(`seq %d %d; exit 3`, processtest.FirstLine, processtest.FirstLine+lines-1)), Output: hook.OutputSpec{Head: 100_000, Tail: 200_000}},
 	})
 	run := p.begin(t, p.order("job", nil))
 	before := p.PID()

@@ -22,6 +22,7 @@ import (
 
 	"sallyport/internal/config"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/processtest"
@@ -53,7 +54,7 @@ func supervise(args []string) error {
 	words, _ := os.ReadFile(filepath.Join(state, "seams"))
 	s := process.Supervision{
 		State: state, Version: os.Args[0], Log: slog.New(slog.NewTextHandler(out, nil)), Env: process.LoginEnv(os.LookupEnv),
-		Load: func() (map[string]*runner.Hook, error) {
+		Load: func() (map[string]*hook.Hook, error) {
 			hooks, found := config.LoadHooks(file)
 			if hooks == nil {
 				return nil, fmt.Errorf("%v", found)
@@ -107,10 +108,10 @@ type post struct {
 	processtest.Subject
 	*process.Client
 	options process.Options
-	hooks   map[string]*runner.Hook
+	hooks   map[string]*hook.Hook
 }
 
-func newPost(t testing.TB, specs map[string]runner.HookSpec, seams ...string) *post {
+func newPost(t testing.TB, specs map[string]hook.Spec, seams ...string) *post {
 	t.Helper()
 	dir := t.TempDir()
 	p := &post{options: process.Options{
@@ -131,7 +132,7 @@ func newPost(t testing.TB, specs map[string]runner.HookSpec, seams ...string) *p
 }
 
 // write writes the file of hooks and returns what it says.
-func (p *post) write(t testing.TB, specs map[string]runner.HookSpec) map[string]*runner.Hook {
+func (p *post) write(t testing.TB, specs map[string]hook.Spec) map[string]*hook.Hook {
 	t.Helper()
 	text := "callers: {tester: {token: {keys: [{id: a, file: nowhere}]}}}\nhooks:\n"
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
@@ -147,7 +148,7 @@ func (p *post) write(t testing.TB, specs map[string]runner.HookSpec) map[string]
 		if s.Stdin != "" {
 			text += "    stdin: body\n"
 		}
-		if s.Output != (runner.OutputSpec{}) {
+		if s.Output != (hook.OutputSpec{}) {
 			text += fmt.Sprintf("    output: {head: %d, tail: %d}\n", s.Output.Head, s.Output.Tail)
 		}
 		if len(s.Params) > 0 {
@@ -220,7 +221,7 @@ func (p *post) end(t testing.TB) {
 func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 // order is for a hook of the post.
-func (p *post) order(hook string, values runner.Values) runner.Order {
+func (p *post) order(hook string, values hook.Values) runner.Order {
 	o := processtest.NewOrder()
 	o.Hook, o.Digest, o.Values = hook, p.hooks[hook].Digest(), values
 	return o
@@ -244,8 +245,8 @@ func (p *post) killSupervisor(t testing.TB) {
 	processtest.Eventually(t, "the supervisor is dead", func() bool { return !exists(pid) })
 }
 
-func job(command []string) map[string]runner.HookSpec {
-	return map[string]runner.HookSpec{"job": {Command: command}}
+func job(command []string) map[string]hook.Spec {
+	return map[string]hook.Spec{"job": {Command: command}}
 }
 
 func TestCommandsOutliveTheServerAndTellTheNextOneAll(t *testing.T) {
@@ -520,10 +521,10 @@ func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 	p := newPost(t, job(processtest.Script(t, "exit 1")))
 	inForce, started := p.hooks, p.order("job", nil)
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 1) // by now the supervisor has read the file
-	reload := func(hooks map[string]*runner.Hook) {
+	reload := func(hooks map[string]*hook.Hook) {
 		t.Helper()
-		if digest, err := p.Reload(runner.Digest(inForce)); err != nil || digest != runner.Digest(hooks) {
-			t.Fatalf("read %s, %v; want %s", digest, err, runner.Digest(hooks))
+		if digest, err := p.Reload(hook.Digest(inForce)); err != nil || digest != hook.Digest(hooks) {
+			t.Fatalf("read %s, %v; want %s", digest, err, hook.Digest(hooks))
 		}
 	}
 	for code := 2; code < 5; code++ {
@@ -546,7 +547,7 @@ func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 }
 
 func TestStdinCrossesTheSocketWhole(t *testing.T) {
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: []string{"/bin/cat"}, Stdin: "body"}})
+	p := newPost(t, map[string]hook.Spec{"job": {Command: []string{"/bin/cat"}, Stdin: "body"}})
 	o := p.order("job", nil)
 	o.Stdin = []byte(strings.Repeat("line\x00\n\xff", 200_000))
 	run := p.begin(t, o)
@@ -598,11 +599,11 @@ func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 // witness is what commands write of themselves: "begin RUN" and "end RUN".
 type witness string
 
-func (w witness) command(t testing.TB) map[string]runner.HookSpec {
+func (w witness) command(t testing.TB) map[string]hook.Spec {
 	t.Helper()
-	return map[string]runner.HookSpec{"job": {
+	return map[string]hook.Spec{"job": {
 		Command: processtest.Script(t, `echo "begin $2 $SALLYPORT_RUN" >> "$1"; sleep 0.02; echo "end $2 $SALLYPORT_RUN" >> "$1"`, string(w), "{key}"),
-		Flight:  "{key}", Params: map[string]runner.ParamSpec{"key": {Match: "[0-9]+"}},
+		Flight:  "{key}", Params: map[string]hook.ParamSpec{"key": {Match: "[0-9]+"}},
 	}}
 }
 
@@ -658,7 +659,7 @@ func TestNothingRunsTwiceOrOverlapsWhateverBreaks(t *testing.T) {
 			for key := range 4 {
 				flights.Go(func() {
 					for range 25 {
-						o := p.order("job", runner.Values{"key": strconv.Itoa(key)})
+						o := p.order("job", hook.Values{"key": strconv.Itoa(key)})
 						if err := p.Start(o); err != nil {
 							t.Error(err)
 							return
@@ -795,7 +796,7 @@ func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
 
 func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
 	const lines = 3_000_000
-	p := newPost(t, map[string]runner.HookSpec{"job": {Command: processtest.CountLines(lines), Output: runner.OutputSpec{Head: 1 << 20, Tail: 1 << 20}}})
+	p := newPost(t, map[string]hook.Spec{"job": {Command: processtest.CountLines(lines), Output: hook.OutputSpec{Head: 1 << 20, Tail: 1 << 20}}})
 	run := p.begin(t, p.order("job", nil))
 	kept := p.ReadAlong(t, run, 10_000) // live
 	e := p.Subject.AwaitEnd(t, run)

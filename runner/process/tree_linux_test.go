@@ -13,11 +13,12 @@ import (
 
 	"sallyport/internal/testenv"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 )
 
 // ways are a bench with the cgroups that this machine allows, and one without.
-func ways(t *testing.T, spec runner.HookSpec) map[string]*processtest.Bench {
+func ways(t *testing.T, spec hook.Spec) map[string]*processtest.Bench {
 	t.Helper()
 	with, without := processtest.NewBench(t, spec), processtest.NewBench(t, spec)
 	without.WithoutCgroups()
@@ -27,7 +28,7 @@ func ways(t *testing.T, spec runner.HookSpec) map[string]*processtest.Bench {
 func TestStopReachesTheWholeTree(t *testing.T) {
 	for name, trap := range map[string]string{"obedient": "exit 1", "stubborn": ""} {
 		t.Run(name, func(t *testing.T) {
-			spec := runner.HookSpec{Command: processtest.Script(t, processtest.Family+"wait; while :; do sleep 1; done", trap)}
+			spec := hook.Spec{Command: processtest.Script(t, processtest.Family+"wait; while :; do sleep 1; done", trap)}
 			for name, b := range ways(t, spec) {
 				t.Run(name, func(t *testing.T) {
 					run := b.Begin(t, processtest.NewOrder())
@@ -51,7 +52,7 @@ func TestStopReachesTheWholeTree(t *testing.T) {
 
 func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 	release := `while [ ! -e go ]; do sleep 0.01; done; exit 4`
-	spec := runner.HookSpec{Command: processtest.Script(t, processtest.Family+release, ""), Grace: 100 * time.Millisecond}
+	spec := hook.Spec{Command: processtest.Script(t, processtest.Family+release, ""), Grace: 100 * time.Millisecond}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
 			run := b.Begin(t, processtest.NewOrder())
@@ -73,7 +74,7 @@ func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 }
 
 func TestLeftBehind_IsNotCountedOfAStoppedRun(t *testing.T) {
-	spec := runner.HookSpec{Command: processtest.Script(t, processtest.Family+"wait", ""), Grace: 100 * time.Millisecond}
+	spec := hook.Spec{Command: processtest.Script(t, processtest.Family+"wait", ""), Grace: 100 * time.Millisecond}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
 			run := b.Begin(t, processtest.NewOrder())
@@ -90,7 +91,7 @@ func TestLeftBehind_IsNotCountedOfAStoppedRun(t *testing.T) {
 }
 
 func TestStoppedProcessesAreEndedToo(t *testing.T) {
-	spec := runner.HookSpec{Command: processtest.Script(t, `trap "exit 9" TERM; setsid sh -c 'echo $$; kill -STOP $$' & sleep 0.1; echo $$; kill -STOP $$`)}
+	spec := hook.Spec{Command: processtest.Script(t, `trap "exit 9" TERM; setsid sh -c 'echo $$; kill -STOP $$' & sleep 0.1; echo $$; kill -STOP $$`)}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
 			run := b.Begin(t, processtest.NewOrder())
@@ -107,14 +108,14 @@ func TestStoppedProcessesAreEndedToo(t *testing.T) {
 }
 
 func TestGrandchildThatKeepsTheOutputDoesNotWedgeTheRun(t *testing.T) {
-	spec := runner.HookSpec{Command: processtest.Script(t, `setsid sh -c 'trap "" TERM; echo $$; while :; do sleep 1; done' & sleep 0.2`), Grace: time.Millisecond}
+	spec := hook.Spec{Command: processtest.Script(t, `setsid sh -c 'trap "" TERM; echo $$; while :; do sleep 1; done' & sleep 0.2`), Grace: time.Millisecond}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) { processtest.CheckExit(t, b.RunToEnd(t, processtest.NewOrder()), 0) })
 	}
 }
 
 func TestCgroupsAreRemoved(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `cat /proc/self/cgroup`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `cat /proc/self/cgroup`)})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	name := "sallyport-" + run
@@ -137,7 +138,7 @@ func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Close(given) })
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/ls", "-l", "/proc/self/fd"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/ls", "-l", "/proc/self/fd"}})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	got := regexp.MustCompile(`(?m)\d+ -> .*$`).FindAllString(b.ReadOutput(t, run), -1)
@@ -149,7 +150,7 @@ func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
 }
 
 func TestTreeHoldsTheLockAndNobodyElse(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `(setsid sh -c 'echo ready; sleep 600' &); sleep 600`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `(setsid sh -c 'echo ready; sleep 600' &); sleep 600`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
 	if !b.IsLocked(t, run) {
@@ -165,7 +166,7 @@ func TestTreeHoldsTheLockAndNobodyElse(t *testing.T) {
 }
 
 func TestRunsHoldNoThreads(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{"/bin/sleep", "600"}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "600"}})
 	threads := func() (n int) {
 		entries, err := os.ReadDir("/proc/self/task")
 		if err != nil {

@@ -84,7 +84,7 @@ type request struct {
 	Grace time.Duration `json:"grace,omitempty"`
 	Exe   string        `json:"exe,omitempty"`
 
-	InForce string `json:"in_force,omitempty"` // runner.Digest of the hooks that the server goes by
+	InForce string `json:"in_force,omitempty"` // hook.Digest of the hooks that the server goes by
 }
 
 type reply struct {

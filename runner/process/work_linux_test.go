@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 )
 
@@ -17,7 +18,7 @@ func TestWhatACommandLeavesInItsFolderGoesAndNothingBehindItsLinks(t *testing.T)
 	if err := os.WriteFile(filepath.Join(elsewhere, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t,
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t,
 		`mkdir -p a/b; echo > a/b/c; ln -s "$1" out; ln -s "$1/file" a/b/file; ln -s .. up`, elsewhere)})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
@@ -32,7 +33,7 @@ func TestWhatACommandLeavesInItsFolderGoesAndNothingBehindItsLinks(t *testing.T)
 
 func TestTheFolderThatSomethingMayStillWorkInStaysUntilThatIsGone(t *testing.T) {
 	command, release := processtest.GatedScript(t, "")
-	b := processtest.NewBench(t, runner.HookSpec{Command: command})
+	b := processtest.NewBench(t, hook.Spec{Command: command})
 	run := b.Begin(t, processtest.NewOrder())
 	gone := b.KeepLock(t, run)
 	release()
@@ -75,7 +76,7 @@ func TestWhatAKilledSupervisorLeftIsRemovedByTheNext(t *testing.T) {
 // run is forgotten, as the child of another start does.
 func TestALockThatIsTriedJustThenIsAwaited(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 8")
-	b := processtest.NewBench(t, runner.HookSpec{Command: command})
+	b := processtest.NewBench(t, hook.Spec{Command: command})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
 	unblock := b.BlockStatus(t, run)

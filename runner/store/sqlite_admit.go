@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // Admit records a run and the claim of its delivery, both or neither, and
@@ -19,7 +20,7 @@ import (
 // being busy is *runner.Busy, without RetryAfter, and is not recorded. The caller
 // starts nothing on any error.
 func (s *SQLite) Admit(
-	ctx context.Context, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed,
+	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
 ) (runner.Admission, error) {
 	var a runner.Admission
 	err := s.writer.record(ctx, func(ctx context.Context, tx *statements) (err error) {
@@ -36,7 +37,7 @@ func (s *SQLite) Admit(
 }
 
 func (s *SQLite) admitRun(
-	ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p runner.Policy, in runner.Feed,
+	ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
 ) (runner.Admission, error) {
 	switch first, err := findClaimed(ctx, tx, run.Hook, c); {
 	case err == nil:
@@ -66,7 +67,7 @@ func (s *SQLite) admitRun(
 
 // queueRun records a run behind the current one, by the policy.
 func (s *SQLite) queueRun(
-	ctx context.Context, tx *statements, current, run runner.Run, p runner.Policy, in runner.Feed,
+	ctx context.Context, tx *statements, current, run runner.Run, p hook.Policy, in runner.Feed,
 ) (a runner.Admission, err error) {
 	var waiting, last int
 	if err := tx.scanRow(ctx, []any{&waiting, &last}, sqlQueue, run.Flight); err != nil {
@@ -74,13 +75,13 @@ func (s *SQLite) queueRun(
 	}
 	a = runner.Admission{Run: run, Position: waiting + 1}
 	switch p.Kind {
-	case runner.Reject, "":
+	case hook.Reject, "":
 		return a, &runner.Busy{Run: current}
-	case runner.Queue:
+	case hook.Queue:
 		if waiting >= p.Depth {
 			return a, &runner.Busy{Run: current}
 		}
-	case runner.Join:
+	case hook.Join:
 		if waiting > 0 && run.RerunOf != "" { // its parameters are older than the queued ones
 			return a, &runner.Busy{Run: current}
 		}
@@ -89,7 +90,7 @@ func (s *SQLite) queueRun(
 			a.Run, err = s.joinQueued(ctx, tx, run, in)
 			return a, err
 		}
-	case runner.Replace:
+	case hook.Replace:
 		if a.Position = 1; current.State == runner.Running {
 			if current, err = tx.readRun(ctx, sqlWish, current.ID, runner.Cancelled); err != nil {
 				return a, err

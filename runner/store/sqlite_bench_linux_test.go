@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -42,7 +43,7 @@ func BenchmarkAdmit(b *testing.B) {
 					for next.Add(1) <= int64(b.N) {
 						r := newRun(b, "build", fmt.Sprint("flight", c))
 						before := time.Now()
-						admitRun(b, s, r, runner.Policy{})
+						admitRun(b, s, r, hook.Policy{})
 						mine = append(mine, time.Since(before))
 						finishRun(b, s, r.ID)
 					}
@@ -80,7 +81,7 @@ func BenchmarkDurable(b *testing.B) {
 		appended = append(appended, time.Since(before))
 		r := newRun(b, "build", "flight")
 		before = time.Now()
-		admitRun(b, s, r, runner.Policy{})
+		admitRun(b, s, r, hook.Policy{})
 		admitted = append(admitted, time.Since(before))
 		finishRun(b, s, r.ID)
 		// As happens once a second; the log is then written over, which costs the
@@ -158,7 +159,7 @@ func BenchmarkPast(b *testing.B) {
 				for b.Loop() {
 					r := newRun(b, "hook7", "hook7/x")
 					before := time.Now()
-					admitRun(b, s, r, runner.Policy{})
+					admitRun(b, s, r, hook.Policy{})
 					took = append(took, time.Since(before))
 					finishRun(b, s, r.ID)
 				}

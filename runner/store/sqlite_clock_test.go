@@ -9,6 +9,7 @@ import (
 
 	"sallyport/internal/boot"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -50,7 +51,7 @@ func expireQueued(t *testing.T, s *store.SQLite, longest time.Duration) int {
 func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := reopenStore(t, dir, 0)
-	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
+	policy := hook.Policy{Kind: hook.Queue, Depth: 9}
 	admitRun(t, s, newRun(t, "build", "f"), policy)
 	queued := newRun(t, "build", "f")
 	admitRun(t, s, queued, policy)
@@ -85,7 +86,7 @@ func TestExpireQueued_OtherStartOfMachine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "state")
 			s := reopenStore(t, dir, 0)
-			policy := runner.Policy{Kind: runner.Queue, Depth: 9}
+			policy := hook.Policy{Kind: hook.Queue, Depth: 9}
 			admitRun(t, s, newRun(t, "build", "f"), policy)
 			admitRun(t, s, newRun(t, "build", "f"), policy)
 			if n := expireQueued(t, s, time.Hour); n != 0 {

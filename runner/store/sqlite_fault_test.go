@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // TestStore_PanicOfAnOperation has an operation panic in a batch with others: it fails, nothing of it is recorded, and
@@ -26,7 +27,7 @@ func TestStore_PanicOfAnOperation(t *testing.T) {
 				return
 			}
 			if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{},
-				runner.Policy{Kind: runner.Queue, Depth: 100}, runner.Feed{}); err != nil {
+				hook.Policy{Kind: hook.Queue, Depth: 100}, runner.Feed{}); err != nil {
 				t.Error(err)
 			}
 		})

@@ -22,6 +22,7 @@ import (
 
 	"sallyport/internal/testenv"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -82,11 +83,11 @@ func crashChild(ctx context.Context, dir string) error {
 }
 
 func admitAndEnd(ctx context.Context, s *store.SQLite) error {
-	policies := []runner.Policy{
-		{Kind: runner.Reject},
-		{Kind: runner.Queue, Depth: 5},
-		{Kind: runner.Join},
-		{Kind: runner.Replace},
+	policies := []hook.Policy{
+		{Kind: hook.Reject},
+		{Kind: hook.Queue, Depth: 5},
+		{Kind: hook.Join},
+		{Kind: hook.Replace},
 	}
 	for {
 		id, err := uuid.NewV7()
@@ -245,7 +246,7 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 	}
 	add := func(i int) (runner.Run, error) {
 		r := runner.Run{ID: fmt.Sprint("run", i), Hook: "build", Flight: fmt.Sprint("flight", i), Created: time.Now()}
-		_, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, runner.Policy{}, runner.Feed{Stdin: make([]byte, 10_000)})
+		_, err := s.Admit(ctx, r, runner.Claim{Key: r.ID}, hook.Policy{}, runner.Feed{Stdin: make([]byte, 10_000)})
 		return r, err
 	}
 	if _, err := add(0); err != nil {

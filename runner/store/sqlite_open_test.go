@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -80,7 +81,7 @@ func TestOpen_UnsafeFolder(t *testing.T) {
 func TestOpen_FileModes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
-	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "f"), hook.Policy{})
 	for name, want := range map[string]os.FileMode{
 		"": 0o700, "lock": 0o600, "state.db": 0o600, "state.db-wal": 0o600,
 		"state.db-shm": 0o600,
@@ -137,7 +138,7 @@ func TestOpen_OlderSchema(t *testing.T) {
 	if page, _, err := s.List(t.Context(), runner.Filter{Hooks: []string{"build"}}); err != nil || len(page) != 1 {
 		t.Fatalf("%v %+v", err, page)
 	}
-	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "f"), hook.Policy{})
 }
 
 // TestOpen_NewerSchema refuses a newer schema and leaves it as it is.
@@ -228,13 +229,13 @@ func TestStore_ReadOnlyOrFull(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openStore(t)
-			before := admitRun(t, s, newRun(t, "build", "before"), runner.Policy{})
+			before := admitRun(t, s, newRun(t, "build", "before"), hook.Policy{})
 			if err := s.WriteAll(t.Context(), row.spoil); err != nil {
 				t.Fatal(err)
 			}
 			r := newRun(t, "build", "f")
 			r.Params["much"] = string(make([]byte, 100_000))
-			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{})
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, hook.Policy{}, runner.Feed{})
 			if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, row.want) {
 				t.Fatal(err)
 			}
@@ -243,7 +244,7 @@ func TestStore_ReadOnlyOrFull(t *testing.T) {
 				t.Fatal(err)
 			}
 			finishRun(t, s, before.Run.ID)
-			if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{}); err != nil {
+			if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, hook.Policy{}, runner.Feed{}); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -258,7 +259,7 @@ func TestClose_LaterCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{},
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, hook.Policy{},
 		runner.Feed{}); !errors.Is(err, store.ErrUnavailable) {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -28,7 +29,7 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 			t.Run(name+" "+what, func(t *testing.T) {
 				dir := filepath.Join(t.TempDir(), "state")
 				s := openIn(t, dir)
-				before := admitRun(t, s, newRun(t, "build", "before"), runner.Policy{})
+				before := admitRun(t, s, newRun(t, "build", "before"), hook.Policy{})
 				if err := s.Probe(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -37,7 +38,7 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 					t.Fatal(err)
 				}
 				r := newRun(t, "build", "f")
-				_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, runner.Policy{}, runner.Feed{})
+				_, err := s.Admit(t.Context(), r, runner.Claim{Key: "d"}, hook.Policy{}, runner.Feed{})
 				if !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, pathsafe.ErrMoved) {
 					t.Errorf("admitted: %v", err)
 				}
@@ -54,7 +55,7 @@ func TestStore_MovedFileRefusesAll(t *testing.T) {
 					t.Errorf("the refused run: %v", err)
 				}
 				finishRun(t, s, before.Run.ID)
-				admitRun(t, s, r, runner.Policy{})
+				admitRun(t, s, r, hook.Policy{})
 			})
 		}
 	}
@@ -73,7 +74,7 @@ func TestProbe_WritesWithoutDeliveries(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRun(t, "build", "f") // of which the store learns that the last commit proves nothing any more
-	if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{},
+	if _, err := s.Admit(t.Context(), r, runner.Claim{}, hook.Policy{},
 		runner.Feed{}); !errors.Is(err, store.ErrReadOnly) {
 		t.Fatal(err)
 	}
@@ -126,7 +127,7 @@ func TestLog_WarnsOfOutsideReader(t *testing.T) {
 		r := newRun(t, "build", "")
 		r.Flight = r.ID
 		in := runner.Feed{Stdin: make([]byte, 1<<20)}
-		if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{}, in); err != nil {
+		if _, err := s.Admit(t.Context(), r, runner.Claim{}, hook.Policy{}, in); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -51,12 +52,12 @@ type waiter struct {
 func TestFlight_OneRunInOrder(t *testing.T) {
 	s := openStore(t)
 	w := &witness{air: map[string]string{}, seen: map[string]int{}}
-	policies := []runner.Policy{
-		{Kind: runner.Reject},
-		{Kind: runner.Queue, Depth: 5},
-		{Kind: runner.Queue, Depth: 9},
-		{Kind: runner.Join},
-		{Kind: runner.Replace},
+	policies := []hook.Policy{
+		{Kind: hook.Reject},
+		{Kind: hook.Queue, Depth: 5},
+		{Kind: hook.Queue, Depth: 9},
+		{Kind: hook.Join},
+		{Kind: hook.Replace},
 	}
 	var tick atomic.Int64
 	var mu sync.Mutex

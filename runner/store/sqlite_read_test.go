@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -87,7 +88,7 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 func TestReads_EndWithoutConnections(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)
-	run := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	run := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{}).Run
 	release, err := s.Hold(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +126,7 @@ func TestWrites_EndWithoutTurn(t *testing.T) {
 	for i := range writes {
 		r := newRun(t, "build", fmt.Sprint("flight", i))
 		go func() {
-			_, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, runner.Policy{}, runner.Feed{})
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, hook.Policy{}, runner.Feed{})
 			results <- err
 		}()
 	}
@@ -159,7 +160,7 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 		for n := range 16 {
 			r.Params[fmt.Sprintf("p%02d", n)] = "x" + long[:len(long)-2]
 		}
-		admitRun(t, s, r, runner.Policy{})
+		admitRun(t, s, r, hook.Policy{})
 		want = append([]string{r.ID}, want...)
 	}
 	f := runner.Filter{Hooks: []string{"build"}, Limit: 1000}
@@ -186,11 +187,11 @@ func TestList_CutsLongParametersAndPages(t *testing.T) {
 // not start another.
 func TestFinish_CancelledBeforeStart(t *testing.T) {
 	s := openStore(t)
-	r := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	r := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{}).Run
 	if run, ended, err := s.Cancel(t.Context(), r.ID); err != nil || ended || run.Wish != runner.Cancelled {
 		t.Fatal(run, ended, err)
 	}
-	next := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1}).Run
+	next := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Queue, Depth: 1}).Run
 	run, promoted, err := s.Finish(t.Context(), r.ID, runner.Failed, runner.End{Error: "no such file"}, true, true)
 	if err != nil || run.State != runner.Cancelled || run.Ended.IsZero() || promoted == nil || promoted.ID != next.ID {
 		t.Fatal(run, promoted, err)
@@ -204,7 +205,7 @@ func TestFinish_CancelledBeforeStart(t *testing.T) {
 // TestFinish_KeepsTheDetail keeps the detail of an end. It is for local administrators; callers do not see it.
 func TestFinish_KeepsTheDetail(t *testing.T) {
 	s := openStore(t)
-	r := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{}).Run
+	r := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{}).Run
 	end := runner.End{Ended: time.Now(), Error: "the command could not be started", Detail: "no such file"}
 	if _, _, err := s.Finish(t.Context(), r.ID, runner.Failed, end, true, true); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"sallyport/internal/testenv"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -69,7 +70,7 @@ func admitUnsynced(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Unmount(inner, syscall.MNT_DETACH) })
 
 	s := openIn(t, filepath.Join(inner, "state"))
-	admitRun(t, s, newRun(t, "build", "before"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "before"), hook.Policy{})
 	filler, err := os.Create(filepath.Join(outer, "filler"))
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +79,7 @@ func admitUnsynced(t *testing.T) {
 		t.Fatalf("the outer disk is not full: %v", err)
 	}
 	run := newRun(t, "build", "after")
-	_, err = s.Admit(t.Context(), run, runner.Claim{}, runner.Policy{}, runner.Feed{Stdin: make([]byte, 8<<20)})
+	_, err = s.Admit(t.Context(), run, runner.Claim{}, hook.Policy{}, runner.Feed{Stdin: make([]byte, 8<<20)})
 	if !errors.Is(err, store.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}

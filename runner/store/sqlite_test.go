@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -58,7 +59,7 @@ func newRun(t testing.TB, hook, flight string) runner.Run {
 	}
 }
 
-func admitRun(t testing.TB, s *store.SQLite, r runner.Run, p runner.Policy) runner.Admission {
+func admitRun(t testing.TB, s *store.SQLite, r runner.Run, p hook.Policy) runner.Admission {
 	t.Helper()
 	a, err := s.Admit(t.Context(), r, runner.Claim{Key: r.ID}, p, runner.Feed{})
 	if err != nil {
@@ -91,12 +92,12 @@ func checkState(t testing.TB, s *store.SQLite, id string, want runner.State) run
 // recorded.
 func TestReject_NamesTheRun(t *testing.T) {
 	s := openStore(t)
-	first := admitRun(t, s, newRun(t, "build", "build"), runner.Policy{Kind: runner.Reject})
+	first := admitRun(t, s, newRun(t, "build", "build"), hook.Policy{Kind: hook.Reject})
 	if first.Run.State != runner.Running || first.Run.Started.IsZero() {
 		t.Fatalf("first run: %+v", first.Run)
 	}
 	second := newRun(t, "build", "build")
-	_, err := s.Admit(t.Context(), second, runner.Claim{Key: "d2"}, runner.Policy{Kind: runner.Reject}, runner.Feed{})
+	_, err := s.Admit(t.Context(), second, runner.Claim{Key: "d2"}, hook.Policy{Kind: hook.Reject}, runner.Feed{})
 	var busy *runner.Busy
 	if !errors.As(err, &busy) || busy.Run.ID != first.Run.ID {
 		t.Fatalf("second: %v", err)
@@ -107,11 +108,11 @@ func TestReject_NamesTheRun(t *testing.T) {
 	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: "d2"}); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatalf("the refused delivery is claimed: %v", err)
 	}
-	admitRun(t, s, newRun(t, "build", "build/other"), runner.Policy{Kind: runner.Reject})
+	admitRun(t, s, newRun(t, "build", "build/other"), hook.Policy{Kind: hook.Reject})
 	if next := finishRun(t, s, first.Run.ID); next != nil {
 		t.Fatalf("something waits: %+v", next)
 	}
-	if a := admitRun(t, s, second, runner.Policy{Kind: runner.Reject}); a.Run.State != runner.Running {
+	if a := admitRun(t, s, second, hook.Policy{Kind: hook.Reject}); a.Run.State != runner.Running {
 		t.Fatalf("free flight: %+v", a)
 	}
 }
@@ -119,7 +120,7 @@ func TestReject_NamesTheRun(t *testing.T) {
 // TestQueue_BoundedInOrder queues runs up to the depth of the policy: they start in order.
 func TestQueue_BoundedInOrder(t *testing.T) {
 	s := openStore(t)
-	policy := runner.Policy{Kind: runner.Queue, Depth: 2}
+	policy := hook.Policy{Kind: hook.Queue, Depth: 2}
 	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	// The clock of the ids may go back; who came first is still first.
 	older, newer := newRun(t, "build", "f"), newRun(t, "build", "f")
@@ -152,7 +153,7 @@ func TestQueue_BoundedInOrder(t *testing.T) {
 // TestJoin_NewestParameters joins deliveries: one queued run has the newest parameters and their caller.
 func TestJoin_NewestParameters(t *testing.T) {
 	s := openStore(t)
-	policy := runner.Policy{Kind: runner.Join}
+	policy := hook.Policy{Kind: hook.Join}
 	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	pending := admitRun(t, s, newRun(t, "build", "f"), policy)
 	if pending.Joined || pending.Position != 1 || pending.Run.State != runner.Queued {
@@ -188,7 +189,7 @@ func TestJoin_NewestParameters(t *testing.T) {
 // TestJoin_KnownToAllCallers joins deliveries of several callers: each of them may see the run.
 func TestJoin_KnownToAllCallers(t *testing.T) {
 	s := openStore(t)
-	policy := runner.Policy{Kind: runner.Join}
+	policy := hook.Policy{Kind: hook.Join}
 	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	var pending runner.Run
 	for _, c := range []struct {
@@ -230,7 +231,7 @@ func TestJoin_KnownToAllCallers(t *testing.T) {
 // TestJoin_RerunIsBusy reruns a run while a newer delivery is queued: the newer parameters stay.
 func TestJoin_RerunIsBusy(t *testing.T) {
 	s := openStore(t)
-	policy := runner.Policy{Kind: runner.Join}
+	policy := hook.Policy{Kind: hook.Join}
 	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	rerun := newRun(t, "build", "f")
 	rerun.RerunOf, rerun.Attempt = "an older run", 1
@@ -261,7 +262,7 @@ func TestJoin_RerunIsBusy(t *testing.T) {
 // TestRequeue_First requeues a run: it is the first of its flight, before all that come later.
 func TestRequeue_First(t *testing.T) {
 	s := openStore(t)
-	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
+	policy := hook.Policy{Kind: hook.Queue, Depth: 9}
 	requeue := func(id string) {
 		t.Helper()
 		if _, err := s.Requeue(t.Context(), id); err != nil {
@@ -285,12 +286,12 @@ func TestRequeue_First(t *testing.T) {
 		requeue(first.Run.ID)
 		requeue(first.Run.ID) // once more changes nothing
 	}
-	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, runner.Policy{Kind: runner.Reject},
+	_, err := s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{}, hook.Policy{Kind: hook.Reject},
 		runner.Feed{})
 	if b := new(runner.Busy); !errors.As(err, &b) || b.Run.ID != first.Run.ID {
 		t.Errorf("reject: %v", err)
 	}
-	third := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	third := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Replace})
 	if third.Stop != nil || len(third.Superseded) != 2 || third.Position != 1 || third.Run.State != runner.Queued {
 		t.Errorf("replace: %+v", third)
 	}
@@ -305,12 +306,12 @@ func TestRequeue_First(t *testing.T) {
 // TestReplace_StopsAndDrops replaces: the running run is to be stopped, and queued ones end.
 func TestReplace_StopsAndDrops(t *testing.T) {
 	s := openStore(t)
-	first := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	first := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Replace})
 	if first.Stop != nil || first.Run.State != runner.Running {
 		t.Fatalf("first: %+v", first)
 	}
-	second := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
-	third := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Replace})
+	second := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Replace})
+	third := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Replace})
 	if second.Stop == nil || second.Stop.ID != first.Run.ID || len(second.Superseded) != 0 {
 		t.Fatalf("second: %+v", second)
 	}
@@ -332,9 +333,9 @@ func TestReplace_StopsAndDrops(t *testing.T) {
 // TestAdmit_UnknownPolicy refuses an unknown policy and records nothing.
 func TestAdmit_UnknownPolicy(t *testing.T) {
 	s := openStore(t)
-	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "f"), hook.Policy{})
 	r := newRun(t, "build", "f")
-	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, runner.Policy{Kind: "later"},
+	if _, err := s.Admit(t.Context(), r, runner.Claim{Key: "x"}, hook.Policy{Kind: "later"},
 		runner.Feed{}); err == nil {
 		t.Fatal("admitted")
 	}
@@ -348,7 +349,7 @@ func TestClaim_OneRun(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := openIn(t, dir)
 	c := runner.Claim{Key: "d1", Body: [32]byte{1}, OneBody: true}
-	first, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
+	first, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, hook.Policy{}, runner.Feed{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +359,7 @@ func TestClaim_OneRun(t *testing.T) {
 	}
 	s = openIn(t, dir)
 	again := func(c runner.Claim) error {
-		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
+		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, hook.Policy{}, runner.Feed{})
 		return err
 	}
 	var replayed *runner.Replayed
@@ -371,7 +372,7 @@ func TestClaim_OneRun(t *testing.T) {
 	if err := again(other); !errors.Is(err, runner.ErrReused) {
 		t.Errorf("another body: %v", err)
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "g"), other, runner.Policy{},
+	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "g"), other, hook.Policy{},
 		runner.Feed{}); !errors.Is(err, runner.ErrReused) {
 		t.Errorf("a one-time credential at another hook: %v", err)
 	}
@@ -379,7 +380,7 @@ func TestClaim_OneRun(t *testing.T) {
 	if err := again(covering); err != nil && !errors.As(err, new(*runner.Busy)) {
 		t.Errorf("a key that covers the body: %v", err)
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "h"), covering, runner.Policy{}, runner.Feed{}); err != nil {
+	if _, err := s.Admit(t.Context(), newRun(t, "deploy", "h"), covering, hook.Policy{}, runner.Feed{}); err != nil {
 		t.Errorf("another hook: %v", err)
 	}
 	for range 2 {
@@ -398,7 +399,7 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 		{Key: "new name", Also: []string{"new key", "key"}},
 	} {
 		var replayed *runner.Replayed
-		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
+		_, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, hook.Policy{}, runner.Feed{})
 		if !errors.As(err, &replayed) || replayed.Run.ID != first {
 			t.Errorf("%v: %v", c, err)
 		}
@@ -407,7 +408,7 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 		}
 	}
 	named := runner.Claim{Key: "new name", Also: []string{"key"}, Body: [32]byte{2}, Named: true}
-	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), named, runner.Policy{},
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), named, hook.Policy{},
 		runner.Feed{}); !errors.Is(err, runner.ErrOtherBody) {
 		t.Errorf("the same id with another body: %v", err)
 	}
@@ -423,7 +424,7 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 func admitWith(t *testing.T, s *store.SQLite, c runner.Claim) string {
 	t.Helper()
 	r := newRun(t, "build", fmt.Sprint(rand.Uint64()))
-	if _, err := s.Admit(t.Context(), r, c, runner.Policy{}, runner.Feed{}); err != nil {
+	if _, err := s.Admit(t.Context(), r, c, hook.Policy{}, runner.Feed{}); err != nil {
 		t.Fatal(err)
 	}
 	return r.ID
@@ -437,7 +438,7 @@ func TestClaim_ManyAtOnce(t *testing.T) {
 	for i := range 32 {
 		r := newRun(t, "build", fmt.Sprint("flight ", i))
 		all.Go(func() {
-			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "same"}, runner.Policy{}, runner.Feed{})
+			_, err := s.Admit(t.Context(), r, runner.Claim{Key: "same"}, hook.Policy{}, runner.Feed{})
 			switch {
 			case err == nil:
 				started.Add(1)
@@ -456,7 +457,7 @@ func TestClaim_ManyAtOnce(t *testing.T) {
 func TestClaim_GivenBack(t *testing.T) {
 	s := openStore(t)
 	c := runner.Claim{Key: "d1"}
-	a, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{})
+	a, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, hook.Policy{}, runner.Feed{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -464,7 +465,7 @@ func TestClaim_GivenBack(t *testing.T) {
 	if _, _, err := s.Finish(t.Context(), a.Run.ID, runner.Failed, end, true, true); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, runner.Policy{}, runner.Feed{}); err != nil {
+	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, hook.Policy{}, runner.Feed{}); err != nil {
 		t.Fatal(err)
 	}
 	if got := checkState(t, s, a.Run.ID, runner.Failed); got.Error != end.Error {
@@ -476,8 +477,8 @@ func TestClaim_GivenBack(t *testing.T) {
 func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	s := openStore(t)
 	r := newRun(t, "build", "f")
-	a := admitRun(t, s, r, runner.Policy{})
-	waiting := admitRun(t, s, newRun(t, "build", "f"), runner.Policy{Kind: runner.Queue, Depth: 1})
+	a := admitRun(t, s, r, hook.Policy{})
+	waiting := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Queue, Depth: 1})
 	code := 3
 	end := runner.End{
 		Ended: time.UnixMicro(1_800_000_000_000_001).UTC(), ExitCode: &code, Signal: "SIGKILL",
@@ -520,7 +521,7 @@ func TestFeed_KeptIfInterrupted(t *testing.T) {
 	s := openStore(t)
 	for _, end := range []runner.State{runner.Succeeded, runner.Interrupted} {
 		r := newRun(t, "build", "f")
-		if _, err := s.Admit(t.Context(), r, runner.Claim{}, runner.Policy{},
+		if _, err := s.Admit(t.Context(), r, runner.Claim{}, hook.Policy{},
 			runner.Feed{Stdin: []byte("secret")}); err != nil {
 			t.Fatal(err)
 		}
@@ -540,7 +541,7 @@ func TestFeed_KeptIfInterrupted(t *testing.T) {
 // TestCancel_OnlyQueued cancels and expires runs in every state: only queued ones end at once.
 func TestCancel_OnlyQueued(t *testing.T) {
 	s := openStore(t)
-	policy := runner.Policy{Kind: runner.Queue, Depth: 9}
+	policy := hook.Policy{Kind: hook.Queue, Depth: 9}
 	running := admitRun(t, s, newRun(t, "build", "f"), policy)
 	one, two, late := newRun(t, "build", "f"), newRun(t, "build", "f"), newRun(t, "build", "f")
 	up := setUptime(s)
@@ -572,7 +573,7 @@ func TestCancel_OnlyQueued(t *testing.T) {
 // TestExpireQueued_AfterJoin joins a queued run that is about to expire: it waits as long as its newest delivery may.
 func TestExpireQueued_AfterJoin(t *testing.T) {
 	s := openStore(t)
-	policy := runner.Policy{Kind: runner.Join}
+	policy := hook.Policy{Kind: hook.Join}
 	admitRun(t, s, newRun(t, "build", "f"), policy)
 	pending, late := newRun(t, "build", "f"), newRun(t, "build", "f")
 	up := setUptime(s)
@@ -603,7 +604,7 @@ func fillStore(t testing.TB, s *store.SQLite, n int) []runner.Run {
 		at := time.UnixMilli(1_700_000_000_000).Add(time.Duration(i) * time.Minute)
 		r.ID = idAt(at, i)
 		r.Caller, r.Created = fmt.Sprint("caller", rng.IntN(3)), at
-		a := admitRun(t, s, r, runner.Policy{})
+		a := admitRun(t, s, r, hook.Policy{})
 		if i%10 != 0 {
 			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))],
 				runner.End{Ended: at.Add(time.Second)}, false, true)
@@ -753,7 +754,7 @@ func TestPrune_Keeps(t *testing.T) {
 	}
 	// One more that ends is one too many again.
 	late := newRun(t, "hook0", "late")
-	admitRun(t, s, late, runner.Policy{})
+	admitRun(t, s, late, hook.Policy{})
 	finishRun(t, s, late.ID)
 	some, _, err := s.Prune(t.Context(), r)
 	if err != nil || len(some) != 1 {
@@ -792,7 +793,7 @@ func TestPrune_Claims(t *testing.T) {
 	} {
 		r := newRun(t, "build", key)
 		r.Created = c.created
-		if _, err := s.Admit(t.Context(), r, runner.Claim{Key: key, Until: c.until}, runner.Policy{},
+		if _, err := s.Admit(t.Context(), r, runner.Claim{Key: key, Until: c.until}, hook.Policy{},
 			runner.Feed{}); err != nil {
 			t.Fatal(err)
 		}
@@ -820,7 +821,7 @@ func TestAdmit_CancelledContext(t *testing.T) {
 	cancel()
 	for range 50 {
 		r := newRun(t, "build", "f")
-		_, err := s.Admit(ctx, r, runner.Claim{}, runner.Policy{}, runner.Feed{})
+		_, err := s.Admit(ctx, r, runner.Claim{}, hook.Policy{}, runner.Feed{})
 		_, got := s.Get(t.Context(), r.ID)
 		if (err == nil) != (got == nil) {
 			t.Fatalf("Admit: %v, Get: %v", err, got)
@@ -838,14 +839,14 @@ func TestCancel_RunningKeepsTheWish(t *testing.T) {
 	for name, cancel := range map[string]func(flight, run string) error{
 		"cancelled": func(_, run string) error { _, _, err := s.Cancel(t.Context(), run); return err },
 		"replaced": func(flight, run string) error {
-			a := admitRun(t, s, newRun(t, "build", flight), runner.Policy{Kind: runner.Replace})
+			a := admitRun(t, s, newRun(t, "build", flight), hook.Policy{Kind: hook.Replace})
 			if a.Stop == nil || a.Stop.ID != run || a.Stop.Wish != runner.Cancelled {
 				return fmt.Errorf("got %+v", a)
 			}
 			return nil
 		},
 	} {
-		run := admitRun(t, s, newRun(t, "build", name), runner.Policy{}).Run
+		run := admitRun(t, s, newRun(t, "build", name), hook.Policy{}).Run
 		if err := cancel(name, run.ID); err != nil {
 			t.Fatal(name, err)
 		}
@@ -870,7 +871,7 @@ func TestTooBig_FailsAlone(t *testing.T) {
 	if err != nil {
 		t.Errorf("with no rows: %v", err)
 	}
-	admitRun(t, s, newRun(t, "build", "f"), runner.Policy{})
+	admitRun(t, s, newRun(t, "build", "f"), hook.Policy{})
 	if err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`); err == nil ||
 		errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("got %v", err)

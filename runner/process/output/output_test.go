@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
@@ -23,9 +24,9 @@ import (
 // that its hook keeps are there, during the run and afterwards.
 func keepsEnds(t *testing.T, head, tail, size int64) {
 	t.Helper()
-	b := processtest.NewBench(t, runner.HookSpec{
+	b := processtest.NewBench(t, hook.Spec{
 		Command: processtest.Script(t, fmt.Sprintf("seq %d %d | head -c %d", processtest.FirstLine, processtest.FirstLine+size/processtest.LineBytes, size)),
-		Output:  runner.OutputSpec{Head: runner.Size(head), Tail: runner.Size(tail)},
+		Output:  hook.OutputSpec{Head: hook.Size(head), Tail: hook.Size(tail)},
 	})
 	run := b.Begin(t, processtest.NewOrder())
 	b.ReadAlong(t, run, 10_000)
@@ -92,7 +93,7 @@ func TestOutput_LongOutputTakesNoMemory(t *testing.T) {
 }
 
 func TestOutput_FIFOIsRefused(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, "echo much")})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, "echo much")})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	for _, name := range []string{"output", "status"} {
@@ -110,7 +111,7 @@ func TestOutput_FIFOIsRefused(t *testing.T) {
 }
 
 func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, "echo much")})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, "echo much")})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
 	if freed, err := rundir.Trim(b.Dir, 0); err != nil || freed == 0 {
@@ -127,7 +128,7 @@ func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
 
 // TestOutput_StreamsOpenedByName: what was written before stays, as on a terminal.
 func TestOutput_StreamsOpenedByName(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `
 echo 1; echo 2 > /dev/stderr; echo 3 >&2; echo 4 | tee /dev/stderr; echo 5 > /proc/self/fd/1; echo 6 >> /dev/stdout
 : > /proc/self/fd/1; echo 7 | dd of=/dev/stderr status=none; cat /dev/null > /dev/stdout; echo 8`)})
 	run := b.Begin(t, processtest.NewOrder())

@@ -18,6 +18,7 @@ import (
 
 	"sallyport/internal/diag"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/rundir"
@@ -42,19 +43,19 @@ type Commands interface {
 type Bench struct {
 	Subject
 	*process.Local
-	Hook *runner.Hook
+	Hook *hook.Hook
 }
 
 // NewBench compiles the hook "job" and makes a Local that knows it.
-func NewBench(t testing.TB, spec runner.HookSpec) *Bench {
+func NewBench(t testing.TB, spec hook.Spec) *Bench {
 	t.Helper()
 	return NewLoggingBench(t, spec, t.Output())
 }
 
 // NewLoggingBench is [NewBench] with a log of its own.
-func NewLoggingBench(t testing.TB, spec runner.HookSpec, log io.Writer) *Bench {
+func NewLoggingBench(t testing.TB, spec hook.Spec, log io.Writer) *Bench {
 	t.Helper()
-	spec.Callers = []runner.Grant{{Caller: "tester"}}
+	spec.Callers = []hook.Grant{{Caller: "tester"}}
 	if spec.Grace == 0 {
 		spec.Grace = Patience
 	}
@@ -62,12 +63,12 @@ func NewLoggingBench(t testing.TB, spec runner.HookSpec, log io.Writer) *Bench {
 		spec.Timeout = Patience
 	}
 	var p diag.List
-	hooks := runner.Compile(map[string]*runner.HookSpec{"job": &spec}, []string{"tester"}, &p)
+	hooks := hook.Compile(map[string]*hook.Spec{"job": &spec}, []string{"tester"}, &p)
 	if p.Bad() {
 		t.Fatalf("the hook of the test does not compile: %v", p.All())
 	}
 	b := &Bench{Subject: Subject{Dir: filepath.Join(t.TempDir(), "runs")}, Hook: hooks["job"]}
-	find := func(name string) (*runner.Hook, bool) { return b.Hook, name == "job" }
+	find := func(name string) (*hook.Hook, bool) { return b.Hook, name == "job" }
 	var err error
 	if b.Local, err = process.NewLocal(b.Dir, find, slog.New(slog.NewTextHandler(log, nil))); err != nil {
 		t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
 )
@@ -25,7 +25,7 @@ func TestFoldersThatMayOnlyBeReadAreRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.Chmod(linked, 0o700) }) // as who removes it needs
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `mkdir -p mod/a/b mod/none; echo > mod/a/b/c; echo > mod/none/d; ln -s "$1" mod/a/out; ln -s ../.. mod/up
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `mkdir -p mod/a/b mod/none; echo > mod/a/b/c; echo > mod/none/d; ln -s "$1" mod/a/out; ln -s ../.. mod/up
 chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
 	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
@@ -73,7 +73,7 @@ for (my $i = 0; $i < 1000; $i++) { mkdir "d" or die; chdir "d"; open(my $f, ">",
 	if err := os.WriteFile(script, []byte(deep), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	b := processtest.NewBench(t, runner.HookSpec{Command: []string{script}})
+	b := processtest.NewBench(t, hook.Spec{Command: []string{script}})
 	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)
@@ -84,7 +84,7 @@ for (my $i = 0; $i < 1000; $i++) { mkdir "d" or die; chdir "d"; open(my $f, ">",
 
 // TestRemove_ManyFilesInOneFolder are more than are listed at once.
 func TestRemove_ManyFilesInOneFolder(t *testing.T) {
-	b := processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t, `i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; mkdir d; seq 2000 | (cd d; xargs touch)`)})
+	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; mkdir d; seq 2000 | (cd d; xargs touch)`)})
 	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/rundir"
 )
@@ -22,7 +22,7 @@ const kept = 64 << 10 // bytes that each run of these tests writes
 func newHoard(t *testing.T) (b *processtest.Bench, release func(run string)) {
 	t.Helper()
 	gates := t.TempDir()
-	b = processtest.NewBench(t, runner.HookSpec{Command: processtest.Script(t,
+	b = processtest.NewBench(t, hook.Spec{Command: processtest.Script(t,
 		`head -c 65536 /dev/zero; until [ -e "$1/$SALLYPORT_RUN" ]; do sleep 0.01; done`, gates)})
 	return b, func(run string) {
 		if err := os.WriteFile(filepath.Join(gates, run), nil, 0o600); err != nil {

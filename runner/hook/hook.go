@@ -1,4 +1,4 @@
-package runner
+package hook
 
 import (
 	"cmp"
@@ -13,7 +13,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-// Hook is a HookSpec that was checked and made ready. It never changes.
+// Hook is a Spec that was checked and made ready. It never changes.
 type Hook struct {
 	Name            string
 	Path            string
@@ -37,7 +37,7 @@ type Hook struct {
 	env     map[string]template
 	flight  template
 	params  map[string]*param
-	spec    *HookSpec
+	spec    *Spec
 	may     map[string][]Right
 	digest  string
 }
@@ -56,7 +56,7 @@ const (
 func (h *Hook) May(caller string, r Right) bool { return slices.Contains(h.may[caller], r) }
 
 // Spec returns the hook as it was written, defaults filled in.
-func (h *Hook) Spec() HookSpec { return *h.spec }
+func (h *Hook) Spec() Spec { return *h.spec }
 
 // Flight returns what may be in the air once: the hook's name, or the name and
 // the filled flight template.
@@ -72,7 +72,7 @@ func (h *Hook) Flight(v Values) string {
 // here too, because the process that starts the command trusts nobody's word
 // that they were checked.
 func (h *Hook) Argv(v Values) ([]string, error) {
-	if problems := h.check(v); len(problems) > 0 {
+	if problems := h.CheckValues(v); len(problems) > 0 {
 		return nil, fmt.Errorf("parameter %s %s", problems[0].Param, problems[0].Text)
 	}
 	argv := make([]string, len(h.command))
@@ -139,7 +139,7 @@ func (h *Hook) Environ(v Values) []string {
 // Compile checks every hook and returns them by name. What is wrong goes to p,
 // which stands at the mapping of hooks; the result is of use only if p is not
 // Bad afterwards. callers are the configured ones.
-func Compile(specs map[string]*HookSpec, callers []string, p *diag.List) map[string]*Hook {
+func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]*Hook {
 	hooks := make(map[string]*Hook, len(specs))
 	paths := make(map[string]string, len(specs))
 	known := make(map[string]bool, len(callers))
@@ -161,11 +161,11 @@ func Compile(specs map[string]*HookSpec, callers []string, p *diag.List) map[str
 	return hooks
 }
 
-func compile(name string, s HookSpec, known map[string]bool, p *diag.List) *Hook {
+func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	fillDefaults(name, &s)
 	h := &Hook{
 		Name: name, Path: s.Path, Unauthenticated: s.Unauthenticated, Keep: s.Keep,
-		Busy: Policy{Kind: Kind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
+		Busy: Policy{Kind: PolicyKind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
 		RerunInterrupted: s.OnInterrupted == "rerun",
 		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body", Body: s.Body, Output: s.Output,
 		spec: &s,
@@ -193,7 +193,7 @@ func compile(name string, s HookSpec, known map[string]bool, p *diag.List) *Hook
 // hook that it has no more too.
 func DefaultKeep() KeepSpec { return KeepSpec{Age: 30 * 24 * time.Hour, Count: 1000} }
 
-func fillDefaults(name string, s *HookSpec) {
+func fillDefaults(name string, s *Spec) {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
 			*d = v
@@ -252,8 +252,8 @@ func (h *Hook) checkPath(p *diag.List) {
 	}
 }
 
-// maxQueue bounds how many runs of a flight may wait.
-const maxQueue = 10_000
+// MaxQueue bounds how many runs of a flight may wait.
+const MaxQueue = 10_000
 
 // maxBodyTimeout bounds how long a body may take, whatever the file says.
 const maxBodyTimeout = 10 * time.Minute
@@ -307,8 +307,8 @@ func (h *Hook) checkBounds(p *diag.List) {
 	switch h.Busy.Kind {
 	case Reject, Join, Replace:
 	case Queue:
-		if s.Busy.Queue < 1 || s.Busy.Queue > maxQueue {
-			p.At("busy").Errorf("a queue has a length from 1 to %d: busy: {queue: 10}", maxQueue)
+		if s.Busy.Queue < 1 || s.Busy.Queue > MaxQueue {
+			p.At("busy").Errorf("a queue has a length from 1 to %d: busy: {queue: 10}", MaxQueue)
 		}
 	default:
 		p.At("busy").Errorf("%q is no policy: reject, {queue: N}, join or replace", s.Busy.Kind)

@@ -1,4 +1,4 @@
-package runner_test
+package hook_test
 
 import (
 	"bytes"
@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // executable makes an executable file of that content.
@@ -131,9 +131,9 @@ func TestDefault_OneThatNoDeliveryCouldUse(t *testing.T) {
 }
 
 // withDefaults is a command whose parameters x and y take any text.
-func withDefaults(words []string, defaults ...string) runner.HookSpec {
+func withDefaults(words []string, defaults ...string) hook.Spec {
 	s := command(words...)
-	s.Params = map[string]runner.ParamSpec{}
+	s.Params = map[string]hook.ParamSpec{}
 	for i, value := range defaults {
 		p := text("query", "q")
 		p.Default = &value
@@ -143,18 +143,18 @@ func withDefaults(words []string, defaults ...string) runner.HookSpec {
 }
 
 func TestUmask_IsAnOctalNumberThatLeavesTheOwnerIts(t *testing.T) {
-	for text, want := range map[string]runner.Umask{"022": 0o022, "0027": 0o027, "077": 0o077, "000": 0} {
-		var u runner.Umask
+	for text, want := range map[string]hook.Umask{"022": 0o022, "0027": 0o027, "077": 0o077, "000": 0} {
+		var u hook.Umask
 		if err := u.UnmarshalText([]byte(text)); err != nil || u != want {
 			t.Errorf("%s: %s, %v", text, u, err)
 		}
 	}
 	for _, text := range []string{"", "0", "22", "18", "0x22", "0o22", "1777", "-22", "u=rwx", "700", "0122", "77777777777"} {
-		if err := new(runner.Umask).UnmarshalText([]byte(text)); err == nil {
+		if err := new(hook.Umask).UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q is taken", text)
 		}
 	}
-	if h := hook(t, command("/bin/echo")); h.Umask != 0o022 {
+	if h := newHook(t, command("/bin/echo")); h.Umask != 0o022 {
 		t.Errorf("without a umask it is %03o", h.Umask)
 	}
 }

@@ -1,4 +1,4 @@
-package runner_test
+package hook_test
 
 import (
 	"maps"
@@ -7,7 +7,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // FuzzArgv sends anything to a hook that takes any text, and tries the values
@@ -15,14 +15,14 @@ import (
 // one argument with its literals and the values verbatim, and none became an
 // option.
 func FuzzArgv(f *testing.F) {
-	h := hook(f, runner.HookSpec{
+	h := newHook(f, hook.Spec{
 		Command: []string{"/bin/echo", "{a}", "--x={b}", "a{a}-{b}{{", "fixed", "--", "{b}", "sub", "{c}", "{a}{c}"},
-		Params: map[string]runner.ParamSpec{
-			"a": text("body", "a"), "b": text("query", "b"), "c": {From: runner.From{"body", "c"}, Match: "(?s).*", Default: new("")},
+		Params: map[string]hook.ParamSpec{
+			"a": text("body", "a"), "b": text("query", "b"), "c": {From: hook.From{"body", "c"}, Match: "(?s).*", Default: new("")},
 		},
 	})
 	f.Fuzz(func(t *testing.T, body []byte, other, query string) {
-		in := runner.Input{Body: body, Query: map[string][]string{"b": {query}}}
+		in := hook.Input{Body: body, Query: map[string][]string{"b": {query}}}
 		v, problems, err := h.Bind(in)
 		if err == nil && len(problems) == 0 {
 			if v["b"] != query {
@@ -32,18 +32,18 @@ func FuzzArgv(f *testing.F) {
 		} else if v != nil {
 			t.Errorf("values %q in spite of %v, %v", v, problems, err)
 		}
-		check(t, h, runner.Values{"a": string(body), "b": query, "c": other}, false)
+		check(t, h, hook.Values{"a": string(body), "b": query, "c": other}, false)
 	})
 }
 
 // FuzzBodyReading has hooks of both forms read the same bytes. At most one of
 // them finds anything in a body, and what it finds, it finds again.
 func FuzzBodyReading(f *testing.F) {
-	hooks := map[string]*runner.Hook{}
+	hooks := map[string]*hook.Hook{}
 	for _, as := range []string{"json", "form"} {
-		hooks[as] = hook(f, runner.HookSpec{
-			Command: []string{"/bin/echo", "--x={x}"}, Body: runner.BodySpec{As: as},
-			Params: map[string]runner.ParamSpec{"x": {From: runner.From{"body", "x"}, Match: "(?s).*", Default: new("none")}},
+		hooks[as] = newHook(f, hook.Spec{
+			Command: []string{"/bin/echo", "--x={x}"}, Body: hook.BodySpec{As: as},
+			Params: map[string]hook.ParamSpec{"x": {From: hook.From{"body", "x"}, Match: "(?s).*", Default: new("none")}},
 		})
 	}
 	for _, body := range []string{`{"x":"1"}`, "x=1", `{"a":"&x=1&"}`, " [\"&x=1\"]", "\"&x=1\"", "1&x=1", "\ufeff{&x=1", "x=1&x=2", ""} {
@@ -52,8 +52,8 @@ func FuzzBodyReading(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		found := map[string]string{}
 		for as, h := range hooks {
-			v, problems, err := h.Bind(runner.Input{Body: body})
-			again, problemsAgain, errAgain := h.Bind(runner.Input{Body: body, Query: map[string][]string{"x": {"2"}}, Header: map[string][]string{"X": {"2"}}})
+			v, problems, err := h.Bind(hook.Input{Body: body})
+			again, problemsAgain, errAgain := h.Bind(hook.Input{Body: body, Query: map[string][]string{"x": {"2"}}, Header: map[string][]string{"X": {"2"}}})
 			if v["x"] != again["x"] || len(problems) != len(problemsAgain) || (err == nil) != (errAgain == nil) {
 				t.Errorf("%q is read as %q, then as %q", body, v, again)
 			}
@@ -76,15 +76,15 @@ func FuzzFlight(f *testing.F) {
 	f.Add("{a}%2D{b}-{a}", "-", "%", "%2D", "-")
 	f.Add("{a}é{b}", "\u00c3", "\u00a9", "é", "")
 	f.Fuzz(func(t *testing.T, flight, a1, b1, a2, b2 string) {
-		h, problems := compile(runner.HookSpec{
-			Command: []string{"/bin/echo", "{a}{b}"}, Flight: flight, Params: map[string]runner.ParamSpec{"a": text("body", "a"), "b": text("body", "b")},
+		h, problems := compile(hook.Spec{
+			Command: []string{"/bin/echo", "{a}{b}"}, Flight: flight, Params: map[string]hook.ParamSpec{"a": text("body", "a"), "b": text("body", "b")},
 		})
 		for _, value := range []string{a1, b1, a2, b2} {
 			if len(problems) > 0 || !utf8.ValidString(value) {
 				return
 			}
 		}
-		one, two := runner.Values{"a": a1, "b": b1}, runner.Values{"a": a2, "b": b2}
+		one, two := hook.Values{"a": a1, "b": b1}, hook.Values{"a": a2, "b": b2}
 		for name := range one {
 			if !strings.Contains(strings.ReplaceAll(flight, "{{", ""), "{"+name+"}") {
 				one[name], two[name] = "", ""
@@ -96,7 +96,7 @@ func FuzzFlight(f *testing.F) {
 	})
 }
 
-func check(t *testing.T, h *runner.Hook, v runner.Values, bound bool) {
+func check(t *testing.T, h *hook.Hook, v hook.Values, bound bool) {
 	t.Helper()
 	argv, err := h.Argv(v)
 	if err != nil {

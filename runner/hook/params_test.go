@@ -1,4 +1,4 @@
-package runner_test
+package hook_test
 
 import (
 	"encoding/json"
@@ -10,13 +10,13 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // delivery is an Input with the same value in every source, as text.
-func delivery(value string) runner.Input {
+func delivery(value string) hook.Input {
 	quoted, _ := json.Marshal(value)
-	return runner.Input{
+	return hook.Input{
 		Body:   []byte(`{"a":{"b":` + string(quoted) + `}}`),
 		Query:  url.Values{"q": {value}},
 		Header: textproto.MIMEHeader{"X-Event": {value}},
@@ -25,12 +25,12 @@ func delivery(value string) runner.Input {
 }
 
 // one makes a hook with the parameter x alone.
-func one(t testing.TB, p runner.ParamSpec) *runner.Hook {
+func one(t testing.TB, p hook.ParamSpec) *hook.Hook {
 	t.Helper()
-	return hook(t, runner.HookSpec{Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]runner.ParamSpec{"x": p}})
+	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]hook.ParamSpec{"x": p}})
 }
 
-func allow(t *testing.T, h *runner.Hook, in runner.Input, want string) {
+func allow(t *testing.T, h *hook.Hook, in hook.Input, want string) {
 	t.Helper()
 	v, problems, err := h.Bind(in)
 	if err != nil || len(problems) > 0 || v["x"] != want {
@@ -42,7 +42,7 @@ func allow(t *testing.T, h *runner.Hook, in runner.Input, want string) {
 	}
 }
 
-func turnAway(t *testing.T, h *runner.Hook, in runner.Input, words string) {
+func turnAway(t *testing.T, h *hook.Hook, in hook.Input, words string) {
 	t.Helper()
 	v, problems, err := h.Bind(in)
 	if err != nil || len(problems) != 1 || problems[0].Param != "x" || !strings.Contains(problems[0].Text, words) || v != nil {
@@ -50,23 +50,23 @@ func turnAway(t *testing.T, h *runner.Hook, in runner.Input, words string) {
 	}
 }
 
-func jsonBody(text string) runner.Input {
-	return runner.Input{Body: []byte(text)}
+func jsonBody(text string) hook.Input {
+	return hook.Input{Body: []byte(text)}
 }
 
 // oneOfForm is one of a hook that reads forms.
-func oneOfForm(t testing.TB, p runner.ParamSpec) *runner.Hook {
+func oneOfForm(t testing.TB, p hook.ParamSpec) *hook.Hook {
 	t.Helper()
-	return hook(t, runner.HookSpec{
-		Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]runner.ParamSpec{"x": p}, Body: runner.BodySpec{As: "form"},
+	return newHook(t, hook.Spec{
+		Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]hook.ParamSpec{"x": p}, Body: hook.BodySpec{As: "form"},
 	})
 }
 
-func form(text string) runner.Input { return runner.Input{Body: []byte(text)} }
+func form(text string) hook.Input { return hook.Input{Body: []byte(text)} }
 
 func TestValuesReachTheCommandVerbatimFromEverySource(t *testing.T) {
-	for _, from := range []runner.From{{"body", "a", "b"}, {"query", "q"}, {"header", "x-event"}, {"claim", "k8s.io", "ns"}} {
-		h := one(t, runner.ParamSpec{From: from, Match: "(?s).*"})
+	for _, from := range []hook.From{{"body", "a", "b"}, {"query", "q"}, {"header", "x-event"}, {"claim", "k8s.io", "ns"}} {
+		h := one(t, hook.ParamSpec{From: from, Match: "(?s).*"})
 		for _, value := range []string{
 			"", "a b", "$(reboot)", "`reboot`", "; reboot", "a\nb\r\n", "'\"\\", "{x}", "{{", "%s%n", "*", "~", "é😀\ufffd", "--flag", strings.Repeat("v", 64<<10),
 		} {
@@ -74,10 +74,10 @@ func TestValuesReachTheCommandVerbatimFromEverySource(t *testing.T) {
 		}
 		turnAway(t, h, delivery("a\x00b"), "NUL")
 		turnAway(t, h, delivery(strings.Repeat("v", 64<<10+1)), "longer than")
-		turnAway(t, h, runner.Input{}, "is missing: no "+from.String())
+		turnAway(t, h, hook.Input{}, "is missing: no "+from.String())
 	}
-	for _, from := range []runner.From{{"query", "q"}, {"header", "X-Event"}} {
-		turnAway(t, one(t, runner.ParamSpec{From: from, Match: "(?s).*"}), delivery("\xff"), "UTF-8")
+	for _, from := range []hook.From{{"query", "q"}, {"header", "X-Event"}} {
+		turnAway(t, one(t, hook.ParamSpec{From: from, Match: "(?s).*"}), delivery("\xff"), "UTF-8")
 	}
 	h := oneOfForm(t, text("body", "a", "b"))
 	allow(t, h, form("a.b=1%202+3"), "1 2 3")
@@ -87,8 +87,8 @@ func TestValuesReachTheCommandVerbatimFromEverySource(t *testing.T) {
 }
 
 func TestTypes(t *testing.T) {
-	from := runner.From{"body", "x"}
-	bounded := runner.ParamSpec{From: from, Type: "int", Min: new(int64(-5)), Max: new(int64(10))}
+	from := hook.From{"body", "x"}
+	bounded := hook.ParamSpec{From: from, Type: "int", Min: new(int64(-5)), Max: new(int64(10))}
 	number, field := one(t, bounded), oneOfForm(t, bounded)
 	for _, text := range []string{"-5", "0", "10"} {
 		allow(t, number, jsonBody(`{"x":`+text+`}`), text)
@@ -103,15 +103,15 @@ func TestTypes(t *testing.T) {
 	for _, text := range []string{"", "007", "%2B1", "+1", "1+", "0x1", "1_0", "%D9%A1"} { // the last is an Arabic one
 		turnAway(t, field, form("x="+text), "not an integer")
 	}
-	yes := one(t, runner.ParamSpec{From: from, Type: "bool"})
+	yes := one(t, hook.ParamSpec{From: from, Type: "bool"})
 	allow(t, yes, jsonBody(`{"x":true}`), "true")
-	yesForm := oneOfForm(t, runner.ParamSpec{From: from, Type: "bool"})
+	yesForm := oneOfForm(t, hook.ParamSpec{From: from, Type: "bool"})
 	allow(t, yesForm, form("x=false"), "false")
 	for _, text := range []string{`"true"`, "1", "0"} {
 		turnAway(t, yes, jsonBody(`{"x":`+text+`}`), "not true or false")
 	}
 	turnAway(t, yesForm, form("x=TRUE"), "not true or false")
-	loose := one(t, runner.ParamSpec{From: from, Match: `.*`})
+	loose := one(t, hook.ParamSpec{From: from, Match: `.*`})
 	for text, want := range map[string]string{`1.50`: "1.50", `1e400`: "1e400", `false`: "false", `"1"`: "1"} {
 		allow(t, loose, jsonBody(`{"x":`+text+`}`), want)
 	}
@@ -120,34 +120,34 @@ func TestTypes(t *testing.T) {
 	}
 	turnAway(t, loose, jsonBody(`{"x":null}`), "is missing")
 	turnAway(t, loose, jsonBody(`["x"]`), "is missing")
-	turnAway(t, loose, runner.Input{}, "is missing")
+	turnAway(t, loose, hook.Input{}, "is missing")
 }
 
 func TestAClaimIsTypedAsItWasSigned(t *testing.T) {
-	number := one(t, runner.ParamSpec{From: runner.From{"claim", "n"}, Type: "int"})
-	allow(t, number, runner.Input{Claims: map[string]any{"n": json.Number("7")}}, "7")
-	turnAway(t, number, runner.Input{Claims: map[string]any{"n": "7"}}, "a text and not an integer")
-	turnAway(t, number, runner.Input{Claims: map[string]any{"n": []any{json.Number("7")}}}, "a list or an object")
+	number := one(t, hook.ParamSpec{From: hook.From{"claim", "n"}, Type: "int"})
+	allow(t, number, hook.Input{Claims: map[string]any{"n": json.Number("7")}}, "7")
+	turnAway(t, number, hook.Input{Claims: map[string]any{"n": "7"}}, "a text and not an integer")
+	turnAway(t, number, hook.Input{Claims: map[string]any{"n": []any{json.Number("7")}}}, "a list or an object")
 }
 
 func TestAPatternMatchesTheWholeValue(t *testing.T) {
-	date := one(t, runner.ParamSpec{From: runner.From{"query", "q"}, Match: `\d{4}|x`})
+	date := one(t, hook.ParamSpec{From: hook.From{"query", "q"}, Match: `\d{4}|x`})
 	allow(t, date, delivery("2026"), "2026")
 	for _, value := range []string{"2026\n", "\n2026", "20261", "2026x", "yx", ""} {
 		turnAway(t, date, delivery(value), "does not match")
 	}
-	lines := one(t, runner.ParamSpec{From: runner.From{"query", "q"}, Match: `(?m)^\d+$`})
+	lines := one(t, hook.ParamSpec{From: hook.From{"query", "q"}, Match: `(?m)^\d+$`})
 	turnAway(t, lines, delivery("1\n; reboot"), "does not match")
-	region := one(t, runner.ParamSpec{From: runner.From{"query", "q"}, Enum: []string{"eu", "us"}})
+	region := one(t, hook.ParamSpec{From: hook.From{"query", "q"}, Enum: []string{"eu", "us"}})
 	allow(t, region, delivery("eu"), "eu")
 	turnAway(t, region, delivery("EU"), "not one of")
 	turnAway(t, region, delivery(""), "not one of")
 }
 
 func TestADefaultStandsForWhatIsMissingAndForNothingElse(t *testing.T) {
-	region := runner.ParamSpec{From: runner.From{"body", "x"}, Enum: []string{"eu", "us"}, Default: new("eu")}
+	region := hook.ParamSpec{From: hook.From{"body", "x"}, Enum: []string{"eu", "us"}, Default: new("eu")}
 	h, formHook := one(t, region), oneOfForm(t, region)
-	for _, in := range []runner.Input{{}, jsonBody(`{}`), jsonBody(`{"x":null}`)} {
+	for _, in := range []hook.Input{{}, jsonBody(`{}`), jsonBody(`{"x":null}`)} {
 		allow(t, h, in, "eu")
 	}
 	allow(t, formHook, form("y=1"), "eu")
@@ -156,19 +156,19 @@ func TestADefaultStandsForWhatIsMissingAndForNothingElse(t *testing.T) {
 }
 
 func TestWhatIsGivenTwiceIsRefused(t *testing.T) {
-	turnAway(t, one(t, text("query", "q")), runner.Input{Query: url.Values{"q": {"a", "a"}}}, "more than once")
-	turnAway(t, one(t, text("header", "X-A")), runner.Input{Header: textproto.MIMEHeader{"X-A": {"a", "b"}}}, "more than once")
+	turnAway(t, one(t, text("query", "q")), hook.Input{Query: url.Values{"q": {"a", "a"}}}, "more than once")
+	turnAway(t, one(t, text("header", "X-A")), hook.Input{Header: textproto.MIMEHeader{"X-A": {"a", "b"}}}, "more than once")
 	turnAway(t, oneOfForm(t, text("body", "x")), form("x=1&x=2"), "more than once")
-	if _, _, err := one(t, text("body", "x")).Bind(jsonBody(`{"x":1,"x":2}`)); !errors.Is(err, runner.ErrBody) {
+	if _, _, err := one(t, text("body", "x")).Bind(jsonBody(`{"x":1,"x":2}`)); !errors.Is(err, hook.ErrBody) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestBodyOfAnotherForm_IsMalformed(t *testing.T) {
-	wantMalformed := func(h *runner.Hook, body string) {
+	wantMalformed := func(h *hook.Hook, body string) {
 		t.Helper()
-		v, problems, err := h.Bind(runner.Input{Body: []byte(body)})
-		if !errors.Is(err, runner.ErrBody) || v != nil || problems != nil {
+		v, problems, err := h.Bind(hook.Input{Body: []byte(body)})
+		if !errors.Is(err, hook.ErrBody) || v != nil || problems != nil {
 			t.Errorf("%q: %v, %v, %v", body, v, problems, err)
 		}
 	}
@@ -179,15 +179,15 @@ func TestBodyOfAnotherForm_IsMalformed(t *testing.T) {
 		wantMalformed(oneOfForm(t, text("body", "x")), body)
 	}
 	// A hook that takes nothing from the body accepts any.
-	allow(t, one(t, text("query", "q")), runner.Input{Body: []byte("{"), Query: url.Values{"q": {"1"}}}, "1")
+	allow(t, one(t, text("query", "q")), hook.Input{Body: []byte("{"), Query: url.Values{"q": {"1"}}}, "1")
 }
 
 func TestAllProblemsAreToldAtOnceAndNoneRepeatsTheValue(t *testing.T) {
-	spec := runner.HookSpec{Command: []string{"/bin/echo", "{a}{b}{c}{d}"}, Params: map[string]runner.ParamSpec{
-		"a": {From: runner.From{"body", "a"}, Type: "int"}, "b": {From: runner.From{"body", "b"}, Enum: []string{"x"}},
+	spec := hook.Spec{Command: []string{"/bin/echo", "{a}{b}{c}{d}"}, Params: map[string]hook.ParamSpec{
+		"a": {From: hook.From{"body", "a"}, Type: "int"}, "b": {From: hook.From{"body", "b"}, Enum: []string{"x"}},
 		"c": text("body", "c"), "d": text("body", "d"),
 	}}
-	_, problems, err := hook(t, spec).Bind(jsonBody(`{"a":"s3cret","b":["s3cret"],"d":"fine"}`))
+	_, problems, err := newHook(t, spec).Bind(jsonBody(`{"a":"s3cret","b":["s3cret"],"d":"fine"}`))
 	if err != nil || len(problems) != 3 {
 		t.Fatalf("got %v, %v", problems, err)
 	}
@@ -196,8 +196,8 @@ func TestAllProblemsAreToldAtOnceAndNoneRepeatsTheValue(t *testing.T) {
 			t.Errorf("got %v", problems[i])
 		}
 	}
-	spec.Params["c"] = runner.ParamSpec{From: runner.From{"body", "c"}, Match: "x"}
-	_, problems, err = hook(t, spec).Bind(jsonBody(`{"a":7.5,"b":"s3cret","c":"s3cret","d":"fine"}`))
+	spec.Params["c"] = hook.ParamSpec{From: hook.From{"body", "c"}, Match: "x"}
+	_, problems, err = newHook(t, spec).Bind(jsonBody(`{"a":7.5,"b":"s3cret","c":"s3cret","d":"fine"}`))
 	if err != nil || len(problems) != 3 {
 		t.Errorf("got %v, %v", problems, err)
 	}
@@ -220,13 +220,13 @@ func TestNoValueBecomesAnOption(t *testing.T) {
 		"-- --x={y} {x}": true,
 	} {
 		names := params([]string{line})
-		h := hook(t, command(append([]string{"/bin/echo"}, strings.Fields(line)...)...), names...)
+		h := newHook(t, command(append([]string{"/bin/echo"}, strings.Fields(line)...)...), names...)
 		for _, value := range []string{"-", "-x", "--upload-pack=x"} {
 			_, problems, err := h.Bind(jsonBody(`{"x":"` + value + `","y":""}`))
 			if err != nil || (len(problems) == 0) != allowed {
 				t.Errorf("%s with %s: %v, %v", line, value, problems, err)
 			}
-			if _, err := h.Argv(runner.Values{"x": value, "y": ""}); (err == nil) != allowed {
+			if _, err := h.Argv(hook.Values{"x": value, "y": ""}); (err == nil) != allowed {
 				t.Errorf("argv of %s with %s: %v", line, value, err)
 			}
 		}
@@ -234,18 +234,18 @@ func TestNoValueBecomesAnOption(t *testing.T) {
 }
 
 func TestEachWordOfTheFileIsOneArgument(t *testing.T) {
-	h := hook(t, command("/bin/echo", "", "{{x}}", "{x}", "a {x} b {y}{y}", "{{{x}}}"), "x", "y")
-	argv, err := h.Argv(runner.Values{"x": "1 2", "y": "{x}\n", "z": "not a parameter"})
+	h := newHook(t, command("/bin/echo", "", "{{x}}", "{x}", "a {x} b {y}{y}", "{{{x}}}"), "x", "y")
+	argv, err := h.Argv(hook.Values{"x": "1 2", "y": "{x}\n", "z": "not a parameter"})
 	if want := []string{"/bin/echo", "", "{x}", "1 2", "a 1 2 b {x}\n{x}\n", "{1 2}"}; err != nil || !slices.Equal(argv, want) {
 		t.Errorf("got %q, %v", argv, err)
 	}
 }
 
 func TestArgvTrustsNobodysWordThatValuesWereChecked(t *testing.T) {
-	h := hook(t, runner.HookSpec{Command: []string{"/bin/echo", "{n}", "--r={r}"}, Params: map[string]runner.ParamSpec{
-		"n": {From: runner.From{"body", "n"}, Type: "int"}, "r": {From: runner.From{"body", "r"}, Enum: []string{"eu"}},
+	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "{n}", "--r={r}"}, Params: map[string]hook.ParamSpec{
+		"n": {From: hook.From{"body", "n"}, Type: "int"}, "r": {From: hook.From{"body", "r"}, Enum: []string{"eu"}},
 	}})
-	good := runner.Values{"n": "1", "r": "eu"}
+	good := hook.Values{"n": "1", "r": "eu"}
 	if _, err := h.Argv(good); err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestArgvTrustsNobodysWordThatValuesWereChecked(t *testing.T) {
 			t.Errorf("without %s: %q", name, argv)
 		}
 	}
-	if argv, err := h.Argv(runner.Values{"n": "-1", "r": "eu"}); err == nil {
+	if argv, err := h.Argv(hook.Values{"n": "-1", "r": "eu"}); err == nil {
 		t.Errorf("got %q", argv)
 	}
 }

@@ -1,4 +1,4 @@
-package runner
+package hook
 
 import (
 	"fmt"
@@ -164,14 +164,14 @@ func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	if len(problems) > 0 {
 		return nil, problems, nil
 	}
-	if problems = h.check(v); len(problems) > 0 {
+	if problems = h.CheckValues(v); len(problems) > 0 {
 		return nil, problems, nil
 	}
 	return v, nil, nil
 }
 
-// check reports the values that are not allowed, or not where they would stand.
-func (h *Hook) check(v Values) (problems []ParamProblem) {
+// CheckValues reports the values that are not allowed, or not where they would stand.
+func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 	for _, name := range slices.Sorted(maps.Keys(h.params)) {
 		value, ok := v[name]
 		text := "is missing"

@@ -1,7 +1,13 @@
-// Package runner decides what may run: hooks with their allow-listed commands,
-// typed parameters, and the single flight that lets one run at a time through.
-// It knows nothing of HTTP, of who calls, or of processes.
-package runner
+// Package hook decides what may run: hooks with their allow-listed commands and typed parameters.
+//
+// [Compile] checks the hooks of a configuration file and makes each [Spec] a [Hook], which never changes. [Hook.Bind]
+// takes the parameters from a delivery, and [Hook.Argv] and [Hook.Environ] put them into the command. A value stays
+// within the one argument or variable that its hole stands in, and a command has as many arguments as it has in the
+// file. [Hook.Digest] differs between two versions of a hook, so that the server and the supervisor, which read the
+// file each for itself, start nothing that only one of them knows.
+//
+// The package knows nothing of HTTP, of credentials, of processes or of the store.
+package hook
 
 import (
 	"fmt"
@@ -9,8 +15,8 @@ import (
 	"time"
 )
 
-// HookSpec is a hook as the configuration file writes it.
-type HookSpec struct {
+// Spec is a hook as the configuration file writes it.
+type Spec struct {
 	Path            string               `yaml:"path"`    // default /hooks/<name>
 	Callers         []Grant              `yaml:"callers"` // who may do what with it
 	Unauthenticated bool                 `yaml:"dangerously_unauthenticated"`
@@ -81,6 +87,23 @@ func (b BusySpec) String() string {
 	}
 	return b.Kind
 }
+
+// Policy is what happens to a delivery while a run of its flight is in progress.
+type Policy struct {
+	Kind  PolicyKind
+	Depth int // Queue: the most runs that are queued
+}
+
+// PolicyKind is a kind of [Policy].
+type PolicyKind string
+
+// The kinds.
+const (
+	Reject  PolicyKind = "reject"  // busy
+	Queue   PolicyKind = "queue"   // start in order
+	Join    PolicyKind = "join"    // one queued run for all deliveries, with the newest parameters
+	Replace PolicyKind = "replace" // cancel the running run, and start the newest
+)
 
 // KeepSpec says how long ended runs and their outputs are kept.
 type KeepSpec struct {

@@ -1,4 +1,4 @@
-package runner_test
+package hook_test
 
 import (
 	"io/fs"
@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"sallyport/internal/testenv"
-	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
-func command(words ...string) runner.HookSpec { return runner.HookSpec{Command: words} }
+func command(words ...string) hook.Spec { return hook.Spec{Command: words} }
 
 // system returns a folder with programs of the usual names, so that the tests
 // need none of them installed.

@@ -1,4 +1,4 @@
-package runner
+package hook
 
 import (
 	"crypto/sha256"
@@ -23,12 +23,12 @@ func Digest(hooks map[string]*Hook) string {
 	return hex.EncodeToString(all.Sum(nil))
 }
 
-func digest(name string, s *HookSpec) string {
+func digest(name string, s *Spec) string {
 	// Strings, numbers and maps of them, which JSON sorts: no error, and the
 	// same text for the same hook.
 	text, _ := json.Marshal(struct {
 		Name string
-		Spec *HookSpec
+		Spec *Spec
 	}{name, s})
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])
