@@ -21,7 +21,7 @@ type commands struct {
 	Call    cli.Call   `cmd:"" help:"Sign a delivery, send it to a hook and print the run."`
 	Sign    cli.Sign   `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
 	Runs    cli.Runs   `cmd:"" help:"List, show, follow, cancel and repeat runs."`
-	Audit   cli.Audit  `cmd:"" help:"Check the record of decisions."`
+	Audit   cli.Audit  `cmd:"" help:"Verify the audit log."`
 	Backup  cli.Backup `cmd:"" help:"Copy the state folder while the server runs."`
 	Certs   cli.Certs  `cmd:"" help:"Make certificates."`
 	Keys    cli.Keys   `cmd:"" help:"Make keys."`

@@ -49,7 +49,7 @@ func closeLog(t testing.TB, l *audit.Log) {
 	}
 }
 
-// writeState is the audit of a state folder with n lines of decisions.
+// writeState returns a state folder with n lines of decisions in its audit log.
 func writeState(t testing.TB, keep int64, n int) (state string) {
 	t.Helper()
 	state = t.TempDir()

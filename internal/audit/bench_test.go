@@ -17,7 +17,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// BenchmarkAdmit compares what it takes to record a run, with the audit and
+// BenchmarkAdmit compares what it takes to record a run, with the audit log and
 // without, alone and sixteen at once. The ways take turns, because other work on
 // the machine disturbs the figures more than they differ.
 func BenchmarkAdmit(b *testing.B) {

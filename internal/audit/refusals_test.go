@@ -269,7 +269,7 @@ func TestErr_StaysWhileBroken(t *testing.T) {
 	l := openCheckpoint(t, state, small)
 	writeLines(t, l, 1)
 	check(t, os.Remove(listSegments(t, state)[0])) // of the decisions alone
-	waitUntil(t, "the audit to miss its files", func() bool { return l.Err() != nil })
+	waitUntil(t, "the audit log to miss its files", func() bool { return l.Err() != nil })
 	var well atomic.Int64
 	var done atomic.Bool
 	var watcher sync.WaitGroup

@@ -45,7 +45,7 @@ func newTrail(t *testing.T, state string) *trail {
 
 func (r *trail) checkpoint() string { return filepath.Join(r.state, "audit", "checkpoint") }
 
-// restore makes the audit what it was.
+// restore makes the audit log what it was.
 func (r *trail) restore() {
 	for _, name := range listSegments(r.t, r.state) {
 		if _, ours := r.original[name]; !ours {

@@ -118,7 +118,7 @@ func TestDecided_VerifiedCaller(t *testing.T) {
 	}
 }
 
-// killedState is the audit of a server that was killed: what was written, and no end.
+// killedState returns a state folder of a server that was killed: the audit log has lines and no end.
 func killedState(t *testing.T) string {
 	t.Helper()
 	state := t.TempDir()
@@ -321,7 +321,7 @@ func TestLog_FolderRemoved(t *testing.T) {
 	if err := os.Rename(away, from); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "the audit to find its folder by itself", func() bool { return l.Err() == nil })
+	waitUntil(t, "the audit log to find its folder by itself", func() bool { return l.Err() == nil })
 	verifyState(t, state)
 	writeLines(t, l, 3)
 	closeLog(t, l)
@@ -352,10 +352,10 @@ func TestLog_FolderRemovedWhileIdle(t *testing.T) {
 	if err := os.Remove(listSegments(t, state)[0]); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "the audit to miss its file", func() bool { return l.Err() != nil })
+	waitUntil(t, "the audit log to miss its file", func() bool { return l.Err() != nil })
 }
 
-// record is a store of runs that looks at the audit when it is asked.
+// record is a store that reads the audit log when it is called.
 type record struct {
 	runner.Store
 
@@ -462,7 +462,7 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 	}
 }
 
-// replacing is a record in which every run replaces two others.
+// replacing is a store in which every run replaces two others.
 type replacing struct{ record }
 
 func (r *replacing) Admit(

@@ -9,10 +9,10 @@ import (
 	"sallyport/internal/client"
 )
 
-// Audit checks the record of decisions.
+// Audit verifies the audit log.
 type Audit struct {
-	Verify auditVerify `cmd:"" help:"Find the first line of an audit that was changed, moved or removed."`
-	Key    auditKey    `cmd:"" help:"Print the keys that verify an audit, the newest last."`
+	Verify auditVerify `cmd:"" help:"Find the first line of an audit log that was changed, moved or removed."`
+	Key    auditKey    `cmd:"" help:"Print the keys that verify an audit log, the newest last."`
 }
 
 type auditVerify struct {

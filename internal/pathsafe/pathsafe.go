@@ -1,7 +1,7 @@
 // Package pathsafe opens and writes files safely, and finds which other users could change them.
 //
 // [ReadTrusted] reads a file that decides what runs or which callers are trusted, and reports every way in which
-// another user could change or replace it. [ResolvePath] and [FindFaults] do the same for programs, [CheckPrivate] for
+// another user could change or replace it. [Way] and [Faults] do the same for programs, [CheckPrivate] for
 // the state folder. [OpenRegular] never blocks on a FIFO. [ReplaceFile] replaces a file atomically, [CreateFile] makes
 // one, and [SyncFolder] makes names durable. [LockFolder] keeps a second process out of a folder, and a [Pin] notices
 // when a file that is in use was removed or replaced.

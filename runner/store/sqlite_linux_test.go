@@ -157,7 +157,7 @@ func TestKill_LosesNothingAcknowledged(t *testing.T) {
 	}
 }
 
-// checkSaid holds the record to what the child had acknowledged.
+// checkSaid compares the store with what the child acknowledged.
 func checkSaid(t *testing.T, dir string, said []string) {
 	t.Helper()
 	s := openIn(t, dir)
