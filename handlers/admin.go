@@ -8,6 +8,7 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"sallyport/internal/config"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 )
@@ -15,6 +16,13 @@ import (
 // adminScheme is the kind of credential in the audit log of what a local administrator asked for.
 // The key is the user id.
 const adminScheme = "local"
+
+// adminAPI answers local administrators.
+type adminAPI struct {
+	config  *config.Config
+	runner  *runner.Runner
+	answers *runAnswers
+}
 
 type adminKey struct{}
 
@@ -32,43 +40,43 @@ func (h *Handler) Admin() http.Handler {
 	})
 }
 
-func (s *surface) adminRoutes() *mux.Router {
+func (a *adminAPI) newRouter() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
-	r.Handle("/runs/{id}", methods{http.MethodDelete: s.cancelByAdmin})
-	r.Handle("/runs/{id}/rerun", methods{http.MethodPost: s.rerunByAdmin})
+	r.Handle("/runs/{id}", methods{http.MethodDelete: a.cancelRun})
+	r.Handle("/runs/{id}/rerun", methods{http.MethodPost: a.repeatRun})
 	none := handler(func(http.ResponseWriter, *http.Request, *request) error { return notFound() })
 	r.NotFoundHandler = none
 	r.PathPrefix("/").Handler(none)
 	return r
 }
 
-// cancelByAdmin ends a queued or running run, and answers with it as it stands then.
-func (s *surface) cancelByAdmin(w http.ResponseWriter, r *http.Request, req *request) error {
-	run, err := s.runOfAdmin(w, r, req)
+// cancelRun ends a queued or running run, and answers with it as it stands then.
+func (a *adminAPI) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
+	run, err := a.findRun(w, r, req)
 	if err != nil {
 		return err
 	}
-	if run, err = s.runner.Cancel(r.Context(), run.ID); err != nil {
-		return s.notStarted(w, r, req, 0, err)
+	if run, err = a.runner.Cancel(r.Context(), run.ID); err != nil {
+		return a.answers.answerNotStarted(w, r, req, 0, err)
 	}
 	writeJSON(w, http.StatusOK, "application/json", run)
 	return nil
 }
 
-// rerunByAdmin starts the command of a run again, on behalf of the caller that started it. The
+// repeatRun starts the command of a run again, on behalf of the caller that started it. The
 // supervisor starts nothing for a caller that the hook does not name, so that caller must still be
 // allowed to start the hook.
-func (s *surface) rerunByAdmin(w http.ResponseWriter, r *http.Request, req *request) error {
-	run, err := s.runOfAdmin(w, r, req)
+func (a *adminAPI) repeatRun(w http.ResponseWriter, r *http.Request, req *request) error {
+	run, err := a.findRun(w, r, req)
 	if err != nil {
 		return err
 	}
-	if h, ok := s.config.Hook(run.Hook); !ok || !h.Unauthenticated && !h.May(run.Caller, hook.MayStart) {
+	if h, ok := a.config.Hook(run.Hook); !ok || !h.Unauthenticated && !h.May(run.Caller, hook.MayStart) {
 		return forbidden(run.Caller, "start the hook of this run any more")
 	}
-	started, err := s.runner.Rerun(r.Context(), run, run.Caller, runner.Claim{})
+	started, err := a.runner.Rerun(r.Context(), run, run.Caller, runner.Claim{})
 	if err != nil {
-		return s.notStarted(w, r, req, 0, err)
+		return a.answers.answerNotStarted(w, r, req, 0, err)
 	}
 	status := http.StatusOK
 	if started.Run.State == runner.Queued || started.Late {
@@ -79,19 +87,19 @@ func (s *surface) rerunByAdmin(w http.ResponseWriter, r *http.Request, req *requ
 	return nil
 }
 
-// runOfAdmin returns the run of the path, and notes who asks.
-func (s *surface) runOfAdmin(w http.ResponseWriter, r *http.Request, req *request) (runner.Run, error) {
+// findRun returns the run of the path, and notes who asks.
+func (a *adminAPI) findRun(w http.ResponseWriter, r *http.Request, req *request) (runner.Run, error) {
 	uid, ok := r.Context().Value(adminKey{}).(int)
 	if !ok {
 		return runner.Run{}, unauthorized("the connection is not that of a local administrator")
 	}
 	req.scheme, req.key = adminScheme, strconv.Itoa(uid)
-	run, err := s.runner.Get(r.Context(), mux.Vars(r)["id"])
+	run, err := a.runner.Get(r.Context(), mux.Vars(r)["id"])
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		return runner.Run{}, notFound()
 	case err != nil:
-		return runner.Run{}, s.notStarted(w, r, req, 0, err)
+		return runner.Run{}, a.answers.answerNotStarted(w, r, req, 0, err)
 	}
 	req.hook, req.run, req.caller = run.Hook, run.ID, run.Caller
 	return run, nil

@@ -48,8 +48,8 @@ func runOf(t *testing.T, a answer) string {
 	return body.ID + body.Run.ID
 }
 
-// TestEveryDecisionHasItsLine has a row for each decision there is.
-func TestEveryDecisionHasItsLine(t *testing.T) {
+// TestAudit_EveryDecision has a row for each decision there is.
+func TestAudit_EveryDecision(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "failures: {rate: 1/h, burst: 6}, caller: {rate: 1/h, burst: 100}, address: {rate: 1/h, burst: 100}")
 	is := func(a answer, want audit.Line) {
@@ -130,7 +130,8 @@ func TestEveryDecisionHasItsLine(t *testing.T) {
 	is(h.answers(http.StatusServiceUnavailable, h.by("good", "6")), want)
 }
 
-func TestReadingAndTheNoiseOfScannersHaveNoLines(t *testing.T) {
+// TestAudit_NoLineForReads: reads and the noise of scanners have no lines.
+func TestAudit_NoLineForReads(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	get := h.by("good", "")
@@ -160,8 +161,8 @@ func TestReadingAndTheNoiseOfScannersHaveNoLines(t *testing.T) {
 	}
 }
 
-// TestAFloodFromManyAddressesIsCounted: the limits by address do not see it.
-func TestAFloodFromManyAddressesIsCounted(t *testing.T) {
+// TestAudit_FloodIsCounted: a flood from many addresses is counted, because the limits by address do not see it.
+func TestAudit_FloodIsCounted(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	const n = 5000
@@ -187,7 +188,8 @@ func TestAFloodFromManyAddressesIsCounted(t *testing.T) {
 	}
 }
 
-func TestWithoutTheAuditNothingStartsAndTheServerIsNotReady(t *testing.T) {
+// TestAudit_FailureStopsStarts: without the audit log nothing starts, and the server is not ready.
+func TestAudit_FailureStopsStarts(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, unlimited)
 	h.hold()

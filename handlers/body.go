@@ -28,7 +28,7 @@ const (
 )
 
 // unverified is a body whose sender has proved nothing yet. Its bytes may be used
-// until it is released; what is to stay longer, keep returns.
+// until it is released; copyToHeap returns what is needed for longer.
 type unverified struct {
 	bytes  []byte
 	region []byte // outside of the heap: address space for all that may come
@@ -36,36 +36,36 @@ type unverified struct {
 	room   *room
 }
 
-// keep copies the bytes to the heap, once they are verified.
-func (u *unverified) keep() []byte {
+// copyToHeap copies the bytes to the heap, once they are verified.
+func (u *unverified) copyToHeap() []byte {
 	if u.region != nil {
 		u.bytes = bytes.Clone(u.bytes)
-		u.unmap()
+		u.unmapRegion()
 	}
 	return u.bytes
 }
 
-// release gives the room back. It may be called more than once.
-func (u *unverified) release() {
-	u.unmap()
-	u.room.give(u.upload)
+// releaseRoom gives the room back. It may be called more than once.
+func (u *unverified) releaseRoom() {
+	u.unmapRegion()
+	u.room.releaseUpload(u.upload)
 }
 
-func (u *unverified) unmap() {
+func (u *unverified) unmapRegion() {
 	if u.region != nil {
 		_ = unix.Munmap(u.region) // fails only for what is not mapped
 		u.region = nil
 	}
 }
 
-// grow makes place for more bytes, if there is room for them.
-func (u *unverified) grow(most int64) error {
+// growRegion makes place for more bytes, if there is room for them.
+func (u *unverified) growRegion(most int64) error {
 	size := min(int64(cap(u.bytes))+bodyStep, most)
-	if !u.room.take(u.upload, size) {
+	if !u.room.reserveUpTo(u.upload, size) {
 		return errNoRoom
 	}
 	if u.region == nil {
-		region, err := reserve(most)
+		region, err := reserveMemory(most)
 		if err != nil {
 			return errNoRoom
 		}
@@ -78,20 +78,20 @@ func (u *unverified) grow(most int64) error {
 
 var errNoRoom = errors.New("there is no room for the body")
 
-// receive reads the body up to its end, which comes after most bytes at the latest.
-func (u *unverified) receive(ctl *http.ResponseController, from io.Reader, most int64, timeout time.Duration) error {
+// receiveBody reads the body up to its end, which comes after most bytes at the latest.
+func (u *unverified) receiveBody(ctl *http.ResponseController, from io.Reader, most int64, timeout time.Duration) error {
 	var due time.Time
 	var end [1]byte // to find the end where there is no more place
 	for {
-		if next := u.upload.due(timeout); next.Sub(due) > time.Second/10 {
+		if next := u.upload.nextDeadline(timeout); next.Sub(due) > time.Second/10 {
 			due = next
 			_ = ctl.SetReadDeadline(due) // fails only without a connection
 		}
-		if u.room.evicted(u.upload) { // or the new deadline would have taken the place of the one that says so
+		if u.room.mustGiveWay(u.upload) { // or the new deadline would have taken the place of the one that says so
 			return errNoRoom
 		}
 		if len(u.bytes) == cap(u.bytes) && int64(cap(u.bytes)) < most {
-			if err := u.grow(most); err != nil {
+			if err := u.growRegion(most); err != nil {
 				return err
 			}
 		}
@@ -100,10 +100,10 @@ func (u *unverified) receive(ctl *http.ResponseController, from io.Reader, most 
 			into = end[:]
 		}
 		n, err := from.Read(into)
-		u.room.progress(u.upload, n)
+		u.room.recordProgress(u.upload, n)
 		u.bytes = u.bytes[:min(len(u.bytes)+n, cap(u.bytes))]
 		switch {
-		case err != nil && !u.room.finish(u.upload):
+		case err != nil && !u.room.finishUpload(u.upload):
 			return errNoRoom
 		case errors.Is(err, io.EOF):
 			return nil
@@ -113,22 +113,29 @@ func (u *unverified) receive(ctl *http.ResponseController, from io.Reader, most 
 	}
 }
 
-// readBody returns the body of a request. Unless there is an error, it must be released.
-func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound hook.BodySpec) (*unverified, error) {
+// bodyReader reads bodies whose senders have proved nothing yet.
+type bodyReader struct {
+	room   *room
+	proved *provedHosts
+	now    func() time.Time
+}
+
+// readUnverified returns the body of a request. Unless there is an error, it must be released.
+func (b *bodyReader) readUnverified(w http.ResponseWriter, r *http.Request, bound hook.BodySpec) (*unverified, error) {
 	if r.ContentLength > int64(bound.Max) {
-		return nil, tooLarge(w, bound)
+		return nil, refuseTooLarge(w, bound)
 	}
 	ctl := http.NewResponseController(w)
 	// The server's own deadline for answers counts from the header on: a body
 	// that takes its time would start a run and leave none to say so.
 	_ = ctl.SetWriteDeadline(time.Now().Add(bound.Timeout + answerTime)) // fails only without a connection
-	from := remote(r)
-	u := &unverified{room: s.room, upload: &upload{
-		site: netid.Site(from), known: s.proved.lately(netid.Host(from), s.now()), begun: time.Now(),
+	from := remoteAddr(r)
+	u := &unverified{room: b.room, upload: &upload{
+		site: netid.Site(from), known: b.proved.provedLately(netid.Host(from), b.now()), begun: time.Now(),
 		stop: func() { _ = ctl.SetReadDeadline(time.Unix(1, 0)) },
 	}}
 	if r.ContentLength == 0 { // net/http waits for the sender to leave by now, which a deadline would look like
-		arrived(ctl)
+		liftReadDeadline(ctl)
 		return u, nil
 	}
 	most := int64(bound.Max)
@@ -137,11 +144,11 @@ func (s *surface) readBody(w http.ResponseWriter, r *http.Request, bound hook.Bo
 	}
 	u.bytes = make([]byte, 0, min(most, freeBody))
 	body := &received{http.MaxBytesReader(w, r.Body, int64(bound.Max)), netid.ConnectionOf(r)}
-	if err := u.receive(ctl, body, most, bound.Timeout); err != nil {
-		u.release()
-		return nil, bodyError(w, u.upload, bound, err)
+	if err := u.receiveBody(ctl, body, most, bound.Timeout); err != nil {
+		u.releaseRoom()
+		return nil, refuseBody(w, u.upload, bound, err)
 	}
-	arrived(ctl)
+	liftReadDeadline(ctl)
 	return u, nil
 }
 
@@ -158,12 +165,12 @@ func (b *received) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// arrived lifts the deadline of a body that is there: left standing, it would
+// liftReadDeadline lifts the deadline of a body that is there: left standing, it would
 // end a request that waits for its run. One that is not there keeps it, for
 // net/http goes on reading what a refused request still sends.
-func arrived(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(time.Time{}) }
+func liftReadDeadline(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(time.Time{}) }
 
-func tooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
+func refuseTooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
 	w.Header().Set("Connection", "close") // rather than read what nobody wants
 	return &refusal{
 		status: http.StatusRequestEntityTooLarge, kind: "too-large",
@@ -171,7 +178,7 @@ func tooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
 	}
 }
 
-func bodyError(w http.ResponseWriter, u *upload, bound hook.BodySpec, err error) error {
+func refuseBody(w http.ResponseWriter, u *upload, bound hook.BodySpec, err error) error {
 	var limit *http.MaxBytesError
 	switch {
 	case errors.Is(err, errNoRoom):
@@ -180,7 +187,7 @@ func bodyError(w http.ResponseWriter, u *upload, bound hook.BodySpec, err error)
 			detail: "Too many large bodies at once.", header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
 		}
 	case errors.As(err, &limit):
-		return tooLarge(w, bound)
+		return refuseTooLarge(w, bound)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		w.Header().Set("Connection", "close")
 		detail := "The body did not arrive within " + bound.Timeout.String() + "."

@@ -43,23 +43,25 @@ type upload struct {
 	at     time.Time // of the last ones
 }
 
-// due is when more must have come.
-func (u *upload) due(timeout time.Duration) time.Time {
+// nextDeadline is when more must have come.
+func (u *upload) nextDeadline(timeout time.Duration) time.Time {
 	soon := rateAfter + time.Duration(u.got)*time.Second/leastRate
 	return u.begun.Add(min(soon, timeout))
 }
 
-// rate is in bytes per second, for the most part of the last second. The average of
+// recentRate is in bytes per second, for the most part of the last second. The average of
 // all the time would be that of a sender that stops just before the end.
-func (u *upload) rate(now time.Time) float64 { return u.recent * math.Exp(-now.Sub(u.at).Seconds()) }
+func (u *upload) recentRate(now time.Time) float64 {
+	return u.recent * math.Exp(-now.Sub(u.at).Seconds())
+}
 
-// progress counts bytes that came.
-func (r *room) progress(u *upload, n int) {
+// recordProgress counts bytes that came.
+func (r *room) recordProgress(u *upload, n int) {
 	u.got += int64(n)
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	u.recent, u.at = u.rate(now)+float64(n), now
+	u.recent, u.at = u.recentRate(now)+float64(n), now
 }
 
 // newRoom makes room of which the largest body of any hook takes at most half.
@@ -72,8 +74,8 @@ func newRoom(hooks map[string]*hook.Hook) *room {
 	return r
 }
 
-// or returns the room itself if it is right for the hooks, and otherwise a new one.
-func (r *room) or(hooks map[string]*hook.Hook) *room {
+// carryOver returns the room itself if it is right for the hooks, and otherwise a new one.
+func (r *room) carryOver(hooks map[string]*hook.Hook) *room {
 	fresh := newRoom(hooks)
 	if r != nil && r.total == fresh.total {
 		return r
@@ -81,9 +83,9 @@ func (r *room) or(hooks map[string]*hook.Hook) *room {
 	return fresh
 }
 
-// take has an upload hold so many bytes in all, if there is room for them, or
+// reserveUpTo has an upload hold so many bytes in all, if there is room for them, or
 // others give way. It waits until they have.
-func (r *room) take(u *upload, size int64) bool {
+func (r *room) reserveUpTo(u *upload, size int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for !u.lost {
@@ -96,7 +98,7 @@ func (r *room) take(u *upload, size int64) bool {
 			u.held = size
 			return true
 		}
-		if r.leaving == 0 && !r.evict(u, crowded, more) {
+		if r.leaving == 0 && !r.evictFor(u, crowded, more) {
 			return false
 		}
 		r.given.Wait()
@@ -104,11 +106,11 @@ func (r *room) take(u *upload, size int64) bool {
 	return false
 }
 
-// evict has one upload give way to another.
-func (r *room) evict(u *upload, crowded bool, more int64) bool {
-	loser := r.slowestOfLargest(u, r.sites[u.site]+more)
+// evictFor has one upload give way to another.
+func (r *room) evictFor(u *upload, crowded bool, more int64) bool {
+	loser := r.findSlowestOfLargest(u, r.sites[u.site]+more)
 	if crowded {
-		loser = r.slowerNeighbour(u)
+		loser = r.findSlowerNeighbour(u)
 	}
 	if loser == nil {
 		return false
@@ -121,20 +123,20 @@ func (r *room) evict(u *upload, crowded bool, more int64) bool {
 	return true
 }
 
-// slowerNeighbour is an upload of the same site that gives way: a stranger's to
+// findSlowerNeighbour is an upload of the same site that gives way: a stranger's to
 // that of a known address, or one that is not half as fast.
-func (r *room) slowerNeighbour(u *upload) *upload {
+func (r *room) findSlowerNeighbour(u *upload) *upload {
 	now := time.Now()
-	most := u.rate(now) / 2
-	return r.slowest(now, func(v *upload) bool {
-		return v != u && v.site == u.site && !v.known && (u.known || v.rate(now) < most)
+	most := u.recentRate(now) / 2
+	return r.findSlowest(now, func(v *upload) bool {
+		return v != u && v.site == u.site && !v.known && (u.known || v.recentRate(now) < most)
 	})
 }
 
-// slowestOfLargest is the slowest upload of the site whose uploads hold most. Those
+// findSlowestOfLargest is the slowest upload of the site whose uploads hold most. Those
 // of strangers give way to that of a known address; otherwise the site must hold more
 // than the upload's own would, and its addresses be known only if the upload's is.
-func (r *room) slowestOfLargest(u *upload, own int64) *upload {
+func (r *room) findSlowestOfLargest(u *upload, own int64) *upload {
 	for _, known := range []bool{false, true} {
 		if known && !u.known {
 			break
@@ -147,39 +149,39 @@ func (r *room) slowestOfLargest(u *upload, own int64) *upload {
 			}
 		}
 		if most > own || most > 0 && u.known && !known {
-			return r.slowest(time.Now(), func(v *upload) bool { return v != u && v.known == known && held[v.site] == most })
+			return r.findSlowest(time.Now(), func(v *upload) bool { return v != u && v.known == known && held[v.site] == most })
 		}
 	}
 	return nil
 }
 
-func (r *room) slowest(now time.Time, among func(*upload) bool) (slow *upload) {
+func (r *room) findSlowest(now time.Time, among func(*upload) bool) (slow *upload) {
 	for v := range r.uploads {
-		if among(v) && (slow == nil || v.rate(now) < slow.rate(now)) {
+		if among(v) && (slow == nil || v.recentRate(now) < slow.recentRate(now)) {
 			slow = v
 		}
 	}
 	return slow
 }
 
-// evicted reports whether an upload is to give way.
-func (r *room) evicted(u *upload) bool {
+// mustGiveWay reports whether an upload is to give way.
+func (r *room) mustGiveWay(u *upload) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return u.lost
 }
 
-// finish says that all of a body is there: it does not give way any more. It
+// finishUpload says that all of a body is there: it does not give way any more. It
 // reports whether the upload has its room still.
-func (r *room) finish(u *upload) bool {
+func (r *room) finishUpload(u *upload) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.uploads, u)
 	return !u.lost
 }
 
-// give takes back what an upload holds.
-func (r *room) give(u *upload) {
+// releaseUpload takes back what an upload holds.
+func (r *room) releaseUpload(u *upload) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.uploads, u)

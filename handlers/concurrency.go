@@ -19,6 +19,9 @@ const (
 	readTurn = 2 * time.Second // that a request waits for its turn
 )
 
+// callerGates bound what each caller has in progress, by kind.
+type callerGates struct{ reads, followers, waits *gate }
+
 // gate bounds what each caller has in progress.
 type gate struct {
 	most int
@@ -29,9 +32,9 @@ type gate struct {
 
 func newGate(most int) *gate { return &gate{most: most, places: map[string]chan struct{}{}} }
 
-// enter takes a place of a caller and returns what gives it back, or reports false
+// takePlace takes a place of a caller and returns what gives it back, or reports false
 // when all stay taken for as long as the request may wait.
-func (g *gate) enter(ctx context.Context, caller string, patience time.Duration) (leave func(), ok bool) {
+func (g *gate) takePlace(ctx context.Context, caller string, patience time.Duration) (leave func(), ok bool) {
 	g.mu.Lock()
 	places := g.places[caller]
 	if places == nil {
@@ -59,8 +62,8 @@ func (g *gate) enter(ctx context.Context, caller string, patience time.Duration)
 	return nil, false
 }
 
-// tooMany turns away a caller that has too much in progress.
-func tooMany(what string) error {
+// refuseTooMany turns away a caller that has too much in progress.
+func refuseTooMany(what string) error {
 	return &refusal{
 		status: http.StatusTooManyRequests, kind: audit.TooOften, reason: "caller has too many " + what,
 		detail: "This caller has too many " + what + " at once.", header: http.Header{"Retry-After": {"2"}},

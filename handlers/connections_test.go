@@ -16,13 +16,14 @@ import (
 	"sallyport/internal/config"
 )
 
-func TestConnectionsOfAnAddressAreBoundedApartFromItsRequests(t *testing.T) {
+// TestConnections_OwnBudget: the connections of an address are bounded apart from its requests.
+func TestConnections_OwnBudget(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
 	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
 	connect := func(text string, want bool) {
 		t.Helper()
-		if surface.Connecting(netip.MustParseAddr(text)) != want {
+		if surface.AllowConnection(netip.MustParseAddr(text)) != want {
 			t.Errorf("%s may connect: %v", text, !want)
 		}
 	}
@@ -59,7 +60,8 @@ func TestConnectionsOfAnAddressAreBoundedApartFromItsRequests(t *testing.T) {
 	}
 }
 
-func TestAllTablesOfAddressesTakeFourMiBAtMost(t *testing.T) {
+// TestAddressLimits_Size: all tables of addresses together take at most 4 MiB.
+func TestAddressLimits_Size(t *testing.T) {
 	if handlers.Tables > 4<<20 {
 		t.Errorf("%d bytes", handlers.Tables)
 	}
@@ -117,16 +119,16 @@ func TestFlooded_CostsConnections(t *testing.T) {
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
 	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
 	from, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	if !surface.Connecting(from) {
+	if !surface.AllowConnection(from) {
 		t.Fatal("it cannot connect at all")
 	}
-	surface.Flooded(from) // leaves it one token below nothing
+	surface.ReportFlood(from) // leaves it one token below nothing
 	h.clock.move(time.Minute)
-	if surface.Connecting(from) {
+	if surface.AllowConnection(from) {
 		t.Error("after a flood it connects as if nothing had been")
 	}
 	h.clock.move(time.Minute)
-	if !surface.Connecting(from) || !surface.Connecting(other) {
+	if !surface.AllowConnection(from) || !surface.AllowConnection(other) {
 		t.Error("it, or another address, cannot connect when the flood is paid for")
 	}
 
@@ -135,8 +137,8 @@ func TestFlooded_CostsConnections(t *testing.T) {
 	r.Header, r.RemoteAddr = h.by("good", "1").header, "192.0.2.3:1"
 	w := httptest.NewRecorder()
 	surface.ServeHTTP(w, r)
-	surface.Flooded(netip.MustParseAddr("192.0.2.3"))
-	if !surface.Connecting(netip.MustParseAddr("192.0.2.3")) {
+	surface.ReportFlood(netip.MustParseAddr("192.0.2.3"))
+	if !surface.AllowConnection(netip.MustParseAddr("192.0.2.3")) {
 		t.Errorf("an address from which a delivery was accepted (%d) pays for a flood", w.Code)
 	}
 }
@@ -148,7 +150,7 @@ func TestUnreadable_CostsFailures(t *testing.T) {
 	h := newHouse(t, "failures: {rate: 1/h, burst: 2}")
 	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
 	for range 5 {
-		surface.Unreadable(netip.MustParseAddrPort("192.0.2.1:5"))
+		surface.ReportUnreadable(netip.MustParseAddrPort("192.0.2.1:5"))
 	}
 	if n := strings.Count(h.log.String(), `"msg":"request not read","address":"192.0.2.1:5"`); n != 2 {
 		t.Errorf("%d lines, want 2", n)
@@ -187,7 +189,7 @@ hooks:
 		if w.Code != want {
 			t.Errorf("%s: answered %d, want %d: %s", from, w.Code, want, w.Body)
 		}
-		return surface.Proved(netip.MustParseAddr(from))
+		return surface.IsProvedHost(netip.MustParseAddr(from))
 	}
 	good := h.by("good", "1")
 	if send("192.0.2.1", h.by("nobody", "1"), http.StatusUnauthorized) {
@@ -203,7 +205,7 @@ hooks:
 		t.Error("known by a replay, which needs no key")
 	}
 	h.clock.move(24 * time.Hour)
-	if surface.Proved(netip.MustParseAddr("192.0.2.3")) {
+	if surface.IsProvedHost(netip.MustParseAddr("192.0.2.3")) {
 		t.Error("known for longer than a day")
 	}
 }

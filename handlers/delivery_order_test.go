@@ -13,10 +13,10 @@ import (
 	"sallyport/internal/audit"
 )
 
-// TestARefusalLeavesNoTraceOfTheNextStep has a row for each step of a
+// TestDelivery_OrderOfSteps has a row for each step of a
 // delivery's way, in their order: refuse has a delivery turned away there, and
 // untouched looks for what the next step would have left behind.
-func TestARefusalLeavesNoTraceOfTheNextStep(t *testing.T) {
+func TestDelivery_OrderOfSteps(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		step, limits      string

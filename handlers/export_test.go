@@ -23,7 +23,7 @@ import (
 
 // NewAddressLimit returns the limiter of a table with a single slot.
 func NewAddressLimit(limit config.Limit) func(netip.Addr, time.Time) bool {
-	return newAddressLimits(limit, 1).allow
+	return newAddressLimits(limit, 1).allowAddress
 }
 
 // Tables is how many bytes the tables of addresses take.
@@ -31,17 +31,17 @@ const Tables = (connectionSlots + addressSlots + failureSlots) * unsafe.Sizeof(r
 
 // Wait waits for a beat that is at least d from now, as a refusal does.
 func Wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
-	newBeats().wait(ctx, going, d)
+	newBeats().waitForBeat(ctx, going, d)
 }
 
 // Bind takes the parameters of a hook from a delivery of the caller c.
 func Bind(r *http.Request, body []byte, h *hook.Hook) (hook.Values, error) {
-	return bind(r, body, &auth.Identity{Caller: "c"}, h)
+	return bindParameters(r, body, &auth.Identity{Caller: "c"}, h)
 }
 
 // Held is how much room unverified bodies take.
 func (h *Handler) Held() int64 {
-	r := h.current.Load().room
+	r := h.current.Load().bodies.room
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.held
@@ -57,14 +57,14 @@ const (
 
 // FixedPaths are the paths of the server itself, as the router has them.
 func FixedPaths() (paths []string) {
-	for path := range new(surface).fixed() {
+	for path := range (&service{shared: &shared{}}).fixedRoutes() {
 		paths = append(paths, path)
 	}
 	return paths
 }
 
 // Traceparent is what is passed on to the command of a delivery.
-func Traceparent(h http.Header) string { return traceparent(h) }
+func Traceparent(h http.Header) string { return validTraceparent(h) }
 
 // Room is the room for unverified bodies.
 type Room struct{ *room }
@@ -101,18 +101,18 @@ func (d deadlines) Write(p []byte) (int, error) { return d.Conn.Write(p) }
 
 // Receive reads the body, and releases it unless it comes whole.
 func (b Body) Receive(from io.Reader, most int64) error {
-	err := b.receive(http.NewResponseController(deadlines{Conn: b.conn}), from, most, time.Minute)
+	err := b.receiveBody(http.NewResponseController(deadlines{Conn: b.conn}), from, most, time.Minute)
 	if err != nil {
-		b.release()
+		b.releaseRoom()
 	}
 	return err
 }
 
 // Release gives the room back.
-func (b Body) Release() { b.release() }
+func (b Body) Release() { b.releaseRoom() }
 
 // Lost reports whether the body is to give way, or gave way.
-func (b Body) Lost() bool { return b.room.evicted(b.upload) }
+func (b Body) Lost() bool { return b.room.mustGiveWay(b.upload) }
 
 // Check returns what is wrong with the accounting of the room, which bodies hold, and how much is held.
 func (r Room) Check(bodies []Body) (held int64, err error) {

@@ -1,17 +1,15 @@
 package handlers
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"sallyport/auth"
 	"sallyport/internal/guard"
@@ -38,122 +36,20 @@ var errGap = errors.New("the output goes on behind what is not kept")
 // server perhaps, and is judged again.
 var errAgain = errors.New("whoever follows is to ask again")
 
-// sink is where output goes.
-type sink struct {
-	w      http.ResponseWriter
-	now    func() time.Time
-	events bool      // as server-sent events
-	ranged bool      // as the answer to a Range
-	last   time.Time // when something was sent
-	held   []byte    // of events: the beginning of a character whose rest has not come
-}
-
-// renew gives the reader its time for what comes next. The server's own deadline
-// is for answers that are made at once.
-func (s *sink) renew() error {
-	return http.NewResponseController(s.w).SetWriteDeadline(s.now().Add(slowest))
-}
-
-func (s *sink) send(b []byte) error {
-	if err := s.renew(); err != nil {
-		return err
-	}
-	if _, err := s.w.Write(b); err != nil {
-		return err
-	}
-	s.last = s.now()
-	return http.NewResponseController(s.w).Flush()
-}
-
-// write sends what stands at the offset at.
-func (s *sink) write(b []byte, at int64) error {
-	if !s.events {
-		return s.send(b)
-	}
-	text := append(s.held, b...)
-	whole := len(text) - unfinished(text)
-	s.held = bytes.Clone(text[whole:])
-	return s.text(text[:whole], at+int64(len(b)-len(s.held)))
-}
-
-// text sends an event whose text ends before the offset end.
-func (s *sink) text(b []byte, end int64) error {
-	if len(b) == 0 {
-		return nil
-	}
-	// JSON, so that a line of the output is never a line of the stream.
-	data, err := json.Marshal(strings.ToValidUTF8(string(b), "\uFFFD"))
-	if err != nil {
-		return err
-	}
-	return s.send(fmt.Appendf(nil, "id: %d\nevent: output\ndata: %s\n\n", end, data))
-}
-
-// unfinished is how many bytes at the end are the beginning of one character.
-func unfinished(b []byte) int {
-	for n := 1; n < utf8.UTFMax && n <= len(b); n++ {
-		if tail := b[len(b)-n:]; utf8.RuneStart(tail[0]) {
-			if utf8.FullRune(tail) {
-				return 0
-			}
-			return n
-		}
-	}
-	return 0
-}
-
-// cut sends what is held of a character whose rest will not come.
-func (s *sink) cut(at int64) error {
-	held := s.held
-	s.held = nil
-	return s.text(held, at)
-}
-
-// gap tells a reader that bytes are missing.
-func (s *sink) gap(from, to int64) error {
-	switch {
-	case s.ranged:
-		return errGap
-	case !s.events:
-		return s.send(fmt.Appendf(nil, "\n[%d bytes not kept]\n", to-from))
-	}
-	if err := s.cut(from); err != nil {
-		return err
-	}
-	return s.send(fmt.Appendf(nil, "id: %d\nevent: gap\ndata: {\"from\":%d,\"to\":%d}\n\n", to, from, to))
-}
-
-// beat keeps a stream alive in which nothing happens.
-func (s *sink) beat() error {
-	if s.events && s.now().Sub(s.last) >= heartbeat {
-		return s.send([]byte(":\n\n"))
-	}
-	return s.renew()
-}
-
-// end tells a reader of events how the run ended.
-func (s *sink) end(run runner.Run, at int64) error {
-	if !s.events {
-		return s.renew()
-	}
-	data, err := json.Marshal(run)
-	return errors.Join(err, s.cut(at), s.send(fmt.Appendf(nil, "event: end\ndata: %s\n\n", data)))
-}
-
 // copyOutput sends what is there from off on, up to end, and returns where it
 // came to.
-func copyOutput(ctx context.Context, to *sink, out *output.Reader, off, end int64) (int64, error) {
+func copyOutput(ctx context.Context, to outputWriter, out *output.Reader, off, end int64) (int64, error) {
 	buf := make([]byte, chunk)
 	for off < end && ctx.Err() == nil {
 		at, n, err := out.Next(buf, off)
 		if at > off {
-			if err := to.gap(off, at); err != nil {
+			if err := to.writeGap(off, at); err != nil {
 				return off, err
 			}
 		}
 		off = at
 		if n > 0 {
-			if err := to.write(buf[:n], at); err != nil {
+			if err := to.writePart(buf[:n], at); err != nil {
 				return off, err
 			}
 			off += int64(n)
@@ -168,9 +64,11 @@ func copyOutput(ctx context.Context, to *sink, out *output.Reader, off, end int6
 	return off, ctx.Err()
 }
 
-// follower sends the output of a run as it is written.
+// follower sends the output of a run to one reader as it is written.
 type follower struct {
-	*sink
+	to      outputWriter
+	runner  *runner.Runner
+	log     *slog.Logger
 	open    func() (*output.Reader, error)
 	allowed func(changed bool) bool
 	out     *output.Reader // nil until the command was started
@@ -178,45 +76,44 @@ type follower struct {
 }
 
 // followOutput sends the output as it is written, until the run has ended: as
-// server-sent events to who accepts them, whose Last-Event-ID is an offset, else
-// as it is, from the offset of a Range on (RFC 8673). A run that waits is waited
-// for. What is not the whole output does not look like it: without an event
-// "end", or broken off.
-func (s *surface) followOutput(w http.ResponseWriter, r *http.Request, req *request, run runner.Run) error {
-	leave, ok := s.followers.enter(r.Context(), req.caller, 0)
+// server-sent events to a reader that accepts them, whose Last-Event-ID is an offset, else
+// as it is, from the offset of a Range on (RFC 8673). For a queued run it waits.
+// An answer that is not the whole output does not look like it: it has no event
+// "end", or is broken off.
+func (s *service) followOutput(w http.ResponseWriter, r *http.Request, req *request, run runner.Run) error {
+	leave, ok := s.gates.followers.takePlace(r.Context(), req.caller, 0)
 	if !ok {
-		return tooMany("followers")
+		return refuseTooMany("followers")
 	}
 	defer leave()
 	req.leaveReads()
 	f := &follower{
-		sink:    &sink{w: w, now: s.now, last: s.now(), events: strings.Contains(r.Header.Get("Accept"), "text/event-stream")},
+		runner: s.runner, log: s.log,
 		open:    func() (*output.Reader, error) { return s.outputs(run.ID) },
-		allowed: s.lasting(r, req, run.ID), //nolint:contextcheck // it is the request's
+		allowed: s.newAccessCheck(r, req, run.ID), //nolint:contextcheck // it is the request's
 	}
-	if err := f.find(); err != nil {
-		return noOutput(err)
+	if err := f.openOutput(); err != nil {
+		return refuseOutput(err)
 	}
-	defer f.close()
-	f.begin(r.Header)
+	defer f.closeOutput()
+	f.beginAnswer(&responseSender{w: w, now: s.now, last: s.now()}, r.Header)
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	end, err := s.attend(r.Context(), f, run.ID)
-	switch {
-	case err == nil:
-		err = f.end(s.latest().view(req.caller, end), f.off)
-	case errors.Is(err, errAgain) && f.events:
-		return nil // who was told of no end comes again
+	end, err := f.sendUntilEnd(r.Context(), run.ID)
+	if err == nil {
+		err = f.to.writeEnd(s.latest().rights.redactRun(req.caller, end), f.off)
+	} else {
+		err = f.to.endEarly(err)
 	}
 	if err != nil {
-		breakOff(req, err)
+		markBroken(req, err)
 	}
 	return nil
 }
 
-// find opens the output if it is there by now.
-func (f *follower) find() error {
+// openOutput opens the output if it is there by now.
+func (f *follower) openOutput() error {
 	if f.out != nil {
 		return nil
 	}
@@ -232,9 +129,9 @@ func (f *follower) find() error {
 // into force: certificates end, and so do keys.
 const judgeEvery = time.Minute
 
-// lasting judges again who reads an answer that may last for hours, when something
+// newAccessCheck judges again who reads an answer that may last for hours, when something
 // has changed, and each minute.
-func (s *surface) lasting(r *http.Request, req *request, id string) func(changed bool) bool {
+func (s *service) newAccessCheck(r *http.Request, req *request, id string) func(changed bool) bool {
 	by, at := s, s.now()
 	return func(changed bool) bool {
 		latest, now := s.latest(), s.now()
@@ -244,63 +141,73 @@ func (s *surface) lasting(r *http.Request, req *request, id string) func(changed
 		by, at = latest, now
 		d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, TLS: r.TLS, Now: now}
 		run, err := s.runner.Get(r.Context(), id)
-		return err == nil && by.config.Auth.StillValid(d, req.caller, req.scheme, req.key) && by.may(req.caller, run, hook.MayRead)
+		return err == nil && by.config.Auth.StillValid(d, req.caller, req.scheme, req.key) && by.rights.hasRight(req.caller, run, hook.MayRead)
 	}
 }
 
-func (f *follower) close() {
+func (f *follower) closeOutput() {
 	if f.out != nil {
 		_ = f.out.Close() // only read
 	}
 }
 
-// begin answers as the reader asked, from the offset that it named.
-func (f *follower) begin(asked http.Header) {
+// beginAnswer starts the answer in the form that the reader asked for, from the offset that it named.
+func (f *follower) beginAnswer(reader *responseSender, asked http.Header) {
 	status, kind := http.StatusOK, "text/plain; charset=utf-8"
-	h := f.w.Header()
-	if f.events {
+	h := reader.w.Header()
+	from, ranged := parseLiveRange(asked.Get("Range"))
+	switch {
+	case strings.Contains(asked.Get("Accept"), "text/event-stream"):
 		kind = "text/event-stream"
-		off, _ := strconv.ParseInt(asked.Get("Last-Event-ID"), 10, 64) // from the start, without a good one
-		f.off = max(off, 0)
-	} else if from, ok := liveRange(asked.Get("Range")); ok {
-		if f.out != nil {
-			if _, d := f.out.State(); from >= d.From && from < d.To {
-				from = d.To
-			}
-		}
-		status, f.off, f.ranged = http.StatusPartialContent, from, true
-		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", from, endless-1))
+		last, _ := strconv.ParseInt(asked.Get("Last-Event-ID"), 10, 64) // from the start, without a valid one
+		f.to, f.off = &eventWriter{responseSender: reader}, max(last, 0)
+	case ranged:
+		status = http.StatusPartialContent
+		f.to, f.off = &rangeWriter{plainWriter{reader}}, f.firstKeptOffset(from)
+		h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", f.off, endless-1))
+	default:
+		f.to = &plainWriter{reader}
 	}
 	h.Set("Content-Type", kind)
-	_ = f.renew() // an error means that the reader is gone, and shows when something is sent
-	f.w.WriteHeader(status)
-	_ = http.NewResponseController(f.w).Flush()
+	_ = reader.extendDeadline() // an error means that the reader is gone, and shows when something is sent
+	reader.w.WriteHeader(status)
+	_ = http.NewResponseController(reader.w).Flush()
 }
 
-// liveRange reads a Range from an offset on.
-func liveRange(field string) (from int64, ok bool) {
-	from, to, ok, err := byteRange(field, endless)
+// firstKeptOffset returns the first offset from from on whose byte is kept.
+func (f *follower) firstKeptOffset(from int64) int64 {
+	if f.out != nil {
+		if _, d := f.out.State(); from >= d.From && from < d.To {
+			return d.To
+		}
+	}
+	return from
+}
+
+// parseLiveRange reads a Range from an offset on.
+func parseLiveRange(field string) (from int64, ok bool) {
+	from, to, ok, err := parseByteRange(field, endless)
 	last := strings.HasPrefix(field, "bytes=-") // so many, of what is not there yet
 	return from, ok && err == nil && to == endless && !last
 }
 
-// attend sends what comes until the run has ended. Of that the runner tells, and
+// sendUntilEnd sends what comes until the run has ended. Of that the runner tells, and
 // of the output the run's file: nobody asks the record meanwhile.
-func (s *surface) attend(ctx context.Context, f *follower, id string) (runner.Run, error) {
+func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, error) {
 	type ending struct {
 		run runner.Run
 		err error
 	}
 	ended := make(chan ending, 1)
 	go func() {
-		run, err := guard.Call(s.log, func() (runner.Run, error) { return s.runner.Wait(ctx, id) })
+		run, err := guard.Call(f.log, func() (runner.Run, error) { return f.runner.Wait(ctx, id) })
 		ended <- ending{run, err}
 	}()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	going := s.runner.Going()
+	going := f.runner.Going()
 	for {
-		if err := f.more(ctx); err != nil {
+		if err := f.sendWhatIsNew(ctx); err != nil {
 			return runner.Run{}, err
 		}
 		select {
@@ -308,7 +215,7 @@ func (s *surface) attend(ctx context.Context, f *follower, id string) (runner.Ru
 			if !f.allowed(false) {
 				return runner.Run{}, errAgain
 			}
-			if err := f.beat(); err != nil {
+			if err := f.to.keepAlive(); err != nil {
 				return runner.Run{}, err
 			}
 		case e := <-ended:
@@ -320,21 +227,21 @@ func (s *surface) attend(ctx context.Context, f *follower, id string) (runner.Ru
 			case !e.run.State.Ended(), !f.allowed(true): // another caller may have joined the run since
 				return e.run, errAgain
 			}
-			return e.run, f.more(ctx) // what was written before the end
+			return e.run, f.sendWhatIsNew(ctx) // what was written before the end
 		case <-going:
 			going = nil // what runs may still end here; what waits waits for the next server
-			if run, err := s.runner.Get(ctx, id); err != nil || run.State == runner.Queued {
+			if run, err := f.runner.Get(ctx, id); err != nil || run.State == runner.Queued {
 				return run, errors.Join(errAgain, err)
 			}
 		}
 	}
 }
 
-// more sends what is there by now. Whoever waited for the run to start may have
+// sendWhatIsNew sends what is there by now. Whoever waited for the run to start may have
 // been joined by somebody else since, whose output this is.
-func (f *follower) more(ctx context.Context) error {
+func (f *follower) sendWhatIsNew(ctx context.Context) error {
 	waited := f.out == nil
-	err := f.find()
+	err := f.openOutput()
 	switch {
 	case f.out == nil || err != nil:
 		return err
@@ -345,6 +252,6 @@ func (f *follower) more(ctx context.Context) error {
 	if f.off >= size { // most of the time, and a buffer for each look would be garbage
 		return nil
 	}
-	f.off, err = copyOutput(ctx, f.sink, f.out, f.off, size)
+	f.off, err = copyOutput(ctx, f.to, f.out, f.off, size)
 	return err
 }

@@ -167,7 +167,8 @@ func (w hurried) SetWriteDeadline(at time.Time) error {
 
 func (w hurried) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-func TestACommandMaySayNothingForLongerThanAnAnswerMayTake(t *testing.T) {
+// TestFollow_SilentCommand: a command may write nothing for longer than an answer may take.
+func TestFollow_SilentCommand(t *testing.T) {
 	t.Parallel()
 	for name, protocol := range protocols() {
 		t.Run(name, func(t *testing.T) {
@@ -188,7 +189,8 @@ func TestACommandMaySayNothingForLongerThanAnAnswerMayTake(t *testing.T) {
 	}
 }
 
-func TestAStreamInWhichNothingHappensShowsThatItIsAlive(t *testing.T) {
+// TestFollow_KeepAlive: a stream in which nothing happens shows that it is alive.
+func TestFollow_KeepAlive(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo first"+untilGone)
 	h.hold()
@@ -212,7 +214,8 @@ func TestAStreamInWhichNothingHappensShowsThatItIsAlive(t *testing.T) {
 	s.ends(runner.Succeeded)
 }
 
-func TestACharacterIsNotTornWhereOneReadEnds(t *testing.T) {
+// TestFollow_WholeCharacters: a character is not split where one read ends.
+func TestFollow_WholeCharacters(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, `printf 'a\303'; while [ -e hold ]; do sleep 0.02; done; printf '\251b\377c\342\202'`)
 	h.hold()
@@ -230,7 +233,8 @@ func TestACharacterIsNotTornWhereOneReadEnds(t *testing.T) {
 	s.ends(runner.Succeeded)
 }
 
-func TestARunThatWaitsIsFollowedFromItsStart(t *testing.T) {
+// TestFollow_QueuedRun: a queued run is followed from its start.
+func TestFollow_QueuedRun(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo first"+untilGone+"echo last")
 	h.hold()
@@ -259,7 +263,8 @@ func TestARunThatWaitsIsFollowedFromItsStart(t *testing.T) {
 	sse.ends(runner.Succeeded)
 }
 
-func TestFollowersAreSentToTheNextServerAtOnce(t *testing.T) {
+// TestFollow_HandOver: followers are sent to the next server at once.
+func TestFollow_HandOver(t *testing.T) {
 	t.Parallel()
 	for name, protocol := range protocols() {
 		t.Run(name, func(t *testing.T) {
@@ -282,7 +287,8 @@ func TestFollowersAreSentToTheNextServerAtOnce(t *testing.T) {
 	}
 }
 
-func TestFollowersOfWhatRunsStayWhileTheServerDrains(t *testing.T) {
+// TestFollow_RunningDuringDrain: followers of a running run stay while the server drains.
+func TestFollow_RunningDuringDrain(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo first"+untilGone+"echo last")
 	h.hold()
@@ -299,7 +305,8 @@ func TestFollowersOfWhatRunsStayWhileTheServerDrains(t *testing.T) {
 	<-drained
 }
 
-func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
+// TestOutput_FailureLooksBroken: an output that cannot be read to its end does not look whole.
+func TestOutput_FailureLooksBroken(t *testing.T) {
 	t.Parallel()
 	for name, protocol := range protocols() {
 		t.Run(name, func(t *testing.T) {
@@ -327,7 +334,8 @@ func TestAnOutputThatCannotBeReadToItsEndDoesNotLookWhole(t *testing.T) {
 	}
 }
 
-func TestAnOutputThatIsNotKeptIsNotFound(t *testing.T) {
+// TestOutput_NotKept: an output that is not kept is not found.
+func TestOutput_NotKept(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo much")
 	run := h.begin("1")
@@ -343,9 +351,9 @@ func TestAnOutputThatIsNotKeptIsNotFound(t *testing.T) {
 	}
 }
 
-// TestOutputsAreOpenedThroughWhoKeepsThem: the file of one that goes through a
-// pipe says less than its keeper knows.
-func TestOutputsAreOpenedThroughWhoKeepsThem(t *testing.T) {
+// TestOutput_OpenedByKeeper: outputs are opened through the part that keeps them, because the file of
+// one that goes through a pipe says less than its keeper knows.
+func TestOutput_OpenedByKeeper(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo much")
 	run := h.begin("1")
@@ -383,7 +391,8 @@ func right(t *testing.T, text string, at int) {
 	}
 }
 
-func TestEventsTellWhereTheyStandAndWhatIsMissing(t *testing.T) {
+// TestEvents_OffsetsAndGaps: events have their offsets, and say what is missing.
+func TestEvents_OffsetsAndGaps(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, lines)
 	run := h.begin("1")
@@ -421,7 +430,8 @@ func TestEventsTellWhereTheyStandAndWhatIsMissing(t *testing.T) {
 	}
 }
 
-func TestAnOutputIsFollowedFromAnOffset(t *testing.T) {
+// TestFollow_FromOffset: an output is followed from an offset.
+func TestFollow_FromOffset(t *testing.T) {
 	t.Parallel()
 	for name, protocol := range protocols() {
 		t.Run(name, func(t *testing.T) {
@@ -461,8 +471,8 @@ func TestAnOutputIsFollowedFromAnOffset(t *testing.T) {
 	}
 }
 
-// TestAReaderThatReadsNothingHoldsNobodyUp: neither the command, nor other readers.
-func TestAReaderThatReadsNothingHoldsNobodyUp(t *testing.T) {
+// TestFollow_StuckReader: a reader that reads nothing delays neither the command nor other readers.
+func TestFollow_StuckReader(t *testing.T) {
 	t.Parallel()
 	for name, protocol := range protocols() {
 		t.Run(name, func(t *testing.T) {
@@ -495,7 +505,8 @@ func TestAReaderThatReadsNothingHoldsNobodyUp(t *testing.T) {
 	}
 }
 
-func TestManyReadersEachGetAllOfIt(t *testing.T) {
+// TestFollow_ManyReaders: each of many readers gets the whole output.
+func TestFollow_ManyReaders(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "for i in 1 2 3 4 5; do echo $i; sleep 0.05; done"+untilGone+"echo last")
 	h.hold()

@@ -53,8 +53,8 @@ func newSamples(log *slog.Logger) *samples {
 	return s
 }
 
-// allow reports whether a line about something of a kind is to be written, and counts it if not.
-func (s *samples) allow(kind string, from netip.Addr, now time.Time) bool {
+// allowLine reports whether a line about something of a kind is to be written, and counts it if not.
+func (s *samples) allowLine(kind string, from netip.Addr, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := s.kinds[kind]
@@ -77,7 +77,7 @@ func (s *samples) allow(kind string, from netip.Addr, now time.Time) bool {
 	k.count++
 	s.total++
 	if s.due == nil {
-		s.due = time.AfterFunc(summaryEvery, s.summarize)
+		s.due = time.AfterFunc(summaryEvery, s.logSummary)
 	}
 	return false
 }
@@ -89,8 +89,8 @@ func (s *samples) skippedLines() int {
 	return s.total
 }
 
-// summarize writes how many lines were skipped since the last time.
-func (s *samples) summarize() {
+// logSummary writes how many lines were skipped since the last time.
+func (s *samples) logSummary() {
 	s.mu.Lock()
 	counted := s.skipped
 	s.skipped = map[string]*skipped{}

@@ -6,11 +6,11 @@ import (
 )
 
 // getMetrics shows the metrics to whom the file lets read them.
-func (s *surface) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
+func (s *service) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
 	if s.config.Metrics == nil {
 		return notFound()
 	}
-	who, err := s.caller(w, r, req)
+	who, err := s.authenticateCaller(w, r, req)
 	if err != nil {
 		return err
 	}

@@ -46,28 +46,37 @@ func (req *request) leaveReads() {
 
 type requestKey struct{}
 
-func of(r *http.Request) *request {
+func requestOf(r *http.Request) *request {
 	req, _ := r.Context().Value(requestKey{}).(*request)
 	return req
 }
 
-// outer wraps the router rather than being used by it: mux leaves its own
+// middleware is what every request goes through.
+type middleware struct {
+	addresses *addressLimits
+	samples   *samples
+	audit     *audit.Log
+	log       *slog.Logger
+	now       func() time.Time
+}
+
+// wrapRouter wraps the router rather than being used by it: mux leaves its own
 // middleware out on 404 and 405, and those are what a scanner gets.
-func (s *surface) outer(next http.Handler) http.Handler {
+func (m *middleware) wrapRouter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		start := s.now()
+		start := m.now()
 		req := &request{id: rand.Text(), address: r.RemoteAddr}
-		r = r.WithContext(audit.WithRequest(context.WithValue(r.Context(), requestKey{}, req), req.asked))
+		r = r.WithContext(audit.WithRequest(context.WithValue(r.Context(), requestKey{}, req), req.auditLine))
 		rec := &recorder{ResponseWriter: w, conn: netid.ConnectionOf(r)}
 		h := w.Header()
 		h.Set("X-Request-Id", req.id)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
-		defer req.abort()
-		defer s.access(r, req, rec, start)
-		defer s.decided(r, req, rec)
-		defer s.recover(rec, req)
-		if e := s.addresses.take(address(r), "address", start); e != nil {
+		defer req.abortIfBroken()
+		defer m.logRequest(r, req, rec, start)
+		defer m.auditRefusal(r, req, rec)
+		defer m.answerPanic(rec, req)
+		if e := m.addresses.takeToken(remoteHost(r), "address", start); e != nil {
 			writeProblem(rec, req, e)
 			return
 		}
@@ -75,23 +84,23 @@ func (s *surface) outer(next http.Handler) http.Handler {
 	})
 }
 
-// recover answers 500 for a panic of a handler. An answer that has begun is
+// answerPanic answers 500 for a panic of a handler. An answer that has begun is
 // broken off instead: its reader must not take it for a whole one.
-func (s *surface) recover(rec *recorder, req *request) {
-	err := guard.Log(s.log, recover(), "request", req.id)
+func (m *middleware) answerPanic(rec *recorder, req *request) {
+	err := guard.Log(m.log, recover(), "request", req.id)
 	if err == nil {
 		return
 	}
 	if rec.status != 0 {
-		breakOff(req, err)
+		markBroken(req, err)
 		return
 	}
 	writeProblem(rec, req, err)
 }
 
-// abort ends a broken answer: over HTTP/1.1 without its last chunk, over HTTP/2
+// abortIfBroken ends a broken answer: over HTTP/1.1 without its last chunk, over HTTP/2
 // with a reset. It comes when the request is logged.
-func (req *request) abort() {
+func (req *request) abortIfBroken() {
 	if req.broken {
 		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to break an answer off
 	}
@@ -103,9 +112,9 @@ const (
 	longestField = 2000 // of what the server says about it
 )
 
-// access writes one line per request. What can come in any number is sampled, so that it cannot
+// logRequest writes one line per request. What can come in any number is sampled, so that it cannot
 // fill the disk: requests without a caller, and those that a limit turned away.
-func (s *surface) access(r *http.Request, req *request, rec *recorder, start time.Time) {
+func (m *middleware) logRequest(r *http.Request, req *request, rec *recorder, start time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case rec.status == http.StatusInternalServerError:
@@ -114,7 +123,7 @@ func (s *surface) access(r *http.Request, req *request, rec *recorder, start tim
 		level = slog.LevelWarn
 	}
 	stranger := req.caller == "" && req.run == ""
-	if (stranger || rec.status == http.StatusTooManyRequests) && !s.samples.allow(cmp.Or(req.kind, "answered"), remote(r), s.now()) {
+	if (stranger || rec.status == http.StatusTooManyRequests) && !m.samples.allowLine(cmp.Or(req.kind, "answered"), remoteAddr(r), m.now()) {
 		level = slog.LevelDebug
 	}
 	attrs := []slog.Attr{
@@ -123,7 +132,7 @@ func (s *surface) access(r *http.Request, req *request, rec *recorder, start tim
 		slog.String("method", audit.Shorten(r.Method, longestPath)),
 		slog.String("path", audit.Shorten(r.URL.EscapedPath(), longestPath)),
 		slog.Int("status", rec.status),
-		slog.Float64("took_ms", float64(s.now().Sub(start).Microseconds())/1000),
+		slog.Float64("took_ms", float64(m.now().Sub(start).Microseconds())/1000),
 	}
 	for _, a := range []struct{ key, value string }{
 		{"hook", req.hook},
@@ -141,7 +150,7 @@ func (s *surface) access(r *http.Request, req *request, rec *recorder, start tim
 	if req.cause != nil {
 		attrs = append(attrs, slog.String("error", audit.Shorten(req.cause.Error(), longestField)))
 	}
-	s.log.LogAttrs(r.Context(), level, "request", attrs...)
+	m.log.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
 // recorder remembers the status for the log, and ends a connection that is not to

@@ -3,10 +3,7 @@ package handlers
 import (
 	"errors"
 	"net/http"
-	"slices"
-	"strings"
 
-	"sallyport/auth"
 	"sallyport/runner"
 )
 
@@ -23,9 +20,9 @@ type observation struct {
 	Problem  *problem `json:"problem,omitempty"`  // of what would be refused
 }
 
-// rehearse answers a delivery of an observed caller that is refused by nothing
+// answerObserved answers a delivery of an observed caller that is refused by nothing
 // so far. It starts nothing and records nothing.
-func (s *surface) rehearse(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
+func (s *service) answerObserved(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
 	started, err := s.runner.Rehearse(r.Context(), d)
 	o := observation{Would: "started", Status: http.StatusOK, Flight: started.Run.Flight, Position: started.Position}
 	var replayed *runner.Replayed
@@ -33,7 +30,7 @@ func (s *surface) rehearse(w http.ResponseWriter, r *http.Request, req *request,
 	case errors.As(err, &replayed):
 		o.Would, o.Run = "replayed", replayed.Run.ID
 	case err != nil:
-		return s.notStarted(w, r, req, 0, err)
+		return s.answers.answerNotStarted(w, r, req, 0, err)
 	case started.Run.State == runner.Queued:
 		o.Would, o.Status = "queued", http.StatusAccepted
 	}
@@ -45,15 +42,4 @@ func writeObservation(w http.ResponseWriter, req *request, o observation) {
 	o.Observed = true
 	req.would = o.Would
 	writeJSON(w, http.StatusOK, "application/json", o)
-}
-
-// resembling names the observed callers that a delivery without a valid
-// credential could be meant to come from: their senders are to be mended.
-func (s *surface) resembling(d *auth.Delivery, callers []string) string {
-	if callers == nil { // a request of the run API, which any caller may make
-		callers = s.config.Auth.Names()
-	}
-	return strings.Join(slices.DeleteFunc(slices.Clone(callers), func(name string) bool {
-		return !s.config.Observed[name] || !s.config.Auth.CouldBeFrom(d, name)
-	}), ",")
 }

@@ -58,7 +58,8 @@ func (h *house) observed(d delivery, would string, status int) map[string]any {
 	return o
 }
 
-func TestNothingOfAnObservedCallerStartsWhateverThePolicy(t *testing.T) {
+// TestObserved_StartsNothing: no delivery of an observed caller starts a run, whatever the policy.
+func TestObserved_StartsNothing(t *testing.T) {
 	t.Parallel()
 	for hook, busy := range map[string]struct{ running, waiting func(h *house, d delivery) }{
 		"reject": {
@@ -132,7 +133,8 @@ func (h *house) positioned(d delivery, position int) {
 	}
 }
 
-func TestAnObservedCallerIsToldWhatItWouldBeRefusedFor(t *testing.T) {
+// TestObserved_RefusalIsShown: the answer to an observed caller says why its delivery would be refused.
+func TestObserved_RefusalIsShown(t *testing.T) {
 	t.Parallel()
 	h := observing(t)
 	for want, d := range map[int]delivery{
@@ -156,7 +158,8 @@ func TestAnObservedCallerIsToldWhatItWouldBeRefusedFor(t *testing.T) {
 	}
 }
 
-func TestWhatFailsIsRefusedAndLoggedWithTheObservedCallerThatItResembles(t *testing.T) {
+// TestObserved_ResembledIsLogged: a delivery that fails is refused, and logged with the observed caller that it resembles.
+func TestObserved_ResembledIsLogged(t *testing.T) {
 	t.Parallel()
 	h := observing(t)
 	stale := h.by("guest", "1").to("/hooks/reject")

@@ -9,11 +9,11 @@ import (
 // checkOrigin refuses what a page of another site had a browser send. A browser
 // adds the client certificate of its user to each request, whoever asked for it.
 // Senders of webhooks are no browsers and do not set these fields.
-func (s *surface) checkOrigin(r *http.Request) error {
+func (c *credentials) checkOrigin(r *http.Request) error {
 	err := new(http.CrossOriginProtection).Check(r) // Sec-Fetch-Site, or Origin against Host
 	byBrowser := r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
 	// Origin and Host agree as well where a foreign name leads to this server.
-	if err == nil && (!byBrowser || s.config.HasName(hostname(r.Host))) {
+	if err == nil && (!byBrowser || c.config.HasName(stripPort(r.Host))) {
 		return nil
 	}
 	return &refusal{
@@ -22,8 +22,8 @@ func (s *surface) checkOrigin(r *http.Request) error {
 	}
 }
 
-// hostname is a host without its port.
-func hostname(host string) string {
+// stripPort is a host without its port.
+func stripPort(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		return name
 	}

@@ -16,8 +16,8 @@ import (
 // offsets are those of all that was written, so they stay true although the
 // middle of a long output is not kept. Every reader reads the run's file for
 // itself, so none of them slows the command or another reader.
-func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request) error {
-	run, _, err := s.run(w, r, req, hook.MayRead)
+func (s *service) getOutput(w http.ResponseWriter, r *http.Request, req *request) error {
+	run, _, err := s.authorizeRun(w, r, req, hook.MayRead)
 	if err != nil {
 		return err
 	}
@@ -27,7 +27,7 @@ func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request
 	}
 	out, err := s.outputs(run.ID)
 	if err != nil {
-		return noOutput(err)
+		return refuseOutput(err)
 	}
 	defer func() { _ = out.Close() }() // only read
 	size, dropped := out.State()
@@ -35,7 +35,7 @@ func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request
 	if dropped.Bytes() > 0 {
 		h.Set("X-Output-Dropped", fmt.Sprintf("%d-%d", dropped.From, dropped.To-1))
 	}
-	from, to, ranged, err := byteRange(r.Header.Get("Range"), size)
+	from, to, ranged, err := parseByteRange(r.Header.Get("Range"), size)
 	if err != nil {
 		h.Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 		return err
@@ -48,14 +48,14 @@ func (s *surface) getOutput(w http.ResponseWriter, r *http.Request, req *request
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	if _, err := copyOutput(r.Context(), &sink{w: w, now: s.now}, out, 0, size); err != nil {
-		breakOff(req, err)
+	if _, err := copyOutput(r.Context(), &plainWriter{&responseSender{w: w, now: s.now}}, out, 0, size); err != nil {
+		markBroken(req, err)
 	}
 	return nil
 }
 
-// noOutput is the table of why an output cannot be opened.
-func noOutput(err error) error {
+// refuseOutput is the table of why an output cannot be opened.
+func refuseOutput(err error) error {
 	detail := "The run has no output: its command was not started."
 	switch {
 	case errors.Is(err, output.ErrNotKept):
@@ -66,12 +66,12 @@ func noOutput(err error) error {
 	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: detail}
 }
 
-// breakOff has an answer end so that its reader does not take it for a whole one.
-func breakOff(req *request, cause error) { req.broken, req.cause = true, cause }
+// markBroken has an answer end so that its reader does not take it for a whole one.
+func markBroken(req *request, cause error) { req.broken, req.cause = true, cause }
 
-// byteRange reads a Range of one part (RFC 9110, 14.2). What it does not
+// parseByteRange reads a Range of one part (RFC 9110, 14.2). What it does not
 // understand it ignores, as the RFC has it.
-func byteRange(field string, size int64) (from, to int64, ok bool, err error) {
+func parseByteRange(field string, size int64) (from, to int64, ok bool, err error) {
 	spec, isBytes := strings.CutPrefix(field, "bytes=")
 	first, last, isRange := strings.Cut(spec, "-")
 	if !isBytes || !isRange || strings.Contains(spec, ",") {

@@ -5,26 +5,37 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"sallyport/internal/config"
+	"sallyport/internal/readiness"
+	"sallyport/runner"
 )
+
+// probes answer whether the server works.
+type probes struct {
+	runner  *runner.Runner
+	check   *readiness.Check
+	watcher *config.Watcher
+}
 
 // notReady is the kind of a refusal by /readyz.
 const notReady = "not-ready"
 
-// health tells that the process answers at all.
-func (s *surface) health(w http.ResponseWriter, _ *http.Request, _ *request) error {
+// getHealth tells that the process answers at all.
+func (p *probes) getHealth(w http.ResponseWriter, _ *http.Request, _ *request) error {
 	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
 	return nil
 }
 
-// ready tells whether deliveries are taken and commands started, by having every part that this
+// getReadiness tells whether deliveries are taken and commands started, by having every part that this
 // needs do some work. It names the parts that do not; the reasons are for the log.
-func (s *surface) ready(w http.ResponseWriter, r *http.Request, _ *request) error {
-	if s.runner.Draining() {
-		return draining()
+func (p *probes) getReadiness(w http.ResponseWriter, r *http.Request, _ *request) error {
+	if p.runner.Draining() {
+		return refuseDraining()
 	}
 	var parts []string
 	var causes []error
-	for _, f := range s.check.Faults(r.Context()) {
+	for _, f := range p.check.Faults(r.Context()) {
 		parts = append(parts, f.Part)
 		causes = append(causes, f.Err)
 	}
@@ -34,7 +45,7 @@ func (s *surface) ready(w http.ResponseWriter, r *http.Request, _ *request) erro
 			detail: "Not working: " + strings.Join(parts, ", ") + ".", parts: parts, header: http.Header{"Retry-After": {"10"}},
 		}
 	}
-	status := s.watcher.Status()
+	status := p.watcher.Status()
 	writeJSON(w, http.StatusOK, "application/json", readinessStatus{
 		Status: "ready", Loaded: status.Loaded.UTC(), ReloadFailed: status.Failed.UTC(),
 	})

@@ -35,14 +35,14 @@ type problem struct {
 	Status    int                 `json:"status"`
 	Detail    string              `json:"detail,omitempty"`
 	RequestID string              `json:"request_id"`
-	Run       *runInFlight        `json:"run,omitempty"`
+	Run       *runInProgress      `json:"run,omitempty"`
 	Problems  []hook.ParamProblem `json:"problems,omitempty"`
 	Parts     []string            `json:"parts,omitempty"` // that do not work, in an answer of /readyz
 }
 
-// runInFlight is what anybody who may start a hook may know of the run that is
+// runInProgress is what anybody who may start a hook may know of the run that is
 // in the way: not whose it is, nor its parameters.
-type runInFlight struct {
+type runInProgress struct {
 	ID    string       `json:"id"`
 	State runner.State `json:"state"`
 }
@@ -67,7 +67,7 @@ func writeProblem(w http.ResponseWriter, req *request, err error) {
 		Detail: e.detail, RequestID: req.id, Problems: e.problems, Parts: e.parts,
 	}
 	if e.run != nil {
-		p.Run = &runInFlight{ID: e.run.ID, State: e.run.State}
+		p.Run = &runInProgress{ID: e.run.ID, State: e.run.State}
 		req.run = e.run.ID
 	}
 	if req.observed {

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// TestWhatReadsRunsStartsNone: an HMAC covers the body alone, and all requests for
-// runs have the same one.
-func TestWhatReadsRunsStartsNone(t *testing.T) {
+// TestProof_ReadStartsNothing: a signature over a request that reads runs starts none. An HMAC covers the
+// body alone, which all such requests have in common.
+func TestProof_ReadStartsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	for caller, path := range map[string]string{"good": "/start?x=b", "guest": "/hooks/other"} {
@@ -32,8 +32,8 @@ func TestWhatReadsRunsStartsNone(t *testing.T) {
 	}
 }
 
-// TestASignatureWithoutATimeChangesNothing: it would be good for ever.
-func TestASignatureWithoutATimeChangesNothing(t *testing.T) {
+// TestProof_TimelessSignature: a signature without a time cannot cancel or repeat runs: it never expires.
+func TestProof_TimelessSignature(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	for caller, path := range map[string]string{"good": "/start", "guest": "/hooks/other"} {
@@ -61,8 +61,8 @@ func TestASignatureWithoutATimeChangesNothing(t *testing.T) {
 	}
 }
 
-// TestATokenIsGoodForOneRun: whether that is one it starts, or one it repeats.
-func TestATokenIsGoodForOneRun(t *testing.T) {
+// TestProof_TokenForOneRun: a token is good for one run, which it starts or repeats.
+func TestProof_TokenForOneRun(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	token := h.by("ci", "")

@@ -34,27 +34,27 @@ func newProvedHosts() *provedHosts {
 	return &provedHosts{seed: maphash.MakeSeed(), slots: make([]provedHost, provedSlots)}
 }
 
-func (p *provedHosts) of(host netip.Addr) *provedHost {
+func (p *provedHosts) slotOf(host netip.Addr) *provedHost {
 	return &p.slots[maphash.Comparable(p.seed, host)%uint64(len(p.slots))]
 }
 
-func (p *provedHosts) note(host netip.Addr, now time.Time) {
+func (p *provedHosts) recordHost(host netip.Addr, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	*p.of(host) = provedHost{host, now}
+	*p.slotOf(host) = provedHost{host, now}
 }
 
-func (p *provedHosts) lately(host netip.Addr, now time.Time) bool {
+func (p *provedHosts) provedLately(host netip.Addr, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	found := p.of(host)
+	found := p.slotOf(host)
 	return found.host == host && now.Sub(found.at) < provedFor
 }
 
-// noteAccepted notes that a delivery was accepted that is not a replay: whoever
-// has seen a delivery can send it from anywhere.
-func (s *surface) noteAccepted(r *http.Request, who *auth.Identity) {
+// noteAccepted notes that a delivery was accepted that is not a replay: a delivery can be sent again
+// from anywhere.
+func (p *provedHosts) noteAccepted(r *http.Request, who *auth.Identity, now time.Time) {
 	if who.Caller != "" { // of an unauthenticated hook it is empty
-		s.proved.note(address(r), s.now())
+		p.recordHost(remoteHost(r), now)
 	}
 }

@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"math"
@@ -10,10 +11,72 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"sallyport/auth"
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
 	"sallyport/internal/netid"
+	"sallyport/runner"
 )
+
+// rateLimits bound how often an address may connect, send requests and be refused, and how often a
+// caller may send.
+type rateLimits struct {
+	connections *addressLimits
+	addresses   *addressLimits
+	failures    *addressLimits
+	callers     map[string]*rate.Limiter
+	now         func() time.Time
+}
+
+// carryOver returns the limits of a configuration, with what has been spent of those that are the same.
+func (l *rateLimits) carryOver(c *config.Config, now func() time.Time) *rateLimits {
+	return &rateLimits{
+		connections: l.connections.carryOver(c.Limits.Address, connectionSlots),
+		addresses:   l.addresses.carryOver(c.Limits.Address, addressSlots),
+		failures:    l.failures.carryOver(c.Limits.Failures, failureSlots),
+		callers:     carryOverCallers(c.CallerLimits, l.callers),
+		now:         now,
+	}
+}
+
+// refuseCredential spends a token of the address's failures and returns 401, or 429 when there is
+// none left.
+func (l *rateLimits) refuseCredential(r *http.Request, why error) error {
+	if e := l.failures.takeToken(remoteHost(r), "failures", l.now()); e != nil {
+		e.cause = why
+		return e
+	}
+	return unauthorized(why.Error())
+}
+
+// limitDelivery spends a token of the caller, or of the failures of the address for a delivery
+// that was accepted before: anyone who has seen it can send it, and must not use up the budget of
+// the caller.
+func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, repeated error) error {
+	var first *runner.Replayed
+	if errors.As(repeated, &first) || errors.Is(repeated, runner.ErrOtherBody) {
+		if e := l.failures.takeToken(remoteHost(r), "replays", l.now()); e != nil {
+			return e
+		}
+		return nil
+	}
+	return l.limitCaller(w, who)
+}
+
+// limitCaller spends a token of the caller and tells it what is left.
+func (l *rateLimits) limitCaller(w http.ResponseWriter, who *auth.Identity) error {
+	limiter, ok := l.callers[who.Caller]
+	if !ok {
+		return nil // an unauthenticated hook: the address limit was all there is
+	}
+	now := l.now()
+	if e := takeToken(limiter, "caller", now); e != nil {
+		return e
+	}
+	w.Header().Set("Ratelimit", formatRateLimit(limiter, "caller", now))
+	w.Header().Set("Ratelimit-Policy", formatPolicy(limiter, "caller"))
+	return nil
+}
 
 // addressLimits is a table of limiters that never grows, whatever the number
 // of addresses: each address has the slot that a seeded hash gives it. Who
@@ -31,8 +94,8 @@ const (
 	failureSlots    = 1 << 13
 )
 
-// or returns the table itself if the limit is as it was, and otherwise a new one.
-func (t *addressLimits) or(limit config.Limit, slots int) *addressLimits {
+// carryOver returns the table itself if the limit is as it was, and otherwise a new one.
+func (t *addressLimits) carryOver(limit config.Limit, slots int) *addressLimits {
 	if t != nil && t.limit == limit {
 		return t
 	}
@@ -51,21 +114,23 @@ func newAddressLimits(limit config.Limit, slots int) *addressLimits {
 	return t
 }
 
-func (t *addressLimits) of(a netip.Addr) *rate.Limiter {
+func (t *addressLimits) limiterOf(a netip.Addr) *rate.Limiter {
 	return &t.slots[maphash.Comparable(t.seed, a)%uint64(len(t.slots))]
 }
 
-// allow spends one token of the address, if it has one.
-func (t *addressLimits) allow(a netip.Addr, now time.Time) bool { return t.of(a).AllowN(now, 1) }
-
-// take spends one token of the address, or returns the refusal, which names the policy.
-func (t *addressLimits) take(a netip.Addr, policy string, now time.Time) *refusal {
-	return take(t.of(a), policy, now)
+// allowAddress spends one token of the address, if it has one.
+func (t *addressLimits) allowAddress(a netip.Addr, now time.Time) bool {
+	return t.limiterOf(a).AllowN(now, 1)
 }
 
-// callerLimits takes over the limiters that are there, with what was spent of
+// takeToken spends one token of the address, or returns the refusal, which names the policy.
+func (t *addressLimits) takeToken(a netip.Addr, policy string, now time.Time) *refusal {
+	return takeToken(t.limiterOf(a), policy, now)
+}
+
+// carryOverCallers takes over the limiters that are there, with what was spent of
 // them.
-func callerLimits(callers map[string]config.Limit, old map[string]*rate.Limiter) map[string]*rate.Limiter {
+func carryOverCallers(callers map[string]config.Limit, old map[string]*rate.Limiter) map[string]*rate.Limiter {
 	limits := make(map[string]*rate.Limiter, len(callers))
 	for name, l := range callers {
 		limiter, ok := old[name]
@@ -83,7 +148,7 @@ func callerLimits(callers map[string]config.Limit, old map[string]*rate.Limiter)
 	return limits
 }
 
-func take(l *rate.Limiter, policy string, now time.Time) *refusal {
+func takeToken(l *rate.Limiter, policy string, now time.Time) *refusal {
 	if l.AllowN(now, 1) {
 		return nil
 	}
@@ -93,33 +158,33 @@ func take(l *rate.Limiter, policy string, now time.Time) *refusal {
 		detail: "Too many requests; Retry-After says when the next one may come.",
 		reason: "limit by " + policy,
 		header: http.Header{
-			"Retry-After":      {seconds(wait)},
-			"Ratelimit":        {rateLimit(l, policy, now)},
-			"Ratelimit-Policy": {rateLimitPolicy(l, policy)},
+			"Retry-After":      {formatSeconds(wait)},
+			"Ratelimit":        {formatRateLimit(l, policy, now)},
+			"Ratelimit-Policy": {formatPolicy(l, policy)},
 		},
 	}
 }
 
-// rateLimit and rateLimitPolicy are the fields of
+// formatRateLimit and formatPolicy return the fields of
 // draft-ietf-httpapi-ratelimit-headers-10: what is left and when the bucket is
 // full again, and what the bucket holds and how long it takes to fill.
-func rateLimit(l *rate.Limiter, policy string, now time.Time) string {
+func formatRateLimit(l *rate.Limiter, policy string, now time.Time) string {
 	tokens := max(l.TokensAt(now), 0)
 	full := (float64(l.Burst()) - tokens) / float64(l.Limit())
 	return fmt.Sprintf(`"%s";r=%d;t=%d`, policy, int(tokens), int(math.Ceil(full)))
 }
 
-func rateLimitPolicy(l *rate.Limiter, policy string) string {
+func formatPolicy(l *rate.Limiter, policy string) string {
 	return fmt.Sprintf(`"%s";q=%d;w=%d`, policy, l.Burst(), int(math.Ceil(float64(l.Burst())/float64(l.Limit()))))
 }
 
-// seconds rounds up, so that who waits as long as told is not told again.
-func seconds(d time.Duration) string {
+// formatSeconds rounds up, so that who waits as long as told is not told again.
+func formatSeconds(d time.Duration) string {
 	return fmt.Sprint(max(1, int(math.Ceil(d.Seconds()))))
 }
 
-// remote is where a request comes from.
-func remote(r *http.Request) netip.Addr {
+// remoteAddr is where a request comes from.
+func remoteAddr(r *http.Request) netip.Addr {
 	ap, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
@@ -127,5 +192,5 @@ func remote(r *http.Request) netip.Addr {
 	return ap.Addr()
 }
 
-// address is what a caller is told apart by before it has proved anything.
-func address(r *http.Request) netip.Addr { return netid.Host(remote(r)) }
+// remoteHost is what a caller is told apart by before it has proved anything.
+func remoteHost(r *http.Request) netip.Addr { return netid.Host(remoteAddr(r)) }

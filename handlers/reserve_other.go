@@ -4,7 +4,7 @@ package handlers
 
 import "golang.org/x/sys/unix"
 
-// reserve returns memory outside of the heap, of which only what is written to takes any.
-func reserve(size int64) ([]byte, error) {
+// reserveMemory returns memory outside of the heap, of which only what is written to takes any.
+func reserveMemory(size int64) ([]byte, error) {
 	return unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 }

@@ -17,7 +17,8 @@ import (
 	"sallyport/runner/store"
 )
 
-func TestAFaultOfOursIsAnsweredWithoutItsText(t *testing.T) {
+// TestProblem_FaultHidesText: a fault of the server is answered without its text.
+func TestProblem_FaultHidesText(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	// Without a runner, whoever asks for one runs into a nil pointer.
@@ -45,9 +46,9 @@ func TestAFaultOfOursIsAnsweredWithoutItsText(t *testing.T) {
 	h.answers(http.StatusOK, delivery{method: http.MethodGet, path: "/healthz"})
 }
 
-// TestAnAnswerHasItsOwnTimeHoweverLongTheBodyTook serves with a write deadline
+// TestBody_SlowBodyLeavesTime serves with a write deadline
 // that is over when the body is there.
-func TestAnAnswerHasItsOwnTimeHoweverLongTheBodyTook(t *testing.T) {
+func TestBody_SlowBodyLeavesTime(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	log := slog.New(slog.NewJSONHandler(h.log, nil))
@@ -79,7 +80,8 @@ hooks:
 	return b.String()
 }
 
-func TestTheLastOfTenThousandHooksAnswersAsTheOnlyOneDoes(t *testing.T) {
+// TestRoutes_TenThousandHooks: the last of ten thousand hooks answers like the only one.
+func TestRoutes_TenThousandHooks(t *testing.T) {
 	t.Parallel()
 	h := build(t, t.TempDir(), manyHooks(10_000))
 	if len(h.config.Get().Hooks) != 10_000 {

@@ -11,7 +11,8 @@ import (
 	"sallyport/runner"
 )
 
-func TestTheLinkToTheNextPageLeadsThroughAllRunsOnce(t *testing.T) {
+// TestRuns_Paging: the links to the next page lead through all runs once.
+func TestRuns_Paging(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "")
 	var want []string
@@ -40,7 +41,8 @@ func TestTheLinkToTheNextPageLeadsThroughAllRunsOnce(t *testing.T) {
 	}
 }
 
-func TestARecordThatCannotBeReadIsUnavailable(t *testing.T) {
+// TestRuns_UnreadableStore: a store that cannot be read is unavailable.
+func TestRuns_UnreadableStore(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "")
 	run := h.begin("1")

@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ticks returns what waits for the next tick, and what ends them. The ticks are
+// newTicks returns what waits for the next tick, and what ends them. The ticks are
 // those of the machine's clock. A time.Ticker would not do here: the runtime
 // waits for its timers in whole milliseconds, counted from when it has nothing
 // else left to do, so that when a timer fires tells how long the work before took.
-func ticks(every time.Duration) (next, stop func()) {
+func newTicks(every time.Duration) (next, stop func()) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
-		return ticker(every)
+		return newTicker(every)
 	}
 	f := os.NewFile(uintptr(fd), "timer") // read through the poller, which the timer wakes
 	step := unix.NsecToTimespec(int64(every))
@@ -26,7 +26,7 @@ func ticks(every time.Duration) (next, stop func()) {
 	}
 	if err != nil {
 		_ = f.Close() // nothing was written
-		return ticker(every)
+		return newTicker(every)
 	}
 	var count [8]byte
 	next = func() {

@@ -4,5 +4,5 @@ package handlers
 
 import "time"
 
-// ticks returns what waits for the next tick, and what ends them.
-func ticks(every time.Duration) (next, stop func()) { return ticker(every) }
+// newTicks returns what waits for the next tick, and what ends them.
+func newTicks(every time.Duration) (next, stop func()) { return newTicker(every) }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"sallyport/auth"
+	"sallyport/runner"
 	"sallyport/runner/hook"
 )
 
@@ -17,9 +19,9 @@ import (
 // body alone: at the first multiple of a span that is above what judging a
 // credential takes.
 const (
-	leastSpan = 5 * time.Millisecond // and what few keys take
-	mostSpan  = 4 * time.Second      // less than the server gives last answers when it goes
-	spanPer   = 10 * time.Nanosecond // and byte hashed: 100 MB/s, a fraction of what a slow processor does
+	minDelay     = 5 * time.Millisecond // and what few keys take
+	maxDelay     = 4 * time.Second      // less than the server gives last answers when it goes
+	delayPerByte = 10 * time.Nanosecond // and byte hashed: 100 MB/s, a fraction of what a slow processor does
 
 	// beat is how often waiting refusals are looked at, all on the same beat:
 	// when one is answered then depends on when its body was there, and on
@@ -27,26 +29,34 @@ const (
 	beat = time.Millisecond
 )
 
-// span is of a body's length and the hook alone; nil is the run API.
-func (s *surface) span(length int, h *hook.Hook) time.Duration {
+// uniformDelay has refused credentials answered at times that do not depend on what is wrong with them.
+type uniformDelay struct {
+	callers *auth.Callers
+	runner  *runner.Runner
+	beats   *beats
+	now     func() time.Time
+}
+
+// delaySpan is of a body's length and the hook alone; nil is the run API.
+func (d *uniformDelay) delaySpan(length int, h *hook.Hook) time.Duration {
 	var callers []string
 	if h != nil {
 		callers = h.Callers
 	}
-	return min(leastSpan+time.Duration(s.config.Auth.MaxVerifyCost(callers, length))*spanPer, mostSpan)
+	return min(minDelay+time.Duration(d.callers.MaxVerifyCost(callers, length))*delayPerByte, maxDelay)
 }
 
-// evenly waits until a request may be answered whose body was there at the time
+// waitUniformly waits until a request may be answered whose body was there at the time
 // arrived, and that has no valid credential. It ends before that when the sender
 // leaves, and when the server begins to drain. Nothing of the body is held meanwhile.
-func (s *surface) evenly(r *http.Request, length int, h *hook.Hook, arrived time.Time) {
-	span := s.span(length, h)
-	took := s.now().Sub(arrived)
-	going := s.runner.Going()
-	if s.runner.Draining() { // those that come during the drain are as even as all others
+func (d *uniformDelay) waitUniformly(r *http.Request, length int, h *hook.Hook, arrived time.Time) {
+	span := d.delaySpan(length, h)
+	took := d.now().Sub(arrived)
+	going := d.runner.Going()
+	if d.runner.Draining() { // those that come during the drain are as even as all others
 		going = nil
 	}
-	s.beats.wait(r.Context(), going, span-took%span)
+	d.beats.waitForBeat(r.Context(), going, span-took%span)
 }
 
 // beats wakes all that wait for a beat at once.
@@ -60,8 +70,8 @@ type beats struct {
 
 func newBeats() *beats { return &beats{begin: time.Now(), at: map[int64]chan struct{}{}} }
 
-// wait returns at the first beat that is at least d from now.
-func (b *beats) wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
+// waitForBeat returns at the first beat that is at least d from now.
+func (b *beats) waitForBeat(ctx context.Context, going <-chan struct{}, d time.Duration) {
 	n := int64((time.Since(b.begin)+d)/beat) + 1
 	b.mu.Lock()
 	ch, ok := b.at[n]
@@ -71,7 +81,7 @@ func (b *beats) wait(ctx context.Context, going <-chan struct{}, d time.Duration
 	}
 	if !b.running {
 		b.running = true
-		go b.run()
+		go b.runBeats()
 	}
 	b.mu.Unlock()
 	select {
@@ -81,9 +91,9 @@ func (b *beats) wait(ctx context.Context, going <-chan struct{}, d time.Duration
 	}
 }
 
-// run wakes who waits, for as long as anybody does.
-func (b *beats) run() {
-	next, stop := ticks(beat)
+// runBeats wakes who waits, for as long as anybody does.
+func (b *beats) runBeats() {
+	next, stop := newTicks(beat)
 	defer stop()
 	for more := true; more; {
 		next()
@@ -101,7 +111,7 @@ func (b *beats) run() {
 	}
 }
 
-func ticker(every time.Duration) (next, stop func()) {
+func newTicker(every time.Duration) (next, stop func()) {
 	t := time.NewTicker(every)
 	return func() { <-t.C }, t.Stop
 }

@@ -12,11 +12,11 @@ import (
 	"sallyport/handlers"
 )
 
-// TestARefusedCredentialIsAnsweredNoSoonerThanAnyCouldBeJudged has a hook of
+// TestUniformDelay_Least has a hook of
 // many keys, so that what a wrong signature costs would show beside no signature.
 // How long a refusal takes is never less than the span of its body's length; that
 // it is not more either is what BenchmarkRefusals reports.
-func TestARefusedCredentialIsAnsweredNoSoonerThanAnyCouldBeJudged(t *testing.T) {
+func TestUniformDelay_Least(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	var keys []string
@@ -65,7 +65,8 @@ hooks:
 	}
 }
 
-func TestARefusalWaitsNoLongerThanItsSenderAndTheServer(t *testing.T) {
+// TestUniformDelay_EndsEarly: a refusal does not wait longer than its sender and the server.
+func TestUniformDelay_EndsEarly(t *testing.T) {
 	t.Parallel()
 	gone, leave := context.WithCancel(t.Context())
 	leave()

@@ -50,10 +50,10 @@ type program struct {
 //	reclaim   opens the state folder again, because the successor failed, and serves with the same listener
 //
 // At any time at most one server holds the state folder.
-func (p *program) run(ctx context.Context, listener net.Listener, predecessor *server.Before) error {
+func (p *program) run(ctx context.Context, listener net.Listener, predecessor *server.Predecessor) error {
 	folder, err := p.acquire(ctx, predecessor)
 	for err == nil {
-		var successor *server.Next
+		var successor *server.Successor
 		if successor, err = p.serve(ctx, folder, listener, predecessor); successor == nil {
 			return err // drained
 		}
@@ -68,7 +68,7 @@ func (p *program) run(ctx context.Context, listener net.Listener, predecessor *s
 
 // acquire opens the state folder. A predecessor is asked to release it first, unless the audit log in it is damaged:
 // then neither server could open it again.
-func (p *program) acquire(ctx context.Context, predecessor *server.Before) (*stateFolder, error) {
+func (p *program) acquire(ctx context.Context, predecessor *server.Predecessor) (*stateFolder, error) {
 	if predecessor == nil {
 		return p.openFolder(ctx)
 	}
@@ -110,7 +110,7 @@ func (p *program) openFolderRepeatedly(ctx context.Context, mayPass func(error) 
 
 // handOver waits until the successor serves. If it fails, handOver returns the listener to go on with. endErr is how
 // serving ended.
-func (p *program) handOver(successor *server.Next, endErr error) (net.Listener, error) {
+func (p *program) handOver(successor *server.Successor, endErr error) (net.Listener, error) {
 	if endErr != nil {
 		p.log.Error("handing over", "error", endErr)
 	}
@@ -124,8 +124,8 @@ func (p *program) handOver(successor *server.Next, endErr error) (net.Listener, 
 // serve answers until a signal ends that, then drains, or hands over and returns the successor. It releases the state
 // folder.
 func (p *program) serve(
-	ctx context.Context, f *stateFolder, listener net.Listener, predecessor *server.Before,
-) (successor *server.Next, err error) {
+	ctx context.Context, f *stateFolder, listener net.Listener, predecessor *server.Predecessor,
+) (successor *server.Successor, err error) {
 	defer f.release()
 	ctx, cancel := context.WithCancel(ctx)
 	conf, log := p.conf, p.log
@@ -153,7 +153,7 @@ func (p *program) serve(
 	})
 	works.Go(func() { serveAdmin(ctx, f.supervisor, surface, log) })
 	srv := server.New(listener, conf, surface, f.runs, p.successorStarter(ctx, f.check), log)
-	if err := server.Notify(); err != nil {
+	if err := server.NotifyReady(); err != nil {
 		log.Warn("cannot notify the service manager", "error", err)
 	}
 	if predecessor != nil {
@@ -191,7 +191,7 @@ func (p *program) successorStarter(
 // server that was displaced writes nothing, and leaves the supervisor to the server that displaced it.
 func (f *stateFolder) serveUntilEnd(
 	ctx context.Context, srv *server.Server, sig server.Signals,
-) (*server.Next, error) {
+) (*server.Successor, error) {
 	sig.Displaced = f.supervisor.Displaced()
 	successor, err := srv.Serve(sig) //nolint:contextcheck // signals end it
 	switch {

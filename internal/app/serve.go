@@ -48,7 +48,7 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	hup := catchSignals(log)
 	ctx := context.Background()
 	_, handedOver := os.LookupEnv(server.HandoverEnv)
-	listener, predecessor, err := server.Inherited(ctx, conf.Get(), handedOver)
+	listener, predecessor, err := server.InheritListener(ctx, conf.Get(), handedOver)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ const (
 type listener struct {
 	net.Listener
 	conf    *config.Watcher
-	surface Surface
+	handler Handler
 
 	mu    sync.Mutex
 	sum   int
@@ -63,8 +63,8 @@ const (
 	ranks
 )
 
-func limit(l net.Listener, conf *config.Watcher, s Surface) *listener {
-	return &listener{Listener: l, conf: conf, surface: s, hosts: map[netip.Addr]int{}, sites: map[netip.Addr]*site{}}
+func limitConnections(l net.Listener, conf *config.Watcher, s Handler) *listener {
+	return &listener{Listener: l, conf: conf, handler: s, hosts: map[netip.Addr]int{}, sites: map[netip.Addr]*site{}}
 }
 
 // Accept returns the next connection that is within the bounds.
@@ -75,17 +75,17 @@ func (l *listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		c := l.newConn(accepted)
-		if !l.surface.Connecting(c.from) {
+		if !l.handler.AllowConnection(c.from) {
 			_ = accepted.Close() // it was never used: there is nothing to lose
 			continue
 		}
-		closing, ok := l.admit(c)
+		closing, ok := l.admitConnection(c)
 		for _, old := range closing {
-			l.surface.Crowded()
+			l.handler.CountRejectedConnection()
 			_ = old.Conn.Close()
 		}
 		if !ok {
-			l.surface.Crowded()
+			l.handler.CountRejectedConnection()
 			_ = accepted.Close()
 			continue
 		}
@@ -98,15 +98,15 @@ func (l *listener) newConn(accepted net.Conn) *conn {
 	now := time.Now()
 	c := &conn{Conn: accepted, list: l, from: from, host: netid.Host(from), site: netid.Site(from), opened: now, since: now}
 	c.useful.Store(maxOverhead)
-	if l.surface.Proved(from) {
+	if l.handler.IsProvedHost(from) {
 		c.rank, c.known = idle, true
 	}
 	return c
 }
 
-// admit gives a new connection a place, and returns the connections that lose
+// admitConnection gives a new connection a place, and returns the connections that lose
 // theirs for it.
-func (l *listener) admit(c *conn) (closing []*conn, ok bool) {
+func (l *listener) admitConnection(c *conn) (closing []*conn, ok bool) {
 	most := &l.conf.Get().Limits
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -115,33 +115,33 @@ func (l *listener) admit(c *conn) (closing []*conn, ok bool) {
 		same := l.sites[c.site]
 		switch {
 		case l.hosts[c.host] >= most.ConnectionsPerAddress:
-			old = same.first(c.host)
+			old = same.firstToClose(c.host)
 		case same != nil && len(same.conns) >= max(most.Connections/2, most.ConnectionsPerAddress):
-			old = same.first(netip.Addr{})
+			old = same.firstToClose(netip.Addr{})
 		case l.sum >= most.Connections:
-			old = l.largest().first(netip.Addr{})
+			old = l.largestSite().firstToClose(netip.Addr{})
 		default:
-			l.add(c)
+			l.addConnection(c)
 			return closing, true
 		}
 		if old == nil {
 			return closing, false
 		}
-		l.remove(old)
+		l.removeConnection(old)
 		closing = append(closing, old)
 	}
 }
 
-// largest is the site with the most connections of the lowest rank that there is:
+// largestSite is the site with the most connections of the lowest rank that there is:
 // of several, the one with the oldest.
-func (l *listener) largest() (most *site) {
+func (l *listener) largestSite() (most *site) {
 	var oldest *conn
 	for r := stranger; r < busy && most == nil; r++ {
 		for _, s := range l.sites {
 			if s.counts[r] == 0 || most != nil && s.counts[r] < most.counts[r] {
 				continue
 			}
-			first := s.first(netip.Addr{})
+			first := s.firstToClose(netip.Addr{})
 			if most == nil || s.counts[r] > most.counts[r] || first.since.Before(oldest.since) {
 				most, oldest = s, first
 			}
@@ -150,9 +150,9 @@ func (l *listener) largest() (most *site) {
 	return most
 }
 
-// first is the connection of a site, or of one host there, that is to be closed
+// firstToClose is the connection of a site, or of one host there, that is to be closed
 // first: the one that has had the lowest rank for the longest time.
-func (s *site) first(host netip.Addr) (first *conn) {
+func (s *site) firstToClose(host netip.Addr) (first *conn) {
 	if s == nil {
 		return nil
 	}
@@ -167,7 +167,7 @@ func (s *site) first(host netip.Addr) (first *conn) {
 	return first
 }
 
-func (l *listener) add(c *conn) {
+func (l *listener) addConnection(c *conn) {
 	s := l.sites[c.site]
 	if s == nil {
 		s = &site{conns: map[*conn]struct{}{}}
@@ -179,8 +179,8 @@ func (l *listener) add(c *conn) {
 	l.sum++
 }
 
-// remove gives the place of a connection back, if it has one.
-func (l *listener) remove(c *conn) {
+// removeConnection gives the place of a connection back, if it has one.
+func (l *listener) removeConnection(c *conn) {
 	s := l.sites[c.site]
 	if s == nil {
 		return
@@ -227,7 +227,7 @@ func (c *conn) Prove() {
 	c.list.mu.Lock()
 	defer c.list.mu.Unlock()
 	c.proved = true
-	c.judge()
+	c.updateRank()
 }
 
 // Answer implements netid.Connection.
@@ -249,8 +249,8 @@ func (c *conn) Answer(status int) (last bool) {
 // Received implements netid.Connection.
 func (c *conn) Received(n int) { c.useful.Add(int64(n) * overheadPerByte) }
 
-// judge gives the connection the rank that it has by now.
-func (c *conn) judge() {
+// updateRank gives the connection the rank that it has by now.
+func (c *conn) updateRank() {
 	now := stranger
 	switch {
 	case c.proved && c.requests > 0:
@@ -278,14 +278,14 @@ func (c *conn) Read(b []byte) (int, error) {
 	if n == 0 || over <= 0 || over <= int64(time.Since(c.opened).Seconds()*overheadRate) {
 		return n, err
 	}
-	c.list.surface.Flooded(c.from)
+	c.list.handler.ReportFlood(c.from)
 	return 0, errors.Join(errFlood, c.Close()) // from which nothing can be read any more
 }
 
 // Close gives the place back.
 func (c *conn) Close() error {
 	c.list.mu.Lock()
-	c.list.remove(c)
+	c.list.removeConnection(c)
 	c.list.mu.Unlock()
 	return c.Conn.Close()
 }

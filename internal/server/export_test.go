@@ -9,21 +9,21 @@ import (
 )
 
 // Limit bounds the connections of a listener.
-func Limit(l net.Listener, conf *config.Watcher, s Surface) net.Listener {
-	return limit(l, conf, s)
+func Limit(l net.Listener, conf *config.Watcher, s Handler) net.Listener {
+	return limitConnections(l, conf, s)
 }
 
-// Open is open.
-var Open = open //nolint:gochecknoglobals // a function
+// Open is openListener.
+var Open = openListener //nolint:gochecknoglobals // a function
 
 // SetListener has a limited listener take its connections from another.
 func SetListener(limited, from net.Listener) { limited.(*listener).Listener = from }
 
 // Begin and End say that a request is in progress on a connection.
-func Begin(c net.Conn) { c.(*conn).begin() }
+func Begin(c net.Conn) { c.(*conn).beginRequest() }
 
 // End is the end of Begin.
-func End(c net.Conn) { c.(*conn).end() }
+func End(c net.Conn) { c.(*conn).endRequest() }
 
 // OnState has f see the states of connections too. It must come before Serve.
 func OnState(s *Server, f func(net.Conn, http.ConnState)) {

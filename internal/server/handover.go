@@ -40,11 +40,11 @@ const (
 	servesWithin  = 5 * time.Minute // a database may be checked or brought forward
 )
 
-// Before is the server that started this one, and waits for two words of it.
-type Before struct{ pipe *os.File }
+// Predecessor is the server that started this one, and waits for two words of it.
+type Predecessor struct{ pipe *os.File }
 
 // Ready has it let go of all that one server has at a time.
-func (b *Before) Ready() error {
+func (b *Predecessor) Ready() error {
 	if _, err := b.pipe.Write([]byte{1}); err != nil {
 		return fmt.Errorf("telling the server before this one: %w", err)
 	}
@@ -52,18 +52,18 @@ func (b *Before) Ready() error {
 }
 
 // Serves has it go for good.
-func (b *Before) Serves() {
+func (b *Predecessor) Serves() {
 	_, _ = b.pipe.Write([]byte{2}) // it may be gone already
 	_ = b.pipe.Close()
 }
 
-// Inherited returns the listener that the server before this one, or systemd,
+// InheritListener returns the listener that the server before this one, or systemd,
 // hands to this process, or opens one. before is nil without such a server.
-func Inherited(ctx context.Context, c *config.Config, handedOver bool) (l net.Listener, before *Before, err error) {
+func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (l net.Listener, before *Predecessor, err error) {
 	if handedOver {
 		syscall.CloseOnExec(inheritedPipe) // its end is ours
 		l, err = net.FileListener(os.NewFile(inheritedListener, "listener"))
-		return l, &Before{os.NewFile(inheritedPipe, "server before")}, err
+		return l, &Predecessor{os.NewFile(inheritedPipe, "server before")}, err
 	}
 	passed, err := activation.Listeners() // by systemd's LISTEN_FDS
 	switch {
@@ -74,20 +74,20 @@ func Inherited(ctx context.Context, c *config.Config, handedOver bool) (l net.Li
 	case len(passed) == 1:
 		return passed[0], nil, nil
 	}
-	l, err = open(ctx, c.Listen)
+	l, err = openListener(ctx, c.Listen)
 	return l, nil, err
 }
 
-// Notify tells a service manager that this process serves now, and is the
+// NotifyReady tells a service manager that this process serves now, and is the
 // main one. Without a manager that listens it does nothing.
-func Notify() error {
+func NotifyReady() error {
 	_, err := daemon.SdNotify(false, fmt.Sprintf("%s\nMAINPID=%d", daemon.SdNotifyReady, os.Getpid()))
 	return err
 }
 
 // handOver starts the next server and returns it when that is ready, or why it
 // is not.
-func (s *Server) handOver() (*Next, error) {
+func (s *Server) handOver() (*Successor, error) {
 	soon, stop := context.WithTimeout(context.Background(), answersWithin)
 	defer stop()
 	if !s.runner.Answers(soon) {
@@ -105,29 +105,29 @@ func (s *Server) handOver() (*Next, error) {
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
-	n := &Next{listener: listener, told: told, log: s.log}
+	n := &Successor{listener: listener, told: told, log: s.log}
 	n.server, err = s.next(listener, tell)
 	_ = tell.Close() // the next server has its own
 	if err == nil {
 		err = n.awaitReady()
 	}
 	if err != nil {
-		return nil, errors.Join(err, n.close())
+		return nil, errors.Join(err, n.closeFiles())
 	}
 	return n, nil
 }
 
-// Next is the server that is taking over from this one.
-type Next struct {
+// Successor is the server that is taking over from this one.
+type Successor struct {
 	server   *process.Server
 	listener *os.File // for this one to go on with, if it must
 	told     *os.File
 	log      *slog.Logger
 }
 
-func (n *Next) close() error { return errors.Join(n.listener.Close(), n.told.Close()) }
+func (n *Successor) closeFiles() error { return errors.Join(n.listener.Close(), n.told.Close()) }
 
-func (n *Next) awaitReady() error {
+func (n *Successor) awaitReady() error {
 	err := n.told.SetReadDeadline(time.Now().Add(readyWithin))
 	if err == nil {
 		_, err = n.told.Read(make([]byte, 1))
@@ -142,16 +142,16 @@ func (n *Next) awaitReady() error {
 // Await returns when the next server serves; one that is to stop meanwhile is
 // told so. Otherwise it has ended and let go of everything, and Await returns the
 // listener, to go on with, and why.
-func (n *Next) Await(stop <-chan struct{}) (back net.Listener, why error) {
-	if why = n.serves(stop); why == nil {
+func (n *Successor) Await(stop <-chan struct{}) (back net.Listener, why error) {
+	if why = n.awaitServing(stop); why == nil {
 		n.log.Info("handed over")
-		return nil, n.close()
+		return nil, n.closeFiles()
 	}
 	back, err := net.FileListener(n.listener)
-	return back, errors.Join(why, err, n.close())
+	return back, errors.Join(why, err, n.closeFiles())
 }
 
-func (n *Next) serves(stop <-chan struct{}) error {
+func (n *Successor) awaitServing(stop <-chan struct{}) error {
 	word := make(chan error, 1)
 	go func() {
 		_, err := n.told.Read(make([]byte, 1))

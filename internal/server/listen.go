@@ -14,9 +14,9 @@ import (
 // otherwise.
 const privileged = 1024
 
-// open listens on host:port. An IPv4 address is that and no more: of 0.0.0.0 the
+// openListener listens on host:port. An IPv4 address is that and no more: of 0.0.0.0 the
 // network "tcp" would make all addresses, those of IPv6 too.
-func open(ctx context.Context, address string) (net.Listener, error) {
+func openListener(ctx context.Context, address string) (net.Listener, error) {
 	network := "tcp"
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {

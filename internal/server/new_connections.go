@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// newcomers are the connections that have carried no request yet. One that is
+// newConnections are the connections that have carried no request yet. One that is
 // closed then looks to its sender like a refusal: over HTTP/2 some senders give
 // up when they are told to go away before their first request was sent.
-type newcomers struct {
+type newConnections struct {
 	mu   sync.Mutex
 	open map[net.Conn]struct{}
 }
 
 type connKey struct{}
 
-// watch has s tell of its connections.
-func (n *newcomers) watch(s *http.Server) {
+// watchServer has s tell of its connections.
+func (n *newConnections) watchServer(s *http.Server) {
 	n.open = map[net.Conn]struct{}{}
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }
 	s.ConnState = func(c net.Conn, state http.ConnState) {
@@ -44,8 +44,8 @@ func (n *newcomers) watch(s *http.Server) {
 	})
 }
 
-// await returns when there are none, or after a while.
-func (n *newcomers) await(patience time.Duration) {
+// awaitRequests returns when there are none, or after a while.
+func (n *newConnections) awaitRequests(patience time.Duration) {
 	end := time.After(patience)
 	for {
 		n.mu.Lock()

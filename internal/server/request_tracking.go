@@ -12,7 +12,7 @@ import (
 // trackRequests counts the requests in progress on each connection, and reports
 // those that net/http answers itself, as 400 or 431, or that were not sent whole.
 // net/http gives no access to these answers: they are plain text without a request id.
-func trackRequests(s *http.Server, surface Surface) {
+func trackRequests(s *http.Server, surface Handler) {
 	inner := s.ConnContext
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		if own, ok := belowTLS(c); ok {
@@ -23,15 +23,15 @@ func trackRequests(s *http.Server, surface Surface) {
 	changed := s.ConnState
 	s.ConnState = func(c net.Conn, state http.ConnState) {
 		changed(c, state)
-		if own, ok := belowTLS(c); ok && own.changed(state, isHTTP2(c, state)) {
-			surface.Unreadable(netid.AddrPort(c.RemoteAddr()))
+		if own, ok := belowTLS(c); ok && own.trackState(state, isHTTP2(c, state)) {
+			surface.ReportUnreadable(netid.AddrPort(c.RemoteAddr()))
 		}
 	}
 	all := s.Handler
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c, ok := netid.ConnectionOf(r).(*conn); ok {
-			c.begin()
-			defer c.end()
+			c.beginRequest()
+			defer c.endRequest()
 		}
 		all.ServeHTTP(w, r)
 	})
@@ -55,10 +55,10 @@ func isHTTP2(c net.Conn, state http.ConnState) bool {
 // farewell is what a client sends to end a connection, at most: a TLS alert.
 const farewell = 32
 
-// changed takes down the state of a connection, and reports whether a request
+// trackState takes down the state of a connection, and reports whether a request
 // has ended that no handler saw. net/http says that a connection is active for the
 // first request that comes on it, but not for every one after that.
-func (c *conn) changed(state http.ConnState, http2 bool) (unseen bool) {
+func (c *conn) trackState(state http.ConnState, http2 bool) (unseen bool) {
 	c.list.mu.Lock()
 	defer c.list.mu.Unlock()
 	switch state {
@@ -76,14 +76,14 @@ func (c *conn) changed(state http.ConnState, http2 bool) (unseen bool) {
 	return unseen
 }
 
-// begin and end say that a request is in progress.
-func (c *conn) begin() { c.count(1) }
-func (c *conn) end()   { c.count(-1) }
+// beginRequest and end say that a request is in progress.
+func (c *conn) beginRequest() { c.countRequests(1) }
+func (c *conn) endRequest()   { c.countRequests(-1) }
 
-func (c *conn) count(n int) {
+func (c *conn) countRequests(n int) {
 	c.list.mu.Lock()
 	defer c.list.mu.Unlock()
 	c.requests += n
 	c.unseen, c.idleAt = false, 0
-	c.judge()
+	c.updateRank()
 }

@@ -36,23 +36,23 @@ const (
 	firstRequest  = time.Second // of a connection that was accepted just before the end
 )
 
-// Surface is what answers on the connections, and what is asked and told about
+// Handler is what answers on the connections, and what is asked and told about
 // those that have proved nothing yet.
-type Surface interface {
+type Handler interface {
 	http.Handler
-	Connecting(from netip.Addr) bool // whether it may, so often
-	Proved(from netip.Addr) bool     // whether a valid credential came from there lately
-	Crowded()                        // a connection was closed, because there were too many
-	Flooded(from netip.Addr)         // a connection was closed, because too much came on it
-	Unreadable(from netip.AddrPort)  // a request came that net/http did not hand on
-	Unbelieved(from netip.AddrPort, shown *x509.Certificate, why error)
+	AllowConnection(from netip.Addr) bool // whether it may, so often
+	IsProvedHost(from netip.Addr) bool    // whether a valid credential came from there lately
+	CountRejectedConnection()             // a connection was closed, because there were too many
+	ReportFlood(from netip.Addr)          // a connection was closed, because too much came on it
+	ReportUnreadable(from netip.AddrPort) // a request came that net/http did not hand on
+	ReportRefusedCertificate(from netip.AddrPort, shown *x509.Certificate, why error)
 }
 
 // Server is one TLS listener and what answers on it.
 type Server struct {
 	http     *http.Server
-	surface  Surface
-	fresh    newcomers
+	handler  Handler
+	fresh    newConnections
 	raw      net.Listener // below the limits and TLS
 	listener net.Listener
 	next     func(listener, pipe *os.File) (*process.Server, error)
@@ -64,9 +64,9 @@ type Server struct {
 // New returns a server on a listener. Nothing is accepted before Serve. next
 // starts the server that takes over from this one, with the two files as its
 // descriptors 3 and 4 and HandoverEnv set.
-func New(l net.Listener, conf *config.Watcher, surface Surface, run *runner.Runner, next func(listener, pipe *os.File) (*process.Server, error), log *slog.Logger) *Server {
+func New(l net.Listener, conf *config.Watcher, surface Handler, run *runner.Runner, next func(listener, pipe *os.File) (*process.Server, error), log *slog.Logger) *Server {
 	s := &Server{
-		raw: l, next: next, surface: surface,
+		raw: l, next: next, handler: surface,
 		http: &http.Server{
 			Handler:           surface,
 			ReadHeaderTimeout: headerTimeout,
@@ -90,20 +90,20 @@ func New(l net.Listener, conf *config.Watcher, surface Surface, run *runner.Runn
 		},
 		runner: run, conf: conf, log: log,
 	}
-	s.listener = tls.NewListener(limit(l, conf, surface), &tls.Config{
+	s.listener = tls.NewListener(limitConnections(l, conf, surface), &tls.Config{
 		MinVersion:         tls.VersionTLS13, // never asked: each handshake goes by the configuration in force
-		GetConfigForClient: s.inForce,
+		GetConfigForClient: s.tlsInForce,
 	})
-	s.fresh.watch(s.http)
+	s.fresh.watchServer(s.http)
 	trackRequests(s.http, surface)
 	return s
 }
 
-// inForce is the TLS of the configuration in force, which tells of the client
+// tlsInForce is the TLS of the configuration in force, which tells of the client
 // certificates that it refuses: for net/http they are one more handshake error,
 // which only the debug log has. Sessions are resumed by the keys of the listener
 // in any case, so a copy for each handshake loses none.
-func (s *Server) inForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+func (s *Server) tlsInForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c := s.conf.Get().TLS
 	judge := c.VerifyConnection
 	if judge == nil {
@@ -113,7 +113,7 @@ func (s *Server) inForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c.VerifyConnection = func(state tls.ConnectionState) error {
 		err := judge(state)
 		if err != nil && len(state.PeerCertificates) > 0 {
-			s.surface.Unbelieved(netid.AddrPort(hello.Conn.RemoteAddr()), state.PeerCertificates[0], err)
+			s.handler.ReportRefusedCertificate(netid.AddrPort(hello.Conn.RemoteAddr()), state.PeerCertificates[0], err)
 		}
 		return err
 	}
@@ -139,7 +139,7 @@ var ErrDisplaced = errors.New("another server took over the supervisor of this s
 // says; what still runs then is stopped, at once when it is told to kill. No
 // command is left when it returns, unless there is a next server, which is ready
 // to take over: then all runs go on, and so does the listener.
-func (s *Server) Serve(sig Signals) (next *Next, err error) {
+func (s *Server) Serve(sig Signals) (next *Successor, err error) {
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(s.listener) }()
 	s.log.Info("serving", "address", "https://"+s.Addr().String())
@@ -153,7 +153,7 @@ func (s *Server) Serve(sig Signals) (next *Next, err error) {
 		case <-sig.Displaced:
 			s.log.Error("displaced: another server took over the supervisor")
 			s.runner.Leave() // what runs is that server's
-			s.close()
+			s.closeConnections()
 			return nil, ErrDisplaced
 		case <-sig.HandOver:
 			next, err := s.handOver()
@@ -164,16 +164,16 @@ func (s *Server) Serve(sig Signals) (next *Next, err error) {
 			}
 			// What was on its way here is still answered here, as ever; from now
 			// on what comes waits for the next server.
-			_ = s.finish(firstRequest) // those that take longer go on below
+			_ = s.finishAnswers(firstRequest) // those that take longer go on below
 			s.runner.Leave()
-			s.close()
+			s.closeConnections()
 			return next, nil
 		}
 	}
-	return nil, s.drainAll(sig.Kill, serveErr)
+	return nil, s.drainRuns(sig.Kill, serveErr)
 }
 
-func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {
+func (s *Server) drainRuns(kill <-chan struct{}, serveErr error) error {
 	patience := s.conf.Get().Drain
 	s.log.Info("draining", "runs_may_take", patience.String())
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -188,7 +188,7 @@ func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {
 		cancel()
 		<-drained
 	}
-	s.close()
+	s.closeConnections()
 	if serveErr != nil && !errors.Is(serveErr, http.ErrServerClosed) {
 		return fmt.Errorf("serving %s: %w", s.Addr(), serveErr)
 	}
@@ -196,18 +196,19 @@ func (s *Server) drainAll(kill <-chan struct{}, serveErr error) error {
 	return nil
 }
 
-// finish takes no more connections, and lets answers under way be finished.
-func (s *Server) finish(patience time.Duration) error {
+// finishAnswers takes no more connections, and lets answers under way be finished.
+func (s *Server) finishAnswers(patience time.Duration) error {
 	_ = s.listener.Close() // it may be closed already
-	s.fresh.await(firstRequest)
+	s.fresh.awaitRequests(firstRequest)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return s.http.Shutdown(ctx)
 }
 
-// close is finish, for those too that waited for runs which just ended.
-func (s *Server) close() {
-	if s.finish(lastAnswers) != nil {
+// closeConnections lets answers end as finishAnswers does, and those too that waited for runs which just ended.
+// Then it closes what is left.
+func (s *Server) closeConnections() {
+	if s.finishAnswers(lastAnswers) != nil {
 		_ = s.http.Close()
 	}
 }

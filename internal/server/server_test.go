@@ -52,13 +52,13 @@ type surface struct {
 	lately     sync.Map // addresses
 }
 
-func (s *surface) Connecting(netip.Addr) bool  { return s.left.Add(-1) >= 0 }
-func (s *surface) Crowded()                    { s.crowded.Add(1) }
-func (s *surface) Proved(from netip.Addr) bool { _, ok := s.lately.Load(from); return ok }
-func (s *surface) Flooded(netip.Addr)          { s.flooded.Add(1) }
-func (s *surface) Unreadable(netip.AddrPort)   { s.unreadable.Add(1) }
+func (s *surface) AllowConnection(netip.Addr) bool   { return s.left.Add(-1) >= 0 }
+func (s *surface) CountRejectedConnection()          { s.crowded.Add(1) }
+func (s *surface) IsProvedHost(from netip.Addr) bool { _, ok := s.lately.Load(from); return ok }
+func (s *surface) ReportFlood(netip.Addr)            { s.flooded.Add(1) }
+func (s *surface) ReportUnreadable(netip.AddrPort)   { s.unreadable.Add(1) }
 
-func (s *surface) Unbelieved(netip.AddrPort, *x509.Certificate, error) {}
+func (s *surface) ReportRefusedCertificate(netip.AddrPort, *x509.Certificate, error) {}
 
 func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
 	t.Helper()
@@ -105,7 +105,7 @@ func serveSurface(t *testing.T, limits config.Limits, all *surface) *served {
 		t.Fatal(err)
 	}
 	run := runner.New(st, procs, c.Hook, time.Now, log)
-	l, _, err := server.Inherited(t.Context(), c.Get(), false)
+	l, _, err := server.InheritListener(t.Context(), c.Get(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,8 @@ func plenty() config.Limits { return config.Limits{Connections: 100, Connections
 
 func hello(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
 
-func TestPlaintextIsAnsweredWithNotOneByte(t *testing.T) {
+// TestPlaintext_NoAnswer: plaintext gets not one byte of an answer.
+func TestPlaintext_NoAnswer(t *testing.T) {
 	t.Parallel()
 	s := serve(t, plenty(), http.HandlerFunc(hello))
 	for _, text := range []string{
@@ -210,7 +211,8 @@ func TestPlaintextIsAnsweredWithNotOneByte(t *testing.T) {
 	}
 }
 
-func TestConnectionsThatSayNothingAreClosed(t *testing.T) {
+// TestConnections_SilentAreClosed: connections on which nothing comes are closed.
+func TestConnections_SilentAreClosed(t *testing.T) {
 	t.Parallel()
 	s := serve(t, plenty(), http.HandlerFunc(hello))
 	silent := s.dial()
@@ -230,7 +232,8 @@ func TestConnectionsThatSayNothingAreClosed(t *testing.T) {
 	}
 }
 
-func TestWhoConnectsTooOftenIsClosedBeforeAHandshake(t *testing.T) {
+// TestConnections_TooOften: an address that connects too often is closed before a handshake.
+func TestConnections_TooOften(t *testing.T) {
 	t.Parallel()
 	all := &surface{Handler: http.HandlerFunc(hello)}
 	all.left.Store(2)
@@ -252,7 +255,8 @@ func TestWhoConnectsTooOftenIsClosedBeforeAHandshake(t *testing.T) {
 	}
 }
 
-func TestOldTLSIsRefused(t *testing.T) {
+// TestTLS_OldVersion: old versions of TLS are refused.
+func TestTLS_OldVersion(t *testing.T) {
 	t.Parallel()
 	s := serve(t, plenty(), http.HandlerFunc(hello))
 	for _, version := range []uint16{tls.VersionTLS10, tls.VersionTLS11, tls.VersionTLS12} {
@@ -264,7 +268,7 @@ func TestOldTLSIsRefused(t *testing.T) {
 
 // Whoever records a connection now must not read it once there are quantum
 // computers (ML-KEM, FIPS 203), as far as the client goes along.
-func TestKeyExchangeIsHybridWhereTheClientKnowsIt(t *testing.T) {
+func TestTLS_HybridKeyExchange(t *testing.T) {
 	t.Parallel()
 	s := serve(t, plenty(), http.HandlerFunc(hello))
 	type ids = []tls.CurveID
@@ -286,7 +290,8 @@ func TestKeyExchangeIsHybridWhereTheClientKnowsIt(t *testing.T) {
 	}
 }
 
-func TestAnAnswerUnderWayIsFinishedBeforeTheServerGoes(t *testing.T) {
+// TestServe_FinishesAnswers: an answer in progress is finished before the server ends.
+func TestServe_FinishesAnswers(t *testing.T) {
 	t.Parallel()
 	asked, answer := make(chan struct{}), make(chan struct{})
 	s := serve(t, plenty(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

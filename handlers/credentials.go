@@ -1,0 +1,60 @@
+package handlers
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"sallyport/auth"
+	"sallyport/internal/config"
+	"sallyport/internal/keyuse"
+	"sallyport/internal/netid"
+	"sallyport/runner/hook"
+)
+
+// credentials authenticate requests under one configuration.
+type credentials struct {
+	config *config.Config
+	limits *rateLimits
+	now    func() time.Time
+}
+
+// authenticate tells who sends. A failure costs the address a token of a
+// limiter of its own, so that a flood of them never spends a caller's budget.
+func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h *hook.Hook) (*auth.Identity, error) {
+	var callers []string
+	if h != nil {
+		if h.Unauthenticated {
+			return &auth.Identity{}, nil
+		}
+		callers = h.Callers
+	}
+	d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: c.now()}
+	who, err := c.config.Auth.Authenticate(d, callers)
+	if auth.AwaitKey(r.Context(), err, netid.Site(remoteAddr(r))) { // the key that was missing may be there now
+		d.Now = c.now()
+		who, err = c.config.Auth.Authenticate(d, callers)
+	}
+	if err == nil {
+		req.caller, req.scheme, req.key = who.Caller, who.Kind, who.Key
+		netid.ConnectionOf(r).Prove()
+		c.config.Uses.Note(keyuse.Use{Caller: who.Caller, Scheme: who.Kind, Key: who.Key, At: c.now()})
+		return who, nil
+	}
+	req.resembles = c.resembledCallers(d, callers)
+	_ = errors.As(err, &req.refused)
+	return nil, c.limits.refuseCredential(r, err)
+}
+
+// resembledCallers names the observed callers that a delivery without a valid
+// credential could be meant to come from: their senders are to be mended.
+func (c *credentials) resembledCallers(d *auth.Delivery, callers []string) string {
+	if callers == nil { // a request of the run API, which any caller may make
+		callers = c.config.Auth.Names()
+	}
+	return strings.Join(slices.DeleteFunc(slices.Clone(callers), func(name string) bool {
+		return !c.config.Observed[name] || !c.config.Auth.CouldBeFrom(d, name)
+	}), ",")
+}

@@ -1,0 +1,113 @@
+// Package handlers turns HTTP into decisions: it asks auth who sends, runner
+// what may run, and answers.
+package handlers
+
+import (
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"sallyport/internal/audit"
+	"sallyport/internal/config"
+	"sallyport/internal/readiness"
+	"sallyport/runner"
+	"sallyport/runner/hook"
+	"sallyport/runner/process/output"
+)
+
+// Outputs opens the output of a run, one that is being written too. Errors wrap
+// runner.ErrUnknown or output.ErrNotKept where there is none.
+type Outputs func(run string) (*output.Reader, error)
+
+// Handler answers all requests to the server, under the configuration in force.
+type Handler struct {
+	watcher *config.Watcher
+	current atomic.Pointer[service]
+}
+
+// New returns a handler. outputs opens what a run wrote, and check is what /readyz looks at. A
+// configuration that comes into force later takes effect with Update.
+func New(
+	conf *config.Watcher, run *runner.Runner, outputs Outputs, trail *audit.Log, check *readiness.Check, metrics http.Handler,
+	now func() time.Time, log *slog.Logger,
+) *Handler {
+	h := &Handler{watcher: conf}
+	h.current.Store(newService(conf.Get(), &service{
+		shared: &shared{
+			probes: &probes{runner: run, check: check, watcher: conf},
+			runner: run, outputs: outputs, audit: trail, metrics: metrics, log: log, now: now, latest: h.current.Load,
+			samples: newSamples(log), proved: newProvedHosts(),
+			gates: callerGates{reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits)},
+		},
+		limits: &rateLimits{}, bodies: &bodyReader{}, delay: &uniformDelay{beats: newBeats()},
+	}))
+	return h
+}
+
+// Update goes by the configuration in force from the next request on. Requests
+// in progress end under the one that they began with, except those that follow an
+// output. It must not be called twice at once.
+func (h *Handler) Update() { h.current.Store(newService(h.watcher.Get(), h.current.Load())) }
+
+// Close logs what was only counted so far.
+func (h *Handler) Close() { h.current.Load().samples.logSummary() }
+
+// SkippedLines returns how many lines of the log were not written because there were too many of a kind.
+func (h *Handler) SkippedLines() int { return h.current.Load().samples.skippedLines() }
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.current.Load().public.ServeHTTP(w, r)
+}
+
+// service answers requests under one configuration.
+type service struct {
+	*shared
+
+	config      *config.Config
+	hooks       map[string]*hook.Hook // by path
+	limits      *rateLimits
+	bodies      *bodyReader
+	credentials *credentials
+	delay       *uniformDelay
+	rights      runRights
+	answers     *runAnswers
+	public      http.Handler
+	admin       http.Handler
+}
+
+// shared is what does not depend on the configuration.
+type shared struct {
+	probes  *probes
+	runner  *runner.Runner
+	outputs Outputs
+	audit   *audit.Log
+	metrics http.Handler
+	log     *slog.Logger
+	now     func() time.Time
+	latest  func() *service // under the configuration in force, for answers that last
+	samples *samples
+	proved  *provedHosts
+	gates   callerGates
+}
+
+// newService returns the service under a configuration. It takes over from the one before what has
+// been spent of each limit that is the same.
+func newService(c *config.Config, old *service) *service {
+	s := &service{
+		shared: old.shared, config: c, hooks: make(map[string]*hook.Hook, len(c.Hooks)),
+		limits: old.limits.carryOver(c, old.now),
+		bodies: &bodyReader{room: old.bodies.room.carryOver(c.Hooks), proved: old.proved, now: old.now},
+		delay:  &uniformDelay{callers: c.Auth, runner: old.runner, beats: old.delay.beats, now: old.now},
+		rights: runRights{c}, answers: &runAnswers{runner: old.runner, waits: old.gates.waits, latest: old.latest, now: old.now},
+	}
+	for _, h := range c.Hooks {
+		s.hooks[h.Path] = h
+	}
+	s.credentials = &credentials{config: c, limits: s.limits, now: s.now}
+	m := &middleware{addresses: s.limits.addresses, samples: s.samples, audit: s.audit, log: s.log, now: s.now}
+	s.public = m.wrapRouter(s.newRouter())
+	s.admin = m.wrapRouter((&adminAPI{config: c, runner: s.runner, answers: s.answers}).newRouter())
+	return s
+}

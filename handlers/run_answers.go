@@ -1,0 +1,176 @@
+package handlers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"sallyport/runner"
+)
+
+// runAnswers answer requests with a run, or with why there is none.
+type runAnswers struct {
+	runner *runner.Runner
+	waits  *gate
+	latest func() *service
+	now    func() time.Time
+}
+
+const replayed = "replayed"
+
+// waiting is a run that is queued.
+type waiting struct {
+	runner.Run
+	Joined   bool      `json:"joined,omitempty"`
+	Position int       `json:"position"`       // 1 is next
+	Expected time.Time `json:"expected_start"` // by the median of the hook's runs
+}
+
+// answerStarted answers 200 for a run that runs, and 202 for one that waits or
+// of which nobody can say yet that it runs.
+func (a *runAnswers) answerStarted(w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int) error {
+	if wait > 0 || started.Run.State != runner.Queued && !started.Late {
+		return a.answerWithStatus(w, r, req, started.Run, wait, http.StatusAccepted)
+	}
+	req.run = started.Run.ID
+	w.Header().Set("Location", "/runs/"+started.Run.ID)
+	if started.Late {
+		writeJSON(w, http.StatusAccepted, "application/json", started.Run)
+		return nil
+	}
+	writeJSON(w, http.StatusAccepted, "application/json", waiting{
+		Run: started.Run, Joined: started.Joined, Position: started.Position,
+		Expected: a.now().Add(started.Expected).Round(time.Second),
+	})
+	return nil
+}
+
+// answerRun answers 200 with a run: as it stands, or when it has ended if the
+// request prefers to wait (RFC 7240, 4.3).
+func (a *runAnswers) answerRun(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait int) error {
+	return a.answerWithStatus(w, r, req, run, wait, http.StatusOK)
+}
+
+// answerWithStatus is answerRun, with a status for a run that waits for its turn still.
+// A caller that has too many answers waiting gets this one at once: a preference
+// may be ignored (RFC 7240, 2), and a run was perhaps started for it.
+func (a *runAnswers) answerWithStatus(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait, queued int) error {
+	req.run = run.ID
+	leave, mayWait := func() {}, wait > 0
+	if mayWait {
+		leave, mayWait = a.waits.takePlace(r.Context(), req.caller, 0)
+	}
+	if mayWait {
+		defer leave()
+		req.leaveReads()
+		span := min(time.Duration(wait)*time.Second, maxWait)
+		w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(span.Seconds())))
+		// The server's own deadline is for answers that are made at once.
+		_ = http.NewResponseController(w).SetWriteDeadline(a.now().Add(span + 10*time.Second))
+		ctx, cancel := context.WithTimeout(r.Context(), span)
+		defer cancel()
+		var err error
+		if run, err = a.runner.Wait(ctx, run.ID); err != nil {
+			return a.answerNotStarted(w, r, req, 0, err)
+		}
+	}
+	status := http.StatusOK
+	if run.State == runner.Queued {
+		status = queued
+	}
+	w.Header().Set("Location", "/runs/"+run.ID)
+	writeJSON(w, status, "application/json", a.latest().rights.redactRun(req.caller, run))
+	return nil
+}
+
+// forgotten is a first run that is not kept any more: what recognises its delivery
+// is kept for longer.
+type forgotten struct {
+	ID        string `json:"id"`
+	Hook      string `json:"hook"`
+	Forgotten bool   `json:"forgotten"` // true
+}
+
+// answerNotStarted is the table of why a verified delivery starts nothing.
+func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
+	var first *runner.Replayed
+	var busy *runner.Busy
+	var failed *runner.NotStarted
+	var values *runner.NotAllowed
+	switch {
+	case errors.As(err, &first):
+		req.reason = replayed
+		w.Header().Set("Idempotent-Replayed", "true")
+		if first.Run.State == "" {
+			req.run = first.Run.ID
+			writeJSON(w, http.StatusOK, "application/json", forgotten{first.Run.ID, first.Run.Hook, true})
+			return nil
+		}
+		return a.answerRun(w, r, req, first.Run, wait)
+	case errors.As(err, &busy):
+		return &refusal{
+			status: http.StatusServiceUnavailable, kind: "busy", run: &busy.Run,
+			detail: "A run is in flight, and no more may wait. Retry-After is when it should be over.",
+			header: http.Header{"Retry-After": {formatSeconds(busy.RetryAfter)}},
+		}
+	case errors.Is(err, runner.ErrNotNow):
+		return refuseNotNow(err)
+	case errors.Is(err, runner.ErrUncertain):
+		return &refusal{
+			status: http.StatusInternalServerError, kind: "uncertain", cause: err,
+			detail: "The server cannot tell whether it recorded this delivery. If it did, the run starts when the server is started again.",
+		}
+	case errors.Is(err, runner.ErrUnavailable), errors.Is(err, runner.ErrFull):
+		return refuseUnavailable(err)
+	case errors.Is(err, runner.ErrFlight): // something got away from its run, and lives
+		return &refusal{
+			status: http.StatusServiceUnavailable, kind: "busy", cause: err,
+			detail: "A command of this flight is still running.", header: http.Header{"Retry-After": {"10"}},
+		}
+	case errors.As(err, &failed):
+		return &refusal{
+			status: http.StatusInternalServerError, kind: "not-started", run: &failed.Run, cause: failed.Reason,
+			detail: "The command could not be started. The operator finds the reason under the request id.",
+		}
+	case errors.As(err, &values):
+		return refuseParameters(values)
+	case errors.Is(err, runner.ErrReused):
+		return unauthorized(err.Error())
+	case errors.Is(err, runner.ErrOtherBody):
+		return &refusal{
+			status: http.StatusUnprocessableEntity, kind: "other-body", cause: err,
+			detail: "An earlier delivery came under the same id, nonce or Idempotency-Key with another body. Nothing was started.",
+		}
+	case errors.Is(err, runner.ErrDraining):
+		return refuseDraining()
+	case errors.Is(err, runner.ErrNoInput):
+		return &refusal{
+			status: http.StatusUnprocessableEntity, kind: "no-body",
+			detail: "The command reads the body of its delivery, which is not kept once the run has ended. Send the delivery again.",
+		}
+	}
+	return err
+}
+
+func refuseUnavailable(cause error) error {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: "unavailable", cause: cause,
+		detail: "The server cannot record a run now, so it starts none.", header: http.Header{"Retry-After": {"30"}},
+	}
+}
+
+func refuseNotNow(cause error) error {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: "unavailable", cause: cause,
+		detail: "Commands cannot be started now.", header: http.Header{"Retry-After": {"10"}},
+	}
+}
+
+func refuseDraining() error {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: "draining",
+		detail: "The server is going and takes no more deliveries.", header: http.Header{"Retry-After": {"10"}},
+	}
+}

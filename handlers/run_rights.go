@@ -1,0 +1,127 @@
+package handlers
+
+import (
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"sallyport/internal/config"
+	"sallyport/runner"
+	"sallyport/runner/hook"
+)
+
+// runRights say what a caller may do with runs, and which it may know of.
+type runRights struct{ config *config.Config }
+
+// hasRight tells whether a caller has a right over a run. One that stands for others
+// too is not the caller's alone to cancel.
+func (a runRights) hasRight(caller string, run runner.Run, right hook.Right) bool {
+	h, ok := a.config.Hook(run.Hook)
+	if ok && h.May(caller, right) {
+		return true
+	}
+	return run.Caller == caller && (right == hook.MayRead || right == hook.MayCancel && len(run.StandsFor) == 0)
+}
+
+// mayKnow tells whether a caller may know how a run stands: who may read it, and
+// who was told that its delivery waits in it.
+func (a runRights) mayKnow(caller string, run runner.Run) bool {
+	return a.hasRight(caller, run, hook.MayRead) || slices.Contains(run.StandsFor, caller)
+}
+
+// redactRun takes out of a run what is not for the caller, if that may not read it:
+// who joined it last, with which parameters.
+func (a runRights) redactRun(caller string, run runner.Run) runner.Run {
+	if !a.hasRight(caller, run, hook.MayRead) {
+		run.Caller, run.Params, run.Cut, run.StandsFor = "", nil, nil, nil
+	}
+	return run
+}
+
+// visibleParts narrows a filter to what a caller may know of: lists that may overlap.
+func (a runRights) visibleParts(caller string, f runner.Filter) (parts []runner.Filter) {
+	if len(f.Callers) == 0 || slices.Contains(f.Callers, caller) {
+		own := f
+		own.Callers = []string{caller}
+		parts = append(parts, own)
+	}
+	if len(f.Callers) == 0 { // whose they are now is not told
+		joined := f
+		joined.Joined = caller
+		parts = append(parts, joined)
+	}
+	var hooks []string
+	for _, name := range slices.Sorted(maps.Keys(a.config.Hooks)) {
+		if a.config.Hooks[name].May(caller, hook.MayRead) && (len(f.Hooks) == 0 || slices.Contains(f.Hooks, name)) {
+			hooks = append(hooks, name)
+		}
+	}
+	if len(hooks) > 0 {
+		f.Hooks = hooks
+		parts = append(parts, f)
+	}
+	return parts
+}
+
+// parseFilter reads ?hook=&caller=&state=&since=&until=&before=&limit=. The first
+// three may be repeated. A name that the caller may not know is as one that
+// does not exist.
+func (a runRights) parseFilter(q url.Values, caller string) (f runner.Filter, err error) {
+	f = runner.Filter{Hooks: q["hook"], Callers: q["caller"], Before: q.Get("before"), Limit: 50}
+	for name := range q {
+		if !slices.Contains([]string{"hook", "caller", "state", "since", "until", "before", "limit"}, name) {
+			return f, malformed("Runs are asked for by hook, caller, state, since, until, before and limit, and nothing else.")
+		}
+	}
+	if max(len(f.Hooks), len(f.Callers), len(q["state"])) > maxNames {
+		return f, malformed(fmt.Sprintf("At most %d each of hook, caller and state may be asked for.", maxNames))
+	}
+	hooks, callers := a.visibleNames(caller)
+	switch {
+	case slices.ContainsFunc(f.Hooks, func(name string) bool { return !hooks[name] }):
+		return f, malformed("A hook that is asked for does not exist.")
+	case slices.ContainsFunc(f.Callers, func(name string) bool { return !callers[name] }):
+		return f, malformed("A caller that is asked for does not exist.")
+	}
+	for _, text := range q["state"] {
+		state := runner.State(text)
+		if state != runner.Queued && state != runner.Running && !slices.Contains(runner.Ends(), state) {
+			return f, malformed("There is no such state of a run.")
+		}
+		f.States = append(f.States, state)
+	}
+	for name, at := range map[string]*time.Time{"since": &f.Since, "until": &f.Until} {
+		if text := q.Get(name); text != "" {
+			if *at, err = time.Parse(time.RFC3339, text); err != nil {
+				return f, malformed("since and until are times as in RFC 3339.")
+			}
+		}
+	}
+	if text := q.Get("limit"); text != "" {
+		if f.Limit, err = strconv.Atoi(text); err != nil || f.Limit < 1 || f.Limit > 1000 {
+			return f, malformed("limit is a number from 1 to 1000.")
+		}
+	}
+	return f, nil
+}
+
+// visibleNames returns the hooks that name a caller, and the callers whose runs it may
+// see: itself, and those that the hooks name which it may read.
+func (a runRights) visibleNames(caller string) (hooks, callers map[string]bool) {
+	hooks, callers = map[string]bool{}, map[string]bool{caller: true}
+	for name, h := range a.config.Hooks {
+		if !slices.Contains(h.Callers, caller) {
+			continue
+		}
+		hooks[name] = true
+		if h.May(caller, hook.MayRead) {
+			for _, other := range h.Callers {
+				callers[other] = true
+			}
+		}
+	}
+	return hooks, callers
+}
