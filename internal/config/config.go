@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"sallyport/auth"
+	"sallyport/auth/jwt/keyset"
 	"sallyport/certs"
 	"sallyport/internal/audit"
 	"sallyport/internal/diag"
@@ -209,75 +210,142 @@ func open(name string, p *diag.List) (*File, *report) {
 	return f, r
 }
 
-// compile checks what the shape of the file leaves open. dir is where the file
-// is. The result is of use only if p is not bad.
+// compile checks what the shape of the file leaves open. dir is the folder of the
+// file. The result is of use only if p has no error. A step that depends on
+// another takes its result as an argument; the order of the diagnostics is that
+// of the file, whatever the order of the steps.
 func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	f.fillDefaults()
-	checkListen(f.Listen, p.At("listen"))
-	f.Limits.check(p.At("limits"))
+	f.checkValues(p)
+	state := f.stateFolder(dir)
+	checkState(f.State, state, p.At("state"))
+	specs := f.credentials()
+	material := loadTLS(f.TLS, auth.NameClientCertificates(specs, p.At("callers")), dir, state, env, p.At("tls"))
+	sources := auth.Sources{
+		Dir: dir, Getenv: env.Getenv, Saw: p.Saw, Clients: material.clients, Now: env.Now, KeySets: env.keySets(),
+	}
+	callers := auth.Compile(specs, sources, p.At("callers"))
 	c := &Config{
-		Listen: f.Listen, State: f.State, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs,
-		CallerLimits: make(map[string]Limit, len(f.Callers)),
-		Observed:     map[string]bool{},
+		Listen: f.Listen, State: state, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs,
+		TLS:          material.server,
+		ACME:         material.acme,
+		Audit:        f.Audit.compile(state, sources, p.At("audit")),
+		Auth:         callers,
+		CallerLimits: f.callerLimits(),
+		Observed:     f.observedCallers(),
+		Hooks:        f.compileHooks(p.At("hooks")),
+		Metrics:      f.metricsCallers(),
 		Uses:         env.Uses,
-		callers:      f.Callers, auditKey: f.Audit.Key,
+		callers:      f.Callers, clients: material.clients, auditKey: f.Audit.Key, expiries: material.expiries,
 	}
-	if !filepath.IsAbs(c.State) {
-		c.State = filepath.Join(dir, c.State)
+	if f.TLS.SPIFFE != nil {
+		c.SPIFFE = f.TLS.SPIFFE.Socket
 	}
-	checkState(f.State, c.State, p.At("state"))
-
-	specs := make(map[string]*auth.CallerSpec, len(f.Callers))
-	for name, caller := range f.Callers {
-		checkName(name, p.At("callers", name))
-		c.CallerLimits[name] = f.Limits.Caller
-		if specs[name] = nil; caller == nil {
-			continue
-		}
-		specs[name] = &caller.CallerSpec
-		if caller.Observe {
-			c.Observed[name] = true
-			p.At("callers", name, "observe").Warnf("what this caller sends is verified and reported, and starts nothing")
-		}
-		if caller.Limit != nil {
-			c.CallerLimits[name] = caller.Limit.orDefault(f.Limits.Caller)
-			c.CallerLimits[name].check(p.At("callers", name, "limit"))
-		}
-	}
-	c.loadTLS(f.TLS, auth.NameClientCertificates(specs, p.At("callers")), dir, env, p.At("tls"))
-	src := auth.Sources{Dir: dir, Getenv: env.Getenv, Saw: p.Saw, Clients: c.clients, Now: env.Now}
-	c.Audit = audit.Options{State: c.State, Keep: int64(f.Audit.Keep), LeastAge: f.Audit.LeastAge, Key: f.Audit.load(src, p.At("audit"))}
-	if env.Serving != nil {
-		src.KeySets = env.Serving.Auth.KeySets()
-	}
-	c.Auth = auth.Compile(specs, src, p.At("callers"))
+	f.checkUse(p)
+	f.checkSecrets(callers.SecretHeaders(), p.At("hooks"))
 	if env.Serving != nil {
 		c.checkFollows(env.Serving, p)
 	}
-	for name := range f.Hooks {
-		checkName(name, p.At("hooks", name))
-	}
-	c.Hooks = hook.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
-	if f.Metrics != nil {
-		c.Metrics = f.Metrics.Callers
-	}
-	f.checkUse(p)
-	f.checkSecrets(c.Auth.SecretHeaders(), p.At("hooks"))
 	return c
 }
 
-// loadTLS reads what TLS is made of, with what callers name for it.
-func (c *Config) loadTLS(spec certs.Spec, named certs.Named, dir string, env Env, p *diag.List) {
-	if env.Renewals == nil {
-		env.Renewals = certs.NewRenewals(slog.New(slog.DiscardHandler))
+// checkValues checks each value that means the same whatever the rest of the file says.
+func (f *File) checkValues(p *diag.List) {
+	checkListen(f.Listen, p.At("listen"))
+	f.Limits.check(p.At("limits"))
+	for name, caller := range f.Callers {
+		at := p.At("callers", name)
+		checkName(name, at)
+		if caller == nil {
+			continue
+		}
+		if caller.Observe {
+			at.At("observe").Warnf("what this caller sends is verified and reported, and starts nothing")
+		}
+		if caller.Limit != nil {
+			caller.Limit.orDefault(f.Limits.Caller).check(at.At("limit"))
+		}
 	}
-	c.TLS, c.expiries = certs.Load(spec, dir, env.Now, p)
-	c.ACME = certs.LoadACME(spec.ACME, dir, c.State, env.Renewals, env.Now, p.At("acme"))
-	c.clients = certs.LoadClients(spec, named, dir, env.Now, env.Workloads, p)
-	c.TLS = c.ACME.AddTo(c.clients.AddTo(c.TLS))
-	if spec.SPIFFE != nil {
-		c.SPIFFE = spec.SPIFFE.Socket
+}
+
+func (f *File) stateFolder(dir string) string {
+	if filepath.IsAbs(f.State) {
+		return f.State
 	}
+	return filepath.Join(dir, f.State)
+}
+
+// credentials returns what proves each caller; nil for a caller that the file says nothing of.
+func (f *File) credentials() map[string]*auth.CallerSpec {
+	specs := make(map[string]*auth.CallerSpec, len(f.Callers))
+	for name, caller := range f.Callers {
+		if specs[name] = nil; caller != nil {
+			specs[name] = &caller.CallerSpec
+		}
+	}
+	return specs
+}
+
+func (f *File) callerLimits() map[string]Limit {
+	limits := make(map[string]Limit, len(f.Callers))
+	for name, caller := range f.Callers {
+		if limits[name] = f.Limits.Caller; caller != nil && caller.Limit != nil {
+			limits[name] = caller.Limit.orDefault(f.Limits.Caller)
+		}
+	}
+	return limits
+}
+
+func (f *File) observedCallers() map[string]bool {
+	observed := map[string]bool{}
+	for name, caller := range f.Callers {
+		if caller != nil && caller.Observe {
+			observed[name] = true
+		}
+	}
+	return observed
+}
+
+func (f *File) metricsCallers() []string {
+	if f.Metrics == nil {
+		return nil
+	}
+	return f.Metrics.Callers
+}
+
+func (f *File) compileHooks(p *diag.List) map[string]*hook.Hook {
+	for name := range f.Hooks {
+		checkName(name, p.At(name))
+	}
+	return hook.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p)
+}
+
+// keySets returns the keys of issuers that the configuration in force has fetched.
+func (e Env) keySets() map[keyset.Source]*keyset.Set {
+	if e.Serving == nil {
+		return nil
+	}
+	return e.Serving.Auth.KeySets()
+}
+
+// tlsMaterial is what TLS is made of.
+type tlsMaterial struct {
+	server   *tls.Config
+	acme     *certs.ACME
+	clients  *certs.Clients
+	expiries []certs.Expiry
+}
+
+// loadTLS reads what TLS is made of, with the CAs and the certificates that callers name.
+func loadTLS(spec certs.Spec, named certs.Named, dir, state string, env Env, p *diag.List) tlsMaterial {
+	renewals := env.Renewals
+	if renewals == nil {
+		renewals = certs.NewRenewals(slog.New(slog.DiscardHandler))
+	}
+	server, expiries := certs.Load(spec, dir, env.Now, p)
+	acme := certs.LoadACME(spec.ACME, dir, state, renewals, env.Now, p.At("acme"))
+	clients := certs.LoadClients(spec, named, dir, env.Now, env.Workloads, p)
+	return tlsMaterial{acme.AddTo(clients.AddTo(server)), acme, clients, expiries}
 }
 
 // checkFollows refuses what cannot change under a server that runs.
@@ -338,27 +406,32 @@ func (f *File) fillDefaults() {
 	}
 }
 
-// leastAudit is room for some thousand decisions.
-const leastAudit = 1 << 20
+// minAudit is room for some thousand decisions.
+const minAudit = 1 << 20
 
-func (a *Audit) load(src auth.Sources, p *diag.List) ed25519.PrivateKey {
-	if a.Keep < leastAudit {
+// compile checks the section. state is the state folder.
+func (a *Audit) compile(state string, sources auth.Sources, p *diag.List) audit.Options {
+	if a.Keep < minAudit {
 		p.At("keep").Errorf("%s is too little: 1MiB or more", a.Keep)
 	}
 	if a.LeastAge < 0 {
 		p.At("least_age").Errorf("%s is below nothing", a.LeastAge)
 	}
+	return audit.Options{State: state, Keep: int64(a.Keep), LeastAge: a.LeastAge, Key: a.loadKey(sources, p.At("key"))}
+}
+
+func (a *Audit) loadKey(sources auth.Sources, p *diag.List) ed25519.PrivateKey {
 	if a.Key == "" {
 		return nil
 	}
-	text, err := src.Secret(&auth.KeySpec{File: a.Key})
+	text, err := sources.Secret(&auth.KeySpec{File: a.Key})
 	if err != nil {
-		p.At("key").Errorf("%v", err)
+		p.Errorf("%v", err)
 		return nil
 	}
 	key, err := audit.ParseKey(text)
 	if err != nil {
-		p.At("key").Errorf("%v", err)
+		p.Errorf("%v", err)
 	}
 	return key
 }

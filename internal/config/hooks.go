@@ -1,9 +1,6 @@
 package config
 
 import (
-	"maps"
-	"slices"
-
 	"sallyport/internal/diag"
 	"sallyport/runner/hook"
 )
@@ -19,10 +16,7 @@ func LoadHooks(name string) (map[string]*hook.Hook, []Diagnostic) {
 	if f == nil {
 		return nil, r.sorted()
 	}
-	for hook := range f.Hooks {
-		checkName(hook, p.At("hooks", hook))
-	}
-	hooks := hook.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p.At("hooks"))
+	hooks := f.compileHooks(p.At("hooks"))
 	r.resolve(p.All())
 	if r.bad() {
 		return nil, r.sorted()
