@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net/mail"
-	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/crypto/acme"
 
 	"sallyport/internal/diag"
+	"sallyport/internal/httpsurl"
 )
 
 // ACMESpec is the part of the tls section that has certificates obtained from
@@ -84,7 +84,7 @@ func (s *ACMESpec) check(p *diag.List) {
 		}
 	}
 	if s.Directory != "" {
-		if u, err := url.Parse(s.Directory); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		if _, err := httpsurl.Parse(s.Directory); err != nil {
 			p.At("directory").Errorf("%q is no https URL", s.Directory)
 		}
 	}

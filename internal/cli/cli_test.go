@@ -82,6 +82,9 @@ func TestFlags_Refused(t *testing.T) {
 func makeStateFolder(t *testing.T) (dir string, ids []string) {
 	t.Helper()
 	dir = t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	ctx, log := t.Context(), slog.New(slog.DiscardHandler)
 	s, err := store.Open(ctx, dir, time.Now, log)
 	if err != nil {

@@ -199,15 +199,15 @@ type runsOutput struct {
 
 // Run copies the output.
 func (cmd *runsOutput) Run(s *Streams) error {
+	if cmd.Follow && cmd.StateDir != "" {
+		return fmt.Errorf("--follow needs a --server: %w", client.ErrUsage)
+	}
 	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
 		if cmd.Follow {
 			return c.Follow(ctx, cmd.Server, cmd.ID, s.Out)
 		}
 		return c.Output(ctx, cmd.Server, cmd.ID, s.Out)
 	}, func(ctx context.Context, st *store.SQLite) error {
-		if cmd.Follow {
-			return fmt.Errorf("--follow needs a --server: %w", client.ErrUsage)
-		}
 		r, err := st.Get(ctx, cmd.ID)
 		if err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/internal/client"
+	"sallyport/internal/httpsurl"
 )
 
 // Sign prints the headers that sign a body.
@@ -44,9 +45,12 @@ func (cmd *Sign) Run(s *Streams) error {
 	if cmd.ID == "" {
 		cmd.ID = rand.Text()
 	}
+	if _, err := httpsurl.Parse(cmd.URL); err != nil && cmd.Scheme == "signature" {
+		return fmt.Errorf("--url %q %w: %w", cmd.URL, err, client.ErrUsage)
+	}
 	req, err := http.NewRequestWithContext(context.Background(), cmp.Or(cmd.Method, http.MethodPost), cmd.URL, http.NoBody)
-	if err != nil || cmd.Scheme == "signature" && (req.URL.Scheme != "https" || req.URL.Host == "") {
-		return fmt.Errorf("--url %q is not of the form https://host/path: %w", cmd.URL, client.ErrUsage)
+	if err != nil {
+		return fmt.Errorf("--method %q: %w: %w", cmd.Method, err, client.ErrUsage)
 	}
 	req.Header.Set("Content-Type", cmp.Or(cmd.ContentType, "application/json"))
 	h, err := sign(req, cmd.ID, body, time.Now())

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"time"
 
+	"sallyport/internal/httpsurl"
 	"sallyport/runner"
 )
 
@@ -237,20 +238,19 @@ type answer struct {
 	run    runner.Run
 }
 
-// parseAddress is the one place where it is seen to that a credential goes to
-// nobody in the clear.
+// parseAddress checks the address of a hook or a server.
 func parseAddress(address string) (*url.URL, error) {
-	u, err := url.Parse(address)
+	u, err := httpsurl.Parse(address)
 	switch {
-	case err != nil: // it may be a credential in the wrong place, so it is not repeated
-		return nil, fmt.Errorf("the address is not of the form https://host/path: %w", ErrUsage)
-	case u.User != nil:
-		return nil, fmt.Errorf("the address https://%s has a password: it is of the form https://host/path: %w", u.Host, ErrUsage)
-	case u.Scheme != "https" || u.Host == "":
-		u.RawQuery = ""
-		return nil, fmt.Errorf("%q is not of the form https://host/path: %w", u, ErrUsage)
+	case err == nil:
+		return u, nil
+	case u == nil: // the address may be a credential in the wrong place, so it is not repeated
+		return nil, fmt.Errorf("the address %w: %w", err, ErrUsage)
+	case errors.Is(err, httpsurl.ErrUserInfo):
+		return nil, fmt.Errorf("the address https://%s %w: write https://host/path: %w", u.Host, err, ErrUsage)
 	}
-	return u, nil
+	u.RawQuery = ""
+	return nil, fmt.Errorf("%q %w: %w", u, err, ErrUsage)
 }
 
 // send sends one request, and reads the run that it is answered with.

@@ -8,12 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
 	"github.com/MicahParks/jwkset"
 
+	"sallyport/internal/httpsurl"
 	"sallyport/internal/strictjson"
 )
 
@@ -26,14 +26,12 @@ const (
 // CheckAddress returns what keeps an address from being fetched: anything but
 // https, and parts that a request would not carry as they are written.
 func CheckAddress(text string) error {
-	u, err := url.Parse(text)
+	u, err := httpsurl.Parse(text)
 	switch {
-	case err != nil || u.Host == "":
-		return errors.New("is not an https address")
-	case u.Scheme != "https":
-		return errors.New("is not an https address, and keys are fetched over nothing else")
-	case u.User != nil || u.Fragment != "":
+	case errors.Is(err, httpsurl.ErrUserInfo), err == nil && u.Fragment != "":
 		return errors.New("is an address with a user or a fragment")
+	case err != nil:
+		return errors.New("is not an https address, and keys are fetched over nothing else")
 	}
 	return nil
 }
