@@ -20,6 +20,7 @@ import (
 	"sallyport/internal/audit"
 	"sallyport/internal/client"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/store"
 )
 
@@ -98,7 +99,7 @@ func makeStateFolder(t *testing.T) (dir string, ids []string) {
 			ID: id, Hook: "build", Caller: "ci", Flight: fmt.Sprint("flight", i), Created: time.Now(),
 			Params: map[string]string{"ref": "v" + fmt.Sprint(i) + "\x1b[2J"},
 		}
-		if _, err := s.Admit(ctx, r, runner.Claim{Key: id}, runner.Policy{Kind: runner.Reject}, runner.Feed{}); err != nil {
+		if _, err := s.Admit(ctx, r, runner.Claim{Key: id}, hook.Policy{Kind: hook.Reject}, runner.Feed{}); err != nil {
 			t.Fatal(err)
 		}
 	}
