@@ -80,7 +80,7 @@ fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 
 bench: ## report what it costs, in a few minutes: parts, and the program over TLS as ratios to a bare os/exec
 	@{
-	  go test -run '^$$' -bench . -benchtime 500x ./handlers ./runner/process ./runner/store ./internal/audit
+	  go test -run '^$$' -bench . -benchtime 500x ./handlers ./runner/supervisor ./runner/store ./internal/audit
 	  go test -run '^$$' -bench . -benchtime 5s ./internal/e2e
 	} | awk '/^Benchmark/ && NF > 3 {print $$1; for (i = 3; i < NF; i += 2) printf "%14s  %s\n", $$i, $$(i+1); next} {print}'
 

@@ -20,7 +20,6 @@ import (
 	"sallyport/internal/metrics"
 	"sallyport/internal/readiness"
 	"sallyport/internal/server"
-	"sallyport/runner/process"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/store"
 )
@@ -178,12 +177,12 @@ func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
 // released the state folder, neither server could open that part.
 func (p *program) successorStarter(
 	ctx context.Context, check *readiness.Check,
-) func(listener, pipe *os.File) (*process.Server, error) {
-	return func(listener, pipe *os.File) (*process.Server, error) {
+) func(listener, pipe *os.File) (*server.NextProcess, error) {
+	return func(listener, pipe *os.File) (*server.NextProcess, error) {
 		if err := check.Err(ctx); err != nil {
 			return nil, err
 		}
-		return process.StartServer(p.exe, os.Args[1:], successorEnv(), listener, pipe)
+		return server.StartNextProcess(p.exe, os.Args[1:], successorEnv(), listener, pipe)
 	}
 }
 

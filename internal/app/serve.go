@@ -17,7 +17,7 @@ import (
 	"sallyport/internal/logging"
 	"sallyport/internal/retention"
 	"sallyport/internal/server"
-	"sallyport/runner/process"
+	"sallyport/runner/supervisor"
 )
 
 type serveCmd struct {
@@ -71,14 +71,14 @@ func (p *program) keepStateTidy(ctx context.Context, f *stateFolder, works *sync
 
 // serveAdmin answers local administrators until ctx is done. Deliveries do not depend on it, so the
 // server goes on without it.
-func serveAdmin(ctx context.Context, procs *process.Client, surface *handlers.Handler, log *slog.Logger) {
+func serveAdmin(ctx context.Context, procs *supervisor.Client, surface *handlers.Handler, log *slog.Logger) {
 	listener, err := procs.ListenForAdmin(ctx)
 	if err != nil {
 		log.Error("local administration is not available", "error", err)
 		return
 	}
 	identify := func(ctx context.Context, conn net.Conn) context.Context {
-		if admin, ok := conn.(*process.AdminConn); ok {
+		if admin, ok := conn.(*supervisor.AdminConn); ok {
 			return handlers.WithAdmin(ctx, admin.UID)
 		}
 		return ctx

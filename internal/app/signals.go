@@ -7,8 +7,8 @@ import (
 	"syscall"
 
 	"sallyport/internal/server"
-	"sallyport/runner/process"
 	"sallyport/runner/process/proctree"
+	"sallyport/runner/supervisor"
 )
 
 // protectProcess keeps the server and the supervisor from what may end them, or be
@@ -19,7 +19,7 @@ func protectProcess() error {
 	// terminal that closes. Caught, not ignored: commands would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	proctree.MakeThreads(proctree.SpareThreads)
-	return process.HideMemory()
+	return supervisor.HideMemory()
 }
 
 // catchSignals returns where SIGHUP comes, and logs when this process goes on after it

@@ -18,13 +18,14 @@ import (
 	"sallyport/runner/hook"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
+	"sallyport/runner/supervisor"
 )
 
 // stateFolder is an open state folder. One server at a time has it.
 type stateFolder struct {
 	store      *store.SQLite
 	audit      *audit.Log
-	supervisor *process.Client
+	supervisor *supervisor.Client
 	runs       *runner.Runner
 	check      *readiness.Check
 	undo       []func()
@@ -61,7 +62,7 @@ func (p *program) openFolder(ctx context.Context) (_ *stateFolder, err error) {
 	f.undo = append(f.undo, func() { closeAndLog(f.audit, "audit log", p.log) })
 	// Only now: the supervisor disconnects the predecessor when another server connects, and by now the predecessor has
 	// let go of its runs.
-	f.supervisor, err = process.Connect(ctx, process.Options{
+	f.supervisor, err = supervisor.Connect(ctx, supervisor.Options{
 		State: c.State, Config: p.file, Exe: p.exe, Version: p.version, Log: p.log, Env: process.LoginEnv(os.LookupEnv),
 	})
 	if err != nil {

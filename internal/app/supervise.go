@@ -10,6 +10,7 @@ import (
 	"sallyport/internal/logging"
 	"sallyport/runner/hook"
 	"sallyport/runner/process"
+	"sallyport/runner/supervisor"
 )
 
 // superviseCmd is the process that starts commands and outlives the server.
@@ -25,12 +26,12 @@ func (cmd *superviseCmd) Run(s *cli.Streams, version buildVersion) error {
 	}
 	log, out := logging.New(s.Err)
 	defer out.Close()
-	return process.Supervise(Supervision(cmd.State, cmd.Config, string(version), log, out.Flush))
+	return supervisor.Run(Supervision(cmd.State, cmd.Config, string(version), log, out.Flush))
 }
 
 // Supervision is what the supervisor of a state folder needs: it reads the hooks from the configuration file itself.
-func Supervision(state, file, version string, log *slog.Logger, flush func()) process.Supervision {
-	return process.Supervision{
+func Supervision(state, file, version string, log *slog.Logger, flush func()) supervisor.Settings {
+	return supervisor.Settings{
 		State: state, Version: buildVersion(version).String(), Log: log, Flush: flush, Env: process.LoginEnv(os.LookupEnv),
 		Load: func() (map[string]*hook.Hook, error) {
 			hooks, found := config.LoadHooks(file)

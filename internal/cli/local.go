@@ -9,7 +9,7 @@ import (
 
 	"sallyport/internal/client"
 	"sallyport/internal/terminal"
-	"sallyport/runner/process"
+	"sallyport/runner/supervisor"
 )
 
 // change asks a server to change a run: the one at --server, or the one that serves the state folder,
@@ -21,7 +21,7 @@ func (r *reach) change(s *Streams, f func(ctx context.Context, c *client.Client,
 		return err
 	}
 	if r.StateDir != "" {
-		err := f(ctx, client.NewLocal(func(ctx context.Context) (net.Conn, error) { return process.DialAdmin(ctx, r.StateDir) }), client.LocalServer)
+		err := f(ctx, client.NewLocal(func(ctx context.Context) (net.Conn, error) { return supervisor.DialAdmin(ctx, r.StateDir) }), client.LocalServer)
 		if client.ExitCode(err) == client.ExitUnreachable {
 			return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may do this: %w", r.StateDir, err)
 		}

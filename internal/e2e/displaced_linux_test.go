@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"sallyport/runner/process"
+	"sallyport/runner/supervisor"
 )
 
 // TestDisplacedServer_Ends: when another server takes over the supervisor, the server ends with an error, so that its
@@ -22,7 +22,7 @@ func TestDisplacedServer_Ends(t *testing.T) {
 	in.until("the run to begin", func() bool { return in.began(id) == 1 })
 	version, err := exec.CommandContext(t.Context(), in.program, "version").Output()
 	check(t, err)
-	other, err := process.Connect(t.Context(), process.Options{
+	other, err := supervisor.Connect(t.Context(), supervisor.Options{
 		State: filepath.Join(in.dir, "state"), Config: filepath.Join(in.dir, "sallyport.yaml"), Exe: in.program,
 		Version: strings.TrimSpace(strings.TrimPrefix(string(version), "sallyport ")), Log: slog.New(slog.DiscardHandler),
 	})

@@ -129,14 +129,14 @@ func TestLimits_Constants(t *testing.T) {
 		"internal/audit.maxBatch":        "lines of one write, of those that wait",
 		"internal/audit.mostUnsigned":    "for sallyport audit verify alone",
 		"internal/audit.longestUnsigned": "the same",
-		"runner/process.maxStdin":        "as hooks.NAME.body.max",
-		"runner/process.maxGreeting":     "between server and supervisor",
+		"runner/supervisor.maxStdin":     "as hooks.NAME.body.max",
+		"runner/supervisor.maxGreeting":  "between server and supervisor",
 		"runner/store.maxBatch":          "runs of one transaction, of those that wait",
 	}
 	code := map[string]constant.Value{}
 	for _, dir := range []string{
 		"auth", "auth/field", "auth/httpsig", "auth/jwt", "auth/jwt/keyset", "auth/webhook", "certs", "handlers", "internal/audit", "internal/config", "internal/keyuse", "internal/logging", "internal/readiness", "internal/server",
-		"internal/strictjson", "runner", "runner/process", "runner/process/output", "runner/process/proctree", "runner/process/rundir", "runner/store",
+		"internal/strictjson", "runner", "runner/process", "runner/process/output", "runner/process/proctree", "runner/process/rundir", "runner/store", "runner/supervisor",
 	} {
 		packageConstants(t, dir, code)
 	}

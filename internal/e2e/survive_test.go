@@ -21,7 +21,7 @@ import (
 
 	"sallyport/internal/app"
 	"sallyport/internal/logging"
-	"sallyport/runner/process"
+	"sallyport/runner/supervisor"
 )
 
 // unlocked is the program with a supervisor that ignores locks, which shows why they are needed.
@@ -34,7 +34,7 @@ func unlocked() {
 	defer out.Close()
 	s := app.Supervision(os.Args[3], os.Args[5], "", log, out.Flush)
 	s.DangerouslyUnlocked = true
-	if err := process.Supervise(s); err != nil {
+	if err := supervisor.Run(s); err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, err)
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 
 	"sallyport/internal/config"
-	"sallyport/runner/process"
 )
 
 // A server hands its listener over to the next one, so that no connection is
@@ -119,7 +118,7 @@ func (s *Server) handOver() (*Successor, error) {
 
 // Successor is the server that is taking over from this one.
 type Successor struct {
-	server   *process.Server
+	server   *NextProcess
 	listener *os.File // for this one to go on with, if it must
 	told     *os.File
 	log      *slog.Logger

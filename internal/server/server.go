@@ -18,7 +18,6 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/netid"
 	"sallyport/runner"
-	"sallyport/runner/process"
 )
 
 // The deadlines of a connection. A handler that waits for a run, or reads a
@@ -55,7 +54,7 @@ type Server struct {
 	fresh    newConnections
 	raw      net.Listener // below the limits and TLS
 	listener net.Listener
-	next     func(listener, pipe *os.File) (*process.Server, error)
+	next     func(listener, pipe *os.File) (*NextProcess, error)
 	runner   *runner.Runner
 	conf     *config.Watcher
 	log      *slog.Logger
@@ -64,7 +63,7 @@ type Server struct {
 // New returns a server on a listener. Nothing is accepted before Serve. next
 // starts the server that takes over from this one, with the two files as its
 // descriptors 3 and 4 and HandoverEnv set.
-func New(l net.Listener, conf *config.Watcher, surface Handler, run *runner.Runner, next func(listener, pipe *os.File) (*process.Server, error), log *slog.Logger) *Server {
+func New(l net.Listener, conf *config.Watcher, surface Handler, run *runner.Runner, next func(listener, pipe *os.File) (*NextProcess, error), log *slog.Logger) *Server {
 	s := &Server{
 		raw: l, next: next, handler: surface,
 		http: &http.Server{

@@ -100,9 +100,12 @@ func NewSupervised(s Supervised) (*Local, error) {
 	if err := l.adopt(); err != nil {
 		return nil, err
 	}
-	l.ready.KeepReady()
+	l.KeepReady()
 	return l, nil
 }
+
+// KeepReady keeps folders ready for runs, as long as the process lives.
+func (l *Local) KeepReady() { l.ready.KeepReady() }
 
 // SetAttended records whether a server is connected, which records the ends of runs, too.
 func (l *Local) SetAttended(attended bool) { l.attended.Store(attended) }
@@ -164,7 +167,7 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 	f, stdin, err := l.prepare(a, h, o)
 	if err != nil {
 		l.ends.releaseFlight(flight)
-		return full(err)
+		return rundir.MarkFull(err)
 	}
 	defer rundir.CloseFiles(stdin)
 	defer f.Discard() // but not what a has taken
@@ -220,15 +223,6 @@ func (l *Local) takeBack(a *active, reason error) {
 		return
 	}
 	l.ends.releaseFlight(a.status.Flight)
-}
-
-// full marks an error that comes of a lack of space, before anything is left of
-// a run.
-func full(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", runner.ErrFull, err)
-	}
-	return err
 }
 
 // cause is the system's own word for an error, without the paths around it:

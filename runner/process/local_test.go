@@ -284,32 +284,6 @@ func TestStart_MarkLeftBehind(t *testing.T) {
 	processtest.CheckExit(t, b.RunToEnd(t, o), 0)
 }
 
-// Somebody who cleans up removes what belongs to no run, or all.
-func TestStart_FoldersRemoved(t *testing.T) {
-	command, release := processtest.GatedScript(t, "exit 4")
-	p := newPost(t, map[string]hook.Spec{"job": {Command: []string{"/bin/true"}}, "held": {Command: command}})
-	held := p.begin(t, p.order("held", nil))
-	p.AwaitText(t, held, "ready")
-	for _, name := range []string{"active", "ready"} {
-		processtest.Eventually(t, "the folder is gone", func() bool { return os.RemoveAll(filepath.Join(p.Dir, name)) == nil })
-	}
-	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
-	p.killSupervisor(t) // the next one finds what runs by its mark
-	if list, err := p.List(); err != nil || !slices.Equal(list, []string{held}) {
-		t.Errorf("under way are %v, %v", list, err)
-	}
-	release()
-	processtest.CheckInterrupted(t, p.Subject.AwaitEnd(t, held))
-
-	processtest.Eventually(t, "the folder is gone", func() bool { return os.RemoveAll(p.Dir) == nil })
-	o := p.order("job", nil)
-	if err := p.Start(o); !errors.Is(err, runner.ErrNotNow) {
-		t.Errorf("got %v", err)
-	}
-	processtest.Eventually(t, "it starts", func() bool { return p.Start(o) == nil })
-	processtest.CheckExit(t, p.Subject.AwaitEnd(t, o.Run), 0)
-}
-
 func TestRunThatIsTooLongForTheSystemSaysSo(t *testing.T) {
 	command := []string{"/bin/true"}
 	for range 60 {

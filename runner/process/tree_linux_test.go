@@ -1,7 +1,6 @@
 package process_test
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
@@ -180,49 +178,5 @@ func TestRunsHoldNoThreads(t *testing.T) {
 	}
 	if now := threads(); now-before > 50 {
 		t.Errorf("%d threads for 100 runs", now-before)
-	}
-}
-
-// TestCgroup_ProcessThatLeftItEndsWithItsRun: what may write to cgroup.procs of
-// another cgroup, as root may, takes itself out of its own.
-func TestCgroup_ProcessThatLeftItEndsWithItsRun(t *testing.T) {
-	t.Parallel()
-	p := newPost(t, job([]string{"/bin/true"}))
-	run := p.begin(t, p.order("job", nil))
-	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
-	home := filepath.Dir(p.ReadStatus(t, run).Cgroup)
-	if home == "." {
-		testenv.Skip(t, "what leaves its cgroup, because runs get none here")
-	}
-	script := `
-keep='echo $$ > "$0/cgroup.procs" && trap "" TERM && echo $$; while :; do sleep 1; done'
-sh -c "$keep" "$1" &
-(setsid sh -c "$keep" "$1" 3>&- &)                                    # without the lock
-(env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" &)                    # without the environment
-(env -i /usr/bin/setsid /bin/sh -c "$keep" "$1" 3>&- &)               # without either, and the only run
-while [ ! -e go ]; do sleep 0.01; done`
-	spec := job(processtest.Script(t, script, home))
-	j := spec["job"]
-	j.Grace = 100 * time.Millisecond
-	spec["job"] = j
-	p.hooks = p.write(t, spec)
-	if _, err := p.Reload(""); err != nil {
-		t.Fatal(err)
-	}
-	run = p.begin(t, p.order("job", nil))
-	all := processtest.AwaitPIDs(t, &p.Subject, run, 4)
-	for _, pid := range all {
-		if groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err != nil || strings.Contains(string(groups), run) {
-			t.Fatalf("process %d is in the cgroup of its run, so the test shows nothing: %s, %v", pid, groups, err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(p.Dir, run, "work", "go"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	e := p.Subject.AwaitEnd(t, run)
-	processtest.CheckExit(t, e, 0)
-	processtest.CheckGone(t, all)
-	if e.LeftBehind < len(all) {
-		t.Errorf("%d processes are counted as left behind, and there were %d", e.LeftBehind, len(all))
 	}
 }

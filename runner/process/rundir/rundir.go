@@ -316,3 +316,12 @@ func CloseFiles(files ...*os.File) {
 		}
 	}
 }
+
+// MarkFull marks an error that comes of a lack of space, before anything is left of
+// a run.
+func MarkFull(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", runner.ErrFull, err)
+	}
+	return err
+}

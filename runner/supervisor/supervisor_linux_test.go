@@ -1,4 +1,4 @@
-package process_test
+package supervisor_test
 
 import (
 	"bytes"

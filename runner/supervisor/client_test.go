@@ -1,4 +1,4 @@
-package process_test
+package supervisor_test
 
 import (
 	"bytes"
@@ -15,8 +15,8 @@ import (
 
 	"sallyport/runner"
 	"sallyport/runner/hook"
-	"sallyport/runner/process"
 	"sallyport/runner/process/processtest"
+	"sallyport/runner/supervisor"
 )
 
 // signal signals the supervisor. After SIGSTOP none of its threads goes on: they
@@ -39,7 +39,7 @@ func (p *post) signal(t testing.TB, sig syscall.Signal) {
 }
 
 // startInBackground gives an order and returns where its answer comes.
-func (p *post) startInBackground(c *process.Client, o runner.Order) <-chan error {
+func (p *post) startInBackground(c *supervisor.Client, o runner.Order) <-chan error {
 	answer := make(chan error, 1)
 	go func() { answer <- c.Start(o) }()
 	return answer
@@ -293,7 +293,7 @@ func TestCopiedFolder(t *testing.T) {
 			if out, err := exec.CommandContext(t.Context(), "cp", "-a", p.options.State, o.State).CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
-			c, err := process.Connect(t.Context(), o)
+			c, err := supervisor.Connect(t.Context(), o)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,20 +1,20 @@
-package process
+package server
 
 import (
 	"fmt"
 	"os"
 )
 
-// Server is a server that was started beside this process.
-type Server struct {
+// NextProcess is a server that was started beside this process.
+type NextProcess struct {
 	*os.Process
 
 	Ended <-chan struct{} // closed when it has, and all that it held is free
 }
 
-// StartServer starts the program anew, beside this process, with files as its
+// StartNextProcess starts the program again, beside this process, with files as its
 // descriptors from 3 on. It outlives this process.
-func StartServer(exe string, args, env []string, files ...*os.File) (*Server, error) {
+func StartNextProcess(exe string, args, env []string, files ...*os.File) (*NextProcess, error) {
 	p, err := os.StartProcess(exe, append([]string{exe}, args...), &os.ProcAttr{
 		Env: env, Files: append([]*os.File{os.Stdin, os.Stdout, os.Stderr}, files...),
 	})
@@ -26,5 +26,5 @@ func StartServer(exe string, args, env []string, files ...*os.File) (*Server, er
 		_, _ = p.Wait() // how it ended is in its log
 		close(ended)
 	}()
-	return &Server{p, ended}, nil
+	return &NextProcess{p, ended}, nil
 }

@@ -1,4 +1,16 @@
-package process
+// Package supervisor runs commands in a process of its own, which goes on when the server ends.
+//
+// The server has a [Client], which starts the supervisor when there is none and asks it to start, follow and stop
+// commands. The supervisor ([Run]) is the parent of all commands. The two speak over a Unix socket in the state
+// folder: each checks that the other runs as the same user, the server proves that it can read the secret beside the
+// socket, and the supervisor refuses a peer that a command started. Only one server is served: a later one takes the
+// place of the one before, whose Client is displaced.
+//
+// An order that was lost with the connection is asked for again, and carried out once: the folder of its run shows
+// whether it was. A supervisor that is killed loses no run: the next one finds what is alive by the locks of the
+// runs, and sees it to its end; only the exit codes are lost. A supervisor of another version than the server
+// replaces itself in place, and keeps its children with their exit codes.
+package supervisor
 
 import (
 	"bufio"
@@ -22,12 +34,13 @@ import (
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 	"sallyport/runner/hook"
+	"sallyport/runner/process"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
 )
 
-// Supervision is what a supervisor goes by.
-type Supervision struct {
+// Settings are what a supervisor goes by.
+type Settings struct {
 	State string // the state folder
 	// Load reads the hooks from the file as it stands. Its error is for the
 	// operator.
@@ -35,7 +48,7 @@ type Supervision struct {
 	Version string // a server of another one has this process replace itself
 	Log     *slog.Logger
 	Flush   func()   // writes what Log has queued, before this process becomes another program; may be nil
-	Env     []string // of this process: what LoginEnv returned in the server
+	Env     []string // of this process: what [process.LoginEnv] returned in the server
 
 	// Idle is how long to stay with no server and no run; default one minute.
 	Idle time.Duration
@@ -49,8 +62,8 @@ type Supervision struct {
 
 // supervisor is the parent of all commands, and outlives the server.
 type supervisor struct {
-	Supervision
-	local    *Local
+	Settings
+	local    *process.Local
 	parent   *proctree.Parent
 	listener *net.UnixListener
 	socket   *os.File // as it was inherited, to be handed on
@@ -75,18 +88,18 @@ type supervisor struct {
 
 var errGoing = fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow)
 
-// Supervise is the supervisor: it returns when it is told to go, at SIGTERM
+// Run is the supervisor: it returns when it is told to go, at SIGTERM
 // once its runs have ended, or when it has had nothing to do for a while. It is
 // to be called in a process of its own, which Connect starts. SIGHUP, SIGINT
 // and a broken pipe at stderr do not end it.
-func Supervise(s Supervision) error {
+func Run(s Settings) error {
 	// Caught and not ignored, because commands would inherit that.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGCONT)
 	if s.Idle == 0 {
 		s.Idle = time.Minute
 	}
-	v := &supervisor{Supervision: s, uid: os.Geteuid(), quit: make(chan struct{}), superseded: map[string]bool{}}
+	v := &supervisor{Settings: s, uid: os.Geteuid(), quit: make(chan struct{}), superseded: map[string]bool{}}
 	if err := v.inherit(); err != nil {
 		return err
 	}
@@ -148,7 +161,7 @@ func (v *supervisor) open() (err error) {
 	if v.prepare != nil {
 		v.prepare(v)
 	}
-	v.local, err = NewSupervised(Supervised{
+	v.local, err = process.NewSupervised(process.Supervised{
 		Dir: filepath.Join(v.State, runsDir), Parent: v.parent, LoginEnv: v.Env, Log: v.Log,
 		DangerouslyUnlocked: v.DangerouslyUnlocked,
 	})

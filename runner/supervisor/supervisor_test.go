@@ -1,4 +1,4 @@
-package process_test
+package supervisor_test
 
 import (
 	"bufio"
@@ -28,6 +28,7 @@ import (
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
+	"sallyport/runner/supervisor"
 )
 
 // TestMain lets this program be the supervisor, or a server that can be
@@ -52,7 +53,7 @@ func supervise(args []string) error {
 		return err
 	}
 	words, _ := os.ReadFile(filepath.Join(state, "seams"))
-	s := process.Supervision{
+	s := supervisor.Settings{
 		State: state, Version: os.Args[0], Log: slog.New(slog.NewTextHandler(out, nil)), Env: process.LoginEnv(os.LookupEnv),
 		Load: func() (map[string]*hook.Hook, error) {
 			hooks, found := config.LoadHooks(file)
@@ -74,7 +75,7 @@ func supervise(args []string) error {
 	if strings.Contains(string(words), "other-user") {
 		s.ForUser(os.Geteuid() + 1)
 	}
-	if err := process.Supervise(s); err != nil {
+	if err := supervisor.Run(s); err != nil {
 		_, _ = fmt.Fprintln(out, err)
 		return err
 	}
@@ -83,7 +84,7 @@ func supervise(args []string) error {
 
 // serve has the orders of its input, a line each, carried out until it is killed.
 func serve(args []string) error {
-	c, err := process.Connect(context.Background(), process.Options{
+	c, err := supervisor.Connect(context.Background(), supervisor.Options{
 		State: args[0], Config: args[1], Exe: os.Args[0], Version: os.Args[0], Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -106,15 +107,15 @@ func serve(args []string) error {
 // post is a state folder, a file with hooks, and a client of the supervisor.
 type post struct {
 	processtest.Subject
-	*process.Client
-	options process.Options
+	*supervisor.Client
+	options supervisor.Options
 	hooks   map[string]*hook.Hook
 }
 
 func newPost(t testing.TB, specs map[string]hook.Spec, seams ...string) *post {
 	t.Helper()
 	dir := t.TempDir()
-	p := &post{options: process.Options{
+	p := &post{options: supervisor.Options{
 		State: filepath.Join(dir, "state"), Config: filepath.Join(dir, "sallyport.yaml"), Exe: os.Args[0], Version: os.Args[0],
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}}
@@ -183,7 +184,7 @@ func (p *post) connect(t testing.TB) {
 			t.Fatal(err)
 		}
 	}
-	c, err := process.Connect(t.Context(), p.options)
+	c, err := supervisor.Connect(t.Context(), p.options)
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
 		t.Fatalf("%v\n%s", err, log)
@@ -198,7 +199,7 @@ func (p *post) end(t testing.TB) {
 		log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
 		t.Logf("the supervisor said:\n%s", log)
 	}()
-	c, err := process.Connect(context.WithoutCancel(t.Context()), p.options)
+	c, err := supervisor.Connect(context.WithoutCancel(t.Context()), p.options)
 	if err != nil {
 		t.Error(err)
 		return
@@ -397,7 +398,7 @@ func TestOtherUsersAreRefused(t *testing.T) {
 	}
 	ctx, stop := context.WithTimeout(t.Context(), 5*time.Second)
 	defer stop()
-	if _, err := process.Connect(ctx, p.options); err == nil {
+	if _, err := supervisor.Connect(ctx, p.options); err == nil {
 		t.Error("somebody else was served")
 	}
 	log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
@@ -431,7 +432,7 @@ func TestStateFolderOfOthersIsRefused(t *testing.T) {
 	if err := os.Chmod(o.State, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := process.Connect(t.Context(), o); err == nil {
+	if _, err := supervisor.Connect(t.Context(), o); err == nil {
 		t.Error("a folder that others may enter was taken")
 	}
 }
@@ -443,12 +444,12 @@ func TestManyServersAtOnceStartOneSupervisor(t *testing.T) {
 			t.Fatal(err)
 		}
 		var all sync.WaitGroup
-		clients := make([]*process.Client, 8)
+		clients := make([]*supervisor.Client, 8)
 		for i := range clients {
 			all.Go(func() {
 				var err error
-				clients[i], err = process.Connect(t.Context(), p.options)
-				if err != nil && !errors.Is(err, process.ErrSuperseded) {
+				clients[i], err = supervisor.Connect(t.Context(), p.options)
+				if err != nil && !errors.Is(err, supervisor.ErrSuperseded) {
 					t.Error(err)
 				}
 			})
@@ -468,7 +469,7 @@ func TestManyServersAtOnceStartOneSupervisor(t *testing.T) {
 			switch _, err := c.List(); {
 			case err == nil:
 				served++
-			case !errors.Is(err, process.ErrSuperseded):
+			case !errors.Is(err, supervisor.ErrSuperseded):
 				t.Error(err)
 			}
 			_ = c.Close()
@@ -825,21 +826,21 @@ func TestSupervisorThatCannotStartSaysSo(t *testing.T) {
 	o := p.options
 	o.State = filepath.Join(t.TempDir(), "state")
 	o.Exe = "/bin/false"
-	if _, err := process.Connect(t.Context(), o); err == nil || !strings.Contains(err.Error(), "ended at once") {
+	if _, err := supervisor.Connect(t.Context(), o); err == nil || !strings.Contains(err.Error(), "ended at once") {
 		t.Errorf("got %v", err)
 	}
 	o.Exe = "/no/such/program"
-	if _, err := process.Connect(t.Context(), o); !errors.Is(err, os.ErrNotExist) {
+	if _, err := supervisor.Connect(t.Context(), o); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestSuperviseIsNotForPeople(t *testing.T) {
 	dir := t.TempDir()
-	if err := process.Supervise(process.Supervision{State: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
+	if err := supervisor.Run(supervisor.Settings{State: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("it started without a server")
 	}
-	var _ io.Closer = (*process.Client)(nil)
+	var _ io.Closer = (*supervisor.Client)(nil)
 }
 
 // TestAProgramThatOthersMaySwapReplacesNoSupervisor: whoever may write a folder on
@@ -849,14 +850,14 @@ func TestAProgramThatOthersMaySwapReplacesNoSupervisor(t *testing.T) {
 	open, link := filepath.Join(dir, "open"), filepath.Join(dir, "link")
 	exe := filepath.Join(open, "program")
 	for _, err := range []error{
-		os.Mkdir(open, 0o755), os.WriteFile(exe, nil, 0o755), os.Symlink(exe, link), process.CheckImage(exe), process.CheckImage(link), os.Chmod(open, 0o775),
+		os.Mkdir(open, 0o755), os.WriteFile(exe, nil, 0o755), os.Symlink(exe, link), supervisor.CheckImage(exe), supervisor.CheckImage(link), os.Chmod(open, 0o775),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, name := range []string{exe, link} {
-		if err := process.CheckImage(name); err == nil || !strings.Contains(err.Error(), "the folder "+open+" may be written") {
+		if err := supervisor.CheckImage(name); err == nil || !strings.Contains(err.Error(), "the folder "+open+" may be written") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -867,7 +868,7 @@ func TestAProgramThatOthersMaySwapReplacesNoSupervisor(t *testing.T) {
 		if err := os.Chmod(exe, mode); err != nil {
 			t.Fatal(err)
 		}
-		if err := process.CheckImage(exe); err == nil || !strings.Contains(err.Error(), word) {
+		if err := supervisor.CheckImage(exe); err == nil || !strings.Contains(err.Error(), word) {
 			t.Errorf("mode %04o: %v", mode, err)
 		}
 	}

@@ -1,4 +1,4 @@
-package process
+package supervisor
 
 import (
 	"cmp"
@@ -31,7 +31,7 @@ type Options struct {
 	Exe     string // the program; it is started as: Exe supervise --state State --config Config
 	Version string // of Exe: a supervisor of another one is asked to replace itself in place
 	Log     *slog.Logger
-	Env     []string // what LoginEnv returns for the server's environment
+	Env     []string // what [process.LoginEnv] returns for the server's environment
 
 	// Of tests.
 	updateAgain, watchEach, silenceTime time.Duration
@@ -502,7 +502,7 @@ func (c *Client) find(ctx context.Context) (*link, error) {
 		if died == nil {
 			ended, err := c.spawn()
 			if err != nil {
-				return nil, fmt.Errorf("starting it: %w", full(err))
+				return nil, fmt.Errorf("starting it: %w", rundir.MarkFull(err))
 			}
 			died = ended
 		}

@@ -1,4 +1,6 @@
-package process
+//go:build darwin || freebsd
+
+package supervisor
 
 import (
 	"net"
@@ -13,14 +15,15 @@ func peerOf(conn *net.UnixConn) (uid, pid int, err error) {
 	if err != nil {
 		return -1, 0, err
 	}
-	var cred *unix.Ucred
+	var cred *unix.Xucred
 	var got error
-	err = raw.Control(func(fd uintptr) { cred, got = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	const local = 0 // SOL_LOCAL
+	err = raw.Control(func(fd uintptr) { cred, got = unix.GetsockoptXucred(int(fd), local, unix.LOCAL_PEERCRED) })
 	if err != nil {
 		return -1, 0, err
 	}
 	if got != nil {
 		return -1, 0, got
 	}
-	return int(cred.Uid), int(cred.Pid), nil
+	return int(cred.Uid), 0, nil
 }

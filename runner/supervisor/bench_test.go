@@ -1,4 +1,4 @@
-package process_test
+package supervisor_test
 
 import (
 	"os"
@@ -25,7 +25,7 @@ type way struct {
 // more than they differ; there is a pause before each, as there is between runs.
 func BenchmarkStart(b *testing.B) {
 	local, supplied := processtest.NewBench(b, hook.Spec{Command: []string{"/bin/true"}}), processtest.NewBench(b, hook.Spec{Command: []string{"/bin/true"}})
-	supplied.Supply()
+	supplied.KeepReady()
 	p := newPost(b, job([]string{"/bin/true"}))
 	ways := []way{
 		{name: "bare", start: startBare(b)},

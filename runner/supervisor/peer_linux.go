@@ -1,6 +1,4 @@
-//go:build darwin || freebsd
-
-package process
+package supervisor
 
 import (
 	"net"
@@ -15,15 +13,14 @@ func peerOf(conn *net.UnixConn) (uid, pid int, err error) {
 	if err != nil {
 		return -1, 0, err
 	}
-	var cred *unix.Xucred
+	var cred *unix.Ucred
 	var got error
-	const local = 0 // SOL_LOCAL
-	err = raw.Control(func(fd uintptr) { cred, got = unix.GetsockoptXucred(int(fd), local, unix.LOCAL_PEERCRED) })
+	err = raw.Control(func(fd uintptr) { cred, got = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if err != nil {
 		return -1, 0, err
 	}
 	if got != nil {
 		return -1, 0, got
 	}
-	return int(cred.Uid), 0, nil
+	return int(cred.Uid), int(cred.Pid), nil
 }
