@@ -40,7 +40,7 @@ type program struct {
 	watchdog readiness.Watchdog
 }
 
-// run takes a server through its states:
+// runStates takes a server through its states:
 //
 //	acquire   opens the state folder, once the predecessor, if there is one, has released it
 //	serve     answers deliveries until a signal ends that
@@ -49,7 +49,7 @@ type program struct {
 //	reclaim   opens the state folder again, because the successor failed, and serves with the same listener
 //
 // At any time at most one server holds the state folder.
-func (p *program) run(ctx context.Context, listener net.Listener, predecessor *server.Predecessor) error {
+func (p *program) runStates(ctx context.Context, listener net.Listener, predecessor *server.Predecessor) error {
 	folder, err := p.acquire(ctx, predecessor)
 	for err == nil {
 		var successor *server.Successor
@@ -148,7 +148,7 @@ func (p *program) serve(
 	}
 	applyConfig(conf.Get())
 	works.Go(func() {
-		conf.Watch(ctx, p.hup, func(c *config.Config) error { return f.agree(ctx, conf.Get(), c) }, applyConfig)
+		conf.Watch(ctx, p.hup, func(c *config.Config) error { return f.prepareReload(ctx, conf.Get(), c) }, applyConfig)
 	})
 	works.Go(func() { serveAdmin(ctx, f.supervisor, surface, log) })
 	srv := server.New(listener, conf, surface, f.runs, p.successorStarter(ctx, f.check), log)

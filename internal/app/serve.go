@@ -58,7 +58,7 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 		retain:  env.Retain,
 	}
 	go p.watchdog.Run(ctx, log)
-	return p.run(ctx, listener, predecessor)
+	return p.runStates(ctx, listener, predecessor)
 }
 
 // keepStateTidy removes from the state folder what is no longer kept, until ctx is done.

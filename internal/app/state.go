@@ -105,9 +105,9 @@ func openAudit(ctx context.Context, c *config.Config, version string, log *slog.
 	return trail, nil
 }
 
-// agree prepares for a new configuration, before it is in force: the supervisor reads its hooks, and the audit log
+// prepareReload prepares for a new configuration, before it is in force: the supervisor reads its hooks, and the audit log
 // records it.
-func (f *stateFolder) agree(ctx context.Context, old, c *config.Config) error {
+func (f *stateFolder) prepareReload(ctx context.Context, old, c *config.Config) error {
 	digest, err := f.supervisor.Reload(hook.Digest(old.Hooks)) //nolint:contextcheck // it has a time limit of its own, and must not stop half-way
 	if err == nil && digest != hook.Digest(c.Hooks) {
 		return config.ErrChanged

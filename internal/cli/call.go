@@ -29,14 +29,14 @@ type Call struct {
 
 // Run sends the delivery and prints the run as JSON.
 func (cmd *Call) Run(s *Streams) error {
-	body, err := cmd.body(s.In)
+	body, err := cmd.readBody(s.In)
 	if err != nil {
 		return err
 	}
 	if _, hmac := webhook.Preset(cmd.Scheme); hmac && len(body) == 0 {
 		return fmt.Errorf("--data is missing, and %s signs nothing else: %w", cmd.Scheme, client.ErrUsage)
 	}
-	c, err := cmd.client(&cmd.credential, client.Options{Retry: cmd.Retry, Progress: terminal.Writer(s.Err)})
+	c, err := cmd.makeClient(&cmd.credential, client.Options{Retry: cmd.Retry, Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}

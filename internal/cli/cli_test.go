@@ -123,8 +123,8 @@ func makeStateFolder(t *testing.T) (dir string, ids []string) {
 	return dir, ids
 }
 
-// listed returns the ids of a list in JSON, and where the next page begins.
-func listed(t *testing.T, text string) (ids []string, next string) {
+// parseList returns the ids of a list in JSON, and where the next page begins.
+func parseList(t *testing.T, text string) (ids []string, next string) {
 	t.Helper()
 	var p client.Page
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
@@ -146,7 +146,7 @@ func TestRuns_StateFolder(t *testing.T) {
 		if got.code != 0 {
 			t.Fatal(got)
 		}
-		found, _ := listed(t, got.out)
+		found, _ := parseList(t, got.out)
 		return found
 	}
 	newestFirst := []string{ids[2], ids[1], ids[0]}
@@ -222,7 +222,7 @@ func recordedServer(t *testing.T, answers map[string]func(http.ResponseWriter, *
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer, ok := answers[r.Method+" "+r.URL.Path]
 		if !ok {
-			answer = problem(http.StatusNotFound)
+			answer = answerProblem(http.StatusNotFound)
 		}
 		answer(w, r)
 	}))
@@ -231,8 +231,8 @@ func recordedServer(t *testing.T, answers map[string]func(http.ResponseWriter, *
 	return []string{"--ca", ca, "--server", s.URL}
 }
 
-// problem answers with an RFC 9457 problem.
-func problem(status int) func(http.ResponseWriter, *http.Request) {
+// answerProblem answers with an RFC 9457 problem.
+func answerProblem(status int) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.Header().Set("X-Request-Id", "request-1")
@@ -293,7 +293,7 @@ func TestExitCodes_Refusals(t *testing.T) {
 		401: client.ExitRefused, 403: client.ExitRefused, 429: client.ExitBusy, 503: client.ExitBusy, 500: client.ExitServer,
 	} {
 		at := recordedServer(t, map[string]func(http.ResponseWriter, *http.Request){
-			"GET /runs/R": problem(status), "POST /start": problem(status),
+			"GET /runs/R": answerProblem(status), "POST /start": answerProblem(status),
 		})
 		for _, args := range [][]string{append([]string{"runs", "show", "R"}, at...), {"call", "--ca", at[1], "-d", "{}", at[3] + "/start"}} {
 			got := runProgram("", args...)

@@ -12,12 +12,12 @@ import (
 	"sallyport/runner/supervisor"
 )
 
-// change asks a server to change a run: the one at --server, or the one that serves the state folder,
+// changeRun asks a server to change a run: the one at --server, or the one that serves the state folder,
 // as a local administrator. The store is never changed behind the back of a server.
-func (r *reach) change(s *Streams, f func(ctx context.Context, c *client.Client, server string) error) error {
+func (r *target) changeRun(s *Streams, f func(ctx context.Context, c *client.Client, server string) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := r.checkOptions(); err != nil {
+	if err := r.refuseCredential(); err != nil {
 		return err
 	}
 	if r.StateDir != "" {
@@ -27,7 +27,7 @@ func (r *reach) change(s *Streams, f func(ctx context.Context, c *client.Client,
 		}
 		return err
 	}
-	c, err := r.client(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
+	c, err := r.makeClient(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}

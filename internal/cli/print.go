@@ -20,12 +20,12 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// form is how runs are printed.
-type form struct {
+// outputFormat is how runs are printed.
+type outputFormat struct {
 	JSON bool `name:"json" help:"Print JSON, for programs."`
 }
 
-func (f *form) print(w io.Writer, r runner.Run) error {
+func (f *outputFormat) printRun(w io.Writer, r runner.Run) error {
 	if f.JSON {
 		return printJSON(w, struct {
 			runner.Run
@@ -39,15 +39,15 @@ func (f *form) print(w io.Writer, r runner.Run) error {
 		{"caller", r.Caller},
 		{"flight", r.Flight},
 		{"state", string(r.State)},
-		{"created", moment(r.Created)},
-		{"started", moment(r.Started)},
-		{"ended", moment(r.Ended)},
-		{"took", took(r)},
-		{"exit", exit(r)},
+		{"created", formatTime(r.Created)},
+		{"started", formatTime(r.Started)},
+		{"ended", formatTime(r.Ended)},
+		{"took", formatDuration(r)},
+		{"exit", formatExit(r)},
 		{"error", r.Error},
 		{"reason", r.Detail},
-		{"output", wrote(r)},
-		{"left behind", leftBehind(r)},
+		{"output", formatOutputSize(r)},
+		{"left behind", formatLeftBehind(r)},
 		{"rerun of", r.RerunOf},
 		{"stands for", strings.Join(r.StandsFor, ", ")},
 	}
@@ -66,8 +66,8 @@ func (f *form) print(w io.Writer, r runner.Run) error {
 	return t.Flush()
 }
 
-// leftBehind says how many processes of the command had to be ended after it.
-func leftBehind(r runner.Run) string {
+// formatLeftBehind says how many processes of the command had to be ended after it.
+func formatLeftBehind(r runner.Run) string {
 	switch r.LeftBehind {
 	case 0:
 		return ""
@@ -77,7 +77,7 @@ func leftBehind(r runner.Run) string {
 	return fmt.Sprintf("%d processes, which were ended", r.LeftBehind)
 }
 
-func wrote(r runner.Run) string {
+func formatOutputSize(r runner.Run) string {
 	switch {
 	case r.Ended.IsZero():
 		return ""

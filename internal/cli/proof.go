@@ -45,7 +45,7 @@ type option struct {
 	schemes []string
 }
 
-func (c *credential) options() []option {
+func (c *credential) schemeOptions() []option {
 	token, jwt, signature := []string{"token"}, []string{"jwt"}, []string{"signature"}
 	return []option{
 		{"header", c.Header != "", token},
@@ -76,15 +76,15 @@ func checkOptions(scheme string, options []option) error {
 	return nil
 }
 
-// given returns the name of a flag of the credential that was given, or nothing.
-func (c *credential) given() string {
+// firstFlag returns the name of a flag of the credential that was given, or nothing.
+func (c *credential) firstFlag() string {
 	switch {
 	case c.Scheme != "":
 		return "scheme"
 	case c.KeyFile != "":
 		return "key-file"
 	}
-	for _, o := range c.options() {
+	for _, o := range c.schemeOptions() {
 		if o.given {
 			return o.name
 		}
@@ -92,9 +92,9 @@ func (c *credential) given() string {
 	return ""
 }
 
-// signer returns what makes the headers; nil without a scheme.
-func (c *credential) signer() (client.RequestSigner, error) {
-	if err := checkOptions(c.Scheme, c.options()); err != nil {
+// makeSigner returns what makes the headers; nil without a scheme.
+func (c *credential) makeSigner() (client.RequestSigner, error) {
+	if err := checkOptions(c.Scheme, c.schemeOptions()); err != nil {
 		return nil, err
 	}
 	switch {
@@ -116,14 +116,14 @@ func (c *credential) signer() (client.RequestSigner, error) {
 	if c.Scheme == "signature" {
 		return client.Signature(c.Kid, c.Tag, key)
 	}
-	sign, err := c.bodySigner(key)
+	sign, err := c.makeBodySigner(key)
 	if err != nil {
 		return nil, err
 	}
 	return sign.Requests(), nil
 }
 
-func (c *credential) bodySigner(key []byte) (client.Signer, error) {
+func (c *credential) makeBodySigner(key []byte) (client.Signer, error) {
 	switch c.Scheme {
 	case "token":
 		header, prefix := http.CanonicalHeaderKey(cmp.Or(c.Header, "Authorization")), ""
@@ -148,7 +148,7 @@ func (c *credential) bodySigner(key []byte) (client.Signer, error) {
 	return client.HMAC(c.Scheme, key)
 }
 
-func (p *payload) body(in io.Reader) ([]byte, error) {
+func (p *payload) readBody(in io.Reader) ([]byte, error) {
 	switch p.DataFile {
 	case "":
 		return []byte(p.Data), nil
@@ -165,8 +165,8 @@ type transport struct {
 	Key  string `placeholder:"FILE" help:"Its key, PEM." and:"cert"`
 }
 
-// given returns the name of a flag that was given, or nothing.
-func (t *transport) given() string {
+// firstFlag returns the name of a flag that was given, or nothing.
+func (t *transport) firstFlag() string {
 	switch {
 	case t.CA != "":
 		return "ca"
@@ -176,8 +176,8 @@ func (t *transport) given() string {
 	return ""
 }
 
-func (t *transport) client(c *credential, o client.Options) (*client.Client, error) {
-	sign, err := c.signer()
+func (t *transport) makeClient(c *credential, o client.Options) (*client.Client, error) {
+	sign, err := c.makeSigner()
 	if err != nil {
 		return nil, err
 	}

@@ -31,28 +31,28 @@ type Runs struct {
 	Rerun  runsRerun  `cmd:"" help:"Start the command of a run again."`
 }
 
-// reach is where runs are asked for: at a server with a credential, or in the
+// target is where runs are asked for: at a server with a credential, or in the
 // state folder of this machine, which needs no server.
-type reach struct {
+type target struct {
 	Server   string `placeholder:"URL" help:"Server: https://host:port." xor:"where" required:""`
 	StateDir string `placeholder:"DIR" help:"State folder, instead of a server." xor:"where" required:""`
 	credential
 	transport
 }
 
-// checkOptions refuses a credential where there is nobody to show it to.
-func (r *reach) checkOptions() error {
-	if flag := cmp.Or(r.credential.given(), r.transport.given()); r.StateDir != "" && flag != "" {
+// refuseCredential refuses a credential where there is nobody to show it to.
+func (r *target) refuseCredential() error {
+	if flag := cmp.Or(r.credential.firstFlag(), r.transport.firstFlag()); r.StateDir != "" && flag != "" {
 		return fmt.Errorf("--%s is for a --server: %w", flag, client.ErrUsage)
 	}
 	return nil
 }
 
-// ask calls online or offline.
-func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
+// askServerOrFolder calls online or offline.
+func (r *target) askServerOrFolder(s *Streams, online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := r.checkOptions(); err != nil {
+	if err := r.refuseCredential(); err != nil {
 		return err
 	}
 	if r.StateDir != "" {
@@ -62,7 +62,7 @@ func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) err
 		}
 		return errors.Join(offline(ctx, st), st.Close())
 	}
-	c, err := r.client(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
+	c, err := r.makeClient(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (r *reach) ask(s *Streams, online func(context.Context, *client.Client) err
 }
 
 type runsList struct {
-	reach
+	target
 	Hook   []string   `help:"Of these hooks."`
 	Caller []string   `help:"Of these callers."`
 	State  []runState `placeholder:"STATE" help:"Only runs in these states: queued, running, succeeded, failed, timed_out, cancelled, interrupted."`
@@ -78,18 +78,18 @@ type runsList struct {
 	Until  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Created before then."`
 	Before string     `placeholder:"ID" help:"Go on after this run of an earlier page."`
 	Limit  int        `default:"50" help:"At most so many, up to 1000."`
-	form
+	outputFormat
 }
 
 // Run prints a page of runs, and how to get the next one.
 func (cmd *runsList) Run(s *Streams) error {
 	p := client.Page{Runs: []runner.Run{}}
-	err := cmd.ask(s, func(ctx context.Context, c *client.Client) (err error) {
-		p, err = c.Runs(ctx, cmd.Server, cmd.query())
+	err := cmd.askServerOrFolder(s, func(ctx context.Context, c *client.Client) (err error) {
+		p, err = c.Runs(ctx, cmd.Server, cmd.buildQuery())
 		return err
 	}, func(ctx context.Context, st *store.SQLite) (err error) {
 		runs, next, err := st.List(ctx, runner.Filter{
-			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.states(), Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
+			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.selectedStates(), Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
 		})
 		p.Runs, p.Next = append(p.Runs, runs...), next
 		return err
@@ -104,7 +104,7 @@ func (cmd *runsList) Run(s *Streams) error {
 	_, _ = fmt.Fprintln(w, "RUN\tHOOK\tCALLER\tSTATE\tCREATED\tTOOK\tEXIT")
 	for _, r := range p.Runs {
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Hook, r.Caller, r.State,
-			moment(r.Created), took(r), exit(r))
+			formatTime(r.Created), formatDuration(r), formatExit(r))
 	}
 	if p.Next != "" {
 		defer func() { _, _ = fmt.Fprintln(s.Err, "there are more: --before", p.Next) }()
@@ -125,14 +125,14 @@ func (s *runState) UnmarshalText(text []byte) error {
 	return nil
 }
 
-func (cmd *runsList) states() (states []runner.State) {
+func (cmd *runsList) selectedStates() (states []runner.State) {
 	for _, s := range cmd.State {
 		states = append(states, runner.State(s))
 	}
 	return states
 }
 
-func (cmd *runsList) query() url.Values {
+func (cmd *runsList) buildQuery() url.Values {
 	q := url.Values{"hook": cmd.Hook, "caller": cmd.Caller, "limit": {strconv.Itoa(cmd.Limit)}}
 	for _, state := range cmd.State {
 		q.Add("state", string(state))
@@ -148,21 +148,21 @@ func (cmd *runsList) query() url.Values {
 	return q
 }
 
-func moment(t time.Time) string {
+func formatTime(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
 	return t.Local().Format(time.DateTime)
 }
 
-func took(r runner.Run) string {
+func formatDuration(r runner.Run) string {
 	if r.Started.IsZero() || r.Ended.IsZero() {
 		return ""
 	}
 	return r.Ended.Sub(r.Started).Round(time.Millisecond).String()
 }
 
-func exit(r runner.Run) string {
+func formatExit(r runner.Run) string {
 	if r.ExitCode != nil {
 		return strconv.Itoa(*r.ExitCode)
 	}
@@ -171,14 +171,14 @@ func exit(r runner.Run) string {
 
 type runsShow struct {
 	ID string `arg:"" help:"Run."`
-	reach
-	form
+	target
+	outputFormat
 }
 
 // Run prints the run.
 func (cmd *runsShow) Run(s *Streams) error {
 	var r runner.Run
-	err := cmd.ask(s, func(ctx context.Context, c *client.Client) (err error) {
+	err := cmd.askServerOrFolder(s, func(ctx context.Context, c *client.Client) (err error) {
 		r, err = c.Run(ctx, cmd.Server, cmd.ID)
 		return err
 	}, func(ctx context.Context, st *store.SQLite) (err error) {
@@ -188,13 +188,13 @@ func (cmd *runsShow) Run(s *Streams) error {
 	if err != nil {
 		return err
 	}
-	return cmd.print(s.Out, r)
+	return cmd.printRun(s.Out, r)
 }
 
 type runsOutput struct {
 	ID     string `arg:"" help:"Run."`
 	Follow bool   `short:"f" help:"Go on until the run has ended."`
-	reach
+	target
 }
 
 // Run copies the output.
@@ -202,7 +202,7 @@ func (cmd *runsOutput) Run(s *Streams) error {
 	if cmd.Follow && cmd.StateDir != "" {
 		return fmt.Errorf("--follow needs a --server: %w", client.ErrUsage)
 	}
-	return cmd.ask(s, func(ctx context.Context, c *client.Client) error {
+	return cmd.askServerOrFolder(s, func(ctx context.Context, c *client.Client) error {
 		if cmd.Follow {
 			return c.Follow(ctx, cmd.Server, cmd.ID, s.Out)
 		}
@@ -222,34 +222,34 @@ func (cmd *runsOutput) Run(s *Streams) error {
 
 type runsCancel struct {
 	ID string `arg:"" help:"Run."`
-	reach
-	form
+	target
+	outputFormat
 }
 
 // Run cancels.
 func (cmd *runsCancel) Run(s *Streams) error {
-	return cmd.change(s, func(ctx context.Context, c *client.Client, server string) error {
+	return cmd.changeRun(s, func(ctx context.Context, c *client.Client, server string) error {
 		r, err := c.Cancel(ctx, server, cmd.ID)
 		if err != nil {
 			return err
 		}
-		return cmd.print(s.Out, r)
+		return cmd.printRun(s.Out, r)
 	})
 }
 
 type runsRerun struct {
 	ID string `arg:"" help:"Run."`
-	reach
-	form
+	target
+	outputFormat
 }
 
 // Run starts the command again.
 func (cmd *runsRerun) Run(s *Streams) error {
-	return cmd.change(s, func(ctx context.Context, c *client.Client, server string) error {
+	return cmd.changeRun(s, func(ctx context.Context, c *client.Client, server string) error {
 		r, err := c.Rerun(ctx, server, cmd.ID)
 		if err != nil {
 			return err
 		}
-		return cmd.print(s.Out, r)
+		return cmd.printRun(s.Out, r)
 	})
 }

@@ -24,7 +24,7 @@ type Sign struct {
 
 // Run prints the headers.
 func (cmd *Sign) Run(s *Streams) error {
-	sign, err := cmd.signer()
+	sign, err := cmd.makeSigner()
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (cmd *Sign) Run(s *Streams) error {
 	if err != nil {
 		return err
 	}
-	body, err := cmd.body(s.In)
+	body, err := cmd.readBody(s.In)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func New(o Options) (*Client, error) {
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
-	return &Client{opt: o, pause: pause, http: &http.Client{
+	return &Client{opt: o, pause: waitFor, http: &http.Client{
 		Timeout:       requestTime,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
@@ -99,7 +99,7 @@ const LocalServer = "https://localhost"
 // NewLocal returns a Client that reaches the server of this machine by dial, without TLS and
 // without a credential: whoever can open that connection is a local administrator.
 func NewLocal(dial func(context.Context) (net.Conn, error)) *Client {
-	return &Client{opt: Options{Progress: io.Discard, Now: time.Now}, pause: pause, http: &http.Client{
+	return &Client{opt: Options{Progress: io.Discard, Now: time.Now}, pause: waitFor, http: &http.Client{
 		Timeout: requestTime,
 		Transport: &http.Transport{
 			DialTLSContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
@@ -108,7 +108,7 @@ func NewLocal(dial func(context.Context) (net.Conn, error)) *Client {
 	}}
 }
 
-func pause(ctx context.Context, d time.Duration) error {
+func waitFor(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -146,7 +146,7 @@ func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool
 	if d.ID == "" {
 		d.ID = rand.Text()
 	}
-	a, err := c.post(ctx, u, d)
+	a, err := c.sendDelivery(ctx, u, d)
 	if err != nil {
 		return Result{}, err
 	}
@@ -154,19 +154,19 @@ func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool
 	if !wait || r.Run.State.Ended() {
 		return r, nil
 	}
-	if r.Run, err = c.follow(ctx, u, a, d); err != nil && ctx.Err() == nil {
+	if r.Run, err = c.followRun(ctx, u, a, d); err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w: following run %s: %w", ErrLost, a.run.ID, err)
 	}
 	return r, err
 }
 
-// post sends the delivery until it is accepted, refused for good, or the time
+// sendDelivery sends the delivery until it is accepted, refused for good, or the time
 // for it is over. Sent again after a connection that broke half-way, it might
 // start twice where the server has nothing to know it by; so it is not.
-func (c *Client) post(ctx context.Context, u *url.URL, d Delivery) (*answer, error) {
+func (c *Client) sendDelivery(ctx context.Context, u *url.URL, d Delivery) (*answer, error) {
 	until := c.opt.Now().Add(c.opt.Retry)
 	for {
-		a, err := c.send(ctx, http.MethodPost, u, d)
+		a, err := c.sendForRun(ctx, http.MethodPost, u, d)
 		if err == nil {
 			return a, nil
 		}
@@ -183,8 +183,8 @@ func (c *Client) post(ctx context.Context, u *url.URL, d Delivery) (*answer, err
 	}
 }
 
-// follow asks for the run until it has ended, through restarts of the server.
-func (c *Client) follow(ctx context.Context, u *url.URL, a *answer, d Delivery) (runner.Run, error) {
+// followRun asks for the run until it has ended, through restarts of the server.
+func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Delivery) (runner.Run, error) {
 	at, err := u.Parse(a.header.Get("Location"))
 	if err != nil || at.Scheme != u.Scheme || at.Host != u.Host || at.Path == u.Path {
 		return a.run, fmt.Errorf("%w: there is no Location of the run on this server", ErrAnswer)
@@ -200,7 +200,7 @@ func (c *Client) follow(ctx context.Context, u *url.URL, a *answer, d Delivery) 
 	var out outage
 	for {
 		poll.ID = rand.Text()
-		now, err := c.send(ctx, http.MethodGet, at, poll)
+		now, err := c.sendForRun(ctx, http.MethodGet, at, poll)
 		switch {
 		case err == nil && now.run.State.Ended():
 			return now.run, nil
@@ -208,7 +208,7 @@ func (c *Client) follow(ctx context.Context, u *url.URL, a *answer, d Delivery) 
 			known, out = now.run, outage{}
 			err = c.pause(ctx, pollPause)
 		default:
-			err = c.endure(ctx, err, &out)
+			err = c.waitOutOutage(ctx, err, &out)
 		}
 		if err != nil {
 			return known, err
@@ -219,9 +219,9 @@ func (c *Client) follow(ctx context.Context, u *url.URL, a *answer, d Delivery) 
 // outage is a server that does not do what it is asked, since its first failure.
 type outage struct{ since time.Time }
 
-// endure waits until a server may be asked again about a run, or returns the
+// waitOutOutage waits until a server may be asked again about a run, or returns the
 // error if it will not do better, or has not for too long.
-func (c *Client) endure(ctx context.Context, err error, out *outage) error {
+func (c *Client) waitOutOutage(ctx context.Context, err error, out *outage) error {
 	if out.since.IsZero() {
 		out.since = c.opt.Now()
 	}
@@ -253,9 +253,9 @@ func parseAddress(address string) (*url.URL, error) {
 	return nil, fmt.Errorf("%q %w: %w", u, err, ErrUsage)
 }
 
-// send sends one request, and reads the run that it is answered with.
-func (c *Client) send(ctx context.Context, method string, u *url.URL, d Delivery) (*answer, error) {
-	resp, err := c.request(ctx, c.http, method, u, d)
+// sendForRun sends one request, and reads the run that it is answered with.
+func (c *Client) sendForRun(ctx context.Context, method string, u *url.URL, d Delivery) (*answer, error) {
+	resp, err := c.sendRequest(ctx, c.http, method, u, d)
 	if err != nil {
 		return nil, err
 	}
@@ -267,9 +267,9 @@ func (c *Client) send(ctx context.Context, method string, u *url.URL, d Delivery
 	return &answer{resp.Header, run}, err
 }
 
-// request sends one request, signed as of now, and returns an answer that is no
+// sendRequest sends one request, signed as of now, and returns an answer that is no
 // refusal, with its body still to be read.
-func (c *Client) request(ctx context.Context, by *http.Client, method string, u *url.URL, d Delivery) (*http.Response, error) {
+func (c *Client) sendRequest(ctx context.Context, by *http.Client, method string, u *url.URL, d Delivery) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(d.Body))
 	if err != nil {
 		return nil, err
@@ -288,7 +288,7 @@ func (c *Client) request(ctx context.Context, by *http.Client, method string, u 
 	}
 	resp, err := by.Do(req)
 	if err != nil {
-		return nil, unreachable(ctx, err)
+		return nil, classifyNetworkError(ctx, err)
 	}
 	if resp.StatusCode < http.StatusMultipleChoices {
 		return resp, nil
@@ -297,7 +297,7 @@ func (c *Client) request(ctx context.Context, by *http.Client, method string, u 
 	if err != nil {
 		return nil, err
 	}
-	return nil, refused(resp, body, c.opt.Now())
+	return nil, parseRefusal(resp, body, c.opt.Now())
 }
 
 // readAnswer reads up to limit bytes, and lets go of the answer.
@@ -305,7 +305,7 @@ func readAnswer(ctx context.Context, resp *http.Response, limit int64) ([]byte, 
 	defer resp.Body.Close() //nolint:errcheck // only read
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit))
 	if err != nil {
-		return nil, unreachable(ctx, err)
+		return nil, classifyNetworkError(ctx, err)
 	}
 	return body, nil
 }

@@ -118,16 +118,16 @@ func (g *gate) client(t *testing.T, o client.Options) (*client.Client, *clock) {
 	return c, k
 }
 
-func run(rest string) http.HandlerFunc { return runAt("/runs/r1", rest) }
+func answerRun(rest string) http.HandlerFunc { return answerRunAt("/runs/r1", rest) }
 
-func runAt(location, rest string) http.HandlerFunc {
+func answerRunAt(location, rest string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", location)
 		_, _ = fmt.Fprintf(w, `{"id":"r1","hook":"start",%s}`, rest)
 	}
 }
 
-func refuse(status int, retryAfter string) http.HandlerFunc {
+func answerRefusal(status int, retryAfter string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/problem+json")
 		if retryAfter != "" {
@@ -138,8 +138,8 @@ func refuse(status int, retryAfter string) http.HandlerFunc {
 	}
 }
 
-// cut answers with a connection that breaks.
-func cut(http.ResponseWriter, *http.Request) {
+// breakOff answers with a connection that breaks.
+func breakOff(http.ResponseWriter, *http.Request) {
 	panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to break a connection
 }
 
@@ -155,8 +155,8 @@ const (
 	succeeded = `"state":"succeeded","exit_code":0`
 )
 
-func TestCallSendsTheBodyAndReturnsTheRun(t *testing.T) {
-	g := newGate(t, run(running))
+func TestCall_SendsBody(t *testing.T) {
+	g := newGate(t, answerRun(running))
 	c, _ := g.client(t, client.Options{})
 	r, err := c.Call(t.Context(), g.url, client.Delivery{ID: "d1", Body: []byte("{}"), ContentType: "application/json"}, false)
 	if err != nil || r.Run.ID != "r1" || r.Run.State != runner.Running || r.Replayed {
@@ -165,10 +165,10 @@ func TestCallSendsTheBodyAndReturnsTheRun(t *testing.T) {
 	equal(t, "requests", g.got, []seen{{"POST /start", "d1", "", "application/json", "{}"}})
 }
 
-func TestCallTellsAReplay(t *testing.T) {
+func TestCall_Replay(t *testing.T) {
 	g := newGate(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Idempotent-Replayed", "true")
-		run(`"state":"failed","exit_code":3`)(w, r)
+		answerRun(`"state":"failed","exit_code":3`)(w, r)
 	})
 	c, _ := g.client(t, client.Options{})
 	r, err := c.Call(t.Context(), g.url, client.Delivery{}, true)
@@ -178,8 +178,8 @@ func TestCallTellsAReplay(t *testing.T) {
 	equal(t, "requests", g.lines(), []string{"POST /start"})
 }
 
-func TestWaitFollowsTheRunToItsEnd(t *testing.T) {
-	g := newGate(t, run(`"state":"queued"`), run(running), run(`"state":"failed","exit_code":7`))
+func TestWait_UntilTheEnd(t *testing.T) {
+	g := newGate(t, answerRun(`"state":"queued"`), answerRun(running), answerRun(`"state":"failed","exit_code":7`))
 	c, k := g.client(t, client.Options{})
 	r, err := c.Call(t.Context(), g.url, client.Delivery{ID: "d1", Body: []byte("{}"), ContentType: "application/json"}, true)
 	if err != nil || client.RunExitCode(r.Run) != 7 {
@@ -199,8 +199,8 @@ func TestWaitFollowsTheRunToItsEnd(t *testing.T) {
 	}
 }
 
-func TestWaitOutlivesARestartOfTheServer(t *testing.T) {
-	g := newGate(t, run(running), cut, refuse(503, "2"), refuse(429, ""), run(succeeded))
+func TestWait_ServerRestart(t *testing.T) {
+	g := newGate(t, answerRun(running), breakOff, answerRefusal(503, "2"), answerRefusal(429, ""), answerRun(succeeded))
 	c, k := g.client(t, client.Options{})
 	r, err := c.Call(t.Context(), g.url, client.Delivery{}, true)
 	if err != nil || client.RunExitCode(r.Run) != 0 {
@@ -209,8 +209,8 @@ func TestWaitOutlivesARestartOfTheServer(t *testing.T) {
 	equal(t, "waits", k.waits, []time.Duration{5 * time.Second, 2 * time.Second, 5 * time.Second})
 }
 
-func TestWaitGivesUpOnAServerThatStaysAway(t *testing.T) {
-	g := newGate(t, run(running), cut)
+func TestWait_ServerStaysAway(t *testing.T) {
+	g := newGate(t, answerRun(running), breakOff)
 	c, k := g.client(t, client.Options{})
 	start := k.now
 	_, err := c.Call(t.Context(), g.url, client.Delivery{}, true)
@@ -222,10 +222,10 @@ func TestWaitGivesUpOnAServerThatStaysAway(t *testing.T) {
 	}
 }
 
-func TestARunThatCannotBeFollowedIsNotARefusedDelivery(t *testing.T) {
-	for name, step := range map[string]http.HandlerFunc{"refused": refuse(401, ""), "forgotten": refuse(404, "")} {
+func TestWait_RunCannotBeFollowed(t *testing.T) {
+	for name, step := range map[string]http.HandlerFunc{"refused": answerRefusal(401, ""), "forgotten": answerRefusal(404, "")} {
 		t.Run(name, func(t *testing.T) {
-			g := newGate(t, run(running), step)
+			g := newGate(t, answerRun(running), step)
 			c, _ := g.client(t, client.Options{})
 			_, err := c.Call(t.Context(), g.url, client.Delivery{}, true)
 			if !errors.Is(err, client.ErrLost) || client.ExitCode(err) != client.ExitServer {
@@ -236,12 +236,12 @@ func TestARunThatCannotBeFollowedIsNotARefusedDelivery(t *testing.T) {
 	}
 }
 
-func TestCredentialsGoToNoOtherServer(t *testing.T) {
-	other := newGate(t, run(succeeded))
+func TestCredential_OtherServer(t *testing.T) {
+	other := newGate(t, answerRun(succeeded))
 	for name, step := range map[string]http.HandlerFunc{
-		"Location elsewhere":    runAt(other.server.URL+"/runs/r1", running),
-		"Location in plaintext": runAt("http://127.0.0.1/runs/r1", running),
-		"no Location":           runAt("", running),
+		"Location elsewhere":    answerRunAt(other.server.URL+"/runs/r1", running),
+		"Location in plaintext": answerRunAt("http://127.0.0.1/runs/r1", running),
+		"no Location":           answerRunAt("", running),
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGate(t, step)
@@ -262,8 +262,8 @@ func TestCredentialsGoToNoOtherServer(t *testing.T) {
 	equal(t, "requests elsewhere", other.lines(), nil)
 }
 
-func TestRetrySendsTheSameDeliveryUntilItIsTaken(t *testing.T) {
-	g := newGate(t, refuse(503, "7"), refuse(429, "Fri, 15 Jan 2027 08:00:18 GMT"), refuse(503, ""), refuse(503, "0"), run(running))
+func TestRetry_SameDelivery(t *testing.T) {
+	g := newGate(t, answerRefusal(503, "7"), answerRefusal(429, "Fri, 15 Jan 2027 08:00:18 GMT"), answerRefusal(503, ""), answerRefusal(503, "0"), answerRun(running))
 	c, k := g.client(t, client.Options{Retry: time.Minute})
 	if _, err := c.Call(t.Context(), g.url, client.Delivery{Body: []byte("x")}, false); err != nil {
 		t.Fatal(err)
@@ -276,8 +276,8 @@ func TestRetrySendsTheSameDeliveryUntilItIsTaken(t *testing.T) {
 	}
 }
 
-func TestRetryEndsWhenItsTimeIsOver(t *testing.T) {
-	g := newGate(t, refuse(503, "40"))
+func TestRetry_EndsInTime(t *testing.T) {
+	g := newGate(t, answerRefusal(503, "40"))
 	var progress strings.Builder
 	c, k := g.client(t, client.Options{Retry: time.Minute, Progress: &progress})
 	_, err := c.Call(t.Context(), g.url, client.Delivery{}, false)
@@ -290,18 +290,18 @@ func TestRetryEndsWhenItsTimeIsOver(t *testing.T) {
 	}
 }
 
-func TestWhatIsFinalIsSentOnce(t *testing.T) {
+func TestRetry_FinalRefusal(t *testing.T) {
 	for name, row := range map[string]struct {
 		step http.HandlerFunc
 		code int
 	}{
-		"unauthorized":           {refuse(401, "1"), client.ExitRefused},
-		"forbidden":              {refuse(403, ""), client.ExitRefused},
-		"malformed":              {refuse(400, ""), client.ExitMalformed},
-		"not there":              {refuse(404, ""), client.ExitMalformed},
-		"parameters":             {refuse(422, ""), client.ExitMalformed},
-		"server failed":          {refuse(500, ""), client.ExitServer},
-		"maybe arrived":          {cut, client.ExitUnreachable},
+		"unauthorized":           {answerRefusal(401, "1"), client.ExitRefused},
+		"forbidden":              {answerRefusal(403, ""), client.ExitRefused},
+		"malformed":              {answerRefusal(400, ""), client.ExitMalformed},
+		"not there":              {answerRefusal(404, ""), client.ExitMalformed},
+		"parameters":             {answerRefusal(422, ""), client.ExitMalformed},
+		"server failed":          {answerRefusal(500, ""), client.ExitServer},
+		"maybe arrived":          {breakOff, client.ExitUnreachable},
 		"not a run":              {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, client.ExitServer},
 		"another service's JSON": {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"ok":true}`) }, client.ExitServer},
 		"an answer without end": {func(w http.ResponseWriter, _ *http.Request) {
@@ -320,8 +320,8 @@ func TestWhatIsFinalIsSentOnce(t *testing.T) {
 	}
 }
 
-func TestBusyWithoutRetryIsSentOnce(t *testing.T) {
-	g := newGate(t, refuse(503, "1"))
+func TestRetry_Off(t *testing.T) {
+	g := newGate(t, answerRefusal(503, "1"))
 	c, _ := g.client(t, client.Options{})
 	if _, err := c.Call(t.Context(), g.url, client.Delivery{}, false); client.ExitCode(err) != client.ExitBusy {
 		t.Error(err)
@@ -329,8 +329,8 @@ func TestBusyWithoutRetryIsSentOnce(t *testing.T) {
 	equal(t, "requests", g.lines(), []string{"POST /start"})
 }
 
-func TestRetryWaitsForAServerThatIsNotUpYet(t *testing.T) {
-	g := newGate(t, run(running))
+func TestRetry_ServerNotUpYet(t *testing.T) {
+	g := newGate(t, answerRun(running))
 	g.server.Close()
 	c, k := g.client(t, client.Options{Retry: 8 * time.Second})
 	_, err := c.Call(t.Context(), g.url, client.Delivery{}, false)
@@ -340,7 +340,7 @@ func TestRetryWaitsForAServerThatIsNotUpYet(t *testing.T) {
 	equal(t, "waits", k.waits, []time.Duration{5 * time.Second, 3 * time.Second})
 }
 
-func TestRefusalIsToldInFullAndAsText(t *testing.T) {
+func TestRefused_Text(t *testing.T) {
 	g := newGate(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.Header().Set("X-Request-Id", "q1")
@@ -355,8 +355,8 @@ func TestRefusalIsToldInFullAndAsText(t *testing.T) {
 	}
 }
 
-func TestAddressMustBeHTTPSWithoutAPassword(t *testing.T) {
-	g := newGate(t, run(running))
+func TestAddress_HTTPSOnly(t *testing.T) {
+	g := newGate(t, answerRun(running))
 	c, _ := g.client(t, client.Options{})
 	for _, address := range []string{"http" + strings.TrimPrefix(g.url, "https"), "localhost:8443/start", "https:///start", "https://me:pw@localhost/", "::"} {
 		if _, err := c.Call(t.Context(), address, client.Delivery{}, false); client.ExitCode(err) != client.ExitUsage {
@@ -366,8 +366,8 @@ func TestAddressMustBeHTTPSWithoutAPassword(t *testing.T) {
 	equal(t, "requests", g.lines(), nil)
 }
 
-func TestServerOfAnUnknownCAIsSentNothing(t *testing.T) {
-	g, other := newGate(t, run(running)), newGate(t, run(running))
+func TestTLS_UnknownCA(t *testing.T) {
+	g, other := newGate(t, answerRun(running)), newGate(t, answerRun(running))
 	c, _ := g.client(t, client.Options{CA: filepath.Join(other.dir, "ca.pem"), Retry: time.Hour})
 	_, err := c.Call(t.Context(), g.url, client.Delivery{}, false)
 	if client.ExitCode(err) != client.ExitUnreachable || !strings.Contains(err.Error(), "certificate signed by unknown authority") {
@@ -376,8 +376,8 @@ func TestServerOfAnUnknownCAIsSentNothing(t *testing.T) {
 	equal(t, "requests", g.lines(), nil)
 }
 
-func TestTLS12IsNotSpoken(t *testing.T) {
-	g := newGate(t, run(running))
+func TestTLS_NoTLS12(t *testing.T) {
+	g := newGate(t, answerRun(running))
 	old := httptest.NewUnstartedServer(g)
 	old.TLS = g.server.TLS.Clone()
 	old.TLS.MinVersion, old.TLS.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
@@ -391,13 +391,13 @@ func TestTLS12IsNotSpoken(t *testing.T) {
 	equal(t, "requests", g.lines(), nil)
 }
 
-func TestClientCertificateIsShown(t *testing.T) {
+func TestTLS_ClientCertificate(t *testing.T) {
 	g := newGate(t, func(w http.ResponseWriter, r *http.Request) {
 		if len(r.TLS.PeerCertificates) == 0 || r.TLS.PeerCertificates[0].URIs[0].String() != "spiffe://localhost/dev" || r.ProtoMajor != 2 {
-			refuse(401, "")(w, r)
+			answerRefusal(401, "")(w, r)
 			return
 		}
-		run(running)(w, r)
+		answerRun(running)(w, r)
 	})
 	c, _ := g.client(t, client.Options{Cert: filepath.Join(g.dir, "client.pem"), Key: filepath.Join(g.dir, "client.key")})
 	if _, err := c.Call(t.Context(), g.url, client.Delivery{}, false); err != nil {
@@ -409,7 +409,7 @@ func TestClientCertificateIsShown(t *testing.T) {
 	}
 }
 
-func TestFilesThatCannotBeUsedAreErrors(t *testing.T) {
+func TestNew_UnusableFiles(t *testing.T) {
 	empty := filepath.Join(t.TempDir(), "empty.pem")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -428,7 +428,7 @@ func TestFilesThatCannotBeUsedAreErrors(t *testing.T) {
 	}
 }
 
-func TestWhoStopsWaitingIsTheUser(t *testing.T) {
+func TestCall_Interrupted(t *testing.T) {
 	for name, row := range map[string]struct {
 		cause error
 		code  int
@@ -439,7 +439,7 @@ func TestWhoStopsWaitingIsTheUser(t *testing.T) {
 				ctx, cancel = context.WithDeadline(t.Context(), time.Now())
 			}
 			defer cancel()
-			g := newGate(t, run(running), func(_ http.ResponseWriter, r *http.Request) {
+			g := newGate(t, answerRun(running), func(_ http.ResponseWriter, r *http.Request) {
 				cancel()
 				<-r.Context().Done()
 			})
@@ -452,7 +452,7 @@ func TestWhoStopsWaitingIsTheUser(t *testing.T) {
 	}
 }
 
-func TestExitCodeOfARunIsThatOfItsCommand(t *testing.T) {
+func TestRunExitCode_OfCommand(t *testing.T) {
 	three := 3
 	for want, r := range map[int]runner.Run{
 		3:   {State: runner.Failed, End: runner.End{ExitCode: &three}},

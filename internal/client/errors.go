@@ -37,9 +37,9 @@ var (
 	errBrokenOff    = errors.New("the answer broke off")
 )
 
-// unreachable sorts what net/http returns. Its text repeats the address, which
+// classifyNetworkError sorts what net/http returns. Its text repeats the address, which
 // the user knows and which may hold a token in the query; that goes.
-func unreachable(ctx context.Context, err error) error {
+func classifyNetworkError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -81,7 +81,7 @@ func (e *Refused) Error() string {
 	return b.String()
 }
 
-func refused(resp *http.Response, body []byte, now time.Time) error {
+func parseRefusal(resp *http.Response, body []byte, now time.Time) error {
 	e := &Refused{
 		Status: resp.StatusCode, RequestID: terminal.Line(resp.Header.Get("X-Request-Id")),
 		wait: parseRetryAfter(resp.Header.Get("Retry-After"), now),
@@ -183,7 +183,7 @@ func ExitCode(err error) int {
 	case errors.Is(err, ErrObserved):
 		return ExitRefused
 	case errors.As(err, &e):
-		return refusedCode(e.Status)
+		return refusalExitCode(e.Status)
 	case errors.Is(err, ErrUnreachable):
 		return ExitUnreachable
 	case errors.Is(err, context.DeadlineExceeded):
@@ -194,7 +194,7 @@ func ExitCode(err error) int {
 	return ExitLocal
 }
 
-func refusedCode(status int) int {
+func refusalExitCode(status int) int {
 	switch {
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return ExitRefused

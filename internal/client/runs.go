@@ -23,7 +23,7 @@ type Page struct {
 // Runs asks a server for the runs that query picks: hook, caller, state,
 // since, until, before and limit.
 func (c *Client) Runs(ctx context.Context, server string, query url.Values) (p Page, err error) {
-	if err := c.ask(ctx, http.MethodGet, server, "/runs?"+query.Encode(), &p); err != nil || p.Next == "" {
+	if err := c.getJSON(ctx, http.MethodGet, server, "/runs?"+query.Encode(), &p); err != nil || p.Next == "" {
 		return p, err
 	}
 	next, err := url.Parse(p.Next) // path and query of the next page
@@ -36,25 +36,25 @@ func (c *Client) Runs(ctx context.Context, server string, query url.Values) (p P
 
 // Run asks for one run.
 func (c *Client) Run(ctx context.Context, server, id string) (r runner.Run, err error) {
-	err = c.ask(ctx, http.MethodGet, server, "/runs/"+url.PathEscape(id), &r)
+	err = c.getJSON(ctx, http.MethodGet, server, "/runs/"+url.PathEscape(id), &r)
 	return r, err
 }
 
 // Cancel ends a run and returns it as it stands then.
 func (c *Client) Cancel(ctx context.Context, server, id string) (r runner.Run, err error) {
-	err = c.ask(ctx, http.MethodDelete, server, "/runs/"+url.PathEscape(id), &r)
+	err = c.getJSON(ctx, http.MethodDelete, server, "/runs/"+url.PathEscape(id), &r)
 	return r, err
 }
 
 // Rerun starts the command of a run again and returns the new run.
 func (c *Client) Rerun(ctx context.Context, server, id string) (r runner.Run, err error) {
-	err = c.ask(ctx, http.MethodPost, server, "/runs/"+url.PathEscape(id)+"/rerun", &r)
+	err = c.getJSON(ctx, http.MethodPost, server, "/runs/"+url.PathEscape(id)+"/rerun", &r)
 	return r, err
 }
 
 // Output copies what the command of a run wrote.
 func (c *Client) Output(ctx context.Context, server, id string, to io.Writer) error {
-	resp, err := c.asking(ctx, c.patient(), http.MethodGet, server, outputPath(id), nil)
+	resp, err := c.openAnswer(ctx, c.withoutTimeout(), http.MethodGet, server, outputPath(id), nil)
 	if err != nil {
 		return err
 	}
@@ -69,10 +69,10 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 	var off int64
 	var out outage
 	for {
-		resp, err := c.asking(ctx, c.patient(), http.MethodGet, server, outputPath(id)+"?follow", http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
+		resp, err := c.openAnswer(ctx, c.withoutTimeout(), http.MethodGet, server, outputPath(id)+"?follow", http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
 		if err == nil {
 			answered, from := c.opt.Now(), off
-			if off, err = c.goOn(ctx, to, off, resp); err == nil {
+			if off, err = c.continueOutput(ctx, to, off, resp); err == nil {
 				return nil
 			}
 			if !errors.Is(err, errBrokenOff) {
@@ -86,15 +86,15 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 				continue
 			}
 		}
-		if err := c.endure(ctx, err, &out); err != nil {
+		if err := c.waitOutOutage(ctx, err, &out); err != nil {
 			return err
 		}
 	}
 }
 
-// patient sends requests whose answers may take for ever once they have begun:
+// withoutTimeout sends requests whose answers may take for ever once they have begun:
 // an output is as long as it is, and is written for as long as its run takes.
-func (c *Client) patient() *http.Client {
+func (c *Client) withoutTimeout() *http.Client {
 	patient := *c.http
 	patient.Timeout = 0
 	return &patient
@@ -102,9 +102,9 @@ func (c *Client) patient() *http.Client {
 
 func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/output" }
 
-// goOn copies an answer that goes on at the offset off, or behind what is not
+// continueOutput copies an answer that goes on at the offset off, or behind what is not
 // kept there, and returns the offset that it came to.
-func (c *Client) goOn(ctx context.Context, to io.Writer, off int64, resp *http.Response) (int64, error) {
+func (c *Client) continueOutput(ctx context.Context, to io.Writer, off int64, resp *http.Response) (int64, error) {
 	var at int64
 	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < off || resp.StatusCode != http.StatusPartialContent {
 		return off, errors.Join(fmt.Errorf("%w: it does not go on where it was asked to", ErrAnswer), resp.Body.Close())
@@ -145,9 +145,9 @@ func (d *destination) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
-// ask sends a request and reads its answer as JSON.
-func (c *Client) ask(ctx context.Context, method, server, path string, into any) error {
-	resp, err := c.asking(ctx, c.http, method, server, path, nil)
+// getJSON sends a request and reads its answer as JSON.
+func (c *Client) getJSON(ctx context.Context, method, server, path string, into any) error {
+	resp, err := c.openAnswer(ctx, c.http, method, server, path, nil)
 	if err != nil {
 		return err
 	}
@@ -163,12 +163,12 @@ func (c *Client) ask(ctx context.Context, method, server, path string, into any)
 
 const maxList = 64 << 20 // a thousand runs with long parameters
 
-// asking sends a request without a body to a server's run API.
-func (c *Client) asking(ctx context.Context, by *http.Client, method, server, path string, header http.Header) (*http.Response, error) {
+// openAnswer sends a request without a body to a server's run API.
+func (c *Client) openAnswer(ctx context.Context, by *http.Client, method, server, path string, header http.Header) (*http.Response, error) {
 	u, err := parseAddress(strings.TrimSuffix(server, "/") + path)
 	if err != nil {
 		return nil, err
 	}
 	// Some schemes are verified with the content type of deliveries only.
-	return c.request(ctx, by, method, u, Delivery{ID: rand.Text(), ContentType: "application/json", Header: header})
+	return c.sendRequest(ctx, by, method, u, Delivery{ID: rand.Text(), ContentType: "application/json", Header: header})
 }

@@ -12,9 +12,9 @@ import (
 	"sallyport/internal/client"
 )
 
-// part answers with output from an offset on, and then as the next step does: cut
+// answerPart answers with output from an offset on, and then as the next step does: cut
 // breaks it off.
-func part(at int, text string, then ...http.HandlerFunc) http.HandlerFunc {
+func answerPart(at int, text string, then ...http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", at, 1<<53-2))
 		w.WriteHeader(http.StatusPartialContent)
@@ -37,10 +37,10 @@ func asking(from *[]string, steps ...http.HandlerFunc) (noted []http.HandlerFunc
 	return noted
 }
 
-func TestFollowingGoesOnWhereItWasUntilTheRunHasEnded(t *testing.T) {
+func TestFollow_ContinuesWhereItWas(t *testing.T) {
 	var from []string
 	g := newGate(t, asking(&from,
-		cut, refuse(503, "2"), part(0, "", cut), part(0, "first\n", cut), part(6, "\xff\n", cut), part(100, "last", cut), part(104, ""))...)
+		breakOff, answerRefusal(503, "2"), answerPart(0, "", breakOff), answerPart(0, "first\n", breakOff), answerPart(6, "\xff\n", breakOff), answerPart(100, "last", breakOff), answerPart(104, ""))...)
 	c, k := g.client(t, client.Options{})
 	var got strings.Builder
 	if err := c.Follow(t.Context(), g.server.URL, "r1", &got); err != nil {
@@ -53,8 +53,8 @@ func TestFollowingGoesOnWhereItWasUntilTheRunHasEnded(t *testing.T) {
 	equal(t, "waits", k.waits, []time.Duration{5 * time.Second, 2 * time.Second, time.Second}) // but not where something came
 }
 
-func TestFollowingGivesUpOnAServerThatOnlyBreaksOff(t *testing.T) {
-	g := newGate(t, part(0, "first\n", cut), part(6, "", cut))
+func TestFollow_ServerOnlyBreaksOff(t *testing.T) {
+	g := newGate(t, answerPart(0, "first\n", breakOff), answerPart(6, "", breakOff))
 	c, k := g.client(t, client.Options{})
 	start := k.now
 	err := c.Follow(t.Context(), g.server.URL, "r1", io.Discard)
@@ -70,16 +70,16 @@ type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, errors.New("full") }
 
-func TestFollowingEndsWhereItCannotGoOn(t *testing.T) {
+func TestFollow_CannotContinue(t *testing.T) {
 	for name, row := range map[string]struct {
 		steps []http.HandlerFunc
 		to    io.Writer
 		code  int
 	}{
-		"nowhere to write":          {[]http.HandlerFunc{part(0, "first\n", cut)}, full{}, client.ExitLocal},
-		"another part than asked":   {[]http.HandlerFunc{part(0, "first\n", cut), part(0, "first\n")}, io.Discard, client.ExitServer},
-		"all of it again":           {[]http.HandlerFunc{part(0, "first\n", cut), run(running)}, io.Discard, client.ExitServer},
-		"what is not kept any more": {[]http.HandlerFunc{refuse(404, "")}, io.Discard, client.ExitMalformed},
+		"nowhere to write":          {[]http.HandlerFunc{answerPart(0, "first\n", breakOff)}, full{}, client.ExitLocal},
+		"another part than asked":   {[]http.HandlerFunc{answerPart(0, "first\n", breakOff), answerPart(0, "first\n")}, io.Discard, client.ExitServer},
+		"all of it again":           {[]http.HandlerFunc{answerPart(0, "first\n", breakOff), answerRun(running)}, io.Discard, client.ExitServer},
+		"what is not kept any more": {[]http.HandlerFunc{answerRefusal(404, "")}, io.Discard, client.ExitMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGate(t, row.steps...)
@@ -95,15 +95,15 @@ func TestFollowingEndsWhereItCannotGoOn(t *testing.T) {
 	}
 }
 
-func TestAnOutputThatBreaksOffIsAnError(t *testing.T) {
-	g := newGate(t, part(0, "first\n", cut))
+func TestOutput_BreaksOff(t *testing.T) {
+	g := newGate(t, answerPart(0, "first\n", breakOff))
 	c, _ := g.client(t, client.Options{})
 	if err := c.Output(t.Context(), g.server.URL, "r1", io.Discard); !errors.Is(err, client.ErrUnreachable) {
 		t.Error(err)
 	}
 }
 
-func TestTheNextPageIsToldByTheRunBeforeIt(t *testing.T) {
+func TestRuns_NextPage(t *testing.T) {
 	for next, want := range map[string]string{"": "", "/runs?before=r0\\u0026limit=1": "r0", "/runs": "error", "%": "error"} {
 		g := newGate(t, func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = fmt.Fprintf(w, `{"runs":[],"next":"%s"}`, next)

@@ -57,7 +57,7 @@ func HMAC(preset string, secret []byte) (Signer, error) {
 	if !ok {
 		return nil, fmt.Errorf("%q is no scheme: %w; known are %s", preset, ErrUsage, strings.Join(webhook.Presets(), ", "))
 	}
-	if isPEM(secret) {
+	if isPEMBlock(secret) {
 		return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: %w", preset, ErrUsage)
 	}
 	return func(id string, body []byte, at time.Time) (http.Header, error) {
@@ -139,7 +139,7 @@ func (j JWT) Signer(key []byte) (Signer, error) {
 func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 	switch m := method.(type) {
 	case *jwt.SigningMethodHMAC:
-		if isPEM(key) { // everybody who verifies tokens by the public half would have to know it
+		if isPEMBlock(key) { // everybody who verifies tokens by the public half would have to know it
 			return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: give --alg EdDSA, RS256, PS256 or ES256, as the key is: %w", m.Name, ErrUsage)
 		}
 		if len(key) < m.Hash.Size() { // RFC 7518 section 3.2
@@ -161,7 +161,7 @@ func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 	return private, nil
 }
 
-func isPEM(key []byte) bool {
+func isPEMBlock(key []byte) bool {
 	block, _ := pem.Decode(key)
 	return block != nil
 }

@@ -36,8 +36,8 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
-// callers compiles one caller "it", whose key file holds text.
-func callers(t *testing.T, text string, spec func(keys []auth.KeySpec) *auth.CallerSpec) *auth.Callers {
+// compileCallers compiles one caller "it", whose key file holds text.
+func compileCallers(t *testing.T, text string, spec func(keys []auth.KeySpec) *auth.CallerSpec) *auth.Callers {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "key"), []byte(text), 0o600); err != nil {
@@ -51,8 +51,8 @@ func callers(t *testing.T, text string, spec func(keys []auth.KeySpec) *auth.Cal
 	return c
 }
 
-// accepted says whether the server's own check takes what a signer made.
-func accepted(t *testing.T, c *auth.Callers, sign client.Signer) {
+// wantAccepted says whether the server's own check takes what a signer made.
+func wantAccepted(t *testing.T, c *auth.Callers, sign client.Signer) {
 	t.Helper()
 	now, body := time.Now(), []byte(`{"date":"2026-11-23"}`)
 	h := must(sign("abc123", body, now))(t)
@@ -67,7 +67,7 @@ func accepted(t *testing.T, c *auth.Callers, sign client.Signer) {
 	}
 }
 
-func TestServerVerifiesWhatPresetsSign(t *testing.T) {
+func TestHMAC_ServerVerifies(t *testing.T) {
 	keys := map[string]string{
 		"standard-webhooks": "whsec_" + base64.StdEncoding.EncodeToString([]byte(secret[:32])),
 		"svix":              "whsec_" + base64.StdEncoding.EncodeToString([]byte(secret[:32])),
@@ -82,15 +82,15 @@ func TestServerVerifiesWhatPresetsSign(t *testing.T) {
 			if k, ok := keys[preset]; ok {
 				key = k
 			}
-			c := callers(t, key, func(k []auth.KeySpec) *auth.CallerSpec {
+			c := compileCallers(t, key, func(k []auth.KeySpec) *auth.CallerSpec {
 				return &auth.CallerSpec{HMAC: &auth.HMACSpec{Scheme: preset, Keys: k}}
 			})
-			accepted(t, c, must(client.HMAC(preset, []byte(key)))(t))
+			wantAccepted(t, c, must(client.HMAC(preset, []byte(key)))(t))
 		})
 	}
 }
 
-func TestServerVerifiesTokensOfEachAlgorithm(t *testing.T) {
+func TestJWT_ServerVerifies(t *testing.T) {
 	rsaKey := must(rsa.GenerateKey(rand.Reader, 2048))(t)
 	_, edKey, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -110,24 +110,24 @@ func TestServerVerifiesTokensOfEachAlgorithm(t *testing.T) {
 			if key != nil {
 				private, public = pair(key)
 			}
-			c := callers(t, public, func(k []auth.KeySpec) *auth.CallerSpec {
+			c := compileCallers(t, public, func(k []auth.KeySpec) *auth.CallerSpec {
 				k[0].Alg = alg
 				return &auth.CallerSpec{JWT: &auth.JWTSpec{Issuer: "https://ci", Audience: "hooks", Keys: k, Claims: map[string]any{"ref": "main", "sub": "job"}}}
 			})
 			j := client.JWT{Alg: alg, Issuer: "https://ci", Audience: "hooks", Subject: "job", Claims: map[string]any{"ref": "main"}}
-			accepted(t, c, must(j.Signer([]byte(private)))(t))
+			wantAccepted(t, c, must(j.Signer([]byte(private)))(t))
 		})
 	}
 }
 
-func TestServerVerifiesAStaticToken(t *testing.T) {
-	c := callers(t, secret, func(k []auth.KeySpec) *auth.CallerSpec {
+func TestStatic_ServerVerifies(t *testing.T) {
+	c := compileCallers(t, secret, func(k []auth.KeySpec) *auth.CallerSpec {
 		return &auth.CallerSpec{Token: &auth.TokenSpec{Header: "X-Gitlab-Token", Keys: k}}
 	})
-	accepted(t, c, must(client.Static("X-Gitlab-Token", secret))(t))
+	wantAccepted(t, c, must(client.Static("X-Gitlab-Token", secret))(t))
 }
 
-func TestSignersThatCannotBeMadeSayWhy(t *testing.T) {
+func TestSigners_Refused(t *testing.T) {
 	pkcs8 := must(x509.MarshalPKCS8PrivateKey(must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)))(t)
 	ec := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 	of := func(_ client.Signer, err error) error { return err }
@@ -159,7 +159,7 @@ func TestSignersThatCannotBeMadeSayWhy(t *testing.T) {
 	}
 }
 
-func TestKeyOfAnotherCurveDoesNotSign(t *testing.T) {
+func TestJWT_OtherCurve(t *testing.T) {
 	pkcs8 := must(x509.MarshalPKCS8PrivateKey(must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)))(t)
 	sign := must(client.JWT{Alg: "ES384"}.Signer(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})))(t)
 	if h, err := sign("1", nil, time.Now()); err == nil {
@@ -167,7 +167,7 @@ func TestKeyOfAnotherCurveDoesNotSign(t *testing.T) {
 	}
 }
 
-func TestLinesAreWhatCurlReads(t *testing.T) {
+func TestLines_CurlReads(t *testing.T) {
 	h := http.Header{"Webhook-Id": {"1"}, "Authorization": {"Bearer x"}, "Webhook-Signature": {"v1,a", "v1,b"}}
 	want := "Authorization: Bearer x\nWebhook-Id: 1\nWebhook-Signature: v1,a\nWebhook-Signature: v1,b\n"
 	if got := client.Lines(h); got != want {

@@ -69,9 +69,9 @@ func (e *exchange) Close() error { close(e.calls); return nil }
 // Addr implements net.Listener.
 func (e *exchange) Addr() net.Addr { return &net.UnixAddr{Name: "exchange"} }
 
-// silent calls f, within a bubble, with a client of a server that answers by the
+// testSilence calls f, within a bubble, with a client of a server that answers by the
 // steps. The step dies kills its connection.
-func silent(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerFunc, f func(ctx context.Context, c *client.Client, g *gate)) {
+func testSilence(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerFunc, f func(ctx context.Context, c *client.Client, g *gate)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		e := &exchange{calls: make(chan net.Conn)}
@@ -93,21 +93,21 @@ func silent(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerFunc, 
 	})
 }
 
-// holds keeps its request, of a server that is well otherwise.
-func holds(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+// holdRequest keeps its request, of a server that is well otherwise.
+func holdRequest(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
-func TestFollowingLeavesAServerThatHangs(t *testing.T) {
+func TestFollow_ServerHangs(t *testing.T) {
 	for name, hangs := range map[string]func(dies http.HandlerFunc) http.HandlerFunc{
 		"stopped":            func(dies http.HandlerFunc) http.HandlerFunc { return dies },
-		"in a handler":       func(http.HandlerFunc) http.HandlerFunc { return holds },
-		"stopped in between": func(dies http.HandlerFunc) http.HandlerFunc { return part(6, "more\n", dies) },
+		"in a handler":       func(http.HandlerFunc) http.HandlerFunc { return holdRequest },
+		"stopped in between": func(dies http.HandlerFunc) http.HandlerFunc { return answerPart(6, "more\n", dies) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			silent(t, func(dies http.HandlerFunc) []http.HandlerFunc {
-				return []http.HandlerFunc{part(0, "first\n", cut), hangs(dies), func(w http.ResponseWriter, r *http.Request) {
+			testSilence(t, func(dies http.HandlerFunc) []http.HandlerFunc {
+				return []http.HandlerFunc{answerPart(0, "first\n", breakOff), hangs(dies), func(w http.ResponseWriter, r *http.Request) {
 					var from int
 					_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from)
-					part(from, "last")(w, r)
+					answerPart(from, "last")(w, r)
 				}}
 			}, func(ctx context.Context, c *client.Client, g *gate) {
 				start := time.Now()
@@ -126,9 +126,9 @@ func TestFollowingLeavesAServerThatHangs(t *testing.T) {
 	}
 }
 
-func TestFollowingOutlastsACommandThatIsSilent(t *testing.T) {
-	silent(t, func(http.HandlerFunc) []http.HandlerFunc {
-		return []http.HandlerFunc{part(0, "first\n", func(w http.ResponseWriter, _ *http.Request) {
+func TestFollow_SilentCommand(t *testing.T) {
+	testSilence(t, func(http.HandlerFunc) []http.HandlerFunc {
+		return []http.HandlerFunc{answerPart(0, "first\n", func(w http.ResponseWriter, _ *http.Request) {
 			<-time.After(24 * time.Hour)
 			_, _ = io.WriteString(w, "last")
 		})}
@@ -143,19 +143,19 @@ func TestFollowingOutlastsACommandThatIsSilent(t *testing.T) {
 	})
 }
 
-func TestAskingForRunsEndsWhenTheServerHangs(t *testing.T) {
+func TestRuns_ServerHangs(t *testing.T) {
 	head := func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "{")
 		_ = http.NewResponseController(w).Flush()
 	}
 	for name, step := range map[string]func(dies http.HandlerFunc) http.HandlerFunc{
 		"stopped":       func(dies http.HandlerFunc) http.HandlerFunc { return dies },
-		"in a handler":  func(http.HandlerFunc) http.HandlerFunc { return holds },
-		"in an answer":  func(http.HandlerFunc) http.HandlerFunc { return inTurn(head, holds) },
+		"in a handler":  func(http.HandlerFunc) http.HandlerFunc { return holdRequest },
+		"in an answer":  func(http.HandlerFunc) http.HandlerFunc { return inTurn(head, holdRequest) },
 		"stopped in it": func(dies http.HandlerFunc) http.HandlerFunc { return inTurn(head, dies) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			silent(t, func(dies http.HandlerFunc) []http.HandlerFunc { return []http.HandlerFunc{step(dies)} }, func(ctx context.Context, c *client.Client, _ *gate) {
+			testSilence(t, func(dies http.HandlerFunc) []http.HandlerFunc { return []http.HandlerFunc{step(dies)} }, func(ctx context.Context, c *client.Client, _ *gate) {
 				start := time.Now()
 				if _, err := c.Run(ctx, "https://localhost", "r1"); client.ExitCode(err) != client.ExitUnreachable {
 					t.Error(err)

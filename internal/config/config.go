@@ -173,33 +173,33 @@ func (c *Config) HasName(host string) bool {
 // than a warning.
 func Load(name string, env Env) (*Config, []Diagnostic) {
 	var p diag.List
-	f, r := open(name, &p)
+	f, r := openFile(name, &p)
 	if env.Seen != nil {
 		defer func() { maps.Copy(env.Seen, p.Files()) }()
 	}
 	if f == nil {
-		return nil, r.sorted()
+		return nil, r.sortedDiagnostics()
 	}
 	c := compile(f, filepath.Dir(name), env, p.At())
-	r.resolve(p.All())
-	if r.bad() {
-		return nil, r.sorted()
+	r.addProblems(p.All())
+	if r.hasErrors() {
+		return nil, r.sortedDiagnostics()
 	}
 	c.Digest = r.digest
-	return c, r.sorted()
+	return c, r.sortedDiagnostics()
 }
 
-// open reads the file and takes it apart. The File is nil if it cannot be.
-func open(name string, p *diag.List) (*File, *report) {
+// openFile reads the file and takes it apart. The File is nil if it cannot be.
+func openFile(name string, p *diag.List) (*File, *report) {
 	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
 	info, _ := os.Stat(name) // nil if it is not there
 	p.Saw(name, info)
 	data, faults, err := pathsafe.ReadTrusted(name, name, maxFile, 0o022)
 	if err != nil {
-		r.add(place{}, "", fmt.Sprintf("reading configuration: %v", err))
+		r.addDiagnostic(place{}, "", fmt.Sprintf("reading configuration: %v", err))
 	}
 	for _, fault := range faults {
-		r.add(place{}, "", fault)
+		r.addDiagnostic(place{}, "", fault)
 	}
 	sum := sha256.Sum256(data)
 	r.digest = hex.EncodeToString(sum[:])
@@ -241,10 +241,10 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	if f.TLS.SPIFFE != nil {
 		c.SPIFFE = f.TLS.SPIFFE.Socket
 	}
-	f.checkUse(p)
+	f.checkReferences(p)
 	f.checkSecrets(callers.SecretHeaders(), p.At("hooks"))
 	if env.Serving != nil {
-		c.checkFollows(env.Serving, p)
+		c.checkUnchanged(env.Serving, p)
 	}
 	return c
 }
@@ -252,7 +252,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 // checkValues checks each value that means the same whatever the rest of the file says.
 func (f *File) checkValues(p *diag.List) {
 	checkListen(f.Listen, p.At("listen"))
-	f.Limits.check(p.At("limits"))
+	f.Limits.checkLimits(p.At("limits"))
 	for name, caller := range f.Callers {
 		at := p.At("callers", name)
 		checkName(name, at)
@@ -263,7 +263,7 @@ func (f *File) checkValues(p *diag.List) {
 			at.At("observe").Warnf("what this caller sends is verified and reported, and starts nothing")
 		}
 		if caller.Limit != nil {
-			caller.Limit.orDefault(f.Limits.Caller).check(at.At("limit"))
+			caller.Limit.orDefault(f.Limits.Caller).checkBurst(at.At("limit"))
 		}
 	}
 }
@@ -348,8 +348,8 @@ func loadTLS(spec certs.Spec, named certs.Named, dir, state string, env Env, p *
 	return tlsMaterial{acme.AddTo(clients.AddTo(server)), acme, clients, expiries}
 }
 
-// checkFollows refuses what cannot change under a server that runs.
-func (c *Config) checkFollows(old *Config, p *diag.List) {
+// checkUnchanged refuses what cannot change under a server that runs.
+func (c *Config) checkUnchanged(old *Config, p *diag.List) {
 	const text = "cannot change while the server runs (it has %q): start it anew"
 	if c.Listen != old.Listen {
 		p.At("listen").Errorf(text, old.Listen)
@@ -436,8 +436,8 @@ func (a *Audit) loadKey(sources auth.Sources, p *diag.List) ed25519.PrivateKey {
 	return key
 }
 
-// checkUse tells what the sections lack together.
-func (f *File) checkUse(p *diag.List) {
+// checkReferences tells what the sections lack together.
+func (f *File) checkReferences(p *diag.List) {
 	if len(f.Hooks) == 0 {
 		p.At("hooks").Errorf("are missing: without a hook there is nothing to serve")
 	}
@@ -453,7 +453,7 @@ func (f *File) checkUse(p *diag.List) {
 		}
 	}
 	if f.Metrics != nil {
-		f.Metrics.check(f.Callers, used, p.At("metrics", "callers"))
+		f.Metrics.checkCallers(f.Callers, used, p.At("metrics", "callers"))
 	}
 	if len(f.Callers) == 0 && !open {
 		p.At("callers").Errorf("are missing: without a caller nobody may start anything")
@@ -465,7 +465,7 @@ func (f *File) checkUse(p *diag.List) {
 	}
 }
 
-func (m *Metrics) check(callers map[string]*CallerSpec, used map[string]bool, p *diag.List) {
+func (m *Metrics) checkCallers(callers map[string]*CallerSpec, used map[string]bool, p *diag.List) {
 	if len(m.Callers) == 0 {
 		p.Errorf("name nobody, so nobody could read the metrics")
 	}

@@ -29,8 +29,8 @@ func now() time.Time { return time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC) }
 
 const secret = "a secret that is longer than 32 bytes"
 
-// world makes a folder with all that the files in testdata name.
-func world(t testing.TB) string {
+// makeFiles makes a folder with all that the files in testdata name.
+func makeFiles(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	if _, err := certs.Dev(filepath.Join(dir, "certs"), now(), false); err != nil {
@@ -46,20 +46,20 @@ func world(t testing.TB) string {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"clients", "partner"} {
-		authority(t, filepath.Join(dir, "certs", name))
+		makeAuthority(t, filepath.Join(dir, "certs", name))
 	}
-	write(t, filepath.Join(dir, "secrets", "github"), secret, 0o600)
-	write(t, filepath.Join(dir, "secrets", "github2"), secret+"2", 0o600)
-	write(t, filepath.Join(dir, "secrets", "token"), secret+"3", 0o600)
-	write(t, filepath.Join(dir, "secrets", "short"), "less than 32 bytes", 0o600)
-	write(t, filepath.Join(dir, "secrets", "public"), secret+"!", 0o644)
-	write(t, filepath.Join(dir, "secrets", "ci.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), 0o644)
-	write(t, filepath.Join(dir, "secrets", "audit.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), 0o600)
+	writeFile(t, filepath.Join(dir, "secrets", "github"), secret, 0o600)
+	writeFile(t, filepath.Join(dir, "secrets", "github2"), secret+"2", 0o600)
+	writeFile(t, filepath.Join(dir, "secrets", "token"), secret+"3", 0o600)
+	writeFile(t, filepath.Join(dir, "secrets", "short"), "less than 32 bytes", 0o600)
+	writeFile(t, filepath.Join(dir, "secrets", "public"), secret+"!", 0o644)
+	writeFile(t, filepath.Join(dir, "secrets", "ci.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), 0o644)
+	writeFile(t, filepath.Join(dir, "secrets", "audit.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), 0o600)
 	return dir
 }
 
-// authority makes NAME.pem, a CA, and NAME.crl, which revokes one certificate.
-func authority(t testing.TB, name string) {
+// makeAuthority makes NAME.pem, a CA, and NAME.crl, which revokes one certificate.
+func makeAuthority(t testing.TB, name string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -73,7 +73,7 @@ func authority(t testing.TB, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), 0o644)
+	writeFile(t, name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), 0o644)
 	crl, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
 		Number: big.NewInt(1), ThisUpdate: now(), NextUpdate: now().Add(100 * time.Hour),
 		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: big.NewInt(7), RevocationTime: now()}},
@@ -81,10 +81,10 @@ func authority(t testing.TB, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, name+".crl", string(crl), 0o644)
+	writeFile(t, name+".crl", string(crl), 0o644)
 }
 
-func write(t testing.TB, name, text string, mode os.FileMode) {
+func writeFile(t testing.TB, name, text string, mode os.FileMode) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		t.Fatal(err)
@@ -105,12 +105,12 @@ func env() config.Env {
 func load(t testing.TB, dir, text string) (*config.Config, []config.Diagnostic) {
 	t.Helper()
 	name := filepath.Join(dir, "sallyport.yaml")
-	write(t, name, text, 0o600)
+	writeFile(t, name, text, 0o600)
 	return config.Load(name, env())
 }
 
-// lines returns diagnostics as they are printed, without the folder.
-func lines(dir string, found []config.Diagnostic) []string {
+// formatDiagnostics returns diagnostics as they are printed, without the folder.
+func formatDiagnostics(dir string, found []config.Diagnostic) []string {
 	var list []string
 	for _, d := range found {
 		list = append(list, strings.ReplaceAll(d.String(), dir+string(filepath.Separator), ""))
@@ -118,7 +118,7 @@ func lines(dir string, found []config.Diagnostic) []string {
 	return list
 }
 
-func testdata(t testing.TB, name string) string {
+func readTestdata(t testing.TB, name string) string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", name))
 	if err != nil {
@@ -129,7 +129,7 @@ func testdata(t testing.TB, name string) string {
 
 var expectation = regexp.MustCompile(`(?m)^# expect: (.+?)\r?$`)
 
-func TestEveryFaultIsReportedAtItsPlace(t *testing.T) {
+func TestLoad_FaultsAndTheirPlaces(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob(filepath.Join("testdata", "*.yaml"))
 	if err != nil || len(files) == 0 {
@@ -138,45 +138,45 @@ func TestEveryFaultIsReportedAtItsPlace(t *testing.T) {
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			t.Parallel()
-			dir := world(t)
-			text := testdata(t, filepath.Base(file))
+			dir := makeFiles(t)
+			text := readTestdata(t, filepath.Base(file))
 			c, found := load(t, dir, text)
 			var want []string
 			for _, m := range expectation.FindAllStringSubmatch(text, -1) {
 				want = append(want, "sallyport.yaml:"+m[1])
 			}
-			if got := lines(dir, found); !slices.Equal(got, want) {
+			if got := formatDiagnostics(dir, found); !slices.Equal(got, want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
-			if bad(found) != (c == nil) {
+			if hasErrors(found) != (c == nil) {
 				t.Errorf("the configuration is %v beside these diagnostics", c)
 			}
 		})
 	}
 }
 
-func TestLineEndingsAndAByteOrderMarkChangeNoPlace(t *testing.T) {
+func TestLoad_LineEndingsAndBOM(t *testing.T) {
 	t.Parallel()
-	dir := world(t)
+	dir := makeFiles(t)
 	for _, name := range []string{"many.yaml", "keys.yaml"} {
-		text := testdata(t, name)
+		text := readTestdata(t, name)
 		_, found := load(t, dir, text)
-		want := lines(dir, found)
+		want := formatDiagnostics(dir, found)
 		for what, text := range map[string]string{
 			"CR LF": strings.ReplaceAll(text, "\n", "\r\n"), "CR": strings.ReplaceAll(text, "\n", "\r"), "mark": "\ufeff" + text,
 		} {
-			if _, found := load(t, dir, text); !slices.Equal(lines(dir, found), want) {
-				t.Errorf("%s, %s:\n%s\nwant\n%s", name, what, strings.Join(lines(dir, found), "\n"), strings.Join(want, "\n"))
+			if _, found := load(t, dir, text); !slices.Equal(formatDiagnostics(dir, found), want) {
+				t.Errorf("%s, %s:\n%s\nwant\n%s", name, what, strings.Join(formatDiagnostics(dir, found), "\n"), strings.Join(want, "\n"))
 			}
 		}
 	}
 }
 
-func bad(found []config.Diagnostic) bool {
+func hasErrors(found []config.Diagnostic) bool {
 	return slices.ContainsFunc(found, func(d config.Diagnostic) bool { return !d.Warning })
 }
 
-func TestWhatIsNoMappingOfYAML(t *testing.T) {
+func TestLoad_NotAMapping(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ text, want string }{
 		"empty":               {"", ":1:1: there is nothing in this file"},
@@ -199,19 +199,19 @@ func TestWhatIsNoMappingOfYAML(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			cfg, found := load(t, dir, c.text)
-			if got := lines(dir, found); cfg != nil || len(got) != 1 || got[0] != "sallyport.yaml"+c.want {
+			if got := formatDiagnostics(dir, found); cfg != nil || len(got) != 1 || got[0] != "sallyport.yaml"+c.want {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
 	}
 }
 
-func TestFileThatOthersMayChangeIsRefusedWithAllElseThatIsWrong(t *testing.T) {
+func TestLoad_FileOthersMayWrite(t *testing.T) {
 	t.Parallel()
 	for mode, mend := range map[os.FileMode]string{0o620: "chmod 0600", 0o602: "chmod 0600", 0o666: "chmod 0644"} {
-		dir := world(t)
+		dir := makeFiles(t)
 		name := filepath.Join(dir, "sallyport.yaml")
-		write(t, name, testdata(t, "design.yaml")+"surplus: 1\n", mode)
+		writeFile(t, name, readTestdata(t, "design.yaml")+"surplus: 1\n", mode)
 		c, found := config.Load(name, env())
 		if c != nil || len(found) != 2 || found[0].Line != 0 || !strings.Contains(found[0].Text, mend) ||
 			!strings.Contains(found[1].Text, "no such key") {
@@ -222,14 +222,14 @@ func TestFileThatOthersMayChangeIsRefusedWithAllElseThatIsWrong(t *testing.T) {
 
 // The owner of the file decides what runs, whatever its mode says, and so does
 // who may have its name lead to another.
-func TestFileThatOthersOwnIsRefusedWithAllElseThatIsWrong(t *testing.T) {
+func TestLoad_FileOfOtherOwner(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "whose configuration is refused, because only root may give files away")
 	}
 	for what, give := range map[string]string{"the file": "etc/real.yaml", "its folder": "etc", "a link to it": "sallyport.yaml"} {
-		dir := world(t)
-		write(t, filepath.Join(dir, "etc", "real.yaml"), testdata(t, "design.yaml")+"surplus: 1\n", 0o600)
+		dir := makeFiles(t)
+		writeFile(t, filepath.Join(dir, "etc", "real.yaml"), readTestdata(t, "design.yaml")+"surplus: 1\n", 0o600)
 		name := filepath.Join(dir, "sallyport.yaml")
 		symlink(t, "etc/real.yaml", name)
 		if err := os.Lchown(filepath.Join(dir, give), 65534, -1); err != nil {
@@ -243,7 +243,7 @@ func TestFileThatOthersOwnIsRefusedWithAllElseThatIsWrong(t *testing.T) {
 	}
 }
 
-func TestFileThatCannotBeRead(t *testing.T) {
+func TestLoad_UnreadableFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe")
@@ -251,7 +251,7 @@ func TestFileThatCannotBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	large := filepath.Join(dir, "large")
-	write(t, large, "", 0o600)
+	writeFile(t, large, "", 0o600)
 	if err := os.Truncate(large, 16<<20+1); err != nil {
 		t.Fatal(err)
 	}
@@ -279,14 +279,14 @@ func TestStateFolder(t *testing.T) {
 		"is behind a link":  {func(t *testing.T, s string) { t.Helper(); mkdir(t, s+"2", 0o700); symlink(t, s+"2", s) }, ""},
 		"others may list":   {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o704) }, "chmod 0700"},
 		"a group may enter": {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o710) }, "chmod 0700"},
-		"is a file":         {func(t *testing.T, s string) { t.Helper(); write(t, s, "", 0o600) }, "not a folder"},
-		"is beneath a file": {func(t *testing.T, s string) { t.Helper(); write(t, filepath.Dir(s), "", 0o600) }, "not a directory"},
+		"is a file":         {func(t *testing.T, s string) { t.Helper(); writeFile(t, s, "", 0o600) }, "not a folder"},
+		"is beneath a file": {func(t *testing.T, s string) { t.Helper(); writeFile(t, filepath.Dir(s), "", 0o600) }, "not a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := world(t)
+			dir := makeFiles(t)
 			c.make(t, filepath.Join(dir, "var", "state"))
-			cfg, found := load(t, dir, strings.Replace(testdata(t, "design.yaml"), "state: state", "state: var/state", 1))
+			cfg, found := load(t, dir, strings.Replace(readTestdata(t, "design.yaml"), "state: state", "state: var/state", 1))
 			if c.want == "" {
 				if len(found) > 0 || cfg.State != filepath.Join(dir, "var", "state") {
 					t.Errorf("%q", found)
@@ -324,10 +324,10 @@ func symlink(t *testing.T, to, name string) {
 	}
 }
 
-func TestConfigurationIsWhatTheFileSays(t *testing.T) {
+func TestLoad_Values(t *testing.T) {
 	t.Parallel()
-	dir := world(t)
-	c, found := load(t, dir, testdata(t, "design.yaml"))
+	dir := makeFiles(t)
+	c, found := load(t, dir, readTestdata(t, "design.yaml"))
 	if len(found) > 0 {
 		t.Fatal(found)
 	}
@@ -358,10 +358,10 @@ func TestConfigurationIsWhatTheFileSays(t *testing.T) {
 	}
 }
 
-func TestEveryCertificateHasItsEnd(t *testing.T) {
+func TestExpiries_EveryCertificate(t *testing.T) {
 	t.Parallel()
-	dir := world(t)
-	c, found := load(t, dir, testdata(t, "all.yaml"))
+	dir := makeFiles(t)
+	c, found := load(t, dir, readTestdata(t, "all.yaml"))
 	if c == nil {
 		t.Fatal(found)
 	}
@@ -381,10 +381,10 @@ func TestEveryCertificateHasItsEnd(t *testing.T) {
 	}
 }
 
-func TestLimitTakesWhatItLacksFromTheDefault(t *testing.T) {
+func TestLimit_Defaults(t *testing.T) {
 	t.Parallel()
-	text := strings.Replace(testdata(t, "design.yaml"), "limit: {rate: 6/m, burst: 2}", "limit: {burst: 3}", 1)
-	c, found := load(t, world(t), text+"limits: {caller: {rate: 100/h}, address: {burst: 7}}\n")
+	text := strings.Replace(readTestdata(t, "design.yaml"), "limit: {rate: 6/m, burst: 2}", "limit: {burst: 3}", 1)
+	c, found := load(t, makeFiles(t), text+"limits: {caller: {rate: 100/h}, address: {burst: 7}}\n")
 	if c == nil {
 		t.Fatal(found)
 	}
@@ -416,8 +416,8 @@ func TestRate(t *testing.T) {
 
 func TestListen(t *testing.T) {
 	t.Parallel()
-	good := testdata(t, "design.yaml")
-	dir := world(t)
+	good := readTestdata(t, "design.yaml")
+	dir := makeFiles(t)
 	for _, address := range []string{":8443", "127.0.0.1:0", "[::1]:65535", "[fe80::1%eth0]:1", "localhost:8443", "hooks.example.com:443"} {
 		if c, found := load(t, dir, strings.Replace(good, ":8443", address, 1)); c == nil || c.Listen != address {
 			t.Errorf("%s: %v", address, found)
@@ -431,17 +431,17 @@ func TestListen(t *testing.T) {
 	}
 }
 
-func TestDescribeTellsWhatIsServedAndNoSecret(t *testing.T) {
+func TestDescribe_NoSecrets(t *testing.T) {
 	t.Parallel()
-	dir := world(t)
-	c, found := load(t, dir, testdata(t, "all.yaml"))
+	dir := makeFiles(t)
+	c, found := load(t, dir, readTestdata(t, "all.yaml"))
 	if c == nil {
 		t.Fatal(found)
 	}
 	var b bytes.Buffer
 	c.Describe(&b)
 	got := strings.ReplaceAll(b.String(), dir+string(filepath.Separator), "")
-	if want := testdata(t, "all.txt"); got != want {
+	if want := readTestdata(t, "all.txt"); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	if strings.Contains(got, secret) {
@@ -449,7 +449,7 @@ func TestDescribeTellsWhatIsServedAndNoSecret(t *testing.T) {
 	}
 }
 
-func tenThousand() string {
+func manyHooks() string {
 	var b strings.Builder
 	b.WriteString("state: state\ntls: {cert: certs/server.pem, key: certs/server.key}\n" +
 		"callers:\n  github: {hmac: {scheme: github, keys: [{id: a, file: secrets/github}]}}\nhooks:\n")
@@ -460,24 +460,24 @@ func tenThousand() string {
 	return b.String()
 }
 
-func TestTenThousandHooksAndAFaultInTheLast(t *testing.T) {
+func TestLoad_TenThousandHooks(t *testing.T) {
 	t.Parallel()
-	dir := world(t)
-	text := tenThousand()
+	dir := makeFiles(t)
+	text := manyHooks()
 	c, found := load(t, dir, text)
 	if c == nil || len(c.Hooks) != 10_000 {
 		t.Fatal(found)
 	}
 	c, found = load(t, dir, text+"    timeout: 5\n")
-	if got := lines(dir, found); c != nil || len(got) != 1 || got[0] != `sallyport.yaml:60006:14: hooks.hook9999.timeout: "5" is no duration: write 30s, 10m or 1h30m` {
+	if got := formatDiagnostics(dir, found); c != nil || len(got) != 1 || got[0] != `sallyport.yaml:60006:14: hooks.hook9999.timeout: "5" is no duration: write 30s, 10m or 1h30m` {
 		t.Errorf("%q", got)
 	}
 }
 
 func BenchmarkLoadTenThousandHooks(b *testing.B) {
-	dir := world(b)
+	dir := makeFiles(b)
 	name := filepath.Join(dir, "sallyport.yaml")
-	write(b, name, tenThousand(), 0o600)
+	writeFile(b, name, manyHooks(), 0o600)
 	for b.Loop() {
 		if c, found := config.Load(name, env()); c == nil {
 			b.Fatal(found)
@@ -491,16 +491,16 @@ func FuzzLoad(f *testing.F) {
 		f.Fatal(err)
 	}
 	for _, file := range files {
-		f.Add([]byte(testdata(f, filepath.Base(file))))
+		f.Add([]byte(readTestdata(f, filepath.Base(file))))
 	}
-	dir := world(f)
+	dir := makeFiles(f)
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if len(text) > 64<<10 {
 			return
 		}
 		// Each process of the fuzzer has a world of its own, and works alone.
 		c, found := load(t, dir, string(text))
-		if bad(found) != (c == nil) {
+		if hasErrors(found) != (c == nil) {
 			t.Errorf("the configuration is %v beside %v", c, found)
 		}
 		count := bytes.Count(text, []byte("\n")) + bytes.Count(text, []byte("\r")) + 1

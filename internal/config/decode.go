@@ -21,12 +21,12 @@ import (
 // The library parses. Its own decoder stops at the first fault, turns numbers
 // into text and reads an absent value as a default, so values are set here.
 func decode(data []byte, f *File, r *report) bool {
-	root := parse(data, r)
+	root := parseYAML(data, r)
 	if root == nil {
 		return false
 	}
 	d := &decoder{report: r, fields: map[reflect.Type]map[string][]int{}}
-	d.value(root, start(root), "", reflect.ValueOf(f).Elem())
+	d.decodeValue(root, nodePlace(root), "", reflect.ValueOf(f).Elem())
 	return true
 }
 
@@ -35,21 +35,21 @@ type decoder struct {
 	fields map[reflect.Type]map[string][]int // of a struct, by key
 }
 
-// fail reports a value of the wrong shape.
-func (d *decoder) fail(at place, path, format string, a ...any) {
+// reportShape reports a value of the wrong shape.
+func (d *decoder) reportShape(at place, path, format string, a ...any) {
 	d.broken[path] = true
-	d.add(at, path, fmt.Sprintf(format, a...))
+	d.addDiagnostic(at, path, fmt.Sprintf(format, a...))
 }
 
-// value sets v from n, which stands at the path.
-func (d *decoder) value(n ast.Node, at place, path string, v reflect.Value) {
+// decodeValue sets v from n, which stands at the path.
+func (d *decoder) decodeValue(n ast.Node, at place, path string, v reflect.Value) {
 	d.places[path] = at
 	switch n.(type) {
 	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode, *ast.DirectiveNode:
 		d.broken[path] = true // reported before the file was parsed
 		return
 	case *ast.NullNode:
-		d.fail(at, path, "is empty: give it a value, or leave it out")
+		d.reportShape(at, path, "is empty: give it a value, or leave it out")
 		return
 	}
 	if v.Kind() == reflect.Pointer {
@@ -59,57 +59,57 @@ func (d *decoder) value(n ast.Node, at place, path string, v reflect.Value) {
 	_, isScalar := n.(ast.ScalarNode)
 	switch to := v.Addr().Interface().(type) {
 	case *any:
-		*to = d.any(n, at, path)
+		*to = d.decodeAny(n, at, path)
 		return
 	case *time.Duration, *time.Time, encoding.TextUnmarshaler:
-		d.text(n, at, path, to)
+		d.decodeText(n, at, path, to)
 		return
 	case interface{ UnmarshalYAML(func(any) error) error }:
 		if isScalar { // what has parts is read as such, so that each has its place
-			d.text(n, at, path, to)
+			d.decodeText(n, at, path, to)
 			return
 		}
 	}
-	d.plainValue(n, at, path, v)
+	d.decodeKind(n, at, path, v)
 }
 
-// plainValue sets a v whose form is that of its kind.
-func (d *decoder) plainValue(n ast.Node, at place, path string, v reflect.Value) {
+// decodeKind sets a v whose form is that of its kind.
+func (d *decoder) decodeKind(n ast.Node, at place, path string, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Struct:
-		d.structure(n, at, path, v)
+		d.decodeStruct(n, at, path, v)
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		d.each(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
+		d.decodeEntries(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
 			one := reflect.New(v.Type().Elem()).Elem()
-			d.value(value, entryPlace(keyAt, value), path, one)
+			d.decodeValue(value, entryPlace(keyAt, value), path, one)
 			v.SetMapIndex(reflect.ValueOf(key), one)
 		})
 	case reflect.Slice:
 		list, ok := n.(*ast.SequenceNode)
 		if !ok {
-			d.wrong(n, at, path, "a list")
+			d.reportKind(n, at, path, "a list")
 			return
 		}
 		v.Set(reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values)))
 		for i, one := range list.Values {
-			d.value(one, start(one), under(path, strconv.Itoa(i)), v.Index(i))
+			d.decodeValue(one, nodePlace(one), joinPath(path, strconv.Itoa(i)), v.Index(i))
 		}
 	case reflect.String:
-		if s, ok := d.string(n, at, path); ok {
+		if s, ok := d.decodeString(n, at, path); ok {
 			v.SetString(s)
 		}
 	case reflect.Bool:
 		b, ok := n.(*ast.BoolNode)
 		if !ok {
-			d.wrong(n, at, path, "true or false")
+			d.reportKind(n, at, path, "true or false")
 			return
 		}
 		v.SetBool(b.Value)
 	case reflect.Int, reflect.Int64:
-		d.integer(n, at, path, v)
+		d.decodeInteger(n, at, path, v)
 	default:
-		d.fail(at, path, "cannot be read: %s has no form in this file", v.Type())
+		d.reportShape(at, path, "cannot be read: %s has no form in this file", v.Type())
 	}
 }
 
@@ -117,41 +117,41 @@ func (d *decoder) plainValue(n ast.Node, at place, path string, v reflect.Value)
 // at its key if the value is more than a scalar.
 func entryPlace(key place, value ast.Node) place {
 	if _, scalar := value.(ast.ScalarNode); scalar && value.Type() != ast.NullType {
-		return start(value)
+		return nodePlace(value)
 	}
 	return key
 }
 
-// each goes through the entries of a mapping.
-func (d *decoder) each(n ast.Node, at place, path string, entry func(key string, keyAt place, value ast.Node, path string)) {
+// decodeEntries goes through the entries of a mapping.
+func (d *decoder) decodeEntries(n ast.Node, at place, path string, entry func(key string, keyAt place, value ast.Node, path string)) {
 	m, ok := n.(ast.MapNode)
 	if !ok {
-		d.wrong(n, at, path, "a mapping")
+		d.reportKind(n, at, path, "a mapping")
 		return
 	}
 	seen := map[string]int{}
 	for entries := m.MapRange(); entries.Next(); {
 		key, value := entries.Key(), entries.Value()
-		at := where(key.GetToken())
+		at := tokenPlace(key.GetToken())
 		name, ok := key.(*ast.StringNode)
 		if !ok {
-			if kind := kindOf(key); kind != "" {
-				d.add(at, path, fmt.Sprintf("the key %s is %s: quote it if text is meant", key.GetToken().Value, kind))
+			if kind := nameKind(key); kind != "" {
+				d.addDiagnostic(at, path, fmt.Sprintf("the key %s is %s: quote it if text is meant", key.GetToken().Value, kind))
 			}
 			continue
 		}
 		if first, twice := seen[name.Value]; twice {
-			d.add(at, under(path, name.Value), fmt.Sprintf("stands here a second time, after line %d", first))
+			d.addDiagnostic(at, joinPath(path, name.Value), fmt.Sprintf("stands here a second time, after line %d", first))
 			continue
 		}
 		seen[name.Value] = at.line
-		entry(name.Value, at, value, under(path, name.Value))
+		entry(name.Value, at, value, joinPath(path, name.Value))
 	}
 }
 
-func (d *decoder) structure(n ast.Node, at place, path string, v reflect.Value) {
+func (d *decoder) decodeStruct(n ast.Node, at place, path string, v reflect.Value) {
 	fields := d.fieldsOf(v.Type())
-	d.each(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
+	d.decodeEntries(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
 		index, ok := fields[key]
 		if !ok {
 			names := make([]string, 0, len(fields))
@@ -159,17 +159,17 @@ func (d *decoder) structure(n ast.Node, at place, path string, v reflect.Value) 
 				names = append(names, name)
 			}
 			slices.Sort(names)
-			d.fail(keyAt, path, "there is no such key here; there are %s", strings.Join(names, ", "))
+			d.reportShape(keyAt, path, "there is no such key here; there are %s", strings.Join(names, ", "))
 			return
 		}
 		at := entryPlace(keyAt, value)
 		field := v.FieldByIndex(index)
-		d.value(value, at, path, field)
+		d.decodeValue(value, at, path, field)
 		// A zero would be read as "the default", which is not what it says.
 		switch field.Kind() { //nolint:exhaustive // the kinds whose zero a person can write
 		case reflect.String, reflect.Int, reflect.Int64, reflect.Float64:
 			if field.IsZero() && !d.broken[path] {
-				d.fail(at, path, "is empty or zero: give it a value, or leave it out")
+				d.reportShape(at, path, "is empty or zero: give it a value, or leave it out")
 			}
 		}
 	})
@@ -190,15 +190,15 @@ func (d *decoder) fieldsOf(t reflect.Type) map[string][]int {
 	return fields
 }
 
-// text sets what is written as text of a form of its own.
-func (d *decoder) text(n ast.Node, at place, path string, to any) {
+// decodeText sets what is written as text of a form of its own.
+func (d *decoder) decodeText(n ast.Node, at place, path string, to any) {
 	var s string
 	switch n := n.(type) {
 	case *ast.IntegerNode: // a size may be one
 		s = n.Token.Value
 	default:
 		var ok bool
-		if s, ok = d.string(n, at, path); !ok {
+		if s, ok = d.decodeString(n, at, path); !ok {
 			return
 		}
 	}
@@ -227,32 +227,32 @@ func (d *decoder) text(n ast.Node, at place, path string, to any) {
 		})
 	}
 	if err != nil {
-		d.fail(at, path, "%s", err.Error())
+		d.reportShape(at, path, "%s", err.Error())
 	}
 }
 
-// string returns a text. What YAML reads as something else has to be quoted,
+// decodeString returns a text. What YAML reads as something else has to be quoted,
 // so that nobody has to know what YAML does to 1.10 or 0644.
-func (d *decoder) string(n ast.Node, at place, path string) (string, bool) {
+func (d *decoder) decodeString(n ast.Node, at place, path string) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
-		if !numeric(n) {
+		if !isNumber(n) {
 			return n.Value, true
 		}
-		d.fail(at, path, "%s is a number: quote it if text is meant", n.Value)
+		d.reportShape(at, path, "%s is a number: quote it if text is meant", n.Value)
 	case *ast.LiteralNode:
 		return n.Value.Value, true
 	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		d.fail(at, path, "%s is %s: quote it if text is meant", n.GetToken().Value, kindOf(n))
+		d.reportShape(at, path, "%s is %s: quote it if text is meant", n.GetToken().Value, nameKind(n))
 	default:
-		d.wrong(n, at, path, "text")
+		d.reportKind(n, at, path, "text")
 	}
 	return "", false
 }
 
-// numeric tells whether a plain scalar is a number to YAML 1.2, though the
+// isNumber tells whether a plain scalar is a number to YAML 1.2, though the
 // library takes it for text because it is too large, or 1e3.
-func numeric(n *ast.StringNode) bool {
+func isNumber(n *ast.StringNode) bool {
 	if n.Token.Type != token.StringType || n.Value == "" || !strings.ContainsRune("+-.0123456789", rune(n.Value[0])) {
 		return false
 	}
@@ -260,59 +260,59 @@ func numeric(n *ast.StringNode) bool {
 	return err == nil || errors.Is(err, strconv.ErrRange)
 }
 
-func (d *decoder) integer(n ast.Node, at place, path string, v reflect.Value) {
+func (d *decoder) decodeInteger(n ast.Node, at place, path string, v reflect.Value) {
 	text := n.GetToken().Value
-	if s, ok := n.(*ast.StringNode); n.Type() != ast.IntegerType && (!ok || !numeric(s)) {
-		d.wrong(n, at, path, "a whole number")
+	if s, ok := n.(*ast.StringNode); n.Type() != ast.IntegerType && (!ok || !isNumber(s)) {
+		d.reportKind(n, at, path, "a whole number")
 		return
 	}
 	value, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || strconv.FormatInt(value, 10) != text || v.OverflowInt(value) {
-		d.fail(at, path, "%s is no plain decimal number, or too large", text)
+		d.reportShape(at, path, "%s is no plain decimal number, or too large", text)
 		return
 	}
 	v.SetInt(value)
 }
 
-// any returns a value of whatever type it is written in.
-func (d *decoder) any(n ast.Node, at place, path string) any {
+// decodeAny returns a value of whatever type it is written in.
+func (d *decoder) decodeAny(n ast.Node, at place, path string) any {
 	switch n := n.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode:
 		m := map[string]any{}
-		d.each(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
+		d.decodeEntries(n, at, path, func(key string, keyAt place, value ast.Node, path string) {
 			var one any
-			d.value(value, entryPlace(keyAt, value), path, reflect.ValueOf(&one).Elem())
+			d.decodeValue(value, entryPlace(keyAt, value), path, reflect.ValueOf(&one).Elem())
 			m[key] = one
 		})
 		return m
 	case *ast.SequenceNode:
 		list := make([]any, len(n.Values))
-		d.plainValue(n, at, path, reflect.ValueOf(&list).Elem())
+		d.decodeKind(n, at, path, reflect.ValueOf(&list).Elem())
 		return list
 	case *ast.BoolNode:
 		return n.Value
 	case *ast.IntegerNode:
 		var i int64
-		d.integer(n, at, path, reflect.ValueOf(&i).Elem())
+		d.decodeInteger(n, at, path, reflect.ValueOf(&i).Elem())
 		return i
 	case *ast.FloatNode:
 		return n.Value
 	}
-	s, _ := d.string(n, at, path)
+	s, _ := d.decodeString(n, at, path)
 	return s
 }
 
-func (d *decoder) wrong(n ast.Node, at place, path, want string) {
-	got := kindOf(n)
+func (d *decoder) reportKind(n ast.Node, at place, path, want string) {
+	got := nameKind(n)
 	if got == "" {
 		d.broken[path] = true
 		return
 	}
-	d.fail(at, path, "is %s, and %s belongs here", got, want)
+	d.reportShape(at, path, "is %s, and %s belongs here", got, want)
 }
 
-// kindOf names what n is, or nothing when it was refused before.
-func kindOf(n ast.Node) string {
+// nameKind names what n is, or nothing when it was refused before.
+func nameKind(n ast.Node) string {
 	switch n.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode:
 		return "a mapping"

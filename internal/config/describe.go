@@ -29,7 +29,7 @@ func (c *Config) Describe(w io.Writer) {
 		_, _ = fmt.Fprintf(t, "%s\t%s\n", name, terminal.Line(fmt.Sprintf(format, a...)))
 	}
 
-	row("listen", "%s, %s or newer, %s", c.Listen, tls.VersionName(c.TLS.MinVersion), clientCertificates(c.TLS))
+	row("listen", "%s, %s or newer, %s", c.Listen, tls.VersionName(c.TLS.MinVersion), describeClientAuth(c.TLS))
 	for _, pair := range c.TLS.Certificates {
 		row("", "certificate for %s, until %s", names(pair.Leaf), pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
@@ -64,7 +64,7 @@ func (c *Config) Describe(w io.Writer) {
 	}
 }
 
-func clientCertificates(c *tls.Config) string {
+func describeClientAuth(c *tls.Config) string {
 	if c.ClientAuth == tls.NoClientCert {
 		return "no client certificates"
 	}
@@ -84,16 +84,16 @@ type rowFunc func(name, format string, a ...any)
 
 func describeCaller(row rowFunc, c *CallerSpec) {
 	if h := c.HMAC; h != nil {
-		row("  hmac", "%s; keys %s", cmp.Or(h.Scheme, "in "+h.Header), keys(h.Keys))
+		row("  hmac", "%s; keys %s", cmp.Or(h.Scheme, "in "+h.Header), describeKeys(h.Keys))
 	}
 	if s := c.Signature; s != nil {
-		row("  signature", "for %s; keys %s", strings.Join(s.Authority, ", "), keys(s.Keys))
+		row("  signature", "for %s; keys %s", strings.Join(s.Authority, ", "), describeKeys(s.Keys))
 		if s.Tag != "" || len(s.Components) > 0 {
 			row("", "covers %s; tag %s", strings.Join(append([]string{"method, target and body"}, s.Components...), ", "), cmp.Or(s.Tag, "none"))
 		}
 	}
 	if j := c.JWT; j != nil {
-		row("  jwt", "of %s for %s; keys %s", j.Issuer, j.Audience, jwtKeys(j))
+		row("  jwt", "of %s for %s; keys %s", j.Issuer, j.Audience, describeJWTKeys(j))
 		if j.Preset != "" {
 			row("", "preset %s, signed with %s", j.Preset, strings.Join(j.Algorithms, ", "))
 		}
@@ -103,7 +103,7 @@ func describeCaller(row rowFunc, c *CallerSpec) {
 		}
 	}
 	if t := c.Token; t != nil {
-		row("  token", "in %s; keys %s", cmp.Or(t.Header, "Authorization"), keys(t.Keys))
+		row("  token", "in %s; keys %s", cmp.Or(t.Header, "Authorization"), describeKeys(t.Keys))
 	}
 	if m := c.MTLS; m != nil {
 		describeMTLS(row, m)
@@ -128,9 +128,9 @@ func describeMTLS(row rowFunc, m *auth.MTLSSpec) {
 	}
 }
 
-// jwtKeys says where the keys of tokens are, or are fetched from.
-func jwtKeys(j *auth.JWTSpec) string {
-	from := keys(j.Keys)
+// describeJWTKeys says where the keys of tokens are, or are fetched from.
+func describeJWTKeys(j *auth.JWTSpec) string {
+	from := describeKeys(j.Keys)
 	switch {
 	case j.JWKS != "":
 		from = strings.TrimPrefix(from+", "+j.JWKS, ", ")
@@ -143,7 +143,7 @@ func jwtKeys(j *auth.JWTSpec) string {
 	return from
 }
 
-func keys(specs []auth.KeySpec) string {
+func describeKeys(specs []auth.KeySpec) string {
 	var list []string
 	for _, k := range specs {
 		from := "file " + k.File
@@ -177,7 +177,7 @@ func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 			used = at.UTC().Format(time.RFC3339)
 		}
 		delete(last, u)
-		row(u, taken(k, now), used)
+		row(u, describeValidity(k, now), used)
 	}
 	rest := slices.Collect(maps.Keys(last))
 	keyuse.SortUses(rest)
@@ -187,8 +187,8 @@ func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	_ = t.Flush() // a reader that has gone wants no more
 }
 
-// taken says when a key is taken.
-func taken(k auth.KeyInfo, now time.Time) string {
+// describeValidity says when a key is taken.
+func describeValidity(k auth.KeyInfo, now time.Time) string {
 	var list []string
 	if !k.NotBefore.IsZero() {
 		list = append(list, "from "+k.NotBefore.Format(time.RFC3339))
@@ -216,7 +216,7 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	row("  command", "%q", s.Command)
 	label := "  params"
 	for _, name := range slices.Sorted(maps.Keys(s.Params)) {
-		row(label, "%s from %s, %s", name, s.Params[name].From, allowed(s.Params[name]))
+		row(label, "%s from %s, %s", name, s.Params[name].From, describeValues(s.Params[name]))
 		label = ""
 	}
 	label = "  env"
@@ -236,8 +236,8 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	}
 }
 
-// allowed says which values a parameter may have.
-func allowed(p hook.ParamSpec) string {
+// describeValues says which values a parameter may have.
+func describeValues(p hook.ParamSpec) string {
 	var b strings.Builder
 	switch {
 	case p.Match != "":

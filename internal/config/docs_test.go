@@ -13,7 +13,7 @@ import (
 	"sallyport/internal/config"
 )
 
-func manual(t *testing.T) string {
+func readManual(t *testing.T) string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("..", "..", "docs", "configuration.md"))
 	if err != nil {
@@ -22,18 +22,18 @@ func manual(t *testing.T) string {
 	return string(data)
 }
 
-// structures collects the keys of each structure of the file, by its path.
-func structures(t *testing.T, at reflect.Type, path string, into map[string][]string) {
+// collectKeys collects the keys of each structure of the file, by its path.
+func collectKeys(t *testing.T, at reflect.Type, path string, into map[string][]string) {
 	t.Helper()
 	switch at.Kind() {
 	case reflect.Pointer:
-		structures(t, at.Elem(), path, into)
+		collectKeys(t, at.Elem(), path, into)
 	case reflect.Map:
 		if at.Elem().Kind() != reflect.String && at.Elem().Kind() != reflect.Interface {
-			structures(t, at.Elem(), strings.TrimPrefix(path+".NAME", "."), into)
+			collectKeys(t, at.Elem(), strings.TrimPrefix(path+".NAME", "."), into)
 		}
 	case reflect.Slice:
-		structures(t, at.Elem(), path+"[]", into)
+		collectKeys(t, at.Elem(), path+"[]", into)
 	case reflect.Struct:
 		if at.PkgPath() == "time" {
 			return
@@ -45,7 +45,7 @@ func structures(t *testing.T, at reflect.Type, path string, into map[string][]st
 				t.Errorf("%s.%s has no key", at, f.Name)
 			case key != ",inline" && key != "-":
 				into[path] = append(into[path], key)
-				structures(t, f.Type, strings.TrimPrefix(path+"."+key, "."), into)
+				collectKeys(t, f.Type, strings.TrimPrefix(path+"."+key, "."), into)
 			}
 		}
 	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:
@@ -59,9 +59,9 @@ var (
 	row    = regexp.MustCompile("^\\| `([^`]+)` \\| [^|]+ \\| [^|]+ \\| [^|]+ \\|$")
 )
 
-// tables collects the keys of each table of the manual, by the paths that its
+// collectTables collects the keys of each table of the manual, by the paths that its
 // heading names.
-func tables(t *testing.T, text string) map[string][]string {
+func collectTables(t *testing.T, text string) map[string][]string {
 	t.Helper()
 	found := map[string][]string{}
 	var paths []string
@@ -87,11 +87,11 @@ func tables(t *testing.T, text string) map[string][]string {
 	return found
 }
 
-func TestManualHasEveryKeyOfTheFileAndNoOther(t *testing.T) {
+func TestManual_EveryKey(t *testing.T) {
 	t.Parallel()
 	code := map[string][]string{}
-	structures(t, reflect.TypeFor[config.File](), "", code)
-	docs := tables(t, manual(t))
+	collectKeys(t, reflect.TypeFor[config.File](), "", code)
+	docs := collectTables(t, readManual(t))
 	for path := range maps.Keys(code) {
 		slices.Sort(code[path])
 		slices.Sort(docs[path])
@@ -106,14 +106,14 @@ func TestManualHasEveryKeyOfTheFileAndNoOther(t *testing.T) {
 	}
 }
 
-func TestExampleOfTheManualLoads(t *testing.T) {
+func TestManual_ExampleLoads(t *testing.T) {
 	t.Parallel()
-	_, text, found := strings.Cut(manual(t), "```yaml\n")
+	_, text, found := strings.Cut(readManual(t), "```yaml\n")
 	text, _, closed := strings.Cut(text, "```")
 	if !found || !closed {
 		t.Fatal("no example")
 	}
-	if c, diagnostics := load(t, world(t), strings.ReplaceAll(text, "/usr/local/bin/build-report", "/bin/echo")); c == nil || len(diagnostics) > 0 {
+	if c, diagnostics := load(t, makeFiles(t), strings.ReplaceAll(text, "/usr/local/bin/build-report", "/bin/echo")); c == nil || len(diagnostics) > 0 {
 		t.Error(diagnostics)
 	}
 }

@@ -12,14 +12,14 @@ import (
 // counts.
 func LoadHooks(name string) (map[string]*hook.Hook, []Diagnostic) {
 	var p diag.List
-	f, r := open(name, &p)
+	f, r := openFile(name, &p)
 	if f == nil {
-		return nil, r.sorted()
+		return nil, r.sortedDiagnostics()
 	}
 	hooks := f.compileHooks(p.At("hooks"))
-	r.resolve(p.All())
-	if r.bad() {
-		return nil, r.sorted()
+	r.addProblems(p.All())
+	if r.hasErrors() {
+		return nil, r.sortedDiagnostics()
 	}
-	return hooks, r.sorted()
+	return hooks, r.sortedDiagnostics()
 }

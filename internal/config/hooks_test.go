@@ -17,16 +17,16 @@ hooks:
   start: {callers: [github], command: [/bin/true]}
 `
 
-func TestHooksAloneAreReadWithoutKeysAndCertificates(t *testing.T) {
+func TestLoadHooks_WithoutSecrets(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "sallyport.yaml")
-	write(t, name, withHooks, 0o600)
+	writeFile(t, name, withHooks, 0o600)
 	hooks, found := config.LoadHooks(name)
 	if len(hooks) != 1 || hooks["start"] == nil || len(found) > 0 {
 		t.Fatalf("got %v, %v", hooks, found)
 	}
 }
 
-func TestHooksAloneAreHeldToTheSameRules(t *testing.T) {
+func TestLoadHooks_SameRules(t *testing.T) {
 	for fault, text := range map[string]string{
 		"there is no caller":       strings.Replace(withHooks, "[github]", "[gitlab]", 1),
 		"hooks.start.comand":       strings.Replace(withHooks, "command", "comand", 1),
@@ -35,14 +35,14 @@ func TestHooksAloneAreHeldToTheSameRules(t *testing.T) {
 		"cannot be found":          strings.Replace(withHooks, "/bin/true", "/no/such/program", 1),
 	} {
 		name := filepath.Join(t.TempDir(), "sallyport.yaml")
-		write(t, name, text, 0o600)
+		writeFile(t, name, text, 0o600)
 		hooks, found := config.LoadHooks(name)
-		if all := strings.Join(lines(filepath.Dir(name), found), "\n"); hooks != nil || !strings.Contains(all, fault) {
+		if all := strings.Join(formatDiagnostics(filepath.Dir(name), found), "\n"); hooks != nil || !strings.Contains(all, fault) {
 			t.Errorf("%s: got %v\n%s", fault, hooks, all)
 		}
 	}
 	name := filepath.Join(t.TempDir(), "sallyport.yaml")
-	write(t, name, withHooks, 0o622)
+	writeFile(t, name, withHooks, 0o622)
 	if hooks, _ := config.LoadHooks(name); hooks != nil {
 		t.Error("a file that others may write was taken")
 	}

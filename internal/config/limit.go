@@ -33,14 +33,14 @@ func (l Limit) orDefault(def Limit) Limit {
 	return l
 }
 
-func (l Limit) check(p *diag.List) { checkCount(l.Burst, p.At("burst")) }
+func (l Limit) checkBurst(p *diag.List) { checkCount(l.Burst, p.At("burst")) }
 
 func (l Limit) String() string { return fmt.Sprintf("%s, burst %d", l.Rate, l.Burst) }
 
-func (l *Limits) check(p *diag.List) {
-	l.Address.check(p.At("address"))
-	l.Failures.check(p.At("failures"))
-	l.Caller.check(p.At("caller"))
+func (l *Limits) checkLimits(p *diag.List) {
+	l.Address.checkBurst(p.At("address"))
+	l.Failures.checkBurst(p.At("failures"))
+	l.Caller.checkBurst(p.At("caller"))
 	checkCount(l.Connections, p.At("connections"))
 	checkCount(l.ConnectionsPerAddress, p.At("connections_per_address"))
 }

@@ -50,47 +50,47 @@ type report struct {
 	broken map[string]bool // paths whose value has the wrong shape
 }
 
-func under(path, key string) string { return path + "\x00" + key }
+func joinPath(path, key string) string { return path + "\x00" + key }
 
-func (r *report) add(at place, path, text string) {
+func (r *report) addDiagnostic(at place, path, text string) {
 	r.found = append(r.found, Diagnostic{
-		File: r.file, Line: at.line, Column: at.column, Path: dotted(path), Text: text,
+		File: r.file, Line: at.line, Column: at.column, Path: formatPath(path), Text: text,
 	})
 }
 
-// resolve takes over problems. What is said about a value of the wrong shape
+// addProblems takes over problems. What is said about a value of the wrong shape
 // is left out: its shape has been reported, and the rest only follows from it.
-func (r *report) resolve(problems []diag.Problem) {
+func (r *report) addProblems(problems []diag.Problem) {
 	for _, p := range problems {
 		path, at, known := "", place{1, 1}, r.broken[""]
 		for _, key := range p.Path {
-			path = under(path, key)
+			path = joinPath(path, key)
 			if here, ok := r.places[path]; ok {
 				at = here
 			}
 			known = known || r.broken[path]
 		}
 		if !known {
-			r.add(at, path, p.Text)
+			r.addDiagnostic(at, path, p.Text)
 			r.found[len(r.found)-1].Warning = p.Warning
 		}
 	}
 }
 
-func (r *report) bad() bool {
+func (r *report) hasErrors() bool {
 	return slices.ContainsFunc(r.found, func(d Diagnostic) bool { return !d.Warning })
 }
 
-// sorted returns the diagnostics in the order of the file, each once.
-func (r *report) sorted() []Diagnostic {
+// sortedDiagnostics returns the diagnostics in the order of the file, each once.
+func (r *report) sortedDiagnostics() []Diagnostic {
 	slices.SortStableFunc(r.found, func(a, b Diagnostic) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Text, b.Text))
 	})
 	return slices.Compact(r.found)
 }
 
-// dotted returns a path as people write it.
-func dotted(path string) string {
+// formatPath returns a path as people write it.
+func formatPath(path string) string {
 	var b strings.Builder
 	for i, key := range strings.Split(path, "\x00") {
 		if i == 0 {

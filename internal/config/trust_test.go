@@ -23,11 +23,11 @@ func trustedFiles() []string {
 // writeTrusting makes a folder with a configuration that names every kind of trusted file.
 func writeTrusting(t *testing.T) (dir string, found []config.Diagnostic) {
 	t.Helper()
-	dir = world(t)
+	dir = makeFiles(t)
 	x := base64.RawURLEncoding.EncodeToString(make([]byte, 31)) + "AQ"
-	write(t, filepath.Join(dir, "secrets", "jwks.json"),
+	writeFile(t, filepath.Join(dir, "secrets", "jwks.json"),
 		`{"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "kid": "1", "x": "`+x[:43]+`"}]}`, 0o644)
-	text := strings.Replace(testdata(t, "all.yaml"), "\ncallers:\n", "\ncallers:\n"+
+	text := strings.Replace(readTestdata(t, "all.yaml"), "\ncallers:\n", "\ncallers:\n"+
 		"  set: {jwt: {issuer: https://set.example, jwks: secrets/jwks.json, audience: https://hooks.example.com, claims: {sub: x}}}\n", 1)
 	c, found := load(t, dir, text)
 	if c == nil {

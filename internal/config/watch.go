@@ -57,11 +57,11 @@ var ErrChanged = errors.New("the file has changed again")
 // diagnostics is more than a warning. NewWatcher sets env.Now, env.Serving and env.Seen.
 func NewWatcher(name string, env Env, log *slog.Logger) (*Watcher, []Diagnostic) {
 	w := &Watcher{name: name, env: env, log: log}
-	c, found := w.load()
+	c, found := w.loadFile()
 	if c == nil {
 		return nil, found
 	}
-	w.adopt(c)
+	w.putInForce(c)
 	return w, found
 }
 
@@ -78,7 +78,7 @@ func (w *Watcher) Status() ReloadStatus {
 	return w.status
 }
 
-func (w *Watcher) load() (*Config, []Diagnostic) {
+func (w *Watcher) loadFile() (*Config, []Diagnostic) {
 	env := w.env
 	env.Now, env.Serving, env.Seen = time.Now(), w.Get(), map[string]fs.FileInfo{}
 	c, found := Load(w.name, env)
@@ -86,7 +86,7 @@ func (w *Watcher) load() (*Config, []Diagnostic) {
 	return c, found
 }
 
-func (w *Watcher) adopt(c *Config) {
+func (w *Watcher) putInForce(c *Config) {
 	w.current.Store(c)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -125,7 +125,7 @@ func (w *Watcher) Watch(
 		pause = max(minPause, idleShare*time.Since(start))
 		if !w.last.isOvertaken() && maps.EqualFunc(files, w.last.seen, sameFile) {
 			changes = debounce{}
-			if w.last.retry.isDue(start) {
+			if w.last.retry.isRetryDue(start) {
 				r.reload(ctx, false)
 			}
 			continue
@@ -182,7 +182,7 @@ const (
 	maxRetry   = time.Minute
 )
 
-func (r *retry) isDue(now time.Time) bool { return !r.at.IsZero() && !now.Before(r.at) }
+func (r *retry) isRetryDue(now time.Time) bool { return !r.at.IsZero() && !now.Before(r.at) }
 
 // schedule schedules the attempt after one that failed now. A failure that is not
 // the same as the one before starts with the shortest pause.
@@ -206,8 +206,8 @@ type reloader struct {
 // for is logged only if it ends in another way than the one before.
 func (r *reloader) reload(ctx context.Context, asked bool) {
 	start := time.Now()
-	c, found := r.load()  //nolint:contextcheck // what loading waits for has time limits of its own
-	if ctx.Err() != nil { // which may be why it failed
+	c, found := r.loadFile() //nolint:contextcheck // what loading waits for has time limits of its own
+	if ctx.Err() != nil {    // which may be why it failed
 		return
 	}
 	var err error
@@ -231,7 +231,7 @@ func (r *reloader) reload(ctx context.Context, asked bool) {
 	r.mu.Lock()
 	r.status.Reloads++
 	r.mu.Unlock()
-	r.adopt(c)
+	r.putInForce(c)
 	r.changed(c)
 	r.log.Info("reloaded", "file", r.name, "took_ms", time.Since(start).Milliseconds())
 }

@@ -14,9 +14,9 @@ import (
 
 // As "cp -p" and rsync write in place: neither size nor time tell that another
 // key is meant.
-func TestAFileOfTheSameSizeAndTimeIsTakenUp(t *testing.T) {
+func TestWatch_SameSizeAndTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := watch(t)
+		p := startWatching(t)
 		name := filepath.Join(p.dir, "worker")
 		before, err := os.Stat(name)
 		if err != nil {

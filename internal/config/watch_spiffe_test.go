@@ -43,7 +43,7 @@ func goroutines() (found []string) {
 // TestReload_RefusedLeavesNothing refuses a configuration that names a Workload API and a CA, each time that it is
 // tried: nothing stays connected, and the CA is never asked.
 func TestReload_RefusedLeavesNothing(t *testing.T) {
-	p := watch(t)
+	p := startWatching(t)
 	corp, err := spiffetest.NewDomain("spiffe://corp")
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +97,7 @@ func TestWatch_EndsDuringAWait(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(stop) // when the watch has ended
-		p := watch(t)
+		p := startWatching(t)
 		p.configureTLS(fmt.Sprintf(`, spiffe: {socket: "unix://%s"}`, socket), "worker")
 		p.hup <- syscall.SIGHUP
 		<-accepted

@@ -52,8 +52,8 @@ func (l *lockedBuffer) count(text string) int {
 	return strings.Count(l.String(), text)
 }
 
-// watch has a configuration watched whose worker, and guest, are let in.
-func watch(t *testing.T) *place {
+// startWatching has a configuration watched whose worker, and guest, are let in.
+func startWatching(t *testing.T) *place {
 	t.Helper()
 	p := &place{t: t, dir: t.TempDir(), hup: make(chan os.Signal, 1)}
 	p.certificates(time.Now())
@@ -165,9 +165,9 @@ func (p *place) since(what string, at time.Time) time.Time {
 
 // Otherwise a caller that was taken out stays let in for good, when the disk was
 // full or the supervisor away just then.
-func TestWhatWasRefusedIsTriedAgainThoughNothingChanges(t *testing.T) {
+func TestWatch_RefusedIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := watch(t)
+		p := startWatching(t)
 		loaded := p.Status().Loaded
 		p.agree(errors.New("no room for the audit"))
 		p.configure("worker")
@@ -197,9 +197,9 @@ func TestWhatWasRefusedIsTriedAgainThoughNothingChanges(t *testing.T) {
 	})
 }
 
-func TestACertificateIsTakenUpOnceItIsValid(t *testing.T) {
+func TestWatch_CertificateBecomesValid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := watch(t)
+		p := startWatching(t)
 		p.certificates(time.Now().Add(5 * time.Second))
 		p.after(time.Second)
 		if p.logs.count("is not valid before") != 1 || p.Status().Failures != 1 {
@@ -210,9 +210,9 @@ func TestACertificateIsTakenUpOnceItIsValid(t *testing.T) {
 	})
 }
 
-func TestAFailureIsToldAgainOnlyWhenItIsAnotherOrSomebodyAsks(t *testing.T) {
+func TestWatch_RepeatedFailureIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := watch(t)
+		p := startWatching(t)
 		loaded := p.Status().Loaded
 		p.agree(errors.New("one reason"))
 		p.configure("worker")
@@ -230,9 +230,9 @@ func TestAFailureIsToldAgainOnlyWhenItIsAnotherOrSomebodyAsks(t *testing.T) {
 	})
 }
 
-func TestChangesWithoutEndWhileAFileIsAdoptedAreAFailure(t *testing.T) {
+func TestWatch_EndlessChangesFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := watch(t)
+		p := startWatching(t)
 		loaded := p.Status().Loaded
 		p.agree(config.ErrChanged)
 		p.configure("worker")
@@ -249,9 +249,9 @@ func TestChangesWithoutEndWhileAFileIsAdoptedAreAFailure(t *testing.T) {
 	})
 }
 
-func TestAFileThatNeverStandsStillHoldsNoOtherUp(t *testing.T) {
+func TestWatch_UnsettledFileHoldsUpNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := watch(t)
+		p := startWatching(t)
 		p.configure("worker")
 		for n := range 100 {
 			if p.trusted() == 1 {
@@ -266,9 +266,9 @@ func TestAFileThatNeverStandsStillHoldsNoOtherUp(t *testing.T) {
 	})
 }
 
-func TestAFileIsNotReadWhileItIsWritten(t *testing.T) {
+func TestWatch_FileBeingWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := watch(t)
+		p := startWatching(t)
 		for n := range 10 {
 			p.write("worker", "the worker's token, of thirty-two bytes"+strings.Repeat("!", n))
 			p.after(100 * time.Millisecond)

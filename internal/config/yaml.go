@@ -17,22 +17,22 @@ import (
 // maxDepth bounds how deep values nest. The parser calls itself for each level.
 const maxDepth = 64
 
-// parse returns the one mapping that data holds, or nil when there is nothing
+// parseYAML returns the one mapping that data holds, or nil when there is nothing
 // to go on with. What is wrong is in r.
-func parse(data []byte, r *report) ast.Node {
+func parseYAML(data []byte, r *report) ast.Node {
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // YAML 1.2.2, 5.2
 	// All three are one line break (5.4), but the library counts some twice.
 	data = bytes.ReplaceAll(bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")), []byte("\r"), []byte("\n"))
-	if !printable(data, r) {
+	if !checkCharacters(data, r) {
 		return nil
 	}
 	tokens := lexer.Tokenize(string(data))
-	if !plain(tokens, r) {
+	if !checkPlainYAML(tokens, r) {
 		return nil
 	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey()) // the decoder reports all of them
 	if err != nil {
-		syntax(err, r)
+		reportSyntax(err, r)
 		return nil
 	}
 	// A directive, which is refused, makes a document of its own.
@@ -46,23 +46,23 @@ func parse(data []byte, r *report) ast.Node {
 	if len(docs) > 1 {
 		at := place{1, 1}
 		if start := docs[1].Start; start != nil {
-			at = where(start)
+			at = tokenPlace(start)
 		} else if docs[1].Body != nil {
-			at = where(docs[1].Body.GetToken())
+			at = tokenPlace(docs[1].Body.GetToken())
 		}
-		r.add(at, "", "a second document starts here, and only one is read")
+		r.addDiagnostic(at, "", "a second document starts here, and only one is read")
 		return nil
 	}
 	if len(docs) == 0 || docs[0].Body == nil {
-		r.add(place{1, 1}, "", "there is nothing in this file")
+		r.addDiagnostic(place{1, 1}, "", "there is nothing in this file")
 		return nil
 	}
 	return docs[0].Body
 }
 
-// printable refuses what is not text (YAML 1.2.2, 5.1): a reader of the file
+// checkCharacters refuses what is not text (YAML 1.2.2, 5.1): a reader of the file
 // must see what the program sees.
-func printable(data []byte, r *report) bool {
+func checkCharacters(data []byte, r *report) bool {
 	line := 1
 	for n, rest := range bytes.Split(data, []byte("\n")) {
 		line = n + 1
@@ -70,11 +70,11 @@ func printable(data []byte, r *report) bool {
 		for len(rest) > 0 {
 			c, size := utf8.DecodeRune(rest)
 			if c == utf8.RuneError && size == 1 {
-				r.add(place{line, column}, "", "this is not UTF-8")
+				r.addDiagnostic(place{line, column}, "", "this is not UTF-8")
 				return false
 			}
-			if c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 && c != 0x85 || c == 0xfffe || c == 0xffff || bidirectional(c) {
-				r.add(place{line, column}, "", fmt.Sprintf("the character %U may not stand here: write it as an escape in double quotes", c))
+			if c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 && c != 0x85 || c == 0xfffe || c == 0xffff || isBidirectional(c) {
+				r.addDiagnostic(place{line, column}, "", fmt.Sprintf("the character %U may not stand here: write it as an escape in double quotes", c))
 				return false
 			}
 			rest = rest[size:]
@@ -84,15 +84,15 @@ func printable(data []byte, r *report) bool {
 	return true
 }
 
-// bidirectional tells whether c makes what follows look as if it stood
+// isBidirectional tells whether c makes what follows look as if it stood
 // elsewhere.
-func bidirectional(c rune) bool {
+func isBidirectional(c rune) bool {
 	return c >= 0x202a && c <= 0x202e || c >= 0x2066 && c <= 0x2069
 }
 
-// plain reports all that YAML can do and this file may not. It returns false
+// checkPlainYAML reports all that YAML can do and this file may not. It returns false
 // when the rest cannot be parsed safely.
-func plain(tokens token.Tokens, r *report) bool {
+func checkPlainYAML(tokens token.Tokens, r *report) bool {
 	why := map[token.Type]string{
 		token.AnchorType:     "anchors are not read: write the value where it is used",
 		token.AliasType:      "aliases are not read: write the value here",
@@ -104,7 +104,7 @@ func plain(tokens token.Tokens, r *report) bool {
 	flow, dashes := 0, 0
 	for _, t := range tokens {
 		if text, ok := why[t.Type]; ok {
-			r.add(where(t), "", text)
+			r.addDiagnostic(tokenPlace(t), "", text)
 		}
 		switch t.Type { //nolint:exhaustive // only these open and close a level
 		case token.MappingStartType, token.SequenceStartType:
@@ -116,35 +116,35 @@ func plain(tokens token.Tokens, r *report) bool {
 			dashes = 0
 		}
 		if flow > maxDepth || dashes > maxDepth {
-			r.add(where(t), "", fmt.Sprintf("this is more than %d levels deep", maxDepth))
+			r.addDiagnostic(tokenPlace(t), "", fmt.Sprintf("this is more than %d levels deep", maxDepth))
 			return false
 		}
 	}
 	return true
 }
 
-func syntax(err error, r *report) {
+func reportSyntax(err error, r *report) {
 	var s *yaml.SyntaxError
 	if errors.As(err, &s) && s.Token != nil {
-		r.add(where(s.Token), "", "this is not YAML: "+s.Message)
+		r.addDiagnostic(tokenPlace(s.Token), "", "this is not YAML: "+s.Message)
 		return
 	}
 	line, _, _ := strings.Cut(err.Error(), "\n")
-	r.add(place{1, 1}, "", "this is not YAML: "+line)
+	r.addDiagnostic(place{1, 1}, "", "this is not YAML: "+line)
 }
 
-func where(t *token.Token) place { return place{t.Position.Line, t.Position.Column} }
+func tokenPlace(t *token.Token) place { return place{t.Position.Line, t.Position.Column} }
 
-// start is where the text of a node begins. A mapping's own token is the colon
+// nodePlace is where the text of a node begins. A mapping's own token is the colon
 // of its first entry.
-func start(n ast.Node) place {
+func nodePlace(n ast.Node) place {
 	switch n := n.(type) {
 	case *ast.MappingNode:
 		if !n.IsFlowStyle && len(n.Values) > 0 {
-			return where(n.Values[0].Key.GetToken())
+			return tokenPlace(n.Values[0].Key.GetToken())
 		}
 	case *ast.MappingValueNode:
-		return where(n.Key.GetToken())
+		return tokenPlace(n.Key.GetToken())
 	}
-	return where(n.GetToken())
+	return tokenPlace(n.GetToken())
 }

@@ -29,7 +29,7 @@ type found struct {
 	files    map[string]fs.FileInfo
 }
 
-func (l *List) init() {
+func (l *List) allocate() {
 	if l.found == nil {
 		l.found = &found{files: map[string]fs.FileInfo{}}
 	}
@@ -37,7 +37,7 @@ func (l *List) init() {
 
 // At returns a list that writes to the same place, further down the file.
 func (l *List) At(keys ...string) *List {
-	l.init()
+	l.allocate()
 	return &List{found: l.found, path: append(slices.Clone(l.path), keys...)}
 }
 
@@ -45,13 +45,13 @@ func (l *List) At(keys ...string) *List {
 func (l *List) Index(i int) *List { return l.At(fmt.Sprint(i)) }
 
 // Errorf adds a problem that keeps the server from starting.
-func (l *List) Errorf(format string, a ...any) { l.add(false, format, a...) }
+func (l *List) Errorf(format string, a ...any) { l.addProblem(false, format, a...) }
 
 // Warnf adds a problem that is only told.
-func (l *List) Warnf(format string, a ...any) { l.add(true, format, a...) }
+func (l *List) Warnf(format string, a ...any) { l.addProblem(true, format, a...) }
 
-func (l *List) add(warning bool, format string, a ...any) {
-	l.init()
+func (l *List) addProblem(warning bool, format string, a ...any) {
+	l.allocate()
 	l.problems = append(l.problems, Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning})
 }
 
@@ -71,12 +71,12 @@ func (l *List) Bad() bool {
 // Saw notes a file that the outcome depends on, as it was before it was read;
 // nil if it could not be opened.
 func (l *List) Saw(path string, info fs.FileInfo) {
-	l.init()
+	l.allocate()
 	l.files[path] = info
 }
 
 // Files returns what was noted, by path.
 func (l *List) Files() map[string]fs.FileInfo {
-	l.init()
+	l.allocate()
 	return l.files
 }

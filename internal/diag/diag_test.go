@@ -7,7 +7,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-func TestEveryPlaceWritesToTheOneList(t *testing.T) {
+func TestList_SharedByPlaces(t *testing.T) {
 	var l diag.List
 	if l.Bad() || l.All() != nil {
 		t.Fatal("an empty list has problems")

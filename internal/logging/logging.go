@@ -45,13 +45,13 @@ type Output struct {
 func New(w io.Writer) (*slog.Logger, *Output) {
 	o := &Output{to: w}
 	o.changed.L = &o.mu
-	o.note = slog.New(handler(w, &o.said))
-	go o.run()
-	return slog.New(handler(w, o)), o
+	o.note = slog.New(newHandler(w, &o.said))
+	go o.writeLines()
+	return slog.New(newHandler(w, o)), o
 }
 
-// handler returns a handler that writes to out in the form that suits w.
-func handler(w, out io.Writer) slog.Handler {
+// newHandler returns a handler that writes to out in the form that suits w.
+func newHandler(w, out io.Writer) slog.Handler {
 	if terminal.Is(w) {
 		return slog.NewTextHandler(out, nil)
 	}
@@ -71,7 +71,7 @@ func (o *Output) Write(line []byte) (int, error) {
 		return len(line), nil
 	}
 	o.noteDropped()
-	o.add(line)
+	o.addLine(line)
 	return len(line), nil
 }
 
@@ -82,8 +82,8 @@ func (o *Output) Dropped() int {
 	return o.total
 }
 
-// add queues a line. The caller holds mu.
-func (o *Output) add(line []byte) {
+// addLine queues a line. The caller holds mu.
+func (o *Output) addLine(line []byte) {
 	o.lines = append(o.lines, bytes.Clone(line))
 	o.size += len(line)
 	o.changed.Broadcast()
@@ -96,13 +96,13 @@ func (o *Output) noteDropped() {
 	}
 	o.note.Warn("log lines dropped: the reader of the log did not keep up", "count", o.dropped)
 	o.dropped, o.full = 0, false
-	o.add(o.said.Bytes())
+	o.addLine(o.said.Bytes())
 	o.said.Reset()
 }
 
-// run writes what is queued, line by line: up to a certain length, the kernel does not mix a
+// writeLines writes what is queued, line by line: up to a certain length, the kernel does not mix a
 // line with those that other processes write to the same pipe.
-func (o *Output) run() {
+func (o *Output) writeLines() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for {

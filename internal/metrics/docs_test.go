@@ -30,7 +30,7 @@ hooks:
   work: {callers: [prometheus], command: [/bin/true]}
 `
 
-func TestTheManualHasEveryMetricWithItsLabelsAndNoOther(t *testing.T) {
+func TestManual_EveryMetric(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {

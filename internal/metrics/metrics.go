@@ -69,7 +69,7 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 		stale = 1
 	}
 	ch <- prometheus.MustNewConstMetric(c.build, prometheus.GaugeValue, 1)
-	ch <- prometheus.MustNewConstMetric(c.loaded, prometheus.GaugeValue, seconds(status.Loaded))
+	ch <- prometheus.MustNewConstMetric(c.loaded, prometheus.GaugeValue, toSeconds(status.Loaded))
 	ch <- prometheus.MustNewConstMetric(c.stale, prometheus.GaugeValue, stale)
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Reloads-status.Failures), "succeeded")
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Failures), "failed")
@@ -104,15 +104,15 @@ func (c *trust) Describe(ch chan<- *prometheus.Desc) {
 func (c *trust) Collect(ch chan<- prometheus.Metric) {
 	ends, due, used := newGauges(c.ends), newGauges(c.due), newGauges(c.used)
 	for _, e := range c.expiries() {
-		ends.set(seconds(e.NotAfter), math.Min, e.What, e.File, e.Subject)
+		ends.addValue(toSeconds(e.NotAfter), math.Min, e.What, e.File, e.Subject)
 	}
 	for _, k := range c.keys() {
 		if !k.NotAfter.IsZero() {
-			due.set(seconds(k.NotAfter), math.Min, k.Caller, k.Kind, k.ID)
+			due.addValue(toSeconds(k.NotAfter), math.Min, k.Caller, k.Kind, k.ID)
 		}
 	}
 	for _, u := range c.uses.List() {
-		used.set(seconds(u.At), math.Max, u.Caller, u.Scheme, u.Key)
+		used.addValue(toSeconds(u.At), math.Max, u.Caller, u.Scheme, u.Key)
 	}
 	for _, g := range []*gauges{ends, due, used} {
 		g.collect(ch)
@@ -129,8 +129,8 @@ type gauges struct {
 
 func newGauges(d *prometheus.Desc) *gauges { return &gauges{d, map[[3]string]float64{}} }
 
-// set has one value stand for all of the same labels.
-func (g *gauges) set(value float64, of func(a, b float64) float64, labels ...string) {
+// addValue has one value stand for all of the same labels.
+func (g *gauges) addValue(value float64, of func(a, b float64) float64, labels ...string) {
 	var clean [3]string
 	for i, text := range labels {
 		clean[i] = strings.ToValidUTF8(text, "\uFFFD")
@@ -147,5 +147,5 @@ func (g *gauges) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// seconds holds for every year; nanoseconds end in 2262.
-func seconds(t time.Time) float64 { return float64(t.Unix()) + float64(t.Nanosecond())/1e9 }
+// toSeconds holds for every year; nanoseconds end in 2262.
+func toSeconds(t time.Time) float64 { return float64(t.Unix()) + float64(t.Nanosecond())/1e9 }

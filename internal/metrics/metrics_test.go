@@ -15,9 +15,9 @@ import (
 	"sallyport/internal/metrics"
 )
 
-// TestWhatSomebodyElseWroteDoesNotSpoilAllMetrics has names that are no UTF-8, and
+// TestMetrics_LabelsOfOthers has names that are no UTF-8, and
 // that differ in nothing else.
-func TestWhatSomebodyElseWroteDoesNotSpoilAllMetrics(t *testing.T) {
+func TestMetrics_LabelsOfOthers(t *testing.T) {
 	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
 	uses := new(keyuse.Table)
 	for key, seconds := range map[string]int64{"k\xfe": 2000, "k\xff": 3000, "k": 4000} {

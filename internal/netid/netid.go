@@ -21,19 +21,19 @@ func Host(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is4() {
 		return a
 	}
-	return prefix(a, 64)
+	return maskAddress(a, 64)
 }
 
 // Site is an IPv4 /24, which is the least that is routed on its own, or the IPv6 /48
 // that is the most that one customer is usually given (RFC 6177): 65536 Hosts.
 func Site(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is4() {
-		return prefix(a, 24)
+		return maskAddress(a, 24)
 	}
-	return prefix(a, 48)
+	return maskAddress(a, 48)
 }
 
-func prefix(a netip.Addr, bits int) netip.Addr {
+func maskAddress(a netip.Addr, bits int) netip.Addr {
 	if p, err := a.WithZone("").Prefix(bits); err == nil {
 		return p.Addr()
 	}

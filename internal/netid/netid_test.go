@@ -8,7 +8,7 @@ import (
 	"sallyport/internal/netid"
 )
 
-func TestOneHostIsNotMany(t *testing.T) {
+func TestHost_OnePrefix(t *testing.T) {
 	for text, want := range map[string]struct{ host, site string }{
 		"192.0.2.1":            {"192.0.2.1", "192.0.2.0"},
 		"::ffff:192.0.2.1":     {"192.0.2.1", "192.0.2.0"}, // as a socket for both has it

@@ -56,7 +56,7 @@ func (c *Check) Faults(ctx context.Context) []Fault {
 	faults := make([]Fault, len(c.parts))
 	var all sync.WaitGroup
 	for i, p := range c.parts {
-		all.Go(func() { faults[i] = Fault{p.Name, p.result(ctx)} })
+		all.Go(func() { faults[i] = Fault{p.Name, p.probeResult(ctx)} })
 	}
 	all.Wait()
 	return slices.DeleteFunc(faults, func(f Fault) bool { return f.Err == nil })
@@ -96,12 +96,12 @@ func (a *attempt) isDone() bool {
 	}
 }
 
-// result waits for the attempt that is under way, or for a new one if the last one is too old.
-func (p *part) result(ctx context.Context) error {
+// probeResult waits for the attempt that is under way, or for a new one if the last one is too old.
+func (p *part) probeResult(ctx context.Context) error {
 	p.mu.Lock()
 	a := p.latest
 	if a == nil || a.isDone() && time.Since(a.ended) >= kept {
-		a = p.begin(context.WithoutCancel(ctx)) // others wait for it, too
+		a = p.beginProbe(context.WithoutCancel(ctx)) // others wait for it, too
 		p.latest = a
 	}
 	p.mu.Unlock()
@@ -119,7 +119,7 @@ func (p *part) result(ctx context.Context) error {
 	return ErrSilent
 }
 
-func (p *part) begin(ctx context.Context) *attempt {
+func (p *part) beginProbe(ctx context.Context) *attempt {
 	a := &attempt{began: time.Now(), done: make(chan struct{})}
 	go func() {
 		defer close(a.done)

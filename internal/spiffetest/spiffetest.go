@@ -33,14 +33,14 @@ type Domain struct {
 // NewDomain returns a trust domain with a new CA.
 func NewDomain(id string) (*Domain, error) {
 	d := &Domain{ID: id}
-	pair, err := d.issue(&x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, id)
+	pair, err := d.issueCertificate(&x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, id)
 	d.CA = pair.Leaf
 	return d, err
 }
 
 // SVID issues a certificate for a SPIFFE ID, be it of this domain or not.
 func (d *Domain) SVID(id string, dns ...string) (tls.Certificate, error) {
-	return d.issue(&x509.Certificate{
+	return d.issueCertificate(&x509.Certificate{
 		DNSNames: dns, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, id)
@@ -52,14 +52,14 @@ func (d *Domain) Raw(uri string) (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	return d.issue(&x509.Certificate{
+	return d.issueCertificate(&x509.Certificate{
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: san}},
 	}, d.ID)
 }
 
-// issue signs a certificate; the first one is the domain's own.
-func (d *Domain) issue(c *x509.Certificate, id string) (pair tls.Certificate, err error) {
+// issueCertificate signs a certificate; the first one is the domain's own.
+func (d *Domain) issueCertificate(c *x509.Certificate, id string) (pair tls.Certificate, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return pair, err

@@ -25,7 +25,7 @@ func Decode(data []byte) (any, error) {
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
-	v, err := value(dec, 0)
+	v, err := decodeValue(dec, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -47,14 +47,14 @@ func loneSurrogate(data []byte) bool {
 			return false
 		}
 		data = data[i:]
-		r, escaped := unit(data)
+		r, escaped := decodeEscape(data)
 		switch {
 		case !escaped:
 			data = data[2:]
 		case !utf16.IsSurrogate(r):
 			data = data[6:]
 		default:
-			low, _ := unit(data[6:])
+			low, _ := decodeEscape(data[6:])
 			if utf16.DecodeRune(r, low) == utf8.RuneError {
 				return true
 			}
@@ -63,8 +63,8 @@ func loneSurrogate(data []byte) bool {
 	}
 }
 
-// unit reads the escape of a UTF-16 code unit that data begins with.
-func unit(data []byte) (rune, bool) {
+// decodeEscape reads the escape of a UTF-16 code unit that data begins with.
+func decodeEscape(data []byte) (rune, bool) {
 	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
 		return 0, false
 	}
@@ -72,7 +72,7 @@ func unit(data []byte) (rune, bool) {
 	return rune(n), err == nil
 }
 
-func value(dec *json.Decoder, depth int) (any, error) {
+func decodeValue(dec *json.Decoder, depth int) (any, error) {
 	tok, err := dec.Token()
 	if err != nil {
 		return nil, fmt.Errorf("not JSON: %w", err)
@@ -85,15 +85,15 @@ func value(dec *json.Decoder, depth int) (any, error) {
 		return nil, fmt.Errorf("more than %d levels deep", maxDepth)
 	}
 	if delim == '[' {
-		return array(dec, depth)
+		return decodeArray(dec, depth)
 	}
-	return object(dec, depth)
+	return decodeObject(dec, depth)
 }
 
-func array(dec *json.Decoder, depth int) (any, error) {
+func decodeArray(dec *json.Decoder, depth int) (any, error) {
 	list := []any{}
 	for dec.More() {
-		v, err := value(dec, depth+1)
+		v, err := decodeValue(dec, depth+1)
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +103,7 @@ func array(dec *json.Decoder, depth int) (any, error) {
 	return list, err
 }
 
-func object(dec *json.Decoder, depth int) (any, error) {
+func decodeObject(dec *json.Decoder, depth int) (any, error) {
 	members := map[string]any{}
 	for dec.More() {
 		tok, err := dec.Token()
@@ -114,7 +114,7 @@ func object(dec *json.Decoder, depth int) (any, error) {
 		if _, twice := members[name]; twice {
 			return nil, fmt.Errorf("the name %q stands twice in one object", name)
 		}
-		if members[name], err = value(dec, depth+1); err != nil {
+		if members[name], err = decodeValue(dec, depth+1); err != nil {
 			return nil, err
 		}
 	}

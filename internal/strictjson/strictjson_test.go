@@ -9,7 +9,7 @@ import (
 	"sallyport/internal/strictjson"
 )
 
-func TestWhatTwoReadersMightReadDifferentlyIsRefused(t *testing.T) {
+func TestDecode_Ambiguous(t *testing.T) {
 	for name, text := range map[string]string{
 		"a name twice":                    `{"a":1,"a":2}`,
 		"a name twice, further down":      `{"a":[{"b":{"c":1,"c":1}}]}`,
@@ -47,7 +47,7 @@ func TestWhatTwoReadersMightReadDifferentlyIsRefused(t *testing.T) {
 	}
 }
 
-func TestWhatHasOneMeaningIsRead(t *testing.T) {
+func TestDecode_Valid(t *testing.T) {
 	for text, want := range map[string]any{
 		`null`:                     nil,
 		` true `:                   true,
@@ -70,7 +70,7 @@ func TestWhatHasOneMeaningIsRead(t *testing.T) {
 	}
 }
 
-func TestLookupFindsNothingInWhatIsNoObject(t *testing.T) {
+func TestLookup_NotAnObject(t *testing.T) {
 	v, err := strictjson.Decode([]byte(`{"a":{"b":1,"n":null,"":2},"l":[{"b":1}],"k8s.io":{"x":3}}`))
 	if err != nil {
 		t.Fatal(err)
