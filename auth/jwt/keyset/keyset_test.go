@@ -474,11 +474,12 @@ func TestFetch_InvalidAnswers(t *testing.T) {
 		}, want: "redirects are not followed"},
 		"an error":  {answer: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, want: "answers 500"},
 		"no answer": {answer: func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, want: "deadline exceeded"},
-		"a drip": {answer: func(w http.ResponseWriter, r *http.Request) {
-			for r.Context().Err() == nil {
-				_, _ = io.WriteString(w, " ")
-				_ = http.NewResponseController(w).Flush()
+		"a drip": {answer: func(w http.ResponseWriter, _ *http.Request) {
+			_, err := io.WriteString(w, " ")
+			for err == nil { // and not until the request is cancelled: then the body would end in time
 				time.Sleep(time.Second) //nolint:forbidigo // of the bubble's clock
+				_, _ = io.WriteString(w, " ")
+				err = http.NewResponseController(w).Flush()
 			}
 		}, want: "deadline exceeded"},
 		"too much":         {answer: text(strings.Repeat(" ", keyset.MaxBody+1)), want: "more than"},
