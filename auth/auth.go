@@ -1,10 +1,18 @@
-// Package auth tells who sent a delivery and whether it is fresh. Everything
-// in it is a pure function of the delivery and of the compiled callers: it
-// reads no clock, opens no connection and keeps no state, so one row of a test
-// is one fact. (Keys of issuers are what package keyset has of them by then,
-// and what certs.Clients believes by SPIFFE is the Workload API's; Await is
-// apart.) What a refused sender is told is decided elsewhere and is always the
-// same; the Refusal is for the operator.
+// Package auth identifies the caller that sent a delivery, and decides whether the delivery is fresh.
+//
+// [Compile] checks the callers of the configuration and reads their keys; [Callers.Authenticate] verifies the
+// one credential that decides. A caller has credentials of five kinds: hmac ([sallyport/auth/webhook]),
+// signature ([sallyport/auth/httpsig]), jwt ([sallyport/auth/jwt]), token and mtls. Those packages know how a
+// credential is read and verified; this one knows which caller has the key, and by which names a repeated delivery
+// is recognised.
+//
+// Authentication is a function of the delivery and of the compiled callers: it reads no clock, opens no
+// connection and keeps no state. Two things it depends on change between reloads: the keys that package keyset
+// has fetched, and the SPIFFE bundles that package certs has. [AwaitKey] alone waits.
+//
+// It fails closed: a credential that is malformed, wrong, stale or revoked ends the search, and a second,
+// weaker credential is not tried. The [Refusal] is for the operator. The sender gets the same answer for every
+// reason, and package handlers writes it.
 package auth
 
 import (
@@ -26,11 +34,12 @@ type Delivery struct {
 	Authority string   // host, or host:port, that the request is for
 	URL       *url.URL // path and query of the target, as they came
 	Header    http.Header
-	Body      []byte               // whole and raw: what is signed is what arrived. It is gone after Authenticate
+	Body      []byte               // whole, as it came, because that is signed; not kept after Authenticate
 	TLS       *tls.ConnectionState // of this request, so resumed sessions are covered
 	Now       time.Time
 }
 
+// signedRequest returns what a message signature can cover.
 func (d *Delivery) signedRequest() *httpsig.Request {
 	return &httpsig.Request{Method: d.Method, Authority: d.Authority, URL: d.URL, Header: d.Header, Body: d.Body}
 }
@@ -43,13 +52,13 @@ type Identity struct {
 
 	// Replay names this delivery among all of all callers: a digest of the signed
 	// id, else of what was signed, or of the token. Empty where repetition is
-	// legitimate. Aliases are further names of it: a delivery is a replay if one of
-	// its names is that of an earlier one.
+	// legitimate. Aliases are further names of it: a delivery is a replay if an
+	// earlier one had one of its names.
 	Replay  string
 	Aliases []string
-	// Until is when these names may be forgotten, because a replay no longer
-	// verifies under any permitted file and the sender no longer retries; zero means
-	// never, of itself: then the record decides how long it keeps them.
+	// Until is when these names may be forgotten: a replay no longer verifies
+	// under any valid configuration, and the sender no longer retries. With zero
+	// the store decides how long it keeps them.
 	Until time.Time
 	// Named is set where the sender chose the name in a header: an id, a nonce or an
 	// Idempotency-Key. The same name with another BodyDigest is another delivery,
@@ -59,11 +68,11 @@ type Identity struct {
 	// Replay with another BodyDigest is an attack, not a repetition.
 	OneBody    bool
 	BodyDigest [32]byte // SHA-256 of the body
-	// Lasting is set where what was sent is good for ever, and for every request
-	// with the same body: an HMAC without a time.
+	// NeverStale is set for an HMAC without a time: the signature stays valid
+	// without end, for every request with the same body.
 	NeverStale bool
 
-	Event  string         // what the sender calls this kind of delivery, if it says; not signed if it is a header
+	Event  string         // the sender's word for this kind of delivery, if any; not signed if it is a header
 	Claims map[string]any // of a verified JWT, as strictjson decodes them
 }
 
@@ -73,27 +82,27 @@ type Reason string
 // The reasons.
 const (
 	Absent    Reason = "absent"    // no credential that any caller could have sent
-	Malformed Reason = "malformed" // present, but not of the form its scheme has
+	Malformed Reason = "malformed" // present, but not in the form of its kind
 	Wrong     Reason = "wrong"     // well formed, and verified by no key
 	Stale     Reason = "stale"     // verified, but outside its time
-	Revoked   Reason = "revoked"   // verified, but taken back by its CA
+	Revoked   Reason = "revoked"   // verified, but revoked by its CA
 )
 
 // Refusal is the error of Authenticate. It is for the log, never for the sender.
 type Refusal struct {
 	Reason Reason
-	Kind   string // of the credential that was present
-	Caller string // set only where the credential verified, or names its caller itself
+	Kind   string // of the credential that is present
+	Caller string // set only if the credential verified, or names its caller
 	Key    string
-	Detail string // no secret and no bytes of the request but what is printable and short
+	Detail string // no secret, and of the request only short printable text
 
-	keys  *keyset.Set // that may have a key for the credential when it is fetched anew
-	spent int         // that it took to find out, in bytes hashed
+	keys  *keyset.Set // may have a key for the credential after the next fetch
+	spent int         // cost of the verification so far, in bytes hashed
 }
 
-// AwaitKey reports whether a delivery that was refused with err is worth judging
-// once more: if a key was missing that its issuer may have published since, it waits
-// for the issuer's keys, 25 seconds at most. Of one site, few may wait at once.
+// AwaitKey reports whether to authenticate a delivery again that was refused with err. If a key was missing
+// that its issuer may have published since, AwaitKey waits for the issuer's keys, for at most 25 seconds. Few
+// deliveries of one site may wait at the same time.
 func AwaitKey(ctx context.Context, err error, site netip.Addr) bool {
 	var r *Refusal
 	return errors.As(err, &r) && r.keys != nil && r.keys.Await(ctx, site)

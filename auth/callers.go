@@ -13,22 +13,21 @@ import (
 	"sallyport/internal/diag"
 )
 
-// maxHeader bounds the header fields that are read here.
+// maxHeader bounds the headers that hold credentials, in bytes.
 const maxHeader = 16 << 10
 
-// errAbsent says that a credential of some kind is not on the delivery, so that
-// the next may be looked for. Every other error is final.
+// errAbsent is the error of a delivery without a credential of some kind. The
+// next kind is tried then. Every other error is final.
 var errAbsent = errors.New("absent")
 
-// Callers is the compiled form of all callers. It is never changed, and safe
-// for use by many at once.
+// Callers is the compiled form of all callers. It never changes, so several goroutines may use it.
 type Callers struct {
 	byName map[string]*caller
 	all    []*caller // in the order of their names
-	reads  []string  // the headers that decide; none may be there twice
+	reads  []string  // the headers that decide; none may occur twice
 	tokens []string  // the headers that hold a static token
 
-	keySets map[keyset.Source]*keyset.Set // that are fetched
+	keySets map[keyset.Source]*keyset.Set // of issuers, which a keyset.Keeper fetches
 }
 
 type caller struct {
@@ -41,8 +40,8 @@ type caller struct {
 	mtls      *mtlsRule
 }
 
-// Compile checks all callers and reads their keys. Everything that is wrong
-// goes to p, under the caller's name; if p is bad, the result must not be used.
+// Compile checks all callers and reads their keys. All errors go to p, under the caller's name. If p has an
+// error, the result must not be used.
 func Compile(specs map[string]*CallerSpec, src Sources, p *diag.List) *Callers {
 	c := &Callers{byName: map[string]*caller{}, keySets: map[keyset.Source]*keyset.Set{}}
 	src.made = c.keySets
@@ -59,7 +58,8 @@ func Compile(specs map[string]*CallerSpec, src Sources, p *diag.List) *Callers {
 
 func compileCaller(name string, spec *CallerSpec, src Sources, p *diag.List) *caller {
 	c := &caller{name: name}
-	if spec == nil || spec.HMAC == nil && spec.Signature == nil && spec.JWT == nil && spec.MTLS == nil && spec.Token == nil {
+	if spec == nil ||
+		spec.HMAC == nil && spec.Signature == nil && spec.JWT == nil && spec.MTLS == nil && spec.Token == nil {
 		p.Errorf("needs a credential: hmac, signature, jwt, mtls or token")
 		return c
 	}
@@ -108,15 +108,15 @@ func (c *Callers) collectHeaders() {
 	c.reads = slices.Compact(c.reads)
 }
 
-// warnSharedCredentials looks for credentials that would not tell one caller from another.
+// warnSharedCredentials warns of credentials that two callers share.
 func (c *Callers) warnSharedCredentials(p *diag.List) {
 	owner := map[string]string{}
 	shared := func(p *diag.List, caller string, what ...string) {
 		key := digestParts(what...)
 		if other, ok := owner[key]; ok && other != caller {
-			p.Warnf("is the same as that of the caller %q, so which of the two a delivery is from depends on the hook", other)
+			p.Warnf("is the same as that of the caller %q, so the hook decides which of the two sent a delivery", other)
 		} else if ok {
-			p.Warnf("is there twice")
+			p.Warnf("is listed twice")
 		}
 		owner[key] = caller
 	}
@@ -141,15 +141,15 @@ func (c *Callers) warnSharedCredentials(p *diag.List) {
 			for i := range t.keys {
 				shared(p.At("token", "keys"), one.name, "token", t.header, string(t.keys[i].digest[:]))
 				if _, bearer := field.CutPrefix(t.prefix, "Bearer "); jwts && t.keys[i].looksLikeJWT && bearer {
-					p.At("token", "keys").Errorf("holds a token with exactly two dots, which is read as a JWT here")
+					p.At("token", "keys").Errorf("has a token with exactly two dots, which is read as a JWT because a caller has jwt")
 				}
 			}
 		}
 	}
 }
 
-// warnReusedSecrets looks for secrets that serve two schemes: what is signed for one may
-// verify as the other, and a token that somebody saw signs as well.
+// warnReusedSecrets warns of secrets that serve two schemes: what is signed for one may verify as the other,
+// and an attacker with a token that was seen can also sign with it.
 func (c *Callers) warnReusedSecrets(p *diag.List) {
 	type use struct{ caller, scheme string }
 	first := map[[sha256.Size]byte]use{}
@@ -162,8 +162,8 @@ func (c *Callers) warnReusedSecrets(p *diag.List) {
 		case !ok:
 			first[k.secret] = now
 		case before.scheme != scheme:
-			p.At(caller, kind, "keys").Warnf("has the secret of the caller %q (%s), too: give each its own, or what is sent for one may pass as the other",
-				before.caller, before.scheme)
+			p.At(caller, kind, "keys").Warnf("is also the secret of the caller %q (%s): "+
+				"use two secrets, or a delivery signed for one may be accepted for the other", before.caller, before.scheme)
 		}
 	}
 	for _, one := range c.all {
@@ -188,22 +188,20 @@ func (c *Callers) warnReusedSecrets(p *diag.List) {
 	}
 }
 
-// SecretHeaders returns the headers in which a secret stands as it is, so that
-// nobody takes a parameter from them.
+// SecretHeaders returns the headers that hold a secret in clear. No parameter may be taken from them.
 func (c *Callers) SecretHeaders() []string { return append([]string{"Authorization"}, c.tokens...) }
 
-// KeySets returns the key sets that a keyset.Keeper has to keep.
+// KeySets returns the key sets that a [keyset.Keeper] has to keep.
 func (c *Callers) KeySets() map[keyset.Source]*keyset.Set { return c.keySets }
 
 // Names returns the names of all callers, in order.
 func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
 
-// Authenticate tells who sent d. The names in hook are tried first, but every
-// caller may be the answer: whether it may call the hook is for the caller of
-// this function to judge. Kinds of credentials are looked for in a fixed order,
-// the strongest binding to the body first, and the first kind that is present
-// decides: a wrong signature is never made good by a right token. The error is
-// always a *Refusal, and takes about as long whatever is wrong.
+// Authenticate returns the caller that sent d. It tries the callers in hook first, but the result may be any
+// caller: the code that calls this function checks whether that caller may start the hook. The kinds of
+// credentials have a fixed order, from the one that is bound most closely to the body, and the first kind that
+// is present decides: a correct token does not make up for a wrong signature. The error is always a *Refusal,
+// and takes about the same time for every reason.
 func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
 	id, err := c.identifyCaller(d, hook)
 	var r *Refusal
@@ -217,22 +215,25 @@ func (c *Callers) identifyCaller(d *Delivery, hook []string) (*Identity, error) 
 	for _, name := range c.reads {
 		values := d.Header[name]
 		if len(values) > 1 {
-			return nil, newRefusal(Malformed, "", "the header %s is there %d times", name, len(values))
+			return nil, newRefusal(Malformed, "", "the header %s occurs %d times", name, len(values))
 		}
 		if len(values) == 1 && len(values[0]) > maxHeader {
 			return nil, newRefusal(Malformed, "", "the header %s is over %d bytes", name, maxHeader)
 		}
 	}
-	for _, kind := range []func(*Delivery, []string) (*Identity, error){c.authenticateSignature, c.authenticateHMAC, c.authenticateJWT, c.refuseOtherSchemes, c.authenticateToken, c.authenticateMTLS} {
-		if id, err := kind(d, hook); !errors.Is(err, errAbsent) {
+	for _, authenticate := range []func(*Delivery, []string) (*Identity, error){
+		c.authenticateSignature, c.authenticateHMAC, c.authenticateJWT, c.refuseOtherSchemes, c.authenticateToken,
+		c.authenticateMTLS,
+	} {
+		if id, err := authenticate(d, hook); !errors.Is(err, errAbsent) {
 			return id, err
 		}
 	}
-	return nil, newRefusal(Absent, "", "the delivery has no credential that any caller could have sent")
+	return nil, newRefusal(Absent, "", "the request carries no credential (header or certificate) that any caller uses")
 }
 
-// refuseOtherSchemes refuses an Authorization header that some caller's credential could
-// stand in, but that has the form of none: what is left are tokens.
+// refuseOtherSchemes refuses an Authorization header if callers use that header, but none of them in this
+// form. Tokens are checked later.
 func (c *Callers) refuseOtherSchemes(d *Delivery, _ []string) (*Identity, error) {
 	token := func(one *caller) bool {
 		if one.tokens == nil || one.tokens.header != "Authorization" {
@@ -241,14 +242,14 @@ func (c *Callers) refuseOtherSchemes(d *Delivery, _ []string) (*Identity, error)
 		_, ok := field.CutPrefix(d.Header.Get("Authorization"), one.tokens.prefix)
 		return ok
 	}
-	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") || slices.ContainsFunc(c.all, token) {
+	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") ||
+		slices.ContainsFunc(c.all, token) {
 		return nil, errAbsent
 	}
-	return nil, newRefusal(Malformed, "", "the Authorization header has the form of no caller's credential")
+	return nil, newRefusal(Malformed, "", "the Authorization header does not have the form of any caller's credential")
 }
 
-// candidates yields the hook's callers and then all others, and whether each is
-// on the hook.
+// candidates yields the hook's callers and then all others, and whether the hook lists each.
 func (c *Callers) candidates(hook []string) iter.Seq2[*caller, bool] {
 	return func(yield func(*caller, bool) bool) {
 		for _, name := range hook {
@@ -264,6 +265,7 @@ func (c *Callers) candidates(hook []string) iter.Seq2[*caller, bool] {
 	}
 }
 
+// checksReplay reports whether repeated deliveries by this kind of credential are recognised.
 func (c *caller) checksReplay(scheme string) bool {
 	if c.replay != "" {
 		return c.replay == "check"
@@ -271,7 +273,7 @@ func (c *caller) checksReplay(scheme string) bool {
 	return scheme == "hmac" || scheme == "signature" || scheme == "jwt"
 }
 
-// reasonOrStale returns Stale for an error that says so, and otherwise the reason.
+// reasonOrStale returns Stale for a [field.StaleError], and the reason for any other error.
 func reasonOrStale(reason Reason, err error) Reason {
 	if stale := field.StaleError(""); errors.As(err, &stale) {
 		return Stale

@@ -7,26 +7,26 @@ import (
 )
 
 const (
-	// keyWork is what a verification with a public key costs, in bytes that are
-	// hashed meanwhile.
+	// keyWork is the cost of a verification with a public key, in bytes that are
+	// hashed in the same time.
 	keyWork = 128 << 10
-	// passWork is what a pass over a body costs beside the body.
+	// passWork is the cost of a pass over a body, in addition to the body.
 	passWork = 1 << 10
 
-	// Fewer keys than these look like as many from outside.
+	// With fewer keys than these, refusals take as long as with these.
 	leastPasses = 8
 	leastChecks = 4
 )
 
-// cost is what it takes to judge the credentials of a delivery: passes over its
-// body, and verifications with a public key.
+// cost is the cost of verifying the credentials of a delivery: passes over its body, and verifications with a
+// public key.
 type cost struct{ passes, checks int }
 
-// bytesHashed is the cost for a body of this length, in bytes hashed.
+// bytesHashed returns the cost for a body of this length, in bytes hashed.
 func (c cost) bytesHashed(length int) int { return c.passes*(length+passWork) + c.checks*keyWork }
 
-// verifyCost bounds what any credential of a delivery for a hook with these callers
-// takes. It depends on nothing of the delivery but the length of its body.
+// verifyCost returns the most that any credential of a delivery for a hook with these callers costs. Of the
+// delivery, it depends on the length of the body alone.
 func (c *Callers) verifyCost(hook []string, length int) (all cost) {
 	foreign, signs := 0, false
 	for one, own := range c.candidates(hook) {
@@ -40,7 +40,7 @@ func (c *Callers) verifyCost(hook []string, length int) (all cost) {
 		}
 		signs = signs || one.signature != nil
 	}
-	if signs { // one key, which it names, and two digests of the body
+	if signs { // one key, which the signature names, and two digests of the body
 		all.checks++
 		all.passes += 2
 	}
@@ -48,15 +48,15 @@ func (c *Callers) verifyCost(hook []string, length int) (all cost) {
 	return all
 }
 
-// MaxVerifyCost bounds what it takes to judge any credential of a delivery for a hook with
-// these callers, in bytes that are hashed for it. It is rounded up so that it tells
-// no more of the number of keys than its order of magnitude.
+// MaxVerifyCost returns the most that any credential of a delivery for a hook with these callers costs, in
+// bytes hashed. It is rounded up, so that it reveals only the order of magnitude of the number of keys.
 func (c *Callers) MaxVerifyCost(hook []string, length int) int {
 	all := c.verifyCost(hook, length)
-	return cost{roundUpToPower(max(all.passes, leastPasses)), roundUpToPower(max(all.checks, leastChecks))}.bytesHashed(length)
+	all = cost{roundUpToPower(max(all.passes, leastPasses)), roundUpToPower(max(all.checks, leastChecks))}
+	return all.bytesHashed(length)
 }
 
-// noteCost notes in a refusal what it took to find out, in bytes hashed.
+// noteCost records in a refusal what the verification has cost, in bytes hashed.
 func noteCost(err error, done int) error {
 	var r *Refusal
 	if errors.As(err, &r) {
@@ -68,9 +68,8 @@ func noteCost(err error, done int) error {
 // roundUpToPower returns the next power of two.
 func roundUpToPower(n int) int { return 1 << bits.Len(uint(n-1)) }
 
-// spendRemainingCost hashes as much as the dearest credential for the hook would have taken,
-// less what was done. So a refusal keeps the processor as busy whatever was wrong,
-// and takes as long also where there is more to do than time.
+// spendRemainingCost hashes as many bytes as the most expensive credential for the hook costs, less what was
+// spent. So every refusal uses the same processor time, and takes the same time on a busy machine as well.
 func (c *Callers) spendRemainingCost(d *Delivery, hook []string, done int) {
 	data := d.Body
 	if len(data) < passWork {

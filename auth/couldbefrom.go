@@ -8,9 +8,9 @@ import (
 	"sallyport/auth/jwt"
 )
 
-// CouldBeFrom tells whether a delivery that was refused carries what could have
-// been the caller's credential, by where it stands and whom it names. It proves
-// nothing: anybody can make such a delivery.
+// CouldBeFrom reports whether a delivery that was refused carries what could have been the caller's
+// credential, by its header and by the key or issuer that it names. It proves nothing: an attacker can make
+// such a delivery.
 func (c *Callers) CouldBeFrom(d *Delivery, caller string) bool {
 	one := c.byName[caller]
 	if one == nil {
@@ -26,7 +26,8 @@ func (c *Callers) CouldBeFrom(d *Delivery, caller string) bool {
 			return true
 		}
 	}
-	if raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer "); ok && one.jwt != nil && strings.Count(raw, ".") == 2 {
+	raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer ")
+	if ok && one.jwt != nil && strings.Count(raw, ".") == 2 {
 		if t, err := jwt.Parse(raw); err == nil && t.Claims["iss"] == one.jwt.issuer {
 			return true
 		}

@@ -19,16 +19,15 @@ import (
 	"sallyport/auth/webhook"
 )
 
-// NewKey is a key that was just made, as the text of its file.
+// NewKey is a new key, as the text of its file.
 type NewKey struct {
-	Secret []byte // what the sender signs with, and where Public is nil the server verifies with
-	Public []byte // what the server verifies with
+	Secret []byte // for the sender, and also for the server if Public is nil
+	Public []byte // for the server
 }
 
-// GenerateKey makes a key of the form that a credential has: a preset's name,
-// token, jwt (alg HS256, the default, RS256, ES256 or EdDSA) or signature (alg
-// ed25519, the default, ecdsa-p256-sha256 or hmac-sha256). Presets that know
-// public keys too make a pair with the alg ed25519.
+// GenerateKey makes a key for a credential: a preset's name, token, jwt (alg HS256, the default, RS256, ES256
+// or EdDSA) or signature (alg ed25519, the default, ecdsa-p256-sha256 or hmac-sha256). Presets that also
+// support public keys make a pair with the alg ed25519.
 func GenerateKey(scheme, alg string) (NewKey, error) {
 	switch scheme {
 	case "token":
@@ -60,7 +59,8 @@ func GenerateKey(scheme, alg string) (NewKey, error) {
 	default:
 		s, ok := webhook.Preset(scheme)
 		if !ok {
-			return NewKey{}, fmt.Errorf("%q is none of token, jwt, signature, %s", scheme, strings.Join(webhook.Presets(), ", "))
+			known := strings.Join(webhook.Presets(), ", ")
+			return NewKey{}, fmt.Errorf("unknown scheme %q; known are token, jwt, signature, %s", scheme, known)
 		}
 		secret, public, err := s.GenerateKey(alg)
 		return NewKey{secret, public}, err
@@ -75,19 +75,18 @@ func generateSecret() NewKey {
 	return NewKey{Secret: []byte(hex.EncodeToString(secret) + "\n")}
 }
 
-// encodeKeyPair writes both halves of a key as PEM (PKCS #8, and RFC 5280
-// SubjectPublicKeyInfo).
+// encodeKeyPair returns the private and the public key in PEM (PKCS #8, and RFC 5280 SubjectPublicKeyInfo).
 func encodeKeyPair(key crypto.Signer, err error) (NewKey, error) {
 	if err != nil {
 		return NewKey{}, fmt.Errorf("making a key: %w", err)
 	}
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return NewKey{}, fmt.Errorf("writing a key: %w", err)
+		return NewKey{}, fmt.Errorf("encoding a key: %w", err)
 	}
 	public, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
-		return NewKey{}, fmt.Errorf("writing a key: %w", err)
+		return NewKey{}, fmt.Errorf("encoding a key: %w", err)
 	}
 	return NewKey{
 		Secret: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),

@@ -58,11 +58,11 @@ func findScheme(spec *HMACSpec, p *diag.List) *webhook.Scheme {
 		return s
 	}
 	if spec.SchemeSpec != (webhook.SchemeSpec{}) {
-		p.At("scheme").Errorf("is a preset, which takes no other setting but keys")
+		p.At("scheme").Errorf("is a preset, so no other setting but keys is allowed")
 	}
 	s, ok := webhook.Preset(spec.Scheme)
 	if !ok {
-		p.At("scheme").Errorf("%q is none of %s", spec.Scheme, strings.Join(webhook.Presets(), ", "))
+		p.At("scheme").Errorf("unknown scheme %q; known are %s", spec.Scheme, strings.Join(webhook.Presets(), ", "))
 		return nil
 	}
 	return s
@@ -99,7 +99,7 @@ func (c *Callers) tryHMACKeys(d *Delivery, hook []string, passes *int) (*Identit
 			}
 			if !own {
 				if work += len(d.Body) + passWork; work > foreignWork {
-					return nil, newRefusal(Wrong, "hmac", "the signature verifies with no key that was tried")
+					return nil, newRefusal(Wrong, "hmac", "the signature does not verify with any key that was tried")
 				}
 			}
 			*passes++
@@ -107,12 +107,12 @@ func (c *Callers) tryHMACKeys(d *Delivery, hook []string, passes *int) (*Identit
 				if len(d.Body) == 0 && len(hook) > 0 {
 					return nil, &Refusal{
 						Reason: Malformed, Kind: "hmac", Caller: caller.name, Key: k.id,
-						Detail: "the body is empty, so the signature is that of any request for runs",
+						Detail: "the body is empty, so the signature would be the same for every request for runs",
 					}
 				}
 				return caller.identifyByHMAC(k, sig, d)
 			}
-			refusal = newRefusal(Wrong, "hmac", "the signature verifies with no key")
+			refusal = newRefusal(Wrong, "hmac", "the signature does not verify with any key")
 		}
 	}
 	return nil, refusal
@@ -130,7 +130,8 @@ func (c *caller) identifyByHMAC(k *hmacKey, sig *webhook.Signature, d *Delivery)
 		return nil, r
 	}
 	id := &Identity{
-		Caller: c.name, Kind: "hmac", Key: k.id, BodyDigest: sha256.Sum256(d.Body), NeverStale: m.Time.IsZero(), Event: m.Event,
+		Caller: c.name, Kind: "hmac", Key: k.id, Event: m.Event,
+		BodyDigest: sha256.Sum256(d.Body), NeverStale: m.Time.IsZero(),
 	}
 	if c.checksReplay("hmac") {
 		c.nameHMACDelivery(id, sig, m)

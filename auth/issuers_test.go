@@ -271,7 +271,7 @@ func TestIssuer_HTTPSOnly(t *testing.T) {
 		want   []string
 	}{
 		{func(s *auth.JWTSpec) { s.Issuer = "http://issuer.example" }, []string{"jwt.issuer: ", "https"}},
-		{func(s *auth.JWTSpec) { s.Issuer = "issuer" }, []string{"jwt.issuer: ", "jwks or keys must say"}},
+		{func(s *auth.JWTSpec) { s.Issuer = "issuer" }, []string{"jwt.issuer: ", "set jwks or keys"}},
 		{func(s *auth.JWTSpec) { s.Issuer = "https://issuer.example?tenant=1" }, []string{"jwt.issuer: "}},
 		{func(s *auth.JWTSpec) { s.Issuer = "https://issuer.example#x" }, []string{"jwt.issuer: "}},
 		{func(s *auth.JWTSpec) { s.JWKS = "http://issuer.example/jwks" }, []string{"jwt.jwks: ", "over nothing else"}},
@@ -280,7 +280,7 @@ func TestIssuer_HTTPSOnly(t *testing.T) {
 		{func(s *auth.JWTSpec) { s.JWKS = "https://" }, []string{"jwt.jwks: "}},
 		{func(s *auth.JWTSpec) { s.CA = "absent.pem" }, []string{"jwt.ca: ", "absent.pem"}},
 		{func(s *auth.JWTSpec) { s.CA = "garbage.pem" }, []string{"jwt.ca: ", "holds no certificate"}},
-		{func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256"} }, []string{"jwt.algorithms: ", "none that a key of an issuer is for"}},
+		{func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256"} }, []string{"jwt.algorithms: ", "no algorithm that issuer keys support"}},
 	} {
 		b := newBench(t)
 		if err := os.WriteFile(filepath.Join(b.dir, "garbage.pem"), []byte("x"), 0o600); err != nil {
@@ -292,7 +292,7 @@ func TestIssuer_HTTPSOnly(t *testing.T) {
 	b := newBench(t)
 	b.publisher()
 	b.addJWT("ci", func(s *auth.JWTSpec) { s.CA = "ca.pem" }, b.writeKey("", testKeys().hs256))
-	b.wantProblem("error callers.ci.jwt.ca: ", "these are not")
+	b.wantProblem("error callers.ci.jwt.ca: ", "these are in files")
 	b = newBench(t)
 	b.addJWT("ci", func(s *auth.JWTSpec) { s.Claims = nil })
 	b.wantProblem("warning callers.ci.jwt: has no claims")
@@ -333,14 +333,14 @@ func TestIssuerPreset_RequiresPins(t *testing.T) {
 			}
 			for claim := range good.Claims {
 				b, _ := compile(func(s *auth.JWTSpec) { delete(s.Claims, claim) })
-				b.wantProblem("error callers.ci.jwt.claims: ", "do not say whose tokens these are", claim)
+				b.wantProblem("error callers.ci.jwt.claims: ", "do not identify your project", claim)
 				for _, other := range []any{int64(1234), "", "a b", []any{"1234"}, nil, "*"} {
 					b, _ = compile(func(s *auth.JWTSpec) { s.Claims[claim] = other })
-					b.wantProblem("error callers.ci.jwt.claims."+claim+": ", "not of the form")
+					b.wantProblem("error callers.ci.jwt.claims."+claim+": ", "not in the form")
 				}
 			}
 			b, _ = compile(func(s *auth.JWTSpec) { s.Claims = map[string]any{"ref": "refs/heads/main"} })
-			b.wantProblem("error callers.ci.jwt.claims: ", "do not say whose")
+			b.wantProblem("error callers.ci.jwt.claims: ", "do not identify your project")
 			b, _ = compile(func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256"} })
 			b.wantProblem("error callers.ci.jwt.algorithms.0: ", name+" signs with")
 			b, spec = compile(func(s *auth.JWTSpec) { s.Issuer, s.MaxAge = "https://ghe.example/_services/token", time.Minute })
@@ -349,7 +349,7 @@ func TestIssuerPreset_RequiresPins(t *testing.T) {
 			}
 			if good.Issuer != "" {
 				b, _ = compile(func(s *auth.JWTSpec) { s.Issuer = "" })
-				b.wantProblem("error callers.ci.jwt.issuer: ", "has to be written for "+name)
+				b.wantProblem("error callers.ci.jwt.issuer: ", "is required for "+name)
 			}
 		})
 	}
@@ -357,12 +357,12 @@ func TestIssuerPreset_RequiresPins(t *testing.T) {
 	b := newBench(t)
 	spec := &auth.JWTSpec{Issuer: "https://token.actions.githubusercontent.com", Audience: audience, Claims: map[string]any{"ref": "refs/heads/main"}}
 	b.caller("ci").JWT = spec
-	b.wantProblem("error callers.ci.jwt.claims: ", "do not say whose tokens these are", "github-actions", "repository_id")
+	b.wantProblem("error callers.ci.jwt.claims: ", "do not identify your project", "github-actions", "repository_id")
 	spec.Claims["repository_id"] = "1234"
 	b.compile()
 	b = newBench(t)
 	b.caller("ci").JWT = &auth.JWTSpec{Preset: "github", Audience: audience}
-	b.wantProblem("error callers.ci.jwt.preset: ", `no preset "github"`, "buildkite, circleci, github-actions, gitlab-ci, google, kubernetes")
+	b.wantProblem("error callers.ci.jwt.preset: ", `unknown preset "github"`, "buildkite, circleci, github-actions, gitlab-ci, google, kubernetes")
 	b = newBench(t)
 	b.caller("ci").JWT = &auth.JWTSpec{Preset: "google", Audience: audience, Claims: map[string]any{"sub": "104857600123"}}
 	b.compile()

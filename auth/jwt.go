@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -14,33 +15,35 @@ import (
 	"sallyport/internal/diag"
 )
 
-// jwtRule is what a caller's tokens must be.
+// jwtRule is what a caller requires of its tokens.
 type jwtRule struct {
 	issuer, audience string
 	claims           map[string]any
 	maxAge, leeway   time.Duration
 	keys             []jwtKey
 
-	remote     *keyset.Set // nil where the file has the keys
+	remote     *keyset.Set // the keys of the issuer; nil if the file has the keys
 	algorithms []string    // of remote
 }
 
-// jwtKey is a key with the one algorithm it is for (RFC 8725 3.1).
+// jwtKey is a key with the one algorithm that it is for (RFC 8725 3.1).
 type jwtKey struct {
 	keyInfo
 	alg         string
 	key         any      // []byte or a public key
-	fingerprint [32]byte // of key and algorithm, to verify once what several callers share
+	fingerprint [32]byte // of key and algorithm: a key that several callers share is tried once
 }
 
 func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
 	spec.applyPreset(p)
-	j := &jwtRule{issuer: spec.Issuer, audience: spec.Audience, claims: spec.Claims, maxAge: spec.MaxAge, leeway: spec.Leeway}
+	j := &jwtRule{
+		issuer: spec.Issuer, audience: spec.Audience, claims: spec.Claims, maxAge: spec.MaxAge, leeway: spec.Leeway,
+	}
 	if j.issuer == "" && spec.Preset == "" {
 		p.At("issuer").Errorf("is missing")
 	}
 	if j.audience == "" {
-		p.At("audience").Errorf("is missing: without it, a token for somebody else would do here")
+		p.At("audience").Errorf("is missing: without it, a token for another service would be accepted")
 	}
 	if j.maxAge == 0 {
 		j.maxAge = 10 * time.Minute
@@ -61,11 +64,12 @@ func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
 		return len(spec.Algorithms) > 0 && !slices.Contains(spec.Algorithms, alg)
 	})
 	if j.remote != nil && len(j.algorithms) == 0 {
-		p.At("algorithms").Errorf("holds none that a key of an issuer is for: %s", strings.Join(keyset.Algorithms(), ", "))
+		p.At("algorithms").Errorf("lists no algorithm that issuer keys support: %s", strings.Join(keyset.Algorithms(), ", "))
 	}
-	shared := j.remote != nil || slices.ContainsFunc(j.keys, func(k jwtKey) bool { return !strings.HasPrefix(k.alg, "HS") })
+	isPublic := func(k jwtKey) bool { return !strings.HasPrefix(k.alg, "HS") }
+	shared := j.remote != nil || slices.ContainsFunc(j.keys, isPublic)
 	if shared && len(spec.Claims) == 0 && spec.Preset == "" {
-		p.Warnf("has no claims: whoever this issuer signs for, and can name this audience, is this caller")
+		p.Warnf("has no claims: any token of this issuer for this audience is accepted as this caller")
 	}
 	return j
 }
@@ -81,11 +85,11 @@ func (spec *JWTSpec) applyPreset(p *diag.List) {
 	}
 	of, ok := jwt.Preset(spec.Preset)
 	if !ok {
-		p.At("preset").Errorf("there is no preset %q; there are %s", spec.Preset, strings.Join(jwt.Presets(), ", "))
+		p.At("preset").Errorf("unknown preset %q; known are %s", spec.Preset, strings.Join(jwt.Presets(), ", "))
 		return
 	}
 	if spec.Issuer == "" && of.Address == "" {
-		p.At("issuer").Errorf("has to be written for %s: %s", spec.Preset, of.Find)
+		p.At("issuer").Errorf("is required for %s: write %s", spec.Preset, of.Find)
 	}
 	spec.Issuer = cmp.Or(spec.Issuer, of.Address)
 	if spec.MaxAge == 0 {
@@ -102,17 +106,18 @@ func (spec *JWTSpec) applyPreset(p *diag.List) {
 	of.CheckPins(spec.Claims, p.At("claims"))
 }
 
-// authenticateJWT takes a bearer value with exactly two dots for a JWT.
+// authenticateJWT treats a bearer value with exactly two dots as a JWT.
 func (c *Callers) authenticateJWT(d *Delivery, hook []string) (*Identity, error) {
 	raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer ")
-	if !ok || strings.Count(raw, ".") != 2 || !slices.ContainsFunc(c.all, func(one *caller) bool { return one.jwt != nil }) {
+	hasJWT := func(one *caller) bool { return one.jwt != nil }
+	if !ok || strings.Count(raw, ".") != 2 || !slices.ContainsFunc(c.all, hasJWT) {
 		return nil, errAbsent
 	}
 	t, err := jwt.Parse(raw)
 	if err != nil {
 		return nil, newRefusal(Malformed, "jwt", "the token %v", err)
 	}
-	refusal := newRefusal(Wrong, "jwt", "the token is of an issuer that no caller has")
+	refusal := newRefusal(Wrong, "jwt", "no caller accepts issuer %.80q", fmt.Sprint(t.Claims["iss"]))
 	verified := map[any]error{}
 	for one := range c.candidates(hook) {
 		if one.jwt == nil || t.Claims["iss"] != one.jwt.issuer {
@@ -122,7 +127,7 @@ func (c *Callers) authenticateJWT(d *Delivery, hook []string) (*Identity, error)
 		if r == nil {
 			return id, nil
 		}
-		if refusal.Caller == "" { // the first caller whose key verified tells most
+		if refusal.Caller == "" { // the first refusal after a verified key is the most useful
 			r.keys = cmp.Or(r.keys, refusal.keys)
 			refusal = r
 		}
@@ -130,7 +135,7 @@ func (c *Callers) authenticateJWT(d *Delivery, hook []string) (*Identity, error)
 	return nil, noteCost(refusal, cost{checks: len(verified)}.bytesHashed(0))
 }
 
-// identifyByJWT judges the token by the caller's keys, then by its rules.
+// identifyByJWT verifies the token with the caller's keys, then checks the caller's rules.
 func (c *caller) identifyByJWT(t *jwt.Token, d *Delivery, verified map[any]error) (*Identity, *Refusal) {
 	k, r := c.jwt.findKey(t, d.Now, verified)
 	if r != nil {
@@ -152,21 +157,21 @@ func (c *caller) identifyByJWT(t *jwt.Token, d *Delivery, verified map[any]error
 	if !c.checksReplay("jwt") {
 		return id, nil
 	}
-	// Not of the caller: a token that two callers' rules fit is still good once.
+	// Without the caller's name: a token that two callers accept is still accepted once.
 	id.Replay = digestParts("jwt signed", t.Signed)
 	if jti, there := t.Claims["jti"]; there {
 		s, ok := jti.(string)
 		if !ok || s == "" {
-			r.Reason, r.Detail = Malformed, "the claim jti is not a string, or empty"
+			r.Reason, r.Detail = Malformed, "the claim jti is not a string, or is empty"
 			return nil, r
 		}
 		id.Replay = digestParts("jwt id", c.jwt.issuer, s)
 	}
-	id.OneBody, id.Until = true, expires.Add(jwt.MaxLeeway) // of the file, which may change
+	id.OneBody, id.Until = true, expires.Add(jwt.MaxLeeway) // the most that the file can set, now or after a reload
 	return id, nil
 }
 
-// checkClaims checks the claims of a verified token, and returns when it expires, or why it is refused.
+// checkClaims returns when a verified token expires, or why its claims are refused.
 func (j *jwtRule) checkClaims(claims map[string]any, now time.Time) (time.Time, Reason, error) {
 	at, err := jwt.ReadTimes(claims)
 	if err != nil {
@@ -184,10 +189,10 @@ func (j *jwtRule) checkClaims(claims map[string]any, now time.Time) (time.Time, 
 	return at.Expires, Wrong, jwt.CheckClaims(j.claims, claims)
 }
 
-// findKey returns the key that verifies the token. A kid picks among the keys that
-// have a name; what has none is tried whenever the algorithm is its own.
+// findKey returns the key that verifies the token. A kid selects among the keys that have an id; a key
+// without an id is tried for every token with its algorithm.
 func (j *jwtRule) findKey(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
-	detail := "no key of the caller has the token's alg and kid"
+	detail := "no key of the caller has the alg and kid of the token"
 	for i := range j.keys {
 		k := &j.keys[i]
 		if k.alg != t.Alg || t.KeyID != "" && k.named && k.id != t.KeyID {
@@ -201,7 +206,7 @@ func (j *jwtRule) findKey(t *jwt.Token, now time.Time, verified map[any]error) (
 		if err == nil {
 			return &k.keyInfo, nil
 		}
-		detail = "the token's signature verifies with no key of the caller"
+		detail = "the signature of the token does not verify with any key of the caller"
 	}
 	if j.remote != nil {
 		return j.findIssuerKey(t, now, verified)
@@ -209,11 +214,11 @@ func (j *jwtRule) findKey(t *jwt.Token, now time.Time, verified map[any]error) (
 	return nil, newRefusal(Wrong, "jwt", "%s", detail)
 }
 
-// findIssuerKey is find among the keys of the issuer, which are found by kid alone:
-// to try them all would be work that anybody can ask for.
+// findIssuerKey is findKey among the keys of the issuer. They are found by kid alone: trying all of them would
+// let a forged token cause many verifications.
 func (j *jwtRule) findIssuerKey(t *jwt.Token, now time.Time, verified map[any]error) (*keyInfo, *Refusal) {
 	if !slices.Contains(j.algorithms, t.Alg) {
-		return nil, newRefusal(Wrong, "jwt", "the token's alg is none of the caller's")
+		return nil, newRefusal(Wrong, "jwt", "the alg of the token is not one that the caller accepts")
 	}
 	err, done := verified[j.remote]
 	if !done {

@@ -143,7 +143,7 @@ func TestKeySetFile_InvalidKeys(t *testing.T) {
 	}
 	b := newBench(t)
 	b.addKeySet("ci", keySet(t, good), "ES256")
-	b.wantProblem("error callers.ci.jwt.jwks: holds no key for any of algorithms")
+	b.wantProblem("error callers.ci.jwt.jwks: has no key for any of algorithms")
 }
 
 func TestKeySetFile_AlgorithmList(t *testing.T) {
@@ -189,7 +189,7 @@ func TestJWTKey_Invalid(t *testing.T) {
 		{publicPEM(t, r.rsa), "HS256", "not for HS256"},
 		{publicPEM(t, r.rsa), "ES256", "not for ES256"},
 		{publicPEM(t, r.p256), "ES384", "not for ES384"},
-		{publicPEM(t, r.rsa), "none", "is none of"},
+		{publicPEM(t, r.rsa), "none", "unknown algorithm"},
 		{secretA, "RS256", "needs a public key"},
 		{"short secret of 31 bytes, oh no", "", "at least 32 for HS256"},
 		{strings.Repeat("x", 47), "HS384", "at least 48 for HS384"},
@@ -230,7 +230,7 @@ func TestCompileJWT_RequiredRules(t *testing.T) {
 func TestJWTKey_AmbiguousAlgorithm(t *testing.T) {
 	b := newBench(t)
 	b.addJWT("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"RS256", "PS256"} }, b.writeKey("", publicPEM(t, testKeys().rsa)))
-	b.wantProblem("error callers.ci.jwt.keys.0: ", "say alg")
+	b.wantProblem("error callers.ci.jwt.keys.0: ", "set alg")
 	b = newBench(t)
 	b.addJWT("ci", func(s *auth.JWTSpec) { s.Algorithms = []string{"ES256"} }, b.writeKey("", publicPEM(t, testKeys().ed)))
 	b.wantProblem("error callers.ci.jwt.keys.0: ", "EdDSA, which algorithms does not list")

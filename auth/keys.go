@@ -6,10 +6,10 @@ import (
 	"sallyport/internal/diag"
 )
 
-// endsSoon is how long before the end of a key its operator is warned.
+// expiresSoon is how long before the expiry of a key its operator is warned.
 const expiresSoon = 14 * 24 * time.Hour
 
-// KeyInfo is what is known of a key but its bytes.
+// KeyInfo describes a key without its bytes.
 type KeyInfo struct {
 	Caller    string
 	Kind      string    // hmac, signature, jwt or token
@@ -18,8 +18,7 @@ type KeyInfo struct {
 	NotAfter  time.Time // zero for never
 }
 
-// Keys returns the keys of all callers that are in the file, or in files that
-// it names, by caller.
+// Keys returns the keys of all callers, in the order of the callers. Keys that are fetched are not among them.
 func (c *Callers) Keys() (keys []KeyInfo) {
 	for _, one := range c.all {
 		add := func(scheme string, k *keyInfo) {
@@ -47,13 +46,13 @@ func (c *Callers) Keys() (keys []KeyInfo) {
 	return keys
 }
 
-// warnExpiringKeys tells of keys that end soon or have ended, and of a caller that has
-// none left. Only what the file dates can end.
+// warnExpiringKeys warns of keys that expire soon or have expired, and of a caller without a valid key. Only
+// keys with a date in the file expire.
 func (spec *CallerSpec) warnExpiringKeys(now time.Time, p *diag.List) {
 	if now.IsZero() {
 		return
 	}
-	// A client certificate or a key set has dates of its own, or none.
+	// The dates of a client certificate or a key set are not in the file.
 	valid := spec.MTLS != nil || spec.JWT != nil && (spec.JWT.JWKS != "" || len(spec.JWT.Keys) == 0)
 	listed := false
 	for credential, keys := range spec.keysByKind() {
@@ -63,9 +62,9 @@ func (spec *CallerSpec) warnExpiringKeys(now time.Time, p *diag.List) {
 			switch left := k.NotAfter.Sub(now); {
 			case k.NotAfter.IsZero() || left > expiresSoon:
 			case left < 0:
-				at.Warnf("has passed, so the key is not taken any more")
+				at.Warnf("has passed, so the key is no longer accepted")
 			default:
-				at.Warnf("is in less than %d days: a new key is due", int(left/(24*time.Hour))+1)
+				at.Warnf("is in less than %d days: make a new key", int(left/(24*time.Hour))+1)
 			}
 			valid = valid || (&keyInfo{notBefore: k.NotBefore, notAfter: k.NotAfter}).checkDates(now) == ""
 		}
@@ -75,7 +74,7 @@ func (spec *CallerSpec) warnExpiringKeys(now time.Time, p *diag.List) {
 	}
 }
 
-// keysByKind returns the keys of each credential that lists some.
+// keysByKind returns the keys that the file lists for each kind of credential.
 func (spec *CallerSpec) keysByKind() map[string][]KeySpec {
 	all := map[string][]KeySpec{}
 	if spec.HMAC != nil {

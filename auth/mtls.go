@@ -18,7 +18,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-// mtlsRule is which client certificates are a caller's.
+// mtlsRule says which client certificates identify a caller.
 type mtlsRule struct {
 	spec  *MTLSSpec
 	pins  map[string]certs.Trust // by fingerprint, in lower case without colons; then trust is nil
@@ -56,17 +56,17 @@ func compileMTLS(spec *MTLSSpec, clients *certs.Clients, p *diag.List) *mtlsRule
 	}
 	switch {
 	case len(spec.nameKinds()) != 1:
-		p.Errorf("needs one of uri, dns, cn and fingerprint")
+		p.Errorf("needs exactly one of uri, dns, cn and fingerprint")
 	case len(spec.Fingerprint) > 0:
 		r.compilePins(p.At("fingerprint"))
 	case r.trust == nil:
-		p.Errorf("needs a ca, or tls.client_ca: without one nobody says whose certificate it is")
+		p.Errorf("needs a ca, or tls.client_ca: without a CA the certificate cannot be verified")
 	}
 	if strings.Contains(spec.DNS, "*") {
-		p.At("dns").Errorf("holds a wildcard, but names one sender")
+		p.At("dns").Errorf("has a wildcard, but must name one sender")
 	}
 	if id, err := spiffeid.FromString(spec.URI); isSPIFFEID(spec.URI) && (err != nil || id.Path() == "") {
-		p.At("uri").Errorf("is no SPIFFE ID of a workload: write spiffe://trust-domain/path")
+		p.At("uri").Errorf("is not the SPIFFE ID of a workload: write spiffe://trust-domain/path")
 	}
 	return r
 }
@@ -76,7 +76,8 @@ func (r *mtlsRule) compilePins(p *diag.List) {
 	for i, text := range r.spec.Fingerprint {
 		sum, ok := parseFingerprint(text)
 		if !ok {
-			p.Index(i).Errorf("%q is no SHA-256 fingerprint: 64 hexadecimal digits, as openssl x509 -fingerprint -sha256 prints them", text)
+			p.Index(i).Errorf("%q is not a SHA-256 fingerprint: "+
+				"write 64 hexadecimal digits, as openssl x509 -fingerprint -sha256 prints them", text)
 			continue
 		}
 		print := hex.EncodeToString(sum[:])
@@ -101,17 +102,16 @@ func normalizeFingerprint(text string) string {
 	return strings.ToLower(strings.ReplaceAll(text, ":", ""))
 }
 
-// isSPIFFEID reports whether a URI of the file is meant as a SPIFFE ID, whose scheme
-// is in lower case.
+// isSPIFFEID reports whether a URI in the file is meant to be a SPIFFE ID, in any case.
 func isSPIFFEID(uri string) bool {
 	_, ok := field.CutPrefix(uri, "spiffe://")
 	return ok
 }
 
-// certName is one name that a caller's certificate may have.
+// certName is one name by which a certificate identifies a caller.
 type certName struct{ kind, text string }
 
-// certificateNames returns those that a delivery can be told by.
+// certificateNames returns all names in the file.
 func (m *MTLSSpec) certificateNames() []certName {
 	var list []certName
 	for _, print := range m.Fingerprint {
@@ -125,7 +125,7 @@ func (m *MTLSSpec) certificateNames() []certName {
 	return list
 }
 
-// nameKinds returns the kinds of names that the file has.
+// nameKinds returns the kinds of the names in the file.
 func (m *MTLSSpec) nameKinds() map[string]bool {
 	kinds := map[string]bool{}
 	for _, name := range m.certificateNames() {
@@ -134,16 +134,15 @@ func (m *MTLSSpec) nameKinds() map[string]bool {
 	return kinds
 }
 
-// authenticateMTLS judges what the client of this delivery's connection showed by the
-// trust of now, and not by that of its handshake: the connection or the session
-// may be older than a change of the configuration, or than a revocation.
+// authenticateMTLS verifies the certificate of the connection with the CAs and CRLs that are in force now, and
+// not with those of the handshake: the connection or the session may be older than a reload or a revocation.
 func (c *Callers) authenticateMTLS(d *Delivery, hook []string) (*Identity, error) {
 	if d.TLS == nil || len(d.TLS.PeerCertificates) == 0 ||
 		!slices.ContainsFunc(c.all, func(one *caller) bool { return one.mtls != nil }) {
 		return nil, errAbsent
 	}
 	shown := d.TLS.PeerCertificates
-	refusal := newRefusal(Wrong, "mtls", "the client certificate names no caller")
+	refusal := newRefusal(Wrong, "mtls", "the client certificate does not name a caller")
 	for one := range c.candidates(hook) {
 		if one.mtls == nil {
 			continue
@@ -156,27 +155,29 @@ func (c *Callers) authenticateMTLS(d *Delivery, hook []string) (*Identity, error
 		if err == nil {
 			return one.identifyUnsigned("mtls", name, d), nil
 		}
-		if refusal.Reason == Wrong { // no other caller of that name is nearer
+		if refusal.Reason == Wrong { // the first reason after a match stays
 			refusal = one.refuseCertificate(name, err)
 		}
 	}
 	return nil, refusal
 }
 
-// refuseCertificate is the refusal of a certificate that names the caller.
+// refuseCertificate returns the refusal of a certificate that names the caller.
 func (c *caller) refuseCertificate(name string, err error) *Refusal {
+	r := &Refusal{Kind: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
 	switch {
 	case errors.Is(err, certs.ErrRevoked):
-		return &Refusal{Reason: Revoked, Kind: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
+		r.Reason = Revoked
+		return r
 	case errors.Is(err, certs.ErrStale):
-		return &Refusal{Reason: Stale, Kind: "mtls", Caller: c.name, Key: name, Detail: "the client certificate " + err.Error()}
+		r.Reason = Stale
+		return r
 	}
 	return newRefusal(Wrong, "mtls", "the client certificate names the caller %s, but %s", c.name, err)
 }
 
-// matchCertificate returns the name that makes the certificate the caller's, and what has to
-// believe it then; nil if it is somebody else's. Names are compared whole; none
-// is a pattern.
+// matchCertificate returns the name by which the certificate identifies the caller, and what verifies it. The
+// trust is nil if the certificate is not the caller's. Names are compared whole; no name is a pattern.
 func (r *mtlsRule) matchCertificate(leaf *x509.Certificate) (string, certs.Trust) {
 	m, ok := r.spec, false
 	switch {
@@ -189,7 +190,7 @@ func (r *mtlsRule) matchCertificate(leaf *x509.Certificate) (string, certs.Trust
 	case m.DNS != "":
 		ok = slices.ContainsFunc(leaf.DNSNames, func(name string) bool { return strings.EqualFold(name, m.DNS) })
 	case m.CN != "":
-		// With two, which of them the field holds is an accident of parsing.
+		// With two common names, the field has the one that was parsed last.
 		ok = leaf.Subject.CommonName == m.CN && countCommonNames(leaf.Subject) == 1
 	}
 	if !ok {
@@ -198,8 +199,8 @@ func (r *mtlsRule) matchCertificate(leaf *x509.Certificate) (string, certs.Trust
 	return m.URI + m.DNS + m.CN, r.trust
 }
 
-// isX509SVID reports whether a certificate has the form of an X.509-SVID: exactly one
-// URI, and no right to sign for others (sections 2, 4.1 and 4.3 of its specification).
+// isX509SVID reports whether a certificate has the form of an X.509-SVID: exactly one URI, and no right to
+// sign certificates (sections 2, 4.1 and 4.3 of its specification).
 func isX509SVID(leaf *x509.Certificate) bool {
 	return len(certs.URINames(leaf)) == 1 && leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) == 0
 }

@@ -20,7 +20,7 @@ import (
 func compileJWTKeys(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 	for i, alg := range spec.Algorithms {
 		if !slices.Contains(jwt.Algorithms(), alg) {
-			p.At("algorithms").Index(i).Errorf("%q is none of %s", alg, strings.Join(jwt.Algorithms(), ", "))
+			p.At("algorithms").Index(i).Errorf("unknown algorithm %q; known are %s", alg, strings.Join(jwt.Algorithms(), ", "))
 		}
 	}
 	compileEachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
@@ -42,8 +42,7 @@ func compileJWTKeys(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 
 func isURLAddress(text string) bool { return strings.Contains(text, "://") }
 
-// compileIssuer returns the key set that is fetched for the caller, or nil where
-// the file has its keys.
+// compileIssuer returns the key set that is fetched for the caller, or nil if the file has its keys.
 func compileIssuer(spec *JWTSpec, src Sources, p *diag.List) *keyset.Set {
 	var from keyset.Source
 	switch {
@@ -56,12 +55,12 @@ func compileIssuer(spec *JWTSpec, src Sources, p *diag.List) *keyset.Set {
 	case len(spec.Keys) == 0 && spec.JWKS == "" && spec.Issuer != "":
 		from.Issuer = spec.Issuer
 		if err := keyset.CheckAddress(spec.Issuer); err != nil || strings.Contains(spec.Issuer, "?") {
-			p.At("issuer").Errorf("is not an https address, so its keys cannot be found: jwks or keys must say where they are")
+			p.At("issuer").Errorf("is not an https address, so its keys cannot be fetched: set jwks or keys")
 			return nil
 		}
 	default:
 		if spec.CA != "" {
-			p.At("ca").Errorf("is for keys that are fetched, and these are not")
+			p.At("ca").Errorf("is only for keys that are fetched, and these are in files")
 		}
 		return nil
 	}
@@ -84,19 +83,19 @@ func newJWTKey(info keyInfo, alg string, key any) jwtKey {
 	return jwtKey{info, alg, key, sha256.Sum256(append([]byte(alg+"\n"), keyMaterial(key)...))}
 }
 
-// keyMaterial returns the bytes of a secret, or those that a public key stands for.
+// keyMaterial returns the bytes of a secret, or the DER encoding of a public key.
 func keyMaterial(key any) []byte {
 	if secret, ok := key.([]byte); ok {
 		return secret
 	}
-	public, _ := x509.MarshalPKIXPublicKey(key) // of a type that Bind let through
+	public, _ := x509.MarshalPKIXPublicKey(key) // of a type that was checked
 	return public
 }
 
 // loadJWTKey reads a secret for HS*, or a public key in PEM.
 func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key any, alg string, ok bool) {
 	if k.Alg != "" && !slices.Contains(jwt.Algorithms(), k.Alg) {
-		p.At("alg").Errorf("%q is none of %s", k.Alg, strings.Join(jwt.Algorithms(), ", "))
+		p.At("alg").Errorf("unknown algorithm %q; known are %s", k.Alg, strings.Join(jwt.Algorithms(), ", "))
 		return nil, "", false
 	}
 	public, text, ok := src.loadPublicOrSecret(k, p)
@@ -117,8 +116,8 @@ func loadJWTKey(k *KeySpec, src Sources, algorithms []string, p *diag.List) (key
 	return text, alg, err == nil
 }
 
-// loadPublicOrSecret reads a public key in PEM, or else a secret. What is PEM is
-// never a secret: that is how HS256 "verifies" with a public key.
+// loadPublicOrSecret reads a public key in PEM, or else a secret. PEM is never used as a secret: otherwise an
+// attacker could sign by HS256 with the public key.
 func (s Sources) loadPublicOrSecret(k *KeySpec, p *diag.List) (public any, secret []byte, ok bool) {
 	text, ok := s.loadKeyText(k, publicMode, p)
 	if !ok {
@@ -135,37 +134,36 @@ func (s Sources) loadPublicOrSecret(k *KeySpec, p *diag.List) (public any, secre
 	return public, nil, err == nil
 }
 
-// parsePublicKey reads one public key (RFC 5280 SubjectPublicKeyInfo) or the one
-// of a certificate.
+// parsePublicKey reads a public key (RFC 5280 SubjectPublicKeyInfo), or that of a certificate.
 func parsePublicKey(text []byte) (any, error) {
 	block, rest := pem.Decode(text)
 	if block == nil {
 		return nil, errors.New("is not valid PEM")
 	}
 	if len(bytes.TrimSpace(rest)) > 0 {
-		return nil, errors.New("holds more than one PEM block, so which key is meant is not clear")
+		return nil, errors.New("has more than one PEM block: leave one key")
 	}
 	switch {
 	case block.Type == "PUBLIC KEY":
 		key, err := x509.ParsePKIXPublicKey(block.Bytes)
 		if err != nil {
-			return nil, errors.New("holds a public key that does not parse")
+			return nil, errors.New("has a public key that does not parse")
 		}
 		return key, nil
 	case block.Type == "CERTIFICATE":
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, errors.New("holds a certificate that does not parse")
+			return nil, errors.New("has a certificate that does not parse")
 		}
 		return cert.PublicKey, nil
 	case strings.HasSuffix(block.Type, "PRIVATE KEY"):
-		return nil, errors.New("is a private key; only the public one belongs here")
+		return nil, errors.New("is a private key: write the public key instead")
 	}
 	return nil, errors.New("is not a PEM block of type PUBLIC KEY or CERTIFICATE")
 }
 
-// loadJWKS reads a file with a key set (RFC 7517 5). Keys for an algorithm that
-// the caller's list leaves out are skipped, anything odd is an error.
+// loadJWKS reads a file with a key set (RFC 7517 5). Keys for an algorithm that the caller does not list are
+// skipped; any other key that cannot be used is an error.
 func loadJWKS(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 	data, err := src.readKeyFile(src.resolvePath(spec.JWKS), publicMode)
 	if err != nil {
@@ -187,7 +185,7 @@ func loadJWKS(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 		}
 	}
 	if len(keys) == 0 {
-		p.Errorf("holds no key for any of algorithms")
+		p.Errorf("has no key for any of algorithms")
 	}
 	return keys
 }

@@ -12,27 +12,23 @@ import (
 	"sallyport/auth/webhook"
 )
 
-// retryWindow is how long a sender may repeat a delivery under the same id
-// with a new timestamp: three days is the longest of the known senders
-// (Stripe; Svix stops after 28 hours).
+// retryWindow is how long a sender may repeat a delivery with the same id and a new timestamp. The longest of
+// the known senders is Stripe with three days; Svix stops after 28 hours.
 const retryWindow = 72 * time.Hour
 
-// The names of a delivery, by which it is recognised when it comes again, must
-// outlive every change of the file under which it would be accepted again:
+// A repeated delivery is recognised by its names. They must survive every change of the configuration after
+// which the delivery would be accepted again:
 //
 //   - The caller's name recognises a retry that is signed with a new key.
-//   - Key material recognises a retry, and an exact replay, after the caller or
-//     the key was renamed.
-//   - The signatures themselves recognise an exact replay by another of the
-//     signatures that it came with, whatever became of the caller and its keys.
+//   - Key material recognises a retry, and an exact replay, after the caller or the key was renamed.
+//   - The signatures recognise an exact replay with another of the signatures of the delivery, also after the
+//     caller and its keys have changed.
 //
-// Names are kept for the longest tolerance that the file can set, not for the one
-// that it sets now.
+// Names are kept for the longest tolerance that a file can set, not for the one that it sets now.
 
-// nameHMACDelivery names the delivery by its id, if the signature covers one: a retry
-// with a new timestamp is then the same delivery. Otherwise it is named by what
-// was signed: a sender that rotates keys sends several signatures of one message,
-// and whoever replays could leave out some of them.
+// nameHMACDelivery names the delivery by its id, if the signature covers one: a retry with a new timestamp is
+// then the same delivery. Otherwise it is named by what was signed: a sender that rotates keys sends several
+// signatures of one message, and an attacker could leave out some of them.
 func (c *caller) nameHMACDelivery(id *Identity, sig *webhook.Signature, m *webhook.Message) {
 	id.Named = sig.ID != ""
 	names := []string{digestParts("hmac signed", c.name, sig.Timestamp, string(id.BodyDigest[:]))}
@@ -52,7 +48,7 @@ func (c *caller) nameHMACDelivery(id *Identity, sig *webhook.Signature, m *webho
 	}
 }
 
-// nameSignedRequest names a request by its nonce, or without one by all that is signed.
+// nameSignedRequest names a request by its nonce, or without a nonce by all that is signed.
 func (k *signatureKey) nameSignedRequest(id *Identity, m *httpsig.Message) {
 	key := string(keyMaterial(k.key.Material))
 	id.Replay, id.Until = digestParts("signature signed", key, string(m.Base)), m.Created.Add(httpsig.MaxAge)
@@ -62,9 +58,8 @@ func (k *signatureKey) nameSignedRequest(id *Identity, m *httpsig.Message) {
 	}
 }
 
-// nameUnsignedDelivery names a delivery whose credential does not cover the body by its
-// Idempotency-Key, or else by its body: for the caller, and for each of the names
-// or tokens that it is known by.
+// nameUnsignedDelivery names a delivery by a credential that does not cover the body. The names have its
+// Idempotency-Key, or else its body, with the caller and with each of the caller's tokens or certificate names.
 func (c *caller) nameUnsignedDelivery(id *Identity, d *Delivery) {
 	kind, what := id.Kind+" body", string(id.BodyDigest[:])
 	if keys := d.Header["Idempotency-Key"]; len(keys) == 1 && keys[0] != "" {
@@ -83,7 +78,7 @@ func (c *caller) nameUnsignedDelivery(id *Identity, d *Delivery) {
 	id.setReplayNames(names)
 }
 
-// setReplayNames takes the first as Replay and the others as Aliases, each once.
+// setReplayNames sets the first name as Replay and the others as Aliases, without duplicates.
 func (id *Identity) setReplayNames(names []string) {
 	others := map[string]bool{}
 	for _, name := range names[1:] {
@@ -92,7 +87,7 @@ func (id *Identity) setReplayNames(names []string) {
 	id.Replay, id.Aliases = names[0], slices.Sorted(maps.Keys(others))
 }
 
-// digestParts is unambiguous: every part goes in with its length.
+// digestParts hashes each part with its length, so that no two lists of parts have the same digest.
 func digestParts(parts ...string) string {
 	h := sha256.New()
 	var size [8]byte

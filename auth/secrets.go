@@ -21,26 +21,26 @@ const (
 	maxKeyFile = 64 << 10
 	maxKeys    = 64 // of one caller; each one may cost a verification per delivery
 
-	// Others may do nothing with a secret, and only the owner may change it.
-	// Anyone may read a public key.
+	// The file modes that are refused. A secret may be readable by the owner and
+	// the group, and writable by the owner alone; a public key may be readable by all.
 	secretMode = 0o027
 	publicMode = 0o022
 )
 
-// Sources says where key material is read from.
+// Sources says where keys are read from.
 type Sources struct {
 	Dir    string                      // relative file names are relative to it
 	Getenv func(string) (string, bool) // os.LookupEnv in the program
-	Now    time.Time                   // keys that end soon after are warned of
+	Now    time.Time                   // keys that expire soon after cause a warning
 
-	Saw     func(path string, info fs.FileInfo) // of every file, before it is read; may be nil
-	Clients *certs.Clients                      // by whom client certificates are believed; needed for callers with mtls
+	Saw     func(path string, info fs.FileInfo) // is called for every file before it is read; may be nil
+	Clients *certs.Clients                      // verify client certificates; needed for callers with mtls
 
-	KeySets map[keyset.Source]*keyset.Set // those in force, which go on; may be nil
-	made    map[keyset.Source]*keyset.Set // for the callers that are compiled
+	KeySets map[keyset.Source]*keyset.Set // in force, to be used again; may be nil
+	made    map[keyset.Source]*keyset.Set // the sets of the callers that are compiled
 }
 
-// reuseKeySet returns the one set of a source.
+// reuseKeySet returns the set of a source: the one in force, or a new one.
 func (s Sources) reuseKeySet(from keyset.Source) (*keyset.Set, error) {
 	set, err := s.made[from], error(nil)
 	if set == nil {
@@ -53,16 +53,15 @@ func (s Sources) reuseKeySet(from keyset.Source) (*keyset.Set, error) {
 	return set, err
 }
 
-// Secret returns the text of a secret without its one trailing newline. It
-// refuses an empty one, one over 64 KiB, and a file that is not regular, that
-// others may read, or that more than its owner may write. No error holds any of
-// the text.
+// Secret returns the text of a secret without one trailing newline. It refuses an empty secret, one over
+// 64 KiB, and a file that is not regular, that others can read, or that anyone but its owner can write. No
+// error has any of the text.
 func (s Sources) Secret(k *KeySpec) ([]byte, error) {
 	_, text, err := s.readKeyText(k, secretMode)
 	return text, err
 }
 
-// readKeyText returns the text of k, and the name of the field that says where it is.
+// readKeyText returns the text of k, and the name of the field that has its place.
 func (s Sources) readKeyText(k *KeySpec, forbidden os.FileMode) (field string, text []byte, err error) {
 	set := 0
 	for _, f := range [][2]string{{"file", k.File}, {"env", k.Env}, {"credential", k.Credential}} {
@@ -72,7 +71,7 @@ func (s Sources) readKeyText(k *KeySpec, forbidden os.FileMode) (field string, t
 		}
 	}
 	if set != 1 {
-		return "", nil, errors.New("needs one of file, env and credential")
+		return "", nil, errors.New("needs exactly one of file, env and credential")
 	}
 	switch field {
 	case "file":
@@ -110,10 +109,10 @@ func (s Sources) readVariable(name string) ([]byte, error) {
 	return nil, fmt.Errorf("the environment variable %s is not set", name)
 }
 
-// readCredential reads what the service manager hands over, systemd.exec(5) LoadCredential=.
+// readCredential reads a credential of the service manager, systemd.exec(5) LoadCredential=.
 func (s Sources) readCredential(name string, forbidden os.FileMode) ([]byte, error) {
 	if strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
-		return nil, errors.New("is not a plain name")
+		return nil, errors.New("is not a file name without a path")
 	}
 	dir, err := s.readVariable("CREDENTIALS_DIRECTORY")
 	if err != nil {
@@ -125,8 +124,8 @@ func (s Sources) readCredential(name string, forbidden os.FileMode) ([]byte, err
 	return s.readKeyFile(filepath.Join(string(dir), name), forbidden)
 }
 
-// readKeyFile reads the file of a key or a key set. It refuses a file that another user can
-// change: whoever can change a key can be every caller that it stands for.
+// readKeyFile reads the file of a key or a key set. It refuses a file that another user can change: that user
+// could authenticate as the caller.
 func (s Sources) readKeyFile(path string, forbidden os.FileMode) ([]byte, error) {
 	if s.Saw != nil {
 		info, _ := os.Stat(path) // nil if it is not there
@@ -144,31 +143,30 @@ func (s Sources) readKeyFile(path string, forbidden os.FileMode) ([]byte, error)
 	return text, nil
 }
 
-// keyInfo is what every kind of key has.
+// keyInfo is what all kinds of keys have in common.
 type keyInfo struct {
 	id                  string
-	named               bool // by the file, not by default
+	named               bool // the file has the id
 	notBefore, notAfter time.Time
-	secret              [sha256.Size]byte // of the text of the file, if that is secret
+	secret              [sha256.Size]byte // digest of the text of the file, if that is a secret
 }
 
-// checkDates says why the key may not be used now, or nothing.
+// checkDates returns why the key may not be used now, or nothing.
 func (k *keyInfo) checkDates(now time.Time) string {
 	switch {
 	case !k.notBefore.IsZero() && now.Before(k.notBefore):
-		return "it verified with a key whose not_before is to come"
+		return "verified with a key that is not valid yet: its not_before is in the future"
 	case !k.notAfter.IsZero() && now.After(k.notAfter):
-		return "it verified with a key whose not_after has passed"
+		return "verified with a key that has expired: its not_after has passed"
 	}
 	return ""
 }
 
-// compileEachKey hands every key of a credential to load, after the checks that all
-// kinds share.
+// compileEachKey calls load with every key of a credential, after the checks that all kinds share.
 func compileEachKey(keys []KeySpec, p *diag.List, load func(*KeySpec, keyInfo, *diag.List)) {
 	p = p.At("keys")
 	if len(keys) > maxKeys {
-		p.Errorf("has %d keys, of at most %d", len(keys), maxKeys)
+		p.Errorf("has %d keys, and may have at most %d", len(keys), maxKeys)
 		return
 	}
 	seen := map[string]bool{}
@@ -178,10 +176,10 @@ func compileEachKey(keys []KeySpec, p *diag.List, load func(*KeySpec, keyInfo, *
 		if !info.named {
 			info.id = "1"
 			if len(keys) > 1 {
-				at.Errorf("needs an id, for there are several keys")
+				at.Errorf("needs an id, because there are several keys")
 			}
 		} else if seen[k.ID] {
-			at.At("id").Errorf("%q is the id of another key too", k.ID)
+			at.At("id").Errorf("%q is also the id of another key", k.ID)
 		}
 		seen[k.ID] = true
 		if !k.NotAfter.IsZero() && !k.NotAfter.After(k.NotBefore) {
@@ -191,10 +189,10 @@ func compileEachKey(keys []KeySpec, p *diag.List, load func(*KeySpec, keyInfo, *
 	}
 }
 
-// loadSecret reads one key that must stay secret, and reports what is wrong with it.
+// loadSecret reads a key that must be secret, and reports its errors.
 func (s Sources) loadSecret(k *KeySpec, p *diag.List) ([]byte, bool) {
 	if k.Alg != "" {
-		p.At("alg").Errorf("is for the keys of jwt and signature only")
+		p.At("alg").Errorf("is only for keys of jwt and signature")
 	}
 	return s.loadKeyText(k, secretMode, p)
 }
@@ -211,24 +209,24 @@ func (s Sources) loadKeyText(k *KeySpec, forbidden os.FileMode, p *diag.List) ([
 	switch {
 	case forbidden != secretMode:
 	case bytes.HasPrefix(text, []byte("\ufeff")):
-		p.Warnf("begins with a byte order mark, which is taken as part of the key: save it as UTF-8 without one")
+		p.Warnf("begins with a byte order mark, which becomes part of the key: save the file as UTF-8 without it")
 	case bytes.HasSuffix(text, []byte("\r")):
-		p.Warnf("ends with a carriage return, which is taken as part of the key: save it with line feeds alone")
+		p.Warnf("ends with a carriage return, which becomes part of the key: save the file with line feeds only")
 	case len(bytes.TrimSpace(text)) != len(text):
-		p.Warnf("begins or ends with white space, which is taken as part of the key")
+		p.Warnf("begins or ends with white space, which becomes part of the key")
 	}
 	return text, true
 }
 
-// checkSecretLength refuses secrets that can be guessed: 128 bits are the least, and
-// 256 what RFC 2104 advises for SHA-256.
+// checkSecretLength refuses secrets that can be guessed, of less than 128 bits. RFC 2104 advises 256 bits for
+// SHA-256.
 func checkSecretLength(n int, p *diag.List) bool {
 	switch {
 	case n < 16:
-		p.Errorf("is %d bytes long, and must be at least 16", n)
+		p.Errorf("is %d bytes long, and must have at least 16", n)
 		return false
 	case n < 32:
-		p.Warnf("is %d bytes long, and should be at least 32", n)
+		p.Warnf("is %d bytes long, and should have at least 32", n)
 	}
 	return true
 }

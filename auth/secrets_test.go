@@ -110,7 +110,7 @@ func TestSecret_ReusedWarning(t *testing.T) {
 			b := newBench(t)
 			add[one](b)
 			add[two](b)
-			if got := strings.Contains(b.problems(), "has the secret of the caller"); got != (one != two) {
+			if got := strings.Contains(b.problems(), "is also the secret of the caller"); got != (one != two) {
 				t.Errorf("%s and %s: warned %v", one, two, got)
 			}
 		}

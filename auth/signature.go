@@ -2,6 +2,7 @@ package auth
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -14,7 +15,7 @@ import (
 
 const maxForeignKeys = 16 // of callers that may not call the hook anyway, as foreignWork for hmac
 
-// signatureRule is what a caller's message signatures must be.
+// signatureRule is what a caller requires of its message signatures.
 type signatureRule struct {
 	authority  []string // normalized
 	components []string
@@ -23,7 +24,7 @@ type signatureRule struct {
 	keys       []signatureKey
 }
 
-// signatureKey is a key whose id is the keyid.
+// signatureKey is a key. Its id is the keyid.
 type signatureKey struct {
 	keyInfo
 	key *httpsig.Key
@@ -32,21 +33,22 @@ type signatureKey struct {
 func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signatureRule {
 	s := &signatureRule{components: spec.Components, tag: spec.Tag, maxAge: spec.MaxAge}
 	if len(spec.Authority) == 0 {
-		p.At("authority").Errorf("is missing: without it, a delivery that was signed for another server would do here")
+		p.At("authority").Errorf("is missing: without it, a delivery that was signed for another server would be accepted")
 	}
 	for i, a := range spec.Authority {
 		if u, err := url.Parse("https://" + a); err != nil || a == "" || u.Host != a {
-			p.At("authority").Index(i).Errorf("%q is no host or host:port", a)
+			p.At("authority").Index(i).Errorf("%q is not a host or host:port", a)
 		}
 		s.authority = append(s.authority, httpsig.NormalizeAuthority(a))
 	}
 	for i, name := range spec.Components {
 		if !httpsig.IsComponent(name) {
-			p.At("components").Index(i).Errorf("%q is no header in lower case, and none of %s", name, strings.Join(httpsig.DerivedComponents(), ", "))
+			known := strings.Join(httpsig.DerivedComponents(), ", ")
+			p.At("components").Index(i).Errorf("%q is neither a header in lower case nor one of %s", name, known)
 		}
 	}
 	if spec.Tag != "" && !field.IsPrintable(spec.Tag) {
-		p.At("tag").Errorf("is not short, visible ASCII")
+		p.At("tag").Errorf("is not short printable ASCII")
 	}
 	if s.maxAge == 0 {
 		s.maxAge = 5 * time.Minute
@@ -59,7 +61,7 @@ func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signature
 	}
 	compileEachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {
 		if !info.named || !field.IsPrintable(info.id) {
-			p.Errorf("needs an id of short, visible ASCII, for that is the keyid by which a signature names its key")
+			p.Errorf("needs an id of short printable ASCII: signatures name their key by it, as keyid")
 		}
 		if key := loadSignatureKey(k, src, p); key != nil {
 			if secret, ok := key.Material.([]byte); ok {
@@ -95,17 +97,18 @@ func loadSignatureKey(k *KeySpec, src Sources, p *diag.List) *httpsig.Key {
 	return key
 }
 
-// authenticateSignature verifies an HTTP message signature (RFC 9421 3.2). There must be
-// one and no more: with several, which of them was meant is a guess (7.2.6).
+// authenticateSignature verifies an HTTP message signature (RFC 9421 3.2). There must be exactly one: with
+// several, it is not clear which of them the sender means (7.2.6).
 func (c *Callers) authenticateSignature(d *Delivery, hook []string) (*Identity, error) {
-	if len(d.Header["Signature-Input"]) == 0 || !slices.ContainsFunc(c.all, func(one *caller) bool { return one.signature != nil }) {
+	hasSignature := func(one *caller) bool { return one.signature != nil }
+	if len(d.Header["Signature-Input"]) == 0 || !slices.ContainsFunc(c.all, hasSignature) {
 		return nil, errAbsent
 	}
 	m, err := httpsig.Read(d.signedRequest())
 	if err != nil {
 		return nil, newRefusal(Malformed, "signature", "the message signature %v", err)
 	}
-	refusal := newRefusal(Wrong, "signature", "the keyid of the message signature is that of no key")
+	refusal := newRefusal(Wrong, "signature", "no key has the keyid of the message signature")
 	foreign := 0
 	for one, own := range c.candidates(hook) {
 		k := one.signature.findKey(m.KeyID)
@@ -120,7 +123,7 @@ func (c *Callers) authenticateSignature(d *Delivery, hook []string) (*Identity, 
 		done := cost{passes: 2, checks: 1}.bytesHashed(len(d.Body))
 		switch {
 		case m.Alg != "" && m.Alg != k.key.Alg:
-			refusal = newRefusal(Wrong, "signature", "the alg of the message signature is not that of the key")
+			refusal = newRefusal(Wrong, "signature", "the alg of the message signature is not that of its key")
 		case !k.key.Verify(m.Base, m.Signature):
 			refusal = newRefusal(Wrong, "signature", "the message signature does not verify with the key of its keyid")
 			refusal.spent = cost{checks: 1}.bytesHashed(0)
@@ -143,8 +146,8 @@ func (s *signatureRule) findKey(id string) *signatureKey {
 	return &s.keys[i]
 }
 
-// identifyBySignature is what a verified message signature proves, if it covers enough, for
-// this server, and is fresh.
+// identifyBySignature returns what a verified message signature proves, if it covers enough, is for this
+// server, and is fresh.
 func (c *caller) identifyBySignature(k *signatureKey, m *httpsig.Message, d *Delivery) (*Identity, error) {
 	r := &Refusal{Reason: Wrong, Kind: "signature", Caller: c.name, Key: k.id}
 	s := c.signature
@@ -156,11 +159,11 @@ func (c *caller) identifyBySignature(k *signatureKey, m *httpsig.Message, d *Del
 		return nil, r
 	}
 	if !slices.Contains(s.authority, httpsig.NormalizeAuthority(d.Authority)) {
-		r.Detail = "it was signed for another server: the authority is none of the caller's"
+		r.Detail = fmt.Sprintf("signed for authority %.80q; the caller allows %q", d.Authority, s.authority)
 		return nil, r
 	}
 	if m.Tag != s.tag {
-		r.Detail = "it was signed for another use: its tag is not the caller's"
+		r.Detail = "signed for another use: its tag is not the one that the caller requires"
 		return nil, r
 	}
 	if err := m.CheckTime(d.Now, s.maxAge); err != nil {

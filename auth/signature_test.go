@@ -366,13 +366,13 @@ func TestSignatureKey_OneAlgorithm(t *testing.T) {
 	}, Authority: []string{"https://hooks.example.com"}, Components: []string{"X-Kind", "@status"}, Tag: "a b", MaxAge: 25 * time.Hour}
 	b.wantProblem("keys.0", "not an Ed25519 or P-256 key")
 	b.wantProblem("keys.1", "not an Ed25519 or P-256 key")
-	b.wantProblem("keys.2", "must be at least 16")
+	b.wantProblem("keys.2", "must have at least 16")
 	b.wantProblem("keys.3.alg", `is "ed25519", but this is a key for hmac-sha256`)
 	b.wantProblem("keys.4", "needs an id")
-	b.wantProblem("authority.0", "no host or host:port")
-	b.wantProblem("components.0", "no header in lower case")
-	b.wantProblem("components.1", "none of @method")
-	b.wantProblem("tag", "visible ASCII")
+	b.wantProblem("authority.0", "not a host or host:port")
+	b.wantProblem("components.0", "neither a header in lower case")
+	b.wantProblem("components.1", "nor one of @method")
+	b.wantProblem("tag", "printable ASCII")
 	b.wantProblem("max_age", "not between")
 	b.specs["sender"].Signature = &auth.SignatureSpec{}
 	b.wantProblem("authority", "is missing")
@@ -381,9 +381,9 @@ func TestSignatureKey_OneAlgorithm(t *testing.T) {
 
 func TestKey_DatesOfEveryKind(t *testing.T) {
 	for why, dates := range map[string]func(*auth.KeySpec){
-		"":                      func(k *auth.KeySpec) { k.NotBefore, k.NotAfter = now(), now().Add(time.Second) },
-		"not_before is to come": func(k *auth.KeySpec) { k.NotBefore = now().Add(time.Second) },
-		"not_after has passed":  func(k *auth.KeySpec) { k.NotAfter = now().Add(-time.Second) },
+		"":                            func(k *auth.KeySpec) { k.NotBefore, k.NotAfter = now(), now().Add(time.Second) },
+		"not_before is in the future": func(k *auth.KeySpec) { k.NotBefore = now().Add(time.Second) },
+		"not_after has passed":        func(k *auth.KeySpec) { k.NotAfter = now().Add(-time.Second) },
 	} {
 		b := newBench(t)
 		specs, sign := senderKeys(b)

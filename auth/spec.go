@@ -6,8 +6,8 @@ import (
 	"sallyport/auth/webhook"
 )
 
-// CallerSpec is a caller as the configuration file writes it. At least one
-// credential is needed; with several, any one that verifies will do.
+// CallerSpec is a caller in the configuration file. It needs at least one credential. With several, one that
+// verifies is enough.
 type CallerSpec struct {
 	HMAC      *HMACSpec      `yaml:"hmac"`
 	Signature *SignatureSpec `yaml:"signature"`
@@ -15,19 +15,19 @@ type CallerSpec struct {
 	MTLS      *MTLSSpec      `yaml:"mtls"`
 	Token     *TokenSpec     `yaml:"token"`
 	// Replay is check or allow. Default: check for hmac, signature and jwt, allow
-	// for mtls and token, whose senders may repeat themselves legitimately.
+	// for mtls and token, because their senders may repeat deliveries legitimately.
 	Replay string `yaml:"replay"`
 }
 
-// HMACSpec names a preset scheme, or describes one by the same knobs.
+// HMACSpec names a preset, or describes a scheme with the same settings.
 type HMACSpec struct {
-	Scheme             string    `yaml:"scheme"` // a preset's name; then no other knob but keys
+	Scheme             string    `yaml:"scheme"` // a preset's name; then no other setting but keys
 	Keys               []KeySpec `yaml:"keys"`
 	webhook.SchemeSpec `yaml:",inline"`
 }
 
-// KeySpec is one secret or public key of a caller, and where it is kept. One of
-// File, Env and Credential; never inline.
+// KeySpec is one secret or public key of a caller, and where it is: exactly one of File, Env and Credential,
+// never in the configuration file.
 type KeySpec struct {
 	ID         string    `yaml:"id"`
 	File       string    `yaml:"file"`       // relative to the configuration file
@@ -38,17 +38,16 @@ type KeySpec struct {
 	Alg        string    `yaml:"alg"` // jwt and signature only: the one algorithm of this key; default by its type
 }
 
-// SignatureSpec is an HTTP message signature (RFC 9421), of requests that name
-// the key in its keyid.
+// SignatureSpec is an HTTP message signature (RFC 9421). Its keyid names the key.
 type SignatureSpec struct {
-	Authority  []string      `yaml:"authority"`  // by which this server is asked, host or host:port; required
+	Authority  []string      `yaml:"authority"`  // the names by which senders reach this server, host or host:port
 	Keys       []KeySpec     `yaml:"keys"`       // secrets (hmac-sha256) or PEM public keys; their ids are the keyids
-	Components []string      `yaml:"components"` // what must be covered beyond method, target and body
-	Tag        string        `yaml:"tag"`        // exact tag; default: there must be none
+	Components []string      `yaml:"components"` // that must be covered in addition to method, target and body
+	Tag        string        `yaml:"tag"`        // exact tag; by default the signature must have none
 	MaxAge     time.Duration `yaml:"max_age"`    // since created; default 5m
 }
 
-// TokenSpec is a static secret that arrives whole in one header.
+// TokenSpec is a static secret that the sender puts into a header.
 type TokenSpec struct {
 	Header string    `yaml:"header"` // default Authorization
 	Prefix string    `yaml:"prefix"` // default "Bearer " for Authorization, else ""
@@ -57,33 +56,33 @@ type TokenSpec struct {
 
 // JWTSpec is a signed token (RFC 7519) in "Authorization: Bearer".
 type JWTSpec struct {
-	Preset     string         `yaml:"preset"`     // of an issuer that is known; fills issuer, and demands claims
+	Preset     string         `yaml:"preset"`     // a known issuer; sets issuer, and requires claims
 	Issuer     string         `yaml:"issuer"`     // exact iss, required
 	Audience   string         `yaml:"audience"`   // one member of aud, required
 	Algorithms []string       `yaml:"algorithms"` // default: what the keys are for
 	Keys       []KeySpec      `yaml:"keys"`       // secrets (HS*) or PEM public keys
-	JWKS       string         `yaml:"jwks"`       // key set (RFC 7517): a file, or an https address; default without keys: by discovery
-	CA         string         `yaml:"ca"`         // PEM: whom to believe when keys are fetched; default the system's CAs
-	Claims     map[string]any `yaml:"claims"`     // exact values, type-strict; a mapping goes down into a claim that is an object
+	JWKS       string         `yaml:"jwks"`       // key set: file or https address; default without keys: by discovery
+	CA         string         `yaml:"ca"`         // PEM: the CAs for fetching keys; default the system's CAs
+	Claims     map[string]any `yaml:"claims"`     // exact values with their types; a mapping for an object
 	MaxAge     time.Duration  `yaml:"max_age"`    // since iat; default 10m, or the preset's
 	Leeway     time.Duration  `yaml:"leeway"`     // default 30s
 }
 
-// MTLSSpec names who a client certificate must be for. One of URI, DNS and CN,
-// compared whole, or Fingerprint.
+// MTLSSpec identifies the client certificates of a caller: by exactly one of URI, DNS and CN, which are
+// compared whole, or by Fingerprint.
 type MTLSSpec struct {
 	URI         string       `yaml:"uri"`
 	DNS         string       `yaml:"dns"`
 	CN          string       `yaml:"cn"`
 	Fingerprint Fingerprints `yaml:"fingerprint"` // SHA-256 of the certificate itself
-	CA          string       `yaml:"ca"`          // PEM: the CAs it must lead to, in place of tls.client_ca
+	CA          string       `yaml:"ca"`          // PEM: the CAs that verify it, instead of tls.client_ca
 }
 
-// Fingerprints are one or several, of which any one will do: when a certificate
-// is renewed, the old and the new one are good for a while.
+// Fingerprints are one or several, of which one must match. While a certificate is renewed, the file has the
+// fingerprints of the old and the new one.
 type Fingerprints []string
 
-// UnmarshalYAML reads one, or a list.
+// UnmarshalYAML reads one fingerprint, or a list.
 func (f *Fingerprints) UnmarshalYAML(decode func(any) error) error {
 	var list []string
 	if decode(&list) == nil {

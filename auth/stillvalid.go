@@ -2,9 +2,9 @@ package auth
 
 import "slices"
 
-// StillValid tells whether what verified on a request does still: its caller is there,
-// and has the key. It is for answers that last. A certificate and a fixed token are
-// judged again; of what was signed for one moment, the key alone.
+// StillValid reports whether the credential that verified on a request is still valid: the caller and its key
+// still exist. It is for answers that take long. A certificate or a static token is verified again. For a
+// signature, which was made for one moment, only the key is checked.
 func (c *Callers) StillValid(d *Delivery, caller, scheme, key string) bool {
 	one := c.byName[caller]
 	switch {
@@ -14,7 +14,7 @@ func (c *Callers) StillValid(d *Delivery, caller, scheme, key string) bool {
 		id, err := c.Authenticate(d, []string{caller})
 		return err == nil && id.Caller == caller
 	case scheme == "jwt" && one.jwt != nil && one.jwt.remote != nil:
-		return true // by keys that the issuer may have withdrawn since, as for any token of that age
+		return true // the issuer may have withdrawn the key since, as for any token of that age
 	}
 	return slices.ContainsFunc(c.Keys(), func(k KeyInfo) bool {
 		ends := keyInfo{notBefore: k.NotBefore, notAfter: k.NotAfter}

@@ -17,7 +17,7 @@ type tokenRule struct {
 
 type tokenKey struct {
 	keyInfo
-	digest       [32]byte // so that a comparison tells nothing of the length
+	digest       [32]byte // compared instead of the token, so that the time does not depend on its length
 	looksLikeJWT bool
 }
 
@@ -26,7 +26,7 @@ func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
 	if t.header == "Authorization" {
 		t.prefix = cmp.Or(t.prefix, "Bearer ")
 		if !strings.HasSuffix(t.prefix, " ") {
-			p.At("prefix").Errorf("must end in a space, as every scheme of Authorization does")
+			p.At("prefix").Errorf("must end in a space, like every scheme of Authorization")
 		}
 	}
 	if len(spec.Keys) == 0 {
@@ -38,7 +38,7 @@ func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
 			return
 		}
 		if !isHeaderValue(string(text)) {
-			p.Errorf("holds what no header can carry: it must be visible ASCII, and end in no space")
+			p.Errorf("has characters that no header can have: write printable ASCII, and no space at the end")
 		}
 		info.secret = sha256.Sum256(text)
 		t.keys = append(t.keys, tokenKey{info, sha256.Sum256(text), strings.Count(string(text), ".") == 2})
@@ -50,7 +50,7 @@ func isHeaderValue(s string) bool {
 	return strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// authenticateToken compares what each header of a token holds with every key.
+// authenticateToken compares the value of each header that holds tokens with every key.
 func (c *Callers) authenticateToken(d *Delivery, hook []string) (*Identity, error) {
 	refusal := errAbsent
 	for _, header := range c.tokens {
@@ -62,16 +62,16 @@ func (c *Callers) authenticateToken(d *Delivery, hook []string) (*Identity, erro
 		case key != nil:
 			return owner.identifyByToken(key, d)
 		case ok:
-			refusal = newRefusal(Wrong, "token", "the token in %s is no caller's", header)
+			refusal = newRefusal(Wrong, "token", "the token in %s is not that of any caller", header)
 		default:
-			refusal = newRefusal(Malformed, "token", "the header %s does not begin as any caller's token does", header)
+			refusal = newRefusal(Malformed, "token", "the header %s does not begin as any caller's token", header)
 		}
 	}
 	return nil, refusal
 }
 
-// findToken returns whose key the value is, nil if nobody's, and whether it has
-// the form of a token at all. It looks at every key, so its time tells nothing.
+// findToken returns the caller and the key that the value is, or nil, and whether the value has the form of a
+// token. It compares every key, so its time does not depend on which one matches.
 func (c *Callers) findToken(header, value string, hook []string) (owner *caller, key *tokenKey, formed bool) {
 	for one := range c.candidates(hook) {
 		if one.tokens == nil || one.tokens.header != header {
@@ -100,7 +100,7 @@ func (c *caller) identifyByToken(k *tokenKey, d *Delivery) (*Identity, error) {
 	return c.identifyUnsigned("token", k.id, d), nil
 }
 
-// identifyUnsigned is the identity by a credential that does not cover the body.
+// identifyUnsigned returns the identity for a credential that does not cover the body.
 func (c *caller) identifyUnsigned(scheme, key string, d *Delivery) *Identity {
 	id := &Identity{Caller: c.name, Kind: scheme, Key: key, BodyDigest: sha256.Sum256(d.Body)}
 	if c.checksReplay(scheme) {

@@ -56,7 +56,7 @@ func TestToken_InvalidHeaderValue(t *testing.T) {
 	for _, text := range []string{"line one of it\nline two of it", "trailing white space   ", "not ASCII: é é é é é"} {
 		b := newBench(t)
 		b.addToken("a", "", text)
-		b.wantProblem("error callers.a.token.keys.0: ", "no header can carry")
+		b.wantProblem("error callers.a.token.keys.0: ", "no header can have")
 	}
 	b := newBench(t)
 	b.addToken("a", "", "too short")

@@ -111,7 +111,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 
 	// The credentials, until there were too many.
 	is(h.answers(http.StatusUnauthorized, delivery{}), refused(
-		audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 401, "absent credential: the delivery has no credential that any caller could have sent"))
+		audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 401, "absent credential: the request carries no credential (header or certificate) that any caller uses"))
 	wrong := h.answers(http.StatusUnauthorized, h.by("nobody", "4"))
 	if line := h.decision(wrong, audit.Refused); line.Scheme != "hmac" || line.Caller != "" || !strings.HasPrefix(line.Reason, "wrong credential: ") {
 		t.Errorf("got %+v", line)

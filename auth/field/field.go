@@ -51,8 +51,8 @@ func CompileHeader(name string, p *diag.List) string {
 	return http.CanonicalHeaderKey(name)
 }
 
-// CutPrefix cuts a prefix whose case does not matter, such as the scheme of an
-// Authorization header (RFC 9110 11.1).
+// CutPrefix removes a prefix in any case, such as the scheme of an Authorization header
+// (RFC 9110 11.1).
 func CutPrefix(value, prefix string) (string, bool) {
 	if len(value) < len(prefix) || !strings.EqualFold(value[:len(prefix)], prefix) {
 		return "", false
@@ -72,7 +72,8 @@ func (e StaleError) Error() string { return string(e) }
 // times: their difference saturates after 292 years, and then a time that is far ahead looks fresh.
 func CheckAge(at, now time.Time, past, future time.Duration) error {
 	if at.Before(now.Add(-past)) || at.After(now.Add(future)) {
-		return StaleError("it was signed at " + at.UTC().Format(time.RFC3339) + ", and it is " + now.UTC().Format(time.RFC3339))
+		signed, received := at.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)
+		return StaleError("signed at " + signed + ", received at " + received)
 	}
 	return nil
 }

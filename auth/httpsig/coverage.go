@@ -15,8 +15,8 @@ import (
 )
 
 // CheckCoverage returns an error if the signature does not cover enough (RFC 9421 7.2.1): the method, the
-// target with its authority, how the body is read and what it is, and the components that the receiver
-// requires besides.
+// target with its authority, the content type and the digest of the body, and the components that the
+// receiver requires in addition.
 func (m *Message) CheckCoverage(r *Request, components []string) error {
 	need := append([]string{"@method"}, components...)
 	if !slices.Contains(m.Components, "@target-uri") {

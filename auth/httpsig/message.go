@@ -2,10 +2,10 @@
 // request that its Signature-Input lists, which a sender makes with a key that its keyid names.
 //
 // A receiver calls [Read], finds the key of [Message.KeyID], and then [Key.Verify], [Message.CheckCoverage]
-// and [Message.CheckTime]. All three must hold: a signature that verifies but covers too little proves
-// nothing about the rest. The package supports less than the RFC: one signature per request, no parameters of
-// components, and three algorithms. Whatever else a request asks for is an error. It reads no clock and keeps
-// no state.
+// and [Message.CheckTime]. All three must succeed: a signature that covers too little proves nothing about
+// the rest of the request. The package supports less than the RFC: one signature per request, components
+// without parameters, and three algorithms. A request that uses more is refused. The package reads no clock
+// and keeps no state.
 package httpsig
 
 import (
@@ -65,7 +65,8 @@ func Read(r *Request) (*Message, error) {
 	}
 	item, ok := member.(httpsfv.Item)
 	m := &Message{}
-	if m.Signature, _ = item.Value.([]byte); !ok || len(m.Signature) == 0 || signed != label || len(item.Params.Names()) > 0 {
+	m.Signature, _ = item.Value.([]byte)
+	if !ok || len(m.Signature) == 0 || signed != label || len(item.Params.Names()) > 0 {
 		return nil, errors.New("has a Signature that is not a byte sequence with the label of its Signature-Input")
 	}
 	if err := m.readParameters(input.Params); err != nil {
@@ -122,7 +123,8 @@ func (m *Message) readParameters(params *httpsfv.Params) error {
 		default:
 			return errors.New("has a parameter other than created, expires, keyid, alg, nonce and tag")
 		}
-		if isTime := name == "created" || name == "expires"; isTime != isNumber || isTime == isText || isText && !field.IsShort(text) {
+		isTime := name == "created" || name == "expires"
+		if isTime != isNumber || isTime == isText || isText && !field.IsShort(text) {
 			return fmt.Errorf("has a parameter %s of another type, or empty or too long", name)
 		} else if isTime && !field.IsUnix(number) {
 			return fmt.Errorf("has a parameter %s that is not a Unix time in seconds", name)

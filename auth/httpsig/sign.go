@@ -90,7 +90,8 @@ func (k *SigningKey) Sign(r *Request, now time.Time, nonce, tag string) (http.He
 	if err != nil {
 		return nil, err
 	}
-	for name, member := range map[string]httpsfv.Member{"Signature-Input": input, "Signature": httpsfv.NewItem(signature)} {
+	members := map[string]httpsfv.Member{"Signature-Input": input, "Signature": httpsfv.NewItem(signature)}
+	for name, member := range members {
 		dict := httpsfv.NewDictionary()
 		dict.Add("sig", member)
 		text, err := httpsfv.Marshal(dict)

@@ -21,8 +21,9 @@ func Algorithms() []string { return append(secretAlgorithms(), keyset.Algorithms
 func BindSecret(secret []byte, asked string, algorithms []string) (string, error) {
 	alg := cmp.Or(asked, keyset.PickAlgorithm(secretAlgorithms(), algorithms))
 	i := slices.Index(secretAlgorithms(), alg)
+	isForSecrets := func(alg string) bool { return slices.Contains(secretAlgorithms(), alg) }
 	switch {
-	case alg == "" && slices.ContainsFunc(algorithms, func(alg string) bool { return slices.Contains(secretAlgorithms(), alg) }):
+	case alg == "" && slices.ContainsFunc(algorithms, isForSecrets):
 		return "", errors.New("is a secret, and several of algorithms fit it: set alg")
 	case i < 0:
 		return "", fmt.Errorf("is not PEM; %s needs a public key in PEM", cmp.Or(alg, strings.Join(algorithms, ", ")))

@@ -2,12 +2,13 @@ package jwt
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"slices"
 	"strconv"
+	"strings"
+	"unicode"
 
 	"sallyport/internal/diag"
 )
@@ -33,13 +34,51 @@ func CheckRules(rules map[string]any, p *diag.List) {
 	}
 }
 
-// CheckClaims returns an error if the claims do not satisfy the rules. It names the first claim, in the order
-// of names, that differs, and never its value.
+// CheckClaims returns an error for the first claim, in the order of names, that breaks its rule.
 func CheckClaims(rules, claims map[string]any) error {
-	if name := findMismatch(rules, claims); name != "" {
-		return fmt.Errorf("the claim %s is not what the caller's must be", name)
+	return checkObject("", rules, claims)
+}
+
+func checkObject(prefix string, rules, claims map[string]any) error {
+	for _, name := range slices.Sorted(maps.Keys(rules)) {
+		inner, nested := rules[name].(map[string]any)
+		object, isObject := claims[name].(map[string]any)
+		if nested && isObject {
+			if err := checkObject(prefix+name+".", inner, object); err != nil {
+				return err
+			}
+		} else if nested || !isSameValue(rules[name], claims[name]) {
+			return newMismatch(prefix+name, claims[name], rules[name])
+		}
 	}
 	return nil
+}
+
+// newMismatch returns the error of a claim that has another value than its rule.
+func newMismatch(name string, got, want any) error {
+	if got == nil {
+		return fmt.Errorf("claim %s is missing or null, but the caller requires %s", name, formatValue(want))
+	}
+	return fmt.Errorf("claim %s is %s, but the caller requires %s", name, formatValue(got), formatValue(want))
+}
+
+// formatValue returns the beginning of a value in JSON, in printable characters.
+func formatValue(v any) string {
+	const longest = 80
+	data, err := json.Marshal(v)
+	if err != nil {
+		return "not JSON"
+	}
+	text := string(data)
+	if len(text) > longest {
+		text = strings.ToValidUTF8(text[:longest], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
 }
 
 // CheckAudience accepts a string, or an array of nothing but strings (RFC 7519 4.1.3).
@@ -53,30 +92,9 @@ func CheckAudience(claims map[string]any, want string) error {
 		ok = slices.Contains(aud, any(want)) && !slices.ContainsFunc(aud, isOther)
 	}
 	if !ok {
-		return errors.New("the claim aud does not hold the audience")
+		return newMismatch("aud", claims["aud"], want)
 	}
 	return nil
-}
-
-// findMismatch returns the first claim, in the order of names, that breaks its rule, or nothing.
-func findMismatch(rules, claims map[string]any) string {
-	for _, name := range slices.Sorted(maps.Keys(rules)) {
-		inner, nested := rules[name].(map[string]any)
-		if !nested {
-			if !isSameValue(rules[name], claims[name]) {
-				return name
-			}
-			continue
-		}
-		object, ok := claims[name].(map[string]any)
-		if !ok {
-			return name
-		}
-		if sub := findMismatch(inner, object); sub != "" {
-			return name + "." + sub
-		}
-	}
-	return ""
 }
 
 // isSameValue is strict in type: "1" is not 1, and an array is not its member.

@@ -11,8 +11,8 @@ import (
 	"sallyport/internal/diag"
 )
 
-// Issuer is what is known of an issuer that signs for many, so that the file describes a caller of it in a
-// few words, and never by too few claims.
+// Issuer describes an issuer that signs for many, so that the file needs few words for a caller, and never
+// too few claims.
 type Issuer struct {
 	Name       string
 	Address    string // its iss; empty where installations differ
@@ -31,11 +31,15 @@ type pin struct {
 	example string
 }
 
-// issuerTable returns the presets by name. A token also has the name of its project. A name can be taken over by
-// another project, so it is no pin where there are ids.
+// issuerTable returns the presets by name. A token also has the name of its project, but a name can be taken
+// over by another project. Where the token has an id, only the id is a pin.
 func issuerTable() map[string]Issuer {
 	digits := regexp.MustCompile(`^"[0-9]+"$`)
 	slug := regexp.MustCompile(`^"[A-Za-z0-9._-]+"$`)
+	uuid := regexp.MustCompile(`^"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"$`)
+	account := regexp.MustCompile(`^"system:serviceaccount:[a-z0-9-]+:[a-z0-9.-]+"$`)
+	email := regexp.MustCompile(`^"[^"@ ]+@[^"@ ]+"$`)
+	yes := regexp.MustCompile(`^true$`)
 	rs256 := []string{"RS256"}
 	return map[string]Issuer{
 		"github-actions": {
@@ -46,9 +50,9 @@ func issuerTable() map[string]Issuer {
 			Address: "https://gitlab.com", Algorithms: rs256, MaxAge: time.Hour,
 			pins: [][]pin{{{"project_id", digits, `"1234"`}}},
 		},
-		"circleci": { // likewise
+		"circleci": { // iat is when the job began
 			Find: "https://oidc.circleci.com/org/ and the organization's id", Algorithms: rs256, MaxAge: time.Hour,
-			pins: [][]pin{{{"oidc.circleci.com/project-id", regexp.MustCompile(`^"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"$`), "the project's id"}}},
+			pins: [][]pin{{{"oidc.circleci.com/project-id", uuid, "the project's id"}}},
 		},
 		"buildkite": {
 			Address: "https://agent.buildkite.com", Algorithms: rs256,
@@ -57,13 +61,13 @@ func issuerTable() map[string]Issuer {
 		"kubernetes": { // a mounted token is renewed when 80 % of its time is over
 			Find: "what the cluster answers as issuer to kubectl get --raw /.well-known/openid-configuration", MaxAge: time.Hour,
 			Algorithms: []string{"RS256", "ES256", "ES384", "ES512"},
-			pins:       [][]pin{{{"sub", regexp.MustCompile(`^"system:serviceaccount:[a-z0-9-]+:[a-z0-9.-]+"$`), "system:serviceaccount:NAMESPACE:NAME"}}},
+			pins:       [][]pin{{{"sub", account, "system:serviceaccount:NAMESPACE:NAME"}}},
 		},
 		"google": { // the metadata server keeps a token for its hour
 			Address: "https://accounts.google.com", Algorithms: rs256, MaxAge: time.Hour,
 			pins: [][]pin{
 				{{"sub", digits, `"104…"`}},
-				{{"email", regexp.MustCompile(`^"[^"@ ]+@[^"@ ]+"$`), "name@project.iam.gserviceaccount.com"}, {"email_verified", regexp.MustCompile(`^true$`), "true"}},
+				{{"email", email, "name@project.iam.gserviceaccount.com"}, {"email_verified", yes, "true"}},
 			},
 		},
 	}
@@ -99,7 +103,7 @@ func (issuer *Issuer) CheckPins(rules map[string]any, p *diag.List) {
 			need = append(need, one.claim+": "+one.example)
 			value, err := json.Marshal(rules[one.claim])
 			if !missing && (err != nil || !one.form.Match(value)) {
-				p.At(one.claim).Errorf("is not of the form that %s gives it: %s: %s", issuer.Name, one.claim, one.example)
+				p.At(one.claim).Errorf("is not in the form that %s uses: write %s: %s", issuer.Name, one.claim, one.example)
 			}
 		}
 		if !missing {
@@ -107,5 +111,6 @@ func (issuer *Issuer) CheckPins(rules map[string]any, p *diag.List) {
 		}
 		needs = append(needs, strings.Join(need, ", "))
 	}
-	p.Errorf("do not say whose tokens these are, and %s signs for everybody: write %s", issuer.Name, strings.Join(needs, ", or "))
+	p.Errorf("do not identify your project; %s issues tokens to everyone. Add %s",
+		issuer.Name, strings.Join(needs, ", or "))
 }

@@ -1,9 +1,9 @@
 // Package jwt reads and verifies the signed tokens (RFC 7519) of callers, by the rules of RFC 8725.
 //
-// [Parse] decodes a token strictly, [Token.Verify] and [Token.VerifyIssued] verify its signature by one algorithm
-// that the key decides and never the token, and [CheckAudience], [CheckClaims] and [Times] judge its claims.
-// [Preset] knows issuers that sign for many, and which claims tell one of their projects from the others. The
-// package reads no clock and opens no connection; package keyset fetches the keys that issuers publish.
+// [Parse] decodes a token strictly. [Token.Verify] and [Token.VerifyIssued] verify its signature by the one
+// algorithm of the key; the token never chooses it. [CheckAudience], [CheckClaims] and [Times] check its claims.
+// [Preset] has issuers that sign for many, and the claims that identify one of their projects. The package
+// reads no clock and opens no connection; package keyset fetches the keys that issuers publish.
 package jwt
 
 import (
@@ -30,7 +30,7 @@ type Token struct {
 }
 
 // Parse decodes the header and the payload of a token strictly, so that no two readers can disagree about
-// them, and refuses a header that asks for more than a signature (RFC 8725 3.2, 3.10, 3.11).
+// them, and refuses a header that requires more than a signature (RFC 8725 3.2, 3.10, 3.11).
 func Parse(raw string) (*Token, error) {
 	parts := strings.Split(raw, ".")
 	if len(parts) != 3 {

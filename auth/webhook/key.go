@@ -36,11 +36,11 @@ func (s *Scheme) ParseKey(text []byte) (*Key, error) {
 	return &Key{s, key}, nil
 }
 
-// Verify compares in constant time, and with every entry whatever the result of the others.
+// Verify compares every entry in constant time, also after one has matched.
 func (k *Key) Verify(sig *Signature, body []byte) bool {
 	ok := false
 	if k.IsAsymmetric() {
-		message := bytes.Join(k.composeMessage(sig, body), nil)
+		message := bytes.Join(k.signed.composeMessage(sig, body), nil)
 		for _, sum := range sig.Sums {
 			ok = ed25519.Verify(k.Bytes, message, sum) || ok
 		}
@@ -55,7 +55,7 @@ func (k *Key) Verify(sig *Signature, body []byte) bool {
 
 func (s *Scheme) computeMAC(key []byte, sig *Signature, body []byte) []byte {
 	mac := hmac.New(s.newHash, key)
-	for _, part := range s.composeMessage(sig, body) {
+	for _, part := range s.signed.composeMessage(sig, body) {
 		mac.Write(part)
 	}
 	return mac.Sum(nil)

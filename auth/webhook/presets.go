@@ -8,13 +8,12 @@ import (
 	"sallyport/internal/diag"
 )
 
-// preset is a row of the table below.
+// preset is a row of presetTable.
 type preset struct {
 	spec SchemeSpec
-	// alt is the same scheme with the other kind of key: the text of a key
-	// that begins with alt's prefix is verified by it.
+	// alt is the same scheme with the other kind of key, for keys that begin with alt's prefix.
 	alt *SchemeSpec
-	// unconfirmed marks what only third parties document.
+	// unconfirmed marks a scheme that only third parties document.
 	unconfirmed bool
 }
 
@@ -26,45 +25,48 @@ func plainScheme(name, value string, event *FieldSpec) SchemeSpec {
 	return SchemeSpec{Header: name, Value: value, Signed: "{body}", Event: event}
 }
 
-// listScheme is plain with several entries, of which the v1 ones count.
+// listScheme is plainScheme with several entries. Those without v1 are ignored.
 func listScheme(name string, id, event *FieldSpec) SchemeSpec {
 	s := plainScheme(name, "v1={sig}", event)
 	s.List, s.ID = ",", id
 	return s
 }
 
-// jsonScheme is plain for senders that sign the JSON even when they send a form.
+// jsonScheme is plainScheme for senders that sign the JSON even when they send a form.
 func jsonScheme(name, event string) SchemeSpec {
 	s := plainScheme(name, "{sig}", inHeader(event))
 	s.JSON = true
 	return s
 }
 
-// standardScheme is https://www.standardwebhooks.com, under any prefix of the headers.
+// standardScheme is https://www.standardwebhooks.com, with any prefix of the headers.
 func standardScheme(prefix string, event *FieldSpec) SchemeSpec {
 	return SchemeSpec{
 		Header: prefix + "-signature", Value: "v1,{sig}", List: " ", Encoding: "base64", Signed: "{id}.{ts}.{body}",
-		Key: KeyForm{Encoding: "base64", Prefix: "whsec_"}, TS: &TimeSpec{Header: prefix + "-timestamp"}, ID: inHeader(prefix + "-id"), Event: event,
+		Key: KeyForm{Encoding: "base64", Prefix: "whsec_"}, TS: &TimeSpec{Header: prefix + "-timestamp"},
+		ID: inHeader(prefix + "-id"), Event: event,
 	}
 }
 
-// standardPublicScheme is its asymmetric half, v1a.
+// standardPublicScheme is the asymmetric half of standardScheme, v1a.
 func standardPublicScheme(prefix string) *SchemeSpec {
 	s := standardScheme(prefix, inBody("type"))
 	s.Value, s.Hash, s.Key.Prefix = "v1a,{sig}", "ed25519", "whpk_"
 	return &s
 }
 
-// presetTable is what known senders put on the wire. Ids and timestamps that the
-// signature does not cover are left out: whoever replays can change them.
+// presetTable returns what known senders put on the wire. Ids and timestamps that the signature does not
+// cover are left out, because an attacker can change them in a replay.
 func presetTable() map[string]preset {
 	return map[string]preset{
-		"github":           {spec: plainScheme("X-Hub-Signature-256", "sha256={sig}", inHeader("X-GitHub-Event"))},
-		"gitlab":           {spec: standardScheme("webhook", inHeader("X-Gitlab-Event"))},
-		"gitea":            {spec: jsonScheme("X-Gitea-Signature", "X-Gitea-Event")},
-		"forgejo":          {spec: jsonScheme("X-Forgejo-Signature", "X-Forgejo-Event"), unconfirmed: true},
-		"gogs":             {spec: jsonScheme("X-Gogs-Signature", "X-Gogs-Event")},
-		"bitbucket":        {spec: plainScheme("X-Hub-Signature", "sha256={sig}", inHeader("X-Event-Key")), unconfirmed: true},
+		"github":  {spec: plainScheme("X-Hub-Signature-256", "sha256={sig}", inHeader("X-GitHub-Event"))},
+		"gitlab":  {spec: standardScheme("webhook", inHeader("X-Gitlab-Event"))},
+		"gitea":   {spec: jsonScheme("X-Gitea-Signature", "X-Gitea-Event")},
+		"forgejo": {spec: jsonScheme("X-Forgejo-Signature", "X-Forgejo-Event"), unconfirmed: true},
+		"gogs":    {spec: jsonScheme("X-Gogs-Signature", "X-Gogs-Event")},
+		"bitbucket": {
+			spec: plainScheme("X-Hub-Signature", "sha256={sig}", inHeader("X-Event-Key")), unconfirmed: true,
+		},
 		"bitbucket-server": {spec: plainScheme("X-Hub-Signature", "sha256={sig}", inHeader("X-Event-Key"))},
 		"circleci":         {spec: listScheme("circleci-signature", inBody("id"), inHeader("circleci-event-type"))},
 		"buildkite": {spec: SchemeSpec{
@@ -73,8 +75,8 @@ func presetTable() map[string]preset {
 		}},
 		"harness":   {spec: plainScheme("X-Gitness-Signature", "{sig}", inHeader("X-Gitness-Trigger"))},
 		"sonarqube": {spec: plainScheme("X-Sonar-Webhook-HMAC-SHA256", "{sig}", nil), unconfirmed: true},
-		// With a timestamp header, whose name its operator chooses, Grafana
-		// signs {ts}:{body}: that is a scheme of one's own.
+		// If its operator configures a timestamp header, Grafana signs {ts}:{body}. That needs a custom
+		// scheme, because the operator chooses the name of the header.
 		"grafana":   {spec: plainScheme("X-Grafana-Alerting-Signature", "{sig}", nil)},
 		"pagerduty": {spec: listScheme("X-PagerDuty-Signature", inBody("event.id"), inBody("event.event_type"))},
 		"sentry":    {spec: plainScheme("Sentry-Hook-Signature", "{sig}", inHeader("Sentry-Hook-Resource"))},
@@ -106,13 +108,13 @@ func presetTable() map[string]preset {
 		"dbt": {spec: SchemeSpec{
 			Header: "Authorization", Signed: "{body}", ID: inBody("eventId"), Event: inBody("eventType"),
 		}},
-		// Its sync_id is of the sync, whose start and end are two deliveries.
+		// Its sync_id does not identify a delivery: the start and the end of a sync have the same one.
 		"fivetran":   {spec: plainScheme("X-Fivetran-Signature-256", "{sig}", inBody("event")), unconfirmed: true},
 		"databricks": {spec: plainScheme("X-Databricks-Signature", "{sig}", inBody("event"))},
 	}
 }
 
-// Presets returns the names of the schemes that are known, in order.
+// Presets returns the names of the known schemes, in order.
 func Presets() []string { return slices.Sorted(maps.Keys(presetTable())) }
 
 // Preset returns the scheme of a known sender.

@@ -2,13 +2,13 @@
 // an HMAC or an Ed25519 signature in a header, which covers the body and often a time and an id.
 //
 // What a sender puts on the wire is data, a [SchemeSpec]: the header, its layout, and a template of what
-// is signed. [Preset] has those of known senders; [CompileScheme] checks any other. A template whose holes
+// is signed. [Preset] has those of known senders; [CompileScheme] checks any other. A template with holes that
 // could be filled in two ways is an error, so a signature stands for one delivery only.
 //
 // A delivery is verified in three steps: [Scheme.Read] its headers, [Key.Verify] the signature, and
-// [Scheme.Describe] what the sender says and when. Every step fails closed: a header that has another form
-// than the scheme is an error, never a signature that is left out of account. The package reads no clock
-// and no file, and keeps no state; whose key it is, and whether the delivery is new, package auth decides.
+// [Scheme.Describe] what the sender says and when. Each step fails closed: a header that does not have the
+// form of the scheme is an error. The package reads no clock and no file, and keeps no state. Package auth
+// knows the caller of the key, and decides whether the delivery is new.
 package webhook
 
 import (
@@ -30,7 +30,7 @@ import (
 // MaxTolerance is the longest time between a signed time and now that a scheme may allow.
 const MaxTolerance = 24 * time.Hour
 
-// Scheme is a compiled SchemeSpec.
+// Scheme is a compiled [SchemeSpec]. It never changes, so several goroutines may use it.
 type Scheme struct {
 	Name        string // of the preset; empty for a scheme that the file describes
 	Unconfirmed bool   // only third parties document it; it has not been run against the sender
@@ -39,7 +39,7 @@ type Scheme struct {
 	newHash   func() hash.Hash // nil for ed25519
 	sigSize   int
 	entries   []entry
-	signed    []piece
+	signed    template
 	tsHeader  string  // has {ts} if the signature header does not
 	idHeader  string  // has {id}
 	otherHalf *Scheme // the same with the other kind of key, chosen by the prefix of the key; or nil
@@ -69,7 +69,7 @@ func CompileScheme(spec *SchemeSpec, p *diag.List) *Scheme {
 	}
 	s.compileHash(p)
 	s.compileValue(p)
-	s.compileSigned(p)
+	s.signed = compileTemplate(spec.Signed, p.At("signed"))
 	s.compileTime(p)
 	s.compileFields(p)
 	return s
@@ -95,7 +95,7 @@ func (s *Scheme) compileHash(p *diag.List) {
 			p.At("hash").Errorf("sha1 is broken: it needs dangerously_sha1")
 		}
 		if fips140.Enforced() { // crypto/hmac would panic at the first delivery
-			p.At("hash").Errorf("sha1 is not there with GODEBUG=fips140=only")
+			p.At("hash").Errorf("sha1 does not work with GODEBUG=fips140=only")
 		}
 	default:
 		p.At("hash").Errorf("is not sha256, sha512 or ed25519")
@@ -114,26 +114,26 @@ func (s *Scheme) compileHash(p *diag.List) {
 }
 
 func (s *Scheme) compileTime(p *diag.List) {
-	covered := s.coversHole("ts")
+	covered := s.signed.coversHole("ts")
 	if s.spec.TS == nil {
 		if covered {
 			p.At("ts").Errorf("is missing, but {ts} is signed")
 		}
 		return
 	}
-	ts := *s.spec.TS // a copy: the specification stays as it was
+	ts := *s.spec.TS // a copy: the specification must not change
 	s.spec.TS = &ts
 	p = p.At("ts")
 	inValue := strings.Contains(s.spec.Value, "{ts}")
 	if !exactlyOne(ts.Header != "", ts.Body != "", inValue) {
-		p.Errorf("must stand in one place: a header, the body, or {ts} in value")
+		p.Errorf("must be in exactly one place: a header, the body, or {ts} in value")
 	}
 	if ts.Header != "" {
 		ts.Header = field.CompileHeader(ts.Header, p.At("header"))
 		s.tsHeader = ts.Header
 	}
 	if covered == (ts.Body != "") {
-		p.Errorf("is not covered by the signature: signed needs {ts}, unless it stands in the body")
+		p.Errorf("is not covered by the signature: signed needs {ts}, unless the time is in the body")
 	}
 	ts.Unit = cmp.Or(ts.Unit, "s")
 	if ts.Unit != "s" && ts.Unit != "ms" {
@@ -151,8 +151,8 @@ func (s *Scheme) compileFields(p *diag.List) {
 	if id := compileField(s.spec.ID, p.At("id")); id != nil {
 		s.spec.ID, s.idHeader = id, id.Header
 	}
-	if s.coversHole("id") != (s.idHeader != "") {
-		p.At("id").Errorf("must be a header if {id} is signed, and is worth nothing as a header that is not signed")
+	if s.signed.coversHole("id") != (s.idHeader != "") {
+		p.At("id").Errorf("must be a header if {id} is signed, and must not be a header if {id} is not signed")
 	}
 	if event := compileField(s.spec.Event, p.At("event")); event != nil {
 		s.spec.Event = event

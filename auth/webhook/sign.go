@@ -23,7 +23,7 @@ func (s *Scheme) Sign(secret, body []byte, id string, at time.Time) (http.Header
 	}
 	sig := &Signature{ID: id}
 	h := http.Header{}
-	if s.coversHole("ts") {
+	if s.signed.coversHole("ts") {
 		sig.Timestamp = strconv.FormatInt(at.Unix(), 10)
 		if s.spec.TS.Unit == "ms" {
 			sig.Timestamp = strconv.FormatInt(at.UnixMilli(), 10)
@@ -33,7 +33,7 @@ func (s *Scheme) Sign(secret, body []byte, id string, at time.Time) (http.Header
 		}
 	}
 	if s.idHeader != "" {
-		if !s.isUnambiguousID(id) {
+		if !s.signed.isUnambiguousID(id) {
 			return nil, errors.New("the scheme signs an id, and this one is missing or is not an id")
 		}
 		h.Set(s.idHeader, id)
@@ -66,5 +66,5 @@ func (s *Scheme) computeSignature(secret []byte, sig *Signature, body []byte) ([
 		return nil, errors.New("the key is not an Ed25519 private key")
 	}
 	private := ed25519.NewKeyFromSeed(key[:ed25519.SeedSize])
-	return ed25519.Sign(private, bytes.Join(s.composeMessage(sig, body), nil)), nil
+	return ed25519.Sign(private, bytes.Join(s.signed.composeMessage(sig, body), nil)), nil
 }

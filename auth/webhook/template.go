@@ -3,6 +3,7 @@ package webhook
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"sallyport/auth/field"
@@ -12,7 +13,10 @@ import (
 // entry is one item of a signature header: a hole between literals.
 type entry struct{ before, hole, after string }
 
-// piece is a literal of what is signed, or a hole: {body}, {ts} or {id}.
+// template is what is signed, in pieces.
+type template []piece
+
+// piece is a literal, or a hole: body, ts or id.
 type piece struct {
 	text string
 	hole bool
@@ -48,14 +52,13 @@ func (s *Scheme) compileValue(p *diag.List) {
 	}
 }
 
-// compileSigned splits what the signature covers into literals and holes.
-func (s *Scheme) compileSigned(p *diag.List) {
-	p = p.At("signed")
+// compileTemplate splits what the signature covers into literals and holes.
+func compileTemplate(text string, p *diag.List) (t template) {
 	count := map[string]int{}
-	for rest := s.spec.Signed; rest != ""; {
+	for rest := text; rest != ""; {
 		literal, more, found := strings.Cut(rest, "{")
 		if literal != "" {
-			s.signed = append(s.signed, piece{text: literal})
+			t = append(t, piece{text: literal})
 		}
 		if !found {
 			break
@@ -63,23 +66,24 @@ func (s *Scheme) compileSigned(p *diag.List) {
 		hole, after, closed := strings.Cut(more, "}")
 		if !closed || hole != "body" && hole != "ts" && hole != "id" {
 			p.Errorf("has a hole that is not {body}, {ts} or {id}")
-			return
+			return t
 		}
-		if text := explainAmbiguity(s.signed, count["body"] > 0, hole, after); text != "" {
+		if text := explainAmbiguity(t, count["body"] > 0, hole, after); text != "" {
 			p.Errorf("%s, so bytes could move between them under the same signature", text)
 		}
 		count[hole]++
-		s.signed = append(s.signed, piece{text: hole, hole: true})
+		t = append(t, piece{text: hole, hole: true})
 		rest = after
 	}
 	if count["body"] != 1 || count["ts"] > 1 || count["id"] > 1 {
 		p.Errorf("needs {body} once, and {ts} and {id} at most once")
 	}
+	return t
 }
 
 // explainAmbiguity says why the end of a hole would not be clear, or nothing. An id ends at the next
 // literal, a time has a fixed length, and the body is the rest.
-func explainAmbiguity(before []piece, body bool, hole, after string) string {
+func explainAmbiguity(before template, body bool, hole, after string) string {
 	if hole == "id" && (after == "" || after[0] == '{') {
 		return "has {id} with no literal after it"
 	}
@@ -93,19 +97,13 @@ func explainAmbiguity(before []piece, body bool, hole, after string) string {
 	return fmt.Sprintf("has nothing between {%s} and {%s}", before[n-1].text, hole)
 }
 
-// coversHole reports whether the signature covers {hole}.
-func (s *Scheme) coversHole(hole string) bool {
-	for _, x := range s.signed {
-		if x.hole && x.text == hole {
-			return true
-		}
-	}
-	return false
+func (t template) coversHole(hole string) bool {
+	return slices.Contains(t, piece{text: hole, hole: true})
 }
 
 // composeMessage returns what is signed, in pieces so that the body is not copied.
-func (s *Scheme) composeMessage(sig *Signature, body []byte) (parts [][]byte) {
-	for _, x := range s.signed {
+func (t template) composeMessage(sig *Signature, body []byte) (parts [][]byte) {
+	for _, x := range t {
 		switch {
 		case !x.hole:
 			parts = append(parts, []byte(x.text))
@@ -135,12 +133,12 @@ func (e entry) cutHole(item string, inList bool) (string, bool) {
 // isUnambiguousID reports whether an id ends where the literal after it first occurs in what is signed.
 // Otherwise "a.1" and "1" would have the signature of "a" and "1.1", and, with the literal "::", "a:"
 // and "1" that of "a" and ":1".
-func (s *Scheme) isUnambiguousID(id string) bool {
+func (t template) isUnambiguousID(id string) bool {
 	if !field.IsPrintable(id) {
 		return false
 	}
-	for i, x := range s.signed {
-		if x.hole && x.text == "id" && strings.Index(id+s.signed[i+1].text, s.signed[i+1].text) != len(id) {
+	for i, x := range t {
+		if x.hole && x.text == "id" && strings.Index(id+t[i+1].text, t[i+1].text) != len(id) {
 			return false
 		}
 	}

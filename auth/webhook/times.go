@@ -7,8 +7,8 @@ import (
 )
 
 // readUnix reads a Unix time in seconds or milliseconds. It must have exactly the digits that all times
-// from 2001 to 2286 have, and nothing else. So it ends in one place only, whatever follows it in what is
-// signed.
+// from 2001 to 2286 have, and nothing else. So its end is clear,
+// also if a digit follows it in what is signed.
 func readUnix(text, unit string) (time.Time, error) {
 	digits, name := 10, "seconds"
 	if unit == "ms" {

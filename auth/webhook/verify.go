@@ -51,13 +51,13 @@ func (s *Scheme) Read(h http.Header) (*Signature, error) {
 	if s.tsHeader != "" {
 		sig.Timestamp = h.Get(s.tsHeader)
 	}
-	if s.coversHole("ts") {
+	if s.signed.coversHole("ts") {
 		if sig.time, err = readUnix(sig.Timestamp, s.spec.TS.Unit); err != nil {
 			return nil, fmt.Errorf("the timestamp %w", err)
 		}
 	}
 	if s.idHeader != "" {
-		if sig.ID = h.Get(s.idHeader); !s.isUnambiguousID(sig.ID) {
+		if sig.ID = h.Get(s.idHeader); !s.signed.isUnambiguousID(sig.ID) {
 			return nil, fmt.Errorf("the header %s is missing or is not an id", s.idHeader)
 		}
 	}
@@ -106,12 +106,13 @@ func isJSONType(values []string) bool {
 		return false
 	}
 	kind, _, err := mime.ParseMediaType(values[0])
-	return err == nil && (kind == "application/json" || strings.HasPrefix(kind, "application/") && strings.HasSuffix(kind, "+json"))
+	subtype, ok := strings.CutPrefix(kind, "application/")
+	return err == nil && ok && (subtype == "json" || strings.HasSuffix(subtype, "+json"))
 }
 
-// Describe returns what the sender says about a delivery whose signature has verified, and checks its
-// time: both ways, because a timestamp of tomorrow would verify for a day. The error is a [field.StaleError],
-// or any other if the body has no time where the scheme puts it.
+// Describe returns what the sender says about a delivery after its signature has verified, and checks its time:
+// both ways, because a timestamp of tomorrow would verify for a day. The error is a [field.StaleError], or any
+// other if the body has no time where the scheme puts it.
 func (s *Scheme) Describe(sig *Signature, h http.Header, body []byte, now time.Time) (*Message, error) {
 	fields := s.decodeBody(body)
 	m := &Message{ID: sig.ID, Time: sig.time, Event: s.readEvent(h, fields)}

@@ -23,8 +23,8 @@ const (
 	maxHeader    = 64 << 10
 )
 
-// CheckAddress returns what keeps an address from being fetched: anything but
-// https, and parts that a request would not carry as they are written.
+// CheckAddress returns an error for an address that is not fetched: one that is not https, or that has parts
+// that a request does not carry.
 func CheckAddress(text string) error {
 	u, err := httpsurl.Parse(text)
 	switch {
@@ -36,15 +36,14 @@ func CheckAddress(text string) error {
 	return nil
 }
 
-// newHTTPClient returns a client that trusts the CAs in PEM, or the system's. It
-// goes through the proxy that the environment names, as Go programs do; that
-// one sees where to, and nothing else.
+// newHTTPClient returns a client that trusts the CAs in PEM, or the system's. It uses the proxy of the
+// environment, as Go programs do. The proxy sees the host, and nothing else.
 func newHTTPClient(ca string) (*http.Client, error) {
 	var roots *x509.CertPool
 	if ca != "" {
 		roots = x509.NewCertPool()
 		if !roots.AppendCertsFromPEM([]byte(ca)) {
-			return nil, errors.New("holds no CA")
+			return nil, errors.New("has no CA certificate")
 		}
 	}
 	return &http.Client{
@@ -58,13 +57,13 @@ func newHTTPClient(ca string) (*http.Client, error) {
 	}, nil
 }
 
-// fetched is what of a set is fit to verify a signature, and what is not.
+// fetched is a set that was fetched: the keys that can verify a signature, and those that cannot.
 type fetched struct {
 	keys          []jwkset.JWK
 	kids, leftOut []string
 }
 
-// fetchKeys returns the set as its issuer has it now.
+// fetchKeys returns the current set of the issuer.
 func (s *Set) fetchKeys(ctx context.Context) (*fetched, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
@@ -87,9 +86,8 @@ func (s *Set) fetchKeys(ctx context.Context) (*fetched, error) {
 	return got, nil
 }
 
-// chooseKeys takes the keys out of a set that are fit to verify a signature. One
-// key that is not fit does not spoil the others: issuers publish keys for
-// encryption along with them, and keys of kinds that are to come.
+// chooseKeys returns the keys of a set that can verify a signature. A key that cannot is left out, and the
+// others are used: issuers also publish keys for encryption, and keys of new types.
 func chooseKeys(data []byte) (*fetched, error) {
 	all, err := Parse(data, nil)
 	if err != nil {
@@ -98,7 +96,7 @@ func chooseKeys(data []byte) (*fetched, error) {
 	got := &fetched{}
 	for i, k := range all {
 		if k.Err == nil && k.ID == "" {
-			k.Err = errors.New("has no kid, which a fetched key is found by")
+			k.Err = errors.New("has no kid, by which a fetched key is found")
 		}
 		var jwk jwkset.JWK
 		if k.Err == nil {
@@ -115,13 +113,13 @@ func chooseKeys(data []byte) (*fetched, error) {
 		}
 	}
 	if len(got.keys) == 0 {
-		return nil, fmt.Errorf("holds no key to verify a signature with: %q", got.leftOut)
+		return nil, fmt.Errorf("has no key that can verify a signature: %q", got.leftOut)
 	}
 	return got, nil
 }
 
 // discoverAddress asks the issuer where its keys are (OpenID Connect Discovery 1.0,
-// section 4). Who answers for another issuer is not believed (4.3).
+// section 4). A document of another issuer is refused (4.3).
 func (s *Set) discoverAddress(ctx context.Context) (address string, err error) {
 	document := strings.TrimSuffix(s.source.Issuer, "/") + "/.well-known/openid-configuration"
 	data, err := s.fetchDocument(ctx, document)
@@ -142,7 +140,7 @@ func (s *Set) discoverAddress(ctx context.Context) (address string, err error) {
 	return address, nil
 }
 
-// fetchDocument is the one place where anything is asked for.
+// fetchDocument is the only function that sends a request.
 func (s *Set) fetchDocument(ctx context.Context, address string) ([]byte, error) {
 	if err := CheckAddress(address); err != nil {
 		return nil, fmt.Errorf("%q %w", address, err)

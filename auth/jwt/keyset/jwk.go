@@ -16,33 +16,32 @@ import (
 
 const (
 	minRSA = 2048
-	maxRSA = 8192 // what is longer only costs time
+	maxRSA = 8192 // a longer key only costs time
 
 	maxKeys = 64 // of one set
 	maxKid  = 256
 )
 
-// Key is a public key of a set, with the one algorithm it is for (RFC 8725 3.1).
+// Key is a public key of a set, with the one algorithm that it is for (RFC 8725 3.1).
 type Key struct {
 	ID     string // its kid, or empty
 	Alg    string
 	Public any // *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
 
-	Err error // why it must not be used, and then nothing else but ID is set
+	Err error // why it must not be used; then Alg and Public are not set
 }
 
-// ErrOther is the error of a key that is for something else than signatures.
+// ErrOtherUse is the error of a key that is not for signatures.
 var ErrOtherUse = errors.New("is not for verifying signatures")
 
-// RSAAlgorithms returns the algorithms that an RSA key may be for (RFC 7518 3.1). The
-// first is what such keys are for in practice.
+// RSAAlgorithms returns the algorithms that an RSA key may be for (RFC 7518 3.1), the usual one first.
 func RSAAlgorithms() []string { return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"} }
 
-// Algorithms returns all that a public key may be for.
+// Algorithms returns all algorithms that a public key may be for.
 func Algorithms() []string { return append(RSAAlgorithms(), "ES256", "ES384", "ES512", "EdDSA") }
 
-// PickAlgorithm returns the algorithm of a family that the list picks: its first if the
-// list is empty, and nothing if the list leaves a choice.
+// PickAlgorithm returns the one algorithm of a family that is in the list. It returns the first of the family
+// if the list is empty, and nothing if the list has none or several.
 func PickAlgorithm(family, list []string) string {
 	if len(list) == 0 {
 		return family[0]
@@ -59,8 +58,8 @@ func PickAlgorithm(family, list []string) string {
 	return picked
 }
 
-// BindPublicKey returns the one algorithm that a public key is for: what is asked for if
-// the key can do it, else what its type and the list of algorithms say.
+// BindPublicKey returns the one algorithm that a public key is for: the one that is asked for, or else the one
+// that the type of the key and the list of algorithms leave.
 func BindPublicKey(key any, asked string, algorithms []string) (string, error) {
 	var family []string
 	switch k := key.(type) {
@@ -88,7 +87,7 @@ func BindPublicKey(key any, asked string, algorithms []string) (string, error) {
 	}
 	if asked == "" && len(family) > 1 {
 		if asked = PickAlgorithm(family, algorithms); asked == "" {
-			return "", errors.New("fits none or more than one of algorithms: say alg")
+			return "", errors.New("fits none or more than one of algorithms: set alg")
 		}
 	}
 	if asked == "" {
@@ -97,9 +96,8 @@ func BindPublicKey(key any, asked string, algorithms []string) (string, error) {
 	return asked, nil
 }
 
-// Parse reads a key set (RFC 7517 5): all of its keys, each with what is wrong
-// with it. An RSA key that does not say its algorithm is for the one that the
-// list picks, or for RS256.
+// Parse reads a key set (RFC 7517 5). It returns all keys, each with its error. An RSA key without alg is for
+// the one RSA algorithm in the list, or for RS256.
 func Parse(data []byte, algorithms []string) ([]Key, error) {
 	set, err := strictjson.Decode(data)
 	if err != nil {
@@ -108,7 +106,7 @@ func Parse(data []byte, algorithms []string) ([]Key, error) {
 	entry, _ := strictjson.Lookup(set, "keys")
 	list, _ := entry.([]any)
 	if len(list) == 0 || len(list) > maxKeys {
-		return nil, fmt.Errorf("holds no key set of 1 to %d keys", maxKeys)
+		return nil, fmt.Errorf("is not a key set of 1 to %d keys", maxKeys)
 	}
 	keys := make([]Key, len(list))
 	kids := map[string]int{}
@@ -118,16 +116,15 @@ func Parse(data []byte, algorithms []string) ([]Key, error) {
 		}
 	}
 	for i, k := range keys {
-		if k.Err == nil && kids[k.ID] > 1 { // which of them is meant, nobody can tell
+		if k.Err == nil && kids[k.ID] > 1 { // a token could mean either
 			keys[i] = Key{ID: k.ID, Err: errors.New("has the kid of another key")}
 		}
 	}
 	return keys, nil
 }
 
-// parseJWK reads one key, from exactly the members that matter: certificates
-// and addresses of keys are not looked at. (jwkset, given the whole of it,
-// fetches what x5u names.)
+// parseJWK reads one key from exactly the members that are needed. The others, such as certificates and
+// addresses, are ignored: jwkset would fetch the address in x5u.
 func parseJWK(member any, algorithms []string) Key {
 	fields, ok := member.(map[string]any)
 	if !ok {
@@ -149,7 +146,8 @@ func parseJWK(member any, algorithms []string) Key {
 		}
 	}
 	ops, there := fields["key_ops"]
-	if list, _ := ops.([]any); there && !slices.Contains(list, any("verify")) || text["use"] != "" && text["use"] != "sig" {
+	list, _ := ops.([]any)
+	if there && !slices.Contains(list, any("verify")) || text["use"] != "" && text["use"] != "sig" {
 		k.Err = ErrOtherUse
 		return k
 	}
@@ -160,7 +158,7 @@ func parseJWK(member any, algorithms []string) Key {
 		k.Err = errors.New("is not a public RSA, EC or OKP key that parses")
 		return k
 	}
-	// A list that leaves the choice to keys without alg does not break the set.
+	// A list with several RSA algorithms must not make the whole set invalid.
 	if text["alg"] == "" && text["kty"] == "RSA" && PickAlgorithm(RSAAlgorithms(), algorithms) == "" {
 		text["alg"] = RSAAlgorithms()[0]
 	}

@@ -7,19 +7,19 @@ import (
 	"time"
 )
 
-// Keeper keeps the sets of the configuration in force fresh.
+// Keeper fetches the sets of the configuration in force, again and again.
 type Keeper struct {
 	log  *slog.Logger
 	kept map[*Set]context.CancelFunc
 }
 
-// NewKeeper returns a Keeper that keeps nothing yet.
+// NewKeeper returns a Keeper without sets.
 func NewKeeper(log *slog.Logger) *Keeper {
 	return &Keeper{log: log, kept: map[*Set]context.CancelFunc{}}
 }
 
-// Keep begins to keep the sets that are new, until ctx is done, and lets go of
-// those that are not among them any more. It is not to be called twice at once.
+// Keep fetches the sets that are new until ctx is done, and stops fetching those that are not among them. Calls
+// must not overlap.
 func (k *Keeper) Keep(ctx context.Context, sets map[Source]*Set) {
 	for _, s := range sets {
 		if _, ok := k.kept[s]; !ok {
@@ -72,7 +72,7 @@ func (s *Set) keepFetching(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// beginFetch says that a fetch is due.
+// beginFetch records that a fetch begins.
 func (s *Set) beginFetch() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,17 +84,17 @@ func (s *Set) beginFetch() {
 	if s.queued != nil {
 		s.queued.Stop()
 	}
-	select { // what was asked for in the meantime is this one
+	select { // this fetch also serves the requests of the meantime
 	case <-s.wake:
 	default:
 	}
 }
 
-// endFetch says what became of it, and when the next is due.
+// endFetch records the result of a fetch, and when the next one is due.
 func (s *Set) endFetch(got *fetched, err error, pause time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status.Tried, s.status.Err = time.Now().Round(0), err // of the wall: a machine may sleep
+	s.status.Tried, s.status.Err = time.Now().Round(0), err // wall clock, because a machine may sleep
 	s.status.Next = s.status.Tried.Add(pause)
 	if err == nil {
 		s.status.Keys, s.status.LeftOut, s.status.Fetched = got.kids, got.leftOut, s.status.Tried
@@ -105,7 +105,7 @@ func (s *Set) endFetch(got *fetched, err error, pause time.Duration) {
 	s.pending = nil
 }
 
-// releaseWaiting tells those who wait that nothing comes any more.
+// releaseWaiting ends the waiting of deliveries, because no fetch follows.
 func (s *Set) releaseWaiting() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,11 +1,11 @@
-// Package keyset keeps the public keys of token issuers: it reads key sets, and
-// fetches those that issuers publish, before they are needed and when a token
-// names a key that is not there.
+// Package keyset has the public keys of token issuers: it reads key sets ([Parse]), and fetches those that
+// issuers publish ([Set]), at the start, every few minutes, and when a token names an unknown key.
 //
-// An issuer's set is fetched over https and nothing else, from the address in
-// the configuration or the one that the issuer's discovery document names. What
-// is not fit for verifying signatures is left out, key by key. A fetch that
-// fails leaves the keys standing that there are, but not for ever.
+// A [Keeper] fetches the sets of the configuration in force. [Set.Keyfunc] finds a key without opening a
+// connection; a delivery with an unknown key may [Set.Await] the next fetch, and forged tokens cannot make
+// fetches more frequent. A set is fetched over https only, from the address in the configuration or the one in
+// the issuer's discovery document, and redirects are not followed. Keys that cannot verify a signature are left
+// out, one by one. After a fetch that fails, the keys of the last fetch are used for one day, and then none.
 package keyset
 
 import (
@@ -23,52 +23,51 @@ import (
 )
 
 const (
-	fetchInterval     = 5 * time.Minute  // between fetches; a key that is withdrawn is good for so long
-	firstRetry        = 2 * time.Second  // after a fetch that failed, and twice as long each time
-	demandInterval    = 20 * time.Second // between fetches for unknown keys, which a flood of forged tokens cannot shorten
-	keyLifetime       = 24 * time.Hour   // so long without a fetch that succeeds, keys are good
-	maxWait           = 25 * time.Second // of a delivery, for a fetch: longer than demandInterval, for the first tokens by a new key
-	maxWaiting        = 64               // deliveries; the others are refused at once
-	maxWaitingPerSite = 32               // of them, those from one site
+	fetchInterval     = 5 * time.Minute  // between fetches; a withdrawn key is valid for so long
+	firstRetry        = 2 * time.Second  // after a fetch that failed; twice as long each time
+	demandInterval    = 20 * time.Second // between fetches for unknown keys; forged tokens cannot shorten it
+	keyLifetime       = 24 * time.Hour   // of keys without another successful fetch
+	maxWait           = 25 * time.Second // of a delivery for a fetch: longer than demandInterval, for tokens by a new key
+	maxWaiting        = 64               // deliveries; others are refused at once
+	maxWaitingPerSite = 32               // deliveries from one site
 )
 
-// ErrNoKey says that the set has no key for a token, which a newer set may have.
+// ErrNoKey is the error of a token by a key that is not in the set, but may be in a newer one.
 var ErrNoKey = errors.New("no such key")
 
-// Source says where a set is fetched from. What is equal is the same set.
+// Source says where a set is fetched from. Equal sources share one set.
 type Source struct {
-	Issuer  string // whose discovery document names the address
+	Issuer  string // its discovery document names the address
 	Address string // of the set itself; then without Issuer
 	CA      string // CAs in PEM to trust instead of the system's
 }
 
-// String returns the address that the set is known by.
+// String returns the address that identifies the set in the log.
 func (s Source) String() string { return s.Issuer + s.Address }
 
-// Set is the key set of one issuer. It has no keys until a Keeper keeps it, and
-// is safe for use by many at once.
+// Set is the key set of one issuer. It has no keys until a [Keeper] fetches it. Several goroutines may use it.
 type Set struct {
 	source Source
 	client *http.Client
 	keys   *jwkset.MemoryJWKSet
 	lookup keyfunc.Keyfunc
-	wake   chan struct{} // asks keep for a fetch now
+	wake   chan struct{} // asks keepFetching for a fetch now
 
 	mu      sync.Mutex
 	kept    bool
-	pending chan struct{} // closed at the end of the fetch that is queued or in progress; nil if there is none
-	queued  *time.Timer   // wakes keep when it is time for a fetch that a token asked for
-	waiting int           // deliveries, for pending
+	pending chan struct{} // closed at the end of the fetch that is queued or in progress; nil without one
+	queued  *time.Timer   // wakes keepFetching for a fetch that a token has asked for
+	waiting int           // deliveries that wait for pending
 	from    map[netip.Addr]int
 	asked   time.Time // when a token last led to a fetch, or will
 	status  Status
 }
 
-// Status is how keeping a set goes.
+// Status is the state of a set and of its fetches.
 type Status struct {
 	Keys    []string // their kids
-	LeftOut []string // what was fetched too, and is not fit to verify a signature
-	Fetches int      // since the start, and how many of them
+	LeftOut []string // that were fetched too, and cannot verify a signature
+	Fetches int      // since the start, and those of them that failed
 	Failed  int
 
 	Fetched time.Time // when the keys were
@@ -94,16 +93,15 @@ func New(source Source) (*Set, error) {
 	}, nil
 }
 
-// Status tells how keeping the set goes.
+// Status returns the state of the set.
 func (s *Set) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.status
 }
 
-// Keyfunc finds the key of a token by its kid, which the token must have, and
-// refuses one whose alg is not the key's. It opens no connection. An ErrNoKey
-// is worth an Await.
+// Keyfunc finds the key of a token by its kid, which is required, and refuses a token with another alg than
+// the key. It opens no connection. After an [ErrNoKey], the caller may [Set.Await] a newer set.
 func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 	return func(t *jwt.Token) (any, error) {
 		status := s.Status()
@@ -113,7 +111,8 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 		case status.Fetched.IsZero():
 			return nil, fmt.Errorf("%w: the keys of %s could not be fetched yet: %w", ErrNoKey, s.source, status.Err)
 		case status.Fetched.Before(now.Add(-keyLifetime)) || status.Fetched.After(now.Add(keyLifetime)):
-			return nil, fmt.Errorf("%w: the keys of %s are too old, fetched %s: %w", ErrNoKey, s.source, status.Fetched.Format(time.RFC3339), status.Err)
+			fetched := status.Fetched.Format(time.RFC3339)
+			return nil, fmt.Errorf("%w: the keys of %s are too old, fetched %s: %w", ErrNoKey, s.source, fetched, status.Err)
 		}
 		if _, named := t.Header[jwkset.HeaderKID]; !named { // keyfunc would try every key
 			return nil, errors.New("the token has no kid, by which the keys of an issuer are found")
@@ -126,10 +125,9 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 	}
 }
 
-// Await waits for the end of the fetch that is queued or in progress, and queues
-// one if there is none: for now, or for when the last that was asked for is long
-// enough ago. It reports whether the set may have changed. How long a delivery from
-// a site waits, and how many wait at once, is bounded.
+// Await waits for the end of the fetch that is queued or in progress. Without such a fetch, it queues one:
+// for now, or for when the last one by demand is long enough ago. It reports whether the set may have changed.
+// The time that a delivery waits, and the number of deliveries that wait, also from one site, are bounded.
 func (s *Set) Await(ctx context.Context, site netip.Addr) bool {
 	done := s.requestFetch(site)
 	if done == nil {
@@ -147,9 +145,8 @@ func (s *Set) Await(ctx context.Context, site netip.Addr) bool {
 	return false
 }
 
-// requestFetch returns what is closed at the end of a fetch, or nil for a delivery that
-// may not wait. The fetch is queued in any case, so that it is not a matter of who
-// asks next.
+// requestFetch queues a fetch, and returns a channel that is closed at its end, or nil for a delivery that may
+// not wait. The fetch is queued in both cases, so that it does not depend on the next delivery.
 func (s *Set) requestFetch(site netip.Addr) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,7 +161,7 @@ func (s *Set) requestFetch(site netip.Addr) <-chan struct{} {
 		s.queued = time.AfterFunc(pause, func() {
 			select {
 			case s.wake <- struct{}{}:
-			default: // it is awake
+			default: // it is awake already
 			}
 		})
 	}
@@ -176,7 +173,7 @@ func (s *Set) requestFetch(site netip.Addr) <-chan struct{} {
 	return s.pending
 }
 
-// stopWaiting gives up the place of a delivery that waits.
+// stopWaiting frees the place of a delivery that waited.
 func (s *Set) stopWaiting(site netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

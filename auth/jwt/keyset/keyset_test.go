@@ -489,9 +489,9 @@ func TestFetch_InvalidAnswers(t *testing.T) {
 		"no JSON":          {answer: text("<html>"), want: "not JSON"},
 		"two values":       {answer: func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, mint.set+"{}") }, want: "follows"},
 		"duplicate names":  {answer: func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"keys":[],`+mint.set[1:]) }, want: "twice"},
-		"no keys":          {answer: text(`{"keys":[]}`), want: "no key set"},
-		"too many keys":    {answer: text(many), want: "no key set"},
-		"only bad keys":    {answer: text(`{"keys":[{"kty":"oct","k":"AAAA","kid":"one"}]}`), want: "no key to verify"},
+		"no keys":          {answer: text(`{"keys":[]}`), want: "not a key set"},
+		"too many keys":    {answer: text(many), want: "not a key set"},
+		"only bad keys":    {answer: text(`{"keys":[{"kty":"oct","k":"AAAA","kid":"one"}]}`), want: "no key that can verify"},
 
 		"another issuer":       {document: `{"issuer":"https://localhost/","jwks_uri":"https://localhost/keys"}`, want: "of another issuer"},
 		"no issuer":            {document: `{"jwks_uri":"https://localhost/keys"}`, want: "of another issuer"},
