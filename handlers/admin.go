@@ -31,7 +31,7 @@ func WithAdmin(ctx context.Context, uid int) context.Context {
 	return context.WithValue(ctx, adminKey{}, uid)
 }
 
-// Admin answers local administrators, who cancel and repeat any run without a credential. It must
+// Admin answers local administrators. They cancel and repeat any run without a credential. It must
 // be served only on connections that were checked, with a context of WithAdmin.
 func (h *Handler) Admin() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -44,9 +44,8 @@ func (a *adminAPI) newRouter() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
 	r.Handle("/runs/{id}", methods{http.MethodDelete: a.cancelRun})
 	r.Handle("/runs/{id}/rerun", methods{http.MethodPost: a.repeatRun})
-	none := handler(func(http.ResponseWriter, *http.Request, *request) error { return notFound() })
-	r.NotFoundHandler = none
-	r.PathPrefix("/").Handler(none)
+	r.NotFoundHandler = handler(answerNotFound)
+	r.PathPrefix("/").Handler(handler(answerNotFound))
 	return r
 }
 
@@ -87,7 +86,7 @@ func (a *adminAPI) repeatRun(w http.ResponseWriter, r *http.Request, req *reques
 	return nil
 }
 
-// findRun returns the run of the path, and notes who asks.
+// findRun returns the run of the path, and records the user of the request.
 func (a *adminAPI) findRun(w http.ResponseWriter, r *http.Request, req *request) (runner.Run, error) {
 	uid, ok := r.Context().Value(adminKey{}).(int)
 	if !ok {

@@ -7,10 +7,11 @@ import (
 	"sallyport/internal/audit"
 )
 
-// auditLine is what the audit says about a request, as far as it is known by now.
+// auditLine returns what the audit log says about a request, as far as it is known yet.
 func (req *request) auditLine() audit.Line {
 	line := audit.Line{
-		Request: req.id, Address: req.address, Caller: req.caller, Scheme: req.scheme, Key: req.key, Hook: req.hook, Params: req.params,
+		Request: req.id, Address: req.address, Caller: req.caller, Scheme: req.scheme, Key: req.key,
+		Hook: req.hook, Params: req.params,
 	}
 	if bad := req.refused; bad != nil {
 		line.Caller, line.Scheme, line.Key = bad.Caller, bad.Kind, bad.Key
@@ -18,8 +19,8 @@ func (req *request) auditLine() audit.Line {
 	return line
 }
 
-// auditRefusal writes to the audit log how a request was refused. What was allowed stood
-// there before it was done (audit.Store), and reading what one may is no
+// auditRefusal writes to the audit log how a request was refused. What is allowed is
+// written there before it is done (audit.Store), and an allowed read is not a
 // decision to record.
 func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) {
 	line := req.auditLine()
@@ -28,12 +29,13 @@ func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) 
 	sure := req.caller != ""
 	switch {
 	case req.would != "":
-		line.Decision, line.Reason = audit.Observed, strings.TrimSuffix("would have been "+req.would+": "+req.reason, ": ")
+		line.Decision = audit.Observed
+		line.Reason = strings.TrimSuffix("would have been "+req.would+": "+req.reason, ": ")
 		m.audit.Decided(line, req.would, sure)
 	case req.reason == replayed:
 		line.Decision = audit.Replayed
 		m.audit.Decided(line, replayed, sure)
-	case rec.status < http.StatusBadRequest, req.kind == notReady: // no decision about the request
+	case rec.status < http.StatusBadRequest, req.kind == notReady: // not a decision about the request
 	case !sure && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
 		m.audit.Count(req.kind) // the noise of scanners
 	default:

@@ -14,7 +14,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// A body is held whole while it is verified, and its sender has proved nothing
+// A body is held in memory while it is verified, and its sender is not authenticated
 // yet. The first freeBody bytes of each request are free. What goes beyond is
 // outside of the heap, and takes room that is given in steps, as it arrives.
 const (
@@ -27,7 +27,7 @@ const (
 	answerTime = 30 * time.Second // to send an answer, once the body is there
 )
 
-// unverified is a body whose sender has proved nothing yet. Its bytes may be used
+// unverified is a body whose sender is not authenticated yet. Its bytes may be used
 // until it is released; copyToHeap returns what is needed for longer.
 type unverified struct {
 	bytes  []byte
@@ -76,12 +76,14 @@ func (u *unverified) growRegion(most int64) error {
 	return nil
 }
 
-var errNoRoom = errors.New("there is no room for the body")
+var errNoRoom = errors.New("no memory is left for the body")
 
 // receiveBody reads the body up to its end, which comes after most bytes at the latest.
-func (u *unverified) receiveBody(ctl *http.ResponseController, from io.Reader, most int64, timeout time.Duration) error {
+func (u *unverified) receiveBody(
+	ctl *http.ResponseController, from io.Reader, most int64, timeout time.Duration,
+) error {
 	var due time.Time
-	var end [1]byte // to find the end where there is no more place
+	var end [1]byte // to find the end when the buffer is full
 	for {
 		if next := u.upload.nextDeadline(timeout); next.Sub(due) > time.Second/10 {
 			due = next
@@ -113,7 +115,7 @@ func (u *unverified) receiveBody(ctl *http.ResponseController, from io.Reader, m
 	}
 }
 
-// bodyReader reads bodies whose senders have proved nothing yet.
+// bodyReader reads bodies of senders that are not authenticated yet.
 type bodyReader struct {
 	room   *room
 	proved *provedHosts
@@ -171,7 +173,7 @@ func (b *received) Read(p []byte) (int, error) {
 func liftReadDeadline(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(time.Time{}) }
 
 func refuseTooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
-	w.Header().Set("Connection", "close") // rather than read what nobody wants
+	w.Header().Set("Connection", "close") // rather than read the rest
 	return &refusal{
 		status: http.StatusRequestEntityTooLarge, kind: "too-large",
 		detail: "The body is larger than the " + bound.Max.String() + " that this hook takes.",
@@ -196,5 +198,5 @@ func refuseBody(w http.ResponseWriter, u *upload, bound hook.BodySpec, err error
 		}
 		return &refusal{status: http.StatusRequestTimeout, kind: "too-slow", detail: detail}
 	}
-	return malformed("The body did not arrive whole.")
+	return malformed("The body is incomplete.")
 }

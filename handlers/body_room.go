@@ -43,7 +43,7 @@ type upload struct {
 	at     time.Time // of the last ones
 }
 
-// nextDeadline is when more must have come.
+// nextDeadline is when more must have arrived.
 func (u *upload) nextDeadline(timeout time.Duration) time.Time {
 	soon := rateAfter + time.Duration(u.got)*time.Second/leastRate
 	return u.begun.Add(min(soon, timeout))
@@ -83,8 +83,8 @@ func (r *room) carryOver(hooks map[string]*hook.Hook) *room {
 	return fresh
 }
 
-// reserveUpTo has an upload hold so many bytes in all, if there is room for them, or
-// others give way. It waits until they have.
+// reserveUpTo has an upload hold so many bytes in all, if they are free or others give way. It waits
+// until they have given way.
 func (r *room) reserveUpTo(u *upload, size int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,7 +133,7 @@ func (r *room) findSlowerNeighbour(u *upload) *upload {
 	})
 }
 
-// findSlowestOfLargest is the slowest upload of the site whose uploads hold most. Those
+// findSlowestOfLargest is the slowest upload of the site whose uploads hold most. Uploads
 // of strangers give way to that of a known address; otherwise the site must hold more
 // than the upload's own would, and its addresses be known only if the upload's is.
 func (r *room) findSlowestOfLargest(u *upload, own int64) *upload {
@@ -149,7 +149,9 @@ func (r *room) findSlowestOfLargest(u *upload, own int64) *upload {
 			}
 		}
 		if most > own || most > 0 && u.known && !known {
-			return r.findSlowest(time.Now(), func(v *upload) bool { return v != u && v.known == known && held[v.site] == most })
+			return r.findSlowest(time.Now(), func(v *upload) bool {
+				return v != u && v.known == known && held[v.site] == most
+			})
 		}
 	}
 	return nil

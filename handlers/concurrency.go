@@ -10,7 +10,7 @@ import (
 )
 
 // What one caller may have in progress at once. A rate alone does not bound
-// that: what it lets in may last.
+// that, because a request may last.
 const (
 	maxReads     = 4  // requests for runs that are being answered; the others wait for their turn
 	maxFollowers = 64 // outputs that are followed
@@ -32,8 +32,8 @@ type gate struct {
 
 func newGate(most int) *gate { return &gate{most: most, places: map[string]chan struct{}{}} }
 
-// takePlace takes a place of a caller and returns what gives it back, or reports false
-// when all stay taken for as long as the request may wait.
+// takePlace takes a place of a caller and returns the function that releases it, or returns false
+// if none becomes free while the request may wait.
 func (g *gate) takePlace(ctx context.Context, caller string, patience time.Duration) (leave func(), ok bool) {
 	g.mu.Lock()
 	places := g.places[caller]
@@ -62,7 +62,7 @@ func (g *gate) takePlace(ctx context.Context, caller string, patience time.Durat
 	return nil, false
 }
 
-// refuseTooMany turns away a caller that has too much in progress.
+// refuseTooMany refuses a caller that has too much in progress.
 func refuseTooMany(what string) error {
 	return &refusal{
 		status: http.StatusTooManyRequests, kind: audit.TooOften, reason: "caller has too many " + what,

@@ -21,8 +21,8 @@ type credentials struct {
 	now    func() time.Time
 }
 
-// authenticate tells who sends. A failure costs the address a token of a
-// limiter of its own, so that a flood of them never spends a caller's budget.
+// authenticate returns the caller that sent a delivery. A failure spends a token of the limiter for
+// failures of the address, so that a flood of them never spends the budget of a caller.
 func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h *hook.Hook) (*auth.Identity, error) {
 	var callers []string
 	if h != nil {
@@ -31,7 +31,9 @@ func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h
 		}
 		callers = h.Callers
 	}
-	d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: c.now()}
+	d := &auth.Delivery{
+		Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: c.now(),
+	}
 	who, err := c.config.Auth.Authenticate(d, callers)
 	if auth.AwaitKey(r.Context(), err, netid.Site(remoteAddr(r))) { // the key that was missing may be there now
 		d.Now = c.now()
@@ -49,7 +51,7 @@ func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h
 }
 
 // resembledCallers names the observed callers that a delivery without a valid
-// credential could be meant to come from: their senders are to be mended.
+// credential could be meant to come from, because their senders need to be corrected.
 func (c *credentials) resembledCallers(d *auth.Delivery, callers []string) string {
 	if callers == nil { // a request of the run API, which any caller may make
 		callers = c.config.Auth.Names()

@@ -14,9 +14,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-// hook is the way of a delivery. Every step is a line here, in the order that
-// keeps what is cheap before what is dear and what is secret after what is
-// proved, so that a missing line shows.
+// hook handles a delivery. Every step is a line here, so that a missing line shows: cheap checks
+// come first, and nothing secret comes before authentication.
 func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) error {
 	h, ok := s.hooks[r.URL.Path]
 	if !ok {
@@ -43,7 +42,7 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 		return err
 	}
 	body := unverified.copyToHeap()
-	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only told
+	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only reported
 	if err := s.limits.limitDelivery(w, r, who, repeated); err != nil {
 		return err
 	}
@@ -56,7 +55,8 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	req.params = audit.Digest(values)
 	d := runner.Delivery{
-		Hook: h, Caller: who.Caller, Values: values, Claim: claim, Repeated: repeated, Body: body, Trace: validTraceparent(r.Header),
+		Hook: h, Caller: who.Caller, Values: values, Claim: claim, Repeated: repeated, Body: body,
+		Trace: validTraceparent(r.Header),
 	}
 	if req.observed {
 		return s.answerObserved(w, r, req, d)
@@ -75,7 +75,9 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 // may have taken minutes, and returns that configuration's surface and hook with the caller. A
 // caller or key that was removed in the meantime starts nothing. It judges again if another
 // configuration came into force while it waited for the key of a token.
-func (s *service) judgeDelivery(w http.ResponseWriter, r *http.Request, req *request, body []byte) (*service, *hook.Hook, *auth.Identity, error) {
+func (s *service) judgeDelivery(w http.ResponseWriter, r *http.Request, req *request, body []byte) (
+	*service, *hook.Hook, *auth.Identity, error,
+) {
 	for {
 		h, ok := s.hooks[r.URL.Path]
 		if !ok {
@@ -96,7 +98,9 @@ func (s *service) judgeDelivery(w http.ResponseWriter, r *http.Request, req *req
 // claimOnce returns the claim of a delivery and what became of it before, or why its credential is
 // refused: as it was judged, or because a token was used with another body, which is refused as a
 // forged one is.
-func (s *service) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook, judged error) (claim runner.Claim, repeated, refused error) {
+func (s *service) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook, judged error) (
+	claim runner.Claim, repeated, refused error,
+) {
 	if judged != nil {
 		return claim, nil, judged
 	}
@@ -111,7 +115,7 @@ func (s *service) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook, j
 func forbidden(caller, what string) error {
 	return &refusal{
 		status: http.StatusForbidden, kind: "forbidden", reason: "caller " + caller + " may not " + what,
-		detail: "The credential is valid, and this caller may not " + what + ".",
+		detail: "Valid credential, but this caller is not allowed to " + what + ".",
 	}
 }
 
@@ -139,7 +143,7 @@ func bindParameters(r *http.Request, body []byte, who *auth.Identity, h *hook.Ho
 func refuseParameters(e *runner.NotAllowed) error {
 	return &refusal{
 		status: http.StatusUnprocessableEntity, kind: "parameters", problems: e.Problems,
-		detail: "The parameters are not what this hook allows.", reason: e.Error(),
+		detail: "Some parameters are missing or not allowed by this hook.", reason: e.Error(),
 	}
 }
 
@@ -161,7 +165,9 @@ func claimDelivery(who *auth.Identity, h *hook.Hook) runner.Claim {
 
 // claimNames is a claim by each name that a delivery has, for one purpose.
 func claimNames(who *auth.Identity, purpose string) runner.Claim {
-	c := runner.Claim{Key: digestParts(who.Kind, who.Replay, purpose), Until: who.Until, Body: who.BodyDigest, Named: who.Named}
+	c := runner.Claim{
+		Key: digestParts(who.Kind, who.Replay, purpose), Until: who.Until, Body: who.BodyDigest, Named: who.Named,
+	}
 	for _, name := range who.Aliases {
 		c.Also = append(c.Also, digestParts(who.Kind, name, purpose))
 	}

@@ -22,19 +22,19 @@ const (
 	chunk     = 32 << 10
 	pollEvery = 100 * time.Millisecond // for output that is not there yet
 	slowest   = 30 * time.Second       // that a reader may take for one chunk
-	heartbeat = 15 * time.Second       // of a stream in which nothing happens, for what stands between
+	heartbeat = 15 * time.Second       // of a stream in which nothing happens, for the proxies between
 )
 
 // endless is the end of what has none yet, as RFC 8673 has it: a number that no
 // output reaches, and that every reader can count to.
 const endless = 1<<53 - 1
 
-// errGap ends an answer to a Range: what is in it follows one another.
-var errGap = errors.New("the output goes on behind what is not kept")
+// errGap ends an answer to a Range at a gap: its bytes must follow one another.
+var errGap = errors.New("the output goes on after bytes that are not kept")
 
-// errAgain ends what is followed here: whoever asks again goes on, at the next
-// server perhaps, and is judged again.
-var errAgain = errors.New("whoever follows is to ask again")
+// errAgain ends an answer before the run has ended. A reader that asks again, of the next
+// server perhaps, continues there, and its access is checked again.
+var errAgain = errors.New("the reader must ask again")
 
 // copyOutput sends what is there from off on, up to end, and returns where it
 // came to.
@@ -112,7 +112,7 @@ func (s *service) followOutput(w http.ResponseWriter, r *http.Request, req *requ
 	return nil
 }
 
-// openOutput opens the output if it is there by now.
+// openOutput opens the output if it exists yet.
 func (f *follower) openOutput() error {
 	if f.out != nil {
 		return nil
@@ -125,12 +125,12 @@ func (f *follower) openOutput() error {
 	return err
 }
 
-// judgeEvery is how often who follows is judged again though no configuration came
-// into force: certificates end, and so do keys.
+// judgeEvery is how often the access of a follower is checked again under the same configuration:
+// certificates and keys expire.
 const judgeEvery = time.Minute
 
-// newAccessCheck judges again who reads an answer that may last for hours, when something
-// has changed, and each minute.
+// newAccessCheck returns a function that checks again whether the caller may read an answer that may last
+// for hours: when something has changed, and each minute.
 func (s *service) newAccessCheck(r *http.Request, req *request, id string) func(changed bool) bool {
 	by, at := s, s.now()
 	return func(changed bool) bool {
@@ -141,7 +141,8 @@ func (s *service) newAccessCheck(r *http.Request, req *request, id string) func(
 		by, at = latest, now
 		d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, TLS: r.TLS, Now: now}
 		run, err := s.runner.Get(r.Context(), id)
-		return err == nil && by.config.Auth.StillValid(d, req.caller, req.scheme, req.key) && by.rights.hasRight(req.caller, run, hook.MayRead)
+		return err == nil && by.config.Auth.StillValid(d, req.caller, req.scheme, req.key) &&
+			by.rights.hasRight(req.caller, run, hook.MayRead)
 	}
 }
 
@@ -174,7 +175,7 @@ func (f *follower) beginAnswer(reader *responseSender, asked http.Header) {
 	_ = http.NewResponseController(reader.w).Flush()
 }
 
-// firstKeptOffset returns the first offset from from on whose byte is kept.
+// firstKeptOffset returns the offset of the first byte that is kept, from an offset on.
 func (f *follower) firstKeptOffset(from int64) int64 {
 	if f.out != nil {
 		if _, d := f.out.State(); from >= d.From && from < d.To {
@@ -191,8 +192,8 @@ func parseLiveRange(field string) (from int64, ok bool) {
 	return from, ok && err == nil && to == endless && !last
 }
 
-// sendUntilEnd sends what comes until the run has ended. Of that the runner tells, and
-// of the output the run's file: nobody asks the record meanwhile.
+// sendUntilEnd sends new output until the run has ended. The runner reports the end, and
+// the file of the run has the output: the store is not read meanwhile.
 func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, error) {
 	type ending struct {
 		run runner.Run
@@ -229,7 +230,7 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 			}
 			return e.run, f.sendWhatIsNew(ctx) // what was written before the end
 		case <-going:
-			going = nil // what runs may still end here; what waits waits for the next server
+			going = nil // a running run may still end here; a queued one waits for the next server
 			if run, err := f.runner.Get(ctx, id); err != nil || run.State == runner.Queued {
 				return run, errors.Join(errAgain, err)
 			}
@@ -237,8 +238,8 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 	}
 }
 
-// sendWhatIsNew sends what is there by now. Whoever waited for the run to start may have
-// been joined by somebody else since, whose output this is.
+// sendWhatIsNew sends what was written since. If the reader waited for the run to start, another
+// caller may have joined the run since, and the output be that caller's.
 func (f *follower) sendWhatIsNew(ctx context.Context) error {
 	waited := f.out == nil
 	err := f.openOutput()

@@ -1,5 +1,13 @@
-// Package handlers turns HTTP into decisions: it asks auth who sends, runner
-// what may run, and answers.
+// Package handlers answers HTTP requests: a delivery to a hook, the API of runs, the probes, the metrics, and the API
+// of local administrators. [New] returns a [Handler]; [Handler.Update] has it go by the next configuration.
+//
+// A delivery is handled by one function with a line for each step, in the order that keeps cheap checks first and
+// everything secret behind authentication: route, body, authentication, limits, permission, parameters, start. A
+// refusal leaves no trace of a later step. A request that fails a check gets an RFC 9457 problem; its reason is in the
+// log under the request id, and never in the answer of a refused credential, whose time says nothing either.
+//
+// Everything that a sender without a valid credential can use is bounded: rates for each address and in all, memory for
+// bodies, lines of the log. A panic ends the request alone. When the audit log or the store fails, nothing is started.
 package handlers
 
 import (
@@ -16,8 +24,8 @@ import (
 	"sallyport/runner/process/output"
 )
 
-// Outputs opens the output of a run, one that is being written too. Errors wrap
-// runner.ErrUnknown or output.ErrNotKept where there is none.
+// Outputs opens the output of a run, also while it is written. Errors wrap
+// runner.ErrUnknown or output.ErrNotKept if it does not exist.
 type Outputs func(run string) (*output.Reader, error)
 
 // Handler answers all requests to the server, under the configuration in force.
@@ -29,8 +37,8 @@ type Handler struct {
 // New returns a handler. outputs opens what a run wrote, and check is what /readyz looks at. A
 // configuration that comes into force later takes effect with Update.
 func New(
-	conf *config.Watcher, run *runner.Runner, outputs Outputs, trail *audit.Log, check *readiness.Check, metrics http.Handler,
-	now func() time.Time, log *slog.Logger,
+	conf *config.Watcher, run *runner.Runner, outputs Outputs, trail *audit.Log,
+	check *readiness.Check, metrics http.Handler, now func() time.Time, log *slog.Logger,
 ) *Handler {
 	h := &Handler{watcher: conf}
 	h.current.Store(newService(conf.Get(), &service{
@@ -97,10 +105,11 @@ type shared struct {
 func newService(c *config.Config, old *service) *service {
 	s := &service{
 		shared: old.shared, config: c, hooks: make(map[string]*hook.Hook, len(c.Hooks)),
-		limits: old.limits.carryOver(c, old.now),
-		bodies: &bodyReader{room: old.bodies.room.carryOver(c.Hooks), proved: old.proved, now: old.now},
-		delay:  &uniformDelay{callers: c.Auth, runner: old.runner, beats: old.delay.beats, now: old.now},
-		rights: runRights{c}, answers: &runAnswers{runner: old.runner, waits: old.gates.waits, latest: old.latest, now: old.now},
+		limits:  old.limits.carryOver(c, old.now),
+		bodies:  &bodyReader{room: old.bodies.room.carryOver(c.Hooks), proved: old.proved, now: old.now},
+		delay:   &uniformDelay{callers: c.Auth, runner: old.runner, beats: old.delay.beats, now: old.now},
+		rights:  runRights{c},
+		answers: &runAnswers{runner: old.runner, waits: old.gates.waits, latest: old.latest, now: old.now},
 	}
 	for _, h := range c.Hooks {
 		s.hooks[h.Path] = h

@@ -12,9 +12,9 @@ import (
 	"sallyport/internal/netid"
 )
 
-// What strangers can cause in any number has a bounded number of lines in the log: of each kind so
-// many for each network, and so many for all networks together. The rest is counted, and a line says
-// how many there were.
+// Events that strangers can cause in any number have a bounded number of lines in the log: for each
+// kind so many per network, and so many for all networks together. The rest is counted, and a line
+// says how many there were.
 const (
 	siteBurst    = 100
 	siteEvery    = 10 * time.Second // one more line
@@ -45,7 +45,10 @@ type skipped struct {
 }
 
 func newSamples(log *slog.Logger) *samples {
-	s := &samples{log: log, seed: maphash.MakeSeed(), sites: make([]rate.Limiter, siteSlots), kinds: map[string]*rate.Limiter{}, skipped: map[string]*skipped{}}
+	s := &samples{
+		log: log, seed: maphash.MakeSeed(), sites: make([]rate.Limiter, siteSlots),
+		kinds: map[string]*rate.Limiter{}, skipped: map[string]*skipped{},
+	}
 	for i := range s.sites {
 		s.sites[i].SetLimitAt(time.Time{}, rate.Every(siteEvery))
 		s.sites[i].SetBurstAt(time.Time{}, siteBurst)

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// getMetrics shows the metrics to whom the file lets read them.
+// getMetrics answers with the metrics, to callers that the configuration allows to read them.
 func (s *service) getMetrics(w http.ResponseWriter, r *http.Request, req *request) error {
 	if s.config.Metrics == nil {
 		return notFound()

@@ -15,7 +15,8 @@ import (
 )
 
 // request is what the log line of a request says beyond the request itself.
-// The handlers fill it in as they learn it.
+// The handlers fill it in as they learn it. It has many fields because each is a field of that line, or of
+// the line of the audit log.
 type request struct {
 	id      string
 	address string
@@ -26,18 +27,18 @@ type request struct {
 	hook    string
 	params  string // digest
 	run     string
-	kind    string // how it was turned away
+	kind    string // how it was refused
 	reason  string // why
 	cause   error
-	broken  bool // the answer is under way, and its reader is not to take it for a whole one
+	broken  bool // the answer has begun, and its reader must not take it for a whole one
 
-	observed  bool   // nothing is to come of it but an answer
-	would     string // have been started, queued, replayed or refused, were it not observed
-	leave     func() // gives back the request's place among the reads of its caller; nil without one
-	resembles string // observed callers that it could be meant to come from, though it proves none
+	observed  bool   // it only gets an answer, and starts nothing
+	would     string // started, queued, replayed or refused: what would have happened if it were not observed
+	leave     func() // releases the request's place among the reads of its caller; nil without one
+	resembles string // observed callers that it could be meant to come from, though it is not authenticated
 }
 
-// leaveReads gives back the request's place among the reads of its caller.
+// leaveReads releases the request's place among the reads of its caller.
 func (req *request) leaveReads() {
 	if req.leave != nil {
 		req.leave()
@@ -99,7 +100,7 @@ func (m *middleware) answerPanic(rec *recorder, req *request) {
 }
 
 // abortIfBroken ends a broken answer: over HTTP/1.1 without its last chunk, over HTTP/2
-// with a reset. It comes when the request is logged.
+// with a reset. It is called after the request is logged.
 func (req *request) abortIfBroken() {
 	if req.broken {
 		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to break an answer off
@@ -112,7 +113,7 @@ const (
 	longestField = 2000 // of what the server says about it
 )
 
-// logRequest writes one line per request. What can come in any number is sampled, so that it cannot
+// logRequest writes one line per request. Lines that strangers can cause in any number are sampled, so that they cannot
 // fill the disk: requests without a caller, and those that a limit turned away.
 func (m *middleware) logRequest(r *http.Request, req *request, rec *recorder, start time.Time) {
 	level := slog.LevelInfo
@@ -123,7 +124,8 @@ func (m *middleware) logRequest(r *http.Request, req *request, rec *recorder, st
 		level = slog.LevelWarn
 	}
 	stranger := req.caller == "" && req.run == ""
-	if (stranger || rec.status == http.StatusTooManyRequests) && !m.samples.allowLine(cmp.Or(req.kind, "answered"), remoteAddr(r), m.now()) {
+	if (stranger || rec.status == http.StatusTooManyRequests) &&
+		!m.samples.allowLine(cmp.Or(req.kind, "answered"), remoteAddr(r), m.now()) {
 		level = slog.LevelDebug
 	}
 	attrs := []slog.Attr{
@@ -153,8 +155,8 @@ func (m *middleware) logRequest(r *http.Request, req *request, rec *recorder, st
 	m.log.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// recorder remembers the status for the log, and ends a connection that is not to
-// go on.
+// recorder records the status for the log, and ends a connection that must not
+// continue.
 type recorder struct {
 	http.ResponseWriter
 	conn   netid.Connection

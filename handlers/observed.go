@@ -7,9 +7,8 @@ import (
 	"sallyport/runner"
 )
 
-// observation is the answer to a verified delivery of a caller that is only
-// observed: what would have become of it. The sender has proved who it is, so
-// it may know.
+// observation is the answer to a verified delivery of an observed caller: what
+// would have become of it. The sender is authenticated, so it may know.
 type observation struct {
 	Observed bool     `json:"observed"` // true
 	Would    string   `json:"would"`    // have been started, queued, replayed or refused

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// checkOrigin refuses what a page of another site had a browser send. A browser
-// adds the client certificate of its user to each request, whoever asked for it.
-// Senders of webhooks are no browsers and do not set these fields.
+// checkOrigin refuses requests that a page of another site had a browser send. A browser
+// adds the client certificate of its user to each request, whatever page caused it.
+// Senders of webhooks are not browsers and do not set these fields.
 func (c *credentials) checkOrigin(r *http.Request) error {
 	err := new(http.CrossOriginProtection).Check(r) // Sec-Fetch-Site, or Origin against Host
 	byBrowser := r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != ""
@@ -18,7 +18,7 @@ func (c *credentials) checkOrigin(r *http.Request) error {
 	}
 	return &refusal{
 		status: http.StatusForbidden, kind: "cross-site", cause: err,
-		detail: "A browser sent this for a page of another site.",
+		detail: "A browser sent this request for a page of another site.",
 	}
 }
 

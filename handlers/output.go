@@ -14,8 +14,8 @@ import (
 
 // getOutput answers with what a command wrote, stdout and stderr as one. Byte
 // offsets are those of all that was written, so they stay true although the
-// middle of a long output is not kept. Every reader reads the run's file for
-// itself, so none of them slows the command or another reader.
+// middle of a long output is not kept. Every reader reads the file of the run
+// independently, so none of them slows the command or another reader.
 func (s *service) getOutput(w http.ResponseWriter, r *http.Request, req *request) error {
 	run, _, err := s.authorizeRun(w, r, req, hook.MayRead)
 	if err != nil {
@@ -54,7 +54,7 @@ func (s *service) getOutput(w http.ResponseWriter, r *http.Request, req *request
 	return nil
 }
 
-// refuseOutput is the table of why an output cannot be opened.
+// refuseOutput says why an output cannot be opened.
 func refuseOutput(err error) error {
 	detail := "The run has no output: its command was not started."
 	switch {
@@ -66,11 +66,11 @@ func refuseOutput(err error) error {
 	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: detail}
 }
 
-// markBroken has an answer end so that its reader does not take it for a whole one.
+// markBroken ends an answer so that its reader does not take it for a whole one.
 func markBroken(req *request, cause error) { req.broken, req.cause = true, cause }
 
-// parseByteRange reads a Range of one part (RFC 9110, 14.2). What it does not
-// understand it ignores, as the RFC has it.
+// parseByteRange reads a Range of one part (RFC 9110, 14.2). A Range that it does not
+// understand is ignored, as the RFC requires.
 func parseByteRange(field string, size int64) (from, to int64, ok bool, err error) {
 	spec, isBytes := strings.CutPrefix(field, "bytes=")
 	first, last, isRange := strings.Cut(spec, "-")
@@ -91,7 +91,8 @@ func parseByteRange(field string, size int64) (from, to int64, ok bool, err erro
 	}
 	if from >= to {
 		return 0, 0, false, &refusal{
-			status: http.StatusRequestedRangeNotSatisfiable, kind: "range", detail: "The output does not reach that far.",
+			status: http.StatusRequestedRangeNotSatisfiable, kind: "range",
+			detail: "The range is behind the end of the output.",
 		}
 	}
 	return from, to, true, nil
@@ -104,7 +105,10 @@ func sendRange(w http.ResponseWriter, out *output.Reader, from, to, size int64) 
 	at, n, err := out.Next(buf, from)
 	if err != nil && n == 0 || at >= to {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
-		return &refusal{status: http.StatusRequestedRangeNotSatisfiable, kind: "range", detail: "That part of the output is not kept."}
+		return &refusal{
+			status: http.StatusRequestedRangeNotSatisfiable, kind: "range",
+			detail: "That part of the output is not kept.",
+		}
 	}
 	n = int(min(int64(n), to-at))
 	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", at, at+int64(n)-1, size))

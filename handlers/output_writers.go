@@ -76,7 +76,7 @@ func (*rangeWriter) writeGap(_, _ int64) error { return errGap }
 type eventWriter struct {
 	*responseSender
 
-	held []byte // the first bytes of a character whose rest has not come
+	held []byte // the first bytes of a character that is not complete yet
 }
 
 func (e *eventWriter) writePart(b []byte, at int64) error {
@@ -86,7 +86,7 @@ func (e *eventWriter) writePart(b []byte, at int64) error {
 	return e.sendText(text[:whole], at+int64(len(b)-len(e.held)))
 }
 
-// sendText sends an event whose text ends before the offset end.
+// sendText sends an event. Its text ends before the offset end.
 func (e *eventWriter) sendText(b []byte, end int64) error {
 	if len(b) == 0 {
 		return nil
@@ -99,7 +99,7 @@ func (e *eventWriter) sendText(b []byte, end int64) error {
 	return e.sendAndFlush(fmt.Appendf(nil, "id: %d\nevent: output\ndata: %s\n\n", end, data))
 }
 
-// sendHeld sends what is held of a character whose rest will not come.
+// sendHeld sends what is held of a character that will not be completed.
 func (e *eventWriter) sendHeld(at int64) error {
 	held := e.held
 	e.held = nil

@@ -21,14 +21,14 @@ type probes struct {
 // notReady is the kind of a refusal by /readyz.
 const notReady = "not-ready"
 
-// getHealth tells that the process answers at all.
+// getHealth reports that the process answers.
 func (p *probes) getHealth(w http.ResponseWriter, _ *http.Request, _ *request) error {
 	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
 	return nil
 }
 
-// getReadiness tells whether deliveries are taken and commands started, by having every part that this
-// needs do some work. It names the parts that do not; the reasons are for the log.
+// getReadiness reports whether deliveries are accepted and commands started, by a test of every part that
+// this needs. The answer names the parts that fail; the log has the reasons.
 func (p *probes) getReadiness(w http.ResponseWriter, r *http.Request, _ *request) error {
 	if p.runner.Draining() {
 		return refuseDraining()
@@ -41,8 +41,9 @@ func (p *probes) getReadiness(w http.ResponseWriter, r *http.Request, _ *request
 	}
 	if len(parts) > 0 {
 		return &refusal{
-			status: http.StatusServiceUnavailable, kind: notReady, cause: errors.Join(causes...), reason: "not ready: " + strings.Join(parts, ", "),
-			detail: "Not working: " + strings.Join(parts, ", ") + ".", parts: parts, header: http.Header{"Retry-After": {"10"}},
+			status: http.StatusServiceUnavailable, kind: notReady, cause: errors.Join(causes...), parts: parts,
+			reason: "not ready: " + strings.Join(parts, ", "),
+			detail: "Not working: " + strings.Join(parts, ", ") + ".", header: http.Header{"Retry-After": {"10"}},
 		}
 	}
 	status := p.watcher.Status()

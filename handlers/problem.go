@@ -12,8 +12,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-// refusal is an answer that turns a request away: what the sender is told, and
-// apart from it what the operator's log says.
+// refusal is the answer to a request that is refused: what the sender gets, and
+// separately what the log says.
 type refusal struct {
 	status   int
 	kind     string // one of few: last part of the problem's type
@@ -40,22 +40,22 @@ type problem struct {
 	Parts     []string            `json:"parts,omitempty"` // that do not work, in an answer of /readyz
 }
 
-// runInProgress is what anybody who may start a hook may know of the run that is
-// in the way: not whose it is, nor its parameters.
+// runInProgress is what each caller of a hook may know of the run that is in the way: not
+// its caller, nor its parameters.
 type runInProgress struct {
 	ID    string       `json:"id"`
 	State runner.State `json:"state"`
 }
 
-// writeProblem is the one writer of errors. What is no refusal is a fault of
-// ours, and the sender learns only that.
+// writeProblem writes all errors. An error that is not a refusal is a fault of
+// the server, and the sender learns only that.
 func writeProblem(w http.ResponseWriter, req *request, err error) {
 	var e *refusal
 	if !errors.As(err, &e) {
 		req.observed = false
 		e = &refusal{
 			status: http.StatusInternalServerError, kind: "internal", cause: err,
-			detail: "The server could not do this. Its operator finds the reason under the request id.",
+			detail: "Internal error. See the server log for this request id.",
 		}
 	}
 	req.kind, req.reason, req.cause = e.kind, e.reason, e.cause
@@ -76,8 +76,7 @@ func writeProblem(w http.ResponseWriter, req *request, err error) {
 	}
 	maps.Copy(w.Header(), e.header)
 	writeJSON(w, e.status, "application/problem+json", p)
-	// Now, and not when the log has been written, which takes its time by what
-	// the operator reads there.
+	// Before the log is written: how long that takes depends on what it says.
 	_ = http.NewResponseController(w).Flush()
 }
 
@@ -89,22 +88,22 @@ func writeJSON(w http.ResponseWriter, status int, kind string, v any) {
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Content-Length", strconv.Itoa(text.Len()))
 	w.WriteHeader(status)
-	_, _ = w.Write(text.Bytes()) // the sender is gone; there is nobody left to tell
+	_, _ = w.Write(text.Bytes()) // the sender is gone
 }
 
 // The refusals that are always the same.
 
 func notFound() error {
-	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: "There is nothing here."}
+	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: "Not found."}
 }
 
-// unauthorized is one answer for every way a credential can be missing or
-// wrong, so that it tells an outsider nothing. RFC 9110 15.5.2 demands a
+// unauthorized is the same answer for every way in which a credential can be missing or
+// wrong, so that an outsider learns nothing from it. RFC 9110 15.5.2 demands a
 // challenge.
 func unauthorized(reason string) error {
 	return &refusal{
 		status: http.StatusUnauthorized, kind: "unauthorized", reason: reason,
-		detail: "No valid credential came with the request.",
+		detail: "Missing or invalid credential.",
 		header: http.Header{"Www-Authenticate": {`Bearer realm="sallyport"`}},
 	}
 }

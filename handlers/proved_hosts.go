@@ -10,7 +10,7 @@ import (
 	"sallyport/auth"
 )
 
-// What a host is known by that a delivery was accepted from.
+// How many hosts are remembered from which a delivery was accepted, and for how long.
 const (
 	provedSlots = 1 << 12
 	provedFor   = 24 * time.Hour

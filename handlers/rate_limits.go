@@ -50,8 +50,8 @@ func (l *rateLimits) refuseCredential(r *http.Request, why error) error {
 }
 
 // limitDelivery spends a token of the caller, or of the failures of the address for a delivery
-// that was accepted before: anyone who has seen it can send it, and must not use up the budget of
-// the caller.
+// that was accepted before: anyone that has recorded it can send it, and must not use up the budget
+// of the caller.
 func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, repeated error) error {
 	var first *runner.Replayed
 	if errors.As(repeated, &first) || errors.Is(repeated, runner.ErrOtherBody) {
@@ -63,7 +63,7 @@ func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *
 	return l.limitCaller(w, who)
 }
 
-// limitCaller spends a token of the caller and tells it what is left.
+// limitCaller spends a token of the caller, and sets the headers that say what is left.
 func (l *rateLimits) limitCaller(w http.ResponseWriter, who *auth.Identity) error {
 	limiter, ok := l.callers[who.Caller]
 	if !ok {
@@ -79,8 +79,8 @@ func (l *rateLimits) limitCaller(w http.ResponseWriter, who *auth.Identity) erro
 }
 
 // addressLimits is a table of limiters that never grows, whatever the number
-// of addresses: each address has the slot that a seeded hash gives it. Who
-// shares a slot shares its budget, and without the seed nobody can pick whom.
+// of addresses: each address has the slot that a seeded hash gives it. Addresses
+// that share a slot share its budget, and without the seed a sender cannot choose which.
 type addressLimits struct {
 	seed  maphash.Seed
 	limit config.Limit
@@ -155,7 +155,7 @@ func takeToken(l *rate.Limiter, policy string, now time.Time) *refusal {
 	wait := time.Duration((1 - l.TokensAt(now)) / float64(l.Limit()) * float64(time.Second))
 	return &refusal{
 		status: http.StatusTooManyRequests, kind: audit.TooOften,
-		detail: "Too many requests; Retry-After says when the next one may come.",
+		detail: "Too many requests; Retry-After says when to send the next one.",
 		reason: "limit by " + policy,
 		header: http.Header{
 			"Retry-After":      {formatSeconds(wait)},
@@ -178,7 +178,7 @@ func formatPolicy(l *rate.Limiter, policy string) string {
 	return fmt.Sprintf(`"%s";q=%d;w=%d`, policy, l.Burst(), int(math.Ceil(float64(l.Burst())/float64(l.Limit()))))
 }
 
-// formatSeconds rounds up, so that who waits as long as told is not told again.
+// formatSeconds rounds up, so that a client that honours Retry-After is not refused again.
 func formatSeconds(d time.Duration) string {
 	return fmt.Sprint(max(1, int(math.Ceil(d.Seconds()))))
 }
@@ -192,5 +192,5 @@ func remoteAddr(r *http.Request) netip.Addr {
 	return ap.Addr()
 }
 
-// remoteHost is what a caller is told apart by before it has proved anything.
+// remoteHost is what identifies a sender before it is authenticated.
 func remoteHost(r *http.Request) netip.Addr { return netid.Host(remoteAddr(r)) }

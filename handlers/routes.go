@@ -13,7 +13,7 @@ import (
 // router does not clean paths, because its redirect turns a POST into a GET.
 func (s *service) newRouter() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
-	r.MatcherFunc(hasEncodedSlash).Handler(handler(func(http.ResponseWriter, *http.Request, *request) error { return notFound() }))
+	r.MatcherFunc(hasEncodedSlash).Handler(handler(answerNotFound))
 	for path, by := range s.fixedRoutes() {
 		r.Handle(path, by)
 	}
@@ -37,13 +37,13 @@ func (s *service) fixedRoutes() map[string]methods {
 	}
 }
 
-// hasEncodedSlash finds paths that mean something else decoded: what stands before
-// the server and decides by the path would have seen another one.
+// hasEncodedSlash finds paths that mean something else when they are decoded: a proxy before
+// the server that decides by the path would have seen another one.
 func hasEncodedSlash(r *http.Request, _ *mux.RouteMatch) bool {
 	return strings.Contains(strings.ToLower(r.URL.EscapedPath()), "%2f")
 }
 
-// handler answers a request, or returns why it is turned away.
+// handler answers a request, or returns why it is refused.
 type handler func(w http.ResponseWriter, r *http.Request, req *request) error
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -53,6 +53,9 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, req, err)
 	}
 }
+
+// answerNotFound answers 404 for every path.
+func answerNotFound(http.ResponseWriter, *http.Request, *request) error { return notFound() }
 
 // methods answers 405 with Allow for what is not among them. HEAD is answered where GET is:
 // net/http leaves the body out.
@@ -80,7 +83,7 @@ func refuseMethod(m methods) error {
 	slices.Sort(allow)
 	return &refusal{
 		status: http.StatusMethodNotAllowed, kind: "method-not-allowed",
-		detail: "Only " + strings.Join(allow, ", ") + " is answered here.",
+		detail: "Method not allowed; use " + strings.Join(allow, ", ") + ".",
 		header: http.Header{"Allow": {strings.Join(allow, ", ")}},
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"sallyport/runner"
 )
 
-// runAnswers answer requests with a run, or with why there is none.
+// runAnswers answer requests with a run, or with the reason why none was started.
 type runAnswers struct {
 	runner *runner.Runner
 	waits  *gate
@@ -28,9 +28,11 @@ type waiting struct {
 	Expected time.Time `json:"expected_start"` // by the median of the hook's runs
 }
 
-// answerStarted answers 200 for a run that runs, and 202 for one that waits or
-// of which nobody can say yet that it runs.
-func (a *runAnswers) answerStarted(w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int) error {
+// answerStarted answers 200 for a run that runs, and 202 for one that is queued or
+// of which it is not known yet whether it runs.
+func (a *runAnswers) answerStarted(
+	w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int,
+) error {
 	if wait > 0 || started.Run.State != runner.Queued && !started.Late {
 		return a.answerWithStatus(w, r, req, started.Run, wait, http.StatusAccepted)
 	}
@@ -53,10 +55,12 @@ func (a *runAnswers) answerRun(w http.ResponseWriter, r *http.Request, req *requ
 	return a.answerWithStatus(w, r, req, run, wait, http.StatusOK)
 }
 
-// answerWithStatus is answerRun, with a status for a run that waits for its turn still.
+// answerWithStatus is answerRun, with a status for a run that is still queued.
 // A caller that has too many answers waiting gets this one at once: a preference
 // may be ignored (RFC 7240, 2), and a run was perhaps started for it.
-func (a *runAnswers) answerWithStatus(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait, queued int) error {
+func (a *runAnswers) answerWithStatus(
+	w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait, queued int,
+) error {
 	req.run = run.ID
 	leave, mayWait := func() {}, wait > 0
 	if mayWait {
@@ -112,7 +116,7 @@ func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, re
 	case errors.As(err, &busy):
 		return &refusal{
 			status: http.StatusServiceUnavailable, kind: "busy", run: &busy.Run,
-			detail: "A run is in flight, and no more may wait. Retry-After is when it should be over.",
+			detail: "A run is already in progress, and no other can be queued. Retry-After estimates when it will end.",
 			header: http.Header{"Retry-After": {formatSeconds(busy.RetryAfter)}},
 		}
 	case errors.Is(err, runner.ErrNotNow):
@@ -120,11 +124,12 @@ func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, re
 	case errors.Is(err, runner.ErrUncertain):
 		return &refusal{
 			status: http.StatusInternalServerError, kind: "uncertain", cause: err,
-			detail: "The server cannot tell whether it recorded this delivery. If it did, the run starts when the server is started again.",
+			detail: "The server does not know whether it recorded this delivery. " +
+				"If it did, the run starts after the next start of the server.",
 		}
 	case errors.Is(err, runner.ErrUnavailable), errors.Is(err, runner.ErrFull):
 		return refuseUnavailable(err)
-	case errors.Is(err, runner.ErrFlight): // something got away from its run, and lives
+	case errors.Is(err, runner.ErrFlight): // a process of an earlier run is still running
 		return &refusal{
 			status: http.StatusServiceUnavailable, kind: "busy", cause: err,
 			detail: "A command of this flight is still running.", header: http.Header{"Retry-After": {"10"}},
@@ -132,7 +137,7 @@ func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, re
 	case errors.As(err, &failed):
 		return &refusal{
 			status: http.StatusInternalServerError, kind: "not-started", run: &failed.Run, cause: failed.Reason,
-			detail: "The command could not be started. The operator finds the reason under the request id.",
+			detail: "The command could not be started. See the server log for this request id.",
 		}
 	case errors.As(err, &values):
 		return refuseParameters(values)
@@ -141,14 +146,16 @@ func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, re
 	case errors.Is(err, runner.ErrOtherBody):
 		return &refusal{
 			status: http.StatusUnprocessableEntity, kind: "other-body", cause: err,
-			detail: "An earlier delivery came under the same id, nonce or Idempotency-Key with another body. Nothing was started.",
+			detail: "An earlier delivery has the same id, nonce or Idempotency-Key and another body. " +
+				"Nothing was started.",
 		}
 	case errors.Is(err, runner.ErrDraining):
 		return refuseDraining()
 	case errors.Is(err, runner.ErrNoInput):
 		return &refusal{
 			status: http.StatusUnprocessableEntity, kind: "no-body",
-			detail: "The command reads the body of its delivery, which is not kept once the run has ended. Send the delivery again.",
+			detail: "The command reads the body of its delivery, which is not kept after the run has ended. " +
+				"Send the delivery again.",
 		}
 	}
 	return err
@@ -157,7 +164,7 @@ func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, re
 func refuseUnavailable(cause error) error {
 	return &refusal{
 		status: http.StatusServiceUnavailable, kind: "unavailable", cause: cause,
-		detail: "The server cannot record a run now, so it starts none.", header: http.Header{"Retry-After": {"30"}},
+		detail: "The server cannot record a run now, so it does not start one.", header: http.Header{"Retry-After": {"30"}},
 	}
 }
 
@@ -171,6 +178,6 @@ func refuseNotNow(cause error) error {
 func refuseDraining() error {
 	return &refusal{
 		status: http.StatusServiceUnavailable, kind: "draining",
-		detail: "The server is going and takes no more deliveries.", header: http.Header{"Retry-After": {"10"}},
+		detail: "The server is shutting down and accepts no new deliveries.", header: http.Header{"Retry-After": {"10"}},
 	}
 }

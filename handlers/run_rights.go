@@ -16,8 +16,8 @@ import (
 // runRights say what a caller may do with runs, and which it may know of.
 type runRights struct{ config *config.Config }
 
-// hasRight tells whether a caller has a right over a run. One that stands for others
-// too is not the caller's alone to cancel.
+// hasRight reports whether a caller has a right over a run. A run that stands for deliveries of others
+// too cannot be cancelled by its caller alone.
 func (a runRights) hasRight(caller string, run runner.Run, right hook.Right) bool {
 	h, ok := a.config.Hook(run.Hook)
 	if ok && h.May(caller, right) {
@@ -26,14 +26,14 @@ func (a runRights) hasRight(caller string, run runner.Run, right hook.Right) boo
 	return run.Caller == caller && (right == hook.MayRead || right == hook.MayCancel && len(run.StandsFor) == 0)
 }
 
-// mayKnow tells whether a caller may know how a run stands: who may read it, and
-// who was told that its delivery waits in it.
+// mayKnow reports whether a caller may know the state of a run: if it may read the run, or if a
+// delivery of it was joined to the run.
 func (a runRights) mayKnow(caller string, run runner.Run) bool {
 	return a.hasRight(caller, run, hook.MayRead) || slices.Contains(run.StandsFor, caller)
 }
 
-// redactRun takes out of a run what is not for the caller, if that may not read it:
-// who joined it last, with which parameters.
+// redactRun removes from a run what a caller that may not read it must not see: the caller that
+// joined it last, and the parameters.
 func (a runRights) redactRun(caller string, run runner.Run) runner.Run {
 	if !a.hasRight(caller, run, hook.MayRead) {
 		run.Caller, run.Params, run.Cut, run.StandsFor = "", nil, nil, nil
@@ -48,7 +48,7 @@ func (a runRights) visibleParts(caller string, f runner.Filter) (parts []runner.
 		own.Callers = []string{caller}
 		parts = append(parts, own)
 	}
-	if len(f.Callers) == 0 { // whose they are now is not told
+	if len(f.Callers) == 0 { // the answer does not name the present caller
 		joined := f
 		joined.Joined = caller
 		parts = append(parts, joined)
@@ -73,7 +73,7 @@ func (a runRights) parseFilter(q url.Values, caller string) (f runner.Filter, er
 	f = runner.Filter{Hooks: q["hook"], Callers: q["caller"], Before: q.Get("before"), Limit: 50}
 	for name := range q {
 		if !slices.Contains([]string{"hook", "caller", "state", "since", "until", "before", "limit"}, name) {
-			return f, malformed("Runs are asked for by hook, caller, state, since, until, before and limit, and nothing else.")
+			return f, malformed("Unknown query parameter; use hook, caller, state, since, until, before or limit.")
 		}
 	}
 	if max(len(f.Hooks), len(f.Callers), len(q["state"])) > maxNames {
@@ -82,14 +82,14 @@ func (a runRights) parseFilter(q url.Values, caller string) (f runner.Filter, er
 	hooks, callers := a.visibleNames(caller)
 	switch {
 	case slices.ContainsFunc(f.Hooks, func(name string) bool { return !hooks[name] }):
-		return f, malformed("A hook that is asked for does not exist.")
+		return f, malformed("The query names a hook that does not exist.")
 	case slices.ContainsFunc(f.Callers, func(name string) bool { return !callers[name] }):
-		return f, malformed("A caller that is asked for does not exist.")
+		return f, malformed("The query names a caller that does not exist.")
 	}
 	for _, text := range q["state"] {
 		state := runner.State(text)
 		if state != runner.Queued && state != runner.Running && !slices.Contains(runner.Ends(), state) {
-			return f, malformed("There is no such state of a run.")
+			return f, malformed("Unknown state of a run.")
 		}
 		f.States = append(f.States, state)
 	}

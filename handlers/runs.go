@@ -54,10 +54,12 @@ func (s *service) authenticateCaller(w http.ResponseWriter, r *http.Request, req
 }
 
 // authorizeRun returns the run of the path to a caller that has the rights over it: as
-// the one that started it, or by the file. Without rights it is enough that the
-// caller may know of it. To all others it is as if there were none; to one that may
-// know of it and not do what is asked, 403.
-func (s *service) authorizeRun(w http.ResponseWriter, r *http.Request, req *request, rights ...hook.Right) (runner.Run, *auth.Identity, error) {
+// the one that started it, or by the file. If no rights are named, it is enough that the
+// caller may know of it. All others get the answer for an unknown run; a caller that may
+// know of it, and lacks a right, gets 403.
+func (s *service) authorizeRun(w http.ResponseWriter, r *http.Request, req *request, rights ...hook.Right) (
+	runner.Run, *auth.Identity, error,
+) {
 	who, err := s.authenticateCaller(w, r, req)
 	if err != nil {
 		return runner.Run{}, nil, err
@@ -66,16 +68,19 @@ func (s *service) authorizeRun(w http.ResponseWriter, r *http.Request, req *requ
 	if acts >= 0 && s.config.Observed[who.Caller] {
 		return runner.Run{}, nil, forbidden(who.Caller, string(rights[acts])+" anything while it is observed")
 	}
-	if acts >= 0 && who.NeverStale { // who has seen one request of it could cancel and repeat runs for ever
+	if acts >= 0 && who.NeverStale { // a recorded request could cancel and repeat runs without end
 		return runner.Run{}, nil, &refusal{
-			status: http.StatusForbidden, kind: "forbidden", reason: "the signature has no time, and covers no more than a body, which is empty",
-			detail: "A signature of this kind never ends and does not say what is asked for. Cancel and repeat runs with another credential.",
+			status: http.StatusForbidden, kind: "forbidden",
+			reason: "the signature has no timestamp, and covers only the body, which is empty",
+			detail: "This signature scheme has no timestamp, so it cannot authorize cancel or rerun. " +
+				"Use another credential.",
 		}
 	}
 	run, err := s.runner.Get(r.Context(), mux.Vars(r)["id"])
 	lacks := slices.IndexFunc(rights, func(right hook.Right) bool { return !s.rights.hasRight(who.Caller, run, right) })
 	switch {
-	case errors.Is(err, runner.ErrUnknown), err == nil && !s.rights.mayKnow(who.Caller, run) && (lacks >= 0 || len(rights) == 0):
+	case errors.Is(err, runner.ErrUnknown),
+		err == nil && !s.rights.mayKnow(who.Caller, run) && (lacks >= 0 || len(rights) == 0):
 		return runner.Run{}, nil, notFound()
 	case err != nil:
 		return runner.Run{}, nil, s.answers.answerNotStarted(w, r, req, 0, err)
@@ -95,7 +100,7 @@ func (s *service) getRun(w http.ResponseWriter, r *http.Request, req *request) e
 	return s.answers.answerRun(w, r, req, run, parsePreferWait(r.Header))
 }
 
-// cancelRun ends a run that waits or runs, and answers with it as it stands.
+// cancelRun ends a queued or running run, and answers with its state.
 func (s *service) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait := parsePreferWait(r.Header)
 	run, _, err := s.authorizeRun(w, r, req, hook.MayCancel)
@@ -108,9 +113,9 @@ func (s *service) cancelRun(w http.ResponseWriter, r *http.Request, req *request
 	return s.answers.answerRun(w, r, req, run, wait)
 }
 
-// repeatRun starts the command of a run again, with the same parameters. It is a
-// command of whoever asks, and no replay; but where the credential tells one
-// request from another, each is good for one run.
+// repeatRun starts the command of a run again, with the same parameters. The new run is that of the
+// caller that asks, and is not a replay. If the credential identifies a request, each request
+// is good for one run.
 func (s *service) repeatRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait := parsePreferWait(r.Header)
 	run, who, err := s.authorizeRun(w, r, req, hook.MayRead, hook.MayStart)
@@ -132,7 +137,9 @@ func rerunClaim(who *auth.Identity, run runner.Run) runner.Claim {
 	case who.Replay == "":
 		return runner.Claim{}
 	case who.OneBody:
-		return runner.Claim{Key: digestParts(who.Kind, who.Replay), Until: who.Until, OneBody: true, Body: sha256.Sum256([]byte(what))}
+		return runner.Claim{
+			Key: digestParts(who.Kind, who.Replay), Until: who.Until, OneBody: true, Body: sha256.Sum256([]byte(what)),
+		}
 	}
 	return claimNames(who, what)
 }

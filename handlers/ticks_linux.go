@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newTicks returns what waits for the next tick, and what ends them. The ticks are
-// those of the machine's clock. A time.Ticker would not do here: the runtime
+// newTicks returns a function that waits for the next tick, and one that ends the ticks. The ticks are
+// those of the clock of the machine. A time.Ticker would not do here: the runtime
 // waits for its timers in whole milliseconds, counted from when it has nothing
-// else left to do, so that when a timer fires tells how long the work before took.
+// else left to do, so the moment at which a timer fires shows how long the work before took.
 func newTicks(every time.Duration) (next, stop func()) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {

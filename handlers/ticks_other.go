@@ -4,5 +4,5 @@ package handlers
 
 import "time"
 
-// newTicks returns what waits for the next tick, and what ends them.
+// newTicks returns a function that waits for the next tick, and one that ends the ticks.
 func newTicks(every time.Duration) (next, stop func()) { return newTicker(every) }

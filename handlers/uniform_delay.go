@@ -14,22 +14,22 @@ import (
 // How long it takes to refuse a credential depends on what is wrong with it:
 // with no signature there is nothing to compute, with a wrong one of a known
 // caller the body is hashed, perhaps for many keys. Two things keep an outsider
-// from learning that. Package auth does as much work for each refusal. And a
+// from learning that. Package auth does the same work for each refusal. And a
 // refusal is answered only at a time that depends on the hook and the length of the
-// body alone: at the first multiple of a span that is above what judging a
+// body alone: at the first multiple of a delay that is longer than the check of any
 // credential takes.
 const (
-	minDelay     = 5 * time.Millisecond // and what few keys take
-	maxDelay     = 4 * time.Second      // less than the server gives last answers when it goes
-	delayPerByte = 10 * time.Nanosecond // and byte hashed: 100 MB/s, a fraction of what a slow processor does
+	minDelay     = 5 * time.Millisecond // enough for a few keys
+	maxDelay     = 4 * time.Second      // less than the server waits for last answers when it ends
+	delayPerByte = 10 * time.Nanosecond // for each byte hashed: 100 MB/s, a fraction of what a slow processor does
 
-	// beat is how often waiting refusals are looked at, all on the same beat:
-	// when one is answered then depends on when its body was there, and on
-	// nothing that happened since.
+	// beat is the interval at which all waiting refusals are checked, so that the
+	// time of an answer depends on when its body had arrived, and on nothing that
+	// happened since.
 	beat = time.Millisecond
 )
 
-// uniformDelay has refused credentials answered at times that do not depend on what is wrong with them.
+// uniformDelay delays the answers to refused credentials until a time that does not depend on what is wrong with them.
 type uniformDelay struct {
 	callers *auth.Callers
 	runner  *runner.Runner
@@ -37,7 +37,7 @@ type uniformDelay struct {
 	now     func() time.Time
 }
 
-// delaySpan is of a body's length and the hook alone; nil is the run API.
+// delaySpan depends on the length of the body and the hook alone; a nil hook is the run API.
 func (d *uniformDelay) delaySpan(length int, h *hook.Hook) time.Duration {
 	var callers []string
 	if h != nil {
@@ -46,14 +46,14 @@ func (d *uniformDelay) delaySpan(length int, h *hook.Hook) time.Duration {
 	return min(minDelay+time.Duration(d.callers.MaxVerifyCost(callers, length))*delayPerByte, maxDelay)
 }
 
-// waitUniformly waits until a request may be answered whose body was there at the time
-// arrived, and that has no valid credential. It ends before that when the sender
-// leaves, and when the server begins to drain. Nothing of the body is held meanwhile.
+// waitUniformly waits until a request without a valid credential may be answered, whose body was
+// complete at the time arrived. It returns early when the sender
+// leaves, and when the server begins to drain. The body must have been released.
 func (d *uniformDelay) waitUniformly(r *http.Request, length int, h *hook.Hook, arrived time.Time) {
 	span := d.delaySpan(length, h)
 	took := d.now().Sub(arrived)
 	going := d.runner.Going()
-	if d.runner.Draining() { // those that come during the drain are as even as all others
+	if d.runner.Draining() { // those that arrive during the drain wait like all others
 		going = nil
 	}
 	d.beats.waitForBeat(r.Context(), going, span-took%span)
@@ -91,7 +91,7 @@ func (b *beats) waitForBeat(ctx context.Context, going <-chan struct{}, d time.D
 	}
 }
 
-// runBeats wakes who waits, for as long as anybody does.
+// runBeats wakes the waiting refusals, and ends when there are none.
 func (b *beats) runBeats() {
 	next, stop := newTicks(beat)
 	defer stop()

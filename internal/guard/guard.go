@@ -1,7 +1,7 @@
 // Package guard turns a panic into an error. A panic in a goroutine that acts for a request would end the whole server:
-// net/http recovers only what runs in the goroutine of the request itself. Such a goroutine calls what it is for by
-// [Call]. Goroutines that keep the state of the server do not: after a panic of theirs that state cannot be trusted, and
-// the next server takes up what is recorded.
+// net/http recovers only what runs in the goroutine of the request itself. Such a goroutine calls its work by [Call]
+// or [Do]. Goroutines that keep the state of the server do not: after a panic of theirs that state cannot be trusted,
+// and the next server continues from what is recorded.
 package guard
 
 import (
@@ -20,14 +20,14 @@ func Call[T any](log *slog.Logger, f func() (T, error)) (value T, err error) {
 	return f()
 }
 
-// Do is Call for what returns nothing but an error.
+// Do is Call for a function that returns only an error.
 func Do(log *slog.Logger, f func() error) error {
 	_, err := Call(log, func() (struct{}, error) { return struct{}{}, f() })
 	return err
 }
 
-// Log logs what a deferred function has recovered, with the stack, and returns it as an error. It does nothing, and
-// returns nil, if there was no panic.
+// Log logs what a deferred function has recovered, with the stack, and returns it as an error. Without a panic it
+// does nothing and returns nil.
 func Log(log *slog.Logger, recovered any, attrs ...any) error {
 	if recovered == nil {
 		return nil

@@ -8,8 +8,11 @@ import (
 )
 
 // ServeAdmin answers local administrators on a listener until ctx is done, and then lets requests in
-// progress end for a few seconds. identify adds to the context of a connection who it is.
-func ServeAdmin(ctx context.Context, listener net.Listener, handler http.Handler, identify func(context.Context, net.Conn) context.Context) error {
+// progress end for a few seconds. identify adds the user to the context of a connection.
+func ServeAdmin(
+	ctx context.Context, listener net.Listener, handler http.Handler,
+	identify func(context.Context, net.Conn) context.Context,
+) error {
 	srv := &http.Server{
 		Handler: handler, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
 		IdleTimeout: idleTimeout, MaxHeaderBytes: headerBytes, ConnContext: identify,

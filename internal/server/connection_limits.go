@@ -20,7 +20,7 @@ const (
 	maxRefusals         = 200         // the same, of a connection that has carried a valid credential
 )
 
-// What may come on a connection beyond the bodies that are read. Frames that ask
+// What may arrive on a connection beyond the bodies that are read. Frames that ask
 // for nothing (PING, SETTINGS, empty DATA and CONTINUATION, requests that are
 // reset at once) cost time, and net/http bounds their number only while it
 // cannot write its answers.
@@ -58,7 +58,7 @@ type rank int
 
 const (
 	stranger rank = iota // has not carried a valid credential, from an address that has not either
-	idle                 // carries nothing now, or comes from an address whose credential was verified lately
+	idle                 // carries no request, or comes from an address with a credential that was verified lately
 	busy                 // carries a request of a caller: not closed
 	ranks
 )
@@ -96,7 +96,9 @@ func (l *listener) Accept() (net.Conn, error) {
 func (l *listener) newConn(accepted net.Conn) *conn {
 	from := netid.AddrPort(accepted.RemoteAddr()).Addr()
 	now := time.Now()
-	c := &conn{Conn: accepted, list: l, from: from, host: netid.Host(from), site: netid.Site(from), opened: now, since: now}
+	c := &conn{
+		Conn: accepted, list: l, from: from, host: netid.Host(from), site: netid.Site(from), opened: now, since: now,
+	}
 	c.useful.Store(maxOverhead)
 	if l.handler.IsProvedHost(from) {
 		c.rank, c.known = idle, true
@@ -199,7 +201,8 @@ func (l *listener) removeConnection(c *conn) {
 	l.sum--
 }
 
-// conn is a connection that has a place among others and carries nothing but TLS.
+// conn is a connection that has a place among others and carries nothing but TLS. Its many fields are the state of
+// one connection: what it used, and, under the mutex of the listener, what its rank depends on.
 type conn struct {
 	net.Conn
 	list       *listener
@@ -208,7 +211,7 @@ type conn struct {
 	opened     time.Time
 	known      bool         // its address had a valid credential lately
 	read       atomic.Int64 // bytes that have come
-	useful     atomic.Int64 // bytes that may have come, whatever the time
+	useful     atomic.Int64 // bytes that may have arrived, not counting those allowed for its age
 
 	// By the listener's mutex.
 	rank     rank
@@ -294,7 +297,7 @@ var errPlaintext = errors.New("refusing to write plaintext")
 
 // Write sends TLS records (RFC 8446, 5.1: content types 20 to 24) and nothing
 // else. net/http answers a plaintext request in plaintext, from below TLS; with
-// this, who speaks plaintext hears nothing.
+// this, a plaintext client gets no answer.
 func (c *conn) Write(b []byte) (int, error) {
 	if len(b) > 0 && (b[0] < 20 || b[0] > 24) {
 		return 0, errPlaintext

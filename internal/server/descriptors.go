@@ -7,7 +7,7 @@ import (
 	"sallyport/internal/config"
 )
 
-// spareDescriptors are those that the server needs besides connections: for the
+// spareDescriptors is how many files the server needs in addition to connections: for the
 // store, the audit log, outputs that are read and the supervisor.
 const spareDescriptors = 128
 
@@ -20,7 +20,8 @@ func WarnOfDescriptors(l config.Limits, log *slog.Logger) {
 		log.Warn("the limit of open files is not known", "error", err)
 		return
 	}
-	if need := uint64(l.Connections) + spareDescriptors; need > uint64(files.Cur) { //nolint:gosec,unconvert // checked to be positive; a signed number on some systems
+	need := uint64(l.Connections) + spareDescriptors //nolint:gosec // checked to be positive
+	if need > uint64(files.Cur) {                    //nolint:unconvert // a signed number on some systems
 		log.Warn("limits.connections is above the limit of open files (ulimit -n, LimitNOFILE=)",
 			"connections", l.Connections, "open_files", uint64(files.Cur), "needed", need)
 	}

@@ -16,18 +16,18 @@ import (
 	"sallyport/internal/config"
 )
 
-// A server hands its listener over to the next one, so that no connection is
-// refused while the program is upgraded: the next one is started with the
-// listener and a pipe, checks what it can beside the server that there is, and
-// says over the pipe that it is ready. Only then does the old one stop accepting,
-// finish its answers and let the state folder go. What comes in between waits in
-// the listener's queue. The old one stays until the next one says that it serves,
-// and takes everything back when that ends before it came so far.
+// A server hands its listener over to its successor, so that no connection is
+// refused while the program is upgraded. The successor is started with the
+// listener and a pipe, checks what it can while the predecessor still serves, and
+// reports over the pipe that it is ready. Only then does the predecessor stop accepting,
+// finish its answers and release the state folder. Connections that arrive in between wait in
+// the queue of the listener. The predecessor stays until the successor reports that it serves,
+// and takes everything back if the successor ends before that.
 
-// HandoverEnv is set for a server that is started by the one before it.
+// HandoverEnv is set for a server that is started by its predecessor.
 const HandoverEnv = "SALLYPORT_HANDOVER"
 
-// The descriptors of a server that is started by the one before it.
+// The descriptors of a server that is started by its predecessor.
 const (
 	inheritedListener = 3
 	inheritedPipe     = 4
@@ -39,26 +39,28 @@ const (
 	servesWithin  = 5 * time.Minute // a database may be checked or brought forward
 )
 
-// Predecessor is the server that started this one, and waits for two words of it.
+// Predecessor is the server that started this one, and waits for two signals from it.
 type Predecessor struct{ pipe *os.File }
 
-// Ready has it let go of all that one server has at a time.
+// Ready has it release what only one server may hold at a time.
 func (b *Predecessor) Ready() error {
 	if _, err := b.pipe.Write([]byte{1}); err != nil {
-		return fmt.Errorf("telling the server before this one: %w", err)
+		return fmt.Errorf("signalling the predecessor: %w", err)
 	}
 	return nil
 }
 
-// Serves has it go for good.
+// Serves has it end.
 func (b *Predecessor) Serves() {
 	_, _ = b.pipe.Write([]byte{2}) // it may be gone already
 	_ = b.pipe.Close()
 }
 
-// InheritListener returns the listener that the server before this one, or systemd,
-// hands to this process, or opens one. before is nil without such a server.
-func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (l net.Listener, before *Predecessor, err error) {
+// InheritListener returns the listener that the predecessor, or systemd, hands to this process, or
+// opens one. The predecessor is nil if there is none.
+func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (
+	l net.Listener, predecessor *Predecessor, err error,
+) {
 	if handedOver {
 		syscall.CloseOnExec(inheritedPipe) // its end is ours
 		l, err = net.FileListener(os.NewFile(inheritedListener, "listener"))
@@ -69,7 +71,7 @@ func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (l 
 	case err != nil:
 		return nil, nil, fmt.Errorf("taking the socket from systemd: %w", err)
 	case len(passed) > 1 || len(passed) == 1 && passed[0] == nil:
-		return nil, nil, errors.New("systemd passes something other than one listening socket")
+		return nil, nil, errors.New("expected exactly one listening socket from systemd")
 	case len(passed) == 1:
 		return passed[0], nil, nil
 	}
@@ -77,20 +79,19 @@ func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (l 
 	return l, nil, err
 }
 
-// NotifyReady tells a service manager that this process serves now, and is the
+// NotifyReady reports to a service manager that this process serves now, and is the
 // main one. Without a manager that listens it does nothing.
 func NotifyReady() error {
 	_, err := daemon.SdNotify(false, fmt.Sprintf("%s\nMAINPID=%d", daemon.SdNotifyReady, os.Getpid()))
 	return err
 }
 
-// handOver starts the next server and returns it when that is ready, or why it
-// is not.
+// handOver starts the successor and returns it when it is ready, or the reason why it is not.
 func (s *Server) handOver() (*Successor, error) {
 	soon, stop := context.WithTimeout(context.Background(), answersWithin)
 	defer stop()
 	if !s.runner.Answers(soon) {
-		return nil, errors.New("the supervisor does not answer, and the next server would wait for it in vain")
+		return nil, errors.New("the supervisor does not answer, so the next server could not start")
 	}
 	tcp, ok := s.raw.(*net.TCPListener)
 	if !ok {
@@ -116,7 +117,7 @@ func (s *Server) handOver() (*Successor, error) {
 	return n, nil
 }
 
-// Successor is the server that is taking over from this one.
+// Successor is the server that takes over from this one.
 type Successor struct {
 	server   *NextProcess
 	listener *os.File // for this one to go on with, if it must
@@ -138,9 +139,9 @@ func (n *Successor) awaitReady() error {
 	return n.told.SetReadDeadline(time.Time{})
 }
 
-// Await returns when the next server serves; one that is to stop meanwhile is
-// told so. Otherwise it has ended and let go of everything, and Await returns the
-// listener, to go on with, and why.
+// Await returns when the successor serves. It passes a stop on to a successor that does not serve
+// yet. If the successor has ended instead, and released everything, Await returns the listener to
+// continue with, and the reason.
 func (n *Successor) Await(stop <-chan struct{}) (back net.Listener, why error) {
 	if why = n.awaitServing(stop); why == nil {
 		n.log.Info("handed over")

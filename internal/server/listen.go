@@ -27,7 +27,8 @@ func openListener(ctx context.Context, address string) (net.Listener, error) {
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, network, address)
 	if n, bad := strconv.Atoi(port); errors.Is(err, syscall.EACCES) && bad == nil && n < privileged {
-		return nil, fmt.Errorf("%w: only root may listen on a port below %d; give the service AmbientCapabilities=CAP_NET_BIND_SERVICE, "+
+		return nil, fmt.Errorf("%w: only root may listen on a port below %d; give the service "+
+			"AmbientCapabilities=CAP_NET_BIND_SERVICE, "+
 			"or have systemd listen for it (a socket unit with ListenStream=%d)", err, privileged, n)
 	}
 	return l, err

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// newConnections are the connections that have carried no request yet. One that is
-// closed then looks to its sender like a refusal: over HTTP/2 some senders give
-// up when they are told to go away before their first request was sent.
+// newConnections are the connections that have carried no request yet. Closing
+// one looks to its sender like a refusal: over HTTP/2 some senders give
+// up when they get GOAWAY before their first request was sent.
 type newConnections struct {
 	mu   sync.Mutex
 	open map[net.Conn]struct{}
@@ -18,10 +18,12 @@ type newConnections struct {
 
 type connKey struct{}
 
-// watchServer has s tell of its connections.
+// watchServer records the connections of s that have carried no request.
 func (n *newConnections) watchServer(s *http.Server) {
 	n.open = map[net.Conn]struct{}{}
-	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) }
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, connKey{}, c)
+	}
 	s.ConnState = func(c net.Conn, state http.ConnState) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -44,7 +46,7 @@ func (n *newConnections) watchServer(s *http.Server) {
 	})
 }
 
-// awaitRequests returns when there are none, or after a while.
+// awaitRequests returns when no such connection is left, or after a while.
 func (n *newConnections) awaitRequests(patience time.Duration) {
 	end := time.After(patience)
 	for {

@@ -55,7 +55,7 @@ func isHTTP2(c net.Conn, state http.ConnState) bool {
 // farewell is what a client sends to end a connection, at most: a TLS alert.
 const farewell = 32
 
-// trackState takes down the state of a connection, and reports whether a request
+// trackState records the state of a connection, and reports whether a request
 // has ended that no handler saw. net/http says that a connection is active for the
 // first request that comes on it, but not for every one after that.
 func (c *conn) trackState(state http.ConnState, http2 bool) (unseen bool) {

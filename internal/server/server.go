@@ -1,5 +1,10 @@
-// Package server is the listener and the life of the server: TLS and nothing
-// else, every limit set, and a drain that loses no run.
+// Package server accepts connections and drives the server from its first request to its end: [New] takes a
+// listener, [Server.Serve] answers until it is stopped, and then drains, or hands over to a [Successor].
+//
+// Connections carry TLS and nothing else. Every timeout and size is bounded, and so is what one connection, address
+// and site may use before it has carried a valid credential. When all places are taken, connections of strangers are
+// closed before those of callers. Neither a drain nor a handover loses a run: a drain waits for the runs or stops them,
+// and after a handover they continue under the successor. A successor that fails leaves the predecessor serving.
 package server
 
 import (
@@ -35,11 +40,10 @@ const (
 	firstRequest  = time.Second // of a connection that was accepted just before the end
 )
 
-// Handler is what answers on the connections, and what is asked and told about
-// those that have proved nothing yet.
+// Handler answers the requests, and decides about connections that have not carried a valid credential yet.
 type Handler interface {
 	http.Handler
-	AllowConnection(from netip.Addr) bool // whether it may, so often
+	AllowConnection(from netip.Addr) bool // false if the address connects too often
 	IsProvedHost(from netip.Addr) bool    // whether a valid credential came from there lately
 	CountRejectedConnection()             // a connection was closed, because there were too many
 	ReportFlood(from netip.Addr)          // a connection was closed, because too much came on it
@@ -63,11 +67,14 @@ type Server struct {
 // New returns a server on a listener. Nothing is accepted before Serve. next
 // starts the server that takes over from this one, with the two files as its
 // descriptors 3 and 4 and HandoverEnv set.
-func New(l net.Listener, conf *config.Watcher, surface Handler, run *runner.Runner, next func(listener, pipe *os.File) (*NextProcess, error), log *slog.Logger) *Server {
+func New(
+	l net.Listener, conf *config.Watcher, handler Handler, run *runner.Runner,
+	next func(listener, pipe *os.File) (*NextProcess, error), log *slog.Logger,
+) *Server {
 	s := &Server{
-		raw: l, next: next, handler: surface,
+		raw: l, next: next, handler: handler,
 		http: &http.Server{
-			Handler:           surface,
+			Handler:           handler,
 			ReadHeaderTimeout: headerTimeout,
 			ReadTimeout:       readTimeout,
 			WriteTimeout:      writeTimeout,
@@ -89,16 +96,16 @@ func New(l net.Listener, conf *config.Watcher, surface Handler, run *runner.Runn
 		},
 		runner: run, conf: conf, log: log,
 	}
-	s.listener = tls.NewListener(limitConnections(l, conf, surface), &tls.Config{
+	s.listener = tls.NewListener(limitConnections(l, conf, handler), &tls.Config{
 		MinVersion:         tls.VersionTLS13, // never asked: each handshake goes by the configuration in force
 		GetConfigForClient: s.tlsInForce,
 	})
 	s.fresh.watchServer(s.http)
-	trackRequests(s.http, surface)
+	trackRequests(s.http, handler)
 	return s
 }
 
-// tlsInForce is the TLS of the configuration in force, which tells of the client
+// tlsInForce returns the TLS of the configuration in force, which reports the client
 // certificates that it refuses: for net/http they are one more handshake error,
 // which only the debug log has. Sessions are resumed by the keys of the listener
 // in any case, so a copy for each handshake loses none.
@@ -129,15 +136,15 @@ type Signals struct {
 	Displaced            <-chan struct{} // another server has taken over the supervisor
 }
 
-// ErrDisplaced ends a server that can start nothing any more. Whoever looks after
-// it learns of that by its exit code.
+// ErrDisplaced ends a server that can no longer start runs. Its exit code reports that to the
+// service manager.
 var ErrDisplaced = errors.New("another server took over the supervisor of this state folder")
 
-// Serve answers until it is told to stop, then drains: deliveries are refused
-// with 503 while runs in the air may end, for as long as the configuration
-// says; what still runs then is stopped, at once when it is told to kill. No
-// command is left when it returns, unless there is a next server, which is ready
-// to take over: then all runs go on, and so does the listener.
+// Serve answers until it is stopped, then drains: deliveries are refused
+// with 503 while runs in progress may end, for as long as the configuration
+// says. What still runs then is stopped, or at once after Kill. No
+// command is left when it returns, unless a successor is ready
+// to take over: then all runs continue, and so does the listener.
 func (s *Server) Serve(sig Signals) (next *Successor, err error) {
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(s.listener) }()
@@ -161,9 +168,9 @@ func (s *Server) Serve(sig Signals) (next *Successor, err error) {
 				waiting = true
 				continue
 			}
-			// What was on its way here is still answered here, as ever; from now
-			// on what comes waits for the next server.
-			_ = s.finishAnswers(firstRequest) // those that take longer go on below
+			// Requests that have arrived are still answered here. Later ones wait
+			// for the successor.
+			_ = s.finishAnswers(firstRequest) // those that take longer continue below
 			s.runner.Leave()
 			s.closeConnections()
 			return next, nil
@@ -195,7 +202,7 @@ func (s *Server) drainRuns(kill <-chan struct{}, serveErr error) error {
 	return nil
 }
 
-// finishAnswers takes no more connections, and lets answers under way be finished.
+// finishAnswers accepts no more connections, and lets answers in progress end.
 func (s *Server) finishAnswers(patience time.Duration) error {
 	_ = s.listener.Close() // it may be closed already
 	s.fresh.awaitRequests(firstRequest)
