@@ -1,7 +1,7 @@
 // Package pathsafe opens and writes files safely, and finds which other users could change them.
 //
 // [ReadTrusted] reads a file that decides what runs or which callers are trusted, and reports every way in which
-// another user could change or replace it. [Way] and [Faults] do the same for programs, [CheckPrivate] for
+// another user could change or replace it. [ResolvePath] and [FindFaults] do the same for programs, [CheckPrivate] for
 // the state folder. [OpenRegular] never blocks on a FIFO. [ReplaceFile] replaces a file atomically, [CreateFile] makes
 // one, and [SyncFolder] makes names durable. [LockFolder] keeps a second process out of a folder, and a [Pin] notices
 // when a file that is in use was removed or replaced.
@@ -28,9 +28,9 @@ type Entry struct {
 // maxLinks is how many links Linux follows (path_resolution(7)).
 const maxLinks = 40
 
-// Way returns everything that is looked up on the way to a file, from the root and
+// ResolvePath returns everything that is looked up on the way to a file, from the root and
 // through every link. The file itself comes last.
-func Way(name string) ([]Entry, error) {
+func ResolvePath(name string) ([]Entry, error) {
 	name, err := filepath.Abs(name)
 	if err != nil {
 		return nil, err
@@ -105,13 +105,13 @@ func FindForeign(way []Entry) string {
 	return ""
 }
 
-// Faults returns every reason why the file name, resolved to way, must not be run: it
+// FindFaults returns every reason why the file name, resolved to way, must not be run: it
 // is not a regular file, or users other than root and the effective user can write it, or
 // can replace it because they can write or own what is on the way.
-func Faults(name string, way []Entry) (faults []string) {
+func FindFaults(name string, way []Entry) (faults []string) {
 	switch mode := way[len(way)-1].Mode(); {
 	case !mode.IsRegular():
-		faults = append(faults, name+" is no file")
+		faults = append(faults, name+" is not a regular file")
 	case mode&0o022 != 0:
 		faults = append(faults, fmt.Sprintf("%s may be written by its group or by others (mode %04o): chmod go-w",
 			name, mode.Perm()))

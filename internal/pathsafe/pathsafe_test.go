@@ -46,7 +46,7 @@ func TestResolvePath_Links(t *testing.T) {
 		"up":          "up .. . a a/b a/b/file",
 		"folder/file": "folder c c/more c/.. a a/b a/b/file",
 	} {
-		way, err := pathsafe.Way(filepath.Join(dir, name))
+		way, err := pathsafe.ResolvePath(filepath.Join(dir, name))
 		check(t, err)
 		var got []string
 		for _, e := range way {
@@ -68,17 +68,17 @@ func TestResolvePath_Links(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, wanted)
 		}
 	}
-	if _, err := pathsafe.Way(dir + "/round"); !errors.Is(err, syscall.ELOOP) {
+	if _, err := pathsafe.ResolvePath(dir + "/round"); !errors.Is(err, syscall.ELOOP) {
 		t.Errorf("links in a circle: %v", err)
 	}
-	if _, err := pathsafe.Way(dir + "/nowhere"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := pathsafe.ResolvePath(dir + "/nowhere"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a link to nowhere: %v", err)
 	}
 }
 
 // TestEntry_Foreign takes the owner of a file, and root, for trusted, and every other user for foreign.
 func TestEntry_Foreign(t *testing.T) {
-	way, err := pathsafe.Way(makeTree(t) + "/direct")
+	way, err := pathsafe.ResolvePath(makeTree(t) + "/direct")
 	check(t, err)
 	for _, e := range way {
 		owner := e.Sys().(*syscall.Stat_t).Uid
@@ -97,9 +97,9 @@ func TestFindFaults_AllAtOnce(t *testing.T) {
 	dir := makeTree(t)
 	faults := func(name string) []string {
 		t.Helper()
-		way, err := pathsafe.Way(filepath.Join(dir, name))
+		way, err := pathsafe.ResolvePath(filepath.Join(dir, name))
 		check(t, err)
-		return pathsafe.Faults(name, way)
+		return pathsafe.FindFaults(name, way)
 	}
 	if got := faults("direct"); len(got) > 0 {
 		t.Errorf("all is well, and %q", got)
@@ -115,7 +115,7 @@ func TestFindFaults_AllAtOnce(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	check(t, os.Chmod(dir+"/a", 0o755))
-	if got := faults("a"); len(got) != 1 || got[0] != "a is no file" {
+	if got := faults("a"); len(got) != 1 || got[0] != "a is not a regular file" {
 		t.Errorf("a folder: %q", got)
 	}
 }

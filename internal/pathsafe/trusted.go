@@ -35,7 +35,7 @@ func ReadTrusted(path, name string, limit int, forbidden fs.FileMode) (content [
 		faults = append(faults, fmt.Sprintf("%s may be %s (its mode is %04o): chmod %04o",
 			name, describeAccess(mode&forbidden), mode, mode&^forbidden))
 	}
-	way, err := Way(path)
+	way, err := ResolvePath(path)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -44,12 +44,12 @@ func checkCommand(argv []template, written []string, searchPath string, p *diag.
 // checkFile refuses a file that others may write, or swap because they may
 // write or own a folder or a link on the way to it, and returns its mode.
 func checkFile(name string, p *diag.List) fs.FileMode {
-	way, err := pathsafe.Way(name)
+	way, err := pathsafe.ResolvePath(name)
 	if err != nil {
 		p.Errorf("%s cannot be found or read", name)
 		return fs.ModeIrregular
 	}
-	for _, fault := range pathsafe.Faults(name, way) {
+	for _, fault := range pathsafe.FindFaults(name, way) {
 		p.Errorf("%s", fault)
 	}
 	return way[len(way)-1].Mode()

@@ -177,7 +177,7 @@ func TestProgramsThatOthersMaySwapAreRefused(t *testing.T) {
 	refused(filepath.Join(t.TempDir(), "missing"), "cannot be found")
 	refused(link(t, file(t, "group", 0o775), "link"), "chmod go-w")
 	refused(link(t, "/nowhere", "dangling"), "cannot be found")
-	refused(folder(t, 0o755), "is no file")
+	refused(folder(t, 0o755), "is not a regular file")
 
 	job := file(t, "job", 0o755)
 	if _, problems := compile(command(link(t, job, "link"))); len(problems) > 0 {

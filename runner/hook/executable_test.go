@@ -65,7 +65,7 @@ func TestExecutable_OneThatCannotStartIsRefused(t *testing.T) {
 		"#!/nowhere/bin/bash -e\n":      "the interpreter /nowhere/bin/bash of",
 		"#! \t/nowhere/bin/bash":        "the interpreter /nowhere/bin/bash of",
 		"#!" + other + "\n":             "is not executable",
-		"#!" + filepath.Dir(other):      "is no file",
+		"#!" + filepath.Dir(other):      "is not a regular file",
 		"#!" + circle + "\n":            "is the interpreter of an interpreter",
 		"#!/usr/bin/env no-such-name\n": "the PATH of the command has no such program",
 		"#!/usr/bin/env sh -e\n":        `is run by "sh -e"`,

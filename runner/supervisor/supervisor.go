@@ -465,11 +465,11 @@ func checkImage(exe string) error {
 	if !filepath.IsAbs(exe) {
 		return fmt.Errorf("%q is no absolute path", exe)
 	}
-	way, err := pathsafe.Way(exe)
+	way, err := pathsafe.ResolvePath(exe)
 	if err != nil {
 		return err
 	}
-	if faults := pathsafe.Faults(exe, way); len(faults) > 0 {
+	if faults := pathsafe.FindFaults(exe, way); len(faults) > 0 {
 		return errors.New(strings.Join(faults, "; "))
 	}
 	return unix.Access(exe, unix.X_OK)
