@@ -40,7 +40,7 @@ type active struct {
 	stop      chan stopping
 	park      chan parking
 	done      chan struct{}           // closed when the end is recorded
-	followers []chan<- runner.End     // guarded by local.mu
+	followers []chan<- runner.End     // guarded by local.active.mu
 	exit      <-chan *os.ProcessState // nil once the main process ended
 	state     *os.ProcessState
 	recorded  bool // the folder knows the main process
@@ -112,7 +112,7 @@ func (a *active) spawn(h *hook.Hook, argv, env []string, stdin, output, lock *os
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	t, err := a.local.parent.Start(proctree.Command{
-		Run: a.local.lockOf(a.status.Run), Argv: argv, Umask: h.Umask, Attr: attr,
+		Run: lockOf(a.local.runs, a.status.Run), Argv: argv, Umask: h.Umask, Attr: attr,
 	})
 	if err != nil {
 		return err
@@ -291,7 +291,7 @@ func (a *active) finish() {
 		a.status.Dropped = dropped
 	}
 	a.status.Output = runner.Output{Bytes: size, Dropped: a.status.Dropped.Bytes()}
-	a.local.conclude(a)
+	a.conclude()
 }
 
 func exitOf(s *os.ProcessState) (code *int, signal string) {
@@ -304,4 +304,33 @@ func exitOf(s *os.ProcessState) (code *int, signal string) {
 		signal = fmt.Sprintf("signal %d", int(ws.Signal()))
 	}
 	return nil, signal
+}
+
+// tidyTime is how long who waits for the end of a run waits too until what the
+// command left in its working folder is removed. That may be anything.
+const tidyTime = time.Second
+
+// conclude records the end of a run, frees its flight and tells its followers,
+// in this order: who learns the end may start the next run of the flight.
+func (a *active) conclude() {
+	l, run := a.local, a.status.Run
+	durability := pathsafe.Synced
+	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
+		durability = pathsafe.Whole
+	}
+	l.ends.write(&a.status, durability)
+	select {
+	case <-l.ends.freeFlight(run, a.status.Flight):
+	case <-time.After(tidyTime):
+	}
+	if !a.status.KillAt.IsZero() && l.parent.Reaps() {
+		l.parent.Reap() // perhaps hundreds, which would be in the way of the next command
+	}
+	followers := l.active.remove(a)
+	close(a.done)
+	for _, ends := range followers {
+		ends <- a.status.Result()
+		close(ends)
+	}
+	l.parent.ReapSoon()
 }

@@ -32,7 +32,7 @@ func (l *Local) adopt() error {
 	}
 	// All are known before one is followed: at its end strangers are reaped.
 	for _, a := range adopted {
-		l.active[a.status.Run] = a
+		l.active.add(a)
 	}
 	for _, a := range adopted {
 		go a.follow()
@@ -43,10 +43,7 @@ func (l *Local) adopt() error {
 
 // isOver reports whether a run that has its folder here is not in progress.
 func (l *Local) isOver(run string) bool {
-	l.mu.Lock()
-	_, active := l.active[run]
-	l.mu.Unlock()
-	if active || !l.runs.Exists(run) {
+	if l.active.find(run) != nil || !l.runs.Exists(run) {
 		return false
 	}
 	s, err := l.runs.ReadStatus(run)
@@ -54,8 +51,8 @@ func (l *Local) isOver(run string) bool {
 }
 
 // lockOf describes the lock of a run, which its processes inherit.
-func (l *Local) lockOf(run string) proctree.Run {
-	return proctree.Run{ID: run, LockPath: l.runs.LockPath(run), IsLocked: func() bool { return l.runs.IsLocked(run) }}
+func lockOf(r *rundir.Runs, run string) proctree.Run {
+	return proctree.Run{ID: run, LockPath: r.LockPath(run), IsLocked: func() bool { return r.IsLocked(run) }}
 }
 
 // adoptRun returns what is to be followed of a run, or nil.
@@ -97,10 +94,10 @@ func (l *Local) adoptRun(run string) *active {
 	}
 	if copied || l.runs.IgnoresLocks() {
 		a.status.Why, a.status.Ended = runner.Interrupted, time.Now()
-		l.conclude(a)
+		a.conclude()
 		return nil
 	}
-	a.tree = l.parent.Adopt(l.lockOf(run), s)
+	a.tree = l.parent.Adopt(lockOf(l.runs, run), s)
 	a.output = output.Adopt(l.runs, l.log, s)
 	a.status.Found, a.status.Pipe, a.status.Output = nil, 0, runner.Output{}
 	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", !a.tree.IsOrphan())
@@ -118,12 +115,7 @@ type parking struct {
 // image can take over from there. resume undoes it; it is to be called on an
 // error too.
 func (l *Local) Park() (resume func(), err error) {
-	l.mu.Lock()
-	var runs []*active
-	for _, a := range l.active {
-		runs = append(runs, a)
-	}
-	l.mu.Unlock()
+	runs := l.active.all()
 	stop := make(chan struct{})
 	resume = func() { close(stop) }
 	if len(runs) > 0 && !proctree.CanReplace() {

@@ -9,13 +9,13 @@ import (
 func (l *Local) WithoutCgroups() { l.parent.DisableCgroups() }
 
 // HasCgroups tells whether runs get a cgroup each.
-func (l *Local) HasCgroups() bool { return l.parent.HasCgroups() }
+func (l *Local) HasCgroups() bool { return l.parent.CgroupOf("run") != "" }
 
 // Followers tells how many follow a run.
 func (l *Local) Followers(run string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.active[run].followers)
+	l.active.mu.Lock()
+	defer l.active.mu.Unlock()
+	return len(l.active.byID[run].followers)
 }
 
 // CleanUpAgainAfter is how long a working folder that could not be removed is left.

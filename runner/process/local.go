@@ -1,30 +1,28 @@
-// Package process starts commands, follows them to their end and bounds what
-// they write. It is the only package that touches a process.
+// Package process starts commands, follows them to their end and stops them.
 //
 // A command is started without a shell, with an explicit environment and with
-// the descriptors 0, 1, 2 and the lock alone. It writes into a FIFO in the run's
-// folder, which is emptied into files that keep the beginning and the end of the
-// output. Nobody waits for a descriptor that a grandchild keeps. A run ends when its
-// main process and all that this left behind are gone; what is left behind is ended
-// with TERM, grace and KILL.
+// the descriptors 0, 1, 2 and the lock of its run alone. It writes into a FIFO in the run's
+// folder (package rundir), which a collector empties (package output). A run ends when its
+// main process and all that it left behind are gone (package proctree): what is left behind is ended
+// with TERM, grace and KILL. A descriptor that a grandchild keeps delays nothing.
+//
+// [Local] has the runs in progress, each followed by one goroutine, which alone changes its status. When a
+// run has ended, its end is written, its flight is freed once no process has its lock, and its working
+// folder is removed. A process that is killed at any step leaves the lock and the status of each run in
+// its folder, by which the next one adopts it.
 package process
 
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
-	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"sallyport/internal/boot"
-	"sallyport/internal/pathsafe"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
@@ -45,8 +43,7 @@ type Local struct {
 
 	attended atomic.Bool // a server is connected
 
-	mu     sync.Mutex
-	active map[string]*active
+	active activeRuns
 }
 
 // NewLocal returns a Local that keeps the runs' folders in dir, which is made
@@ -70,7 +67,7 @@ func newLocal(
 	return &Local{
 		runs: runs, ready: rundir.NewReadyFolders(runs), hook: hook, log: log, parent: parent, login: loginEnv(nil),
 		ends:   &endings{runs: runs, parent: parent, log: log, again: cleanUpAgain, unwritten: map[string]rundir.Status{}},
-		active: map[string]*active{},
+		active: activeRuns{byID: map[string]*active{}},
 	}, nil
 }
 
@@ -115,9 +112,7 @@ func (l *Local) HasFolder(run string) bool { return l.runs.Exists(run) }
 
 // IsBusy reports whether a run is in progress, or an end not on disk.
 func (l *Local) IsBusy() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.active) > 0 || !l.ends.allWritten()
+	return len(l.active.ids()) > 0 || !l.ends.allWritten()
 }
 
 // sealDescriptors marks what this process inherited beyond stdin, stdout and
@@ -164,90 +159,18 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 		Bounds: rundir.Bounds{Timeout: h.Timeout, Grace: h.Grace, Head: int64(h.Output.Head), Tail: max(int64(h.Output.Tail), 1)},
 	})
 	a.status.Cgroup = l.parent.CgroupOf(o.Run)
-	f, stdin, err := l.prepare(a, h, o)
+	f, stdin, err := a.prepare(h, o)
 	if err != nil {
 		l.ends.releaseFlight(flight)
 		return rundir.MarkFull(err)
 	}
 	defer rundir.CloseFiles(stdin)
 	defer f.Discard() // but not what a has taken
-	if err := l.launch(a, f, h, argv, stdin, o); err != nil {
+	if err := a.launch(f, h, argv, stdin, o); err != nil {
 		f.Discard() // with it the lock
-		l.takeBack(a, err)
+		a.takeBack(err)
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
-	return nil
-}
-
-// prepare gives a run its folder, and its command an input. Folders of ours that
-// somebody removed are made again.
-func (l *Local) prepare(a *active, h *hook.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
-	f, stdin, err := l.prepareOnce(a, h, o)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return f, stdin, err
-	}
-	runs, _ := l.List() // no error comes from a Local
-	if err := l.ready.Restore(runs); err != nil {
-		return nil, nil, err
-	}
-	return l.prepareOnce(a, h, o)
-}
-
-func (l *Local) prepareOnce(a *active, h *hook.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
-	f, err := l.ready.Take()
-	if err != nil {
-		return nil, nil, err
-	}
-	stdin, err := openStdin(f.Root, h, o)
-	if err == nil {
-		err = f.MoveIn(&a.status)
-	}
-	if err != nil {
-		rundir.CloseFiles(stdin)
-		f.Discard()
-		return nil, nil, err
-	}
-	return f, stdin, nil
-}
-
-// takeBack removes what there is of a run whose command could not be started, so
-// that the same run may be started later. Where that cannot be done, the run is
-// over.
-func (l *Local) takeBack(a *active, reason error) {
-	run := a.status.Run
-	if err := l.runs.RemoveRun(run); err != nil {
-		l.log.Error("removing a run whose command could not be started", "run", run, "error", err)
-		a.status.Started = time.Time{}
-		a.status.End = runner.End{Ended: time.Now(), Error: cause(reason)}
-		l.conclude(a)
-		return
-	}
-	l.ends.releaseFlight(a.status.Flight)
-}
-
-// cause is the system's own word for an error, without the paths around it:
-// callers may read it.
-func cause(err error) string {
-	if errno := syscall.Errno(0); errors.As(err, &errno) {
-		return errno.Error()
-	}
-	return "the run could not be prepared"
-}
-
-// launch starts the command and leaves a goroutine that follows it.
-func (l *Local) launch(a *active, f *rundir.Folder, h *hook.Hook, argv []string, stdin *os.File, o runner.Order) error {
-	err := a.spawn(h, argv, environ(l.login, h, o), stdin, f.Command, f.Lock)
-	rundir.CloseFiles(f.Command, f.Lock) // before follow: from now on only the tree holds the lock
-	f.Command, f.Lock = nil, nil
-	if err != nil {
-		return err
-	}
-	a.output = output.Collect(l.runs, l.log, f, &a.status)
-	a.status.Started, a.status.Up = time.Now(), boot.Uptime()
-	l.mu.Lock()
-	l.active[o.Run] = a
-	l.mu.Unlock()
-	go a.follow()
 	return nil
 }
 
@@ -266,8 +189,8 @@ func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), e
 		return nil, nil, fmt.Errorf("following: %w", err)
 	}
 	follower := make(chan runner.End, 1)
-	leave = func() { l.removeFollower(run, follower) }
-	if l.addFollower(run, follower) {
+	leave = func() { l.active.removeFollower(run, follower) }
+	if l.active.addFollower(run, follower) {
 		return follower, leave, nil
 	}
 	s, err := l.ends.recorded(run)
@@ -276,7 +199,7 @@ func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), e
 	}
 	end := s.Result()
 	if s.Ended.IsZero() {
-		if l.addFollower(run, follower) { // it was being started just now
+		if l.active.addFollower(run, follower) { // it was being started just now
 			return follower, leave, nil
 		}
 		end = runner.End{Ended: time.Now(), Reason: runner.Interrupted}
@@ -284,25 +207,6 @@ func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), e
 	follower <- end
 	close(follower)
 	return follower, leave, nil
-}
-
-// addFollower has a run in progress tell its end, and reports whether there is one.
-func (l *Local) addFollower(run string, follower chan<- runner.End) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	a, ok := l.active[run]
-	if ok {
-		a.followers = append(a.followers, follower)
-	}
-	return ok
-}
-
-func (l *Local) removeFollower(run string, follower chan<- runner.End) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if a, ok := l.active[run]; ok {
-		a.followers = slices.DeleteFunc(a.followers, func(f chan<- runner.End) bool { return f == follower })
-	}
 }
 
 // Known tells whether a run was ever given to Start.
@@ -319,10 +223,7 @@ func (l *Local) Find(run string) error {
 	if err := rundir.CheckID(run); err != nil {
 		return fmt.Errorf("looking up: %w", err)
 	}
-	l.mu.Lock()
-	_, active := l.active[run]
-	l.mu.Unlock()
-	if active {
+	if l.active.find(run) != nil {
 		return nil
 	}
 	_, err := l.ends.recorded(run)
@@ -336,10 +237,8 @@ func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
 	if err := rundir.CheckID(run); err != nil {
 		return fmt.Errorf("stopping: %w", err)
 	}
-	l.mu.Lock()
-	a, ok := l.active[run]
-	l.mu.Unlock()
-	if !ok {
+	a := l.active.find(run)
+	if a == nil {
 		if _, err := l.runs.ReadStatus(run); !errors.Is(err, rundir.ErrCorrupt) {
 			return err
 		}
@@ -362,39 +261,5 @@ func (l *Local) Output(run string) (*output.Reader, error) { return output.Open(
 
 // List names the runs that are under way, in order.
 func (l *Local) List() ([]string, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Sorted(maps.Keys(l.active)), nil
-}
-
-// tidyTime is how long who waits for the end of a run waits too until what the
-// command left in its working folder is removed. That may be anything.
-const tidyTime = time.Second
-
-// conclude records the end of a run, frees its flight and tells its followers,
-// in this order: who learns the end may start the next run of the flight.
-func (l *Local) conclude(a *active) {
-	run := a.status.Run
-	durability := pathsafe.Synced
-	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
-		durability = pathsafe.Whole
-	}
-	l.ends.write(&a.status, durability)
-	select {
-	case <-l.ends.freeFlight(run, a.status.Flight):
-	case <-time.After(tidyTime):
-	}
-	if !a.status.KillAt.IsZero() && l.parent.Reaps() {
-		l.parent.Reap() // perhaps hundreds, which would be in the way of the next command
-	}
-	l.mu.Lock()
-	delete(l.active, run)
-	followers := a.followers
-	l.mu.Unlock()
-	close(a.done)
-	for _, ends := range followers {
-		ends <- a.status.Result()
-		close(ends)
-	}
-	l.parent.ReapSoon()
+	return l.active.ids(), nil
 }

@@ -19,7 +19,7 @@ const (
 
 // watch continues a supervisor that was stopped. Its commands run as the same user,
 // so one of them may have sent it SIGSTOP, to outlive its timeout for example.
-func (c *Client) watch() {
+func (c *connection) watch() {
 	tick := time.NewTicker(c.o.watchEach)
 	defer tick.Stop()
 	for {
@@ -34,7 +34,7 @@ func (c *Client) watch() {
 
 // awaitAnswer asks the connected supervisor something, and wakes it for as long as
 // it does not answer. To find or start one is not its task.
-func (c *Client) awaitAnswer() {
+func (c *connection) awaitAnswer() {
 	c.mu.Lock()
 	l := c.link
 	c.mu.Unlock()
@@ -62,7 +62,7 @@ func (c *Client) awaitAnswer() {
 }
 
 // wake has the supervisor go on, if it was stopped.
-func (c *Client) wake(silent time.Duration) {
+func (c *connection) wake(silent time.Duration) {
 	pid, err := supervisorPID(c.o.State)
 	if err == nil {
 		err = syscall.Kill(pid, syscall.SIGCONT)

@@ -20,42 +20,41 @@ import (
 // bound it.
 const commandsGroup = "sallyport-commands"
 
-// groupCommands has the cgroups of runs made in one beside this process's own, whose
+// limitCommands returns where the cgroups of runs are to be made: in one beside this process's own, whose
 // bound of processes leaves room for the server and the supervisor. The kernel bounds
 // only a cgroup whose parent holds no process itself, so this needs systemd's
 // DelegateSubgroup=: the service's cgroup is ours then, and we are in one below it.
 // It holds root, too, and costs a start nothing.
-func (p *Parent) groupCommands(limit uint64) error {
-	service := filepath.Dir(p.cgroups)
-	if p.cgroups == "" || !isDelegated(service) {
-		return nil
+func (c cgroup) limitCommands(limit uint64) (cgroup, error) {
+	service := filepath.Dir(string(c))
+	if c == "" || !isDelegated(service) {
+		return c, nil
 	}
 	processes, err := read(service, "cgroup.procs")
 	if err != nil || len(processes) > 0 {
-		return err
+		return c, err
 	}
 	controllers, err := read(service, "cgroup.controllers")
 	if err != nil || !bytes.Contains(controllers, []byte("pids")) {
-		return err
+		return c, err
 	}
 	if err := os.WriteFile(filepath.Join(service, "cgroup.subtree_control"), []byte("+pids"), 0); err != nil {
-		return fmt.Errorf("bounding the processes of all commands: %w", err)
+		return c, fmt.Errorf("bounding the processes of all commands: %w", err)
 	}
 	group := filepath.Join(service, commandsGroup)
 	if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the folder of a cgroup holds nothing secret
-		return fmt.Errorf("bounding the processes of all commands: %w", err)
+		return c, fmt.Errorf("bounding the processes of all commands: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.FormatUint(limit, 10)), 0); err != nil {
-		return fmt.Errorf("bounding the processes of all commands: %w", err)
+		return c, fmt.Errorf("bounding the processes of all commands: %w", err)
 	}
-	p.cgroups = group
-	return nil
+	return cgroup(group), nil
 }
 
 // Release undoes LimitProcesses, unless something that got away is still there.
 func (p *Parent) Release() {
-	if filepath.Base(p.cgroups) == commandsGroup {
-		_ = os.Remove(p.cgroups)
+	if filepath.Base(string(p.cgroups)) == commandsGroup {
+		_ = os.Remove(string(p.cgroups))
 	}
 }
 
@@ -69,7 +68,7 @@ func isDelegated(dir string) bool {
 
 // findCgroups returns the folder of this process's own cgroup, when cgroup v2
 // is there and lets us make cgroups below it and kill them as a whole.
-func findCgroups() (string, error) {
+func findCgroups() (cgroup, error) {
 	home, err := ownCgroup()
 	if err != nil {
 		return "", err
@@ -85,7 +84,7 @@ func findCgroups() (string, error) {
 	if err := errors.Join(err, os.Remove(trial)); err != nil {
 		return "", err
 	}
-	return home, nil
+	return cgroup(home), nil
 }
 
 // ownCgroup returns the folder of this process's own cgroup, of version 2.
@@ -132,7 +131,7 @@ func (p *Parent) CgroupOf(run string) string {
 	if p.cgroups == "" {
 		return ""
 	}
-	return filepath.Join(p.cgroups, cgroupPrefix+run)
+	return filepath.Join(string(p.cgroups), cgroupPrefix+run)
 }
 
 func (c cgroup) kill() error {
@@ -189,7 +188,7 @@ func (p *Parent) SweepCgroups(isOver func(run string) bool) {
 	if p.cgroups == "" {
 		return
 	}
-	dirs, _ := filepath.Glob(filepath.Join(p.cgroups, cgroupPrefix+"*")) // the pattern is right
+	dirs, _ := filepath.Glob(filepath.Join(string(p.cgroups), cgroupPrefix+"*")) // the pattern is right
 	for _, dir := range dirs {
 		run := strings.TrimPrefix(filepath.Base(dir), cgroupPrefix)
 		if rundir.CheckID(run) != nil || !isOver(run) {

@@ -47,7 +47,7 @@ func ProcessLimit() uint64 {
 	return limit - min(reservedProcesses, limit/2)
 }
 
-// withCommandLimits calls fork while this process has the umask and the limit of
+// whileSet calls fork while this process has the umask and the limit of
 // processes that a command is to have: a child takes both from its parent when it
 // is born, and nothing sets them between fork and exec but a second exec. Setting
 // the limit after the start would leave out what the command has forked by then.
@@ -55,18 +55,18 @@ func ProcessLimit() uint64 {
 // Both are of the whole process. The umask harms nothing, because every file of
 // the supervisor is made with an explicit mode for its owner alone. The limit would
 // keep the runtime from making a thread, so there are spare ones: see MakeThreads.
-func (p *Parent) withCommandLimits(umask int, fork func() (*os.Process, error)) (*os.Process, error) {
-	p.forking.Lock()
-	defer p.forking.Unlock()
+func (l *commandLimits) whileSet(umask int, fork func() (*os.Process, error)) (*os.Process, error) {
+	l.forking.Lock()
+	defer l.forking.Unlock()
 	own := syscall.Umask(umask)
 	defer syscall.Umask(own)
 	var limit unix.Rlimit
-	if p.processes == 0 || unix.Getrlimit(unix.RLIMIT_NPROC, &limit) != nil || limit.Cur <= p.processes {
+	if l.processes == 0 || unix.Getrlimit(unix.RLIMIT_NPROC, &limit) != nil || limit.Cur <= l.processes {
 		return fork()
 	}
 	// No error: lowering a soft limit is always allowed, and so is raising it
 	// back to what it was.
-	_ = unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: p.processes, Max: limit.Max})
+	_ = unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: l.processes, Max: limit.Max})
 	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NPROC, &limit) }()
 	return fork()
 }
@@ -86,7 +86,7 @@ func commandOOMScore() int {
 // forked by now keeps the score of before, and is not much yet. A program that its
 // user cannot read cannot be marked.
 func (p *Parent) RaiseOOMScore(pid int) {
-	err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte(strconv.Itoa(p.oomScore)), 0)
+	err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte(strconv.Itoa(p.limits.oomScore)), 0)
 	if err != nil {
 		p.log.Debug("raising the OOM score of a command", "pid", pid, "error", err)
 	}

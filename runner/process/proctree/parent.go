@@ -30,20 +30,31 @@ const cgroupPrefix = "sallyport-"
 type Parent struct {
 	log       *slog.Logger
 	boot      string // boot.ID
-	cgroups   string // where a run's cgroup is made; empty where that is not possible
+	cgroups   cgroup // where a run's cgroup is made; empty where that is not possible
 	subreaper bool   // what commands leave behind becomes this process's child
-	oomScore  int    // oom_score_adj of commands
-	processes uint64 // soft RLIMIT_NPROC of commands; 0 leaves it as it is
+	limits    commandLimits
 
-	forking  sync.Mutex   // held while this process has the umask and the limits of a command
 	spawning sync.RWMutex // read: between the birth of a main process and its entry in mains
 	mains    sync.Map     // *Tree: pid of its main process, which is awaited
 	reaping  atomic.Bool  // a reap is due
 }
 
+// commandLimits are what a child takes from its parent when it is born, and what commands have otherwise.
+type commandLimits struct {
+	oomScore  int    // oom_score_adj of commands
+	processes uint64 // soft RLIMIT_NPROC of commands; 0 leaves it as it is
+
+	forking sync.Mutex // held while this process has the umask and the limits of a command
+}
+
+// start starts a process with the umask and the limits of a command.
+func (l *commandLimits) start(c Command, attr *os.ProcAttr) (*os.Process, error) {
+	return l.whileSet(c.Umask, func() (*os.Process, error) { return os.StartProcess(c.Argv[0], c.Argv, attr) })
+}
+
 // NewParent returns a Parent whose commands get a cgroup each, where that is possible.
 func NewParent(log *slog.Logger) *Parent {
-	p := &Parent{log: log, boot: boot.ID(), oomScore: commandOOMScore()}
+	p := &Parent{log: log, boot: boot.ID(), limits: commandLimits{oomScore: commandOOMScore()}}
 	var err error
 	if p.cgroups, err = findCgroups(); err != nil {
 		log.Info("no cgroups available: leftover processes are found by scanning /proc (systemd: Delegate=yes)", "error", err)
@@ -54,14 +65,12 @@ func NewParent(log *slog.Logger) *Parent {
 // DisableCgroups has processes found by a search alone, as where cgroup v2 cannot be written. It is for tests.
 func (p *Parent) DisableCgroups() { p.cgroups = "" }
 
-// HasCgroups reports whether runs get a cgroup each.
-func (p *Parent) HasCgroups() bool { return p.cgroups != "" }
-
 // LimitProcesses bounds the processes of commands, each by its limit and, where that is possible, all of them by a
 // cgroup. Release undoes the latter.
 func (p *Parent) LimitProcesses() {
-	p.processes = ProcessLimit()
-	if err := p.groupCommands(p.processes); err != nil {
+	p.limits.processes = ProcessLimit()
+	var err error
+	if p.cgroups, err = p.cgroups.limitCommands(p.limits.processes); err != nil {
 		p.log.Warn("the processes of commands are bounded by RLIMIT_NPROC alone, which does not hold root", "error", err)
 	}
 }
@@ -91,11 +100,6 @@ func (p *Parent) Start(c Command) (*Tree, error) {
 	}
 	p.mains.Store(t, t.pid)
 	return t, nil
-}
-
-// startProcess starts a process with the umask and the limits of a command.
-func (p *Parent) startProcess(c Command, attr *os.ProcAttr) (*os.Process, error) {
-	return p.withCommandLimits(c.Umask, func() (*os.Process, error) { return os.StartProcess(c.Argv[0], c.Argv, attr) })
 }
 
 // BetweenStarts calls f while no command is being started: then no child of this process has its descriptors any

@@ -22,7 +22,7 @@ type Tree struct {
 }
 
 func (p *Parent) startTree(c Command) (*Tree, error) {
-	main, err := p.startProcess(c, c.Attr)
+	main, err := p.limits.start(c, c.Attr)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,10 @@ func (p *Parent) Reap() {}
 // ReapOrphans does nothing: no container of this system has this process for its first.
 func ReapOrphans(context.Context) {}
 
-func findCgroups() (string, error) { return "", errors.New("this system has none") }
+// cgroup is always empty: this system has none.
+type cgroup string
+
+func findCgroups() (cgroup, error) { return "", errors.New("this system has none") }
 
 // Birth is not known on this system.
 func (p *Parent) Birth(int) string { return "" }
@@ -103,7 +106,7 @@ func (p *Parent) CgroupOf(string) string { return "" }
 // SweepCgroups does nothing on this system.
 func (p *Parent) SweepCgroups(func(string) bool) {}
 
-func (p *Parent) groupCommands(uint64) error { return nil }
+func (c cgroup) limitCommands(uint64) (cgroup, error) { return c, nil }
 
 // Release does nothing on this system.
 func (p *Parent) Release() {}

@@ -47,7 +47,7 @@ func (p *Parent) startTree(c Command) (*Tree, error) {
 	}
 	// Whether the cgroup was the trouble or the command, a failed start has run
 	// nothing: the plain way shows that, or works.
-	main, err := p.startProcess(c, c.Attr)
+	main, err := p.limits.start(c, c.Attr)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func (t *Tree) startInCgroup(c Command) error {
 	sys.UseCgroupFD, sys.CgroupFD = true, int(f.Fd())
 	within := *c.Attr
 	within.Sys = &sys
-	main, err := t.parent.startProcess(c, &within)
+	main, err := t.parent.limits.start(c, &within)
 	_ = f.Close() // only read
 	if err != nil {
 		return errors.Join(err, os.Remove(dir))

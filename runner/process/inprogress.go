@@ -1,0 +1,69 @@
+package process
+
+import (
+	"maps"
+	"slices"
+	"sync"
+
+	"sallyport/runner"
+)
+
+// activeRuns are the runs in progress.
+type activeRuns struct {
+	mu   sync.Mutex
+	byID map[string]*active
+}
+
+func (r *activeRuns) add(a *active) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.byID[a.status.Run] = a
+}
+
+// remove removes a run that is over, and returns its followers.
+func (r *activeRuns) remove(a *active) (followers []chan<- runner.End) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.byID, a.status.Run)
+	return a.followers
+}
+
+// find returns nil for a run that is not in progress.
+func (r *activeRuns) find(run string) *active {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byID[run]
+}
+
+// ids are those of all runs in progress, in order.
+func (r *activeRuns) ids() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.byID))
+}
+
+// all returns the runs in progress.
+func (r *activeRuns) all() []*active {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.byID))
+}
+
+// addFollower sends the end of a run in progress to the follower, and reports whether the run is in progress.
+func (r *activeRuns) addFollower(run string, follower chan<- runner.End) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, ok := r.byID[run]
+	if ok {
+		a.followers = append(a.followers, follower)
+	}
+	return ok
+}
+
+func (r *activeRuns) removeFollower(run string, follower chan<- runner.End) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a, ok := r.byID[run]; ok {
+		a.followers = slices.DeleteFunc(a.followers, func(f chan<- runner.End) bool { return f == follower })
+	}
+}
