@@ -71,9 +71,9 @@ func openStdin(root *os.Root, h *hook.Hook, o runner.Order) (*os.File, error) {
 	return f, errors.Join(err, root.Remove(name))
 }
 
-// environ is the whole environment of the command. Nothing else comes from the
+// commandEnvironment is the whole environment of the command. Nothing else comes from the
 // server's own, which may hold its secrets.
-func environ(login []string, h *hook.Hook, o runner.Order) []string {
+func commandEnvironment(login []string, h *hook.Hook, o runner.Order) []string {
 	own := h.Environ(o.Values)
 	base := append(slices.Clone(login),
 		"PATH="+hook.DefaultPath,
@@ -99,9 +99,9 @@ func environ(login []string, h *hook.Hook, o runner.Order) []string {
 	return append(env, own...)
 }
 
-// spawn starts the command as the leader of its own session, so that no
+// startCommand starts the command as the leader of its own session, so that no
 // terminal reaches it and its group is its own.
-func (a *active) spawn(h *hook.Hook, argv, env []string, stdin, output, lock *os.File) error {
+func (a *active) startCommand(h *hook.Hook, argv, env []string, stdin, output, lock *os.File) error {
 	dir := h.Dir
 	if dir == "" {
 		dir = a.local.runs.Path(a.status.Run, rundir.WorkDir)
@@ -112,7 +112,7 @@ func (a *active) spawn(h *hook.Hook, argv, env []string, stdin, output, lock *os
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	t, err := a.local.parent.Start(proctree.Command{
-		Run: lockOf(a.local.runs, a.status.Run), Argv: argv, Umask: h.Umask, Attr: attr,
+		Run: describeLock(a.local.runs, a.status.Run), Argv: argv, Umask: h.Umask, Attr: attr,
 	})
 	if err != nil {
 		return err
@@ -122,15 +122,15 @@ func (a *active) spawn(h *hook.Hook, argv, env []string, stdin, output, lock *os
 	return nil
 }
 
-// follow sees the run to its end: the main process gone, and all that it left.
-func (a *active) follow() {
+// followToEnd sees the run to its end: the main process gone, and all that it left.
+func (a *active) followToEnd() {
 	if !a.tree.IsOrphan() {
 		a.status.Birth = a.local.parent.Birth(a.tree.PID())
 		a.local.parent.RaiseOOMScore(a.tree.PID())
 	}
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
-	go func() { exit <- a.await() }()
+	go func() { exit <- a.awaitMain() }()
 	timeout := time.NewTimer(a.status.TimeLeft())
 	defer timeout.Stop()
 	a.kill = time.NewTimer(time.Hour)
@@ -147,50 +147,50 @@ func (a *active) follow() {
 		select {
 		case a.state = <-a.exit:
 			a.exit = nil
-			if over = a.gone(); !over {
+			if over = a.nothingLeft(); !over {
 				lingered = time.After(lingerTime)
 				wait = time.Millisecond
 				tick.Reset(wait)
 			}
 		case <-lingered:
-			if over = a.gone(); !over {
+			if over = a.nothingLeft(); !over {
 				a.endLeftBehind()
 			}
 		case s := <-a.stop:
-			a.end(s.why, s.grace)
+			a.requestEnd(s.why, s.grace)
 		case p := <-a.park:
 			p.ready <- a.handOver()
 			<-p.resume
-			a.goOn()
+			a.resumeFollowing()
 		case <-timeout.C:
-			a.end(runner.TimedOut, -1)
+			a.requestEnd(runner.TimedOut, -1)
 		case <-a.kill.C:
 			over = a.killTree()
 		case <-tick.C:
 			if !a.recorded {
-				a.record()
+				a.writeStatus()
 			}
 			if a.exit == nil {
-				over = a.gone()
+				over = a.nothingLeft()
 				wait = min(2*wait, 100*time.Millisecond)
 				tick.Reset(wait)
 			}
 		}
 	}
-	a.finish()
+	a.finishRun()
 }
 
-// record writes the status. Not being able to is no reason to kill what runs:
+// writeStatus writes the status. Not being able to is no reason to kill what runs:
 // the status is written again, and the lock tells that it runs.
-func (a *active) record() {
+func (a *active) writeStatus() {
 	a.recorded = true
 	if err := a.local.runs.WriteStatus(&a.status, pathsafe.Unsynced); err != nil {
 		a.local.log.Error("recording a run", "run", a.status.Run, "error", err)
 	}
 }
 
-// await returns when the main process has ended, and how, where that is known.
-func (a *active) await() *os.ProcessState {
+// awaitMain returns when the main process has ended, and how, where that is known.
+func (a *active) awaitMain() *os.ProcessState {
 	if !a.tree.IsOrphan() {
 		return a.tree.AwaitMain()
 	}
@@ -211,9 +211,9 @@ func (a *active) isAlive() bool {
 	return a.local.parent.IsAlive(a.status.PID, a.status.Birth)
 }
 
-// gone tells, once the main process ended, whether nothing of the run is left.
+// nothingLeft tells, once the main process ended, whether nothing of the run is left.
 // Of an orphan only the lock knows for sure.
-func (a *active) gone() bool {
+func (a *active) nothingLeft() bool {
 	if !a.tree.IsOrphan() {
 		return a.tree.IsGone()
 	}
@@ -230,13 +230,13 @@ func (a *active) endLeftBehind() {
 		a.local.log.Warn("a command left processes behind, which are ended now", "run", a.status.Run, "hook", a.status.Hook,
 			"left_behind", a.status.LeftBehind, "programs", names)
 	}
-	a.end("", a.status.Bounds.Grace)
+	a.requestEnd("", a.status.Bounds.Grace)
 }
 
-// end asks the tree to end, and has it killed when the grace is over. Only the
+// requestEnd asks the tree to end, and has it killed when the grace is over. Only the
 // first reason counts, and only when the main process did not end by itself. It
 // may have done so unnoticed while this process was stopped.
-func (a *active) end(why runner.State, grace time.Duration) {
+func (a *active) requestEnd(why runner.State, grace time.Duration) {
 	if grace < 0 {
 		grace = a.status.Bounds.Grace
 	}
@@ -251,7 +251,7 @@ func (a *active) end(why runner.State, grace time.Duration) {
 	}
 	a.status.KillAt = at
 	a.kill.Reset(grace)
-	a.record()
+	a.writeStatus()
 }
 
 // killTree kills until nothing is left. What it cannot kill (a process that
@@ -271,15 +271,15 @@ func (a *active) killTree() (over bool) {
 	return false
 }
 
-// finish takes the exit code and the output's size, and records the end.
-func (a *active) finish() {
+// finishRun takes the exit code and the output's size, and records the end.
+func (a *active) finishRun() {
 	if a.state == nil && !a.tree.IsOrphan() {
 		a.state = a.tree.ReapMain()
 	}
 	a.status.Ended = time.Now()
 	switch {
 	case a.state != nil:
-		a.status.ExitCode, a.status.Signal = exitOf(a.state)
+		a.status.ExitCode, a.status.Signal = exitStatus(a.state)
 	case a.status.Why == "": // what was asked to end, and did, is not to run again as interrupted
 		a.status.Why = runner.Interrupted
 	}
@@ -291,10 +291,10 @@ func (a *active) finish() {
 		a.status.Dropped = dropped
 	}
 	a.status.Output = runner.Output{Bytes: size, Dropped: a.status.Dropped.Bytes()}
-	a.conclude()
+	a.concludeRun()
 }
 
-func exitOf(s *os.ProcessState) (code *int, signal string) {
+func exitStatus(s *os.ProcessState) (code *int, signal string) {
 	ws, ok := s.Sys().(syscall.WaitStatus)
 	if !ok || !ws.Signaled() {
 		c := s.ExitCode()
@@ -310,15 +310,15 @@ func exitOf(s *os.ProcessState) (code *int, signal string) {
 // command left in its working folder is removed. That may be anything.
 const tidyTime = time.Second
 
-// conclude records the end of a run, frees its flight and tells its followers,
+// concludeRun records the end of a run, frees its flight and tells its followers,
 // in this order: who learns the end may start the next run of the flight.
-func (a *active) conclude() {
+func (a *active) concludeRun() {
 	l, run := a.local, a.status.Run
 	durability := pathsafe.Synced
 	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
 		durability = pathsafe.Whole
 	}
-	l.ends.write(&a.status, durability)
+	l.ends.writeEnd(&a.status, durability)
 	select {
 	case <-l.ends.freeFlight(run, a.status.Flight):
 	case <-time.After(tidyTime):
@@ -326,7 +326,7 @@ func (a *active) conclude() {
 	if !a.status.KillAt.IsZero() && l.parent.Reaps() {
 		l.parent.Reap() // perhaps hundreds, which would be in the way of the next command
 	}
-	followers := l.active.remove(a)
+	followers := l.active.removeRun(a)
 	close(a.done)
 	for _, ends := range followers {
 		ends <- a.status.Result()

@@ -13,10 +13,10 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// adopt takes over what was under way when another supervisor went, or this one
+// adoptRuns takes over what was under way when another supervisor went, or this one
 // replaced itself: its own children wholly, the rest by their locks. It is
 // called once, before anything is started.
-func (l *Local) adopt() error {
+func (l *Local) adoptRuns() error {
 	if err := l.ends.loadUnwritten(); err != nil {
 		l.log.Error("taking over the ends of runs that are not on disk yet", "error", err)
 	}
@@ -32,10 +32,10 @@ func (l *Local) adopt() error {
 	}
 	// All are known before one is followed: at its end strangers are reaped.
 	for _, a := range adopted {
-		l.active.add(a)
+		l.active.addRun(a)
 	}
 	for _, a := range adopted {
-		go a.follow()
+		go a.followToEnd()
 	}
 	l.parent.SweepCgroups(l.isOver)
 	return nil
@@ -43,15 +43,15 @@ func (l *Local) adopt() error {
 
 // isOver reports whether a run that has its folder here is not in progress.
 func (l *Local) isOver(run string) bool {
-	if l.active.find(run) != nil || !l.runs.Exists(run) {
+	if l.active.findRun(run) != nil || !l.runs.Exists(run) {
 		return false
 	}
 	s, err := l.runs.ReadStatus(run)
 	return err != nil || !l.runs.IsCopied(s)
 }
 
-// lockOf describes the lock of a run, which its processes inherit.
-func lockOf(r *rundir.Runs, run string) proctree.Run {
+// describeLock describes the lock of a run, which its processes inherit.
+func describeLock(r *rundir.Runs, run string) proctree.Run {
 	return proctree.Run{ID: run, LockPath: r.LockPath(run), IsLocked: func() bool { return r.IsLocked(run) }}
 }
 
@@ -94,10 +94,10 @@ func (l *Local) adoptRun(run string) *active {
 	}
 	if copied || l.runs.IgnoresLocks() {
 		a.status.Why, a.status.Ended = runner.Interrupted, time.Now()
-		a.conclude()
+		a.concludeRun()
 		return nil
 	}
-	a.tree = l.parent.Adopt(lockOf(l.runs, run), s)
+	a.tree = l.parent.Adopt(describeLock(l.runs, run), s)
 	a.output = output.Adopt(l.runs, l.log, s)
 	a.status.Found, a.status.Pipe, a.status.Output = nil, 0, runner.Output{}
 	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", !a.tree.IsOrphan())
@@ -115,7 +115,7 @@ type parking struct {
 // image can take over from there. resume undoes it; it is to be called on an
 // error too.
 func (l *Local) Park() (resume func(), err error) {
-	runs := l.active.all()
+	runs := l.active.listRuns()
 	stop := make(chan struct{})
 	resume = func() { close(stop) }
 	if len(runs) > 0 && !proctree.CanReplace() {
@@ -147,8 +147,8 @@ func (a *active) handOver() (err error) {
 	return a.local.runs.WriteStatus(&a.status, pathsafe.Unsynced)
 }
 
-// goOn undoes handOver.
-func (a *active) goOn() {
+// resumeFollowing undoes handOver.
+func (a *active) resumeFollowing() {
 	a.output.Unpause(a.status.Pipe)
 	a.status.Pipe, a.status.Found = 0, nil
 	a.status.Output = runner.Output{}

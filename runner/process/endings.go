@@ -28,8 +28,8 @@ type endings struct {
 	flights   map[string]int           // what is in progress or still holds its lock; nil without single flights
 }
 
-// write writes the end of a run, and where that is not possible it is written later.
-func (e *endings) write(s *rundir.Status, durability pathsafe.Durability) {
+// writeEnd writes the end of a run, and where that is not possible it is written later.
+func (e *endings) writeEnd(s *rundir.Status, durability pathsafe.Durability) {
 	err := e.runs.WriteEnd(s, durability)
 	if err == nil {
 		return

@@ -22,4 +22,4 @@ func (l *Local) Followers(run string) int {
 func (l *Local) CleanUpAgainAfter(d time.Duration) { l.ends.again = d }
 
 // LoginEnvironment is loginEnv.
-var LoginEnvironment = loginEnv //nolint:gochecknoglobals // a function
+var LoginEnvironment = loginEnvironment //nolint:gochecknoglobals // a function

@@ -14,36 +14,36 @@ type activeRuns struct {
 	byID map[string]*active
 }
 
-func (r *activeRuns) add(a *active) {
+func (r *activeRuns) addRun(a *active) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.byID[a.status.Run] = a
 }
 
-// remove removes a run that is over, and returns its followers.
-func (r *activeRuns) remove(a *active) (followers []chan<- runner.End) {
+// removeRun removes a run that is over, and returns its followers.
+func (r *activeRuns) removeRun(a *active) (followers []chan<- runner.End) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.byID, a.status.Run)
 	return a.followers
 }
 
-// find returns nil for a run that is not in progress.
-func (r *activeRuns) find(run string) *active {
+// findRun returns nil for a run that is not in progress.
+func (r *activeRuns) findRun(run string) *active {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.byID[run]
 }
 
-// ids are those of all runs in progress, in order.
-func (r *activeRuns) ids() []string {
+// listIDs are those of all runs in progress, in order.
+func (r *activeRuns) listIDs() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Sorted(maps.Keys(r.byID))
 }
 
-// all returns the runs in progress.
-func (r *activeRuns) all() []*active {
+// listRuns returns the runs in progress.
+func (r *activeRuns) listRuns() []*active {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Collect(maps.Values(r.byID))

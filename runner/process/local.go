@@ -65,7 +65,7 @@ func newLocal(
 		return nil, fmt.Errorf("keeping descriptors from commands: %w", err)
 	}
 	return &Local{
-		runs: runs, ready: rundir.NewReadyFolders(runs), hook: hook, log: log, parent: parent, login: loginEnv(nil),
+		runs: runs, ready: rundir.NewReadyFolders(runs), hook: hook, log: log, parent: parent, login: loginEnvironment(nil),
 		ends:   &endings{runs: runs, parent: parent, log: log, again: cleanUpAgain, unwritten: map[string]rundir.Status{}},
 		active: activeRuns{byID: map[string]*active{}},
 	}, nil
@@ -88,13 +88,13 @@ func NewSupervised(s Supervised) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.login = loginEnv(s.LoginEnv)
+	l.login = loginEnvironment(s.LoginEnv)
 	if s.DangerouslyUnlocked {
 		l.runs.IgnoreLocks()
 	} else {
 		l.ends.flights = map[string]int{}
 	}
-	if err := l.adopt(); err != nil {
+	if err := l.adoptRuns(); err != nil {
 		return nil, err
 	}
 	l.KeepReady()
@@ -112,7 +112,7 @@ func (l *Local) HasFolder(run string) bool { return l.runs.Exists(run) }
 
 // IsBusy reports whether a run is in progress, or an end not on disk.
 func (l *Local) IsBusy() bool {
-	return len(l.active.ids()) > 0 || !l.ends.allWritten()
+	return len(l.active.listIDs()) > 0 || !l.ends.allWritten()
 }
 
 // sealDescriptors marks what this process inherited beyond stdin, stdout and
@@ -159,16 +159,16 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 		Bounds: rundir.Bounds{Timeout: h.Timeout, Grace: h.Grace, Head: int64(h.Output.Head), Tail: max(int64(h.Output.Tail), 1)},
 	})
 	a.status.Cgroup = l.parent.CgroupOf(o.Run)
-	f, stdin, err := a.prepare(h, o)
+	f, stdin, err := a.prepareFolder(h, o)
 	if err != nil {
 		l.ends.releaseFlight(flight)
 		return rundir.MarkFull(err)
 	}
 	defer rundir.CloseFiles(stdin)
 	defer f.Discard() // but not what a has taken
-	if err := a.launch(f, h, argv, stdin, o); err != nil {
+	if err := a.startFollowed(f, h, argv, stdin, o); err != nil {
 		f.Discard() // with it the lock
-		a.takeBack(err)
+		a.undoStart(err)
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	return nil
@@ -223,7 +223,7 @@ func (l *Local) Find(run string) error {
 	if err := rundir.CheckID(run); err != nil {
 		return fmt.Errorf("looking up: %w", err)
 	}
-	if l.active.find(run) != nil {
+	if l.active.findRun(run) != nil {
 		return nil
 	}
 	_, err := l.ends.recorded(run)
@@ -237,7 +237,7 @@ func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
 	if err := rundir.CheckID(run); err != nil {
 		return fmt.Errorf("stopping: %w", err)
 	}
-	a := l.active.find(run)
+	a := l.active.findRun(run)
 	if a == nil {
 		if _, err := l.runs.ReadStatus(run); !errors.Is(err, rundir.ErrCorrupt) {
 			return err
@@ -261,5 +261,5 @@ func (l *Local) Output(run string) (*output.Reader, error) { return output.Open(
 
 // List names the runs that are under way, in order.
 func (l *Local) List() ([]string, error) {
-	return l.active.ids(), nil
+	return l.active.listIDs(), nil
 }

@@ -24,12 +24,12 @@ func LoginEnv(lookup func(string) (string, bool)) (env []string) {
 	return env
 }
 
-// loginEnv is what commands get: the home and the names from the entry of the user
+// loginEnvironment is what commands get: the home and the names from the entry of the user
 // in /etc/passwd. A user that has none there (a container's, or one that only a
 // directory service knows) has those of the server's environment, else / and the
 // number. TZ is the server's; without one there, it is not set, and the command
 // goes by the machine's /etc/localtime.
-func loginEnv(server []string) []string {
+func loginEnvironment(server []string) []string {
 	get := func(name, otherwise string) string {
 		i := slices.IndexFunc(server, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
 		if i < 0 {

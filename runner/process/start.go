@@ -14,21 +14,21 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// prepare gives a run its folder, and its command an input. Folders of ours that
+// prepareFolder gives a run its folder, and its command an input. Folders of ours that
 // somebody removed are made again.
-func (a *active) prepare(h *hook.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
+func (a *active) prepareFolder(h *hook.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
 	l := a.local
-	f, stdin, err := prepareOnce(l.ready, &a.status, h, o)
+	f, stdin, err := moveFolderIn(l.ready, &a.status, h, o)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, stdin, err
 	}
-	if err := l.ready.Restore(l.active.ids()); err != nil {
+	if err := l.ready.Restore(l.active.listIDs()); err != nil {
 		return nil, nil, err
 	}
-	return prepareOnce(l.ready, &a.status, h, o)
+	return moveFolderIn(l.ready, &a.status, h, o)
 }
 
-func prepareOnce(
+func moveFolderIn(
 	ready *rundir.ReadyFolders, s *rundir.Status, h *hook.Hook, o runner.Order,
 ) (*rundir.Folder, *os.File, error) {
 	f, err := ready.Take()
@@ -47,34 +47,34 @@ func prepareOnce(
 	return f, stdin, nil
 }
 
-// takeBack removes what there is of a run whose command could not be started, so
+// undoStart removes what there is of a run whose command could not be started, so
 // that the same run may be started later. Where that cannot be done, the run is
 // over.
-func (a *active) takeBack(reason error) {
+func (a *active) undoStart(reason error) {
 	l, run := a.local, a.status.Run
 	if err := l.runs.RemoveRun(run); err != nil {
 		l.log.Error("removing a run whose command could not be started", "run", run, "error", err)
 		a.status.Started = time.Time{}
-		a.status.End = runner.End{Ended: time.Now(), Error: cause(reason)}
-		a.conclude()
+		a.status.End = runner.End{Ended: time.Now(), Error: systemCause(reason)}
+		a.concludeRun()
 		return
 	}
 	l.ends.releaseFlight(a.status.Flight)
 }
 
-// cause is the system's own word for an error, without the paths around it:
+// systemCause is the system's own word for an error, without the paths around it:
 // callers may read it.
-func cause(err error) string {
+func systemCause(err error) string {
 	if errno := syscall.Errno(0); errors.As(err, &errno) {
 		return errno.Error()
 	}
 	return "the run could not be prepared"
 }
 
-// launch starts the command and leaves a goroutine that follows it.
-func (a *active) launch(f *rundir.Folder, h *hook.Hook, argv []string, stdin *os.File, o runner.Order) error {
+// startFollowed starts the command and leaves a goroutine that follows it.
+func (a *active) startFollowed(f *rundir.Folder, h *hook.Hook, argv []string, stdin *os.File, o runner.Order) error {
 	l := a.local
-	err := a.spawn(h, argv, environ(l.login, h, o), stdin, f.Command, f.Lock)
+	err := a.startCommand(h, argv, commandEnvironment(l.login, h, o), stdin, f.Command, f.Lock)
 	rundir.CloseFiles(f.Command, f.Lock) // before follow: from now on only the tree holds the lock
 	f.Command, f.Lock = nil, nil
 	if err != nil {
@@ -82,7 +82,7 @@ func (a *active) launch(f *rundir.Folder, h *hook.Hook, argv []string, stdin *os
 	}
 	a.output = output.Collect(l.runs, l.log, f, &a.status)
 	a.status.Started, a.status.Up = time.Now(), boot.Uptime()
-	l.active.add(a)
-	go a.follow()
+	l.active.addRun(a)
+	go a.followToEnd()
 	return nil
 }

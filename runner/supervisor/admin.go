@@ -81,7 +81,7 @@ func (c *Client) checkAdmin(conn net.Conn) (*AdminConn, error) {
 	if !ok {
 		return nil, fmt.Errorf("a connection of type %T", conn)
 	}
-	uid, pid, err := peerOf(local)
+	uid, pid, err := peerCredentials(local)
 	if err != nil {
 		return nil, fmt.Errorf("asking who the peer is: %w", err)
 	}

@@ -89,11 +89,11 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	l, err := c.findAndUpdate(ctx)
 	if err != nil {
 		c.stop()
-		return nil, unreached(err)
+		return nil, wrapUnreached(err)
 	}
-	c.use(l)
+	c.useLink(l)
 	go c.keepVersion() //nolint:contextcheck // it ends with Close
-	go c.watch()
+	go c.watchSilence()
 	return c, nil
 }
 
@@ -117,7 +117,7 @@ func (c *Client) Close() error {
 // Start is that of runner.Processes. An order that was lost on the way is asked
 // for again until it is known what became of it, and carried out once.
 func (c *Client) Start(o runner.Order) error {
-	_, err := c.call(c.ctx, request{Do: doStart, Order: &o}, false)
+	_, err := c.askSupervisor(c.ctx, request{Do: doStart, Order: &o}, false)
 	return err
 }
 
@@ -145,7 +145,7 @@ func (c *Client) askStop(run string, why runner.State, grace time.Duration) *sto
 	c.stops[run] = ask
 	go func() {
 		_, ask.err = guard.Call(c.o.Log, func() (*reply, error) {
-			return c.call(c.ctx, request{Do: doStop, Run: run, Why: why, Grace: grace}, true)
+			return c.askSupervisor(c.ctx, request{Do: doStop, Run: run, Why: why, Grace: grace}, true)
 		})
 		close(ask.done)
 		c.mu.Lock()
@@ -170,7 +170,7 @@ func (c *Client) Revoke(run string, why runner.State) (revoked bool, err error) 
 // List names the runs that are under way, those that an earlier supervisor
 // left too.
 func (c *Client) List() ([]string, error) {
-	p, err := c.within(answerTime, request{Do: doList})
+	p, err := c.askWithin(answerTime, request{Do: doList})
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +181,7 @@ func (c *Client) List() ([]string, error) {
 // of what it read. Those in force, whose digest is given, it goes on starting too:
 // they may stay what they are.
 func (c *Client) Reload(inForce string) (string, error) {
-	p, err := c.within(patience, request{Do: doReload, InForce: inForce})
+	p, err := c.askWithin(patience, request{Do: doReload, InForce: inForce})
 	if err != nil {
 		return "", err
 	}
@@ -190,13 +190,13 @@ func (c *Client) Reload(inForce string) (string, error) {
 
 // Quit ends the supervisor. It is an error when runs are under way.
 func (c *Client) Quit() error {
-	_, err := c.within(answerTime, request{Do: doQuit})
+	_, err := c.askWithin(answerTime, request{Do: doQuit})
 	return err
 }
 
 // Known tells whether a run was ever given to Start.
 func (c *Client) Known(run string) (bool, error) {
-	_, err := c.within(patience, request{Do: doKnown, Run: run})
+	_, err := c.askWithin(patience, request{Do: doKnown, Run: run})
 	if errors.Is(err, runner.ErrUnknown) {
 		return false, nil
 	}
@@ -211,7 +211,7 @@ func (c *Client) Known(run string) (bool, error) {
 // this process holds the run's FIFO, so that what the command writes last is not
 // lost when it ends while there is no supervisor.
 func (c *Client) Follow(run string) (<-chan runner.End, error) {
-	if _, err := c.call(c.ctx, request{Do: doKnown, Run: run}, true); err != nil {
+	if _, err := c.askSupervisor(c.ctx, request{Do: doKnown, Run: run}, true); err != nil {
 		return nil, err
 	}
 	release := output.HoldFIFO(filepath.Join(c.o.State, runsDir, run))
@@ -220,7 +220,7 @@ func (c *Client) Follow(run string) (<-chan runner.End, error) {
 		defer close(ends)
 		defer release()
 		for failing := new(logging.Repeated); ; {
-			p, err := c.call(c.ctx, request{Do: doWait, Run: run}, true)
+			p, err := c.askSupervisor(c.ctx, request{Do: doWait, Run: run}, true)
 			switch {
 			case err == nil && p.End != nil:
 				p.End.Reason = p.Why
@@ -246,24 +246,24 @@ func (c *Client) Output(run string) (*output.Reader, error) {
 	return output.Open(filepath.Join(c.o.State, runsDir), run)
 }
 
-// within is call for what the supervisor does at once. What was asked stands when
+// askWithin is askSupervisor for what the supervisor does at once. What was asked stands when
 // the time is over, if it was sent.
-func (c *Client) within(t time.Duration, q request) (*reply, error) {
+func (c *Client) askWithin(t time.Duration, q request) (*reply, error) {
 	ctx, done := context.WithTimeout(c.ctx, t)
 	defer done()
-	return c.call(ctx, q, false)
+	return c.askSupervisor(ctx, q, false)
 }
 
-// call asks the supervisor, and again when the connection broke before an answer
+// askSupervisor asks the supervisor, and again when the connection broke before an answer
 // came. Where none can be reached it is an error, unless an answer is needed: to
 // who says so, and to a start that may have been carried out. After Close errors
 // wrap runner.ErrLeft, and errSilent when ctx was done before.
-func (c *Client) call(ctx context.Context, q request, need bool) (*reply, error) {
+func (c *Client) askSupervisor(ctx context.Context, q request, need bool) (*reply, error) {
 	for {
-		l, err := c.connected(ctx)
+		l, err := c.awaitLink(ctx)
 		if err == nil {
 			var p *reply
-			if p, err = l.call(ctx, q); !errors.Is(err, errBroken) && !errors.Is(err, errSilent) {
+			if p, err = l.callAndWait(ctx, q); !errors.Is(err, errBroken) && !errors.Is(err, errSilent) {
 				return p, err
 			}
 		}

@@ -60,10 +60,10 @@ func (c *connection) PID() int {
 	return c.link.PID
 }
 
-// connected returns the connection. Where there is none that works, one search for
+// awaitLink returns the connection. Where there is none that works, one search for
 // another is under way, whoever waits for it.
-func (c *connection) connected(ctx context.Context) (*link, error) {
-	s, l := c.searching() //nolint:contextcheck // a search is shared, so no caller's end ends it
+func (c *connection) awaitLink(ctx context.Context) (*link, error) {
+	s, l := c.currentSearch() //nolint:contextcheck // a search is shared, so no caller's end ends it
 	if s == nil {
 		return l, nil
 	}
@@ -71,13 +71,13 @@ func (c *connection) connected(ctx context.Context) (*link, error) {
 	case <-s.done:
 		return s.link, s.err
 	case <-ctx.Done():
-		return nil, unreached(ctx.Err())
+		return nil, wrapUnreached(ctx.Err())
 	}
 }
 
-// searching returns the search under way, which it begins where the connection is
+// currentSearch returns the search under way, which it begins where the connection is
 // broken, or the connection.
-func (c *connection) searching() (*search, *link) {
+func (c *connection) currentSearch() (*search, *link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -86,7 +86,7 @@ func (c *connection) searching() (*search, *link) {
 	case c.search != nil:
 		return c.search, nil
 	case c.ctx.Err() != nil:
-		s := &search{done: make(chan struct{}), err: unreached(c.ctx.Err())}
+		s := &search{done: make(chan struct{}), err: wrapUnreached(c.ctx.Err())}
 		close(s.done)
 		return s, nil
 	}
@@ -104,11 +104,11 @@ func (c *connection) beginSearch(look func(context.Context) (*link, error)) *sea
 		defer done()
 		s.link, s.err = guard.Call(c.o.Log, func() (*link, error) { return look(ctx) })
 		if s.err != nil {
-			s.err = unreached(s.err)
+			s.err = wrapUnreached(s.err)
 			c.noteLost(s.err)
 			return
 		}
-		c.use(s.link)
+		c.useLink(s.link)
 	}()
 	return s
 }
@@ -129,10 +129,10 @@ func (c *connection) noteLost(err error) {
 	}
 }
 
-// use makes l the connection, which ends a search. When it breaks, the supervisor
+// useLink makes l the connection, which ends a search. When it breaks, the supervisor
 // is asked whether another server has taken over; one that is gone is started by
 // whoever needs it.
-func (c *connection) use(l *link) {
+func (c *connection) useLink(l *link) {
 	c.mu.Lock()
 	before, lost := c.link, c.lost
 	c.link, c.lost, c.search = l, false, nil
@@ -145,34 +145,34 @@ func (c *connection) use(l *link) {
 	}
 	go func() {
 		<-l.broken
-		if err := probe(c.ctx, c.o.State, c.id); errors.Is(err, ErrSuperseded) {
+		if err := probeSuperseded(c.ctx, c.o.State, c.id); errors.Is(err, ErrSuperseded) {
 			c.displace.Do(func() { close(c.displaced) })
 		}
 	}()
 }
 
 func (c *connection) findAndUpdate(ctx context.Context) (*link, error) {
-	l, err := c.find(ctx)
+	l, err := c.findSupervisor(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return c.update(ctx, l)
+	return c.updateSupervisor(ctx, l)
 }
 
-// update has a supervisor of another version replace itself, and returns the
+// updateSupervisor has a supervisor of another version replace itself, and returns the
 // connection to what it is then. One that cannot is asked again: what is in its
 // way may pass.
-func (c *connection) update(ctx context.Context, l *link) (*link, error) {
+func (c *connection) updateSupervisor(ctx context.Context, l *link) (*link, error) {
 	if l.Version == c.o.Version || l.Version == c.foreign {
 		return l, nil
 	}
-	_, err := l.call(ctx, request{Do: doReplace, Exe: c.o.Exe})
+	_, err := l.callAndWait(ctx, request{Do: doReplace, Exe: c.o.Exe})
 	if errors.Is(err, errSilent) { // it would be another one at any moment
 		_ = l.conn.Close()
 		return nil, err
 	}
 	if errors.Is(err, errBroken) { // as it must be: the old image is gone
-		if l, err = c.find(ctx); err != nil {
+		if l, err = c.findSupervisor(ctx); err != nil {
 			return nil, err
 		}
 		if l.Version == c.o.Version {
@@ -205,25 +205,25 @@ func (c *connection) updateLinked() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l := c.link; c.search == nil && !l.isBroken() { // else the search sees to it
-		c.beginSearch(func(ctx context.Context) (*link, error) { return c.update(ctx, l) })
+		c.beginSearch(func(ctx context.Context) (*link, error) { return c.updateSupervisor(ctx, l) })
 	}
 }
 
-func unreached(err error) error {
+func wrapUnreached(err error) error {
 	if errors.Is(err, ErrSuperseded) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errUnreached, err)
 }
 
-// find dials until a supervisor answers, and starts one when there is none.
-func (c *connection) find(ctx context.Context) (*link, error) {
+// findSupervisor dials until a supervisor answers, and starts one when there is none.
+func (c *connection) findSupervisor(ctx context.Context) (*link, error) {
 	const first, last = time.Millisecond, 50 * time.Millisecond
 	var died <-chan error
 	var failing logging.Repeated
 	began := time.Now()
 	for wait := first; ; wait = min(2*wait, last) {
-		l, err := dial(ctx, c.o.State, c.id)
+		l, err := dialSupervisor(ctx, c.o.State, c.id)
 		if err == nil || errors.Is(err, ErrSuperseded) {
 			return l, err
 		}
@@ -231,13 +231,13 @@ func (c *connection) find(ctx context.Context) (*link, error) {
 			c.o.Log.Warn("waiting for the supervisor", "error", err)
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.wake(greetingTime)
+			c.continueSupervisor(greetingTime)
 		}
 		if ctx.Err() != nil {
 			return nil, errors.Join(err, ctx.Err())
 		}
 		if died == nil {
-			ended, err := c.spawn()
+			ended, err := c.startSupervisor()
 			if err != nil {
 				return nil, fmt.Errorf("starting it: %w", rundir.MarkFull(err))
 			}
@@ -253,9 +253,9 @@ func (c *connection) find(ctx context.Context) (*link, error) {
 	}
 }
 
-// spawn starts a supervisor, unless somebody holds its lock: then there is one,
+// startSupervisor starts a supervisor, unless somebody holds its lock: then there is one,
 // or will be, and the channel is nil. Otherwise it tells of its end.
-func (c *connection) spawn() (died <-chan error, err error) {
+func (c *connection) startSupervisor() (died <-chan error, err error) {
 	mutex, err := os.OpenFile(filepath.Join(c.o.State, mutexFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -267,10 +267,10 @@ func (c *connection) spawn() (died <-chan error, err error) {
 		}
 		return nil, fmt.Errorf("taking its lock: %w", err)
 	}
-	if err := c.makeSecret(); err != nil {
+	if err := c.writeSecret(); err != nil {
 		return nil, err
 	}
-	socket, err := listen(c.o.State)
+	socket, err := listenAtSocket(c.o.State)
 	if err != nil {
 		return nil, err
 	}
@@ -300,9 +300,9 @@ func (c *connection) spawn() (died <-chan error, err error) {
 	return ended, nil
 }
 
-// makeSecret writes what a server must know besides its user. Only the holder
+// writeSecret writes what a server must know besides its user. Only the holder
 // of the lock calls it.
-func (c *connection) makeSecret() error {
+func (c *connection) writeSecret() error {
 	secret := make([]byte, secretBytes)
 	_, _ = rand.Read(secret) // never fails
 	if err := pathsafe.ReplaceFileAt(filepath.Join(c.o.State, secretFile), secret, 0o600); err != nil {
@@ -311,8 +311,8 @@ func (c *connection) makeSecret() error {
 	return nil
 }
 
-// listen makes the socket of the supervisor, which is the caller or inherits it.
-func listen(state string) (f *os.File, err error) {
+// listenAtSocket makes the socket of the supervisor, which is the caller or inherits it.
+func listenAtSocket(state string) (f *os.File, err error) {
 	if err := os.Remove(filepath.Join(state, socketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the old socket: %w", err)
 	}

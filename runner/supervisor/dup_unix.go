@@ -4,8 +4,8 @@ package supervisor
 
 import "syscall"
 
-// dupOnto makes the descriptor to stand for what fd stands for.
-func dupOnto(fd, to int) error {
+// duplicateOnto makes the descriptor to stand for what fd stands for.
+func duplicateOnto(fd, to int) error {
 	if err := syscall.Dup2(fd, to); err != nil {
 		return err
 	}

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerOf returns the user at the other end of a Unix socket, and the process that
+// peerCredentials returns the user at the other end of a Unix socket, and the process that
 // connected it; 0 where the system does not tell.
-func peerOf(conn *net.UnixConn) (uid, pid int, err error) {
+func peerCredentials(conn *net.UnixConn) (uid, pid int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return -1, 0, err

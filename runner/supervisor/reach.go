@@ -47,12 +47,12 @@ func (v *supervisor) listenAgain() (os.FileInfo, error) {
 	if v.going { // then the next supervisor makes its own
 		return nil, errGoing
 	}
-	f, err := listen(v.State)
+	f, err := listenAtSocket(v.State)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // the descriptor that is inherited stays
-	if err := dupOnto(int(f.Fd()), socketFD); err != nil {
+	if err := duplicateOnto(int(f.Fd()), socketFD); err != nil {
 		return nil, fmt.Errorf("keeping the socket: %w", err)
 	}
 	l, err := net.FileListener(f)
@@ -68,7 +68,7 @@ func (v *supervisor) listenAgain() (os.FileInfo, error) {
 	v.listener = listener
 	v.mu.Unlock()
 	_ = old.Close() // which ends its accept
-	go v.accept(listener)
+	go v.acceptServers(listener)
 	v.Log.Warn("the supervisor's socket was gone, and is made again")
 	return os.Lstat(filepath.Join(v.State, socketFile))
 }
@@ -92,7 +92,7 @@ func (v *supervisor) keepLock() error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("taking the lock again: %w", err)
 	}
-	if err := dupOnto(int(f.Fd()), mutexFD); err != nil {
+	if err := duplicateOnto(int(f.Fd()), mutexFD); err != nil {
 		return fmt.Errorf("keeping the lock: %w", err)
 	}
 	v.Log.Warn("the supervisor's lock was gone, and is made again")

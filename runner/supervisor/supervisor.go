@@ -100,25 +100,25 @@ func Run(s Settings) error {
 		s.Idle = time.Minute
 	}
 	v := &supervisor{Settings: s, uid: os.Geteuid(), quit: make(chan struct{}), superseded: map[string]bool{}}
-	if err := v.inherit(); err != nil {
+	if err := v.takeInherited(); err != nil {
 		return err
 	}
-	if err := v.open(); err != nil {
+	if err := v.openRuns(); err != nil {
 		return err
 	}
 	s.Log.Info("supervisor ready", "pid", os.Getpid(), "version", s.Version)
-	go v.accept(v.listener)
+	go v.acceptServers(v.listener)
 	go v.stayReachable()
-	go v.preload()
-	v.wait(signals)
-	v.leave()
+	go v.loadHooksAhead()
+	v.waitForEnd(signals)
+	v.finishAnswers()
 	v.parent.Release()
 	s.Log.Info("supervisor ended", "pid", os.Getpid())
 	return nil
 }
 
-// inherit takes what whoever started this process holds for it.
-func (v *supervisor) inherit() (err error) {
+// takeInherited takes what whoever started this process holds for it.
+func (v *supervisor) takeInherited() (err error) {
 	v.socket, v.mutex = os.NewFile(socketFD, socketFile), os.NewFile(mutexFD, mutexFile)
 	// The lock is ours already if it was inherited; if not, nobody else's.
 	want, err := os.Stat(filepath.Join(v.State, mutexFile))
@@ -152,7 +152,7 @@ func (v *supervisor) inherit() (err error) {
 	return nil
 }
 
-func (v *supervisor) open() (err error) {
+func (v *supervisor) openRuns() (err error) {
 	v.parent = proctree.NewParent(v.Log)
 	if err := v.parent.BecomeSubreaper(); err != nil {
 		return fmt.Errorf("becoming a subreaper: %w", err)
@@ -168,8 +168,8 @@ func (v *supervisor) open() (err error) {
 	return err
 }
 
-// wait returns when it is time to go.
-func (v *supervisor) wait(signals <-chan os.Signal) {
+// waitForEnd returns when it is time to go.
+func (v *supervisor) waitForEnd(signals <-chan os.Signal) {
 	const parts = 4
 	tick := time.NewTicker(v.Idle / parts)
 	defer tick.Stop()
@@ -180,7 +180,7 @@ func (v *supervisor) wait(signals <-chan os.Signal) {
 		case s := <-signals:
 			switch s {
 			case syscall.SIGTERM:
-				v.stopAll()
+				v.stopAllRuns()
 				return
 			case syscall.SIGCONT:
 				v.Log.Warn("the supervisor was continued: while a process is stopped, no timeout is enforced and no output is kept")
@@ -192,15 +192,15 @@ func (v *supervisor) wait(signals <-chan os.Signal) {
 			if idle++; !alone || v.local.IsBusy() {
 				idle = 0
 			}
-			if idle > parts && v.retire() == nil {
+			if idle > parts && v.refuseMoreRuns() == nil {
 				return
 			}
 		}
 	}
 }
 
-// stopAll ends all runs with the grace that their hooks give them.
-func (v *supervisor) stopAll() {
+// stopAllRuns ends all runs with the grace that their hooks give them.
+func (v *supervisor) stopAllRuns() {
 	v.moving.Lock()
 	v.going = true
 	v.moving.Unlock()
@@ -223,8 +223,8 @@ func (v *supervisor) stopAll() {
 	}
 }
 
-// retire takes no more runs, if there are none.
-func (v *supervisor) retire() error {
+// refuseMoreRuns takes no more runs, if there are none.
+func (v *supervisor) refuseMoreRuns() error {
 	v.moving.Lock()
 	defer v.moving.Unlock()
 	if v.going {
@@ -240,8 +240,8 @@ func (v *supervisor) retire() error {
 	return nil
 }
 
-// leave lets the server have the answers that it waits for.
-func (v *supervisor) leave() {
+// finishAnswers lets the server have the answers that it waits for.
+func (v *supervisor) finishAnswers() {
 	v.mu.Lock()
 	s, l := v.current, v.listener
 	v.mu.Unlock()
@@ -254,14 +254,14 @@ func (v *supervisor) leave() {
 	<-s.done
 }
 
-// accept greets whoever comes. Only one is served: a server that comes later
+// acceptServers greets whoever comes. Only one is served: a server that comes later
 // has taken the place of the one before.
-func (v *supervisor) accept(l *net.UnixListener) {
+func (v *supervisor) acceptServers(l *net.UnixListener) {
 	for {
 		conn, err := l.AcceptUnix()
 		switch {
 		case err == nil:
-			go v.greet(conn)
+			go v.greetPeer(conn)
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -271,8 +271,8 @@ func (v *supervisor) accept(l *net.UnixListener) {
 	}
 }
 
-// greet serves a connection if it is a server's.
-func (v *supervisor) greet(conn *net.UnixConn) {
+// greetPeer serves a connection if it is a server's.
+func (v *supervisor) greetPeer(conn *net.UnixConn) {
 	s := &session{v: v, conn: conn, gone: make(chan struct{}), done: make(chan struct{})}
 	r := bufio.NewReaderSize(conn, maxGreeting)
 	pid, err := checkPeer(conn, v.uid)
@@ -303,20 +303,20 @@ func (v *supervisor) greet(conn *net.UnixConn) {
 		_ = conn.Close()
 		return
 	}
-	err = v.admit(s)
+	err = v.admitSession(s)
 	w := welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}
 	if err := errors.Join(writeLine(conn, w, nil), conn.SetDeadline(time.Time{}), err); err != nil {
 		v.Log.Warn("refusing a server", "error", err)
 		_ = conn.Close() // which ends what serve reads
 	}
 	if err == nil {
-		s.serve(r)
+		s.serveRequests(r)
 	}
 }
 
-// admit makes s the one that is served. All that the one before asked for has
+// admitSession makes s the one that is served. All that the one before asked for has
 // been done or never will be, so that s learns how things stand.
-func (v *supervisor) admit(s *session) error {
+func (v *supervisor) admitSession(s *session) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.superseded[s.client] {
@@ -339,8 +339,8 @@ func (v *supervisor) admit(s *session) error {
 	return nil
 }
 
-// dismiss forgets a session that is over.
-func (v *supervisor) dismiss(s *session) {
+// dismissSession forgets a session that is over.
+func (v *supervisor) dismissSession(s *session) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.current == s {
@@ -349,15 +349,15 @@ func (v *supervisor) dismiss(s *session) {
 	}
 }
 
-func (v *supervisor) preload() {
+func (v *supervisor) loadHooksAhead() {
 	v.loading.Lock()
 	defer v.loading.Unlock()
-	if err := v.load(); err != nil {
+	if err := v.loadHooks(); err != nil {
 		v.Log.Error("reading the hooks", "error", err)
 	}
 }
 
-func (v *supervisor) load() error {
+func (v *supervisor) loadHooks() error {
 	hooks, err := v.Load()
 	if err == nil {
 		v.hooks = hooks
@@ -365,17 +365,17 @@ func (v *supervisor) load() error {
 	return err
 }
 
-// reload reads the hooks anew, before the server goes by them, if it ever does:
+// reloadHooks reads the hooks anew, before the server goes by them, if it ever does:
 // until then it goes by those whose hook.Digest is inForce, however often it
 // fails to take up others.
-func (v *supervisor) reload(inForce string) (digest string, err error) {
+func (v *supervisor) reloadHooks(inForce string) (digest string, err error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()
 	before := v.hooks
 	if v.before != nil && hook.Digest(v.before) == inForce {
 		before = v.before
 	}
-	if err := v.load(); err != nil {
+	if err := v.loadHooks(); err != nil {
 		return "", err
 	}
 	v.before = before
@@ -403,14 +403,14 @@ func (v *supervisor) hookFor(o *runner.Order) (*hook.Hook, error) {
 		case again:
 			return nil, fmt.Errorf("%w: the hook %q is not the one that the server knows: the file has changed since the server read it", runner.ErrNotNow, o.Hook)
 		}
-		if err := v.load(); err != nil {
+		if err := v.loadHooks(); err != nil {
 			return nil, fmt.Errorf("%w: reading the hooks: %w", runner.ErrNotNow, err)
 		}
 	}
 }
 
-// start starts a run, once.
-func (v *supervisor) start(o *runner.Order, again bool) error {
+// startRun starts a run, once.
+func (v *supervisor) startRun(o *runner.Order, again bool) error {
 	if o == nil {
 		return fmt.Errorf("%w: there is none", runner.ErrRefused)
 	}
@@ -434,9 +434,9 @@ func (v *supervisor) start(o *runner.Order, again bool) error {
 	return v.local.StartHook(hook, *o)
 }
 
-// replace executes another program image in this process, which keeps its
+// replaceImage executes another program image in this process, which keeps its
 // children. It returns only if that cannot be.
-func (v *supervisor) replace(exe string) error {
+func (v *supervisor) replaceImage(exe string) error {
 	if err := checkImage(exe); err != nil {
 		return fmt.Errorf("replacing the supervisor: %w", err)
 	}
@@ -486,7 +486,7 @@ type session struct {
 	writing sync.Mutex
 }
 
-func (s *session) serve(r *bufio.Reader) {
+func (s *session) serveRequests(r *bufio.Reader) {
 	var calls sync.WaitGroup
 	for {
 		q, err := readRequest(r)
@@ -494,7 +494,7 @@ func (s *session) serve(r *bufio.Reader) {
 			break
 		}
 		calls.Go(func() {
-			p := s.answer(q)
+			p := s.answerRequest(q)
 			p.ID = q.ID
 			s.writing.Lock()
 			defer s.writing.Unlock()
@@ -507,17 +507,17 @@ func (s *session) serve(r *bufio.Reader) {
 	calls.Wait()
 	_ = s.conn.Close()
 	close(s.done)
-	s.v.dismiss(s)
+	s.v.dismissSession(s)
 }
 
-func (s *session) answer(q *request) *reply {
+func (s *session) answerRequest(q *request) *reply {
 	p := new(reply)
 	l := s.v.local
 	var err error
 	switch q.Do {
 	case doStart:
-		err = s.v.start(q.Order, q.Again)
-		if errors.Is(err, rundir.ErrFolderGone) && s.v.retire() == nil { // the next one makes it
+		err = s.v.startRun(q.Order, q.Again)
+		if errors.Is(err, rundir.ErrFolderGone) && s.v.refuseMoreRuns() == nil { // the next one makes it
 			close(s.v.quit)
 		}
 	case doStop:
@@ -529,11 +529,11 @@ func (s *session) answer(q *request) *reply {
 	case doList:
 		p.Runs, err = l.List()
 	case doReload:
-		p.Digest, err = s.v.reload(q.InForce)
+		p.Digest, err = s.v.reloadHooks(q.InForce)
 	case doReplace:
-		err = s.v.replace(q.Exe)
+		err = s.v.replaceImage(q.Exe)
 	case doQuit:
-		if err = s.v.retire(); err == nil {
+		if err = s.v.refuseMoreRuns(); err == nil {
 			close(s.v.quit)
 		}
 	default:

@@ -17,9 +17,9 @@ const (
 	silenceTime = time.Minute
 )
 
-// watch continues a supervisor that was stopped. Its commands run as the same user,
+// watchSilence continues a supervisor that was stopped. Its commands run as the same user,
 // so one of them may have sent it SIGSTOP, to outlive its timeout for example.
-func (c *connection) watch() {
+func (c *connection) watchSilence() {
 	tick := time.NewTicker(c.o.watchEach)
 	defer tick.Stop()
 	for {
@@ -41,7 +41,7 @@ func (c *connection) awaitAnswer() {
 	from := time.Now()
 	answered := make(chan error, 1)
 	go func() {
-		_, err := l.call(c.ctx, request{Do: doList})
+		_, err := l.callAndWait(c.ctx, request{Do: doList})
 		answered <- err
 	}()
 	silent := time.NewTicker(c.o.silenceTime)
@@ -56,13 +56,13 @@ func (c *connection) awaitAnswer() {
 			}
 			return
 		case <-silent.C:
-			c.wake(time.Since(from))
+			c.continueSupervisor(time.Since(from))
 		}
 	}
 }
 
-// wake has the supervisor go on, if it was stopped.
-func (c *connection) wake(silent time.Duration) {
+// continueSupervisor has the supervisor go on, if it was stopped.
+func (c *connection) continueSupervisor(silent time.Duration) {
 	pid, err := supervisorPID(c.o.State)
 	if err == nil {
 		err = syscall.Kill(pid, syscall.SIGCONT)

@@ -105,8 +105,8 @@ type fault struct {
 // ErrSuperseded says that another server has taken the supervisor over.
 var ErrSuperseded = fmt.Errorf("another server has taken over: %w", runner.ErrLeft)
 
-// kinds are the errors that keep their identity on the way.
-func kinds() map[string]error {
+// faultKinds are the errors that keep their identity on the way.
+func faultKinds() map[string]error {
 	return map[string]error{
 		"unknown": runner.ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
 		"not now": runner.ErrNotNow, "refused": runner.ErrRefused,
@@ -118,7 +118,7 @@ func newFault(err error) *fault {
 		return nil
 	}
 	f := &fault{Text: err.Error()}
-	for kind, is := range kinds() {
+	for kind, is := range faultKinds() {
 		if errors.Is(err, is) {
 			f.Kind = kind
 		}
@@ -128,10 +128,10 @@ func newFault(err error) *fault {
 
 func (f *fault) Error() string { return f.Text }
 
-func (f *fault) Unwrap() error { return kinds()[f.Kind] }
+func (f *fault) Unwrap() error { return faultKinds()[f.Kind] }
 
-// err is the fault as an error, or nil.
-func (f *fault) err() error {
+// asError is the fault as an error, or nil.
+func (f *fault) asError() error {
 	if f == nil {
 		return nil
 	}
@@ -186,7 +186,7 @@ func readRequest(r *bufio.Reader) (*request, error) {
 // checkPeer refuses a peer that runs as another user, and returns its process; 0
 // where the system does not tell.
 func checkPeer(conn *net.UnixConn, uid int) (pid int, err error) {
-	got, pid, err := peerOf(conn)
+	got, pid, err := peerCredentials(conn)
 	if err != nil {
 		return 0, fmt.Errorf("asking who the peer is: %w", err)
 	}
@@ -233,19 +233,19 @@ type link struct {
 // errBroken says that no answer came, so that nobody knows what was done.
 var errBroken = errors.New("the connection to the supervisor broke")
 
-// dial connects and greets.
-func dial(ctx context.Context, dir, client string) (*link, error) {
+// dialSupervisor connects and greets.
+func dialSupervisor(ctx context.Context, dir, client string) (*link, error) {
 	l, r, err := greetAt(ctx, dir, hello{Client: client})
 	if err != nil {
 		return nil, err
 	}
-	go l.read(r)
-	go l.write()
+	go l.readReplies(r)
+	go l.writeRequests()
 	return l, nil
 }
 
-// probe is ErrSuperseded when another server has taken over from the client.
-func probe(ctx context.Context, dir, client string) error {
+// probeSuperseded is ErrSuperseded when another server has taken over from the client.
+func probeSuperseded(ctx context.Context, dir, client string) error {
 	l, _, err := greetAt(ctx, dir, hello{Client: client, Probe: true})
 	if err != nil {
 		return err
@@ -266,13 +266,13 @@ func greetAt(ctx context.Context, dir string, h hello) (*link, *bufio.Reader, er
 	l := &link{requests: make(chan *request), waiting: map[uint64]chan *reply{}, broken: make(chan struct{})}
 	l.conn, _ = conn.(*net.UnixConn) // as the network is "unix"
 	r := bufio.NewReaderSize(conn, maxGreeting)
-	if err := l.greet(ctx, r, dir, h); err != nil {
+	if err := l.exchangeGreetings(ctx, r, dir, h); err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
 	return l, r, nil
 }
 
-func (l *link) greet(ctx context.Context, r *bufio.Reader, dir string, h hello) error {
+func (l *link) exchangeGreetings(ctx context.Context, r *bufio.Reader, dir string, h hello) error {
 	if _, err := checkPeer(l.conn, os.Geteuid()); err != nil {
 		return err
 	}
@@ -308,8 +308,8 @@ func (l *link) isBroken() bool {
 	}
 }
 
-// read hands replies to those who wait for them.
-func (l *link) read(r *bufio.Reader) {
+// readReplies hands replies to those who wait for them.
+func (l *link) readReplies(r *bufio.Reader) {
 	defer close(l.broken)
 	for {
 		p := new(reply)
@@ -327,8 +327,8 @@ func (l *link) read(r *bufio.Reader) {
 	}
 }
 
-// write sends requests until the connection breaks.
-func (l *link) write() {
+// writeRequests sends requests until the connection breaks.
+func (l *link) writeRequests() {
 	for {
 		select {
 		case q := <-l.requests:
@@ -348,10 +348,10 @@ func (l *link) write() {
 	}
 }
 
-// call asks and waits for the answer, or until ctx is done: then what was asked
+// callAndWait asks and waits for the answer, or until ctx is done: then what was asked
 // stands, unless it was not sent yet. Errors wrap errBroken when no answer comes any
 // more, and errSilent when ctx was done.
-func (l *link) call(ctx context.Context, q request) (*reply, error) {
+func (l *link) callAndWait(ctx context.Context, q request) (*reply, error) {
 	ch := make(chan *reply, 1)
 	l.mu.Lock()
 	l.last++
@@ -369,13 +369,13 @@ func (l *link) call(ctx context.Context, q request) (*reply, error) {
 		case requests <- &q:
 			requests = nil // sent, or about to be
 		case p := <-ch:
-			return p, p.Fault.err()
+			return p, p.Fault.asError()
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %s", errSilent, q.Do)
 		case <-l.broken:
 			select { // it may have come just before
 			case p := <-ch:
-				return p, p.Fault.err()
+				return p, p.Fault.asError()
 			default:
 				return nil, errBroken
 			}

@@ -36,9 +36,9 @@ type Collector struct {
 	run     string
 	bounds  rundir.Bounds
 	fifo    *os.File      // nil for a command of a former version, which writes into the file itself
-	stopped chan struct{} // closed when collect has returned
+	stopped chan struct{} // closed when collectUntilStopped has returned
 
-	// These belong to collect, and to the others while it is stopped.
+	// These belong to collectUntilStopped, and to the others while it is stopped.
 	size   int64    // of all that was written
 	head   *os.File // nil when it has all that it may have, or could not be written
 	tail   *os.File // nil before, and while it cannot be written
@@ -53,7 +53,7 @@ type Collector struct {
 func Collect(runs *rundir.Runs, log *slog.Logger, f *rundir.Folder, s *rundir.Status) *Collector {
 	c := &Collector{runs: runs, log: log, run: s.Run, bounds: s.Bounds, fifo: f.FIFO, head: f.Output}
 	f.FIFO, f.Output = nil, nil
-	c.resume()
+	c.startCollecting()
 	return c
 }
 
@@ -62,49 +62,49 @@ func Collect(runs *rundir.Runs, log *slog.Logger, f *rundir.Folder, s *rundir.St
 func Adopt(runs *rundir.Runs, log *slog.Logger, s *rundir.Status) *Collector {
 	c := &Collector{runs: runs, log: log, run: s.Run, bounds: s.Bounds, size: s.Output.Bytes}
 	var err error
-	c.fifo, err = rundir.OpenFIFO(c.path(rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK)
+	c.fifo, err = rundir.OpenFIFO(c.filePath(rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case err == nil && s.Pipe > 0:
 		closeIfSame(s.Pipe, c.fifo)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		log.Error("a run's output cannot be read", "run", s.Run, "error", err)
 	}
-	if err := c.reopen(); err != nil {
+	if err := c.reopenFiles(); err != nil {
 		c.gone = true
-		c.fail(err)
+		c.logFailure(err)
 	}
-	c.resume()
+	c.startCollecting()
 	return c
 }
 
-func (c *Collector) path(name string) string { return c.runs.Path(c.run, name) }
+func (c *Collector) filePath(name string) string { return c.runs.Path(c.run, name) }
 
-func (c *Collector) open(name string, flags int) (*os.File, error) {
+func (c *Collector) openFile(name string, flags int) (*os.File, error) {
 	return c.runs.Root.OpenFile(filepath.Join(c.run, name), os.O_RDWR|syscall.O_NONBLOCK|flags, 0o600)
 }
 
-// reopen goes on with the files as they are.
-func (c *Collector) reopen() (err error) {
-	if c.head, err = c.open(rundir.OutputFile, 0); err != nil {
+// reopenFiles goes on with the files as they are.
+func (c *Collector) reopenFiles() (err error) {
+	if c.head, err = c.openFile(rundir.OutputFile, 0); err != nil {
 		return err
 	}
 	info, err := c.head.Stat()
 	if err != nil {
 		return err
 	}
-	if c.tail, err = c.open(rundir.TailFile, 0); err == nil {
-		if c.state, err = readTail(c.tail); err == nil {
+	if c.tail, err = c.openFile(rundir.TailFile, 0); err == nil {
+		if c.state, err = readTailState(c.tail); err == nil {
 			c.size = max(c.size, c.state.Size)
-			c.endHead()
+			c.closeHead()
 			c.settlePending()
 			c.state.Pending = 0
-			return c.state.write(c.tail)
+			return c.state.writeState(c.tail)
 		}
 		rundir.CloseFiles(c.tail)
 		c.tail = nil
 	}
 	if c.size > info.Size() {
-		c.endHead() // some could not be written
+		c.closeHead() // some could not be written
 	}
 	c.size = max(c.size, info.Size())
 	return nil
@@ -118,9 +118,9 @@ func (c *Collector) settlePending() {
 		return
 	}
 	fd, has := int(c.fifo.Fd()), make([]byte, n)
-	has = has[:c.peek.copy(fd, has)]
+	has = has[:c.peek.copyPeeked(fd, has)]
 	for off, left := c.state.Size-n, has; len(left) > 0; {
-		at, run := c.state.place(off)
+		at, run := c.state.locate(off)
 		written := make([]byte, min(int64(len(left)), run))
 		if _, err := c.tail.ReadAt(written, at); err != nil || !bytes.Equal(written, left[:len(written)]) {
 			return // they were taken: others follow in the FIFO
@@ -128,7 +128,7 @@ func (c *Collector) settlePending() {
 		off, left = off+int64(len(written)), left[len(written):]
 	}
 	if len(has) > 0 {
-		c.peek.take(fd, int(n))
+		c.peek.takeBytes(fd, int(n))
 	}
 }
 
@@ -140,29 +140,29 @@ func (c *Collector) needPeek() (err error) {
 	return err
 }
 
-func (c *Collector) endHead() {
+func (c *Collector) closeHead() {
 	rundir.CloseFiles(c.head)
 	c.head = nil
 }
 
-// collect goes on until the FIFO's deadline is over.
-func (c *Collector) collect() {
+// collectUntilStopped goes on until the FIFO's deadline is over.
+func (c *Collector) collectUntilStopped() {
 	defer close(c.stopped)
 	conn, err := c.fifo.SyscallConn()
 	for err == nil {
-		err = conn.Read(func(fd uintptr) bool { return c.move(int(fd)) > 0 })
+		err = conn.Read(func(fd uintptr) bool { return c.moveFromFIFO(int(fd)) > 0 })
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.log.Error("a run's output cannot be read", "run", c.run, "error", err)
 	}
 }
 
-// move moves some of what is in the FIFO, and returns how many bytes; 0 when there
+// moveFromFIFO moves some of what is in the FIFO, and returns how many bytes; 0 when there
 // is nothing. What cannot be written is dropped, for the command must not hang on a
 // full disk.
-func (c *Collector) move(fd int) (n int) {
+func (c *Collector) moveFromFIFO(fd int) (n int) {
 	if c.head != nil && c.size >= c.bounds.Head {
-		c.endHead()
+		c.closeHead()
 	}
 	if c.head == nil && c.tail == nil && !c.gone {
 		c.openTail()
@@ -172,7 +172,7 @@ func (c *Collector) move(fd int) (n int) {
 	case c.head != nil:
 		n, err = moveBytes(c.head, c.size, fd, int(min(c.bounds.Head-c.size, fifoMost)))
 		if n > 0 && err != nil {
-			c.endHead()
+			c.closeHead()
 		}
 	case c.tail != nil:
 		n, err = c.moveToTail(fd)
@@ -181,7 +181,7 @@ func (c *Collector) move(fd int) (n int) {
 	}
 	c.size += int64(n)
 	if n > 0 && err != nil {
-		c.fail(err)
+		c.logFailure(err)
 	}
 	if c.size >= fifoMost && !c.grown { // it writes much
 		c.grown = true
@@ -193,14 +193,14 @@ func (c *Collector) move(fd int) (n int) {
 // openTail makes the tail file, or tries again to.
 func (c *Collector) openTail() {
 	var err error
-	if c.tail, err = c.open(rundir.TailFile, os.O_CREATE); err == nil {
+	if c.tail, err = c.openFile(rundir.TailFile, os.O_CREATE); err == nil {
 		c.state = newTail(c.bounds.Tail, c.size)
-		err = c.state.write(c.tail)
+		err = c.state.writeState(c.tail)
 	}
 	if err != nil {
 		rundir.CloseFiles(c.tail)
 		c.tail = nil
-		c.fail(err)
+		c.logFailure(err)
 	}
 }
 
@@ -212,27 +212,27 @@ func (c *Collector) moveToTail(fd int) (n int, err error) {
 	if err := c.needPeek(); err != nil {
 		return discardBytes(fd, fifoSize), err
 	}
-	n = c.peek.fill(fd, tailChunk)
+	n = c.peek.peekBytes(fd, tailChunk)
 	if n == 0 {
 		return 0, nil
 	}
 	end := c.state.Size + int64(n)
-	off, err := c.write(c.peek.from(fd), end)
+	off, err := c.writeTail(c.peek.readEnd(fd), end)
 	c.state.Size, c.state.Pending = end, int64(n)
 	if err != nil {
-		discardBytes(c.peek.from(fd), int(end-off))
+		discardBytes(c.peek.readEnd(fd), int(end-off))
 		c.state.First = end
 	}
-	err = errors.Join(err, c.state.write(c.tail))
-	c.peek.take(fd, n)
+	err = errors.Join(err, c.state.writeState(c.tail))
+	c.peek.takeBytes(fd, n)
 	c.state.Pending = 0
-	return n, errors.Join(err, c.state.write(c.tail))
+	return n, errors.Join(err, c.state.writeState(c.tail))
 }
 
-// write writes to the tail up to an offset of the output, and returns to which it came.
-func (c *Collector) write(from int, end int64) (off int64, err error) {
+// writeTail writes to the tail up to an offset of the output, and returns to which it came.
+func (c *Collector) writeTail(from int, end int64) (off int64, err error) {
 	for off = c.state.Size; off < end && err == nil; {
-		at, run := c.state.place(off)
+		at, run := c.state.locate(off)
 		var n int
 		n, err = moveBytes(c.tail, at, from, int(min(end-off, run)))
 		if off += int64(n); n == 0 && err == nil {
@@ -245,35 +245,35 @@ func (c *Collector) write(from int, end int64) (off int64, err error) {
 // Size is how much was written so far. It may be called while the Collector is paused.
 func (c *Collector) Size() int64 { return c.size }
 
-// fail logs that output is not kept, once.
-func (c *Collector) fail(err error) {
+// logFailure logs that output is not kept, once.
+func (c *Collector) logFailure(err error) {
 	if !c.failed {
 		c.log.Error("some of a run's output is not kept", "run", c.run, "error", err)
 	}
 	c.failed = true
 }
 
-// stop ends collect, and leaves in the FIFO what comes.
-func (c *Collector) stop() {
+// stopCollecting ends collectUntilStopped, and leaves in the FIFO what comes.
+func (c *Collector) stopCollecting() {
 	if c.fifo != nil {
 		_ = c.fifo.SetReadDeadline(time.Unix(1, 0)) // its error would be that of collect, which ended with it
 		<-c.stopped
 	}
 }
 
-// resume starts collect, or starts it again after stop.
-func (c *Collector) resume() {
+// startCollecting starts collectUntilStopped, or starts it again after stopCollecting.
+func (c *Collector) startCollecting() {
 	if c.fifo != nil {
 		_ = c.fifo.SetReadDeadline(time.Time{})
 		c.stopped = make(chan struct{})
-		go c.collect()
+		go c.collectUntilStopped()
 	}
 }
 
-// Pause is stop for another image of this program: the descriptor that it returns
+// Pause is stopCollecting for another image of this program: the descriptor that it returns
 // stays open until that has opened the FIFO itself, so that it always is open.
 func (c *Collector) Pause() (fd int, err error) {
-	c.stop()
+	c.stopCollecting()
 	if c.fifo == nil {
 		return 0, nil
 	}
@@ -289,23 +289,23 @@ func (c *Collector) Unpause(fd int) {
 	if fd > 0 {
 		syscall.CloseOnExec(fd)
 	}
-	c.resume()
+	c.startCollecting()
 }
 
 // Finish ends the collecting when the command's processes are gone, and returns how
 // much was written and what of it is not kept. It takes what is in the FIFO, and
 // waits for nobody who got away with it.
 func (c *Collector) Finish() (size int64, d rundir.Dropped) {
-	c.stop()
+	c.stopCollecting()
 	if c.fifo != nil {
 		fd := int(c.fifo.Fd())
 		for taken, n := 0, 1; n > 0 && taken < fifoMost; taken += n {
-			n = c.move(fd)
+			n = c.moveFromFIFO(fd)
 		}
 	}
 	rundir.CloseFiles(c.fifo, c.head, c.tail)
 	if c.peek != nil {
-		c.peek.close()
+		c.peek.closePipe()
 	}
 	var head int64
 	if info, err := c.runs.Root.Lstat(filepath.Join(c.run, rundir.OutputFile)); err == nil {
@@ -318,7 +318,7 @@ func (c *Collector) Finish() (size int64, d rundir.Dropped) {
 		c.state.First = c.size
 	}
 	c.state.Size = c.size
-	return c.size, c.state.missing(head, c.bounds.Tail)
+	return c.size, c.state.missingBytes(head, c.bounds.Tail)
 }
 
 // copyBytes is how bytes are moved where the system cannot do it by itself. It

@@ -11,7 +11,7 @@ import (
 // not come through this process, so they are in the one or in the other when it is
 // killed. Its results are those of copyBytes.
 func moveBytes(to *os.File, off int64, from, most int) (n int, err error) {
-	n, err = spliced(func() (int64, error) {
+	n, err = retrySplice(func() (int64, error) {
 		return unix.Splice(from, nil, int(to.Fd()), &off, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 	})
 	if err != nil { // the disk is full, or the filesystem cannot do that
@@ -20,9 +20,9 @@ func moveBytes(to *os.File, off int64, from, most int) (n int, err error) {
 	return n, nil
 }
 
-// spliced calls a system call of the splice family. No bytes without an error mean that
+// retrySplice calls a system call of the splice family. No bytes without an error mean that
 // there are none.
-func spliced(call func() (int64, error)) (int, error) {
+func retrySplice(call func() (int64, error)) (int, error) {
 	for {
 		n, err := call()
 		switch {
@@ -53,26 +53,26 @@ func newPeekPipe() (*peekPipe, error) {
 	p := &peekPipe{out: ends[0], in: ends[1]}
 	var err error
 	if p.null, err = unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0); err != nil {
-		p.close()
+		p.closePipe()
 		return nil, &os.PathError{Op: "open", Path: os.DevNull, Err: err}
 	}
 	growPipe(p.in, tailChunk)
 	return p, nil
 }
 
-// fill gets up to most bytes, which the FIFO has still, and returns how many.
-func (p *peekPipe) fill(fifo, most int) int {
-	n, _ := spliced(func() (int64, error) { return unix.Tee(fifo, p.in, most, unix.SPLICE_F_NONBLOCK) }) // two pipes have no errors
+// peekBytes gets up to most bytes, which the FIFO has still, and returns how many.
+func (p *peekPipe) peekBytes(fifo, most int) int {
+	n, _ := retrySplice(func() (int64, error) { return unix.Tee(fifo, p.in, most, unix.SPLICE_F_NONBLOCK) }) // two pipes have no errors
 	return n
 }
 
-// from is where the bytes of fill are to be read.
-func (p *peekPipe) from(int) int { return p.out }
+// readEnd is where the bytes of peekBytes are to be read.
+func (p *peekPipe) readEnd(int) int { return p.out }
 
-// take takes bytes from the FIFO, which has them.
-func (p *peekPipe) take(fifo, n int) {
+// takeBytes takes bytes from the FIFO, which has them.
+func (p *peekPipe) takeBytes(fifo, n int) {
 	for n > 0 {
-		k, err := spliced(func() (int64, error) { return unix.Splice(fifo, nil, p.null, nil, n, unix.SPLICE_F_NONBLOCK) })
+		k, err := retrySplice(func() (int64, error) { return unix.Splice(fifo, nil, p.null, nil, n, unix.SPLICE_F_NONBLOCK) })
 		if err != nil || k == 0 { // somebody else took them
 			return
 		}
@@ -80,9 +80,9 @@ func (p *peekPipe) take(fifo, n int) {
 	}
 }
 
-// copy copies what is in the FIFO.
-func (p *peekPipe) copy(fifo int, to []byte) (n int) {
-	have := p.fill(fifo, len(to))
+// copyPeeked copies what is in the FIFO.
+func (p *peekPipe) copyPeeked(fifo int, to []byte) (n int) {
+	have := p.peekBytes(fifo, len(to))
 	for n < have {
 		k := readPipe(p.out, to[n:have])
 		if k == 0 {
@@ -93,7 +93,7 @@ func (p *peekPipe) copy(fifo int, to []byte) (n int) {
 	return n
 }
 
-func (p *peekPipe) close() {
+func (p *peekPipe) closePipe() {
 	for _, fd := range []int{p.in, p.out, p.null} {
 		if fd > 0 {
 			_ = unix.Close(fd)

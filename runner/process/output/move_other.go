@@ -22,7 +22,7 @@ type peekPipe struct{}
 
 func newPeekPipe() (*peekPipe, error) { return &peekPipe{}, nil }
 
-func (p *peekPipe) fill(fifo, most int) int {
+func (p *peekPipe) peekBytes(fifo, most int) int {
 	const fionread = 0x4004667f // of macOS and the BSDs
 	n, err := unix.IoctlGetInt(fifo, fionread)
 	if err != nil {
@@ -31,10 +31,10 @@ func (p *peekPipe) fill(fifo, most int) int {
 	return min(n, most)
 }
 
-func (p *peekPipe) from(fifo int) int { return fifo }
+func (p *peekPipe) readEnd(fifo int) int { return fifo }
 
-func (p *peekPipe) take(int, int) {}
+func (p *peekPipe) takeBytes(int, int) {}
 
-func (p *peekPipe) copy(int, []byte) int { return 0 }
+func (p *peekPipe) copyPeeked(int, []byte) int { return 0 }
 
-func (p *peekPipe) close() {}
+func (p *peekPipe) closePipe() {}

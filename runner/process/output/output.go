@@ -69,12 +69,12 @@ func Open(dir, run string) (*Reader, error) {
 // State returns how many bytes the command wrote so far and which of them are
 // not kept. Both may grow until the run ends.
 func (o *Reader) State() (size int64, d rundir.Dropped) {
-	size, d, _ = o.look()
+	size, d, _ = o.readState()
 	return size, d
 }
 
-// look also returns the end of what the head file has.
-func (o *Reader) look() (size int64, d rundir.Dropped, head int64) {
+// readState also returns the end of what the head file has.
+func (o *Reader) readState() (size int64, d rundir.Dropped, head int64) {
 	if o.status.Ended.IsZero() {
 		if s, err := rundir.ReadStatus(o.folder, "."); err == nil {
 			o.status = s // before the files: once it has an end, they are what is kept
@@ -84,7 +84,7 @@ func (o *Reader) look() (size int64, d rundir.Dropped, head int64) {
 		o.tail, _ = pathsafe.OpenRegular(o.folder, rundir.TailFile)
 	}
 	if o.tail != nil {
-		if s, err := readTail(o.tail); err == nil {
+		if s, err := readTailState(o.tail); err == nil {
 			o.state = s
 		}
 	}
@@ -93,7 +93,7 @@ func (o *Reader) look() (size int64, d rundir.Dropped, head int64) {
 	}
 	size = head
 	if o.state.Room > 0 {
-		size, d = o.state.Size, o.state.missing(head, o.status.Bounds.Tail)
+		size, d = o.state.Size, o.state.missingBytes(head, o.status.Bounds.Tail)
 	}
 	if !o.status.Ended.IsZero() {
 		size = o.status.Output.Bytes
@@ -109,7 +109,7 @@ func (o *Reader) look() (size int64, d rundir.Dropped, head int64) {
 // returns io.EOF when nothing is there yet at or after off.
 func (o *Reader) Next(p []byte, off int64) (at int64, n int, err error) {
 	for {
-		size, d, head := o.look()
+		size, d, head := o.readState()
 		if off >= d.From && off < d.To {
 			off = d.To
 		}
@@ -124,10 +124,10 @@ func (o *Reader) Next(p []byte, off int64) (at int64, n int, err error) {
 		if o.state.Room == 0 {
 			return off, 0, ErrNotKept
 		}
-		place, run := o.state.place(off)
+		place, run := o.state.locate(off)
 		n, err = o.tail.ReadAt(p[:min(end-off, run)], place)
 		// What was written over while it was read is not what the command wrote there.
-		if _, d, _ = o.look(); off >= d.To {
+		if _, d, _ = o.readState(); off >= d.To {
 			return off, n, ignoreEOF(n, err)
 		}
 	}

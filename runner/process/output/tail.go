@@ -30,13 +30,13 @@ func newTail(tail, size int64) tailState {
 	return tailState{Room: (tail + tailChunk + tailStart - 1) / tailStart * tailStart, First: size, Size: size}
 }
 
-// place returns where the byte at an offset is in the file, and how many follow it there.
-func (s tailState) place(off int64) (at, run int64) {
+// locate returns where the byte at an offset is in the file, and how many follow it there.
+func (s tailState) locate(off int64) (at, run int64) {
 	around := off % s.Room
 	return tailStart + around, s.Room - around
 }
 
-func (s tailState) write(f *os.File) error {
+func (s tailState) writeState(f *os.File) error {
 	text, err := binary.Append(nil, binary.BigEndian, s)
 	if err == nil {
 		_, err = f.WriteAt(text, 0)
@@ -44,8 +44,8 @@ func (s tailState) write(f *os.File) error {
 	return err
 }
 
-// readTail reads what the tail file says. A loss of power may have left anything.
-func readTail(f *os.File) (s tailState, err error) {
+// readTailState reads what the tail file says. A loss of power may have left anything.
+func readTailState(f *os.File) (s tailState, err error) {
 	text := make([]byte, binary.Size(s))
 	if _, err := f.ReadAt(text, 0); err != nil {
 		return s, err
@@ -57,8 +57,8 @@ func readTail(f *os.File) (s tailState, err error) {
 	return s, err
 }
 
-// missing returns what is not kept of an output whose beginning ends at head.
-func (s tailState) missing(head, tail int64) rundir.Dropped {
+// missingBytes returns what is not kept of an output whose beginning ends at head.
+func (s tailState) missingBytes(head, tail int64) rundir.Dropped {
 	d := rundir.Dropped{From: head, To: max(s.First, s.Size-tail)}
 	if d.To <= d.From {
 		return rundir.Dropped{}

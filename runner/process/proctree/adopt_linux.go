@@ -10,7 +10,7 @@ import (
 
 // Birth is when a process was born: with its pid, that process and no later one.
 func (p *Parent) Birth(pid int) string {
-	c, ok := stat(pid)
+	c, ok := readStat(pid)
 	if !ok {
 		return ""
 	}
@@ -19,7 +19,7 @@ func (p *Parent) Birth(pid int) string {
 
 // IsAlive reports whether a process, whose child it ever is, has not ended.
 func (p *Parent) IsAlive(pid int, birth string) bool {
-	c, ok := stat(pid)
+	c, ok := readStat(pid)
 	return ok && c.start+"@"+p.boot == birth && !c.zombie
 }
 
@@ -31,7 +31,7 @@ func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 	if _, err := os.Stat(s.Cgroup); s.Cgroup != "" && err == nil {
 		t.cgroup = cgroup(s.Cgroup)
 	}
-	main, ok := stat(s.PID)
+	main, ok := readStat(s.PID)
 	if !ok || s.Birth == "" || main.start+"@"+p.boot != s.Birth {
 		return t // and its number may be that of another group by now
 	}
@@ -54,7 +54,7 @@ func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 // afterwards its number may be given to others.
 func (t *Tree) ForgetMain() {
 	if t.pid > 0 {
-		t.members()
+		t.listMembers()
 		t.pid = 0
 	}
 }

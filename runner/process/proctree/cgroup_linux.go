@@ -30,11 +30,11 @@ func (c cgroup) limitCommands(limit uint64) (cgroup, error) {
 	if c == "" || !isDelegated(service) {
 		return c, nil
 	}
-	processes, err := read(service, "cgroup.procs")
+	processes, err := readKernelFile(service, "cgroup.procs")
 	if err != nil || len(processes) > 0 {
 		return c, err
 	}
-	controllers, err := read(service, "cgroup.controllers")
+	controllers, err := readKernelFile(service, "cgroup.controllers")
 	if err != nil || !bytes.Contains(controllers, []byte("pids")) {
 		return c, err
 	}
@@ -89,11 +89,11 @@ func findCgroups() (cgroup, error) {
 
 // ownCgroup returns the folder of this process's own cgroup, of version 2.
 func ownCgroup() (string, error) {
-	mounts, err := read("/proc/self/mountinfo")
+	mounts, err := readKernelFile("/proc/self/mountinfo")
 	if err != nil {
 		return "", err
 	}
-	own, err := read("/proc/self/cgroup")
+	own, err := readKernelFile("/proc/self/cgroup")
 	if err != nil {
 		return "", err
 	}
@@ -134,19 +134,19 @@ func (p *Parent) CgroupOf(run string) string {
 	return filepath.Join(string(p.cgroups), cgroupPrefix+run)
 }
 
-func (c cgroup) kill() error {
+func (c cgroup) killAll() error {
 	return os.WriteFile(filepath.Join(string(c), "cgroup.kill"), []byte("1"), 0)
 }
 
 func (c cgroup) isPopulated() (bool, error) {
-	events, err := read(string(c), "cgroup.events")
+	events, err := readKernelFile(string(c), "cgroup.events")
 	return !bytes.Contains(events, []byte("populated 0")), err
 }
 
-// members are the processes in the cgroup and in those below it.
-func (c cgroup) members() (pids []int) {
-	for _, dir := range c.subgroups() {
-		list, err := read(dir, "cgroup.procs")
+// listMembers are the processes in the cgroup and in those below it.
+func (c cgroup) listMembers() (pids []int) {
+	for _, dir := range c.listSubgroups() {
+		list, err := readKernelFile(dir, "cgroup.procs")
 		if err != nil {
 			continue
 		}
@@ -159,8 +159,8 @@ func (c cgroup) members() (pids []int) {
 	return pids
 }
 
-// subgroups are the cgroup and all below it, parents first.
-func (c cgroup) subgroups() (dirs []string) {
+// listSubgroups are the cgroup and all below it, parents first.
+func (c cgroup) listSubgroups() (dirs []string) {
 	_ = filepath.WalkDir(string(c), func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
 			dirs = append(dirs, path)
@@ -170,9 +170,9 @@ func (c cgroup) subgroups() (dirs []string) {
 	return dirs
 }
 
-// remove removes the cgroup and those that the command made in it.
-func (c cgroup) remove() error {
-	dirs := c.subgroups()
+// removeGroups removes the cgroup and those that the command made in it.
+func (c cgroup) removeGroups() error {
+	dirs := c.listSubgroups()
 	slices.Reverse(dirs)
 	for _, dir := range dirs {
 		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -194,7 +194,7 @@ func (p *Parent) SweepCgroups(isOver func(run string) bool) {
 		if rundir.CheckID(run) != nil || !isOver(run) {
 			continue
 		}
-		if err := cgroup(dir).remove(); err != nil {
+		if err := cgroup(dir).removeGroups(); err != nil {
 			p.log.Warn("removing the cgroup of a run that is over", "run", run, "error", err)
 		}
 	}

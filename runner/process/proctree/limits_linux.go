@@ -74,7 +74,7 @@ func (l *commandLimits) whileSet(umask int, fork func() (*os.Process, error)) (*
 // commandOOMScore is the oom_score_adj of commands. Protection that the server
 // was given is not passed on to them.
 func commandOOMScore() int {
-	text, err := read("/proc/self/oom_score_adj")
+	text, err := readKernelFile("/proc/self/oom_score_adj")
 	if err != nil {
 		return oomRaise
 	}

@@ -53,21 +53,21 @@ func ReapOrphans(ctx context.Context) {
 // were born.
 func zombieChildren() map[int]string {
 	found := map[int]string{}
-	for _, pid := range children() {
-		if p, ok := stat(pid); ok && p.zombie {
+	for _, pid := range listChildren() {
+		if p, ok := readStat(pid); ok && p.zombie {
 			found[pid] = p.start
 		}
 	}
 	return found
 }
 
-// children are the processes that the kernel gave to this one when their parent
+// listChildren are the processes that the kernel gave to this one when their parent
 // ended, and some that it started itself. The kernel gives them to the first thread.
-func children() (pids []int) {
+func listChildren() (pids []int) {
 	self := strconv.Itoa(os.Getpid())
-	list, err := read("/proc", self, "task", self, "children")
+	list, err := readKernelFile("/proc", self, "task", self, "children")
 	if err != nil { // a kernel without CONFIG_PROC_CHILDREN
-		for pid, p := range processes() {
+		for pid, p := range readProcesses() {
 			if p.parent == os.Getpid() {
 				pids = append(pids, pid)
 			}

@@ -47,8 +47,8 @@ type commandLimits struct {
 	forking sync.Mutex // held while this process has the umask and the limits of a command
 }
 
-// start starts a process with the umask and the limits of a command.
-func (l *commandLimits) start(c Command, attr *os.ProcAttr) (*os.Process, error) {
+// startProcess starts a process with the umask and the limits of a command.
+func (l *commandLimits) startProcess(c Command, attr *os.ProcAttr) (*os.Process, error) {
 	return l.whileSet(c.Umask, func() (*os.Process, error) { return os.StartProcess(c.Argv[0], c.Argv, attr) })
 }
 

@@ -22,7 +22,7 @@ type Tree struct {
 }
 
 func (p *Parent) startTree(c Command) (*Tree, error) {
-	main, err := p.limits.start(c, c.Attr)
+	main, err := p.limits.startProcess(c, c.Attr)
 	if err != nil {
 		return nil, err
 	}

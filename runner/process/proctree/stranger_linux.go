@@ -20,7 +20,7 @@ func CheckStranger(pid, supervisor int, isRun func(id string) bool) error {
 		if at == supervisor {
 			return fmt.Errorf("the peer, process %d, was started by a command", pid)
 		}
-		p, ok := stat(at)
+		p, ok := readStat(at)
 		if !ok && at == pid && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			return fmt.Errorf("the peer, process %d, has ended", pid) // it may have given its connection to another
 		}
@@ -29,7 +29,7 @@ func CheckStranger(pid, supervisor int, isRun func(id string) bool) error {
 		}
 		at = p.parent
 	}
-	groups, err := read("/proc", strconv.Itoa(pid), "cgroup")
+	groups, err := readKernelFile("/proc", strconv.Itoa(pid), "cgroup")
 	if err != nil {
 		return nil // hidden from us
 	}

@@ -47,7 +47,7 @@ func (p *Parent) startTree(c Command) (*Tree, error) {
 	}
 	// Whether the cgroup was the trouble or the command, a failed start has run
 	// nothing: the plain way shows that, or works.
-	main, err := p.limits.start(c, c.Attr)
+	main, err := p.limits.startProcess(c, c.Attr)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func (t *Tree) startInCgroup(c Command) error {
 	sys.UseCgroupFD, sys.CgroupFD = true, int(f.Fd())
 	within := *c.Attr
 	within.Sys = &sys
-	main, err := t.parent.limits.start(c, &within)
+	main, err := t.parent.limits.startProcess(c, &within)
 	_ = f.Close() // only read
 	if err != nil {
 		return errors.Join(err, os.Remove(dir))
@@ -123,18 +123,18 @@ func awaitZombie(pid int) error {
 // Terminate asks every process of the tree to end, a stopped one too.
 func (t *Tree) Terminate() {
 	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGCONT} {
-		t.signal(sig)
+		t.signalAll(sig)
 	}
 }
 
-// signal reaches the group in one stroke, and the rest one by one. What is gone
+// signalAll reaches the group in one stroke, and the rest one by one. What is gone
 // meanwhile needs no signal, so errors say nothing.
-func (t *Tree) signal(sig syscall.Signal) {
+func (t *Tree) signalAll(sig syscall.Signal) {
 	if t.pid > 0 {
 		_ = unix.Kill(-t.pid, sig)
 	}
 	handles := map[int]int{}
-	for _, pid := range t.members() {
+	for _, pid := range t.listMembers() {
 		if group, err := unix.Getpgid(pid); err == nil && group == t.pid {
 			continue
 		}
@@ -147,7 +147,7 @@ func (t *Tree) signal(sig syscall.Signal) {
 	}
 	// Who is still a member now is the process that the handle stands for, and
 	// not one that was given the same pid in between.
-	members := t.members()
+	members := t.listMembers()
 	for pid, fd := range handles {
 		if slices.Contains(members, pid) {
 			_ = unix.PidfdSendSignal(fd, sig, nil, 0)
@@ -159,36 +159,36 @@ func (t *Tree) signal(sig syscall.Signal) {
 // Kill kills the tree. Without a cgroup it may have to be done again, for
 // processes that were born meanwhile.
 func (t *Tree) Kill() {
-	if t.cgroup != "" && t.cgroup.kill() == nil && !t.left {
+	if t.cgroup != "" && t.cgroup.killAll() == nil && !t.left {
 		return
 	}
-	t.signal(unix.SIGKILL)
+	t.signalAll(unix.SIGKILL)
 }
 
 // IsGone tells whether no process of the tree is alive.
 func (t *Tree) IsGone() bool {
 	if t.cgroup != "" {
 		if populated, err := t.cgroup.isPopulated(); err == nil {
-			return !populated && !t.escaped()
+			return !populated && !t.hasEscaped()
 		}
 	}
-	return len(t.members()) == 0
+	return len(t.listMembers()) == 0
 }
 
-// escaped looks for processes that left the cgroup, and remembers whether there
+// hasEscaped looks for processes that left the cgroup, and remembers whether there
 // are any. All processes are searched only where there can be some: one that left
 // has the lock, or is a child of this process now, because its parent has ended.
-func (t *Tree) escaped() bool {
-	t.left = (!t.parent.Reaps() || t.run.IsLocked() || t.parent.hasStrays()) && len(t.search()) > 0
+func (t *Tree) hasEscaped() bool {
+	t.left = (!t.parent.Reaps() || t.run.IsLocked() || t.parent.hasStrays()) && len(t.searchProcesses()) > 0
 	return t.left
 }
 
 // Census counts the processes of the tree, and names some of their programs.
 func (t *Tree) Census() (n int, names []string) {
 	const most = 5
-	pids := t.members()
+	pids := t.listMembers()
 	for _, pid := range pids[:min(len(pids), most)] {
-		if name, err := read("/proc", strconv.Itoa(pid), "comm"); err == nil {
+		if name, err := readKernelFile("/proc", strconv.Itoa(pid), "comm"); err == nil {
 			names = append(names, strings.TrimSpace(string(name)))
 		}
 	}
@@ -201,18 +201,18 @@ func (t *Tree) Close() error {
 	if t.cgroup == "" {
 		return nil
 	}
-	return t.cgroup.remove()
+	return t.cgroup.removeGroups()
 }
 
-// members are the living processes of the tree.
-func (t *Tree) members() (pids []int) {
+// listMembers are the living processes of the tree.
+func (t *Tree) listMembers() (pids []int) {
 	if t.cgroup == "" {
-		return t.search()
+		return t.searchProcesses()
 	}
 	if t.left {
-		pids = t.search()
+		pids = t.searchProcesses()
 	}
-	for _, pid := range t.cgroup.members() {
+	for _, pid := range t.cgroup.listMembers() {
 		if !slices.Contains(pids, pid) {
 			pids = append(pids, pid)
 		}
@@ -220,20 +220,20 @@ func (t *Tree) members() (pids []int) {
 	return pids
 }
 
-// search finds the tree among all processes. No command is born meanwhile:
+// searchProcesses finds the tree among all processes. No command is born meanwhile:
 // until it executes its program it shares our descriptors, and might be taken
 // for one that inherited the lock.
-func (t *Tree) search() (pids []int) {
+func (t *Tree) searchProcesses() (pids []int) {
 	t.parent.spawning.Lock()
 	defer t.parent.spawning.Unlock()
-	stray := t.strays()
-	all := processes()
+	stray := t.strayFilter()
+	all := readProcesses()
 	children := map[int][]int{}
 	var queue []int
 	for pid, p := range all {
 		children[p.parent] = append(children[p.parent], pid)
 		ours := t.pid > 0 && (p.group == t.pid || p.session == t.pid)
-		if ours || stray(pid, p) || t.found[pid] == p.start || t.marked(pid) {
+		if ours || stray(pid, p) || t.found[pid] == p.start || t.isMarked(pid) {
 			queue = append(queue, pid)
 		}
 	}
@@ -254,10 +254,10 @@ func (t *Tree) search() (pids []int) {
 	return pids
 }
 
-// strays returns a function that reports of a process whether it is one that shed all that it inherited
+// strayFilter returns a function that reports of a process whether it is one that shed all that it inherited
 // and was left to this process as the subreaper. Whose it was can be said only
 // while one run is in progress; with the last one all of them end.
-func (t *Tree) strays() func(pid int, p process) bool {
+func (t *Tree) strayFilter() func(pid int, p process) bool {
 	own := os.Getpid()
 	mains, trees := t.parent.mainPIDs()
 	if pid, ok := t.parent.mains.Load(t); !t.parent.subreaper || trees != 1 || !ok || pid != t.pid {
@@ -266,14 +266,14 @@ func (t *Tree) strays() func(pid int, p process) bool {
 	return func(pid int, p process) bool { return p.parent == own && !mains[pid] }
 }
 
-// marked tells whether a process has the run's entry in its environment, or
+// isMarked tells whether a process has the run's entry in its environment, or
 // its lock where the command was given it. One that may not be read is not ours.
-func (t *Tree) marked(pid int) bool {
+func (t *Tree) isMarked(pid int) bool {
 	proc := "/proc/" + strconv.Itoa(pid)
 	if lock, err := os.Readlink(proc + "/fd/3"); err == nil && lock == t.run.LockPath {
 		return true
 	}
-	env, err := read(proc, "environ")
+	env, err := readKernelFile(proc, "environ")
 	return err == nil && slices.ContainsFunc(bytes.Split(env, []byte{0}), func(entry []byte) bool {
 		return bytes.Equal(entry, t.mark)
 	})
@@ -285,8 +285,8 @@ type process struct {
 	start                  string // ticks since boot: with the pid, the process and no later one
 }
 
-// processes reads the table of processes. One that ends meanwhile is left out.
-func processes() map[int]process {
+// readProcesses reads the table of processes. One that ends meanwhile is left out.
+func readProcesses() map[int]process {
 	all := map[int]process{}
 	dir, err := os.Open("/proc")
 	if err != nil {
@@ -299,16 +299,16 @@ func processes() map[int]process {
 		if err != nil {
 			continue
 		}
-		if p, ok := stat(pid); ok {
+		if p, ok := readStat(pid); ok {
 			all[pid] = p
 		}
 	}
 	return all
 }
 
-// stat reads the entry of one process.
-func stat(pid int) (p process, ok bool) {
-	text, err := read("/proc", strconv.Itoa(pid), "stat")
+// readStat reads the entry of one process.
+func readStat(pid int) (p process, ok bool) {
+	text, err := readKernelFile("/proc", strconv.Itoa(pid), "stat")
 	if err != nil {
 		return p, false
 	}
@@ -324,8 +324,8 @@ func stat(pid int) (p process, ok bool) {
 	return p, true
 }
 
-// read reads a file that the kernel makes up.
-func read(path ...string) ([]byte, error) {
+// readKernelFile reads a file that the kernel makes up.
+func readKernelFile(path ...string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(path...))
 }
 
@@ -342,19 +342,19 @@ func (p *Parent) mainPIDs() (pids map[int]bool, trees int) {
 	return pids, trees
 }
 
-// adopted are the children that this process did not start: those that commands
+// adoptedChildren are the children that this process did not start: those that commands
 // left to it as their subreaper, or as the first process of a container. The caller
 // holds spawning, so that every child which was started is known.
-func (p *Parent) adopted() []int {
+func (p *Parent) adoptedChildren() []int {
 	mains, _ := p.mainPIDs()
-	return slices.DeleteFunc(children(), func(pid int) bool { return mains[pid] })
+	return slices.DeleteFunc(listChildren(), func(pid int) bool { return mains[pid] })
 }
 
 // hasStrays reports whether any adopted child is alive.
 func (p *Parent) hasStrays() bool {
 	p.spawning.Lock()
 	defer p.spawning.Unlock()
-	return slices.ContainsFunc(p.adopted(), func(pid int) bool { c, ok := stat(pid); return ok && !c.zombie })
+	return slices.ContainsFunc(p.adoptedChildren(), func(pid int) bool { c, ok := readStat(pid); return ok && !c.zombie })
 }
 
 // Reap takes the exit codes of adopted children. Nothing else would, and zombies
@@ -362,7 +362,7 @@ func (p *Parent) hasStrays() bool {
 func (p *Parent) Reap() {
 	p.spawning.Lock()
 	defer p.spawning.Unlock()
-	for _, pid := range p.adopted() {
+	for _, pid := range p.adoptedChildren() {
 		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // 0 for one that is alive
 	}
 }

@@ -28,5 +28,5 @@ func mountsIn(root *os.Root, name string) ([]string, error) {
 	for _, m := range list[:n] {
 		points = append(points, unix.ByteSliceToString(m.Mntonname[:]))
 	}
-	return under(filepath.Join(dir, name), points), nil
+	return pointsUnder(filepath.Join(dir, name), points), nil
 }

@@ -30,15 +30,15 @@ func mountsIn(root *os.Root, name string) ([]string, error) {
 	var points []string
 	for line := range strings.Lines(string(text)) {
 		if fields := strings.Split(line, " "); len(fields) > pointField {
-			points = append(points, unescape(fields[pointField]))
+			points = append(points, unescapePath(fields[pointField]))
 		}
 	}
-	return under(filepath.Join(dir, name), points), nil
+	return pointsUnder(filepath.Join(dir, name), points), nil
 }
 
-// unescape undoes what the kernel does to white space, # and backslashes: three
+// unescapePath undoes what the kernel does to white space, # and backslashes: three
 // octal digits.
-func unescape(s string) string {
+func unescapePath(s string) string {
 	const digits = 3
 	var b strings.Builder
 	for {

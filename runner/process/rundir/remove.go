@@ -43,7 +43,7 @@ const (
 // removeTree removes a folder, with the folders in it that are read-only.
 func removeTree(root *os.Root, name string) error {
 	t := &treeRemoval{root: root, top: name}
-	t.fail(t.removeFolder(root, name, name, 1))
+	t.noteError(t.removeFolder(root, name, name, 1))
 	return t.err
 }
 
@@ -53,7 +53,7 @@ type treeRemoval struct {
 	err  error  // the first
 }
 
-func (t *treeRemoval) fail(err error) {
+func (t *treeRemoval) noteError(err error) {
 	if t.err == nil && err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.err = err
 	}
@@ -61,7 +61,7 @@ func (t *treeRemoval) fail(err error) {
 
 // removeFolder removes the folder name of parent, which is path in the root.
 func (t *treeRemoval) removeFolder(parent *os.Root, name, path string, depth int) error {
-	if err := unlock(parent, name); err != nil {
+	if err := makeWritable(parent, name); err != nil {
 		return err
 	}
 	folder, err := parent.OpenRoot(name)
@@ -80,14 +80,14 @@ func (t *treeRemoval) removeFolder(parent *os.Root, name, path string, depth int
 func (t *treeRemoval) removeEntries(folder *os.Root, path string, depth int) (removed bool) {
 	d, err := folder.Open(".")
 	if err != nil {
-		t.fail(err)
+		t.noteError(err)
 		return false
 	}
 	entries, err := d.ReadDir(listBatch)
 	_ = d.Close() // only read
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			t.fail(err)
+			t.noteError(err)
 		}
 		return false
 	}
@@ -97,7 +97,7 @@ func (t *treeRemoval) removeEntries(folder *os.Root, path string, depth int) (re
 			err = t.removeOrMove(folder, e.Name(), filepath.Join(path, e.Name()), depth)
 		}
 		if err != nil {
-			t.fail(err)
+			t.noteError(err)
 			continue
 		}
 		removed = true
@@ -111,14 +111,14 @@ func (t *treeRemoval) removeOrMove(parent *os.Root, name, path string, depth int
 	if depth < openFolders {
 		return t.removeFolder(parent, name, path, depth+1)
 	}
-	if err := unlock(parent, name); err != nil { // without the right to write to it, it cannot be moved
+	if err := makeWritable(parent, name); err != nil { // without the right to write to it, it cannot be moved
 		return err
 	}
 	return t.root.Rename(path, filepath.Join(t.top, rand.Text()))
 }
 
-// unlock lets the owner change a folder, but nothing that a link leads to.
-func unlock(parent *os.Root, name string) error {
+// makeWritable lets the owner change a folder, but nothing that a link leads to.
+func makeWritable(parent *os.Root, name string) error {
 	const all = 0o700
 	info, err := parent.Lstat(name)
 	if err != nil || !info.IsDir() || info.Mode().Perm()&all == all {
@@ -127,8 +127,8 @@ func unlock(parent *os.Root, name string) error {
 	return parent.Chmod(name, info.Mode().Perm()|all)
 }
 
-// under returns those of points that are at folder or below.
-func under(folder string, points []string) (in []string) {
+// pointsUnder returns those of points that are at folder or below.
+func pointsUnder(folder string, points []string) (in []string) {
 	for _, point := range points {
 		if rest, ok := strings.CutPrefix(point, folder); ok && (rest == "" || rest[0] == filepath.Separator) {
 			in = append(in, point)

@@ -184,7 +184,7 @@ func (r *Runs) Exists(run string) bool {
 }
 
 // IsGone reports whether a run has no folder. Where that cannot be found out, it is neither gone nor there.
-func (r *Runs) IsGone(run string) bool { return isGone(r.Root, run) }
+func (r *Runs) IsGone(run string) bool { return hasNoFolder(r.Root, run) }
 
 // tryLock is shared, so that two processes that only test a lock do not find it held by each other.
 const tryLock = unix.LOCK_SH | unix.LOCK_NB

@@ -29,10 +29,10 @@ func Remove(dir, run string) error {
 		return fmt.Errorf("removing run %s: %w", run, err)
 	}
 	defer func() { _ = root.Close() }()
-	return remove(root, run)
+	return removeUnlocked(root, run)
 }
 
-func remove(root *os.Root, run string) error {
+func removeUnlocked(root *os.Root, run string) error {
 	held, err := lockHeld(filepath.Join(root.Name(), run))
 	if err == nil && !held {
 		err = removeAll(root, run)
@@ -87,10 +87,10 @@ func Sweep(ctx context.Context, dir string, after time.Duration, known func(run 
 	for ctx.Err() == nil {
 		names, err := d.Readdirnames(step)
 		if errors.Is(err, io.EOF) {
-			return removed, failed.err()
+			return removed, failed.joinErrors()
 		}
 		if err != nil {
-			return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.err())
+			return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.joinErrors())
 		}
 		for _, run := range names {
 			if CheckID(run) != nil { // none of ours
@@ -99,13 +99,13 @@ func Sweep(ctx context.Context, dir string, after time.Duration, known func(run 
 			// Every run is recorded before it gets a folder, and this one has one.
 			is, err := known(run)
 			if err != nil {
-				return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.err())
+				return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.joinErrors())
 			}
 			if is {
 				_ = root.Remove(filepath.Join(run, unknownFile)) // there is hardly ever one
 				continue
 			}
-			if isUnknownSince(root, run, after) && failed.none(remove(root, run)) && isGone(root, run) {
+			if isUnknownSince(root, run, after) && failed.isSuccess(removeUnlocked(root, run)) && hasNoFolder(root, run) {
 				removed++
 			}
 		}
@@ -114,10 +114,10 @@ func Sweep(ctx context.Context, dir string, after time.Duration, known func(run 
 		case <-ctx.Done():
 		}
 	}
-	return removed, errors.Join(ctx.Err(), failed.err())
+	return removed, errors.Join(ctx.Err(), failed.joinErrors())
 }
 
-func isGone(root *os.Root, run string) bool {
+func hasNoFolder(root *os.Root, run string) bool {
 	_, err := root.Lstat(run)
 	return errors.Is(err, fs.ErrNotExist)
 }
@@ -128,8 +128,8 @@ type failures struct {
 	more int
 }
 
-// none tells whether err is no failure, and keeps it if it is one.
-func (f *failures) none(err error) bool {
+// isSuccess tells whether err is no failure, and keeps it if it is one.
+func (f *failures) isSuccess(err error) bool {
 	const most = 10
 	switch {
 	case err == nil:
@@ -142,7 +142,7 @@ func (f *failures) none(err error) bool {
 	return false
 }
 
-func (f *failures) err() error {
+func (f *failures) joinErrors() error {
 	all := f.told
 	if f.more > 0 {
 		all = append(all, fmt.Errorf("and %d more", f.more))
@@ -166,7 +166,7 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 	sizes := make([]int64, len(entries))
 	total := int64(0)
 	for i, e := range entries {
-		sizes[i] = takenBy(root, e.Name())
+		sizes[i] = outputUsage(root, e.Name())
 		total += sizes[i]
 	}
 	for i, e := range entries {
@@ -188,9 +188,9 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 	return freed, nil
 }
 
-// takenBy returns what the output of a run takes of the disk; 0 when there is none, or
+// outputUsage returns what the output of a run takes of the disk; 0 when there is none, or
 // it was just removed.
-func takenBy(root *os.Root, run string) (bytes int64) {
+func outputUsage(root *os.Root, run string) (bytes int64) {
 	if CheckID(run) != nil {
 		return 0
 	}
