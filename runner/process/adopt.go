@@ -80,7 +80,7 @@ func (l *Local) adoptRun(run string) *active {
 		l.ends.freeFlight(run, flight)
 		return nil
 	case err != nil:
-		l.log.Error("adopting a run that tells nothing of itself", "run", run, "error", err)
+		l.log.Error("adopting a run without a readable status", "run", run, "error", err)
 		s = &rundir.Status{Started: time.Now(), Bounds: rundir.Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
 	case !s.Ended.IsZero():
 		l.ends.freeFlight(run, flight)

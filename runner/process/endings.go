@@ -124,7 +124,7 @@ func (e *endings) writeLater(run string) {
 		case err == nil:
 			e.log.Info("the end of a run is recorded at last", "run", run)
 		case e.runs.IsGone(run):
-			e.log.Warn("a run ended whose folder somebody removed", "run", run)
+			e.log.Warn("a run ended whose folder was removed", "run", run)
 		default:
 			e.log.Debug("recording the end of a run", "run", run, "error", err)
 			continue

@@ -182,7 +182,7 @@ func (c *connection) updateSupervisor(ctx context.Context, l *link) (*link, erro
 	}
 	if !c.told {
 		c.told = true
-		c.o.Log.Warn("the supervisor stays what it is", "version", l.Version, "error", err)
+		c.o.Log.Warn("supervisor not upgraded", "version", l.Version, "error", err)
 	}
 	return l, nil
 }

@@ -537,7 +537,7 @@ func (s *session) answerRequest(q *request) *reply {
 			close(s.v.quit)
 		}
 	default:
-		err = fmt.Errorf("nobody knows how to %q", q.Do)
+		err = fmt.Errorf("unknown request %q", q.Do)
 	}
 	p.Fault = newFault(err)
 	return p
