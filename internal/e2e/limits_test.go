@@ -136,7 +136,7 @@ func TestLimits_Constants(t *testing.T) {
 	code := map[string]constant.Value{}
 	for _, dir := range []string{
 		"auth", "auth/field", "auth/httpsig", "auth/jwt", "auth/jwt/keyset", "auth/webhook", "certs", "handlers", "internal/audit", "internal/config", "internal/keyuse", "internal/logging", "internal/readiness", "internal/server",
-		"internal/strictjson", "runner", "runner/process", "runner/process/output", "runner/process/proctree", "runner/process/rundir", "runner/store", "runner/supervisor",
+		"internal/strictjson", "runner", "runner/hook", "runner/process", "runner/process/output", "runner/process/proctree", "runner/process/rundir", "runner/store", "runner/supervisor",
 	} {
 		packageConstants(t, dir, code)
 	}
