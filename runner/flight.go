@@ -1,26 +1,32 @@
 package runner
 
-import "fmt"
+import (
+	"fmt"
 
-// changedFlight looks for a run in progress that has the flight of run by the hook
-// as it is now, and another by the hook as it was when it was recorded: the store
-// takes the two for different flights. It is ErrFlight then, so that run is tried
-// again. The caller holds mu, and has run take off if there is none.
-func (r *Runner) changedFlight(run Run) error {
-	h, ok := r.hook(run.Hook)
-	if !ok {
-		return nil
-	}
+	"sallyport/runner/hook"
+)
+
+// flightRules remembers the flight templates of hooks: after a reload, runs in progress may have the flight that the
+// hook gave them before, and the store takes that for another flight.
+type flightRules struct {
+	rules map[string]string // by hook: its flight as the file had it at the latest start
+	mixed map[string]bool   // by hook: runs may be in progress under an earlier one
+}
+
+// checkOverlap looks for a run in progress that has the flight of run by the hook as it is now, and another by the hook
+// as it was when it was recorded. It returns an error that wraps ErrFlight then, so that run is tried again. inProgress
+// has the runs in progress, by flight, and the caller adds run to it if there is no error.
+func (f *flightRules) checkOverlap(h *hook.Hook, run Run, inProgress map[string]Run) error {
 	flight := h.Flight(run.Params)
-	if rule, known := r.rules[h.Name]; known && rule != h.Spec().Flight || flight != run.Flight {
-		r.mixed[h.Name] = true
+	if rule, known := f.rules[h.Name]; known && rule != h.Spec().Flight || flight != run.Flight {
+		f.mixed[h.Name] = true
 	}
-	r.rules[h.Name] = h.Spec().Flight
-	if !r.mixed[h.Name] { // all in progress have the flight that they would be given now
+	f.rules[h.Name] = h.Spec().Flight
+	if !f.mixed[h.Name] { // all in progress have the flight that they would be given now
 		return nil
 	}
 	mixed := flight != run.Flight
-	for _, other := range r.air {
+	for _, other := range inProgress {
 		if other.Hook != h.Name || other.Flight == run.Flight { // of one flight, the store lets one through
 			continue
 		}
@@ -30,14 +36,14 @@ func (r *Runner) changedFlight(run Run) error {
 		}
 		mixed = mixed || now != other.Flight
 	}
-	r.mixed[h.Name] = mixed
+	f.mixed[h.Name] = mixed
 	return nil
 }
 
-// noteRecovered has changedFlight look at the runs of a hook when the flight of one
-// that goes on is not the one that it would be given now. The caller holds mu.
-func (r *Runner) noteRecovered(run Run) {
-	if h, ok := r.hook(run.Hook); ok && h.Flight(run.Params) != run.Flight {
-		r.mixed[h.Name] = true
+// noteRecovered has checkOverlap look at the runs of a hook when the flight of one that goes on is not the one that it
+// would be given now.
+func (f *flightRules) noteRecovered(h *hook.Hook, run Run) {
+	if h.Flight(run.Params) != run.Flight {
+		f.mixed[h.Name] = true
 	}
 }

@@ -15,21 +15,38 @@ import (
 // its answer: less than senders wait for theirs.
 const answerTime = 5 * time.Second
 
-// launch starts the command of a run that is recorded as running, and takes
-// over its caller's part of active. Waited says that the run's delivery was
-// answered before. A run is late when nobody can say yet whether its command
-// runs: its order stands, and is never given twice. From here on ctx is one that
-// is never done.
-func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (late bool, err error) {
-	switch err := r.takeOff(run, waited); {
+// origin says what a run that is launched comes from.
+type origin int
+
+const (
+	fromDelivery origin = iota // its sender waits for the answer, and gets the error
+	fromStore                  // its delivery was answered before: what fails now is tried again
+)
+
+// outcome is what is known of a run when launch returns. Except for notStarted there is no error.
+type outcome int
+
+const (
+	commandStarted outcome = iota // the command runs
+	notAnswered                   // its order stands, is never given twice, and nobody can say yet what became of it
+	leftToNext                    // the next server finds out, or starts it
+	neverBegins                   // it was revoked before its command began, and ends so
+	queuedAgain                   // its command cannot be started yet, and it is tried again
+	notStarted                    // its command cannot be started, and it ended as failed
+)
+
+// launch starts the command of a run that is recorded as running. The count of its caller in active goes over to the
+// run: whichever way the run goes on from here gives it back. From here on ctx is one that is never done.
+func (r *Runner) launch(ctx context.Context, run Run, in Feed, from origin) (outcome, error) {
+	switch err := r.takeOff(run, from); {
 	case errors.Is(err, ErrLeft):
-		if waited { // if this fails, the next server finds it all the same
+		if from == fromStore { // if this fails, the next server finds it all the same
 			_, _ = r.store.Requeue(ctx, run.ID)
 		}
 		r.leave()
-		return true, nil
+		return leftToNext, nil
 	case err != nil:
-		return r.launched(ctx, run, waited, err)
+		return r.launched(ctx, run, from, err)
 	}
 	told := make(chan error, 1)
 	go func() {
@@ -38,78 +55,54 @@ func (r *Runner) launch(ctx context.Context, run Run, in Feed, waited bool) (lat
 	}()
 	select {
 	case err := <-told:
-		return r.launched(ctx, run, waited, err)
+		return r.launched(ctx, run, from, err)
 	case <-time.After(answerTime):
 	}
 	r.log.Warn("run late: the supervisor does not answer", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-	go func() { _, _ = r.launched(ctx, run, true, <-told) }()
-	return true, nil
+	go func() { _, _ = r.launched(ctx, run, fromStore, <-told) }()
+	return notAnswered, nil
 }
 
 // launched goes on once it is known what became of an order.
-func (r *Runner) launched(ctx context.Context, run Run, waited bool, err error) (late bool, _ error) {
+func (r *Runner) launched(ctx context.Context, run Run, from origin, err error) (outcome, error) {
 	why, revoked := r.revoked(run.ID)
 	switch {
 	case revoked && !errors.Is(err, ErrLeft):
 		go r.finish(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
-		return true, nil
+		return neverBegins, nil
 	case err == nil, errors.Is(err, fs.ErrExist):
 		r.airborne(run)
 		r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
 		go r.follow(ctx, run)
-		return false, nil
+		return commandStarted, nil
 	case errors.Is(err, ErrLeft):
 		r.leave()
-		return true, nil
-	case waited && !r.isFinal(run, err):
+		return leftToNext, nil
+	case from == fromStore && !r.isFinal(run, err):
 		go r.putBack(ctx, run, err) // Recover does not wait for the store
-		return true, nil
+		return queuedAgain, nil
 	}
-	return false, r.notStarted(ctx, run, err)
+	return notStarted, r.recordNotStarted(ctx, run, err)
 }
 
 // takeOff puts a run into the air that is to be started here. ErrLeft means that it
 // is recorded, and started by the next server: after Leave because that may be
 // there already, and a run that waited while this one drains, because it would be
 // stopped with the others.
-func (r *Runner) takeOff(run Run, waited bool) error {
+func (r *Runner) takeOff(run Run, from origin) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.left || waited && r.draining {
+	if r.left || from == fromStore && r.draining {
 		return ErrLeft
 	}
-	if err := r.changedFlight(run); err != nil {
-		return err
+	if h, ok := r.hook(run.Hook); ok {
+		if err := r.rules.checkOverlap(h, run, r.air); err != nil {
+			return err
+		}
 	}
-	r.air[run.Flight] = run
+	r.setPhase(run, phaseOrdered)
 	r.ordering.Add(1)
 	return nil
-}
-
-// airborne notes that the command of a run is there to be stopped, and stops
-// it if that was asked for before.
-func (r *Runner) airborne(run Run) {
-	r.mu.Lock()
-	r.air[run.Flight] = run
-	r.up[run.ID] = true
-	pending := r.stops[run.ID]
-	delete(r.stops, run.ID)
-	var how stopping
-	if pending != nil {
-		how = pending.stopping
-	}
-	if r.stopped != nil {
-		how = stopping{Cancelled, *r.stopped}
-	}
-	r.mu.Unlock()
-	if how.why != "" {
-		r.stopNow(run.ID, how)
-	}
-	if pending != nil {
-		r.mu.Lock()
-		pending.settle()
-		r.mu.Unlock()
-	}
 }
 
 func (r *Runner) order(run Run, in Feed) error {
@@ -123,9 +116,9 @@ func (r *Runner) order(run Run, in Feed) error {
 	})
 }
 
-// notStarted records a run whose command could not be started. Its delivery
+// recordNotStarted records a run whose command could not be started. Its delivery
 // is given back: the reason may be gone when the sender tries again.
-func (r *Runner) notStarted(ctx context.Context, run Run, reason error) error {
+func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) error {
 	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
 	end := End{Ended: r.now(), Error: "the command could not be started", Detail: reason.Error()}
 	recorded := make(chan Run, 1)
@@ -154,7 +147,7 @@ func (r *Runner) launchStored(ctx context.Context, run Run) {
 	for failing := new(logging.Repeated); ; {
 		in, err := r.store.Feed(ctx, run.ID)
 		if err == nil {
-			_, _ = r.launch(ctx, run, in, true)
+			_, _ = r.launch(ctx, run, in, fromStore)
 			return
 		}
 		// Never without its input: that would be another run than the one asked for.

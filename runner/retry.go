@@ -37,8 +37,8 @@ func (r *Runner) isFinal(run Run, err error) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f := r.failed[run.ID]
-	return f != nil && r.now().Sub(f.since) > hookMissing
+	t := r.runs[run.ID]
+	return t != nil && t.failures != nil && r.now().Sub(t.failures.since) > hookMissing
 }
 
 // putBack queues an accepted run again whose command could not be started,
@@ -68,14 +68,11 @@ func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
 func (r *Runner) noteFailure(run Run, reason error) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.air[run.Flight].ID == run.ID {
-		delete(r.air, run.Flight) // now: once it is queued, another try may be under way
+	t := r.setPhase(run, phaseNone) // now: once it is queued, another try may be in progress
+	if t.failures == nil {
+		t.failures = &failures{since: r.now()}
 	}
-	f := r.failed[run.ID]
-	if f == nil {
-		f = &failures{since: r.now()}
-		r.failed[run.ID] = f
-	}
+	f := t.failures
 	pause := lastRetry
 	if f.count < 10 { // well below an overflow
 		pause = min(firstRetry<<f.count, lastRetry)

@@ -9,16 +9,12 @@
 package runner
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
-
-	"github.com/google/uuid"
 
 	"sallyport/internal/boot"
 	"sallyport/internal/logging"
@@ -84,6 +80,10 @@ func (e *NotAllowed) Error() string {
 var ErrDraining = errors.New("draining")
 
 // Runner lets one run of each flight through at a time.
+//
+// It has more methods and fields than other types: a run is recorded, ordered, followed, ended and promoted under one
+// lock, because each of these steps decides whether the next of its flight may begin. What needs no part of that lock,
+// or only its own data, is a type of its own: [tracked], [flightRules], [estimates], [idSource], [probe].
 type Runner struct {
 	store Store
 	procs Processes
@@ -91,59 +91,36 @@ type Runner struct {
 	log   *slog.Logger
 	now   func() time.Time
 	boot  string // boot.ID
+	ids   idSource
+	probe probe
 
 	mu       sync.Mutex
+	air      map[string]Run      // by flight: what is in progress, so that busy is answered from memory
+	runs     map[string]*tracked // by run
+	rules    flightRules
+	retrying map[string]bool // by flight: what is first in it is about to be tried again
+	took     estimates
+
+	active  int           // deliveries that are being admitted, and runs that are launched or followed here
+	changed chan struct{} // closed and replaced when active falls to zero
+
 	draining bool
-	going    chan struct{}            // closed when draining begins
-	left     bool                     // runs are left to the next server
-	stopped  *time.Duration           // set once all were stopped: the grace they were given
-	air      map[string]Run           // by flight: what is under way, so that busy is answered from memory
-	up       map[string]bool          // by run: its command was started, or found running
-	stops    map[string]*pendingStop  // by run: asked for before its command was up
-	failed   map[string]*failures     // by run: accepted, and its command could not be started yet
-	rules    map[string]string        // by hook: its flight as the file had it at the latest start
-	mixed    map[string]bool          // by hook: runs may be in progress under an earlier one
-	retrying map[string]bool          // by flight: what is first in it is about to be tried again
-	active   int                      // deliveries that are being admitted, and runs that are launched or followed here
-	done     map[string]chan struct{} // by run: closed when its end is recorded
-	took     map[string]*durations    // by hook
-	changed  chan struct{}            // closed and replaced when active falls to zero
-	asked    *question                // under way
-	newest   uuid.UUID                // the highest id of a run so far
-
+	going    chan struct{}  // closed when draining begins
+	left     bool           // runs are left to the next server
+	stopped  *time.Duration // set once all were stopped: the grace they were given
 	ordering sync.WaitGroup // orders that are being given; none begins once left is set
-}
-
-// stopping is how a run is to be stopped.
-type stopping struct {
-	why   State
-	grace time.Duration
-}
-
-// pendingStop is how a run is to be stopped whose command may not have started.
-type pendingStop struct {
-	stopping
-
-	revoked bool          // the command never starts
-	settled chan struct{} // closed once no command can begin any more, or the command is up and told to end
-}
-
-// settle closes settled. The caller holds the runner's mu.
-func (p *pendingStop) settle() {
-	select {
-	case <-p.settled:
-	default:
-		close(p.settled)
-	}
 }
 
 // New returns a runner with nothing in the air. hook yields a hook as the
 // configuration has it at that moment.
-func New(store Store, procs Processes, hook func(string) (*hook.Hook, bool), now func() time.Time, log *slog.Logger) *Runner {
+func New(
+	store Store, procs Processes, hook func(string) (*hook.Hook, bool), now func() time.Time, log *slog.Logger,
+) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log, boot: boot.ID(),
-		air: map[string]Run{}, up: map[string]bool{}, stops: map[string]*pendingStop{}, failed: map[string]*failures{}, retrying: map[string]bool{}, rules: map[string]string{}, mixed: map[string]bool{},
-		done: map[string]chan struct{}{}, took: map[string]*durations{}, changed: make(chan struct{}), going: make(chan struct{}),
+		air: map[string]Run{}, runs: map[string]*tracked{}, retrying: map[string]bool{}, took: estimates{},
+		rules:   flightRules{rules: map[string]string{}, mixed: map[string]bool{}},
+		changed: make(chan struct{}), going: make(chan struct{}),
 	}
 }
 
@@ -197,28 +174,28 @@ func (r *Runner) admit(ctx context.Context, d Delivery, run Run) (Started, error
 	if err != nil {
 		var busy *Busy
 		if errors.As(err, &busy) {
-			busy.RetryAfter = r.estimate(busy.Run)
+			busy.RetryAfter = r.estimateEnd(busy.Run)
 		}
 		return Started{}, err
 	}
 	for _, old := range a.Superseded {
 		r.log.Info("run superseded", "run", old.ID, "hook", old.Hook, "by", a.Run.ID)
-		r.tell(old.ID)
+		r.releaseWaiters(old.ID)
 	}
 	if a.Run.State == Running {
 		launching = true
-		late, err := r.launch(ctx, a.Run, in, false)
-		return Started{Run: a.Run, Late: late}, err
+		outcome, err := r.launch(ctx, a.Run, in, fromDelivery)
+		return Started{Run: a.Run, Late: err == nil && outcome != commandStarted}, err
 	}
 	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight, "position", a.Position)
 	if a.Stop != nil {
 		r.stop(ctx, a.Stop.ID, stopping{Cancelled, -1})
 	}
-	return Started{Run: a.Run, Joined: a.Joined, Position: a.Position, Expected: r.expected(a.Run, a.Position)}, nil
+	return Started{Run: a.Run, Joined: a.Joined, Position: a.Position, Expected: r.estimateStart(a.Run, a.Position)}, nil
 }
 
 func (r *Runner) newRun(d Delivery) (Run, error) {
-	id, err := r.newID()
+	id, err := r.ids.nextID()
 	if err != nil {
 		return Run{}, err
 	}
@@ -227,35 +204,6 @@ func (r *Runner) newRun(d Delivery) (Run, error) {
 		Params: d.Values, Created: r.now(), RerunOf: d.RerunOf,
 	}
 	return run, nil
-}
-
-// newID returns an id for a run that is higher than all before: the order of ids is the order of runs, for lists and
-// for what is kept. If the clock was ahead for a while, ids go on from there.
-func (r *Runner) newID() (uuid.UUID, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return uuid.UUID{}, fmt.Errorf("making a run id: %w", err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if bytes.Compare(id[:], r.newest[:]) <= 0 {
-		var at [8]byte
-		copy(at[2:], r.newest[:6]) // milliseconds (RFC 9562 5.7)
-		binary.BigEndian.PutUint64(at[:], binary.BigEndian.Uint64(at[:])+1)
-		copy(id[:6], at[2:])
-	}
-	r.newest = id
-	return id, nil
-}
-
-// noteID has ids of new runs be higher than that of a run which is recorded.
-func (r *Runner) noteID(run string) {
-	id, err := uuid.Parse(run)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err == nil && bytes.Compare(id[:], r.newest[:]) > 0 {
-		r.newest = id
-	}
 }
 
 func (d *Delivery) feed() Feed {
@@ -275,7 +223,7 @@ func (r *Runner) enter(flight string, p hook.Policy) error {
 		return ErrDraining
 	}
 	if other, busy := r.air[flight]; busy && p.Kind == hook.Reject {
-		return &Busy{Run: other, RetryAfter: r.remaining(other)}
+		return &Busy{Run: other, RetryAfter: r.took.timeLeft(other, r.now())}
 	}
 	r.active++
 	return nil
@@ -301,10 +249,7 @@ func (r *Runner) follow(ctx context.Context, run Run) {
 	state := end.State()
 	took := end.Ended.Sub(run.Started)
 	r.mu.Lock()
-	if r.took[run.Hook] == nil {
-		r.took[run.Hook] = &durations{}
-	}
-	r.took[run.Hook].add(took)
+	r.took.addDuration(run.Hook, took)
 	r.mu.Unlock()
 	r.finish(ctx, run, state, end, false)
 }
@@ -360,15 +305,12 @@ func (r *Runner) logEnd(run Run, state State, end End) {
 func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack bool) Run {
 	ended, next := r.record(ctx, run, s, e, giveBack)
 	r.mu.Lock()
-	if r.air[run.Flight].ID == run.ID {
-		delete(r.air, run.Flight)
-	}
-	delete(r.up, run.ID)
+	r.setPhase(run, phaseNone)
 	r.mu.Unlock()
 	if !giveBack {
 		r.logEnd(run, ended.State, e)
 	}
-	r.tell(run.ID)
+	r.releaseWaiters(run.ID)
 	if next == nil {
 		r.leave()
 		return ended
@@ -417,21 +359,6 @@ func (r *Runner) recordOnce(ctx context.Context, run Run, s State, e End, giveBa
 	return r.store.Finish(ctx, run.ID, s, e, giveBack, !r.Draining())
 }
 
-// tell lets those go on who wait for the end of a run, and forgets the run.
-func (r *Runner) tell(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p := r.stops[id]; p != nil {
-		p.settle()
-		delete(r.stops, id)
-	}
-	delete(r.failed, id)
-	if done, ok := r.done[id]; ok {
-		close(done)
-		delete(r.done, id)
-	}
-}
-
 // State returns the state that an end leaves its run in.
 func (e End) State() State {
 	switch {
@@ -456,16 +383,19 @@ func (r *Runner) List(ctx context.Context, f Filter) ([]Run, string, error) {
 func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	r.mu.Lock()
 	left := r.left
-	done, ok := r.done[id]
-	if !ok && !left {
-		done = make(chan struct{})
-		r.done[id] = done
+	var done chan struct{}
+	if !left {
+		t := r.track(id)
+		if t.ended == nil {
+			t.ended = make(chan struct{})
+		}
+		done = t.ended
 	}
 	r.mu.Unlock()
 	// Asked after done is there, so that an end in between is not missed.
 	run, err := r.store.Get(context.WithoutCancel(ctx), id)
 	if errors.Is(err, ErrUnknown) || err == nil && run.State.Ended() {
-		r.tell(id) // nobody else would
+		r.releaseWaiters(id) // nobody else would
 	}
 	if err != nil || run.State.Ended() || left {
 		return run, err
@@ -499,7 +429,7 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 // tellCancelled tells of a run that was cancelled while it was queued.
 func (r *Runner) tellCancelled(run Run) {
 	r.log.Info("run cancelled", "run", run.ID, "hook", run.Hook)
-	r.tell(run.ID)
+	r.releaseWaiters(run.ID)
 }
 
 // Rerun starts the command of a run again, with its parameters, for a caller.
@@ -526,57 +456,4 @@ func (r *Runner) Rerun(ctx context.Context, run Run, caller string, claim Claim)
 	}
 	d.Repeated = r.FindRepeated(ctx, h.Name, claim)
 	return r.Start(ctx, d)
-}
-
-// stop ends the command of a run that is recorded as running, and as to be ended:
-// now, or as soon as it is there. One that was not started yet never starts, though
-// who starts commands may have the order. The channel is closed once that is settled.
-func (r *Runner) stop(ctx context.Context, id string, how stopping) (settled <-chan struct{}) {
-	r.mu.Lock()
-	up, pending := r.up[id], r.stops[id]
-	if pending == nil {
-		pending = &pendingStop{settled: make(chan struct{})}
-	}
-	pending.stopping = how
-	if up {
-		pending.settle()
-	} else {
-		r.stops[id] = pending
-	}
-	r.mu.Unlock()
-	if up {
-		r.stopNow(id, how)
-		return pending.settled
-	}
-	switch revoked, err := r.procs.Revoke(id, how.why); {
-	case err != nil:
-		r.log.Error("run not revoked", "run", id, "error", err)
-	case revoked:
-		r.mu.Lock()
-		pending.revoked = true
-		pending.settle()
-		r.mu.Unlock()
-	}
-	// It may have ended before that, and then nobody else forgets it.
-	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
-		r.tell(id)
-	}
-	return pending.settled
-}
-
-// revoked returns why a run ends whose command never starts.
-func (r *Runner) revoked(id string) (why State, yes bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	p := r.stops[id]
-	if p == nil || !p.revoked {
-		return "", false
-	}
-	return p.why, true
-}
-
-func (r *Runner) stopNow(id string, how stopping) {
-	if err := r.procs.Stop(id, how.why, how.grace); err != nil {
-		r.log.Error("run not stopped", "run", id, "error", err)
-	}
 }

@@ -39,7 +39,7 @@ func (r *Runner) Rehearse(ctx context.Context, d Delivery) (Started, error) {
 	started := Started{Run: run, Position: waiting + 1}
 	switch p := d.Hook.Busy; {
 	case p.Kind == hook.Reject, p.Kind == hook.Queue && waiting >= p.Depth:
-		return Started{}, &Busy{Run: *current, RetryAfter: r.estimate(*current)}
+		return Started{}, &Busy{Run: *current, RetryAfter: r.estimateEnd(*current)}
 	case p.Kind == hook.Join && waiting > 0:
 		started.Joined, started.Position = true, waiting
 	case p.Kind == hook.Replace:

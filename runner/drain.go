@@ -1,0 +1,134 @@
+package runner
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Drain takes no more deliveries and returns when no run is under way. Runs
+// that are when ctx is done are stopped: TERM, their hook's grace, KILL. What
+// is queued stays queued, for the next server.
+func (r *Runner) Drain(ctx context.Context) {
+	r.mu.Lock()
+	r.takeNoMore()
+	r.mu.Unlock()
+	if r.idle(ctx) {
+		return
+	}
+	r.stopAll(-1)
+	ctx = context.WithoutCancel(ctx)
+	for idle := false; !idle && r.Answers(ctx); { // who does not answer ends nothing, and tells of no end
+		idle = r.idleSoon(ctx)
+	}
+}
+
+// Leave takes no more deliveries, and once it returns nothing more is ordered:
+// the next server may have the record. Runs go on, and that server takes them
+// up; who waits for one is answered as it stands. An order that is not answered
+// is not awaited for ever: whoever connects to the supervisor next learns what
+// became of it.
+func (r *Runner) Leave() {
+	r.mu.Lock()
+	r.takeNoMore()
+	r.left = true
+	for _, t := range r.runs {
+		if t.ended != nil {
+			close(t.ended)
+			t.ended = nil
+		}
+	}
+	r.mu.Unlock()
+	answered := make(chan struct{})
+	go func() { r.ordering.Wait(); close(answered) }()
+	select {
+	case <-answered:
+	case <-time.After(answerTime):
+	}
+}
+
+// isGoing tells whether nobody here waits for what cannot be recorded now.
+func (r *Runner) isGoing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.left || r.stopped != nil
+}
+
+func (r *Runner) isLeft() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.left
+}
+
+// idle waits until nothing is under way, and reports false if ctx was done first.
+func (r *Runner) idle(ctx context.Context) bool {
+	for {
+		r.mu.Lock()
+		active, changed := r.active, r.changed
+		r.mu.Unlock()
+		if active == 0 {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (r *Runner) idleSoon(ctx context.Context) bool {
+	ctx, stop := context.WithTimeout(ctx, answerTime)
+	defer stop()
+	return r.idle(ctx)
+}
+
+// Kill takes no more deliveries and ends everything in the air at once, without
+// grace.
+func (r *Runner) Kill() {
+	r.mu.Lock()
+	r.takeNoMore()
+	r.mu.Unlock()
+	r.stopAll(0)
+}
+
+func (r *Runner) stopAll(grace time.Duration) {
+	r.mu.Lock()
+	killed := r.stopped != nil && *r.stopped == 0
+	if killed || r.left { // then they are the next server's
+		r.mu.Unlock()
+		return
+	}
+	r.stopped = &grace // who takes off from now on sees this
+	var runs []Run
+	for _, run := range r.air {
+		if t := r.runs[run.ID]; t != nil && t.phase == phaseStarted {
+			runs = append(runs, run)
+		}
+	}
+	r.mu.Unlock()
+	var all sync.WaitGroup
+	for _, run := range runs {
+		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
+		all.Go(func() { r.stopNow(run.ID, stopping{Cancelled, grace}) })
+	}
+	all.Wait()
+}
+
+// takeNoMore turns deliveries away from now on. The caller holds mu.
+func (r *Runner) takeNoMore() {
+	if !r.draining {
+		r.draining = true
+		close(r.going)
+	}
+}
+
+// Going is closed once deliveries are turned away.
+func (r *Runner) Going() <-chan struct{} { return r.going }
+
+// Draining tells whether deliveries are turned away.
+func (r *Runner) Draining() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.draining
+}

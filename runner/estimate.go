@@ -1,0 +1,68 @@
+package runner
+
+import (
+	"slices"
+	"time"
+)
+
+// assumedDuration is how long a run is taken to last when no run of its hook has ended yet.
+const assumedDuration = 10 * time.Second
+
+// estimates has the latest durations of runs, by hook.
+type estimates map[string]*durations
+
+func (e estimates) addDuration(hook string, took time.Duration) {
+	if e[hook] == nil {
+		e[hook] = &durations{}
+	}
+	e[hook].add(took)
+}
+
+// typicalDuration returns how long runs of a hook take.
+func (e estimates) typicalDuration(hook string) (took time.Duration, known bool) {
+	if e[hook] == nil {
+		return assumedDuration, false
+	}
+	return e[hook].median(), true
+}
+
+// timeLeft estimates when a run will be over; at least one second.
+func (e estimates) timeLeft(run Run, now time.Time) time.Duration {
+	left, known := e.typicalDuration(run.Hook)
+	if known {
+		left -= now.Sub(run.Started)
+	}
+	return max(left, time.Second)
+}
+
+// estimateEnd estimates when a run will be over; at least one second.
+func (r *Runner) estimateEnd(run Run) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.took.timeLeft(run, r.now())
+}
+
+// estimateStart estimates when a queued run will start: after the one in progress, and those before it in the queue.
+func (r *Runner) estimateStart(run Run, position int) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	each, _ := r.took.typicalDuration(run.Hook)
+	return r.took.timeLeft(r.air[run.Flight], r.now()) + time.Duration(max(position-1, 0))*each
+}
+
+// durations are how long the latest runs of a hook took.
+type durations struct {
+	ring [31]time.Duration
+	n    int
+}
+
+func (d *durations) add(t time.Duration) {
+	d.ring[d.n%len(d.ring)] = t
+	d.n++
+}
+
+func (d *durations) median() time.Duration {
+	known := slices.Clone(d.ring[:min(d.n, len(d.ring))])
+	slices.Sort(known)
+	return known[len(known)/2]
+}

@@ -1,0 +1,45 @@
+package runner
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/google/uuid"
+)
+
+// idSource makes the ids of runs. Each is higher than all before: the order of ids is the order of runs, for lists and
+// for what is kept. If the clock was ahead for a while, ids go on from there.
+type idSource struct {
+	mu     sync.Mutex
+	newest uuid.UUID
+}
+
+// nextID returns the id of a new run.
+func (s *idSource) nextID() (uuid.UUID, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return uuid.UUID{}, fmt.Errorf("making a run id: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if bytes.Compare(id[:], s.newest[:]) <= 0 {
+		var at [8]byte
+		copy(at[2:], s.newest[:6]) // milliseconds (RFC 9562 5.7)
+		binary.BigEndian.PutUint64(at[:], binary.BigEndian.Uint64(at[:])+1)
+		copy(id[:6], at[2:])
+	}
+	s.newest = id
+	return id, nil
+}
+
+// noteRecorded makes the ids of new runs higher than that of a run which is recorded.
+func (s *idSource) noteRecorded(run string) {
+	id, err := uuid.Parse(run)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil && bytes.Compare(id[:], s.newest[:]) > 0 {
+		s.newest = id
+	}
+}

@@ -1,0 +1,169 @@
+package runner
+
+import (
+	"context"
+	"time"
+)
+
+// phase is how far the command of a run has come, as this server knows it. It goes from none to ordered and on to
+// started, and back to none when the run ends or is queued again; a recovered run goes from none to started.
+type phase int
+
+const (
+	phaseNone    phase = iota // queued, ended, or unknown here
+	phaseOrdered              // the order is being given, and nobody has said what became of it
+	phaseStarted              // the command was started, or found running
+)
+
+// tracked is what this server knows of a run beyond its record. A run is tracked while it is in progress here, is to be
+// stopped, failed to start, or somebody waits for its end.
+type tracked struct {
+	phase    phase
+	stop     *pendingStop  // asked for before the command was started, or nil
+	failures *failures     // to start an accepted run, or nil
+	ended    chan struct{} // closed when the end is recorded; nil if nobody waits for it
+}
+
+// stopping is how a run is to be stopped.
+type stopping struct {
+	why   State
+	grace time.Duration
+}
+
+// pendingStop is how a run is to be stopped whose command may not have started.
+type pendingStop struct {
+	stopping
+
+	revoked bool          // the command never starts
+	settled chan struct{} // closed once no command can begin any more, or the command is up and told to end
+}
+
+// settle closes settled. The caller holds the runner's mu.
+func (p *pendingStop) settle() {
+	select {
+	case <-p.settled:
+	default:
+		close(p.settled)
+	}
+}
+
+// track returns what is known of a run. The caller holds mu.
+func (r *Runner) track(id string) *tracked {
+	t := r.runs[id]
+	if t == nil {
+		t = &tracked{}
+		r.runs[id] = t
+	}
+	return t
+}
+
+// setPhase is the one place where a run begins or ceases to be in progress here. The caller holds mu.
+func (r *Runner) setPhase(run Run, p phase) *tracked {
+	if p != phaseNone {
+		r.air[run.Flight] = run
+	} else if r.air[run.Flight].ID == run.ID {
+		delete(r.air, run.Flight)
+	}
+	t := r.track(run.ID)
+	t.phase = p
+	return t
+}
+
+// airborne notes that the command of a run is there to be stopped, and stops
+// it if that was asked for before.
+func (r *Runner) airborne(run Run) {
+	r.mu.Lock()
+	t := r.setPhase(run, phaseStarted)
+	pending := t.stop
+	t.stop = nil
+	var how stopping
+	if pending != nil {
+		how = pending.stopping
+	}
+	if r.stopped != nil {
+		how = stopping{Cancelled, *r.stopped}
+	}
+	r.mu.Unlock()
+	if how.why != "" {
+		r.stopNow(run.ID, how)
+	}
+	if pending != nil {
+		r.mu.Lock()
+		pending.settle()
+		r.mu.Unlock()
+	}
+}
+
+// stop ends the command of a run that is recorded as running, and as to be ended:
+// now, or as soon as it is there. One that was not started yet never starts, though
+// who starts commands may have the order. The channel is closed once that is settled.
+func (r *Runner) stop(ctx context.Context, id string, how stopping) (settled <-chan struct{}) {
+	r.mu.Lock()
+	t := r.track(id)
+	up, pending := t.phase == phaseStarted, t.stop
+	if pending == nil {
+		pending = &pendingStop{settled: make(chan struct{})}
+	}
+	pending.stopping = how
+	if up {
+		pending.settle()
+	} else {
+		t.stop = pending
+	}
+	r.mu.Unlock()
+	if up {
+		r.stopNow(id, how)
+		return pending.settled
+	}
+	switch revoked, err := r.procs.Revoke(id, how.why); {
+	case err != nil:
+		r.log.Error("run not revoked", "run", id, "error", err)
+	case revoked:
+		r.mu.Lock()
+		pending.revoked = true
+		pending.settle()
+		r.mu.Unlock()
+	}
+	// It may have ended before that, and then nobody else forgets it.
+	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
+		r.releaseWaiters(id)
+	}
+	return pending.settled
+}
+
+// revoked returns why a run ends whose command never starts.
+func (r *Runner) revoked(id string) (why State, yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.runs[id]
+	if t == nil || t.stop == nil || !t.stop.revoked {
+		return "", false
+	}
+	return t.stop.why, true
+}
+
+func (r *Runner) stopNow(id string, how stopping) {
+	if err := r.procs.Stop(id, how.why, how.grace); err != nil {
+		r.log.Error("run not stopped", "run", id, "error", err)
+	}
+}
+
+// releaseWaiters lets callers go on that wait for the end of a run, and forgets the run unless it is in progress here.
+func (r *Runner) releaseWaiters(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.runs[id]
+	if t == nil {
+		return
+	}
+	if t.stop != nil {
+		t.stop.settle()
+	}
+	if t.ended != nil {
+		close(t.ended)
+	}
+	t.stop, t.failures, t.ended = nil, nil, nil
+	if t.phase == phaseNone {
+		delete(r.runs, id)
+	}
+}
