@@ -22,7 +22,7 @@ type observation struct {
 // answerObserved answers a delivery of an observed caller that is refused by nothing
 // so far. It starts nothing and records nothing.
 func (s *service) answerObserved(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
-	started, err := s.runner.Rehearse(r.Context(), d)
+	started, err := s.runner.DryRun(r.Context(), d)
 	o := observation{Would: "started", Status: http.StatusOK, Flight: started.Run.Flight, Position: started.Position}
 	var replayed *runner.Replayed
 	switch {

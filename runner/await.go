@@ -12,10 +12,10 @@ import (
 // and begun. It is longer than the store and the supervisor take when one is slow.
 const recordTime = 15 * time.Second
 
-// awaited returns what f returns, or ErrUnavailable when that takes too long: a disk
+// awaitRecord returns what f returns, or ErrUnavailable when that takes too long: a disk
 // may hang. f goes on then, so what it records is carried out, and a delivery that
 // comes again is answered with its run. A panic of f is an error.
-func awaited[T any](log *slog.Logger, f func() (T, error)) (T, error) {
+func awaitRecord[T any](log *slog.Logger, f func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error

@@ -83,7 +83,7 @@ func (a *accepted) deliver(t *testing.T, b *bench, hooks []*hook.Hook) {
 	}
 }
 
-func TestNoTwoRunsOfAFlightOverlapAndNoneIsLostWhateverEndsAndWhoeverGoes(t *testing.T) {
+func TestChaos_NoOverlapNoLoss(t *testing.T) {
 	hooks := anyHooks(t)
 	b := newBench(t, hooks...)
 	b.obey = true

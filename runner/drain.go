@@ -11,15 +11,15 @@ import (
 // is queued stays queued, for the next server.
 func (r *Runner) Drain(ctx context.Context) {
 	r.mu.Lock()
-	r.takeNoMore()
+	r.beginDraining()
 	r.mu.Unlock()
-	if r.idle(ctx) {
+	if r.awaitIdle(ctx) {
 		return
 	}
-	r.stopAll(-1)
+	r.stopAllRuns(-1)
 	ctx = context.WithoutCancel(ctx)
 	for idle := false; !idle && r.Answers(ctx); { // who does not answer ends nothing, and tells of no end
-		idle = r.idleSoon(ctx)
+		idle = r.awaitIdleBriefly(ctx)
 	}
 }
 
@@ -30,7 +30,7 @@ func (r *Runner) Drain(ctx context.Context) {
 // became of it.
 func (r *Runner) Leave() {
 	r.mu.Lock()
-	r.takeNoMore()
+	r.beginDraining()
 	r.left = true
 	for _, t := range r.runs {
 		if t.ended != nil {
@@ -47,24 +47,24 @@ func (r *Runner) Leave() {
 	}
 }
 
-// isGoing tells whether nobody here waits for what cannot be recorded now.
-func (r *Runner) isGoing() bool {
+// isStopping tells whether nobody here waits for what cannot be recorded now.
+func (r *Runner) isStopping() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.left || r.stopped != nil
 }
 
-func (r *Runner) isLeft() bool {
+func (r *Runner) hasLeft() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.left
 }
 
-// idle waits until nothing is under way, and reports false if ctx was done first.
-func (r *Runner) idle(ctx context.Context) bool {
+// awaitIdle waits until nothing is under way, and reports false if ctx was done first.
+func (r *Runner) awaitIdle(ctx context.Context) bool {
 	for {
 		r.mu.Lock()
-		active, changed := r.active, r.changed
+		active, changed := r.working, r.idleChanged
 		r.mu.Unlock()
 		if active == 0 {
 			return true
@@ -77,22 +77,22 @@ func (r *Runner) idle(ctx context.Context) bool {
 	}
 }
 
-func (r *Runner) idleSoon(ctx context.Context) bool {
+func (r *Runner) awaitIdleBriefly(ctx context.Context) bool {
 	ctx, stop := context.WithTimeout(ctx, answerTime)
 	defer stop()
-	return r.idle(ctx)
+	return r.awaitIdle(ctx)
 }
 
 // Kill takes no more deliveries and ends everything in the air at once, without
 // grace.
 func (r *Runner) Kill() {
 	r.mu.Lock()
-	r.takeNoMore()
+	r.beginDraining()
 	r.mu.Unlock()
-	r.stopAll(0)
+	r.stopAllRuns(0)
 }
 
-func (r *Runner) stopAll(grace time.Duration) {
+func (r *Runner) stopAllRuns(grace time.Duration) {
 	r.mu.Lock()
 	killed := r.stopped != nil && *r.stopped == 0
 	if killed || r.left { // then they are the next server's
@@ -101,7 +101,7 @@ func (r *Runner) stopAll(grace time.Duration) {
 	}
 	r.stopped = &grace // who takes off from now on sees this
 	var runs []Run
-	for _, run := range r.air {
+	for _, run := range r.inProgress {
 		if t := r.runs[run.ID]; t != nil && t.phase == phaseStarted {
 			runs = append(runs, run)
 		}
@@ -110,13 +110,13 @@ func (r *Runner) stopAll(grace time.Duration) {
 	var all sync.WaitGroup
 	for _, run := range runs {
 		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
-		all.Go(func() { r.stopNow(run.ID, stopping{Cancelled, grace}) })
+		all.Go(func() { r.stopCommand(run.ID, stopping{Cancelled, grace}) })
 	}
 	all.Wait()
 }
 
-// takeNoMore turns deliveries away from now on. The caller holds mu.
-func (r *Runner) takeNoMore() {
+// beginDraining turns deliveries away from now on. The caller holds mu.
+func (r *Runner) beginDraining() {
 	if !r.draining {
 		r.draining = true
 		close(r.going)

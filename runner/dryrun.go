@@ -6,10 +6,10 @@ import (
 	"sallyport/runner/hook"
 )
 
-// Rehearse tells what Start would do with a delivery, as far as that can be
+// DryRun tells what Start would do with a delivery, as far as that can be
 // known without recording it. It starts nothing and leaves no trace. The run
 // that it returns has no id, and is running or queued; errors are those of Start.
-func (r *Runner) Rehearse(ctx context.Context, d Delivery) (Started, error) {
+func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	if d.Repeated != nil {
 		return Started{}, d.Repeated
 	}

@@ -15,7 +15,7 @@ func (e estimates) addDuration(hook string, took time.Duration) {
 	if e[hook] == nil {
 		e[hook] = &durations{}
 	}
-	e[hook].add(took)
+	e[hook].addTime(took)
 }
 
 // typicalDuration returns how long runs of a hook take.
@@ -23,7 +23,7 @@ func (e estimates) typicalDuration(hook string) (took time.Duration, known bool)
 	if e[hook] == nil {
 		return assumedDuration, false
 	}
-	return e[hook].median(), true
+	return e[hook].medianTime(), true
 }
 
 // timeLeft estimates when a run will be over; at least one second.
@@ -39,15 +39,15 @@ func (e estimates) timeLeft(run Run, now time.Time) time.Duration {
 func (r *Runner) estimateEnd(run Run) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.took.timeLeft(run, r.now())
+	return r.estimates.timeLeft(run, r.now())
 }
 
 // estimateStart estimates when a queued run will start: after the one in progress, and those before it in the queue.
 func (r *Runner) estimateStart(run Run, position int) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	each, _ := r.took.typicalDuration(run.Hook)
-	return r.took.timeLeft(r.air[run.Flight], r.now()) + time.Duration(max(position-1, 0))*each
+	each, _ := r.estimates.typicalDuration(run.Hook)
+	return r.estimates.timeLeft(r.inProgress[run.Flight], r.now()) + time.Duration(max(position-1, 0))*each
 }
 
 // durations are how long the latest runs of a hook took.
@@ -56,12 +56,12 @@ type durations struct {
 	n    int
 }
 
-func (d *durations) add(t time.Duration) {
+func (d *durations) addTime(t time.Duration) {
 	d.ring[d.n%len(d.ring)] = t
 	d.n++
 }
 
-func (d *durations) median() time.Duration {
+func (d *durations) medianTime() time.Duration {
 	known := slices.Clone(d.ring[:min(d.n, len(d.ring))])
 	slices.Sort(known)
 	return known[len(known)/2]

@@ -23,7 +23,7 @@ const (
 	fromStore                  // its delivery was answered before: what fails now is tried again
 )
 
-// outcome is what is known of a run when launch returns. Except for notStarted there is no error.
+// outcome is what is known of a run when launchRun returns. Except for notStarted there is no error.
 type outcome int
 
 const (
@@ -35,68 +35,68 @@ const (
 	notStarted                    // its command cannot be started, and it ended as failed
 )
 
-// launch starts the command of a run that is recorded as running. The count of its caller in active goes over to the
+// launchRun starts the command of a run that is recorded as running. The unit of work of its caller goes over to the
 // run: whichever way the run goes on from here gives it back. From here on ctx is one that is never done.
-func (r *Runner) launch(ctx context.Context, run Run, in Feed, from origin) (outcome, error) {
-	switch err := r.takeOff(run, from); {
+func (r *Runner) launchRun(ctx context.Context, run Run, in Feed, from origin) (outcome, error) {
+	switch err := r.beginOrder(run, from); {
 	case errors.Is(err, ErrLeft):
 		if from == fromStore { // if this fails, the next server finds it all the same
 			_, _ = r.store.Requeue(ctx, run.ID)
 		}
-		r.leave()
+		r.endWork()
 		return leftToNext, nil
 	case err != nil:
-		return r.launched(ctx, run, from, err)
+		return r.continueLaunch(ctx, run, from, err)
 	}
 	told := make(chan error, 1)
 	go func() {
 		defer r.ordering.Done()
-		told <- guard.Do(r.log, func() error { return r.order(run, in) })
+		told <- guard.Do(r.log, func() error { return r.sendOrder(run, in) })
 	}()
 	select {
 	case err := <-told:
-		return r.launched(ctx, run, from, err)
+		return r.continueLaunch(ctx, run, from, err)
 	case <-time.After(answerTime):
 	}
 	r.log.Warn("run late: the supervisor does not answer", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-	go func() { _, _ = r.launched(ctx, run, fromStore, <-told) }()
+	go func() { _, _ = r.continueLaunch(ctx, run, fromStore, <-told) }()
 	return notAnswered, nil
 }
 
-// launched goes on once it is known what became of an order.
-func (r *Runner) launched(ctx context.Context, run Run, from origin, err error) (outcome, error) {
-	why, revoked := r.revoked(run.ID)
+// continueLaunch goes on once it is known what became of an order.
+func (r *Runner) continueLaunch(ctx context.Context, run Run, from origin, err error) (outcome, error) {
+	why, revoked := r.findRevoked(run.ID)
 	switch {
 	case revoked && !errors.Is(err, ErrLeft):
-		go r.finish(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
+		go r.finishRun(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
 		return neverBegins, nil
 	case err == nil, errors.Is(err, fs.ErrExist):
-		r.airborne(run)
+		r.noteStarted(run)
 		r.log.Info("run started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight)
-		go r.follow(ctx, run)
+		go r.followRun(ctx, run)
 		return commandStarted, nil
 	case errors.Is(err, ErrLeft):
-		r.leave()
+		r.endWork()
 		return leftToNext, nil
 	case from == fromStore && !r.isFinal(run, err):
-		go r.putBack(ctx, run, err) // Recover does not wait for the store
+		go r.requeueRun(ctx, run, err) // Recover does not wait for the store
 		return queuedAgain, nil
 	}
 	return notStarted, r.recordNotStarted(ctx, run, err)
 }
 
-// takeOff puts a run into the air that is to be started here. ErrLeft means that it
+// beginOrder puts a run into the air that is to be started here. ErrLeft means that it
 // is recorded, and started by the next server: after Leave because that may be
 // there already, and a run that waited while this one drains, because it would be
 // stopped with the others.
-func (r *Runner) takeOff(run Run, from origin) error {
+func (r *Runner) beginOrder(run Run, from origin) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.left || from == fromStore && r.draining {
 		return ErrLeft
 	}
 	if h, ok := r.hook(run.Hook); ok {
-		if err := r.rules.checkOverlap(h, run, r.air); err != nil {
+		if err := r.rules.checkOverlap(h, run, r.inProgress); err != nil {
 			return err
 		}
 	}
@@ -105,7 +105,7 @@ func (r *Runner) takeOff(run Run, from origin) error {
 	return nil
 }
 
-func (r *Runner) order(run Run, in Feed) error {
+func (r *Runner) sendOrder(run Run, in Feed) error {
 	h, ok := r.hook(run.Hook)
 	if !ok {
 		return fmt.Errorf("%w: %q", errNoHook, run.Hook)
@@ -123,7 +123,7 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 	end := End{Ended: r.now(), Error: "the command could not be started", Detail: reason.Error()}
 	recorded := make(chan Run, 1)
 	go func() {
-		ended, err := guard.Call(r.log, func() (Run, error) { return r.finish(ctx, run, Failed, end, true), nil })
+		ended, err := guard.Call(r.log, func() (Run, error) { return r.finishRun(ctx, run, Failed, end, true), nil })
 		if err == nil {
 			recorded <- ended
 		}
@@ -132,7 +132,7 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 	ended.State, ended.End = Failed, end
 	select {
 	case ended = <-recorded:
-	case <-time.After(recordAgain): // the sender need not wait until the store can record again
+	case <-time.After(recordRetryPause): // the sender need not wait until the store can record again
 	}
 	return &NotStarted{Run: ended, Reason: reason}
 }
@@ -141,13 +141,13 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 // recorded and logged; there is nobody to tell.
 func (r *Runner) launchStored(ctx context.Context, run Run) {
 	if run.Wish != "" {
-		r.finish(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, false)
+		r.finishRun(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, false)
 		return
 	}
 	for failing := new(logging.Repeated); ; {
 		in, err := r.store.Feed(ctx, run.ID)
 		if err == nil {
-			_, _ = r.launch(ctx, run, in, fromStore)
+			_, _ = r.launchRun(ctx, run, in, fromStore)
 			return
 		}
 		// Never without its input: that would be another run than the one asked for.
@@ -155,9 +155,9 @@ func (r *Runner) launchStored(ctx context.Context, run Run) {
 			r.log.Error("run's input not read", "run", run.ID, "hook", run.Hook, "error", err)
 		}
 		if errors.Is(err, ErrUnknown) || r.Draining() {
-			r.leave()
+			r.endWork()
 			return
 		}
-		<-time.After(recordAgain)
+		<-time.After(recordRetryPause)
 	}
 }

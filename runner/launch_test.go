@@ -42,7 +42,7 @@ func (b *bench) putBack(t *testing.T, id string) {
 	})
 }
 
-func TestARunThatWasAcceptedWaitsOnWhileItsCommandCannotBeStarted(t *testing.T) {
+func TestRetry_UntilCommandStarts(t *testing.T) {
 	for what, reason := range passing() {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -72,7 +72,7 @@ func TestARunThatWasAcceptedWaitsOnWhileItsCommandCannotBeStarted(t *testing.T) 
 	}
 }
 
-func TestAFreshDeliveryIsGivenBackWhileItsCommandCannotBeStarted(t *testing.T) {
+func TestNotStarted_GivesDeliveryBack(t *testing.T) {
 	for what, reason := range passing() {
 		t.Run(what, func(t *testing.T) {
 			h := policy(t, queueOf(5))
@@ -88,7 +88,7 @@ func TestAFreshDeliveryIsGivenBackWhileItsCommandCannotBeStarted(t *testing.T) {
 	}
 }
 
-func TestARunThatWaitsOnCanBeCancelledAndExpires(t *testing.T) {
+func TestRetry_CancelAndExpire(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -119,7 +119,7 @@ func TestARunThatWaitsOnCanBeCancelledAndExpires(t *testing.T) {
 	}
 }
 
-func TestARunThatIsCancelledWhileItIsTriedInVainIsNotTriedAgain(t *testing.T) {
+func TestRetry_Cancelled(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -139,7 +139,7 @@ func TestARunThatIsCancelledWhileItIsTriedInVainIsNotTriedAgain(t *testing.T) {
 	}
 }
 
-func TestWhoComesWhileARunWaitsOnIsTreatedByThePolicy(t *testing.T) {
+func TestRetry_PolicyOfNewDeliveries(t *testing.T) {
 	t.Run("join", func(t *testing.T) {
 		t.Parallel()
 		h := policy(t, join)
@@ -194,7 +194,7 @@ func TestWhoComesWhileARunWaitsOnIsTreatedByThePolicy(t *testing.T) {
 	})
 }
 
-func TestWhatWaitsOnIsTheNextServersWhenThisOneGoes(t *testing.T) {
+func TestRetry_NextServer(t *testing.T) {
 	for what, leave := range map[string]func(context.Context, *bench){
 		"drained": func(ctx context.Context, b *bench) { b.Drain(ctx) },
 		"left":    func(_ context.Context, b *bench) { b.Leave() },
@@ -220,7 +220,7 @@ func TestWhatWaitsOnIsTheNextServersWhenThisOneGoes(t *testing.T) {
 	}
 }
 
-func TestARunOfWhichNobodyKnowsWhetherItRunsIsTheNextServersToFindOut(t *testing.T) {
+func TestStart_LeftToNextServer(t *testing.T) {
 	for _, runs := range []bool{true, false} {
 		t.Run(fmt.Sprint("runs=", runs), func(t *testing.T) {
 			h := policy(t, queueOf(5))
@@ -250,7 +250,7 @@ func TestARunOfWhichNobodyKnowsWhetherItRunsIsTheNextServersToFindOut(t *testing
 	}
 }
 
-func TestADeliveryIsAnsweredThoughTheSupervisorDoesNot(t *testing.T) {
+func TestStart_SupervisorSilent(t *testing.T) {
 	t.Parallel()
 	h := policy(t, queueOf(5))
 	for what, end := range map[string]struct {
@@ -294,7 +294,7 @@ func TestADeliveryIsAnsweredThoughTheSupervisorDoesNot(t *testing.T) {
 	}
 }
 
-func TestOneQuestionToASilentSupervisorIsUnderWay(t *testing.T) {
+func TestAnswers_OneQuestion(t *testing.T) {
 	b := newBench(t, alone(t))
 	if !b.Answers(t.Context()) {
 		t.Error("silent")

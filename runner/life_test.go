@@ -15,7 +15,7 @@ import (
 
 func exit(code int) runner.End { return runner.End{Ended: time.Now(), ExitCode: &code} }
 
-func TestARunThatEndsWhileNoServerIsThereIsRecordedAsItEnded(t *testing.T) {
+func TestRecover_EndedMeanwhile(t *testing.T) {
 	h := region(t)
 	b := newBench(t, h)
 	before, after := b.start(t, of(h, "before")), b.start(t, of(h, "after"))
@@ -55,7 +55,7 @@ func TestAnAdoptedRunCanBeCancelled(t *testing.T) {
 	}
 }
 
-func TestARunThatWasRecordedAndNeverStartedIsStartedOnce(t *testing.T) {
+func TestRecover_NeverStarted(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	id := b.admit(t, h, "v", runner.Feed{Trace: "00-1"})
@@ -220,7 +220,7 @@ func TestHookMissing_Removed(t *testing.T) {
 	}
 }
 
-func TestWhatWaitsIsStartedInItsTurnAfterACrash(t *testing.T) {
+func TestRecover_QueueOrder(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -239,7 +239,7 @@ func TestWhatWaitsIsStartedInItsTurnAfterACrash(t *testing.T) {
 	}
 }
 
-func TestAReplacementWhoseStopWasLostInACrashStopsWhatRuns(t *testing.T) {
+func TestReplace_StopLostInCrash(t *testing.T) {
 	h := policy(t, replace)
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -253,7 +253,7 @@ func TestAReplacementWhoseStopWasLostInACrashStopsWhatRuns(t *testing.T) {
 	b.flies(t, second)
 }
 
-func TestARunThatWasInterruptedIsRepeatedOnlyWhereTheFileSaysSoAndThreeTimes(t *testing.T) {
+func TestRerun_AfterInterruption(t *testing.T) {
 	rerun := func(s *hook.Spec) { s.OnInterrupted = "rerun" }
 	h := policy(t, rerun)
 	b := newBench(t, h)
@@ -282,7 +282,7 @@ func TestARunThatWasInterruptedIsRepeatedOnlyWhereTheFileSaysSoAndThreeTimes(t *
 	replayed(t, err, first)
 }
 
-func TestARunIsRepeatedOnceThoughTheServerGoesBeforeItRecordsTheEnd(t *testing.T) {
+func TestRerun_OnceAcrossCrash(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	b := newBench(t, h)
 	run := b.start(t, of(h, "v"))
@@ -299,7 +299,7 @@ func TestARunIsRepeatedOnceThoughTheServerGoesBeforeItRecordsTheEnd(t *testing.T
 	b.flies(t, all[0].ID)
 }
 
-func TestAnInterruptedRunIsNotRepeatedBehindANewerOneThatStandsForIt(t *testing.T) {
+func TestRerun_NewerRunQueued(t *testing.T) {
 	for name, kind := range map[string]func(*hook.Spec){"join": join, "replace": replace} {
 		t.Run(name, func(t *testing.T) {
 			h := policy(t, func(s *hook.Spec) { kind(s); s.OnInterrupted = "rerun" })
@@ -317,7 +317,7 @@ func TestAnInterruptedRunIsNotRepeatedBehindANewerOneThatStandsForIt(t *testing.
 	}
 }
 
-func TestLeaveStartsNothingMoreAndTheNextServerGoesOn(t *testing.T) {
+func TestLeave_NextServerGoesOn(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -355,7 +355,7 @@ func (b *bench) record(t *testing.T, id string) runner.Run {
 	return run
 }
 
-func TestARunThatNobodyFollowsAnyMoreGoesOnAfterLeave(t *testing.T) {
+func TestLeave_RunGoesOn(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	run := b.start(t, of(h, ""))
@@ -379,7 +379,7 @@ func TestARunThatNobodyFollowsAnyMoreGoesOnAfterLeave(t *testing.T) {
 	}
 }
 
-func TestLeaveReturnsOnlyWhenNoStartIsUnderWay(t *testing.T) {
+func TestLeave_AwaitsOrders(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	b.gateStarts()
@@ -401,7 +401,7 @@ func TestLeaveReturnsOnlyWhenNoStartIsUnderWay(t *testing.T) {
 	}
 }
 
-func TestADeliveryAdmittedJustBeforeLeaveIsStartedByTheNextServer(t *testing.T) {
+func TestLeave_AdmittedBefore(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	b.disk.admitted = func() { b.Leave() }
@@ -414,7 +414,7 @@ func TestADeliveryAdmittedJustBeforeLeaveIsStartedByTheNextServer(t *testing.T) 
 	b.flies(t, run.ID)
 }
 
-func TestDrainLeavesWhatWaitsForTheNextServer(t *testing.T) {
+func TestDrain_LeavesQueue(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -435,7 +435,7 @@ func TestDrainLeavesWhatWaitsForTheNextServer(t *testing.T) {
 	b.state(t, third.Run.ID, runner.Queued)
 }
 
-func TestARunWhoseTurnComesJustBeforeTheKillIsLeftForTheNextServer(t *testing.T) {
+func TestKill_BeforePromotedRunStarts(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -451,7 +451,7 @@ func TestARunWhoseTurnComesJustBeforeTheKillIsLeftForTheNextServer(t *testing.T)
 	b.flies(t, second.Run.ID)
 }
 
-func TestAnEndIsRecordedAsSoonAsTheStoreCan(t *testing.T) {
+func TestFinish_StoreUnavailable(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -476,7 +476,7 @@ func TestAnEndIsRecordedAsSoonAsTheStoreCan(t *testing.T) {
 	}
 }
 
-func TestTheSenderIsToldThatNothingStartedThoughThatCannotBeRecorded(t *testing.T) {
+func TestNotStarted_StoreUnavailable(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	b.set(func() { b.refuse = errors.New("gone") })
@@ -492,7 +492,7 @@ func TestTheSenderIsToldThatNothingStartedThoughThatCannotBeRecorded(t *testing.
 	b.start(t, claimed(of(h, ""), "k"))
 }
 
-func TestAStoreThatCannotRecordAtTheStartHoldsUpNothingButWhatWaits(t *testing.T) {
+func TestRecover_StoreCannotRecord(t *testing.T) {
 	h, other := policy(t, queueOf(5)), alone(t)
 	other.Name = "other"
 	b := newBench(t, h, other)
@@ -514,7 +514,7 @@ func TestAStoreThatCannotRecordAtTheStartHoldsUpNothingButWhatWaits(t *testing.T
 	b.finish(t, goesOn, 0)
 }
 
-func TestALackOfSpaceUsesNoWaitingRunUp(t *testing.T) {
+func TestRetry_NoSpace(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first, second := b.start(t, of(h, "1")), b.queue(t, of(h, "2")).Run
@@ -547,7 +547,7 @@ func TestALackOfSpaceUsesNoWaitingRunUp(t *testing.T) {
 	b.start(t, claimed(of(h, "4"), "k"))
 }
 
-func TestADrainEndsThoughTheStoreCannotRecord(t *testing.T) {
+func TestDrain_StoreCannotRecord(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	run := b.start(t, of(h, ""))
@@ -563,7 +563,7 @@ func TestADrainEndsThoughTheStoreCannotRecord(t *testing.T) {
 	}
 }
 
-func TestAReadThatFailsForOneWaiterDoesNotWakeTheOthers(t *testing.T) {
+func TestWait_ReadFailsForOne(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	run := b.start(t, of(h, ""))

@@ -33,7 +33,7 @@ func claimed(d runner.Delivery, key string) runner.Delivery {
 	return d
 }
 
-func TestAQueueIsBoundedInOrderAndTellsWhenARunShouldStart(t *testing.T) {
+func TestQueue_BoundOrderEstimate(t *testing.T) {
 	h := policy(t, queueOf(2))
 	b := newBench(t, h)
 	run := b.start(t, of(h, "0"))
@@ -74,7 +74,7 @@ func TestAQueueIsBoundedInOrderAndTellsWhenARunShouldStart(t *testing.T) {
 	}
 }
 
-func TestAQueuedRunGetsTheBodyThatItsDeliveryHad(t *testing.T) {
+func TestQueue_Body(t *testing.T) {
 	h := newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body", Busy: hook.BusySpec{Queue: 1}})
 	b := newBench(t, h)
 	first := b.start(t, of(h, ""))
@@ -87,7 +87,7 @@ func TestAQueuedRunGetsTheBodyThatItsDeliveryHad(t *testing.T) {
 	}
 }
 
-func TestARunIsNotStartedWithoutTheBodyThatCannotBeRead(t *testing.T) {
+func TestLaunch_BodyUnreadable(t *testing.T) {
 	h := newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body"})
 	b := newBench(t, h)
 	id := b.admit(t, h, "", runner.Feed{Stdin: []byte("body")})
@@ -104,7 +104,7 @@ func TestARunIsNotStartedWithoutTheBodyThatCannotBeRead(t *testing.T) {
 	}
 }
 
-func TestHoweverManyJoinThereIsOneMoreRunWithTheNewestParameters(t *testing.T) {
+func TestJoin_OneRunNewestParameters(t *testing.T) {
 	h := policy(t, join)
 	b := newBench(t, h)
 	first := b.start(t, claimed(of(h, "0"), "0"))
@@ -140,7 +140,7 @@ func TestHoweverManyJoinThereIsOneMoreRunWithTheNewestParameters(t *testing.T) {
 	}
 }
 
-func TestTheNewestReplacesWhatRunsAndWhatWaits(t *testing.T) {
+func TestReplace_Newest(t *testing.T) {
 	h := policy(t, replace)
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -216,7 +216,7 @@ func sent[T any](v T) <-chan T {
 	return c
 }
 
-func TestOnlyRunsOfTheSameFlightWaitForEachOther(t *testing.T) {
+func TestFlight_OnlySameWaits(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.Flight, s.Busy.Kind = "{x}", "join" })
 	b := newBench(t, h)
 	b.start(t, of(h, "eu"))
@@ -224,7 +224,7 @@ func TestOnlyRunsOfTheSameFlightWaitForEachOther(t *testing.T) {
 	b.queue(t, of(h, "eu"))
 }
 
-func TestAQueuedRunThatIsRefusedLetsTheNextGo(t *testing.T) {
+func TestQueue_RefusedRun(t *testing.T) {
 	h := policy(t, queueOf(50))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "0"))
@@ -243,7 +243,7 @@ func TestAQueuedRunThatIsRefusedLetsTheNextGo(t *testing.T) {
 	b.start(t, claimed(of(h, "x"), "0")) // it was given back
 }
 
-func TestARunThatWaitsTooLongEndsInTheQueue(t *testing.T) {
+func TestExpireQueued(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
 	patient := policy(t, queueOf(5))
 	patient.Name = "patient"
@@ -267,7 +267,7 @@ func TestARunThatWaitsTooLongEndsInTheQueue(t *testing.T) {
 	b.flies(t, third.Run.ID)
 }
 
-func TestCancelEndsWhatWaitsAndStopsWhatRuns(t *testing.T) {
+func TestCancel_QueuedAndRunning(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
 	first := b.start(t, of(h, "1"))
@@ -345,7 +345,7 @@ func TestARerunIsANewRunAndNoReplay(t *testing.T) {
 	replayed(t, err, first)
 }
 
-func TestARerunIsHeldToTheConfigurationOfNow(t *testing.T) {
+func TestRerun_CurrentConfiguration(t *testing.T) {
 	h := newHook(t, hook.Spec{
 		Command: []string{"/bin/echo", "--x={x}"},
 		Params:  map[string]hook.ParamSpec{"x": {From: hook.From{"body", "x"}, Match: "[a-z]+"}},
@@ -369,7 +369,7 @@ func TestARerunIsHeldToTheConfigurationOfNow(t *testing.T) {
 	}
 }
 
-func TestARerunWantsTheBodyThatTheCommandReads(t *testing.T) {
+func TestRerun_Body(t *testing.T) {
 	h := newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body"})
 	b := newBench(t, h)
 	d := of(h, "")

@@ -32,7 +32,7 @@ func openStore(t *testing.T) *store.SQLite {
 	return s
 }
 
-func TestRealCommandsEndInTheRecord(t *testing.T) {
+func TestRealCommands(t *testing.T) {
 	dir := folder(t, 0o755)
 	witness := filepath.Join(dir, "witness")
 	script := filepath.Join(dir, "job")

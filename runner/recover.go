@@ -31,28 +31,28 @@ func (r *Runner) Recover(ctx context.Context) error {
 		if run.State != Running {
 			continue
 		}
-		r.hold()
-		switch err := r.takeUp(ctx, run); {
+		r.holdWork()
+		switch err := r.resumeRun(ctx, run); {
 		case errors.Is(err, ErrLeft):
-			r.leave()
+			r.endWork()
 			return err
 		case err != nil: // one run of which nothing can be learned now holds up no other
 			r.log.Error("run not taken up yet; it is tried again", "run", run.ID, "hook", run.Hook, "error", err)
-			go r.takeUpLater(ctx, run)
+			go r.resumeRunLater(ctx, run)
 		}
 	}
-	err = r.promote(ctx)
+	err = r.promoteFlights(ctx)
 	if errors.Is(err, ErrUnavailable) { // which keeps no server from following what runs
 		r.log.Error("waiting runs not started", "error", err)
-		r.promoteLater(ctx, allFlights, recordAgain)
+		r.promoteLater(ctx, allFlights, recordRetryPause)
 		return nil
 	}
 	return err
 }
 
-// takeUp goes on with a run that is recorded as running. On an error nothing was
+// resumeRun goes on with a run that is recorded as running. On an error nothing was
 // done.
-func (r *Runner) takeUp(ctx context.Context, run Run) error {
+func (r *Runner) resumeRun(ctx context.Context, run Run) error {
 	known, err := r.procs.Known(run.ID)
 	if err != nil {
 		return err
@@ -65,64 +65,64 @@ func (r *Runner) takeUp(ctx context.Context, run Run) error {
 			r.rules.noteRecovered(h, run)
 			r.mu.Unlock()
 		}
-		r.airborne(run)
-		go r.follow(ctx, run)
+		r.noteStarted(run)
+		go r.followRun(ctx, run)
 		if run.Wish != "" { // the server before may have gone before it saw to that
-			go r.stopNow(run.ID, stopping{run.Wish, -1})
+			go r.stopCommand(run.ID, stopping{run.Wish, -1})
 		}
 	case run.Boot == "" || run.Boot != r.boot:
-		go r.interrupt(ctx, run)
+		go r.endInterrupted(ctx, run)
 	default: // the server before stopped between the record and the start
 		r.launchStored(ctx, run)
 	}
 	return nil
 }
 
-// takeUpLater is takeUp, repeated until it succeeds or the next server does it.
-func (r *Runner) takeUpLater(ctx context.Context, run Run) {
+// resumeRunLater is resumeRun, repeated until it succeeds or the next server does it.
+func (r *Runner) resumeRunLater(ctx context.Context, run Run) {
 	for {
-		<-time.After(recordAgain)
-		if r.isGoing() {
-			r.leave()
+		<-time.After(recordRetryPause)
+		if r.isStopping() {
+			r.endWork()
 			return
 		}
-		if r.takeUp(ctx, run) == nil {
+		if r.resumeRun(ctx, run) == nil {
 			return
 		}
 	}
 }
 
-// interrupt ends a run that was ordered before the machine was started again. Its folder is not synced, so it may
+// endInterrupted ends a run that was ordered before the machine was started again. Its folder is not synced, so it may
 // be missing although the command ran: to start it now could run it twice.
-func (r *Runner) interrupt(ctx context.Context, run Run) {
+func (r *Runner) endInterrupted(ctx context.Context, run Run) {
 	r.log.Warn("run interrupted: the machine was restarted after the run was ordered", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-	r.finish(ctx, run, Interrupted, End{Ended: r.now(), Reason: Interrupted}, false)
+	r.finishRun(ctx, run, Interrupted, End{Ended: r.now(), Reason: Interrupted}, false)
 }
 
-// hold counts a run that is launched or followed here, until leave.
-func (r *Runner) hold() {
+// holdWork counts a run that is launched or followed here, until endWork.
+func (r *Runner) holdWork() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.active++
+	r.working++
 }
 
-// mostReruns bounds how often an interrupted run is started again by itself: a
+// maxReruns bounds how often an interrupted run is started again by itself: a
 // command that brings the machine down must not do so for ever.
-const mostReruns = 3
+const maxReruns = 3
 
 // rerunInterrupted queues a run again whose end nobody saw, where its hook says
 // that this is safe. It may be repeated: the claim keeps a run from being
 // queued twice, by another server too.
 func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 	h, ok := r.hook(run.Hook)
-	if !ok || !h.RerunInterrupted || run.Attempt >= mostReruns {
+	if !ok || !h.RerunInterrupted || run.Attempt >= maxReruns {
 		return nil
 	}
 	in, err := r.store.Feed(ctx, run.ID)
 	if err != nil {
 		return err
 	}
-	again, err := r.newRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, RerunOf: run.ID})
+	again, err := r.makeRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, RerunOf: run.ID})
 	if err != nil {
 		return err
 	}

@@ -41,10 +41,10 @@ func (r *Runner) isFinal(run Run, err error) bool {
 	return t != nil && t.failures != nil && r.now().Sub(t.failures.since) > hookMissing
 }
 
-// putBack queues an accepted run again whose command could not be started,
+// requeueRun queues an accepted run again whose command could not be started,
 // before all others of its flight.
-func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
-	defer r.leave()
+func (r *Runner) requeueRun(ctx context.Context, run Run, reason error) {
+	defer r.endWork()
 	pause := r.noteFailure(run, reason)
 	var failing logging.Repeated
 	now, err := r.store.Requeue(ctx, run.ID)
@@ -52,13 +52,13 @@ func (r *Runner) putBack(ctx context.Context, run Run, reason error) {
 		if failing.IsNew(err) {
 			r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
 		}
-		if r.isGoing() { // the next server starts it
+		if r.isStopping() { // the next server starts it
 			return
 		}
-		<-time.After(recordAgain)
+		<-time.After(recordRetryPause)
 	}
 	if now.State.Ended() { // it was cancelled while it was tried
-		r.tellCancelled(now)
+		r.reportCancelled(now)
 	}
 	r.promoteLater(ctx, run.Flight, pause)
 }
@@ -97,10 +97,10 @@ func (r *Runner) promoteLater(ctx context.Context, flight string, pause time.Dur
 		return
 	}
 	r.retrying[flight] = true
-	time.AfterFunc(pause, func() { r.promoteNow(ctx, flight) })
+	time.AfterFunc(pause, func() { r.promoteDueFlight(ctx, flight) })
 }
 
-func (r *Runner) promoteNow(ctx context.Context, flight string) {
+func (r *Runner) promoteDueFlight(ctx context.Context, flight string) {
 	r.mu.Lock()
 	delete(r.retrying, flight)
 	draining := r.draining
@@ -112,18 +112,18 @@ func (r *Runner) promoteNow(ctx context.Context, flight string) {
 	if flight == allFlights {
 		flights = nil
 	}
-	if err := r.promote(ctx, flights...); err != nil {
+	if err := r.promoteFlights(ctx, flights...); err != nil {
 		r.log.Error("queued runs not tried again", "error", err)
-		r.promoteLater(ctx, flight, recordAgain)
+		r.promoteLater(ctx, flight, recordRetryPause)
 	}
 }
 
-// promote starts what is first in each of the flights that nothing runs in, or
+// promoteFlights starts what is first in each of the flights that nothing runs in, or
 // in each flight that there is.
-func (r *Runner) promote(ctx context.Context, flights ...string) error {
+func (r *Runner) promoteFlights(ctx context.Context, flights ...string) error {
 	promoted, err := r.store.Promote(ctx, flights...)
 	for _, run := range promoted {
-		r.hold()
+		r.holdWork()
 		go r.launchStored(ctx, run)
 	}
 	return err

@@ -94,15 +94,15 @@ type Runner struct {
 	ids   idSource
 	probe probe
 
-	mu       sync.Mutex
-	air      map[string]Run      // by flight: what is in progress, so that busy is answered from memory
-	runs     map[string]*tracked // by run
-	rules    flightRules
-	retrying map[string]bool // by flight: what is first in it is about to be tried again
-	took     estimates
+	mu         sync.Mutex
+	inProgress map[string]Run      // by flight: what is in progress, so that busy is answered from memory
+	runs       map[string]*tracked // by run
+	rules      flightRules
+	retrying   map[string]bool // by flight: what is first in it is about to be tried again
+	estimates  estimates
 
-	active  int           // deliveries that are being admitted, and runs that are launched or followed here
-	changed chan struct{} // closed and replaced when active falls to zero
+	working     int           // deliveries that are being admitted, and runs that are launched or followed here
+	idleChanged chan struct{} // closed and replaced when working falls to zero
 
 	draining bool
 	going    chan struct{}  // closed when draining begins
@@ -118,9 +118,9 @@ func New(
 ) *Runner {
 	return &Runner{
 		store: store, procs: procs, hook: hook, now: now, log: log, boot: boot.ID(),
-		air: map[string]Run{}, runs: map[string]*tracked{}, retrying: map[string]bool{}, took: estimates{},
-		rules:   flightRules{rules: map[string]string{}, mixed: map[string]bool{}},
-		changed: make(chan struct{}), going: make(chan struct{}),
+		inProgress: map[string]Run{}, runs: map[string]*tracked{}, retrying: map[string]bool{}, estimates: estimates{},
+		rules:       flightRules{rules: map[string]string{}, mixed: map[string]bool{}},
+		idleChanged: make(chan struct{}), going: make(chan struct{}),
 	}
 }
 
@@ -149,27 +149,27 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	if d.Repeated != nil {
 		return Started{}, d.Repeated
 	}
-	run, err := r.newRun(d)
+	run, err := r.makeRun(d)
 	if err != nil {
 		return Started{}, err
 	}
-	if err := r.enter(run.Flight, d.Hook.Busy); err != nil {
+	if err := r.beginWork(run.Flight, d.Hook.Busy); err != nil {
 		return Started{}, err
 	}
 	// What was asked for is done, whether or not the sender still listens.
 	ctx = context.WithoutCancel(ctx)
-	return awaited(r.log, func() (Started, error) { return r.admit(ctx, d, run) })
+	return awaitRecord(r.log, func() (Started, error) { return r.admitRun(ctx, d, run) })
 }
 
-// admit records a run that was let in, and starts it or has it wait.
-func (r *Runner) admit(ctx context.Context, d Delivery, run Run) (Started, error) {
+// admitRun records a run that was let in, and starts it or has it wait.
+func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, error) {
 	launching := false
 	defer func() {
-		if !launching { // otherwise launch sees to it
-			r.leave()
+		if !launching { // otherwise launchRun sees to it
+			r.endWork()
 		}
 	}()
-	in := d.feed()
+	in := d.commandFeed()
 	a, err := r.store.Admit(ctx, run, d.Claim, d.Hook.Busy, in)
 	if err != nil {
 		var busy *Busy
@@ -184,17 +184,17 @@ func (r *Runner) admit(ctx context.Context, d Delivery, run Run) (Started, error
 	}
 	if a.Run.State == Running {
 		launching = true
-		outcome, err := r.launch(ctx, a.Run, in, fromDelivery)
+		outcome, err := r.launchRun(ctx, a.Run, in, fromDelivery)
 		return Started{Run: a.Run, Late: err == nil && outcome != commandStarted}, err
 	}
 	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight, "position", a.Position)
 	if a.Stop != nil {
-		r.stop(ctx, a.Stop.ID, stopping{Cancelled, -1})
+		r.stopRun(ctx, a.Stop.ID, stopping{Cancelled, -1})
 	}
 	return Started{Run: a.Run, Joined: a.Joined, Position: a.Position, Expected: r.estimateStart(a.Run, a.Position)}, nil
 }
 
-func (r *Runner) newRun(d Delivery) (Run, error) {
+func (r *Runner) makeRun(d Delivery) (Run, error) {
 	id, err := r.ids.nextID()
 	if err != nil {
 		return Run{}, err
@@ -206,7 +206,7 @@ func (r *Runner) newRun(d Delivery) (Run, error) {
 	return run, nil
 }
 
-func (d *Delivery) feed() Feed {
+func (d *Delivery) commandFeed() Feed {
 	in := Feed{Trace: d.Trace}
 	if d.Hook.StdinBody {
 		in.Stdin = d.Body
@@ -214,76 +214,76 @@ func (d *Delivery) feed() Feed {
 	return in
 }
 
-// enter answers from memory what needs no record: draining, and busy where
-// nobody waits. Whoever is let in keeps Drain waiting until leave.
-func (r *Runner) enter(flight string, p hook.Policy) error {
+// beginWork answers from memory what needs no record: draining, and busy where
+// nobody waits. Whoever is let in keeps Drain waiting until endWork.
+func (r *Runner) beginWork(flight string, p hook.Policy) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.draining {
 		return ErrDraining
 	}
-	if other, busy := r.air[flight]; busy && p.Kind == hook.Reject {
-		return &Busy{Run: other, RetryAfter: r.took.timeLeft(other, r.now())}
+	if other, busy := r.inProgress[flight]; busy && p.Kind == hook.Reject {
+		return &Busy{Run: other, RetryAfter: r.estimates.timeLeft(other, r.now())}
 	}
-	r.active++
+	r.working++
 	return nil
 }
 
-func (r *Runner) leave() {
+func (r *Runner) endWork() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.active--; r.active == 0 {
-		close(r.changed)
-		r.changed = make(chan struct{})
+	if r.working--; r.working == 0 {
+		close(r.idleChanged)
+		r.idleChanged = make(chan struct{})
 	}
 }
 
-// follow records the end of a run. Its flight is free only after that, so the
+// followRun records the end of a run. Its flight is free only after that, so the
 // record never shows two runs of a flight at once.
-func (r *Runner) follow(ctx context.Context, run Run) {
-	end, seen := r.end(run)
+func (r *Runner) followRun(ctx context.Context, run Run) {
+	end, seen := r.awaitEnd(run)
 	if !seen {
-		r.leave()
+		r.endWork()
 		return
 	}
 	state := end.State()
 	took := end.Ended.Sub(run.Started)
 	r.mu.Lock()
-	r.took.addDuration(run.Hook, took)
+	r.estimates.addDuration(run.Hook, took)
 	r.mu.Unlock()
-	r.finish(ctx, run, state, end, false)
+	r.finishRun(ctx, run, state, end, false)
 }
 
-// end waits for the end of a run, unless it is the next server that sees it. A
+// awaitEnd waits for the end of a run, unless it is the next server that sees it. A
 // command that started and of which nothing is known is stopped, and its run is
 // interrupted: its delivery is not given back, because the command did run.
-func (r *Runner) end(run Run) (end End, seen bool) {
+func (r *Runner) awaitEnd(run Run) (end End, seen bool) {
 	for logged := false; ; logged = true {
 		ends, err := r.procs.Follow(run.ID)
 		if err == nil {
 			end, seen = <-ends
 			return end, seen
 		}
-		if r.isLeft() || errors.Is(err, ErrLeft) {
+		if r.hasLeft() || errors.Is(err, ErrLeft) {
 			return End{}, false
 		}
 		if !logged {
 			r.log.Error("run not followed", "run", run.ID, "hook", run.Hook, "error", err)
 		}
 		if errors.Is(err, ErrUnknown) {
-			r.stopNow(run.ID, stopping{Interrupted, 0})
+			r.stopCommand(run.ID, stopping{Interrupted, 0})
 			return End{Ended: r.now(), Reason: Interrupted}, true
 		}
-		if r.isGoing() { // the next server learns the end
+		if r.isStopping() { // the next server learns the end
 			return End{}, false
 		}
-		<-time.After(recordAgain)
+		<-time.After(recordRetryPause)
 	}
 }
 
-// logEnd comes after the record and before anybody is told, so that who reads
+// logRunEnd comes after the record and before anybody is told, so that who reads
 // it finds the flight free.
-func (r *Runner) logEnd(run Run, state State, end End) {
+func (r *Runner) logRunEnd(run Run, state State, end End) {
 	attrs := []any{
 		"run", run.ID, "hook", run.Hook, "caller", run.Caller, "state", state, "took_ms", end.Ended.Sub(run.Started).Milliseconds(),
 		"output_bytes", end.Output.Bytes, "output_dropped", end.Output.Dropped,
@@ -300,49 +300,49 @@ func (r *Runner) logEnd(run Run, state State, end End) {
 	r.log.Info("run ended", attrs...)
 }
 
-// finish records an end, for as long as it takes the store to take it, and
+// finishRun records an end, for as long as it takes the store to take it, and
 // launches what waited for it.
-func (r *Runner) finish(ctx context.Context, run Run, s State, e End, giveBack bool) Run {
-	ended, next := r.record(ctx, run, s, e, giveBack)
+func (r *Runner) finishRun(ctx context.Context, run Run, s State, e End, giveBack bool) Run {
+	ended, next := r.recordEnd(ctx, run, s, e, giveBack)
 	r.mu.Lock()
 	r.setPhase(run, phaseNone)
 	r.mu.Unlock()
 	if !giveBack {
-		r.logEnd(run, ended.State, e)
+		r.logRunEnd(run, ended.State, e)
 	}
 	r.releaseWaiters(run.ID)
 	if next == nil {
-		r.leave()
+		r.endWork()
 		return ended
 	}
-	go r.launchStored(ctx, *next) // it takes over this run's part of active
+	go r.launchStored(ctx, *next) // it takes over this unit of work
 	return ended
 }
 
-// recordAgain is how long to wait for a store that cannot record an end, for
+// recordRetryPause is how long to wait for a store that cannot record an end, for
 // want of space perhaps.
-const recordAgain = time.Second
+const recordRetryPause = time.Second
 
-func (r *Runner) record(ctx context.Context, run Run, s State, e End, giveBack bool) (Run, *Run) {
+func (r *Runner) recordEnd(ctx context.Context, run Run, s State, e End, giveBack bool) (Run, *Run) {
 	for failing := new(logging.Repeated); ; {
-		ended, next, err := r.recordOnce(ctx, run, s, e, giveBack)
+		ended, next, err := r.recordEndOnce(ctx, run, s, e, giveBack)
 		if err == nil {
 			return ended, next
 		}
 		if failing.IsNew(err) {
 			r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", s, "error", err)
 		}
-		if errors.Is(err, ErrUnknown) || r.isGoing() { // the next server learns the end from the run's folder
+		if errors.Is(err, ErrUnknown) || r.isStopping() { // the next server learns the end from the run's folder
 			run.State, run.End = s, e
 			return run, nil
 		}
-		<-time.After(recordAgain) // the run's command has ended; only its record waits
+		<-time.After(recordRetryPause) // the run's command has ended; only its record waits
 	}
 }
 
-// recordOnce queues an interrupted run again before it records its end, so that
+// recordEndOnce queues an interrupted run again before it records its end, so that
 // nothing accepted is lost between the two.
-func (r *Runner) recordOnce(ctx context.Context, run Run, s State, e End, giveBack bool) (ended Run, next *Run, err error) {
+func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, giveBack bool) (ended Run, next *Run, err error) {
 	if s == Interrupted {
 		if run, err = r.store.Get(ctx, run.ID); err != nil {
 			return Run{}, nil, err
@@ -385,7 +385,7 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	left := r.left
 	var done chan struct{}
 	if !left {
-		t := r.track(id)
+		t := r.trackRun(id)
 		if t.ended == nil {
 			t.ended = make(chan struct{})
 		}
@@ -413,21 +413,21 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 // had not begun before.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 	ctx = context.WithoutCancel(ctx)
-	return awaited(r.log, func() (Run, error) {
+	return awaitRecord(r.log, func() (Run, error) {
 		run, ended, err := r.store.Cancel(ctx, id)
 		switch {
 		case err != nil:
 		case ended:
-			r.tellCancelled(run)
+			r.reportCancelled(run)
 		case run.State == Running:
-			<-r.stop(ctx, id, stopping{Cancelled, -1})
+			<-r.stopRun(ctx, id, stopping{Cancelled, -1})
 		}
 		return run, err
 	})
 }
 
-// tellCancelled tells of a run that was cancelled while it was queued.
-func (r *Runner) tellCancelled(run Run) {
+// reportCancelled tells of a run that was cancelled while it was queued.
+func (r *Runner) reportCancelled(run Run) {
 	r.log.Info("run cancelled", "run", run.ID, "hook", run.Hook)
 	r.releaseWaiters(run.ID)
 }

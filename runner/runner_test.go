@@ -46,7 +46,7 @@ func replayed(t *testing.T, err error, of runner.Run) runner.Run {
 	return r.Run
 }
 
-func TestOneRunOfAHookIsInTheAirAndTheNextComesAfterIt(t *testing.T) {
+func TestStart_OneAtATime(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	first := b.start(t, of(h, ""))
@@ -63,7 +63,7 @@ func TestOneRunOfAHookIsInTheAirAndTheNextComesAfterIt(t *testing.T) {
 	}
 }
 
-func TestFlightsOfDifferentKeysDoNotWaitForEachOther(t *testing.T) {
+func TestFlight_DifferentKeys(t *testing.T) {
 	h := region(t)
 	b := newBench(t, h)
 	eu, us := b.start(t, of(h, "eu")), b.start(t, of(h, "us"))
@@ -75,7 +75,7 @@ func TestFlightsOfDifferentKeysDoNotWaitForEachOther(t *testing.T) {
 	busy(t, err, us)
 }
 
-func TestNoTwoRunsOfAFlightOverlapHoweverManyCome(t *testing.T) {
+func TestStart_ManyAtOnce(t *testing.T) {
 	h := region(t)
 	b := newBench(t, h)
 	var all sync.WaitGroup
@@ -101,7 +101,7 @@ func TestNoTwoRunsOfAFlightOverlapHoweverManyCome(t *testing.T) {
 	}
 }
 
-func TestADeliverySentManyTimesAtOnceStartsOneRun(t *testing.T) {
+func TestStart_SameDeliveryAtOnce(t *testing.T) {
 	h := region(t)
 	b := newBench(t, h)
 	var all sync.WaitGroup
@@ -120,7 +120,7 @@ func TestADeliverySentManyTimesAtOnceStartsOneRun(t *testing.T) {
 	}
 }
 
-func TestBusyTellsWhenTheHooksOwnMedianIsOver(t *testing.T) {
+func TestBusy_RetryAfter(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	wait := func(run runner.Run, want time.Duration) {
@@ -153,7 +153,7 @@ func TestBusyTellsWhenTheHooksOwnMedianIsOver(t *testing.T) {
 	wait(b.start(t, of(h, "")), 40*time.Second)
 }
 
-func TestAOneTimeCredentialWithAnotherBodyIsRefused(t *testing.T) {
+func TestStart_ReusedCredential(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	d := of(h, "")
@@ -168,7 +168,7 @@ func TestAOneTimeCredentialWithAnotherBodyIsRefused(t *testing.T) {
 	}
 }
 
-func TestADeliveryThatComesAgainIsAnsweredWithItsFirstRun(t *testing.T) {
+func TestStart_Replayed(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	d := of(h, "")
@@ -191,7 +191,7 @@ func TestADeliveryThatComesAgainIsAnsweredWithItsFirstRun(t *testing.T) {
 	}
 }
 
-func TestADeliveryRefusedForBeingBusyMayComeAgain(t *testing.T) {
+func TestBusy_DeliveryMayComeAgain(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	first := b.start(t, of(h, ""))
@@ -203,7 +203,7 @@ func TestADeliveryRefusedForBeingBusyMayComeAgain(t *testing.T) {
 	b.start(t, d)
 }
 
-func TestADeliveryWhoseCommandDidNotStartMayComeAgain(t *testing.T) {
+func TestNotStarted_DeliveryMayComeAgain(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	d := of(h, "")
@@ -224,7 +224,7 @@ func TestADeliveryWhoseCommandDidNotStartMayComeAgain(t *testing.T) {
 	}
 }
 
-func TestARunWhoseEndNobodySeesIsStoppedAndNotGivenBack(t *testing.T) {
+func TestFollow_UnknownRunIsStopped(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	d := of(h, "")
@@ -241,7 +241,7 @@ func TestARunWhoseEndNobodySeesIsStoppedAndNotGivenBack(t *testing.T) {
 	replayed(t, err, run)
 }
 
-func TestWhatCannotBeRecordedIsNotStarted(t *testing.T) {
+func TestStart_StoreUnavailable(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	b.disk.full(true)
@@ -259,7 +259,7 @@ func TestWhatCannotBeRecordedIsNotStarted(t *testing.T) {
 	}
 }
 
-func TestTheBodyGoesToStdinOnlyWhereTheFileSaysSo(t *testing.T) {
+func TestStdin_Body(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	d := of(h, "")
@@ -276,7 +276,7 @@ func TestTheBodyGoesToStdinOnlyWhereTheFileSaysSo(t *testing.T) {
 	}
 }
 
-func TestWaitAnswersAsItStandsWhenTimeIsUp(t *testing.T) {
+func TestWait_TimeIsUp(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	run := b.start(t, of(h, ""))
@@ -290,7 +290,7 @@ func TestWaitAnswersAsItStandsWhenTimeIsUp(t *testing.T) {
 	}
 }
 
-func TestDrainTakesNoMoreAndLetsRunsEnd(t *testing.T) {
+func TestDrain_LetsRunsEnd(t *testing.T) {
 	h := region(t)
 	b := newBench(t, h)
 	d := of(h, "eu")
@@ -318,7 +318,7 @@ func TestDrainTakesNoMoreAndLetsRunsEnd(t *testing.T) {
 	}
 }
 
-func TestDrainStopsWhatRunsWhenItsTimeIsOver(t *testing.T) {
+func TestDrain_StopsAtDeadline(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	run := b.start(t, of(h, ""))
@@ -337,7 +337,7 @@ func TestDrainStopsWhatRunsWhenItsTimeIsOver(t *testing.T) {
 	}
 }
 
-func TestKillGivesNoGraceAndNobodyGetsOneAfterwards(t *testing.T) {
+func TestKill_NoGrace(t *testing.T) {
 	h := region(t)
 	b := newBench(t, h)
 	run := b.start(t, of(h, "eu"))
@@ -357,7 +357,7 @@ func TestKillGivesNoGraceAndNobodyGetsOneAfterwards(t *testing.T) {
 	b.Kill() // nothing is left
 }
 
-func TestARunThatTakesOffWhileAllAreStoppedIsStoppedToo(t *testing.T) {
+func TestKill_WhileRunStarts(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	b.entered, b.gate = make(chan string), make(chan struct{})

@@ -38,8 +38,8 @@ type pendingStop struct {
 	settled chan struct{} // closed once no command can begin any more, or the command is up and told to end
 }
 
-// settle closes settled. The caller holds the runner's mu.
-func (p *pendingStop) settle() {
+// markSettled closes settled. The caller holds the runner's mu.
+func (p *pendingStop) markSettled() {
 	select {
 	case <-p.settled:
 	default:
@@ -47,8 +47,8 @@ func (p *pendingStop) settle() {
 	}
 }
 
-// track returns what is known of a run. The caller holds mu.
-func (r *Runner) track(id string) *tracked {
+// trackRun returns what is known of a run. The caller holds mu.
+func (r *Runner) trackRun(id string) *tracked {
 	t := r.runs[id]
 	if t == nil {
 		t = &tracked{}
@@ -60,18 +60,18 @@ func (r *Runner) track(id string) *tracked {
 // setPhase is the one place where a run begins or ceases to be in progress here. The caller holds mu.
 func (r *Runner) setPhase(run Run, p phase) *tracked {
 	if p != phaseNone {
-		r.air[run.Flight] = run
-	} else if r.air[run.Flight].ID == run.ID {
-		delete(r.air, run.Flight)
+		r.inProgress[run.Flight] = run
+	} else if r.inProgress[run.Flight].ID == run.ID {
+		delete(r.inProgress, run.Flight)
 	}
-	t := r.track(run.ID)
+	t := r.trackRun(run.ID)
 	t.phase = p
 	return t
 }
 
-// airborne notes that the command of a run is there to be stopped, and stops
+// noteStarted notes that the command of a run is there to be stopped, and stops
 // it if that was asked for before.
-func (r *Runner) airborne(run Run) {
+func (r *Runner) noteStarted(run Run) {
 	r.mu.Lock()
 	t := r.setPhase(run, phaseStarted)
 	pending := t.stop
@@ -85,34 +85,34 @@ func (r *Runner) airborne(run Run) {
 	}
 	r.mu.Unlock()
 	if how.why != "" {
-		r.stopNow(run.ID, how)
+		r.stopCommand(run.ID, how)
 	}
 	if pending != nil {
 		r.mu.Lock()
-		pending.settle()
+		pending.markSettled()
 		r.mu.Unlock()
 	}
 }
 
-// stop ends the command of a run that is recorded as running, and as to be ended:
+// stopRun ends the command of a run that is recorded as running, and as to be ended:
 // now, or as soon as it is there. One that was not started yet never starts, though
 // who starts commands may have the order. The channel is closed once that is settled.
-func (r *Runner) stop(ctx context.Context, id string, how stopping) (settled <-chan struct{}) {
+func (r *Runner) stopRun(ctx context.Context, id string, how stopping) (settled <-chan struct{}) {
 	r.mu.Lock()
-	t := r.track(id)
+	t := r.trackRun(id)
 	up, pending := t.phase == phaseStarted, t.stop
 	if pending == nil {
 		pending = &pendingStop{settled: make(chan struct{})}
 	}
 	pending.stopping = how
 	if up {
-		pending.settle()
+		pending.markSettled()
 	} else {
 		t.stop = pending
 	}
 	r.mu.Unlock()
 	if up {
-		r.stopNow(id, how)
+		r.stopCommand(id, how)
 		return pending.settled
 	}
 	switch revoked, err := r.procs.Revoke(id, how.why); {
@@ -121,7 +121,7 @@ func (r *Runner) stop(ctx context.Context, id string, how stopping) (settled <-c
 	case revoked:
 		r.mu.Lock()
 		pending.revoked = true
-		pending.settle()
+		pending.markSettled()
 		r.mu.Unlock()
 	}
 	// It may have ended before that, and then nobody else forgets it.
@@ -131,8 +131,8 @@ func (r *Runner) stop(ctx context.Context, id string, how stopping) (settled <-c
 	return pending.settled
 }
 
-// revoked returns why a run ends whose command never starts.
-func (r *Runner) revoked(id string) (why State, yes bool) {
+// findRevoked returns why a run ends whose command never starts.
+func (r *Runner) findRevoked(id string) (why State, yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t := r.runs[id]
@@ -142,7 +142,7 @@ func (r *Runner) revoked(id string) (why State, yes bool) {
 	return t.stop.why, true
 }
 
-func (r *Runner) stopNow(id string, how stopping) {
+func (r *Runner) stopCommand(id string, how stopping) {
 	if err := r.procs.Stop(id, how.why, how.grace); err != nil {
 		r.log.Error("run not stopped", "run", id, "error", err)
 	}
@@ -157,7 +157,7 @@ func (r *Runner) releaseWaiters(id string) {
 		return
 	}
 	if t.stop != nil {
-		t.stop.settle()
+		t.stop.markSettled()
 	}
 	if t.ended != nil {
 		close(t.ended)

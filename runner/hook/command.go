@@ -55,7 +55,7 @@ func checkFile(name string, p *diag.List) fs.FileMode {
 	return way[len(way)-1].Mode()
 }
 
-func isDir(name string) bool {
+func isFolder(name string) bool {
 	info, err := os.Stat(name)
 	return err == nil && info.IsDir()
 }
@@ -66,7 +66,7 @@ func isDir(name string) bool {
 // own arguments.
 func checkProgram(argv []template, at int, p *diag.List) {
 	name := programName(argv[at].literals[0])
-	switch kindOf(name) {
+	switch programKind(name) {
 	case interpreter:
 		checkScript(name, argv, at, p)
 	case wrapper:
@@ -113,7 +113,7 @@ func checkWrapped(name string, argv []template, at int, p *diag.List) {
 			return
 		}
 		if strings.HasPrefix(word, "-") {
-			if splits(name, word) {
+			if splitsArguments(name, word) {
 				p.Index(i).Errorf("%s with %s makes more than one word, or code, of an argument: write each word on its own", name, word)
 				return
 			}
@@ -124,7 +124,7 @@ func checkWrapped(name string, argv []template, at int, p *diag.List) {
 			checkProgram(argv, i, p)
 			return
 		}
-		if !strings.Contains(word, "/") && kindOf(programName(word)) != plain { // env python3 /opt/job.py
+		if !strings.Contains(word, "/") && programKind(programName(word)) != plain { // env python3 /opt/job.py
 			checkProgram(argv, i, p)
 			return
 		}
@@ -152,7 +152,7 @@ func checkApplet(name string, argv []template, at int, p *diag.List) {
 // checkViaShell refuses holes in what a shell will read, and code in it.
 func checkViaShell(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
-		if len(argv[i].holes) > 0 || splits(name, argv[i].literals[0]) {
+		if len(argv[i].holes) > 0 || splitsArguments(name, argv[i].literals[0]) {
 			p.Index(i).Errorf("%s gives its arguments to a shell: no holes and no -c; name the program itself", name)
 		}
 	}
@@ -176,7 +176,7 @@ func checkScript(name string, argv []template, at int, p *diag.List) {
 			return
 		case isModule(name, word, argv[i+1:]):
 			return
-		case !filepath.IsAbs(word), isDir(word), takesFile.MatchString(argv[i-1].literals[0]):
+		case !filepath.IsAbs(word), isFolder(word), fileOptions.MatchString(argv[i-1].literals[0]):
 			// An option, or its value: -o pipefail, -I /opt/lib.
 		default:
 			checkFile(word, p.Index(i))

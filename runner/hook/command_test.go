@@ -35,7 +35,7 @@ func params(words []string) (names []string) {
 	return names
 }
 
-func TestCommandsThatOnlyTheFileDecidesAreAllowed(t *testing.T) {
+func TestCommand_Allowed(t *testing.T) {
 	bin, job, script := system(t), file(t, "job", 0o755), file(t, "job.py", 0o644)
 	for _, line := range []string{
 		"/bin/echo",
@@ -76,7 +76,7 @@ func TestCommandsThatOnlyTheFileDecidesAreAllowed(t *testing.T) {
 	}
 }
 
-func TestCommandsThatReadAnArgumentAsCodeAreRefused(t *testing.T) {
+func TestCommand_ArgumentAsCode(t *testing.T) {
 	bin, script := system(t), file(t, "job.sh", 0o755)
 	sh, perl := link(t, bin+"sh", "harmless"), link(t, bin+"perl", "tool")
 	for line, at := range map[string]string{
@@ -165,7 +165,7 @@ func TestCommandsThatReadAnArgumentAsCodeAreRefused(t *testing.T) {
 	}
 }
 
-func TestProgramsThatOthersMaySwapAreRefused(t *testing.T) {
+func TestCommand_SwappableProgram(t *testing.T) {
 	refused := func(program, words string) {
 		t.Helper()
 		_, problems := compile(command(program))
@@ -206,9 +206,9 @@ func TestProgramsThatOthersMaySwapAreRefused(t *testing.T) {
 	}
 }
 
-// TestProgramsThatOthersOwnAreRefused: who owns a file or a folder may change it
+// TestCommand_ForeignOwner: who owns a file or a folder may change it
 // whatever its mode says, and who owns a link may have it lead elsewhere.
-func TestProgramsThatOthersOwnAreRefused(t *testing.T) {
+func TestCommand_ForeignOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "whose programs are refused, because only root may give files away")
 	}
@@ -246,7 +246,7 @@ func TestProgramsThatOthersOwnAreRefused(t *testing.T) {
 	refused(give(mine))
 }
 
-func TestWhatAWrapperOrAShellRunsIsHeldToTheSameRules(t *testing.T) {
+func TestCommand_WrappedProgram(t *testing.T) {
 	bin := system(t)
 	_, problems := compile(command(bin+"env", file(t, "job", 0o775)))
 	refuse(t, problems, "command.1", "chmod go-w")
@@ -256,7 +256,7 @@ func TestWhatAWrapperOrAShellRunsIsHeldToTheSameRules(t *testing.T) {
 	refuse(t, problems, "command.1", "cannot be found")
 }
 
-func TestNULInACommandIsRefused(t *testing.T) {
+func TestCommand_NUL(t *testing.T) {
 	_, problems := compile(command("/bin/echo", "a\x00b"))
 	refuse(t, problems, "command.1", "NUL")
 	_, problems = compile(command())

@@ -23,7 +23,7 @@ func Digest(hooks map[string]*Hook) string {
 	return hex.EncodeToString(all.Sum(nil))
 }
 
-func digest(name string, s *Spec) string {
+func digestSpec(name string, s *Spec) string {
 	// Strings, numbers and maps of them, which JSON sorts: no error, and the
 	// same text for the same hook.
 	text, _ := json.Marshal(struct {

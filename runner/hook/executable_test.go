@@ -44,7 +44,7 @@ func dynamic(t *testing.T, loader string) string {
 	return b.String()
 }
 
-func TestExecutable_OneThatCannotStartIsRefused(t *testing.T) {
+func TestExecutable_CannotStart(t *testing.T) {
 	other := file(t, "data", 0o644)
 	circle := file(t, "circle", 0o755)
 	if err := os.WriteFile(circle, []byte("#!"+circle+"\n"), 0o600); err != nil {
@@ -79,7 +79,7 @@ func TestExecutable_OneThatCannotStartIsRefused(t *testing.T) {
 	}
 }
 
-func TestExecutable_OneThatStartsIsAllowed(t *testing.T) {
+func TestExecutable_Starts(t *testing.T) {
 	for _, content := range []string{
 		"#!/bin/sh", "#!/bin/sh\n", "#! /bin/sh -e\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S sh -e\n", "#!/bin/sh\necho hello\r\n",
 		dynamic(t, "/bin/sh"), "\x7fELF of a form that only the kernel knows",
@@ -109,7 +109,7 @@ func TestExecutable_WhereItIsRead(t *testing.T) {
 	}
 }
 
-func TestDefault_OneThatNoDeliveryCouldUse(t *testing.T) {
+func TestDefault_Unusable(t *testing.T) {
 	bad := func(words []string, path string, defaults ...string) {
 		t.Helper()
 		_, problems := compile(withDefaults(words, defaults...))
@@ -142,7 +142,7 @@ func withDefaults(words []string, defaults ...string) hook.Spec {
 	return s
 }
 
-func TestUmask_IsAnOctalNumberThatLeavesTheOwnerIts(t *testing.T) {
+func TestUmask_Forms(t *testing.T) {
 	for text, want := range map[string]hook.Umask{"022": 0o022, "0027": 0o027, "077": 0o077, "000": 0} {
 		var u hook.Umask
 		if err := u.UnmarshalText([]byte(text)); err != nil || u != want {

@@ -64,7 +64,7 @@ func (h *Hook) Flight(v Values) string {
 	if len(h.flight.holes) == 0 {
 		return h.Name
 	}
-	return h.Name + "/" + h.flight.join(v)
+	return h.Name + "/" + h.flight.fillDistinct(v)
 }
 
 // Argv returns the argument vector: as many arguments as the command has in
@@ -77,23 +77,23 @@ func (h *Hook) Argv(v Values) ([]string, error) {
 	}
 	argv := make([]string, len(h.command))
 	for i, t := range h.command {
-		argv[i] = t.fill(v)
+		argv[i] = t.fillHoles(v)
 	}
 	return argv, nil
 }
 
-// dashes reports the values that would make an argument of their own begin
+// checkDashes reports the values that would make an argument of their own begin
 // with "-", where a command would read an option. A literal "--" ends options
 // for the holes that follow it, until a word of the file comes: that may be a
 // program with options of its own, as in kubectl exec pod -- job {x}.
-func (h *Hook) dashes(v Values) (problems []ParamProblem) {
+func (h *Hook) checkDashes(v Values) (problems []ParamProblem) {
 	operands := false
 	for _, t := range h.command {
 		if len(t.holes) == 0 {
 			operands = t.literals[0] == "--"
 			continue
 		}
-		if !operands && t.bare() && strings.HasPrefix(t.fill(v), "-") {
+		if !operands && t.beginsWithHole() && strings.HasPrefix(t.fillHoles(v), "-") {
 			problems = append(problems, ParamProblem{Param: t.holes[0], Text: `may not begin with "-" here`})
 		}
 	}
@@ -131,7 +131,7 @@ func (h *Hook) checkDefaults(p *diag.List) {
 func (h *Hook) Environ(v Values) []string {
 	env := make([]string, 0, len(h.env))
 	for _, name := range slices.Sorted(maps.Keys(h.env)) {
-		env = append(env, name+"="+h.env[name].fill(v))
+		env = append(env, name+"="+h.env[name].fillHoles(v))
 	}
 	return env
 }
@@ -185,7 +185,7 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	}
 	checkCommand(h.command, s.Command, cmp.Or(s.Env["PATH"], DefaultPath), p.At("command"))
 	h.checkDefaults(p.At("params"))
-	h.digest = digest(name, &s)
+	h.digest = digestSpec(name, &s)
 	return h
 }
 
@@ -280,12 +280,12 @@ func (h *Hook) checkCallers(known map[string]bool, p *diag.List) {
 		h.Callers = append(h.Callers, g.Caller)
 		h.may[g.Caller] = []Right{MayStart}
 		if g.May != nil {
-			h.may[g.Caller] = rights(g.May, at.Index(i).At("may"))
+			h.may[g.Caller] = parseRights(g.May, at.Index(i).At("may"))
 		}
 	}
 }
 
-func rights(written []string, p *diag.List) []Right {
+func parseRights(written []string, p *diag.List) []Right {
 	list := make([]Right, len(written))
 	for i, w := range written {
 		list[i] = Right(w)
@@ -325,7 +325,7 @@ func (h *Hook) checkBounds(p *diag.List) {
 	if s.Stdin != "" && s.Stdin != "body" {
 		p.At("stdin").Errorf("%q is no source: body, or leave it out", s.Stdin)
 	}
-	if s.Dir != "" && (!path.IsAbs(s.Dir) || !isDir(s.Dir)) {
+	if s.Dir != "" && (!path.IsAbs(s.Dir) || !isFolder(s.Dir)) {
 		p.At("dir").Errorf("%q is no folder with an absolute path", s.Dir)
 	}
 	positive := func(d time.Duration, p *diag.List) {
@@ -389,9 +389,9 @@ func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 	return used
 }
 
-// steering are variables that make a program load or run something else, or
+// steeringVariables are variables that make a program load or run something else, or
 // find its configuration elsewhere, so a sender may never decide their value.
-var steering = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|PS4|CDPATH|PROMPT_COMMAND|ZDOTDIR|BASH.*|XDG_.*|` +
+var steeringVariables = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|PS4|CDPATH|PROMPT_COMMAND|ZDOTDIR|BASH.*|XDG_.*|` +
 	`LD_.*|DYLD_.*|GLIBC_.*|MALLOC_.*|GCONV_PATH|LOCPATH|NLSPATH|TERMINFO.*|HOSTALIASES|RES_OPTIONS|LOCALDOMAIN|TMPDIR|` +
 	`(PYTHON|PERL|RUBY).*|(NODE|NPM|npm|JAVA|_JAVA|JDK_JAVA|GIT|SSH|LUA|DOTNET|CORECLR|COMPLUS|ERL|CARGO|AWS|DOCKER|R|MAKE)_.*|` +
 	`PHPRC|PHP_INI.*|TCLLIBPATH|RUSTC.*|CLASSPATH|GO(ENV|FLAGS|PATH|ROOT|PROXY|TOOLCHAIN|PRIVATE|(NO)?SUMDB|INSECURE)|(GNU)?MAKE(FLAGS|FILES)|` +
@@ -404,7 +404,7 @@ func checkEnv(name string, t template, p *diag.List) {
 		p.Errorf("%q is no name for an environment variable", name)
 	case strings.HasPrefix(name, "SALLYPORT_") || name == "TRACEPARENT":
 		p.Errorf("%s is set by the server itself", name)
-	case len(t.holes) > 0 && steering.MatchString(name):
+	case len(t.holes) > 0 && steeringVariables.MatchString(name):
 		p.Errorf("%s decides what programs load or run, so no sender may: its value cannot have a hole", name)
 	case strings.ContainsRune(strings.Join(t.literals, ""), 0):
 		p.Errorf("has a NUL")

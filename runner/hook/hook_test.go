@@ -13,7 +13,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-func TestHooksThatAMistakeOpensOrBreaksAreRefusedAtTheirPlace(t *testing.T) {
+func TestCompile_RefusesMistakes(t *testing.T) {
 	echo := func(change func(*hook.Spec)) hook.Spec {
 		s := hook.Spec{Command: []string{"/bin/echo"}}
 		change(&s)
@@ -97,7 +97,7 @@ func may(rights ...string) []hook.Grant {
 	return []hook.Grant{{Caller: "ci", May: append([]string{}, rights...)}}
 }
 
-func TestACallerMayWhatTheFileSaysAndStartByDefault(t *testing.T) {
+func TestMay_Rights(t *testing.T) {
 	all := []hook.Right{hook.MayStart, hook.MayRead, hook.MayCancel}
 	for _, c := range []struct {
 		grants []hook.Grant
@@ -120,7 +120,7 @@ func TestACallerMayWhatTheFileSaysAndStartByDefault(t *testing.T) {
 	}
 }
 
-func TestPoliciesAsTheFileWritesThem(t *testing.T) {
+func TestBusySpec_Forms(t *testing.T) {
 	for spec, want := range map[hook.BusySpec]hook.Policy{
 		{}:                {Kind: hook.Reject},
 		{Kind: "reject"}:  {Kind: hook.Reject},
@@ -138,7 +138,7 @@ func TestPoliciesAsTheFileWritesThem(t *testing.T) {
 	}
 }
 
-func TestAWordAloneIsACallerOrAPolicy(t *testing.T) {
+func TestUnmarshal_SingleWord(t *testing.T) {
 	var got struct {
 		Callers []hook.Grant
 		Busy    hook.BusySpec
@@ -149,14 +149,14 @@ func TestAWordAloneIsACallerOrAPolicy(t *testing.T) {
 	}
 }
 
-func TestAllThatIsWrongIsToldAtOnce(t *testing.T) {
+func TestCompile_AllProblems(t *testing.T) {
 	_, problems := compile(hook.Spec{Path: "x", Callers: grants("cd"), Busy: hook.BusySpec{Kind: "no"}, Command: []string{"sh", "{y}"}, Env: map[string]string{"PATH": "{z}"}})
 	if len(problems) < 6 {
 		t.Errorf("got %v", problems)
 	}
 }
 
-func TestHooksTogetherAreChecked(t *testing.T) {
+func TestCompile_SamePath(t *testing.T) {
 	var p diag.List
 	echo := func() *hook.Spec {
 		return &hook.Spec{Path: "/a", Callers: grants("ci"), Command: []string{"/bin/echo"}}
@@ -168,7 +168,7 @@ func TestHooksTogetherAreChecked(t *testing.T) {
 	}
 }
 
-func TestAnOpenHookIsAWarning(t *testing.T) {
+func TestCompile_UnauthenticatedWarns(t *testing.T) {
 	_, problems := compile(hook.Spec{Unauthenticated: true, Command: []string{"/bin/echo"}})
 	refuse(t, problems, "dangerously_unauthenticated", "anybody")
 	if !problems[0].Warning {
@@ -176,7 +176,7 @@ func TestAnOpenHookIsAWarning(t *testing.T) {
 	}
 }
 
-func TestDefaultsAreFilledInAndTheFileStaysAsItWas(t *testing.T) {
+func TestCompile_Defaults(t *testing.T) {
 	spec := hook.Spec{Callers: grants("ci"), Command: []string{"/bin/echo"}}
 	h := newHook(t, spec)
 	if h.Path != "/hooks/h" || h.Timeout != time.Hour || h.Grace != 10*time.Second || h.Body.Max != 1<<20 ||
@@ -188,7 +188,7 @@ func TestDefaultsAreFilledInAndTheFileStaysAsItWas(t *testing.T) {
 	}
 }
 
-func TestNoSenderSteersWhatACommandLoads(t *testing.T) {
+func TestEnv_SteeringVariables(t *testing.T) {
 	env := func(name, value string) []diag.Problem {
 		_, problems := compile(hook.Spec{
 			Command: []string{"/bin/echo", "{x}"}, Env: map[string]string{name: value},
@@ -216,14 +216,14 @@ func TestNoSenderSteersWhatACommandLoads(t *testing.T) {
 	refuse(t, env("A", "x\x00"), "env.A", "NUL")
 }
 
-func TestEnvironIsSortedAndFilled(t *testing.T) {
+func TestEnviron_Sorted(t *testing.T) {
 	h := newHook(t, hook.Spec{Command: []string{"/bin/echo"}, Env: map[string]string{"B": "{x}=\n{x}", "A": "{{}}"}}, "x")
 	if got := h.Environ(hook.Values{"x": "v"}); !slices.Equal(got, []string{"A={}", "B=v=\nv"}) {
 		t.Errorf("got %q", got)
 	}
 }
 
-func TestFlightsOfTwoHooksNeverMeet(t *testing.T) {
+func TestFlight_TwoHooks(t *testing.T) {
 	h := newHook(t, hook.Spec{Command: []string{"/bin/echo"}, Flight: "{x}"}, "x")
 	if got := h.Flight(hook.Values{"x": "eu/1"}); got != "h/eu/1" {
 		t.Errorf("got %q", got)
@@ -265,7 +265,7 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-func TestFromIsDottedOrAList(t *testing.T) {
+func TestFrom_Forms(t *testing.T) {
 	for written, want := range map[string][]string{
 		"from: body.a.b": {"body", "a", "b"},
 		"from: [claim, kubernetes.io, namespace]": {"claim", "kubernetes.io", "namespace"},

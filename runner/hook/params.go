@@ -50,7 +50,7 @@ func compileParam(name string, s ParamSpec, p *diag.List) *param {
 	if !isParamName(name) {
 		p.Errorf("%q is no name for a parameter: letters, digits and _", name)
 	}
-	if err := s.From.check(); err != nil {
+	if err := s.From.checkForm(); err != nil {
 		p.At("from").Errorf("%v", err)
 	}
 	if c.kind == "" {
@@ -58,7 +58,7 @@ func compileParam(name string, s ParamSpec, p *diag.List) *param {
 	}
 	c.compileType(s, p)
 	if c.fallback != nil {
-		if text := c.refuse(*c.fallback); text != "" {
+		if text := c.whyRefused(*c.fallback); text != "" {
 			p.At("default").Errorf("%q %s", *c.fallback, text)
 		}
 	}
@@ -103,9 +103,9 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 	}
 }
 
-// refuse says why a value is not allowed, or nothing. It never repeats the
+// whyRefused says why a value is not allowed, or nothing. It never repeats the
 // value, which may be a secret of the sender's.
-func (c *param) refuse(v string) string {
+func (c *param) whyRefused(v string) string {
 	switch {
 	case len(v) > maxValue:
 		return "is longer than 65536 bytes"
@@ -120,12 +120,12 @@ func (c *param) refuse(v string) string {
 	case c.kind == "bool" && v != "true" && v != "false":
 		return "is not true or false"
 	case c.kind == "int":
-		return c.refuseInt(v)
+		return c.whyIntRefused(v)
 	}
 	return ""
 }
 
-func (c *param) refuseInt(v string) string {
+func (c *param) whyIntRefused(v string) string {
 	n, err := strconv.ParseInt(v, 10, 64)
 	switch {
 	case err != nil || strconv.FormatInt(n, 10) != v: // "+1", "007" and "-0" are spellings, not numbers
@@ -149,9 +149,9 @@ func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	v := make(Values, len(h.params))
 	var problems []ParamProblem
 	for _, name := range slices.Sorted(maps.Keys(h.params)) {
-		value, text := h.params[name].take(in, body)
+		value, text := h.params[name].findValue(in, body)
 		if text == "" {
-			text = h.params[name].refuse(value)
+			text = h.params[name].whyRefused(value)
 		}
 		if text != "" {
 			problems = append(problems, ParamProblem{Param: name, Text: text})
@@ -176,32 +176,32 @@ func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 		value, ok := v[name]
 		text := "is missing"
 		if ok {
-			text = h.params[name].refuse(value)
+			text = h.params[name].whyRefused(value)
 		}
 		if text != "" {
 			problems = append(problems, ParamProblem{Param: name, Text: text})
 		}
 	}
 	if len(problems) == 0 {
-		problems = h.dashes(v)
+		problems = h.checkDashes(v)
 	}
 	return problems
 }
 
-// take finds the value of one parameter, or says why there is none.
-func (c *param) take(in Input, b body) (value, problem string) {
+// findValue finds the value of one parameter, or says why there is none.
+func (c *param) findValue(in Input, b body) (value, problem string) {
 	var v any
 	var found bool
 	switch path := c.from[1:]; c.from[0] {
 	case "query":
-		v, found = repeated(in.Query[path[0]])
+		v, found = singleValue(in.Query[path[0]])
 	case "header":
-		v, found = repeated(in.Header[textproto.CanonicalMIMEHeaderKey(path[0])])
+		v, found = singleValue(in.Header[textproto.CanonicalMIMEHeaderKey(path[0])])
 	case "claim":
 		v, found = strictjson.Lookup(in.Claims, path...)
 	case "body":
 		if b.form != nil {
-			v, found = repeated(b.form[strings.Join(path, ".")])
+			v, found = singleValue(b.form[strings.Join(path, ".")])
 		} else {
 			v, found = strictjson.Lookup(b.json, path...)
 		}
@@ -215,13 +215,13 @@ func (c *param) take(in Input, b body) (value, problem string) {
 		}
 		return "", "is missing: no " + c.from.String()
 	}
-	return c.text(v, c.from[0] == "claim" || c.from[0] == "body" && b.form == nil)
+	return c.scalarText(v, c.from[0] == "claim" || c.from[0] == "body" && b.form == nil)
 }
 
-// repeated turns a multi-value field into nothing, its one value, or a list,
+// singleValue turns a multi-value field into nothing, its one value, or a list,
 // which is no scalar and so is refused: of two values the command might mean
 // one and a proxy the other.
-func repeated(values []string) (any, bool) {
+func singleValue(values []string) (any, bool) {
 	switch len(values) {
 	case 0:
 		return nil, false
@@ -231,9 +231,9 @@ func repeated(values []string) (any, bool) {
 	return values, true
 }
 
-// text turns a scalar into text. Types are strict where the source has types:
+// scalarText turns a scalar into text. Types are strict where the source has types:
 // a JSON string is no int and no bool.
-func (c *param) text(v any, typed bool) (value, problem string) {
+func (c *param) scalarText(v any, typed bool) (value, problem string) {
 	switch v := v.(type) {
 	case string:
 		switch {

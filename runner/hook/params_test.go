@@ -64,7 +64,7 @@ func oneOfForm(t testing.TB, p hook.ParamSpec) *hook.Hook {
 
 func form(text string) hook.Input { return hook.Input{Body: []byte(text)} }
 
-func TestValuesReachTheCommandVerbatimFromEverySource(t *testing.T) {
+func TestBind_EverySource(t *testing.T) {
 	for _, from := range []hook.From{{"body", "a", "b"}, {"query", "q"}, {"header", "x-event"}, {"claim", "k8s.io", "ns"}} {
 		h := one(t, hook.ParamSpec{From: from, Match: "(?s).*"})
 		for _, value := range []string{
@@ -144,7 +144,7 @@ func TestAPatternMatchesTheWholeValue(t *testing.T) {
 	turnAway(t, region, delivery(""), "not one of")
 }
 
-func TestADefaultStandsForWhatIsMissingAndForNothingElse(t *testing.T) {
+func TestBind_Default(t *testing.T) {
 	region := hook.ParamSpec{From: hook.From{"body", "x"}, Enum: []string{"eu", "us"}, Default: new("eu")}
 	h, formHook := one(t, region), oneOfForm(t, region)
 	for _, in := range []hook.Input{{}, jsonBody(`{}`), jsonBody(`{"x":null}`)} {
@@ -182,7 +182,7 @@ func TestBodyOfAnotherForm_IsMalformed(t *testing.T) {
 	allow(t, one(t, text("query", "q")), hook.Input{Body: []byte("{"), Query: url.Values{"q": {"1"}}}, "1")
 }
 
-func TestAllProblemsAreToldAtOnceAndNoneRepeatsTheValue(t *testing.T) {
+func TestBind_AllProblemsWithoutValues(t *testing.T) {
 	spec := hook.Spec{Command: []string{"/bin/echo", "{a}{b}{c}{d}"}, Params: map[string]hook.ParamSpec{
 		"a": {From: hook.From{"body", "a"}, Type: "int"}, "b": {From: hook.From{"body", "b"}, Enum: []string{"x"}},
 		"c": text("body", "c"), "d": text("body", "d"),
@@ -203,7 +203,7 @@ func TestAllProblemsAreToldAtOnceAndNoneRepeatsTheValue(t *testing.T) {
 	}
 }
 
-func TestNoValueBecomesAnOption(t *testing.T) {
+func TestArgv_NoOption(t *testing.T) {
 	for line, allowed := range map[string]bool{
 		"{x}":            false,
 		"{x}.log":        false,
@@ -233,7 +233,7 @@ func TestNoValueBecomesAnOption(t *testing.T) {
 	}
 }
 
-func TestEachWordOfTheFileIsOneArgument(t *testing.T) {
+func TestArgv_OneArgumentEach(t *testing.T) {
 	h := newHook(t, command("/bin/echo", "", "{{x}}", "{x}", "a {x} b {y}{y}", "{{{x}}}"), "x", "y")
 	argv, err := h.Argv(hook.Values{"x": "1 2", "y": "{x}\n", "z": "not a parameter"})
 	if want := []string{"/bin/echo", "", "{x}", "1 2", "a 1 2 b {x}\n{x}\n", "{1 2}"}; err != nil || !slices.Equal(argv, want) {
@@ -241,7 +241,7 @@ func TestEachWordOfTheFileIsOneArgument(t *testing.T) {
 	}
 }
 
-func TestArgvTrustsNobodysWordThatValuesWereChecked(t *testing.T) {
+func TestArgv_ChecksValues(t *testing.T) {
 	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "{n}", "--r={r}"}, Params: map[string]hook.ParamSpec{
 		"n": {From: hook.From{"body", "n"}, Type: "int"}, "r": {From: hook.From{"body", "r"}, Enum: []string{"eu"}},
 	}})

@@ -33,7 +33,7 @@ var (
 		`tini|dumb-init|catatonit|strace|ltrace|faketime|torsocks|proxychains4?|eatmydata|ld-(linux|musl).*)$`)
 )
 
-func kindOf(name string) kind {
+func programKind(name string) kind {
 	switch {
 	case evalOption(name) != nil:
 		return interpreter
@@ -61,11 +61,11 @@ func baseName(word string) string { return versions.ReplaceAllString(filepath.Ba
 // which program it is.
 func programName(word string) string {
 	name := baseName(word)
-	if kindOf(name) != plain || !filepath.IsAbs(word) {
+	if programKind(name) != plain || !filepath.IsAbs(word) {
 		return name
 	}
 	real, err := filepath.EvalSymlinks(word)
-	if err != nil || kindOf(baseName(real)) == multicall {
+	if err != nil || programKind(baseName(real)) == multicall {
 		return name
 	}
 	return baseName(real)
@@ -97,12 +97,12 @@ func evalOption(name string) *regexp.Regexp {
 	return regexp.MustCompile(form)
 }
 
-// takesFile are options of interpreters whose value is a file and not the
+// fileOptions are options of interpreters whose value is a file and not the
 // script.
-var takesFile = regexp.MustCompile(`^(-[rc]|--(rcfile|init-file|require|import|loader|experimental-loader|preload|env-file|config|import-map))$`)
+var fileOptions = regexp.MustCompile(`^(-[rc]|--(rcfile|init-file|require|import|loader|experimental-loader|preload|env-file|config|import-map))$`)
 
-// splits tells whether an option of a wrapper makes one argument many, or code.
-func splits(name, option string) bool {
+// splitsArguments tells whether an option of a wrapper makes one argument many, or code.
+func splitsArguments(name, option string) bool {
 	form := map[string]string{
 		"env":   `^-[^-uC]*S|^--s`,
 		"flock": `^-[^-wE]*c|^--c`,

@@ -46,9 +46,9 @@ func parseTemplate(s string) (template, error) {
 	return t, nil
 }
 
-// fill puts the values in. A hole whose value is missing cannot occur: Compile
+// fillHoles puts the values in. A hole whose value is missing cannot occur: Compile
 // refuses a hole without a parameter and Bind gives every parameter a value.
-func (t template) fill(v Values) string {
+func (t template) fillHoles(v Values) string {
 	var b strings.Builder
 	for i, hole := range t.holes {
 		b.WriteString(t.literals[i])
@@ -58,12 +58,12 @@ func (t template) fill(v Values) string {
 	return b.String()
 }
 
-// join is fill, but no two sets of values give the same text: with more than one
+// fillDistinct is fillHoles, but no two sets of values give the same text: with more than one
 // hole, the characters that stand between holes are escaped in the values, and so
 // is the escape itself. Holes that touch are parted by a comma.
-func (t template) join(v Values) string {
+func (t template) fillDistinct(v Values) string {
 	if len(t.holes) < 2 {
-		return t.fill(v)
+		return t.fillHoles(v)
 	}
 	parts := slices.Clone(t.literals)
 	for i := 1; i < len(t.holes); i++ {
@@ -74,13 +74,13 @@ func (t template) join(v Values) string {
 	special := "%" + strings.Join(parts[1:len(t.holes)], "")
 	escaped := make(Values, len(t.holes))
 	for _, hole := range t.holes {
-		escaped[hole] = escape(v[hole], special)
+		escaped[hole] = escapeSpecial(v[hole], special)
 	}
-	return template{parts, t.holes}.fill(escaped)
+	return template{parts, t.holes}.fillHoles(escaped)
 }
 
-// escape writes the special characters of a value as in a URL.
-func escape(value, special string) string {
+// escapeSpecial writes the special characters of a value as in a URL.
+func escapeSpecial(value, special string) string {
 	var b strings.Builder
 	for _, r := range value {
 		if !strings.ContainsRune(special, r) {
@@ -94,8 +94,8 @@ func escape(value, special string) string {
 	return b.String()
 }
 
-// bare tells whether a value decides how the filled text begins.
-func (t template) bare() bool { return len(t.holes) > 0 && t.literals[0] == "" }
+// beginsWithHole tells whether a value decides how the filled text begins.
+func (t template) beginsWithHole() bool { return len(t.holes) > 0 && t.literals[0] == "" }
 
 var paramName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
 

@@ -60,8 +60,8 @@ func (f *From) UnmarshalYAML(decode func(any) error) error {
 
 func (f From) String() string { return strings.Join(f, ".") }
 
-// check tells what is wrong with f.
-func (f From) check() error {
+// checkForm tells what is wrong with f.
+func (f From) checkForm() error {
 	if len(f) == 0 {
 		return fmt.Errorf("says not where the value comes from: body, query, header or claim, as in body.date")
 	}
