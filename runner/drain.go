@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// Drain takes no more deliveries and returns when no run is under way. Runs
-// that are when ctx is done are stopped: TERM, their hook's grace, KILL. What
-// is queued stays queued, for the next server.
+// Drain takes no more deliveries and returns when no run is in progress. Runs that are in progress when ctx is done are
+// stopped: TERM, the grace of their hook, KILL. Queued runs stay queued, for the next server.
 func (r *Runner) Drain(ctx context.Context) {
 	r.mu.Lock()
 	r.beginDraining()
@@ -18,16 +17,14 @@ func (r *Runner) Drain(ctx context.Context) {
 	}
 	r.stopAllRuns(-1)
 	ctx = context.WithoutCancel(ctx)
-	for idle := false; !idle && r.Answers(ctx); { // who does not answer ends nothing, and tells of no end
+	for idle := false; !idle && r.Answers(ctx); { // a supervisor that does not answer ends nothing and reports no end
 		idle = r.awaitIdleBriefly(ctx)
 	}
 }
 
-// Leave takes no more deliveries, and once it returns nothing more is ordered:
-// the next server may have the record. Runs go on, and that server takes them
-// up; who waits for one is answered as it stands. An order that is not answered
-// is not awaited for ever: whoever connects to the supervisor next learns what
-// became of it.
+// Leave takes no more deliveries, and once it returns nothing more is ordered: the next server may have the store. Runs
+// go on, and that server resumes them; Wait returns each as it stands. An order that is not answered is awaited for a
+// bounded time: the next server learns from the supervisor what became of it.
 func (r *Runner) Leave() {
 	r.mu.Lock()
 	r.beginDraining()
@@ -95,11 +92,11 @@ func (r *Runner) Kill() {
 func (r *Runner) stopAllRuns(grace time.Duration) {
 	r.mu.Lock()
 	killed := r.stopped != nil && *r.stopped == 0
-	if killed || r.left { // then they are the next server's
+	if killed || r.left { // then the next server decides
 		r.mu.Unlock()
 		return
 	}
-	r.stopped = &grace // who takes off from now on sees this
+	r.stopped = &grace // a run whose command starts from now on sees this
 	var runs []Run
 	for _, run := range r.inProgress {
 		if t := r.runs[run.ID]; t != nil && t.phase == phaseStarted {

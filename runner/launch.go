@@ -28,7 +28,7 @@ type outcome int
 
 const (
 	commandStarted outcome = iota // the command runs
-	notAnswered                   // its order stands, is never given twice, and nobody can say yet what became of it
+	notAnswered                   // its order stands, is never given twice, and has no answer yet
 	leftToNext                    // the next server finds out, or starts it
 	neverBegins                   // it was revoked before its command began, and ends so
 	queuedAgain                   // its command cannot be started yet, and it is tried again
@@ -137,8 +137,7 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 	return &NotStarted{Run: ended, Reason: reason}
 }
 
-// launchStored starts a run whose delivery was answered before. A failure is
-// recorded and logged; there is nobody to tell.
+// launchStored starts a run whose delivery was answered before. A failure is recorded and logged.
 func (r *Runner) launchStored(ctx context.Context, run Run) {
 	if run.Wish != "" {
 		r.finishRun(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, false)

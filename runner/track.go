@@ -11,17 +11,17 @@ type phase int
 
 const (
 	phaseNone    phase = iota // queued, ended, or unknown here
-	phaseOrdered              // the order is being given, and nobody has said what became of it
+	phaseOrdered              // the order is being given, and the supervisor has not answered
 	phaseStarted              // the command was started, or found running
 )
 
 // tracked is what this server knows of a run beyond its record. A run is tracked while it is in progress here, is to be
-// stopped, failed to start, or somebody waits for its end.
+// stopped, failed to start, or a caller waits for its end.
 type tracked struct {
 	phase    phase
 	stop     *pendingStop  // asked for before the command was started, or nil
 	failures *failures     // to start an accepted run, or nil
-	ended    chan struct{} // closed when the end is recorded; nil if nobody waits for it
+	ended    chan struct{} // closed when the end is recorded; nil if no caller waits for it
 }
 
 // stopping is how a run is to be stopped.
