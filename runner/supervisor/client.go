@@ -92,8 +92,8 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, wrapUnreached(err)
 	}
 	c.useLink(l)
-	go c.keepVersion() //nolint:contextcheck // it ends with Close
-	go c.watchSilence()
+	go c.repeat(o.updateAgain, c.updateLinked)
+	go c.repeat(o.watchEach, c.awaitAnswer)
 	return c, nil
 }
 

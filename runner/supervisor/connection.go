@@ -187,20 +187,21 @@ func (c *connection) updateSupervisor(ctx context.Context, l *link) (*link, erro
 	return l, nil
 }
 
-// keepVersion asks a supervisor of another version again, from time to time.
-func (c *connection) keepVersion() {
-	tick := time.NewTicker(c.o.updateAgain)
+// repeat calls do each time that the duration has passed, until Close.
+func (c *connection) repeat(each time.Duration, do func()) {
+	tick := time.NewTicker(each)
 	defer tick.Stop()
 	for {
 		select {
 		case <-c.ctx.Done():
 			return
 		case <-tick.C:
-			c.updateLinked()
+			do()
 		}
 	}
 }
 
+// updateLinked asks a supervisor of another version again to replace itself.
 func (c *connection) updateLinked() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

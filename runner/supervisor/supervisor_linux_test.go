@@ -227,7 +227,7 @@ func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
 			if err := p.Close(); err != nil { // nothing is logged from now on
 				t.Fatal(err)
 			}
-			if n := strings.Count(log.String(), "stays what it is"); n != 1 {
+			if n := strings.Count(log.String(), "supervisor not upgraded"); n != 1 {
 				t.Errorf("told %d times:\n%s", n, &log)
 			}
 		})

@@ -17,23 +17,9 @@ const (
 	silenceTime = time.Minute
 )
 
-// watchSilence continues a supervisor that was stopped. Its commands run as the same user,
-// so one of them may have sent it SIGSTOP, to outlive its timeout for example.
-func (c *connection) watchSilence() {
-	tick := time.NewTicker(c.o.watchEach)
-	defer tick.Stop()
-	for {
-		select {
-		case <-c.ctx.Done():
-			return
-		case <-tick.C:
-			c.awaitAnswer()
-		}
-	}
-}
-
-// awaitAnswer asks the connected supervisor something, and wakes it for as long as
-// it does not answer. To find or start one is not its task.
+// awaitAnswer asks the connected supervisor something, and continues it for as long as
+// it does not answer. Its commands run as the same user, so one of them may have sent it
+// SIGSTOP, to outlive its timeout for example. To find or start one is not its task.
 func (c *connection) awaitAnswer() {
 	c.mu.Lock()
 	l := c.link
