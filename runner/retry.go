@@ -14,7 +14,7 @@ const (
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 10 * time.Second
 
-	// hookMissing is how long an accepted run waits for its hook to come back: the
+	// hookMissing is how long an accepted run stays queued while its hook is missing: the
 	// file may be replaced just now, but what was accepted long ago must not start
 	// because another hook gets the same name.
 	hookMissing = time.Hour
@@ -93,7 +93,7 @@ const allFlights = ""
 func (r *Runner) promoteLater(ctx context.Context, flight string, pause time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.retrying[flight] || r.draining { // then it is the next server that tries
+	if r.retrying[flight] || r.draining { // then the next server tries
 		return
 	}
 	r.retrying[flight] = true

@@ -1,7 +1,7 @@
 // Package runner starts the commands of hooks, one run of a flight at a time.
 //
 // A [Runner] records each accepted delivery in a [Store] before its command is ordered from [Processes], and records
-// the end before the flight is free again. So the record never shows two runs of a flight in progress, and a server that
+// the end before the flight is free again. So the store never shows two runs of a flight in progress, and a server that
 // ends at any point leaves enough for the next one: [Runner.Recover] follows what runs, records what ended, and starts
 // what was accepted and did not start. Package hook decides what may run.
 //
@@ -31,20 +31,20 @@ type Delivery struct {
 	Trace   string // W3C traceparent, or empty
 	RerunOf string // the run that this one repeats, or empty
 
-	// Repeated is what FindRepeated said of Claim.
+	// Repeated is what FindRepeated returned for Claim.
 	Repeated error
 }
 
 // Started is what a delivery led to.
 type Started struct {
 	Run      Run
-	Late     bool          // the run is recorded, and nobody has said yet that its command runs
-	Joined   bool          // the run was pending before
+	Late     bool          // the run is recorded, and it is not known yet that its command runs
+	Joined   bool          // the run was queued before
 	Position int           // of a queued run; 1 is next
 	Expected time.Duration // until a queued run should start, by the hook's own median
 }
 
-// Busy says that a run of the same flight is under way and no more may wait.
+// Busy says that a run of the same flight is in progress and no more can be queued.
 type Busy struct {
 	Run        Run
 	RetryAfter time.Duration // when the hook's own median says that it will be over
@@ -52,8 +52,7 @@ type Busy struct {
 
 func (e *Busy) Error() string { return "busy with run " + e.Run.ID }
 
-// NotStarted says that the command could not be started. The reason is the
-// operator's.
+// NotStarted says that the command could not be started. The reason is for the operator.
 type NotStarted struct {
 	Run    Run
 	Reason error
@@ -79,7 +78,7 @@ func (e *NotAllowed) Error() string {
 // ErrDraining says that the server takes no more deliveries.
 var ErrDraining = errors.New("draining")
 
-// Runner lets one run of each flight through at a time.
+// Runner starts one run of each flight at a time.
 //
 // It has more methods and fields than other types: a run is recorded, ordered, followed, ended and promoted under one
 // lock, because each of these steps decides whether the next of its flight may begin. What needs no part of that lock,
@@ -111,8 +110,7 @@ type Runner struct {
 	ordering sync.WaitGroup // orders that are being given; none begins once left is set
 }
 
-// New returns a runner with nothing in the air. hook yields a hook as the
-// configuration has it at that moment.
+// New returns a runner without runs in progress. hook returns a hook as the configuration has it at that moment.
 func New(
 	store Store, procs Processes, hook func(string) (*hook.Hook, bool), now func() time.Time, log *slog.Logger,
 ) *Runner {
@@ -139,13 +137,12 @@ func (r *Runner) FindRepeated(ctx context.Context, hook string, c Claim) error {
 	}
 }
 
-// Start records the run that a delivery asks for and starts it, or has it wait,
+// Start records the run that a delivery asks for and starts it, or queues it,
 // by the policy of its hook. Nothing was recorded when it returns an error but
 // *NotStarted: *Replayed, ErrReused, *Busy, ErrDraining, ErrUnavailable. After
 // recordTime it returns ErrUnavailable, and what is recorded then is started.
 func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
-	// A repetition is answered with its first run even while that one is in
-	// the air, so this comes before busy.
+	// A repetition is answered with its first run even while that run is in progress, so this comes before busy.
 	if d.Repeated != nil {
 		return Started{}, d.Repeated
 	}
@@ -161,7 +158,7 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	return awaitRecord(r.log, func() (Started, error) { return r.admitRun(ctx, d, run) })
 }
 
-// admitRun records a run that was let in, and starts it or has it wait.
+// admitRun records a run that beginWork admitted, and starts it or queues it.
 func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, error) {
 	launching := false
 	defer func() {
@@ -214,8 +211,8 @@ func (d *Delivery) commandFeed() Feed {
 	return in
 }
 
-// beginWork answers from memory what needs no record: draining, and busy where
-// nobody waits. Whoever is let in keeps Drain waiting until endWork.
+// beginWork refuses from memory what needs no look into the store: draining, and busy where no run may be queued. A
+// delivery that it admits keeps Drain waiting until endWork.
 func (r *Runner) beginWork(flight string, p hook.Policy) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -238,8 +235,8 @@ func (r *Runner) endWork() {
 	}
 }
 
-// followRun records the end of a run. Its flight is free only after that, so the
-// record never shows two runs of a flight at once.
+// followRun records the end of a run. Its flight is free only after that, so the store never shows two runs of a flight
+// in progress.
 func (r *Runner) followRun(ctx context.Context, run Run) {
 	end, seen := r.awaitEnd(run)
 	if !seen {
@@ -281,8 +278,8 @@ func (r *Runner) awaitEnd(run Run) (end End, seen bool) {
 	}
 }
 
-// logRunEnd comes after the record and before anybody is told, so that who reads
-// it finds the flight free.
+// logRunEnd is called once the end is recorded and before callers of Wait go on, so that a reader of the log finds the
+// flight free.
 func (r *Runner) logRunEnd(run Run, state State, end End) {
 	attrs := []any{
 		"run", run.ID, "hook", run.Hook, "caller", run.Caller, "state", state, "took_ms", end.Ended.Sub(run.Started).Milliseconds(),
@@ -300,8 +297,7 @@ func (r *Runner) logRunEnd(run Run, state State, end End) {
 	r.log.Info("run ended", attrs...)
 }
 
-// finishRun records an end, for as long as it takes the store to take it, and
-// launches what waited for it.
+// finishRun records an end, however long the store takes to accept it, and launches the next run of the flight.
 func (r *Runner) finishRun(ctx context.Context, run Run, s State, e End, giveBack bool) Run {
 	ended, next := r.recordEnd(ctx, run, s, e, giveBack)
 	r.mu.Lock()
@@ -319,8 +315,7 @@ func (r *Runner) finishRun(ctx context.Context, run Run, s State, e End, giveBac
 	return ended
 }
 
-// recordRetryPause is how long to wait for a store that cannot record an end, for
-// want of space perhaps.
+// recordRetryPause is how long to wait for a store that cannot record an end, perhaps because the disk is full.
 const recordRetryPause = time.Second
 
 func (r *Runner) recordEnd(ctx context.Context, run Run, s State, e End, giveBack bool) (Run, *Run) {
@@ -349,7 +344,7 @@ func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, giv
 		}
 		if run.Wish == "" {
 			err = r.rerunInterrupted(ctx, run)
-		} else { // it ended, and nobody saw whether of that
+		} else { // it ended, perhaps because of that wish
 			s = run.Wish
 		}
 		if err != nil {
@@ -395,7 +390,7 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	// Asked after done is there, so that an end in between is not missed.
 	run, err := r.store.Get(context.WithoutCancel(ctx), id)
 	if errors.Is(err, ErrUnknown) || err == nil && run.State.Ended() {
-		r.releaseWaiters(id) // nobody else would
+		r.releaseWaiters(id) // no other goroutine does
 	}
 	if err != nil || run.State.Ended() || left {
 		return run, err
@@ -407,8 +402,8 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	return r.store.Get(context.WithoutCancel(ctx), id)
 }
 
-// Cancel ends a run: one that waits at once, one that runs by TERM, its hook's
-// grace, and KILL. It returns the run as it stands then. One that has ended
+// Cancel ends a run: a queued one at once, a running one by TERM, the grace of its
+// hook, and KILL. It returns the run as it stands then. A run that has ended
 // stays as it is. Once Cancel has returned without an error, no command begins that
 // had not begun before.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
@@ -426,7 +421,7 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 	})
 }
 
-// reportCancelled tells of a run that was cancelled while it was queued.
+// reportCancelled logs a run that was cancelled while it was queued, and releases those that wait for its end.
 func (r *Runner) reportCancelled(run Run) {
 	r.log.Info("run cancelled", "run", run.ID, "hook", run.Hook)
 	r.releaseWaiters(run.ID)
