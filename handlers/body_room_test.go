@@ -43,14 +43,14 @@ callers:
   good: {hmac: {scheme: github, keys: [{file: good}]}}
 hooks:
 `+hooks)
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
+	handler := h.newHandler(slog.New(slog.NewJSONHandler(h.log, nil)))
 	h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if from := r.Header.Get("X-From"); from != "" {
 			r.RemoteAddr = from + ":1"
 		}
-		surface.ServeHTTP(w, r)
+		handler.ServeHTTP(w, r)
 	}))
-	return h, surface
+	return h, handler
 }
 
 // upload begins a request from an address.
@@ -91,17 +91,17 @@ func (u *upload) answer() (int, string) {
 }
 
 // awaitHeld waits until unverified bodies take so much room.
-func awaitHeld(t *testing.T, surface *handlers.Handler, want int64) {
+func awaitHeld(t *testing.T, handler *handlers.Handler, want int64) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for range 30_000 {
-		if surface.Held() == want {
+		if handler.Held() == want {
 			return
 		}
 		<-tick.C
 	}
-	t.Fatalf("%d bytes are held, want %d", surface.Held(), want)
+	t.Fatalf("%d bytes are held, want %d", handler.Held(), want)
 }
 
 // deliver sends a good delivery with a body of some size from an address.
@@ -120,21 +120,21 @@ func (h *house) deliver(from, path string, n int) answer {
 // TestRoom_IsGivenInSteps declares much, and sends less.
 func TestRoom_IsGivenInSteps(t *testing.T) {
 	t.Parallel()
-	h, surface := newRoomHouse(t, true)
+	h, handler := newRoomHouse(t, true)
 	u := h.upload("192.0.2.1", "/large", 16<<20)
 	u.send(16 << 10)
-	awaitHeld(t, surface, 80<<10) // the place for what comes next is there already
+	awaitHeld(t, handler, 80<<10) // the place for what comes next is there already
 	u.send(2 << 20)
-	awaitHeld(t, surface, 2<<20+80<<10)
+	awaitHeld(t, handler, 2<<20+80<<10)
 	_ = u.c.Close()
-	awaitHeld(t, surface, 0)
+	awaitHeld(t, handler, 0)
 }
 
 // TestRoom_StoppedBodiesGiveWay has two sites fill all room and stop one byte before
 // the end. Deliveries from elsewhere are accepted, also those of a stranger.
 func TestRoom_StoppedBodiesGiveWay(t *testing.T) {
 	t.Parallel()
-	h, surface := newRoomHouse(t, false)
+	h, handler := newRoomHouse(t, false)
 	var stopped []*upload
 	for range 8 {
 		for _, from := range []string{"192.0.2.1", "198.51.100.1"} {
@@ -143,7 +143,7 @@ func TestRoom_StoppedBodiesGiveWay(t *testing.T) {
 			stopped = append(stopped, u)
 		}
 	}
-	awaitHeld(t, surface, 16<<20)
+	awaitHeld(t, handler, 16<<20)
 	for _, n := range []int{17 << 10, 100 << 10, 1 << 20} {
 		for i := range 3 {
 			if a := h.deliver(fmt.Sprintf("203.0.113.%d", i), "/start", n); a.status >= 300 {
@@ -169,14 +169,14 @@ func TestRoom_StoppedBodiesGiveWay(t *testing.T) {
 // TestRoom_StoppedNeighbourGivesWay has one body take all that its site may have.
 func TestRoom_StoppedNeighbourGivesWay(t *testing.T) {
 	t.Parallel()
-	h, surface := newRoomHouse(t, true)
+	h, handler := newRoomHouse(t, true)
 	stopped := h.upload("[2001:db8:1:1::1]", "/large", 16<<20)
 	stopped.send(16<<20 - 1)
-	awaitHeld(t, surface, 16<<20)
+	awaitHeld(t, handler, 16<<20)
 	if a := h.deliver("[2001:db8:2:1::1]", "/start", 100<<10); a.status != http.StatusOK {
 		t.Errorf("a delivery from elsewhere got %d: %s", a.status, a.body)
 	}
-	awaitHeld(t, surface, 16<<20)
+	awaitHeld(t, handler, 16<<20)
 	// It stands for a fast one until it has been seen to stop.
 	neighbour := func() int { return h.deliver("[2001:db8:1:2::1]", "/start", 100<<10).status }
 	for status := neighbour(); status != http.StatusOK; status = neighbour() {
@@ -187,14 +187,14 @@ func TestRoom_StoppedNeighbourGivesWay(t *testing.T) {
 	if status, _ := stopped.answer(); status != http.StatusServiceUnavailable {
 		t.Errorf("the body that stopped got %d", status)
 	}
-	awaitHeld(t, surface, 0)
+	awaitHeld(t, handler, 0)
 }
 
 // TestRoom_KnownAddressesComeFirst has many sites share all room evenly: a stranger
 // gets no more than each of them has, and an address that is known does.
 func TestRoom_KnownAddressesComeFirst(t *testing.T) {
 	t.Parallel()
-	h, surface := newRoomHouse(t, true)
+	h, handler := newRoomHouse(t, true)
 	if a := h.deliver("203.0.113.1", "/start", 10); a.status != http.StatusOK {
 		t.Fatal(a)
 	}
@@ -204,7 +204,7 @@ func TestRoom_KnownAddressesComeFirst(t *testing.T) {
 		u.send(1<<20 - 1)
 		stopped = append(stopped, u)
 	}
-	awaitHeld(t, surface, 32<<20)
+	awaitHeld(t, handler, 32<<20)
 	stranger := h.upload("203.0.112.1", "/large", 2<<20)
 	go stranger.send(2<<20 - 1) // the answer comes meanwhile
 	if status, text := stranger.answer(); status != http.StatusServiceUnavailable {
@@ -216,7 +216,7 @@ func TestRoom_KnownAddressesComeFirst(t *testing.T) {
 	for _, u := range stopped {
 		_ = u.c.Close()
 	}
-	awaitHeld(t, surface, 0)
+	awaitHeld(t, handler, 0)
 }
 
 // TestBody_TooSlow sends a byte and no more, over HTTP/1.1 and HTTP/2.

@@ -20,10 +20,10 @@ import (
 func TestConnections_OwnBudget(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	handler := h.newHandler(slog.New(slog.DiscardHandler))
 	connect := func(text string, want bool) {
 		t.Helper()
-		if surface.AllowConnection(netip.MustParseAddr(text)) != want {
+		if handler.AllowConnection(netip.MustParseAddr(text)) != want {
 			t.Errorf("%s may connect: %v", text, !want)
 		}
 	}
@@ -41,7 +41,7 @@ func TestConnections_OwnBudget(t *testing.T) {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/healthz", http.NoBody)
 		r.RemoteAddr = "192.0.2.1:1"
-		surface.ServeHTTP(w, r)
+		handler.ServeHTTP(w, r)
 		if (w.Code == http.StatusOK) != (i < 3) {
 			t.Errorf("request %d: status %d", i+1, w.Code)
 		}
@@ -51,10 +51,10 @@ func TestConnections_OwnBudget(t *testing.T) {
 	connect("192.0.2.1", false)
 
 	// A limit that is changed counts at once, and one that is not goes on as it is.
-	surface.Update()
+	handler.Update()
 	connect("192.0.2.1", false)
 	reload(t, h, "address: {rate: 1/m, burst: 3}", "address: {rate: 1/m, burst: 4}")
-	surface.Update()
+	handler.Update()
 	for i := range 5 {
 		connect("192.0.2.1", i < 4)
 	}
@@ -117,18 +117,18 @@ func TestAddressLimit_ParallelFirstUse(t *testing.T) {
 func TestFlooded_CostsConnections(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	handler := h.newHandler(slog.New(slog.DiscardHandler))
 	from, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-	if !surface.AllowConnection(from) {
+	if !handler.AllowConnection(from) {
 		t.Fatal("it cannot connect at all")
 	}
-	surface.ReportFlood(from) // leaves it one token below nothing
+	handler.ReportFlood(from) // leaves it one token below nothing
 	h.clock.move(time.Minute)
-	if surface.AllowConnection(from) {
+	if handler.AllowConnection(from) {
 		t.Error("after a flood it connects as if nothing had been")
 	}
 	h.clock.move(time.Minute)
-	if !surface.AllowConnection(from) || !surface.AllowConnection(other) {
+	if !handler.AllowConnection(from) || !handler.AllowConnection(other) {
 		t.Error("it, or another address, cannot connect when the flood is paid for")
 	}
 
@@ -136,9 +136,9 @@ func TestFlooded_CostsConnections(t *testing.T) {
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/start", strings.NewReader("1"))
 	r.Header, r.RemoteAddr = h.by("good", "1").header, "192.0.2.3:1"
 	w := httptest.NewRecorder()
-	surface.ServeHTTP(w, r)
-	surface.ReportFlood(netip.MustParseAddr("192.0.2.3"))
-	if !surface.AllowConnection(netip.MustParseAddr("192.0.2.3")) {
+	handler.ServeHTTP(w, r)
+	handler.ReportFlood(netip.MustParseAddr("192.0.2.3"))
+	if !handler.AllowConnection(netip.MustParseAddr("192.0.2.3")) {
 		t.Errorf("an address from which a delivery was accepted (%d) pays for a flood", w.Code)
 	}
 }
@@ -148,9 +148,9 @@ func TestFlooded_CostsConnections(t *testing.T) {
 func TestUnreadable_CostsFailures(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "failures: {rate: 1/h, burst: 2}")
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil)))
+	handler := h.newHandler(slog.New(slog.NewJSONHandler(h.log, nil)))
 	for range 5 {
-		surface.ReportUnreadable(netip.MustParseAddrPort("192.0.2.1:5"))
+		handler.ReportUnreadable(netip.MustParseAddrPort("192.0.2.1:5"))
 	}
 	if n := strings.Count(h.log.String(), `"msg":"request not read","address":"192.0.2.1:5"`); n != 2 {
 		t.Errorf("%d lines, want 2", n)
@@ -172,7 +172,7 @@ hooks:
   start: {path: /start, callers: [good], command: [/bin/true]}
   open: {path: /open, dangerously_unauthenticated: true, command: [/bin/true]}
 `)
-	surface := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler))
+	handler := h.newHandler(slog.New(slog.DiscardHandler))
 	send := func(from string, d delivery, want int) bool {
 		t.Helper()
 		path := d.path
@@ -185,11 +185,11 @@ hooks:
 			r.Header = http.Header{}
 		}
 		w := httptest.NewRecorder()
-		surface.ServeHTTP(w, r)
+		handler.ServeHTTP(w, r)
 		if w.Code != want {
 			t.Errorf("%s: answered %d, want %d: %s", from, w.Code, want, w.Body)
 		}
-		return surface.IsProvedHost(netip.MustParseAddr(from))
+		return handler.IsProvedHost(netip.MustParseAddr(from))
 	}
 	good := h.by("good", "1")
 	if send("192.0.2.1", h.by("nobody", "1"), http.StatusUnauthorized) {
@@ -205,7 +205,7 @@ hooks:
 		t.Error("known by a replay, which needs no key")
 	}
 	h.clock.move(24 * time.Hour)
-	if surface.IsProvedHost(netip.MustParseAddr("192.0.2.3")) {
+	if handler.IsProvedHost(netip.MustParseAddr("192.0.2.3")) {
 		t.Error("known for longer than a day")
 	}
 }

@@ -73,7 +73,7 @@ func TestDelivery_JudgedWhenItsBodyIsThere(t *testing.T) {
 			}
 			if row.old != "" {
 				reload(t, h, row.old, row.new)
-				h.surface.Update()
+				h.handler.Update()
 			}
 			if _, err := io.Copy(write, strings.NewReader("body")); err != nil {
 				t.Error(err)

@@ -45,7 +45,7 @@ type house struct {
 	outputs handlers.Outputs
 	record  *record
 	procs   *commands
-	surface *handlers.Handler
+	handler *handlers.Handler
 	server  *httptest.Server
 	log     *journal
 	clock   *clock
@@ -144,8 +144,8 @@ func build(t *testing.T, dir, text string) *house {
 			return nil
 		}},
 	)
-	h.surface = handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log)
-	h.serve(h.surface)
+	h.handler = h.newHandler(log)
+	h.serve(h.handler)
 	t.Cleanup(func() {
 		h.release()
 		h.runner.Drain(context.WithoutCancel(t.Context()))
@@ -180,6 +180,11 @@ hooks:
 `, dir+"/write.sh", dir))
 	h.clock.start()
 	return h
+}
+
+// newHandler returns another handler of the house, that writes to another log.
+func (h *house) newHandler(log *slog.Logger) *handlers.Handler {
+	return handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log)
 }
 
 func (h *house) serve(handler http.Handler) {

@@ -52,7 +52,7 @@ func TestLog_StrangersFillNothing(t *testing.T) {
 	for i := range 120 { // which is more than a network of strangers may have
 		h.line(h.answers(http.StatusUnprocessableEntity, h.by("good", fmt.Sprint(i)).to("/start?x=c")))
 	}
-	h.surface.Close()
+	h.handler.Close()
 	got, skipped := h.logged("WARN")
 	if got["request404"] != 100 || got["request405"] != 300 || got["request422"] != 120 || got["log lines skipped: too many of a kind0"] != 3 {
 		t.Errorf("warned of %v", got)
@@ -61,7 +61,7 @@ func TestLog_StrangersFillNothing(t *testing.T) {
 	if info["request200"] != 300 || skipped != one-100+2*(many-300) {
 		t.Errorf("%v, and %d are counted", info, skipped)
 	}
-	if n := h.surface.SkippedLines(); n != skipped {
+	if n := h.handler.SkippedLines(); n != skipped {
 		t.Errorf("%d lines are counted, and the log says %d", n, skipped)
 	}
 	for text := range strings.Lines(h.log.String()) {

@@ -52,7 +52,7 @@ func TestBody_SlowBodyLeavesTime(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	log := slog.New(slog.NewJSONHandler(h.log, nil))
-	all := handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log)
+	all := h.newHandler(log)
 	h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0)); err != nil {
 			t.Error(err)

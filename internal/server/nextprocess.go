@@ -5,14 +5,14 @@ import (
 	"os"
 )
 
-// NextProcess is a server that was started beside this process.
+// NextProcess is a server that was started by this process and outlives it.
 type NextProcess struct {
 	*os.Process
 
-	Ended <-chan struct{} // closed when it has, and all that it held is free
+	Ended <-chan struct{} // closed when the process has ended and released everything
 }
 
-// StartNextProcess starts the program again, beside this process, with files as its
+// StartNextProcess starts the program again, while this process runs on, with files as its
 // descriptors from 3 on. It outlives this process.
 func StartNextProcess(exe string, args, env []string, files ...*os.File) (*NextProcess, error) {
 	p, err := os.StartProcess(exe, append([]string{exe}, args...), &os.ProcAttr{
