@@ -49,7 +49,7 @@ func (r inRepository) Run() int {
 
 // sallyport runs the program, as main.go does.
 func sallyport() {
-	os.Exit(app.Main("", os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) //nolint:forbidigo // it is a program of its own
+	os.Exit(app.Main("", os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 func TestScripts(t *testing.T) {
