@@ -279,7 +279,7 @@ func TestIssuer_HTTPSOnly(t *testing.T) {
 		{func(s *auth.JWTSpec) { s.JWKS = "https://user@issuer.example/jwks" }, []string{"jwt.jwks: "}},
 		{func(s *auth.JWTSpec) { s.JWKS = "https://" }, []string{"jwt.jwks: "}},
 		{func(s *auth.JWTSpec) { s.CA = "absent.pem" }, []string{"jwt.ca: ", "absent.pem"}},
-		{func(s *auth.JWTSpec) { s.CA = "garbage.pem" }, []string{"jwt.ca: ", "holds no certificate"}},
+		{func(s *auth.JWTSpec) { s.CA = "garbage.pem" }, []string{"jwt.ca: ", "does not contain a certificate"}},
 		{func(s *auth.JWTSpec) { s.Algorithms = []string{"HS256"} }, []string{"jwt.algorithms: ", "no algorithm that issuer keys support"}},
 	} {
 		b := newBench(t)

@@ -17,28 +17,25 @@ import (
 	"sallyport/internal/httpsurl"
 )
 
-// ACMESpec is the part of the tls section that has certificates obtained from
-// a CA by ACME (RFC 8555), and renewed.
+// ACMESpec is the part of the tls section about certificates that a CA issues by ACME (RFC 8555).
 type ACMESpec struct {
 	Domains   []string `yaml:"domains"`    // exact names, in ASCII
-	Email     string   `yaml:"email"`      // for the CA to write to; optional
+	Email     string   `yaml:"email"`      // optional; the CA writes to it
 	Directory string   `yaml:"directory"`  // https URL; default: Let's Encrypt
-	CA        string   `yaml:"ca"`         // PEM: who signs the directory's own certificate; default: the system's CAs
-	AcceptTOS bool     `yaml:"accept_tos"` // that the CA's terms of service are agreed to
+	CA        string   `yaml:"ca"`         // PEM: CAs of the directory's own certificate; default: the system's CAs
+	AcceptTOS bool     `yaml:"accept_tos"` // agreement to the CA's terms of service
 }
 
-// ACME is what a configuration obtains. It is never changed; what has been
-// obtained is with its renewals, which may be those of another configuration too.
+// ACME is the certificates that a configuration obtains. It is never changed. The certificates are held by its
+// renewals, which another configuration may share.
 type ACME struct {
 	Directory string
 	Domains   []string // in the order of the file
 	renewals  map[string]*renewal
 }
 
-// LoadACME checks spec and returns what it asks for, or nil when that is
-// nothing. state is the state folder, whose "acme" keeps accounts and
-// certificates. What was obtained before is taken up, so that it can be shown
-// at once; nothing is asked for before Renewals.Use.
+// LoadACME checks spec, and returns nil if spec is nil or wrong. state is the state folder, whose "acme" holds accounts
+// and certificates. Stored certificates are loaded and can be served at once; no request is sent before [Renewals.Use].
 func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Time, p *diag.List) *ACME {
 	if spec == nil {
 		return nil
@@ -48,7 +45,7 @@ func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Ti
 		a.Directory = acme.LetsEncryptURL
 	}
 	before := errorCount(p)
-	spec.check(p)
+	spec.checkSpec(p)
 	roots := ""
 	if spec.CA != "" {
 		roots = string(Roots(spec.CA, dir, now, p.At("ca")))
@@ -57,9 +54,9 @@ func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Ti
 		return nil
 	}
 	for _, domain := range a.Domains {
-		a.renewals[domain] = renewals.of(order{
+		a.renewals[domain] = renewals.forOrder(renewalOrder{
 			domain: domain, email: spec.Email, directory: a.Directory, roots: roots,
-			dir: filepath.Join(state, "acme", folder(a.Directory)),
+			dir: filepath.Join(state, "acme", directoryFolder(a.Directory)),
 		}, now)
 	}
 	return a
@@ -67,35 +64,37 @@ func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Ti
 
 var domainForm = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-func (s *ACMESpec) check(p *diag.List) {
+func (s *ACMESpec) checkSpec(p *diag.List) {
 	if len(s.Domains) == 0 {
-		p.At("domains").Errorf("are missing: which names to get certificates for")
+		p.At("domains").Errorf("is missing: list the names to obtain certificates for")
 	}
 	for i, domain := range s.Domains {
 		if !domainForm.MatchString(domain) || len(domain) > 253 {
-			p.At("domains").Index(i).Errorf("%q is no name to get a certificate for: write one such as hooks.example.com, in lower case and ASCII, without a wildcard", domain)
+			p.At("domains").Index(i).Errorf("%q is not a name for a certificate: write a name such as hooks.example.com, "+
+				"in lower case and ASCII, without a wildcard", domain)
 		} else if slices.Contains(s.Domains[:i], domain) {
-			p.At("domains").Index(i).Errorf("%q stands here a second time", domain)
+			p.At("domains").Index(i).Errorf("%q is listed twice", domain)
 		}
 	}
 	if s.Email != "" {
 		if a, err := mail.ParseAddress(s.Email); err != nil || a.Address != s.Email {
-			p.At("email").Errorf("%q is no plain email address", s.Email)
+			p.At("email").Errorf("%q is not a plain email address", s.Email)
 		}
 	}
 	if s.Directory != "" {
 		if _, err := httpsurl.Parse(s.Directory); err != nil {
-			p.At("directory").Errorf("%q is no https URL", s.Directory)
+			p.At("directory").Errorf("%q is not an https URL", s.Directory)
 		}
 	}
 	if !s.AcceptTOS {
-		p.At("accept_tos").Errorf("must be true: read the CA's terms of service, which the directory names, and agree to them here")
+		p.At("accept_tos").Errorf("must be true: read the CA's terms of service, which the directory names, " +
+			"and agree to them here")
 	}
 }
 
-// folder names the folder of a directory: what one CA issued, say for testing,
-// must not be taken for what another did.
-func folder(directory string) string {
+// directoryFolder returns the folder of a directory's certificates: a certificate of one CA, for example for testing,
+// must not be used as one of another CA.
+func directoryFolder(directory string) string {
 	return strings.Map(func(c rune) rune {
 		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '-' {
 			return c
@@ -116,18 +115,18 @@ func (a *ACME) AddTo(cfg *tls.Config) *tls.Config {
 	cfg.NextProtos = append(slices.Clone(cfg.NextProtos), acme.ALPNProto)
 	cfg.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if r := a.renewals[strings.ToLower(hello.ServerName)]; r != nil {
-			return r.certificate(hello)
+			return r.getCertificate(hello)
 		}
 		if others != nil {
 			return others(hello)
 		}
-		return nil, nil // one of the pairs; without any, crypto/tls refuses the name
+		return nil, nil // crypto/tls uses the pairs; without any, it refuses the name
 	}
 	return cfg
 }
 
-// Expiries tells when what was obtained ends. It is renewed when a third of its
-// time is left, which may be days; so a warning is due at a quarter.
+// Expiries returns when the obtained certificates expire. Renewal is due when a third of the lifetime is left, which
+// may be days, so a warning is due at a quarter.
 func (a *ACME) Expiries() (all []Expiry) {
 	if a == nil {
 		return nil
@@ -136,31 +135,31 @@ func (a *ACME) Expiries() (all []Expiry) {
 		if c := a.renewals[domain].current.Load(); c != nil {
 			all = append(all, Expiry{
 				What: "server certificate", File: "acme", Subject: domain, NotAfter: c.Leaf.NotAfter,
-				Ahead: quarter(c.Leaf.NotBefore, c.Leaf.NotAfter),
+				Ahead: quarterLifetime(c.Leaf.NotBefore, c.Leaf.NotAfter),
 			})
 		}
 	}
 	return all
 }
 
-// Renewals obtain certificates and renew them, one for each order. They outlive
-// configurations: what two of them have in common goes on undisturbed.
+// Renewals obtain and renew certificates, one for each order. They outlive configurations: an order that two
+// configurations share goes on without interruption.
 type Renewals struct {
 	log *slog.Logger
 
 	mu  sync.Mutex
-	all map[order]*renewal
+	all map[renewalOrder]*renewal
 
-	account sync.Mutex // of making an account's key, which is a file
+	account sync.Mutex // held while the file of an account key is created
 }
 
-// NewRenewals returns none yet.
+// NewRenewals returns an empty set of renewals.
 func NewRenewals(log *slog.Logger) *Renewals {
-	return &Renewals{log: log, all: map[order]*renewal{}}
+	return &Renewals{log: log, all: map[renewalOrder]*renewal{}}
 }
 
-// of returns the renewal of an order, which is made at its first use.
-func (w *Renewals) of(o order, now time.Time) *renewal {
+// forOrder returns the renewal of an order, and creates it at first use.
+func (w *Renewals) forOrder(o renewalOrder, now time.Time) *renewal {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.all[o] == nil {
@@ -169,8 +168,8 @@ func (w *Renewals) of(o order, now time.Time) *renewal {
 	return w.all[o]
 }
 
-// Use starts what a asks for, unless it goes on already, and ends all else. To
-// answer the CA, the server must be serving a by now, or soon.
+// Use starts the renewals of a, and stops all others. The server must serve a's configuration by now or soon, to answer
+// the CA.
 func (w *Renewals) Use(a *ACME) {
 	if w == nil {
 		return
@@ -190,7 +189,7 @@ func (w *Renewals) Use(a *ACME) {
 	for _, domain := range a.Domains {
 		if r := a.renewals[domain]; !r.begun {
 			r.begun = true
-			go r.run(after)
+			go r.keepRenewed(after)
 			after += spacing
 		}
 	}

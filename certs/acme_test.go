@@ -43,7 +43,8 @@ func obtain(t *testing.T, s *certs.Renewals, state string, spec certs.ACMESpec) 
 	return a
 }
 
-func TestWhatTwoConfigurationsObtainAlikeGoesOn(t *testing.T) {
+// TestRenewals_SharedOrder: an order that two configurations share goes on, and others end.
+func TestRenewals_SharedOrder(t *testing.T) {
 	url, other := directory(t), directory(t)
 	const state = "/dev/null" // where nothing can be left by what goes on for a moment after the test
 	s := certs.NewRenewals(slog.New(slog.DiscardHandler))
@@ -117,9 +118,9 @@ func renewing() (found []string) {
 	return found
 }
 
-// TestRenewals_HangingOneDelaysNoOther has a CA answer none of the requests for several names: each name has its own
-// in progress. When the renewals end, so do these, and the log has no failure of what nothing needs.
-func TestRenewals_HangingOneDelaysNoOther(t *testing.T) {
+// TestRenewals_HangingOrder: a CA never answers the requests for several names. Each name has its own request in
+// progress, which ends with the renewals, and the log has no error about requests that are no longer needed.
+func TestRenewals_HangingOrder(t *testing.T) {
 	var held atomic.Int64
 	ca := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		held.Add(1)
@@ -141,8 +142,8 @@ func TestRenewals_HangingOneDelaysNoOther(t *testing.T) {
 	}
 }
 
-// TestRenewals_EndLeavesNoConnection has a CA that takes connections and never says a word.
-func TestRenewals_EndLeavesNoConnection(t *testing.T) {
+// TestRenewals_StopConnecting: a CA accepts connections and sends nothing. The end of the renewals closes them.
+func TestRenewals_StopConnecting(t *testing.T) {
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { must(t, l.Close()) })
@@ -175,7 +176,8 @@ func kept(t *testing.T, state, folder, name string, notAfter time.Time) *x509.Ce
 	return parseOne(t, p.cert)
 }
 
-func TestWhatWasObtainedIsShownAtOnce(t *testing.T) {
+// TestLoadACME_StoredCertificate: a stored certificate is shown at once.
+func TestLoadACME_StoredCertificate(t *testing.T) {
 	state, now := t.TempDir(), time.Now()
 	good := kept(t, state, "ca.example.com_dir", "good.example.com", now.Add(10*day))
 	kept(t, state, "ca.example.com_dir", "ended.example.com", now.Add(-time.Hour))
@@ -215,7 +217,8 @@ func TestWhatWasObtainedIsShownAtOnce(t *testing.T) {
 	}
 }
 
-func TestWithoutACMEItsProtocolIsNotSpoken(t *testing.T) {
+// TestACME_AddToWithoutACME: without acme, the server does not offer the ACME protocol.
+func TestACME_AddToWithoutACME(t *testing.T) {
 	dir := t.TempDir()
 	dev(t, dir, time.Now())
 	client := &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", NextProtos: []string{"acme-tls/1"}, MinVersion: tls.VersionTLS13}

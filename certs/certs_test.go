@@ -150,7 +150,8 @@ func texts(p *diag.List) (got []string) {
 	return got
 }
 
-func TestLoadAsksForNoCertificateWithoutClientCA(t *testing.T) {
+// TestLoad_NoClientCA: without a client_ca, the server requests no client certificate.
+func TestLoad_NoClientCA(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	good(t, dir, now)
 	cfg, got := load(t, dir, certs.Spec{Cert: "s.pem", Key: filepath.Join(dir, "s.key")}, now)
@@ -162,7 +163,8 @@ func TestLoadAsksForNoCertificateWithoutClientCA(t *testing.T) {
 	}
 }
 
-func TestTLS12IsOnlySpokenByOptionAndWithAEADOnly(t *testing.T) {
+// TestLoad_TLS12: TLS 1.2 needs the option, and then allows AEAD suites only.
+func TestLoad_TLS12(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	c := good(t, dir, now)
 	roots := x509.NewCertPool()
@@ -191,7 +193,8 @@ func TestTLS12IsOnlySpokenByOptionAndWithAEADOnly(t *testing.T) {
 	}
 }
 
-func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
+// TestLoad_Problems: each problem is reported at its key.
+func TestLoad_Problems(t *testing.T) {
 	now := time.Now()
 	rsaKey := func(t *testing.T, bits int) crypto.Signer {
 		t.Helper()
@@ -243,13 +246,13 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 		"no key in the key file": {file("s.key", "hello", 0o600), "error tls.key: using s.key with s.pem: "},
 		"an encrypted key":       {file("s.key", encode("ENCRYPTED PRIVATE KEY", []byte("x")), 0o600), "error tls.key: s.key is encrypted"},
 		"an old encrypted key":   {file("s.key", "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n", 0o600), "error tls.key: s.key is encrypted"},
-		"the key for the CA":     {func(t *testing.T, dir string, c ca) { t.Helper(); write(t, dir, "c.pem", c.issue(t, nil).key, 0o644) }, "error tls.client_ca: c.pem holds a PRIVATE KEY"},
-		"an empty CA file":       {file("c.pem", "# none yet\n", 0o644), "error tls.client_ca: c.pem holds no certificate"},
+		"the key for the CA":     {func(t *testing.T, dir string, c ca) { t.Helper(); write(t, dir, "c.pem", c.issue(t, nil).key, 0o644) }, "error tls.client_ca: c.pem contains a PRIVATE KEY"},
+		"an empty CA file":       {file("c.pem", "# none yet\n", 0o644), "error tls.client_ca: c.pem does not contain a certificate"},
 		"a broken certificate":   {file("c.pem", encode("CERTIFICATE", []byte("x")), 0o644), "error tls.client_ca: parsing certificate 1 of c.pem: "},
 		"a CA cut short": {func(t *testing.T, dir string, c ca) {
 			t.Helper()
 			write(t, dir, "c.pem", c.pem+"\n"+c.pem[:200], 0o644)
-		}, "error tls.client_ca: c.pem holds 2 PEM blocks, and 1 of them"},
+		}, "error tls.client_ca: c.pem contains 2 PEM blocks, and 1 of them"},
 		"comments between CAs": {func(t *testing.T, dir string, c ca) {
 			t.Helper()
 			write(t, dir, "c.pem", "# a\n"+c.pem+"\n# b\n"+c.pem, 0o644)
@@ -257,11 +260,11 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 		"a leaf for a CA": {func(t *testing.T, dir string, c ca) {
 			t.Helper()
 			write(t, dir, "c.pem", c.pem+c.issue(t, nil).cert, 0o644)
-		}, "error tls.client_ca: certificate 2 of c.pem is not a CA's"},
+		}, "error tls.client_ca: certificate 2 of c.pem is not a CA certificate"},
 		"a CA that may not sign": {func(t *testing.T, dir string, _ ca) {
 			t.Helper()
 			write(t, dir, "c.pem", newCA(t, now, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign }).pem, 0o644)
-		}, "error tls.client_ca: certificate 1 of c.pem is not a CA's"},
+		}, "error tls.client_ca: certificate 1 of c.pem is not a CA certificate"},
 		"expired":                {leaf(func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Second) }), "error tls.cert: certificate 1 of s.pem expired on "},
 		"not yet valid":          {leaf(func(c *x509.Certificate) { c.NotBefore = now.Add(time.Hour) }), "error tls.cert: certificate 1 of s.pem is not valid before "},
 		"13 days left":           {leaf(func(c *x509.Certificate) { c.NotAfter = now.Add(13*24*time.Hour + time.Hour) }), "warning tls.cert: certificate 1 of s.pem expires in 13 days"},
@@ -269,7 +272,7 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 		"a client's certificate": {leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), "error tls.cert: certificate 1 of s.pem is not for servers"},
 		"a name only in its CN":  {leaf(func(c *x509.Certificate) { c.DNSNames = nil }), "error tls.cert: certificate 1 of s.pem has no DNS name"},
 		"an address for a name":  {leaf(func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, []net.IP{net.IPv4(10, 0, 0, 1)} }), ""},
-		"no intermediate":        {leaf(func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} }), `warning tls.cert: s.pem has the server's certificate alone, and "Corp CA" signed it: append`},
+		"no intermediate":        {leaf(func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} }), `warning tls.cert: s.pem contains only the server's certificate, which "Corp CA" signed it: append`},
 		"its intermediate": {func(t *testing.T, dir string, c ca) {
 			t.Helper()
 			p := c.issue(t, nil, func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} })
@@ -307,7 +310,8 @@ func TestLoadNamesEachProblemAtItsKey(t *testing.T) {
 	}
 }
 
-func TestSHA1SignatureIsRefused(t *testing.T) {
+// TestLoad_SHA1Signature: a certificate with a SHA-1 signature is refused.
+func TestLoad_SHA1Signature(t *testing.T) {
 	// Go signs nothing with SHA-1 any more, so this one is kept in testdata.
 	data, err := os.ReadFile("testdata/sha1.txt")
 	if err != nil {
@@ -323,7 +327,8 @@ func TestSHA1SignatureIsRefused(t *testing.T) {
 	}
 }
 
-func TestLoadTellsAllProblemsAtOnce(t *testing.T) {
+// TestLoad_AllProblemsAtOnce: all problems are reported at once.
+func TestLoad_AllProblemsAtOnce(t *testing.T) {
 	_, got := load(t, t.TempDir(), certs.Spec{Key: "s.key", ClientCA: "c.pem", MinVersion: "1.1"}, time.Now())
 	for i, prefix := range []string{"error tls.min_version: ", "error tls.cert: is missing", "error tls.key: open ", "error tls.client_ca: open "} {
 		if i >= len(got) || !strings.HasPrefix(got[i], prefix) {
@@ -332,7 +337,8 @@ func TestLoadTellsAllProblemsAtOnce(t *testing.T) {
 	}
 }
 
-func TestProblemsElsewhereInTheFileDoNotHideAGoodPair(t *testing.T) {
+// TestLoad_ProblemsElsewhere: a problem elsewhere in the file does not make Load refuse a good pair.
+func TestLoad_ProblemsElsewhere(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	good(t, dir, now)
 	var p diag.List

@@ -18,42 +18,39 @@ import (
 	"sallyport/internal/diag"
 )
 
-// What a client shows is judged twice. The handshake turns away whoever shows a
-// certificate that nobody here would believe. Each request is then judged
-// anew, by the trust of its caller and of its time: a connection may be older
-// than the configuration, and a resumed session older than both.
+// Client certificates are verified twice. The handshake refuses certificates that no caller can have. Then each request
+// is verified with the trust of its caller at its time: a connection may be older than the configuration, and a resumed
+// session older than both.
 
-// What one client may show. All of it is verified before the client has proved
-// that it has a key, so it must not cost much more than an honest chain does: no
-// two CAs of one name, which would have every signature tried with every key,
-// and no RSA key whose use costs a hundred times what that of others does.
+// Bounds on what a client shows. It is verified before the client has proved that it has the key, so it must not cost
+// much more than a usual chain does: no two CAs with one name, because each signature would be tried with each key, and
+// no RSA key that makes verification a hundred times slower.
 const (
-	maxShown    = 4 // its own, and three CAs
+	maxShown    = 4 // the client's certificate, and three CAs
 	maxRSABits  = 4096
 	rsaExponent = 65537
 )
 
-// Why a certificate is not believed that a trusted CA did sign.
+// Reasons to refuse a certificate that a trusted CA signed.
 var (
 	ErrStale   = errors.New("outside its time")
 	ErrRevoked = errors.New("revoked")
 )
 
-// errNoCA says less than any other reason does.
+// errNoCA is the least specific reason.
 var errNoCA = errors.New("leads to no CA")
 
-// Trust tells whether the certificates that a client showed, its own first, are
-// to be believed now. The error says why they are not, in words that follow
-// "the client certificate"; it is or wraps ErrStale or ErrRevoked where that is
-// why. A Trust may be used by many at once.
+// Trust verifies the certificates that a client showed, its own first, at a time. The error gives the reason for a
+// refusal, in words that follow "the client certificate"; it is or wraps [ErrStale] or [ErrRevoked] for those reasons.
+// A Trust may be used concurrently.
 type Trust func(shown []*x509.Certificate, now time.Time) error
 
-// Clients are the trusted CAs of client certificates, the certificates that callers pin, and the CRLs. LoadClients
+// Clients are the trusted CAs of client certificates, the certificates that callers pin, and the CRLs. [LoadClients]
 // makes all of it at once, and nothing changes it afterwards.
 type Clients struct {
 	spec     Spec
 	files    map[string]*authority // by name, as the configuration file has it
-	all      *authority            // the CAs of all files, for handshakes
+	anyFile  *authority            // the CAs of all files, for handshakes
 	pins     map[[sha256.Size]byte]bool
 	revoked  *revocations
 	workload *workload
@@ -89,11 +86,11 @@ func LoadClients(spec Spec, named Named, dir string, now time.Time, workloads *W
 	}
 	if spec.SPIFFE != nil {
 		if spec.ClientCA != "" {
-			p.At("spiffe").Errorf("takes the place of client_ca: name that file at the callers who are believed by it")
+			p.At("spiffe").Errorf("replaces client_ca: set mtls.ca to that file for its callers")
 		}
-		c.workload = workloads.load(spec.SPIFFE, p.At("spiffe"))
+		c.workload = workloads.loadWorkload(spec.SPIFFE, p.At("spiffe"))
 	}
-	c.all = union(c.files)
+	c.anyFile = mergeAuthorities(c.files)
 	c.revoked = loadRevocations(spec.ClientCRL, c.files, dir, now, p.At("client_crl"))
 	return c
 }
@@ -105,11 +102,11 @@ func (c *Clients) ByCA(file string) Trust {
 		return nil
 	}
 	return func(shown []*x509.Certificate, now time.Time) error {
-		chains, err := a.chains(shown, now)
+		chains, err := a.verifyChains(shown, now)
 		if err != nil {
 			return err
 		}
-		return c.revoked.check(chains, now)
+		return c.revoked.checkChains(chains, now)
 	}
 }
 
@@ -117,15 +114,14 @@ func (c *Clients) ByCA(file string) Trust {
 // their own, or nil when there is no tls.client_ca.
 func (c *Clients) ByDefault() Trust { return c.ByCA(c.spec.ClientCA) }
 
-// BySPIFFE returns what believes the X.509-SVIDs of the trust domains that the
-// Workload API knows now, or nil when there is no tls.spiffe. It is for callers
-// that are known by their SPIFFE ID, and for no others: the CA of a federated
-// trust domain may put any other name into a certificate.
+// BySPIFFE returns the trust in X.509-SVIDs of the trust domains that the Workload API currently knows, or nil if there
+// is no tls.spiffe. Use it for callers that are identified by their SPIFFE ID only: the CA of a federated trust domain
+// may put any other name into a certificate.
 func (c *Clients) BySPIFFE() Trust {
 	if c.spec.SPIFFE == nil {
 		return nil
 	}
-	return c.workload.verify
+	return c.workload.verifySVID
 }
 
 // Pinned returns the trust in the one certificate with this SHA-256 sum. A self-signed certificate needs no CA. Any
@@ -135,11 +131,11 @@ func Pinned(sum [sha256.Size]byte, rest Trust) Trust {
 	return func(shown []*x509.Certificate, now time.Time) error {
 		switch {
 		case sha256.Sum256(shown[0].Raw) != sum:
-			return errors.New("is another one than is pinned")
-		case selfSigned(shown[0]):
-			return alone(shown[0], now)
+			return errors.New("differs from the pinned one")
+		case isSelfSigned(shown[0]):
+			return verifySelfSigned(shown[0], now)
 		case rest == nil:
-			return errors.New("is not signed by itself, so its pin needs a ca that signed it")
+			return errors.New("is not self-signed, so its pin needs the ca that signed it")
 		}
 		return rest(shown, now)
 	}
@@ -154,21 +150,20 @@ func (c *Clients) AddTo(cfg *tls.Config) *tls.Config {
 	}
 	cfg = cfg.Clone()
 	if c.workload != nil && len(cfg.Certificates) == 0 {
-		cfg.GetCertificate = c.workload.certificate
+		cfg.GetCertificate = c.workload.getCertificate
 	}
 	if len(c.files) == 0 && len(c.pins) == 0 && c.workload == nil {
 		return cfg
 	}
-	// Not required of everybody: other callers sign instead. Whoever shows a
-	// certificate has to show a good one, and admit is who says so: crypto/tls
-	// knows one pool for all.
+	// A certificate is not required, because other callers sign instead. verifyHandshake verifies it and not
+	// crypto/tls, which supports one pool for all.
 	cfg.ClientAuth = tls.RequestClientCert
-	cfg.VerifyConnection = c.admit
+	cfg.VerifyConnection = c.verifyHandshake
 	if len(c.pins) > 0 || c.workload != nil {
 		return cfg
 	}
-	// Of several certificates, a client picks by this list (RFC 8446 section
-	// 4.2.4), or shows none. It cannot tell of pins and of what changes.
+	// A client chooses one of several certificates by this list (RFC 8446 section 4.2.4), or shows none. The list
+	// cannot contain pins or CAs that change, so it is left empty then.
 	cfg.ClientCAs = x509.NewCertPool()
 	for _, a := range c.files {
 		for _, ca := range a.cas {
@@ -178,7 +173,7 @@ func (c *Clients) AddTo(cfg *tls.Config) *tls.Config {
 	return cfg
 }
 
-// Describe tells by what client certificates are believed, but for what callers name.
+// Describe returns lines about the trust in client certificates, except for what callers name.
 func (c *Clients) Describe() (lines []string) {
 	if c.spec.ClientCA != "" {
 		lines = append(lines, "by the CAs of "+c.spec.ClientCA)
@@ -186,94 +181,92 @@ func (c *Clients) Describe() (lines []string) {
 	if c.workload != nil {
 		lines = append(lines, "by SPIFFE: "+c.workload.String())
 	}
-	for _, list := range c.revoked.sorted() {
+	for _, list := range c.revoked.sortedLists() {
 		lines = append(lines, list.String())
 	}
 	return lines
 }
 
-// Expiries tells when the CAs end, and what else client certificates are believed
-// by.
+// Expiries returns when the CAs and CRLs, and what the Workload API issued, expire.
 func (c *Clients) Expiries() (all []Expiry) {
 	for name, a := range c.files {
-		all = append(all, expiries("client CA", name, a.cas)...)
+		all = append(all, listExpiries("client CA", name, a.cas)...)
 	}
 	for _, l := range c.revoked.lists {
 		all = append(all, Expiry{What: "CRL", File: l.file, Subject: l.by, NotAfter: l.until, Ahead: l.ahead})
 	}
 	if c.workload != nil {
-		all = append(all, c.workload.expiries()...)
+		all = append(all, c.workload.listExpiries()...)
 	}
 	return all
 }
 
-// admit judges a handshake. A revoked certificate gets through it, because the
-// refusal of its requests is logged with the reason. But no session is resumed
-// with one: its client may have a new one, and shows it in a full handshake. Of
-// the reasons why one is not believed, the error has the one that says most.
-func (c *Clients) admit(state tls.ConnectionState) error {
+// verifyHandshake verifies the client certificate of a handshake. It accepts a revoked certificate, so that the refusal
+// of its requests is logged with the reason, but it does not resume a session with one: the client may have a new
+// certificate, and shows it in a full handshake. Of several reasons for a refusal, the error has the most specific one.
+func (c *Clients) verifyHandshake(state tls.ConnectionState) error {
 	if len(state.PeerCertificates) == 0 {
 		return nil
 	}
-	if err := c.judge(state.PeerCertificates, state.DidResume); err != nil {
+	if err := c.judgeShown(state.PeerCertificates, state.DidResume); err != nil {
 		return fmt.Errorf("the client certificate %w", err)
 	}
 	return nil
 }
 
-func (c *Clients) judge(shown []*x509.Certificate, resumed bool) error {
-	if err := bearable(shown); err != nil {
+func (c *Clients) judgeShown(shown []*x509.Certificate, resumed bool) error {
+	if err := checkShownBounds(shown); err != nil {
 		return err
 	}
 	now := time.Now()
-	if c.pins[sha256.Sum256(shown[0].Raw)] && selfSigned(shown[0]) {
-		return alone(shown[0], now)
+	if c.pins[sha256.Sum256(shown[0].Raw)] && isSelfSigned(shown[0]) {
+		return verifySelfSigned(shown[0], now)
 	}
-	chains, err := c.all.chains(shown, now)
+	chains, err := c.anyFile.verifyChains(shown, now)
 	if err == nil && resumed {
-		err = c.revoked.check(chains, now)
+		err = c.revoked.checkChains(chains, now)
 	}
 	if errors.Is(err, errNoCA) {
-		err = c.nobodies(shown)
+		err = c.describeNoCA(shown)
 	}
 	if err == nil || c.workload == nil {
 		return err
 	}
-	bySPIFFE := c.workload.verify(shown, now)
-	if bySPIFFE == nil || !c.all.signs(shown) {
+	bySPIFFE := c.workload.verifySVID(shown, now)
+	if bySPIFFE == nil || !c.anyFile.namesIssuerOf(shown) {
 		return bySPIFFE
 	}
 	return err
 }
 
-// nobodies names the files whose CAs a client's certificate says that it is by,
-// although it is not.
-func (c *Clients) nobodies(shown []*x509.Certificate) error {
+// describeNoCA returns the error for a certificate that no known CA signed. It names the files that have a CA with the
+// name of its issuer.
+func (c *Clients) describeNoCA(shown []*x509.Certificate) error {
 	var named []string
 	for _, name := range slices.Sorted(maps.Keys(c.files)) {
-		if c.files[name].signs(shown) {
+		if c.files[name].namesIssuerOf(shown) {
 			named = append(named, name)
 		}
 	}
 	if len(named) == 0 {
 		return fmt.Errorf("%w that is known here, and is not pinned", errNoCA)
 	}
-	return noCA(strings.Join(named, ", "))
+	return newNoCAError(strings.Join(named, ", "))
 }
 
-// bearable tells why what a client shows is not even looked at. Requests need not
-// ask again: what they judge was shown in the handshake.
-func bearable(shown []*x509.Certificate) error {
+// checkShownBounds returns an error if what a client shows is over the bounds. Only handshakes need this check, because
+// requests verify what the handshake received.
+func checkShownBounds(shown []*x509.Certificate) error {
 	if len(shown) > maxShown {
-		return fmt.Errorf("is one of %d that are shown, and %d are the most", len(shown), maxShown)
+		return fmt.Errorf("is one of %d certificates, but at most %d are allowed", len(shown), maxShown)
 	}
 	names := map[string]bool{}
 	for i, c := range shown {
 		switch key := c.PublicKey.(type) {
 		case *rsa.PublicKey:
 			if key.N.BitLen() > maxRSABits || key.E != rsaExponent {
-				return fmt.Errorf("is shown with an RSA key (certificate %d) of %d bits and the exponent %d; %d bits are the most, and %d is the exponent",
-					i+1, key.N.BitLen(), key.E, maxRSABits, rsaExponent)
+				return fmt.Errorf("has a chain with an RSA key (certificate %d) of %d bits and exponent %d, "+
+					"but at most %d bits and exponent %d are allowed", i+1, key.N.BitLen(), key.E, maxRSABits, rsaExponent)
 			}
 		case *ecdsa.PublicKey, ed25519.PublicKey:
 		default:
@@ -288,107 +281,108 @@ func bearable(shown []*x509.Certificate) error {
 }
 
 // loadAuthority reads a file of CAs. The result has no CAs if the file cannot be read. An expired CA is a warning, as
-// an expired CRL is: no certificate is accepted by it, but callers of the other CAs must still be served.
+// an expired CRL is: it makes no certificate valid, but callers of the other CAs must still be served.
 func loadAuthority(name, dir string, now time.Time, p *diag.List) *authority {
 	var found, cas []*x509.Certificate
-	if data, ok := read(resolve(dir, name), name, maxFile, 0o022, p); ok {
-		found, _ = certificates(name, data, p)
+	if data, ok := readTrustedFile(resolvePath(dir, name), name, maxFile, 0o022, p); ok {
+		found, _ = parseCertificates(name, data, p)
 	}
 	ended := 0
 	for i, ca := range found {
-		sound(i+1, name, ca, now, p)
+		checkStrength(i+1, name, ca, now, p)
 		if now.After(ca.NotAfter) {
 			ended++
-			p.Warnf("certificate %d of %s expired on %s: nobody is believed by it", i+1, name, ca.NotAfter.UTC().Format(time.RFC3339))
+			p.Warnf("certificate %d of %s expired on %s: certificates that it signed are refused", i+1, name,
+				ca.NotAfter.UTC().Format(time.RFC3339))
 		}
-		// A leaf in the pool would be trusted as it stands, whoever signed it.
+		// A leaf in the pool would be trusted as it is, without its signature.
 		if !ca.BasicConstraintsValid || !ca.IsCA || ca.KeyUsage != 0 && ca.KeyUsage&x509.KeyUsageCertSign == 0 {
-			p.Errorf("certificate %d of %s is not a CA's", i+1, name)
+			p.Errorf("certificate %d of %s is not a CA certificate", i+1, name)
 			continue
 		}
 		cas = append(cas, ca)
 	}
 	if ended > 1 && ended == len(found) {
-		p.Warnf("all CAs of %s have expired, so nobody is believed by that file", name)
+		p.Warnf("all CAs of %s have expired: certificates that they signed are refused", name)
 	}
 	return newAuthority(name, cas)
 }
 
 // authority is the CAs of one file, or of one SPIFFE trust domain.
 type authority struct {
-	name           string
-	cas            []*x509.Certificate
-	names          map[string]bool // subjects of the CAs, raw
-	roots, between *x509.CertPool  // never nil: for x509.Verify that means the system's
+	name                 string
+	cas                  []*x509.Certificate
+	names                map[string]bool // raw subjects of the CAs
+	roots, intermediates *x509.CertPool  // never nil, which means the system's CAs to x509.Verify
 }
 
 func newAuthority(name string, cas []*x509.Certificate) *authority {
-	a := &authority{name: name, names: map[string]bool{}, roots: x509.NewCertPool(), between: x509.NewCertPool()}
-	a.add(cas)
+	a := &authority{name: name, names: map[string]bool{}, roots: x509.NewCertPool(), intermediates: x509.NewCertPool()}
+	a.addCAs(cas)
 	return a
 }
 
-// union believes whatever one of the files does. A client's chain is verified
-// once then, and not once for every file.
-func union(files map[string]*authority) *authority {
+// mergeAuthorities returns an authority with the CAs of all files, so that a handshake verifies a chain once, and not
+// once per file.
+func mergeAuthorities(files map[string]*authority) *authority {
 	all := newAuthority("", nil)
 	for _, a := range files {
-		all.add(a.cas)
+		all.addCAs(a.cas)
 	}
 	return all
 }
 
-// add trusts the CAs that no other of them signed. The others are between: as
-// roots they would be believed even after their own CA revoked them.
-func (a *authority) add(cas []*x509.Certificate) {
+// addCAs adds CAs as roots, except for those that another one of them signed, which become intermediates: as roots they
+// would be trusted even after their own CA revoked them.
+func (a *authority) addCAs(cas []*x509.Certificate) {
 	a.cas = append(a.cas, cas...)
 	for _, ca := range cas {
 		a.names[string(ca.RawSubject)] = true
-		if !selfSigned(ca) && issuer(ca, cas) != nil {
-			a.between.AddCert(ca)
+		if !isSelfSigned(ca) && findIssuer(ca, cas) != nil {
+			a.intermediates.AddCert(ca)
 			continue
 		}
 		a.roots.AddCert(ca)
 	}
 }
 
-// signs reports whether a certificate that a client showed says that it is by one
-// of these CAs. If none does, there is nothing to verify.
-func (a *authority) signs(shown []*x509.Certificate) bool {
+// namesIssuerOf reports whether the issuer of a shown certificate has the name of one of these CAs. If not, there is
+// nothing to verify.
+func (a *authority) namesIssuerOf(shown []*x509.Certificate) bool {
 	return slices.ContainsFunc(shown, func(c *x509.Certificate) bool { return a.names[string(c.RawIssuer)] })
 }
 
-// chains returns every way from the certificate that a client showed to a root.
-func (a *authority) chains(shown []*x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
-	if !a.signs(shown) {
-		return nil, noCA(a.name)
+// verifyChains returns all chains from the client's certificate to a root.
+func (a *authority) verifyChains(shown []*x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
+	if !a.namesIssuerOf(shown) {
+		return nil, newNoCAError(a.name)
 	}
 	if shown[0].IsCA {
 		return nil, errors.New("is a CA's, and no client's")
 	}
-	between := a.between.Clone()
+	between := a.intermediates.Clone()
 	for _, c := range shown[1:] {
 		between.AddCert(c)
 	}
 	chains, err := verifyClient(shown[0], a.roots, between, now)
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		err = noCA(a.name)
+		err = newNoCAError(a.name)
 	}
 	return chains, err
 }
 
-func noCA(file string) error { return fmt.Errorf("%w of %s that is valid now", errNoCA, file) }
+func newNoCAError(file string) error { return fmt.Errorf("%w of %s that is valid now", errNoCA, file) }
 
-// alone judges a certificate that is trusted by itself.
-func alone(c *x509.Certificate, now time.Time) error {
+// verifySelfSigned verifies a certificate that is trusted without a CA.
+func verifySelfSigned(c *x509.Certificate, now time.Time) error {
 	roots := x509.NewCertPool()
 	roots.AddCert(c)
 	_, err := verifyClient(c, roots, nil, now)
 	return err
 }
 
-// verifyClient verifies as crypto/tls does. Its errors say nothing that stands
-// in the certificate, because anybody may have written that.
+// verifyClient verifies as crypto/tls does. Its errors contain no text of the certificate, which an attacker may have
+// written.
 func verifyClient(c *x509.Certificate, roots, between *x509.CertPool, now time.Time) ([][]*x509.Certificate, error) {
 	chains, err := c.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -416,13 +410,14 @@ func verifyClient(c *x509.Certificate, roots, between *x509.CertPool, now time.T
 	return nil, errors.New("is outside the name constraints or policies of its CAs")
 }
 
-// selfSigned reports whether a certificate is signed with its own key.
-func selfSigned(c *x509.Certificate) bool {
-	return bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+// isSelfSigned reports whether a certificate is signed with its own key.
+func isSelfSigned(c *x509.Certificate) bool {
+	return bytes.Equal(c.RawSubject, c.RawIssuer) &&
+		c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 }
 
-// issuer returns the CA that signed a certificate, or nil if it is none of these.
-func issuer(c *x509.Certificate, cas []*x509.Certificate) *x509.Certificate {
+// findIssuer returns the CA that signed a certificate, or nil if none of these did.
+func findIssuer(c *x509.Certificate, cas []*x509.Certificate) *x509.Certificate {
 	for _, ca := range cas {
 		if bytes.Equal(ca.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(ca) == nil {
 			return ca

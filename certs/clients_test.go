@@ -105,7 +105,8 @@ func (c ca) client(t testing.TB, serial int64) *x509.Certificate {
 	}).cert)
 }
 
-func TestCRLsAreReadWholeOrNotAtAll(t *testing.T) {
+// TestCRL_Malformed: a file of CRLs is read as a whole or not at all.
+func TestCRL_Malformed(t *testing.T) {
 	now := time.Now()
 	corp, stranger := newCA(t, now, listing), newCA(t, now, listing)
 	namesake := newCA(t, now, func(c *x509.Certificate) { listing(c); c.Subject.CommonName = "Other CA" })
@@ -127,14 +128,14 @@ func TestCRLsAreReadWholeOrNotAtAll(t *testing.T) {
 	for name, row := range map[string]struct{ text, want string }{
 		"PEM":                         {corp.crl(t, nil, 1), ""},
 		"DER":                         {string(unpem(t, corp.crl(t, nil, 1))), ""},
-		"of several, one in all":      {corp.crl(t, nil) + "# and\n" + mute.pem, at + "reading c.crl: it holds a CERTIFICATE"},
+		"of several, one in all":      {corp.crl(t, nil) + "# and\n" + mute.pem, at + "reading c.crl: it contains a CERTIFICATE"},
 		"there twice":                 {corp.crl(t, nil) + corp.crl(t, nil), at + list + "is not the only one: there is one in c.crl"},
-		"cut short":                   {corp.crl(t, nil) + corp.crl(t, nil)[:100], at + "reading c.crl: of 2 PEM blocks, 1 cannot be read"},
-		"more after DER":              {string(unpem(t, corp.crl(t, nil))) + "x", at + "reading c.crl: something follows"},
+		"cut short":                   {corp.crl(t, nil) + corp.crl(t, nil)[:100], at + "reading c.crl: it contains 2 PEM blocks, and 1 of them cannot be parsed"},
+		"more after DER":              {string(unpem(t, corp.crl(t, nil))) + "x", at + "reading c.crl: there is data after the CRL"},
 		"nothing":                     {"", at + "reading c.crl: "},
 		"a broken one":                {encode("X509 CRL", []byte("x")), at + "reading c.crl: parsing CRL 1: "},
 		"of the name, not of the key": {stranger.crl(t, nil), at + list + "is not signed by that CA: "},
-		"of another CA":               {namesake.crl(t, nil), at + "the CRL of CN=Other CA in c.crl is of none of the CAs"},
+		"of another CA":               {namesake.crl(t, nil), at + "the CRL of CN=Other CA in c.crl is not of a CA in client_ca"},
 		"of a CA that may not":        {"", ""}, // made below
 		"without an end":              {corp.signed(t, true), at + list + "does not say when the next one comes"},
 		"signed with SHA-1":           {corp.signed(t, false), at + list + "is signed with ECDSA-SHA1, which can be forged"},
@@ -144,12 +145,12 @@ func TestCRLsAreReadWholeOrNotAtAll(t *testing.T) {
 		"partial or indirect":         {extended(true, 2, 5, 29, 28), at + list + "is indirect, or for a part"},
 		"critical and unknown":        {extended(true, 1, 2, 3), at + list + "has the critical extension 1.2.3"},
 		"unknown":                     {extended(false, 1, 2, 3), ""},
-		"entry of another CA":         {entry(false, 2, 5, 29, 29), at + list + "has an entry with the extension 2.5.29.29"},
-		"critical in an entry":        {entry(true, 1, 2, 3), at + list + "has an entry with the extension 1.2.3"},
+		"entry of another CA":         {entry(false, 2, 5, 29, 29), at + list + "has an entry with the unsupported extension 2.5.29.29"},
+		"critical in an entry":        {entry(true, 1, 2, 3), at + list + "has an entry with the unsupported extension 1.2.3"},
 		"unknown in an entry":         {entry(false, 1, 2, 3), ""},
 		"not yet valid":               {times(time.Hour, 2*time.Hour), at + list + "is not valid before "},
-		"ended":                       {times(-2*time.Hour, -time.Hour), "warning tls.client_crl.0: " + list + "ended on "},
-		"in its last quarter":         {times(-80*time.Hour, 20*time.Hour), "warning tls.client_crl.0: " + list + "ends soon, on "},
+		"ended":                       {times(-2*time.Hour, -time.Hour), "warning tls.client_crl.0: " + list + "expired on "},
+		"in its last quarter":         {times(-80*time.Hour, 20*time.Hour), "warning tls.client_crl.0: " + list + "expires soon, on "},
 		"just before that":            {times(-70*time.Hour, 30*time.Hour), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -176,7 +177,8 @@ func TestCRLsAreReadWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
-func TestCRLThatOthersMayChangeIsRefused(t *testing.T) {
+// TestCRL_WritableByOthers: a file of CRLs that other users may write is refused.
+func TestCRL_WritableByOthers(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	corp := newCA(t, now, listing)
 	good(t, dir, now)
@@ -246,7 +248,8 @@ func TestClients_CANotLoaded(t *testing.T) {
 	}
 }
 
-func TestEveryCertificateOfTheChainIsLookedUp(t *testing.T) {
+// TestCRL_WholeChain: each certificate of the chain is looked up in the CRL of its issuer.
+func TestCRL_WholeChain(t *testing.T) {
 	b := newBelieved(t)
 	leaf := b.between.client(t, 5)
 	for name, row := range map[string]struct {
@@ -275,7 +278,8 @@ func TestEveryCertificateOfTheChainIsLookedUp(t *testing.T) {
 	}
 }
 
-func TestACABetweenIsHeldToWhatItsRootAllows(t *testing.T) {
+// TestTrust_NameConstraints: an intermediate CA in the file is still bound by the constraints of its root.
+func TestTrust_NameConstraints(t *testing.T) {
 	now := time.Now()
 	root := newCA(t, now, func(c *x509.Certificate) {
 		c.PermittedDNSDomains, c.PermittedDNSDomainsCritical = []string{"corp.example"}, true
@@ -323,10 +327,9 @@ func (c ca) holder(t *testing.T, name string, key crypto.PublicKey) string {
 	return encode("CERTIFICATE", der)
 }
 
-// TestTheHandshakeBoundsWhatAClientShows has leaves that would be believed, but
-// for what is shown beside them: a stranger picks that, and has it verified for
-// the price of sending it.
-func TestTheHandshakeBoundsWhatAClientShows(t *testing.T) {
+// TestHandshake_Bounds: valid certificates are refused because of what is shown with them: an attacker chooses that,
+// and the server would verify it at the cost of sending it.
+func TestHandshake_Bounds(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	c := good(t, dir, now)
 	cfg, _ := load(t, dir, all(), now)
@@ -349,13 +352,13 @@ func TestTheHandshakeBoundsWhatAClientShows(t *testing.T) {
 	}{
 		"itself":                      {leaf, nil, ""},
 		"three CAs":                   {far, []string{b.pem, a.pem, c.pem}, ""},
-		"and four":                    {far, []string{b.pem, a.pem, c.pem, b.between(t, "C", 4).pem}, "is one of 5 that are shown, and 4 are the most"},
+		"and four":                    {far, []string{b.pem, a.pem, c.pem, b.between(t, "C", 4).pem}, "is one of 5 certificates, but at most 4 are allowed"},
 		"itself twice":                {leaf, []string{leaf.cert}, ""},
 		"one CA twice":                {far, []string{b.pem, a.pem, b.pem}, "two CAs of one name (the second is certificate 4)"},
 		"two keys of one name":        {far, []string{b.pem, a.pem, a.between(t, "A", 5).pem}, "two CAs of one name (the second is certificate 4)"},
 		"RSA of 4096 bits":            {leaf, []string{c.holder(t, "R", rsaKey(4096, 65537))}, ""},
 		"RSA of more":                 {leaf, []string{c.holder(t, "R", rsaKey(4097, 65537))}, "an RSA key (certificate 2) of 4097 bits"},
-		"RSA with a large exponent":   {leaf, []string{c.holder(t, "R", rsaKey(2048, 1<<31-1))}, "an RSA key (certificate 2) of 2048 bits and the exponent 2147483647"},
+		"RSA with a large exponent":   {leaf, []string{c.holder(t, "R", rsaKey(2048, 1<<31-1))}, "an RSA key (certificate 2) of 2048 bits and exponent 2147483647"},
 		"a key that nobody signs by":  {leaf, []string{encode("CERTIFICATE", mute)}, "a key (certificate 2) that is not RSA, ECDSA or Ed25519"},
 		"and all of it beside a good": {far, []string{b.pem, a.pem, c.holder(t, "X", rsaKey(8192, 65537))}, "an RSA key (certificate 4) of 8192 bits"},
 	} {
@@ -366,9 +369,8 @@ func TestTheHandshakeBoundsWhatAClientShows(t *testing.T) {
 	}
 }
 
-// TestTheHandshakeTellsWhatIsWrong is for whoever has to find out why a client
-// hears no more than an alert.
-func TestTheHandshakeTellsWhatIsWrong(t *testing.T) {
+// TestHandshake_Errors: the error says why a certificate is refused, because the client only gets an alert.
+func TestHandshake_Errors(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	c := good(t, dir, now)
 	partner := newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Partner CA" })
@@ -407,9 +409,9 @@ func keyPEM(t *testing.T, key crypto.Signer) string {
 	return encode("PRIVATE KEY", der)
 }
 
-// A CA whose time is over is a warning, like a CRL: beside it stand others, and
-// whoever comes by those must be served on the next start, too.
-func TestACAThatHasEndedKeepsNobodyElseOut(t *testing.T) {
+// TestClientCA_Expired: an expired CA is a warning, as an expired CRL is, so that the callers of the other CAs are
+// served after the next start.
+func TestClientCA_Expired(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	c := good(t, dir, now)
 	old := newCA(t, now.Add(-366*day), func(c *x509.Certificate) { c.Subject.CommonName = "Old CA" })
@@ -417,7 +419,7 @@ func TestACAThatHasEndedKeepsNobodyElseOut(t *testing.T) {
 	write(t, dir, "c.pem", old.pem+c.pem, 0o644)
 	cfg, got := load(t, dir, all(), now)
 	const warning = "warning tls.client_ca: certificate 1 of c.pem expired on "
-	if len(got) != 1 || !strings.HasPrefix(got[0], warning) || !strings.HasSuffix(got[0], ": nobody is believed by it") {
+	if len(got) != 1 || !strings.HasPrefix(got[0], warning) || !strings.HasSuffix(got[0], ": certificates that it signed are refused") {
 		t.Fatalf("%q", got)
 	}
 	if err := shows(t, cfg, c, c.issue(t, nil, forClients)); err != nil {
@@ -429,7 +431,7 @@ func TestACAThatHasEndedKeepsNobodyElseOut(t *testing.T) {
 	}
 	write(t, dir, "c.pem", old.pem+older.pem, 0o644)
 	cfg, got = load(t, dir, all(), now)
-	if len(got) != 3 || got[2] != "warning tls.client_ca: all CAs of c.pem have expired, so nobody is believed by that file" {
+	if len(got) != 3 || got[2] != "warning tls.client_ca: all CAs of c.pem have expired: certificates that they signed are refused" {
 		t.Errorf("%q", got)
 	}
 	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil {
@@ -437,7 +439,8 @@ func TestACAThatHasEndedKeepsNobodyElseOut(t *testing.T) {
 	}
 }
 
-func TestWhenACRLHasEndedNobodyOfThatCAIsBelieved(t *testing.T) {
+// TestCRL_Expired: with an expired CRL, all certificates of its CA are refused, and those of other CAs are not.
+func TestCRL_Expired(t *testing.T) {
 	b := newBelieved(t)
 	trust := b.trust(t, b.corp.pem+b.between.pem+b.partner.pem, b.partner.pem, b.between.crl(t, nil, 6)+b.partner.crl(t, func(l *x509.RevocationList) {
 		l.NextUpdate = b.now.Add(48 * time.Hour)
@@ -460,7 +463,8 @@ func TestWhenACRLHasEndedNobodyOfThatCAIsBelieved(t *testing.T) {
 	}
 }
 
-func TestACertificateIsJudgedByTheTimeOfTheRequest(t *testing.T) {
+// TestTrust_TimeOfRequest: a certificate is verified at the time of the request.
+func TestTrust_TimeOfRequest(t *testing.T) {
 	b := newBelieved(t)
 	trust := b.trust(t, b.corp.pem, b.partner.pem, "")
 	leaf := b.corp.client(t, 5) // for 90 days, and the CA for a year
@@ -479,8 +483,7 @@ func TestACertificateIsJudgedByTheTimeOfTheRequest(t *testing.T) {
 	}
 }
 
-// BenchmarkTrust tells what judging a request costs beside one signature, which
-// nobody can do without.
+// BenchmarkTrust reports the cost of verifying the certificates of a request, compared to verifying one signature.
 func BenchmarkTrust(b *testing.B) {
 	w := newBelieved(b)
 	leaf, dir := w.between.client(b, 5), b.TempDir()

@@ -15,19 +15,19 @@ import (
 	"sallyport/internal/diag"
 )
 
-// revocations is what the CAs of the client certificates have revoked.
+// revocations is the CRLs of the CAs of client certificates.
 type revocations struct {
-	lists map[signer]*crl
-	// above is who signed a trusted CA that is not a root itself, by its DER. Its
-	// chains end with it, but what revokes it counts all the same.
+	lists map[issuerKey]*crl
+	// above is the CA that signed a trusted CA that is not a root, by the DER of the latter. Chains end with the
+	// latter, but its CA can still revoke it.
 	above map[string]*x509.Certificate
 }
 
-// signer is who signs certificates and CRLs: a name with a key, whatever
-// certificate says so.
-type signer [sha256.Size]byte
+// issuerKey identifies the issuer of certificates and CRLs: a name with a public key, whatever certificate contains
+// them.
+type issuerKey [sha256.Size]byte
 
-func signerOf(ca *x509.Certificate) signer {
+func issuerKeyOf(ca *x509.Certificate) issuerKey {
 	return sha256.Sum256(slices.Concat(ca.RawSubject, ca.RawSubjectPublicKeyInfo))
 }
 
@@ -37,41 +37,44 @@ type crl struct {
 	file    string
 	by      string // name of the CA
 	until   time.Time
-	ahead   time.Duration   // a warning is due so long before
+	ahead   time.Duration   // time before until when a warning is due
 	serials map[string]bool // by serialKey
 }
 
 func (l *crl) String() string {
-	return fmt.Sprintf("of %s, %d are revoked, by %s until %s", l.by, len(l.serials), l.file, l.until.UTC().Format(time.RFC3339))
+	return fmt.Sprintf("of %s, %d are revoked, by %s until %s", l.by, len(l.serials), l.file,
+		l.until.UTC().Format(time.RFC3339))
 }
 
-// sorted returns the CRLs in the order of their files.
-func (r *revocations) sorted() []*crl {
-	return slices.SortedFunc(maps.Values(r.lists), func(a, b *crl) int { return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.by, b.by)) })
+// sortedLists returns the CRLs in the order of their files.
+func (r *revocations) sortedLists() []*crl {
+	return slices.SortedFunc(maps.Values(r.lists), func(a, b *crl) int {
+		return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.by, b.by))
+	})
 }
 
 // loadRevocations reads files of CRLs, which CAs of trusted signed. A file that cannot be read whole is an error. An
-// expired CRL is a warning: the certificates of its CA are refused until there is a newer one, and all others are served.
+// expired CRL is a warning: certificates of its CA are refused until there is a newer CRL, and all others are served.
 func loadRevocations(files []string, trusted map[string]*authority, dir string, now time.Time,
 	p *diag.List,
 ) *revocations {
-	r := &revocations{lists: map[signer]*crl{}, above: map[string]*x509.Certificate{}}
+	r := &revocations{lists: map[issuerKey]*crl{}, above: map[string]*x509.Certificate{}}
 	var cas []*x509.Certificate
 	for _, a := range trusted {
 		cas = append(cas, a.cas...)
 	}
 	for i, name := range files {
 		at := p.Index(i)
-		data, ok := read(resolve(dir, name), name, maxCRL, 0o022, at)
+		data, ok := readTrustedFile(resolvePath(dir, name), name, maxCRL, 0o022, at)
 		if !ok {
 			continue
 		}
-		if err := eachCRL(data, func(list *unreadCRL) { r.add(name, list, cas, now, at) }); err != nil {
+		if err := forEachCRL(data, func(list *unreadCRL) { r.addCRL(name, list, cas, now, at) }); err != nil {
 			at.Errorf("reading %s: %v", name, err)
 		}
 	}
 	for _, ca := range cas {
-		if above := issuer(ca, cas); above != nil && !selfSigned(ca) {
+		if above := findIssuer(ca, cas); above != nil && !isSelfSigned(ca) {
 			r.above[string(ca.Raw)] = above
 		}
 	}
@@ -86,29 +89,30 @@ func (r *revocations) warnUnlisted(trusted map[string]*authority, p *diag.List) 
 	}
 	for name, a := range trusted {
 		for i, ca := range a.cas {
-			if r.lists[signerOf(ca)] == nil {
-				p.Warnf("there is no CRL of certificate %d of %s (%s), so what that CA revokes is believed", i+1, name, ca.Subject)
+			if r.lists[issuerKeyOf(ca)] == nil {
+				p.Warnf("there is no CRL of certificate %d of %s (%s), so certificates that this CA revokes are accepted",
+					i+1, name, ca.Subject)
 			}
 		}
 	}
 }
 
-// add reads a CRL, or reports what is wrong with it.
-func (r *revocations) add(file string, list *unreadCRL, cas []*x509.Certificate, now time.Time, p *diag.List) {
+// addCRL reads a CRL, or reports what is wrong with it.
+func (r *revocations) addCRL(file string, list *unreadCRL, cas []*x509.Certificate, now time.Time, p *diag.List) {
 	name := shortenName(list.Issuer.String())
 	ca, err := crlIssuer(list.RevocationList, cas)
 	if err == nil {
-		err = complete(list.RevocationList)
+		err = checkComplete(list.RevocationList)
 	}
 	var serials map[string]bool
 	if err == nil {
-		serials, err = list.serials()
+		serials, err = list.readSerials()
 	}
 	if err != nil {
 		p.Errorf("the CRL of %s in %s %v", name, file, err)
 		return
 	}
-	if other := r.lists[signerOf(ca)]; other != nil {
+	if other := r.lists[issuerKeyOf(ca)]; other != nil {
 		p.Errorf("the CRL of %s in %s is not the only one: there is one in %s", name, file, other.file)
 		return
 	}
@@ -116,20 +120,24 @@ func (r *revocations) add(file string, list *unreadCRL, cas []*x509.Certificate,
 	case now.Before(list.ThisUpdate):
 		p.Errorf("the CRL of %s in %s is not valid before %s", name, file, list.ThisUpdate.UTC().Format(time.RFC3339))
 	case left < 0:
-		p.Warnf("the CRL of %s in %s ended on %s: all certificates of that CA are refused until there is a newer one", name, file, list.NextUpdate.UTC().Format(time.RFC3339))
+		p.Warnf("the CRL of %s in %s expired on %s: all certificates of that CA are refused until there is a newer one",
+			name, file, list.NextUpdate.UTC().Format(time.RFC3339))
 	case left < list.NextUpdate.Sub(list.ThisUpdate)/4:
-		p.Warnf("the CRL of %s in %s ends soon, on %s; then all certificates of that CA are refused", name, file, list.NextUpdate.UTC().Format(time.RFC3339))
+		p.Warnf("the CRL of %s in %s expires soon, on %s; then all certificates of that CA are refused",
+			name, file, list.NextUpdate.UTC().Format(time.RFC3339))
 	}
-	l := &crl{file: file, by: name, until: list.NextUpdate, ahead: quarter(list.ThisUpdate, list.NextUpdate), serials: serials}
-	r.lists[signerOf(ca)] = l
+	r.lists[issuerKeyOf(ca)] = &crl{
+		file: file, by: name, until: list.NextUpdate, serials: serials,
+		ahead: quarterLifetime(list.ThisUpdate, list.NextUpdate),
+	}
 }
 
 // crlIssuer returns the CA that signed a CRL.
 func crlIssuer(list *x509.RevocationList, cas []*x509.Certificate) (*x509.Certificate, error) {
-	if forgeable(list.SignatureAlgorithm) {
+	if isForgeable(list.SignatureAlgorithm) {
 		return nil, fmt.Errorf("is signed with %s, which can be forged", list.SignatureAlgorithm)
 	}
-	err := errors.New("is of none of the CAs of client_ca and of callers")
+	err := errors.New("is not of a CA in client_ca or in the mtls.ca of a caller")
 	for _, ca := range cas {
 		if !bytes.Equal(ca.RawSubject, list.RawIssuer) {
 			continue
@@ -147,9 +155,9 @@ func crlIssuer(list *x509.RevocationList, cas []*x509.Certificate) (*x509.Certif
 	return nil, err
 }
 
-// complete tells why a CRL is less than the whole list of its CA, or cannot be
-// understood (RFC 5280 section 5.2).
-func complete(list *x509.RevocationList) error {
+// checkComplete returns an error if a CRL is not the complete list of its CA, or has an unknown critical extension (RFC
+// 5280 section 5.2).
+func checkComplete(list *x509.RevocationList) error {
 	if list.NextUpdate.IsZero() {
 		return errors.New("does not say when the next one comes (nextUpdate), so it could never be too old")
 	}
@@ -158,7 +166,8 @@ func complete(list *x509.RevocationList) error {
 		case e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 27}): // deltaCRLIndicator
 			return errors.New("is a delta CRL; only complete ones are read")
 		case e.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 28}): // issuingDistributionPoint
-			return errors.New("is indirect, or for a part of the certificates (issuingDistributionPoint); only complete ones are read")
+			return errors.New("is indirect, or for a part of the certificates (issuingDistributionPoint); " +
+				"only complete ones are read")
 		case e.Critical:
 			return fmt.Errorf("has the critical extension %s, which is not understood", e.Id)
 		}
@@ -166,8 +175,8 @@ func complete(list *x509.RevocationList) error {
 	return nil
 }
 
-// check tells why none of the chains is good, or nothing if one is.
-func (r *revocations) check(chains [][]*x509.Certificate, now time.Time) (err error) {
+// checkChains returns nil if one of the chains has no revoked certificate, and otherwise the reason for the last one.
+func (r *revocations) checkChains(chains [][]*x509.Certificate, now time.Time) (err error) {
 	for _, chain := range chains {
 		if err = r.checkChain(chain, now); err == nil {
 			return nil
@@ -190,7 +199,7 @@ func (r *revocations) checkChain(chain []*x509.Certificate, now time.Time) error
 		if above == nil {
 			break
 		}
-		list := r.lists[signerOf(above)]
+		list := r.lists[issuerKeyOf(above)]
 		whose := "is"
 		if i > 0 {
 			whose = "leads to a CA that is"
@@ -200,7 +209,7 @@ func (r *revocations) checkChain(chain []*x509.Certificate, now time.Time) error
 		case list.serials[serialKey(chain[i].SerialNumber)]:
 			return fmt.Errorf("%s %w by %s", whose, ErrRevoked, list.by)
 		case now.After(list.until):
-			return fmt.Errorf("cannot be told from a revoked one: the CRL of %s in %s is %w, which ended on %s",
+			return fmt.Errorf("may be revoked: the CRL of %s in %s is %w, it expired on %s",
 				list.by, list.file, ErrStale, list.until.UTC().Format(time.RFC3339))
 		}
 	}

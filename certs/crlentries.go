@@ -14,30 +14,29 @@ import (
 	tag "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// What a CRL may hold. Often it comes over plain HTTP, so its file may hold what anyone made. The bounds hold before
-// anything of it is believed. Entries are read only once the signature is verified, one by one, and nothing is kept of
-// them but the serial numbers: crypto/x509 takes half a kilobyte for each entry, and may take a hundred times the size
-// of the file.
+// Bounds on a CRL. Often it comes over plain HTTP, so its file may contain anything. The bounds hold before its
+// signature is verified. The entries are read one by one after that, and only their serial numbers are kept:
+// crypto/x509 takes half a kilobyte for each entry, and may take a hundred times the size of the file.
 const (
-	maxCRLs     = 64       // of one file
+	maxCRLs     = 64       // CRLs in one file
 	maxCRLFrame = 16 << 10 // bytes of a CRL, apart from its entries
 	maxCRLEntry = 4 << 10  // bytes of an entry
-	maxName     = 256      // characters of a name that is shown
+	maxName     = 256      // characters of a name in a message
 )
 
 const pemBegin = "-----BEGIN"
 
 var errMalformedCRL = errors.New("malformed CRL")
 
-// unreadCRL is a CRL whose entries are not read yet.
+// unreadCRL is a CRL with unparsed entries.
 type unreadCRL struct {
 	*x509.RevocationList
 
 	entries cryptobyte.String
 }
 
-// eachCRL calls use with each CRL of a file: of PEM (RFC 7468 section 6), or of one CRL in DER.
-func eachCRL(data []byte, use func(*unreadCRL)) error {
+// forEachCRL calls use with each CRL of a file: PEM (RFC 7468 section 6), or one CRL in DER.
+func forEachCRL(data []byte, use func(*unreadCRL)) error {
 	blocks := bytes.Count(data, []byte(pemBegin))
 	if blocks == 0 {
 		list, err := parseCRL(data)
@@ -47,10 +46,10 @@ func eachCRL(data []byte, use func(*unreadCRL)) error {
 		return err
 	}
 	if blocks > maxCRLs {
-		return fmt.Errorf("it holds %d PEM blocks, and %d are the most", blocks, maxCRLs)
+		return fmt.Errorf("it contains %d PEM blocks, but at most %d are allowed", blocks, maxCRLs)
 	}
-	if hasHeaders(data) {
-		return errors.New("it holds a PEM block with headers, which a CRL does not have")
+	if hasPEMHeaders(data) {
+		return errors.New("it contains a PEM block with headers, which a CRL does not have")
 	}
 	n := 0
 	for rest := data; ; n++ {
@@ -59,7 +58,7 @@ func eachCRL(data []byte, use func(*unreadCRL)) error {
 			break
 		}
 		if block.Type != "X509 CRL" {
-			return fmt.Errorf("it holds a %s and is for CRLs only", shortenName(block.Type))
+			return fmt.Errorf("it contains a %s, but may contain CRLs only", shortenName(block.Type))
 		}
 		list, err := parseCRL(block.Bytes)
 		if err != nil {
@@ -68,13 +67,13 @@ func eachCRL(data []byte, use func(*unreadCRL)) error {
 		use(list)
 	}
 	if n != blocks {
-		return fmt.Errorf("of %d PEM blocks, %d cannot be read", blocks, blocks-n)
+		return fmt.Errorf("it contains %d PEM blocks, and %d of them cannot be parsed", blocks, blocks-n)
 	}
 	return nil
 }
 
-// hasHeaders reports whether a PEM block has headers, of which package pem makes a map of any size.
-func hasHeaders(data []byte) bool {
+// hasPEMHeaders reports whether a PEM block has headers, from which package pem would make a map of any size.
+func hasPEMHeaders(data []byte) bool {
 	_, data, _ = bytes.Cut(data, []byte(pemBegin))
 	for block := range bytes.SplitSeq(data, []byte(pemBegin)) {
 		_, text, _ := bytes.Cut(block, []byte("\n"))
@@ -88,7 +87,7 @@ func hasHeaders(data []byte) bool {
 
 func shortenName(name string) string { return fmt.Sprintf("%.*s", maxName, name) }
 
-// parseCRL parses all of a CRL but its entries (RFC 5280 section 5.1): crypto/x509 gets it without them.
+// parseCRL parses a CRL except for its entries (RFC 5280 section 5.1): crypto/x509 gets it without them.
 func parseCRL(der []byte) (*unreadCRL, error) {
 	input := cryptobyte.String(der)
 	var outer, tbs, body, entries cryptobyte.String
@@ -96,7 +95,7 @@ func parseCRL(der []byte) (*unreadCRL, error) {
 		return nil, errMalformedCRL
 	}
 	if !input.Empty() {
-		return nil, errors.New("something follows after the CRL")
+		return nil, errors.New("there is data after the CRL")
 	}
 	signed := tbs
 	if !tbs.ReadASN1(&body, tag.SEQUENCE) {
@@ -113,7 +112,7 @@ func parseCRL(der []byte) (*unreadCRL, error) {
 		return nil, errMalformedCRL
 	}
 	if size := len(head) + len(rest) + len(outer); size > maxCRLFrame {
-		return nil, fmt.Errorf("apart from its entries it takes %d bytes, and %d are the most", size, maxCRLFrame)
+		return nil, fmt.Errorf("it has %d bytes apart from its entries, but at most %d are allowed", size, maxCRLFrame)
 	}
 	var short cryptobyte.Builder
 	short.AddASN1(tag.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -145,8 +144,8 @@ func skipTime(s *cryptobyte.String) bool {
 	return s.PeekASN1Tag(tag.UTCTime) && s.SkipASN1(tag.UTCTime) || s.SkipASN1(tag.GeneralizedTime)
 }
 
-// serials reads the entries and returns the serial numbers of what is revoked, for whatever reason, and be it on hold.
-func (l *unreadCRL) serials() (map[string]bool, error) {
+// readSerials returns the serial numbers of the entries, whatever the reason, including a hold.
+func (l *unreadCRL) readSerials() (map[string]bool, error) {
 	serials := map[string]bool{}
 	var number big.Int
 	for rest, n := l.entries, 1; !rest.Empty(); n++ {
@@ -156,7 +155,7 @@ func (l *unreadCRL) serials() (map[string]bool, error) {
 			return nil, fmt.Errorf("has a malformed entry (%d)", n)
 		}
 		if len(entry) > maxCRLEntry {
-			return nil, fmt.Errorf("has an entry (%d) of %d bytes, and %d are the most", n, len(entry), maxCRLEntry)
+			return nil, fmt.Errorf("has an entry (%d) of %d bytes, but at most %d are allowed", n, len(entry), maxCRLEntry)
 		}
 		if !entry.ReadASN1Integer(&number) || !readTime(&entry, &at) ||
 			!entry.ReadOptionalASN1(&extensions, nil, tag.SEQUENCE) || !entry.Empty() {
@@ -170,10 +169,10 @@ func (l *unreadCRL) serials() (map[string]bool, error) {
 	return serials, nil
 }
 
-// serialKey stands for a serial number. To write it in decimal takes time in the square of its length.
+// serialKey returns a map key for a serial number. To format it in decimal takes quadratic time.
 func serialKey(n *big.Int) string { return string(n.Bytes()) }
 
-// checkEntryExtensions says which extension of an entry is not understood (RFC 5280 section 5.3).
+// checkEntryExtensions returns an error for an extension of an entry that is not supported (RFC 5280 section 5.3).
 func checkEntryExtensions(extensions cryptobyte.String) error {
 	for !extensions.Empty() {
 		var extension, value cryptobyte.String
@@ -184,9 +183,9 @@ func checkEntryExtensions(extensions cryptobyte.String) error {
 			!extension.ReadASN1(&value, tag.OCTET_STRING) || !extension.Empty() {
 			return errors.New("has an entry with a malformed extension")
 		}
-		// Of them, certificateIssuer stands in indirect CRLs.
+		// certificateIssuer, which need not be critical here, only occurs in indirect CRLs.
 		if critical || id.Equal(asn1.ObjectIdentifier{2, 5, 29, 29}) {
-			return fmt.Errorf("has an entry with the extension %s, which is not understood", id)
+			return fmt.Errorf("has an entry with the unsupported extension %s", id)
 		}
 	}
 	return nil

@@ -29,42 +29,40 @@ const (
 	devClientID = "spiffe://localhost/dev"
 )
 
-// Dev makes what development needs in dir: ca.pem; server.pem and server.key
-// for localhost, 127.0.0.1 and ::1; client.pem and client.key for the caller
-// spiffe://localhost/dev. All of it is ECDSA P-256 and good for 90 days from
-// now. Keys are for their owner alone to read.
+// Dev creates certificates for development in dir: ca.pem; server.pem and server.key for localhost, 127.0.0.1 and ::1;
+// client.pem and client.key for the caller spiffe://localhost/dev. All are ECDSA P-256 and valid for 90 days from now.
+// Only their owner can read the keys.
 //
-// The CA's key is used and forgotten, never written: nobody can sign anything
-// else with it, so every call makes everything anew. Its name constraints (RFC
-// 5280 section 4.2.1.10) keep it to this machine's names even so.
+// The CA's key is never written, so that nothing else can be signed with it, and each call creates all files again. In
+// addition, name constraints (RFC 5280 section 4.2.1.10) restrict the CA to the names of this machine.
 //
-// Files that are there already are an error. With renew they stay when they
-// are good for another week, and are replaced when not, if they are Dev's own;
-// a file of anybody else is never replaced. Dev reports whether it made any.
+// Existing files are an error. With renew, files of Dev stay if they are valid for another week, and are replaced
+// otherwise; other files are never replaced. Dev reports whether it created files.
 func Dev(dir string, now time.Time, renew bool) (made bool, err error) {
-	present, err := devFiles(dir)
+	present, err := listDevFiles(dir)
 	if err != nil {
 		return false, err
 	}
 	if len(present) > 0 && !renew {
-		return false, fmt.Errorf("%s is there already; --renew replaces what has expired or soon will", filepath.Join(dir, present[0]))
+		return false, fmt.Errorf("%s exists already; --renew replaces certificates that have expired or soon will",
+			filepath.Join(dir, present[0]))
 	}
-	if devFresh(dir, now) {
+	if devFilesAreFresh(dir, now) {
 		return false, nil
 	}
 	for _, name := range present {
-		if !devOwn(dir, name) {
-			return false, fmt.Errorf("%s was not made for development and is left alone", filepath.Join(dir, name))
+		if !isDevFile(dir, name) {
+			return false, fmt.Errorf("%s was not created by this command, so it is not replaced", filepath.Join(dir, name))
 		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // certificates are public; each key has its own mode
 		return false, err
 	}
-	return true, devMake(dir, now)
+	return true, makeDevFiles(dir, now)
 }
 
-// devFiles names those of Dev's files that are there.
-func devFiles(dir string) (present []string, err error) {
+// listDevFiles returns the names of Dev's files that exist.
+func listDevFiles(dir string) (present []string, err error) {
 	for _, name := range []string{devCAFile, "server.pem", "server.key", "client.pem", "client.key"} {
 		_, err := os.Lstat(filepath.Join(dir, name))
 		switch {
@@ -77,9 +75,8 @@ func devFiles(dir string) (present []string, err error) {
 	return present, nil
 }
 
-// devFresh reports whether all the files are there, fit together, and will for
-// another week.
-func devFresh(dir string, now time.Time) bool {
+// devFilesAreFresh reports whether all the files exist, fit together, and are valid for another week.
+func devFilesAreFresh(dir string, now time.Time) bool {
 	ca, err := os.ReadFile(filepath.Join(dir, devCAFile))
 	if err != nil {
 		return false
@@ -101,9 +98,8 @@ func devFresh(dir string, now time.Time) bool {
 	return true
 }
 
-// devOwn reports whether Dev made a file: a certificate by its issuer, a key
-// by the certificate next to it.
-func devOwn(dir, name string) bool {
+// isDevFile reports whether Dev created a file: a certificate by its issuer, a key by the certificate next to it.
+func isDevFile(dir, name string) bool {
 	name = name[:len(name)-len(filepath.Ext(name))] + ".pem"
 	data, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {
@@ -117,12 +113,12 @@ func devOwn(dir, name string) bool {
 	return err == nil && c.Issuer.CommonName == devCA
 }
 
-func devMake(dir string, now time.Time) error {
+func makeDevFiles(dir string, now time.Time) error {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	ca := template(devCA, now)
+	ca := newTemplate(devCA, now)
 	ca.IsCA, ca.BasicConstraintsValid, ca.MaxPathLenZero = true, true, true
 	ca.KeyUsage = x509.KeyUsageCertSign
 	ca.PermittedDNSDomainsCritical = true
@@ -139,12 +135,12 @@ func devMake(dir string, now time.Time) error {
 	if ca, err = x509.ParseCertificate(der); err != nil {
 		return err
 	}
-	server := template("localhost", now)
+	server := newTemplate("localhost", now)
 	server.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	server.DNSNames = []string{"localhost"}
 	server.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
 
-	client := template("dev", now)
+	client := newTemplate("dev", now)
 	client.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	id, err := url.Parse(devClientID)
 	if err != nil {
@@ -152,16 +148,16 @@ func devMake(dir string, now time.Time) error {
 	}
 	client.URIs = []*url.URL{id}
 
-	if err := writePEM(dir, devCAFile, 0o644, "CERTIFICATE", der); err != nil {
+	if err := replacePEM(dir, devCAFile, 0o644, "CERTIFICATE", der); err != nil {
 		return err
 	}
-	if err := issue(dir, "server", server, ca, caKey); err != nil {
+	if err := issueDevPair(dir, "server", server, ca, caKey); err != nil {
 		return err
 	}
-	return issue(dir, "client", client, ca, caKey)
+	return issueDevPair(dir, "client", client, ca, caKey)
 }
 
-func template(name string, now time.Time) *x509.Certificate {
+func newTemplate(name string, now time.Time) *x509.Certificate {
 	return &x509.Certificate{ // with a random serial number, as CreateCertificate gives it
 		Subject:   pkix.Name{CommonName: name},
 		NotBefore: now.Add(-clockSkew),
@@ -170,9 +166,9 @@ func template(name string, now time.Time) *x509.Certificate {
 	}
 }
 
-// issue writes the certificate before its key, so that whatever a crash leaves
-// behind is known as Dev's own by the certificate.
-func issue(dir, name string, leaf, ca *x509.Certificate, caKey *ecdsa.PrivateKey) error {
+// issueDevPair writes the certificate before its key, so that after a crash the certificate identifies the files as
+// Dev's.
+func issueDevPair(dir, name string, leaf, ca *x509.Certificate, caKey *ecdsa.PrivateKey) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -181,17 +177,16 @@ func issue(dir, name string, leaf, ca *x509.Certificate, caKey *ecdsa.PrivateKey
 	if err != nil {
 		return err
 	}
-	if err := writePEM(dir, name+".pem", 0o644, "CERTIFICATE", der); err != nil {
+	if err := replacePEM(dir, name+".pem", 0o644, "CERTIFICATE", der); err != nil {
 		return err
 	}
 	if der, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
 		return err
 	}
-	return writePEM(dir, name+".key", 0o600, "PRIVATE KEY", der)
+	return replacePEM(dir, name+".key", 0o600, "PRIVATE KEY", der)
 }
 
-// writePEM puts a file in its place whole or not at all, and never one whose
-// mode is for a moment wider than it shall be.
-func writePEM(dir, name string, mode fs.FileMode, kind string, der []byte) error {
+// replacePEM writes a file as a whole or not at all, and its mode is never wider than mode.
+func replacePEM(dir, name string, mode fs.FileMode, kind string, der []byte) error {
 	return pathsafe.ReplaceFileAt(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
 }

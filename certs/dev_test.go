@@ -41,7 +41,8 @@ func contents(t *testing.T, dir string) map[string]string {
 	return all
 }
 
-func TestDevMakesItsFiveFilesAndNothingElse(t *testing.T) {
+// TestDev_Files: Dev creates its five files and no other.
+func TestDev_Files(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "certs")
 	dev(t, dir, time.Now())
 	want := map[string]os.FileMode{"ca.pem": 0o644, "server.pem": 0o644, "server.key": 0o600, "client.pem": 0o644, "client.key": 0o600}
@@ -102,7 +103,7 @@ func trust(t *testing.T, dir string) *x509.CertPool {
 	t.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(contents(t, dir)["ca.pem"])) {
-		t.Fatal("ca.pem holds no certificate")
+		t.Fatal("ca.pem does not contain a certificate")
 	}
 	return pool
 }
@@ -119,7 +120,8 @@ func devServer(t *testing.T, dir string) *tls.Config {
 	return cfg
 }
 
-func TestDevServerIsTrustedUnderEachLocalName(t *testing.T) {
+// TestDev_ServerNames: the server certificate is valid for each local name.
+func TestDev_ServerNames(t *testing.T) {
 	dir := t.TempDir()
 	dev(t, dir, time.Now())
 	cfg := devServer(t, dir)
@@ -137,7 +139,8 @@ func TestDevServerIsTrustedUnderEachLocalName(t *testing.T) {
 	}
 }
 
-func TestDevClientIsVerifiedAsItsURI(t *testing.T) {
+// TestDev_ClientURI: the client certificate is accepted, with its URI.
+func TestDev_ClientURI(t *testing.T) {
 	dir := t.TempDir()
 	dev(t, dir, time.Now())
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key"))
@@ -154,7 +157,8 @@ func TestDevClientIsVerifiedAsItsURI(t *testing.T) {
 	}
 }
 
-func TestClientOfAnotherCAIsRefusedThoughItsNamesAreTheSame(t *testing.T) {
+// TestDev_ClientOfAnotherCA: a client of another CA is refused although its names are the same.
+func TestDev_ClientOfAnotherCA(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
 	dev(t, dir, time.Now())
 	dev(t, other, time.Now())
@@ -170,7 +174,8 @@ func TestClientOfAnotherCAIsRefusedThoughItsNamesAreTheSame(t *testing.T) {
 	}
 }
 
-func TestDevServerCertificateDoesNotProveACaller(t *testing.T) {
+// TestDev_ServerAsClient: the server certificate is not accepted as a client certificate.
+func TestDev_ServerAsClient(t *testing.T) {
 	dir := t.TempDir()
 	dev(t, dir, time.Now())
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key"))
@@ -183,7 +188,8 @@ func TestDevServerCertificateDoesNotProveACaller(t *testing.T) {
 	}
 }
 
-func TestDevCAIsHeldToThisMachine(t *testing.T) {
+// TestDev_NameConstraints: the CA is restricted to the names of this machine.
+func TestDev_NameConstraints(t *testing.T) {
 	dir := t.TempDir()
 	dev(t, dir, time.Now())
 	ca := parseOne(t, contents(t, dir)["ca.pem"])
@@ -193,12 +199,13 @@ func TestDevCAIsHeldToThisMachine(t *testing.T) {
 	}
 }
 
-func TestDevLeavesFilesThatAreThere(t *testing.T) {
+// TestDev_FilesPresent: existing files are not touched without renew.
+func TestDev_FilesPresent(t *testing.T) {
 	dir := t.TempDir()
 	dev(t, dir, time.Now())
 	before := contents(t, dir)
 	made, err := certs.Dev(dir, time.Now(), false)
-	if err == nil || made || !strings.Contains(err.Error(), "ca.pem is there already; --renew") {
+	if err == nil || made || !strings.Contains(err.Error(), "ca.pem exists already; --renew") {
 		t.Errorf("made %v, %v", made, err)
 	}
 	same(t, before, contents(t, dir))
@@ -213,7 +220,8 @@ func same(t *testing.T, a, b map[string]string) {
 	}
 }
 
-func TestDevRenewKeepsWhatIsGoodForAWeek(t *testing.T) {
+// TestDevRenew_KeepFresh: renew keeps certificates that are valid for another week.
+func TestDevRenew_KeepFresh(t *testing.T) {
 	now := time.Now()
 	for _, row := range []struct {
 		name  string
@@ -247,7 +255,8 @@ func TestDevRenewKeepsWhatIsGoodForAWeek(t *testing.T) {
 	}
 }
 
-func TestDevRenewMendsWhatACrashLeftHalfDone(t *testing.T) {
+// TestDevRenew_AfterCrash: renew replaces what a crash left incomplete.
+func TestDevRenew_AfterCrash(t *testing.T) {
 	now := time.Now()
 	dir, anew := t.TempDir(), t.TempDir()
 	dev(t, dir, now)
@@ -260,7 +269,8 @@ func TestDevRenewMendsWhatACrashLeftHalfDone(t *testing.T) {
 	devServer(t, dir)
 }
 
-func TestDevRenewLeavesFilesOfOthers(t *testing.T) {
+// TestDevRenew_ForeignFiles: renew never replaces files that Dev did not create.
+func TestDevRenew_ForeignFiles(t *testing.T) {
 	now := time.Now()
 	corp := newCA(t, now).issue(t, nil)
 	for _, row := range []struct {
@@ -288,7 +298,8 @@ func TestDevRenewLeavesFilesOfOthers(t *testing.T) {
 	}
 }
 
-func TestDevNeverMakesTheSameKeyTwice(t *testing.T) {
+// TestDev_NewKeys: each call makes new keys.
+func TestDev_NewKeys(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
 	dev(t, a, time.Now())
 	dev(t, b, time.Now())

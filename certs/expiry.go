@@ -9,29 +9,28 @@ import (
 	"time"
 )
 
-// Expiry tells when something that TLS is made of ends, or a key.
+// Expiry is the end of a certificate, a CRL or a key.
 type Expiry struct {
 	What     string // "server certificate", "client CA", "CRL", "SVID", "key"
-	File     string // as the configuration has it; "acme" or "spiffe" for what comes from there; of a key, where it stands
+	File     string // as configured; "acme" or "spiffe" for what they issue; for a key, its place in the configuration
 	Subject  string
 	NotAfter time.Time
-	Ahead    time.Duration // a warning is due so long before; 14 days when zero
+	Ahead    time.Duration // time before NotAfter when a warning is due; zero means 14 days
 }
 
-func expiries(what, file string, list []*x509.Certificate) (all []Expiry) {
+func listExpiries(what, file string, list []*x509.Certificate) (all []Expiry) {
 	for _, c := range list {
-		all = append(all, Expiry{What: what, File: file, Subject: subject(c), NotAfter: c.NotAfter})
+		all = append(all, Expiry{What: what, File: file, Subject: displayName(c), NotAfter: c.NotAfter})
 	}
 	return all
 }
 
-// quarter is how long before the end a warning is due of what is renewed by
-// itself, and may live for days only: renewal was due before, then.
-func quarter(from, to time.Time) time.Duration { return min(warnAhead, to.Sub(from)/4) }
+// quarterLifetime returns the time before expiry when a warning is due for what is renewed by itself, and may live for
+// days only: renewal was due before.
+func quarterLifetime(from, to time.Time) time.Duration { return min(warnAhead, to.Sub(from)/4) }
 
-// subject is what people call a certificate: many have a name nowhere but in
-// subjectAltName.
-func subject(c *x509.Certificate) string {
+// displayName returns the usual name of a certificate: many have names only in subjectAltName.
+func displayName(c *x509.Certificate) string {
 	if len(c.DNSNames) > 0 {
 		return c.DNSNames[0]
 	}
@@ -41,9 +40,8 @@ func subject(c *x509.Certificate) string {
 	return c.IPAddresses[0].String()
 }
 
-// Earliest returns each thing once, ordered by what ends first. A file may have
-// several certificates of one subject, as while a CA changes its key; then the
-// first to end stands for them.
+// Earliest returns each thing once, the first to expire first. Of several certificates with one subject in a file, as
+// while a CA changes its key, it returns the first to expire.
 func Earliest(all []Expiry) []Expiry {
 	all = slices.Clone(all)
 	slices.SortStableFunc(all, func(a, b Expiry) int { return a.NotAfter.Compare(b.NotAfter) })
@@ -56,8 +54,8 @@ func Earliest(all []Expiry) []Expiry {
 	})
 }
 
-// Watch warns of what ends soon, once a day, until ctx is done. What has ended is
-// an error. list is asked every hour.
+// Watch logs once a day what expires soon, and as an error what has expired, until ctx is done. It calls list every
+// hour.
 func Watch(ctx context.Context, now func() time.Time, list func() []Expiry, log *slog.Logger) {
 	type told struct {
 		Expiry

@@ -16,7 +16,8 @@ import (
 
 const day = 24 * time.Hour
 
-func TestWatchWarnsOnceADayFromFourteenDaysBeforeTheEnd(t *testing.T) {
+// TestWatch_OncePerDay: Watch warns once a day, from fourteen days before the end.
+func TestWatch_OncePerDay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -60,7 +61,8 @@ func TestWatchWarnsOnceADayFromFourteenDaysBeforeTheEnd(t *testing.T) {
 	})
 }
 
-func TestEarliestStandsForAllOfOneSubject(t *testing.T) {
+// TestEarliest_SameSubject: the first certificate to expire stands for all of its subject.
+func TestEarliest_SameSubject(t *testing.T) {
 	now := time.Now()
 	e := func(file, subject string, days int) certs.Expiry {
 		return certs.Expiry{What: "client CA", File: file, Subject: subject, NotAfter: now.Add(time.Duration(days) * day)}
@@ -75,7 +77,8 @@ func TestEarliestStandsForAllOfOneSubject(t *testing.T) {
 	}
 }
 
-func TestLoadTellsTheEndOfAllThatIsShownAndTrusted(t *testing.T) {
+// TestExpiries_Loaded: the expiry of each loaded certificate is returned.
+func TestExpiries_Loaded(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	c := good(t, dir, now)
 	leaf := c.issue(t, nil)

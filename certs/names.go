@@ -5,12 +5,11 @@ import (
 	"encoding/asn1"
 )
 
-// tagURI is that of a uniformResourceIdentifier in a GeneralName (RFC 5280 4.2.1.6).
+// tagURI is the tag of a uniformResourceIdentifier in a GeneralName (RFC 5280 4.2.1.6).
 const tagURI = 6
 
-// URINames returns the URIs of a certificate's subjectAltName as they stand there.
-// Those that crypto/x509 has parsed are not the same: they lose an empty fragment,
-// and the case of the scheme.
+// URINames returns the unparsed URIs in a certificate's subjectAltName. Those of crypto/x509 differ: they lose an empty
+// fragment and the case of the scheme.
 func URINames(c *x509.Certificate) (names []string) {
 	san := asn1.ObjectIdentifier{2, 5, 29, 17}
 	for _, extension := range c.Extensions {

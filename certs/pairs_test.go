@@ -35,7 +35,9 @@ func several(t *testing.T, dir string, entries ...string) certs.Spec {
 	return spec
 }
 
-func TestClientIsShownTheCertificateOfTheNameAndTypeItAsksFor(t *testing.T) {
+// TestPairs_ByNameAndKeyType: a client gets the certificate for the requested name and the type of key that it
+// supports.
+func TestPairs_ByNameAndKeyType(t *testing.T) {
 	dir := t.TempDir()
 	spec := several(t, dir, "first.example.com ECDSA", "both.example.com RSA", "both.example.com ECDSA", "*.example.org ECDSA", "one.example.org ECDSA")
 	spec.MinVersion = "1.2"
@@ -82,7 +84,8 @@ func TestClientIsShownTheCertificateOfTheNameAndTypeItAsksFor(t *testing.T) {
 	}
 }
 
-func TestCertificateThatNobodyWouldBeShownIsRefused(t *testing.T) {
+// TestPairs_NeverShown: a certificate that no client would get is refused.
+func TestPairs_NeverShown(t *testing.T) {
 	for why, row := range map[string]struct {
 		entries []string
 		want    string
@@ -107,11 +110,12 @@ func TestCertificateThatNobodyWouldBeShownIsRefused(t *testing.T) {
 	}
 }
 
-func TestPairsOrAPairAndNothingHalf(t *testing.T) {
+// TestPairs_Incomplete: either pairs or one whole pair.
+func TestPairs_Incomplete(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	spec := several(t, dir, "a.example.com ECDSA")
 	spec.Cert = "a.pem"
-	if _, got := load(t, dir, spec, now); len(got) != 1 || !strings.HasPrefix(got[0], "error tls.certificates: stands beside cert and key") {
+	if _, got := load(t, dir, spec, now); len(got) != 1 || !strings.HasPrefix(got[0], "error tls.certificates: cannot be combined with cert and key") {
 		t.Errorf("both: %q", got)
 	}
 	if _, got := load(t, dir, certs.Spec{}, now); len(got) != 2 {

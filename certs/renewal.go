@@ -27,33 +27,33 @@ import (
 )
 
 const (
-	firstRetry = 10 * time.Second // then after four times as long: Let's Encrypt forgives five failures an hour
+	firstRetry = 10 * time.Second // then four times as long: Let's Encrypt allows five failures per hour
 	lastRetry  = time.Hour
-	lookEvery  = 10 * time.Second // whether autocert has renewed
-	spacing    = time.Second      // between the first orders of several domains: CAs count what comes at once
+	lookEvery  = 10 * time.Second // interval of checks whether autocert has renewed
+	spacing    = time.Second      // time between the first orders of several domains: CAs limit bursts
 
-	acmeRequest = 30 * time.Second // for all of one
-	acmeConnect = 10 * time.Second // for TCP, and again for TLS
-	acmeAnswer  = 1 << 20          // bytes of one
+	acmeRequest = 30 * time.Second // limit for a whole request
+	acmeConnect = 10 * time.Second // limit for TCP, and again for TLS
+	acmeAnswer  = 1 << 20          // maximum bytes of an answer
 	accountFile = "acme_account+key"
 )
 
-// order is what makes two renewals the same.
-type order struct {
+// renewalOrder identifies a renewal.
+type renewalOrder struct {
 	domain, email, directory string
 	roots                    string // PEM; empty: the system's
-	dir                      string // of the cache
+	dir                      string // folder of the cache
 }
 
-// cache is the folder where autocert keeps keys and certificates. The account's key is made for whichever renewal
-// asks first, and then all have the same: CAs limit how many accounts may be made.
-type cache struct {
+// accountCache is the folder where autocert stores keys and certificates. The first renewal creates the account key and
+// all others use it, because CAs limit the number of accounts.
+type accountCache struct {
 	autocert.DirCache
 	account *sync.Mutex
 }
 
 // Get reads a file of the cache.
-func (c cache) Get(ctx context.Context, name string) ([]byte, error) {
+func (c accountCache) Get(ctx context.Context, name string) ([]byte, error) {
 	if name != accountFile {
 		return c.DirCache.Get(ctx, name)
 	}
@@ -80,24 +80,24 @@ func (c cache) Get(ctx context.Context, name string) ([]byte, error) {
 // not hold it up, and no client can spend what the CA allows. Renewals share
 // nothing that one of them holds while it waits for the CA.
 type renewal struct {
-	order
+	renewalOrder
 
-	log     *slog.Logger
-	cache   cache
-	ctx     context.Context // done when it is to end
-	stop    context.CancelFunc
-	begun   bool // guarded by Renewals.mu
-	http    http.Transport
-	manager atomic.Pointer[autocert.Manager]
-	current atomic.Pointer[tls.Certificate] // with its Leaf
-	told    atomic.Pointer[string]          // URL of the last authorization whose failure was logged
+	log                 *slog.Logger
+	cache               accountCache
+	ctx                 context.Context // done when it is to end
+	stop                context.CancelFunc
+	begun               bool // guarded by Renewals.mu
+	http                http.Transport
+	manager             atomic.Pointer[autocert.Manager]
+	current             atomic.Pointer[tls.Certificate] // with its Leaf
+	loggedAuthorization atomic.Pointer[string]          // URL of the last authorization whose failure was logged
 }
 
-func newRenewal(o order, account *sync.Mutex, now time.Time, log *slog.Logger) *renewal {
-	r := &renewal{order: o, cache: cache{autocert.DirCache(o.dir), account}, log: log.With("domain", o.domain)}
+func newRenewal(o renewalOrder, account *sync.Mutex, now time.Time, log *slog.Logger) *renewal {
+	r := &renewal{renewalOrder: o, cache: accountCache{autocert.DirCache(o.dir), account}, log: log.With("domain", o.domain)}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.http.Proxy, r.http.IdleConnTimeout = http.ProxyFromEnvironment, time.Minute
-	// Without these, a connection that never comes about outlives its request.
+	// Without these timeouts, a connection attempt outlives its request.
 	r.http.DialContext, r.http.TLSHandshakeTimeout = (&net.Dialer{Timeout: acmeConnect}).DialContext, acmeConnect
 	if o.roots != "" {
 		roots := x509.NewCertPool()
@@ -116,7 +116,7 @@ func newRenewal(o order, account *sync.Mutex, now time.Time, log *slog.Logger) *
 
 func (r *renewal) newManager() *autocert.Manager {
 	return &autocert.Manager{
-		Prompt:     autocert.AcceptTOS, // the file says so
+		Prompt:     autocert.AcceptTOS, // the configuration says so
 		Cache:      r.cache,
 		HostPolicy: autocert.HostWhitelist(r.domain),
 		Email:      r.email,
@@ -128,10 +128,9 @@ func (r *renewal) newManager() *autocert.Manager {
 	}
 }
 
-// certificate returns what a client is shown: the CA, when it validates, the
-// answer to its challenge (RFC 8737 section 3), and everybody else the
+// getCertificate returns the answer to a challenge when the CA validates (RFC 8737 section 3), and otherwise the
 // certificate.
-func (r *renewal) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (r *renewal) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if slices.Equal(hello.SupportedProtos, []string{acme.ALPNProto}) {
 		return r.manager.Load().GetCertificate(hello)
 	}
@@ -141,10 +140,9 @@ func (r *renewal) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 	return nil, fmt.Errorf("there is no certificate for %s yet", r.domain)
 }
 
-// run obtains a certificate, again and again until there is one, then looks for
-// the one that takes its place. It begins after a pause.
-func (r *renewal) run(pause time.Duration) {
-	defer r.http.CloseIdleConnections() // which also ends what is being connected
+// keepRenewed obtains a certificate, with retries, and then loads its successors. It begins after a pause.
+func (r *renewal) keepRenewed(pause time.Duration) {
+	defer r.http.CloseIdleConnections() // which also ends connection attempts
 	for retry := firstRetry; ; {
 		select {
 		case <-r.ctx.Done():
@@ -152,7 +150,7 @@ func (r *renewal) run(pause time.Duration) {
 		case <-time.After(pause):
 		}
 		pause = lookEvery
-		c, err := r.obtain()
+		c, err := r.obtainCertificate()
 		switch {
 		case r.ctx.Err() != nil:
 			return
@@ -168,22 +166,22 @@ func (r *renewal) run(pause time.Duration) {
 	}
 }
 
-// obtain returns the certificate that autocert has, and has it asked for when
-// there is none. autocert renews by itself from then on.
-func (r *renewal) obtain() (*tls.Certificate, error) {
+// obtainCertificate returns autocert's certificate, and requests one if there is none. autocert renews it from then on.
+func (r *renewal) obtainCertificate() (*tls.Certificate, error) {
 	c, err := r.manager.Load().GetCertificate(&tls.ClientHelloInfo{
-		ServerName:   r.domain,
-		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}, // an ECDSA key, which every client of TLS 1.3 knows
+		ServerName: r.domain,
+		// An ECDSA key, which every client of TLS 1.3 supports.
+		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256},
 	})
 	if err != nil {
-		r.manager.Store(r.newManager()) // this one would not try again for a minute
+		r.manager.Store(r.newManager()) // the old manager would not try again for a minute
 	}
 	return c, err
 }
 
-// RoundTrip sends a request to the ACME server, and logs what that has against
-// it: autocert keeps to itself why a validation failed, and that a renewal did.
-// When the renewal ends, so does its request, and autocert's timers go nowhere.
+// RoundTrip sends a request to the ACME server, and logs the errors that the server reports: autocert does not return
+// why a validation failed, nor that a renewal did. The end of the renewal also ends its request, and later requests of
+// autocert's timers fail.
 func (r *renewal) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancel(req.Context())
 	defer cancel()
@@ -194,7 +192,7 @@ func (r *renewal) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	res, body, err := r.ask(req.WithContext(ctx))
+	res, body, err := r.sendRequest(req.WithContext(ctx))
 	switch {
 	case err != nil && r.ctx.Err() == nil:
 		r.log.Warn("ACME server not reached", "error", err)
@@ -202,14 +200,14 @@ func (r *renewal) RoundTrip(req *http.Request) (*http.Response, error) {
 	case err != nil:
 		return nil, err
 	case strings.Contains(res.Header.Get("Content-Type"), "json"):
-		r.tell(req.URL.String(), body)
+		r.logProblems(req.URL.String(), body)
 	}
 	res.Body = io.NopCloser(bytes.NewReader(body))
 	return res, nil
 }
 
-// ask returns the answer to a request when all of it is there.
-func (r *renewal) ask(req *http.Request) (*http.Response, []byte, error) {
+// sendRequest sends a request and reads the whole answer.
+func (r *renewal) sendRequest(req *http.Request) (*http.Response, []byte, error) {
 	res, err := r.http.RoundTrip(req)
 	if err != nil {
 		return nil, nil, err
@@ -217,14 +215,14 @@ func (r *renewal) ask(req *http.Request) (*http.Response, []byte, error) {
 	defer res.Body.Close() //nolint:errcheck // only read
 	body, err := io.ReadAll(io.LimitReader(res.Body, acmeAnswer+1))
 	if err == nil && len(body) > acmeAnswer {
-		err = fmt.Errorf("%s answers more than %d bytes", req.URL, acmeAnswer)
+		err = fmt.Errorf("%s answered with more than %d bytes", req.URL, acmeAnswer)
 	}
 	return res, body, err
 }
 
-// tell logs what an answer complains of: it is a problem (RFC 8555 section 6.7)
-// or an authorization with a challenge that was not met (section 8).
-func (r *renewal) tell(from string, body []byte) {
+// logProblems logs the errors in an answer: a problem (RFC 8555 section 6.7), or an authorization with a failed
+// challenge (section 8).
+func (r *renewal) logProblems(from string, body []byte) {
 	type complaint struct{ Type, Detail string }
 	var answer struct {
 		complaint
@@ -232,15 +230,15 @@ func (r *renewal) tell(from string, body []byte) {
 		Challenges []struct{ Error complaint }
 	}
 	if json.Unmarshal(body, &answer) != nil {
-		return // autocert says so
+		return // autocert reports it
 	}
-	if answer.Detail != "" && answer.Type != "urn:ietf:params:acme:error:badNonce" { // which is asked for again
-		r.log.Warn("ACME server refuses", "type", answer.Type, "detail", answer.Detail)
+	if answer.Detail != "" && answer.Type != "urn:ietf:params:acme:error:badNonce" { // autocert tries that again
+		r.log.Warn("ACME server reported an error", "type", answer.Type, "detail", answer.Detail)
 	}
 	for _, c := range answer.Challenges {
-		if told := r.told.Load(); c.Error.Detail != "" && (told == nil || *told != from) {
-			r.told.Store(&from)
-			r.log.Warn("ACME server does not validate", "type", c.Error.Type, "detail", c.Error.Detail)
+		if told := r.loggedAuthorization.Load(); c.Error.Detail != "" && (told == nil || *told != from) {
+			r.loggedAuthorization.Store(&from)
+			r.log.Warn("ACME validation failed", "type", c.Error.Type, "detail", c.Error.Detail)
 		}
 	}
 }

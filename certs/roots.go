@@ -6,15 +6,14 @@ import (
 	"sallyport/internal/diag"
 )
 
-// Roots reads a PEM file with the CAs that another server is to be believed by,
-// relative to dir, and returns it as it is. A self-signed certificate of that
-// server is one, too. What is wrong is written to p, and then the result is nil.
+// Roots reads a PEM file, relative to dir, of CAs that sign the certificate of another server, and returns its content.
+// That server's self-signed certificate also counts as a CA. Problems are reported to p, and then the result is nil.
 func Roots(file, dir string, now time.Time, p *diag.List) []byte {
-	data, ok := read(resolve(dir, file), file, maxFile, 0o022, p)
+	data, ok := readTrustedFile(resolvePath(dir, file), file, maxFile, 0o022, p)
 	if !ok {
 		return nil
 	}
-	if _, ok := parse(file, data, now, p); !ok {
+	if _, ok := parseValidCertificates(file, data, now, p); !ok {
 		return nil
 	}
 	return data

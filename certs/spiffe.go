@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	firstSVID  = 10 * time.Second // how long a start waits for it
-	watchPause = 5 * time.Second  // before a watch that was ended is begun anew
+	firstSVID  = 10 * time.Second // how long a start waits for a certificate
+	watchPause = 5 * time.Second  // time before an ended watch begins again
 )
 
 // SPIFFESpec names a SPIFFE Workload API.
@@ -32,34 +32,31 @@ type SPIFFESpec struct {
 	Socket string `yaml:"socket"` // "unix:///run/spire/agent.sock"
 }
 
-// Workloads are the connections to SPIFFE Workload APIs, one for each socket.
-// Certificates and bundles come over them as they change, so they outlive the
-// configurations that name them.
+// Workloads are the connections to SPIFFE Workload APIs, one for each socket. They deliver certificates and bundles as
+// these change, so they outlive the configurations that name them.
 type Workloads struct {
 	log         *slog.Logger
-	wait, pause time.Duration   // firstSVID and watchPause, but in tests
-	stop        <-chan struct{} // closed when nothing waits for a first certificate any more; nil: never
+	wait, pause time.Duration   // firstSVID and watchPause, except in tests
+	stop        <-chan struct{} // closed to end waits for a first certificate; nil: never
 
 	mu   sync.Mutex
 	open map[string]*workload
 }
 
-// NewWorkloads returns no connection yet.
+// NewWorkloads returns an empty set of connections.
 func NewWorkloads(log *slog.Logger) *Workloads {
 	return &Workloads{log: log, wait: firstSVID, pause: watchPause, open: map[string]*workload{}}
 }
 
-// Until lets ctx end every wait for a first certificate that begins from now on.
-// It must not be called while a configuration is loaded.
+// Until makes ctx end all later waits for a first certificate. It must not be called while a configuration is loaded.
 func (w *Workloads) Until(ctx context.Context) {
 	if w != nil {
 		w.stop = ctx.Done()
 	}
 }
 
-// Retain closes the connections but that to one socket, which may be none: it
-// is called with what the configuration in force names. From then on, the log
-// has what is issued there.
+// Retain closes all connections except for one socket, or all if socket is "". It is called with the socket of the
+// configuration in force, and the log reports what is issued there from then on.
 func (w *Workloads) Retain(socket string) {
 	if w == nil {
 		return
@@ -68,30 +65,31 @@ func (w *Workloads) Retain(socket string) {
 	defer w.mu.Unlock()
 	for name, one := range w.open {
 		if name == socket {
-			one.use()
+			one.markInUse()
 			continue
 		}
-		one.close()
+		one.closeClient()
 		delete(w.open, name)
 	}
 }
 
-// load returns the connection that spec names, with a certificate and a bundle,
-// or reports what is wrong. It waits up to ten seconds for them.
-func (w *Workloads) load(spec *SPIFFESpec, p *diag.List) *workload {
+// loadWorkload returns the connection for spec, with a certificate and a bundle, or reports what is wrong. It waits up
+// to ten seconds for them.
+func (w *Workloads) loadWorkload(spec *SPIFFESpec, p *diag.List) *workload {
 	p = p.At("socket")
 	path, ok := strings.CutPrefix(spec.Socket, "unix://")
 	switch {
 	case spec.Socket == "":
 		p.Errorf("is missing: the socket of the SPIFFE Workload API")
 	case !ok || !filepath.IsAbs(path) || workloadapi.ValidateAddress(spec.Socket) != nil:
-		p.Errorf("%q is no Unix socket: write unix:///run/spire/agent.sock (over TCP, private keys would travel in clear)", spec.Socket)
+		p.Errorf("%q is not a Unix socket: write unix:///run/spire/agent.sock "+
+			"(over TCP, private keys would be sent unencrypted)", spec.Socket)
 	case w == nil:
-		p.Errorf("cannot be asked from here")
-	case replaceable(path):
-		p.Errorf("%s is in a folder that others may write to, so anybody could be the Workload API there", path)
+		p.Errorf("cannot be used by this command")
+	case isReplaceable(path):
+		p.Errorf("%s is in a folder that other users may write to, so they could replace the socket", path)
 	default:
-		one, err := w.get(spec.Socket)
+		one, err := w.connectSocket(spec.Socket)
 		if err == nil {
 			return one
 		}
@@ -100,13 +98,13 @@ func (w *Workloads) load(spec *SPIFFESpec, p *diag.List) *workload {
 	return nil
 }
 
-// replaceable reports whether others could put a socket of their own in the place.
-func replaceable(path string) bool {
+// isReplaceable reports whether other users could replace the socket.
+func isReplaceable(path string) bool {
 	info, err := os.Stat(filepath.Dir(path))
 	return err == nil && info.Mode().Perm()&0o002 != 0
 }
 
-func (w *Workloads) get(socket string) (*workload, error) {
+func (w *Workloads) connectSocket(socket string) (*workload, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if one := w.open[socket]; one != nil {
@@ -121,7 +119,7 @@ func (w *Workloads) get(socket string) (*workload, error) {
 		socket: socket, log: w.log, client: client, stop: stop, stopping: ctx.Done(),
 		first: make(chan struct{}), ended: make(chan struct{}), failure: errors.New("no answer"),
 	}
-	go one.watch(ctx, w.pause)
+	go one.watchUpdates(ctx, w.pause)
 	select {
 	case <-one.first:
 		w.open[socket] = one
@@ -129,39 +127,38 @@ func (w *Workloads) get(socket string) (*workload, error) {
 	case <-time.After(w.wait):
 	case <-w.stop:
 	}
-	one.close()
+	one.closeClient()
 	return nil, fmt.Errorf("waiting %s for a certificate from %s: %w", w.wait, socket, one.failure)
 }
 
-// workload is what one Workload API says.
+// workload is the connection to one Workload API, with what it issued last.
 type workload struct {
 	socket string
 	log    *slog.Logger
 	client *workloadapi.Client
 
 	stop     context.CancelFunc
-	stopping <-chan struct{} // closed when stop was called
-	ended    chan struct{}   // closed when watch has returned
+	stopping <-chan struct{} // closed after stop is called
+	ended    chan struct{}   // closed after watchUpdates has returned
 
-	current atomic.Pointer[issued]
-	used    atomic.Bool   // by the configuration in force; what another one leads to is not logged
-	first   chan struct{} // closed when current is there
-	failure error         // the last, for whoever has seen ended
+	current atomic.Pointer[svidUpdate]
+	used    atomic.Bool   // in use by the configuration in force; updates of other connections are not logged
+	first   chan struct{} // closed when current is set
+	failure error         // the last error; read it only after ended is closed
 }
 
-// issued is one message of the Workload API. It is never changed.
-type issued struct {
+// svidUpdate is one message of the Workload API. It is never changed.
+type svidUpdate struct {
 	id      string
 	pair    *tls.Certificate
 	domains map[spiffeid.TrustDomain]*authority
 }
 
-// watch follows the Workload API until it is stopped. The library goes on after
-// most errors by itself, but not after all that a server can cause.
-func (w *workload) watch(ctx context.Context, pause time.Duration) {
+// watchUpdates follows the Workload API until it is stopped. The library retries after most errors, but not after all.
+func (w *workload) watchUpdates(ctx context.Context, pause time.Duration) {
 	defer close(w.ended)
 	for ctx.Err() == nil {
-		_ = w.client.WatchX509Context(ctx, w) // told to OnX509ContextWatchError
+		_ = w.client.WatchX509Context(ctx, w) // OnX509ContextWatchError gets the error
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -169,28 +166,28 @@ func (w *workload) watch(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// use says that the configuration in force goes by this Workload API.
-func (w *workload) use() {
+// markInUse marks the connection as used by the configuration in force.
+func (w *workload) markInUse() {
 	if !w.used.Swap(true) {
 		w.logIssued(w.current.Load())
 	}
 }
 
-func (w *workload) logIssued(now *issued) {
-	w.log.Info("svid issued", "id", now.id, "until", now.pair.Leaf.NotAfter, "trust_domains", now.names())
+func (w *workload) logIssued(now *svidUpdate) {
+	w.log.Info("svid issued", "id", now.id, "until", now.pair.Leaf.NotAfter, "trust_domains", now.domainNames())
 }
 
-func (w *workload) close() {
+func (w *workload) closeClient() {
 	w.stop()
 	<-w.ended
 	_ = w.client.Close()
 }
 
-// OnX509ContextUpdate takes what was issued last (SPIFFE Workload API, section
-// 5.2: what a message leaves out is no longer trusted).
+// OnX509ContextUpdate stores the latest message. What a message omits is no longer trusted (SPIFFE Workload API,
+// section 5.2).
 func (w *workload) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	svid := x.DefaultSVID()
-	now := &issued{
+	now := &svidUpdate{
 		id:      svid.ID.String(),
 		pair:    &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]},
 		domains: map[spiffeid.TrustDomain]*authority{},
@@ -211,11 +208,10 @@ func (w *workload) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	}
 }
 
-// OnX509ContextWatchError is told why nothing is issued. What was last issued stays
-// in use until it ends.
+// OnX509ContextWatchError stores and logs the error. The last issued certificate stays in use until it expires.
 func (w *workload) OnX509ContextWatchError(err error) {
 	select {
-	case <-w.stopping: // which is why
+	case <-w.stopping: // the watch is stopped, which is the cause of the error
 		return
 	default:
 	}
@@ -227,18 +223,22 @@ func (w *workload) OnX509ContextWatchError(err error) {
 
 func (w *workload) String() string {
 	now := w.current.Load()
-	return fmt.Sprintf("%s, where this server is %s until %s; trust domains %s", w.socket, now.id, now.pair.Leaf.NotAfter.UTC().Format(time.RFC3339), strings.Join(now.names(), ", "))
+	return fmt.Sprintf("%s, where this server is %s until %s; trust domains %s", w.socket, now.id,
+		now.pair.Leaf.NotAfter.UTC().Format(time.RFC3339), strings.Join(now.domainNames(), ", "))
 }
 
-// certificate is the current SVID, as tls.Config.GetCertificate.
-func (w *workload) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+// getCertificate returns the current SVID, as tls.Config.GetCertificate.
+func (w *workload) getCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return w.current.Load().pair, nil
 }
 
-// expiries tells when what was issued last ends, which may be within the hour.
-func (w *workload) expiries() (all []Expiry) {
+// listExpiries returns when the last issued certificates expire, which may be within the hour.
+func (w *workload) listExpiries() (all []Expiry) {
 	add := func(what, subject string, c *x509.Certificate) {
-		all = append(all, Expiry{What: what, File: "spiffe", Subject: subject, NotAfter: c.NotAfter, Ahead: quarter(c.NotBefore, c.NotAfter)})
+		all = append(all, Expiry{
+			What: what, File: "spiffe", Subject: subject, NotAfter: c.NotAfter,
+			Ahead: quarterLifetime(c.NotBefore, c.NotAfter),
+		})
 	}
 	now := w.current.Load()
 	add("SVID", now.id, now.pair.Leaf)
@@ -250,26 +250,25 @@ func (w *workload) expiries() (all []Expiry) {
 	return all
 }
 
-// verify judges an X.509-SVID by the bundle of its own trust domain, and by no
-// other (X509-SVID, section 5).
-func (w *workload) verify(shown []*x509.Certificate, now time.Time) error {
+// verifySVID verifies an X.509-SVID with the bundle of its own trust domain only (X509-SVID, section 5).
+func (w *workload) verifySVID(shown []*x509.Certificate, now time.Time) error {
 	names := URINames(shown[0])
 	if len(names) != 1 {
-		return errors.New("has no URI, or several, and a SPIFFE ID is the only one")
+		return errors.New("does not have exactly one URI, which a SPIFFE ID requires")
 	}
 	id, err := spiffeid.FromString(names[0])
 	if err != nil {
-		return fmt.Errorf("has no SPIFFE ID: %w", err)
+		return fmt.Errorf("does not have a SPIFFE ID: %w", err)
 	}
 	a := w.current.Load().domains[id.TrustDomain()]
 	if a == nil {
-		return errors.New("is of a trust domain whose bundle the Workload API does not give")
+		return errors.New("belongs to a trust domain without a bundle from the Workload API")
 	}
-	_, err = a.chains(shown, now)
+	_, err = a.verifyChains(shown, now)
 	return err
 }
 
-func (i *issued) names() []string {
+func (i *svidUpdate) domainNames() []string {
 	var names []string
 	for td := range maps.Keys(i.domains) {
 		names = append(names, td.Name())

@@ -103,9 +103,8 @@ func (s *spiffe) eventually(what string, ask func() error) {
 	}
 }
 
-// TestSPIFFEID_IsComparedAsItStands shows certificates whose URI only parses to a
-// SPIFFE ID.
-func TestSPIFFEID_IsComparedAsItStands(t *testing.T) {
+// TestSPIFFEID_Exact shows certificates with a URI that is only equal to a SPIFFE ID after it is parsed.
+func TestSPIFFEID_Exact(t *testing.T) {
 	s := newSPIFFE(t)
 	s.issue()
 	_, clients, found := s.load()
@@ -124,7 +123,8 @@ func TestSPIFFEID_IsComparedAsItStands(t *testing.T) {
 	}
 }
 
-func TestTheServerIsWhatTheWorkloadAPISays(t *testing.T) {
+// TestWorkloads_ServerSVID: the server shows the SVID that the Workload API issued last.
+func TestWorkloads_ServerSVID(t *testing.T) {
 	s := newSPIFFE(t)
 	s.issue()
 	cfg, clients, found := s.load()
@@ -162,7 +162,8 @@ func TestTheServerIsWhatTheWorkloadAPISays(t *testing.T) {
 	must(t, err)
 }
 
-func TestEachTrustDomainSpeaksForItselfAlone(t *testing.T) {
+// TestSPIFFE_TrustDomains: the bundle of a trust domain verifies only SVIDs of that domain.
+func TestSPIFFE_TrustDomains(t *testing.T) {
 	s := newSPIFFE(t)
 	partner := s.domain("spiffe://partner")
 	s.issue(partner)
@@ -206,7 +207,8 @@ func TestEachTrustDomainSpeaksForItselfAlone(t *testing.T) {
 	})
 }
 
-func TestTheConnectionIsKeptFromOneConfigurationToTheNext(t *testing.T) {
+// TestWorkloads_KeepConnection: configurations with one socket share its connection.
+func TestWorkloads_KeepConnection(t *testing.T) {
 	s := newSPIFFE(t)
 	s.issue()
 	cfg, _, _ := s.load()
@@ -234,7 +236,8 @@ func TestTheConnectionIsKeptFromOneConfigurationToTheNext(t *testing.T) {
 	}
 }
 
-func TestAWatchThatTheWorkloadAPIEndsIsBegunAnew(t *testing.T) {
+// TestWorkloads_WatchAgain: a watch that the Workload API ends begins again.
+func TestWorkloads_WatchAgain(t *testing.T) {
 	s := newSPIFFE(t)
 	s.workloads.PauseFor(time.Millisecond)
 	s.issue()
@@ -245,7 +248,8 @@ func TestAWatchThatTheWorkloadAPIEndsIsBegunAnew(t *testing.T) {
 	s.eventually("the certificate after the end of the watch", func() error { _, err := s.connect(cfg, s.corp, nil); return err })
 }
 
-func TestNothingIsServedWithoutACertificateOfTheWorkloadAPI(t *testing.T) {
+// TestWorkloads_NoCertificate: without a certificate from the Workload API, nothing is served.
+func TestWorkloads_NoCertificate(t *testing.T) {
 	s := newSPIFFE(t)
 	s.workloads.WaitFor(100 * time.Millisecond)
 	refused := func(want string) {
@@ -260,7 +264,7 @@ func TestNothingIsServedWithoutACertificateOfTheWorkloadAPI(t *testing.T) {
 	refused("waiting 100ms for a certificate from unix://")
 	for _, socket := range []string{"", "tcp://127.0.0.1:1", "/run/agent.sock", "unix:agent.sock", "unix://agent.sock", "unix:///a?b"} {
 		s.socket = socket
-		refused(map[bool]string{true: "is missing", false: "is no Unix socket"}[socket == ""])
+		refused(map[bool]string{true: "is missing", false: "is not a Unix socket"}[socket == ""])
 	}
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o777))
@@ -271,8 +275,8 @@ func TestNothingIsServedWithoutACertificateOfTheWorkloadAPI(t *testing.T) {
 	}
 }
 
-// TestWorkloads_WaitEndsWithTheContext has a server stop while a Workload API that never answers is asked.
-func TestWorkloads_WaitEndsWithTheContext(t *testing.T) {
+// TestWorkloads_CancelWait stops a server while it waits for a Workload API that does not answer.
+func TestWorkloads_CancelWait(t *testing.T) {
 	s := &spiffe{t: t, socket: "unix://" + filepath.Join(t.TempDir(), "agent.sock"), workloads: certs.NewWorkloads(slog.New(slog.DiscardHandler))}
 	accepted, stop, err := spiffetest.Hang(strings.TrimPrefix(s.socket, "unix://"))
 	must(t, err)
@@ -289,7 +293,8 @@ func TestWorkloads_WaitEndsWithTheContext(t *testing.T) {
 	}
 }
 
-func TestFilesMayServeBesideSPIFFE(t *testing.T) {
+// TestWorkloads_WithFiles: with a certificate from a file, the server does not show the SVID.
+func TestWorkloads_WithFiles(t *testing.T) {
 	s := newSPIFFE(t)
 	s.issue()
 	dir, now := t.TempDir(), time.Now()

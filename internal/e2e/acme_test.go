@@ -50,7 +50,7 @@ func TestACME_Obtain(t *testing.T) {
 
 	// The CA starts. It does not validate one name, and the log says why.
 	w.startCA(t)
-	server.awaits(t, `"msg":"certificate obtained","domain":"hooks.example.com"`, `"msg":"ACME server does not validate","domain":"bad.example.com"`, "127.0.0.2")
+	server.awaits(t, `"msg":"certificate obtained","domain":"hooks.example.com"`, `"msg":"ACME validation failed","domain":"bad.example.com"`, "127.0.0.2")
 	roots := w.roots(t)
 	first, err := w.shown(t, "hooks.example.com", roots)
 	if err != nil {
@@ -109,6 +109,7 @@ func (w *acmeWorld) restarted(t *testing.T, roots *x509.CertPool, first *x509.Ce
 	}
 }
 
+// TestACME_Renew: the server renews a certificate while it serves.
 func TestACME_Renew(t *testing.T) {
 	t.Parallel()
 	w := newACMEWorld(t, 45*time.Second)

@@ -48,6 +48,7 @@ func union(lists ...[]string) []string {
 	return slices.Compact(all)
 }
 
+// TestDocs_ExitCodes: the documented exit codes are those of the program.
 func TestDocs_ExitCodes(t *testing.T) {
 	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "internal/client/errors.go", nil, 0)
@@ -77,6 +78,7 @@ func TestDocs_ExitCodes(t *testing.T) {
 	}
 }
 
+// TestDocs_SignaturePresets: the documented presets of signatures are those of the program.
 func TestDocs_SignaturePresets(t *testing.T) {
 	t.Parallel()
 	want := webhook.Presets()
@@ -91,6 +93,7 @@ func TestDocs_SignaturePresets(t *testing.T) {
 	}
 }
 
+// TestDocs_Links: each link of a document leads to an existing file and heading.
 func TestDocs_Links(t *testing.T) {
 	t.Parallel()
 	docs, err := filepath.Glob("docs/*.md")

@@ -52,6 +52,7 @@ func sallyport() {
 	os.Exit(app.Main("", os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
+// TestScripts runs the scripts in testdata.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	programs := map[string]string{}
