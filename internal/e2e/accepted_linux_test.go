@@ -38,16 +38,16 @@ const acceptedRuns = 50 // queued behind the first one
 func TestQueuedRuns_StartFails(t *testing.T) {
 	t.Parallel()
 	for what, take := range map[string]func(*installation) (giveBack func()){
-		"program away":        withoutProgram,
-		"program written":     withoutEnd,
-		"hook missing":        withoutHook,
-		"descriptors":         withoutDescriptors,
-		"folders removed":     withoutFolders("active", "ready"),
-		"all folders removed": withoutFolders(""),
+		"program away":        removeProgram,
+		"program written":     openProgram,
+		"hook missing":        removeHook,
+		"descriptors":         limitDescriptors,
+		"folders removed":     removeFolders("active", "ready"),
+		"all folders removed": removeFolders(""),
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			queueWithout(t, take)
+			queueRunsWithout(t, take)
 		})
 	}
 }
@@ -57,7 +57,7 @@ func TestQueuedRuns_StartFails(t *testing.T) {
 func TestQueuedRuns_NoProcesses(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		queueWithout(t, withoutProcesses)
+		queueRunsWithout(t, limitProcesses)
 		return
 	}
 	dir, uid := t.TempDir(), 60000+os.Getpid()%5000 // the limit counts all processes of a user
@@ -79,8 +79,8 @@ func TestQueuedRuns_NoProcesses(t *testing.T) {
 	}
 }
 
-// queueWithout removes something while runs are queued, and restores it when the log reports that a start failed.
-func queueWithout(t *testing.T, take func(*installation) (giveBack func())) {
+// queueRunsWithout removes something while runs are queued, and restores it when the log reports that a start failed.
+func queueRunsWithout(t *testing.T, take func(*installation) (giveBack func())) {
 	t.Helper()
 	in := install(t, "sallyport", acceptedHook)
 	in.write("job.sh", acceptedJob, 0o755)
@@ -94,43 +94,43 @@ func queueWithout(t *testing.T, take func(*installation) (giveBack func())) {
 		}
 		ids = append(ids, a.run().ID)
 	}
-	in.until("the first to begin", func() bool { return in.began(ids[0]) == 1 })
+	in.waitUntil("the first to begin", func() bool { return in.countBegun(ids[0]) == 1 })
 	giveBack := take(in)
 	in.write("go", "", 0o600)
 	if giveBack != nil {
 		pid := in.supervisor()
-		in.until("a start to fail", func() bool {
+		in.waitUntil("a start to fail", func() bool {
 			return bytes.Contains(in.read("log"), []byte("run stays queued: its command cannot be started yet")) || in.supervisor() != pid
 		})
 		giveBack()
 	}
-	in.succeed(ids[1:])
+	in.awaitSuccess(ids[1:])
 }
 
-// began returns how often the command of a run began.
-func (in *installation) began(id string) int {
+// countBegun returns how often the command of a run began.
+func (in *installation) countBegun(id string) int {
 	return bytes.Count(in.read("witness"), []byte("begin "+id))
 }
 
-// said waits until the log contains a text.
-func (in *installation) said(text string) {
+// awaitText waits until the log contains a text.
+func (in *installation) awaitText(text string) {
 	in.t.Helper()
-	in.until("the log to contain "+text, func() bool { return bytes.Contains(in.read("log"), []byte(text)) })
+	in.waitUntil("the log to contain "+text, func() bool { return bytes.Contains(in.read("log"), []byte(text)) })
 }
 
-// succeed waits for the ends of runs.
-func (in *installation) succeed(ids []string) {
+// awaitSuccess waits for the ends of runs.
+func (in *installation) awaitSuccess(ids []string) {
 	in.t.Helper()
 	lost := 0
 	for _, id := range ids {
 		var run runner.Run
-		in.until("the end of a run", func() bool {
-			run = in.ask(in.t.Context(), http.MethodGet, "/runs/"+id, "").run()
+		in.waitUntil("the end of a run", func() bool {
+			run = in.sendRequest(in.t.Context(), http.MethodGet, "/runs/"+id, "").run()
 			return run.State.Ended()
 		})
-		if run.State != runner.Succeeded || in.began(id) != 1 {
+		if run.State != runner.Succeeded || in.countBegun(id) != 1 {
 			lost++
-			in.t.Logf("run %s is %s (%s), and began %d times", id, run.State, run.Error, in.began(id))
+			in.t.Logf("run %s is %s (%s), and began %d times", id, run.State, run.Error, in.countBegun(id))
 		}
 	}
 	in.t.Logf("%d accepted, %d lost", len(ids), lost)
@@ -139,46 +139,46 @@ func (in *installation) succeed(ids []string) {
 	}
 }
 
-// withoutProgram replaces the program as a deployment by rename does.
-func withoutProgram(in *installation) func() {
+// removeProgram replaces the program as a deployment by rename does.
+func removeProgram(in *installation) func() {
 	job := filepath.Join(in.dir, "job.sh")
 	check(in.t, os.Rename(job, job+".old"))
 	return func() { check(in.t, os.Rename(job+".old", job)) }
 }
 
-// withoutEnd replaces the program as a deployment by copying does: a start fails with ETXTBSY.
-func withoutEnd(in *installation) func() {
+// openProgram replaces the program as a deployment by copying does: a start fails with ETXTBSY.
+func openProgram(in *installation) func() {
 	f, err := os.OpenFile(filepath.Join(in.dir, "job.sh"), os.O_APPEND|os.O_WRONLY, 0)
 	check(in.t, err)
 	return func() { check(in.t, f.Close()) }
 }
 
-func withoutHook(in *installation) func() {
+func removeHook(in *installation) func() {
 	was := in.read("sallyport.yaml")
 	in.write("sallyport.yaml", strings.ReplaceAll(string(was), "  job:\n", "  another:\n"), 0o600)
-	in.said(`"msg":"reloaded"`)
+	in.awaitText(`"msg":"reloaded"`)
 	return func() { in.write("sallyport.yaml", string(was), 0o600) }
 }
 
-// withoutDescriptors lowers the limit of descriptors of the supervisor, so that a start fails with EMFILE.
-func withoutDescriptors(in *installation) func() {
+// limitDescriptors lowers the limit of descriptors of the supervisor, so that a start fails with EMFILE.
+func limitDescriptors(in *installation) func() {
 	var was unix.Rlimit
 	check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, nil, &was))
 	check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}, nil))
 	return func() { check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &was, nil)) }
 }
 
-func withoutFolders(names ...string) func(*installation) func() {
+func removeFolders(names ...string) func(*installation) func() {
 	return func(in *installation) func() {
 		for _, name := range names {
-			in.until("the folder to be gone", func() bool { return os.RemoveAll(filepath.Join(in.dir, "state/runs", name)) == nil })
+			in.waitUntil("the folder to be gone", func() bool { return os.RemoveAll(filepath.Join(in.dir, "state/runs", name)) == nil })
 		}
 		return nil // the program restores the folders itself
 	}
 }
 
-// withoutProcesses lowers the limit of processes of the supervisor, so that a start fails with EAGAIN.
-func withoutProcesses(in *installation) func() {
+// limitProcesses lowers the limit of processes of the supervisor, so that a start fails with EAGAIN.
+func limitProcesses(in *installation) func() {
 	pid := in.supervisor()
 	var was unix.Rlimit
 	check(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, nil, &was))

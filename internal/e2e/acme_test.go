@@ -35,76 +35,76 @@ import (
 func TestACME_Obtain(t *testing.T) {
 	t.Parallel()
 	w := newACMEWorld(t, 90*24*time.Hour)
-	w.point(t, "bad.example.com", "127.0.0.2") // no server listens there
+	w.setAddress(t, "bad.example.com", "127.0.0.2") // no server listens there
 
 	// The CA does not run yet. The other names are served.
 	w.configure(t, "cert: pki/server.pem, key: pki/server.key", "bad.example.com", "hooks.example.com")
 	server := w.serve(t)
-	server.awaits(t, `"msg":"ACME server not reached"`, `"msg":"obtaining a certificate"`, `"again_in":"10s"`)
-	if _, err := w.shown(t, "localhost", w.dev); err != nil {
+	server.awaitLog(t, `"msg":"ACME server not reached"`, `"msg":"obtaining a certificate"`, `"again_in":"10s"`)
+	if _, err := w.fetchCertificate(t, "localhost", w.dev); err != nil {
 		t.Error("the name of the pair:", err)
 	}
-	if _, err := w.shown(t, "hooks.example.com", w.dev); err == nil || !strings.Contains(err.Error(), "internal error") {
+	if _, err := w.fetchCertificate(t, "hooks.example.com", w.dev); err == nil || !strings.Contains(err.Error(), "internal error") {
 		t.Error("a name without a certificate yet:", err)
 	}
 
 	// The CA starts. It does not validate one name, and the log says why.
 	w.startCA(t)
-	server.awaits(t, `"msg":"certificate obtained","domain":"hooks.example.com"`, `"msg":"ACME validation failed","domain":"bad.example.com"`, "127.0.0.2")
+	server.awaitLog(t, `"msg":"certificate obtained","domain":"hooks.example.com"`, `"msg":"ACME validation failed","domain":"bad.example.com"`, "127.0.0.2")
 	roots := w.roots(t)
-	first, err := w.shown(t, "hooks.example.com", roots)
+	first, err := w.fetchCertificate(t, "hooks.example.com", roots)
 	if err != nil {
 		t.Fatal("the name that was obtained:", err)
 	}
-	if _, err := w.shown(t, "HOOKS.example.COM", roots); err != nil {
+	if _, err := w.fetchCertificate(t, "HOOKS.example.COM", roots); err != nil {
 		t.Error("the same in capitals:", err)
 	}
-	if _, err := w.shown(t, "other.example.com", roots); err == nil || !strings.Contains(err.Error(), "is valid for localhost") {
+	if _, err := w.fetchCertificate(t, "other.example.com", roots); err == nil || !strings.Contains(err.Error(), "is valid for localhost") {
 		t.Error("an unknown name is not shown the pair:", err)
 	}
-	if text := w.ca.log(t); strings.Contains(text, "other.example.com") {
+	if text := w.ca.readLog(t); strings.Contains(text, "other.example.com") {
 		t.Error("the server requested a certificate for a name that is not configured")
 	}
-	w.private(t)
-	w.reloaded(t, server, roots, first)
+	w.checkPrivateFiles(t)
+	w.checkReload(t, server, roots, first)
 	server.stop()
 	w.ca.stop()
-	w.restarted(t, roots, first)
+	w.checkRestart(t, roots, first)
 }
 
-// reloaded checks that the server obtains a certificate for a name that a reload adds.
-func (w *acmeWorld) reloaded(t *testing.T, server *daemon, roots *x509.CertPool, first *x509.Certificate) {
+// checkReload checks that the server obtains a certificate for a name that a reload adds.
+func (w *acmeWorld) checkReload(t *testing.T, server *daemon, roots *x509.CertPool, first *x509.Certificate) {
 	t.Helper()
 	w.configure(t, "cert: pki/server.pem, key: pki/server.key", "late.example.com", "hooks.example.com")
-	server.awaits(t, `"msg":"certificate obtained","domain":"late.example.com"`)
-	if _, err := w.shown(t, "late.example.com", roots); err != nil {
+	server.awaitLog(t, `"msg":"certificate obtained","domain":"late.example.com"`)
+	if _, err := w.fetchCertificate(t, "late.example.com", roots); err != nil {
 		t.Error("the name that was added:", err)
 	}
-	if again, err := w.shown(t, "hooks.example.com", roots); err != nil || !again.Equal(first) {
+	if again, err := w.fetchCertificate(t, "hooks.example.com", roots); err != nil || !again.Equal(first) {
 		t.Error("the name that stayed:", err)
 	}
 }
 
-// restarted checks that a restarted server shows stored certificates without the CA, and refuses all other names if it
-// has no pairs.
-func (w *acmeWorld) restarted(t *testing.T, roots *x509.CertPool, first *x509.Certificate) {
+// checkRestart checks that a restarted server shows stored certificates without the CA, and refuses all other names if
+// it has no pairs.
+func (w *acmeWorld) checkRestart(t *testing.T, roots *x509.CertPool, first *x509.Certificate) {
 	t.Helper()
 	w.configure(t, "", "hooks.example.com")
 	server := w.serve(t)
-	again, err := w.shown(t, "hooks.example.com", roots)
+	again, err := w.fetchCertificate(t, "hooks.example.com", roots)
 	if err != nil || !again.Equal(first) {
 		t.Error("not the same certificate after a restart:", err)
 	}
 	for why, name := range map[string]string{"a name of nobody": "other.example.com", "no name": "", "a name that is no more": "late.example.com"} {
-		if _, err := w.shown(t, name, roots); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
+		if _, err := w.fetchCertificate(t, name, roots); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
 			t.Errorf("%s: %v, want unrecognized name", why, err)
 		}
 	}
 	// The ACME protocol answers challenges only, and there is none.
-	if _, err := w.shown(t, "hooks.example.com", roots, acme.ALPNProto); err == nil {
+	if _, err := w.fetchCertificate(t, "hooks.example.com", roots, acme.ALPNProto); err == nil {
 		t.Error("the server answered a challenge that does not exist")
 	}
-	if text := server.log(t); strings.Contains(text, "ACME") || strings.Contains(text, "obtain") {
+	if text := server.readLog(t); strings.Contains(text, "ACME") || strings.Contains(text, "obtain") {
 		t.Errorf("the server asked the CA again:\n%s", text)
 	}
 }
@@ -117,12 +117,12 @@ func TestACME_Renew(t *testing.T) {
 	w.configure(t, "", "hooks.example.com")
 	server := w.serve(t)
 	const obtained = `"msg":"certificate obtained"`
-	server.awaits(t, obtained)
+	server.awaitLog(t, obtained)
 	roots := w.roots(t)
-	first, err := w.shown(t, "hooks.example.com", roots)
+	first, err := w.fetchCertificate(t, "hooks.example.com", roots)
 	check(t, err)
-	eventually(t, "a second certificate", func() bool { return strings.Count(server.log(t), obtained) == 2 })
-	second, err := w.shown(t, "hooks.example.com", roots)
+	eventually(t, "a second certificate", func() bool { return strings.Count(server.readLog(t), obtained) == 2 })
+	second, err := w.fetchCertificate(t, "hooks.example.com", roots)
 	check(t, err)
 	if !second.NotAfter.After(first.NotAfter) {
 		t.Errorf("the next certificate ends at %s, the first at %s", second.NotAfter, first.NotAfter)
@@ -143,8 +143,8 @@ func TestACME_HangingOrder(t *testing.T) {
 	eventually(t, "the order that hangs", func() bool { return held.Load() == 1 })
 	w.configure(t, pair, "slow.example.com", "fast.example.com", "quick.example.com")
 	for _, name := range []string{"fast.example.com", "quick.example.com"} {
-		server.awaits(t, `"msg":"certificate obtained","domain":"`+name+`"`)
-		if _, err := w.shown(t, name, roots); err != nil {
+		server.awaitLog(t, `"msg":"certificate obtained","domain":"`+name+`"`)
+		if _, err := w.fetchCertificate(t, name, roots); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -152,7 +152,7 @@ func TestACME_HangingOrder(t *testing.T) {
 		t.Errorf("the hanging order had %d requests and %d cancelled ones before the other certificates were obtained", held.Load(), givenUp.Load())
 	}
 	server.stop()
-	if text := w.ca.log(t); strings.Count(text, "There are now 1 accounts") != 1 || strings.Contains(text, "There are now 2 accounts") {
+	if text := w.ca.readLog(t); strings.Count(text, "There are now 1 accounts") != 1 || strings.Contains(text, "There are now 2 accounts") {
 		t.Error("the names do not share one account")
 	}
 }
@@ -240,8 +240,8 @@ func testTool(t *testing.T, name string) string {
 	return path
 }
 
-// point sets the address of a name in the DNS server.
-func (w *acmeWorld) point(t *testing.T, name, address string) {
+// setAddress sets the address of a name in the DNS server.
+func (w *acmeWorld) setAddress(t *testing.T, name, address string) {
 	t.Helper()
 	body, err := json.Marshal(map[string]any{"host": name + ".", "addresses": []string{address}})
 	check(t, err)
@@ -308,12 +308,12 @@ hooks:
 func (w *acmeWorld) serve(t *testing.T) *daemon {
 	t.Helper()
 	d := run(t, w.dir, "sallyport", program(t, w.dir, "serve"))
-	d.awaits(t, `"msg":"serving"`)
+	d.awaitLog(t, `"msg":"serving"`)
 	return d
 }
 
-// shown returns the certificate that the server shows for a name, if the client trusts it.
-func (w *acmeWorld) shown(t *testing.T, name string, roots *x509.CertPool, protos ...string) (*x509.Certificate, error) {
+// fetchCertificate returns the certificate that the server shows for a name, if the client trusts it.
+func (w *acmeWorld) fetchCertificate(t *testing.T, name string, roots *x509.CertPool, protos ...string) (*x509.Certificate, error) {
 	t.Helper()
 	conf := &tls.Config{ServerName: name, RootCAs: roots, NextProtos: protos, MinVersion: tls.VersionTLS13}
 	if name == "" {
@@ -327,8 +327,8 @@ func (w *acmeWorld) shown(t *testing.T, name string, roots *x509.CertPool, proto
 	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
 }
 
-// private checks that no other user can read the stored keys and certificates.
-func (w *acmeWorld) private(t *testing.T) {
+// checkPrivateFiles checks that no other user can read the stored keys and certificates.
+func (w *acmeWorld) checkPrivateFiles(t *testing.T) {
 	t.Helper()
 	var names []string
 	check(t, filepath.Walk(filepath.Join(w.dir, "state", "acme"), func(path string, info os.FileInfo, err error) error {
@@ -369,33 +369,33 @@ func run(t *testing.T, dir, name string, cmd *exec.Cmd) *daemon {
 	t.Cleanup(func() {
 		d.stop()
 		if t.Failed() {
-			t.Logf("log of %s:\n%s", name, d.log(t))
+			t.Logf("log of %s:\n%s", name, d.readLog(t))
 		}
 	})
 	return d
 }
 
-func (d *daemon) log(t *testing.T) string {
+func (d *daemon) readLog(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(d.file)
 	check(t, err)
 	return string(text)
 }
 
-// awaits waits until the log contains all of the texts.
-func (d *daemon) awaits(t *testing.T, texts ...string) {
+// awaitLog waits until the log contains all of the texts.
+func (d *daemon) awaitLog(t *testing.T, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
-		eventually(t, text+" in "+filepath.Base(d.file), func() bool { return strings.Contains(d.log(t), text) })
+		eventually(t, text+" in "+filepath.Base(d.file), func() bool { return strings.Contains(d.readLog(t), text) })
 	}
 }
 
-// url returns the address that the server logs.
-func (d *daemon) url(t *testing.T) string {
+// awaitURL returns the address that the server logs.
+func (d *daemon) awaitURL(t *testing.T) string {
 	t.Helper()
 	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
-	d.awaits(t, `"msg":"serving"`)
-	return address.FindStringSubmatch(d.log(t))[1]
+	d.awaitLog(t, `"msg":"serving"`)
+	return address.FindStringSubmatch(d.readLog(t))[1]
 }
 
 // eventually calls ask until it returns true.

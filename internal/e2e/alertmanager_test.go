@@ -20,7 +20,7 @@ func TestAlertmanager(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	server := alertHooks(t, dir)
-	url := server.url(t)
+	url := server.awaitURL(t)
 	address := "localhost:" + freeTCPPort(t)
 	receiver := func(name, http string) string {
 		return fmt.Sprintf("  - {name: %s, webhook_configs: [{url: %q, http_config: %s}]}\n", name, url+"/hooks/"+name, http)
@@ -37,26 +37,26 @@ func TestAlertmanager(t *testing.T) {
 	alertmanager := run(t, dir, "alertmanager", exec.CommandContext(t.Context(), "prometheus-alertmanager",
 		"--config.file=alertmanager.yml", "--storage.path=alerts", "--web.listen-address="+address, "--cluster.listen-address="))
 	waitFor(t, address)
-	alert(t, "http://"+address)
+	postAlert(t, "http://"+address)
 
 	for _, name := range []string{"token", "cert"} {
 		// The second run is the repeated notification. Neither a token nor a certificate distinguishes it from a
 		// replay.
-		eventually(t, "two runs of "+name, func() bool { return len(alerts(t, dir, name)) >= 2 })
-		for _, body := range alerts(t, dir, name) {
+		eventually(t, "two runs of "+name, func() bool { return len(readAlerts(t, dir, name)) >= 2 })
+		for _, body := range readAlerts(t, dir, name) {
 			if !strings.Contains(body, `"alertname":"QueueStuck"`) || !strings.Contains(body, `"receiver":"`+name+`"`) {
 				t.Errorf("%s received %s", name, body)
 			}
 		}
-		for _, r := range recorded(t, dir, name) {
+		for _, r := range listRecordedRuns(t, dir, name) {
 			if r.Caller != name {
 				t.Errorf("a run of %s has the caller %q", name, r.Caller)
 			}
 		}
 	}
-	alertmanager.awaits(t, "wrong/webhook[0]", "unexpected status code 401")
-	server.awaits(t, `"hook":"wrong"`)
-	if got := alerts(t, dir, "wrong"); len(got) > 0 || len(recorded(t, dir, "wrong")) > 0 {
+	alertmanager.awaitLog(t, "wrong/webhook[0]", "unexpected status code 401")
+	server.awaitLog(t, `"hook":"wrong"`)
+	if got := readAlerts(t, dir, "wrong"); len(got) > 0 || len(listRecordedRuns(t, dir, "wrong")) > 0 {
 		t.Errorf("a wrong token started %q", got)
 	}
 }
@@ -82,8 +82,8 @@ func alertHooks(t *testing.T, dir string) *daemon {
 	return run(t, dir, "sallyport", program(t, dir, "serve"))
 }
 
-// alert posts one alert.
-func alert(t *testing.T, url string) {
+// postAlert posts one alert.
+func postAlert(t *testing.T, url string) {
 	t.Helper()
 	body := `[{"labels": {"alertname": "QueueStuck", "service": "mail-out"}, "annotations": {"summary": "nothing moves"}}]`
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/api/v2/alerts", strings.NewReader(body))
@@ -97,10 +97,10 @@ func alert(t *testing.T, url string) {
 	}
 }
 
-// alerts returns the bodies that the runs of a hook received.
-func alerts(t *testing.T, dir, hook string) (bodies []string) {
+// readAlerts returns the bodies that the runs of a hook received.
+func readAlerts(t *testing.T, dir, hook string) (bodies []string) {
 	t.Helper()
-	for _, r := range recorded(t, dir, hook) {
+	for _, r := range listRecordedRuns(t, dir, hook) {
 		if r.State != "succeeded" {
 			continue
 		}
@@ -113,8 +113,8 @@ func alerts(t *testing.T, dir, hook string) (bodies []string) {
 
 type recordedRun struct{ ID, Caller, State string }
 
-// recorded returns the runs of a hook.
-func recorded(t *testing.T, dir, hook string) []recordedRun {
+// listRecordedRuns returns the runs of a hook.
+func listRecordedRuns(t *testing.T, dir, hook string) []recordedRun {
 	t.Helper()
 	out, err := program(t, dir, "runs", "list", "--state-dir", "state", "--hook", hook, "--json").Output()
 	check(t, err)

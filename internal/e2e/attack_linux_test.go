@@ -52,9 +52,9 @@ hooks:
     busy: {queue: 10000}
 `
 
-// assault is a server under attack, where one of the callers is hostile.
-type assault struct {
-	*siege
+// attackTest is a server under attack, with a good caller and a hostile one.
+type attackTest struct {
+	*connectionFlood
 
 	t       *testing.T
 	dir     string
@@ -63,14 +63,14 @@ type assault struct {
 	signCRL func(extension int, serials ...*big.Int) []byte
 }
 
-// newAssault starts a program for an attack.
-func newAssault(t *testing.T, program string) *assault {
+// newAttackTest starts a program that is attacked.
+func newAttackTest(t *testing.T, program string) *attackTest {
 	t.Helper()
-	dir := configured(t, attacked)
+	dir := makeFolder(t, attacked)
 	write(t, filepath.Join(dir, "bad"), []byte(strings.TrimPrefix(badToken, "Bearer ")))
 	check(t, os.Symlink(program, filepath.Join(dir, "sallyport")))
 	sign := makeCRL(t, dir)
-	a := &assault{siege: startSiege(t, dir), t: t, dir: dir, signCRL: sign, body: []byte("a delivery that everyone has seen")}
+	a := &attackTest{connectionFlood: startConnectionFlood(t, dir), t: t, dir: dir, signCRL: sign, body: []byte("a delivery that everyone has seen")}
 	var err error
 	a.good, err = a.sign("seen", a.body, time.Now())
 	check(t, err)
@@ -113,7 +113,7 @@ func makeCRL(t *testing.T, dir string) (sign func(extension int, serials ...*big
 
 // replaceCRL replaces the CRL by files that cost a reader memory or time, one after the other. It returns when the
 // server has refused each of them once.
-func (a *assault) replaceCRL() {
+func (a *attackTest) replaceCRL() {
 	a.t.Helper()
 	many := make([]*big.Int, 600_000)
 	for i := range many {
@@ -139,8 +139,8 @@ func (a *assault) replaceCRL() {
 }
 
 // refusesCRL reports whether the server refuses a CRL before the attack is over.
-func (a *assault) refusesCRL(text []byte) bool {
-	before := a.refusedReloads()
+func (a *attackTest) refusesCRL(text []byte) bool {
+	before := a.countRefusedReloads()
 	fresh := filepath.Join(a.dir, "new.crl")
 	if err := os.WriteFile(fresh, text, 0o600); err != nil {
 		return false
@@ -156,16 +156,16 @@ func (a *assault) refusesCRL(text []byte) bool {
 			return false
 		case <-tick.C:
 		}
-		if a.refusedReloads() > before {
+		if a.countRefusedReloads() > before {
 			return true
 		}
 	}
 	return false
 }
 
-// refusedReloads returns how many reloads the server refused.
-func (a *assault) refusedReloads() int {
-	_, text, err := a.byBad(198, "GET", "/metrics", nil)
+// countRefusedReloads returns how many reloads the server refused.
+func (a *attackTest) countRefusedReloads() int {
+	_, text, err := a.sendAsHostileCaller(198, "GET", "/metrics", nil)
 	if err != nil {
 		return 0
 	}
@@ -177,8 +177,8 @@ func (a *assault) refusedReloads() int {
 	return n
 }
 
-// flood repeats do in several workers until the attack is over.
-func (a *assault) flood(workers int, do func(worker int) error) {
+// repeatInWorkers repeats do in several workers until the attack is over.
+func (a *attackTest) repeatInWorkers(workers int, do func(worker int) error) {
 	for i := range workers {
 		a.all.Go(func() {
 			tick := time.NewTicker(time.Millisecond)
@@ -199,7 +199,7 @@ func (a *assault) flood(workers int, do func(worker int) error) {
 func strangerAddress(i int) string { return fmt.Sprintf("127.%d.0.1", 10+i%100) }
 
 // request sends a request on a new connection and reads the answer.
-func (a *assault) request(from, method, path string, header http.Header, body []byte) (status int, answer []byte, err error) {
+func (a *attackTest) request(from, method, path string, header http.Header, body []byte) (status int, answer []byte, err error) {
 	c, err := a.dialTLS(from)
 	if err != nil {
 		return 0, nil, err
@@ -227,14 +227,14 @@ func (a *assault) request(from, method, path string, header http.Header, body []
 	return res.StatusCode, answer, err
 }
 
-// byBad sends a request of the hostile caller.
-func (a *assault) byBad(worker int, method, path string, body []byte) (status int, answer []byte, err error) {
+// sendAsHostileCaller sends a request of the hostile caller.
+func (a *attackTest) sendAsHostileCaller(worker int, method, path string, body []byte) (status int, answer []byte, err error) {
 	header := http.Header{"Authorization": {badToken}, "Content-Type": {"application/json"}}
 	return a.request(fmt.Sprintf("127.8.%d.1", worker%200), method, path, header, body)
 }
 
-// frames repeats HTTP/2 frames after a valid preface.
-func (a *assault) frames(from string, opening, repeated []byte) error {
+// repeatFrames repeats HTTP/2 frames after a valid preface.
+func (a *attackTest) repeatFrames(from string, opening, repeated []byte) error {
 	plain, err := a.dial(from)
 	if err != nil {
 		return err
@@ -265,62 +265,66 @@ func requestFrame(stream byte, flags byte) []byte {
 }
 
 // attacks returns the attacks by name. The attacker has no credential unless the name says that it is a caller.
-func attacks() map[string]func(a *assault) {
+func attacks() map[string]func(a *attackTest) {
 	deep := []byte(`{"note":` + strings.Repeat("[", 200_000) + strings.Repeat("]", 200_000) + `}`)
 	wide := []byte(`{` + strings.Repeat(`"a":1,`, 100_000) + `"note":"x"}`)
-	stream := func(a *assault, opening, repeated []byte) {
-		a.flood(8, func(i int) error { return a.frames(strangerAddress(i), opening, repeated) })
+	stream := func(a *attackTest, opening, repeated []byte) {
+		a.repeatInWorkers(8, func(i int) error { return a.repeatFrames(strangerAddress(i), opening, repeated) })
 	}
-	return map[string]func(a *assault){
-		"silent connections": func(a *assault) {
-			a.attack(16*64, func(i int) (net.Conn, error) { return a.dial(strangerAddress(i % 16)) })
+	return map[string]func(a *attackTest){
+		"silent connections": func(a *attackTest) {
+			a.holdConnections(16*64, func(i int) (net.Conn, error) { return a.dial(strangerAddress(i % 16)) })
 		},
-		"requests for nothing": func(a *assault) {
-			a.flood(16, func(i int) error {
+		"requests for nothing": func(a *attackTest) {
+			a.repeatInWorkers(16, func(i int) error {
 				_, _, err := a.request(strangerAddress(i), "GET", "/"+strings.Repeat("x", 4000), nil, nil)
 				return err
 			})
 		},
-		"stopped bodies": func(a *assault) {
-			a.attack(2*40, func(i int) (net.Conn, error) { return a.stopped(strangerAddress(i%2), "/hooks/usual", 1<<20, 1<<20-1) })
+		"stopped bodies": func(a *attackTest) {
+			a.holdConnections(2*40, func(i int) (net.Conn, error) {
+				return a.sendPartOfBody(strangerAddress(i%2), "/hooks/usual", 1<<20, 1<<20-1)
+			})
 		},
-		"slow bodies": func(a *assault) {
-			a.attack(100, func(i int) (net.Conn, error) { return a.stopped(strangerAddress(i), "/hooks/usual", 1<<20, 20<<10) })
+		"slow bodies": func(a *attackTest) {
+			a.holdConnections(100, func(i int) (net.Conn, error) {
+				return a.sendPartOfBody(strangerAddress(i), "/hooks/usual", 1<<20, 20<<10)
+			})
 		},
-		"oversized bodies": func(a *assault) {
-			a.flood(8, func(i int) error {
-				c, err := a.stopped(strangerAddress(i), "/hooks/usual", 100<<20, 4<<20)
+		"oversized bodies": func(a *attackTest) {
+			a.repeatInWorkers(8, func(i int) error {
+				c, err := a.sendPartOfBody(strangerAddress(i), "/hooks/usual", 100<<20, 4<<20)
 				if err == nil {
 					err = c.Close()
 				}
 				return err
 			})
 		},
-		"large headers": func(a *assault) {
+		"large headers": func(a *attackTest) {
 			header := http.Header{"X-Large": {strings.Repeat("x", 1<<20)}}
-			a.flood(8, func(i int) error {
+			a.repeatInWorkers(8, func(i int) error {
 				_, _, err := a.request(strangerAddress(i), "POST", "/hooks/usual", header, nil)
 				return err
 			})
 		},
-		"wrong signatures": func(a *assault) {
+		"wrong signatures": func(a *attackTest) {
 			header := http.Header{"X-Hub-Signature-256": {"sha256=" + strings.Repeat("ab", 32)}}
-			a.flood(64, func(i int) error {
+			a.repeatInWorkers(64, func(i int) error {
 				_, _, err := a.request(strangerAddress(i), "POST", "/hooks/usual", header, []byte("{}"))
 				return err
 			})
 		},
-		"a repeated delivery": func(a *assault) {
-			a.flood(16, func(i int) error {
+		"a repeated delivery": func(a *attackTest) {
+			a.repeatInWorkers(16, func(i int) error {
 				_, _, err := a.request(strangerAddress(i), "POST", "/hooks/usual", a.good, a.body)
 				return err
 			})
 		},
-		"HTTP/2 pings":         func(a *assault) { stream(a, nil, []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678")) },
-		"HTTP/2 settings":      func(a *assault) { stream(a, nil, []byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00")) },
-		"HTTP/2 continuations": func(a *assault) { stream(a, requestFrame(1, 0), []byte("\x00\x00\x00\x09\x00\x00\x00\x00\x01")) },
-		"HTTP/2 empty data":    func(a *assault) { stream(a, requestFrame(1, 4), []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x01")) },
-		"HTTP/2 resets": func(a *assault) {
+		"HTTP/2 pings":         func(a *attackTest) { stream(a, nil, []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678")) },
+		"HTTP/2 settings":      func(a *attackTest) { stream(a, nil, []byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00")) },
+		"HTTP/2 continuations": func(a *attackTest) { stream(a, requestFrame(1, 0), []byte("\x00\x00\x00\x09\x00\x00\x00\x00\x01")) },
+		"HTTP/2 empty data":    func(a *attackTest) { stream(a, requestFrame(1, 4), []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x01")) },
+		"HTTP/2 resets": func(a *attackTest) {
 			var all []byte
 			for id := byte(1); id < 120; id += 2 {
 				all = append(all, requestFrame(id, 5)...)
@@ -328,33 +332,33 @@ func attacks() map[string]func(a *assault) {
 			}
 			stream(a, all, []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678"))
 		},
-		"CRLs": (*assault).replaceCRL,
-		"reads by a caller": func(a *assault) {
-			a.flood(24, func(i int) error { _, _, err := a.byBad(i, "GET", "/runs?limit=1000", nil); return err })
+		"CRLs": (*attackTest).replaceCRL,
+		"reads by a caller": func(a *attackTest) {
+			a.repeatInWorkers(24, func(i int) error { _, _, err := a.sendAsHostileCaller(i, "GET", "/runs?limit=1000", nil); return err })
 		},
-		"pages by a caller": func(a *assault) {
+		"pages by a caller": func(a *attackTest) {
 			note := []byte(`{"note":"` + strings.Repeat("x", 60_000) + `"}`)
 			for i := range 60 {
-				if status, answer, err := a.byBad(i, "POST", "/hooks/bad", slices.Concat(note, bytes.Repeat([]byte(" "), i))); err != nil || status >= 300 {
+				if status, answer, err := a.sendAsHostileCaller(i, "POST", "/hooks/bad", slices.Concat(note, bytes.Repeat([]byte(" "), i))); err != nil || status >= 300 {
 					a.t.Fatalf("%d %s %v", status, answer, err)
 				}
 			}
-			a.flood(12, func(i int) error {
-				_, _, err := a.byBad(i, "GET", "/runs?limit=1000"+strings.Repeat("&hook=bad&hook=usual", 10), nil)
+			a.repeatInWorkers(12, func(i int) error {
+				_, _, err := a.sendAsHostileCaller(i, "GET", "/runs?limit=1000"+strings.Repeat("&hook=bad&hook=usual", 10), nil)
 				return err
 			})
 		},
-		"names by a caller": func(a *assault) {
-			a.flood(12, func(i int) error {
-				_, _, err := a.byBad(i, "GET", "/runs?"+strings.Repeat("hook=bad&", 1500), nil)
+		"names by a caller": func(a *attackTest) {
+			a.repeatInWorkers(12, func(i int) error {
+				_, _, err := a.sendAsHostileCaller(i, "GET", "/runs?"+strings.Repeat("hook=bad&", 1500), nil)
 				return err
 			})
 		},
-		"deep JSON by a caller": func(a *assault) {
-			a.flood(8, func(i int) error { _, _, err := a.byBad(i, "POST", "/hooks/bad", deep); return err })
+		"deep JSON by a caller": func(a *attackTest) {
+			a.repeatInWorkers(8, func(i int) error { _, _, err := a.sendAsHostileCaller(i, "POST", "/hooks/bad", deep); return err })
 		},
-		"wide JSON by a caller": func(a *assault) {
-			a.flood(8, func(i int) error { _, _, err := a.byBad(i, "POST", "/hooks/bad", wide); return err })
+		"wide JSON by a caller": func(a *attackTest) {
+			a.repeatInWorkers(8, func(i int) error { _, _, err := a.sendAsHostileCaller(i, "POST", "/hooks/bad", wide); return err })
 		},
 	}
 }
@@ -373,14 +377,14 @@ func (p *phase) percentile(n int) time.Duration {
 	return p.took[(len(p.took)-1)*n/100].Round(100 * time.Microsecond)
 }
 
-// serve sends good deliveries one after the other, for a span of time and at least ten.
-func (a *assault) serve(span time.Duration) (p phase) {
+// measureDeliveries sends good deliveries one after the other, for a span of time and at least ten.
+func (a *attackTest) measureDeliveries(span time.Duration) (p phase) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(span); p.sent < 10 || time.Now().Before(end); <-tick.C {
 		from := time.Now()
 		p.sent++
-		if err := a.deliver(goodAddress, "/hooks/usual", 20<<10); err != nil {
+		if err := a.sendGoodDelivery(goodAddress, "/hooks/usual", 20<<10); err != nil {
 			a.t.Log(err)
 			p.refused++
 			continue
@@ -393,13 +397,13 @@ func (a *assault) serve(span time.Duration) (p phase) {
 // use returns the resources that the server uses.
 type use struct{ kib, descriptors, goroutines int }
 
-func (a *assault) use() (u use) {
+func (a *attackTest) measureUse() (u use) {
 	a.t.Helper()
-	u.kib = memory(a.t, a.server, "VmHWM")
+	u.kib = readMemory(a.t, a.server, "VmHWM")
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.server))
 	check(a.t, err)
 	u.descriptors = len(files)
-	_, text, err := a.byBad(199, "GET", "/metrics", nil)
+	_, text, err := a.sendAsHostileCaller(199, "GET", "/metrics", nil)
 	if err != nil {
 		return u // under attack, this request may be refused like any other
 	}
@@ -423,23 +427,23 @@ func TestAttack(t *testing.T) {
 	program, other := os.LookupEnv("ATTACKED")
 	if !other {
 		dir := t.TempDir()
-		shipped(t, dir)
+		buildShipped(t, dir)
 		program = filepath.Join(dir, "sallyport")
 	}
 	for name, attack := range attacks() {
 		t.Run(name, func(t *testing.T) {
-			a := newAssault(t, program)
-			check(t, a.deliver(goodAddress, "/hooks/usual", 20<<10))
+			a := newAttackTest(t, program)
+			check(t, a.sendGoodDelivery(goodAddress, "/hooks/usual", 20<<10))
 			if status, answer, err := a.request(goodAddress, "POST", "/hooks/usual", a.good, a.body); err != nil || status != http.StatusOK && status != http.StatusAccepted {
 				t.Fatalf("%d %s %v", status, answer, err)
 			}
-			before, quiet := a.serve(0), a.use()
+			before, quiet := a.measureDeliveries(0), a.measureUse()
 			attack(a)
-			during, busy := a.serve(span), a.use()
-			a.end()
-			back := a.recover()
-			after := a.serve(0)
-			calm := a.use()
+			during, busy := a.measureDeliveries(span), a.measureUse()
+			a.endAttack()
+			back := a.awaitRecovery()
+			after := a.measureDeliveries(0)
+			calm := a.measureUse()
 			t.Logf("%s: good before %d/%d, during %d/%d, after %d/%d; p50 %v -> %v, p99 %v -> %v; "+
 				"%d -> %d KiB, descriptors %d -> %d -> %d, goroutines %d -> %d -> %d; back after %v", name,
 				before.sent-before.refused, before.sent, during.sent-during.refused, during.sent, after.sent-after.refused, after.sent,
@@ -456,21 +460,21 @@ func TestAttack(t *testing.T) {
 	}
 }
 
-// end stops the attack, and waits for its last requests.
-func (a *assault) end() {
+// endAttack stops the attack, and waits for its last requests.
+func (a *attackTest) endAttack() {
 	close(a.stop)
 	a.all.Wait()
 	a.stop = make(chan struct{}) // the cleanup closes it again
 }
 
-// recover returns how long it takes until a good delivery is accepted after an attack.
-func (a *assault) recover() time.Duration {
+// awaitRecovery returns how long it takes until a good delivery is accepted after an attack.
+func (a *attackTest) awaitRecovery() time.Duration {
 	a.t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	from := time.Now()
 	for range 3000 {
-		if a.deliver(goodAddress, "/hooks/usual", 20<<10) == nil {
+		if a.sendGoodDelivery(goodAddress, "/hooks/usual", 20<<10) == nil {
 			return time.Since(from)
 		}
 		<-tick.C

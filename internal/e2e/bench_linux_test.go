@@ -29,19 +29,19 @@ import (
 // the ratios, not on the absolute figures.
 func BenchmarkProgram(b *testing.B) {
 	dir := b.TempDir()
-	shipped(b, dir)
+	buildShipped(b, dir)
 	p := &programs{sallyport: filepath.Join(dir, "sallyport"), stamp: filepath.Join(dir, "stamp")}
 	build := exec.CommandContext(b.Context(), "go", "build", "-buildvcs=false", "-ldflags", "-s -w -E entry", "-o", p.stamp, "./internal/e2e/testdata/stamp")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("building: %v\n%s", err, out)
 	}
-	b.Run("start", p.start)
-	b.Run("busy", p.busy)
-	b.Run("short", p.short)
-	b.Run("memory", p.memory)
-	b.Run("output", p.output)
-	b.Run("past", p.past)
+	b.Run("start", p.benchmarkStart)
+	b.Run("busy", p.benchmarkBusy)
+	b.Run("short", p.benchmarkShortRuns)
+	b.Run("memory", p.benchmarkMemory)
+	b.Run("output", p.benchmarkOutput)
+	b.Run("past", p.benchmarkHistory)
 }
 
 type programs struct{ sallyport, stamp string }
@@ -70,13 +70,13 @@ func (p *programs) install(b *testing.B, hooks string) *load {
 	return l
 }
 
-// send sends a delivery that differs from all earlier ones.
-func (l *load) send(hook string, more ...string) reply {
+// sendDelivery sends a delivery that differs from all earlier ones.
+func (l *load) sendDelivery(hook string, more ...string) reply {
 	return l.deliver(hook, fmt.Sprintf(`{"n": %d}`, l.last.Add(1)), more...)
 }
 
-// expect fails the benchmark if the answer has another status.
-func expect(b *testing.B, a reply, code int) reply {
+// expectCode fails the benchmark if the answer has another status.
+func expectCode(b *testing.B, a reply, code int) reply {
 	b.Helper()
 	if a.code != code {
 		b.Errorf("answered %d %s, want %d", a.code, a.body, code)
@@ -103,13 +103,13 @@ func (t times) report(b *testing.B, name string, to times, other string) {
 	}
 }
 
-// start measures the time from sending a delivery on an open connection to the first instruction of its command. It
-// compares that with a plain os/exec of the same command, and with the least that a server in Go can do: TLS and that
-// os/exec.
-func (p *programs) start(b *testing.B) {
+// benchmarkStart measures the time from sending a delivery on an open connection to the first instruction of its
+// command. It compares that with a plain os/exec of the same command, and with the least that a server in Go can do:
+// TLS and that os/exec.
+func (p *programs) benchmarkStart(b *testing.B) {
 	l := p.install(b, stampHooks)
 	floor := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write(p.bare(b)) //nolint:contextcheck // the benchmark's, as in the other ways
+		_, _ = w.Write(p.runBare(b)) //nolint:contextcheck // the benchmark's, as in the other ways
 	}))
 	defer floor.Close()
 	ways := []struct {
@@ -117,9 +117,9 @@ func (p *programs) start(b *testing.B) {
 		first func() []byte // the output of the stamp
 		took  times
 	}{
-		{name: "bare", first: func() []byte { return p.bare(b) }},
+		{name: "bare", first: func() []byte { return p.runBare(b) }},
 		{name: "floor", first: func() []byte { return post(b, floor) }},
-		{name: "delivery", first: func() []byte { return l.first(b) }},
+		{name: "delivery", first: func() []byte { return l.awaitFirst(b) }},
 	}
 	pause := time.NewTicker(3 * time.Millisecond) // deliveries are apart, too
 	defer pause.Stop()
@@ -127,7 +127,7 @@ func (p *programs) start(b *testing.B) {
 		for i := range ways {
 			<-pause.C
 			sent := monotonic()
-			ways[i].took = append(ways[i].took, instant(ways[i].first())-sent)
+			ways[i].took = append(ways[i].took, parseInstant(ways[i].first())-sent)
 		}
 	}
 	b.ReportMetric(0, "ns/op")
@@ -143,12 +143,12 @@ func monotonic() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// instant parses the output of a stamp.
-func instant(said []byte) time.Duration {
+// parseInstant parses the output of a stamp.
+func parseInstant(said []byte) time.Duration {
 	return time.Duration(binary.NativeEndian.Uint64(said))*time.Second + time.Duration(binary.NativeEndian.Uint64(said[8:]))
 }
 
-func (p *programs) bare(b *testing.B) []byte {
+func (p *programs) runBare(b *testing.B) []byte {
 	b.Helper()
 	said, err := exec.CommandContext(b.Context(), p.stamp).Output()
 	if err != nil {
@@ -173,16 +173,16 @@ func post(b *testing.B, to *httptest.Server) []byte {
 	return said
 }
 
-// first sends a delivery and returns the output of its command.
-func (l *load) first(b *testing.B) []byte {
+// awaitFirst sends a delivery and returns the output of its command.
+func (l *load) awaitFirst(b *testing.B) []byte {
 	b.Helper()
-	run := expect(b, l.send("stamp"), http.StatusOK).run()
-	l.ask(b.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60")
+	run := expectCode(b, l.sendDelivery("stamp"), http.StatusOK).run()
+	l.sendRequest(b.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60")
 	return l.read("state/runs/" + run.ID + "/output")
 }
 
-// atOnce calls do from several senders, a number of times each, and returns how long all of it took.
-func atOnce(senders, times int, do func()) time.Duration {
+// runConcurrently calls do from several senders, a number of times each, and returns how long all of it took.
+func runConcurrently(senders, times int, do func()) time.Duration {
 	var all sync.WaitGroup
 	begin := time.Now()
 	for range senders {
@@ -196,24 +196,24 @@ func atOnce(senders, times int, do func()) time.Duration {
 	return time.Since(begin)
 }
 
-// busy measures answers that a run is in progress. It compares them with answers that take the same path and end before
-// that check, because a parameter is not allowed.
-func (p *programs) busy(b *testing.B) {
+// benchmarkBusy measures answers that a run is in progress. It compares them with answers that take the same path and
+// end before that check, because a parameter is not allowed.
+func (p *programs) benchmarkBusy(b *testing.B) {
 	const senders, times = 8, 50
 	l := p.install(b, stampHooks)
-	expect(b, l.send("long"), http.StatusOK)
+	expectCode(b, l.sendDelivery("long"), http.StatusOK)
 	server := l.server.Process.Pid
 	var busy, without, busyCPU, withoutCPU time.Duration
 	rounds := 0
 	for b.Loop() {
 		rounds++
-		before := cpu(b, server)
-		busy += atOnce(senders, times, func() { expect(b, l.send("long"), http.StatusServiceUnavailable) })
-		between := cpu(b, server)
-		without += atOnce(senders, times, func() {
-			expect(b, l.deliver("long", fmt.Sprintf(`{"n": "no %d"}`, l.last.Add(1))), http.StatusUnprocessableEntity)
+		before := processorTime(b, server)
+		busy += runConcurrently(senders, times, func() { expectCode(b, l.sendDelivery("long"), http.StatusServiceUnavailable) })
+		between := processorTime(b, server)
+		without += runConcurrently(senders, times, func() {
+			expectCode(b, l.deliver("long", fmt.Sprintf(`{"n": "no %d"}`, l.last.Add(1))), http.StatusUnprocessableEntity)
 		})
-		busyCPU, withoutCPU = busyCPU+between-before, withoutCPU+cpu(b, server)-between
+		busyCPU, withoutCPU = busyCPU+between-before, withoutCPU+processorTime(b, server)-between
 	}
 	answers := float64(rounds * senders * times)
 	b.ReportMetric(0, "ns/op")
@@ -223,8 +223,8 @@ func (p *programs) busy(b *testing.B) {
 	b.ReportMetric(float64(busyCPU)/float64(withoutCPU), "server-cpu-ratio")
 }
 
-// cpu returns the processor time of a process.
-func cpu(b *testing.B, pid int) time.Duration {
+// processorTime returns the processor time of a process.
+func processorTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	check(b, err)
@@ -235,20 +235,20 @@ func cpu(b *testing.B, pid int) time.Duration {
 	return (user + system) * time.Second / 100
 }
 
-// short measures runs that end at once, each with its own flight, from the delivery until their end is recorded. It
-// compares them with a plain os/exec of the same command.
-func (p *programs) short(b *testing.B) {
+// benchmarkShortRuns measures runs that end at once, each with its own flight, from the delivery until their end is
+// recorded. It compares them with a plain os/exec of the same command.
+func (p *programs) benchmarkShortRuns(b *testing.B) {
 	const senders, times = 32, 8
 	l := p.install(b, stampHooks)
 	server, supervisor := l.server.Process.Pid, l.supervisor()
-	serverCPU, supervisorCPU := cpu(b, server), cpu(b, supervisor)
+	serverCPU, supervisorCPU := processorTime(b, server), processorTime(b, supervisor)
 	var runs, bare time.Duration
 	rounds := 0
 	for b.Loop() {
 		rounds++
-		bare += atOnce(senders, times, func() { p.bare(b) })
-		runs += atOnce(senders, times, func() {
-			if r := expect(b, l.send("stamp", "Prefer: wait=60"), http.StatusOK).run(); r.State != runner.Succeeded {
+		bare += runConcurrently(senders, times, func() { p.runBare(b) })
+		runs += runConcurrently(senders, times, func() {
+			if r := expectCode(b, l.sendDelivery("stamp", "Prefer: wait=60"), http.StatusOK).run(); r.State != runner.Succeeded {
 				b.Errorf("run %+v", r)
 			}
 		})
@@ -258,19 +258,19 @@ func (p *programs) short(b *testing.B) {
 	b.ReportMetric(all/runs.Seconds(), "runs/s")
 	b.ReportMetric(all/bare.Seconds(), "bare/s")
 	b.ReportMetric(float64(bare)/float64(runs), "runs/bare")
-	b.ReportMetric(float64((cpu(b, server)-serverCPU).Microseconds())/all, "server-µs/run")
-	b.ReportMetric(float64((cpu(b, supervisor)-supervisorCPU).Microseconds())/all, "supervisor-µs/run")
+	b.ReportMetric(float64((processorTime(b, server)-serverCPU).Microseconds())/all, "server-µs/run")
+	b.ReportMetric(float64((processorTime(b, supervisor)-supervisorCPU).Microseconds())/all, "supervisor-µs/run")
 }
 
-// memory measures server and supervisor when idle and with a thousand runs in progress.
-func (p *programs) memory(b *testing.B) {
+// benchmarkMemory measures server and supervisor when idle and with a thousand runs in progress.
+func (p *programs) benchmarkMemory(b *testing.B) {
 	const runs = 1000
 	for b.Loop() {
 		l := p.install(b, stampHooks)
-		before := l.pss(b)
-		atOnce(8, runs/8, func() { expect(b, l.send("many"), http.StatusOK) })
-		after := l.pss(b)
-		l.clean()
+		before := l.measureMemory(b)
+		runConcurrently(8, runs/8, func() { expectCode(b, l.sendDelivery("many"), http.StatusOK) })
+		after := l.measureMemory(b)
+		l.endProcesses()
 		for i, who := range []string{"server", "supervisor"} {
 			b.ReportMetric(float64(before[i])/1024, who+"-idle-MiB")
 			b.ReportMetric(float64(after[i])/1024, who+"-1000-runs-MiB")
@@ -280,9 +280,9 @@ func (p *programs) memory(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// pss returns the memory of the server and of the supervisor in KiB, with a proportional part of what they share with
-// others.
-func (l *load) pss(b *testing.B) (kib [2]int) {
+// measureMemory returns the memory of the server and of the supervisor in KiB, with a proportional part of what they
+// share with others.
+func (l *load) measureMemory(b *testing.B) (kib [2]int) {
 	b.Helper()
 	for i, pid := range []int{l.server.Process.Pid, l.supervisor()} {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
@@ -294,9 +294,9 @@ func (l *load) pss(b *testing.B) (kib [2]int) {
 	return kib
 }
 
-// output measures how long a command takes to write a gigabyte to both streams. It compares that with writing to a
-// file.
-func (p *programs) output(b *testing.B) {
+// benchmarkOutput measures how long a command takes to write a gigabyte to both streams. It compares that with writing
+// to a file.
+func (p *programs) benchmarkOutput(b *testing.B) {
 	command, err := exec.LookPath("spill")
 	check(b, err)
 	l := p.install(b, strings.ReplaceAll(spillHooks, "SPILL", command))
@@ -315,7 +315,7 @@ func (p *programs) output(b *testing.B) {
 		cmd.Stdout, cmd.Stderr = file, file
 		check(b, errors.Join(cmd.Run(), file.Close(), os.Remove(name)))
 		bare = append(bare, took())
-		if r := expect(b, l.deliver("spill", fmt.Sprint(l.last.Add(1)), "Prefer: wait=300"), http.StatusOK).run(); r.State != runner.Succeeded {
+		if r := expectCode(b, l.deliver("spill", fmt.Sprint(l.last.Add(1)), "Prefer: wait=300"), http.StatusOK).run(); r.State != runner.Succeeded {
 			b.Fatalf("run %+v", r)
 		}
 		through = append(through, took())
@@ -324,13 +324,13 @@ func (p *programs) output(b *testing.B) {
 	b.ReportMetric(internals.Spilled/bare.at(.5).Seconds()/1e6, "bare-MB/s")
 	b.ReportMetric(internals.Spilled/through.at(.5).Seconds()/1e6, "run-MB/s")
 	b.ReportMetric(float64(bare.at(.5))/float64(through.at(.5)), "run/bare")
-	b.ReportMetric(float64(highWater(b, l.server.Process.Pid))/1024, "server-most-MiB")
-	b.ReportMetric(float64(highWater(b, l.supervisor()))/1024, "supervisor-most-MiB")
+	b.ReportMetric(float64(peakMemory(b, l.server.Process.Pid))/1024, "server-most-MiB")
+	b.ReportMetric(float64(peakMemory(b, l.supervisor()))/1024, "supervisor-most-MiB")
 }
 
-// past measures pages of the list of runs, and starts, with a million runs in the store. It compares them with an empty
-// store.
-func (p *programs) past(b *testing.B) {
+// benchmarkHistory measures pages of the list of runs, and starts, with a million runs in the store. It compares them
+// with an empty store.
+func (p *programs) benchmarkHistory(b *testing.B) {
 	const count, hooks = 1_000_000, 20
 	text := "hooks:\n"
 	for i := range hooks {
@@ -338,7 +338,7 @@ func (p *programs) past(b *testing.B) {
 			"params: {n: {from: body.n, type: int}}, env: {N: \"{n}\"}, keep: {count: %d, age: 1000000h}}\n", i, 2*count)
 	}
 	long, empty := p.install(b, text), p.install(b, text)
-	long.end()
+	long.endServer()
 	fill, err := os.ReadFile("runner/store/testdata/past.sql")
 	check(b, err)
 	db, err := sql.Open("sqlite", filepath.Join(long.dir, "state", "state.db")+"?_pragma=synchronous(OFF)")
@@ -353,11 +353,11 @@ func (p *programs) past(b *testing.B) {
 	var took [2]turn
 	for b.Loop() {
 		for i, l := range []*load{empty, long} {
-			took[i].list = append(took[i].list, atOnce(1, 1, func() { l.page(b, "") }))
-			took[i].filtered = append(took[i].filtered, atOnce(1, 1, func() { l.page(b, "&hook=hook7&state=failed") }))
+			took[i].list = append(took[i].list, runConcurrently(1, 1, func() { l.requestPage(b, "") }))
+			took[i].filtered = append(took[i].filtered, runConcurrently(1, 1, func() { l.requestPage(b, "&hook=hook7&state=failed") }))
 			var run runner.Run
-			took[i].start = append(took[i].start, atOnce(1, 1, func() { run = expect(b, l.send("hook7"), http.StatusOK).run() }))
-			l.ask(b.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60")
+			took[i].start = append(took[i].start, runConcurrently(1, 1, func() { run = expectCode(b, l.sendDelivery("hook7"), http.StatusOK).run() }))
+			l.sendRequest(b.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60")
 		}
 	}
 	b.ReportMetric(0, "ns/op")
@@ -366,8 +366,8 @@ func (p *programs) past(b *testing.B) {
 	took[1].start.report(b, "start", took[0].start, "empty")
 }
 
-// page requests a page of the list.
-func (l *load) page(b *testing.B, filter string) {
+// requestPage requests a page of the list.
+func (l *load) requestPage(b *testing.B, filter string) {
 	b.Helper()
-	expect(b, l.ask(b.Context(), http.MethodGet, "/runs?limit=50"+filter, ""), http.StatusOK)
+	expectCode(b, l.sendRequest(b.Context(), http.MethodGet, "/runs?limit=50"+filter, ""), http.StatusOK)
 }

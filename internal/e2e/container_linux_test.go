@@ -61,7 +61,7 @@ func TestContainer_ReapOrphans(t *testing.T) {
 	}
 	in.start(true)
 	server := 0
-	in.until("the server to be there", func() bool {
+	in.waitUntil("the server to be there", func() bool {
 		for _, pid := range in.servers() {
 			status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 			if bytes.Contains(status, fmt.Appendf(nil, "NSpid:\t%d\t1\n", pid)) {
@@ -71,15 +71,15 @@ func TestContainer_ReapOrphans(t *testing.T) {
 		return server != 0
 	})
 	run := in.deliver("family", "{}").run()
-	in.until("the command to begin", func() bool { _, err := os.Stat(in.dir + "/began"); return err == nil })
+	in.waitUntil("the command to begin", func() bool { _, err := os.Stat(in.dir + "/began"); return err == nil })
 	before := in.supervisor()
 	check(t, syscall.Kill(before, syscall.SIGKILL))
-	in.until("another supervisor", func() bool { now := in.supervisor(); return now != 0 && now != before })
+	in.waitUntil("another supervisor", func() bool { now := in.supervisor(); return now != 0 && now != before })
 
 	in.write("go", "", 0o600)
-	ended := in.ask(t.Context(), "GET", "/runs/"+run.ID, "", "Prefer: wait=30").run()
+	ended := in.sendRequest(t.Context(), "GET", "/runs/"+run.ID, "", "Prefer: wait=30").run()
 	if ended.State != runner.Interrupted {
 		t.Errorf("the run ended as %s", ended.State)
 	}
-	in.until("every orphan to be reaped", func() bool { return len(zombiesOf(t, server)) == 0 })
+	in.waitUntil("every orphan to be reaped", func() bool { return len(zombiesOf(t, server)) == 0 })
 }

@@ -104,15 +104,15 @@ func newCrash(t *testing.T, program string) *crash {
 // victims returns what a kill may hit.
 func victims() []string { return []string{"server", "supervisor", "both", "old", "next"} }
 
-func (c *crash) killed() (all int) {
+func (c *crash) countKills() (all int) {
 	for _, n := range c.kills {
 		all += n
 	}
 	return all
 }
 
-// mistreat waits for a random time, and kills a random victim.
-func (c *crash) mistreat() {
+// killRandomly waits for a random time, and kills a random victim.
+func (c *crash) killRandomly() {
 	c.t.Helper()
 	c.turns++
 	<-time.After(time.Duration(20+c.rand.IntN(400)) * time.Millisecond)
@@ -120,10 +120,10 @@ func (c *crash) mistreat() {
 	switch c.rand.IntN(5) {
 	case 0:
 	case 1:
-		c.shoot("supervisor")
+		c.killSupervisor("supervisor")
 		return
 	case 2:
-		if c.shoot("") {
+		if c.killSupervisor("") {
 			victim = "both"
 		}
 	default:
@@ -137,8 +137,8 @@ func (c *crash) mistreat() {
 	c.start(c.rand.IntN(4) > 0)
 }
 
-// shoot kills the supervisor if there is one, and counts it as a kill of the given victim.
-func (c *crash) shoot(as string) bool {
+// killSupervisor kills the supervisor if there is one, and counts it as a kill of the given victim.
+func (c *crash) killSupervisor(as string) bool {
 	pid := c.supervisor()
 	if pid == 0 {
 		return false
@@ -176,10 +176,10 @@ func (c *crash) handOver() {
 		c.kills["next"]++
 		_ = syscall.Kill(pids[len(pids)-1], syscall.SIGKILL)
 	case what == 2:
-		c.shoot("supervisor")
+		c.killSupervisor("supervisor")
 	}
 	// The remaining server serves, or gives up.
-	c.until("one server", func() bool { pids = c.servers(); return len(pids) < 2 })
+	c.waitUntil("one server", func() bool { pids = c.servers(); return len(pids) < 2 })
 	switch {
 	case len(pids) == 0:
 		c.killServers() // they may still hold the folder
@@ -187,15 +187,15 @@ func (c *crash) handOver() {
 	case slices.Contains(known, pids[0]):
 		// The server may be new. Or it is the successor of the previous turn, which logged earlier that it serves,
 		// while the predecessor served until then.
-		c.serves(0)
+		c.isServing(0)
 	default:
-		c.until("the next server to serve", func() bool { return c.serves(from) || len(c.servers()) == 0 })
+		c.waitUntil("the next server to serve", func() bool { return c.isServing(from) || len(c.servers()) == 0 })
 	}
 }
 
-// load sends deliveries until ctx is done. It repeats a delivery until an answer comes, which must not start a second
-// run.
-func (c *crash) load(ctx context.Context) {
+// sendDeliveries sends deliveries until ctx is done. It repeats a delivery until an answer comes, which must not start
+// a second run.
+func (c *crash) sendDeliveries(ctx context.Context) {
 	hows := []string{"plain", "plain", "long", "fork", "setsid", "stubborn"}
 	hooks := []string{"reject", "queue", "join", "replace"}
 	for ctx.Err() == nil {
@@ -206,7 +206,7 @@ func (c *crash) load(ctx context.Context) {
 		hook := hooks[rand.IntN(len(hooks))]
 		body := fmt.Sprintf(`{"n":%d,"flight":%d,"how":%q}`, n, rand.IntN(2), hows[rand.IntN(len(hows))])
 		for ctx.Err() == nil {
-			a := c.ask(ctx, http.MethodPost, "/hooks/"+hook, body)
+			a := c.sendRequest(ctx, http.MethodPost, "/hooks/"+hook, body)
 			c.mu.Lock()
 			c.answers[a.code]++
 			if a.code == http.StatusOK || a.code == http.StatusAccepted {
@@ -221,20 +221,20 @@ func (c *crash) load(ctx context.Context) {
 	}
 }
 
-// under runs f while senders deliver.
-func (c *crash) under(senders int, f func()) {
+// runUnderLoad runs f while senders deliver.
+func (c *crash) runUnderLoad(senders int, f func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var load sync.WaitGroup
 	for range senders {
-		load.Go(func() { c.load(ctx) })
+		load.Go(func() { c.sendDeliveries(ctx) })
 	}
 	defer load.Wait()
 	defer cancel()
 	f()
 }
 
-// records returns all recorded runs once none is in progress.
-func (c *crash) records() map[string]runner.Run {
+// readRecords returns all recorded runs once none is in progress.
+func (c *crash) readRecords() map[string]runner.Run {
 	c.t.Helper()
 	state := filepath.Join(c.dir, "state")
 	st, err := store.OpenRead(c.t.Context(), state)
@@ -242,7 +242,7 @@ func (c *crash) records() map[string]runner.Run {
 		c.t.Fatal(err)
 	}
 	defer func() { _ = st.Close() }()
-	c.until("all runs to end", func() bool {
+	c.waitUntil("all runs to end", func() bool {
 		runs, _, err := st.List(c.t.Context(), runner.Filter{States: []runner.State{runner.Queued, runner.Running}})
 		return err == nil && len(runs) == 0
 	})
@@ -268,7 +268,7 @@ type testimony struct {
 	overlaps []string
 }
 
-func (c *crash) testimony() testimony {
+func (c *crash) readWitness() testimony {
 	w := testimony{begun: map[string][]string{}, ended: map[string]string{}}
 	for line := range strings.Lines(string(c.read("witness"))) {
 		if !strings.HasSuffix(line, "\n") {
@@ -290,13 +290,13 @@ func (c *crash) testimony() testimony {
 	return w
 }
 
-// shot reports whether a supervisor was killed while a run was in progress.
-func (c *crash) shot(r runner.Run) bool {
+// wasShot reports whether a supervisor was killed while a run was in progress.
+func (c *crash) wasShot(r runner.Run) bool {
 	return slices.ContainsFunc(c.shots, func(at time.Time) bool { return at.After(r.Created) && at.Before(r.Ended) })
 }
 
-// untrue returns what is wrong with the record of a run, or nil.
-func (c *crash) untrue(r runner.Run, w testimony) error {
+// compareRecord returns what is wrong with the record of a run, or nil.
+func (c *crash) compareRecord(r runner.Run, w testimony) error {
 	begun, ended := w.begun[r.ID], w.ended[r.ID]
 	switch {
 	case len(begun) > 1:
@@ -314,7 +314,7 @@ func (c *crash) untrue(r runner.Run, w testimony) error {
 			return errors.New("nobody cancelled it")
 		}
 	case runner.Interrupted:
-		if !c.shot(r) {
+		if !c.wasShot(r) {
 			return errors.New("no supervisor was killed meanwhile")
 		}
 	case runner.Queued, runner.Running, runner.TimedOut:
@@ -323,10 +323,10 @@ func (c *crash) untrue(r runner.Run, w testimony) error {
 	return nil
 }
 
-// check compares the store with the witness file.
-func (c *crash) check() {
+// checkRecords compares the store with the witness file.
+func (c *crash) checkRecords() {
 	c.t.Helper()
-	runs, w := c.records(), c.testimony()
+	runs, w := c.readRecords(), c.readWitness()
 	states, numbers, again := map[runner.State]int{}, map[string]string{}, map[string]int{}
 	notStarted, neverBegun := 0, 0
 	for id, r := range runs {
@@ -345,7 +345,7 @@ func (c *crash) check() {
 		if r.State == runner.Interrupted && len(w.begun[id]) == 0 {
 			neverBegun++ // killed between the order and the command's first line
 		}
-		if err := c.untrue(r, w); err != nil {
+		if err := c.compareRecord(r, w); err != nil {
 			c.t.Errorf("run %+v: %v", r, err)
 		}
 	}
@@ -450,37 +450,37 @@ func TestCrash(t *testing.T) {
 	n := crashes(t)
 	c := newCrash(t, "sallyport")
 	c.start(true)
-	c.under(4, func() {
-		for c.killed() < n {
-			c.mistreat()
+	c.runUnderLoad(4, func() {
+		for c.countKills() < n {
+			c.killRandomly()
 		}
 	})
 	c.killServers()
 	c.start(true)
-	c.check()
+	c.checkRecords()
 	const enough = 100 // so that each kind happens
 	for _, victim := range victims() {
 		if n >= enough && c.kills[victim] == 0 {
 			t.Errorf("%s was never killed", victim)
 		}
 	}
-	c.end()
+	c.endServer()
 }
 
 // TestCrash_NoLocks runs the crash test against a supervisor that ignores locks: the test finds overlaps.
 func TestCrash_NoLocks(t *testing.T) {
 	c := newCrash(t, "unlocked")
 	c.start(true)
-	c.under(4, func() {
+	c.runUnderLoad(4, func() {
 		for range 100 {
-			c.mistreat()
-			if len(c.testimony().overlaps) > 0 {
+			c.killRandomly()
+			if len(c.readWitness().overlaps) > 0 {
 				return
 			}
 		}
 		t.Error("nothing overlaps")
 	})
-	t.Logf("kills %v, overlaps %d", c.kills, len(c.testimony().overlaps))
+	t.Logf("kills %v, overlaps %d", c.kills, len(c.readWitness().overlaps))
 }
 
 const minuteHooks = `
@@ -509,23 +509,23 @@ func TestRun_OutlivesServerTwice(t *testing.T) {
 	run := in.deliver("minute", "{}").run()
 	wrote := func(n int) {
 		t.Helper()
-		in.until(fmt.Sprint("line ", n), func() bool {
+		in.waitUntil(fmt.Sprint("line ", n), func() bool {
 			out, err := os.ReadFile(filepath.Join(in.dir, "state", "runs", run.ID, "output"))
 			return err == nil && bytes.Contains(out, fmt.Appendf(nil, "line %d\n", n))
 		})
 	}
-	for n := 10; n <= 50; n += 10 { // until waits longer than one step takes
+	for n := 10; n <= 50; n += 10 { // waitUntil waits longer than one step takes
 		wrote(n)
 		if n != 10 && n != 30 {
 			continue
 		}
-		in.kill()
+		in.killServer()
 		in.start(true)
-		if r := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "").run(); r.State != runner.Running {
+		if r := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID, "").run(); r.State != runner.Running {
 			t.Fatalf("after line %d the run is %+v", n, r)
 		}
 	}
-	run = in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=50").run()
+	run = in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=50").run()
 	if run.State != runner.Succeeded || run.ExitCode == nil || *run.ExitCode != 0 {
 		t.Errorf("the run is %+v", run)
 	}
@@ -533,8 +533,8 @@ func TestRun_OutlivesServerTwice(t *testing.T) {
 	for n := range 60 {
 		want += fmt.Sprintf("line %d\n", n+1)
 	}
-	if out := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); string(out.body) != want {
+	if out := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); string(out.body) != want {
 		t.Errorf("its output is %q", out.body)
 	}
-	in.end()
+	in.endServer()
 }

@@ -19,7 +19,7 @@ func TestDisplacedServer_Ends(t *testing.T) {
 	in.write("witness", "", 0o600)
 	in.start(true)
 	id := in.deliver("job", `{"n": 0}`).run().ID
-	in.until("the run to begin", func() bool { return in.began(id) == 1 })
+	in.waitUntil("the run to begin", func() bool { return in.countBegun(id) == 1 })
 	version, err := exec.CommandContext(t.Context(), in.program, "version").Output()
 	check(t, err)
 	other, err := supervisor.Connect(t.Context(), supervisor.Options{
@@ -27,7 +27,7 @@ func TestDisplacedServer_Ends(t *testing.T) {
 		Version: strings.TrimSpace(strings.TrimPrefix(string(version), "sallyport ")), Log: slog.New(slog.DiscardHandler),
 	})
 	check(t, err)
-	in.until("the server to end", func() bool {
+	in.waitUntil("the server to end", func() bool {
 		select {
 		case <-in.ended:
 			return true
@@ -38,7 +38,7 @@ func TestDisplacedServer_Ends(t *testing.T) {
 	if code := in.server.ProcessState.ExitCode(); code != 1 {
 		t.Errorf("exit code %d", code)
 	}
-	in.said("another server took over the supervisor")
+	in.awaitText("another server took over the supervisor")
 	if runs, err := other.List(); err != nil || len(runs) != 1 || runs[0] != id {
 		t.Errorf("in progress are %v, %v", runs, err)
 	}

@@ -36,8 +36,8 @@ func TestDocs_ProblemsMatchCode(t *testing.T) {
 	}
 	slices.Sort(code)
 	code = slices.Compact(code)
-	section := between(t, readDoc(t, "docs/api.md"), "\n## Problems\n", "\n`request_id`")
-	if docs := matches("(?m)^\\| `([^`]+)` \\|", section); !slices.Equal(docs, code) {
+	section := cutBetween(t, readDoc(t, "docs/api.md"), "\n## Problems\n", "\n`request_id`")
+	if docs := findMatches("(?m)^\\| `([^`]+)` \\|", section); !slices.Equal(docs, code) {
 		t.Errorf("docs/api.md has %q, and there are %q", docs, code)
 	}
 }
@@ -89,12 +89,12 @@ func TestDocs_RunMembersMatchCode(t *testing.T) {
 		}
 	}
 	slices.Sort(code)
-	section := between(t, readDoc(t, "docs/api.md"), "\n| member | meaning |\n", "\n\n")
+	section := cutBetween(t, readDoc(t, "docs/api.md"), "\n| member | meaning |\n", "\n\n")
 	var cells []string
 	for line := range strings.Lines(section) {
 		cells = append(cells, strings.Split(line, "|")[1])
 	}
-	if docs := matches("`([^`]+)`", strings.Join(cells, " ")); !slices.Equal(docs, code) {
+	if docs := findMatches("`([^`]+)`", strings.Join(cells, " ")); !slices.Equal(docs, code) {
 		t.Errorf("docs/api.md has %q, and a run has %q", docs, code)
 	}
 }
@@ -109,11 +109,11 @@ func TestDocs_FlagsMatchHelp(t *testing.T) {
 		return string(out)
 	}
 	page := readDoc(t, "docs/cli.md")
-	commands := matches(`(?m)^  ([a-z]+(?: [a-z]+)?) *(?:--|\[|<|$)`, between(t, help(), "\nCommands:\n", "\nRun \"sallyport"))
+	commands := findMatches(`(?m)^  ([a-z]+(?: [a-z]+)?) *(?:--|\[|<|$)`, cutBetween(t, help(), "\nCommands:\n", "\nRun \"sallyport"))
 	if len(commands) < 10 {
 		t.Fatalf("the help has only %q", commands)
 	}
-	table := strings.ReplaceAll(between(t, page, "\n| command | what it does |\n", "\n\n"), "`", "")
+	table := strings.ReplaceAll(cutBetween(t, page, "\n| command | what it does |\n", "\n\n"), "`", "")
 	code := []string{"--help"}
 	for _, command := range commands {
 		for word := range strings.FieldsSeq(command) {
@@ -121,11 +121,11 @@ func TestDocs_FlagsMatchHelp(t *testing.T) {
 				t.Errorf("docs/cli.md does not list the command %s", command)
 			}
 		}
-		code = append(code, matches(`(?m)^ +(?:-\w, +)?(--[a-z-]+)`, help(strings.Fields(command)...))...)
+		code = append(code, findMatches(`(?m)^ +(?:-\w, +)?(--[a-z-]+)`, help(strings.Fields(command)...))...)
 	}
 	slices.Sort(code)
 	code = slices.Compact(code)
-	if docs := matches("(--[a-z][a-z-]+)", page); !slices.Equal(docs, code) {
+	if docs := findMatches("(--[a-z][a-z-]+)", page); !slices.Equal(docs, code) {
 		t.Errorf("docs/cli.md has  %q\nthe commands have %q", docs, code)
 	}
 }
@@ -136,11 +136,11 @@ func TestTutorial_Works(t *testing.T) {
 	t.Parallel()
 	page := readDoc(t, "docs/tutorial.md")
 	dir := t.TempDir()
-	script := "#!/bin/sh\n" + between(t, page, "```sh\n#!/bin/sh\n", "```")
+	script := "#!/bin/sh\n" + cutBetween(t, page, "```sh\n#!/bin/sh\n", "```")
 	check(t, os.WriteFile(filepath.Join(dir, "deploy"), []byte(strings.Replace(script, "sleep 20\n", "", 1)), 0o600))
 	check(t, os.Chmod(filepath.Join(dir, "deploy"), 0o700))
 	check(t, os.Mkdir(filepath.Join(dir, "secrets"), 0o700))
-	config := strings.NewReplacer("/tmp/gate", dir, "localhost:8443", "localhost:0").Replace(between(t, page, "```yaml\n", "```"))
+	config := strings.NewReplacer("/tmp/gate", dir, "localhost:8443", "localhost:0").Replace(cutBetween(t, page, "```yaml\n", "```"))
 	check(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(config), 0o600))
 	for _, line := range []string{"certs dev", "keys new github --id tutorial --out secrets/github", "check"} {
 		if !strings.Contains(page, "\n$ sallyport "+line+"\n") {
@@ -150,7 +150,7 @@ func TestTutorial_Works(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", line, err, out)
 		}
 	}
-	url := listening(t, dir, program(t, dir, "serve"))
+	url := startListening(t, dir, program(t, dir, "serve"))
 	call := func(args ...string) (output string, code int) {
 		cmd := program(t, dir, append([]string{"call", "--ca", "certs/ca.pem"}, append(args, url+"/hooks/deploy")...)...)
 		out, err := cmd.CombinedOutput()
@@ -161,7 +161,7 @@ func TestTutorial_Works(t *testing.T) {
 	}
 	signed := []string{"--scheme", "github", "--key-file", "secrets/github", "--wait", "-d"}
 	first, code := call(append(signed, `{"after": "c0ffee1"}`)...)
-	run := matches(`"id": "([^"]+)"`, first)
+	run := findMatches(`"id": "([^"]+)"`, first)
 	if code != 0 || len(run) != 1 {
 		t.Fatalf("the delivery: exit code %d\n%s", code, first)
 	}

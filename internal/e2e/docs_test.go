@@ -21,8 +21,8 @@ func readDoc(t *testing.T, name string) string {
 	return string(text)
 }
 
-// between returns the text between two others, which occur once.
-func between(t *testing.T, text, from, to string) string {
+// cutBetween returns the text between two others, which occur once.
+func cutBetween(t *testing.T, text, from, to string) string {
 	t.Helper()
 	_, text, found := strings.Cut(text, from)
 	text, _, closed := strings.Cut(text, to)
@@ -32,8 +32,8 @@ func between(t *testing.T, text, from, to string) string {
 	return text
 }
 
-// matches returns the distinct matches of the group of a pattern, sorted.
-func matches(pattern, text string) (all []string) {
+// findMatches returns the distinct matches of the group of a pattern, sorted.
+func findMatches(pattern, text string) (all []string) {
 	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
 		all = append(all, m[1])
 	}
@@ -41,8 +41,8 @@ func matches(pattern, text string) (all []string) {
 	return slices.Compact(all)
 }
 
-// union returns the union of lists of exit codes without 128, which is only a base for signal numbers.
-func union(lists ...[]string) []string {
+// mergeCodes returns the union of lists of exit codes without 128, which is only a base for signal numbers.
+func mergeCodes(lists ...[]string) []string {
 	all := slices.DeleteFunc(slices.Concat(lists...), func(s string) bool { return s == "128" })
 	slices.Sort(all)
 	return slices.Compact(all)
@@ -60,20 +60,20 @@ func TestDocs_ExitCodes(t *testing.T) {
 		}
 		return true
 	})
-	code = union(code)
+	code = mergeCodes(code)
 
-	section := between(t, readDoc(t, "README.md"), "\n## Exit codes\n", "\n## ")
+	section := cutBetween(t, readDoc(t, "README.md"), "\n## Exit codes\n", "\n## ")
 	_, wait, _ := strings.Cut(section, "`call --wait`")
-	if got := union(matches(`(?m)^\| (\d+) \|`, section), matches(`(\d+)`, wait)); !slices.Equal(got, code) {
+	if got := mergeCodes(findMatches(`(?m)^\| (\d+) \|`, section), findMatches(`(\d+)`, wait)); !slices.Equal(got, code) {
 		t.Errorf("the README has %v, and there are %v", got, code)
 	}
 
 	out, err := program(t, t.TempDir(), "--help").Output()
 	check(t, err)
 	help := strings.Join(strings.Fields(string(out)), " ") // the help is wrapped for the terminal
-	help = between(t, help, "Exit codes: ", " Flags:")
+	help = cutBetween(t, help, "Exit codes: ", " Flags:")
 	before, wait, _ := strings.Cut(help, `"call --wait"`)
-	if got := union(matches(`(?:^|; )(\d+) `, before), matches(`(\d+)`, wait)); !slices.Equal(got, code) {
+	if got := mergeCodes(findMatches(`(?:^|; )(\d+) `, before), findMatches(`(\d+)`, wait)); !slices.Equal(got, code) {
 		t.Errorf("the help has %v, and there are %v", got, code)
 	}
 }
@@ -82,13 +82,13 @@ func TestDocs_ExitCodes(t *testing.T) {
 func TestDocs_SignaturePresets(t *testing.T) {
 	t.Parallel()
 	want := webhook.Presets()
-	readme := between(t, readDoc(t, "README.md"), "Presets of signature schemes: ", ".")
-	if got := matches(`([a-z-]+)`, readme); !slices.Equal(got, want) {
+	readme := cutBetween(t, readDoc(t, "README.md"), "Presets of signature schemes: ", ".")
+	if got := findMatches(`([a-z-]+)`, readme); !slices.Equal(got, want) {
 		t.Errorf("the README has %v, and there are %v", got, want)
 	}
-	manual := between(t, readDoc(t, "docs/configuration.md"), "nothing else but `keys` is written:", ". Of these")
+	manual := cutBetween(t, readDoc(t, "docs/configuration.md"), "nothing else but `keys` is written:", ". Of these")
 	manual = regexp.MustCompile(`\([^)]*\)`).ReplaceAllString(manual, "") // versions and earlier names
-	if got := matches("`([^`]+)`", manual); !slices.Equal(got, want) {
+	if got := findMatches("`([^`]+)`", manual); !slices.Equal(got, want) {
 		t.Errorf("the manual has %v, and there are %v", got, want)
 	}
 }
@@ -102,7 +102,7 @@ func TestDocs_Links(t *testing.T) {
 	check(t, err)
 	docs = append(docs, more...)
 	for _, doc := range append(docs, "README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md") {
-		for _, to := range matches(`\]\(([^)]+)\)`, readDoc(t, doc)) {
+		for _, to := range findMatches(`\]\(([^)]+)\)`, readDoc(t, doc)) {
 			if strings.Contains(to, "://") {
 				continue
 			}
@@ -113,15 +113,15 @@ func TestDocs_Links(t *testing.T) {
 			}
 			if _, err := os.Stat(file); err != nil {
 				t.Errorf("%s: %v", doc, err)
-			} else if anchor != "" && !slices.Contains(anchors(t, file), anchor) {
+			} else if anchor != "" && !slices.Contains(listAnchors(t, file), anchor) {
 				t.Errorf("%s: there is no heading for #%s in %s", doc, anchor, file)
 			}
 		}
 	}
 }
 
-// anchors are those of a document's headings, as GitHub makes them.
-func anchors(t *testing.T, file string) (all []string) {
+// listAnchors are those of a document's headings, as GitHub makes them.
+func listAnchors(t *testing.T, file string) (all []string) {
 	t.Helper()
 	code := false
 	for line := range strings.Lines(readDoc(t, file)) {

@@ -88,7 +88,7 @@ func TestExamples_Deliveries(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := &example{sent: deliveries[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
-			e.copy(t, name)
+			e.copyExample(t, name)
 			e.serve(t, name)
 			e.test(t)
 		})
@@ -106,8 +106,8 @@ type example struct {
 	certs   map[string]*tls.Certificate // by caller
 }
 
-// copy copies the example, lets it listen on any port, and creates the files that it names.
-func (e *example) copy(t *testing.T, name string) {
+// copyExample copies the example, lets it listen on any port, and creates the files that it names.
+func (e *example) copyExample(t *testing.T, name string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("examples", name))
 	check(t, err)
@@ -122,18 +122,18 @@ func (e *example) copy(t *testing.T, name string) {
 	for name, caller := range f.Callers {
 		if caller.JWT != nil { // the test is its issuer, at its own address
 			var lines string
-			e.signers[name], lines = e.issuer(t, pki, caller.JWT)
+			e.signers[name], lines = e.startIssuer(t, pki, caller.JWT)
 			block := regexp.MustCompile(`(?m)(^  ` + name + `:\n    jwt:\n      preset: .*\n)(?:      issuer: .*\n)?`)
 			text = block.ReplaceAll(text, []byte("${1}"+lines))
 		}
 		switch {
 		case caller.HMAC != nil:
 			// The last key is the newest. Its form suits every scheme that has a preset with a secret.
-			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, secrets(t, dir, caller.HMAC.Keys))
+			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, writeSecrets(t, dir, caller.HMAC.Keys))
 		case caller.Signature != nil:
-			e.signers[name] = e.wholeRequests(t, dir, caller.Signature)
+			e.signers[name] = e.newRequestSigner(t, dir, caller.Signature)
 		case caller.Token != nil:
-			token := string(secrets(t, dir, caller.Token.Keys))
+			token := string(writeSecrets(t, dir, caller.Token.Keys))
 			if caller.Token.Header == "" {
 				token = "Bearer " + token
 			}
@@ -167,8 +167,8 @@ func roots(t testing.TB, file string) *x509.CertPool {
 // exampleHost is the host name in the requests of the examples' senders.
 const exampleHost = "hooks.example.com"
 
-// wholeRequests returns a signer of deliveries with a new private key.
-func (e *example) wholeRequests(t *testing.T, dir string, spec *auth.SignatureSpec) client.Signer {
+// newRequestSigner returns a signer of deliveries with a new private key.
+func (e *example) newRequestSigner(t *testing.T, dir string, spec *auth.SignatureSpec) client.Signer {
 	t.Helper()
 	key, err := auth.GenerateKey("signature", "")
 	check(t, err)
@@ -181,8 +181,8 @@ func (e *example) wholeRequests(t *testing.T, dir string, spec *auth.SignatureSp
 	return func(id string, body []byte, at time.Time) (http.Header, error) { return sign(req, id, body, at) }
 }
 
-// secrets creates the files of keys and returns the last key.
-func secrets(t *testing.T, dir string, keys []auth.KeySpec) (last []byte) {
+// writeSecrets creates the files of keys and returns the last key.
+func writeSecrets(t *testing.T, dir string, keys []auth.KeySpec) (last []byte) {
 	t.Helper()
 	for _, k := range keys {
 		last = make([]byte, 32)
@@ -199,9 +199,9 @@ func write(t *testing.T, file string, text []byte) {
 	check(t, os.WriteFile(file, text, 0o600))
 }
 
-// issuer starts an issuer of tokens for a caller. It returns a signer, and the lines that direct the caller's jwt
+// startIssuer starts an issuer of tokens for a caller. It returns a signer, and the lines that direct the caller's jwt
 // section to the issuer.
-func (e *example) issuer(t *testing.T, pki string, spec *auth.JWTSpec) (sign client.Signer, lines string) {
+func (e *example) startIssuer(t *testing.T, pki string, spec *auth.JWTSpec) (sign client.Signer, lines string) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	check(t, err)
@@ -238,11 +238,11 @@ func (e *example) serve(t *testing.T, name string) {
 	if out, err := program(t, e.dir, "check", "--config", "examples/"+name).CombinedOutput(); err != nil || strings.Contains(string(out), "warning") {
 		t.Fatalf("check: %v\n%s", err, out)
 	}
-	e.url = listening(t, e.dir, program(t, e.dir, "serve", "--config", "examples/"+name))
+	e.url = startListening(t, e.dir, program(t, e.dir, "serve", "--config", "examples/"+name))
 }
 
-// listening starts a server, ends it with the test, and returns its address.
-func listening(t testing.TB, dir string, serve *exec.Cmd) (url string) {
+// startListening starts a server, ends it with the test, and returns its address.
+func startListening(t testing.TB, dir string, serve *exec.Cmd) (url string) {
 	t.Helper()
 	name := filepath.Join(dir, "log")
 	log, err := os.Create(name)
@@ -357,7 +357,7 @@ func TestExamples_OtherDeliveries(t *testing.T) {
 			t.Parallel()
 			e := &example{sent: exampleDeliveries()[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
 			e.body = row.body
-			e.copy(t, name)
+			e.copyExample(t, name)
 			e.serve(t, name)
 			header, err := e.signers[row.caller](rand.Text(), []byte(e.body), time.Now())
 			check(t, err)

@@ -32,9 +32,9 @@ $SIG{TERM} = 'IGNORE';
 while (time - $^T < 30) { fork }
 `
 
-// asUser runs the servers of an installation as a user without other processes and without an entry in /etc/passwd,
+// runAsUser runs the servers of an installation as a user without other processes and without an entry in /etc/passwd,
 // with a limit of processes.
-func (in *installation) asUser(processes int) (uid uint32) {
+func (in *installation) runAsUser(processes int) (uid uint32) {
 	in.t.Helper()
 	uid = 100_000 + rand.Uint32N(100_000)
 	program := filepath.Join(in.dir, "sallyport") // only root can read its folder
@@ -65,7 +65,7 @@ func TestForkBomb_Timeout(t *testing.T) {
 	in := install(t, "sallyport", forkBombHooks)
 	in.write("bomb.sh", forkBomb, 0o700)
 	in.write("env.sh", "printenv | sort; umask; date +%Z", 0o700)
-	uid := in.asUser(600)
+	uid := in.runAsUser(600)
 	in.start(true)
 	server, supervisor := in.servers(), in.supervisor()
 
@@ -74,7 +74,7 @@ func TestForkBomb_Timeout(t *testing.T) {
 	if bomb.code != 200 {
 		t.Fatalf("got %d: %s", bomb.code, bomb.body)
 	}
-	in.until("the bomb to be at its limit", func() bool {
+	in.waitUntil("the bomb to be at its limit", func() bool {
 		var err error
 		tasks, err = exec.CommandContext(t.Context(), "ps", "-L", "-o", "pid=", "-u", fmt.Sprint(uid)).Output()
 		check(t, err)
@@ -90,7 +90,7 @@ func TestForkBomb_Timeout(t *testing.T) {
 	}
 	deliveries.Wait()
 
-	ended := in.ask(t.Context(), "GET", "/runs/"+bomb.run().ID, "", "Prefer: wait=30").run()
+	ended := in.sendRequest(t.Context(), "GET", "/runs/"+bomb.run().ID, "", "Prefer: wait=30").run()
 	if ended.State != runner.TimedOut {
 		t.Errorf("the bomb ended as %s: %s", ended.State, ended.Error)
 	}
@@ -104,7 +104,7 @@ func TestForkBomb_Timeout(t *testing.T) {
 
 	// The user has no entry in /etc/passwd, and the server has a TZ.
 	run := in.deliver("env", `{}`, "Prefer: wait=20").run()
-	out := string(in.ask(t.Context(), "GET", "/runs/"+run.ID+"/output", "").body)
+	out := string(in.sendRequest(t.Context(), "GET", "/runs/"+run.ID+"/output", "").body)
 	for _, want := range []string{"HOME=/\n", fmt.Sprintf("USER=%d\n", uid), fmt.Sprintf("LOGNAME=%d\n", uid), "SHELL=/bin/sh\n", "TZ=Europe/Berlin\n", "0022\n", "CE"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("there is no %q in %s", want, out)

@@ -77,7 +77,7 @@ func install(t testing.TB, program, more string) *installation {
 	in.http = &http.Client{Timeout: 2 * patience, Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots(t, filepath.Join(in.dir, "certs/ca.pem")), MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true,
 	}}
-	t.Cleanup(in.clean)
+	t.Cleanup(in.endProcesses)
 	return in
 }
 
@@ -97,10 +97,10 @@ func (in *installation) read(name string) []byte {
 	return b
 }
 
-// clean ends all processes. If the test failed, it keeps the log and the witness file.
-func (in *installation) clean() {
+// endProcesses ends all processes. If the test failed, it keeps the log and the witness file.
+func (in *installation) endProcesses() {
 	if in.server != nil {
-		in.kill()
+		in.killServer()
 	}
 	for end := time.Now().Add(patience); ; <-time.After(10 * time.Millisecond) {
 		pid, sig := in.supervisor(), syscall.SIGTERM // SIGTERM also ends its runs
@@ -139,13 +139,13 @@ func (in *installation) start(await bool) {
 	}()
 	in.server, in.ended = cmd, ended
 	if await {
-		in.until("the server to serve", func() bool { return in.serves(from) })
+		in.waitUntil("the server to serve", func() bool { return in.isServing(from) })
 	}
 }
 
-// serves reports whether a server logged that it serves, from an offset in the log on. Later requests go to that
+// isServing reports whether a server logged that it serves, from an offset in the log on. Later requests go to that
 // server.
-func (in *installation) serves(from int64) bool {
+func (in *installation) isServing(from int64) bool {
 	in.t.Helper()
 	found := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`).FindAllSubmatch(in.read("log")[from:], -1)
 	if found == nil {
@@ -156,14 +156,14 @@ func (in *installation) serves(from int64) bool {
 	return true
 }
 
-// kill kills the server process alone.
-func (in *installation) kill() {
+// killServer kills the server process alone.
+func (in *installation) killServer() {
 	_ = in.server.Process.Kill() // it may have ended
 	<-in.ended
 }
 
-// end ends the server. It must leave no run and no supervisor.
-func (in *installation) end() {
+// endServer ends the server. It must leave no run and no supervisor.
+func (in *installation) endServer() {
 	in.t.Helper()
 	check(in.t, in.server.Process.Signal(syscall.SIGTERM))
 	<-in.ended
@@ -172,7 +172,7 @@ func (in *installation) end() {
 	}
 }
 
-func (in *installation) until(what string, done func() bool) {
+func (in *installation) waitUntil(what string, done func() bool) {
 	in.t.Helper()
 	end := time.After(patience)
 	for !done() {
@@ -205,12 +205,12 @@ func (in *installation) servers() (pids []int) {
 			pids = append(pids, pid)
 		}
 	}
-	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(born(a), born(b)) })
+	slices.SortFunc(pids, func(a, b int) int { return cmp.Compare(startTicks(a), startTicks(b)) })
 	return pids
 }
 
-// born is when a process was started, in ticks since the machine was.
-func born(pid int) (ticks int) {
+// startTicks returns when a process was started, in ticks since the machine was.
+func startTicks(pid int) (ticks int) {
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, rest, _ := strings.Cut(string(stat), ") ")
 	if fields := strings.Fields(rest); len(fields) > 19 {
@@ -223,7 +223,7 @@ func born(pid int) (ticks int) {
 // killed or just forked has no command line, and may still hold the locks.
 func (in *installation) killServers() {
 	in.t.Helper()
-	in.until("the servers to be dead", func() bool {
+	in.waitUntil("the servers to be dead", func() bool {
 		pids := in.servers()
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // it may just have ended
@@ -261,9 +261,9 @@ func (a reply) runs() int {
 	return len(page.Runs)
 }
 
-// ask sends a signed request. Each of more is a header field, "Name: value".P born is => born returns when a process
-// was started, in ticks since the machine was.
-func (in *installation) ask(ctx context.Context, method, path, body string, more ...string) reply {
+// sendRequest sends a signed request. Each of more is a header field, "Name: value".P born is => born returns when a
+// process was started, in ticks since the machine was.
+func (in *installation) sendRequest(ctx context.Context, method, path, body string, more ...string) reply {
 	header, err := in.sign("", []byte(body), time.Now())
 	if err != nil {
 		in.t.Error(err)
@@ -294,5 +294,5 @@ func (in *installation) ask(ctx context.Context, method, path, body string, more
 
 // deliver sends a delivery to a hook.
 func (in *installation) deliver(hook, body string, more ...string) reply {
-	return in.ask(context.Background(), http.MethodPost, "/hooks/"+hook, body, more...)
+	return in.sendRequest(context.Background(), http.MethodPost, "/hooks/"+hook, body, more...)
 }

@@ -36,25 +36,25 @@ hooks:
 // before. The server also removes what a crash left behind.
 func TestRetention_RepeatedFailures(t *testing.T) {
 	t.Parallel()
-	k := &keeping{installation: install(t, "sallyport", keepHooks)}
+	k := &failingHook{installation: install(t, "sallyport", keepHooks)}
 	k.write("fail.sh", "#!/bin/sh\nhead -c 65536 /dev/zero\nexit 1\n", 0o755)
 	k.start(true)
-	k.fail(400)
-	k.within()
-	folders, database := k.size("state/runs"), k.size("state/state.db")
-	k.fail(400)
-	k.within()
+	k.failRuns(400)
+	k.awaitLimits()
+	folders, database := k.diskUsage("state/runs"), k.diskUsage("state/state.db")
+	k.failRuns(400)
+	k.awaitLimits()
 	// The store keeps only the claim of each delivery, which recognizes a repetition. SQLite truncates its write-ahead
 	// log to 32 MiB.
-	f, d, log := k.size("state/runs"), k.size("state/state.db"), k.size("state/state.db-wal")
+	f, d, log := k.diskUsage("state/runs"), k.diskUsage("state/state.db"), k.diskUsage("state/state.db-wal")
 	t.Logf("folders %d and then %d bytes, database %d and %d, its log %d", folders, f, database, d, log)
 	if f > folders+100<<10 || d > database+500<<10 || log > 40<<20 {
 		t.Error("the disk usage grows with the number of runs")
 	}
 
 	// As if the server had been killed after it pruned these runs and before it removed their folders.
-	k.end()
-	known := k.folders()
+	k.endServer()
+	known := k.listFolders()
 	gone, held := known[0], known[1]
 	db, err := sql.Open("sqlite", filepath.Join(k.dir, "state", "state.db"))
 	check(t, err)
@@ -70,21 +70,21 @@ func TestRetention_RepeatedFailures(t *testing.T) {
 		check(t, errors.Join(os.WriteFile(mark, nil, 0o600), os.Chtimes(mark, before, before)))
 	}
 	k.start(true)
-	k.until("what a crash left to go", func() bool { return !slices.Contains(k.folders(), gone) })
-	if left := k.folders(); !slices.Equal(left, known[1:]) {
+	k.waitUntil("what a crash left to go", func() bool { return !slices.Contains(k.listFolders(), gone) })
+	if left := k.listFolders(); !slices.Equal(left, known[1:]) {
 		t.Errorf("%v are left, want %v", left, known[1:])
 	}
-	k.end()
+	k.endServer()
 }
 
-// keeping is an installation with a hook whose runs fail.
-type keeping struct {
+// failingHook is an installation with a hook whose runs fail.
+type failingHook struct {
 	*installation
 	n int
 }
 
-// fail makes a number of runs fail.
-func (k *keeping) fail(times int) {
+// failRuns makes a number of runs fail.
+func (k *failingHook) failRuns(times int) {
 	k.t.Helper()
 	var all sync.WaitGroup
 	for range 8 {
@@ -103,23 +103,23 @@ func (k *keeping) fail(times int) {
 	all.Wait()
 }
 
-// within waits until everything is within its limits.
-func (k *keeping) within() {
+// awaitLimits waits until everything is within its limits.
+func (k *failingHook) awaitLimits() {
 	k.t.Helper()
-	k.until("20 runs to be left", func() bool {
-		a := k.ask(k.t.Context(), http.MethodGet, "/runs?limit=1000", "")
-		return a.runs() == 20 && len(k.folders()) == 20
+	k.waitUntil("20 runs to be left", func() bool {
+		a := k.sendRequest(k.t.Context(), http.MethodGet, "/runs?limit=1000", "")
+		return a.runs() == 20 && len(k.listFolders()) == 20
 	})
-	k.until("256 KiB of outputs to be left", func() bool {
-		return k.size("state/runs/*/output")+k.size("state/runs/*/tail") <= 256<<10
+	k.waitUntil("256 KiB of outputs to be left", func() bool {
+		return k.diskUsage("state/runs/*/output")+k.diskUsage("state/runs/*/tail") <= 256<<10
 	})
-	if n := len(k.folders()); n != 20 {
+	if n := len(k.listFolders()); n != 20 {
 		k.t.Errorf("%d folders are left of 20 runs", n)
 	}
 }
 
-// folders returns the folders of runs, in order.
-func (k *keeping) folders() (names []string) {
+// listFolders returns the folders of runs, in order.
+func (k *failingHook) listFolders() (names []string) {
 	k.t.Helper()
 	entries, err := os.ReadDir(filepath.Join(k.dir, "state", "runs"))
 	check(k.t, err)
@@ -131,8 +131,8 @@ func (k *keeping) folders() (names []string) {
 	return names
 }
 
-// size returns the disk space of all files that match a pattern.
-func (in *installation) size(pattern string) (bytes int64) {
+// diskUsage returns the disk space of all files that match a pattern.
+func (in *installation) diskUsage(pattern string) (bytes int64) {
 	in.t.Helper()
 	roots, err := filepath.Glob(filepath.Join(in.dir, pattern))
 	check(in.t, err)

@@ -38,8 +38,8 @@ func TestKeysNew_EveryKind(t *testing.T) {
 	}
 	var senders []*sender
 	for _, k := range keys {
-		k.make(t, dir)
-		senders = append(senders, &sender{name: k.name(), caller: k.caller()})
+		k.makeKey(t, dir)
+		senders = append(senders, &sender{name: k.name(), caller: k.callerYAML()})
 	}
 	url, client := startServer(t, dir, senders)
 	for _, k := range keys {
@@ -61,14 +61,14 @@ func TestKeysNew_EveryKind(t *testing.T) {
 	}
 }
 
-// make creates the key in a file named like the caller.
-func (k *madeKey) make(t *testing.T, dir string) {
+// makeKey creates the key in a file named like the caller.
+func (k *madeKey) makeKey(t *testing.T, dir string) {
 	t.Helper()
 	args := []string{"keys", "new", k.scheme, "--out", k.name(), "--id", "sender"}
 	if k.alg != "" {
 		args = append(args, "--alg", k.alg)
 	}
-	out, err := quick(t, dir, args...).Output()
+	out, err := quickCommand(t, dir, args...).Output()
 	if err != nil {
 		t.Fatalf("%s: %v", k.name(), err)
 	}
@@ -80,7 +80,7 @@ func (k *madeKey) make(t *testing.T, dir string) {
 	if info.Mode().Perm() != 0o600 || strings.Contains(string(out), strings.TrimSpace(string(secret))) {
 		t.Errorf("%s: mode %o, and printed %s", k.name(), info.Mode().Perm(), out)
 	}
-	if err := quick(t, dir, args...).Run(); err == nil {
+	if err := quickCommand(t, dir, args...).Run(); err == nil {
 		t.Errorf("%s: made a second time", k.name())
 	}
 	if again, err := os.ReadFile(filepath.Join(dir, k.name())); err != nil || string(again) != string(secret) {
@@ -88,8 +88,8 @@ func (k *madeKey) make(t *testing.T, dir string) {
 	}
 }
 
-// caller returns the caller in YAML, with the printed line.
-func (k *madeKey) caller() string {
+// callerYAML returns the caller in YAML, with the printed line.
+func (k *madeKey) callerYAML() string {
 	switch k.scheme {
 	case "token":
 		return "token: {keys: [" + k.line + "]}"
@@ -113,15 +113,15 @@ func (k *madeKey) sign(t *testing.T, dir, url, body string) (headers string) {
 	case "signature":
 		args = append(args, "--kid", "sender", "--url", url)
 	}
-	out, err := quick(t, dir, args...).Output()
+	out, err := quickCommand(t, dir, args...).Output()
 	if err != nil {
 		t.Fatalf("%s: %v", k.name(), err)
 	}
 	return string(out)
 }
 
-// quick starts the program without the second by which the race detector delays the end of a process.
-func quick(t *testing.T, dir string, args ...string) *exec.Cmd {
+// quickCommand starts the program without the second by which the race detector delays the end of a process.
+func quickCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := program(t, dir, args...)
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=10")

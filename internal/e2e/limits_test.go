@@ -109,7 +109,7 @@ func documentedDefaults(t *testing.T) map[string]string {
 	for line := range strings.Lines(readDoc(t, "docs/configuration.md")) {
 		line = strings.TrimSpace(line)
 		if strings.HasPrefix(line, "#") {
-			paths = matches("`([^`]+)`", line)
+			paths = findMatches("`([^`]+)`", line)
 		}
 		if m := row.FindStringSubmatch(line); m != nil {
 			for _, path := range paths {

@@ -45,10 +45,10 @@ func TestLog_ReaderStops(t *testing.T) {
 			t.Fatalf("delivery %d: %d %s", i, a.code, a.body)
 		}
 	}
-	in.until("all runs to end", func() bool {
-		return in.ask(t.Context(), http.MethodGet, "/runs?state=queued&state=running", "").runs() == 0
+	in.waitUntil("all runs to end", func() bool {
+		return in.sendRequest(t.Context(), http.MethodGet, "/runs?state=queued&state=running", "").runs() == 0
 	})
-	if a := in.ask(t.Context(), http.MethodGet, "/healthz", ""); a.code != http.StatusOK {
+	if a := in.sendRequest(t.Context(), http.MethodGet, "/healthz", ""); a.code != http.StatusOK {
 		t.Errorf("/healthz: %d", a.code)
 	}
 	check(t, cmd.Process.Signal(syscall.SIGTERM))
@@ -60,5 +60,5 @@ func TestLog_ReaderStops(t *testing.T) {
 	if !cmd.ProcessState.Success() {
 		t.Errorf("the server ended with %v", cmd.ProcessState)
 	}
-	in.until("the supervisor to end", func() bool { return in.supervisor() == 0 })
+	in.waitUntil("the supervisor to end", func() bool { return in.supervisor() == 0 })
 }

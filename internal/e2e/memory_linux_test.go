@@ -33,7 +33,7 @@ const (
 // detector, which would take more memory than the bodies.
 func TestMemory_RefusedBodies(t *testing.T) {
 	t.Parallel()
-	dir := shippedWith(t, `
+	dir := makeShippedFolder(t, `
 callers:
   github: {hmac: {scheme: github, keys: [{file: secret}]}}
 hooks:
@@ -45,8 +45,8 @@ hooks:
 		for _, hook := range []string{"usual", "large"} {
 			t.Run(kind+" for the "+hook+" hook", func(t *testing.T) {
 				serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
-				url := listening(t, t.TempDir(), serve)
-				before := highWater(t, serve.Process.Pid)
+				url := startListening(t, t.TempDir(), serve)
+				before := peakMemory(t, serve.Process.Pid)
 				var all sync.WaitGroup
 				answers := make(chan string, strangers)
 				for range strangers {
@@ -61,7 +61,7 @@ hooks:
 						t.Errorf("answered %.200q", a)
 					}
 				}
-				after := highWater(t, serve.Process.Pid)
+				after := peakMemory(t, serve.Process.Pid)
 				t.Logf("peak memory %d KiB, %d before", after, before)
 				if after > memoryGoal {
 					t.Errorf("peak memory %d KiB is over the limit of %d", after, memoryGoal)
@@ -81,7 +81,7 @@ const (
 // how often the server collects garbage while it answers other requests.
 func TestMemory_StalledUploads(t *testing.T) {
 	t.Parallel()
-	dir := shippedWith(t, `
+	dir := makeShippedFolder(t, `
 limits: {address: {rate: 1000/s, burst: 1000}, caller: {rate: 1000/s, burst: 1000}, connections_per_address: 1000}
 metrics: {callers: [prometheus]}
 callers:
@@ -91,7 +91,7 @@ hooks:
 `)
 	trusted := roots(t, filepath.Join(dir, "certs", "ca.pem"))
 	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
-	address := strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://")
+	address := strings.TrimPrefix(startListening(t, t.TempDir(), serve), "https://")
 	for range stalled {
 		c := dialTLS(t, trusted, address)
 		_, err := fmt.Fprintf(c, "POST /hooks/usual HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n%s", bytes.Repeat([]byte("x"), 15<<10))
@@ -137,17 +137,17 @@ func dialTLS(t *testing.T, trusted *x509.CertPool, address string) *tls.Conn {
 	return c.(*tls.Conn)
 }
 
-// shippedWith creates a folder with the shipped program, certificates, a secret, and a configuration that ends with
-// rest.
-func shippedWith(t *testing.T, rest string) (dir string) {
+// makeShippedFolder creates a folder with the shipped program, certificates, a secret, and a configuration that ends
+// with rest.
+func makeShippedFolder(t *testing.T, rest string) (dir string) {
 	t.Helper()
-	dir = configured(t, rest)
-	shipped(t, dir)
+	dir = makeFolder(t, rest)
+	buildShipped(t, dir)
 	return dir
 }
 
-// configured creates a folder with a configuration, certificates and a secret.
-func configured(t *testing.T, rest string) (dir string) {
+// makeFolder creates a folder with a configuration, certificates and a secret.
+func makeFolder(t *testing.T, rest string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
@@ -161,8 +161,8 @@ tls: {cert: certs/server.pem, key: certs/server.key}
 	return dir
 }
 
-// shipped builds the program into a folder with the flags of a release.
-func shipped(t testing.TB, dir string) {
+// buildShipped builds the program into a folder with the flags of a release.
+func buildShipped(t testing.TB, dir string) {
 	t.Helper()
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "sallyport"), ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -171,14 +171,14 @@ func shipped(t testing.TB, dir string) {
 	}
 }
 
-// highWater returns the peak memory of a process in KiB.
-func highWater(t testing.TB, pid int) int {
+// peakMemory returns the peak memory of a process in KiB.
+func peakMemory(t testing.TB, pid int) int {
 	t.Helper()
-	return memory(t, pid, "VmHWM")
+	return readMemory(t, pid, "VmHWM")
 }
 
-// memory returns the value of a line of /proc/PID/status in KiB.
-func memory(t testing.TB, pid int, line string) int {
+// readMemory returns the value of a line of /proc/PID/status in KiB.
+func readMemory(t testing.TB, pid int, line string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	check(t, err)

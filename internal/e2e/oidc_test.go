@@ -66,16 +66,16 @@ func TestOpenIDProviders(t *testing.T) {
 		"a new key is good at once or soon, and a withdrawn one no more":  o.testRotation,
 		"a flood of forged tokens does not reach the provider":            o.testFlood,
 		"a poisoned set verifies by its good keys":                        o.testPoison,
-		"a redirect is not followed":                                      o.heals("redirected", "redirects are not followed"),
-		"a provider that does not answer is given up":                     o.heals("slow", "deadline exceeded"),
-		"a set without end is given up":                                   o.heals("huge", "more than 1048576 bytes"),
+		"a redirect is not followed":                                      o.testRecovery("redirected", "redirects are not followed"),
+		"a provider that does not answer is given up":                     o.testRecovery("slow", "deadline exceeded"),
+		"a set without end is given up":                                   o.testRecovery("huge", "more than 1048576 bytes"),
 		"a provider that was dead at the start is believed once it lives": o.testDead(dead),
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); f(t) })
 	}
 	t.Cleanup(func() {
-		t.Logf("sent at most %d bytes of an endless key set in %d fetches", written.Load(), o.hits("/huge/jwks"))
-		if written.Load() > int64(o.hits("/huge/jwks"))*(16<<20) { // includes the buffers of the kernel
+		t.Logf("sent at most %d bytes of an endless key set in %d fetches", written.Load(), o.countRequests("/huge/jwks"))
+		if written.Load() > int64(o.countRequests("/huge/jwks"))*(16<<20) { // includes the buffers of the kernel
 			t.Errorf("the server read %d bytes of an endless key set", written.Load())
 		}
 	})
@@ -185,8 +185,8 @@ func (o *providers) misbehave(name string, how http.HandlerFunc) {
 	o.instead[name] = how
 }
 
-// hits returns how often the proxy was asked for a path.
-func (o *providers) hits(path string) int {
+// countRequests returns how often the proxy was asked for a path.
+func (o *providers) countRequests(path string) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.asked[path]
@@ -212,16 +212,16 @@ callers:
 		t.Fatalf("check: %v\n%s", err, out)
 	}
 	for name := range o.issuers {
-		if o.hits("/"+name+"/.well-known/openid-configuration") > 0 {
+		if o.countRequests("/"+name+"/.well-known/openid-configuration") > 0 {
 			t.Fatal("the check of a file sent a request to a provider")
 		}
 	}
 	o.server = program(t, o.dir, "serve", "--config", "sallyport.yaml")
-	o.url = listening(t, o.dir, o.server)
+	o.url = startListening(t, o.dir, o.server)
 }
 
-// token requests a token from a provider, as its client.
-func (o *providers) token(t *testing.T, name, scope, audience string) string {
+// requestToken requests a token from a provider, as its client.
+func (o *providers) requestToken(t *testing.T, name, scope, audience string) string {
 	t.Helper()
 	form := url.Values{"grant_type": {"client_credentials"}, "scope": {scope}, "resource": {audience}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.address+"/"+name+"/token", strings.NewReader(form.Encode()))
@@ -243,15 +243,15 @@ func (o *providers) token(t *testing.T, name, scope, audience string) string {
 	return answer.Token
 }
 
-func (o *providers) good(t *testing.T, name string) string {
+func (o *providers) requestGoodToken(t *testing.T, name string) string {
 	t.Helper()
-	return o.token(t, name, "main", audience)
+	return o.requestToken(t, name, "main", audience)
 }
 
 const refused = 77 // the exit code of a call
 
-// call sends a token to an issuer's hook with "sallyport call", and returns its exit code.
-func (o *providers) call(t *testing.T, name, token string) (int, string) {
+// callHook sends a token to an issuer's hook with "sallyport call", and returns its exit code.
+func (o *providers) callHook(t *testing.T, name, token string) (int, string) {
 	t.Helper()
 	file := filepath.Join(o.dir, rand.Text())
 	check(t, os.WriteFile(file, []byte(token), 0o600))
@@ -265,28 +265,28 @@ func (o *providers) call(t *testing.T, name, token string) (int, string) {
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-func (o *providers) accepts(t *testing.T, name, token string) {
+func (o *providers) checkAccepted(t *testing.T, name, token string) {
 	t.Helper()
-	if code, out := o.call(t, name, token); code != 0 || !strings.Contains(out, `"caller": "`+name+`"`) {
+	if code, out := o.callHook(t, name, token); code != 0 || !strings.Contains(out, `"caller": "`+name+`"`) {
 		t.Errorf("%s: exit code %d, want a run\n%s", name, code, out)
 	}
 }
 
-func (o *providers) refuses(t *testing.T, why, name, token string) {
+func (o *providers) checkRefused(t *testing.T, why, name, token string) {
 	t.Helper()
-	if code, out := o.call(t, name, token); code != refused {
+	if code, out := o.callHook(t, name, token); code != refused {
 		t.Errorf("%s: exit code %d, want %d\n%s", why, code, refused, out)
 	}
 }
 
-// eventually sends new tokens until one is accepted, and returns how long that took.
-func (o *providers) eventually(t *testing.T, name string) time.Duration {
+// awaitAccepted sends new tokens until one is accepted, and returns how long that took.
+func (o *providers) awaitAccepted(t *testing.T, name string) time.Duration {
 	t.Helper()
 	start := time.Now()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for time.Since(start) < 2*time.Minute {
-		code, out := o.call(t, name, o.good(t, name))
+		code, out := o.callHook(t, name, o.requestGoodToken(t, name))
 		switch code {
 		case 0:
 			return time.Since(start)
@@ -300,21 +300,21 @@ func (o *providers) eventually(t *testing.T, name string) time.Duration {
 	return 0
 }
 
-func (o *providers) log(t *testing.T) string {
+func (o *providers) readLog(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(o.dir, "log"))
 	check(t, err)
 	return string(text)
 }
 
-// logged waits for a line of the log that contains all the parts.
-func (o *providers) logged(t *testing.T, parts ...string) {
+// awaitLogLine waits for a line of the log that contains all the parts.
+func (o *providers) awaitLogLine(t *testing.T, parts ...string) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for range 1200 {
 	lines:
-		for line := range strings.Lines(o.log(t)) {
+		for line := range strings.Lines(o.readLog(t)) {
 			for _, part := range parts {
 				if !strings.Contains(line, part) {
 					continue lines
@@ -329,20 +329,20 @@ func (o *providers) logged(t *testing.T, parts ...string) {
 
 func (o *providers) testGood(t *testing.T) {
 	t.Helper()
-	o.accepts(t, "good", o.good(t, "good"))
-	o.refuses(t, "another audience", "good", o.token(t, "good", "main", "https://other.example.com"))
-	o.refuses(t, "another claim", "good", o.token(t, "good", "dev", audience))
-	token := o.good(t, "good")
-	o.refuses(t, "a changed signature", "good", flipped(token))
-	if code, out := o.call(t, "flooded", token); code != refused { // a caller, but not of this hook
+	o.checkAccepted(t, "good", o.requestGoodToken(t, "good"))
+	o.checkRefused(t, "another audience", "good", o.requestToken(t, "good", "main", "https://other.example.com"))
+	o.checkRefused(t, "another claim", "good", o.requestToken(t, "good", "dev", audience))
+	token := o.requestGoodToken(t, "good")
+	o.checkRefused(t, "a changed signature", "good", flipCharacter(token))
+	if code, out := o.callHook(t, "flooded", token); code != refused { // a caller, but not of this hook
 		t.Errorf("another hook: exit code %d\n%s", code, out)
 	}
 	// A reload keeps the fetched keys.
-	before := o.hits("/good/jwks")
+	before := o.countRequests("/good/jwks")
 	check(t, o.server.Process.Signal(syscall.SIGHUP))
-	o.logged(t, `"msg":"reloaded"`)
-	o.accepts(t, "good", token)
-	if n := o.hits("/good/jwks"); n != before {
+	o.awaitLogLine(t, `"msg":"reloaded"`)
+	o.checkAccepted(t, "good", token)
+	if n := o.countRequests("/good/jwks"); n != before {
 		t.Errorf("a reload fetched the keys %d times", n-before)
 	}
 }
@@ -350,30 +350,30 @@ func (o *providers) testGood(t *testing.T) {
 func (o *providers) testRotation(t *testing.T) {
 	t.Helper()
 	const name = "rotated"
-	spare := []string{o.good(t, name), o.good(t, name)}
-	o.accepts(t, name, o.good(t, name))
+	spare := []string{o.requestGoodToken(t, name), o.requestGoodToken(t, name)}
+	o.checkAccepted(t, name, o.requestGoodToken(t, name))
 	o.publish(t, name, "rotated-2", "rotated-1")
-	t.Logf("the first new key worked after %s", o.eventually(t, name))
-	o.accepts(t, name, spare[0])
-	second := o.good(t, name)
+	t.Logf("the first new key worked after %s", o.awaitAccepted(t, name))
+	o.checkAccepted(t, name, spare[0])
+	second := o.requestGoodToken(t, name)
 	o.publish(t, name, "rotated-3")
-	t.Logf("the second new key, right after it, worked after %s", o.eventually(t, name))
-	o.refuses(t, "the first key is withdrawn", name, spare[1])
-	o.refuses(t, "the second key is withdrawn", name, second)
-	t.Logf("%d fetches in all", o.hits("/rotated/jwks"))
+	t.Logf("the second new key, right after it, worked after %s", o.awaitAccepted(t, name))
+	o.checkRefused(t, "the first key is withdrawn", name, spare[1])
+	o.checkRefused(t, "the second key is withdrawn", name, second)
+	t.Logf("%d fetches in all", o.countRequests("/rotated/jwks"))
 }
 
 func (o *providers) testFlood(t *testing.T) {
 	t.Helper()
 	const name, many = "flooded", 60
-	o.accepts(t, name, o.good(t, name))
-	before := o.hits("/flooded/jwks")
+	o.checkAccepted(t, name, o.requestGoodToken(t, name))
+	before := o.countRequests("/flooded/jwks")
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}, MaxConnsPerHost: 60}
 	defer transport.CloseIdleConnections()
 	start := time.Now()
 	var wg sync.WaitGroup
 	for range many {
-		raw := o.forged(t, name, rand.Text(), jwt.SigningMethodRS256, o.evil)
+		raw := o.forgeToken(t, name, rand.Text(), jwt.SigningMethodRS256, o.evil)
 		wg.Go(func() {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.url+"/"+name, http.NoBody)
 			if err != nil {
@@ -393,12 +393,12 @@ func (o *providers) testFlood(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	n := o.hits("/flooded/jwks") - before
+	n := o.countRequests("/flooded/jwks") - before
 	t.Logf("%d forged tokens in %s led to %d fetches", many, time.Since(start), n)
 	if n > 3 {
 		t.Errorf("%d fetches", n)
 	}
-	o.accepts(t, name, o.good(t, name))
+	o.checkAccepted(t, name, o.requestGoodToken(t, name))
 }
 
 // poison adds keys to a provider's set that must never verify a token, one of them with the kid of the good key.
@@ -434,21 +434,21 @@ const published = "a secret that the provider's set tells everybody"
 func (o *providers) testPoison(t *testing.T) {
 	t.Helper()
 	const name = "poisoned"
-	o.accepts(t, name, o.good(t, name))
-	o.logged(t, `"level":"WARN","msg":"keys fetched"`, `"keys":["poisoned-1"]`, "is a secret or private key")
+	o.checkAccepted(t, name, o.requestGoodToken(t, name))
+	o.awaitLogLine(t, `"level":"WARN","msg":"keys fetched"`, `"keys":["poisoned-1"]`, "is a secret or private key")
 	for _, kid := range []string{"poisoned-1", "secret"} {
-		o.refuses(t, "a secret that is published, as "+kid, name, o.forged(t, name, kid, jwt.SigningMethodHS256, []byte(published)))
+		o.checkRefused(t, "a secret that is published, as "+kid, name, o.forgeToken(t, name, kid, jwt.SigningMethodHS256, []byte(published)))
 	}
 	for _, kid := range []string{"poisoned-1", "enc", "ops", "private"} {
-		o.refuses(t, "a key for something else, as "+kid, name, o.forged(t, name, kid, jwt.SigningMethodRS256, o.evil))
+		o.checkRefused(t, "a key for something else, as "+kid, name, o.forgeToken(t, name, kid, jwt.SigningMethodRS256, o.evil))
 	}
-	if n := o.hits("/poisoned/x5u"); n > 0 {
+	if n := o.countRequests("/poisoned/x5u"); n > 0 {
 		t.Errorf("the addresses in the key set were fetched %d times", n)
 	}
 }
 
-// forged returns a good token that is signed with another key.
-func (o *providers) forged(t *testing.T, name, kid string, method jwt.SigningMethod, key any) string {
+// forgeToken returns a good token that is signed with another key.
+func (o *providers) forgeToken(t *testing.T, name, kid string, method jwt.SigningMethod, key any) string {
 	t.Helper()
 	now := time.Now()
 	token := jwt.NewWithClaims(method, jwt.MapClaims{
@@ -461,24 +461,24 @@ func (o *providers) forged(t *testing.T, name, kid string, method jwt.SigningMet
 	return raw
 }
 
-// heals checks that tokens of an issuer are refused while its keys cannot be fetched, that the log says why, and that
-// they are accepted once it answers properly.
-func (o *providers) heals(name, why string) func(*testing.T) {
+// testRecovery checks that tokens of an issuer are refused while its keys cannot be fetched, that the log says why, and
+// that they are accepted once it answers properly.
+func (o *providers) testRecovery(name, why string) func(*testing.T) {
 	return func(t *testing.T) {
 		t.Helper()
-		o.refuses(t, "while it misbehaves", name, o.good(t, name))
-		o.logged(t, `"level":"WARN"`, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers[name]+`"`, why)
+		o.checkRefused(t, "while it misbehaves", name, o.requestGoodToken(t, name))
+		o.awaitLogLine(t, `"level":"WARN"`, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers[name]+`"`, why)
 		o.misbehave(name, nil)
-		t.Logf("accepted %s after the issuer answered properly again", o.eventually(t, name))
+		t.Logf("accepted %s after the issuer answered properly again", o.awaitAccepted(t, name))
 	}
 }
 
 func (o *providers) testDead(port string) func(*testing.T) {
 	return func(t *testing.T) {
 		t.Helper()
-		o.refuses(t, "while it is dead", "dead", o.good(t, "dead"))
-		o.logged(t, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers["dead"]+`"`, "connection refused")
+		o.checkRefused(t, "while it is dead", "dead", o.requestGoodToken(t, "dead"))
+		o.awaitLogLine(t, `"msg":"keys not fetched"`, `"issuer":"`+o.issuers["dead"]+`"`, "connection refused")
 		o.listen(t, port)
-		t.Logf("accepted %s after the issuer started", o.eventually(t, "dead"))
+		t.Logf("accepted %s after the issuer started", o.awaitAccepted(t, "dead"))
 	}
 }

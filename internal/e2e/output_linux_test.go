@@ -23,9 +23,9 @@ const (
 	spillTail = 9 << 20
 )
 
-// follow checks that a part of an output consists of whole, consecutive blocks of each stream. It returns the first
-// block of each stream and the one after the last, both -1 for a stream without blocks.
-func follow(t *testing.T, part []byte) (first, next [2]int) {
+// checkBlocks checks that a part of an output consists of whole, consecutive blocks of each stream. It returns the
+// first block of each stream and the one after the last, both -1 for a stream without blocks.
+func checkBlocks(t *testing.T, part []byte) (first, next [2]int) {
 	t.Helper()
 	b := internals.NewBlocks()
 	first, next = [2]int{-1, -1}, [2]int{-1, -1}
@@ -65,14 +65,14 @@ func TestOutput_Gigabyte(t *testing.T) {
 	command, err := exec.LookPath("spill")
 	check(t, err)
 	dir := t.TempDir()
-	shipped(t, dir)
+	buildShipped(t, dir)
 	in := install(t, filepath.Join(dir, "sallyport"), strings.ReplaceAll(spillHooks, "SPILL", command))
 	in.start(true)
 	run := in.deliver("spill", "{}").run()
 	followed := in.followToTheEnd(run.ID)
 	most := int64(0)
 	for err = os.ErrNotExist; err != nil; <-time.After(5 * time.Millisecond) {
-		most = max(most, in.size("state/runs/"+run.ID+"/output")+in.size("state/runs/"+run.ID+"/tail"))
+		most = max(most, in.diskUsage("state/runs/"+run.ID+"/output")+in.diskUsage("state/runs/"+run.ID+"/tail"))
 		_, err = os.Stat(filepath.Join(in.dir, "took"))
 	}
 	t.Logf("written in %s ns; at most %d KiB of disk space were used", in.read("took"), most>>10)
@@ -80,27 +80,27 @@ func TestOutput_Gigabyte(t *testing.T) {
 		t.Errorf("the output used %d bytes of disk space", most)
 	}
 	in.write("gate", "", 0o600)
-	run = in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60").run()
+	run = in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=60").run()
 	const dropped = internals.Spilled - spillHead - spillTail
 	if run.State != runner.Succeeded || run.Output != (runner.Output{Bytes: internals.Spilled, Dropped: dropped}) {
 		t.Errorf("the run is %+v, and of %d bytes %d were dropped", run, internals.Spilled, dropped)
 	}
-	kept(t, in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""))
+	checkKeptOutput(t, in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""))
 	if n := <-followed; n < spillHead+spillTail {
 		t.Errorf("the follower received %d bytes", n)
 	}
 	for who, pid := range map[string]int{"server": in.server.Process.Pid, "supervisor": in.supervisor()} {
-		kib := highWater(t, pid)
+		kib := peakMemory(t, pid)
 		t.Logf("peak memory %d KiB of the %s", kib, who)
 		if kib > memoryGoal {
 			t.Errorf("peak memory of the %s is %d KiB, over the limit of %d", who, kib, memoryGoal)
 		}
 	}
-	in.end()
+	in.endServer()
 }
 
-// kept checks an output without its middle.
-func kept(t *testing.T, a reply) {
+// checkKeptOutput checks an output without its middle.
+func checkKeptOutput(t *testing.T, a reply) {
 	t.Helper()
 	const dropped = internals.Spilled - spillHead - spillTail
 	if want := fmt.Sprintf("%d-%d", spillHead, internals.Spilled-spillTail-1); a.header.Get("X-Output-Dropped") != want {
@@ -110,8 +110,8 @@ func kept(t *testing.T, a reply) {
 	if len(a.body) != spillHead+len(gap)+spillTail || string(a.body[spillHead:spillHead+len(gap)]) != gap {
 		t.Fatalf("the answer has %d bytes", len(a.body))
 	}
-	first, upTo := follow(t, a.body[:spillHead])
-	from, end := follow(t, a.body[spillHead+len(gap):])
+	first, upTo := checkBlocks(t, a.body[:spillHead])
+	from, end := checkBlocks(t, a.body[spillHead+len(gap):])
 	between := 0
 	for stream := range 2 {
 		const all = internals.Spilled / internals.SpillBlock / 2

@@ -98,7 +98,7 @@ func cutPower(t *testing.T, kind string) {
 	t.Cleanup(func() { _ = syscall.Unmount(m.dir+"/state", syscall.MNT_DETACH) })
 	check(t, os.WriteFile(m.image, nil, 0o600))
 	check(t, os.Truncate(m.image, 320<<20)) // the minimum size of xfs
-	m.system("mkfs."+kind, "-q", m.image)
+	m.runCommand("mkfs."+kind, "-q", m.image)
 	for _, hook := range []string{"direct", "queue"} {
 		m.boot()
 		m.cutWhileUp(hook, strings.Fields(os.Getenv("POWER_CUTS")))
@@ -107,7 +107,7 @@ func cutPower(t *testing.T, kind string) {
 	m.cutAfterEnd()
 }
 
-func (m *machine) system(name string, args ...string) {
+func (m *machine) runCommand(name string, args ...string) {
 	m.t.Helper()
 	if out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput(); err != nil {
 		m.t.Fatalf("%s %v: %v\n%s", name, args, err, out)
@@ -129,17 +129,17 @@ func (m *machine) boot() {
 	m.start(true)
 }
 
-// off ends all processes, as a loss of power does, and unmounts the disk.
-func (m *machine) off() {
+// powerOff ends all processes, as a loss of power does, and unmounts the disk.
+func (m *machine) powerOff() {
 	m.t.Helper()
-	m.kill()
+	m.killServer()
 	if pid := m.supervisor(); pid > 0 {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	m.until("the commands to be gone", func() bool {
+	m.waitUntil("the commands to be gone", func() bool {
 		return m.killCommands("") == 0 && m.supervisor() == 0
 	})
-	m.until("the disk to be free", func() bool { return syscall.Unmount(m.dir+"/state", 0) == nil })
+	m.waitUntil("the disk to be free", func() bool { return syscall.Unmount(m.dir+"/state", 0) == nil })
 }
 
 // killCommands kills the commands of a run, or of all runs, and returns how many there were.
@@ -157,34 +157,34 @@ func (m *machine) killCommands(id string) (n int) {
 // copyDisk copies what was written to the disk so far.
 func (m *machine) copyDisk(to string) {
 	m.t.Helper()
-	m.system("cp", "--sparse=always", m.image, to)
+	m.runCommand("cp", "--sparse=always", m.image, to)
 }
 
-// send sends a new delivery.
-func (m *machine) send(hook string) (id string) {
+// sendDelivery sends a new delivery.
+func (m *machine) sendDelivery(hook string) (id string) {
 	m.t.Helper()
 	m.sent++
 	return m.deliver(hook, fmt.Sprintf(`{"n": %d}`, m.sent)).run().ID
 }
 
-// begin sends a delivery to a hook, and returns the run that is to have begun when the power fails.
-func (m *machine) begin(hook string) (id string) {
+// beginRun sends a delivery to a hook, and returns the run that is to have begun when the power fails.
+func (m *machine) beginRun(hook string) (id string) {
 	m.t.Helper()
-	id = m.send(hook)
+	id = m.sendDelivery(hook)
 	if hook == "queue" { // the run before it ends, and this one starts
 		first := id
-		id = m.send(hook)
-		m.until("the first to begin", func() bool { return m.began(first) == 1 })
+		id = m.sendDelivery(hook)
+		m.waitUntil("the first to begin", func() bool { return m.countBegun(first) == 1 })
 		m.killCommands(first)
 	}
-	m.until("the run to begin", func() bool { return m.began(id) == 1 })
+	m.waitUntil("the run to begin", func() bool { return m.countBegun(id) == 1 })
 	return id
 }
 
 // cutWhileUp cuts the power several times after the command of a run began, and starts the machine again each time.
 func (m *machine) cutWhileUp(hook string, cuts []string) {
 	m.t.Helper()
-	id, at := m.begin(hook), time.Now()
+	id, at := m.beginRun(hook), time.Now()
 	var copies []string
 	for _, cut := range cuts {
 		after, err := time.ParseDuration(cut)
@@ -193,24 +193,24 @@ func (m *machine) cutWhileUp(hook string, cuts []string) {
 		copies = append(copies, fmt.Sprintf("%s/copy-%s-%s", m.dir, hook, cut))
 		m.copyDisk(copies[len(copies)-1])
 	}
-	m.off()
+	m.powerOff()
 	for i, name := range copies {
 		check(m.t, os.Rename(name, m.image))
 		m.boot()
-		run := m.endOf(id)
-		m.t.Logf("%s: cut after %s: %s, began %d times", hook, cuts[i], run.State, m.began(id))
-		if run.State != runner.Interrupted || m.began(id) != 1 {
-			m.t.Errorf("%s: power cut after %s: run %s is %s, and began %d times", hook, cuts[i], id, run.State, m.began(id))
+		run := m.awaitEnd(id)
+		m.t.Logf("%s: cut after %s: %s, began %d times", hook, cuts[i], run.State, m.countBegun(id))
+		if run.State != runner.Interrupted || m.countBegun(id) != 1 {
+			m.t.Errorf("%s: power cut after %s: run %s is %s, and began %d times", hook, cuts[i], id, run.State, m.countBegun(id))
 		}
-		m.off()
+		m.powerOff()
 	}
 }
 
-func (m *machine) endOf(id string) (run runner.Run) {
+func (m *machine) awaitEnd(id string) (run runner.Run) {
 	m.t.Helper()
-	m.until("the end of run "+id, func() bool {
-		run = m.ask(m.t.Context(), http.MethodGet, "/runs/"+id, "").run()
-		return run.State.Ended() || m.began(id) > 1
+	m.waitUntil("the end of run "+id, func() bool {
+		run = m.sendRequest(m.t.Context(), http.MethodGet, "/runs/"+id, "").run()
+		return run.State.Ended() || m.countBegun(id) > 1
 	})
 	return run
 }
@@ -218,21 +218,21 @@ func (m *machine) endOf(id string) (run runner.Run) {
 // cutAfterEnd cuts the power when the supervisor has recorded an end that no server has read.
 func (m *machine) cutAfterEnd() {
 	m.t.Helper()
-	id := m.begin("direct")
-	m.kill()
+	id := m.beginRun("direct")
+	m.killServer()
 	m.write("go", "", 0o600)
-	m.until("the end to be recorded", func() bool { // before the server records the end of the run
+	m.waitUntil("the end to be recorded", func() bool { // before the server records the end of the run
 		_, err := os.Lstat(m.dir + "/state/runs/active/" + id)
 		return os.IsNotExist(err)
 	})
 	m.copyDisk(m.dir + "/copy")
-	m.off()
+	m.powerOff()
 	check(m.t, os.Rename(m.dir+"/copy", m.image))
 	m.boot()
-	run := m.endOf(id)
+	run := m.awaitEnd(id)
 	m.t.Logf("cut after the end: %s", run.State)
-	if run.State != runner.Failed || run.ExitCode == nil || *run.ExitCode != 7 || m.began(id) != 1 {
-		m.t.Errorf("power cut after the end: run %+v, began %d times", run, m.began(id))
+	if run.State != runner.Failed || run.ExitCode == nil || *run.ExitCode != 7 || m.countBegun(id) != 1 {
+		m.t.Errorf("power cut after the end: run %+v, began %d times", run, m.countBegun(id))
 	}
-	m.off()
+	m.powerOff()
 }

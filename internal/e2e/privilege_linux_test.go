@@ -18,7 +18,7 @@ hooks:
 `
 
 // look tries to read what belongs to the server and to the supervisor, which run as the same user.
-const look = `grep ^Cap /proc/self/status
+const lookJob = `grep ^Cap /proc/self/status
 for pid in $PPID $(cat "$(dirname "$0")/server"); do
 	for file in environ maps mem auxv; do
 		head -c 1 /proc/$pid/$file >/dev/null 2>&1 && echo "reads $file of $pid"
@@ -38,9 +38,9 @@ func TestCommand_Privileges(t *testing.T) {
 	// Longer than the path of a socket may be, so the server uses /proc/self/fd.
 	config := strings.Replace(string(in.read("sallyport.yaml")), in.dir+"/state", in.dir+"/"+strings.Repeat("s", 100), 1)
 	in.write("sallyport.yaml", config, 0o600)
-	in.write("look.sh", look, 0o600)
+	in.write("look.sh", lookJob, 0o600)
 	in.write("server", "", 0o600)
-	in.asUser(5000)
+	in.runAsUser(5000)
 	start := in.prepare
 	const bind = 10 // CAP_NET_BIND_SERVICE
 	in.prepare = func(cmd *exec.Cmd) {
@@ -60,7 +60,7 @@ func TestCommand_Privileges(t *testing.T) {
 	check(t, os.WriteFile(in.dir+"/server", fmt.Append(nil, server[0]), 0o600))
 
 	run := in.deliver("look", "{}", "Prefer: wait=20").run()
-	out := string(in.ask(t.Context(), "GET", "/runs/"+run.ID+"/output", "").body)
+	out := string(in.sendRequest(t.Context(), "GET", "/runs/"+run.ID+"/output", "").body)
 	if run.State != runner.Succeeded || strings.Count(out, "sees ") != 2 {
 		t.Fatalf("%+v\n%s", run, out)
 	}
@@ -72,7 +72,7 @@ func TestCommand_Privileges(t *testing.T) {
 			t.Errorf("the command %s", line)
 		}
 	}
-	in.end()
+	in.endServer()
 }
 
 // TestListen_PrivilegedPort: without the permission for the port, the server says how to get it, and ends.
@@ -83,10 +83,10 @@ func TestListen_PrivilegedPort(t *testing.T) {
 	}
 	in := install(t, "sallyport", privilegeHooks)
 	in.write("sallyport.yaml", strings.Replace(string(in.read("sallyport.yaml")), "localhost:0", "127.0.0.1:443", 1), 0o600)
-	in.write("look.sh", look, 0o600)
-	in.asUser(5000)
+	in.write("look.sh", lookJob, 0o600)
+	in.runAsUser(5000)
 	in.start(false)
-	in.until("the server to end", func() bool {
+	in.waitUntil("the server to end", func() bool {
 		select {
 		case <-in.ended:
 			return true

@@ -31,7 +31,7 @@ const (
 // answers the deliveries of another caller, and its memory stays within a limit.
 func TestReads_LargestAtOnce(t *testing.T) {
 	t.Parallel()
-	dir := shippedWith(t, `
+	dir := makeShippedFolder(t, `
 limits: {address: {rate: 10000/s, burst: 10000}, caller: {rate: 10000/s, burst: 10000}}
 callers:
   reader: {token: {keys: [{file: secret}]}}
@@ -44,8 +44,8 @@ hooks:
 	fillLarge(t, filepath.Join(dir, "state"))
 	trusted := roots(t, filepath.Join(dir, "certs", "ca.pem"))
 	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
-	address := strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://")
-	before := highWater(t, serve.Process.Pid)
+	address := strings.TrimPrefix(startListening(t, t.TempDir(), serve), "https://")
+	before := peakMemory(t, serve.Process.Pid)
 	ask := func(request string) string {
 		c := dialTLS(t, trusted, address)
 		if _, err := io.WriteString(c, request); err != nil {
@@ -75,7 +75,7 @@ hooks:
 	})
 	reads.Wait()
 	all.Wait()
-	after := highWater(t, serve.Process.Pid)
+	after := peakMemory(t, serve.Process.Pid)
 	t.Logf("peak memory %d KiB, %d before", after, before)
 	if after > readsGoal {
 		t.Errorf("peak memory %d KiB is over the limit of %d", after, readsGoal)

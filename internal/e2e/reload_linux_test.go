@@ -31,21 +31,21 @@ const (
 // accepted.
 func TestReload_UnderLoad(t *testing.T) {
 	t.Parallel()
-	r := &reloading{t: t, dir: t.TempDir()}
-	shipped(t, r.dir)
+	r := &reloadTest{t: t, dir: t.TempDir()}
+	buildShipped(t, r.dir)
 	_, err := certs.Dev(filepath.Join(r.dir, "certs"), time.Now(), false)
 	check(t, err)
-	r.mount(r.file("with guest"))
+	r.mount(r.configuration("with guest"))
 	serve := exec.Command(filepath.Join(r.dir, "sallyport"), "serve", "--config", filepath.Join(r.dir, "conf", "sallyport.yaml")) //nolint:noctx // ended by a signal
 	logs := t.TempDir()
-	url := listening(t, logs, serve)
+	url := startListening(t, logs, serve)
 	r.log, err = os.Open(filepath.Join(logs, "log"))
 	check(t, err)
 	defer func() { _ = r.log.Close() }()
 	r.roots = roots(t, filepath.Join(r.dir, "certs", "ca.pem"))
 	r.url = url + "/work"
 
-	stop := r.traffic()
+	stop := r.startTraffic()
 	guest := r.client(false) // on one connection for the whole test
 	allowed, early := true, 0
 	for i := range reloads {
@@ -56,22 +56,22 @@ func TestReload_UnderLoad(t *testing.T) {
 		case 2:
 			allowed = true
 		}
-		[]func(string){r.write, r.rename, r.mount}[i%3](r.file(kind))
+		[]func(string){r.write, r.rename, r.mount}[i%3](r.configuration(kind))
 		if i%25 > 0 { // else the server notices the change by polling
 			check(t, serve.Process.Signal(syscall.SIGHUP))
 		}
-		r.await(i%2 == 0)
+		r.awaitReload(i%2 == 0)
 		status, err := r.send(t.Context(), guest, "the guest's token, of thirty-two bytes")
 		check(t, err)
 		if ran := status == http.StatusOK || status == http.StatusServiceUnavailable; ran != allowed {
 			t.Fatalf("reload %d, %s: the guest got status %d", i, kind, status)
 		}
 		if i == reloads/10 {
-			early = memory(t, serve.Process.Pid, "VmRSS")
+			early = readMemory(t, serve.Process.Pid, "VmRSS")
 		}
 	}
 	stop()
-	late := memory(t, serve.Process.Pid, "VmRSS")
+	late := readMemory(t, serve.Process.Pid, "VmRSS")
 	t.Logf("%d reloads, %d deliveries passed, %d were refused; %d KiB after a tenth of them, %d after all",
 		reloads, r.passed.Load(), r.refused.Load(), early, late)
 	if late > early+growth {
@@ -82,8 +82,8 @@ func TestReload_UnderLoad(t *testing.T) {
 	}
 }
 
-// reloading is a server with a changing configuration.
-type reloading struct {
+// reloadTest is a server with a changing configuration.
+type reloadTest struct {
 	t     *testing.T
 	dir   string
 	url   string
@@ -95,8 +95,8 @@ type reloading struct {
 	passed, refused atomic.Int64
 }
 
-// file returns a configuration of some kind. All kinds accept the worker.
-func (r *reloading) file(kind string) string {
+// configuration returns a configuration of some kind. All kinds accept the worker.
+func (r *reloadTest) configuration(kind string) string {
 	text := `
 listen: "localhost:0"
 state: DIR/state
@@ -122,43 +122,43 @@ hooks:
 	return strings.ReplaceAll(text, "DIR", r.dir)
 }
 
-func (r *reloading) conf(name ...string) string {
+func (r *reloadTest) configPath(name ...string) string {
 	return filepath.Join(append([]string{r.dir, "conf"}, name...)...)
 }
 
-func (r *reloading) write(text string) {
+func (r *reloadTest) write(text string) {
 	r.t.Helper()
-	write(r.t, r.conf("sallyport.yaml"), []byte(text))
+	write(r.t, r.configPath("sallyport.yaml"), []byte(text))
 }
 
-func (r *reloading) rename(text string) {
+func (r *reloadTest) rename(text string) {
 	r.t.Helper()
-	write(r.t, r.conf("..data", "new"), []byte(text))
-	check(r.t, os.Rename(r.conf("..data", "new"), r.conf("..data", "sallyport.yaml")))
+	write(r.t, r.configPath("..data", "new"), []byte(text))
+	check(r.t, os.Rename(r.configPath("..data", "new"), r.configPath("..data", "sallyport.yaml")))
 }
 
 // mount writes the files into a new folder, and swaps the symlink through which all of them are read.
-func (r *reloading) mount(text string) {
+func (r *reloadTest) mount(text string) {
 	r.t.Helper()
 	old := fmt.Sprint("..v", r.version)
 	r.version++
 	dir := fmt.Sprint("..v", r.version)
-	check(r.t, os.MkdirAll(r.conf(dir), 0o700))
+	check(r.t, os.MkdirAll(r.configPath(dir), 0o700))
 	for name, text := range map[string]string{
 		"sallyport.yaml": text, "worker": "the worker's token, of thirty-two bytes", "guest": "the guest's token, of thirty-two bytes",
 	} {
-		write(r.t, r.conf(dir, name), []byte(text))
+		write(r.t, r.configPath(dir, name), []byte(text))
 		if r.version == 1 {
-			check(r.t, os.Symlink(filepath.Join("..data", name), r.conf(name)))
+			check(r.t, os.Symlink(filepath.Join("..data", name), r.configPath(name)))
 		}
 	}
-	check(r.t, os.Symlink(dir, r.conf("..data_tmp")))
-	check(r.t, os.Rename(r.conf("..data_tmp"), r.conf("..data")))
-	check(r.t, os.RemoveAll(r.conf(old)))
+	check(r.t, os.Symlink(dir, r.configPath("..data_tmp")))
+	check(r.t, os.Rename(r.configPath("..data_tmp"), r.configPath("..data")))
+	check(r.t, os.RemoveAll(r.configPath(old)))
 }
 
-// await waits until the log reports the end of one more reload, and checks its result.
-func (r *reloading) await(good bool) {
+// awaitReload waits until the log reports the end of one more reload, and checks its result.
+func (r *reloadTest) awaitReload(good bool) {
 	r.t.Helper()
 	end := time.After(2 * time.Minute)
 	for {
@@ -184,13 +184,13 @@ func (r *reloading) await(good bool) {
 	}
 }
 
-func (r *reloading) client(fresh bool) *http.Client {
+func (r *reloadTest) client(fresh bool) *http.Client {
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: r.roots, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true, DisableKeepAlives: fresh,
 	}}
 }
 
-func (r *reloading) send(ctx context.Context, c *http.Client, token string) (int, error) {
+func (r *reloadTest) send(ctx context.Context, c *http.Client, token string) (int, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url, nil)
 	if err != nil {
 		return 0, err
@@ -208,8 +208,8 @@ func (r *reloading) send(ctx context.Context, c *http.Client, token string) (int
 	return res.StatusCode, err
 }
 
-// traffic sends good and bad deliveries, on kept connections and on new ones, until stop is called.
-func (r *reloading) traffic() (stop func()) {
+// startTraffic sends good and bad deliveries, on kept connections and on new ones, until stop is called.
+func (r *reloadTest) startTraffic() (stop func()) {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	var all sync.WaitGroup
 	for i := range 4 {

@@ -212,7 +212,7 @@ callers:
 	// The variable LISTEN_PID must name the server, so the shell sets it to its own pid and executes the server.
 	serve := exec.Command("/bin/sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec sallyport serve --config sallyport.yaml`) //nolint:noctx // ended by a signal
 	serve.Dir, serve.ExtraFiles = dir, []*os.File{held}
-	listening(t, dir, serve)
+	startListening(t, dir, serve)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots(t, dir+"/certs/ca.pem"), MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
 	return "https://localhost:" + port, &http.Client{Transport: transport, Timeout: time.Minute}
@@ -293,35 +293,35 @@ func (h *senderHook) startSigner(t *testing.T) {
 
 func (h *senderHook) test(t *testing.T) {
 	t.Helper()
-	first, second := h.signed(t, nil), h.signed(t, nil)
-	h.accepts(t, "a good delivery", first)
-	h.replayed(t, "the same delivery again", first)
-	for why, d := range h.tampered(t, second) {
-		h.refuses(t, why, d)
+	first, second := h.signDelivery(t, nil), h.signDelivery(t, nil)
+	h.checkAccepted(t, "a good delivery", first)
+	h.checkReplayed(t, "the same delivery again", first)
+	for why, d := range h.forgeDeliveries(t, second) {
+		h.checkRefused(t, why, d)
 	}
-	if h.token() {
+	if h.usesToken() {
 		// A token proves the sender and not the body: it is good for one body only.
-		h.refuses(t, "a token used again with another body", with(first, func(d *delivery) { d.body += " " }))
+		h.checkRefused(t, "a token used again with another body", changeDelivery(first, func(d *delivery) { d.body += " " }))
 	}
 	if h.name == "github" {
 		// The id is not signed, so another id must not make it a new delivery.
-		h.replayed(t, "the same delivery under another id", with(first, func(d *delivery) { d.header.Set("X-Github-Delivery", "other") }))
+		h.checkReplayed(t, "the same delivery under another id", changeDelivery(first, func(d *delivery) { d.header.Set("X-Github-Delivery", "other") }))
 	}
 	// The refused deliveries did not use up the good one.
-	h.accepts(t, "what the tampered ones were made of", second)
+	h.checkAccepted(t, "what the tampered ones were made of", second)
 }
 
-// token reports whether the sender authenticates with a JWT.
-func (s *sender) token() bool { return s.signature == "Authorization" }
+// usesToken reports whether the sender authenticates with a JWT.
+func (s *sender) usesToken() bool { return s.signature == "Authorization" }
 
-// signed gets a new delivery from the sender's library.
-func (h *senderHook) signed(t *testing.T, change func(*order)) *delivery {
+// signDelivery gets a new delivery from the sender's library.
+func (h *senderHook) signDelivery(t *testing.T, change func(*order)) *delivery {
 	t.Helper()
 	now := time.Now()
 	o := h.order
 	o.URL = h.url
 	o.ID, o.At, o.Body = "msg_"+rand.Text(), now.Unix(), fmt.Sprintf(`{"type":"push","text":"%s é"}`, rand.Text())
-	if h.token() {
+	if h.usesToken() {
 		o.Claims = map[string]any{
 			"iss": issuer + h.name, "aud": audience, "sub": "job", "jti": rand.Text(),
 			"iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(),
@@ -340,105 +340,105 @@ func (h *senderHook) signed(t *testing.T, change func(*order)) *delivery {
 	return d
 }
 
-// with returns a changed copy of d.
-func with(d *delivery, change func(*delivery)) *delivery {
+// changeDelivery returns a changed copy of d.
+func changeDelivery(d *delivery, change func(*delivery)) *delivery {
 	c := &delivery{header: d.header.Clone(), body: d.body}
 	change(c)
 	return c
 }
 
-// tampered returns forgeries that are made from a good delivery, or without one.
-func (h *senderHook) tampered(t *testing.T, good *delivery) map[string]*delivery {
+// forgeDeliveries returns forgeries that are made from a good delivery, or without one.
+func (h *senderHook) forgeDeliveries(t *testing.T, good *delivery) map[string]*delivery {
 	t.Helper()
 	sig := good.header.Get(h.signature)
 	all := map[string]*delivery{
-		"no signature":          with(good, func(d *delivery) { d.header.Del(h.signature) }),
-		"an empty signature":    with(good, func(d *delivery) { d.header.Set(h.signature, "") }),
-		"a bit of it flipped":   with(good, func(d *delivery) { d.header.Set(h.signature, flipped(sig)) }),
-		"a signature cut short": with(good, func(d *delivery) { d.header.Set(h.signature, sig[:len(sig)-8]) }),
-		"the header twice":      with(good, func(d *delivery) { d.header.Add(h.signature, sig) }),
-		"a wrong one before it": with(good, func(d *delivery) { d.header[h.signature] = []string{flipped(sig), sig} }),
-		"another secret":        h.signed(t, func(o *order) { o.Secret, o.Key = h.other.Secret, h.other.Key }),
+		"no signature":          changeDelivery(good, func(d *delivery) { d.header.Del(h.signature) }),
+		"an empty signature":    changeDelivery(good, func(d *delivery) { d.header.Set(h.signature, "") }),
+		"a bit of it flipped":   changeDelivery(good, func(d *delivery) { d.header.Set(h.signature, flipCharacter(sig)) }),
+		"a signature cut short": changeDelivery(good, func(d *delivery) { d.header.Set(h.signature, sig[:len(sig)-8]) }),
+		"the header twice":      changeDelivery(good, func(d *delivery) { d.header.Add(h.signature, sig) }),
+		"a wrong one before it": changeDelivery(good, func(d *delivery) { d.header[h.signature] = []string{flipCharacter(sig), sig} }),
+		"another secret":        h.signDelivery(t, func(o *order) { o.Secret, o.Key = h.other.Secret, h.other.Key }),
 	}
-	if h.token() {
-		maps.Copy(all, h.tamperedTokens(t, good))
+	if h.usesToken() {
+		maps.Copy(all, h.forgeTokens(t, good))
 		return all
 	}
 	if h.signature == "Signature" {
-		maps.Copy(all, h.tamperedSignatures(t, good))
+		maps.Copy(all, h.forgeSignatures(t, good))
 	}
-	all["the body changed"] = with(good, func(d *delivery) { d.body = strings.Replace(d.body, "push", "pusH", 1) })
-	all["the body longer"] = with(good, func(d *delivery) { d.body += "\n" })
-	all["no body"] = with(good, func(d *delivery) { d.body = "" })
+	all["the body changed"] = changeDelivery(good, func(d *delivery) { d.body = strings.Replace(d.body, "push", "pusH", 1) })
+	all["the body longer"] = changeDelivery(good, func(d *delivery) { d.body += "\n" })
+	all["no body"] = changeDelivery(good, func(d *delivery) { d.body = "" })
 	if h.signedID != "" {
-		all["the id changed"] = with(good, func(d *delivery) { d.header.Set(h.signedID, "msg_other") })
-		all["the id twice"] = with(good, func(d *delivery) { d.header.Add(h.signedID, d.header.Get(h.signedID)) })
+		all["the id changed"] = changeDelivery(good, func(d *delivery) { d.header.Set(h.signedID, "msg_other") })
+		all["the id twice"] = changeDelivery(good, func(d *delivery) { d.header.Add(h.signedID, d.header.Get(h.signedID)) })
 	}
 	if h.signedAt != "" {
-		all["signed too long ago"] = h.signed(t, func(o *order) { o.At -= 360 })
-		all["signed in the future"] = h.signed(t, func(o *order) { o.At += 360 })
-		old := h.signed(t, func(o *order) { o.At -= 3600 })
+		all["signed too long ago"] = h.signDelivery(t, func(o *order) { o.At -= 360 })
+		all["signed in the future"] = h.signDelivery(t, func(o *order) { o.At += 360 })
+		old := h.signDelivery(t, func(o *order) { o.At -= 3600 })
 		fresh := good.header.Get(h.signedAt)
 		if h.signedAt == h.signature { // t=…,v1=…
 			ts, _, _ := strings.Cut(fresh, ",")
 			_, v1, _ := strings.Cut(old.header.Get(h.signature), ",")
 			fresh = ts + "," + v1
 		}
-		all["an old signature under a new time"] = with(old, func(d *delivery) { d.header.Set(h.signedAt, fresh) })
+		all["an old signature under a new time"] = changeDelivery(old, func(d *delivery) { d.header.Set(h.signedAt, fresh) })
 	}
 	return all
 }
 
-func (h *senderHook) tamperedSignatures(t *testing.T, good *delivery) map[string]*delivery {
+func (h *senderHook) forgeSignatures(t *testing.T, good *delivery) map[string]*delivery {
 	t.Helper()
 	return map[string]*delivery{
-		"for another server":      h.signed(t, func(o *order) { o.URL = "https://other.example.com/hooks/" + h.name }),
-		"for another hook":        h.signed(t, func(o *order) { o.URL += "2" }),
-		"with another query":      h.signed(t, func(o *order) { o.URL += "?a=b" }),
-		"of another content type": with(good, func(d *delivery) { d.header.Set("Content-Type", "text/plain") }),
-		"without its digest":      with(good, func(d *delivery) { d.header.Del("Content-Digest") }),
-		"without its input":       with(good, func(d *delivery) { d.header.Del("Signature-Input") }),
-		"with its input twice":    with(good, func(d *delivery) { d.header.Add("Signature-Input", d.header.Get("Signature-Input")) }),
-		"with a second signature": with(good, func(d *delivery) {
+		"for another server":      h.signDelivery(t, func(o *order) { o.URL = "https://other.example.com/hooks/" + h.name }),
+		"for another hook":        h.signDelivery(t, func(o *order) { o.URL += "2" }),
+		"with another query":      h.signDelivery(t, func(o *order) { o.URL += "?a=b" }),
+		"of another content type": changeDelivery(good, func(d *delivery) { d.header.Set("Content-Type", "text/plain") }),
+		"without its digest":      changeDelivery(good, func(d *delivery) { d.header.Del("Content-Digest") }),
+		"without its input":       changeDelivery(good, func(d *delivery) { d.header.Del("Signature-Input") }),
+		"with its input twice":    changeDelivery(good, func(d *delivery) { d.header.Add("Signature-Input", d.header.Get("Signature-Input")) }),
+		"with a second signature": changeDelivery(good, func(d *delivery) {
 			d.header.Set("Signature-Input", d.header.Get("Signature-Input")+", b=()")
 			d.header.Set("Signature", d.header.Get("Signature")+", b=:AAAA:")
 		}),
 	}
 }
 
-func (h *senderHook) tamperedTokens(t *testing.T, good *delivery) map[string]*delivery {
+func (h *senderHook) forgeTokens(t *testing.T, good *delivery) map[string]*delivery {
 	t.Helper()
 	claim := func(name string, value any) func(*order) { return func(o *order) { o.Claims[name] = value } }
 	now := time.Now()
 	token := strings.TrimPrefix(good.header.Get("Authorization"), "Bearer ")
 	parts := strings.Split(token, ".")
 	all := map[string]*delivery{
-		"alg none":                h.signed(t, func(o *order) { o.Alg = "none" }),
-		"its signature taken off": with(good, func(d *delivery) { d.header.Set("Authorization", "Bearer "+parts[0]+"."+parts[1]+".") }),
-		"another audience":        h.signed(t, claim("aud", "https://other.example.com")),
-		"an audience in a longer": h.signed(t, claim("aud", audience+".evil.example")),
-		"another issuer":          h.signed(t, claim("iss", "https://evil.example/")),
-		"expired": h.signed(t, func(o *order) {
+		"alg none":                h.signDelivery(t, func(o *order) { o.Alg = "none" }),
+		"its signature taken off": changeDelivery(good, func(d *delivery) { d.header.Set("Authorization", "Bearer "+parts[0]+"."+parts[1]+".") }),
+		"another audience":        h.signDelivery(t, claim("aud", "https://other.example.com")),
+		"an audience in a longer": h.signDelivery(t, claim("aud", audience+".evil.example")),
+		"another issuer":          h.signDelivery(t, claim("iss", "https://evil.example/")),
+		"expired": h.signDelivery(t, func(o *order) {
 			o.Claims["iat"], o.Claims["exp"] = now.Add(-8*time.Minute).Unix(), now.Add(-3*time.Minute).Unix()
 		}),
-		"not yet valid":             h.signed(t, claim("nbf", now.Add(5*time.Minute).Unix())),
-		"without an end":            h.signed(t, func(o *order) { delete(o.Claims, "exp") }),
-		"without a beginning":       h.signed(t, func(o *order) { delete(o.Claims, "iat") }),
-		"signed a day ago":          h.signed(t, claim("iat", now.Add(-24*time.Hour).Unix())),
-		"under the name of another": with(good, func(d *delivery) { d.header.Del("Authorization"); d.header.Set("X-Authorization", "Bearer "+token) }),
+		"not yet valid":             h.signDelivery(t, claim("nbf", now.Add(5*time.Minute).Unix())),
+		"without an end":            h.signDelivery(t, func(o *order) { delete(o.Claims, "exp") }),
+		"without a beginning":       h.signDelivery(t, func(o *order) { delete(o.Claims, "iat") }),
+		"signed a day ago":          h.signDelivery(t, claim("iat", now.Add(-24*time.Hour).Unix())),
+		"under the name of another": changeDelivery(good, func(d *delivery) { d.header.Del("Authorization"); d.header.Set("X-Authorization", "Bearer "+token) }),
 	}
 	if h.public != "" {
 		// The public key is not secret: as an HMAC secret it must prove nothing.
-		all["HS256 with the public key"] = h.signed(t, func(o *order) {
+		all["HS256 with the public key"] = h.signDelivery(t, func(o *order) {
 			o.Sender, o.Alg, o.Key, o.Secret = "jose", "HS256", "", h.public
 		})
 	}
 	return all
 }
 
-// flipped replaces a character near the end of sig, where every sender has its signature, by another one that is valid
-// in hex and base64.
-func flipped(sig string) string {
+// flipCharacter replaces a character near the end of sig, where every sender has its signature, by another one that is
+// valid in hex and base64.
+func flipCharacter(sig string) string {
 	i := len(sig) - 10
 	if sig[i] == '0' {
 		return sig[:i] + "1" + sig[i+1:]
@@ -457,7 +457,7 @@ type answer struct {
 // send posts a delivery and waits for the end of its run.
 func (h *senderHook) send(t *testing.T, d *delivery) answer {
 	t.Helper()
-	before := h.runs(t)
+	before := h.readRuns(t)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.url, strings.NewReader(d.body))
 	check(t, err)
 	req.Header = d.header.Clone()
@@ -468,7 +468,7 @@ func (h *senderHook) send(t *testing.T, d *delivery) answer {
 	b, err := io.ReadAll(res.Body)
 	check(t, err)
 	a := answer{status: res.StatusCode, replayed: res.Header.Get("Idempotent-Replayed") == "true", text: string(b)}
-	for name, text := range h.runs(t) {
+	for name, text := range h.readRuns(t) {
 		if _, ok := before[name]; !ok {
 			a.ran = append(a.ran, text)
 		}
@@ -476,8 +476,8 @@ func (h *senderHook) send(t *testing.T, d *delivery) answer {
 	return a
 }
 
-// runs returns the body of each run.
-func (h *senderHook) runs(t *testing.T) map[string]string {
+// readRuns returns the body of each run.
+func (h *senderHook) readRuns(t *testing.T) map[string]string {
 	t.Helper()
 	entries, err := os.ReadDir(h.witness)
 	check(t, err)
@@ -490,7 +490,7 @@ func (h *senderHook) runs(t *testing.T) map[string]string {
 	return all
 }
 
-func (h *senderHook) accepts(t *testing.T, why string, d *delivery) {
+func (h *senderHook) checkAccepted(t *testing.T, why string, d *delivery) {
 	t.Helper()
 	a := h.send(t, d)
 	if a.status != http.StatusOK || a.replayed || !strings.Contains(a.text, `"succeeded"`) {
@@ -501,14 +501,14 @@ func (h *senderHook) accepts(t *testing.T, why string, d *delivery) {
 	}
 }
 
-func (h *senderHook) replayed(t *testing.T, why string, d *delivery) {
+func (h *senderHook) checkReplayed(t *testing.T, why string, d *delivery) {
 	t.Helper()
 	if a := h.send(t, d); a.status != http.StatusOK || !a.replayed || len(a.ran) != 0 {
 		t.Errorf("%s: got %d (ran: %q), want the first run and no other\n%s", why, a.status, a.ran, a.text)
 	}
 }
 
-func (h *senderHook) refuses(t *testing.T, why string, d *delivery) {
+func (h *senderHook) checkRefused(t *testing.T, why string, d *delivery) {
 	t.Helper()
 	if a := h.send(t, d); a.status != http.StatusUnauthorized || len(a.ran) != 0 {
 		t.Errorf("%s: got %d (ran: %q), want 401 and no run\n%v\n%s", why, a.status, a.ran, d.header, a.text)

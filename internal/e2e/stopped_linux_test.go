@@ -44,7 +44,7 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 		runs = append(runs, in.deliver("job", fmt.Sprintf(`{"n": %d}`, n)).run().ID)
 	}
 	for n := range many {
-		in.until("the commands to begin", func() bool {
+		in.waitUntil("the commands to begin", func() bool {
 			text, err := os.ReadFile(filepath.Join(in.dir, fmt.Sprint(n)))
 			return err == nil && len(text) > 0
 		})
@@ -56,7 +56,7 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 	in.write("gate", "", 0o600)
 	for n := range many {
 		pid := strings.TrimSpace(string(in.read(fmt.Sprint(n))))
-		in.until("the commands to end", func() bool {
+		in.waitUntil("the commands to end", func() bool {
 			stat, _ := os.ReadFile(filepath.Join("/proc", pid, "stat"))
 			return strings.Contains(string(stat), ") Z ")
 		})
@@ -64,12 +64,12 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 	<-over
 	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
 	for _, id := range runs {
-		r := in.ask(t.Context(), http.MethodGet, "/runs/"+id, "", "Prefer: wait=30").run()
+		r := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+id, "", "Prefer: wait=30").run()
 		if r.State != runner.Failed || r.ExitCode == nil || *r.ExitCode != 7 {
 			t.Errorf("the run is %s with exit code %v, want failed with 7", r.State, r.ExitCode)
 		}
 	}
-	in.end()
+	in.endServer()
 }
 
 // TestStoppedSupervisor_Cancel: cancelling a run whose order a stopped supervisor holds keeps its command from
@@ -88,18 +88,18 @@ func TestStoppedSupervisor_Cancel(t *testing.T) {
 		t.Fatalf("the cancellation ended with %v: %s", err, out)
 	}
 	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
-	if r := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run(); r.State != runner.Cancelled {
+	if r := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run(); r.State != runner.Cancelled {
 		t.Errorf("the run is %+v", r)
 	}
-	if a := in.ask(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); a.code != http.StatusNotFound {
+	if a := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); a.code != http.StatusNotFound {
 		t.Errorf("its output has status %d: %s", a.code, a.body)
 	}
 	next := in.deliver("job", `{"n": 1, "again": true}`).run()
-	if r := in.ask(t.Context(), http.MethodGet, "/runs/"+next.ID, "", "Prefer: wait=30").run(); r.State != runner.Failed || r.ExitCode == nil {
+	if r := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+next.ID, "", "Prefer: wait=30").run(); r.State != runner.Failed || r.ExitCode == nil {
 		t.Errorf("the next run of the flight is %+v", r)
 	}
 	if log := string(in.read("begun")); strings.TrimSpace(log) != next.ID {
 		t.Errorf("these began: %s", log)
 	}
-	in.end()
+	in.endServer()
 }

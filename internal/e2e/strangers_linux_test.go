@@ -20,8 +20,8 @@ import (
 	"sallyport/internal/client"
 )
 
-// siege is a server under attack from many addresses of this machine: on Linux all of 127.0.0.0/8.
-type siege struct {
+// connectionFlood is a server under attack from many addresses of this machine: on Linux all of 127.0.0.0/8.
+type connectionFlood struct {
 	t       *testing.T
 	trusted *x509.CertPool
 	address string
@@ -31,10 +31,10 @@ type siege struct {
 	all     sync.WaitGroup
 }
 
-// newSiege starts the program with the default limits for unauthenticated requests.
-func newSiege(t *testing.T) *siege {
+// newConnectionFlood starts the program with the default limits for unauthenticated requests.
+func newConnectionFlood(t *testing.T) *connectionFlood {
 	t.Helper()
-	dir := configured(t, `
+	dir := makeFolder(t, `
 limits: {caller: {rate: 1000/s, burst: 1000}}
 callers:
   good: {hmac: {scheme: github, keys: [{file: secret}]}}
@@ -42,17 +42,17 @@ hooks:
   usual: {callers: [good], command: [/bin/true], busy: {queue: 10000}}
   large: {callers: [good], command: [/bin/true], busy: {queue: 10000}, body: {max: 25MiB, timeout: 1m}}
 `)
-	shipped(t, dir)
-	return startSiege(t, dir)
+	buildShipped(t, dir)
+	return startConnectionFlood(t, dir)
 }
 
-// startSiege starts the program in a folder with a configuration.
-func startSiege(t *testing.T, dir string) *siege {
+// startConnectionFlood starts the program in a folder with a configuration.
+func startConnectionFlood(t *testing.T, dir string) *connectionFlood {
 	t.Helper()
 	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
-	s := &siege{
+	s := &connectionFlood{
 		t: t, trusted: roots(t, filepath.Join(dir, "certs", "ca.pem")), stop: make(chan struct{}),
-		address: strings.Replace(strings.TrimPrefix(listening(t, t.TempDir(), serve), "https://"), "localhost", "127.0.0.1", 1),
+		address: strings.Replace(strings.TrimPrefix(startListening(t, t.TempDir(), serve), "https://"), "localhost", "127.0.0.1", 1),
 	}
 	s.server = serve.Process.Pid
 	var err error
@@ -62,12 +62,12 @@ func startSiege(t *testing.T, dir string) *siege {
 	return s
 }
 
-func (s *siege) dial(from string) (net.Conn, error) {
+func (s *connectionFlood) dial(from string) (net.Conn, error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	return d.DialContext(s.t.Context(), "tcp4", s.address)
 }
 
-func (s *siege) dialTLS(from string) (*tls.Conn, error) {
+func (s *connectionFlood) dialTLS(from string) (*tls.Conn, error) {
 	plain, err := s.dial(from)
 	if err != nil {
 		return nil, err
@@ -80,9 +80,9 @@ func (s *siege) dialTLS(from string) (*tls.Conn, error) {
 	return c, nil
 }
 
-// attack lets n attackers hold what open begins, and begin again when the server ends it. It returns when each attacker
-// has held it once.
-func (s *siege) attack(n int, open func(i int) (net.Conn, error)) {
+// holdConnections lets n attackers hold what open begins, and begin again when the server ends it. It returns when each
+// attacker has held it once.
+func (s *connectionFlood) holdConnections(n int, open func(i int) (net.Conn, error)) {
 	var held sync.WaitGroup
 	held.Add(n)
 	for i := range n {
@@ -93,7 +93,7 @@ func (s *siege) attack(n int, open func(i int) (net.Conn, error)) {
 			for {
 				if c, err := open(i); err == nil {
 					first()
-					s.hold(c)
+					s.awaitClose(c)
 				}
 				select {
 				case <-s.stop:
@@ -106,8 +106,8 @@ func (s *siege) attack(n int, open func(i int) (net.Conn, error)) {
 	held.Wait()
 }
 
-// hold waits for the end of a connection or of the attack.
-func (s *siege) hold(c net.Conn) {
+// awaitClose waits for the end of a connection or of the attack.
+func (s *connectionFlood) awaitClose(c net.Conn) {
 	ended := make(chan struct{})
 	go func() { _, _ = io.Copy(io.Discard, c); close(ended) }()
 	select {
@@ -118,8 +118,8 @@ func (s *siege) hold(c net.Conn) {
 	<-ended
 }
 
-// stopped sends a part of a body and stops.
-func (s *siege) stopped(from, path string, declared, sent int) (net.Conn, error) {
+// sendPartOfBody sends a part of a body and stops.
+func (s *connectionFlood) sendPartOfBody(from, path string, declared, sent int) (net.Conn, error) {
 	c, err := s.dialTLS(from)
 	if err != nil {
 		return nil, err
@@ -131,8 +131,8 @@ func (s *siege) stopped(from, path string, declared, sent int) (net.Conn, error)
 	return c, err
 }
 
-// deliver sends a good delivery on a new connection.
-func (s *siege) deliver(from, path string, size int) error {
+// sendGoodDelivery sends a good delivery on a new connection.
+func (s *connectionFlood) sendGoodDelivery(from, path string, size int) error {
 	id := rand.Text()
 	body := append([]byte(id), bytes.Repeat([]byte(" "), size-len(id))...)
 	header, err := s.sign(id, body, time.Now())
@@ -172,28 +172,28 @@ func (s *siege) deliver(from, path string, size int) error {
 func TestFlood_GoodDeliveries(t *testing.T) {
 	t.Parallel()
 	const deliveries = 50 // of each size: together within the burst of one address
-	for why, attack := range map[string]func(s *siege){
-		"16 silent addresses": func(s *siege) {
-			s.attack(16*64, func(i int) (net.Conn, error) { return s.dial(fmt.Sprintf("127.%d.0.1", 10+i%16)) })
+	for why, attack := range map[string]func(s *connectionFlood){
+		"16 silent addresses": func(s *connectionFlood) {
+			s.holdConnections(16*64, func(i int) (net.Conn, error) { return s.dial(fmt.Sprintf("127.%d.0.1", 10+i%16)) })
 		},
-		"2 addresses with stopped bodies": func(s *siege) {
-			s.attack(2*40, func(i int) (net.Conn, error) {
-				return s.stopped(fmt.Sprintf("127.%d.0.1", 10+i%2), "/hooks/usual", 1<<20, 1<<20-1)
+		"2 addresses with stopped bodies": func(s *connectionFlood) {
+			s.holdConnections(2*40, func(i int) (net.Conn, error) {
+				return s.sendPartOfBody(fmt.Sprintf("127.%d.0.1", 10+i%2), "/hooks/usual", 1<<20, 1<<20-1)
 			})
 		},
-		"2 addresses with large bodies": func(s *siege) {
-			s.attack(2*4, func(i int) (net.Conn, error) {
-				return s.stopped(fmt.Sprintf("127.%d.0.1", 10+i%2), "/hooks/large", 25<<20, 24<<20)
+		"2 addresses with large bodies": func(s *connectionFlood) {
+			s.holdConnections(2*4, func(i int) (net.Conn, error) {
+				return s.sendPartOfBody(fmt.Sprintf("127.%d.0.1", 10+i%2), "/hooks/large", 25<<20, 24<<20)
 			})
 		},
 	} {
 		t.Run(why, func(t *testing.T) {
-			s := newSiege(t)
+			s := newConnectionFlood(t)
 			attack(s)
 			failed := 0
 			for range deliveries {
 				for _, size := range []int{20 << 10, 1 << 20} {
-					if err := s.deliver("127.9.0.1", "/hooks/usual", size); err != nil {
+					if err := s.sendGoodDelivery("127.9.0.1", "/hooks/usual", size); err != nil {
 						t.Log(err)
 						failed++
 					}
@@ -210,7 +210,7 @@ func TestFlood_GoodDeliveries(t *testing.T) {
 // TestFlood_Refusals repeats requests for a path that does not exist.
 func TestFlood_Refusals(t *testing.T) {
 	t.Parallel()
-	s := newSiege(t)
+	s := newConnectionFlood(t)
 	c, err := s.dialTLS("127.10.0.1")
 	check(t, err)
 	defer c.Close() //nolint:errcheck // the server has closed it

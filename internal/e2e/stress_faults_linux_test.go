@@ -39,8 +39,8 @@ func faultOps() []faultOp {
 	}
 }
 
-// pause waits for a random time.
-func pause(r *rand.Rand, least, most time.Duration) {
+// pauseRandomly waits for a random time.
+func pauseRandomly(r *rand.Rand, least, most time.Duration) {
 	<-time.After(least + time.Duration(r.Int64N(int64(most-least))))
 }
 
@@ -53,14 +53,14 @@ func (s *stress) serve() {
 		for ended := false; !ended; {
 			select {
 			case <-end:
-				s.fault("stuck", "the server does not serve")
+				s.noteFault("stuck", "the server does not serve")
 				s.broken.Store(true)
 				return
 			case <-s.ended:
 				ended = true
 				<-time.After(100 * time.Millisecond)
 			case <-time.After(5 * time.Millisecond):
-				if s.serves(from) {
+				if s.isServing(from) {
 					return
 				}
 			}
@@ -70,7 +70,7 @@ func (s *stress) serve() {
 
 // awaitServer returns when the last started server serves, or another one if that one has ended.
 func (s *stress) awaitServer(from int64) {
-	s.until("a server to serve", func() bool { return s.serves(from) || len(s.servers()) == 0 })
+	s.waitUntil("a server to serve", func() bool { return s.isServing(from) || len(s.servers()) == 0 })
 	if len(s.servers()) == 0 {
 		s.serve()
 	}
@@ -82,9 +82,9 @@ func (s *stress) logSize() int64 {
 	return info.Size()
 }
 
-// serversGone waits until no server is left.
-func (s *stress) serversGone() {
-	s.until("the servers to end", func() bool { return len(s.servers()) == 0 })
+// awaitServersGone waits until no server is left.
+func (s *stress) awaitServersGone() {
+	s.waitUntil("the servers to end", func() bool { return len(s.servers()) == 0 })
 }
 
 func (s *stress) killServer(*rand.Rand) {
@@ -92,10 +92,10 @@ func (s *stress) killServer(*rand.Rand) {
 	s.serve()
 }
 
-func (s *stress) killSupervisor(*rand.Rand) { s.shootSupervisor(syscall.SIGKILL) }
+func (s *stress) killSupervisor(*rand.Rand) { s.signalSupervisor(syscall.SIGKILL) }
 
-// shootSupervisor signals the supervisor, if there is one, and records the time.
-func (s *stress) shootSupervisor(sig syscall.Signal) {
+// signalSupervisor signals the supervisor, if there is one, and records the time.
+func (s *stress) signalSupervisor(sig syscall.Signal) {
 	if pid := s.supervisor(); pid != 0 {
 		s.shots = append(s.shots, shot{sinceBoot(), sig})
 		_ = syscall.Kill(pid, sig) // it may just have ended
@@ -105,9 +105,9 @@ func (s *stress) shootSupervisor(sig syscall.Signal) {
 func (s *stress) killBoth(r *rand.Rand) {
 	signalAll(s.servers(), syscall.SIGKILL)
 	if r.IntN(2) == 0 {
-		pause(r, 0, 20*time.Millisecond)
+		pauseRandomly(r, 0, 20*time.Millisecond)
 	}
-	s.shootSupervisor(syscall.SIGKILL)
+	s.signalSupervisor(syscall.SIGKILL)
 	s.killServers()
 	s.serve()
 }
@@ -131,17 +131,17 @@ func (s *stress) handOver(r *rand.Rand) {
 	case what == 1 && last >= 0 && pids[last] != old:
 		_ = syscall.Kill(pids[last], syscall.SIGKILL)
 	case what == 2:
-		s.shootSupervisor(syscall.SIGKILL)
+		s.signalSupervisor(syscall.SIGKILL)
 	}
 	// The remaining server serves, or gives up.
-	s.until("one server", func() bool { pids = s.servers(); return len(pids) < 2 })
+	s.waitUntil("one server", func() bool { pids = s.servers(); return len(pids) < 2 })
 	switch {
 	case len(pids) == 0:
 		s.serve()
 	case pids[0] == old: // it takes everything back and serves again
-		s.serves(0)
+		s.isServing(0)
 	default:
-		s.until("the next server to serve", func() bool { return s.serves(from) || len(s.servers()) == 0 })
+		s.waitUntil("the next server to serve", func() bool { return s.isServing(from) || len(s.servers()) == 0 })
 	}
 }
 
@@ -157,16 +157,16 @@ func (s *stress) upgrade(r *rand.Rand) {
 func (s *stress) terminateServer(*rand.Rand) {
 	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGTERM})
 	signalAll(s.servers(), syscall.SIGTERM)
-	s.serversGone()
+	s.awaitServersGone()
 	s.serve()
 }
 
-func (s *stress) terminateSupervisor(*rand.Rand) { s.shootSupervisor(syscall.SIGTERM) }
+func (s *stress) terminateSupervisor(*rand.Rand) { s.signalSupervisor(syscall.SIGTERM) }
 
 func (s *stress) stopServer(r *rand.Rand) {
 	pids := s.servers()
 	signalAll(pids, syscall.SIGSTOP)
-	pause(r, 50*time.Millisecond, 2*time.Second)
+	pauseRandomly(r, 50*time.Millisecond, 2*time.Second)
 	signalAll(pids, syscall.SIGCONT)
 }
 
@@ -185,7 +185,7 @@ func (s *stress) stopSupervisor(r *rand.Rand) {
 	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGSTOP})
 	goOn := func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
 	defer goOn()
-	pause(r, least, most)
+	pauseRandomly(r, least, most)
 	switch r.IntN(4) {
 	case 0:
 		s.killServers()
@@ -196,12 +196,12 @@ func (s *stress) stopSupervisor(r *rand.Rand) {
 	case 1:
 		s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGTERM})
 		signalAll(s.servers(), syscall.SIGTERM)
-		pause(r, 0, 2*time.Second)
+		pauseRandomly(r, 0, 2*time.Second)
 		goOn()
-		s.serversGone()
+		s.awaitServersGone()
 		s.serve()
 	case 2:
-		s.shootSupervisor(syscall.SIGKILL)
+		s.signalSupervisor(syscall.SIGKILL)
 	default:
 	}
 }
@@ -224,10 +224,10 @@ func (s *stress) reload(r *rand.Rand) {
 func (s *stress) breakConfiguration(r *rand.Rand) {
 	s.configure(s.configuration("") + "\nno such key: 1\n")
 	defer func() { s.configure(s.configuration("")) }()
-	pause(r, 50*time.Millisecond, 2*time.Second)
+	pauseRandomly(r, 50*time.Millisecond, 2*time.Second)
 	if r.IntN(3) == 0 {
-		s.shootSupervisor(syscall.SIGKILL)
-		pause(r, 50*time.Millisecond, time.Second)
+		s.signalSupervisor(syscall.SIGKILL)
+		pauseRandomly(r, 50*time.Millisecond, time.Second)
 	}
 }
 
@@ -236,10 +236,10 @@ func (s *stress) takeHookAway(r *rand.Rand) {
 	hooks := stressHooks()
 	s.configure(s.configuration(hooks[r.IntN(len(hooks))].name))
 	defer func() { s.configure(s.configuration("")) }()
-	pause(r, 50*time.Millisecond, 2*time.Second)
+	pauseRandomly(r, 50*time.Millisecond, 2*time.Second)
 	if r.IntN(3) == 0 {
 		s.killServer(r)
-		pause(r, 50*time.Millisecond, time.Second)
+		pauseRandomly(r, 50*time.Millisecond, time.Second)
 	}
 }
 
@@ -248,7 +248,7 @@ func (s *stress) takeProgramAway(r *rand.Rand) {
 	program := filepath.Join(s.dir, "job")
 	check(s.t, os.Rename(program, program+".away"))
 	defer func() { check(s.t, os.Rename(program+".away", program)) }()
-	pause(r, 50*time.Millisecond, 2*time.Second)
+	pauseRandomly(r, 50*time.Millisecond, 2*time.Second)
 }
 
 // writeProgram opens the command's program for writing, so that it cannot be executed.
@@ -259,22 +259,22 @@ func (s *stress) writeProgram(r *rand.Rand) {
 	}
 	check(s.t, err)
 	defer func() { check(s.t, f.Close()) }()
-	pause(r, 50*time.Millisecond, time.Second)
+	pauseRandomly(r, 50*time.Millisecond, time.Second)
 }
 
 // cutPower ends all processes at once, drops what was not synced, and starts the machine again. Where no disk can be
 // mounted, it only ends the processes.
 func (s *stress) cutPower(r *rand.Rand) {
-	pause(r, 0, 200*time.Millisecond)
+	pauseRandomly(r, 0, 200*time.Millisecond)
 	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGPWR})
-	signalAll(s.all(), syscall.SIGSTOP)
+	signalAll(s.listProcesses(), syscall.SIGSTOP)
 	if s.power != nil {
-		s.power.cut()
+		s.power.cutPower()
 	}
 	s.killAll()
 	if s.power != nil {
 		var err error
-		s.until("the disk to be mounted again", func() bool {
+		s.waitUntil("the disk to be mounted again", func() bool {
 			err = s.power.restore()
 			return !errors.Is(err, syscall.EBUSY)
 		})

@@ -44,39 +44,39 @@ type verdict struct {
 	forgotten bool // there were runs that are not recorded
 }
 
-// judge waits until all runs have ended, and compares answers and records with the witness file.
-func (s *stress) judge() {
+// judgeRound waits until all runs have ended, and compares answers and records with the witness file.
+func (s *stress) judgeRound() {
 	v, from := &verdict{stress: s}, time.Now()
-	if v.runs = s.quiet(); v.runs == nil {
+	if v.runs = s.awaitQuiet(); v.runs == nil {
 		return
 	}
 	v.over = sinceBoot()
 	quiet := time.Since(from)
-	if pids := marked(s.mark()); len(pids) > 0 {
-		s.fault("untrue", "all runs ended, and processes %v of commands are there", pids)
+	if pids := findMarked(s.mark()); len(pids) > 0 {
+		s.noteFault("untrue", "all runs ended, and processes %v of commands are there", pids)
 	}
-	s.audited()
+	s.verifyAuditLog()
 	s.terminateServer(nil)
-	v.witness = s.testimony()
+	v.witness = s.readWitness()
 	for id, w := range v.witness {
 		if _, ok := v.runs[id]; !ok {
 			v.forgotten = true
-			s.fault("lost", "run %s began and is not recorded", id)
+			s.noteFault("lost", "run %s began and is not recorded", id)
 		}
 		if w.overlap {
-			s.fault("overlap", "run %s began while another of its flight held the lock", id)
+			s.noteFault("overlap", "run %s began while another of its flight held the lock", id)
 		}
 	}
 	for id, r := range v.runs {
-		if err := v.untrue(r); err != nil {
-			s.fault("untrue", "%+v: %v (%+v)", r, err, v.witness[id])
+		if err := v.compareRecord(r); err != nil {
+			s.noteFault("untrue", "%+v: %v (%+v)", r, err, v.witness[id])
 		}
 	}
-	v.once()
-	v.nothingLost()
-	v.allowedBefore()
+	v.checkRunOnce()
+	v.checkNothingLost()
+	v.checkAllowedBefore()
 	if !v.forgotten { // otherwise the histories have gaps
-		v.inOrder()
+		v.checkOrder()
 	}
 	began := 0
 	for _, w := range v.witness {
@@ -86,8 +86,8 @@ func (s *stress) judge() {
 		quiet.Round(time.Second), (time.Since(from) - quiet).Round(time.Second), len(v.runs), began, len(s.deliveries), len(s.events))
 }
 
-// quiet returns all recorded runs when none is queued or in progress, or nil if that does not happen.
-func (s *stress) quiet() map[string]runner.Run {
+// awaitQuiet returns all recorded runs when none is queued or in progress, or nil if that does not happen.
+func (s *stress) awaitQuiet() map[string]runner.Run {
 	st, err := store.OpenRead(s.t.Context(), filepath.Join(s.dir, "disk", "state"))
 	check(s.t, err)
 	defer func() { _ = st.Close() }()
@@ -100,10 +100,10 @@ func (s *stress) quiet() map[string]runner.Run {
 		}
 		if sinceBoot() > from.after(patience/2) && !slow {
 			slow = true
-			s.t.Logf("slow: %+v, %v; the log so far is stored: %v", active, err, os.WriteFile(s.kept("slow"), s.read("log"), 0o600))
+			s.t.Logf("slow: %+v, %v; the log so far is stored: %v", active, err, os.WriteFile(s.keptPath("slow"), s.read("log"), 0o600))
 		}
 		if sinceBoot() > end {
-			s.fault("stuck", "runs do not end: %+v, %v", active, err)
+			s.noteFault("stuck", "runs do not end: %+v, %v", active, err)
 			return nil
 		}
 	}
@@ -120,8 +120,8 @@ func (s *stress) quiet() map[string]runner.Run {
 	}
 }
 
-// testimony reads the witness file.
-func (s *stress) testimony() map[string]*witnessed {
+// readWitness reads the witness file.
+func (s *stress) readWitness() map[string]*witnessed {
 	all := map[string]*witnessed{}
 	for line := range strings.Lines(string(s.read("witness"))) {
 		word := strings.Fields(line)
@@ -168,8 +168,8 @@ func (v *verdict) shotSince(from moment, signals ...syscall.Signal) bool {
 	return slices.ContainsFunc(v.shots, func(s shot) bool { return s.at >= from && slices.Contains(signals, s.sig) })
 }
 
-// admitted returns the earliest moment at which a run can have been admitted.
-func (v *verdict) admitted(r runner.Run) (from moment) {
+// earliestAdmission returns the earliest moment at which a run can have been admitted.
+func (v *verdict) earliestAdmission(r runner.Run) (from moment) {
 	from = v.over
 	for _, e := range v.events {
 		asked := e.Op == "deliver" && r.RerunOf == "" && fmt.Sprint(e.N) == r.Params["n"] || e.Op == "rerun" && e.Of == r.RerunOf
@@ -178,21 +178,21 @@ func (v *verdict) admitted(r runner.Run) (from moment) {
 		}
 	}
 	if before, ok := v.runs[r.RerunOf]; ok && r.Attempt > 0 {
-		from = min(from, v.admitted(before))
+		from = min(from, v.earliestAdmission(before))
 	}
 	return from
 }
 
-// untrue returns what is wrong with the record of a run, or nil.
-func (v *verdict) untrue(r runner.Run) error {
+// compareRecord returns what is wrong with the record of a run, or nil.
+func (v *verdict) compareRecord(r runner.Run) error {
 	w := v.witness[r.ID]
 	if w != nil && fmt.Sprint(w.n) != r.Params["n"] {
 		return fmt.Errorf("its command received %d", w.n)
 	}
-	from := v.admitted(r)
+	from := v.earliestAdmission(r)
 	switch r.State {
 	case runner.Succeeded, runner.Failed:
-		return v.untrueEnd(r, w)
+		return v.compareEnd(r, w)
 	case runner.Cancelled:
 		if !v.mayBeCancelled(r, from) {
 			return errors.New("nobody cancelled it")
@@ -202,14 +202,14 @@ func (v *verdict) untrue(r runner.Run) error {
 			return errors.New("no supervisor was killed since it was accepted")
 		}
 	case runner.TimedOut:
-		return v.untrueTimeout(r, w, from)
+		return v.compareTimeout(r, w, from)
 	case runner.Queued, runner.Running:
 		return errors.New("it is over")
 	}
 	return nil
 }
 
-func (v *verdict) untrueTimeout(r runner.Run, w *witnessed, from moment) error {
+func (v *verdict) compareTimeout(r runner.Run, w *witnessed, from moment) error {
 	const least = 2 * time.Second // the timeout is three: a command may be slow to begin
 	switch {
 	case r.Hook != "timed" || w == nil:
@@ -224,10 +224,10 @@ func (v *verdict) untrueTimeout(r runner.Run, w *witnessed, from moment) error {
 	return nil
 }
 
-func (v *verdict) untrueEnd(r runner.Run, w *witnessed) error {
+func (v *verdict) compareEnd(r runner.Run, w *witnessed) error {
 	switch {
 	case r.State == runner.Failed && r.Error != "" && w == nil:
-		return nil // not started; nothingLost checks whether that is allowed
+		return nil // not started; checkNothingLost checks whether that is allowed
 	case w == nil || r.ExitCode == nil || (*r.ExitCode == 0) != (r.State == runner.Succeeded):
 		return errors.New("its command did not end so")
 	case *r.ExitCode == 143 && w.term > 0: // it got SIGTERM, which is not in the record
@@ -254,11 +254,11 @@ func (v *verdict) mayBeCancelled(r runner.Run, from moment) bool {
 // began reports whether the command of a run began.
 func (v *verdict) began(id string) bool { return v.witness[id] != nil && len(v.witness[id].begun) > 0 }
 
-// once looks for commands that ran twice.
-func (v *verdict) once() {
+// checkRunOnce looks for commands that ran twice.
+func (v *verdict) checkRunOnce() {
 	for id, w := range v.witness {
 		if len(w.begun) > 1 {
-			v.fault("twice", "run %s began %d times: %+v", id, len(w.begun), v.runs[id])
+			v.noteFault("twice", "run %s began %d times: %+v", id, len(w.begun), v.runs[id])
 		}
 	}
 	byDelivery, again, asked := map[string][]string{}, map[string]int{}, map[string]int{}
@@ -274,7 +274,7 @@ func (v *verdict) once() {
 	}
 	for n, ids := range byDelivery {
 		if len(ids) > 1 {
-			v.fault("twice", "delivery %s led to runs %v", n, ids)
+			v.noteFault("twice", "delivery %s led to runs %v", n, ids)
 		}
 	}
 	for _, e := range v.events {
@@ -284,7 +284,7 @@ func (v *verdict) once() {
 	}
 	for id, n := range asked {
 		if n > 0 {
-			v.fault("twice", "run %s was repeated %d times more than asked for", id, n)
+			v.noteFault("twice", "run %s was repeated %d times more than asked for", id, n)
 		}
 	}
 	const most = 3 // repetitions
@@ -294,16 +294,16 @@ func (v *verdict) once() {
 			want = 1
 		}
 		if again[id] > want {
-			v.fault("twice", "run %+v was repeated %d times by the server", r, again[id])
+			v.noteFault("twice", "run %+v was repeated %d times by the server", r, again[id])
 		}
 		if again[id] < want {
-			v.fault("lost", "run %+v was not repeated by the server", r)
+			v.noteFault("lost", "run %+v was not repeated by the server", r)
 		}
 	}
 }
 
-// nothingLost looks for accepted deliveries without a run that began or ended for a reason.
-func (v *verdict) nothingLost() {
+// checkNothingLost looks for accepted deliveries without a run that began or ended for a reason.
+func (v *verdict) checkNothingLost() {
 	told := map[string]bool{}
 	for _, e := range v.events {
 		n := len(v.wrong["lost"])
@@ -316,19 +316,19 @@ func (v *verdict) nothingLost() {
 			continue
 		case !ok:
 			v.forgotten = true
-			v.fault("lost", "run %s was accepted and is not recorded: %+v", e.Answer.ID, e)
+			v.noteFault("lost", "run %s was accepted and is not recorded: %+v", e.Answer.ID, e)
 		case v.began(r.ID):
-		case r.State == runner.Cancelled, r.State == runner.Interrupted: // untrue checks the reason
+		case r.State == runner.Cancelled, r.State == runner.Interrupted: // compareRecord checks the reason
 		case e.Answer.Replayed && e.Answer.State.Ended(): // the answer says so
 		default:
-			v.fault("lost", "run %+v was accepted and did not begin", r)
+			v.noteFault("lost", "run %+v was accepted and did not begin", r)
 		}
 		told[e.Answer.ID] = len(v.wrong["lost"]) > n
 	}
 }
 
-// audited verifies the audit log, while the server writes it.
-func (s *stress) audited() {
+// verifyAuditLog verifies the audit log, while the server writes it.
+func (s *stress) verifyAuditLog() {
 	state := filepath.Join(s.dir, "disk", "state")
 	keys, err := audit.Keys(state)
 	check(s.t, err)
@@ -336,12 +336,12 @@ func (s *stress) audited() {
 	check(s.t, err)
 	v := audit.Verifier{Known: known}
 	if _, err := v.State(state); err != nil {
-		s.fault("unaudited", "the audit log: %v", err)
+		s.noteFault("unaudited", "the audit log: %v", err)
 	}
 }
 
-// allowedBefore looks for runs that began before the audit log allowed them.
-func (v *verdict) allowedBefore() {
+// checkAllowedBefore looks for runs that began before the audit log allowed them.
+func (v *verdict) checkAllowedBefore() {
 	type place struct {
 		segment string
 		end     int64
@@ -371,7 +371,7 @@ func (v *verdict) allowedBefore() {
 		}
 		before := ok && (p.segment < w.segment || p.segment == w.segment && p.end <= w.size)
 		if !before {
-			v.fault("unaudited", "run %s began when %s had %d bytes, and was allowed at %+v", id, w.segment, w.size, p)
+			v.noteFault("unaudited", "run %s began when %s had %d bytes, and was allowed at %+v", id, w.segment, w.size, p)
 		}
 	}
 }
@@ -379,8 +379,8 @@ func (v *verdict) allowedBefore() {
 // replacedBy is the beginning of the reason of a queued run that another one replaced.
 const replacedBy = "replaced by run "
 
-// inOrder checks the history of each flight against the model.
-func (v *verdict) inOrder() {
+// checkOrder checks the history of each flight against the model.
+func (v *verdict) checkOrder() {
 	flights := map[string]*history{}
 	hooks := map[string]stressHook{}
 	for _, h := range stressHooks() {
@@ -389,7 +389,7 @@ func (v *verdict) inOrder() {
 			flights[name], hooks[name] = &history{}, h
 		}
 	}
-	admissions, replaced := v.admissions(), map[string][]string{}
+	admissions, replaced := v.listAdmissions(), map[string][]string{}
 	for id, r := range v.runs {
 		if by, found := strings.CutPrefix(r.Error, replacedBy); found {
 			replaced[by] = append(replaced[by], id)
@@ -398,7 +398,7 @@ func (v *verdict) inOrder() {
 	for id, r := range v.runs {
 		h := flights[r.Flight]
 		if h == nil {
-			v.fault("untrue", "nobody asked for a run of the flight %s", r.Flight)
+			v.noteFault("untrue", "nobody asked for a run of the flight %s", r.Flight)
 			continue
 		}
 		first := v.over
@@ -407,7 +407,7 @@ func (v *verdict) inOrder() {
 			h.add(a.from, a.to, a.op)
 			first = min(first, a.from)
 		}
-		ended := v.seen(h, id)
+		ended := v.addSeenStates(h, id)
 		switch w := v.witness[id]; {
 		case w == nil || len(w.begun) == 0:
 			if !strings.HasPrefix(r.Error, replacedBy) {
@@ -431,25 +431,25 @@ func (v *verdict) inOrder() {
 		}
 	}
 	for name, h := range flights {
-		if err := h.check(name, v.kept(strings.ReplaceAll(name, "/", "-")+".html")); err != nil {
-			v.fault("order", "%v", err)
-			v.keep(name, *h)
+		if err := h.check(name, v.keptPath(strings.ReplaceAll(name, "/", "-")+".html")); err != nil {
+			v.noteFault("order", "%v", err)
+			v.keepHistory(name, *h)
 		}
 	}
 }
 
-// keep writes a history to a file.
-func (v *verdict) keep(flight string, h history) {
+// keepHistory writes a history to a file.
+func (v *verdict) keepHistory(flight string, h history) {
 	var text strings.Builder
 	slices.SortFunc(h, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
 	for _, o := range h {
 		_, _ = fmt.Fprintf(&text, "%10.3f %10.3f %+v\n", float64(o.Call)/1e9, float64(o.Return)/1e9, o.Input)
 	}
-	check(v.t, os.WriteFile(v.kept(strings.ReplaceAll(flight, "/", "-")+".txt"), []byte(text.String()), 0o600))
+	check(v.t, os.WriteFile(v.keptPath(strings.ReplaceAll(flight, "/", "-")+".txt"), []byte(text.String()), 0o600))
 }
 
-// seen adds what answers showed of a run, and returns the latest moment at which it can have ended.
-func (v *verdict) seen(h *history, id string) (ended moment) {
+// addSeenStates adds what answers showed of a run, and returns the latest moment at which it can have ended.
+func (v *verdict) addSeenStates(h *history, id string) (ended moment) {
 	ended = v.over
 	looked := map[runner.State]bool{}
 	look := func(e event, a stressAnswer) {
@@ -482,8 +482,8 @@ type admission struct {
 	op       flightOp
 }
 
-// admissions returns the admissions of each run, by its id.
-func (v *verdict) admissions() map[string][]admission {
+// listAdmissions returns the admissions of each run, by its id.
+func (v *verdict) listAdmissions() map[string][]admission {
 	all := map[string][]admission{}
 	direct := map[string]bool{} // n and run of requests whose own answer says that they were admitted
 	for _, e := range v.events {
@@ -501,18 +501,18 @@ func (v *verdict) admissions() map[string][]admission {
 		all[id] = append(all[id], a)
 		if key := fmt.Sprint(e.N, id); e.Op == "deliver" {
 			if direct[key] {
-				v.fault("twice", "delivery %d was accepted twice as run %s", e.N, id)
+				v.noteFault("twice", "delivery %d was accepted twice as run %s", e.N, id)
 			}
 			direct[key] = true
 		}
 	}
-	v.replayedAdmissions(all, direct)
+	v.addReplayedAdmissions(all, direct)
 	for id, r := range v.runs {
 		if len(all[id]) > 0 && !onlyJoins(all[id]) {
 			continue
 		}
 		// No answer reports this admission.
-		a := admission{v.admitted(r), v.knownBy(id), flightOp{What: opAdmit, Run: id}}
+		a := admission{v.earliestAdmission(r), v.latestAdmission(id), flightOp{What: opAdmit, Run: id}}
 		if r.Attempt > 0 {
 			a.op.How, a.op.Again = howAgain, r.RerunOf
 			if w := v.witness[r.RerunOf]; w != nil && len(w.begun) > 0 {
@@ -524,8 +524,8 @@ func (v *verdict) admissions() map[string][]admission {
 	return all
 }
 
-// knownBy returns the latest moment at which a run can have been admitted.
-func (v *verdict) knownBy(id string) moment {
+// latestAdmission returns the latest moment at which a run can have been admitted.
+func (v *verdict) latestAdmission(id string) moment {
 	at := v.over
 	if w := v.witness[id]; w != nil && len(w.begun) > 0 {
 		at = w.begun[0].after(tick)
@@ -543,8 +543,8 @@ func onlyJoins(all []admission) bool {
 	return !slices.ContainsFunc(all, func(a admission) bool { return a.op.How != howJoined })
 }
 
-// replayedAdmissions adds the deliveries whose admission is known only from the answer to a repetition.
-func (v *verdict) replayedAdmissions(all map[string][]admission, direct map[string]bool) {
+// addReplayedAdmissions adds the deliveries whose admission is known only from the answer to a repetition.
+func (v *verdict) addReplayedAdmissions(all map[string][]admission, direct map[string]bool) {
 	type key struct {
 		n   int
 		run string
@@ -564,7 +564,7 @@ func (v *verdict) replayedAdmissions(all map[string][]admission, direct map[stri
 	}
 	for k, to := range told {
 		if v.runs[k.run].Hook != "join" { // with join, it may stand for an earlier run
-			to = min(to, v.knownBy(k.run))
+			to = min(to, v.latestAdmission(k.run))
 		}
 		if !direct[fmt.Sprint(k.n, k.run)] {
 			all[k.run] = append(all[k.run], admission{first[k.n], to, flightOp{What: opAdmit, Run: k.run}})

@@ -233,9 +233,9 @@ func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *st
 	return s
 }
 
-// all returns the processes of the installation.
-func (s *stress) all() []int {
-	pids := append(s.servers(), marked(s.mark())...)
+// listProcesses returns the processes of the installation.
+func (s *stress) listProcesses() []int {
+	pids := append(s.servers(), findMarked(s.mark())...)
 	if pid := s.supervisor(); pid != 0 {
 		pids = append(pids, pid)
 	}
@@ -244,8 +244,8 @@ func (s *stress) all() []int {
 
 // killAll kills all processes and returns when none is left.
 func (s *stress) killAll() {
-	s.until("all processes to be dead", func() bool {
-		pids := s.all()
+	s.waitUntil("all processes to be dead", func() bool {
+		pids := s.listProcesses()
 		signalAll(pids, syscall.SIGKILL)
 		return len(pids) == 0
 	})
@@ -254,15 +254,15 @@ func (s *stress) killAll() {
 // mark is an entry in the environment of each process of a command.
 func (s *stress) mark() string { return "STRESS=" + s.dir }
 
-// fault records that something is wrong.
-func (s *stress) fault(kind, format string, args ...any) {
+// noteFault records that something is wrong.
+func (s *stress) noteFault(kind, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wrong[kind] = append(s.wrong[kind], fmt.Sprintf(format, args...))
 }
 
-// say records a step.
-func (s *stress) say(who int, what string) {
+// noteStep records a step.
+func (s *stress) noteStep(who int, what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.steps = append(s.steps, fmt.Sprintf("%9.3f %2d %s", float64(sinceBoot())/1e9, who, what))
@@ -292,13 +292,13 @@ func (s *stress) run() {
 	defer close(over)
 	for k := 0; time.Since(s.began) < stressRound && !s.broken.Load(); k++ {
 		op, r := s.plan.faultOp(k)
-		pause(r, 20*time.Millisecond, 500*time.Millisecond)
-		s.say(-1, op.name)
+		pauseRandomly(r, 20*time.Millisecond, 500*time.Millisecond)
+		s.noteStep(-1, op.name)
 		s.faults[op.name]++
 		op.do(s, r)
-		s.say(-1, "done")
+		s.noteStep(-1, "done")
 	}
-	s.say(-1, "over")
+	s.noteStep(-1, "over")
 }
 
 func stressOneRound(t *testing.T, programs []string, seed uint64, namespace bool) {
@@ -307,7 +307,7 @@ func stressOneRound(t *testing.T, programs []string, seed uint64, namespace bool
 	defer s.report()
 	s.run()
 	if !s.broken.Load() {
-		s.judge()
+		s.judgeRound()
 	}
 }
 
@@ -339,12 +339,12 @@ func (s *stress) report() {
 		check(s.t, err)
 		_, _ = fmt.Fprintf(&text, "%s\n", line)
 	}
-	name := s.kept("steps")
+	name := s.keptPath("steps")
 	s.t.Logf("the steps and answers are stored as %s: %v", name, os.WriteFile(name, text.Bytes(), 0o600))
 }
 
-// kept returns the path where evidence of a failed round is stored.
-func (s *stress) kept(what string) string {
+// keptPath returns the path where evidence of a failed round is stored.
+func (s *stress) keptPath(what string) string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("sallyport-stress-%d.%s", s.plan.seed, what))
 }
 

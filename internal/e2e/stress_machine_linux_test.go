@@ -109,8 +109,8 @@ func (p *power) mount() {
 	check(p.t, os.Chmod(p.dir, 0o700))
 }
 
-// cut makes the disk keep only what was synced until now.
-func (p *power) cut() {
+// cutPower makes the disk keep only what was synced until now.
+func (p *power) cutPower() {
 	p.t.Helper()
 	const (
 		shutDown   = 0x8004587d // EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
@@ -146,8 +146,8 @@ func powerKinds() (kinds []string) {
 	return kinds
 }
 
-// marked returns the processes with an entry in their environment.
-func marked(entry string) (pids []int) {
+// findMarked returns the processes with an entry in their environment.
+func findMarked(entry string) (pids []int) {
 	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, p := range processes {
 		environ, _ := os.ReadFile(filepath.Join(p, "environ")) // the process may have ended

@@ -126,7 +126,7 @@ func (s *stress) request(e event, method, path, body string) event {
 			e.Listed = page.Runs
 		}
 	}
-	s.note(e)
+	s.noteEvent(e)
 	return e
 }
 
@@ -188,8 +188,8 @@ func (s *stress) deliverAgain(from *stressSender, r *rand.Rand) {
 	}
 }
 
-// pick returns one of the latest runs that an answer named, or "".
-func (s *stress) pick(r *rand.Rand) string {
+// pickRun returns one of the latest runs that an answer named, or "".
+func (s *stress) pickRun(r *rand.Rand) string {
 	back := 1 + r.IntN(12)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,7 +200,7 @@ func (s *stress) pick(r *rand.Rand) string {
 }
 
 func (s *stress) getRun(_ *stressSender, r *rand.Rand) {
-	if run := s.pick(r); run != "" {
+	if run := s.pickRun(r); run != "" {
 		s.request(event{Op: "get", Of: run}, http.MethodGet, "/runs/"+run, "")
 	}
 }
@@ -223,20 +223,20 @@ func (s *stress) observe(over <-chan struct{}) {
 }
 
 func (s *stress) cancelRun(_ *stressSender, r *rand.Rand) {
-	if run := s.pick(r); run != "" {
+	if run := s.pickRun(r); run != "" {
 		s.request(event{Op: "cancel", Of: run}, http.MethodDelete, "/runs/"+run, "")
 	}
 }
 
 func (s *stress) rerunRun(_ *stressSender, r *rand.Rand) {
-	if run := s.pick(r); run != "" {
+	if run := s.pickRun(r); run != "" {
 		s.request(event{Op: "rerun", Of: run}, http.MethodPost, "/runs/"+run+"/rerun", "")
 	}
 }
 
 // followRun reads the output of a run until its end, or until the request fails.
 func (s *stress) followRun(_ *stressSender, r *rand.Rand) {
-	run := s.pick(r)
+	run := s.pickRun(r)
 	if run == "" {
 		return
 	}
@@ -244,12 +244,12 @@ func (s *stress) followRun(_ *stressSender, r *rand.Rand) {
 	defer cancel()
 	a, _ := s.exchange(ctx, http.MethodGet, "/runs/"+run+"/output?follow", "") // it may end before the output does
 	if a.code == http.StatusOK && !strings.HasPrefix(stressOutput(run), string(a.body)) {
-		s.fault("untrue", "run %s was followed, and wrote %q", run, a.body)
+		s.noteFault("untrue", "run %s was followed, and wrote %q", run, a.body)
 	}
 }
 
-// note records an event.
-func (s *stress) note(e event) {
+// noteEvent records an event.
+func (s *stress) noteEvent(e event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.events = append(s.events, e)

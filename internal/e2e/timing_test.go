@@ -37,7 +37,7 @@ hooks:
 	if out, err := program(b, dir, "certs", "dev").CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
 	}
-	url := listening(b, dir, program(b, dir, "serve", "--config", "sallyport.yaml"))
+	url := startListening(b, dir, program(b, dir, "serve", "--config", "sallyport.yaml"))
 	trusted := roots(b, filepath.Join(dir, "certs", "ca.pem"))
 	for _, size := range []int{100, 64 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("%dB", size), func(b *testing.B) {

@@ -14,8 +14,8 @@ import (
 	"sallyport/runner"
 )
 
-// built builds a version of the program for release, without some of its source files.
-func built(t *testing.T, file, version string, without ...string) {
+// buildVersion builds a version of the program for release, without some of its source files.
+func buildVersion(t *testing.T, file, version string, without ...string) {
 	t.Helper()
 	var overlay struct{ Replace map[string]string }
 	overlay.Replace = map[string]string{}
@@ -34,12 +34,12 @@ func built(t *testing.T, file, version string, without ...string) {
 	}
 }
 
-// upgrade returns an installation of one version of the program, which another can replace.
-func upgrade(t *testing.T) *installation {
+// installUpgradable returns an installation of one version of the program, which another can replace.
+func installUpgradable(t *testing.T) *installation {
 	t.Helper()
 	dir := t.TempDir()
 	program := filepath.Join(dir, "sallyport")
-	built(t, program, "v1")
+	buildVersion(t, program, "v1")
 	in := install(t, program, countingHooks)
 	in.write("count.sh", counting, 0o755)
 	t.Cleanup(in.killServers) // runs before the cleanup that looks for the supervisor
@@ -47,25 +47,25 @@ func upgrade(t *testing.T) *installation {
 	return in
 }
 
-// put replaces the running program by another one, and makes the server hand over to it.
-func (in *installation) put(program string) {
+// handOverTo replaces the running program by another one, and makes the server hand over to it.
+func (in *installation) handOverTo(program string) {
 	in.t.Helper()
 	check(in.t, os.Rename(program, in.program))
 	check(in.t, in.server.Process.Signal(syscall.SIGUSR2))
 }
 
-// endNext ends the successor.
-func (in *installation) endNext() {
+// endSuccessor ends the successor.
+func (in *installation) endSuccessor() {
 	in.t.Helper()
 	for _, pid := range in.servers() {
 		check(in.t, syscall.Kill(pid, syscall.SIGTERM))
 	}
-	in.until("the servers to end", func() bool { return len(in.servers()) == 0 })
+	in.waitUntil("the servers to end", func() bool { return len(in.servers()) == 0 })
 }
 
 func (in *installation) awaitLog(text string, times int) {
 	in.t.Helper()
-	in.until(text, func() bool { return strings.Count(string(in.read("log")), text) >= times })
+	in.waitUntil(text, func() bool { return strings.Count(string(in.read("log")), text) >= times })
 }
 
 const countingHooks = `
@@ -81,7 +81,7 @@ seq 100001 200000
 exit 7
 `
 
-func numbers(from, to int) string {
+func numberLines(from, to int) string {
 	var b strings.Builder
 	for n := from; n <= to; n++ {
 		_, _ = fmt.Fprintln(&b, n)
@@ -89,15 +89,15 @@ func numbers(from, to int) string {
 	return b.String()
 }
 
-// wants checks a run of the counting command that went on during the upgrade.
-func (in *installation) wants(run runner.Run) {
+// checkCounting checks a run of the counting command that went on during the upgrade.
+func (in *installation) checkCounting(run runner.Run) {
 	in.t.Helper()
 	in.write("gate", "", 0o600)
-	run = in.ask(in.t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run()
+	run = in.sendRequest(in.t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run()
 	if run.State != runner.Failed || run.ExitCode == nil || *run.ExitCode != 7 {
 		in.t.Errorf("the run is %+v", run)
 	}
-	if out := in.ask(in.t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); string(out.body) != numbers(1, 200_000) {
+	if out := in.sendRequest(in.t.Context(), http.MethodGet, "/runs/"+run.ID+"/output", ""); string(out.body) != numberLines(1, 200_000) {
 		in.t.Errorf("its output has %d bytes", len(out.body))
 	}
 }
@@ -106,40 +106,40 @@ func (in *installation) wants(run runner.Run) {
 // program, and loses nothing of the run.
 func TestUpgrade_RunGoesOn(t *testing.T) {
 	t.Parallel()
-	in := upgrade(t)
+	in := installUpgradable(t)
 	run := in.deliver("count", "{}").run()
 	pid, old := in.supervisor(), in.server.Process.Pid
 	next := in.program + ".new"
-	built(t, next, "v2")
-	in.put(next)
+	buildVersion(t, next, "v2")
+	in.handOverTo(next)
 	in.awaitLog(`"msg":"serving"`, 2)
-	in.until("the old server to go", func() bool { return len(in.servers()) == 1 && in.servers()[0] != old })
+	in.waitUntil("the old server to go", func() bool { return len(in.servers()) == 1 && in.servers()[0] != old })
 	in.awaitLog(fmt.Sprintf(`"msg":"supervisor ready","pid":%d,"version":"v2 `, pid), 1)
 	if now := in.supervisor(); now != pid {
 		t.Errorf("the supervisor is process %d, and was %d", now, pid)
 	}
-	in.wants(run)
-	in.endNext()
+	in.checkCounting(run)
+	in.endSuccessor()
 }
 
 // TestUpgrade_ProgramTooOld: a successor that is too old for the store gives up, after its predecessor has closed the
 // store, and the predecessor serves again.
 func TestUpgrade_ProgramTooOld(t *testing.T) {
 	t.Parallel()
-	in := upgrade(t)
+	in := installUpgradable(t)
 	run := in.deliver("count", "{}").run()
 	pid := in.supervisor()
 	migrations, err := filepath.Glob("runner/store/migrations/*.sql")
 	check(t, err)
 	other := in.program + ".old"
-	built(t, other, "v0", migrations[len(migrations)-1])
-	in.put(other)
+	buildVersion(t, other, "v0", migrations[len(migrations)-1])
+	in.handOverTo(other)
 	in.awaitLog("was written by a newer version", 1)
 	in.awaitLog(`"msg":"serving"`, 2)
 	in.awaitLog(`"msg":"not handed over"`, 1)
 	if pids := in.servers(); len(pids) != 1 || pids[0] != in.server.Process.Pid || in.supervisor() != pid {
 		t.Errorf("servers %v, supervisor %d", pids, in.supervisor())
 	}
-	in.wants(run)
-	in.end()
+	in.checkCounting(run)
+	in.endServer()
 }

@@ -44,19 +44,19 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	hear := func(what string) {
 		t.Helper()
 		from := heard.Load()
-		in.until("a notification "+what, func() bool { return heard.Load() > from+1 })
+		in.waitUntil("a notification "+what, func() bool { return heard.Load() > from+1 })
 	}
 	const silent = `"msg":"systemd watchdog not notified"`
-	in.until("the server to serve", func() bool { return in.serves(0) })
+	in.waitUntil("the server to serve", func() bool { return in.isServing(0) })
 	hear("while all is well")
 
 	supervisor := in.supervisor()
 	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
 	in.awaitLog(silent, 1)
-	in.ask(t.Context(), http.MethodGet, "/readyz", "") // its answer shows that earlier notifications have arrived
+	in.sendRequest(t.Context(), http.MethodGet, "/readyz", "") // its answer shows that earlier notifications have arrived
 	from := heard.Load()
 	for range 3 {
-		if a := in.ask(t.Context(), http.MethodGet, "/readyz", ""); a.code != http.StatusServiceUnavailable || !strings.Contains(string(a.body), `"parts":["supervisor"]`) {
+		if a := in.sendRequest(t.Context(), http.MethodGet, "/readyz", ""); a.code != http.StatusServiceUnavailable || !strings.Contains(string(a.body), `"parts":["supervisor"]`) {
 			t.Errorf("/readyz: %d %s", a.code, a.body)
 		}
 	}
@@ -68,15 +68,15 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 
 	// A restart does not help a part that answers with an error.
 	check(t, os.Rename(filepath.Join(in.dir, "state/state.db"), filepath.Join(in.dir, "away")))
-	in.until("the server to miss its database", func() bool {
-		return in.ask(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusServiceUnavailable
+	in.waitUntil("the server to miss its database", func() bool {
+		return in.sendRequest(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusServiceUnavailable
 	})
 	hear("without a database")
 	check(t, cmd.Process.Signal(syscall.SIGUSR2)) // the server does not hand over what its successor could not open
 	in.awaitLog(`"msg":"not handed over"`, 1)
 	check(t, os.Rename(filepath.Join(in.dir, "away"), filepath.Join(in.dir, "state/state.db")))
-	in.until("the server to be ready", func() bool {
-		return in.ask(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusOK
+	in.waitUntil("the server to be ready", func() bool {
+		return in.sendRequest(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusOK
 	})
 
 	check(t, cmd.Process.Signal(syscall.SIGUSR2))
