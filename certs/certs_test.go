@@ -272,7 +272,7 @@ func TestLoad_Problems(t *testing.T) {
 		"a client's certificate": {leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }), "error tls.cert: certificate 1 of s.pem is not for servers"},
 		"a name only in its CN":  {leaf(func(c *x509.Certificate) { c.DNSNames = nil }), "error tls.cert: certificate 1 of s.pem has no DNS name"},
 		"an address for a name":  {leaf(func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, []net.IP{net.IPv4(10, 0, 0, 1)} }), ""},
-		"no intermediate":        {leaf(func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} }), `warning tls.cert: s.pem contains only the server's certificate, which "Corp CA" signed it: append`},
+		"no intermediate":        {leaf(func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} }), `warning tls.cert: s.pem contains only the server's certificate, which "Corp CA" signed: append`},
 		"its intermediate": {func(t *testing.T, dir string, c ca) {
 			t.Helper()
 			p := c.issue(t, nil, func(c *x509.Certificate) { c.IssuingCertificateURL = []string{"http://ca.example.com/r1.der"} })

@@ -269,7 +269,7 @@ func TestWorkloads_NoCertificate(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.Chmod(dir, 0o777))
 	s.socket = "unix://" + dir + "/agent.sock"
-	refused("in a folder that others may write to")
+	refused("in a folder that other users may write to")
 	if len(s.workloads.Open()) > 0 {
 		t.Errorf("connected: %v", s.workloads.Open())
 	}
