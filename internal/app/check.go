@@ -15,7 +15,7 @@ import (
 
 type checkCmd struct {
 	Config string `short:"c" default:"sallyport.yaml" help:"Configuration file."`
-	Live   bool   `help:"Tell also when each key was last used, by the state folder."`
+	Live   bool   `help:"Also show when each key was last used (reads the state folder)."`
 }
 
 // Run prints what would be served.

@@ -350,7 +350,7 @@ func loadTLS(spec certs.Spec, named certs.Named, dir, state string, env Env, p *
 
 // checkUnchanged refuses what cannot change under a server that runs.
 func (c *Config) checkUnchanged(old *Config, p *diag.List) {
-	const text = "cannot change while the server runs (it has %q): start it anew"
+	const text = "cannot change while the server runs (it has %q): restart it"
 	if c.Listen != old.Listen {
 		p.At("listen").Errorf(text, old.Listen)
 	}
@@ -358,7 +358,7 @@ func (c *Config) checkUnchanged(old *Config, p *diag.List) {
 		p.At("state").Errorf(text, old.State)
 	}
 	if !bytes.Equal(c.Audit.Key, old.Audit.Key) {
-		p.At("audit", "key").Errorf("cannot change while the server runs: start it anew")
+		p.At("audit", "key").Errorf("cannot change while the server runs: restart it")
 	}
 }
 
@@ -456,7 +456,7 @@ func (f *File) checkReferences(p *diag.List) {
 		f.Metrics.checkCallers(f.Callers, used, p.At("metrics", "callers"))
 	}
 	if len(f.Callers) == 0 && !open {
-		p.At("callers").Errorf("are missing: without a caller nobody may start anything")
+		p.At("callers").Errorf("are missing: without a caller no hook may be started")
 	}
 	for name := range f.Callers {
 		if !used[name] {
@@ -467,7 +467,7 @@ func (f *File) checkReferences(p *diag.List) {
 
 func (m *Metrics) checkCallers(callers map[string]*CallerSpec, used map[string]bool, p *diag.List) {
 	if len(m.Callers) == 0 {
-		p.Errorf("name nobody, so nobody could read the metrics")
+		p.Errorf("name no caller, so none could read the metrics")
 	}
 	for i, name := range m.Callers {
 		if _, ok := callers[name]; !ok {
@@ -481,7 +481,7 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 func checkName(name string, p *diag.List) {
 	if !nameForm.MatchString(name) {
-		p.Errorf("%q is no name: a letter or digit, then up to 63 letters, digits and . _ -", name)
+		p.Errorf("%q is not a name: a letter or digit, then up to 63 letters, digits and . _ -", name)
 	}
 }
 
@@ -493,7 +493,7 @@ func checkListen(address string, p *diag.List) {
 		_, err = netip.ParseAddr(host)
 	}
 	if n, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil || strconv.FormatUint(n, 10) != port {
-		p.Errorf(`%q is no address to listen on: write ":8443", "127.0.0.1:8443" or "[::1]:8443"`, address)
+		p.Errorf(`%q is not an address to listen on: write ":8443", "127.0.0.1:8443" or "[::1]:8443"`, address)
 	}
 }
 

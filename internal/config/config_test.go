@@ -214,7 +214,7 @@ func TestLoad_FileOthersMayWrite(t *testing.T) {
 		writeFile(t, name, readTestdata(t, "design.yaml")+"surplus: 1\n", mode)
 		c, found := config.Load(name, env())
 		if c != nil || len(found) != 2 || found[0].Line != 0 || !strings.Contains(found[0].Text, mend) ||
-			!strings.Contains(found[1].Text, "no such key") {
+			!strings.Contains(found[1].Text, "unknown key") {
 			t.Errorf("%o: %q", mode, found)
 		}
 	}
@@ -237,7 +237,7 @@ func TestLoad_FileOfOtherOwner(t *testing.T) {
 		}
 		c, found := config.Load(name, env())
 		if c != nil || len(found) < 2 || found[0].Line != 0 || !strings.HasPrefix(found[0].Text, filepath.Join(dir, give)+" belongs to another user than root and 0") ||
-			!slices.ContainsFunc(found, func(d config.Diagnostic) bool { return strings.Contains(d.Text, "no such key") }) {
+			!slices.ContainsFunc(found, func(d config.Diagnostic) bool { return strings.Contains(d.Text, "unknown key") }) {
 			t.Errorf("%s: %q", what, found)
 		}
 	}
@@ -469,7 +469,7 @@ func TestLoad_TenThousandHooks(t *testing.T) {
 		t.Fatal(found)
 	}
 	c, found = load(t, dir, text+"    timeout: 5\n")
-	if got := formatDiagnostics(dir, found); c != nil || len(got) != 1 || got[0] != `sallyport.yaml:60006:14: hooks.hook9999.timeout: "5" is no duration: write 30s, 10m or 1h30m` {
+	if got := formatDiagnostics(dir, found); c != nil || len(got) != 1 || got[0] != `sallyport.yaml:60006:14: hooks.hook9999.timeout: "5" is not a duration: write 30s, 10m or 1h30m` {
 		t.Errorf("%q", got)
 	}
 }

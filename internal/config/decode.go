@@ -159,7 +159,7 @@ func (d *decoder) decodeStruct(n ast.Node, at place, path string, v reflect.Valu
 				names = append(names, name)
 			}
 			slices.Sort(names)
-			d.reportShape(keyAt, path, "there is no such key here; there are %s", strings.Join(names, ", "))
+			d.reportShape(keyAt, path, "unknown key; the keys here are %s", strings.Join(names, ", "))
 			return
 		}
 		at := entryPlace(keyAt, value)
@@ -206,13 +206,13 @@ func (d *decoder) decodeText(n ast.Node, at place, path string, to any) {
 	switch to := to.(type) {
 	case *time.Duration:
 		if *to, err = time.ParseDuration(s); err != nil {
-			err = fmt.Errorf("%q is no duration: write 30s, 10m or 1h30m", s)
+			err = fmt.Errorf("%q is not a duration: write 30s, 10m or 1h30m", s)
 		} else if *to < 0 {
 			err = fmt.Errorf("%s is below zero", s)
 		}
 	case *time.Time:
 		if *to, err = time.Parse(time.RFC3339, s); err != nil {
-			err = fmt.Errorf("%q is no time: write 2026-11-30T00:00:00Z", s)
+			err = fmt.Errorf("%q is not a time: write 2026-11-30T00:00:00Z", s)
 		}
 	case encoding.TextUnmarshaler:
 		err = to.UnmarshalText([]byte(s))
@@ -220,7 +220,7 @@ func (d *decoder) decodeText(n ast.Node, at place, path string, to any) {
 		err = to.UnmarshalYAML(func(into any) error {
 			p, ok := into.(*string)
 			if !ok {
-				return fmt.Errorf("%q is no list", s)
+				return fmt.Errorf("%q is not a list", s)
 			}
 			*p = s
 			return nil
@@ -268,7 +268,7 @@ func (d *decoder) decodeInteger(n ast.Node, at place, path string, v reflect.Val
 	}
 	value, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || strconv.FormatInt(value, 10) != text || v.OverflowInt(value) {
-		d.reportShape(at, path, "%s is no plain decimal number, or too large", text)
+		d.reportShape(at, path, "%s is not a plain decimal number, or too large", text)
 		return
 	}
 	v.SetInt(value)

@@ -30,7 +30,7 @@ func TestLoadHooks_SameRules(t *testing.T) {
 	for fault, text := range map[string]string{
 		"there is no caller":       strings.Replace(withHooks, "[github]", "[gitlab]", 1),
 		"hooks.start.comand":       strings.Replace(withHooks, "command", "comand", 1),
-		"is no name":               strings.Replace(withHooks, "  start:", `  "a b":`, 1),
+		"is not a name":            strings.Replace(withHooks, "  start:", `  "a b":`, 1),
 		"callers.github.hmac.skim": strings.Replace(withHooks, "scheme", "skim", 1), // anywhere in the file
 		"cannot be found":          strings.Replace(withHooks, "/bin/true", "/no/such/program", 1),
 	} {

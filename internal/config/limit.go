@@ -60,7 +60,7 @@ var rateForm = regexp.MustCompile(`^([1-9][0-9]{0,6})/([smh])$`)
 func (r *Rate) UnmarshalText(text []byte) error {
 	parts := rateForm.FindStringSubmatch(string(text))
 	if parts == nil {
-		return fmt.Errorf("%q is no rate: write 20/s, 6/m or 100/h", text)
+		return fmt.Errorf("%q is not a rate: write 20/s, 6/m or 100/h", text)
 	}
 	n, err := strconv.Atoi(parts[1])
 	if err != nil || n > maxEvents {

@@ -41,7 +41,7 @@ func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version 
 			build:   prometheus.NewDesc("sallyport_build_info", "1, for the version that runs.", nil, prometheus.Labels{"version": version}),
 			loaded:  prometheus.NewDesc("sallyport_configuration_loaded_timestamp_seconds", "When the configuration in force was loaded.", nil, nil),
 			stale:   prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.", nil, nil),
-			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to load the configuration anew.", []string{"result"}, nil),
+			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.", []string{"result"}, nil),
 		},
 		newTrust(func() []certs.Expiry { return conf.Get().Expiries() }, func() []auth.KeyInfo { return conf.Get().Auth.Keys() }, uses),
 	)
