@@ -40,10 +40,6 @@ func (f *flightRules) checkOverlap(h *hook.Hook, run Run, inProgress map[string]
 	return nil
 }
 
-// noteRecovered has checkOverlap look at the runs of a hook when the flight of one that goes on is not the one that it
-// would be given now.
-func (f *flightRules) noteRecovered(h *hook.Hook, run Run) {
-	if h.Flight(run.Params) != run.Flight {
-		f.mixed[h.Name] = true
-	}
-}
+// noteRecovered has checkOverlap look at the runs of a hook, because the rule of a run that an earlier server started
+// is not known. The hook may be missing from the file for now.
+func (f *flightRules) noteRecovered(run Run) { f.mixed[run.Hook] = true }

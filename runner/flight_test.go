@@ -70,3 +70,21 @@ func TestFlightChanged_Queued(t *testing.T) {
 	b.finish(t, third, 0)
 	b.flies(t, fourth.Run.ID)
 }
+
+// TestFlightChanged_AfterRecovery: the rule of a run that an earlier server started is not known to this one.
+func TestFlightChanged_AfterRecovery(t *testing.T) {
+	before, after := flights(t, "{x}", 0), flights(t, "", 0)
+	for _, missing := range []bool{false, true} { // the hook, while the next server recovers
+		b := newBench(t, before)
+		b.start(t, of(before, "eu"))
+		b.crash(t)
+		if missing {
+			b.use()
+		}
+		b.recover(t)
+		b.use(after)
+		if s, err := b.Start(claimed(of(after, "eu"), "k")); !errors.Is(err, runner.ErrFlight) {
+			t.Errorf("missing %v: got %+v, %v", missing, s, err)
+		}
+	}
+}

@@ -51,7 +51,7 @@ func (r *Runner) launchRun(ctx context.Context, run Run, in Feed, from origin) (
 	told := make(chan error, 1)
 	go func() {
 		defer r.ordering.Done()
-		told <- guard.Do(r.log, func() error { return r.sendOrder(run, in) })
+		told <- r.sendOrderOnce(run, in)
 	}()
 	select {
 	case err := <-told:
@@ -67,7 +67,7 @@ func (r *Runner) launchRun(ctx context.Context, run Run, in Feed, from origin) (
 func (r *Runner) continueLaunch(ctx context.Context, run Run, from origin, err error) (outcome, error) {
 	why, revoked := r.findRevoked(run.ID)
 	switch {
-	case revoked && !errors.Is(err, ErrLeft):
+	case revoked && err != nil && !errors.Is(err, ErrLeft): // a command that runs all the same is stopped below
 		go r.finishRun(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
 		return neverBegins, nil
 	case err == nil, errors.Is(err, fs.ErrExist):
@@ -103,6 +103,17 @@ func (r *Runner) beginOrder(run Run, from origin) error {
 	r.setPhase(run, phaseOrdered)
 	r.ordering.Add(1)
 	return nil
+}
+
+// sendOrderOnce is sendOrder. After a fault the command may have been started all the same, and then it is fs.ErrExist.
+func (r *Runner) sendOrderOnce(run Run, in Feed) error {
+	err := guard.Do(r.log, func() error { return r.sendOrder(run, in) })
+	if errors.Is(err, guard.ErrFault) {
+		if known, failed := r.procs.Known(run.ID); known || failed != nil {
+			return fs.ErrExist
+		}
+	}
+	return err
 }
 
 func (r *Runner) sendOrder(run Run, in Feed) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"testing"
@@ -372,4 +373,63 @@ func TestCancel_WhileCommandBegins(t *testing.T) {
 	if run := b.ended(t, second.Run); run.State != runner.Cancelled || run.Signal == "" {
 		t.Errorf("got %+v", run)
 	}
+}
+
+// faulty has a fault once an order is carried out.
+type faulty struct{ *commands }
+
+// Start implements runner.Processes.
+func (f faulty) Start(o runner.Order) error {
+	if err := f.commands.Start(o); err != nil {
+		return err
+	}
+	panic("after the order was carried out")
+}
+
+// TestStart_FaultAfterOrder: a command that may have been started is followed, and never started again.
+func TestStart_FaultAfterOrder(t *testing.T) {
+	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
+	b := newBench(t, h)
+	r := runner.New(b.disk, faulty{b.commands}, b.hook, time.Now, slog.New(slog.DiscardHandler))
+	d := claimed(of(h, "eu"), "k")
+	s, err := r.Start(t.Context(), d)
+	if err != nil || s.Run.State != runner.Running {
+		t.Fatalf("got %+v, %v", s, err)
+	}
+	b.commands.end(s.Run.ID, runner.End{Ended: time.Now(), ExitCode: new(int)})
+	until(t, "its end is recorded", func() bool { return b.record(t, s.Run.ID).State == runner.Succeeded })
+	var replayed *runner.Replayed
+	if _, err := r.Start(t.Context(), d); !errors.As(err, &replayed) {
+		t.Errorf("the same delivery: %v", err)
+	}
+}
+
+// elsewhere is an installation whose folder of runs was replaced: runs are revoked in one, and start in the other.
+type elsewhere struct{ *commands }
+
+// Revoke implements runner.Processes.
+func (elsewhere) Revoke(string, runner.State) (bool, error) { return true, nil }
+
+// TestCancel_StartedAllTheSame: a command that begins although it was revoked is stopped.
+func TestCancel_StartedAllTheSame(t *testing.T) {
+	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
+	b := newBench(t, h)
+	r := runner.New(b.disk, elsewhere{b.commands}, b.hook, time.Now, slog.New(slog.DiscardHandler))
+	b.gateStarts()
+	started := make(chan error, 1)
+	go func() {
+		_, err := r.Start(t.Context(), of(h, "eu"))
+		started <- err
+	}()
+	id := <-b.entered
+	b.set(func() { b.obey = true })
+	if _, err := r.Cancel(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	close(b.gate)
+	if err := <-started; err != nil {
+		t.Error(err)
+	}
+	until(t, "the command is stopped", func() bool { return len(b.stopped()) > 0 })
+	until(t, "its end is recorded", func() bool { return b.record(t, id).State == runner.Cancelled })
 }

@@ -60,11 +60,9 @@ func (r *Runner) resumeRun(ctx context.Context, run Run) error {
 	switch {
 	case known:
 		r.log.Info("run adopted", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-		if h, ok := r.hook(run.Hook); ok {
-			r.mu.Lock()
-			r.rules.noteRecovered(h, run)
-			r.mu.Unlock()
-		}
+		r.mu.Lock()
+		r.rules.noteRecovered(run)
+		r.mu.Unlock()
 		r.noteStarted(run)
 		go r.followRun(ctx, run)
 		if run.Wish != "" { // the server before may have gone before it saw to that

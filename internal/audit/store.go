@@ -65,7 +65,7 @@ func (s *audited) Cancel(ctx context.Context, id string) (runner.Run, bool, erro
 		return runner.Run{}, false, err
 	}
 	run, cancelled, err := s.Store.Cancel(ctx, id)
-	if err != nil {
+	if err != nil && !errors.Is(err, runner.ErrUncertain) { // else it may have been recorded
 		s.writeVoid(line, err.Error())
 	}
 	return run, cancelled, err

@@ -420,8 +420,10 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 			void: "delivery accepted before, as run other",
 		},
 		"not recorded": {run: &run, err: runner.ErrUnavailable, before: allowed, void: "the store cannot record"},
+		"perhaps not":  {run: &run, err: runner.ErrUncertain, before: allowed},
 		"joined":       {run: &run, as: "other", before: allowed, void: "joined run other"},
 		"cancelled":    {before: cancel},
+		"perhaps so":   {err: runner.ErrUncertain, before: cancel},
 		"no such run":  {err: runner.ErrUnknown, before: cancel, void: "no such run"},
 	} {
 		t.Run(what, func(t *testing.T) {

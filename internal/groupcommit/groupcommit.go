@@ -75,16 +75,32 @@ func (q *Queue[T]) Do(ctx context.Context, value T) error {
 // Send puts an operation into the queue and does not wait for its commit. It waits for room. When the queue is
 // closed, the operation is dropped.
 func (q *Queue[T]) Send(value T) {
+	if q.hasEnded() {
+		return
+	}
 	select {
 	case q.ops <- Op[T]{Value: value}:
 	case <-q.closing:
 	}
 }
 
-// TrySend is Send without waiting: if the queue is full, it drops the operation and returns false.
+// TrySend is Send without waiting: if the queue is full, or its writer has ended, it drops the operation and returns
+// false.
 func (q *Queue[T]) TrySend(value T) bool {
+	if q.hasEnded() {
+		return false
+	}
 	select {
 	case q.ops <- Op[T]{Value: value}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (q *Queue[T]) hasEnded() bool {
+	select {
+	case <-q.ended:
 		return true
 	default:
 		return false

@@ -124,5 +124,9 @@ func TestQueue_Close(t *testing.T) {
 		if err := q.Do(t.Context(), 10); !errors.Is(err, groupcommit.ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
+		q.Send(12)
+		if rest := q.Rest(); q.TrySend(14) || len(rest) > 0 {
+			t.Errorf("%d operations were queued that no writer receives", len(rest))
+		}
 	})
 }

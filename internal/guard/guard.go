@@ -5,10 +5,14 @@
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
 )
+
+// ErrFault says that a function ended by a panic, so that what it had done until then is not known.
+var ErrFault = errors.New("fault")
 
 // Call returns what f returns. A panic of f is logged with its stack, and returned as an error.
 func Call[T any](log *slog.Logger, f func() (T, error)) (value T, err error) {
@@ -33,5 +37,5 @@ func Log(log *slog.Logger, recovered any, attrs ...any) error {
 		return nil
 	}
 	log.With(attrs...).Error("fault", "error", recovered, "stack", string(debug.Stack()))
-	return fmt.Errorf("fault: %v", recovered)
+	return fmt.Errorf("%w: %v", ErrFault, recovered)
 }

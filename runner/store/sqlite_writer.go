@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"sallyport/internal/groupcommit"
 	"sallyport/internal/guard"
@@ -224,7 +225,8 @@ func (w *writer) runOperation(ctx context.Context, o *operation, shared bool) er
 // runner.ErrUncertain as well.
 func (w *writer) undoCommit(ctx context.Context, err error) error {
 	_ = w.rollBack(ctx, err)
-	if errors.Is(err, ErrDiskFull) { // the log does not have all of it
+	var failure *sqlite.Error
+	if errors.As(err, &failure) && failure.Code() == sqlite3.SQLITE_FULL { // the log does not have all of it
 		return err
 	}
 	// SQLite does not write an equal value. This number has no other use.

@@ -101,8 +101,10 @@ func (s *Set) endFetch(got *fetched, err error, pause time.Duration) {
 	} else {
 		s.status.Failed++
 	}
-	close(s.pending)
-	s.pending = nil
+	if s.pending != nil { // else a keeper of before has released those that waited
+		close(s.pending)
+		s.pending = nil
+	}
 }
 
 // releaseWaiting ends the waiting of deliveries, because no fetch follows.
