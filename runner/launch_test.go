@@ -383,7 +383,7 @@ func (f faulty) Start(o runner.Order) error {
 	if err := f.commands.Start(o); err != nil {
 		return err
 	}
-	panic("after the order was carried out")
+	panic("after the order was carried out") //nolint:forbidigo // it stands for a fault of the program
 }
 
 // TestStart_FaultAfterOrder: a command that may have been started is followed, and never started again.
