@@ -1,5 +1,5 @@
-// Command sallyport is a secured webhook receiver: it checks who sends a
-// request and starts one allow-listed command, one run at a time.
+// Command sallyport is a secured webhook receiver. It authenticates each request, and starts one allow-listed command
+// for it, one run at a time.
 package main
 
 import (

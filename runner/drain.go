@@ -44,7 +44,7 @@ func (r *Runner) Leave() {
 	}
 }
 
-// isStopping tells whether nobody here waits for what cannot be recorded now.
+// isStopping reports whether this server must not wait any more until it can record something.
 func (r *Runner) isStopping() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -57,7 +57,7 @@ func (r *Runner) hasLeft() bool {
 	return r.left
 }
 
-// awaitIdle waits until nothing is under way, and reports false if ctx was done first.
+// awaitIdle waits until no work is in progress, and reports false if ctx was done first.
 func (r *Runner) awaitIdle(ctx context.Context) bool {
 	for {
 		r.mu.Lock()
@@ -80,8 +80,7 @@ func (r *Runner) awaitIdleBriefly(ctx context.Context) bool {
 	return r.awaitIdle(ctx)
 }
 
-// Kill takes no more deliveries and ends everything in the air at once, without
-// grace.
+// Kill takes no more deliveries and kills all runs in progress at once, without a grace.
 func (r *Runner) Kill() {
 	r.mu.Lock()
 	r.beginDraining()
@@ -92,11 +91,11 @@ func (r *Runner) Kill() {
 func (r *Runner) stopAllRuns(grace time.Duration) {
 	r.mu.Lock()
 	killed := r.stopped != nil && *r.stopped == 0
-	if killed || r.left { // then the next server decides
+	if killed || r.left { // the runs are killed already, or the next server decides
 		r.mu.Unlock()
 		return
 	}
-	r.stopped = &grace // a run whose command starts from now on sees this
+	r.stopped = &grace // noteStarted stops a run whose command starts after this
 	var runs []Run
 	for _, run := range r.inProgress {
 		if t := r.runs[run.ID]; t != nil && t.phase == phaseStarted {
@@ -112,7 +111,7 @@ func (r *Runner) stopAllRuns(grace time.Duration) {
 	all.Wait()
 }
 
-// beginDraining turns deliveries away from now on. The caller holds mu.
+// beginDraining refuses deliveries from now on. The caller holds mu.
 func (r *Runner) beginDraining() {
 	if !r.draining {
 		r.draining = true
@@ -120,10 +119,10 @@ func (r *Runner) beginDraining() {
 	}
 }
 
-// Going is closed once deliveries are turned away.
+// Going returns a channel that is closed once deliveries are refused.
 func (r *Runner) Going() <-chan struct{} { return r.going }
 
-// Draining tells whether deliveries are turned away.
+// Draining reports whether deliveries are refused.
 func (r *Runner) Draining() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

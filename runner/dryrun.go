@@ -6,9 +6,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-// DryRun tells what Start would do with a delivery, as far as that can be
-// known without recording it. It starts nothing and leaves no trace. The run
-// that it returns has no id, and is running or queued; errors are those of Start.
+// DryRun returns what Start would do with a delivery, as far as that can be known without recording it. It starts and
+// records nothing. The run that it returns has no id, and is running or queued. Its errors are those of Start.
 func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	if d.Repeated != nil {
 		return Started{}, d.Repeated

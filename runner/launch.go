@@ -11,36 +11,36 @@ import (
 	"sallyport/internal/logging"
 )
 
-// answerTime is how long the supervisor may take before others go on without
-// its answer: less than senders wait for theirs.
+// answerTime is how long the runner waits for an answer of the supervisor before it continues without it. It is
+// shorter than the time that senders wait for their answer.
 const answerTime = 5 * time.Second
 
-// origin says what a run that is launched comes from.
+// origin says where a run that is launched comes from.
 type origin int
 
 const (
 	fromDelivery origin = iota // its sender waits for the answer, and gets the error
-	fromStore                  // its delivery was answered before: what fails now is tried again
+	fromStore                  // its delivery was answered before: a failed start is tried again
 )
 
-// outcome is what is known of a run when launchRun returns. Except for notStarted there is no error.
+// outcome is what is known of a run when launchRun returns. There is an error only with notStarted.
 type outcome int
 
 const (
 	commandStarted outcome = iota // the command runs
-	notAnswered                   // its order stands, is never given twice, and has no answer yet
-	leftToNext                    // the next server finds out, or starts it
-	neverBegins                   // it was revoked before its command began, and ends so
-	queuedAgain                   // its command cannot be started yet, and it is tried again
-	notStarted                    // its command cannot be started, and it ended as failed
+	notAnswered                   // its order was given once, is not repeated, and has no answer yet
+	leftToNext                    // the next server learns what became of it, or starts it
+	neverBegins                   // it was revoked before its command began, and ends for that reason
+	queuedAgain                   // its command cannot be started yet; the start is tried again
+	notStarted                    // its command cannot be started; the run ended as failed
 )
 
-// launchRun starts the command of a run that is recorded as running. The unit of work of its caller goes over to the
-// run: whichever way the run goes on from here gives it back. From here on ctx is one that is never done.
+// launchRun starts the command of a run that is recorded as running. The unit of work of its caller passes to the
+// run, and is released by endWork on each path from here. The caller's ctx must be one that is never done.
 func (r *Runner) launchRun(ctx context.Context, run Run, in Feed, from origin) (outcome, error) {
 	switch err := r.beginOrder(run, from); {
 	case errors.Is(err, ErrLeft):
-		if from == fromStore { // if this fails, the next server finds it all the same
+		if from == fromStore { // if this fails, the next server still finds the run as running
 			_, _ = r.store.Requeue(ctx, run.ID)
 		}
 		r.endWork()
@@ -63,11 +63,11 @@ func (r *Runner) launchRun(ctx context.Context, run Run, in Feed, from origin) (
 	return notAnswered, nil
 }
 
-// continueLaunch goes on once it is known what became of an order.
+// continueLaunch continues a launch once the result of its order is known.
 func (r *Runner) continueLaunch(ctx context.Context, run Run, from origin, err error) (outcome, error) {
 	why, revoked := r.findRevoked(run.ID)
 	switch {
-	case revoked && err != nil && !errors.Is(err, ErrLeft): // a command that runs all the same is stopped below
+	case revoked && err != nil && !errors.Is(err, ErrLeft): // a command that runs nevertheless is stopped by noteStarted below
 		go r.finishRun(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
 		return neverBegins, nil
 	case err == nil, errors.Is(err, fs.ErrExist):
@@ -79,16 +79,15 @@ func (r *Runner) continueLaunch(ctx context.Context, run Run, from origin, err e
 		r.endWork()
 		return leftToNext, nil
 	case from == fromStore && !r.isFinal(run, err):
-		go r.requeueRun(ctx, run, err) // Recover does not wait for the store
+		go r.requeueRun(ctx, run, err) // in a goroutine: Recover must not wait for the store
 		return queuedAgain, nil
 	}
 	return notStarted, r.recordNotStarted(ctx, run, err)
 }
 
-// beginOrder puts a run into the air that is to be started here. ErrLeft means that it
-// is recorded, and started by the next server: after Leave because that may be
-// there already, and a run that waited while this one drains, because it would be
-// stopped with the others.
+// beginOrder marks a run as in progress whose command is to be ordered. ErrLeft means that the run is recorded and
+// that the next server starts it: after Leave, because that server may already be running, and for a queued run while
+// this server drains, because it would be stopped with the others.
 func (r *Runner) beginOrder(run Run, from origin) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -105,7 +104,8 @@ func (r *Runner) beginOrder(run Run, from origin) error {
 	return nil
 }
 
-// sendOrderOnce is sendOrder. After a fault the command may have been started all the same, and then it is fs.ErrExist.
+// sendOrderOnce is sendOrder, with panics as errors. If the command may have been started despite a panic, the error
+// is fs.ErrExist.
 func (r *Runner) sendOrderOnce(run Run, in Feed) error {
 	err := guard.Do(r.log, func() error { return r.sendOrder(run, in) })
 	if errors.Is(err, guard.ErrFault) {
@@ -127,8 +127,8 @@ func (r *Runner) sendOrder(run Run, in Feed) error {
 	})
 }
 
-// recordNotStarted records a run whose command could not be started. Its delivery
-// is given back: the reason may be gone when the sender tries again.
+// recordNotStarted records a run whose command could not be started. The claim of its delivery is removed, so that
+// the sender can send it again: the cause may be gone by then.
 func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) error {
 	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
 	end := End{Ended: r.now(), Error: "the command could not be started", Detail: reason.Error()}
@@ -143,7 +143,7 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 	ended.State, ended.End = Failed, end
 	select {
 	case ended = <-recorded:
-	case <-time.After(recordRetryPause): // the sender need not wait until the store can record again
+	case <-time.After(recordRetryPause): // the sender does not wait until the store can record again
 	}
 	return &NotStarted{Run: ended, Reason: reason}
 }
@@ -160,7 +160,7 @@ func (r *Runner) launchStored(ctx context.Context, run Run) {
 			_, _ = r.launchRun(ctx, run, in, fromStore)
 			return
 		}
-		// Never without its input: that would be another run than the one asked for.
+		// A command is never started without its input: it would do something else than was requested.
 		if failing.IsNew(err) {
 			r.log.Error("run's input not read", "run", run.ID, "hook", run.Hook, "error", err)
 		}

@@ -9,13 +9,11 @@ import (
 	"sallyport/runner/hook"
 )
 
-// Recover takes up what a server before this one left: runs that go on are
-// followed, those that ended meanwhile are recorded with their true end, those
-// that were recorded but never started are started, unless the machine was
-// restarted since, and those that wait are started in their turn. It is called
-// once, before the first Start.
+// Recover resumes the runs of an earlier server. Runs in progress are followed. Those that ended in the meantime are
+// recorded with their end. Those that were recorded but not started are started, unless the machine was restarted
+// since. Queued runs are started in their turn. Recover is called once, before the first Start.
 func (r *Runner) Recover(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx) // the runs outlive it
+	ctx = context.WithoutCancel(ctx) // the runs continue after ctx is done
 	active, err := r.store.Active(ctx)
 	if err != nil {
 		return err
@@ -36,13 +34,13 @@ func (r *Runner) Recover(ctx context.Context) error {
 		case errors.Is(err, ErrLeft):
 			r.endWork()
 			return err
-		case err != nil: // one run of which nothing can be learned now holds up no other
+		case err != nil: // a run whose state cannot be read now must not delay the others
 			r.log.Error("run not taken up yet; it is tried again", "run", run.ID, "hook", run.Hook, "error", err)
 			go r.resumeRunLater(ctx, run)
 		}
 	}
 	err = r.promoteFlights(ctx)
-	if errors.Is(err, ErrUnavailable) { // which keeps no server from following what runs
+	if errors.Is(err, ErrUnavailable) { // the server can still follow the runs in progress
 		r.log.Error("waiting runs not started", "error", err)
 		r.promoteLater(ctx, allFlights, recordRetryPause)
 		return nil
@@ -50,8 +48,7 @@ func (r *Runner) Recover(ctx context.Context) error {
 	return err
 }
 
-// resumeRun goes on with a run that is recorded as running. On an error nothing was
-// done.
+// resumeRun continues a run that is recorded as running. If it returns an error, it did nothing.
 func (r *Runner) resumeRun(ctx context.Context, run Run) error {
 	known, err := r.procs.Known(run.ID)
 	if err != nil {
@@ -65,18 +62,18 @@ func (r *Runner) resumeRun(ctx context.Context, run Run) error {
 		r.mu.Unlock()
 		r.noteStarted(run)
 		go r.followRun(ctx, run)
-		if run.Wish != "" { // the server before may have gone before it saw to that
+		if run.Wish != "" { // the earlier server may have ended before it stopped the command
 			go r.stopCommand(run.ID, stopping{run.Wish, -1})
 		}
 	case run.Boot == "" || run.Boot != r.boot:
 		go r.endInterrupted(ctx, run)
-	default: // the server before stopped between the record and the start
+	default: // the earlier server ended after it recorded the run and before it started the command
 		r.launchStored(ctx, run)
 	}
 	return nil
 }
 
-// resumeRunLater is resumeRun, repeated until it succeeds or the next server does it.
+// resumeRunLater repeats resumeRun until it succeeds, or leaves the run to the next server.
 func (r *Runner) resumeRunLater(ctx context.Context, run Run) {
 	for {
 		<-time.After(recordRetryPause)
@@ -90,27 +87,26 @@ func (r *Runner) resumeRunLater(ctx context.Context, run Run) {
 	}
 }
 
-// endInterrupted ends a run that was ordered before the machine was started again. Its folder is not synced, so it may
-// be missing although the command ran: to start it now could run it twice.
+// endInterrupted ends a run that was ordered before the machine was restarted. The folder of the run is not synced,
+// so it may be missing although the command ran: a start now could run the command twice.
 func (r *Runner) endInterrupted(ctx context.Context, run Run) {
 	r.log.Warn("run interrupted: the machine was restarted after the run was ordered", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
 	r.finishRun(ctx, run, Interrupted, End{Ended: r.now(), Reason: Interrupted}, false)
 }
 
-// holdWork counts a run that is launched or followed here, until endWork.
+// holdWork adds a unit of work for a run that is launched or followed here. endWork removes it.
 func (r *Runner) holdWork() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.working++
 }
 
-// maxReruns bounds how often an interrupted run is started again by itself: a
-// command that brings the machine down must not do so for ever.
+// maxReruns is how often an interrupted run is repeated automatically. The limit ends the repetition if the command
+// itself crashes the machine.
 const maxReruns = 3
 
-// rerunInterrupted queues a run again whose end nobody saw, where its hook says
-// that this is safe. It may be repeated: the claim keeps a run from being
-// queued twice, by another server too.
+// rerunInterrupted queues an interrupted run again if its hook says that this is safe. It may be called more than
+// once: the claim ensures that a run is queued again only once, also by another server.
 func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 	h, ok := r.hook(run.Hook)
 	if !ok || !h.RerunInterrupted || run.Attempt >= maxReruns {
@@ -127,9 +123,9 @@ func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 	again.Flight, again.Attempt = run.Flight, run.Attempt+1
 	p := hook.Policy{Kind: hook.Queue, Depth: hook.MaxQueue * 2}
 	if h.Busy.Kind == hook.Join || h.Busy.Kind == hook.Replace {
-		p.Depth = 1 // what waits is newer, and stands for this run
+		p.Depth = 1 // a queued run is newer, and replaces this one
 	}
-	// Keys of deliveries are digests, so no sender can take this one.
+	// The keys of deliveries are digests, so no delivery can have this key.
 	_, err = r.store.Admit(ctx, again, Claim{Key: "interrupted " + run.ID}, p, in)
 	var done *Replayed
 	var newer *Busy
@@ -145,8 +141,7 @@ func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 	return err
 }
 
-// ExpireQueued ends the runs of the hooks that have waited longer than their
-// hook allows.
+// ExpireQueued ends the queued runs that have waited for longer than their hook allows.
 func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*hook.Hook) error {
 	for name, h := range hooks {
 		if h.QueueTimeout == 0 {

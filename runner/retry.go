@@ -9,28 +9,25 @@ import (
 )
 
 const (
-	// The pause before a run whose command could not be started is tried again. It
-	// doubles from the first to the last.
+	// The pause before the start of a command is tried again. It doubles from firstRetry to lastRetry.
 	firstRetry = 500 * time.Millisecond
 	lastRetry  = 10 * time.Second
 
-	// hookMissing is how long an accepted run stays queued while its hook is missing: the
-	// file may be replaced just now, but what was accepted long ago must not start
-	// because another hook gets the same name.
+	// hookMissing is how long an accepted run stays queued while its hook is missing. The file may be in the process
+	// of being replaced. But a run that was accepted long ago must not start because a new hook gets the same name.
 	hookMissing = time.Hour
 )
 
 var errNoHook = errors.New("the configuration has no such hook any more")
 
-// failures are those of an accepted run to start.
+// failures are the failed starts of an accepted run.
 type failures struct {
 	count  int
 	since  time.Time
 	reason string // the latest that was logged
 }
 
-// isFinal reports whether an accepted run will not be started, however often it
-// is tried. Every other failure may pass.
+// isFinal reports whether an accepted run can never be started. Every other failure may be temporary.
 func (r *Runner) isFinal(run Run, err error) bool {
 	if !errors.Is(err, errNoHook) {
 		return errors.Is(err, ErrRefused)
@@ -41,8 +38,7 @@ func (r *Runner) isFinal(run Run, err error) bool {
 	return t != nil && t.failures != nil && r.now().Sub(t.failures.since) > hookMissing
 }
 
-// requeueRun queues an accepted run again whose command could not be started,
-// before all others of its flight.
+// requeueRun queues an accepted run again, before all others of its flight, because its command could not be started.
 func (r *Runner) requeueRun(ctx context.Context, run Run, reason error) {
 	defer r.endWork()
 	pause := r.noteFailure(run, reason)
@@ -57,18 +53,17 @@ func (r *Runner) requeueRun(ctx context.Context, run Run, reason error) {
 		}
 		<-time.After(recordRetryPause)
 	}
-	if now.State.Ended() { // it was cancelled while it was tried
+	if now.State.Ended() { // it was cancelled during the attempt
 		r.reportCancelled(now)
 	}
 	r.promoteLater(ctx, run.Flight, pause)
 }
 
-// noteFailure frees the flight in memory, logs a reason that is new, and returns
-// the pause before the next try.
+// noteFailure frees the flight in memory, logs a reason that is new, and returns the pause before the next attempt.
 func (r *Runner) noteFailure(run Run, reason error) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t := r.setPhase(run, phaseNone) // now: once it is queued, another try may be in progress
+	t := r.setPhase(run, phaseNone) // before Requeue: once the run is queued, another attempt may begin
 	if t.failures == nil {
 		t.failures = &failures{since: r.now()}
 	}
@@ -88,12 +83,11 @@ func (r *Runner) noteFailure(run Run, reason error) time.Duration {
 // allFlights stands for every flight.
 const allFlights = ""
 
-// promoteLater starts what is first in a flight after a pause, if nothing of the
-// flight runs then.
+// promoteLater starts the first queued run of a flight after a pause, if no run of the flight is in progress then.
 func (r *Runner) promoteLater(ctx context.Context, flight string, pause time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.retrying[flight] || r.draining { // then the next server tries
+	if r.retrying[flight] || r.draining { // a retry is scheduled already, or the next server tries
 		return
 	}
 	r.retrying[flight] = true
@@ -118,8 +112,8 @@ func (r *Runner) promoteDueFlight(ctx context.Context, flight string) {
 	}
 }
 
-// promoteFlights starts what is first in each of the flights that nothing runs in, or
-// in each flight that there is.
+// promoteFlights starts the first queued run of each of the flights, or of all flights, in which no run is in
+// progress.
 func (r *Runner) promoteFlights(ctx context.Context, flights ...string) error {
 	promoted, err := r.store.Promote(ctx, flights...)
 	for _, run := range promoted {

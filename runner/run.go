@@ -7,24 +7,24 @@ import (
 	"sallyport/runner/hook"
 )
 
-// State is where a run stands.
+// State is the state of a run.
 type State string
 
-// The states. All but Queued and Running are ends.
+// The states. All except Queued and Running are final.
 const (
 	Queued      State = "queued"
 	Running     State = "running"
 	Succeeded   State = "succeeded"   // exit code 0
 	Failed      State = "failed"      // any other exit code, a signal, or a command that could not start
-	TimedOut    State = "timed_out"   // stopped because its time was over
-	Cancelled   State = "cancelled"   // stopped because somebody asked
-	Interrupted State = "interrupted" // its end was not seen; the exit code is unknown
+	TimedOut    State = "timed_out"   // stopped because its timeout expired
+	Cancelled   State = "cancelled"   // stopped on request
+	Interrupted State = "interrupted" // its end was not observed; the exit code is unknown
 )
 
-// Ended tells whether the run is over.
+// Ended reports whether the run has ended.
 func (s State) Ended() bool { return s != Queued && s != Running }
 
-// Run is one execution of a hook's command, as the record keeps it.
+// Run is one execution of the command of a hook, as the store has it.
 type Run struct {
 	ID      string            `json:"id"` // UUIDv7
 	Hook    string            `json:"hook"`
@@ -35,42 +35,42 @@ type Run struct {
 	Created time.Time         `json:"created"`
 	Started time.Time         `json:"started,omitzero"`
 	RerunOf string            `json:"rerun_of,omitempty"` // the run that this one repeats
-	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated by itself, after an interruption
-	// Boot is the start of the machine under which the command was ordered: it
-	// may have run, whatever is left of it on the disk. Empty before that.
+	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated automatically after an interruption
+	// Boot identifies the start of the machine during which the command was ordered. The command may have run since
+	// then, even if its files are missing from the disk. It is empty until the command is ordered.
 	Boot string `json:"-"`
-	// Wish is the state in which the run was asked to end while it ran, or empty.
+	// Wish is the state in which the run was requested to end while it ran, or empty.
 	Wish State `json:"-"`
-	// StandsFor are other callers, whose deliveries wait in this run for want
-	// of one of their own: those of Join before Caller's.
+	// StandsFor has the other callers whose deliveries joined this queued run, because Join queues one run for all of
+	// them. Their deliveries came before that of Caller.
 	StandsFor []string `json:"stands_for,omitempty"`
-	// Cut names the parameters of which a list shows only the beginning.
+	// Cut has the names of the parameters whose values were shortened for a list.
 	Cut []string `json:"cut,omitempty"`
 	End
 }
 
-// End is how a run ended. Its fields are zero while the run is under way.
+// End is how a run ended. Its fields are zero while the run is in progress.
 type End struct {
 	Ended    time.Time `json:"ended,omitzero"`
-	ExitCode *int      `json:"exit_code,omitempty"` // absent when a signal ended it, or nobody saw
+	ExitCode *int      `json:"exit_code,omitempty"` // absent if a signal ended it, or its end was not observed
 	Signal   string    `json:"signal,omitempty"`    // SIGTERM
-	Reason   State     `json:"-"`                   // TimedOut, Cancelled or Interrupted, when that is why it ended
+	Reason   State     `json:"-"`                   // TimedOut, Cancelled or Interrupted, if that is why it ended
 	Error    string    `json:"error,omitempty"`     // why it could not start
-	Detail   string    `json:"-"`                   // the same with what only a local administrator may read
+	Detail   string    `json:"-"`                   // the same, with details that only a local administrator may read
 	Output   Output    `json:"output,omitzero"`
-	// LeftBehind counts the processes that were alive when the main process had
-	// ended by itself, and that were ended then.
+	// LeftBehind is the number of processes that were still alive when the main process had ended, and that were then
+	// killed.
 	LeftBehind int `json:"left_behind,omitempty"`
 }
 
 // Output counts what the command wrote to stdout and stderr together.
 type Output struct {
 	Bytes   int64 `json:"bytes"`   // all of it
-	Dropped int64 `json:"dropped"` // of the middle, not kept
+	Dropped int64 `json:"dropped"` // bytes of the middle that were not kept
 }
 
-// Order is what the server asks for: never an argv, so that whoever takes the
-// server over still gets nothing started but what the file allows.
+// Order is the request to start the command of a run. It has no argv, so that even an attacker who controls the
+// server can start only what the configuration file allows.
 type Order struct {
 	Run     string
 	Hook    string
@@ -82,46 +82,43 @@ type Order struct {
 	Created time.Time
 }
 
-// Errors of Start of Processes that the runner tells apart. After all others, too, nothing was started, and the same
-// order may be carried out later, but for fs.ErrExist: then it was carried out before.
+// Errors of Processes.Start that the runner distinguishes. After fs.ErrExist, the command was started by an earlier
+// order. After every other error nothing was started, and the same order may be given again.
 var (
-	// ErrRefused: the order will never be carried out, because of what it asks for.
+	// ErrRefused means that the order can never be carried out, because of its content.
 	ErrRefused = errors.New("the order is refused")
-	// ErrFlight: something of the flight is alive, whatever the record says.
+	// ErrFlight means that a process of the flight is alive, even if the store has no running run of it.
 	ErrFlight = errors.New("a command of the same flight is still running")
-	// ErrNotNow: who starts commands is on its way out, or not there.
+	// ErrNotNow means that the supervisor is about to end, or cannot be reached.
 	ErrNotNow = errors.New("commands cannot be started now")
-	// ErrLeft: this server is not told any more, and the next one finds out.
+	// ErrLeft means that this server gets no more answers, and that the next server learns the result.
 	ErrLeft = errors.New("left to the next server")
 )
 
-// ErrFull is why Start of Processes refuses a run that there is no space for.
-// Nothing is left of it, so that it may be started later.
+// ErrFull is the error of Processes.Start if there is no space for a run. No trace of the run is left, so that it may
+// be started later.
 var ErrFull = errors.New("no space for a run")
 
-// Processes is the seam to what starts and follows commands. Errors of Start
-// are for the operator.
+// Processes starts and follows commands. Errors of Start are for the operator.
 type Processes interface {
-	// Start returns once the command runs, or why it does not. While that
-	// cannot be known it does not return.
+	// Start returns nil once the command runs, or the reason why it does not run. It does not return while neither is
+	// known.
 	Start(Order) error
-	// Known tells whether a run was ever given to Start, even if its end was
-	// not seen.
+	// Known reports whether a run was given to Start before, even if its end was not observed.
 	Known(run string) (bool, error)
-	// Follow yields the end of a run once and is closed, or is closed without
-	// an end when the run is left to the next server. It is ErrUnknown when no
-	// run of that id was ever started.
+	// Follow returns a channel that yields the end of a run once and is then closed. It is closed without an end if
+	// the run is left to the next server. The error is ErrUnknown if no run with that id was started.
 	Follow(run string) (<-chan End, error)
-	// Stop ends the run's whole tree: TERM, the hook's grace, KILL. It returns
-	// at once. Grace below zero means the hook's own.
+	// Stop ends all processes of a run: TERM, the grace, KILL. It returns at once. A negative grace means the grace
+	// of the hook.
 	Stop(run string, why State, grace time.Duration) error
-	// Revoke has the command of a run never start, and the run end for a reason: Start returns fs.ErrExist from then on,
-	// and Follow that end. It reports false where the command was started before, or is being started. It does not
-	// wait for who starts commands.
+	// Revoke ensures that the command of a run never starts, and that the run ends with the reason why. From then on
+	// Start returns fs.ErrExist, and Follow yields that end. It reports false if the command was already started or
+	// is being started. It does not wait for the supervisor.
 	Revoke(run string, why State) (revoked bool, err error)
-	// List names the runs that are under way.
+	// List returns the ids of the runs in progress.
 	List() ([]string, error)
 }
 
-// Ends are the states in which a run is over.
+// Ends returns the final states.
 func Ends() []State { return []State{Succeeded, Failed, TimedOut, Cancelled, Interrupted} }

@@ -41,13 +41,13 @@ type Started struct {
 	Late     bool          // the run is recorded, and it is not known yet that its command runs
 	Joined   bool          // the run was queued before
 	Position int           // of a queued run; 1 is next
-	Expected time.Duration // until a queued run should start, by the hook's own median
+	Expected time.Duration // until a queued run should start, estimated from the median duration of the hook
 }
 
 // Busy says that a run of the same flight is in progress and no more can be queued.
 type Busy struct {
 	Run        Run
-	RetryAfter time.Duration // when the hook's own median says that it will be over
+	RetryAfter time.Duration // until the run should end, estimated from the median duration of the hook
 }
 
 func (e *Busy) Error() string { return "busy with run " + e.Run.ID }
@@ -63,12 +63,10 @@ func (e *NotStarted) Unwrap() error { return e.Reason }
 
 func (e *NotStarted) Error() string { return fmt.Sprintf("starting run %s: %v", e.Run.ID, e.Reason) }
 
-// ErrNoInput says that a command reads the body of its delivery, and the body was
-// not kept beyond the end of the run.
+// ErrNoInput says that a command reads the body of its delivery, and that body was not kept after the end of the run.
 var ErrNoInput = errors.New("the body that the command reads is not kept")
 
-// NotAllowed says that the parameters of a run are not, or no longer, what its
-// hook allows.
+// NotAllowed says that the hook does not allow the parameters of a run, or does not allow them any more.
 type NotAllowed struct{ Problems []hook.ParamProblem }
 
 func (e *NotAllowed) Error() string {
@@ -94,10 +92,10 @@ type Runner struct {
 	probe probe
 
 	mu         sync.Mutex
-	inProgress map[string]Run      // by flight: what is in progress, so that busy is answered from memory
+	inProgress map[string]Run      // by flight: the run in progress, so that busy is answered from memory
 	runs       map[string]*tracked // by run
 	rules      flightRules
-	retrying   map[string]bool // by flight: what is first in it is about to be tried again
+	retrying   map[string]bool // by flight: the start of its first queued run is about to be tried again
 	estimates  estimates
 
 	working     int           // deliveries that are being admitted, and runs that are launched or followed here
@@ -106,8 +104,8 @@ type Runner struct {
 	draining bool
 	going    chan struct{}  // closed when draining begins
 	left     bool           // runs are left to the next server
-	stopped  *time.Duration // set once all were stopped: the grace they were given
-	ordering sync.WaitGroup // orders that are being given; none begins once left is set
+	stopped  *time.Duration // set once all runs were stopped: the grace that they got
+	ordering sync.WaitGroup // orders that are being sent; none begins once left is set
 }
 
 // New returns a runner without runs in progress. hook returns a hook as the configuration has it at that moment.
@@ -122,10 +120,10 @@ func New(
 	}
 }
 
-// FindRepeated looks a claim up before anything is spent on its delivery. It returns *Replayed
-// for a delivery that was accepted before, ErrReused, ErrOtherBody, ErrUnavailable, or nil for a
-// delivery that looks new. What looks new to two requests at once is still accepted only once:
-// recording the run checks the claim again.
+// FindRepeated looks up a claim before other work is done for its delivery. It returns *Replayed for a delivery that
+// was accepted before, ErrReused, ErrOtherBody, ErrUnavailable, or nil for a delivery that looks new. If two
+// concurrent requests both look new, only one is accepted, because the claim is checked again when the run is
+// recorded.
 func (r *Runner) FindRepeated(ctx context.Context, hook string, c Claim) error {
 	switch first, err := r.store.Find(ctx, hook, c); {
 	case err == nil:
@@ -137,12 +135,12 @@ func (r *Runner) FindRepeated(ctx context.Context, hook string, c Claim) error {
 	}
 }
 
-// Start records the run that a delivery asks for and starts it, or queues it,
-// by the policy of its hook. Nothing was recorded when it returns an error but
-// *NotStarted: *Replayed, ErrReused, *Busy, ErrDraining, ErrUnavailable. After
-// recordTime it returns ErrUnavailable, and what is recorded then is started.
+// Start records the run that a delivery requests, and starts it or queues it by the policy of its hook. If it returns
+// an error other than *NotStarted, nothing was recorded: *Replayed, ErrReused, ErrOtherBody, *Busy, ErrDraining,
+// ErrUnavailable. After recordTime it returns ErrUnavailable, and a run that is recorded later is still started.
 func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
-	// A repetition is answered with its first run even while that run is in progress, so this comes before busy.
+	// A repeated delivery is answered with its first run even while that run is in progress, so this check precedes
+	// busy.
 	if d.Repeated != nil {
 		return Started{}, d.Repeated
 	}
@@ -153,7 +151,7 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	if err := r.beginWork(run.Flight, d.Hook.Busy); err != nil {
 		return Started{}, err
 	}
-	// What was asked for is done, whether or not the sender still listens.
+	// The request is carried out even if the sender closes the connection.
 	ctx = context.WithoutCancel(ctx)
 	return awaitRecord(r.log, func() (Started, error) { return r.admitRun(ctx, d, run) })
 }
@@ -162,7 +160,7 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, error) {
 	launching := false
 	defer func() {
-		if !launching { // otherwise launchRun sees to it
+		if !launching { // otherwise launchRun does
 			r.endWork()
 		}
 	}()
@@ -211,8 +209,8 @@ func (d *Delivery) commandFeed() Feed {
 	return in
 }
 
-// beginWork refuses from memory what needs no look into the store: draining, and busy where no run may be queued. A
-// delivery that it admits keeps Drain waiting until endWork.
+// beginWork refuses what it can refuse without the store: every delivery while the server drains, and a delivery to a
+// busy flight that has no queue. If it admits a delivery, Drain waits until endWork.
 func (r *Runner) beginWork(flight string, p hook.Policy) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -251,9 +249,9 @@ func (r *Runner) followRun(ctx context.Context, run Run) {
 	r.finishRun(ctx, run, state, end, false)
 }
 
-// awaitEnd waits for the end of a run, unless it is the next server that sees it. A
-// command that started and of which nothing is known is stopped, and its run is
-// interrupted: its delivery is not given back, because the command did run.
+// awaitEnd waits for the end of a run, and reports false if the next server records the end. A command that was
+// started and that the supervisor does not know is stopped, and its run is interrupted. Its claim is not removed,
+// because the command did run.
 func (r *Runner) awaitEnd(run Run) (end End, seen bool) {
 	for logged := false; ; logged = true {
 		ends, err := r.procs.Follow(run.ID)
@@ -278,8 +276,8 @@ func (r *Runner) awaitEnd(run Run) (end End, seen bool) {
 	}
 }
 
-// logRunEnd is called once the end is recorded and before callers of Wait go on, so that a reader of the log finds the
-// flight free.
+// logRunEnd logs the end of a run. It is called after the end is recorded and before callers of Wait continue, so
+// that the flight is free when a reader sees the line.
 func (r *Runner) logRunEnd(run Run, state State, end End) {
 	attrs := []any{
 		"run", run.ID, "hook", run.Hook, "caller", run.Caller, "state", state, "took_ms", end.Ended.Sub(run.Started).Milliseconds(),
@@ -315,7 +313,8 @@ func (r *Runner) finishRun(ctx context.Context, run Run, s State, e End, giveBac
 	return ended
 }
 
-// recordRetryPause is how long to wait for a store that cannot record an end, perhaps because the disk is full.
+// recordRetryPause is the pause before the next attempt while the store cannot record, for example because the disk
+// is full.
 const recordRetryPause = time.Second
 
 func (r *Runner) recordEnd(ctx context.Context, run Run, s State, e End, giveBack bool) (Run, *Run) {
@@ -327,16 +326,16 @@ func (r *Runner) recordEnd(ctx context.Context, run Run, s State, e End, giveBac
 		if failing.IsNew(err) {
 			r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", s, "error", err)
 		}
-		if errors.Is(err, ErrUnknown) || r.isStopping() { // the next server learns the end from the run's folder
+		if errors.Is(err, ErrUnknown) || r.isStopping() { // the next server reads the end from the folder of the run
 			run.State, run.End = s, e
 			return run, nil
 		}
-		<-time.After(recordRetryPause) // the run's command has ended; only its record waits
+		<-time.After(recordRetryPause) // the command has ended; only the store does not have the end yet
 	}
 }
 
-// recordEndOnce queues an interrupted run again before it records its end, so that
-// nothing accepted is lost between the two.
+// recordEndOnce queues an interrupted run again before it records its end, so that an accepted run is not lost if the
+// server ends between the two.
 func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, giveBack bool) (ended Run, next *Run, err error) {
 	if s == Interrupted {
 		if run, err = r.store.Get(ctx, run.ID); err != nil {
@@ -344,7 +343,7 @@ func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, giv
 		}
 		if run.Wish == "" {
 			err = r.rerunInterrupted(ctx, run)
-		} else { // it ended, perhaps because of that wish
+		} else { // the request to end it may be why it ended
 			s = run.Wish
 		}
 		if err != nil {
@@ -354,7 +353,7 @@ func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, giv
 	return r.store.Finish(ctx, run.ID, s, e, giveBack, !r.Draining())
 }
 
-// State returns the state that an end leaves its run in.
+// State returns the state of a run with this end.
 func (e End) State() State {
 	switch {
 	case e.Reason != "":
@@ -365,7 +364,7 @@ func (e End) State() State {
 	return Failed
 }
 
-// Get returns a run as it stands, or ErrUnknown.
+// Get returns a run as the store has it, or ErrUnknown.
 func (r *Runner) Get(ctx context.Context, id string) (Run, error) { return r.store.Get(ctx, id) }
 
 // List returns runs, newest first, and the cursor of the next page.
@@ -373,8 +372,8 @@ func (r *Runner) List(ctx context.Context, f Filter) ([]Run, string, error) {
 	return r.store.List(ctx, f)
 }
 
-// Wait returns a run when it has ended, or as it stands when ctx is done or the
-// run is left to the next server.
+// Wait returns a run when it has ended. If ctx is done or the run is left to the next server, Wait returns the run as
+// it is then.
 func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	r.mu.Lock()
 	left := r.left
@@ -387,7 +386,7 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 		done = t.ended
 	}
 	r.mu.Unlock()
-	// Asked after done is there, so that an end in between is not missed.
+	// The store is read after done exists, so that an end between the two is not missed.
 	run, err := r.store.Get(context.WithoutCancel(ctx), id)
 	if errors.Is(err, ErrUnknown) || err == nil && run.State.Ended() {
 		r.releaseWaiters(id) // no other goroutine does
@@ -402,10 +401,9 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	return r.store.Get(context.WithoutCancel(ctx), id)
 }
 
-// Cancel ends a run: a queued one at once, a running one by TERM, the grace of its
-// hook, and KILL. It returns the run as it stands then. A run that has ended
-// stays as it is. Once Cancel has returned without an error, no command begins that
-// had not begun before.
+// Cancel ends a run: a queued one at once, a running one by TERM, the grace of its hook, and KILL. It returns the run
+// as it is then. A run that has ended is not changed. After Cancel returned without an error, a command that had not
+// begun before does not begin any more.
 func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 	ctx = context.WithoutCancel(ctx)
 	return awaitRecord(r.log, func() (Run, error) {
@@ -421,15 +419,15 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 	})
 }
 
-// reportCancelled logs a run that was cancelled while it was queued, and releases those that wait for its end.
+// reportCancelled logs a run that was cancelled while it was queued, and releases the callers that wait for its end.
 func (r *Runner) reportCancelled(run Run) {
 	r.log.Info("run cancelled", "run", run.ID, "hook", run.Hook)
 	r.releaseWaiters(run.ID)
 }
 
-// Rerun starts the command of a run again, with its parameters, for a caller.
-// It is a new run and no replay, unless the claim on the request for it was made
-// before. Errors are those of Start, and ErrUnknown.
+// Rerun starts the command of a run again, with its parameters, for a caller. It is a new run and not a replay,
+// unless the claim on the request for it was made before. Its errors are those of Start, and ErrUnknown, *NotAllowed
+// and ErrNoInput.
 func (r *Runner) Rerun(ctx context.Context, run Run, caller string, claim Claim) (Started, error) {
 	h, ok := r.hook(run.Hook)
 	if !ok {

@@ -8,18 +8,17 @@ import (
 	"sallyport/runner/hook"
 )
 
-// Claim ties a delivery to the run it started, so that the same delivery never
-// starts a second one.
+// Claim binds a delivery to the run that it started, so that the same delivery never starts a second run.
 type Claim struct {
 	Key   string    // unique within the hook, or everywhere with OneBody; empty if it may be repeated
-	Also  []string  // other keys of the same delivery: it came before if one of its keys was claimed
-	Until time.Time // a replay is refused by its own age from then on; zero means never
+	Also  []string  // other keys of the same delivery: it is a replay if any of its keys was claimed
+	Until time.Time // from then on a replay is refused for its age; zero means never
 	Body  [32]byte  // SHA-256
 	// OneBody is set where Key does not cover the body: the same Key with
 	// another Body is an attack.
 	OneBody bool
-	// Named is set where the sender chose the key: the same key with another Body is
-	// another delivery, by a mistake of the sender's.
+	// Named is set if the sender chose the key: the same key with another Body is then another delivery, by a mistake
+	// of the sender.
 	Named bool
 }
 
@@ -43,7 +42,7 @@ type Admission struct {
 type Filter struct {
 	Hooks   []string
 	Callers []string
-	Joined  string // by this caller, before another did: in StandsFor
+	Joined  string // a caller whose delivery another caller joined: it is in StandsFor
 	States  []State
 	Since   time.Time // created at or after
 	Until   time.Time // created before
@@ -51,8 +50,8 @@ type Filter struct {
 	Limit   int       // at most; 0 means 50
 }
 
-// Store has runs and the claims on the deliveries that started them. Its methods may
-// be called at once from many goroutines. What they return is durable.
+// Store has runs and the claims on the deliveries that started them. Its methods may be called concurrently. What
+// they return is durable.
 type Store interface {
 	// Find returns the run that a delivery to the hook started, or
 	// ErrUnknown, ErrReused or ErrOtherBody.

@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// phase is how far the command of a run has come, as this server knows it. It goes from none to ordered and on to
-// started, and back to none when the run ends or is queued again; a recovered run goes from none to started.
+// phase is the progress of the command of a run, as this server knows it. It changes from none to ordered and then to
+// started, and back to none when the run ends or is queued again. A recovered run changes from none to started.
 type phase int
 
 const (
 	phaseNone    phase = iota // queued, ended, or unknown here
-	phaseOrdered              // the order is being given, and the supervisor has not answered
+	phaseOrdered              // the order is being sent, and the supervisor has not answered
 	phaseStarted              // the command was started, or found running
 )
 
-// tracked is what this server knows of a run beyond its record. A run is tracked while it is in progress here, is to be
-// stopped, failed to start, or a caller waits for its end.
+// tracked is what this server knows of a run in addition to the store. A run is tracked while it is in progress here,
+// is to be stopped, failed to start, or a caller waits for its end.
 type tracked struct {
 	phase    phase
-	stop     *pendingStop  // asked for before the command was started, or nil
+	stop     *pendingStop  // requested before the command was started, or nil
 	failures *failures     // to start an accepted run, or nil
 	ended    chan struct{} // closed when the end is recorded; nil if no caller waits for it
 }
@@ -30,12 +30,12 @@ type stopping struct {
 	grace time.Duration
 }
 
-// pendingStop is how a run is to be stopped whose command may not have started.
+// pendingStop is a request to stop a run that came before its command was known to have started.
 type pendingStop struct {
 	stopping
 
 	revoked bool          // the command never starts
-	settled chan struct{} // closed once no command can begin any more, or the command is up and told to end
+	settled chan struct{} // closed once no command can begin any more, or the command was started and asked to end
 }
 
 // markSettled closes settled. The caller holds the runner's mu.
@@ -47,7 +47,7 @@ func (p *pendingStop) markSettled() {
 	}
 }
 
-// trackRun returns what is known of a run. The caller holds mu.
+// trackRun returns the tracked state of a run, and adds it if there is none. The caller holds mu.
 func (r *Runner) trackRun(id string) *tracked {
 	t := r.runs[id]
 	if t == nil {
@@ -57,7 +57,7 @@ func (r *Runner) trackRun(id string) *tracked {
 	return t
 }
 
-// setPhase is the one place where a run begins or ceases to be in progress here. The caller holds mu.
+// setPhase sets the phase of a run. Only here a run begins or ceases to be in progress. The caller holds mu.
 func (r *Runner) setPhase(run Run, p phase) *tracked {
 	if p != phaseNone {
 		r.inProgress[run.Flight] = run
@@ -69,8 +69,8 @@ func (r *Runner) setPhase(run Run, p phase) *tracked {
 	return t
 }
 
-// noteStarted notes that the command of a run is there to be stopped, and stops
-// it if that was asked for before.
+// noteStarted notes that the command of a run was started and can be stopped. It stops the command if that was
+// requested before.
 func (r *Runner) noteStarted(run Run) {
 	r.mu.Lock()
 	t := r.setPhase(run, phaseStarted)
@@ -94,9 +94,9 @@ func (r *Runner) noteStarted(run Run) {
 	}
 }
 
-// stopRun ends the command of a run that is recorded as running, and as to be ended:
-// now, or as soon as it is there. One that was not started yet never starts, though
-// who starts commands may have the order. The channel is closed once that is settled.
+// stopRun stops the command of a run that the store has as running and as to be ended: now, or as soon as the command
+// was started. A run that was not started yet never starts, even if the supervisor already has the order. The channel
+// is closed once one of the two is certain.
 func (r *Runner) stopRun(ctx context.Context, id string, how stopping) (settled <-chan struct{}) {
 	r.mu.Lock()
 	t := r.trackRun(id)
@@ -124,14 +124,14 @@ func (r *Runner) stopRun(ctx context.Context, id string, how stopping) (settled 
 		pending.markSettled()
 		r.mu.Unlock()
 	}
-	// It may have ended before that, and then nobody else forgets it.
+	// The run may have ended before it was tracked here. Then no other goroutine releases it.
 	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
 		r.releaseWaiters(id)
 	}
 	return pending.settled
 }
 
-// findRevoked returns why a run ends whose command never starts.
+// findRevoked returns the reason of a revoked run, whose command never starts.
 func (r *Runner) findRevoked(id string) (why State, yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -148,7 +148,8 @@ func (r *Runner) stopCommand(id string, how stopping) {
 	}
 }
 
-// releaseWaiters lets callers go on that wait for the end of a run, and forgets the run unless it is in progress here.
+// releaseWaiters releases the callers that wait for the end of a run, and stops tracking the run unless it is in
+// progress here.
 func (r *Runner) releaseWaiters(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

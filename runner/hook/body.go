@@ -10,18 +10,18 @@ import (
 	"sallyport/internal/strictjson"
 )
 
-// The forms of a body that parameters are taken from. The hook alone decides
-// which one is read: most signatures do not cover the Content-Type, so whoever
-// sends a signed body again could pick another reading of the same bytes.
+// The formats of a body that parameters are taken from. Only the hook decides which one is read, not the
+// Content-Type: most signatures do not cover the Content-Type, so an attacker who replays a signed body could choose
+// another reading of the same bytes.
 const (
 	bodyJSON = "json"
 	bodyForm = "form"
 )
 
-// ErrBody wraps what is wrong with a body that a parameter is taken from.
+// ErrBody is wrapped by the errors of a body that a parameter is taken from and that cannot be decoded.
 var ErrBody = errors.New("unreadable body")
 
-// body is what the parameters of a body are looked up in.
+// body is a decoded body, in which parameters are looked up.
 type body struct {
 	json any
 	form url.Values // nil for JSON
@@ -47,18 +47,17 @@ func (h *Hook) readBody(in Input) (body, error) {
 	}
 	v, err := strictjson.Decode(in.Body)
 	if err != nil {
-		return body{}, fmt.Errorf("%w: this hook reads JSON: %s", ErrBody, err.Error()) // for the sender to read
+		return body{}, fmt.Errorf("%w: this hook reads JSON: %s", ErrBody, err.Error()) // the sender sees this text
 	}
 	return body{json: v}, nil
 }
 
-// formStart are the characters that a form may begin with, beside letters and
-// digits.
+// formStart contains the characters that a form may begin with, in addition to letters and digits.
 const formStart = "%&*+-.=_~"
 
-// readForm refuses what begins as no form does: a JSON object for one. Without
-// the check a signed JSON body would have a second reading, in which each "&" of
-// its texts begins a field.
+// readForm decodes a form. It refuses a body whose first character cannot begin a form, for example a JSON object.
+// Without this check, a signed JSON body could also be read as a form, in which each "&" in its strings begins a
+// field.
 func readForm(data []byte) (body, error) {
 	first := data[0] | 0x20 // in lower case
 	if (first < 'a' || first > 'z') && (data[0] < '0' || data[0] > '9') && strings.IndexByte(formStart, data[0]) < 0 {

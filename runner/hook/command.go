@@ -10,10 +10,9 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// checkCommand refuses what must not stand in a file: a program that another
-// user of the machine could swap, a program or an option picked by the sender,
-// or a shell that would read an argument as code. searchPath is the PATH of the
-// command.
+// checkCommand refuses what is not safe in a command: a program that another user of the machine could replace, a
+// program or an option that the sender picks, and a shell that would read an argument as code. searchPath is the PATH
+// of the command.
 func checkCommand(argv []template, written []string, searchPath string, p *diag.List) {
 	if len(argv) == 0 {
 		p.Errorf("is missing: the absolute path of a program and its arguments")
@@ -41,8 +40,8 @@ func checkCommand(argv []template, written []string, searchPath string, p *diag.
 	checkProgram(argv, 0, p)
 }
 
-// checkFile refuses a file that others may write, or swap because they may
-// write or own a folder or a link on the way to it, and returns its mode.
+// checkFile refuses a file that other users may write, or replace because they may write or own a folder or a link of
+// its path. It returns the mode of the file.
 func checkFile(name string, p *diag.List) fs.FileMode {
 	way, err := pathsafe.ResolvePath(name)
 	if err != nil {
@@ -60,10 +59,8 @@ func isFolder(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// checkProgram looks at what the program argv[at] would do with the words
-// after it: run one of them, or read one as code. It knows the usual shells,
-// interpreters and wrappers; a program that nobody heard of is trusted with its
-// own arguments.
+// checkProgram checks what the program argv[at] would do with the arguments after it: run one of them, or read one as
+// code. It knows the common shells, interpreters and wrappers. Any other program is trusted with its arguments.
 func checkProgram(argv []template, at int, p *diag.List) {
 	name := programName(argv[at].literals[0])
 	switch programKind(name) {
@@ -88,8 +85,8 @@ func checkProgram(argv []template, at int, p *diag.List) {
 	}
 }
 
-// checkHidden finds a shell that gets code from an argument although some
-// program that is not known stands before it: kubectl exec pod -- sh -c.
+// checkHidden finds a shell that gets code from an argument although an unknown program precedes it, as in kubectl
+// exec pod -- sh -c.
 func checkHidden(argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv)-1; i++ {
 		name := baseName(argv[i].literals[0])
@@ -103,8 +100,7 @@ func refuseEval(name string, t template, p *diag.List) {
 	p.Errorf("%s with %s reads code from an argument: name a script or the program itself", name, t.literals[0])
 }
 
-// checkWrapped looks at the words between a wrapper and the program that it
-// starts, then at that program.
+// checkWrapped checks the arguments between a wrapper and the program that it starts, and then that program.
 func checkWrapped(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		word := argv[i].literals[0]
@@ -137,7 +133,7 @@ func isExecutable(name string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
 }
 
-// checkApplet looks at the word after a program that is many programs.
+// checkApplet checks the argument after a multicall program, which names the program that it runs as.
 func checkApplet(name string, argv []template, at int, p *diag.List) {
 	switch {
 	case at+1 == len(argv):
@@ -149,7 +145,7 @@ func checkApplet(name string, argv []template, at int, p *diag.List) {
 	}
 }
 
-// checkViaShell refuses holes in what a shell will read, and code in it.
+// checkViaShell refuses holes in arguments that a shell will read, and options that pass code to it.
 func checkViaShell(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		if len(argv[i].holes) > 0 || splitsArguments(name, argv[i].literals[0]) {
@@ -158,8 +154,8 @@ func checkViaShell(name string, argv []template, at int, p *diag.List) {
 	}
 }
 
-// checkScript looks at the words after an interpreter, up to its script: a
-// file given by its absolute path. What follows that is the script's own.
+// checkScript checks the arguments after an interpreter up to its script, which is a file given by its absolute path.
+// The arguments after that belong to the script.
 func checkScript(name string, argv []template, at int, p *diag.List) {
 	eval := evalOption(name)
 	for i := at + 1; i < len(argv); i++ {

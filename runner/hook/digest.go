@@ -9,23 +9,22 @@ import (
 	"slices"
 )
 
-// Digest tells this hook from what the same name stands for in another version
-// of the file. The server and the process that starts commands each read the
-// file themselves, and nothing may run that only one of them knows.
+// Digest returns a digest that differs between two versions of the hook. The server and the process that starts
+// commands each read the configuration file, and a hook runs only if both have the same version.
 func (h *Hook) Digest() string { return h.digest }
 
-// Digest tells one version of all hooks from another.
+// Digest returns a digest of all hooks, which differs if any hook differs.
 func Digest(hooks map[string]*Hook) string {
 	all := sha256.New()
 	for _, name := range slices.Sorted(maps.Keys(hooks)) {
-		_, _ = io.WriteString(all, hooks[name].digest) // each is as long as the other
+		_, _ = io.WriteString(all, hooks[name].digest) // all digests have the same length
 	}
 	return hex.EncodeToString(all.Sum(nil))
 }
 
 func digestSpec(name string, s *Spec) string {
-	// Strings, numbers and maps of them, which JSON sorts: no error, and the
-	// same text for the same hook.
+	// The spec has only strings, numbers and maps of them, and JSON sorts the maps: there is no error, and the same
+	// hook gives the same text.
 	text, _ := json.Marshal(struct {
 		Name string
 		Spec *Spec

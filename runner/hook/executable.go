@@ -14,18 +14,17 @@ import (
 	"sallyport/internal/diag"
 )
 
-// DefaultPath is the PATH of a command whose hook sets none.
+// DefaultPath is the PATH of a command if its hook sets no PATH.
 const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 const (
-	firstBytes     = 256 // what Linux reads to tell how a file is executed (BINPRM_BUF_SIZE)
-	maxInterpreter = 4   // how often an interpreter may be a script in turn
+	firstBytes     = 256 // Linux reads so many bytes to find out how to execute a file (BINPRM_BUF_SIZE)
+	maxInterpreter = 4   // the most levels of interpreters that are scripts themselves
 	byteOrderMark  = "\xef\xbb\xbf"
 )
 
-// checkExecutable refuses a program, given by its absolute path, that does not
-// exist, that others may swap, or that the kernel cannot execute. searchPath is
-// the PATH that it gets, or empty where that is not known.
+// checkExecutable refuses a program, given by its absolute path, that does not exist, that other users may replace,
+// or that the kernel cannot execute. searchPath is the PATH of the program, or empty where that is not known.
 func checkExecutable(program, searchPath string, p *diag.List) {
 	checkExecutableAt(program, searchPath, 0, p)
 }
@@ -41,7 +40,7 @@ func checkExecutableAt(program, searchPath string, depth int, p *diag.List) {
 	}
 	f, err := os.Open(program)
 	if err != nil {
-		return // it may be executed all the same, by its mode
+		return // a file that cannot be read may still be executable
 	}
 	defer func() { _ = f.Close() }() // only read
 	first := make([]byte, firstBytes)
@@ -60,12 +59,12 @@ func checkExecutableAt(program, searchPath string, depth int, p *diag.List) {
 		p.Errorf("%s begins with a byte order mark, which hides its #! from the system: save it as UTF-8 without one", program)
 	case bytes.HasPrefix(first, []byte(elf.ELFMAG)):
 		checkLoader(program, f, p)
-	case runtime.GOOS == "linux" || runtime.GOOS == "freebsd": // other systems have other programs
+	case runtime.GOOS == "linux" || runtime.GOOS == "freebsd": // other systems have other executable formats
 		p.Errorf("%s is neither a program of this system nor a script with an interpreter: write #!/bin/sh, or another, as its first line", program)
 	}
 }
 
-// checkFirstLine judges what follows #! in a script, as the kernel reads it.
+// checkFirstLine checks what follows #! in a script, as the kernel reads it.
 func checkFirstLine(script string, first []byte, searchPath string, depth int, p *diag.List) {
 	line, _, _ := strings.Cut(string(first), "\n")
 	line = strings.Trim(line, " \t")
@@ -96,8 +95,8 @@ func checkFirstLine(script string, first []byte, searchPath string, depth int, p
 	}
 }
 
-// checkFound looks for the program that a first line has env search for. Linux
-// gives env all of the rest of the line as one word.
+// checkFound looks for the program that the first line of a script has env search for. Linux passes the rest of the
+// line to env as one argument.
 func checkFound(script, name, searchPath string, p *diag.List) {
 	for _, dir := range filepath.SplitList(searchPath) {
 		if isExecutable(filepath.Join(dir, name)) {
@@ -107,13 +106,13 @@ func checkFound(script, name, searchPath string, p *diag.List) {
 	p.Errorf("%s is run by %q, and the PATH of the command has no such program (%s): install it, or set PATH under env", script, name, searchPath)
 }
 
-// checkLoader refuses a program whose dynamic loader is missing, as that of a
-// program for glibc is on a system with musl. The system says of both, and of an
-// interpreter, only "no such file or directory".
+// checkLoader refuses a program whose dynamic loader is missing, for example a program for glibc on a system with
+// musl. The error of the system does not say what is missing: for the program, its loader and an interpreter alike,
+// it is "no such file or directory".
 func checkLoader(program string, f *os.File, p *diag.List) {
 	file, err := elf.NewFile(f)
 	if err != nil {
-		return // the kernel reads less of it, and may be content
+		return // the kernel reads less of the file, and may accept it
 	}
 	for _, part := range file.Progs {
 		if part.Type != elf.PT_INTERP || part.Filesz > firstBytes {

@@ -13,21 +13,20 @@ import (
 	"sallyport/internal/diag"
 )
 
-// Hook is a Spec that was checked and made ready. It never changes.
+// Hook is a Spec that was checked and compiled. It never changes.
 type Hook struct {
 	Name            string
 	Path            string
-	Callers         []string // all that may do anything with it
+	Callers         []string // all callers with any right to it
 	Unauthenticated bool
 	Timeout         time.Duration
 	Grace           time.Duration
-	Dir             string // empty for the run's own folder
+	Dir             string // empty for the folder of the run
 	Umask           int
 	StdinBody       bool
 	Busy            Policy
-	QueueTimeout    time.Duration // zero for none
-	// RerunInterrupted says that the command may be run again when nobody saw
-	// its end.
+	QueueTimeout    time.Duration // zero if runs may be queued without a limit
+	// RerunInterrupted says that the command may be run again after an interrupted run, whose end was not observed.
 	RerunInterrupted bool
 	Keep             KeepSpec
 	Body             BodySpec
@@ -45,20 +44,20 @@ type Hook struct {
 // Right is what a caller may do with a hook.
 type Right string
 
-// The rights. MayRead and MayCancel are of the runs that others started, too.
+// The rights. MayRead and MayCancel include the runs that other callers started.
 const (
 	MayStart  Right = "start"
 	MayRead   Right = "read"
 	MayCancel Right = "cancel"
 )
 
-// May tells whether a caller has a right.
+// May reports whether a caller has a right.
 func (h *Hook) May(caller string, r Right) bool { return slices.Contains(h.may[caller], r) }
 
-// Spec returns the hook as it was written, defaults filled in.
+// Spec returns the hook as it was written, with the defaults filled in.
 func (h *Hook) Spec() Spec { return *h.spec }
 
-// Flight returns what may be in the air once: the hook's name, or the name and
+// Flight returns the name of a flight, of which one run may be in progress: the name of the hook, or that name and
 // the filled flight template.
 func (h *Hook) Flight(v Values) string {
 	if len(h.flight.holes) == 0 {
@@ -67,10 +66,9 @@ func (h *Hook) Flight(v Values) string {
 	return h.Name + "/" + h.flight.fillDistinct(v)
 }
 
-// Argv returns the argument vector: as many arguments as the command has in
-// the file, whatever the values are. Values that are not allowed are an error
-// here too, because the process that starts the command trusts nobody's word
-// that they were checked.
+// Argv returns the argument vector. It has as many arguments as the command has in the file, for any values. It
+// checks the values again, because the process that starts the command does not rely on the checks of another
+// process.
 func (h *Hook) Argv(v Values) ([]string, error) {
 	if problems := h.CheckValues(v); len(problems) > 0 {
 		return nil, fmt.Errorf("parameter %s %s", problems[0].Param, problems[0].Text)
@@ -82,10 +80,9 @@ func (h *Hook) Argv(v Values) ([]string, error) {
 	return argv, nil
 }
 
-// checkDashes reports the values that would make an argument of their own begin
-// with "-", where a command would read an option. A literal "--" ends options
-// for the holes that follow it, until a word of the file comes: that may be a
-// program with options of its own, as in kubectl exec pod -- job {x}.
+// checkDashes reports the values because of which an argument would begin with "-", so that the command would read an
+// option. A literal "--" ends the options for the holes that follow it, up to the next literal argument of the file:
+// that may be a program with its own options, as in kubectl exec pod -- job {x}.
 func (h *Hook) checkDashes(v Values) (problems []ParamProblem) {
 	operands := false
 	for _, t := range h.command {
@@ -100,8 +97,8 @@ func (h *Hook) checkDashes(v Values) (problems []ParamProblem) {
 	return problems
 }
 
-// checkDefaults refuses a default that would make an argument of its own begin with
-// "-": every delivery without the value would be refused.
+// checkDefaults refuses a default because of which an argument would begin with "-": every delivery without the value
+// would be refused.
 func (h *Hook) checkDefaults(p *diag.List) {
 	operands := false
 	for i, t := range h.command {
@@ -114,7 +111,7 @@ func (h *Hook) checkDefaults(p *diag.List) {
 		}
 		for j, hole := range t.holes {
 			if t.literals[j] != "" || h.params[hole] == nil || h.params[hole].fallback == nil {
-				break // the argument begins with text of the file, or with what a sender sends
+				break // the argument begins with a literal, or with a value of the sender
 			}
 			value := *h.params[hole].fallback
 			if strings.HasPrefix(value, "-") {
@@ -127,7 +124,7 @@ func (h *Hook) checkDefaults(p *diag.List) {
 	}
 }
 
-// Environ returns the entries that the hook adds to the environment, sorted.
+// Environ returns the environment variables that the hook adds, sorted.
 func (h *Hook) Environ(v Values) []string {
 	env := make([]string, 0, len(h.env))
 	for _, name := range slices.Sorted(maps.Keys(h.env)) {
@@ -136,9 +133,8 @@ func (h *Hook) Environ(v Values) []string {
 	return env
 }
 
-// Compile checks every hook and returns them by name. What is wrong goes to p,
-// which stands at the mapping of hooks; the result is of use only if p is not
-// Bad afterwards. callers are the configured ones.
+// Compile checks every hook and returns the hooks by name. Problems are added to p, whose position is the mapping of
+// hooks. The result is valid only if p is not Bad afterwards. callers are the configured callers.
 func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]*Hook {
 	hooks := make(map[string]*Hook, len(specs))
 	paths := make(map[string]string, len(specs))
@@ -189,8 +185,8 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	return h
 }
 
-// DefaultKeep is how long runs are kept where the file says nothing, those of a
-// hook that it has no more too.
+// DefaultKeep returns how long runs are kept by default. It also applies to the runs of a hook that was removed from
+// the file.
 func DefaultKeep() KeepSpec { return KeepSpec{Age: 30 * 24 * time.Hour, Count: 1000} }
 
 func fillDefaults(name string, s *Spec) {
@@ -232,7 +228,7 @@ func fillDefaults(name string, s *Spec) {
 	}
 }
 
-// ReservedPaths are the first parts of the paths that belong to the server itself.
+// ReservedPaths returns the first parts of the paths that the server itself uses.
 func ReservedPaths() []string { return []string{"runs", "healthz", "readyz", "metrics", "ui"} }
 
 func isReserved(p string) bool {
@@ -252,10 +248,10 @@ func (h *Hook) checkPath(p *diag.List) {
 	}
 }
 
-// MaxQueue bounds how many runs of a flight may wait.
+// MaxQueue is the most runs of a flight that may be queued.
 const MaxQueue = 10_000
 
-// maxBodyTimeout bounds how long a body may take, whatever the file says.
+// maxBodyTimeout is the highest timeout of a body that the file may set.
 const maxBodyTimeout = 10 * time.Minute
 
 func (h *Hook) checkCallers(known map[string]bool, p *diag.List) {
@@ -341,7 +337,7 @@ func (h *Hook) checkBounds(p *diag.List) {
 		p.At("body", "timeout").Errorf("%s is over %s, and nobody has proved anything while a body arrives", s.Body.Timeout, maxBodyTimeout)
 	}
 	s.Body.checkForm(p.At("body", "as"))
-	const stored = 900 << 20 // SQLite takes a billion bytes for a row, and the parameters stand beside the body
+	const stored = 900 << 20 // SQLite limits a row to a billion bytes, and the row of the body also has the parameters
 	switch {
 	case s.Body.Max > 1<<30:
 		p.At("body", "max").Errorf("is over 1GiB, and a body is held in memory while it is verified")
@@ -353,8 +349,7 @@ func (h *Hook) checkBounds(p *diag.List) {
 	}
 }
 
-// compileTemplates reads command, env and flight, and returns the parameters
-// that they use.
+// compileTemplates parses command, env and flight, and returns the parameters that they use.
 func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 	used := map[string]bool{}
 	read := func(s string, p *diag.List) template {
@@ -389,8 +384,8 @@ func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 	return used
 }
 
-// steeringVariables are variables that make a program load or run something else, or
-// find its configuration elsewhere, so a sender may never decide their value.
+// steeringVariables matches variables that make a program load or run something else, or find its configuration
+// elsewhere, so their values must not depend on the sender.
 var steeringVariables = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|PS4|CDPATH|PROMPT_COMMAND|ZDOTDIR|BASH.*|XDG_.*|` +
 	`LD_.*|DYLD_.*|GLIBC_.*|MALLOC_.*|GCONV_PATH|LOCPATH|NLSPATH|TERMINFO.*|HOSTALIASES|RES_OPTIONS|LOCALDOMAIN|TMPDIR|` +
 	`(PYTHON|PERL|RUBY).*|(NODE|NPM|npm|JAVA|_JAVA|JDK_JAVA|GIT|SSH|LUA|DOTNET|CORECLR|COMPLUS|ERL|CARGO|AWS|DOCKER|R|MAKE)_.*|` +

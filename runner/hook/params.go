@@ -15,20 +15,20 @@ import (
 	"sallyport/internal/strictjson"
 )
 
-// maxValue bounds one value. Linux takes 128 KiB for one argument; the rest is
-// left for the literals around it.
+// maxValue is the most bytes of one value. Linux limits one argument to 128 KiB; the rest is for the literals around
+// the value.
 const maxValue = 64 << 10
 
-// Values are the parameters of a run, by name, each as text.
+// Values are the parameters of a run as text, by name.
 type Values map[string]string
 
-// ParamProblem says what is wrong with one parameter, in words for the sender.
+// ParamProblem says what is wrong with one parameter, in terms that the sender understands.
 type ParamProblem struct {
 	Param string `json:"param"`
 	Text  string `json:"problem"`
 }
 
-// Input is what parameters are taken from.
+// Input is the parts of a request that parameters are taken from.
 type Input struct {
 	Body   []byte
 	Query  url.Values
@@ -69,7 +69,7 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 	rules := 0
 	if s.Match != "" {
 		rules++
-		_, err := regexp.Compile(s.Match) // alone first: "a)|(?:b" is balanced only once it is wrapped
+		_, err := regexp.Compile(s.Match) // checked alone first: "a)|(?:b" is balanced only once it is wrapped
 		if err == nil {
 			c.match, err = regexp.Compile(`\A(?:` + s.Match + `)\z`)
 		}
@@ -103,8 +103,8 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 	}
 }
 
-// whyRefused says why a value is not allowed, or nothing. It never repeats the
-// value, which may be a secret of the sender's.
+// whyRefused returns why a value is not allowed, or an empty text if it is allowed. The text never contains the
+// value, which may be a secret of the sender.
 func (c *param) whyRefused(v string) string {
 	switch {
 	case len(v) > maxValue:
@@ -128,7 +128,7 @@ func (c *param) whyRefused(v string) string {
 func (c *param) whyIntRefused(v string) string {
 	n, err := strconv.ParseInt(v, 10, 64)
 	switch {
-	case err != nil || strconv.FormatInt(n, 10) != v: // "+1", "007" and "-0" are spellings, not numbers
+	case err != nil || strconv.FormatInt(n, 10) != v: // "+1", "007" and "-0" are not in the canonical form
 		return "is not an integer"
 	case c.min != nil && n < *c.min:
 		return fmt.Sprintf("is below %d", *c.min)
@@ -138,9 +138,8 @@ func (c *param) whyIntRefused(v string) string {
 	return ""
 }
 
-// Bind takes the parameters of a hook from a delivery. It returns every
-// problem at once, or an error wrapping ErrBody where the body is not of the
-// form that the hook reads.
+// Bind takes the parameters of a hook from a delivery. It returns all problems at once, or an error that wraps
+// ErrBody if the body does not have the format that the hook reads.
 func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	body, err := h.readBody(in)
 	if err != nil {
@@ -157,8 +156,8 @@ func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 			problems = append(problems, ParamProblem{Param: name, Text: text})
 			continue
 		}
-		// A copy: the run keeps it for long, and a part of a form, a query or
-		// a header would keep all of that.
+		// The value is copied: the run keeps it for a long time, and a substring of a form, a query or a header would
+		// keep all of that in memory.
 		v[name] = strings.Clone(value)
 	}
 	if len(problems) > 0 {
@@ -170,7 +169,7 @@ func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	return v, nil, nil
 }
 
-// CheckValues reports the values that are not allowed, or not where they would stand.
+// CheckValues reports the values that are not allowed, or not allowed in the place of their hole.
 func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 	for _, name := range slices.Sorted(maps.Keys(h.params)) {
 		value, ok := v[name]
@@ -188,7 +187,7 @@ func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 	return problems
 }
 
-// findValue finds the value of one parameter, or says why there is none.
+// findValue returns the value of one parameter, or the problem if there is no value.
 func (c *param) findValue(in Input, b body) (value, problem string) {
 	var v any
 	var found bool
@@ -218,9 +217,8 @@ func (c *param) findValue(in Input, b body) (value, problem string) {
 	return c.scalarText(v, c.from[0] == "claim" || c.from[0] == "body" && b.form == nil)
 }
 
-// singleValue turns a multi-value field into nothing, its one value, or a list,
-// which is no scalar and so is refused: of two values the command might mean
-// one and a proxy the other.
+// singleValue returns the value of a field that may be repeated. Several values are returned as a list, which
+// scalarText refuses: the command might use one of them and a proxy another.
 func singleValue(values []string) (any, bool) {
 	switch len(values) {
 	case 0:
@@ -231,8 +229,8 @@ func singleValue(values []string) (any, bool) {
 	return values, true
 }
 
-// scalarText turns a scalar into text. Types are strict where the source has types:
-// a JSON string is no int and no bool.
+// scalarText converts a scalar to text. Types are strict where the source has types: a JSON string is not an int and
+// not a bool.
 func (c *param) scalarText(v any, typed bool) (value, problem string) {
 	switch v := v.(type) {
 	case string:
@@ -244,8 +242,8 @@ func (c *param) scalarText(v any, typed bool) (value, problem string) {
 		}
 		return v, ""
 	case bool:
-		return strconv.FormatBool(v), "" // which is no int
-	case fmt.Stringer: // json.Number, as it was written, which is no bool
+		return strconv.FormatBool(v), "" // which is not a valid int
+	case fmt.Stringer: // json.Number, as it was written, which is not a valid bool
 		return v.String(), ""
 	case []string:
 		return "", "is given more than once"

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// kind is what a program does with its arguments, as far as it is dangerous.
+// kind is what a program does with its arguments, as far as that is dangerous.
 type kind int
 
 const (
@@ -19,8 +19,8 @@ const (
 	joiner           // starts a program with arguments from its input
 )
 
-// The names. A new wrapper that is missing here costs a check of the file, not
-// the safety of a value: a value stays one argument of the program in the file.
+// The names of the programs. A wrapper that is missing here escapes a check of the file, but values stay safe: each
+// value is still one argument of the program in the file.
 var (
 	shells      = regexp.MustCompile(`^(r?(ba|da|z|k|mk|pdk|a|fi|c|tc|o|y|po|hu)?sh|elvish|xonsh|nu)$`)
 	inlineCodes = regexp.MustCompile(`^([gmn]?awk|g?sed)$`)
@@ -51,14 +51,13 @@ func programKind(name string) kind {
 	return plain
 }
 
-// versions are what a distribution hangs on a name: python3.13, perl5.36-x86_64-linux-gnu, bash-static.
+// versions matches the suffixes that distributions add to names: python3.13, perl5.36-x86_64-linux-gnu, bash-static.
 var versions = regexp.MustCompile(`(-?[0-9]+(\.[0-9]+)*(t|-.*)?|-static|\.exe|\.distrib)$`)
 
 func baseName(word string) string { return versions.ReplaceAllString(filepath.Base(word), "") }
 
-// programName is what the program called word is known by: its own name, or
-// that of the file behind a symbolic link. Where that is busybox, the link says
-// which program it is.
+// programName returns the name by which a program is known: the base name of word, or that of the file behind a
+// symbolic link. If that file is busybox or similar, the name of the link says which program it runs as.
 func programName(word string) string {
 	name := baseName(word)
 	if programKind(name) != plain || !filepath.IsAbs(word) {
@@ -71,14 +70,14 @@ func programName(word string) string {
 	return baseName(real)
 }
 
-// evalOption returns what makes the program called name read code from an
-// argument, or nil when name is no interpreter. Letters stand in a bundle
-// (-euc), up to the one whose value is the rest of the word (-Ilib).
+// evalOption returns a pattern of the options with which the program called name reads code from an argument, or nil
+// if the program is not an interpreter. Options of one letter can be combined (-euc), up to the first one whose value
+// is the rest of the argument (-Ilib).
 func evalOption(name string) *regexp.Regexp {
 	if shells.MatchString(name) {
 		return regexp.MustCompile(`^[-+][A-Za-z]*[csC]|^--(c|init-c)`)
 	}
-	form := map[string]string{ //nolint:gosec // G101: patterns of options, no passwords
+	form := map[string]string{ //nolint:gosec // G101: patterns of options, not passwords
 		"python": `^-[^-WXmc]*c`, "pypy": `^-[^-WXmc]*c`,
 		"perl": `^-[^-IMmi]*[eE]`, "raku": `^-[^-IM]*e`,
 		"ruby": `^-[^-IrEKxFi]*e`,
@@ -97,11 +96,10 @@ func evalOption(name string) *regexp.Regexp {
 	return regexp.MustCompile(form)
 }
 
-// fileOptions are options of interpreters whose value is a file and not the
-// script.
+// fileOptions matches options of interpreters whose value is a file that is not the script.
 var fileOptions = regexp.MustCompile(`^(-[rc]|--(rcfile|init-file|require|import|loader|experimental-loader|preload|env-file|config|import-map))$`)
 
-// splitsArguments tells whether an option of a wrapper makes one argument many, or code.
+// splitsArguments reports whether an option makes a wrapper split one argument into several, or read it as code.
 func splitsArguments(name, option string) bool {
 	form := map[string]string{
 		"env":   `^-[^-uC]*S|^--s`,
@@ -112,7 +110,7 @@ func splitsArguments(name, option string) bool {
 	return form != "" && regexp.MustCompile(form).MatchString(option)
 }
 
-// isModule tells whether word is python's -m with the name of a module.
+// isModule reports whether word is the option -m of python with the name of a module.
 func isModule(name, word string, next []template) bool {
 	if name != "python" && name != "pypy" || !pythonModule.MatchString(word) {
 		return false

@@ -18,18 +18,18 @@ import (
 // Spec is a hook as the configuration file writes it.
 type Spec struct {
 	Path            string               `yaml:"path"`    // default /hooks/<name>
-	Callers         []Grant              `yaml:"callers"` // who may do what with it
+	Callers         []Grant              `yaml:"callers"` // the callers and their rights
 	Unauthenticated bool                 `yaml:"dangerously_unauthenticated"`
 	Command         []string             `yaml:"command"` // argv; "{name}" is a hole, "{{" and "}}" are braces
 	Params          map[string]ParamSpec `yaml:"params"`
-	Flight          string               `yaml:"flight"`         // template; one run at a time for each value. Default: one for the hook
+	Flight          string               `yaml:"flight"`         // template; one run at a time per value; default hook
 	Busy            BusySpec             `yaml:"busy"`           // reject (default), queue: N, join, replace
-	QueueTimeout    time.Duration        `yaml:"queue_timeout"`  // how long a run may wait; default for ever
-	OnInterrupted   string               `yaml:"on_interrupted"` // rerun, or empty: the command may be run again when its end was not seen
+	QueueTimeout    time.Duration        `yaml:"queue_timeout"`  // how long a run may be queued; default no limit
+	OnInterrupted   string               `yaml:"on_interrupted"` // rerun (may run again if no end was seen); or empty
 	Keep            KeepSpec             `yaml:"keep"`
 	Timeout         time.Duration        `yaml:"timeout"` // default 1h
 	Grace           time.Duration        `yaml:"grace"`   // between TERM and KILL; default 10s
-	Dir             string               `yaml:"dir"`     // working directory, absolute; default the run's own folder
+	Dir             string               `yaml:"dir"`     // working directory, absolute; default the folder of the run
 	Env             map[string]string    `yaml:"env"`     // values may have holes
 	Umask           *Umask               `yaml:"umask"`   // of the command; default 022
 	Stdin           string               `yaml:"stdin"`   // "body", or empty for /dev/null
@@ -37,11 +37,10 @@ type Spec struct {
 	Output          OutputSpec           `yaml:"output"`
 }
 
-// Umask is what is taken from the mode of each file that a command makes, as an
-// octal number.
+// Umask is the file mode bits that are cleared in each file that a command creates, as an octal number.
 type Umask int
 
-// DefaultUmask is the one of most systems: what a command makes, others may read.
+// DefaultUmask is the umask of most systems: other users may read the files that a command creates.
 const DefaultUmask Umask = 0o022
 
 // UnmarshalText reads an octal number, as the command umask prints it.
@@ -59,23 +58,23 @@ func (u *Umask) UnmarshalText(text []byte) error {
 
 func (u Umask) String() string { return fmt.Sprintf("%03o", int(u)) }
 
-// Grant says what a caller may do with a hook and its runs. It is written as the
-// caller's name alone, or with may.
+// Grant says what a caller may do with a hook and its runs. It is written as the name of the caller only, or as a
+// mapping with may.
 type Grant struct {
 	Caller string `yaml:"caller"`
-	// May is start, read and cancel. read and cancel are of all the hook's runs;
-	// who may start may do both with its own in any case. Default: start.
+	// May contains start, read and cancel. read and cancel apply to all runs of the hook. A caller that may start
+	// runs may always read and cancel its own. Default: start.
 	May []string `yaml:"may"`
 }
 
-// UnmarshalYAML reads the caller's name alone.
+// UnmarshalYAML reads the form that is only the name of the caller.
 func (g *Grant) UnmarshalYAML(decode func(any) error) error { return decode(&g.Caller) }
 
-// BusySpec is what happens to a delivery whose flight is in the air: reject,
-// join, replace, or the mapping {queue: N}.
+// BusySpec says what happens to a delivery while a run of its flight is in progress: reject, join, replace, or the
+// mapping {queue: N}.
 type BusySpec struct {
 	Kind  string `yaml:"-"`
-	Queue int    `yaml:"queue"` // how many may wait
+	Queue int    `yaml:"queue"` // the most runs that are queued
 }
 
 // UnmarshalYAML reads the forms that are one word.
@@ -88,7 +87,7 @@ func (b BusySpec) String() string {
 	return b.Kind
 }
 
-// Policy is what happens to a delivery while a run of its flight is in progress.
+// Policy says what happens to a delivery while a run of its flight is in progress.
 type Policy struct {
 	Kind  PolicyKind
 	Depth int // Queue: the most runs that are queued
@@ -111,22 +110,22 @@ type KeepSpec struct {
 	Count int           `yaml:"count"` // of the hook's runs; default 1000
 }
 
-// BodySpec says how a body is read, and bounds what a sender may send.
+// BodySpec says how a body is read, and limits its size and time.
 type BodySpec struct {
-	As      string        `yaml:"as"`      // json (default) or form: how parameters are taken from it, whatever its Content-Type
+	As      string        `yaml:"as"`      // json (default) or form, for any Content-Type
 	Max     Size          `yaml:"max"`     // default 1MiB
-	Timeout time.Duration `yaml:"timeout"` // to send it whole; default 10s
+	Timeout time.Duration `yaml:"timeout"` // to send all of it; default 10s
 }
 
-// OutputSpec bounds what is kept of a command's output: the first Head and the
-// last Tail bytes. What lies between is counted and dropped.
+// OutputSpec limits how much of the output of a command is kept: the first Head and the last Tail bytes. The bytes
+// between them are counted and dropped.
 type OutputSpec struct {
 	Head Size `yaml:"head"` // default 1MiB
 	Tail Size `yaml:"tail"` // default 9MiB
 }
 
-// ParamSpec is a named input. Exactly one of Match, Enum and a Type other than
-// string says which values are allowed.
+// ParamSpec describes a parameter. Exactly one of Match, Enum and a Type other than string says which values are
+// allowed.
 type ParamSpec struct {
 	From    From     `yaml:"from"`  // body.…, query.…, header.…, claim.…; or a list, where names have dots
 	Type    string   `yaml:"type"`  // string (default), int, bool

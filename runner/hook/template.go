@@ -8,16 +8,15 @@ import (
 	"strings"
 )
 
-// template is a text with holes: literal, hole, literal, …, literal. Literals
-// outnumber holes by one, so what stands before the first hole is literals[0].
+// template is a text with holes: literal, hole, literal, …, literal. There is one literal more than holes, so the
+// text before the first hole is literals[0].
 type template struct {
 	literals []string
 	holes    []string
 }
 
-// parseTemplate reads "a{b}c". "{{" and "}}" stand for the braces themselves;
-// a brace that is neither is an error rather than a literal, because a
-// misspelt hole must not reach a command as text.
+// parseTemplate parses "a{b}c". "{{" and "}}" stand for the braces themselves. Any other brace that does not form a
+// hole is an error and not a literal, because a misspelt hole must not reach a command as text.
 func parseTemplate(s string) (template, error) {
 	var t template
 	var lit strings.Builder
@@ -46,8 +45,8 @@ func parseTemplate(s string) (template, error) {
 	return t, nil
 }
 
-// fillHoles puts the values in. A hole whose value is missing cannot occur: Compile
-// refuses a hole without a parameter and Bind gives every parameter a value.
+// fillHoles returns the text with the values in its holes. Every hole has a value: Compile refuses a hole without a
+// parameter, and Bind gives every parameter a value.
 func (t template) fillHoles(v Values) string {
 	var b strings.Builder
 	for i, hole := range t.holes {
@@ -58,9 +57,9 @@ func (t template) fillHoles(v Values) string {
 	return b.String()
 }
 
-// fillDistinct is fillHoles, but no two sets of values give the same text: with more than one
-// hole, the characters that stand between holes are escaped in the values, and so
-// is the escape itself. Holes that touch are parted by a comma.
+// fillDistinct is like fillHoles, but two different sets of values never give the same text. With more than one hole,
+// the characters between the holes are escaped in the values, and so is the escape character. Adjacent holes are
+// separated by a comma.
 func (t template) fillDistinct(v Values) string {
 	if len(t.holes) < 2 {
 		return t.fillHoles(v)
@@ -79,7 +78,7 @@ func (t template) fillDistinct(v Values) string {
 	return template{parts, t.holes}.fillHoles(escaped)
 }
 
-// escapeSpecial writes the special characters of a value as in a URL.
+// escapeSpecial percent-encodes the special characters of a value, as in a URL.
 func escapeSpecial(value, special string) string {
 	var b strings.Builder
 	for _, r := range value {
@@ -94,7 +93,7 @@ func escapeSpecial(value, special string) string {
 	return b.String()
 }
 
-// beginsWithHole tells whether a value decides how the filled text begins.
+// beginsWithHole reports whether a value decides how the filled text begins.
 func (t template) beginsWithHole() bool { return len(t.holes) > 0 && t.literals[0] == "" }
 
 var paramName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Size is a number of bytes, at least one: 4096, 64KiB, 10MiB, 1GiB, or 10kB,
-// 10MB, 1GB. Zero is refused, because it would mean the default.
+// Size is a number of bytes, at least one: 4096, 64KiB, 10MiB, 1GiB, or 10kB, 10MB, 1GB. Zero is refused, because a
+// Spec uses it for the default.
 type Size int64
 
 // UnmarshalText reads the forms above.
@@ -38,9 +38,8 @@ func (s Size) String() string {
 	return strconv.FormatInt(int64(s), 10)
 }
 
-// From names where the value of a parameter comes from: the source, then the
-// path within it. It is written body.head_commit.id, or as a list where a
-// name has dots of its own: [claim, kubernetes.io, namespace].
+// From is the source of a parameter: the part of the request, then the path within it. It is written as
+// body.head_commit.id, or as a list if a name contains dots: [claim, kubernetes.io, namespace].
 type From []string
 
 // UnmarshalYAML reads both forms.
@@ -60,7 +59,7 @@ func (f *From) UnmarshalYAML(decode func(any) error) error {
 
 func (f From) String() string { return strings.Join(f, ".") }
 
-// checkForm tells what is wrong with f.
+// checkForm returns an error if f is not a valid source.
 func (f From) checkForm() error {
 	if len(f) == 0 {
 		return fmt.Errorf("says not where the value comes from: body, query, header or claim, as in body.date")
