@@ -13,8 +13,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-// adminScheme is the kind of credential in the audit log of what a local administrator asked for.
-// The key is the user id.
+// adminScheme is the kind of credential that the audit log shows for requests of a local administrator. The key is
+// the user id.
 const adminScheme = "local"
 
 // adminAPI answers local administrators.
@@ -31,8 +31,8 @@ func WithAdmin(ctx context.Context, uid int) context.Context {
 	return context.WithValue(ctx, adminKey{}, uid)
 }
 
-// Admin answers local administrators. They cancel and repeat any run without a credential. It must
-// be served only on connections that were checked, with a context of WithAdmin.
+// Admin returns the handler for local administrators, who cancel and repeat any run without a credential. It must be
+// served only on connections that were checked, with a context of WithAdmin.
 func (h *Handler) Admin() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.RemoteAddr = adminScheme // a Unix socket has no address to log
@@ -49,7 +49,7 @@ func (a *adminAPI) newRouter() *mux.Router {
 	return r
 }
 
-// cancelRun ends a queued or running run, and answers with it as it stands then.
+// cancelRun ends a queued or running run, and answers with the run as it is then.
 func (a *adminAPI) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	run, err := a.findRun(w, r, req)
 	if err != nil {
@@ -86,7 +86,7 @@ func (a *adminAPI) repeatRun(w http.ResponseWriter, r *http.Request, req *reques
 	return nil
 }
 
-// findRun returns the run of the path, and records the user of the request.
+// findRun returns the run that the path names, and records the user of the request.
 func (a *adminAPI) findRun(w http.ResponseWriter, r *http.Request, req *request) (runner.Run, error) {
 	uid, ok := r.Context().Value(adminKey{}).(int)
 	if !ok {

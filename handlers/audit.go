@@ -19,9 +19,8 @@ func (req *request) auditLine() audit.Line {
 	return line
 }
 
-// auditRefusal writes to the audit log how a request was refused. What is allowed is
-// written there before it is done (audit.Store), and an allowed read is not a
-// decision to record.
+// auditRefusal writes to the audit log how a request was refused. What is allowed is written there before it is done
+// (audit.Store). An allowed read is not audited.
 func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) {
 	line := req.auditLine()
 	line.Decision, line.Status, line.Method, line.Path = audit.Refused, rec.status, r.Method, r.URL.Path
@@ -37,7 +36,7 @@ func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) 
 		m.audit.Decided(line, replayed, sure)
 	case rec.status < http.StatusBadRequest, req.kind == notReady: // not a decision about the request
 	case !sure && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
-		m.audit.Count(req.kind) // the noise of scanners
+		m.audit.Count(req.kind) // requests of scanners
 	default:
 		m.audit.Decided(line, req.kind, sure)
 	}

@@ -14,24 +14,24 @@ import (
 	"sallyport/runner/hook"
 )
 
-// A body is held in memory while it is verified, and its sender is not authenticated
-// yet. The first freeBody bytes of each request are free. What goes beyond is
-// outside of the heap, and takes room that is given in steps, as it arrives.
+// A body is held in memory while it is verified, before its sender is authenticated. The first freeBody bytes of each
+// request do not count. The bytes beyond them are outside of the heap, and take room, which is reserved in steps as
+// the body arrives.
 const (
 	freeBody = 16 << 10
 	bodyStep = 64 << 10
 
-	leastRate = 16 << 10        // bytes per second that a body must come with,
-	rateAfter = 2 * time.Second // after so long
+	leastRate = 16 << 10        // bytes per second at which a body must arrive,
+	rateAfter = 2 * time.Second // after this time
 
-	answerTime = 30 * time.Second // to send an answer, once the body is there
+	answerTime = 30 * time.Second // to send an answer, once the body is complete
 )
 
-// unverified is a body whose sender is not authenticated yet. Its bytes may be used
-// until it is released; copyToHeap returns what is needed for longer.
+// unverified is a body whose sender is not authenticated yet. Its bytes may be used until it is released; copyToHeap
+// returns a copy that may be used after that.
 type unverified struct {
 	bytes  []byte
-	region []byte // outside of the heap: address space for all that may come
+	region []byte // outside of the heap: address space for the largest body that is allowed
 	upload *upload
 	room   *room
 }
@@ -45,7 +45,7 @@ func (u *unverified) copyToHeap() []byte {
 	return u.bytes
 }
 
-// releaseRoom gives the room back. It may be called more than once.
+// releaseRoom releases the room. It may be called more than once.
 func (u *unverified) releaseRoom() {
 	u.unmapRegion()
 	u.room.releaseUpload(u.upload)
@@ -53,12 +53,12 @@ func (u *unverified) releaseRoom() {
 
 func (u *unverified) unmapRegion() {
 	if u.region != nil {
-		_ = unix.Munmap(u.region) // fails only for what is not mapped
+		_ = unix.Munmap(u.region) // fails only for memory that is not mapped
 		u.region = nil
 	}
 }
 
-// growRegion makes place for more bytes, if there is room for them.
+// growRegion makes space for more bytes, if there is room for them.
 func (u *unverified) growRegion(most int64) error {
 	size := min(int64(cap(u.bytes))+bodyStep, most)
 	if !u.room.reserveUpTo(u.upload, size) {
@@ -78,7 +78,7 @@ func (u *unverified) growRegion(most int64) error {
 
 var errNoRoom = errors.New("no memory is left for the body")
 
-// receiveBody reads the body up to its end, which comes after most bytes at the latest.
+// receiveBody reads the body to its end, which must come after at most most bytes.
 func (u *unverified) receiveBody(
 	ctl *http.ResponseController, from io.Reader, most int64, timeout time.Duration,
 ) error {
@@ -89,7 +89,7 @@ func (u *unverified) receiveBody(
 			due = next
 			_ = ctl.SetReadDeadline(due) // fails only without a connection
 		}
-		if u.room.mustGiveWay(u.upload) { // or the new deadline would have taken the place of the one that says so
+		if u.room.mustGiveWay(u.upload) { // checked again: the new deadline may have replaced the one that stops this upload
 			return errNoRoom
 		}
 		if len(u.bytes) == cap(u.bytes) && int64(cap(u.bytes)) < most {
@@ -128,15 +128,15 @@ func (b *bodyReader) readUnverified(w http.ResponseWriter, r *http.Request, boun
 		return nil, refuseTooLarge(w, bound)
 	}
 	ctl := http.NewResponseController(w)
-	// The server's own deadline for answers counts from the header on: a body
-	// that takes its time would start a run and leave none to say so.
+	// The server sets the deadline for the answer when it has read the header. A slow body would start a run and
+	// leave no time for the answer.
 	_ = ctl.SetWriteDeadline(time.Now().Add(bound.Timeout + answerTime)) // fails only without a connection
 	from := remoteAddr(r)
 	u := &unverified{room: b.room, upload: &upload{
 		site: netid.Site(from), known: b.proved.provedLately(netid.Host(from), b.now()), begun: time.Now(),
 		stop: func() { _ = ctl.SetReadDeadline(time.Unix(1, 0)) },
 	}}
-	if r.ContentLength == 0 { // net/http waits for the sender to leave by now, which a deadline would look like
+	if r.ContentLength == 0 { // net/http already waits for the sender to disconnect, and would take a deadline for that
 		liftReadDeadline(ctl)
 		return u, nil
 	}
@@ -154,7 +154,7 @@ func (b *bodyReader) readUnverified(w http.ResponseWriter, r *http.Request, boun
 	return u, nil
 }
 
-// received reports to the connection what is read of a body.
+// received reports to the connection how much of a body was read.
 type received struct {
 	io.Reader
 	conn netid.Connection
@@ -167,13 +167,13 @@ func (b *received) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// liftReadDeadline lifts the deadline of a body that is there: left standing, it would
-// end a request that waits for its run. One that is not there keeps it, for
-// net/http goes on reading what a refused request still sends.
+// liftReadDeadline removes the read deadline once a body is complete: otherwise it would end a request that waits for
+// its run. If the body is not complete, the deadline stays, because net/http continues to read what the sender of a
+// refused request still sends.
 func liftReadDeadline(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(time.Time{}) }
 
 func refuseTooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
-	w.Header().Set("Connection", "close") // rather than read the rest
+	w.Header().Set("Connection", "close") // so that the rest is not read
 	return &refusal{
 		status: http.StatusRequestEntityTooLarge, kind: "too-large",
 		detail: "The body is larger than the " + bound.Max.String() + " that this hook takes.",

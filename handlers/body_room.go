@@ -9,53 +9,52 @@ import (
 	"sallyport/runner/hook"
 )
 
-// leastRoom is what all unverified bodies may take together, unless a hook takes
-// bodies that are larger than half of it.
+// leastRoom is how much room all unverified bodies have together, unless a hook accepts bodies that are larger than
+// half of it.
 const leastRoom = 16 << 20
 
-// room is what unverified bodies may take together, beyond what is free for each.
-// No site has more than half of it. When it is short, the slowest body of the site
-// that holds most gives way; strangers give way to addresses that sent an accepted
-// delivery lately.
+// room is the memory that all unverified bodies may use together, beyond the free bytes of each. No site has more
+// than half of it. If it is exhausted, the slowest upload of the site that holds most is evicted. Uploads of unknown
+// addresses are evicted for those of addresses that sent an accepted delivery recently.
 type room struct {
 	total int64
 
 	mu      sync.Mutex
-	given   *sync.Cond // when something was given back, or an upload is to give way
+	given   *sync.Cond // signals that room was released, or that an upload is to be evicted
 	held    int64
-	sites   map[netip.Addr]int64 // what they hold; only those that hold something
-	uploads map[*upload]struct{} // that hold something, are not there yet, and may have to give way
-	leaving int                  // uploads that give way now
+	sites   map[netip.Addr]int64 // bytes that each site holds; only sites that hold some
+	uploads map[*upload]struct{} // uploads that hold room and are not complete, so they may be evicted
+	leaving int                  // uploads that are being evicted
 }
 
-// upload is a body that arrives.
+// upload is a body that is being received.
 type upload struct {
 	site  netip.Addr
-	known bool // its address sent an accepted delivery lately
+	known bool // its address sent an accepted delivery recently
 	begun time.Time
-	stop  func() // has the read that waits for more end
+	stop  func() // ends the read that waits for more bytes
 	got   int64  // bytes; only the upload itself changes and reads it
 
-	// By the room's mutex.
+	// The mutex of the room protects the fields below.
 	held   int64
-	lost   bool      // it is to give way
-	recent float64   // bytes that came by the time at, each of which counts for less as time goes by
-	at     time.Time // of the last ones
+	lost   bool      // it is to be evicted
+	recent float64   // bytes received until the time at, with a weight that falls with their age
+	at     time.Time // when the last bytes arrived
 }
 
-// nextDeadline is when more must have arrived.
+// nextDeadline returns when more bytes must have arrived.
 func (u *upload) nextDeadline(timeout time.Duration) time.Time {
 	soon := rateAfter + time.Duration(u.got)*time.Second/leastRate
 	return u.begun.Add(min(soon, timeout))
 }
 
-// recentRate is in bytes per second, for the most part of the last second. The average of
-// all the time would be that of a sender that stops just before the end.
+// recentRate returns the rate in bytes per second, mainly over the last second. The average over the whole upload
+// would hide a sender that stops just before the end.
 func (u *upload) recentRate(now time.Time) float64 {
 	return u.recent * math.Exp(-now.Sub(u.at).Seconds())
 }
 
-// recordProgress counts bytes that came.
+// recordProgress counts bytes that were received.
 func (r *room) recordProgress(u *upload, n int) {
 	u.got += int64(n)
 	now := time.Now()
@@ -64,7 +63,7 @@ func (r *room) recordProgress(u *upload, n int) {
 	u.recent, u.at = u.recentRate(now)+float64(n), now
 }
 
-// newRoom makes room of which the largest body of any hook takes at most half.
+// newRoom returns a room of which the largest body of any hook takes at most half.
 func newRoom(hooks map[string]*hook.Hook) *room {
 	r := &room{total: leastRoom, sites: map[netip.Addr]int64{}, uploads: map[*upload]struct{}{}}
 	r.given = sync.NewCond(&r.mu)
@@ -74,7 +73,7 @@ func newRoom(hooks map[string]*hook.Hook) *room {
 	return r
 }
 
-// carryOver returns the room itself if it is right for the hooks, and otherwise a new one.
+// carryOver returns the same room if its size is right for the hooks, and otherwise a new one.
 func (r *room) carryOver(hooks map[string]*hook.Hook) *room {
 	fresh := newRoom(hooks)
 	if r != nil && r.total == fresh.total {
@@ -83,8 +82,8 @@ func (r *room) carryOver(hooks map[string]*hook.Hook) *room {
 	return fresh
 }
 
-// reserveUpTo has an upload hold so many bytes in all, if they are free or others give way. It waits
-// until they have given way.
+// reserveUpTo reserves room until the upload holds size bytes in total, if so much is free or can be freed by
+// evicting others. It waits until they are evicted.
 func (r *room) reserveUpTo(u *upload, size int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -106,7 +105,7 @@ func (r *room) reserveUpTo(u *upload, size int64) bool {
 	return false
 }
 
-// evictFor has one upload give way to another.
+// evictFor evicts one upload for another.
 func (r *room) evictFor(u *upload, crowded bool, more int64) bool {
 	loser := r.findSlowestOfLargest(u, r.sites[u.site]+more)
 	if crowded {
@@ -123,8 +122,8 @@ func (r *room) evictFor(u *upload, crowded bool, more int64) bool {
 	return true
 }
 
-// findSlowerNeighbour is an upload of the same site that gives way: a stranger's to
-// that of a known address, or one that is not half as fast.
+// findSlowerNeighbour returns an upload of the same site that is evicted for u: an upload of an unknown address if
+// the address of u is known, or one with less than half the rate of u.
 func (r *room) findSlowerNeighbour(u *upload) *upload {
 	now := time.Now()
 	most := u.recentRate(now) / 2
@@ -133,9 +132,9 @@ func (r *room) findSlowerNeighbour(u *upload) *upload {
 	})
 }
 
-// findSlowestOfLargest is the slowest upload of the site whose uploads hold most. Uploads
-// of strangers give way to that of a known address; otherwise the site must hold more
-// than the upload's own would, and its addresses be known only if the upload's is.
+// findSlowestOfLargest returns the slowest upload of the site that holds most. For an upload of a known address, it
+// first looks among the uploads of unknown addresses. Otherwise, the site must hold more than the site of u would,
+// and uploads of known addresses are evicted only for those of known addresses.
 func (r *room) findSlowestOfLargest(u *upload, own int64) *upload {
 	for _, known := range []bool{false, true} {
 		if known && !u.known {
@@ -166,15 +165,15 @@ func (r *room) findSlowest(now time.Time, among func(*upload) bool) (slow *uploa
 	return slow
 }
 
-// mustGiveWay reports whether an upload is to give way.
+// mustGiveWay reports whether an upload is to be evicted.
 func (r *room) mustGiveWay(u *upload) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return u.lost
 }
 
-// finishUpload says that all of a body is there: it does not give way any more. It
-// reports whether the upload has its room still.
+// finishUpload marks a body as complete, so that it is not evicted any more. It reports whether the upload still has
+// its room.
 func (r *room) finishUpload(u *upload) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -182,7 +181,7 @@ func (r *room) finishUpload(u *upload) bool {
 	return !u.lost
 }
 
-// releaseUpload takes back what an upload holds.
+// releaseUpload releases the room that an upload holds.
 func (r *room) releaseUpload(u *upload) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

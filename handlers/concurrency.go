@@ -9,20 +9,20 @@ import (
 	"sallyport/internal/audit"
 )
 
-// What one caller may have in progress at once. A rate alone does not bound
-// that, because a request may last.
+// What one caller may have in progress at once. A rate limit alone does not limit that, because a request may last
+// long.
 const (
-	maxReads     = 4  // requests for runs that are being answered; the others wait for their turn
+	maxReads     = 4  // requests for runs that are being answered; the others wait
 	maxFollowers = 64 // outputs that are followed
 	maxWaits     = 64 // answers that wait for the end of a run
 
-	readTurn = 2 * time.Second // that a request waits for its turn
+	readTurn = 2 * time.Second // how long a request waits for a place
 )
 
-// callerGates bound what each caller has in progress, by kind.
+// callerGates limit what each caller has in progress, by kind.
 type callerGates struct{ reads, followers, waits *gate }
 
-// gate bounds what each caller has in progress.
+// gate limits what each caller has in progress.
 type gate struct {
 	most int
 
@@ -32,8 +32,8 @@ type gate struct {
 
 func newGate(most int) *gate { return &gate{most: most, places: map[string]chan struct{}{}} }
 
-// takePlace takes a place of a caller and returns the function that releases it, or returns false
-// if none becomes free while the request may wait.
+// takePlace takes a place of a caller and returns the function that releases it. It returns false if no place becomes
+// free in time.
 func (g *gate) takePlace(ctx context.Context, caller string, patience time.Duration) (leave func(), ok bool) {
 	g.mu.Lock()
 	places := g.places[caller]

@@ -12,12 +12,11 @@ import (
 	"sallyport/internal/netid"
 )
 
-// A handshake costs more than all of a refused request. So the address limit
-// applies to connections too, before TLS, but with a separate budget: a sender that
-// opens a connection for each request does not pay twice.
+// A handshake costs more than a whole refused request. So the address limit also applies to connections, before TLS,
+// but with a separate budget: a sender that opens a connection for each request does not pay twice.
 
-// AllowConnection spends a token of an address for a connection, or returns false if it has
-// none left. Such connections are only counted, because strangers can cause any number of them.
+// AllowConnection spends a token of an address for a connection, or returns false if there is none left. Refused
+// connections are only counted, because unknown senders can open any number of them.
 func (h *Handler) AllowConnection(from netip.Addr) bool {
 	s := h.current.Load()
 	if s.limits.connections.allowAddress(netid.Host(from), s.now()) {
@@ -31,16 +30,15 @@ func (h *Handler) AllowConnection(from netip.Addr) bool {
 // to make room for another.
 func (h *Handler) CountRejectedConnection() { h.current.Load().audit.Count("too-many-connections") }
 
-// IsProvedHost reports whether a delivery from an address was accepted lately.
+// IsProvedHost reports whether a delivery from an address was accepted recently.
 func (h *Handler) IsProvedHost(from netip.Addr) bool {
 	s := h.current.Load()
 	return s.proved.provedLately(netid.Host(from), s.now())
 }
 
-// ReportFlood counts a connection that was closed because more came on it than its
-// requests need. Its address pays a full burst of connections for it, so that
-// another flood does not follow at once. An address from which a delivery was accepted does not
-// pay: strangers that share it could lock out the caller.
+// ReportFlood counts a connection that was closed because it received more data than its requests need. Its address
+// pays a full burst of connections for it, so that another flood does not follow at once. An address from which a
+// delivery was accepted does not pay: otherwise, others that share the address could lock out the caller.
 func (h *Handler) ReportFlood(from netip.Addr) {
 	s := h.current.Load()
 	if !h.IsProvedHost(from) {
@@ -49,9 +47,8 @@ func (h *Handler) ReportFlood(from netip.Addr) {
 	s.audit.Count("flood")
 }
 
-// ReportUnreadable reports a request that net/http answered itself, or that was not
-// sent whole. It costs the address a failure. When none is left, it is logged at
-// the debug level only.
+// ReportUnreadable logs a request that net/http answered itself, or that was not sent completely. It costs the
+// address a failure. If no failure is left, it is logged only at the debug level.
 func (h *Handler) ReportUnreadable(from netip.AddrPort) {
 	s := h.current.Load()
 	s.log.LogAttrs(context.Background(), s.levelOfFailure("unreadable", from.Addr()), "request not read",
@@ -60,10 +57,9 @@ func (h *Handler) ReportUnreadable(from netip.AddrPort) {
 	s.audit.Count("unreadable")
 }
 
-// ReportRefusedCertificate logs a client certificate that ended its handshake, because the client
-// cannot be given the reason. It costs the address a failure, as it would in a
-// request. When none is left, it is logged at the debug level only. The
-// client has not proved that it holds the key of the certificate.
+// ReportRefusedCertificate logs a client certificate that was refused in its handshake, because the client cannot be
+// sent the reason. It costs the address a failure, as in a request. If no failure is left, it is logged only at the
+// debug level. The client has not proved that it has the key of the certificate.
 func (h *Handler) ReportRefusedCertificate(from netip.AddrPort, shown *x509.Certificate, why error) {
 	s := h.current.Load()
 	sum := sha256.Sum256(shown.Raw)
@@ -77,8 +73,8 @@ func (h *Handler) ReportRefusedCertificate(from netip.AddrPort, shown *x509.Cert
 	s.audit.Decided(line, "handshake", false)
 }
 
-// levelOfFailure spends a token of an address for a failure, and returns the level to log it at: the
-// debug level if none is left, or if there are too many lines of the kind.
+// levelOfFailure spends a token of an address for a failure, and returns the level to log it at: the debug level if
+// no token is left, or if there are too many lines of the kind.
 func (s *service) levelOfFailure(kind string, from netip.Addr) slog.Level {
 	if s.limits.failures.allowAddress(netid.Host(from), s.now()) && s.samples.allowLine(kind, from, s.now()) {
 		return slog.LevelWarn

@@ -21,8 +21,8 @@ type credentials struct {
 	now    func() time.Time
 }
 
-// authenticate returns the caller that sent a delivery. A failure spends a token of the limiter for
-// failures of the address, so that a flood of them never spends the budget of a caller.
+// authenticate returns the caller that sent a delivery. A failure spends a token of the failures of the address, so
+// that a flood of failures never spends the budget of a caller.
 func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h *hook.Hook) (*auth.Identity, error) {
 	var callers []string
 	if h != nil {
@@ -35,7 +35,7 @@ func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h
 		Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: c.now(),
 	}
 	who, err := c.config.Auth.Authenticate(d, callers)
-	if auth.AwaitKey(r.Context(), err, netid.Site(remoteAddr(r))) { // the key that was missing may be there now
+	if auth.AwaitKey(r.Context(), err, netid.Site(remoteAddr(r))) { // the key that was missing may have been loaded now
 		d.Now = c.now()
 		who, err = c.config.Auth.Authenticate(d, callers)
 	}
@@ -50,8 +50,8 @@ func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h
 	return nil, c.limits.refuseCredential(r, err)
 }
 
-// resembledCallers names the observed callers that a delivery without a valid
-// credential could be meant to come from, because their senders need to be corrected.
+// resembledCallers returns the names of the observed callers that may have sent a delivery without a valid
+// credential, so that the operator knows which sender to correct.
 func (c *credentials) resembledCallers(d *auth.Delivery, callers []string) string {
 	if callers == nil { // a request of the run API, which any caller may make
 		callers = c.config.Auth.Names()

@@ -14,8 +14,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-// hook handles a delivery. Every step is a line here, so that a missing line shows: cheap checks
-// come first, and nothing secret comes before authentication.
+// hook handles a delivery. Each step is one line here, so that a missing step is easy to see. Cheap checks come
+// first, and no secret is used before authentication.
 func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) error {
 	h, ok := s.hooks[r.URL.Path]
 	if !ok {
@@ -62,7 +62,7 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 		return s.answerObserved(w, r, req, d)
 	}
 	started, err := s.runner.Start(r.Context(), d)
-	unverified.releaseRoom() // what follows may wait for minutes
+	unverified.releaseRoom() // the answer may wait for minutes
 	wait := parsePreferWait(r.Header)
 	if err != nil {
 		return s.answers.answerNotStarted(w, r, req, wait, err)
@@ -95,9 +95,9 @@ func (s *service) judgeDelivery(w http.ResponseWriter, r *http.Request, req *req
 	}
 }
 
-// claimOnce returns the claim of a delivery and what became of it before, or why its credential is
-// refused: as it was judged, or because a token was used with another body, which is refused as a
-// forged one is.
+// claimOnce returns the claim of a delivery and the result of an earlier delivery with the same claim. It also
+// returns why the credential is refused, if it is: because of judged, or because a token was used with another body,
+// which is refused like a forged one.
 func (s *service) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook, judged error) (
 	claim runner.Claim, repeated, refused error,
 ) {
@@ -119,8 +119,7 @@ func forbidden(caller, what string) error {
 	}
 }
 
-// bindParameters takes the parameters from the delivery, or says everything that is
-// wrong with them.
+// bindParameters takes the parameters from the delivery, or returns all problems with them.
 func bindParameters(r *http.Request, body []byte, who *auth.Identity, h *hook.Hook) (hook.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -147,9 +146,9 @@ func refuseParameters(e *runner.NotAllowed) error {
 	}
 }
 
-// claimDelivery ties a delivery to its hook. A signature may stand for one run of each
-// hook that its sender set up with the same secret; a token that may be used once is used
-// once in all, so where it goes counts as part of what it came with.
+// claimDelivery returns the claim of a delivery to its hook. A signature may start one run of each hook that its
+// sender set up with the same secret. A token for one use may be used once for all hooks, so the hook is part of its
+// digest of the body.
 func claimDelivery(who *auth.Identity, h *hook.Hook) runner.Claim {
 	if who.Replay == "" {
 		return runner.Claim{}
@@ -163,7 +162,7 @@ func claimDelivery(who *auth.Identity, h *hook.Hook) runner.Claim {
 	return claimNames(who, "")
 }
 
-// claimNames is a claim by each name that a delivery has, for one purpose.
+// claimNames returns a claim with each name that a delivery has, for one purpose.
 func claimNames(who *auth.Identity, purpose string) runner.Claim {
 	c := runner.Claim{
 		Key: digestParts(who.Kind, who.Replay, purpose), Until: who.Until, Body: who.BodyDigest, Named: who.Named,

@@ -44,7 +44,7 @@ func (r *Runner) Leave() {
 	}
 }
 
-// isStopping reports whether this server must not wait any more until it can record something.
+// isStopping reports whether this server stops, and so must not wait until the store can record again.
 func (r *Runner) isStopping() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

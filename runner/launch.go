@@ -67,7 +67,7 @@ func (r *Runner) launchRun(ctx context.Context, run Run, in Feed, from origin) (
 func (r *Runner) continueLaunch(ctx context.Context, run Run, from origin, err error) (outcome, error) {
 	why, revoked := r.findRevoked(run.ID)
 	switch {
-	case revoked && err != nil && !errors.Is(err, ErrLeft): // a command that runs nevertheless is stopped by noteStarted below
+	case revoked && err != nil && !errors.Is(err, ErrLeft): // noteStarted below stops a command that does run
 		go r.finishRun(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
 		return neverBegins, nil
 	case err == nil, errors.Is(err, fs.ErrExist):

@@ -41,8 +41,8 @@ type Run struct {
 	Boot string `json:"-"`
 	// Wish is the state in which the run was requested to end while it ran, or empty.
 	Wish State `json:"-"`
-	// StandsFor has the other callers whose deliveries joined this queued run, because Join queues one run for all of
-	// them. Their deliveries came before that of Caller.
+	// StandsFor has the other callers that this queued run stands for: Join put their deliveries into this run before
+	// that of Caller.
 	StandsFor []string `json:"stands_for,omitempty"`
 	// Cut has the names of the parameters whose values were shortened for a list.
 	Cut []string `json:"cut,omitempty"`
