@@ -147,8 +147,8 @@ func refuseParameters(e *runner.NotAllowed) error {
 }
 
 // claimDelivery returns the claim of a delivery to its hook. A signature may start one run of each hook that its
-// sender set up with the same secret. A token for one use may be used once for all hooks, so the hook is part of its
-// digest of the body.
+// sender set up with the same secret. A token for one use may be used once for all hooks, so its claim covers the
+// name of the hook together with the body.
 func claimDelivery(who *auth.Identity, h *hook.Hook) runner.Claim {
 	if who.Replay == "" {
 		return runner.Claim{}

@@ -20,24 +20,23 @@ import (
 
 const (
 	chunk     = 32 << 10
-	pollEvery = 100 * time.Millisecond // for output that is not there yet
-	slowest   = 30 * time.Second       // that a reader may take for one chunk
-	heartbeat = 15 * time.Second       // of a stream in which nothing happens, for the proxies between
+	pollEvery = 100 * time.Millisecond // interval at which the file is checked for new output
+	slowest   = 30 * time.Second       // the most time that a reader may take for one chunk
+	heartbeat = 15 * time.Second       // interval of comments in an idle stream, so that proxies do not close it
 )
 
-// endless is the end of what has none yet, as RFC 8673 has it: a number that no
-// output reaches, and that every reader can count to.
+// endless is the end of a Range of an output whose length is not known yet (RFC 8673): a number that no output
+// reaches, and that every reader can represent.
 const endless = 1<<53 - 1
 
-// errGap ends an answer to a Range at a gap: its bytes must follow one another.
+// errGap ends an answer to a Range at a gap, because the bytes of a Range must be contiguous.
 var errGap = errors.New("the output goes on after bytes that are not kept")
 
-// errAgain ends an answer before the run has ended. A reader that asks again, of the next
-// server perhaps, continues there, and its access is checked again.
+// errAgain ends an answer before the run has ended. A reader that asks again, perhaps at the next server, continues
+// there, and its access is checked again.
 var errAgain = errors.New("the reader must ask again")
 
-// copyOutput sends what is there from off on, up to end, and returns where it
-// came to.
+// copyOutput sends the existing output from off to end, and returns the offset that it reached.
 func copyOutput(ctx context.Context, to outputWriter, out *output.Reader, off, end int64) (int64, error) {
 	buf := make([]byte, chunk)
 	for off < end && ctx.Err() == nil {
@@ -75,11 +74,10 @@ type follower struct {
 	off     int64
 }
 
-// followOutput sends the output as it is written, until the run has ended: as
-// server-sent events to a reader that accepts them, whose Last-Event-ID is an offset, else
-// as it is, from the offset of a Range on (RFC 8673). For a queued run it waits.
-// An answer that is not the whole output does not look like it: it has no event
-// "end", or is broken off.
+// followOutput sends the output while it is written, until the run has ended. A reader that accepts server-sent
+// events gets these, from the offset in its Last-Event-ID. Other readers get the plain output, from the offset of
+// their Range (RFC 8673). For a queued run, followOutput waits until it starts. An incomplete answer can be
+// recognized: it has no event "end", or the connection is broken off.
 func (s *service) followOutput(w http.ResponseWriter, r *http.Request, req *request, run runner.Run) error {
 	leave, ok := s.gates.followers.takePlace(r.Context(), req.caller, 0)
 	if !ok {
@@ -125,12 +123,12 @@ func (f *follower) openOutput() error {
 	return err
 }
 
-// judgeEvery is how often the access of a follower is checked again under the same configuration:
+// judgeEvery is how often the access of a follower is checked again under the same configuration, because
 // certificates and keys expire.
 const judgeEvery = time.Minute
 
-// newAccessCheck returns a function that checks again whether the caller may read an answer that may last
-// for hours: when something has changed, and each minute.
+// newAccessCheck returns a function that checks again whether the caller may read an answer, which may last for
+// hours. It checks when something has changed, and each minute.
 func (s *service) newAccessCheck(r *http.Request, req *request, id string) func(changed bool) bool {
 	by, at := s, s.now()
 	return func(changed bool) bool {
@@ -152,7 +150,7 @@ func (f *follower) closeOutput() {
 	}
 }
 
-// beginAnswer starts the answer in the form that the reader asked for, from the offset that it named.
+// beginAnswer starts the answer in the format and from the offset that the reader requested.
 func (f *follower) beginAnswer(reader *responseSender, asked http.Header) {
 	status, kind := http.StatusOK, "text/plain; charset=utf-8"
 	h := reader.w.Header()
@@ -160,7 +158,7 @@ func (f *follower) beginAnswer(reader *responseSender, asked http.Header) {
 	switch {
 	case strings.Contains(asked.Get("Accept"), "text/event-stream"):
 		kind = "text/event-stream"
-		last, _ := strconv.ParseInt(asked.Get("Last-Event-ID"), 10, 64) // from the start, without a valid one
+		last, _ := strconv.ParseInt(asked.Get("Last-Event-ID"), 10, 64) // from the start, if it is not valid
 		f.to, f.off = &eventWriter{responseSender: reader}, max(last, 0)
 	case ranged:
 		status = http.StatusPartialContent
@@ -170,12 +168,12 @@ func (f *follower) beginAnswer(reader *responseSender, asked http.Header) {
 		f.to = &plainWriter{reader}
 	}
 	h.Set("Content-Type", kind)
-	_ = reader.extendDeadline() // an error means that the reader is gone, and shows when something is sent
+	_ = reader.extendDeadline() // an error means that the reader is gone; the next write returns it too
 	reader.w.WriteHeader(status)
 	_ = http.NewResponseController(reader.w).Flush()
 }
 
-// firstKeptOffset returns the offset of the first byte that is kept, from an offset on.
+// firstKeptOffset returns the offset of the first byte at or after from that is kept.
 func (f *follower) firstKeptOffset(from int64) int64 {
 	if f.out != nil {
 		if _, d := f.out.State(); from >= d.From && from < d.To {
@@ -185,15 +183,15 @@ func (f *follower) firstKeptOffset(from int64) int64 {
 	return from
 }
 
-// parseLiveRange reads a Range from an offset on.
+// parseLiveRange parses a Range from an offset to the end.
 func parseLiveRange(field string) (from int64, ok bool) {
 	from, to, ok, err := parseByteRange(field, endless)
-	last := strings.HasPrefix(field, "bytes=-") // so many, of what is not there yet
+	last := strings.HasPrefix(field, "bytes=-") // the last bytes of an output that is not complete
 	return from, ok && err == nil && to == endless && !last
 }
 
-// sendUntilEnd sends new output until the run has ended. The runner reports the end, and
-// the file of the run has the output: the store is not read meanwhile.
+// sendUntilEnd sends new output until the run has ended. It does not read the store: the runner reports the end, and
+// the output is in the file of the run.
 func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, error) {
 	type ending struct {
 		run runner.Run
@@ -228,9 +226,9 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 			case !e.run.State.Ended(), !f.allowed(true): // another caller may have joined the run since
 				return e.run, errAgain
 			}
-			return e.run, f.sendWhatIsNew(ctx) // what was written before the end
+			return e.run, f.sendWhatIsNew(ctx) // sends the output that was written before the end
 		case <-going:
-			going = nil // a running run may still end here; a queued one waits for the next server
+			going = nil // a running run may still end here; a queued one is left to the next server
 			if run, err := f.runner.Get(ctx, id); err != nil || run.State == runner.Queued {
 				return run, errors.Join(errAgain, err)
 			}
@@ -238,8 +236,8 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 	}
 }
 
-// sendWhatIsNew sends what was written since. If the reader waited for the run to start, another
-// caller may have joined the run since, and the output be that caller's.
+// sendWhatIsNew sends the output since the last call. If the reader waited for the run to start, the access is
+// checked first: another caller may have joined the run, so that the output belongs to that caller.
 func (f *follower) sendWhatIsNew(ctx context.Context) error {
 	waited := f.out == nil
 	err := f.openOutput()
@@ -250,7 +248,7 @@ func (f *follower) sendWhatIsNew(ctx context.Context) error {
 		return errAgain
 	}
 	size, _ := f.out.State()
-	if f.off >= size { // most of the time, and a buffer for each look would be garbage
+	if f.off >= size { // usually there is nothing new, so no buffer is allocated
 		return nil
 	}
 	f.off, err = copyOutput(ctx, f.to, f.out, f.off, size)

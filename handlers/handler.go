@@ -1,13 +1,14 @@
-// Package handlers answers HTTP requests: a delivery to a hook, the API of runs, the probes, the metrics, and the API
-// of local administrators. [New] returns a [Handler]; [Handler.Update] has it go by the next configuration.
+// Package handlers answers HTTP requests: deliveries to hooks, the API of runs, the probes, the metrics, and the API
+// of local administrators. [New] returns a [Handler]. [Handler.Update] puts the next configuration into effect.
 //
-// A delivery is handled by one function with a line for each step, in the order that keeps cheap checks first and
-// everything secret behind authentication: route, body, authentication, limits, permission, parameters, start. A
-// refusal leaves no trace of a later step. A request that fails a check gets an RFC 9457 problem; its reason is in the
-// log under the request id, and never in the answer of a refused credential, whose time says nothing either.
+// A delivery is handled by one function with one line for each step. Cheap checks come first, and no secret is used
+// before authentication: route, body, authentication, limits, permission, parameters, start. A refusal reveals
+// nothing of a later step. A request that fails a check gets an RFC 9457 problem. The reason is in the log under the
+// request id. The answer to a refused credential contains no reason, and its time does not depend on the reason
+// either.
 //
-// Everything that a sender without a valid credential can use is bounded: rates for each address and in all, memory for
-// bodies, lines of the log. A panic ends the request alone. When the audit log or the store fails, nothing is started.
+// Everything that a sender without a valid credential can use is limited: rates per address and in total, memory for
+// bodies, lines of the log. A panic ends only its request. If the audit log or the store fails, nothing is started.
 package handlers
 
 import (
@@ -24,8 +25,8 @@ import (
 	"sallyport/runner/process/output"
 )
 
-// Outputs opens the output of a run, also while it is written. Errors wrap
-// runner.ErrUnknown or output.ErrNotKept if it does not exist.
+// Outputs opens the output of a run, also while it is written. An error wraps runner.ErrUnknown or output.ErrNotKept
+// if the output does not exist.
 type Outputs func(run string) (*output.Reader, error)
 
 // Handler answers all requests to the server, under the configuration in force.
@@ -34,8 +35,8 @@ type Handler struct {
 	current atomic.Pointer[service]
 }
 
-// New returns a handler. outputs opens what a run wrote, and check is what /readyz looks at. A
-// configuration that comes into force later takes effect with Update.
+// New returns a handler. outputs opens the output of a run, and /readyz uses check. A configuration that is loaded
+// later takes effect with Update.
 func New(
 	conf *config.Watcher, run *runner.Runner, outputs Outputs, trail *audit.Log,
 	check *readiness.Check, metrics http.Handler, now func() time.Time, log *slog.Logger,
@@ -53,12 +54,11 @@ func New(
 	return h
 }
 
-// Update goes by the configuration in force from the next request on. Requests
-// in progress end under the one that they began with, except those that follow an
-// output. It must not be called twice at once.
+// Update puts the current configuration into effect for all requests from now on. Requests in progress keep the
+// configuration that they began with, except those that follow an output. Update must not be called concurrently.
 func (h *Handler) Update() { h.current.Store(newService(h.watcher.Get(), h.current.Load())) }
 
-// Close logs what was only counted so far.
+// Close logs how many lines were skipped since the last summary.
 func (h *Handler) Close() { h.current.Load().samples.logSummary() }
 
 // SkippedLines returns how many lines of the log were not written because there were too many of a kind.
@@ -94,14 +94,14 @@ type shared struct {
 	metrics http.Handler
 	log     *slog.Logger
 	now     func() time.Time
-	latest  func() *service // under the configuration in force, for answers that last
+	latest  func() *service // under the configuration in force, for answers that last long
 	samples *samples
 	proved  *provedHosts
 	gates   callerGates
 }
 
-// newService returns the service under a configuration. It takes over from the one before what has
-// been spent of each limit that is the same.
+// newService returns the service under a configuration. It takes from old how much was spent of each limit that did
+// not change.
 func newService(c *config.Config, old *service) *service {
 	s := &service{
 		shared: old.shared, config: c, hooks: make(map[string]*hook.Hook, len(c.Hooks)),

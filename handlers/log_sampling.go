@@ -12,9 +12,9 @@ import (
 	"sallyport/internal/netid"
 )
 
-// Events that strangers can cause in any number have a bounded number of lines in the log: for each
-// kind so many per network, and so many for all networks together. The rest is counted, and a line
-// says how many there were.
+// Events that unknown senders can cause in any number have a limited number of lines in the log: per kind a number
+// for each network, and a number for all networks together. The other events are counted, and one line reports their
+// number.
 const (
 	siteBurst    = 100
 	siteEvery    = 10 * time.Second // one more line
@@ -24,15 +24,14 @@ const (
 	summaryEvery = time.Minute
 )
 
-// samples decides which lines are written. A network shares a slot, and so its budget, with those
-// for which the seeded hash yields the same.
+// samples decides which lines are written. Networks with the same seeded hash share a slot, and so a budget.
 type samples struct {
 	log  *slog.Logger
 	seed maphash.Seed
 
 	mu      sync.Mutex
 	sites   []rate.Limiter
-	kinds   map[string]*rate.Limiter // the kinds are those of the program, so there are few
+	kinds   map[string]*rate.Limiter // the program defines the kinds, so there are few
 	skipped map[string]*skipped
 	due     *time.Timer // nil while nothing is skipped
 	total   int         // skipped since the start
@@ -56,7 +55,7 @@ func newSamples(log *slog.Logger) *samples {
 	return s
 }
 
-// allowLine reports whether a line about something of a kind is to be written, and counts it if not.
+// allowLine reports whether a line about an event of a kind is written, and counts it if not.
 func (s *samples) allowLine(kind string, from netip.Addr, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,7 +91,7 @@ func (s *samples) skippedLines() int {
 	return s.total
 }
 
-// logSummary writes how many lines were skipped since the last time.
+// logSummary logs how many lines were skipped since the last summary.
 func (s *samples) logSummary() {
 	s.mu.Lock()
 	counted := s.skipped

@@ -14,28 +14,27 @@ import (
 	"sallyport/internal/netid"
 )
 
-// request is what the log line of a request says beyond the request itself.
-// The handlers fill it in as they learn it. It has many fields because each is a field of that line, or of
-// the line of the audit log.
+// request has what the log line and the audit line of a request say beyond the request itself. The handlers fill it
+// in as they learn it. It has many fields because each is a field of one of these lines.
 type request struct {
 	id      string
 	address string
-	caller  string // once its credential verified
+	caller  string // once its credential is verified
 	scheme  string
 	key     string
-	refused *auth.Refusal // of its credential
+	refused *auth.Refusal // why its credential was refused
 	hook    string
 	params  string // digest
 	run     string
 	kind    string // how it was refused
 	reason  string // why
 	cause   error
-	broken  bool // the answer has begun, and its reader must not take it for a whole one
+	broken  bool // the answer has begun, and its reader must see that it is incomplete
 
-	observed  bool   // it only gets an answer, and starts nothing
+	observed  bool   // the delivery only gets an answer, and starts nothing
 	would     string // started, queued, replayed or refused: what would have happened if it were not observed
 	leave     func() // releases the request's place among the reads of its caller; nil without one
-	resembles string // observed callers that it could be meant to come from, though it is not authenticated
+	resembles string // observed callers that may have sent it, although it is not authenticated
 }
 
 // leaveReads releases the request's place among the reads of its caller.
@@ -52,7 +51,7 @@ func requestOf(r *http.Request) *request {
 	return req
 }
 
-// middleware is what every request goes through.
+// middleware wraps all requests.
 type middleware struct {
 	addresses *addressLimits
 	samples   *samples
@@ -61,8 +60,8 @@ type middleware struct {
 	now       func() time.Time
 }
 
-// wrapRouter wraps the router rather than being used by it: mux leaves its own
-// middleware out on 404 and 405, and those are what a scanner gets.
+// wrapRouter wraps the router. It is not registered with the router, because mux does not run its own middleware for
+// 404 and 405, and scanners get these answers.
 func (m *middleware) wrapRouter(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := m.now()
@@ -85,8 +84,8 @@ func (m *middleware) wrapRouter(next http.Handler) http.Handler {
 	})
 }
 
-// answerPanic answers 500 for a panic of a handler. An answer that has begun is
-// broken off instead: its reader must not take it for a whole one.
+// answerPanic answers 500 for a panic of a handler. If the answer has begun, it is broken off instead, so that its
+// reader does not take it for a complete one.
 func (m *middleware) answerPanic(rec *recorder, req *request) {
 	err := guard.Log(m.log, recover(), "request", req.id)
 	if err == nil {
@@ -99,18 +98,18 @@ func (m *middleware) answerPanic(rec *recorder, req *request) {
 	writeProblem(rec, req, err)
 }
 
-// abortIfBroken ends a broken answer: over HTTP/1.1 without its last chunk, over HTTP/2
-// with a reset. It is called after the request is logged.
+// abortIfBroken breaks off an incomplete answer: over HTTP/1.1 without its last chunk, over HTTP/2 with a reset. It
+// is called after the request is logged.
 func (req *request) abortIfBroken() {
 	if req.broken {
 		panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to break an answer off
 	}
 }
 
-// What a request may write into a field of the log, in bytes as they are written.
+// The most bytes that a request may write into a field of the log.
 const (
 	longestPath  = 200
-	longestField = 2000 // of what the server says about it
+	longestField = 2000 // of what the server writes about it
 )
 
 // logRequest writes one line per request. Lines that strangers can cause in any number are sampled, so that they cannot

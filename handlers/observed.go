@@ -7,20 +7,20 @@ import (
 	"sallyport/runner"
 )
 
-// observation is the answer to a verified delivery of an observed caller: what
-// would have become of it. The sender is authenticated, so it may know.
+// observation is the answer to a verified delivery of an observed caller: what would have happened to it. The sender
+// is authenticated, so the answer may say so.
 type observation struct {
 	Observed bool     `json:"observed"` // true
 	Would    string   `json:"would"`    // have been started, queued, replayed or refused
-	Status   int      `json:"status"`   // that it would have been answered with
+	Status   int      `json:"status"`   // the status of the answer that it would have got
 	Flight   string   `json:"flight,omitempty"`
-	Position int      `json:"position,omitempty"` // of what would be queued; 1 is next
-	Run      string   `json:"run,omitempty"`      // the first run of what would be replayed
-	Problem  *problem `json:"problem,omitempty"`  // of what would be refused
+	Position int      `json:"position,omitempty"` // in the queue, if it would be queued; 1 is next
+	Run      string   `json:"run,omitempty"`      // the first run, if it is a replay
+	Problem  *problem `json:"problem,omitempty"`  // the problem, if it would be refused
 }
 
-// answerObserved answers a delivery of an observed caller that is refused by nothing
-// so far. It starts nothing and records nothing.
+// answerObserved answers a delivery of an observed caller that no earlier check refused. It starts and records
+// nothing.
 func (s *service) answerObserved(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
 	started, err := s.runner.DryRun(r.Context(), d)
 	o := observation{Would: "started", Status: http.StatusOK, Flight: started.Run.Flight, Position: started.Position}

@@ -12,10 +12,9 @@ import (
 	"sallyport/runner/process/output"
 )
 
-// getOutput answers with what a command wrote, stdout and stderr as one. Byte
-// offsets are those of all that was written, so they stay true although the
-// middle of a long output is not kept. Every reader reads the file of the run
-// independently, so none of them slows the command or another reader.
+// getOutput answers with the output of a command, stdout and stderr in one. Offsets count all bytes that were
+// written, so they stay valid although the middle of a long output is not kept. Every reader reads the file of the
+// run independently, so that no reader slows the command or another reader.
 func (s *service) getOutput(w http.ResponseWriter, r *http.Request, req *request) error {
 	run, _, err := s.authorizeRun(w, r, req, hook.MayRead)
 	if err != nil {
@@ -54,7 +53,7 @@ func (s *service) getOutput(w http.ResponseWriter, r *http.Request, req *request
 	return nil
 }
 
-// refuseOutput says why an output cannot be opened.
+// refuseOutput returns the refusal for an output that cannot be opened.
 func refuseOutput(err error) error {
 	detail := "The run has no output: its command was not started."
 	switch {
@@ -66,11 +65,11 @@ func refuseOutput(err error) error {
 	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: detail}
 }
 
-// markBroken ends an answer so that its reader does not take it for a whole one.
+// markBroken marks an answer to be broken off, so that its reader does not take it for a complete one.
 func markBroken(req *request, cause error) { req.broken, req.cause = true, cause }
 
-// parseByteRange reads a Range of one part (RFC 9110, 14.2). A Range that it does not
-// understand is ignored, as the RFC requires.
+// parseByteRange parses a Range of one part (RFC 9110, 14.2). It ignores a Range that it does not understand, as the
+// RFC requires.
 func parseByteRange(field string, size int64) (from, to int64, ok bool, err error) {
 	spec, isBytes := strings.CutPrefix(field, "bytes=")
 	first, last, isRange := strings.Cut(spec, "-")
@@ -98,8 +97,8 @@ func parseByteRange(field string, size int64) (from, to int64, ok bool, err erro
 	return from, to, true, nil
 }
 
-// sendRange answers with the bytes of a range that are kept and follow one
-// another: RFC 9110, 15.3.7, lets an answer have less than was asked for.
+// sendRange answers with the first contiguous bytes of a range that are kept. An answer may have fewer bytes than
+// were requested (RFC 9110, 15.3.7).
 func sendRange(w http.ResponseWriter, out *output.Reader, from, to, size int64) error {
 	buf := make([]byte, min(to-from, 1<<20))
 	at, n, err := out.Next(buf, from)

@@ -23,20 +23,20 @@ type outputWriter interface {
 	keepAlive() error
 	// writeEnd sends how the run ended. The output ends before the offset at.
 	writeEnd(run runner.Run, at int64) error
-	// endEarly returns how an answer ends that is not the whole output: with an error, unless the reader
-	// sees from what it has that more is to come.
+	// endEarly returns how an incomplete answer ends: with an error, unless the reader can see from what it has that
+	// the output continues.
 	endEarly(cause error) error
 }
 
-// responseSender sends bytes at once, and gives the reader its time for each piece.
+// responseSender sends bytes at once, and sets the deadline of the reader for each piece.
 type responseSender struct {
 	w    http.ResponseWriter
 	now  func() time.Time
 	last time.Time // when something was sent
 }
 
-// extendDeadline gives the reader its time for what comes next. The server's own deadline
-// is for answers that are made at once.
+// extendDeadline sets the deadline for the next piece. The default deadline of the server is for answers that do not
+// wait.
 func (s *responseSender) extendDeadline() error {
 	return http.NewResponseController(s.w).SetWriteDeadline(s.now().Add(slowest))
 }
@@ -72,7 +72,7 @@ type rangeWriter struct{ plainWriter }
 
 func (*rangeWriter) writeGap(_, _ int64) error { return errGap }
 
-// eventWriter sends server-sent events. The id of an event is the offset behind its text.
+// eventWriter sends server-sent events. The id of an event is the offset after its text.
 type eventWriter struct {
 	*responseSender
 
@@ -91,7 +91,7 @@ func (e *eventWriter) sendText(b []byte, end int64) error {
 	if len(b) == 0 {
 		return nil
 	}
-	// JSON, so that a line of the output is never a line of the stream.
+	// The text is JSON, so that a line break in the output is not one in the stream.
 	data, err := json.Marshal(strings.ToValidUTF8(string(b), "\uFFFD"))
 	if err != nil {
 		return err
@@ -99,7 +99,7 @@ func (e *eventWriter) sendText(b []byte, end int64) error {
 	return e.sendAndFlush(fmt.Appendf(nil, "id: %d\nevent: output\ndata: %s\n\n", end, data))
 }
 
-// sendHeld sends what is held of a character that will not be completed.
+// sendHeld sends the held bytes of a character that stays incomplete.
 func (e *eventWriter) sendHeld(at int64) error {
 	held := e.held
 	e.held = nil
@@ -126,7 +126,7 @@ func (e *eventWriter) writeEnd(run runner.Run, at int64) error {
 	return errors.Join(err, e.sendHeld(at), e.sendAndFlush(fmt.Appendf(nil, "event: end\ndata: %s\n\n", data)))
 }
 
-// endEarly returns nil for a run that goes on elsewhere: a reader that got no event "end" comes again.
+// endEarly returns nil for a run that continues elsewhere: a reader that got no event "end" connects again.
 func (e *eventWriter) endEarly(cause error) error {
 	if errors.Is(cause, errAgain) {
 		return nil
@@ -134,7 +134,7 @@ func (e *eventWriter) endEarly(cause error) error {
 	return cause
 }
 
-// countUnfinished returns how many bytes at the end are the beginning of one character.
+// countUnfinished returns how many bytes at the end belong to an incomplete character.
 func countUnfinished(b []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(b); n++ {
 		if tail := b[len(b)-n:]; utf8.RuneStart(tail[0]) {

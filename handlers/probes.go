@@ -11,7 +11,7 @@ import (
 	"sallyport/runner"
 )
 
-// probes answer whether the server works.
+// probes handle the requests that ask whether the server works.
 type probes struct {
 	runner  *runner.Runner
 	check   *readiness.Check
@@ -21,14 +21,14 @@ type probes struct {
 // notReady is the kind of a refusal by /readyz.
 const notReady = "not-ready"
 
-// getHealth reports that the process answers.
+// getHealth answers 200 while the process handles requests.
 func (p *probes) getHealth(w http.ResponseWriter, _ *http.Request, _ *request) error {
 	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
 	return nil
 }
 
-// getReadiness reports whether deliveries are accepted and commands started, by a test of every part that
-// this needs. The answer names the parts that fail; the log has the reasons.
+// getReadiness reports whether deliveries are accepted and commands started. It tests every part that this needs. The
+// answer has the names of the parts that fail; the log has the reasons.
 func (p *probes) getReadiness(w http.ResponseWriter, r *http.Request, _ *request) error {
 	if p.runner.Draining() {
 		return refuseDraining()

@@ -12,17 +12,16 @@ import (
 	"sallyport/runner/hook"
 )
 
-// refusal is the answer to a request that is refused: what the sender gets, and
-// separately what the log says.
+// refusal is the answer to a refused request: the text for the sender, and separately the text for the log.
 type refusal struct {
 	status   int
-	kind     string // one of few: last part of the problem's type
+	kind     string // one of few: the last part of the type of the problem
 	detail   string // for the sender
-	reason   string // for the operator; the detail, where that says all
+	reason   string // for the operator; the detail, if that is complete
 	cause    error  // for the operator
 	run      *runner.Run
 	problems []hook.ParamProblem
-	parts    []string // that are not ready
+	parts    []string // parts of the server that are not ready
 	header   http.Header
 }
 
@@ -37,18 +36,18 @@ type problem struct {
 	RequestID string              `json:"request_id"`
 	Run       *runInProgress      `json:"run,omitempty"`
 	Problems  []hook.ParamProblem `json:"problems,omitempty"`
-	Parts     []string            `json:"parts,omitempty"` // that do not work, in an answer of /readyz
+	Parts     []string            `json:"parts,omitempty"` // parts that do not work, in an answer of /readyz
 }
 
-// runInProgress is what each caller of a hook may know of the run that is in the way: not
-// its caller, nor its parameters.
+// runInProgress is what every caller of a hook may know of a run in progress that blocks its delivery: not the caller
+// of that run, and not its parameters.
 type runInProgress struct {
 	ID    string       `json:"id"`
 	State runner.State `json:"state"`
 }
 
-// writeProblem writes all errors. An error that is not a refusal is a fault of
-// the server, and the sender learns only that.
+// writeProblem writes the answer for every error. An error that is not a refusal is an internal error, and the sender
+// learns only that.
 func writeProblem(w http.ResponseWriter, req *request, err error) {
 	var e *refusal
 	if !errors.As(err, &e) {
@@ -76,7 +75,7 @@ func writeProblem(w http.ResponseWriter, req *request, err error) {
 	}
 	maps.Copy(w.Header(), e.header)
 	writeJSON(w, e.status, "application/problem+json", p)
-	// Before the log is written: how long that takes depends on what it says.
+	// Before the log is written: the time of that depends on what is logged.
 	_ = http.NewResponseController(w).Flush()
 }
 
@@ -84,11 +83,11 @@ func writeJSON(w http.ResponseWriter, status int, kind string, v any) {
 	var text bytes.Buffer
 	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(v) // of types that can be
+	_ = enc.Encode(v) // all types here can be encoded
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Content-Length", strconv.Itoa(text.Len()))
 	w.WriteHeader(status)
-	_, _ = w.Write(text.Bytes()) // the sender is gone
+	_, _ = w.Write(text.Bytes()) // an error means that the sender is gone
 }
 
 // The refusals that are always the same.
@@ -97,9 +96,8 @@ func notFound() error {
 	return &refusal{status: http.StatusNotFound, kind: "not-found", detail: "Not found."}
 }
 
-// unauthorized is the same answer for every way in which a credential can be missing or
-// wrong, so that an outsider learns nothing from it. RFC 9110 15.5.2 demands a
-// challenge.
+// unauthorized is the same answer for every way in which a credential can be missing or wrong, so that an outsider
+// learns nothing from it. RFC 9110, 15.5.2, requires a challenge.
 func unauthorized(reason string) error {
 	return &refusal{
 		status: http.StatusUnauthorized, kind: "unauthorized", reason: reason,

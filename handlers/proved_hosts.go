@@ -10,15 +10,14 @@ import (
 	"sallyport/auth"
 )
 
-// How many hosts are remembered from which a delivery was accepted, and for how long.
+// How many hosts are stored from which a delivery was accepted, and for how long.
 const (
 	provedSlots = 1 << 12
 	provedFor   = 24 * time.Hour
 )
 
-// provedHosts are the hosts from which a delivery was accepted lately. When room is
-// short, they are served before strangers. The table never grows: a host takes
-// the slot of another that has the same hash.
+// provedHosts are the hosts from which a delivery was accepted recently. If room is short, they are served before
+// unknown hosts. The table has a fixed size: a host replaces another with the same hash.
 type provedHosts struct {
 	seed  maphash.Seed
 	mu    sync.Mutex
@@ -51,10 +50,10 @@ func (p *provedHosts) provedLately(host netip.Addr, now time.Time) bool {
 	return found.host == host && now.Sub(found.at) < provedFor
 }
 
-// noteAccepted notes that a delivery was accepted that is not a replay: a delivery can be sent again
-// from anywhere.
+// noteAccepted notes that a delivery was accepted. It is not called for a replay, because a recorded delivery can be
+// sent again from any host.
 func (p *provedHosts) noteAccepted(r *http.Request, who *auth.Identity, now time.Time) {
-	if who.Caller != "" { // of an unauthenticated hook it is empty
+	if who.Caller != "" { // it is empty for an unauthenticated hook
 		p.recordHost(remoteHost(r), now)
 	}
 }

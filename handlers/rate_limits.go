@@ -18,8 +18,7 @@ import (
 	"sallyport/runner"
 )
 
-// rateLimits bound how often an address may connect, send requests and be refused, and how often a
-// caller may send.
+// rateLimits limit how often an address may connect, send requests and be refused, and how often a caller may send.
 type rateLimits struct {
 	connections *addressLimits
 	addresses   *addressLimits
@@ -28,7 +27,7 @@ type rateLimits struct {
 	now         func() time.Time
 }
 
-// carryOver returns the limits of a configuration, with what has been spent of those that are the same.
+// carryOver returns the limits of a configuration. Those that did not change keep what was spent of them.
 func (l *rateLimits) carryOver(c *config.Config, now func() time.Time) *rateLimits {
 	return &rateLimits{
 		connections: l.connections.carryOver(c.Limits.Address, connectionSlots),
@@ -39,8 +38,7 @@ func (l *rateLimits) carryOver(c *config.Config, now func() time.Time) *rateLimi
 	}
 }
 
-// refuseCredential spends a token of the address's failures and returns 401, or 429 when there is
-// none left.
+// refuseCredential spends a token of the failures of the address and returns 401, or 429 if there is none left.
 func (l *rateLimits) refuseCredential(r *http.Request, why error) error {
 	if e := l.failures.takeToken(remoteHost(r), "failures", l.now()); e != nil {
 		e.cause = why
@@ -49,9 +47,8 @@ func (l *rateLimits) refuseCredential(r *http.Request, why error) error {
 	return unauthorized(why.Error())
 }
 
-// limitDelivery spends a token of the caller, or of the failures of the address for a delivery
-// that was accepted before: anyone that has recorded it can send it, and must not use up the budget
-// of the caller.
+// limitDelivery spends a token of the caller. For a delivery that was accepted before it spends one of the failures
+// of the address: an attacker that recorded the delivery can send it, and must not use up the budget of the caller.
 func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, repeated error) error {
 	var first *runner.Replayed
 	if errors.As(repeated, &first) || errors.Is(repeated, runner.ErrOtherBody) {
@@ -63,11 +60,11 @@ func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *
 	return l.limitCaller(w, who)
 }
 
-// limitCaller spends a token of the caller, and sets the headers that say what is left.
+// limitCaller spends a token of the caller, and sets the header fields that say how many are left.
 func (l *rateLimits) limitCaller(w http.ResponseWriter, who *auth.Identity) error {
 	limiter, ok := l.callers[who.Caller]
 	if !ok {
-		return nil // an unauthenticated hook: the address limit was all there is
+		return nil // an unauthenticated hook: only the address limit applies
 	}
 	now := l.now()
 	if e := takeToken(limiter, "caller", now); e != nil {
@@ -78,9 +75,9 @@ func (l *rateLimits) limitCaller(w http.ResponseWriter, who *auth.Identity) erro
 	return nil
 }
 
-// addressLimits is a table of limiters that never grows, whatever the number
-// of addresses: each address has the slot that a seeded hash gives it. Addresses
-// that share a slot share its budget, and without the seed a sender cannot choose which.
+// addressLimits is a table of limiters of fixed size, for any number of addresses: a seeded hash gives each address
+// its slot. Addresses that share a slot share its budget. Without the seed, a sender cannot choose which addresses
+// these are.
 type addressLimits struct {
 	seed  maphash.Seed
 	limit config.Limit
@@ -94,7 +91,7 @@ const (
 	failureSlots    = 1 << 13
 )
 
-// carryOver returns the table itself if the limit is as it was, and otherwise a new one.
+// carryOver returns the same table if the limit did not change, and otherwise a new one.
 func (t *addressLimits) carryOver(limit config.Limit, slots int) *addressLimits {
 	if t != nil && t.limit == limit {
 		return t
@@ -102,12 +99,12 @@ func (t *addressLimits) carryOver(limit config.Limit, slots int) *addressLimits 
 	return newAddressLimits(limit, slots)
 }
 
-// newAddressLimits sets every slot before the table is used: two requests that
-// set one slot at the same time would leave it with a second full bucket.
+// newAddressLimits initializes every slot before the table is used: two concurrent requests that initialized the same
+// slot would give it a second full bucket.
 func newAddressLimits(limit config.Limit, slots int) *addressLimits {
 	t := &addressLimits{seed: maphash.MakeSeed(), limit: limit, slots: make([]rate.Limiter, slots)}
 	for i := range t.slots {
-		// The zero time lets the first use find a full bucket.
+		// With the zero time, the first use finds a full bucket.
 		t.slots[i].SetLimitAt(time.Time{}, rate.Limit(limit.Rate))
 		t.slots[i].SetBurstAt(time.Time{}, limit.Burst)
 	}
@@ -123,13 +120,12 @@ func (t *addressLimits) allowAddress(a netip.Addr, now time.Time) bool {
 	return t.limiterOf(a).AllowN(now, 1)
 }
 
-// takeToken spends one token of the address, or returns the refusal, which names the policy.
+// takeToken spends one token of the address, or returns the refusal, which contains the name of the policy.
 func (t *addressLimits) takeToken(a netip.Addr, policy string, now time.Time) *refusal {
 	return takeToken(t.limiterOf(a), policy, now)
 }
 
-// carryOverCallers takes over the limiters that are there, with what was spent of
-// them.
+// carryOverCallers returns the limiters of the callers, with what was spent of those that existed before.
 func carryOverCallers(callers map[string]config.Limit, old map[string]*rate.Limiter) map[string]*rate.Limiter {
 	limits := make(map[string]*rate.Limiter, len(callers))
 	for name, l := range callers {
@@ -165,9 +161,8 @@ func takeToken(l *rate.Limiter, policy string, now time.Time) *refusal {
 	}
 }
 
-// formatRateLimit and formatPolicy return the fields of
-// draft-ietf-httpapi-ratelimit-headers-10: what is left and when the bucket is
-// full again, and what the bucket holds and how long it takes to fill.
+// formatRateLimit and formatPolicy return the fields of draft-ietf-httpapi-ratelimit-headers-10: how much is left and
+// when the bucket is full again, and the size of the bucket and how long it takes to fill.
 func formatRateLimit(l *rate.Limiter, policy string, now time.Time) string {
 	tokens := max(l.TokensAt(now), 0)
 	full := (float64(l.Burst()) - tokens) / float64(l.Limit())
@@ -178,12 +173,12 @@ func formatPolicy(l *rate.Limiter, policy string) string {
 	return fmt.Sprintf(`"%s";q=%d;w=%d`, policy, l.Burst(), int(math.Ceil(float64(l.Burst())/float64(l.Limit()))))
 }
 
-// formatSeconds rounds up, so that a client that honours Retry-After is not refused again.
+// formatSeconds rounds up, so that a client that follows Retry-After is not refused again.
 func formatSeconds(d time.Duration) string {
 	return fmt.Sprint(max(1, int(math.Ceil(d.Seconds()))))
 }
 
-// remoteAddr is where a request comes from.
+// remoteAddr returns the address that a request comes from.
 func remoteAddr(r *http.Request) netip.Addr {
 	ap, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
@@ -192,5 +187,5 @@ func remoteAddr(r *http.Request) netip.Addr {
 	return ap.Addr()
 }
 
-// remoteHost is what identifies a sender before it is authenticated.
+// remoteHost returns what identifies a sender before it is authenticated.
 func remoteHost(r *http.Request) netip.Addr { return netid.Host(remoteAddr(r)) }

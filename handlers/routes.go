@@ -8,9 +8,9 @@ import (
 	"github.com/gorilla/mux"
 )
 
-// newRouter has a route for each fixed path. Hooks are not among them: mux tries its routes one
-// after the other, so thousands would cost each request milliseconds. The
-// router does not clean paths, because its redirect turns a POST into a GET.
+// newRouter returns a router with a route for each fixed path. Hooks are not routes: mux tries its routes one after
+// the other, so thousands of hooks would cost each request milliseconds. The router does not clean paths, because its
+// redirect turns a POST into a GET.
 func (s *service) newRouter() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
 	r.MatcherFunc(hasEncodedSlash).Handler(handler(answerNotFound))
@@ -18,13 +18,13 @@ func (s *service) newRouter() *mux.Router {
 		r.Handle(path, by)
 	}
 	r.PathPrefix("/").Handler(handler(s.hook))
-	// What has no path at all (OPTIONS *) gets the same answer as an unknown one.
+	// A request without a path (OPTIONS *) gets the same answer as one with an unknown path.
 	r.NotFoundHandler = handler(s.hook)
 	return r
 }
 
-// fixedRoutes are the paths of the server itself. No hook may have one that begins as
-// they do: hook.ReservedPaths.
+// fixedRoutes returns the paths of the server itself. The path of a hook must not begin with the same part:
+// hook.ReservedPaths.
 func (s *service) fixedRoutes() map[string]methods {
 	return map[string]methods{
 		"/healthz":          {http.MethodGet: s.probes.getHealth},
@@ -37,13 +37,13 @@ func (s *service) fixedRoutes() map[string]methods {
 	}
 }
 
-// hasEncodedSlash finds paths that mean something else when they are decoded: a proxy before
-// the server that decides by the path would have seen another one.
+// hasEncodedSlash finds paths that change their meaning when they are decoded: a proxy before the server that decides
+// by the path would have seen a different path.
 func hasEncodedSlash(r *http.Request, _ *mux.RouteMatch) bool {
 	return strings.Contains(strings.ToLower(r.URL.EscapedPath()), "%2f")
 }
 
-// handler answers a request, or returns why it is refused.
+// handler answers a request, or returns a refusal.
 type handler func(w http.ResponseWriter, r *http.Request, req *request) error
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -57,8 +57,7 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // answerNotFound answers 404 for every path.
 func answerNotFound(http.ResponseWriter, *http.Request, *request) error { return notFound() }
 
-// methods answers 405 with Allow for what is not among them. HEAD is answered where GET is:
-// net/http leaves the body out.
+// methods answers 405 with Allow for other methods than these. HEAD is allowed where GET is: net/http omits the body.
 type methods map[string]handler
 
 func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -20,16 +20,15 @@ type runAnswers struct {
 
 const replayed = "replayed"
 
-// waiting is a run that is queued.
+// waiting is the answer for a queued run.
 type waiting struct {
 	runner.Run
 	Joined   bool      `json:"joined,omitempty"`
 	Position int       `json:"position"`       // 1 is next
-	Expected time.Time `json:"expected_start"` // by the median of the hook's runs
+	Expected time.Time `json:"expected_start"` // by the median duration of the runs of the hook
 }
 
-// answerStarted answers 200 for a run that runs, and 202 for one that is queued or
-// of which it is not known yet whether it runs.
+// answerStarted answers 200 for a running run, and 202 for a run that is queued or is not yet known to run.
 func (a *runAnswers) answerStarted(
 	w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int,
 ) error {
@@ -49,15 +48,14 @@ func (a *runAnswers) answerStarted(
 	return nil
 }
 
-// answerRun answers 200 with a run: as it stands, or when it has ended if the
-// request prefers to wait (RFC 7240, 4.3).
+// answerRun answers 200 with a run: as it is then, or once it has ended if the request prefers to wait (RFC 7240,
+// 4.3).
 func (a *runAnswers) answerRun(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait int) error {
 	return a.answerWithStatus(w, r, req, run, wait, http.StatusOK)
 }
 
-// answerWithStatus is answerRun, with a status for a run that is still queued.
-// A caller that has too many answers waiting gets this one at once: a preference
-// may be ignored (RFC 7240, 2), and a run was perhaps started for it.
+// answerWithStatus is answerRun, with a status for a run that is still queued. If too many answers of the caller wait
+// already, this one does not wait: a preference may be ignored (RFC 7240, 2), and a run may have been started for it.
 func (a *runAnswers) answerWithStatus(
 	w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait, queued int,
 ) error {
@@ -71,7 +69,7 @@ func (a *runAnswers) answerWithStatus(
 		req.leaveReads()
 		span := min(time.Duration(wait)*time.Second, maxWait)
 		w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(span.Seconds())))
-		// The server's own deadline is for answers that are made at once.
+		// The default deadline of the server is for answers that do not wait.
 		_ = http.NewResponseController(w).SetWriteDeadline(a.now().Add(span + 10*time.Second))
 		ctx, cancel := context.WithTimeout(r.Context(), span)
 		defer cancel()
@@ -89,15 +87,14 @@ func (a *runAnswers) answerWithStatus(
 	return nil
 }
 
-// forgotten is a first run that is not kept any more: what recognises its delivery
-// is kept for longer.
+// forgotten is the answer for a replay whose first run is not kept any more: claims are kept for longer than runs.
 type forgotten struct {
 	ID        string `json:"id"`
 	Hook      string `json:"hook"`
 	Forgotten bool   `json:"forgotten"` // true
 }
 
-// answerNotStarted is the table of why a verified delivery starts nothing.
+// answerNotStarted answers a verified delivery that starts nothing, by its reason.
 func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
 	var first *runner.Replayed
 	var busy *runner.Busy

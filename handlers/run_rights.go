@@ -13,11 +13,11 @@ import (
 	"sallyport/runner/hook"
 )
 
-// runRights say what a caller may do with runs, and which it may know of.
+// runRights decide what a caller may do with runs, and which runs it may know of.
 type runRights struct{ config *config.Config }
 
-// hasRight reports whether a caller has a right over a run. A run that stands for deliveries of others
-// too cannot be cancelled by its caller alone.
+// hasRight reports whether a caller has a right over a run. The caller of a run cannot cancel it by that alone if the
+// run also stands for deliveries of other callers.
 func (a runRights) hasRight(caller string, run runner.Run, right hook.Right) bool {
 	h, ok := a.config.Hook(run.Hook)
 	if ok && h.May(caller, right) {
@@ -26,14 +26,14 @@ func (a runRights) hasRight(caller string, run runner.Run, right hook.Right) boo
 	return run.Caller == caller && (right == hook.MayRead || right == hook.MayCancel && len(run.StandsFor) == 0)
 }
 
-// mayKnow reports whether a caller may know the state of a run: if it may read the run, or if a
-// delivery of it was joined to the run.
+// mayKnow reports whether a caller may know the state of a run: if it may read the run, or if the run also stands for
+// a delivery of that caller.
 func (a runRights) mayKnow(caller string, run runner.Run) bool {
 	return a.hasRight(caller, run, hook.MayRead) || slices.Contains(run.StandsFor, caller)
 }
 
-// redactRun removes from a run what a caller that may not read it must not see: the caller that
-// joined it last, and the parameters.
+// redactRun removes from a run what a caller without the right to read it must not see: the caller that joined the
+// run last, and the parameters.
 func (a runRights) redactRun(caller string, run runner.Run) runner.Run {
 	if !a.hasRight(caller, run, hook.MayRead) {
 		run.Caller, run.Params, run.Cut, run.StandsFor = "", nil, nil, nil
@@ -41,14 +41,15 @@ func (a runRights) redactRun(caller string, run runner.Run) runner.Run {
 	return run
 }
 
-// visibleParts narrows a filter to what a caller may know of: lists that may overlap.
+// visibleParts restricts a filter to the runs that a caller may know of. It returns several filters, whose runs may
+// overlap.
 func (a runRights) visibleParts(caller string, f runner.Filter) (parts []runner.Filter) {
 	if len(f.Callers) == 0 || slices.Contains(f.Callers, caller) {
 		own := f
 		own.Callers = []string{caller}
 		parts = append(parts, own)
 	}
-	if len(f.Callers) == 0 { // the answer does not name the present caller
+	if len(f.Callers) == 0 { // the answer does not contain the current caller of the run
 		joined := f
 		joined.Joined = caller
 		parts = append(parts, joined)
@@ -66,9 +67,8 @@ func (a runRights) visibleParts(caller string, f runner.Filter) (parts []runner.
 	return parts
 }
 
-// parseFilter reads ?hook=&caller=&state=&since=&until=&before=&limit=. The first
-// three may be repeated. A name that the caller may not know is as one that
-// does not exist.
+// parseFilter parses ?hook=&caller=&state=&since=&until=&before=&limit=. The first three may be repeated. A name that
+// the caller may not know gets the same answer as one that does not exist.
 func (a runRights) parseFilter(q url.Values, caller string) (f runner.Filter, err error) {
 	f = runner.Filter{Hooks: q["hook"], Callers: q["caller"], Before: q.Get("before"), Limit: 50}
 	for name := range q {
@@ -108,8 +108,8 @@ func (a runRights) parseFilter(q url.Values, caller string) (f runner.Filter, er
 	return f, nil
 }
 
-// visibleNames returns the hooks that name a caller, and the callers whose runs it may
-// see: itself, and those that the hooks name which it may read.
+// visibleNames returns the hooks to which a caller has a right, and the callers whose runs it may see: itself, and
+// the callers of the hooks whose runs it may read.
 func (a runRights) visibleNames(caller string) (hooks, callers map[string]bool) {
 	hooks, callers = map[string]bool{}, map[string]bool{caller: true}
 	for name, h := range a.config.Hooks {

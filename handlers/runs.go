@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	// maxWait bounds how long an answer is held back for the end of a run.
+	// maxWait is the most time that an answer waits for the end of a run.
 	maxWait = 300 * time.Second
-	// maxNames bounds how many hooks, callers and states a list may be asked for by name.
+	// maxNames is the most hooks, callers and states that the filter of a list may have.
 	maxNames = 20
 )
 
@@ -53,10 +53,9 @@ func (s *service) authenticateCaller(w http.ResponseWriter, r *http.Request, req
 	return who, nil
 }
 
-// authorizeRun returns the run of the path to a caller that has the rights over it: as
-// the one that started it, or by the file. If no rights are named, it is enough that the
-// caller may know of it. All others get the answer for an unknown run; a caller that may
-// know of it, and lacks a right, gets 403.
+// authorizeRun returns the run that the path names, if the caller has the rights over it because it started the run
+// or because the configuration says so. Without rights, it is sufficient that the caller may know of the run. A
+// caller that may know of it and lacks a right gets 403. All others get the answer for an unknown run.
 func (s *service) authorizeRun(w http.ResponseWriter, r *http.Request, req *request, rights ...hook.Right) (
 	runner.Run, *auth.Identity, error,
 ) {
@@ -68,7 +67,7 @@ func (s *service) authorizeRun(w http.ResponseWriter, r *http.Request, req *requ
 	if acts >= 0 && s.config.Observed[who.Caller] {
 		return runner.Run{}, nil, forbidden(who.Caller, string(rights[acts])+" anything while it is observed")
 	}
-	if acts >= 0 && who.NeverStale { // a recorded request could cancel and repeat runs without end
+	if acts >= 0 && who.NeverStale { // a recorded request could be sent again at any time, to cancel and repeat runs
 		return runner.Run{}, nil, &refusal{
 			status: http.StatusForbidden, kind: "forbidden",
 			reason: "the signature has no timestamp, and covers only the body, which is empty",
@@ -113,9 +112,8 @@ func (s *service) cancelRun(w http.ResponseWriter, r *http.Request, req *request
 	return s.answers.answerRun(w, r, req, run, wait)
 }
 
-// repeatRun starts the command of a run again, with the same parameters. The new run is that of the
-// caller that asks, and is not a replay. If the credential identifies a request, each request
-// is good for one run.
+// repeatRun starts the command of a run again, with the same parameters. The new run belongs to the caller of the
+// request, and is not a replay. If the credential identifies a request, each request starts only one run.
 func (s *service) repeatRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	wait := parsePreferWait(r.Header)
 	run, who, err := s.authorizeRun(w, r, req, hook.MayRead, hook.MayStart)
@@ -129,8 +127,8 @@ func (s *service) repeatRun(w http.ResponseWriter, r *http.Request, req *request
 	return s.answers.answerStarted(w, r, req, started, wait)
 }
 
-// rerunClaim has a credential that may come once repeat a run once: a token that
-// a delivery came with repeats none.
+// rerunClaim returns the claim of a request to repeat a run, so that a credential for one use repeats a run once. A
+// token that was used for a delivery cannot repeat a run.
 func rerunClaim(who *auth.Identity, run runner.Run) runner.Claim {
 	what := "rerun " + run.ID
 	switch {
@@ -150,8 +148,8 @@ type page struct {
 	Next string       `json:"next,omitempty"` // path and query of the next page
 }
 
-// listRuns answers with the runs that the caller may know of: its own, those that
-// stand for it, and those of the hooks that the file lets it read.
+// listRuns answers with the runs that the caller may know of: its own runs, those that stand for its deliveries, and
+// those of the hooks that the configuration lets it read.
 func (s *service) listRuns(w http.ResponseWriter, r *http.Request, req *request) error {
 	who, err := s.authenticateCaller(w, r, req)
 	if err != nil {
@@ -166,7 +164,7 @@ func (s *service) listRuns(w http.ResponseWriter, r *http.Request, req *request)
 		return err
 	}
 	p := page{Runs: []runner.Run{}}
-	last := "" // the highest run that a part ends with: below it, that part has more
+	last := "" // the highest id with which a part ends: that part has more runs below it
 	for _, part := range s.rights.visibleParts(who.Caller, f) {
 		some, next, err := s.runner.List(r.Context(), part)
 		if err != nil {
@@ -193,9 +191,8 @@ func (s *service) listRuns(w http.ResponseWriter, r *http.Request, req *request)
 	return nil
 }
 
-// parsePreferWait reads wait=N, in seconds, out of the Prefer fields; zero without
-// one. Of several wait the first counts. One that is not a number is ignored, as are
-// other preferences (RFC 7240, 2).
+// parsePreferWait returns N of wait=N, in seconds, in the Prefer fields, or zero if there is none. The first wait
+// counts. A wait that is not a number is ignored, as are other preferences (RFC 7240, 2).
 func parsePreferWait(h http.Header) int {
 	for _, field := range h.Values("Prefer") {
 		for preference := range strings.SplitSeq(field, ",") {

@@ -7,10 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newTicks returns a function that waits for the next tick, and one that ends the ticks. The ticks are
-// those of the clock of the machine. A time.Ticker would not do here: the runtime
-// waits for its timers in whole milliseconds, counted from when it has nothing
-// else left to do, so the moment at which a timer fires shows how long the work before took.
+// newTicks returns a function that waits for the next tick, and one that stops the ticks. The ticks are those of the
+// clock of the machine. A time.Ticker is not sufficient: the runtime waits for its timers in whole milliseconds, from
+// the moment at which it becomes idle, so the time at which a timer fires reveals how long the work before it took.
 func newTicks(every time.Duration) (next, stop func()) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
@@ -30,7 +29,7 @@ func newTicks(every time.Duration) (next, stop func()) {
 	}
 	var count [8]byte
 	next = func() {
-		if _, err := f.Read(count[:]); err != nil { // never: then at least without a busy loop
+		if _, err := f.Read(count[:]); err != nil { // must not happen; the pause avoids a busy loop
 			<-time.After(every)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// traceparentForm is version 00 of W3C Trace Context, 3.2, but for ids of zeros,
-// which the standard does not allow either. What does not fit is not passed on.
+// traceparentForm matches version 00 of W3C Trace Context, 3.2, except that it also matches ids of zeros, which the
+// standard does not allow. A value that does not match is not passed on.
 var traceparentForm = regexp.MustCompile(`^00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}$`)
 
 func validTraceparent(h http.Header) string {

@@ -11,21 +11,18 @@ import (
 	"sallyport/runner/hook"
 )
 
-// How long it takes to refuse a credential depends on what is wrong with it:
-// with no signature there is nothing to compute, with a wrong one of a known
-// caller the body is hashed, perhaps for many keys. Two things keep an outsider
-// from learning that. Package auth does the same work for each refusal. And a
-// refusal is answered only at a time that depends on the hook and the length of the
-// body alone: at the first multiple of a delay that is longer than the check of any
-// credential takes.
+// The time to check a credential depends on what is wrong with it: without a signature nothing is computed, with a
+// wrong signature of a known caller the body is hashed, perhaps for many keys. Two measures hide this from an
+// outsider. Package auth does the same work for each refusal. And a refusal is answered at a time that depends only
+// on the hook and the length of the body: at the first multiple of a delay that is longer than the check of any
+// credential.
 const (
 	minDelay     = 5 * time.Millisecond // enough for a few keys
-	maxDelay     = 4 * time.Second      // less than the server waits for last answers when it ends
+	maxDelay     = 4 * time.Second      // less than the time for the last answers when the server ends
 	delayPerByte = 10 * time.Nanosecond // for each byte hashed: 100 MB/s, a fraction of what a slow processor does
 
-	// beat is the interval at which all waiting refusals are checked, so that the
-	// time of an answer depends on when its body had arrived, and on nothing that
-	// happened since.
+	// beat is the interval at which all delayed refusals are checked, so that the time of an answer depends only on
+	// when its body had arrived.
 	beat = time.Millisecond
 )
 
@@ -37,7 +34,7 @@ type uniformDelay struct {
 	now     func() time.Time
 }
 
-// delaySpan depends on the length of the body and the hook alone; a nil hook is the run API.
+// delaySpan returns a delay that depends only on the length of the body and the hook. A nil hook is the run API.
 func (d *uniformDelay) delaySpan(length int, h *hook.Hook) time.Duration {
 	var callers []string
 	if h != nil {
@@ -46,9 +43,9 @@ func (d *uniformDelay) delaySpan(length int, h *hook.Hook) time.Duration {
 	return min(minDelay+time.Duration(d.callers.MaxVerifyCost(callers, length))*delayPerByte, maxDelay)
 }
 
-// waitUniformly waits until a request without a valid credential may be answered, whose body was
-// complete at the time arrived. It returns early when the sender
-// leaves, and when the server begins to drain. The body must have been released.
+// waitUniformly waits until a request without a valid credential may be answered. arrived is when its body was
+// complete. It returns early when the sender disconnects, and when the server begins to drain. The body must have
+// been released.
 func (d *uniformDelay) waitUniformly(r *http.Request, length int, h *hook.Hook, arrived time.Time) {
 	span := d.delaySpan(length, h)
 	took := d.now().Sub(arrived)
@@ -59,12 +56,12 @@ func (d *uniformDelay) waitUniformly(r *http.Request, length int, h *hook.Hook, 
 	d.beats.waitForBeat(r.Context(), going, span-took%span)
 }
 
-// beats wakes all that wait for a beat at once.
+// beats wakes all goroutines that wait for the same beat at once.
 type beats struct {
 	begin time.Time
 
 	mu      sync.Mutex
-	at      map[int64]chan struct{} // by number of the beat since begin
+	at      map[int64]chan struct{} // by the number of the beat since begin
 	running bool
 }
 
@@ -91,7 +88,7 @@ func (b *beats) waitForBeat(ctx context.Context, going <-chan struct{}, d time.D
 	}
 }
 
-// runBeats wakes the waiting refusals, and ends when there are none.
+// runBeats wakes the delayed refusals, and returns when there are none.
 func (b *beats) runBeats() {
 	next, stop := newTicks(beat)
 	defer stop()

@@ -9,14 +9,13 @@ import (
 	"time"
 )
 
-// sqlEndActive ends the runs that are queued or running in a backup. How they went on is not known when
-// it is restored, and they must not start a second time.
+// sqlEndActive ends the queued and running runs in a backup. When the backup is restored, it is not known how they
+// continued, and they must not start a second time.
 const sqlEndActive = `UPDATE runs SET state = 'interrupted', ended = $1, error = $2 WHERE ended = 0`
 
-// Backup writes a copy of the database of the state folder dir to the file named to, which must not
-// exist. The copy is of one moment, whether or not a server writes the original. Runs that
-// are queued or running at that moment are interrupted in the copy. Errors: ErrNewer, ErrOlder,
-// ErrUnavailable.
+// Backup writes a copy of the database of the state folder dir to the file named to, which must not exist. The copy
+// is a snapshot, also if a server writes to the original. Runs that are queued or running at that moment are
+// interrupted in the copy. Errors: ErrNewer, ErrOlder, ErrUnavailable.
 func Backup(ctx context.Context, dir, to string, now time.Time) error {
 	path, err := filepath.Abs(filepath.Join(dir, "state.db"))
 	if err != nil {

@@ -13,12 +13,11 @@ import (
 	"sallyport/runner/hook"
 )
 
-// Admit records a run and the claim of its delivery, both or neither, and
-// decides its state: Running if no run of its flight is running or queued, else by
-// the policy. The state and start in run are ignored. A delivery
-// claimed before is *runner.Replayed, runner.ErrReused or runner.ErrOtherBody; one refused for
-// being busy is *runner.Busy, without RetryAfter, and is not recorded. The caller
-// starts nothing on any error.
+// Admit records a run and the claim of its delivery, both or neither, and decides the state of the run: Running if no
+// run of its flight is running or queued, otherwise by the policy. The state and start in run are ignored. For a
+// delivery that was claimed before, the error is *runner.Replayed, runner.ErrReused or runner.ErrOtherBody. For a
+// busy flight it is *runner.Busy, without RetryAfter, and nothing is recorded. The caller must start nothing on any
+// error.
 func (s *SQLite) Admit(
 	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
 ) (runner.Admission, error) {
@@ -108,9 +107,8 @@ func (s *SQLite) queueRun(
 	return a, s.insertRun(ctx, tx, run, last+1, in)
 }
 
-// joinQueued gives the parameters and the caller of run to the last queued run, and
-// keeps the earlier caller in StandsFor. More than one run is queued only after the
-// hook had another policy, or after a run was requeued.
+// joinQueued sets the parameters and the caller of run on the last queued run, and keeps the earlier caller in
+// StandsFor. More than one run is queued only if the hook had another policy before, or if a run was requeued.
 func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run, in runner.Feed) (runner.Run, error) {
 	pending, err := tx.readRun(ctx, sqlLast, run.Flight)
 	if err != nil {
@@ -176,7 +174,7 @@ func claimKeys(c runner.Claim) []string {
 	return append([]string{c.Key}, c.Also...)
 }
 
-// claimScope returns in what a claim's key is unique: its hook, or everything.
+// claimScope returns the scope in which the key of a claim is unique: its hook, or empty for all hooks.
 func claimScope(hook string, c runner.Claim) string {
 	if c.OneBody {
 		return ""

@@ -22,26 +22,27 @@ const (
 
 // clocks are the clocks that the store uses.
 type clocks struct {
-	// Uptime is the clock that waits are measured by, which no step of the wall clock moves. Only tests set it.
+	// Uptime is the clock that measures how long runs are queued. Changes of the wall clock do not affect it. Only
+	// tests set it.
 	Uptime func() time.Duration
 
 	now    func() time.Time
 	boot   string // boot.ID
 	opened opening
-	noted  atomic.Bool // opened is recorded
+	noted  atomic.Bool // whether opened is recorded
 }
 
-// opening is what the clocks showed when the file was opened.
+// opening has the values of the clocks when the file was opened.
 type opening struct {
-	boot     string // start of the machine; empty where the time since then is not known
+	boot     string // start of the machine; empty if the time since then is not known
 	up, wall int64  // in microseconds
-	first    bool   // no server opened the file before under the same start of the machine
-	newest   string // with first: the newest run that was found
+	first    bool   // no server opened the file before since the machine started
+	newest   string // if first: the newest run in the file
 	stepped  time.Duration
 }
 
-// readClocks compares the clocks with what they showed when a server opened the file before. It writes nothing,
-// because a server must start on a full disk too.
+// readClocks compares the clocks with their values when a server last opened the file. It writes nothing, because a
+// server must start on a full disk too.
 func (c *clocks) readClocks(ctx context.Context, db *sql.DB) error {
 	o := opening{boot: c.boot}
 	if c.Uptime = boot.Uptime; boot.Uptime() == 0 { // this system does not give the time since its start
@@ -65,8 +66,8 @@ func (c *clocks) readClocks(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// noteOpening records what the clocks showed, once. How long the machine was off is not known reliably, so the wait of
-// runs that are queued after a restart of the machine starts again.
+// noteOpening records the values of the clocks, once. It is not known reliably how long the machine was off. So after
+// a restart of the machine, the waiting time of queued runs starts again.
 func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	if c.noted.Load() {
 		return nil
@@ -89,6 +90,6 @@ func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	return err
 }
 
-// Stepped returns by how much the wall clock was set since a server opened the file before, where both were under the
-// same start of the machine; else zero.
+// Stepped returns by how much the wall clock was set since a server last opened the file, or zero if the machine was
+// restarted in between.
 func (c *clocks) Stepped() time.Duration { return c.opened.stepped }

@@ -10,22 +10,22 @@ import (
 	"sallyport/runner"
 )
 
-// Finish records the end of a run and, with promote, makes the next run of its flight
-// Running: the caller must start next, unless it is nil. With giveBack, the claims on the
-// run are removed. If an end was recorded before, that end is returned with a nil next,
-// so that Finish can be repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
+// Finish records the end of a run. With promote, it also makes the next run of its flight Running and returns it as
+// next, for the caller to start, or nil if there is none. With giveBack, it removes the claims on the run. If an end
+// was recorded before, Finish returns the run with that end and a nil next, so that it can be repeated after an
+// error. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Finish(
 	ctx context.Context, id string, state runner.State, end runner.End, giveBack, promote bool,
 ) (ended runner.Run, next *runner.Run, err error) {
 	if !state.Ended() {
 		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is not a final state", id, state)
 	}
-	if end.Ended.IsZero() { // every index needs the time of the end
+	if end.Ended.IsZero() { // every index contains the time of the end
 		end.Ended = s.now()
 	}
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		ended, err = endRun(ctx, tx, id, state, end, giveBack)
-		if errors.Is(err, runner.ErrUnknown) { // or ended before
+		if errors.Is(err, runner.ErrUnknown) { // the run is unknown, or ended before
 			ended, err = tx.readRun(ctx, sqlRun, id)
 			return err
 		}
@@ -44,8 +44,8 @@ func (s *SQLite) Finish(
 	return ended, next, nil
 }
 
-// endRun ends a running or queued run. A run with giveBack never started: if its end was requested, it ends so, and its
-// deliveries stay accepted.
+// endRun ends a running or queued run. giveBack is for a run that never started: if its end was requested, the run
+// ends as requested, and its claims stay.
 func endRun(
 	ctx context.Context, tx *statements, id string, state runner.State, end runner.End, giveBack bool,
 ) (runner.Run, error) {
@@ -105,9 +105,8 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 	return promoted, err
 }
 
-// Requeue queues a running run with a command that was not started as the first of its
-// flight. If its end was requested, it ends. A run that is not running is not
-// changed. The run is returned as it is then.
+// Requeue queues a running run whose command was not started as the first of its flight. If the end of the run was
+// requested, the run ends. A run that is not running is not changed. Requeue returns the run as it is then.
 func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		run, err = tx.readRun(ctx, sqlEndWished, id, micros(s.now()))
@@ -126,8 +125,8 @@ func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err er
 	return run, nil
 }
 
-// Cancel ends a queued run as Cancelled and reports whether it did. For a running run,
-// it records that it should end so. The run is returned as it is then. Errors: runner.ErrUnknown, ErrUnavailable.
+// Cancel ends a queued run as Cancelled and reports whether it did. For a running run, it records that the run should
+// end as Cancelled. It returns the run as it is then. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended bool, err error) {
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		run, err = tx.readRun(ctx, sqlDropRun, id, runner.Cancelled, micros(s.now()), "")

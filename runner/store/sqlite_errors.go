@@ -11,8 +11,8 @@ import (
 	"sallyport/runner"
 )
 
-// Errors of SQLite. Each error of the disk or the database, rather than of the run,
-// is an ErrUnavailable: nothing was recorded, and the same call may succeed later.
+// Errors of SQLite. Each error of the disk or the database, as opposed to one of the run, is an ErrUnavailable:
+// nothing was recorded, and the same call may succeed later.
 var (
 	ErrUnavailable = runner.ErrUnavailable
 	ErrDiskFull    = errors.New("disk full")
@@ -28,14 +28,13 @@ var (
 	ErrOlder = errors.New("database schema is older than this program: start the server once to migrate it")
 )
 
-// unavailable classifies an error of the database. An error of the context stays
-// what it is.
+// unavailable classifies an error of the database. An error of the context is not changed.
 func unavailable(doing string, err error) error {
 	var failure *sqlite.Error
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: %w", doing, err)
-	case !errors.As(err, &failure): // of database/sql: closed, or a row that cannot be read
+	case !errors.As(err, &failure): // an error of database/sql: closed, or a row that cannot be read
 		return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)
 	}
 	code := failure.Code() & 0xff                       // the rest of an extended code is detail
@@ -49,7 +48,7 @@ func unavailable(doing string, err error) error {
 		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrReadOnly, doing, err)
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return fmt.Errorf("%w: %w: %s: %w", ErrUnavailable, ErrCorrupt, doing, err)
-	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG: // of one operation, not of the others in its batch
+	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG: // an error of one operation, not of the others in its batch
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)

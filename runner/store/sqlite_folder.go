@@ -8,8 +8,8 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// holdFolder makes the state folder, refuses it if others can change it, and locks it
-// against a second server.
+// holdFolder creates the state folder if it is missing, refuses it if other users can change it, and locks it against
+// a second server.
 func holdFolder(dir string) (*pathsafe.Lock, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("making the state folder: %w", err)

@@ -13,7 +13,7 @@ const (
 	sqlKeyUses = `SELECT caller, scheme, key, used FROM key_uses ORDER BY caller, scheme, key`
 )
 
-// SaveKeyUses records when keys were last used. A later use that is recorded stays.
+// SaveKeyUses records when keys were last used. It does not replace a later time that is already recorded.
 func (s *SQLite) SaveKeyUses(ctx context.Context, uses []keyuse.Use) error {
 	return s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		for _, u := range uses {

@@ -7,20 +7,20 @@ import (
 	"fmt"
 )
 
-// statements runs prepared statements. Its errors are those of unavailable.
+// statements runs prepared statements. It returns errors as unavailable classifies them.
 type statements struct {
 	stmts   map[string]*sql.Stmt
 	prepare func(context.Context, string) (*sql.Stmt, error) // nil if all are prepared
 	tx      *sql.Tx                                          // in which they run, or nil
 }
 
-// newPrepared is for one goroutine: statements are prepared at their first use.
+// newPrepared returns statements for one goroutine, each of which is prepared at its first use.
 func newPrepared(prepare func(context.Context, string) (*sql.Stmt, error)) *statements {
 	return &statements{stmts: map[string]*sql.Stmt{}, prepare: prepare}
 }
 
-// prepareAll is for many goroutines. Nothing is prepared later, because that takes a
-// second connection: goroutines that hold one each might wait for it forever.
+// prepareAll returns statements for many goroutines. Nothing is prepared later, because that takes a second
+// connection: goroutines that each hold one might wait forever for another.
 func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*statements, error) {
 	p := &statements{stmts: make(map[string]*sql.Stmt, len(queries))}
 	for _, query := range queries {
@@ -33,7 +33,7 @@ func prepareAll(ctx context.Context, db *sql.DB, queries []string) (*statements,
 	return p, nil
 }
 
-// inTransaction returns the statements as they run in a transaction.
+// inTransaction returns the statements, to be run in a transaction.
 func (p *statements) inTransaction(tx *sql.Tx) *statements {
 	return &statements{stmts: p.stmts, tx: tx}
 }
@@ -56,7 +56,7 @@ func (p *statements) findStatement(ctx context.Context, query string) (*sql.Stmt
 	return st, nil
 }
 
-// closeStatements closes the statements: a connection with an open one does not close.
+// closeStatements closes the statements: a connection with an open statement does not close.
 func (p *statements) closeStatements() error {
 	if p == nil {
 		return nil

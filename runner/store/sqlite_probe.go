@@ -12,12 +12,11 @@ import (
 	"sallyport/runner"
 )
 
-// provenFor is for how long a commit proves that the store can write.
+// provenFor is how long a commit proves that the store can write.
 const provenFor = 5 * time.Second
 
-// Probe reads a row, and writes one unless a commit has just shown that it can. It returns
-// why the store cannot be read or written. ctx bounds the time in the queue, and not the
-// write.
+// Probe reads a row. It also writes one, unless a recent commit proves that the store can write. It returns why the
+// store cannot be read or written. ctx limits the time in the queue, and not the write.
 func (s *SQLite) Probe(ctx context.Context) error {
 	if err := s.writer.checkInPlace(); err != nil {
 		return err
@@ -32,8 +31,8 @@ func (s *SQLite) Probe(ctx context.Context) error {
 		return nil
 	}
 	return s.writer.record(ctx, func(ctx context.Context, p *statements) error {
-		// A number in the header of the file that SQLite leaves to programs. It has no other use here.
-		// It must change, because SQLite does not write an equal value.
+		// user_version is a number in the header of the file that SQLite leaves to programs. It has no other use
+		// here. It must change, because SQLite does not write an equal value.
 		var version int
 		if err := p.scanRow(ctx, []any{&version}, `PRAGMA user_version`); err != nil {
 			return err
@@ -47,8 +46,8 @@ func (s *SQLite) Probe(ctx context.Context) error {
 	})
 }
 
-// checkRoom writes a file of the size of some deliveries and removes it again. A commit alone shows
-// little on a full disk: it may fit into the existing write-ahead log.
+// checkRoom writes a file of the size of a few deliveries and removes it. A commit alone proves little on a full
+// disk: it may fit into the existing write-ahead log.
 func (w *writer) checkRoom() error {
 	const room = 256 << 10
 	name := filepath.Join(filepath.Dir(w.path), "probe")
@@ -66,14 +65,14 @@ func (w *writer) checkInPlace() error {
 	return nil
 }
 
-// longLog warns of a write-ahead log that grows because a reader keeps it from being copied.
+// longLog warns of a write-ahead log that grows because a reader prevents that it is copied.
 type longLog struct {
 	log    *slog.Logger
 	warned int64 // its size in bytes at the last warning
 }
 
-// warnIfGrowing takes the size of a log that is over its limit, and whether all of it was copied. It
-// warns each time that the size has doubled.
+// warnIfGrowing takes the size of a log that is over its limit, and whether all of it was copied. It warns each time
+// that the size has doubled.
 func (l *longLog) warnIfGrowing(size int64, copied bool) {
 	switch {
 	case copied && l.warned > 0:

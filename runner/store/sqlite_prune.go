@@ -13,20 +13,20 @@ import (
 	"sallyport/runner"
 )
 
-// KeepRule is the bounds of the ended runs of a hook that are kept. A zero field does not bound.
+// KeepRule limits the ended runs of a hook that are kept. A zero field sets no limit.
 type KeepRule struct {
 	Age   time.Duration // since the run ended
 	Count int           // ended runs
 }
 
-// Retention is what Prune keeps.
+// Retention says what Prune keeps.
 type Retention struct {
 	Default KeepRule
 	Hooks   map[string]KeepRule // instead of Default
-	// Claims is how long a delivery with a signature that does not expire is recognised;
-	// 0 for a year.
+	// Claims is how long the claim of a delivery with a signature that does not expire is kept, so that a replay is
+	// recognized; 0 for a year.
 	Claims time.Duration
-	Batch  int // how many runs and how many claims one Prune removes at most; 0 for 50
+	Batch  int // the most runs, and the most claims, that one Prune removes; 0 for 50
 }
 
 const (
@@ -42,9 +42,9 @@ const (
 		(SELECT hook, key FROM claims WHERE until = 0 AND created < $1 LIMIT $2)`
 )
 
-// Prune takes one small step: it removes ended runs beyond the retention, and
-// claims that have expired, at most a batch of each. It returns the ids of the runs,
-// and whether there may be more to remove. Claims stay when their runs are removed.
+// Prune does one small step: it removes ended runs beyond the retention, and claims that have expired, at most a
+// batch of each. It returns the ids of the runs, and whether there may be more to remove. Claims stay when their runs
+// are removed.
 func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more bool, err error) {
 	r.Batch = cmp.Or(r.Batch, 50)
 	r.Claims = cmp.Or(r.Claims, 365*24*time.Hour)
@@ -84,9 +84,8 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 	return removed, max(len(ids), int(stale), int(old)) == r.Batch, nil
 }
 
-// pruner finds runs that the retention does not keep. Counting the runs of a hook takes
-// time for every run kept, so it remembers the hooks that had no run too many, until
-// one of their runs ends.
+// pruner finds runs beyond the retention. To count the runs of a hook takes time for every run kept. So the pruner
+// remembers the hooks that did not have too many runs, until one of their runs ends.
 type pruner struct {
 	prepared *statements
 
@@ -100,7 +99,8 @@ func (p *pruner) isWithin(hook string, count int) bool {
 	return p.within[hook] == count
 }
 
-// assumeWithin is called before the runs are counted: a run that ends from then on undoes it.
+// assumeWithin notes that a hook does not have too many runs. It is called before the runs are counted, so that
+// forgetHook undoes it for a run that ends during the count.
 func (p *pruner) assumeWithin(hook string, count int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -110,14 +110,14 @@ func (p *pruner) assumeWithin(hook string, count int) {
 	p.within[hook] = count
 }
 
-// forgetHook is called when a run of a hook has ended.
+// forgetHook has the runs of a hook counted again. It is called when a run of the hook has ended.
 func (p *pruner) forgetHook(hook string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.within, hook)
 }
 
-// findRuns finds a batch of runs that the retention does not keep.
+// findRuns returns a batch of runs beyond the retention.
 func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids []string, err error) {
 	for hook := ""; len(ids) < r.Batch; {
 		err := p.prepared.scanRow(ctx, []any{&hook}, sqlNextHook, hook)
@@ -146,12 +146,12 @@ func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids 
 	return ids[:min(len(ids), r.Batch)], nil
 }
 
-// findOld finds runs of a hook that ended before a time.
+// findOld returns runs of a hook that ended before a time.
 func (p *pruner) findOld(
 	ctx context.Context, hook string, before time.Time, batch int,
 ) (ids []string, err error) {
 	for _, state := range runner.Ends() {
-		// A run is older than its end.
+		// The id has the time when the run was created, which is before its end.
 		some, err := p.readIDs(ctx, sqlOld, hook, state, firstID(before), micros(before), batch)
 		if err != nil {
 			return nil, err
@@ -161,7 +161,7 @@ func (p *pruner) findOld(
 	return ids, nil
 }
 
-// findSurplus finds ended runs of a hook beyond the newest count.
+// findSurplus returns the ended runs of a hook that are older than its newest count runs.
 func (p *pruner) findSurplus(ctx context.Context, hook string, count, batch int) (ids []string, err error) {
 	if count <= 0 || p.isWithin(hook, count) {
 		return nil, nil

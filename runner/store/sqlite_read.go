@@ -18,15 +18,13 @@ const (
 	workTime = time.Minute     // for the server itself
 )
 
-// Connections of the readers. A reader holds one connection at a time, and waits
-// for nothing else while it does.
+// Connections of the readers. A reader holds one connection at a time, and does not wait for anything else meanwhile.
 const (
 	readConnections = 4
 	listConnections = 2
 )
 
-// reader reads the store. Pages of runs have connections of their own, so that
-// they never keep a claim waiting.
+// reader reads the store. Pages of runs have separate connections, so that claims never wait for a page.
 type reader struct {
 	db           *sql.DB // for claims, single runs and the server itself
 	prepared     *statements
@@ -34,8 +32,8 @@ type reader struct {
 	listPrepared *statements
 }
 
-// openReader connects, and prepares all statements. check comes before that: statements
-// of this version do not fit another schema.
+// openReader connects, and prepares all statements. It calls check first, because the statements of this version do
+// not fit another schema.
 func (r *reader) openReader(ctx context.Context, path string, check func(context.Context, *sql.DB) error) (err error) {
 	if r.db, err = openReadOnly(path, readConnections); err != nil {
 		return err
@@ -87,14 +85,13 @@ func withDeadline(ctx context.Context, most time.Duration, f func(context.Contex
 	return err
 }
 
-// readStatements are all that run on the connections for claims and single rows.
+// readStatements returns all statements that run on the connections for claims and single rows.
 func readStatements() []string {
 	return []string{sqlClaim, sqlRun, sqlInput, sqlActive, sqlKeyUses, sqlNextHook, sqlOld, sqlNewest, sqlOlder}
 }
 
-// Find returns the run that a delivery to the hook started, or
-// runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. Of a run that was
-// pruned since, only ID and Hook are set.
+// Find returns the run that a delivery to the hook started, or runner.ErrUnknown, runner.ErrReused or
+// runner.ErrOtherBody. If the run was pruned since, only ID and Hook are set.
 func (r *reader) Find(ctx context.Context, hook string, c runner.Claim) (run runner.Run, err error) {
 	err = withDeadline(ctx, callTime, func(ctx context.Context) error {
 		run, err = findClaimed(ctx, r.prepared, hook, c)
@@ -123,8 +120,7 @@ func (r *reader) Feed(ctx context.Context, id string) (in runner.Feed, err error
 	return in, err
 }
 
-// Active returns the running runs, then the queued ones in the order in which
-// they start.
+// Active returns the running runs, and then the queued ones in the order in which they start.
 func (r *reader) Active(ctx context.Context) (runs []runner.Run, err error) {
 	err = withDeadline(ctx, workTime, func(ctx context.Context) error {
 		runs, err = r.prepared.readRuns(ctx, sqlActive)
