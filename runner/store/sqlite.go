@@ -11,14 +11,14 @@
 //
 // Failures: an error of the disk or of the database is an [ErrUnavailable]. Nothing was recorded then, and the same
 // call may succeed later. The exception is runner.ErrUncertain: a server that starts later may find it recorded. After
-// a crash, [Open] checks the whole file before it uses it, and refuses a damaged one with [ErrCorrupt]. While the file
-// or its write-ahead log is not where it was opened, all writes fail.
+// a crash, [Open] checks the whole file before it uses it, and refuses a damaged one with [ErrCorrupt]. If the file or
+// its write-ahead log was moved or removed, all writes fail.
 //
-// One goroutine writes. Operations that come while it commits share the next transaction, each in a savepoint of its
-// own. Readers have connections of their own and never wait for the writer. Schema changes are in migrations/, applied
-// in order by [Open], and are never taken back.
+// One goroutine writes. Operations that arrive while it commits share the next transaction, each in a separate
+// savepoint. Readers have separate connections and never wait for the writer. Schema changes are in migrations/. [Open]
+// applies them in order, and they are never reverted.
 //
-// [Open] is for the server, [OpenRead] for commands that look at the state folder, and [Backup] copies the database of
+// [Open] is for the server, [OpenRead] is for commands that read the state folder, and [Backup] copies the database of
 // a running server.
 package store
 
@@ -38,23 +38,22 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// SQLite is the durable store of runs and claims, in one file of the state
-// folder. What a method has returned without an error is on the disk and
-// survives a crash of the program and of the machine. All methods may be
-// called at once from many goroutines.
+// SQLite is the durable store of runs and claims, in one file of the state folder. What a method has returned without
+// an error is on the disk and survives a crash of the program and of the machine. All methods may be called
+// concurrently.
 type SQLite struct {
 	reader
 	clocks
 
 	writer *writer
 	pruner pruner
-	lock   *pathsafe.Lock // of the state folder; nil if the store is open to be read only
+	lock   *pathsafe.Lock // of the state folder; nil if the store is open for reading only
 	once   sync.Once
 }
 
-// Open opens, or makes, the store in the folder dir, which must be owned by
-// this user and closed to others, migrates its schema, and locks the folder until
-// Close. Errors: ErrHeld, ErrUnsafe, ErrNewer, ErrUnavailable with what is wrong.
+// Open opens the store in the folder dir, or creates it, migrates its schema, and locks the folder until Close. This
+// user must own the folder, and other users must not have access to it. Errors: ErrHeld, ErrUnsafe, ErrNewer, and
+// ErrUnavailable with the cause.
 func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logger) (*SQLite, error) {
 	lock, err := holdFolder(dir)
 	if err != nil {
@@ -72,9 +71,8 @@ func Open(ctx context.Context, dir string, now func() time.Time, log *slog.Logge
 	return s, nil
 }
 
-// OpenRead opens the store in the folder dir to read it, whether or not a server
-// writes it. Methods that write fail with ErrUnavailable. Errors: ErrNewer, ErrOlder,
-// ErrUnavailable.
+// OpenRead opens the store in the folder dir for reading, also while a server writes to it. Methods that write fail
+// with ErrUnavailable. Errors: ErrNewer, ErrOlder, ErrUnavailable.
 func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	path, err := databasePath(dir)
 	if err != nil {
@@ -126,8 +124,7 @@ func dataSource(path, mode string, pragmas ...string) string {
 	return (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}).String()
 }
 
-// checkJournal refuses a file that is not a database, and a filesystem without what
-// durability needs.
+// checkJournal refuses a file that is not a database, and a filesystem that lacks what durability needs.
 func checkJournal(ctx context.Context, db *sql.DB) error {
 	var mode string
 	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode`).Scan(&mode); err != nil {
@@ -139,8 +136,7 @@ func checkJournal(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// checkWhole refuses a database that is damaged. It reads all of it, which takes
-// a second or more for a million runs.
+// checkWhole refuses a damaged database. It reads all of it, which takes a second or more for a million runs.
 func checkWhole(ctx context.Context, db *sql.DB) error {
 	var result string
 	if err := db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&result); err != nil {

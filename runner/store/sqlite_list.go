@@ -17,16 +17,15 @@ import (
 const (
 	defaultPage = 50
 	maxPage     = 1000
-	// maxPageBytes bounds the bytes of parameters that a page is read from. A page has at least one run.
+	// maxPageBytes is the most bytes of parameters that are read for a page. A page has at least one run.
 	maxPageBytes = 1 << 20
 	// maxListed is how many bytes of a parameter a page shows.
 	maxListed = 256
 )
 
-// List returns the runs that f allows, newest first, and the cursor for the
-// rest, empty at the end. A page ends before f.Limit when its parameters are
-// large, and shows the beginning of long ones: Run.Cut names those. A page costs
-// about the same however many runs there are.
+// List returns the runs that f allows, newest first, and the cursor for the rest, which is empty at the end. A page
+// has fewer than f.Limit runs if their parameters are large. Of a long parameter, it has only the beginning, and
+// Run.Cut has its name. The cost of a page hardly depends on the number of runs.
 func (r *reader) List(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
 	if f.Limit == 0 {
 		f.Limit = defaultPage
@@ -42,7 +41,7 @@ func (r *reader) List(ctx context.Context, f runner.Filter) (page []runner.Run, 
 }
 
 func (r *reader) readPage(ctx context.Context, f runner.Filter) (page []runner.Run, next string, err error) {
-	// One snapshot: a run that ends during the queries is neither missed nor listed twice.
+	// The queries use one snapshot, so that a run that ends between them is neither missed nor listed twice.
 	tx, err := r.listDB.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return nil, "", unavailable("reading", err)
@@ -74,7 +73,7 @@ func (r *reader) readPage(ctx context.Context, f runner.Filter) (page []runner.R
 	return page, next, nil
 }
 
-// cutParams cuts long parameters to their beginning.
+// cutParams shortens long parameters to their beginning.
 func cutParams(run *runner.Run) {
 	for name, value := range run.Params {
 		if len(value) <= maxListed {
@@ -90,13 +89,12 @@ func cutParams(run *runner.Run) {
 	slices.Sort(run.Cut)
 }
 
-// The statements of a page find ids alone, by an index that has every column that they
-// compare: a row with long parameters takes hundreds of pages of the file.
+// The statements of a page find only ids, with an index that contains every column that they compare: a row with long
+// parameters takes hundreds of pages of the file.
 //
-// INDEXED BY is SQLite's own. Without it the planner reads every run, newest
-// first, until enough of them match. By these indexes the runs of each hook,
-// caller and state come newest first, and SQLite goes on to the next
-// combination at the first that is too old for the page.
+// INDEXED BY is specific to SQLite. Without it the planner reads every run, newest first, until enough of them match.
+// With these indexes the runs of each hook, caller and state come newest first, and SQLite continues with the next
+// combination at the first run that is too old for the page.
 const (
 	sqlIDs       = `SELECT id FROM runs `
 	sqlBetween   = ` AND id >= $1 AND id < $2 AND state IN (SELECT value FROM json_each($4))`
@@ -118,7 +116,7 @@ const (
 		` AND replace(stands_for, $7, '') <> stands_for` + sqlBetween + sqlAnyHook + sqlNewest1st
 )
 
-// listStatements are all that run on the connections for lists.
+// listStatements returns all statements that run on the connections for lists.
 func listStatements() []string {
 	return []string{
 		sqlListAll, sqlListActive, sqlListStates, sqlListHooks, sqlListCallers, sqlListBoth, sqlListJoined, sqlRun,
@@ -168,7 +166,7 @@ func listQueries(f runner.Filter) []string {
 }
 
 func jsonList[T ~string](names []T) string {
-	text, _ := json.Marshal(append([]T{}, names...)) // strings always can be marshalled
+	text, _ := json.Marshal(append([]T{}, names...)) // strings can always be marshalled
 	return string(text)
 }
 
@@ -177,8 +175,7 @@ func jsonString(name string) string {
 	return string(text)
 }
 
-// idBounds are the ids between which the filter's runs lie, the higher one not
-// included.
+// idBounds returns the ids between which the runs of the filter lie. The higher one is excluded.
 func idBounds(f runner.Filter) (low, high string) {
 	high = "~" // above every id
 	if f.Before != "" {
@@ -193,8 +190,8 @@ func idBounds(f runner.Filter) (low, high string) {
 	return low, high
 }
 
-// firstID returns the prefix of the ids of a time: a UUIDv7 has the milliseconds
-// since 1970 in its first 48 bits (RFC 9562, 5.7).
+// firstID returns the prefix of the ids that are created at a time: a UUIDv7 has the milliseconds since 1970 in its
+// first 48 bits (RFC 9562, 5.7).
 func firstID(t time.Time) string {
 	ms := max(t.UnixMilli(), 0) & (1<<48 - 1)
 	return fmt.Sprintf("%08x-%04x", ms>>16, ms&0xffff)

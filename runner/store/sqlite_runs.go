@@ -11,9 +11,8 @@ import (
 	"sallyport/runner"
 )
 
-// The statements of the state machine. They are written for SQLite and
-// PostgreSQL both. States stand in them as text where a partial index is to be
-// found by them.
+// The statements of the state machine. They work in SQLite and PostgreSQL. States are literals in them where a
+// partial index needs that.
 const (
 	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error,
 		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail`
@@ -31,17 +30,15 @@ const (
 	sqlQueue   = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
 	sqlActive  = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
-	// Parameters and caller change together: a queued run never has the name of one
-	// caller and the parameters of another, nor the id of a run that it repeats with
-	// other parameters.
+	// Parameters and caller change together: a queued run never has the name of one caller and the parameters of
+	// another. Nor does it have the id of a run that it repeats, with other parameters.
 	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6,
 		accepted_up = $7, rerun_of = '', attempt = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
 	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
 
-	// The input of an interrupted run is kept: it may be run again without another
-	// delivery.
+	// The input of an interrupted run is kept, because the run may be repeated without another delivery.
 	sqlEnd = `UPDATE runs SET state = $2, ended = $3, exit_code = $4, signal = $5, error = $6,
 		output_bytes = $7, output_dropped = $8, left_behind = $9, detail = $10,
 		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END
@@ -109,8 +106,8 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	return r, nil
 }
 
-// micros returns a time as the database has it: microseconds since 1970, 0 for none. A
-// time after the year 9999 is cut to it.
+// micros returns a time as the database has it: microseconds since 1970, or 0 for the zero time. A time after the
+// year 9999 becomes the end of that year.
 func micros(t time.Time) int64 {
 	const last = 253402300799 // of the year 9999, in seconds
 	switch {

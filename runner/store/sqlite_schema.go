@@ -18,8 +18,8 @@ const (
 	sqlSetVersion = `INSERT INTO schema_version (version, applied) VALUES ($1, $2)`
 )
 
-// migrateSchema migrates the schema, each step and its version number in one
-// transaction. A database of a newer version is refused before anything is written.
+// migrateSchema migrates the schema. Each step and its version number are one transaction. A database of a newer
+// version is refused before anything is written.
 func migrateSchema(ctx context.Context, db *sql.DB, now int64) error {
 	if _, err := db.ExecContext(ctx, sqlMakeSchema); err != nil {
 		return unavailable("reading the schema version", err)
@@ -36,7 +36,7 @@ func migrateSchema(ctx context.Context, db *sql.DB, now int64) error {
 	return nil
 }
 
-// checkVersion refuses a schema that this program does not read.
+// checkVersion refuses a database whose schema this program cannot read.
 func checkVersion(ctx context.Context, db *sql.DB) error {
 	version, names, err := readSchema(ctx, db)
 	if err == nil && version < len(names) {
@@ -45,8 +45,7 @@ func checkVersion(ctx context.Context, db *sql.DB) error {
 	return err
 }
 
-// readSchema returns the version of a database, and the migrations in
-// their order. A newer version is an error.
+// readSchema returns the schema version of a database, and the migrations in order. A newer version is an error.
 func readSchema(ctx context.Context, db *sql.DB) (version int, names []string, err error) {
 	names, err = fs.Glob(migrations, "migrations/*.sql") // sorted
 	if err != nil {

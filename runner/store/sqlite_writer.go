@@ -21,13 +21,12 @@ import (
 	"sallyport/runner"
 )
 
-// writer writes the store. One goroutine does: operations that come while a
-// transaction is being committed share the next one, each in a savepoint of its
-// own.
+// writer writes the store. A single goroutine does this: operations that arrive while a transaction is being
+// committed share the next one, each in a separate savepoint.
 type writer struct {
 	path     string
 	log      *slog.Logger
-	pins     []pathsafe.Pin // of the database and its log, as they were opened
+	pins     []pathsafe.Pin // of the database and its log, to detect that they were replaced
 	db       *sql.DB        // one connection for operations, one for checkpoints
 	conn     *sql.Conn      // for operations
 	prepared *statements    // of conn
@@ -43,14 +42,13 @@ func newWriter(path string, log *slog.Logger) *writer {
 	return &writer{path: path, log: log, queue: groupcommit.New[*operation](0, maxBatch)}
 }
 
-// openWriter makes the file where it does not exist, and refuses one that is damaged.
+// openWriter creates the file if it is missing, and refuses a damaged one.
 func (w *writer) openWriter(ctx context.Context) error {
-	// Only Linux and the BSDs have fdatasync. Elsewhere SQLite uses fsync, which does
-	// more.
+	// Only Linux and the BSDs have fdatasync. Elsewhere SQLite uses fsync, which is at least as strong.
 	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
 		return fmt.Errorf("choosing fdatasync: %w", err)
 	}
-	// SQLite would make the file by the umask, and its log by the file's mode.
+	// SQLite would create the file with the mode of the umask, and its log with the mode of the file.
 	file, err := os.OpenFile(w.path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("making the file: %w", err)
@@ -60,12 +58,12 @@ func (w *writer) openWriter(ctx context.Context) error {
 		return fmt.Errorf("making the file: %w", err)
 	}
 	w.pins = append(w.pins, pathsafe.NewPin(w.path, info))
-	// A server that closed the database removed its log. Otherwise there was a crash, of the
-	// machine perhaps, so the whole file is checked.
+	// A server that closed the database removed its log. If there is a log, the program or the machine crashed, so
+	// the whole file is checked.
 	log, err := os.Stat(w.path + "-wal")
 	crashed := err == nil && log.Size() > 0
 	w.db, err = sql.Open("sqlite", dataSource(w.path, "rw", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
-		// The writer never checkpoints in passing, keepLogShort does.
+		// The writer does not checkpoint as part of a commit; keepLogShort does it.
 		"wal_autocheckpoint(0)", "journal_size_limit(33554432)", "cache_size(-8192)"))
 	if err != nil {
 		return err
@@ -78,13 +76,13 @@ func (w *writer) openWriter(ctx context.Context) error {
 	return checkWhole(ctx, w.db)
 }
 
-// connectWriter makes the connection for operations.
+// connectWriter opens the connection for operations.
 func (w *writer) connectWriter(ctx context.Context) (err error) {
 	if w.conn, err = w.db.Conn(ctx); err != nil {
 		return unavailable("connecting", err)
 	}
 	w.prepared = newPrepared(w.conn.PrepareContext)
-	// By name, because to open the log and close it again would end the locks of SQLite.
+	// The log is examined by name: to open and close it would release the locks of SQLite.
 	info, err := os.Stat(w.path + "-wal")
 	if err != nil {
 		return fmt.Errorf("finding the write-ahead log: %w", err)
@@ -93,7 +91,7 @@ func (w *writer) connectWriter(ctx context.Context) (err error) {
 	return nil
 }
 
-// startWriter starts the two goroutines of the writer. They end with stop, not with ctx.
+// startWriter starts the two goroutines of the writer. They end with stopWriter, not with ctx.
 func (w *writer) startWriter(ctx context.Context) {
 	life := context.WithoutCancel(ctx)
 	w.done.Go(func() { w.serveQueue(life) })
@@ -115,19 +113,17 @@ func (w *writer) closeWriter() error {
 	return errors.Join(err, closeDatabase(w.db))
 }
 
-// operation is one caller's operation: all of it is recorded, or nothing.
+// operation is the operation of one caller: all of it is recorded, or nothing.
 type operation struct {
 	do  func(context.Context, *statements) error
 	err error
 }
 
-// maxBatch bounds how much one transaction does, and so how long its first
-// operation waits.
+// maxBatch is the most operations of one transaction. It limits how long the first of them waits.
 const maxBatch = 128
 
-// record commits an operation and returns once it is on the disk. ctx and callTime
-// bound only the time in the queue: record then waits until it is known whether the
-// operation was committed.
+// record commits an operation and returns once it is on the disk. ctx and callTime limit only the time in the queue.
+// After that, record waits until it is known whether the operation was committed.
 func (w *writer) record(ctx context.Context, f func(context.Context, *statements) error) error {
 	err := withDeadline(ctx, callTime, func(ctx context.Context) error { return w.queue.Do(ctx, &operation{do: f}) })
 	if errors.Is(err, groupcommit.ErrClosed) {
@@ -136,7 +132,7 @@ func (w *writer) record(ctx context.Context, f func(context.Context, *statements
 	return err
 }
 
-// serveQueue is the one writer.
+// serveQueue takes operations from the queue and commits them. It is the only goroutine that writes.
 func (w *writer) serveQueue(ctx context.Context) {
 	defer w.queue.End()
 	for {
@@ -149,13 +145,13 @@ func (w *writer) serveQueue(ctx context.Context) {
 	}
 }
 
-// commitBatch records a batch, and reports the results.
+// commitBatch commits a batch, and reports the results.
 func (w *writer) commitBatch(ctx context.Context, batch []groupcommit.Op[*operation]) {
 	err := w.runTransaction(ctx, batch)
 	w.recordResult(err)
 	for _, o := range batch {
-		// An operation may have read what another of the batch wrote:
-		// if that is not recorded, neither is valid.
+		// An operation may have read what another operation of the batch wrote: if that is not committed, neither is
+		// valid.
 		if err != nil {
 			o.Done(err)
 		} else {
@@ -219,14 +215,13 @@ func (w *writer) runOperation(ctx context.Context, o *operation, shared bool) er
 	return err
 }
 
-// undoCommit rolls back a transaction after its commit failed, and returns err. If the
-// sync failed, the transaction is in the log and would be valid after a crash of the
-// program, so another one is written over it. If that fails too, the error is
-// runner.ErrUncertain as well.
+// undoCommit rolls back a transaction whose commit failed, and returns err. If the sync failed, the transaction is in
+// the log and would be valid after a crash of the program, so another one is written over it. If that fails too, the
+// error also wraps runner.ErrUncertain.
 func (w *writer) undoCommit(ctx context.Context, err error) error {
 	_ = w.rollBack(ctx, err)
 	var failure *sqlite.Error
-	if errors.As(err, &failure) && failure.Code() == sqlite3.SQLITE_FULL { // the log does not have all of it
+	if errors.As(err, &failure) && failure.Code() == sqlite3.SQLITE_FULL { // the log does not contain all of it
 		return err
 	}
 	// SQLite does not write an equal value. This number has no other use.
@@ -237,14 +232,14 @@ func (w *writer) undoCommit(ctx context.Context, err error) error {
 	return err
 }
 
-// rollBack rolls back a transaction and returns err. After some errors SQLite has
-// done so by itself, so the error of the rollback is ignored.
+// rollBack rolls back a transaction and returns err. After some errors SQLite has already done so, and therefore the
+// error of the rollback is ignored.
 func (w *writer) rollBack(ctx context.Context, err error) error {
 	_, _ = w.prepared.execute(ctx, `ROLLBACK`)
 	return err
 }
 
-// recordResult logs once that nothing can be recorded, and once that it can be again.
+// recordResult logs once that nothing can be recorded, and once that recording works again.
 func (w *writer) recordResult(err error) {
 	switch {
 	case err != nil && !w.down:
@@ -261,14 +256,13 @@ func (w *writer) recordResult(err error) {
 const (
 	// logCheck is how often the write-ahead log is copied into the database.
 	logCheck = time.Second
-	// logLimit is the size in bytes above which writers wait for that.
+	// logLimit is the size in bytes above which writers wait for the copy.
 	logLimit = 32 << 20
 )
 
-// keepLogShort copies the write-ahead log into the database, on a separate
-// connection, so that commits do not wait for it. Only a log over logLimit
-// makes the writer wait: the log starts over once all of it was copied, which never
-// happens while commits follow each other without a pause.
+// keepLogShort copies the write-ahead log into the database, on a separate connection, so that commits do not wait
+// for it. Only if the log is over logLimit, the writer waits: the log starts over once all of it was copied, which
+// never happens while commits follow each other without a pause.
 func (w *writer) keepLogShort(ctx context.Context) {
 	tick := time.NewTicker(logCheck)
 	defer tick.Stop()
@@ -302,8 +296,8 @@ func (w *writer) keepLogShort(ctx context.Context) {
 	}
 }
 
-// copyLog copies what it can without making other connections wait, and reports
-// whether that was all.
+// copyLog copies as much of the log as it can without making other connections wait, and reports whether that was
+// all.
 func (w *writer) copyLog(ctx context.Context) (whole bool, err error) {
 	var busy, frames, copied int
 	err = w.db.QueryRowContext(ctx, `PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &frames, &copied)
