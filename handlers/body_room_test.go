@@ -20,14 +20,14 @@ import (
 	"sallyport/internal/testenv"
 )
 
-// upload is a request on a connection of its own, whose body comes as a test sends it.
+// upload is a request on a separate connection, whose body a test sends in parts.
 type upload struct {
 	t *testing.T
 	c *tls.Conn
 }
 
-// newRoomHouse serves the hooks start, of bodies up to 1 MiB, and large, up to 16 MiB if
-// that is asked for. Requests come from the address in their header X-From.
+// newRoomHouse serves the hook start, with bodies up to 1 MiB, and with large also the hook large, with bodies up to
+// 16 MiB. Requests come from the address in their header X-From.
 func newRoomHouse(t *testing.T, large bool) (*house, *handlers.Handler) {
 	t.Helper()
 	hooks := "  start: {path: /start, callers: [good], command: [/bin/true], busy: {queue: 1000}, body: {timeout: 1m}}\n"

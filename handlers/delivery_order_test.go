@@ -178,7 +178,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 			untouched: func(h *house) {
 				h.release()
 				h.finish(h.by("good", "1"))
-				h.starts(h.by("good", "2")) // it was given back, so it is nobody's replay
+				h.starts(h.by("good", "2")) // its claim was removed, so it is not a replay
 			},
 			runs: 1,
 		},

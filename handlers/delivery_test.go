@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Anyone who has seen a delivery can send it again, and must not use up the budget of its caller.
-// What is repeated too often is refused by the limit of the address.
+// An attacker that has recorded a delivery can send it again, and must not use up the budget of its caller. Too many
+// replays are refused by the limit of the address.
 func TestReplays_SpendNothingOfTheCaller(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "caller: {rate: 1/h, burst: 3}, failures: {rate: 1/h, burst: 5}")

@@ -18,8 +18,9 @@ func (h *house) faults() (found []string) {
 	return found
 }
 
-// TestFault_OfARequestEndsThatRequest has the code panic that records a run, starts its command and cancels it, in
-// goroutines of their own. The request is answered with 500, the stack is logged once, and the server goes on.
+// TestFault_OfARequestEndsThatRequest makes the code panic that records a run, starts its command and cancels it,
+// which runs in other goroutines. The request is answered with 500, the stack is logged once, and the server
+// continues.
 func TestFault_OfARequestEndsThatRequest(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")

@@ -205,10 +205,10 @@ func (h *house) hold() {
 
 func (h *house) release() { _ = os.Remove(h.dir + "/hold") }
 
-// runs is how many commands were started so far.
+// runs returns how many commands were started so far.
 func (h *house) runs() int { return strings.Count(h.log.String(), `"msg":"run started"`) }
 
-// delivery is one request; its zero value is a POST to /start of nobody.
+// delivery is one request; its zero value is a POST to /start without a credential.
 type delivery struct {
 	method, path, body string
 	header             http.Header
@@ -217,10 +217,10 @@ type delivery struct {
 	declared           int64     // instead of the body's length
 }
 
-// by signs the body as a caller does, with an id of its own.
+// by signs the body as a caller does, with an id that depends on the body.
 func (h *house) by(caller, body string) delivery { return h.signed(caller, "id-"+body, body) }
 
-// asks is a request of ci for runs, by a token with an id of its own.
+// asks returns a request of ci for runs, with a token with the given id.
 func (h *house) asks(method, path, id string) delivery {
 	d := h.signed("ci", id, "")
 	d.method, d.path = method, path
@@ -271,8 +271,8 @@ func (h *house) trust() *tls.Config {
 	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
 }
 
-// send sends a delivery on a connection of its own. The body waits until the
-// server asks for it (RFC 9110 10.1.1), which tells whether it was read.
+// send sends a delivery on a separate connection. The body is sent only when the server asks for it (RFC 9110
+// 10.1.1), which shows whether it was read.
 func (h *house) send(d delivery) (answer, error) {
 	h.t.Helper()
 	conf := h.trust()
@@ -337,7 +337,7 @@ func (h *house) answers(want int, d delivery) answer {
 	return a
 }
 
-// starts sends a delivery, waits for the end of its run and checks that it is one of its own.
+// starts sends a delivery, waits for the end of its run and checks that it is a new run.
 func (h *house) starts(d delivery) answer {
 	h.t.Helper()
 	before := h.runs()

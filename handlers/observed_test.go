@@ -58,7 +58,7 @@ func (h *house) observed(d delivery, would string, status int) map[string]any {
 	return o
 }
 
-// TestObserved_StartsNothing: no delivery of an observed caller starts a run, whatever the policy.
+// TestObserved_StartsNothing: no delivery of an observed caller starts a run, under any policy.
 func TestObserved_StartsNothing(t *testing.T) {
 	t.Parallel()
 	for hook, busy := range map[string]struct{ running, waiting func(h *house, d delivery) }{

@@ -82,8 +82,8 @@ func TestProof_TokenForOneRun(t *testing.T) {
 	}
 }
 
-// TestUsedToken_IsRefusedLikeAForgedOne sends a token that was used with another
-// body, and compares the answer with that to a token which nobody signed.
+// TestUsedToken_IsRefusedLikeAForgedOne sends a token that was used with another body, and compares the answer with
+// that to a forged token.
 func TestUsedToken_IsRefusedLikeAForgedOne(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "failures: {rate: 1/h, burst: 3}")

@@ -233,7 +233,7 @@ func TestRuns_BoundedPerCaller(t *testing.T) {
 	if a := h.answers(http.StatusTooManyRequests, h.get(follow)); a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "followers") {
 		t.Errorf("one more follower: %v %s", a.header, a.body)
 	}
-	h.answers(http.StatusOK, h.get("/runs/"+run.ID)) // what follows is no read in progress
+	h.answers(http.StatusOK, h.get("/runs/"+run.ID)) // an answer that follows a run is not a read in progress
 	h.answers(http.StatusOK, h.asks(http.MethodHead, follow, "another caller"))
 
 	var waits sync.WaitGroup
@@ -267,9 +267,8 @@ func TestRuns_BoundedPerCaller(t *testing.T) {
 	h.answers(http.StatusOK, h.get(follow))
 }
 
-// TestRuns_ReadsWaitForTheirTurn has the store answer nobody: as many reads of a
-// caller as may be in progress wait for it, the next one is refused, and
-// deliveries of another caller are not touched.
+// TestRuns_ReadsWaitForTheirTurn has the store not answer: the reads that a caller may have in progress wait for it,
+// the next one is refused, and deliveries of another caller are not affected.
 func TestRuns_ReadsWaitForTheirTurn(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
@@ -346,8 +345,8 @@ func (h *house) browsing(method, path string, header ...string) delivery {
 	return d
 }
 
-// TestOrigin_CrossSiteStartsNothing: a page of another site starts nothing with the
-// client certificate of who looks at it, under whatever name it finds the server.
+// TestOrigin_CrossSiteStartsNothing: a page of another site cannot start a run with the client certificate of its
+// reader, by any name of the server.
 func TestOrigin_CrossSiteStartsNothing(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)

@@ -21,7 +21,7 @@ import (
 func TestProblem_FaultHidesText(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
-	// Without a runner, whoever asks for one runs into a nil pointer.
+	// There is no runner, so code that uses it dereferences a nil pointer.
 	h.serve(handlers.New(h.config, nil, nil, h.audit, h.check, nil, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil))))
 	a := h.answers(http.StatusInternalServerError, h.by("good", "1"))
 	if a.header.Get("Content-Type") != "application/problem+json" || !strings.Contains(a.body, "urn:sallyport:internal") {

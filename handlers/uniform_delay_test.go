@@ -12,10 +12,9 @@ import (
 	"sallyport/handlers"
 )
 
-// TestUniformDelay_Least has a hook of
-// many keys, so that what a wrong signature costs would show beside no signature.
-// How long a refusal takes is never less than the span of its body's length; that
-// it is not more either is what BenchmarkRefusals reports.
+// TestUniformDelay_Least has a hook of many keys, so that the cost of a wrong signature would show in comparison with
+// a missing one. A refusal never takes less than the span for the length of its body. BenchmarkRefusals reports
+// whether it takes more.
 func TestUniformDelay_Least(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -8,8 +8,8 @@ import (
 	"sallyport/runner"
 )
 
-// TestStart_DiskHangs has the disk hang while a run is recorded: the sender hears
-// so, and what was recorded runs, once.
+// TestStart_DiskHangs has the disk hang while a run is recorded: the sender gets an error, and if the run was
+// recorded, it runs once.
 func TestStart_DiskHangs(t *testing.T) {
 	t.Parallel()
 	h := alone(t)

@@ -20,9 +20,8 @@ import (
 	"sallyport/runner/store"
 )
 
-// commands stand in for the supervisor and its processes: each command runs
-// until the test ends it, whatever becomes of the server. They count what real
-// commands would witness: two of one flight at once, or one started twice.
+// commands replaces the supervisor and its processes: each command runs until the test ends it, even if the server
+// ends. It counts violations: two commands of one flight at once, or a command that was started twice.
 type commands struct {
 	entered chan string   // when set: a start says so here,
 	gate    chan struct{} // and waits for this
@@ -34,7 +33,7 @@ type commands struct {
 	refuse   error // of Start
 	refused  int   // how often
 	lose     bool  // whether Follow knows nothing
-	obey     bool  // whether a command ends when it is told to
+	obey     bool  // whether a command ends when it is asked to
 	hook     func(name string) (*hook.Hook, bool)
 	air      map[string]string       // by run: its flight
 	given    map[string]runner.Order // all that ever started
@@ -117,7 +116,7 @@ func (c *commands) Stop(run string, why runner.State, grace time.Duration) error
 	return nil
 }
 
-// Revoke knows a run from then on as one that has ended, and that Start may be asked for in vain.
+// Revoke ends a run, unless it was started. Start of the run fails from then on.
 func (c *commands) Revoke(run string, why runner.State) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,7 +156,7 @@ func (c *commands) land(run string, e runner.End) {
 	}
 }
 
-// disconnect breaks off what is followed, as when the supervisor's socket closes.
+// disconnect closes all channels of Follow without an end, as when the socket of the supervisor closes.
 func (c *commands) disconnect() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -193,13 +192,13 @@ func (c *commands) set(change func()) {
 	change()
 }
 
-// disk is the real store on a disk that the test takes away.
+// disk is the real store on a disk that a test can make fail.
 type disk struct {
 	*store.SQLite
 	mu   sync.Mutex
 	gone bool
 	half bool // no ends can be recorded
-	asks int  // in vain
+	asks int  // failed attempts
 	gets int
 
 	admitted, finished func() // when set, called after an Admit or a Finish
@@ -286,8 +285,7 @@ func (d *disk) Feed(ctx context.Context, id string) (runner.Feed, error) {
 	return d.SQLite.Feed(ctx, id)
 }
 
-// bench is a runner over such commands and a real store, and a clock that the
-// test moves.
+// bench is a runner with test commands and a real store, and a clock that the test sets.
 type bench struct {
 	*commands
 	*runner.Runner
@@ -348,10 +346,10 @@ func (b *bench) close(t *testing.T) {
 	if err := b.disk.Close(); err != nil {
 		t.Error(err)
 	}
-	b.Leave() // the record is gone already: nobody hears of this
+	b.Leave() // the store is closed already, so this has no visible effect
 }
 
-// crash kills the server. The commands go on.
+// crash ends the server without a drain. The commands continue.
 func (b *bench) crash(t *testing.T) {
 	t.Helper()
 	b.close(t)
@@ -377,7 +375,7 @@ func (b *bench) pass(d time.Duration) {
 	b.clock = b.clock.Add(d)
 }
 
-// lookUp looks the claim of a delivery up, as handlers do before they start it.
+// lookUp looks up the claim of a delivery, as handlers do before they start it.
 func (b *bench) lookUp(d runner.Delivery) runner.Delivery {
 	d.Repeated = b.Runner.FindRepeated(context.Background(), d.Hook.Name, d.Claim)
 	return d
@@ -397,7 +395,7 @@ func (b *bench) start(t *testing.T, d runner.Delivery) runner.Run {
 	return run
 }
 
-// queue has a delivery wait.
+// queue sends a delivery that is queued.
 func (b *bench) queue(t *testing.T, d runner.Delivery) runner.Started {
 	t.Helper()
 	s, err := b.Runner.Start(t.Context(), b.lookUp(d))
@@ -407,7 +405,7 @@ func (b *bench) queue(t *testing.T, d runner.Delivery) runner.Started {
 	return s
 }
 
-// admit records a run as a server does that then goes before it starts it.
+// admit records a run, like a server that ends before it starts the run.
 func (b *bench) admit(t *testing.T, h *hook.Hook, x string, in runner.Feed) (id string) {
 	t.Helper()
 	a, err := b.disk.SQLite.Admit(t.Context(), runner.Run{
@@ -420,7 +418,7 @@ func (b *bench) admit(t *testing.T, h *hook.Hook, x string, in runner.Feed) (id 
 	return a.Run.ID
 }
 
-// finish ends a run with an exit code and waits for its record.
+// finish ends a run with an exit code and waits until the end is recorded.
 func (b *bench) finish(t *testing.T, run runner.Run, code int) runner.Run {
 	t.Helper()
 	b.end(run.ID, runner.End{Ended: b.now(), ExitCode: &code})
@@ -436,7 +434,7 @@ func (b *bench) ended(t *testing.T, run runner.Run) runner.Run {
 	return run
 }
 
-// state expects a state in the record.
+// state checks the state of a run in the store.
 func (b *bench) state(t *testing.T, id string, want runner.State) runner.Run {
 	t.Helper()
 	run, err := b.Get(t.Context(), id)
@@ -446,7 +444,7 @@ func (b *bench) state(t *testing.T, id string, want runner.State) runner.Run {
 	return run
 }
 
-// until waits for what happens elsewhere.
+// until waits until a condition is true.
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
@@ -461,7 +459,7 @@ func until(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// flies waits until the command of a run runs.
+// flies waits until the command of a run is started.
 func (b *bench) flies(t *testing.T, id string) runner.Order {
 	t.Helper()
 	until(t, "run "+id+" starts", func() bool {

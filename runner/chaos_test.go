@@ -14,7 +14,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// flown returns the runs whose commands run, in order of their ids.
+// flown returns the runs whose commands are running, in order of their ids.
 func (c *commands) flown() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -52,7 +52,7 @@ func anyHooks(t *testing.T) []*hook.Hook {
 	return hooks
 }
 
-// accepted are the runs that deliveries were answered with.
+// accepted has the runs that the answers to deliveries named.
 type accepted struct {
 	mu   sync.Mutex
 	runs map[string]bool
@@ -121,7 +121,7 @@ func TestChaos_NoOverlapNoLoss(t *testing.T) {
 			}
 		})
 		if round%2 == 0 {
-			b.Leave() // amid the deliveries
+			b.Leave() // while deliveries arrive
 		}
 		senders.Wait()
 		close(done)
@@ -140,7 +140,7 @@ func TestChaos_NoOverlapNoLoss(t *testing.T) {
 	b.witness(t, &all)
 }
 
-// witness compares the record with what the commands saw.
+// witness compares the store with what the commands observed.
 func (b *bench) witness(t *testing.T, all *accepted) {
 	t.Helper()
 	if b.overlaps > 0 || b.twice > 0 {
@@ -162,7 +162,7 @@ func (b *bench) witness(t *testing.T, all *accepted) {
 		delete(all.runs, run.ID)
 		states[run.State]++
 		end, ran := b.ends[run.ID]
-		unseen := end.State() == runner.Interrupted && run.State == run.Wish // nobody saw whether it ended of that
+		unseen := end.State() == runner.Interrupted && run.State == run.Wish // the cause of its end is unknown
 		switch {
 		case ran && run.State != end.State() && !unseen:
 			t.Errorf("run %s of %s is recorded as %s and ended %s", run.ID, run.Hook, run.State, end.State())

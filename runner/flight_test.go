@@ -8,13 +8,14 @@ import (
 	"sallyport/runner/hook"
 )
 
-// flights returns a hook of one name whose runs are told apart by a template.
+// flights returns a hook, always with the same name, whose runs get their flight from a template.
 func flights(t *testing.T, template string, busy int) *hook.Hook {
 	t.Helper()
 	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: template, Busy: hook.BusySpec{Queue: busy}}, "x")
 }
 
-// A reload that changes the flight of a hook lets no two runs of one value overlap, whichever way it changes.
+// A reload that changes the flight of a hook lets no two runs of one value overlap, in either direction of the
+// change.
 func TestFlightChanged(t *testing.T) {
 	for what, change := range map[string][2]string{
 		"other text": {"{x}", "region-{x}"},
@@ -52,7 +53,8 @@ func TestFlightChanged(t *testing.T) {
 	}
 }
 
-// What was accepted before waits under its own flight, and is started when nothing of its value runs.
+// A run that was accepted before the reload is queued under its earlier flight, and is started when no run of its
+// value is in progress.
 func TestFlightChanged_Queued(t *testing.T) {
 	before, after := flights(t, "{x}", 5), flights(t, "region-{x}", 5)
 	b := newBench(t, before)
@@ -71,7 +73,8 @@ func TestFlightChanged_Queued(t *testing.T) {
 	b.flies(t, fourth.Run.ID)
 }
 
-// TestFlightChanged_AfterRecovery: the rule of a run that an earlier server started is not known to this one.
+// TestFlightChanged_AfterRecovery: this server does not know the flight template of a run that an earlier server
+// started.
 func TestFlightChanged_AfterRecovery(t *testing.T) {
 	before, after := flights(t, "{x}", 0), flights(t, "", 0)
 	for _, missing := range []bool{false, true} { // the hook, while the next server recovers

@@ -12,7 +12,7 @@ import (
 )
 
 // A clock that was ahead for a while leaves runs with high ids. New runs must come after them, or they would be the
-// first to be forgotten.
+// first to be pruned.
 func TestRunID_AboveAllRecorded(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)

@@ -210,7 +210,7 @@ func TestRetry_NextServer(t *testing.T) {
 			b.vain(t, first, second.Run, runner.ErrNotNow)
 			leave(t.Context(), b)
 			b.crash(t)
-			b.recover(t) // still in vain
+			b.recover(t) // the start still fails
 			b.putBack(t, second.Run.ID)
 			b.set(func() { b.refuse = nil })
 			b.flies(t, second.Run.ID)
@@ -281,7 +281,7 @@ func TestStart_SupervisorSilent(t *testing.T) {
 			if second := b.queue(t, of(h, "2")); second.Position != 1 {
 				t.Errorf("got %+v", second)
 			}
-			b.Leave() // does not wait for ever either
+			b.Leave() // does not wait forever either
 			close(b.gate)
 			if end.refuse == nil {
 				b.flies(t, id)
@@ -316,7 +316,7 @@ func TestAnswers_OneQuestion(t *testing.T) {
 	until(t, "it answers", func() bool { return b.Answers(t.Context()) })
 }
 
-// TestCancel_BeforeCommandBegins cancels a run whose order was given and not carried out yet: it is answered at once,
+// TestCancel_BeforeCommandBegins cancels a run whose order was given and not carried out yet: Cancel returns at once,
 // and the command never starts.
 func TestCancel_BeforeCommandBegins(t *testing.T) {
 	h := policy(t, queueOf(5))
@@ -347,7 +347,7 @@ func TestCancel_BeforeCommandBegins(t *testing.T) {
 	}
 }
 
-// TestCancel_WhileCommandBegins cancels a run that is being started: that is answered once the command is told to end.
+// TestCancel_WhileCommandBegins cancels a run that is being started: Cancel returns once the command is asked to end.
 func TestCancel_WhileCommandBegins(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
@@ -375,7 +375,7 @@ func TestCancel_WhileCommandBegins(t *testing.T) {
 	}
 }
 
-// faulty has a fault once an order is carried out.
+// faulty panics after it has carried out an order.
 type faulty struct{ *commands }
 
 // Start implements runner.Processes.
@@ -404,7 +404,8 @@ func TestStart_FaultAfterOrder(t *testing.T) {
 	}
 }
 
-// elsewhere is an installation whose folder of runs was replaced: runs are revoked in one, and start in the other.
+// elsewhere is an installation whose folder of runs was replaced: runs are revoked in one folder, and started in the
+// other.
 type elsewhere struct{ *commands }
 
 // Revoke implements runner.Processes.

@@ -72,7 +72,7 @@ func TestRecover_NeverStarted(t *testing.T) {
 	}
 }
 
-// rewrite changes the database of a server that has gone, and starts another.
+// rewrite changes the database of a server that has ended, and starts another server.
 func (b *bench) rewrite(t *testing.T, statement string) {
 	t.Helper()
 	b.close(t)
@@ -87,7 +87,7 @@ func (b *bench) rewrite(t *testing.T, statement string) {
 	b.open(t)
 }
 
-// After a reboot, that the supervisor does not know a run tells nothing: its folder may be lost.
+// After a reboot, a run that the supervisor does not know may have run: its folder may be lost.
 func TestRecover_AfterReboot(t *testing.T) {
 	h, again := policy(t, queueOf(5)), policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	again.Name = "again"
@@ -114,7 +114,7 @@ func TestRecover_AfterReboot(t *testing.T) {
 	b.state(t, queued, runner.Running)
 }
 
-// A cancellation that was answered is carried out by the next server.
+// A cancellation that was confirmed to the caller is carried out by the next server.
 func TestCancel_ThenNextServer(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
 	for what, started := range map[string]bool{"order lost": false, "order carried out late": true} {
@@ -147,7 +147,7 @@ func TestCancel_ThenNextServer(t *testing.T) {
 	}
 }
 
-// A run that was to be cancelled does not come back as an interrupted one.
+// A run that was requested to be cancelled is not repeated as an interrupted one.
 func TestCancel_ThenReboot(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	b := newBench(t, h)
@@ -165,7 +165,7 @@ func TestCancel_ThenReboot(t *testing.T) {
 	}
 }
 
-// A run that was recorded by a version that noted no boot id may have run.
+// A run that was recorded by a version without boot ids may have run.
 func TestRecover_BootUnknown(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
@@ -176,7 +176,7 @@ func TestRecover_BootUnknown(t *testing.T) {
 	b.state(t, id, runner.Interrupted)
 }
 
-// A file that is just being replaced may lack a hook for some seconds.
+// A configuration file that is being replaced may lack a hook for some seconds.
 func TestHookMissing_ComesBack(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
@@ -329,7 +329,7 @@ func TestLeave_NextServerGoesOn(t *testing.T) {
 	if run := <-waiting; run.State != runner.Running {
 		t.Errorf("got %+v", run)
 	}
-	if run, err := old.Wait(t.Context(), second.Run.ID); err != nil || run.State != runner.Queued { // who comes late does not wait either
+	if run, err := old.Wait(t.Context(), second.Run.ID); err != nil || run.State != runner.Queued { // a later call does not wait either
 		t.Errorf("got %+v, %v", run, err)
 	}
 	if _, err := b.Start(of(h, "3")); !errors.Is(err, runner.ErrDraining) {

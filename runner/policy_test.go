@@ -13,7 +13,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// policy is a hook with one flight, and a parameter that tells deliveries apart.
+// policy returns a hook with one flight, and a parameter that distinguishes deliveries.
 func policy(t *testing.T, change func(*hook.Spec)) *hook.Hook {
 	t.Helper()
 	s := hook.Spec{Command: []string{"/bin/echo", "--x={x}"}}
@@ -124,7 +124,7 @@ func TestJoin_OneRunNewestParameters(t *testing.T) {
 		t.Errorf("got %+v", o)
 	}
 	b.finish(t, pending.Run, 0)
-	for i := range 21 { // whoever joined is answered with the run that stood for it
+	for i := range 21 { // each joined delivery is answered with the run that stood for it
 		key := fmt.Sprint(i)
 		want := pending.Run
 		if i == 0 {
@@ -168,7 +168,8 @@ func (b *bench) gateStarts() {
 	b.entered, b.gate = make(chan string), make(chan struct{})
 }
 
-// TestReplace_BeforeCommandBegins replaces a run whose command was ordered and did not begin: it never does.
+// TestReplace_BeforeCommandBegins replaces a run whose command was ordered and did not begin: the command never
+// begins.
 func TestReplace_BeforeCommandBegins(t *testing.T) {
 	h := policy(t, replace)
 	b := newBench(t, h)
@@ -188,7 +189,8 @@ func TestReplace_BeforeCommandBegins(t *testing.T) {
 	b.flies(t, second.Run.ID)
 }
 
-// TestReplace_WhileCommandBegins replaces a run whose command is being started: it is told to end once it is there.
+// TestReplace_WhileCommandBegins replaces a run whose command is being started: the command is asked to end once it
+// is started.
 func TestReplace_WhileCommandBegins(t *testing.T) {
 	h := policy(t, replace)
 	b := newBench(t, h)

@@ -79,8 +79,9 @@ var ErrDraining = errors.New("draining")
 // Runner starts one run of each flight at a time.
 //
 // It has more methods and fields than other types: a run is recorded, ordered, followed, ended and promoted under one
-// lock, because each of these steps decides whether the next of its flight may begin. What needs no part of that lock,
-// or only its own data, is a type of its own: [tracked], [flightRules], [estimates], [idSource], [probe].
+// lock, because each of these steps decides whether the next run of its flight may begin. Data that needs no part of
+// that lock, or only a lock for itself, is in separate types: [tracked], [flightRules], [estimates], [idSource],
+// [probe].
 type Runner struct {
 	store Store
 	procs Processes

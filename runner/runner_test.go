@@ -13,7 +13,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// region is a hook with a flight for each value of x; alone has one in all.
+// region returns a hook with a flight for each value of x; alone returns one with a single flight.
 func region(t *testing.T) *hook.Hook {
 	t.Helper()
 	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
@@ -106,7 +106,7 @@ func TestStart_SameDeliveryAtOnce(t *testing.T) {
 	b := newBench(t, h)
 	var all sync.WaitGroup
 	for i := range 32 {
-		all.Go(func() { // each a flight of its own: only the claim holds them back
+		all.Go(func() { // each in a separate flight: only the claim prevents a second start
 			d := of(h, fmt.Sprint(i))
 			d.Claim = runner.Claim{Key: "k"}
 			if _, err := b.Start(d); err != nil && !errors.As(err, new(*runner.Replayed)) {
@@ -133,7 +133,7 @@ func TestBusy_RetryAfter(t *testing.T) {
 	for i, took := range []time.Duration{90 * time.Second, 10 * time.Second, 20 * time.Second} {
 		run := b.start(t, of(h, ""))
 		if i == 0 {
-			wait(run, 10*time.Second) // nobody knows yet
+			wait(run, 10*time.Second) // no run has ended yet
 		}
 		b.pass(took)
 		b.finish(t, run, 0)
@@ -308,7 +308,7 @@ func TestDrain_LetsRunsEnd(t *testing.T) {
 	if _, err := b.Start(of(h, "us")); !errors.Is(err, runner.ErrDraining) {
 		t.Errorf("got %v", err)
 	}
-	_, err := b.Start(d) // still told what became of it
+	_, err := b.Start(d) // a replay is still answered with its run
 	replayed(t, err, run)
 	b.finish(t, run, 0)
 	<-drained

@@ -140,7 +140,7 @@ func TestCommand_ArgumentAsCode(t *testing.T) {
 		"/usr/bin/script -c date":                    "1",
 		"/bin/su app -c date":                        "2",
 		"/usr/bin/watch /bin/echo {x}":               "2",
-		"/bin/echo exec pod -- sh -c {x}":            "5", // as kubectl would be told
+		"/bin/echo exec pod -- sh -c {x}":            "5", // as kubectl gets it
 		"/usr/bin/find /var -exec /bin/sh -c 1 ;":    "4",
 		"/bin/echo --{x}":                            "1",
 		"/bin/echo -{x}":                             "1",
@@ -206,8 +206,8 @@ func TestCommand_SwappableProgram(t *testing.T) {
 	}
 }
 
-// TestCommand_ForeignOwner: who owns a file or a folder may change it
-// whatever its mode says, and who owns a link may have it lead elsewhere.
+// TestCommand_ForeignOwner: the owner of a file or a folder may change it in spite of its mode, and the owner of a
+// link may change its target.
 func TestCommand_ForeignOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "whose programs are refused, because only root may give files away")

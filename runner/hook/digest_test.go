@@ -27,7 +27,7 @@ func TestDigestTellsHooksApart(t *testing.T) {
 		return hooks[name].Digest()
 	}
 	same := digest("job", func(*hook.Spec) {})
-	for range 20 { // whatever order a map comes in
+	for range 20 { // maps have a random order
 		if got := digest("job", func(*hook.Spec) {}); got != same || got == "" {
 			t.Fatalf("the same hook has the digests %q and %q", same, got)
 		}

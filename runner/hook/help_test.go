@@ -60,8 +60,7 @@ func refuse(t *testing.T, problems []diag.Problem, path, words string) {
 	}
 }
 
-// file makes a file with a mode, whatever the umask is, in a folder that nobody
-// else may write.
+// file creates a file with a mode, regardless of the umask, in a folder that no other user may write to.
 func file(t testing.TB, name string, mode os.FileMode) string {
 	t.Helper()
 	name = filepath.Join(folder(t, 0o755), name)

@@ -55,14 +55,13 @@ func (s *SQLite) Hold(ctx context.Context) (release func() error, err error) {
 	return release, nil
 }
 
-// HoldTurn keeps the writer waiting until release is called.
+// HoldTurn blocks the writer until release is called.
 func (s *SQLite) HoldTurn() (release func()) {
 	s.writer.turn.Lock()
 	return s.writer.turn.Unlock
 }
 
-// WriteAll runs a statement on the writer's connection, outside of any
-// transaction of its own making.
+// WriteAll runs a statement on the connection of the writer, outside of any transaction.
 func (s *SQLite) WriteAll(ctx context.Context, query string) error {
 	s.writer.turn.Lock()
 	defer s.writer.turn.Unlock()

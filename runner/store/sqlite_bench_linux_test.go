@@ -114,7 +114,7 @@ func fillPast(b *testing.B, n int) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer db.Close() //nolint:errcheck // what is read from it afterwards tells
+	defer db.Close() //nolint:errcheck // later reads would show a failure
 	if _, err := db.ExecContext(b.Context(),
 		strings.NewReplacer("COUNT", fmt.Sprint(n), "HOOKS", "100").Replace(string(fill))); err != nil {
 		b.Fatal(err)

@@ -216,7 +216,7 @@ func limitChild(ctx context.Context, dir string) error {
 	return fullDisk(ctx, dir, fill, free, store.ErrUnavailable)
 }
 
-// tmpfsChild uses up a small filesystem (ENOSPC).
+// tmpfsChild fills a small filesystem (ENOSPC).
 func tmpfsChild(ctx context.Context, dir string) error {
 	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=4m,mode=0700"); err != nil {
 		return fmt.Errorf("no tmpfs: %w", err)
@@ -231,14 +231,14 @@ func tmpfsChild(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		return os.Truncate(filler, info.Size()-12<<10) // room for a small commit, and for no delivery
+		return os.Truncate(filler, info.Size()-12<<10) // space for a small commit, and not for a delivery
 	}
 	free := func() error { return os.Remove(filler) }
 	return fullDisk(ctx, filepath.Join(dir, "state"), fill, free, store.ErrDiskFull)
 }
 
-// fullDisk takes the disk away from a store amid its work and gives it back:
-// what it acknowledged is there, what it refused is not, and it goes on.
+// fullDisk fills the disk while a store works, and frees it again: what the store acknowledged is there, what it
+// refused is not, and it continues.
 func fullDisk(ctx context.Context, dir string, fill, free func() error, want error) error {
 	s, err := openChild(ctx, dir)
 	if err != nil {

@@ -156,8 +156,8 @@ func TestOpen_NewerSchema(t *testing.T) {
 	openIn(t, dir)
 }
 
-// crashedFolder returns a folder as a crash leaves it: the database, and a log beside
-// it that does not hide what becomes of the database.
+// crashedFolder returns a folder as a crash leaves it: the database, and a log that does not hide changes of the
+// database.
 func crashedFolder(t *testing.T) (dir string) {
 	t.Helper()
 	from := filepath.Join(t.TempDir(), "state")

@@ -110,7 +110,7 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 	t.Helper()
 	for next := &r; next != nil; {
 		now := *next
-		if rand.IntN(8) == 0 { // in vain
+		if rand.IntN(8) == 0 { // a start that fails
 			if _, err := s.Requeue(t.Context(), now.ID); err != nil {
 				t.Error(err)
 			}

@@ -16,8 +16,8 @@ import (
 )
 
 // TestAdmit_SyncFails makes the sync of a commit fail. Such an operation may be found recorded after a crash, so its
-// error is not a definite no. The disk is an image on another one, which has no space for what is synced. The test
-// needs mounts of its own, so it runs itself again in a namespace.
+// error does not prove that it was not recorded. The disk is an image on another disk, which has no space for what is
+// synced. The test needs separate mounts, so it runs itself again in a namespace.
 func TestAdmit_SyncFails(t *testing.T) {
 	const inside = "SALLYPORT_TEST_SYNC"
 	if os.Getenv(inside) != "" {

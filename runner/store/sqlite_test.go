@@ -235,7 +235,7 @@ func TestJoin_RerunIsBusy(t *testing.T) {
 	first := admitRun(t, s, newRun(t, "build", "f"), policy)
 	rerun := newRun(t, "build", "f")
 	rerun.RerunOf, rerun.Attempt = "an older run", 1
-	if a := admitRun(t, s, rerun, policy); a.Joined || a.Run.RerunOf == "" { // nobody waits
+	if a := admitRun(t, s, rerun, policy); a.Joined || a.Run.RerunOf == "" { // no run is queued
 		t.Fatalf("%+v", a)
 	}
 	push := newRun(t, "build", "f")
@@ -420,7 +420,7 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 	admitWith(t, s, runner.Claim{Key: "name", Also: []string{"signature"}})
 }
 
-// admitWith starts a run of the hook build, in a flight of its own, and returns its id.
+// admitWith starts a run of the hook build, in a separate flight, and returns its id.
 func admitWith(t *testing.T, s *store.SQLite, c runner.Claim) string {
 	t.Helper()
 	r := newRun(t, "build", fmt.Sprint(rand.Uint64()))
@@ -832,8 +832,8 @@ func TestAdmit_CancelledContext(t *testing.T) {
 	}
 }
 
-// TestCancel_RunningKeepsTheWish cancels a running run: it keeps that wish, and is not queued again, whatever became
-// of its start.
+// TestCancel_RunningKeepsTheWish cancels a running run: it keeps that wish, and is not queued again, even if its
+// start failed.
 func TestCancel_RunningKeepsTheWish(t *testing.T) {
 	s := openStore(t)
 	for name, cancel := range map[string]func(flight, run string) error{
