@@ -35,7 +35,7 @@ func TestFlightChanged(t *testing.T) {
 			if wide := change[1] == ""; wide != errors.Is(err, runner.ErrFlight) || !wide && err != nil {
 				t.Errorf("another value: %v", err)
 			}
-			b.crash(t) // the next server knows no earlier flight
+			b.crash(t) // the next server does not know the earlier flight
 			b.recover(t)
 			if _, err := b.Start(d); !errors.Is(err, runner.ErrFlight) {
 				t.Errorf("after a restart: %v", err)
@@ -44,7 +44,7 @@ func TestFlightChanged(t *testing.T) {
 			if change[1] == "" {
 				other = runner.Run{}
 			}
-			b.finish(t, b.start(t, d), 0) // it was given back
+			b.finish(t, b.start(t, d), 0) // its claim was removed
 			if other.ID != "" {
 				b.finish(t, other, 0)
 			}
@@ -77,7 +77,7 @@ func TestFlightChanged_Queued(t *testing.T) {
 // started.
 func TestFlightChanged_AfterRecovery(t *testing.T) {
 	before, after := flights(t, "{x}", 0), flights(t, "", 0)
-	for _, missing := range []bool{false, true} { // the hook, while the next server recovers
+	for _, missing := range []bool{false, true} { // the hook is missing while the next server recovers
 		b := newBench(t, before)
 		b.start(t, of(before, "eu"))
 		b.crash(t)

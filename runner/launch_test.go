@@ -14,7 +14,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// passing are the reasons for which a command cannot be started yet.
+// passing has the reasons for which a command cannot be started for a time.
 func passing() map[string]error {
 	return map[string]error{
 		"something got away":       fmt.Errorf("starting: %w: h", runner.ErrFlight),
@@ -24,7 +24,7 @@ func passing() map[string]error {
 	}
 }
 
-// vain has the turn of a run come while nothing can be started, and the run put back.
+// vain ends the first run while no command can be started, and waits until the next run is queued again.
 func (b *bench) vain(t *testing.T, first, next runner.Run, reason error) {
 	t.Helper()
 	b.set(func() { b.refuse, b.refused = reason, 0 })
@@ -53,9 +53,9 @@ func TestRetry_UntilCommandStarts(t *testing.T) {
 			second, third := b.queue(t, claimed(of(h, "2"), "2")), b.queue(t, of(h, "3"))
 			b.vain(t, first, second.Run, reason)
 
-			_, err := b.Start(claimed(of(h, "2"), "2")) // its delivery was not given back
+			_, err := b.Start(claimed(of(h, "2"), "2")) // the claim of its delivery was not removed
 			replayed(t, err, second.Run)
-			fourth := b.queue(t, of(h, "4")) // and comes behind
+			fourth := b.queue(t, of(h, "4")) // and comes after the others
 			if fourth.Position != 3 {
 				t.Errorf("position %d", fourth.Position)
 			}
@@ -104,7 +104,7 @@ func TestRetry_CancelAndExpire(t *testing.T) {
 		t.Errorf("got %+v", run)
 	}
 	b.pass(30 * time.Second)
-	until(t, "the next is given up", func() bool { // not while it is tried
+	until(t, "the next is given up", func() bool { // not during an attempt
 		if err := b.ExpireQueued(t.Context(), maps.Clone(b.hooks)); err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +149,7 @@ func TestRetry_PolicyOfNewDeliveries(t *testing.T) {
 		second := b.queue(t, of(h, "2"))
 		b.vain(t, first, second.Run, runner.ErrFlight)
 		var third runner.Started
-		until(t, "it joins", func() bool { // or comes while the other is tried
+		until(t, "it joins", func() bool { // or arrives during an attempt of the other run
 			third = b.queue(t, of(h, "3"))
 			return third.Run.ID == second.Run.ID
 		})
@@ -171,7 +171,7 @@ func TestRetry_PolicyOfNewDeliveries(t *testing.T) {
 		}
 		b.set(func() { b.refuse = nil })
 		b.flies(t, third.Run.ID)
-		if len(b.stopped()) != 1 || b.count() != 2 { // of the first
+		if len(b.stopped()) != 1 || b.count() != 2 { // only the first run is stopped
 			t.Errorf("stopped %v, %d starts", b.stopped(), b.count())
 		}
 	})

@@ -109,7 +109,7 @@ func TestRecover_AfterReboot(t *testing.T) {
 	if b.count() != 2 {
 		t.Errorf("%d starts", b.count())
 	}
-	b.crash(t) // under the same boot now
+	b.crash(t) // the machine is not restarted this time
 	b.recover(t)
 	b.state(t, queued, runner.Running)
 }
@@ -122,7 +122,7 @@ func TestCancel_ThenNextServer(t *testing.T) {
 			b := newBench(t, h)
 			id := b.admit(t, h, "1", runner.Feed{})
 			second := b.queue(t, of(h, "2"))
-			if started { // by a supervisor that is silent until the cancellation is recorded, so that it is not answered
+			if started { // the supervisor does not answer until the cancellation is recorded
 				b.set(func() { b.claimed = true })
 				cancel := b.Cancel
 				go func() { _, _ = cancel(t.Context(), id) }()
@@ -227,7 +227,7 @@ func TestRecover_QueueOrder(t *testing.T) {
 	second, third := b.queue(t, of(h, "2")), b.queue(t, of(h, "3"))
 	b.crash(t)
 	b.recover(t)
-	b.state(t, second.Run.ID, runner.Queued) // the first goes on
+	b.state(t, second.Run.ID, runner.Queued) // the first run continues
 	b.crash(t)
 	b.end(first.ID, exit(0))
 	b.recover(t)
@@ -274,7 +274,7 @@ func TestRerun_AfterInterruption(t *testing.T) {
 	}
 	b.end(run.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
 	b.ended(t, run)
-	b.start(t, of(h, "w")) // nothing waits
+	b.start(t, of(h, "w")) // no run is queued
 	if b.count() != 5 || b.overlaps > 0 {
 		t.Errorf("%d runs, %d overlaps", b.count(), b.overlaps)
 	}
@@ -286,7 +286,7 @@ func TestRerun_OnceAcrossCrash(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	b := newBench(t, h)
 	run := b.start(t, of(h, "v"))
-	b.disk.unfinished(true) // queued again, and the end is not recorded
+	b.disk.unfinished(true) // the run is queued again, and its end is not recorded
 	b.end(run.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
 	until(t, "the end is tried", func() bool { return b.disk.refusals() > 0 })
 	b.crash(t)
@@ -366,7 +366,7 @@ func TestLeave_RunGoesOn(t *testing.T) {
 	})
 	b.Leave()
 	b.disconnect()
-	b.Drain(t.Context()) // returns when the follower has gone
+	b.Drain(t.Context()) // returns when the follower has ended
 	b.Kill()             // of what runs here, and it is the next server's
 	b.state(t, run.ID, runner.Running)
 	if len(b.stopped()) > 0 {
@@ -522,12 +522,12 @@ func TestRetry_NoSpace(t *testing.T) {
 	b.finish(t, first, 0)
 	refused := func() bool { b.commands.mu.Lock(); defer b.commands.mu.Unlock(); return b.refused > 1 }
 	until(t, "it is tried again", refused)
-	if run, err := b.Get(t.Context(), second.ID); err != nil || run.State.Ended() { // it is tried, or waits
+	if run, err := b.Get(t.Context(), second.ID); err != nil || run.State.Ended() { // its start is being tried, or it is queued
 		t.Errorf("run is %s, %v", run.State, err)
 	}
 	b.set(func() { b.refuse, b.refused = nil, 0 })
 	b.flies(t, second.ID)
-	// Nor does a server that goes meanwhile.
+	// A server that ends meanwhile does not start it either.
 	third := b.queue(t, of(h, "3")).Run
 	b.set(func() { b.refuse = runner.ErrFull })
 	b.finish(t, second, 0)
@@ -538,7 +538,7 @@ func TestRetry_NoSpace(t *testing.T) {
 	b.recover(t)
 	b.flies(t, third.ID)
 	b.finish(t, third, 0)
-	// Who waits for an answer gets one, and may come again.
+	// The sender gets an answer, and may send the delivery again.
 	b.set(func() { b.refuse = runner.ErrFull })
 	if _, err := b.Start(claimed(of(h, "4"), "k")); !errors.Is(err, runner.ErrFull) {
 		t.Errorf("got %v", err)
@@ -557,7 +557,7 @@ func TestDrain_StoreCannotRecord(t *testing.T) {
 	b.Drain(t.Context())
 	b.crash(t)
 	b.state(t, run.ID, runner.Running)
-	b.recover(t) // the end is known still
+	b.recover(t) // the end is still known
 	if run := b.ended(t, run); run.State != runner.Cancelled || run.Signal != "SIGTERM" {
 		t.Errorf("got %+v", run)
 	}

@@ -58,7 +58,7 @@ func TestQueue_BoundOrderEstimate(t *testing.T) {
 	if o := b.flies(t, second.Run.ID); o.Values["x"] != "2" {
 		t.Errorf("got %+v", o)
 	}
-	// The one refused gave its claim back, and takes the place that is free now.
+	// The refused delivery did not keep its claim, and gets the place that is free now.
 	fourth := b.queue(t, claimed(of(h, "4"), "k"))
 	if fourth.Position != 2 {
 		t.Errorf("position %d", fourth.Position)
@@ -242,7 +242,7 @@ func TestQueue_RefusedRun(t *testing.T) {
 		}
 	}
 	b.set(func() { b.refuse = nil })
-	b.start(t, claimed(of(h, "x"), "0")) // it was given back
+	b.start(t, claimed(of(h, "x"), "0")) // its claim was removed
 }
 
 func TestExpireQueued(t *testing.T) {
@@ -263,7 +263,7 @@ func TestExpireQueued(t *testing.T) {
 	if run := <-ended; run.State != runner.TimedOut || !run.Started.IsZero() || run.Error == "" {
 		t.Errorf("got %+v", run)
 	}
-	b.state(t, first.ID, runner.Running) // the time is of the queue
+	b.state(t, first.ID, runner.Running) // queue_timeout applies to queued runs only
 	b.state(t, third.Run.ID, runner.Queued)
 	b.finish(t, first, 0)
 	b.flies(t, third.Run.ID)
@@ -339,7 +339,7 @@ func TestARerunIsANewRunAndNoReplay(t *testing.T) {
 		if o := b.order(s.Run.ID); o.Values["x"] != "v" || o.Caller != "admin" {
 			t.Errorf("got %+v", o)
 		}
-		_, err = b.Rerun(t.Context(), first, "admin", runner.Claim{}) // the single flight holds for a person, too
+		_, err = b.Rerun(t.Context(), first, "admin", runner.Claim{}) // only one run of the flight may be in progress for an administrator, too
 		busy(t, err, s.Run)
 		b.finish(t, s.Run, 0)
 	}
@@ -381,7 +381,7 @@ func TestRerun_Body(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	b.set(func() { b.lose = true })
-	run = b.ended(t, b.start(t, d)) // interrupted, and its body kept for this
+	run = b.ended(t, b.start(t, d)) // the run is interrupted, and its body is kept for a repetition
 	b.set(func() { b.lose = false })
 	b.end(run.ID, runner.End{})
 	s, err := b.Rerun(t.Context(), run, "ci", runner.Claim{})

@@ -145,7 +145,7 @@ func TestBusy_RetryAfter(t *testing.T) {
 	b.pass(time.Hour)
 	wait(run, time.Second)
 	b.finish(t, run, 0)
-	for range 31 { // what was long ago does not count
+	for range 31 { // only the latest runs count
 		run := b.start(t, of(h, ""))
 		b.pass(40 * time.Second)
 		b.finish(t, run, 0)
@@ -183,7 +183,7 @@ func TestStart_Replayed(t *testing.T) {
 	if run := replayed(t, err, first); run.State != runner.Succeeded {
 		t.Errorf("got %+v", run)
 	}
-	d.Claim.Body = [32]byte{2} // the key covers the body: it is the sender's word that it is the same
+	d.Claim.Body = [32]byte{2} // the sender says by the key that the body is the same
 	_, err = b.Start(d)
 	replayed(t, err, first)
 	if b.started != 1 {
@@ -216,7 +216,7 @@ func TestNotStarted_DeliveryMayComeAgain(t *testing.T) {
 	}
 	run, err := b.Get(t.Context(), failed.Run.ID)
 	if err != nil || run.State != runner.Failed || run.Error != "the command could not be started" {
-		t.Errorf("got %+v, %v", run, err) // the reason is the operator's alone
+		t.Errorf("got %+v, %v", run, err) // only the operator gets the reason
 	}
 	b.refuse = nil
 	if again := b.start(t, d); again.ID == run.ID {
@@ -312,7 +312,7 @@ func TestDrain_LetsRunsEnd(t *testing.T) {
 	replayed(t, err, run)
 	b.finish(t, run, 0)
 	<-drained
-	b.Drain(t.Context()) // again, with nothing left to do
+	b.Drain(t.Context()) // again, with no run in progress
 	if len(b.stopped()) > 0 {
 		t.Errorf("stopped: %v", b.stopped())
 	}
@@ -354,7 +354,7 @@ func TestKill_NoGrace(t *testing.T) {
 	if want := []stop{{run.ID, runner.Cancelled, 0}}; !slices.Equal(b.stopped(), want) {
 		t.Errorf("got %v", b.stopped())
 	}
-	b.Kill() // nothing is left
+	b.Kill() // no run is in progress
 }
 
 func TestKill_WhileRunStarts(t *testing.T) {
@@ -370,7 +370,7 @@ func TestKill_WhileRunStarts(t *testing.T) {
 		started <- run
 	}()
 	id := <-b.entered
-	b.Kill() // reaches nothing: the command is not there yet
+	b.Kill() // stops no command, because none was started yet
 	close(b.gate)
 	run := <-started
 	if want := []stop{{id, runner.Cancelled, 0}}; !slices.Equal(b.stopped(), want) {
@@ -385,7 +385,7 @@ func TestTheStateOfAnEnd(t *testing.T) {
 	for want, end := range map[runner.State]runner.End{
 		runner.Succeeded:   {ExitCode: new(0)},
 		runner.Failed:      {ExitCode: new(1)},
-		runner.TimedOut:    {ExitCode: new(0), Reason: runner.TimedOut}, // it ended well, and too late
+		runner.TimedOut:    {ExitCode: new(0), Reason: runner.TimedOut}, // it ended with 0, and too late
 		runner.Interrupted: {Reason: runner.Interrupted},
 	} {
 		if got := end.State(); got != want || !got.Ended() {

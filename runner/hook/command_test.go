@@ -13,8 +13,8 @@ import (
 
 func command(words ...string) hook.Spec { return hook.Spec{Command: words} }
 
-// system returns a folder with programs of the usual names, so that the tests
-// need none of them installed.
+// system returns a folder with programs of the usual names, so that the tests do not need any of them to be
+// installed.
 func system(t *testing.T) string {
 	t.Helper()
 	dir := folder(t, 0o755)
@@ -40,7 +40,7 @@ func TestCommand_Allowed(t *testing.T) {
 	for _, line := range []string{
 		"/bin/echo",
 		"/bin/echo {x} --y={y}",
-		"/bin/echo -o{x}", // the value of an option that the file names
+		"/bin/echo -o{x}", // the value of an option of the file
 		"/bin/echo -Dname={x}",
 		"/bin/echo -- {x}",
 		"/bin/echo -c {x}", // for echo, -c is nothing
@@ -54,7 +54,7 @@ func TestCommand_Allowed(t *testing.T) {
 		"/usr/bin/flock -n /run/job.lock JOB {x}",
 		"/bin/sh SCRIPT {x}",
 		"/bin/sh -eu SCRIPT {x}",
-		"/bin/bash -o pipefail SCRIPT -c {x}", // -c is the script's own
+		"/bin/bash -o pipefail SCRIPT -c {x}", // -c is an argument of the script
 		"/bin/bash --noprofile --norc SCRIPT {x}",
 		"/usr/bin/env python3 SCRIPT {x}",
 		"/usr/bin/python3 SCRIPT {x}",
@@ -81,7 +81,7 @@ func TestCommand_ArgumentAsCode(t *testing.T) {
 	sh, perl := link(t, bin+"sh", "harmless"), link(t, bin+"perl", "tool")
 	for line, at := range map[string]string{
 		"/bin/sh -c {x}":                             "1",
-		"/bin/sh -c date":                            "1", // no sender, and still a shell
+		"/bin/sh -c date":                            "1", // no value of a sender, but a shell
 		"/bin/sh -c{x}":                              "1",
 		"/bin/sh -ec date":                           "1",
 		"/bin/bash -lc date":                         "1",
@@ -234,7 +234,7 @@ func TestCommand_ForeignOwner(t *testing.T) {
 	_, problems := compile(command(system(t)+"sh", job))
 	refuse(t, problems, "command.1", filepath.Dir(job)+" belongs to another user")
 
-	// Below a sticky folder, where others cannot rename it, it must not be theirs either.
+	// In a sticky folder, other users cannot rename it, but it must not belong to them either.
 	sticky := folder(t, 0o777|fs.ModeSticky)
 	mine := filepath.Join(sticky, "job")
 	if err := os.Symlink(file(t, "job", 0o755), mine); err != nil {

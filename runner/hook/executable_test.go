@@ -13,7 +13,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// executable makes an executable file of that content.
+// executable creates an executable file with the given content.
 func executable(t *testing.T, content string) string {
 	t.Helper()
 	name := file(t, "job", 0o755)
@@ -23,7 +23,7 @@ func executable(t *testing.T, content string) string {
 	return name
 }
 
-// dynamic is the smallest ELF file that asks for a dynamic loader.
+// dynamic is the smallest ELF file that needs a dynamic loader.
 func dynamic(t *testing.T, loader string) string {
 	t.Helper()
 	const header, part = 64, 56
@@ -72,7 +72,7 @@ func TestExecutable_CannotStart(t *testing.T) {
 		dynamic(t, "/nowhere/ld.so"):    "the loader /nowhere/ld.so of",
 	} {
 		if runtime.GOOS != "linux" && (strings.Contains(want, "as its first line") || strings.Contains(content, "env")) {
-			continue // other systems have other programs
+			continue // other systems have other executable formats
 		}
 		_, problems := compile(command(executable(t, content)))
 		refuse(t, problems, "command.0", want)
@@ -96,8 +96,8 @@ func TestExecutable_Starts(t *testing.T) {
 	}
 }
 
-// TestExecutable_WhereItIsRead: what a wrapper executes is held to it, and what an
-// interpreter only reads is not.
+// TestExecutable_WhereItIsRead: a program that a wrapper executes is checked, and a file that an interpreter only
+// reads is not.
 func TestExecutable_WhereItIsRead(t *testing.T) {
 	bin, broken := system(t), executable(t, "echo hello\n")
 	if _, problems := compile(command(bin+"sh", broken)); len(problems) > 0 {
@@ -130,7 +130,7 @@ func TestDefault_Unusable(t *testing.T) {
 	bad([]string{"/bin/echo", "{x}"}, "", "a")
 }
 
-// withDefaults is a command whose parameters x and y take any text.
+// withDefaults returns a command whose parameters x and y take any text.
 func withDefaults(words []string, defaults ...string) hook.Spec {
 	s := command(words...)
 	s.Params = map[string]hook.ParamSpec{}

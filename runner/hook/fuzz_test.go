@@ -10,10 +10,9 @@ import (
 	"sallyport/runner/hook"
 )
 
-// FuzzArgv sends anything to a hook that takes any text, and tries the values
-// on Argv itself, too: either there are problems, or each word of the file is
-// one argument with its literals and the values verbatim, and none became an
-// option.
+// FuzzArgv sends any values to a hook that takes any text, and also passes them to Argv directly. Either there are
+// problems, or each argument of the file is one argument with its literals and the unchanged values, and none became
+// an option.
 func FuzzArgv(f *testing.F) {
 	h := newHook(f, hook.Spec{
 		Command: []string{"/bin/echo", "{a}", "--x={b}", "a{a}-{b}{{", "fixed", "--", "{b}", "sub", "{c}", "{a}{c}"},
@@ -36,8 +35,8 @@ func FuzzArgv(f *testing.F) {
 	})
 }
 
-// FuzzBodyReading has hooks of both forms read the same bytes. At most one of
-// them finds anything in a body, and what it finds, it finds again.
+// FuzzBodyReading has hooks of both formats read the same bytes. At most one of them finds parameters in a body, and
+// a second read finds the same.
 func FuzzBodyReading(f *testing.F) {
 	hooks := map[string]*hook.Hook{}
 	for _, as := range []string{"json", "form"} {
@@ -67,8 +66,7 @@ func FuzzBodyReading(f *testing.F) {
 	})
 }
 
-// FuzzFlight fills a template with two sets of values: the flights are the same
-// only if the values are.
+// FuzzFlight fills a template with two sets of values: the flights are the same only if the values are the same.
 func FuzzFlight(f *testing.F) {
 	f.Add("{a}-{b}", "x", "y-z", "x-y", "z")
 	f.Add("{a}{b}", "x", "yz", "xy", "z")
@@ -115,7 +113,7 @@ func check(t *testing.T, h *hook.Hook, v hook.Values, bound bool) {
 			t.Errorf("argument %d is %q", i, word)
 		}
 	}
-	for _, i := range []int{1, 8, 9} { // 6 follows the --
+	for _, i := range []int{1, 8, 9} { // argument 6 follows the --
 		if strings.HasPrefix(argv[i], "-") {
 			t.Errorf("argument %d is an option: %q", i, argv[i])
 		}

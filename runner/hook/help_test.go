@@ -35,7 +35,7 @@ func grants(callers ...string) []hook.Grant {
 	return list
 }
 
-// text is a parameter that takes any text.
+// text returns a parameter that takes any text.
 func text(from ...string) hook.ParamSpec { return hook.ParamSpec{From: from, Match: "(?s).*"} }
 
 func newHook(t testing.TB, s hook.Spec, params ...string) *hook.Hook {
@@ -47,8 +47,7 @@ func newHook(t testing.TB, s hook.Spec, params ...string) *hook.Hook {
 	return h
 }
 
-// refuse expects exactly one problem, at the dotted path below the hook, whose
-// text has the words.
+// refuse checks that there is exactly one problem, at the dotted path below the hook, whose text contains the words.
 func refuse(t *testing.T, problems []diag.Problem, path, words string) {
 	t.Helper()
 	if len(problems) != 1 {

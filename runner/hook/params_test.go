@@ -13,7 +13,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// delivery is an Input with the same value in every source, as text.
+// delivery returns an Input with the same value in every source, as text.
 func delivery(value string) hook.Input {
 	quoted, _ := json.Marshal(value)
 	return hook.Input{
@@ -24,7 +24,7 @@ func delivery(value string) hook.Input {
 	}
 }
 
-// one makes a hook with the parameter x alone.
+// one returns a hook with x as its only parameter.
 func one(t testing.TB, p hook.ParamSpec) *hook.Hook {
 	t.Helper()
 	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]hook.ParamSpec{"x": p}})
@@ -54,7 +54,7 @@ func jsonBody(text string) hook.Input {
 	return hook.Input{Body: []byte(text)}
 }
 
-// oneOfForm is one of a hook that reads forms.
+// oneOfForm is like one, for a hook that reads forms.
 func oneOfForm(t testing.TB, p hook.ParamSpec) *hook.Hook {
 	t.Helper()
 	return newHook(t, hook.Spec{
@@ -100,7 +100,7 @@ func TestTypes(t *testing.T) {
 	} {
 		turnAway(t, number, jsonBody(`{"x":`+text+`}`), words)
 	}
-	for _, text := range []string{"", "007", "%2B1", "+1", "1+", "0x1", "1_0", "%D9%A1"} { // the last is an Arabic one
+	for _, text := range []string{"", "007", "%2B1", "+1", "1+", "0x1", "1_0", "%D9%A1"} { // the last is the Arabic digit one
 		turnAway(t, field, form("x="+text), "not an integer")
 	}
 	yes := one(t, hook.ParamSpec{From: from, Type: "bool"})
@@ -178,7 +178,7 @@ func TestBodyOfAnotherForm_IsMalformed(t *testing.T) {
 	for _, body := range []string{"x=%zz", "x=1;y=2", `{"x":"1"}`, ` {"a":"&x=1"}`, "\n[\"&x=1\"]", "\"&x=1\"", "\ufeff{&x=1"} {
 		wantMalformed(oneOfForm(t, text("body", "x")), body)
 	}
-	// A hook that takes nothing from the body accepts any.
+	// A hook without parameters from the body accepts any body.
 	allow(t, one(t, text("query", "q")), hook.Input{Body: []byte("{"), Query: url.Values{"q": {"1"}}}, "1")
 }
 
@@ -214,7 +214,7 @@ func TestArgv_NoOption(t *testing.T) {
 		"-- {x}":         true,
 		"-- {y} {x}":     true,
 		"-- f={y} {x}":   true,
-		"-- run {x}":     false, // run may be a program that -- was not for
+		"-- run {x}":     false, // run may be a program with its own options, to which -- does not apply
 		"-- run -- {x}":  true,
 		"--x {x}":        false,
 		"-- --x={y} {x}": true,

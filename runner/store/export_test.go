@@ -69,10 +69,10 @@ func (s *SQLite) WriteAll(ctx context.Context, query string) error {
 	return err
 }
 
-// Checkpoint is what happens once in logCheck.
+// Checkpoint does what the writer does once per logCheck.
 func (s *SQLite) Checkpoint(ctx context.Context) (bool, error) { return s.writer.copyLog(ctx) }
 
-// Do records what a statement does, as one operation.
+// Do executes a statement as one operation.
 func (s *SQLite) Do(ctx context.Context, query string) error {
 	return s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		_, err := tx.execute(ctx, query)
@@ -80,7 +80,7 @@ func (s *SQLite) Do(ctx context.Context, query string) error {
 	})
 }
 
-// MaxBatch is how many operations one transaction takes at most.
+// MaxBatch is the most operations of one transaction.
 const MaxBatch = maxBatch
 
 // DoPanicking has an operation panic after it removed all runs.

@@ -18,7 +18,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// reportTimes says how long the calls took, in the middle and at the end of all.
+// reportTimes reports the median and the longest time of the calls.
 func reportTimes(b *testing.B, took []time.Duration) {
 	b.Helper()
 	slices.Sort(took)
@@ -26,8 +26,8 @@ func reportTimes(b *testing.B, took []time.Duration) {
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }
 
-// BenchmarkAdmit admits runs to free flights and ends them, from one caller
-// and from several at once; the times are of Admit alone.
+// BenchmarkAdmit admits runs to free flights and ends them, with one caller and with several at once. The times are
+// those of Admit only.
 func BenchmarkAdmit(b *testing.B) {
 	for _, callers := range []int{1, 16, 64} {
 		b.Run(fmt.Sprint("callers=", callers), func(b *testing.B) {
@@ -59,9 +59,8 @@ func BenchmarkAdmit(b *testing.B) {
 	}
 }
 
-// BenchmarkDurable holds Admit against the floor, a record of 512 bytes that is
-// appended and synced: one and the other in turn, because the disk's own time
-// differs more than they do.
+// BenchmarkDurable compares Admit with the minimum, a record of 512 bytes that is appended and synced. It alternates
+// between both, because the time of the disk varies more than they differ.
 func BenchmarkDurable(b *testing.B) {
 	s := openStore(b)
 	file, err := os.Create(filepath.Join(b.TempDir(), "log"))
@@ -84,8 +83,8 @@ func BenchmarkDurable(b *testing.B) {
 		admitRun(b, s, r, hook.Policy{})
 		admitted = append(admitted, time.Since(before))
 		finishRun(b, s, r.ID)
-		// As happens once a second; the log is then written over, which costs the
-		// disk less than to make it longer.
+		// This happens once per second. After it, the log is overwritten, which costs the disk less than to extend
+		// it.
 		if len(admitted)%100 == 0 {
 			if _, err := s.Checkpoint(b.Context()); err != nil {
 				b.Fatal(err)
@@ -99,7 +98,7 @@ func BenchmarkDurable(b *testing.B) {
 	b.ReportMetric(float64(admitted[middle])/float64(appended[middle]), "admit/append-p50")
 }
 
-// fillPast makes a store with n ended runs.
+// fillPast creates a store with n ended runs.
 func fillPast(b *testing.B, n int) string {
 	b.Helper()
 	dir := filepath.Join(b.TempDir(), "state")
@@ -122,7 +121,7 @@ func fillPast(b *testing.B, n int) string {
 	return dir
 }
 
-// BenchmarkPast looks at and adds to a long history.
+// BenchmarkPast reads a long history and adds to it.
 func BenchmarkPast(b *testing.B) {
 	for _, n := range []int{1, 1_000_000} {
 		b.Run(fmt.Sprint("runs=", n), func(b *testing.B) {

@@ -13,10 +13,10 @@ import (
 	"sallyport/runner/store"
 )
 
-// uptime is a time since the start of the machine that a test moves.
+// uptime is a time since the start of the machine that a test sets.
 type uptime struct{ at atomic.Int64 }
 
-// setUptime has a store measure waits by such a time.
+// setUptime has a store measure waiting times with an uptime.
 func setUptime(s *store.SQLite) *uptime {
 	u := &uptime{}
 	u.pass(100 * time.Hour)
@@ -26,7 +26,7 @@ func setUptime(s *store.SQLite) *uptime {
 
 func (u *uptime) pass(d time.Duration) { u.at.Add(int64(d)) }
 
-// reopenStore opens a store when the wall clock is so far off.
+// reopenStore opens a store while the wall clock is off by a duration.
 func reopenStore(t *testing.T, dir string, off time.Duration) *store.SQLite {
 	t.Helper()
 	s, err := store.Open(t.Context(), dir, func() time.Time { return time.Now().Add(off) },
@@ -46,8 +46,8 @@ func expireQueued(t *testing.T, s *store.SQLite, longest time.Duration) int {
 	return len(runs)
 }
 
-// TestExpireQueued_ClockSetBetweenStarts sets the wall clock while no server runs: nothing expires by that, and the
-// next server knows by how much the clock was set.
+// TestExpireQueued_ClockSetBetweenStarts sets the wall clock while no server runs: no run expires because of that,
+// and the next server knows by how much the clock was set.
 func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s := reopenStore(t, dir, 0)

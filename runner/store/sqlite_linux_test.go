@@ -26,8 +26,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// TestMain makes the test program its own child where a test needs a process
-// to kill or to take the disk from.
+// TestMain makes the test program its own child if a test needs a process that it can kill or whose disk it can fill.
 func TestMain(m *testing.M) {
 	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
 		m.Run()
@@ -55,8 +54,7 @@ func openChild(ctx context.Context, dir string) (*store.SQLite, error) {
 	return store.Open(ctx, dir, time.Now, slog.New(slog.DiscardHandler))
 }
 
-// crashChild runs runs until it is killed, and says after each call what the
-// store has acknowledged.
+// crashChild runs runs until it is killed, and prints after each call what the store has acknowledged.
 func crashChild(ctx context.Context, dir string) error {
 	s, err := openChild(ctx, dir)
 	if err != nil {
@@ -146,7 +144,7 @@ func TestKill_LosesNothingAcknowledged(t *testing.T) {
 			}
 			line, err := lines.ReadString('\n')
 			if err != nil {
-				break // a line that was cut off was not said
+				break // an incomplete line does not count
 			}
 			said = append(said, strings.TrimSpace(line))
 		}

@@ -93,7 +93,7 @@ func TestOpen_FileModes(t *testing.T) {
 	}
 }
 
-// executeRaw changes the database of a closed store with SQL of the test's own.
+// executeRaw changes the database of a closed store with SQL of the test.
 func executeRaw(t *testing.T, dir string, queries ...string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", filepath.Join(dir, "state.db"))
@@ -110,7 +110,7 @@ func executeRaw(t *testing.T, dir string, queries ...string) {
 	}
 }
 
-// TestOpen_OlderSchema brings an older schema forward with its runs.
+// TestOpen_OlderSchema migrates an older schema with its runs.
 func TestOpen_OlderSchema(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {

@@ -73,7 +73,7 @@ func TestProbe_WritesWithoutDeliveries(t *testing.T) {
 	if err := s.WriteAll(t.Context(), "PRAGMA query_only = 1"); err != nil {
 		t.Fatal(err)
 	}
-	r := newRun(t, "build", "f") // of which the store learns that the last commit proves nothing any more
+	r := newRun(t, "build", "f") // by this error the store learns that the last commit proves nothing any more
 	if _, err := s.Admit(t.Context(), r, runner.Claim{}, hook.Policy{},
 		runner.Feed{}); !errors.Is(err, store.ErrReadOnly) {
 		t.Fatal(err)

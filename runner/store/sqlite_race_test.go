@@ -16,11 +16,11 @@ import (
 	"sallyport/runner/store"
 )
 
-// witness knows what runs without asking the store.
+// witness knows which runs are running without asking the store.
 type witness struct {
 	mu    sync.Mutex
 	air   map[string]string // by flight
-	order []string          // as they started
+	order []string          // in the order in which they started
 	seen  map[string]int
 }
 
@@ -105,7 +105,7 @@ func TestFlight_OneRunInOrder(t *testing.T) {
 	checkOrder(t, w, waiters)
 }
 
-// runAll is a runner: it runs a run, and what becomes startable by its end.
+// runAll acts as a runner: it runs a run, and then the runs that become running by its end.
 func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 	t.Helper()
 	for next := &r; next != nil; {
@@ -138,8 +138,8 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 	}
 }
 
-// checkOrder checks that of two runs of a flight, of which one was queued before
-// the other came, the first started first.
+// checkOrder checks the order of each two runs of a flight: if one was queued before the other arrived, it started
+// first.
 func checkOrder(t *testing.T, w *witness, waiters []waiter) {
 	t.Helper()
 	started := map[string]int{}

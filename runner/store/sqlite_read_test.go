@@ -83,8 +83,8 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 	}
 }
 
-// TestReads_EndWithoutConnections shows that a read which cannot be done ends,
-// and that lists do not depend on the connections of other reads.
+// TestReads_EndWithoutConnections shows that a read that cannot get a connection ends, and that lists do not depend
+// on the connections of other reads.
 func TestReads_EndWithoutConnections(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)

@@ -21,7 +21,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// clock is a time that moves by a second with every look at it.
+// clock is a time that advances by a second with every read.
 type clock struct{ at atomic.Int64 }
 
 func (c *clock) now() time.Time {
@@ -122,7 +122,7 @@ func TestQueue_BoundedInOrder(t *testing.T) {
 	s := openStore(t)
 	policy := hook.Policy{Kind: hook.Queue, Depth: 2}
 	first := admitRun(t, s, newRun(t, "build", "f"), policy)
-	// The clock of the ids may go back; who came first is still first.
+	// The clock of the ids may go back; the run that came first is still first.
 	older, newer := newRun(t, "build", "f"), newRun(t, "build", "f")
 	second, third := admitRun(t, s, newer, policy), admitRun(t, s, older, policy)
 	if second.Position != 1 || third.Position != 2 || third.Run.State != runner.Queued {
@@ -299,11 +299,11 @@ func TestRequeue_First(t *testing.T) {
 		t.Errorf("promoted: %+v, %v", promoted, err)
 	}
 	finishRun(t, s, third.Run.ID)
-	requeue(third.Run.ID) // what has ended stays so
+	requeue(third.Run.ID) // a run that has ended is not changed
 	checkState(t, s, third.Run.ID, runner.Succeeded)
 }
 
-// TestReplace_StopsAndDrops replaces: the running run is to be stopped, and queued ones end.
+// TestReplace_StopsAndDrops replaces runs: the running run is to be stopped, and queued ones end.
 func TestReplace_StopsAndDrops(t *testing.T) {
 	s := openStore(t)
 	first := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Replace})
@@ -412,7 +412,7 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 		runner.Feed{}); !errors.Is(err, runner.ErrOtherBody) {
 		t.Errorf("the same id with another body: %v", err)
 	}
-	// What is given back is given back under all of its keys.
+	// A claim is removed under all of its keys.
 	if _, _, err := s.Finish(t.Context(), first, runner.Failed, runner.End{Ended: time.Now()}, true, true); err != nil {
 		t.Fatal(err)
 	}
@@ -708,12 +708,12 @@ func TestStatements_UseIndexes(t *testing.T) {
 				!strings.HasPrefix(step, "SCAN json_each") {
 				t.Errorf("%s\n\t%s", query, step)
 			}
-			// Of all that is sorted, only what is active is not a page. A list sorts
-			// what is left of each combination of hook, caller and state.
+			// Of the rows that are sorted, only the active ones are not limited to a page. A list sorts what is left
+			// of each combination of hook, caller and state.
 			if strings.Contains(step, "B-TREE FOR ORDER BY") && !strings.Contains(query, "ORDER BY state") && !list {
 				t.Errorf("%s\n\t%s", query, step)
 			}
-			// What a list is asked for must all be found by the index, and the newest first.
+			// The index must find all rows that a list asks for, the newest first.
 			for _, column := range []string{"hook", "caller", "state"} {
 				asked := strings.Contains(query, "AND "+column+" IN") && strings.HasPrefix(step, "SEARCH runs")
 				if !active && list && asked &&
@@ -731,7 +731,7 @@ func TestStatements_UseIndexes(t *testing.T) {
 
 // TestPrune_Keeps prunes: the newest and the young runs, the active ones and the claims stay.
 func TestPrune_Keeps(t *testing.T) {
-	s := openStore(t) // its clock stands long after all of these
+	s := openStore(t) // its clock is long after the ends of all these runs
 	all := fillStore(t, s, 300)
 	r := store.Retention{
 		Default: store.KeepRule{Count: 20},
@@ -752,7 +752,7 @@ func TestPrune_Keeps(t *testing.T) {
 			break
 		}
 	}
-	// One more that ends is one too many again.
+	// If one more run ends, there is one too many again.
 	late := newRun(t, "hook0", "late")
 	admitRun(t, s, late, hook.Policy{})
 	finishRun(t, s, late.ID)
@@ -798,7 +798,7 @@ func TestPrune_Claims(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for batch := range 2 { // one of each kind goes, so a step of one may have left some
+	for batch := range 2 { // each step removes one of each kind, so a step that removed one may have left some
 		if _, more, err := s.Prune(t.Context(), store.Retention{Batch: batch + 1}); err != nil || more == (batch > 0) {
 			t.Fatal(more, err)
 		}
