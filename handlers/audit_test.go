@@ -15,8 +15,8 @@ import (
 	"sallyport/internal/audit"
 )
 
-// decision waits for the line of the audit about an answer. What the test knows
-// without looking is taken out: where the request came from, and its number.
+// decision waits for the audit line of an answer. It removes what the test knows already: where the request came
+// from, and its number.
 func (h *house) decision(a answer, d audit.Decision) audit.Line {
 	h.t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -48,7 +48,7 @@ func runOf(t *testing.T, a answer) string {
 	return body.ID + body.Run.ID
 }
 
-// TestAudit_EveryDecision has a row for each decision there is.
+// TestAudit_EveryDecision has a row for each possible decision.
 func TestAudit_EveryDecision(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "failures: {rate: 1/h, burst: 6}, caller: {rate: 1/h, burst: 100}, address: {rate: 1/h, burst: 100}")
@@ -65,7 +65,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	}
 	a, b := audit.Digest(map[string]string{"x": "a"}), audit.Digest(map[string]string{"x": "b"})
 
-	// Allowed, and replayed.
+	// Allowed and replayed deliveries.
 	h.hold()
 	first := h.answers(http.StatusOK, h.by("good", "1").to("/start?x=b"))
 	run := runOf(t, first)
@@ -74,7 +74,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	want.Decision, want.Status, want.Params, want.Run, want.Reason = audit.Replayed, 200, b, run, "replayed"
 	is(h.answers(http.StatusOK, h.by("good", "1").to("/start?x=b")), want)
 
-	// Busy, and a one-time token that comes with another body.
+	// A busy flight, and a one-time token that is sent with another body.
 	want = refused(good, 503, "busy")
 	want.Params, want.Run = a, run
 	is(h.answers(http.StatusServiceUnavailable, h.by("good", "2")), want)
@@ -87,7 +87,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 		"one-time credential used again with another body")
 	is(h.answers(http.StatusUnauthorized, token), want)
 
-	// The parameters, the right, and what is wrong with the request.
+	// Problems with the parameters, the rights and the request.
 	is(h.answers(http.StatusUnprocessableEntity, h.by("good", "3").to("/start?x=c")), refused(good, 422, "parameter x is not one of the allowed values"))
 	is(h.answers(http.StatusBadRequest, h.by("good", "3").to("/start?x=%zz")), refused(good, 400, "malformed"))
 	is(h.answers(http.StatusForbidden, h.by("guest", "3")), refused(
@@ -95,7 +95,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	large := h.by("good", strings.Repeat("1", 2000))
 	is(h.answers(http.StatusRequestEntityTooLarge, large), refused(audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 413, "too-large"))
 
-	// The runs.
+	// Requests for runs.
 	get := h.by("guest", "")
 	get.method = http.MethodGet
 	is(h.answers(http.StatusNotFound, get.to("/runs/"+run)), refused(
@@ -109,7 +109,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 		Decision: audit.Allowed, Action: "start", Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Params: b, Run: runOf(t, again), RerunOf: run,
 	})
 
-	// The credentials, until there were too many.
+	// Refused credentials, until there were too many.
 	is(h.answers(http.StatusUnauthorized, delivery{}), refused(
 		audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 401, "absent credential: the request carries no credential (header or certificate) that any caller uses"))
 	wrong := h.answers(http.StatusUnauthorized, h.by("nobody", "4"))
@@ -123,14 +123,14 @@ func TestAudit_EveryDecision(t *testing.T) {
 	}
 	is(h.answers(http.StatusTooManyRequests, delivery{}), refused(audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 429, "limit by failures"))
 
-	// Draining.
+	// A draining server.
 	h.runner.Drain(t.Context())
 	want = refused(good, 503, "draining")
 	want.Params = a
 	is(h.answers(http.StatusServiceUnavailable, h.by("good", "6")), want)
 }
 
-// TestAudit_NoLineForReads: reads and the noise of scanners have no lines.
+// TestAudit_NoLineForReads: reads and requests of scanners have no lines.
 func TestAudit_NoLineForReads(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
@@ -139,7 +139,7 @@ func TestAudit_NoLineForReads(t *testing.T) {
 	h.answers(http.StatusOK, get.to("/runs"))
 	h.answers(http.StatusOK, get.to("/healthz"))
 	h.answers(http.StatusOK, get.to("/readyz"))
-	// The line in the log comes after the audit's.
+	// The log line is written after the audit line.
 	h.line(h.answers(http.StatusNotFound, delivery{path: "/wp-login.php"}))
 	h.line(h.answers(http.StatusMethodNotAllowed, delivery{method: http.MethodPut}))
 	if err := h.audit.Close(); err != nil {
@@ -166,7 +166,7 @@ func TestAudit_FloodIsCounted(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
 	const n = 5000
-	var flood sync.WaitGroup // at once, because each is held back for a while
+	var flood sync.WaitGroup // at once, because each answer is delayed
 	for i := range n {
 		flood.Go(func() {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/start", strings.NewReader("x"))
@@ -175,7 +175,7 @@ func TestAudit_FloodIsCounted(t *testing.T) {
 		})
 	}
 	flood.Wait()
-	h.starts(h.by("good", "1")) // which is not lost among them
+	h.starts(h.by("good", "1")) // a delivery is accepted during the flood
 	if err := h.audit.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestAudit_FailureStopsStarts(t *testing.T) {
 		}
 	}
 	h.release()
-	h.finish(h.by("good", "0")) // what ran before goes on
+	h.finish(h.by("good", "0")) // a run that was in progress continues
 	a := h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 	if !strings.Contains(a.body, "urn:sallyport:unavailable") || a.header.Get("Retry-After") == "" {
 		t.Errorf("got %v %s", a.header, a.body)
@@ -220,6 +220,6 @@ func TestAudit_FailureStopsStarts(t *testing.T) {
 	if err := os.Rename(away, h.config.Get().State+"/audit"); err != nil {
 		t.Fatal(err)
 	}
-	h.starts(h.by("good", "1")) // nothing had claimed it
+	h.starts(h.by("good", "1")) // the refused delivery did not claim it
 	h.becomes(http.StatusOK, "/readyz")
 }

@@ -16,20 +16,20 @@ const (
 	fuzzedSteps = 200 // of one input
 )
 
-// sender sends one body. What it does goes through a connection in memory, whose deadlines are real.
+// sender sends one body. It goes through a connection in memory, whose deadlines are real.
 type sender struct {
 	handlers.Body
 
 	conn    net.Conn
 	known   bool
 	sending bool
-	broken  bool // it leaves before the end
-	arrived bool // the body is whole, and is being verified
-	over    bool // its room was given back
-	lost    bool // it gave way
+	broken  bool // the sender disconnects before the end
+	arrived bool // the body is complete, and is being verified
+	over    bool // its room was released
+	lost    bool // it was evicted
 }
 
-// read returns what reads the body at the receiving end.
+// read returns the reader of the body at the receiving end.
 func (s *sender) read(from net.Conn) io.Reader {
 	return readerFunc(func(p []byte) (int, error) {
 		n, err := from.Read(p)
@@ -44,14 +44,14 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// traffic is what a sequence of steps has made of the room.
+// traffic is the state of the room after a sequence of steps.
 type traffic struct {
 	t       *testing.T
 	room    handlers.Room
 	senders []*sender
 }
 
-// begin has one more body arrive: from one of four sites, of two addresses each, of which one may be known.
+// begin starts one more body: from one of four sites, of two addresses each, of which one may be known.
 func (f *traffic) begin(from byte) {
 	here, there := net.Pipe()
 	s := &sender{conn: there, known: from&0x10 != 0}
@@ -93,7 +93,7 @@ func (f *traffic) step(what, with byte) {
 			s.over = true
 		}
 	default:
-		if s.sending { // what the other side does not take
+		if s.sending { // the other side does not read it
 			return
 		}
 		s.sending = true
@@ -105,7 +105,7 @@ func (f *traffic) step(what, with byte) {
 	}
 }
 
-// check compares what is held with its bounds, and who gave way with who made it.
+// check compares what is held with its limits, and each evicted upload with the one that it was evicted for.
 func (f *traffic) check(what, with byte) {
 	f.t.Helper()
 	bodies := make([]handlers.Body, len(f.senders))
@@ -132,7 +132,7 @@ func (f *traffic) check(what, with byte) {
 	}
 }
 
-// end ends all bodies, and checks that all room is back.
+// end ends all bodies, and checks that all room is released.
 func (f *traffic) end() {
 	f.t.Helper()
 	for _, s := range f.senders {
@@ -149,9 +149,9 @@ func (f *traffic) end() {
 	}
 }
 
-// FuzzRoom has bodies begin, arrive, stop, end and break off in any order, from several sites. They never hold more than
-// there is, the count is right after each step, a body that is there does not give way, one of a known address does not
-// give way to a stranger's, and all room is back at the end.
+// FuzzRoom has bodies begin, arrive, stop, end and break off in any order, from several sites. They never hold more
+// than the total room, and the count is right after each step. A complete body is not evicted. A body of a known
+// address is not evicted for one of an unknown address. All room is released at the end.
 func FuzzRoom(f *testing.F) {
 	f.Add([]byte{0, 0x00, 0, 0x01, 255, 0, 255, 1, 1, 100, 4, 0, 3, 1})
 	f.Fuzz(func(t *testing.T, steps []byte) {

@@ -72,10 +72,10 @@ func (h *house) upload(from, path string, declared int) *upload {
 	return u
 }
 
-// send sends so many bytes of the body, as far as the server takes them.
+// send sends so many bytes of the body, as far as the server reads them.
 func (u *upload) send(n int) { _, _ = u.c.Write(make([]byte, n)) }
 
-// answer is the status, and the text of the answer.
+// answer returns the status and the text of the answer.
 func (u *upload) answer() (int, string) {
 	u.t.Helper()
 	res, err := http.ReadResponse(bufio.NewReader(u.c), nil)
@@ -90,7 +90,7 @@ func (u *upload) answer() (int, string) {
 	return res.StatusCode, string(text)
 }
 
-// awaitHeld waits until unverified bodies take so much room.
+// awaitHeld waits until unverified bodies hold so much room.
 func awaitHeld(t *testing.T, handler *handlers.Handler, want int64) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
@@ -104,7 +104,7 @@ func awaitHeld(t *testing.T, handler *handlers.Handler, want int64) {
 	t.Fatalf("%d bytes are held, want %d", handler.Held(), want)
 }
 
-// deliver sends a good delivery with a body of some size from an address.
+// deliver sends an acceptable delivery with a body of a given size from an address.
 func (h *house) deliver(from, path string, n int) answer {
 	h.t.Helper()
 	id := rand.Text() // so that it is not a replay
@@ -117,21 +117,21 @@ func (h *house) deliver(from, path string, n int) answer {
 	return a
 }
 
-// TestRoom_IsGivenInSteps declares much, and sends less.
+// TestRoom_IsGivenInSteps declares a large body, and sends less.
 func TestRoom_IsGivenInSteps(t *testing.T) {
 	t.Parallel()
 	h, handler := newRoomHouse(t, true)
 	u := h.upload("192.0.2.1", "/large", 16<<20)
 	u.send(16 << 10)
-	awaitHeld(t, handler, 80<<10) // the place for what comes next is there already
+	awaitHeld(t, handler, 80<<10) // the space for the next bytes is reserved already
 	u.send(2 << 20)
 	awaitHeld(t, handler, 2<<20+80<<10)
 	_ = u.c.Close()
 	awaitHeld(t, handler, 0)
 }
 
-// TestRoom_StoppedBodiesGiveWay has two sites fill all room and stop one byte before
-// the end. Deliveries from elsewhere are accepted, also those of a stranger.
+// TestRoom_StoppedBodiesGiveWay has two sites fill all room and stop one byte before the end. Deliveries from other
+// sites are accepted, also those from an unknown address.
 func TestRoom_StoppedBodiesGiveWay(t *testing.T) {
 	t.Parallel()
 	h, handler := newRoomHouse(t, false)
@@ -153,7 +153,7 @@ func TestRoom_StoppedBodiesGiveWay(t *testing.T) {
 	}
 	lost := 0
 	for _, u := range stopped {
-		_ = u.c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)) // most of them wait on
+		_ = u.c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)) // most of them continue to wait
 		if res, err := http.ReadResponse(bufio.NewReader(u.c), nil); err == nil {
 			if lost++; res.StatusCode != http.StatusServiceUnavailable && res.StatusCode != http.StatusRequestTimeout {
 				t.Errorf("one that gave way got %d", res.StatusCode)
@@ -166,7 +166,7 @@ func TestRoom_StoppedBodiesGiveWay(t *testing.T) {
 	}
 }
 
-// TestRoom_StoppedNeighbourGivesWay has one body take all that its site may have.
+// TestRoom_StoppedNeighbourGivesWay has one body take all room that its site may have.
 func TestRoom_StoppedNeighbourGivesWay(t *testing.T) {
 	t.Parallel()
 	h, handler := newRoomHouse(t, true)
@@ -177,7 +177,7 @@ func TestRoom_StoppedNeighbourGivesWay(t *testing.T) {
 		t.Errorf("a delivery from elsewhere got %d: %s", a.status, a.body)
 	}
 	awaitHeld(t, handler, 16<<20)
-	// It stands for a fast one until it has been seen to stop.
+	// The body counts as fast until it has been idle for a time.
 	neighbour := func() int { return h.deliver("[2001:db8:1:2::1]", "/start", 100<<10).status }
 	for status := neighbour(); status != http.StatusOK; status = neighbour() {
 		if status != http.StatusServiceUnavailable && status != http.StatusAccepted {
@@ -190,8 +190,8 @@ func TestRoom_StoppedNeighbourGivesWay(t *testing.T) {
 	awaitHeld(t, handler, 0)
 }
 
-// TestRoom_KnownAddressesComeFirst has many sites share all room evenly: a stranger
-// gets no more than each of them has, and an address that is known does.
+// TestRoom_KnownAddressesComeFirst has many sites share all room evenly: an unknown address gets no more than each of
+// them has, and a known address does.
 func TestRoom_KnownAddressesComeFirst(t *testing.T) {
 	t.Parallel()
 	h, handler := newRoomHouse(t, true)
@@ -206,7 +206,7 @@ func TestRoom_KnownAddressesComeFirst(t *testing.T) {
 	}
 	awaitHeld(t, handler, 32<<20)
 	stranger := h.upload("203.0.112.1", "/large", 2<<20)
-	go stranger.send(2<<20 - 1) // the answer comes meanwhile
+	go stranger.send(2<<20 - 1) // the answer arrives meanwhile
 	if status, text := stranger.answer(); status != http.StatusServiceUnavailable {
 		t.Errorf("a stranger got %d: %s", status, text)
 	}
@@ -219,7 +219,7 @@ func TestRoom_KnownAddressesComeFirst(t *testing.T) {
 	awaitHeld(t, handler, 0)
 }
 
-// TestBody_TooSlow sends a byte and no more, over HTTP/1.1 and HTTP/2.
+// TestBody_TooSlow sends only one byte, over HTTP/1.1 and HTTP/2.
 func TestBody_TooSlow(t *testing.T) {
 	t.Parallel()
 	h, _ := newRoomHouse(t, false)
@@ -249,8 +249,8 @@ func TestBody_TooSlow(t *testing.T) {
 	}
 }
 
-// TestBody_ArrivesAsItWasSent has bodies of all sizes around the steps in which room
-// is given come to a command.
+// TestBody_ArrivesAsItWasSent sends bodies of all sizes around the steps in which room is reserved, and checks what
+// the command reads.
 func TestBody_ArrivesAsItWasSent(t *testing.T) {
 	t.Parallel()
 	const most = 300 << 10

@@ -13,9 +13,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-// TestContentType_ChangesNoReading sends a signed body, which would be refused
-// as JSON and taken as a form, under other content types: no signature of this
-// kind covers them. Only the hook decides how a body is read.
+// TestContentType_ChangesNoReading sends a signed body, which would be refused as JSON and is accepted as a form,
+// with other content types: signatures of this kind do not cover them. Only the hook decides how a body is read.
 func TestContentType_ChangesNoReading(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -58,7 +57,7 @@ hooks:
 	h.starts(d.to("/start"))
 }
 
-// FuzzHeaders sends the same body under any header: its parameters stay the same.
+// FuzzHeaders sends the same body with any header: its parameters stay the same.
 func FuzzHeaders(f *testing.F) {
 	spec := func(as string) *hook.Spec {
 		return &hook.Spec{

@@ -16,7 +16,7 @@ import (
 	"sallyport/internal/config"
 )
 
-// TestConnections_OwnBudget: the connections of an address are bounded apart from its requests.
+// TestConnections_OwnBudget: the connections of an address have a separate limit from its requests.
 func TestConnections_OwnBudget(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
@@ -34,9 +34,9 @@ func TestConnections_OwnBudget(t *testing.T) {
 	connect("::ffff:192.0.2.1", false)
 	connect("192.0.2.2", true)
 	for i := range 4 {
-		connect("2001:db8::"+string(rune('1'+i)), i < 3) // one host's own network
+		connect("2001:db8::"+string(rune('1'+i)), i < 3) // the network of one host
 	}
-	// Its requests are as many as ever.
+	// The limit of its requests is not affected.
 	for i := range 4 {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/healthz", http.NoBody)
@@ -50,7 +50,7 @@ func TestConnections_OwnBudget(t *testing.T) {
 	connect("192.0.2.1", true)
 	connect("192.0.2.1", false)
 
-	// A limit that is changed counts at once, and one that is not goes on as it is.
+	// A changed limit takes effect at once, and an unchanged one keeps what was spent.
 	handler.Update()
 	connect("192.0.2.1", false)
 	reload(t, h, "address: {rate: 1/m, burst: 3}", "address: {rate: 1/m, burst: 4}")
@@ -67,7 +67,7 @@ func TestAddressLimits_Size(t *testing.T) {
 	}
 }
 
-// reload has another text of the file be in force.
+// reload puts another configuration text into effect.
 func reload(t *testing.T, h *house, old, new string) {
 	t.Helper()
 	name := h.dir + "/sallyport.yaml"
@@ -84,8 +84,8 @@ func reload(t *testing.T, h *house, old, new string) {
 	<-done
 }
 
-// TestAddressLimit_ParallelFirstUse has many requests of one address arrive at
-// an unused limiter at once: they must not get more than one burst.
+// TestAddressLimit_ParallelFirstUse sends many requests of one address at once to an unused limiter: together they
+// must not get more than one burst.
 func TestAddressLimit_ParallelFirstUse(t *testing.T) {
 	t.Parallel()
 	const burst, goroutines, each = 100, 8, 100
@@ -113,7 +113,7 @@ func TestAddressLimit_ParallelFirstUse(t *testing.T) {
 	}
 }
 
-// TestFlooded_CostsConnections has a flood come from an address.
+// TestFlooded_CostsConnections reports a flood from an address.
 func TestFlooded_CostsConnections(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "address: {rate: 1/m, burst: 3}")
@@ -122,7 +122,7 @@ func TestFlooded_CostsConnections(t *testing.T) {
 	if !handler.AllowConnection(from) {
 		t.Fatal("it cannot connect at all")
 	}
-	handler.ReportFlood(from) // leaves it one token below nothing
+	handler.ReportFlood(from) // leaves the address one token below zero
 	h.clock.move(time.Minute)
 	if handler.AllowConnection(from) {
 		t.Error("after a flood it connects as if nothing had been")
@@ -132,7 +132,7 @@ func TestFlooded_CostsConnections(t *testing.T) {
 		t.Error("it, or another address, cannot connect when the flood is paid for")
 	}
 
-	// Whoever shares an address with a caller cannot have it pay.
+	// An attacker that shares an address with a caller cannot make that address pay.
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/start", strings.NewReader("1"))
 	r.Header, r.RemoteAddr = h.by("good", "1").header, "192.0.2.3:1"
 	w := httptest.NewRecorder()
@@ -143,8 +143,8 @@ func TestFlooded_CostsConnections(t *testing.T) {
 	}
 }
 
-// TestUnreadable_CostsFailures has requests come that net/http refuses: the log has
-// as many of them as an address has failures.
+// TestUnreadable_CostsFailures sends requests that net/http refuses: the log has as many of them as the address has
+// failures.
 func TestUnreadable_CostsFailures(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "failures: {rate: 1/h, burst: 2}")
@@ -157,8 +157,8 @@ func TestUnreadable_CostsFailures(t *testing.T) {
 	}
 }
 
-// TestProved_ByAcceptedDeliveryOnly asks after each delivery whether its address is
-// known to have sent one that was accepted.
+// TestProved_ByAcceptedDeliveryOnly checks after each delivery whether its address counts as one with an accepted
+// delivery.
 func TestProved_ByAcceptedDeliveryOnly(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

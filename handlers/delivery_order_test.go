@@ -13,15 +13,14 @@ import (
 	"sallyport/internal/audit"
 )
 
-// TestDelivery_OrderOfSteps has a row for each step of a
-// delivery's way, in their order: refuse has a delivery turned away there, and
-// untouched looks for what the next step would have left behind.
+// TestDelivery_OrderOfSteps has a row for each step of a delivery, in their order: refuse has a delivery refused in
+// that step, and untouched looks for effects of the next step.
 func TestDelivery_OrderOfSteps(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
 		step, limits      string
 		refuse, untouched func(h *house)
-		runs              int // that refuse needs, and that are all there are
+		runs              int // that refuse starts; there are no others
 	}{
 		{
 			step: "TLS, then the address limit and the log", limits: "address: {rate: 1/h, burst: 2}",
@@ -152,7 +151,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 				h.starts(token)
 				h.hold()
 				h.answers(http.StatusOK, h.by("good", "1"))
-				// Were the flight asked, it would be busy.
+				// If the flight were checked, it would be busy.
 				if a := h.answers(http.StatusOK, h.by("good", "1")); a.header.Get("Idempotent-Replayed") != "true" {
 					h.t.Errorf("no replay: %v", a.header)
 				}
@@ -207,7 +206,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 	}
 }
 
-// finish waits for the end of the run that a delivery started before.
+// finish waits for the end of the run that an earlier delivery started.
 func (h *house) finish(d delivery) {
 	h.t.Helper()
 	d.header.Set("Prefer", "wait=60")

@@ -27,7 +27,7 @@ func TestReplays_SpendNothingOfTheCaller(t *testing.T) {
 	h.answers(http.StatusTooManyRequests, h.by("good", "4"))
 }
 
-// A token that was used can be sent with other bodies by anyone who has seen it.
+// An attacker that has seen a used token can send it with other bodies.
 func TestReplays_UsedTokenSpendsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "caller: {rate: 1/h, burst: 2}")
@@ -40,8 +40,8 @@ func TestReplays_UsedTokenSpendsNothing(t *testing.T) {
 	h.starts(h.signed("ci", "another token", "{}"))
 }
 
-// A body may take minutes. What was removed from the file in the meantime starts nothing, nor does
-// a body that is larger than is allowed by now.
+// A body may take minutes. A caller, key or hook that was removed in the meantime starts nothing, nor does a body
+// that is larger than the limit is by then.
 func TestDelivery_JudgedWhenItsBodyIsThere(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
@@ -68,7 +68,7 @@ func TestDelivery_JudgedWhenItsBodyIsThere(t *testing.T) {
 				}
 				status <- a.status
 			}()
-			if _, err := io.WriteString(write, "a "); err != nil { // once it is read, the server waits for the rest
+			if _, err := io.WriteString(write, "a "); err != nil { // once this is read, the server waits for the rest
 				t.Error(err)
 			}
 			if row.old != "" {

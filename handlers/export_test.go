@@ -26,7 +26,7 @@ func NewAddressLimit(limit config.Limit) func(netip.Addr, time.Time) bool {
 	return newAddressLimits(limit, 1).allowAddress
 }
 
-// Tables is how many bytes the tables of addresses take.
+// Tables returns how many bytes the tables of addresses take.
 const Tables = (connectionSlots + addressSlots + failureSlots) * unsafe.Sizeof(rate.Limiter{})
 
 // Wait waits for a beat that is at least d from now, as a refusal does.
@@ -39,7 +39,7 @@ func Bind(r *http.Request, body []byte, h *hook.Hook) (hook.Values, error) {
 	return bindParameters(r, body, &auth.Identity{Caller: "c"}, h)
 }
 
-// Held is how much room unverified bodies take.
+// Held returns how much room unverified bodies hold.
 func (h *Handler) Held() int64 {
 	r := h.current.Load().bodies.room
 	r.mu.Lock()
@@ -55,7 +55,7 @@ const (
 	MaxNames     = maxNames
 )
 
-// FixedPaths are the paths of the server itself, as the router has them.
+// FixedPaths returns the paths of the server itself, as the router has them.
 func FixedPaths() (paths []string) {
 	for path := range (&service{shared: &shared{}}).fixedRoutes() {
 		paths = append(paths, path)
@@ -63,13 +63,13 @@ func FixedPaths() (paths []string) {
 	return paths
 }
 
-// Traceparent is what is passed on to the command of a delivery.
+// Traceparent returns what is passed on to the command of a delivery.
 func Traceparent(h http.Header) string { return validTraceparent(h) }
 
 // Room is the room for unverified bodies.
 type Room struct{ *room }
 
-// NewRoom makes room of so many bytes.
+// NewRoom returns a room of so many bytes.
 func NewRoom(total int64) Room {
 	r := &room{total: total, sites: map[netip.Addr]int64{}, uploads: map[*upload]struct{}{}}
 	r.given = sync.NewCond(&r.mu)
@@ -90,7 +90,7 @@ func (r Room) NewBody(conn net.Conn, from netip.Addr, known bool) Body {
 	}, bytes: make([]byte, 0, freeBody)}, conn}
 }
 
-// deadlines is the part of a ResponseWriter that sets them.
+// deadlines is the part of a ResponseWriter that sets the deadlines.
 type deadlines struct {
 	http.ResponseWriter
 	net.Conn
@@ -99,7 +99,7 @@ type deadlines struct {
 // Write implements http.ResponseWriter.
 func (d deadlines) Write(p []byte) (int, error) { return d.Conn.Write(p) }
 
-// Receive reads the body, and releases it unless it comes whole.
+// Receive reads the body, and releases it unless it is complete.
 func (b Body) Receive(from io.Reader, most int64) error {
 	err := b.receiveBody(http.NewResponseController(deadlines{Conn: b.conn}), from, most, time.Minute)
 	if err != nil {
@@ -108,13 +108,13 @@ func (b Body) Receive(from io.Reader, most int64) error {
 	return err
 }
 
-// Release gives the room back.
+// Release releases the room of the body.
 func (b Body) Release() { b.releaseRoom() }
 
-// Lost reports whether the body is to give way, or gave way.
+// Lost reports whether the body is to be evicted, or was evicted.
 func (b Body) Lost() bool { return b.room.mustGiveWay(b.upload) }
 
-// Check returns what is wrong with the accounting of the room, which bodies hold, and how much is held.
+// Check returns what is wrong with the accounting of the room, which bodies hold room, and how much is held.
 func (r Room) Check(bodies []Body) (held int64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// untilGone is a script that waits while there is a file named hold.
+// untilGone is a script that waits until there is no file named hold.
 const untilGone = "\nwhile [ -e hold ]; do sleep 0.02; done\n"
 
 // stream is an answer that is still being written.
@@ -30,13 +30,13 @@ type stream struct {
 	lines *bufio.Reader
 }
 
-// read asks for the output of a run as it stands.
+// read requests the output of a run as it is then.
 func (h *house) read(run runner.Run) delivery {
 	h.t.Helper()
 	return h.get("/runs/" + run.ID + "/output")
 }
 
-// follow asks for the output of a run as it is written, over HTTP/1.1 or HTTP/2.
+// follow requests the output of a run while it is written, over HTTP/1.1 or HTTP/2.
 func (h *house) follow(protocol int, run runner.Run, header ...string) *stream {
 	h.t.Helper()
 	transport := &http.Transport{TLSClientConfig: h.trust(), ForceAttemptHTTP2: protocol == 2}
@@ -61,13 +61,13 @@ func (h *house) follow(protocol int, run runner.Run, header ...string) *stream {
 	return &stream{res, h.t, bufio.NewReader(res.Body)}
 }
 
-// rest is what comes until the answer ends, and whether it ended well.
+// rest returns what arrives until the answer ends, and whether the answer is complete.
 func (s *stream) rest() (string, bool) {
 	text, err := io.ReadAll(s.lines)
 	return string(text), err == nil
 }
 
-// whole is an answer that ended well.
+// whole returns the rest of a complete answer.
 func (s *stream) whole(status int) string {
 	s.t.Helper()
 	text, ok := s.rest()
@@ -77,13 +77,13 @@ func (s *stream) whole(status int) string {
 	return text
 }
 
-// event is a server-sent one, or a comment without a name.
+// event is a server-sent event, or a comment if it has no name.
 type event struct {
 	name, data string
 	id         int
 }
 
-// next is the next event; one without anything when the stream has ended well.
+// next returns the next event, or a zero event when the stream has ended without an error.
 func (s *stream) next() (e event) {
 	s.t.Helper()
 	for e.id = -1; ; {
@@ -110,7 +110,7 @@ func (s *stream) next() (e event) {
 	}
 }
 
-// output reads events until there is so much text, and returns the last id.
+// output reads events until they contain so much text, and returns the last id.
 func (s *stream) output(want string) (id int) {
 	s.t.Helper()
 	for got := ""; got != want; {
@@ -134,7 +134,7 @@ func (e event) text(t *testing.T) (text string) {
 	return text
 }
 
-// ends checks that the stream ends here, with the run's end.
+// ends checks that the stream ends here, with the end of the run.
 func (s *stream) ends(state runner.State) {
 	s.t.Helper()
 	var run runner.Run
@@ -152,10 +152,10 @@ const (
 	fromOffset = "Range: bytes=%d-"
 )
 
-// protocols are those that a server speaks.
+// protocols returns the versions of HTTP that a server supports.
 func protocols() map[string]int { return map[string]int{"HTTP 1.1": 1, "HTTP 2": 2} }
 
-// hurried makes the deadlines of an answer twenty times as short.
+// hurried makes the deadlines of an answer twenty times shorter.
 type hurried struct {
 	http.ResponseWriter
 	h *house
@@ -189,7 +189,7 @@ func TestFollow_SilentCommand(t *testing.T) {
 	}
 }
 
-// TestFollow_KeepAlive: a stream in which nothing happens shows that it is alive.
+// TestFollow_KeepAlive: an idle stream gets comments, which show that the connection works.
 func TestFollow_KeepAlive(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo first"+untilGone)
@@ -207,7 +207,7 @@ func TestFollow_KeepAlive(t *testing.T) {
 			}
 		}
 	}
-	if now := h.record.gets.Load(); now != asked+2 { // each reader was judged again, after a minute
+	if now := h.record.gets.Load(); now != asked+2 { // the access of each reader was checked again, after a minute
 		t.Errorf("while nothing happened, the record was asked %d times", now-asked)
 	}
 	h.release()
@@ -227,7 +227,7 @@ func TestFollow_WholeCharacters(t *testing.T) {
 	if id := s.output("\u00e9b\ufffdc"); id != 6 {
 		t.Errorf("the id %d is not where the text ends", id)
 	}
-	if id := s.output("\ufffd"); id != 8 { // its rest never came
+	if id := s.output("\ufffd"); id != 8 { // its rest was never written
 		t.Errorf("the id %d is not where the text ends", id)
 	}
 	s.ends(runner.Succeeded)
@@ -248,7 +248,7 @@ func TestFollow_QueuedRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	never.ends(runner.Cancelled)
-	h.follow(2, given, events).ends(runner.Cancelled) // who comes too late hears the same
+	h.follow(2, given, events).ends(runner.Cancelled) // a late reader gets the same
 	if text := nothing.whole(http.StatusOK); text != "" {
 		t.Errorf("a run that never started has the output %q", text)
 	}
@@ -296,7 +296,7 @@ func TestFollow_RunningDuringDrain(t *testing.T) {
 	runs.output("first\n")
 	drained := make(chan struct{})
 	go func() { defer close(drained); h.runner.Drain(t.Context()) }()
-	if e := waits.next(); e != (event{}) { // it runs at the next server
+	if e := waits.next(); e != (event{}) { // the run starts at the next server
 		t.Errorf("got %+v", e)
 	}
 	h.release()
@@ -305,7 +305,7 @@ func TestFollow_RunningDuringDrain(t *testing.T) {
 	<-drained
 }
 
-// TestOutput_FailureLooksBroken: an output that cannot be read to its end does not look whole.
+// TestOutput_FailureLooksBroken: an output that cannot be read to its end is not sent like a complete one.
 func TestOutput_FailureLooksBroken(t *testing.T) {
 	t.Parallel()
 	for name, protocol := range protocols() {
@@ -351,8 +351,8 @@ func TestOutput_NotKept(t *testing.T) {
 	}
 }
 
-// TestOutput_OpenedByKeeper: outputs are opened through the part that keeps them, because the file of
-// one that goes through a pipe says less than its keeper knows.
+// TestOutput_OpenedByKeeper: outputs are opened through the supervisor, because the file of an output that goes
+// through a pipe is behind what the supervisor knows.
 func TestOutput_OpenedByKeeper(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo much")
@@ -371,14 +371,14 @@ func TestOutput_OpenedByKeeper(t *testing.T) {
 	}
 }
 
-// lines is an output of which the middle is not kept: 3 MB, each line its number.
+// lines is an output of which the middle is not kept: 3 MB, and each line is its number.
 const (
 	lines     = "seq 1000000 1428570"
 	lineBytes = 8
 	all       = 428571 * lineBytes
 )
 
-// right checks that what stands at an offset is what the command wrote there.
+// right checks that the text at an offset is what the command wrote there.
 func right(t *testing.T, text string, at int) {
 	t.Helper()
 	for text != "" {
@@ -391,7 +391,7 @@ func right(t *testing.T, text string, at int) {
 	}
 }
 
-// TestEvents_OffsetsAndGaps: events have their offsets, and say what is missing.
+// TestEvents_OffsetsAndGaps: events contain their offsets, and report what is missing.
 func TestEvents_OffsetsAndGaps(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, lines)
@@ -452,7 +452,7 @@ func TestFollow_FromOffset(t *testing.T) {
 			if text := ahead.whole(http.StatusPartialContent); text != "" {
 				t.Errorf("there is %q behind the end", text)
 			}
-			// It may have been read before it was dropped; what is dropped is not stepped over in silence.
+			// The output may have been read before it was dropped. Dropped output is never skipped without a notice.
 			if text, whole := s.rest(); whole && len(text) != all {
 				t.Errorf("%d bytes look whole", len(text))
 			}
@@ -471,7 +471,7 @@ func TestFollow_FromOffset(t *testing.T) {
 	}
 }
 
-// TestFollow_StuckReader: a reader that reads nothing delays neither the command nor other readers.
+// TestFollow_StuckReader: a reader that stops reading delays neither the command nor other readers.
 func TestFollow_StuckReader(t *testing.T) {
 	t.Parallel()
 	for name, protocol := range protocols() {

@@ -33,8 +33,8 @@ import (
 	"sallyport/runner/store"
 )
 
-// house is everything from a configuration file to a TLS connection, but for
-// the clock, which stands still until a test moves it.
+// house is a complete server, from the configuration file to the TLS connection, except for the clock, which stands
+// still until a test sets it.
 type house struct {
 	t       *testing.T
 	dir     string
@@ -57,9 +57,8 @@ const (
 	tokenKey = "the key that a CI signs its tokens with"
 )
 
-// newHouse serves the hook start, for the callers good (github) and ci (jwt) but
-// not for guest (slack). Its command ends at once, unless a file named hold is
-// there: then when it is gone. limits is YAML.
+// newHouse serves the hook start, for the callers good (github) and ci (jwt), but not for guest (slack). Its command
+// ends at once, or, if there is a file named hold, when that is removed. limits is YAML.
 func newHouse(t *testing.T, limits string) *house {
 	t.Helper()
 	dir := t.TempDir()
@@ -159,9 +158,8 @@ func build(t *testing.T, dir, text string) *house {
 	return h
 }
 
-// newScribe serves a hook whose command is a script. Its one argument is the
-// folder of the house. Of long outputs 8 KiB are kept. The clock goes: what is
-// followed takes its time, and deadlines must not be over when they are set.
+// newScribe serves a hook whose command is a script. Its one argument is the folder of the house. Of long outputs 8
+// KiB are kept. The clock runs: followers wait for real time, and deadlines must not have passed when they are set.
 func newScribe(t *testing.T, script string) *house {
 	t.Helper()
 	dir := t.TempDir()
@@ -182,7 +180,7 @@ hooks:
 	return h
 }
 
-// newHandler returns another handler of the house, that writes to another log.
+// newHandler returns another handler of the house, which writes to another log.
 func (h *house) newHandler(log *slog.Logger) *handlers.Handler {
 	return handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, nil, h.clock.now, log)
 }
@@ -213,8 +211,8 @@ type delivery struct {
 	method, path, body string
 	header             http.Header
 	cert               *tls.Certificate
-	upload             io.Reader // instead of body, of unknown length
-	declared           int64     // instead of the body's length
+	upload             io.Reader // instead of body, with unknown length
+	declared           int64     // instead of the length of the body
 }
 
 // by signs the body as a caller does, with an id that depends on the body.
@@ -257,10 +255,10 @@ type answer struct {
 	status int
 	header http.Header
 	body   string
-	asked  bool // for the body, which waited for that
+	asked  bool // the server asked for the body, which was sent only then
 }
 
-// trust is how a client of the house speaks TLS.
+// trust returns the TLS configuration of a client of the house.
 func (h *house) trust() *tls.Config {
 	h.t.Helper()
 	roots := x509.NewCertPool()
@@ -316,7 +314,7 @@ func (h *house) send(d delivery) (answer, error) {
 	return a, nil
 }
 
-// get asks for a page that its one caller may see.
+// get returns a request for a page that its one caller may see.
 func (h *house) get(path string) delivery {
 	h.t.Helper()
 	d := h.by("good", "").to(path)
@@ -350,7 +348,7 @@ func (h *house) starts(d delivery) answer {
 	return a
 }
 
-// begin starts a run, or has it wait.
+// begin starts a run, or queues it.
 func (h *house) begin(body string) (run runner.Run) {
 	h.t.Helper()
 	a, err := h.send(h.by("good", body))
@@ -374,7 +372,7 @@ func (h *house) stands(run runner.Run, state runner.State) {
 	}
 }
 
-// lines are those of the log that requests left.
+// lines returns the log lines of requests.
 func (h *house) lines() (lines []map[string]any) {
 	h.t.Helper()
 	for text := range strings.Lines(h.log.String()) {
@@ -389,7 +387,7 @@ func (h *house) lines() (lines []map[string]any) {
 	return lines
 }
 
-// line is that of the request with this answer, once it is there.
+// line returns the log line of the request with this answer, once it is written.
 func (h *house) line(a answer) map[string]any {
 	h.t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -406,8 +404,7 @@ func (h *house) line(a answer) map[string]any {
 	return nil
 }
 
-// audited are the lines of the audit with the decision and, if there is one, the
-// request of like.
+// audited returns the audit lines with the decision and, if there is one, the request of like.
 func (h *house) audited(like audit.Line) (found []audit.Line) {
 	h.t.Helper()
 	var text []byte
@@ -417,7 +414,7 @@ func (h *house) audited(like audit.Line) (found []audit.Line) {
 			h.t.Fatal(err)
 		}
 		text = append(text, b...)
-		if len(b) > 0 && b[len(b)-1] != '\n' { // it is being written
+		if len(b) > 0 && b[len(b)-1] != '\n' { // the line is being written
 			text = append(text[:bytes.LastIndexByte(text, '\n')+1], []byte(nil)...)
 		}
 	}
@@ -433,16 +430,16 @@ func (h *house) audited(like audit.Line) (found []audit.Line) {
 	return found
 }
 
-// record counts who asks it, and can be broken.
+// record is a store that counts its calls, and can be made to fail.
 type record struct {
 	runner.Store
 	gets   atomic.Int64
 	broken atomic.Bool
-	faulty atomic.Bool // what records a request panics
+	faulty atomic.Bool // methods that record a request panic
 	lists  atomic.Pointer[lists]
 }
 
-// fail panics as a programming error does.
+// fail panics like a programming error.
 func fail(faulty *atomic.Bool) {
 	if faulty.Load() {
 		none := make([]int, 0)
@@ -460,7 +457,7 @@ func (r *record) Cancel(ctx context.Context, id string) (runner.Run, bool, error
 	return r.Store.Cancel(ctx, id)
 }
 
-// commands starts them, or panics.
+// commands starts commands, or panics.
 type commands struct {
 	runner.Processes
 	faulty atomic.Bool
@@ -503,7 +500,7 @@ func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, strin
 type clock struct {
 	mu sync.Mutex
 	at time.Time
-	on time.Time // since when it goes; zero while it stands still
+	on time.Time // since when the clock runs; zero while it stands still
 }
 
 func (c *clock) now() time.Time {

@@ -12,7 +12,7 @@ import (
 	"sallyport/internal/audit"
 )
 
-// logged are the lines of the log from a level on, by their message and kind of refusal.
+// logged counts the lines of the log from a level on, by their message and kind of refusal.
 func (h *house) logged(level string) (lines map[string]int, skipped int) {
 	h.t.Helper()
 	lines = map[string]int{}
@@ -31,8 +31,8 @@ func (h *house) logged(level string) (lines map[string]int, skipped int) {
 	return lines, skipped
 }
 
-// TestLog_StrangersFillNothing: what strangers ask, from one network and from many, has few lines,
-// and all of it is counted. A caller's lines are all there.
+// TestLog_StrangersFillNothing: requests of unknown senders, from one network and from many, have few lines, and all
+// of them are counted. All lines of a caller are written.
 func TestLog_StrangersFillNothing(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, unlimited+", caller: {rate: 1000000/s, burst: 1000000}")
@@ -49,7 +49,7 @@ func TestLog_StrangersFillNothing(t *testing.T) {
 		ask(fmt.Sprintf("[2001:db8:%x::1]:1", i), http.MethodPut, "/healthz")
 		ask(fmt.Sprintf("[2001:db8:%x::1]:1", i), http.MethodGet, "/healthz")
 	}
-	for i := range 120 { // which is more than a network of strangers may have
+	for i := range 120 { // more than an unknown network may have
 		h.line(h.answers(http.StatusUnprocessableEntity, h.by("good", fmt.Sprint(i)).to("/start?x=c")))
 	}
 	h.handler.Close()
@@ -76,7 +76,7 @@ func TestLog_StrangersFillNothing(t *testing.T) {
 	}
 }
 
-// TestShorten_CountsWhatIsWritten: a line is as long as its escaped form.
+// TestShorten_CountsWhatIsWritten: the length of a line is that of its escaped form.
 func TestShorten_CountsWhatIsWritten(t *testing.T) {
 	t.Parallel()
 	for _, s := range []string{

@@ -41,7 +41,7 @@ hooks:
 		r.Header = h.get("/metrics").header
 		res, err := transport.RoundTrip(r)
 		if err != nil {
-			continue // aborted before the header was sent: as good
+			continue // aborted before the header was sent, which is also correct
 		}
 		text, err := io.ReadAll(res.Body)
 		if err == nil {

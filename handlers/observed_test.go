@@ -11,8 +11,8 @@ import (
 	"sallyport/runner"
 )
 
-// observing serves a hook for each policy to good, and to guest and ci, which
-// are only observed. Commands run while a file named hold is there.
+// observing serves a hook for each policy to good, and to guest and ci, which are only observed. Commands run while
+// there is a file named hold.
 func observing(t *testing.T) *house {
 	t.Helper()
 	dir := t.TempDir()
@@ -40,8 +40,7 @@ hooks:`+hooks.String()+`
 `)
 }
 
-// observed sends a delivery of an observed caller and checks what would have
-// become of it.
+// observed sends a delivery of an observed caller and checks what would have happened to it.
 func (h *house) observed(d delivery, would string, status int) map[string]any {
 	h.t.Helper()
 	a := h.answers(http.StatusOK, d)
@@ -85,7 +84,7 @@ func TestObserved_StartsNothing(t *testing.T) {
 			}
 			token := h.by("ci", "").to(path)
 			h.observed(token, "started", http.StatusOK)
-			h.observed(token, "started", http.StatusOK) // nothing was claimed
+			h.observed(token, "started", http.StatusOK) // the delivery was not claimed
 			h.hold()
 			run := h.answers(http.StatusOK, h.by("good", "1").to(path)).header.Get("Location")
 			busy.running(h, h.by("guest", "2").to(path))
@@ -158,7 +157,8 @@ func TestObserved_RefusalIsShown(t *testing.T) {
 	}
 }
 
-// TestObserved_ResembledIsLogged: a delivery that fails is refused, and logged with the observed caller that it resembles.
+// TestObserved_ResembledIsLogged: a delivery that fails is refused, and logged with the observed caller that it
+// resembles.
 func TestObserved_ResembledIsLogged(t *testing.T) {
 	t.Parallel()
 	h := observing(t)

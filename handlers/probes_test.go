@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// unlimited is for tests that ask again and again.
+// unlimited is for tests that send many requests.
 const unlimited = "address: {rate: 1000000/s, burst: 1000000}"
 
-// becomes waits until a page is answered with a status.
+// becomes waits until the answer for a page has a status.
 func (h *house) becomes(status int, path string) {
 	h.t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -32,8 +32,7 @@ func (h *house) becomes(status int, path string) {
 	h.t.Fatalf("%s is never answered with %d", path, status)
 }
 
-// TestReady_NamesWhatIsBroken: each part is broken and mended, and what it is for is refused
-// meanwhile.
+// TestReady_NamesWhatIsBroken: each part is broken and repaired, and what needs it is refused meanwhile.
 func TestReady_NamesWhatIsBroken(t *testing.T) {
 	t.Parallel()
 	moved := func(name string) func(*house) func() {
@@ -51,7 +50,7 @@ func TestReady_NamesWhatIsBroken(t *testing.T) {
 		"database removed": {"store", moved("state.db"), http.StatusServiceUnavailable},
 		"audit removed":    {"audit", moved("audit"), http.StatusServiceUnavailable},
 		"store hangs": {"store", func(h *house) func() {
-			// What another process holds locked is waited for.
+			// The store waits for a lock of another process.
 			db, err := sql.Open("sqlite", "file:"+filepath.Join(h.config.Get().State, "state.db"))
 			check(h.t, err)
 			conn, err := db.Conn(h.t.Context())
@@ -90,7 +89,7 @@ func TestReady_NamesWhatIsBroken(t *testing.T) {
 	}
 }
 
-// TestHead_IsAnsweredWhereGetIs, and is named where neither is.
+// TestHead_IsAnsweredWhereGetIs: HEAD is answered where GET is. The answer to another method names both in Allow.
 func TestHead_IsAnsweredWhereGetIs(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestProof_ReadStartsNothing: a signature over a request that reads runs starts none. An HMAC covers the
-// body alone, which all such requests have in common.
+// TestProof_ReadStartsNothing: a signature over a request that reads runs does not start one. An HMAC covers only the
+// body, which is the same in all such requests.
 func TestProof_ReadStartsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
@@ -48,7 +48,7 @@ func TestProof_TimelessSignature(t *testing.T) {
 		seen.method = http.MethodDelete
 		h.answers(want, seen.to(run))
 		seen.method = http.MethodPost
-		for range 3 { // with a time, each is good for one run
+		for range 3 { // with a time, each starts one run
 			h.answers(want, seen.to(run+"/rerun"))
 		}
 		if again := h.runs() - started; again != map[string]int{"good": 0, "guest": 1}[caller] {
@@ -61,7 +61,7 @@ func TestProof_TimelessSignature(t *testing.T) {
 	}
 }
 
-// TestProof_TokenForOneRun: a token is good for one run, which it starts or repeats.
+// TestProof_TokenForOneRun: a token starts or repeats only one run.
 func TestProof_TokenForOneRun(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")

@@ -10,9 +10,8 @@ import (
 	"sallyport/internal/config"
 )
 
-// FuzzAddressLimit sends any sequence of requests, from any addresses and at any
-// times, to a table with a single slot. It never lets more through than its bucket
-// held at the start and has got since.
+// FuzzAddressLimit sends any sequence of requests, from any addresses and at any times, to a table with a single
+// slot. The table never allows more than its bucket held at the start and has gained since.
 func FuzzAddressLimit(f *testing.F) {
 	f.Add(uint16(10), uint8(20), []byte{0, 0, 0, 1, 0, 2, 255, 3, 0, 0})
 	f.Add(uint16(1), uint8(1), []byte{1, 1, 1, 1, 1, 1})

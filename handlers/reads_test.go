@@ -28,8 +28,8 @@ import (
 	"sallyport/runner/store"
 )
 
-// newReaders serves a hook with a long parameter whose runs good and ci share: they
-// join. ci may read all runs of the hook, and guest is not named by it.
+// newReaders serves a hook with a long parameter and the policy join, whose runs good and ci share. ci may read all
+// runs of the hook, and guest has no right to it.
 func newReaders(t *testing.T) *house {
 	t.Helper()
 	dir := t.TempDir()
@@ -65,7 +65,7 @@ hooks:
 	return h
 }
 
-// restart has another server take over the state folder.
+// restart lets another server take over the state folder.
 func (h *house) restart() {
 	h.t.Helper()
 	h.runner.Drain(h.t.Context())
@@ -96,8 +96,8 @@ func (h *house) restart() {
 	h.serve(handlers.New(h.config, h.runner, procs.Output, h.audit, check, nil, h.clock.now, log))
 }
 
-// TestRuns_WholeAPIAtOnceAfterStart sends 24 requests at once to a server that has
-// answered nothing yet. Each must be answered.
+// TestRuns_WholeAPIAtOnceAfterStart sends 24 requests at once to a server that has not answered any yet. Each must be
+// answered.
 func TestRuns_WholeAPIAtOnceAfterStart(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
@@ -115,7 +115,7 @@ func TestRuns_WholeAPIAtOnceAfterStart(t *testing.T) {
 				h.by("good", fmt.Sprint("delivery ", try, i)), h.get("/runs?hook=start"),
 			} {
 				all.Go(func() {
-					// Waiting for a turn among the reads of a caller is over after seconds.
+					// A request waits for a place among the reads of a caller for seconds at most.
 					if a, err := h.send(d); err != nil || a.status >= 500 && a.status != http.StatusServiceUnavailable {
 						t.Errorf("try %d: %s %s: %d %s, %v", try, d.method, d.path, a.status, a.body, err)
 					}
@@ -131,8 +131,7 @@ func TestRuns_WholeAPIAtOnceAfterStart(t *testing.T) {
 	}
 }
 
-// TestRuns_NamesAreBounded: a list is asked for by few names, and by those alone
-// that the caller may know.
+// TestRuns_NamesAreBounded: the filter of a list may have few names, and only those that the caller may know.
 func TestRuns_NamesAreBounded(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
@@ -144,7 +143,7 @@ func TestRuns_NamesAreBounded(t *testing.T) {
 	for path, want := range map[string]int{
 		"/runs?hook=start&caller=good&state=succeeded": http.StatusOK,
 		"/runs?caller=ci":                            http.StatusOK,
-		"/runs?caller=browser":                       http.StatusOK, // of a hook that it reads
+		"/runs?caller=browser":                       http.StatusOK, // a caller of a hook whose runs it may read
 		"/runs?hook=other":                           http.StatusBadRequest,
 		"/runs?hook=none":                            http.StatusBadRequest,
 		"/runs?hook=start&hook=none":                 http.StatusBadRequest,
@@ -161,18 +160,18 @@ func TestRuns_NamesAreBounded(t *testing.T) {
 			t.Errorf("%.80s: %.200s", path, a.body)
 		}
 	}
-	// A caller that reads no hook knows no other caller.
+	// A caller that may not read the runs of any hook knows no other caller.
 	h.answers(http.StatusBadRequest, h.get("/runs?caller=ci"))
 }
 
-// TestRuns_PagesOfLongParameters: a page shows the beginning of long parameters and
-// ends before it is large; single runs are whole, and no run is left out.
+// TestRuns_PagesOfLongParameters: a page shows the beginning of long parameters and ends before it is large. Single
+// runs are complete, and no run is missing.
 func TestRuns_PagesOfLongParameters(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
 	long := strings.Repeat("y", 64<<10)
 	var want []string
-	for range 40 { // of which 1 MiB are 16
+	for range 40 { // 16 of them make 1 MiB
 		v7, err := uuid.NewV7()
 		if err != nil {
 			t.Fatal(err)
@@ -215,8 +214,8 @@ func TestRuns_PagesOfLongParameters(t *testing.T) {
 	}
 }
 
-// TestRuns_BoundedPerCaller fills what one caller may have in progress: the next
-// request of that caller is refused or answered at once, and others notice nothing.
+// TestRuns_BoundedPerCaller fills what one caller may have in progress: the next request of that caller is refused or
+// answered at once, and others are not affected.
 func TestRuns_BoundedPerCaller(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
@@ -241,12 +240,12 @@ func TestRuns_BoundedPerCaller(t *testing.T) {
 		d := h.asks(http.MethodGet, "/runs/"+run.ID, fmt.Sprint("wait ", i))
 		d.header.Set("Prefer", "wait=60")
 		waits.Go(func() {
-			for waited := false; !waited && !t.Failed(); { // one of those below had its place
+			for waited := false; !waited && !t.Failed(); { // one of the requests below had its place
 				waited = h.answers(http.StatusOK, d).header.Get("Preference-Applied") != ""
 			}
 		})
 	}
-	for i := 0; ; i++ { // they come in their time
+	for i := 0; ; i++ { // repeated until all requests above wait
 		d := h.asks(http.MethodGet, "/runs/"+run.ID, fmt.Sprint("one more ", i))
 		d.header.Set("Prefer", "wait=1")
 		if a := h.answers(http.StatusOK, d); a.header.Get("Preference-Applied") == "" {
@@ -300,8 +299,8 @@ func TestRuns_ReadsWaitForTheirTurn(t *testing.T) {
 	h.answers(http.StatusOK, h.asks(http.MethodGet, "/runs/"+run.ID, "afterwards"))
 }
 
-// TestFollow_JoinedRunEndsInQueue: the caller whose place another has taken in a run
-// is not shown whose it is now, however the run ends.
+// TestFollow_JoinedRunEndsInQueue: a caller whose delivery another caller joined does not see which caller has the
+// run now, however the run ends.
 func TestFollow_JoinedRunEndsInQueue(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
@@ -329,8 +328,7 @@ func TestFollow_JoinedRunEndsInQueue(t *testing.T) {
 	}
 }
 
-// browsing is a request that a browser makes by itself with its user's client
-// certificate, for a page of some site.
+// browsing returns a request that a browser makes for a page of some site, with the client certificate of its user.
 func (h *house) browsing(method, path string, header ...string) delivery {
 	h.t.Helper()
 	pair, err := tls.LoadX509KeyPair(h.dir+"/certs/client.pem", h.dir+"/certs/client.key")
@@ -380,8 +378,7 @@ func TestOrigin_CrossSiteStartsNothing(t *testing.T) {
 	}
 }
 
-// TestRoutes_EncodedSlash: a path that another server would have read differently
-// leads nowhere.
+// TestRoutes_EncodedSlash: a path that another server would have read differently is not found.
 func TestRoutes_EncodedSlash(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
@@ -420,10 +417,10 @@ func TestRoutes_HeadWhereGetIs(t *testing.T) {
 	h.answers(http.StatusMethodNotAllowed, d)
 }
 
-// TestRoutes_AreReserved holds the routes and the paths that no hook may have together.
+// TestRoutes_AreReserved compares the routes with the paths that no hook may have.
 func TestRoutes_AreReserved(t *testing.T) {
 	t.Parallel()
-	reserved := map[string]bool{"ui": true} // to come
+	reserved := map[string]bool{"ui": true} // planned
 	for _, path := range handlers.FixedPaths() {
 		first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 		reserved[first] = true
@@ -433,7 +430,7 @@ func TestRoutes_AreReserved(t *testing.T) {
 	}
 }
 
-// TestPrefer_WaitWithoutNumberIsIgnored as RFC 7240 has it.
+// TestPrefer_WaitWithoutNumberIsIgnored ignores such a preference, as RFC 7240 requires.
 func TestPrefer_WaitWithoutNumberIsIgnored(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)

@@ -17,7 +17,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// TestProblem_FaultHidesText: a fault of the server is answered without its text.
+// TestProblem_FaultHidesText: the answer for an internal error does not contain its text.
 func TestProblem_FaultHidesText(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
@@ -42,12 +42,11 @@ func TestProblem_FaultHidesText(t *testing.T) {
 	if log := h.log.String(); !strings.Contains(log, `"msg":"fault","request":"`+id) || !strings.Contains(log, "runner.go") {
 		t.Error("the operator does not read where")
 	}
-	// It was one request's fault and not the end of the server.
+	// The panic ends one request and not the server.
 	h.answers(http.StatusOK, delivery{method: http.MethodGet, path: "/healthz"})
 }
 
-// TestBody_SlowBodyLeavesTime serves with a write deadline
-// that is over when the body is there.
+// TestBody_SlowBodyLeavesTime serves with a write deadline that has passed when the body is complete.
 func TestBody_SlowBodyLeavesTime(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
@@ -62,7 +61,7 @@ func TestBody_SlowBodyLeavesTime(t *testing.T) {
 	h.answers(http.StatusOK, h.by("good", "1"))
 }
 
-// manyHooks is a configuration of n hooks, h0, h1, and so on.
+// manyHooks returns a configuration of n hooks, h0, h1, and so on.
 func manyHooks(n int) string {
 	var b strings.Builder
 	b.WriteString(`
@@ -98,8 +97,8 @@ func TestRoutes_TenThousandHooks(t *testing.T) {
 func BenchmarkHooks1(b *testing.B)     { benchmarkHooks(b, 1) }
 func BenchmarkHooks10000(b *testing.B) { benchmarkHooks(b, 10_000) }
 
-// benchmarkHooks sends deliveries to the last hook that go all the way to the
-// parameters, which are refused, so that no process adds to the time.
+// benchmarkHooks sends deliveries to the last hook. They pass all steps up to the parameters, which are refused, so
+// that no process adds to the time.
 func benchmarkHooks(b *testing.B, n int) {
 	b.Helper()
 	c := load(b, b.TempDir(), manyHooks(n))
@@ -116,7 +115,7 @@ func benchmarkHooks(b *testing.B, n int) {
 		b.Fatal(err)
 	}
 	defer st.Close()                                                            //nolint:errcheck // of no use any more
-	run := runner.New(st, nil, c.Hook, time.Now, slog.New(slog.DiscardHandler)) // which starts nothing
+	run := runner.New(st, nil, c.Hook, time.Now, slog.New(slog.DiscardHandler)) // the runner starts nothing
 	handler := handlers.New(c, run, nil, trail, nil, nil, time.Now, slog.New(slog.DiscardHandler))
 	sign, err := client.HMAC("github", []byte(goodKey))
 	if err != nil {

@@ -33,7 +33,7 @@ hooks:
   start: {path: /start, callers: [good], command: [/bin/true]}
 `, strings.Join(keys, ", ")))
 	const length = 256 << 10
-	span := 40 * length * 10 * time.Nanosecond // and more
+	span := 40 * length * 10 * time.Nanosecond // the span is at least this
 	body := strings.Repeat("x", length)
 	send := func(want int, method, path, body string, header http.Header) time.Duration {
 		r := httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader(body))
@@ -64,14 +64,14 @@ hooks:
 	}
 }
 
-// TestUniformDelay_EndsEarly: a refusal does not wait longer than its sender and the server.
+// TestUniformDelay_EndsEarly: the delay of a refusal ends when its sender disconnects or the server drains.
 func TestUniformDelay_EndsEarly(t *testing.T) {
 	t.Parallel()
 	gone, leave := context.WithCancel(t.Context())
 	leave()
 	drains := make(chan struct{})
 	close(drains)
-	// Each of these would otherwise outlast the test.
+	// Without that, each of these would last longer than the test.
 	handlers.Wait(gone, nil, time.Hour)
 	handlers.Wait(t.Context(), drains, time.Hour)
 	handlers.Wait(t.Context(), nil, 0)

@@ -122,7 +122,7 @@ func TestCancel_ThenNextServer(t *testing.T) {
 			b := newBench(t, h)
 			id := b.admit(t, h, "1", runner.Feed{})
 			second := b.queue(t, of(h, "2"))
-			if started { // the supervisor does not answer until the cancellation is recorded
+			if started { // the cancellation is recorded, and not answered: the supervisor is silent
 				b.set(func() { b.claimed = true })
 				cancel := b.Cancel
 				go func() { _, _ = cancel(t.Context(), id) }()
@@ -527,7 +527,7 @@ func TestRetry_NoSpace(t *testing.T) {
 	}
 	b.set(func() { b.refuse, b.refused = nil, 0 })
 	b.flies(t, second.ID)
-	// A server that ends meanwhile does not start it either.
+	// A server that drains meanwhile does not end the run either.
 	third := b.queue(t, of(h, "3")).Run
 	b.set(func() { b.refuse = runner.ErrFull })
 	b.finish(t, second, 0)

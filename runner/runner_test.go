@@ -183,7 +183,7 @@ func TestStart_Replayed(t *testing.T) {
 	if run := replayed(t, err, first); run.State != runner.Succeeded {
 		t.Errorf("got %+v", run)
 	}
-	d.Claim.Body = [32]byte{2} // the sender says by the key that the body is the same
+	d.Claim.Body = [32]byte{2} // the key covers the body, so Body is not compared
 	_, err = b.Start(d)
 	replayed(t, err, first)
 	if b.started != 1 {

@@ -18,7 +18,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// reportTimes reports the median and the longest time of the calls.
+// reportTimes reports the median and the 99th percentile of the times of the calls.
 func reportTimes(b *testing.B, took []time.Duration) {
 	b.Helper()
 	slices.Sort(took)
