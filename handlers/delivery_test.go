@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// An attacker that has recorded a delivery can send it again, and must not use up the budget of its caller. Too many
-// replays are refused by the limit of the address.
+// TestReplays_SpendNothingOfTheCaller: an attacker that has recorded a delivery can send it again, and must not use
+// up the budget of its caller. Too many replays are refused by the limit of the address.
 func TestReplays_SpendNothingOfTheCaller(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "caller: {rate: 1/h, burst: 3}, failures: {rate: 1/h, burst: 5}")
@@ -27,7 +27,7 @@ func TestReplays_SpendNothingOfTheCaller(t *testing.T) {
 	h.answers(http.StatusTooManyRequests, h.by("good", "4"))
 }
 
-// An attacker that has seen a used token can send it with other bodies.
+// TestReplays_UsedTokenSpendsNothing: an attacker that has seen a used token can send it with other bodies.
 func TestReplays_UsedTokenSpendsNothing(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "caller: {rate: 1/h, burst: 2}")
@@ -40,8 +40,8 @@ func TestReplays_UsedTokenSpendsNothing(t *testing.T) {
 	h.starts(h.signed("ci", "another token", "{}"))
 }
 
-// A body may take minutes. A caller, key or hook that was removed in the meantime starts nothing, nor does a body
-// that is larger than the limit is by then.
+// TestDelivery_JudgedWhenItsBodyIsThere: a body may take minutes. A caller, key or hook that was removed in the
+// meantime starts nothing, nor does a body that is larger than the limit is by then.
 func TestDelivery_JudgedWhenItsBodyIsThere(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {

@@ -112,8 +112,8 @@ const (
 	longestField = 2000 // of what the server writes about it
 )
 
-// logRequest writes one line per request. Lines that strangers can cause in any number are sampled, so that they cannot
-// fill the disk: requests without a caller, and those that a limit turned away.
+// logRequest writes one line per request. Lines that unknown senders can cause in any number are sampled, so that
+// they cannot fill the disk: those of requests without a caller, and of requests that a limit refused.
 func (m *middleware) logRequest(r *http.Request, req *request, rec *recorder, start time.Time) {
 	level := slog.LevelInfo
 	switch {

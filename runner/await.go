@@ -8,13 +8,13 @@ import (
 	"sallyport/internal/guard"
 )
 
-// recordTime bounds how long a request waits for what it asks for to be recorded
-// and begun. It is longer than the store and the supervisor take when one is slow.
+// recordTime is how long a request waits until its run is recorded and ordered. It is longer than the store and the
+// supervisor take when one of them is slow.
 const recordTime = 15 * time.Second
 
-// awaitRecord returns what f returns, or ErrUnavailable when that takes too long: a disk
-// may hang. f goes on then, so what it records is carried out, and a delivery that
-// comes again is answered with its run. A panic of f is an error.
+// awaitRecord returns the result of f, or ErrUnavailable if that takes too long, because a disk may hang. f continues
+// then. What it records is carried out, and the same delivery is answered with its run when it is sent again. A panic
+// of f is returned as an error.
 func awaitRecord[T any](log *slog.Logger, f func() (T, error)) (T, error) {
 	type result struct {
 		value T

@@ -22,9 +22,9 @@ func (r *Runner) Drain(ctx context.Context) {
 	}
 }
 
-// Leave takes no more deliveries, and once it returns nothing more is ordered: the next server may have the store. Runs
-// go on, and that server resumes them; Wait returns each as it stands. An order that is not answered is awaited for a
-// bounded time: the next server learns from the supervisor what became of it.
+// Leave takes no more deliveries. Once it returns, nothing more is ordered, so the next server may open the store.
+// Runs continue, and that server resumes them. Wait returns each run as it is. Leave waits only a limited time for
+// the answers to orders: the next server learns the result of an unanswered order from the supervisor.
 func (r *Runner) Leave() {
 	r.mu.Lock()
 	r.beginDraining()

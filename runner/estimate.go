@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// assumedDuration is how long a run is taken to last when no run of its hook has ended yet.
+// assumedDuration is the assumed duration of a run while no run of its hook has ended.
 const assumedDuration = 10 * time.Second
 
 // estimates has the latest durations of runs, by hook.
@@ -26,7 +26,7 @@ func (e estimates) typicalDuration(hook string) (took time.Duration, known bool)
 	return e[hook].medianTime(), true
 }
 
-// timeLeft estimates when a run will be over; at least one second.
+// timeLeft estimates how long a run will continue; at least one second.
 func (e estimates) timeLeft(run Run, now time.Time) time.Duration {
 	left, known := e.typicalDuration(run.Hook)
 	if known {
@@ -35,14 +35,15 @@ func (e estimates) timeLeft(run Run, now time.Time) time.Duration {
 	return max(left, time.Second)
 }
 
-// estimateEnd estimates when a run will be over; at least one second.
+// estimateEnd estimates how long a run will continue; at least one second.
 func (r *Runner) estimateEnd(run Run) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.estimates.timeLeft(run, r.now())
 }
 
-// estimateStart estimates when a queued run will start: after the one in progress, and those before it in the queue.
+// estimateStart estimates how long it takes until a queued run starts: after the run in progress, and those before it
+// in the queue.
 func (r *Runner) estimateStart(run Run, position int) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -14,8 +14,8 @@ func flights(t *testing.T, template string, busy int) *hook.Hook {
 	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: template, Busy: hook.BusySpec{Queue: busy}}, "x")
 }
 
-// A reload that changes the flight of a hook lets no two runs of one value overlap, in either direction of the
-// change.
+// TestFlightChanged: a reload that changes the flight of a hook lets no two runs of one value overlap, in either
+// direction of the change.
 func TestFlightChanged(t *testing.T) {
 	for what, change := range map[string][2]string{
 		"other text": {"{x}", "region-{x}"},
@@ -53,8 +53,8 @@ func TestFlightChanged(t *testing.T) {
 	}
 }
 
-// A run that was accepted before the reload is queued under its earlier flight, and is started when no run of its
-// value is in progress.
+// TestFlightChanged_Queued: a run that was accepted before the reload is queued under its earlier flight, and is
+// started when no run of its value is in progress.
 func TestFlightChanged_Queued(t *testing.T) {
 	before, after := flights(t, "{x}", 5), flights(t, "region-{x}", 5)
 	b := newBench(t, before)

@@ -11,8 +11,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-// A clock that was ahead for a while leaves runs with high ids. New runs must come after them, or they would be the
-// first to be pruned.
+// TestRunID_AboveAllRecorded: a clock that was ahead for a while leaves runs with high ids. New runs must come after
+// them, or they would be the first to be pruned.
 func TestRunID_AboveAllRecorded(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)

@@ -9,8 +9,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// idSource makes the ids of runs. Each is higher than all before: the order of ids is the order of runs, for lists and
-// for what is kept. If the clock was ahead for a while, ids go on from there.
+// idSource creates the ids of runs. Each id is higher than all before it, because the order of ids is the order of
+// runs, in lists and when runs are pruned. If the clock was ahead for a while, new ids continue from the highest one.
 type idSource struct {
 	mu     sync.Mutex
 	newest uuid.UUID

@@ -87,7 +87,8 @@ func (b *bench) rewrite(t *testing.T, statement string) {
 	b.open(t)
 }
 
-// After a reboot, a run that the supervisor does not know may have run: its folder may be lost.
+// TestRecover_AfterReboot: a run that the supervisor does not know may have run before the reboot, because its folder
+// may be lost.
 func TestRecover_AfterReboot(t *testing.T) {
 	h, again := policy(t, queueOf(5)), policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	again.Name = "again"
@@ -114,7 +115,7 @@ func TestRecover_AfterReboot(t *testing.T) {
 	b.state(t, queued, runner.Running)
 }
 
-// A cancellation that was confirmed to the caller is carried out by the next server.
+// TestCancel_ThenNextServer: a cancellation that was confirmed to the caller is carried out by the next server.
 func TestCancel_ThenNextServer(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.OnInterrupted = 5, "rerun" })
 	for what, started := range map[string]bool{"order lost": false, "order carried out late": true} {
@@ -147,7 +148,7 @@ func TestCancel_ThenNextServer(t *testing.T) {
 	}
 }
 
-// A run that was requested to be cancelled is not repeated as an interrupted one.
+// TestCancel_ThenReboot: a run that was requested to be cancelled is not repeated as an interrupted one.
 func TestCancel_ThenReboot(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	b := newBench(t, h)
@@ -165,7 +166,7 @@ func TestCancel_ThenReboot(t *testing.T) {
 	}
 }
 
-// A run that was recorded by a version without boot ids may have run.
+// TestRecover_BootUnknown: a run that was recorded by a version without boot ids may have run.
 func TestRecover_BootUnknown(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
@@ -176,7 +177,7 @@ func TestRecover_BootUnknown(t *testing.T) {
 	b.state(t, id, runner.Interrupted)
 }
 
-// A configuration file that is being replaced may lack a hook for some seconds.
+// TestHookMissing_ComesBack: a configuration file that is being replaced may lack a hook for some seconds.
 func TestHookMissing_ComesBack(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)
@@ -196,7 +197,7 @@ func TestHookMissing_ComesBack(t *testing.T) {
 	}
 }
 
-// A run that was accepted long ago does not start because another hook gets the name.
+// TestHookMissing_Removed: a run that was accepted long ago does not start because another hook gets the same name.
 func TestHookMissing_Removed(t *testing.T) {
 	h := policy(t, queueOf(5))
 	b := newBench(t, h)

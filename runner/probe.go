@@ -7,13 +7,13 @@ import (
 	"sallyport/internal/guard"
 )
 
-// probe asks the supervisor whether it answers. However many callers want to know, one question is in progress.
+// probe asks the supervisor whether it answers. One question at a time is in progress, for any number of callers.
 type probe struct {
 	mu    sync.Mutex
 	asked *question // in progress
 }
 
-// question is one to the supervisor, and its answer once done is closed.
+// question is a question to the supervisor. Its answer is err once done is closed.
 type question struct {
 	done chan struct{}
 	err  error
@@ -30,7 +30,7 @@ func (r *Runner) Answers(ctx context.Context) bool {
 	}
 }
 
-// askSupervisor returns the question in progress, or asks it.
+// askSupervisor returns the question in progress, or asks a new one.
 func (r *Runner) askSupervisor() *question {
 	r.probe.mu.Lock()
 	defer r.probe.mu.Unlock()
