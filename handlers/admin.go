@@ -17,7 +17,7 @@ import (
 // the user id.
 const adminScheme = "local"
 
-// adminAPI answers local administrators.
+// adminAPI handles the requests of local administrators.
 type adminAPI struct {
 	config  *config.Config
 	runner  *runner.Runner
@@ -62,9 +62,8 @@ func (a *adminAPI) cancelRun(w http.ResponseWriter, r *http.Request, req *reques
 	return nil
 }
 
-// repeatRun starts the command of a run again, on behalf of the caller that started it. The
-// supervisor starts nothing for a caller that the hook does not name, so that caller must still be
-// allowed to start the hook.
+// repeatRun starts the command of a run again, on behalf of the caller that started it. That caller must still be
+// allowed to start the hook, because the supervisor starts nothing for a caller without that right.
 func (a *adminAPI) repeatRun(w http.ResponseWriter, r *http.Request, req *request) error {
 	run, err := a.findRun(w, r, req)
 	if err != nil {

@@ -122,7 +122,7 @@ type bodyReader struct {
 	now    func() time.Time
 }
 
-// readUnverified returns the body of a request. Unless there is an error, it must be released.
+// readUnverified returns the body of a request. The caller must release it, unless there is an error.
 func (b *bodyReader) readUnverified(w http.ResponseWriter, r *http.Request, bound hook.BodySpec) (*unverified, error) {
 	if r.ContentLength > int64(bound.Max) {
 		return nil, refuseTooLarge(w, bound)

@@ -71,10 +71,10 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	return s.answers.answerStarted(w, r, req, started, wait)
 }
 
-// judgeDelivery authenticates a delivery under the configuration in force once its body is complete,
-// which may have taken minutes, and returns the service and hook of that configuration with the caller.
-// A caller or key that was removed in the meantime starts nothing. It repeats the check if another
-// configuration came into force while it waited for the key of a token.
+// judgeDelivery authenticates a delivery once its body is complete, which may have taken minutes. It uses the
+// configuration that is in force then, and returns the service and hook of that configuration with the caller. A
+// caller or key that was removed in the meantime starts nothing. It repeats the check if another configuration came
+// into force while it waited for the key of a token.
 func (s *service) judgeDelivery(w http.ResponseWriter, r *http.Request, req *request, body []byte) (
 	*service, *hook.Hook, *auth.Identity, error,
 ) {

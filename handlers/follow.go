@@ -63,7 +63,7 @@ func copyOutput(ctx context.Context, to outputWriter, out *output.Reader, off, e
 	return off, ctx.Err()
 }
 
-// follower sends the output of a run to one reader as it is written.
+// follower sends the output of a run to one reader while it is written.
 type follower struct {
 	to      outputWriter
 	runner  *runner.Runner

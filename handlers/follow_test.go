@@ -20,7 +20,7 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// untilGone is a script that waits until there is no file named hold.
+// untilGone is a script that waits until the file named hold is removed.
 const untilGone = "\nwhile [ -e hold ]; do sleep 0.02; done\n"
 
 // stream is an answer that is still being written.

@@ -85,7 +85,7 @@ type service struct {
 	admin       http.Handler
 }
 
-// shared is what does not depend on the configuration.
+// shared is the part of a service that does not depend on the configuration.
 type shared struct {
 	probes  *probes
 	runner  *runner.Runner

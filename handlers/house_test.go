@@ -468,7 +468,7 @@ func (c *commands) Start(o runner.Order) error {
 	return c.Processes.Start(o)
 }
 
-// lists are calls of List that wait.
+// lists blocks calls of List.
 type lists struct{ came, goOn chan struct{} }
 
 // stopLists has every List wait until goOn is called. came receives each.

@@ -67,7 +67,7 @@ func (p *plainWriter) writeEnd(runner.Run, int64) error { return p.extendDeadlin
 
 func (p *plainWriter) endEarly(cause error) error { return cause }
 
-// rangeWriter answers a Range: plain text that ends at a gap, because its bytes must follow one another.
+// rangeWriter answers a Range: plain text that ends at a gap, because the bytes of a Range must be contiguous.
 type rangeWriter struct{ plainWriter }
 
 func (*rangeWriter) writeGap(_, _ int64) error { return errGap }

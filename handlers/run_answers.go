@@ -10,7 +10,7 @@ import (
 	"sallyport/runner"
 )
 
-// runAnswers answer requests with a run, or with the reason why none was started.
+// runAnswers answers requests with a run, or with the reason why none was started.
 type runAnswers struct {
 	runner *runner.Runner
 	waits  *gate

@@ -21,7 +21,7 @@ func (c *commands) flown() []string {
 	return slices.Sorted(maps.Keys(c.air))
 }
 
-// anyEnd is how commands end.
+// anyEnd returns a random end of a command.
 func anyEnd() runner.End {
 	e := runner.End{Ended: time.Now()}
 	switch rand.IntN(6) {
@@ -38,7 +38,7 @@ func anyEnd() runner.End {
 	return e
 }
 
-// anyHooks are hooks of every policy, some of which repeat what was interrupted.
+// anyHooks returns hooks of every policy, some of which repeat interrupted runs.
 func anyHooks(t *testing.T) []*hook.Hook {
 	t.Helper()
 	var hooks []*hook.Hook

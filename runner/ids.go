@@ -34,7 +34,7 @@ func (s *idSource) nextID() (uuid.UUID, error) {
 	return id, nil
 }
 
-// noteRecorded makes the ids of new runs higher than that of a run which is recorded.
+// noteRecorded ensures that the ids of new runs are higher than that of a recorded run.
 func (s *idSource) noteRecorded(run string) {
 	id, err := uuid.Parse(run)
 	s.mu.Lock()

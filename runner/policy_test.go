@@ -163,7 +163,7 @@ func TestReplace_Newest(t *testing.T) {
 	}
 }
 
-// gateStarts holds commands back before they start.
+// gateStarts blocks commands before they start.
 func (b *bench) gateStarts() {
 	b.entered, b.gate = make(chan string), make(chan struct{})
 }

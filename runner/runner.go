@@ -1,11 +1,11 @@
 // Package runner starts the commands of hooks, one run of a flight at a time.
 //
 // A [Runner] records each accepted delivery in a [Store] before its command is ordered from [Processes], and records
-// the end before the flight is free again. So the store never shows two runs of a flight in progress, and a server that
-// ends at any point leaves enough for the next one: [Runner.Recover] follows what runs, records what ended, and starts
-// what was accepted and did not start. Package hook decides what may run.
+// the end before the flight is free again. So the store never shows two runs of a flight in progress. It also has
+// enough for the next server if a server ends at any point: [Runner.Recover] follows the runs in progress, records
+// those that ended, and starts those that were accepted and not started. Package hook decides which commands may run.
 //
-// The package knows nothing of HTTP, of credentials or of system calls.
+// The package does not depend on HTTP, credentials or system calls.
 package runner
 
 import (
@@ -21,7 +21,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// Delivery is one verified request for a hook, its parameters bound.
+// Delivery is one verified request for a hook, with its parameters.
 type Delivery struct {
 	Hook    *hook.Hook
 	Caller  string
@@ -31,11 +31,11 @@ type Delivery struct {
 	Trace   string // W3C traceparent, or empty
 	RerunOf string // the run that this one repeats, or empty
 
-	// Repeated is what FindRepeated returned for Claim.
+	// Repeated is the error that FindRepeated returned for Claim.
 	Repeated error
 }
 
-// Started is what a delivery led to.
+// Started is the result of a delivery.
 type Started struct {
 	Run      Run
 	Late     bool          // the run is recorded, and it is not known yet that its command runs
@@ -109,7 +109,7 @@ type Runner struct {
 	ordering sync.WaitGroup // orders that are being sent; none begins once left is set
 }
 
-// New returns a runner without runs in progress. hook returns a hook as the configuration has it at that moment.
+// New returns a runner without runs in progress. hook returns a hook from the current configuration.
 func New(
 	store Store, procs Processes, hook func(string) (*hook.Hook, bool), now func() time.Time, log *slog.Logger,
 ) *Runner {

@@ -14,8 +14,7 @@ type Claim struct {
 	Also  []string  // other keys of the same delivery: it is a replay if any of its keys was claimed
 	Until time.Time // from then on a replay is refused for its age; zero means never
 	Body  [32]byte  // SHA-256
-	// OneBody is set where Key does not cover the body: the same Key with
-	// another Body is an attack.
+	// OneBody is set if Key does not cover the body: the same Key with another Body is then an attack.
 	OneBody bool
 	// Named is set if the sender chose the key: the same key with another Body is then another delivery, by a mistake
 	// of the sender.
@@ -56,9 +55,9 @@ type Store interface {
 	// Find returns the run that a delivery to the hook started, or
 	// ErrUnknown, ErrReused or ErrOtherBody.
 	Find(ctx context.Context, hook string, c Claim) (Run, error)
-	// Admit records a run together with the claim of its delivery, both or
-	// neither. A flight has at most one running run. Errors are *Replayed,
-	// ErrReused, ErrOtherBody, *Busy and ErrUnavailable; then nothing may be started.
+	// Admit records a run together with the claim of its delivery, both or neither. A flight has at most one running
+	// run. Errors are *Replayed, ErrReused, ErrOtherBody, *Busy and ErrUnavailable; nothing may be started after an
+	// error.
 	Admit(ctx context.Context, r Run, c Claim, p hook.Policy, in Feed) (Admission, error)
 	// Finish records the end of a run and, if promote is set, makes the next run of
 	// its flight running in the same transaction. With giveBack the claims on it are
@@ -67,9 +66,8 @@ type Store interface {
 	// Promote makes the next run of each of the flights running where none is, and
 	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)
-	// Requeue queues a running run with a command that was not started as the first of
-	// its flight. If its end was requested, it ends. A run that is not
-	// running is not changed. It is returned as it is then.
+	// Requeue queues a running run whose command was not started as the first of its flight. If the end of the run
+	// was requested, the run ends. A run that is not running is not changed. Requeue returns the run as it is then.
 	Requeue(ctx context.Context, id string) (Run, error)
 	// Feed returns the input of the command of a run, or ErrUnknown.
 	Feed(ctx context.Context, id string) (Feed, error)
@@ -80,12 +78,11 @@ type Store interface {
 	List(ctx context.Context, f Filter) (runs []Run, next string, err error)
 	// Active returns the runs that are queued or running.
 	Active(ctx context.Context) ([]Run, error)
-	// Cancel ends a queued run as cancelled, and reports whether it did. For a
-	// running run, it records that it should end so. The run is returned as it is
-	// then.
+	// Cancel ends a queued run as cancelled, and reports whether it did. For a running run, it records that the run
+	// should end as cancelled. It returns the run as it is then.
 	Cancel(ctx context.Context, id string) (run Run, ended bool, err error)
-	// ExpireQueued ends the runs of a hook that are queued and have waited for longer than longest since their last
-	// delivery was accepted, as timed out, and returns them. No step of the wall clock counts.
+	// ExpireQueued ends the queued runs of a hook that have waited for longer than longest since their last delivery
+	// was accepted, as timed out, and returns them. Changes of the wall clock do not affect it.
 	ExpireQueued(ctx context.Context, hook string, longest time.Duration) ([]Run, error)
 }
 
@@ -95,12 +92,12 @@ var (
 	ErrReused      = errors.New("one-time credential used again with another body")
 	ErrOtherBody   = errors.New("the id of an earlier delivery with another body")
 	ErrUnavailable = errors.New("the store cannot record")
-	// ErrUncertain comes with ErrUnavailable when what was to be recorded may be
-	// found recorded by the next server.
+	// ErrUncertain is wrapped together with ErrUnavailable if the next server may nevertheless find the operation
+	// recorded.
 	ErrUncertain = errors.New("it is unknown whether it was recorded")
 )
 
-// Replayed says that a delivery started Run already.
+// Replayed says that an earlier, equal delivery started Run.
 type Replayed struct{ Run Run }
 
 func (e *Replayed) Error() string { return "delivery accepted before, as run " + e.Run.ID }

@@ -24,7 +24,7 @@ type tracked struct {
 	ended    chan struct{} // closed when the end is recorded; nil if no caller waits for it
 }
 
-// stopping is how a run is to be stopped.
+// stopping says why and with which grace a run is to be stopped.
 type stopping struct {
 	why   State
 	grace time.Duration

@@ -1,12 +1,12 @@
-// Package hook decides what may run: hooks with their allow-listed commands and typed parameters.
+// Package hook decides which commands may run: it has hooks with their allow-listed commands and typed parameters.
 //
 // [Compile] checks the hooks of a configuration file and makes each [Spec] a [Hook], which never changes. [Hook.Bind]
 // takes the parameters from a delivery, and [Hook.Argv] and [Hook.Environ] put them into the command. A value stays
-// within the one argument or variable that its hole stands in, and a command has as many arguments as it has in the
-// file. [Hook.Digest] differs between two versions of a hook, so that the server and the supervisor, which read the
-// file each for itself, start nothing that only one of them knows.
+// within the one argument or variable of its hole, and a command always has as many arguments as in the file.
+// [Hook.Digest] differs between two versions of a hook. The server and the supervisor each read the file, and so they
+// start only hooks that both have in the same version.
 //
-// The package knows nothing of HTTP, of credentials, of processes or of the store.
+// The package does not depend on HTTP, credentials, processes or the store.
 package hook
 
 import (

@@ -11,7 +11,7 @@ import (
 // Spec uses it for the default.
 type Size int64
 
-// UnmarshalText reads the forms above.
+// UnmarshalText parses a size.
 func (s *Size) UnmarshalText(text []byte) error {
 	digits := strings.TrimRight(string(text), "kKMGiB")
 	units := map[string]uint64{

@@ -146,9 +146,8 @@ func (s *SQLite) Cancel(ctx context.Context, id string) (run runner.Run, ended b
 	return run, ended, nil
 }
 
-// ExpireQueued ends the runs of a hook that are queued and have waited for longer than longest since their last
-// delivery was accepted, as TimedOut, and returns them. The time that the machine was off does not count. Their
-// claims stay.
+// ExpireQueued ends the queued runs of a hook that have waited for longer than longest since their last delivery was
+// accepted, as TimedOut, and returns them. The time while the machine was off does not count. Their claims stay.
 func (s *SQLite) ExpireQueued(
 	ctx context.Context, hook string, longest time.Duration,
 ) (expired []runner.Run, err error) {

@@ -27,8 +27,8 @@ func holdFolder(dir string) (*pathsafe.Lock, error) {
 	return lock, nil
 }
 
-// checkFolder refuses a folder that another user of the machine can read, write or
-// replace: its content decides what is a replay and what runs.
+// checkFolder refuses a folder that another user of the machine can read, write or replace: its content decides which
+// deliveries are replays and which commands run.
 func checkFolder(dir string) error {
 	switch why, err := pathsafe.CheckPrivate(dir); {
 	case err != nil:

@@ -19,7 +19,7 @@ const (
 	maxPage     = 1000
 	// maxPageBytes is the most bytes of parameters that are read for a page. A page has at least one run.
 	maxPageBytes = 1 << 20
-	// maxListed is how many bytes of a parameter a page shows.
+	// maxListed is the most bytes of a parameter in a page.
 	maxListed = 256
 )
 

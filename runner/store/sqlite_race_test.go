@@ -42,7 +42,7 @@ func (w *witness) end(r runner.Run) {
 	delete(w.air, r.Flight)
 }
 
-// waiter is a run that was queued, and when its admission began and ended.
+// waiter is a run that was queued, with the times when its admission began and ended.
 type waiter struct {
 	run       runner.Run
 	from, til int64

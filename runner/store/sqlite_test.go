@@ -453,7 +453,7 @@ func TestClaim_ManyAtOnce(t *testing.T) {
 	}
 }
 
-// TestClaim_GivenBack gives a claim back: the delivery may come again.
+// TestClaim_GivenBack removes a claim: the delivery may be sent again.
 func TestClaim_GivenBack(t *testing.T) {
 	s := openStore(t)
 	c := runner.Claim{Key: "d1"}
@@ -691,7 +691,7 @@ func listPages(t testing.TB, s *store.SQLite, f runner.Filter) (ids []string) {
 	}
 }
 
-// TestStatements_UseIndexes asks SQLite how it runs each statement: all find their rows by an index.
+// TestStatements_UseIndexes reads the query plan of each statement: all find their rows by an index.
 func TestStatements_UseIndexes(t *testing.T) {
 	s := openStore(t)
 	plans, err := s.Plans(t.Context())
@@ -780,7 +780,7 @@ func TestPrune_Keeps(t *testing.T) {
 	}
 }
 
-// TestPrune_Claims prunes claims that refuse nothing any more.
+// TestPrune_Claims prunes claims that cannot refuse a delivery any more.
 func TestPrune_Claims(t *testing.T) {
 	s := openStore(t)
 	now := new(clock).now()

@@ -224,7 +224,7 @@ func (w *writer) undoCommit(ctx context.Context, err error) error {
 	if errors.As(err, &failure) && failure.Code() == sqlite3.SQLITE_FULL { // the log does not contain all of it
 		return err
 	}
-	// SQLite does not write an equal value. This number has no other use.
+	// This number must change, because SQLite does not write an equal value. It has no other use.
 	query := fmt.Sprintf(`PRAGMA user_version = %d`, time.Now().UnixNano()&math.MaxInt32)
 	if _, failed := w.conn.ExecContext(ctx, query); failed != nil {
 		return w.rollBack(ctx, fmt.Errorf("%w: %w", runner.ErrUncertain, err))
