@@ -148,7 +148,7 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 	return &NotStarted{Run: ended, Reason: reason}
 }
 
-// launchStored starts a run whose delivery was answered before. A failure is recorded and logged.
+// launchStored launches a run from the store, after its delivery was answered. It records and logs a failure.
 func (r *Runner) launchStored(ctx context.Context, run Run) {
 	if run.Wish != "" {
 		r.finishRun(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, false)
