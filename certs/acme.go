@@ -34,8 +34,9 @@ type ACME struct {
 	renewals  map[string]*renewal
 }
 
-// LoadACME checks spec, and returns nil if spec is nil or wrong. state is the state folder, whose "acme" holds accounts
-// and certificates. Stored certificates are loaded and can be served at once; no request is sent before [Renewals.Use].
+// LoadACME checks spec. It returns nil if spec is nil or has an error. state is the state folder. Its "acme" folder
+// holds accounts and certificates. Stored certificates are loaded and can be served at once; no request is sent before
+// [Renewals.Use].
 func LoadACME(spec *ACMESpec, dir, state string, renewals *Renewals, now time.Time, p *diag.List) *ACME {
 	if spec == nil {
 		return nil

@@ -1,8 +1,8 @@
 // Package certs loads the certificates, keys, CAs and CRLs of the configuration, and makes TLS configurations of them.
 // It never returns a configuration that checks less than the file asks for: each problem is reported at its key, and
-// with any error there is no result. Results are never changed afterwards. What is renewed by itself lives longer than
-// a configuration: [Renewals] obtain certificates by ACME, and [Workloads] hold connections to SPIFFE Workload APIs.
-// [Load] serves the server's own certificates, [LoadClients] the trust in those of callers, and [Dev] makes
+// with any error there is no result. Results are never changed afterwards. Objects that renew certificates live longer
+// than a configuration: [Renewals] obtain certificates by ACME, and [Workloads] hold connections to SPIFFE Workload
+// APIs. [Load] returns the server's own certificates, [LoadClients] the trust in client certificates, and [Dev] makes
 // certificates for development.
 package certs
 
@@ -33,12 +33,12 @@ const (
 // folder of that file.
 type Spec struct {
 	Cert         string      `yaml:"cert"`         // as in PairSpec; for a single pair
-	Key          string      `yaml:"key"`          // likewise
+	Key          string      `yaml:"key"`          // as in PairSpec; for a single pair
 	Certificates []PairSpec  `yaml:"certificates"` // several pairs, instead of cert and key
 	ACME         *ACMESpec   `yaml:"acme"`         // in addition to pairs, or alone
 	ClientCA     string      `yaml:"client_ca"`    // PEM: CAs of callers that do not name a CA
 	ClientCRL    []string    `yaml:"client_crl"`   // PEM or DER: CRLs of the CAs of client certificates
-	SPIFFE       *SPIFFESpec `yaml:"spiffe"`       // instead of client_ca, and of pairs if there are none
+	SPIFFE       *SPIFFESpec `yaml:"spiffe"`       // replaces client_ca, and replaces the pairs if none are configured
 	MinVersion   string      `yaml:"min_version"`  // "1.3" (default) or "1.2"
 }
 
@@ -97,8 +97,8 @@ func resolvePath(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
-// readTrustedFile reads a file of limited size, whose mode has none of the bits of deny, and that no other user can
-// replace.
+// readTrustedFile reads a file of limited size. The mode of the file must have none of the bits of deny, and no other
+// user may be able to replace it.
 func readTrustedFile(path, name string, most int, deny fs.FileMode, p *diag.List) ([]byte, bool) {
 	if name == "" {
 		p.Errorf("is missing")

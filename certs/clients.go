@@ -110,13 +110,12 @@ func (c *Clients) ByCA(file string) Trust {
 	}
 }
 
-// ByDefault returns the trust in the certificates of callers that name no CA of
-// their own, or nil when there is no tls.client_ca.
+// ByDefault returns the trust in the certificates of callers that do not name a CA, or nil if tls.client_ca is not set.
 func (c *Clients) ByDefault() Trust { return c.ByCA(c.spec.ClientCA) }
 
-// BySPIFFE returns the trust in X.509-SVIDs of the trust domains that the Workload API currently knows, or nil if there
-// is no tls.spiffe. Use it for callers that are identified by their SPIFFE ID only: the CA of a federated trust domain
-// may put any other name into a certificate.
+// BySPIFFE returns the trust in X.509-SVIDs of the trust domains that the Workload API currently knows, or nil if
+// tls.spiffe is not set. Use it for callers that are identified by their SPIFFE ID only: the CA of a federated trust
+// domain may put any other name into a certificate.
 func (c *Clients) BySPIFFE() Trust {
 	if c.spec.SPIFFE == nil {
 		return nil

@@ -23,8 +23,8 @@ type revocations struct {
 	above map[string]*x509.Certificate
 }
 
-// issuerKey identifies the issuer of certificates and CRLs: a name with a public key, whatever certificate contains
-// them.
+// issuerKey identifies the issuer of certificates and CRLs: a name with a public key. It is the same for all
+// certificates of that issuer.
 type issuerKey [sha256.Size]byte
 
 func issuerKeyOf(ca *x509.Certificate) issuerKey {

@@ -144,7 +144,8 @@ func skipTime(s *cryptobyte.String) bool {
 	return s.PeekASN1Tag(tag.UTCTime) && s.SkipASN1(tag.UTCTime) || s.SkipASN1(tag.GeneralizedTime)
 }
 
-// readSerials returns the serial numbers of the entries, whatever the reason, including a hold.
+// readSerials returns the serial numbers of all entries. The reason code is ignored, so a certificate on hold is
+// revoked, too.
 func (l *unreadCRL) readSerials() (map[string]bool, error) {
 	serials := map[string]bool{}
 	var number big.Int

@@ -75,10 +75,9 @@ func (c accountCache) Get(ctx context.Context, name string) ([]byte, error) {
 	return data, c.Put(ctx, name, data)
 }
 
-// renewal obtains and renews the certificate of one domain in the background. A
-// handshake is shown what is there and never asks for anything: so the CA can
-// not hold it up, and no client can spend what the CA allows. Renewals share
-// nothing that one of them holds while it waits for the CA.
+// renewal obtains and renews the certificate of one domain in the background. A handshake gets the current certificate
+// and never starts a request: so the CA cannot delay it, and no client can use up the CA's rate limits. A renewal never
+// waits for the CA while it holds something that renewals share.
 type renewal struct {
 	renewalOrder
 
@@ -90,7 +89,7 @@ type renewal struct {
 	http                http.Transport
 	manager             atomic.Pointer[autocert.Manager]
 	current             atomic.Pointer[tls.Certificate] // with its Leaf
-	loggedAuthorization atomic.Pointer[string]          // URL of the last authorization whose failure was logged
+	loggedAuthorization atomic.Pointer[string]          // URL of the authorization that last failed and was logged
 }
 
 func newRenewal(o renewalOrder, account *sync.Mutex, now time.Time, log *slog.Logger) *renewal {
@@ -166,7 +165,7 @@ func (r *renewal) keepRenewed(pause time.Duration) {
 	}
 }
 
-// obtainCertificate returns autocert's certificate, and requests one if there is none. autocert renews it from then on.
+// obtainCertificate returns autocert's certificate, and requests one if there is none. After that, autocert renews it.
 func (r *renewal) obtainCertificate() (*tls.Certificate, error) {
 	c, err := r.manager.Load().GetCertificate(&tls.ClientHelloInfo{
 		ServerName: r.domain,

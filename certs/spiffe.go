@@ -183,8 +183,8 @@ func (w *workload) closeClient() {
 	_ = w.client.Close()
 }
 
-// OnX509ContextUpdate stores the latest message. What a message omits is no longer trusted (SPIFFE Workload API,
-// section 5.2).
+// OnX509ContextUpdate stores the latest message. Bundles that a message omits are no longer trusted (SPIFFE Workload
+// API, section 5.2).
 func (w *workload) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	svid := x.DefaultSVID()
 	now := &svidUpdate{
@@ -250,7 +250,7 @@ func (w *workload) listExpiries() (all []Expiry) {
 	return all
 }
 
-// verifySVID verifies an X.509-SVID with the bundle of its own trust domain only (X509-SVID, section 5).
+// verifySVID verifies an X.509-SVID only with the bundle of the trust domain in its SPIFFE ID (X509-SVID, section 5).
 func (w *workload) verifySVID(shown []*x509.Certificate, now time.Time) error {
 	names := URINames(shown[0])
 	if len(names) != 1 {

@@ -24,7 +24,7 @@ type serveCmd struct {
 	Config string `short:"c" default:"sallyport.yaml" help:"Configuration file."`
 }
 
-// Run serves until a signal comes.
+// Run serves until a signal ends the server.
 func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	if err := protectProcess(); err != nil {
 		return err
@@ -61,16 +61,16 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	return p.runStates(ctx, listener, predecessor)
 }
 
-// keepStateTidy removes from the state folder what is no longer kept, until ctx is done.
+// keepStateTidy removes expired data from the state folder, and saves the uses of keys, until ctx is done.
 func (p *program) keepStateTidy(ctx context.Context, f *stateFolder, works *sync.WaitGroup) {
 	works.Go(func() { retention.PruneRuns(ctx, p.conf, f.runs, f.store, p.log) })
 	works.Go(func() { retention.SweepFolders(ctx, p.conf.Get(), f.store, p.log) })
 	works.Go(func() { p.uses.SaveRegularly(ctx, f.store, p.log) })
-	go retention.TrimOutputs(ctx, p.conf, p.log) // of files alone, however long that takes
+	go retention.TrimOutputs(ctx, p.conf, p.log) // does not use the store, so it may end after the store closes
 }
 
-// serveAdmin answers local administrators until ctx is done. Deliveries do not depend on it, so the
-// server goes on without it.
+// serveAdmin answers local administrators until ctx is done. Deliveries do not depend on it, so after an error the
+// server continues without it.
 func serveAdmin(ctx context.Context, procs *supervisor.Client, surface *handlers.Handler, log *slog.Logger) {
 	listener, err := procs.ListenForAdmin(ctx)
 	if err != nil {

@@ -11,19 +11,20 @@ import (
 	"sallyport/runner/supervisor"
 )
 
-// protectProcess keeps the server and the supervisor from what may end them, or be
-// read of them. It comes before there is any secret.
+// protectProcess protects the server and the supervisor from signals that would end them, and hides their memory from
+// other processes. It is called before the process holds any secret.
 func protectProcess() error {
-	syscall.Umask(0o077) // what they write is for their user alone
-	// A log whose reader is gone must not end the server past its drain, nor a
-	// terminal that closes. Caught, not ignored: commands would inherit that.
+	syscall.Umask(0o077) // only their user can read the files that they write
+	// Without a handler, SIGPIPE would end the server when the reader of its log ends or its terminal closes, and the
+	// drain would be cut short. The signal is handled and not ignored, because commands would inherit an ignored
+	// signal.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	proctree.MakeThreads(proctree.SpareThreads)
 	return supervisor.HideMemory()
 }
 
-// catchSignals returns where SIGHUP comes, and logs when this process goes on after it
-// was stopped, which any process of the same user can do to it.
+// catchSignals returns the channel that receives SIGHUP. It logs when this process continues after a stop, because any
+// process of the same user can stop it.
 func catchSignals(log *slog.Logger) (hup <-chan os.Signal) {
 	hangups, continued := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
@@ -36,8 +37,8 @@ func catchSignals(log *slog.Logger) (hup <-chan os.Signal) {
 	return hangups
 }
 
-// catchEndSignals returns what ends serving: SIGTERM or SIGINT drains, a second one kills what still runs, and SIGUSR2
-// hands over.
+// catchEndSignals returns the signals that end serving: SIGTERM or SIGINT drains, a second one kills the commands that
+// still run, and SIGUSR2 hands over.
 func catchEndSignals() server.Signals {
 	first, second, next := make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
 	got, usr := make(chan os.Signal, 2), make(chan os.Signal, 1)

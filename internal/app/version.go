@@ -10,8 +10,7 @@ import (
 
 type versionCmd struct{}
 
-// Run prints the version of the program and of what it was built with, and
-// whether its cryptography is in FIPS 140-3 mode.
+// Run prints the version of the program and of Go, and whether the cryptography is in FIPS 140-3 mode.
 func (*versionCmd) Run(s *cli.Streams, version buildVersion) error {
 	mode := ""
 	if fips140.Enabled() {
@@ -21,10 +20,10 @@ func (*versionCmd) Run(s *cli.Streams, version buildVersion) error {
 	return err
 }
 
-// buildVersion is set by the build, and empty without.
+// buildVersion is set by the build. It is empty in a build that does not set it.
 type buildVersion string
 
-// String tells one build of the program from another.
+// String returns the version of the program and of Go, so that two builds can be distinguished.
 func (v buildVersion) String() string {
 	info, ok := debug.ReadBuildInfo()
 	switch {

@@ -1,3 +1,3 @@
-// Package boot tells one start of the machine from another. After a restart no process of before is left, and
-// what had not been synced to the disk may be lost.
+// Package boot identifies each start of the machine. After a restart, no process of an earlier start exists, and data
+// that was not synced to the disk may be lost.
 package boot

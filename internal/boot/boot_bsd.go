@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ID is the same from one start of the machine to the next, and never again. It is empty where the system does
-// not tell. Where it is the time of the start, a step of the clock changes it too.
+// ID returns an identifier of the current start of the machine, which no other start has. It is empty if the system
+// does not provide one. Where it is the time of the start, a step of the clock changes it, too.
 func ID() string {
 	if id, err := unix.Sysctl("kern.bootsessionuuid"); err == nil { // darwin
 		return id

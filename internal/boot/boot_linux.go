@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// ID is the same from one start of the machine to the next, and never again. It is empty where the system does
-// not tell.
+// ID returns an identifier of the current start of the machine, which no other start has. It is empty if the system
+// does not provide one.
 func ID() string {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -2,5 +2,5 @@
 
 package boot
 
-// ID is empty: this system does not tell.
+// ID is empty: this system does not provide an identifier.
 func ID() string { return "" }

@@ -1,5 +1,4 @@
-// Package cli is what the program does for whoever sends deliveries, asks for runs
-// and looks after keys: the commands that serve nothing.
+// Package cli has the client commands, which do not serve: they send deliveries, query runs and manage keys.
 package cli
 
 import (
@@ -7,13 +6,13 @@ import (
 	"io"
 )
 
-// Streams are what a command reads and writes.
+// Streams are the input and the outputs of a command.
 type Streams struct {
 	In       io.Reader
 	Out, Err io.Writer
 }
 
-// ExitCode ends the program without another word.
+// ExitCode ends the program with this code and without a message.
 type ExitCode int
 
 func (c ExitCode) Error() string { return fmt.Sprint("exit code ", int(c)) }

@@ -16,7 +16,7 @@ import (
 	"sallyport/internal/client"
 )
 
-// credential is how a request proves who sends it.
+// credential is the flags that say how a request proves its sender.
 type credential struct {
 	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, signature (RFC 9421), jwt, or token. None for a client certificate alone."`
 	KeyFile  string            `placeholder:"FILE" help:"The secret; for jwt and signature the secret or a PEM private key; for token the token."`
@@ -31,14 +31,14 @@ type credential struct {
 	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: one more claim, a string."`
 }
 
-// payload is what a delivery carries.
+// payload is the flags for the content of a delivery.
 type payload struct {
 	ID       string `help:"Id of the delivery. Default: a random one."`
 	Data     string `short:"d" help:"Body." xor:"body"`
 	DataFile string `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
 }
 
-// option is a flag that only some schemes have a use for.
+// option is a flag that only some schemes use.
 type option struct {
 	name    string
 	given   bool
@@ -60,8 +60,8 @@ func (c *credential) schemeOptions() []option {
 	}
 }
 
-// checkOptions refuses flags that the scheme has no use for: whoever gives one
-// believes that it does something.
+// checkOptions refuses flags that the scheme does not use: if they were ignored, the user would believe that they have
+// an effect.
 func checkOptions(scheme string, options []option) error {
 	for _, o := range options {
 		if !o.given || slices.Contains(o.schemes, scheme) {
@@ -76,7 +76,7 @@ func checkOptions(scheme string, options []option) error {
 	return nil
 }
 
-// firstFlag returns the name of a flag of the credential that was given, or nothing.
+// firstFlag returns the name of a flag of the credential that was given, or an empty string.
 func (c *credential) firstFlag() string {
 	switch {
 	case c.Scheme != "":
@@ -92,7 +92,7 @@ func (c *credential) firstFlag() string {
 	return ""
 }
 
-// makeSigner returns what makes the headers; nil without a scheme.
+// makeSigner returns the function that makes the headers, or nil without a scheme.
 func (c *credential) makeSigner() (client.RequestSigner, error) {
 	if err := checkOptions(c.Scheme, c.schemeOptions()); err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (c *credential) makeSigner() (client.RequestSigner, error) {
 		return nil, fmt.Errorf("--scheme %s needs --key-file: %w", c.Scheme, client.ErrUsage)
 	}
 	key, err := os.ReadFile(c.KeyFile)
-	if at := new(fs.PathError); errors.As(err, &at) { // its path may be the key itself, in the wrong place
+	if at := new(fs.PathError); errors.As(err, &at) { // the path may be the key itself, given by mistake
 		return nil, fmt.Errorf("reading the file of --key-file: %w", at.Err)
 	}
 	if err != nil {
@@ -158,14 +158,14 @@ func (p *payload) readBody(in io.Reader) ([]byte, error) {
 	return os.ReadFile(p.DataFile)
 }
 
-// transport is how a server is reached.
+// transport is the flags that say how to reach a server.
 type transport struct {
 	CA   string `name:"ca" placeholder:"FILE" help:"Trust this CA instead of the system's."`
 	Cert string `placeholder:"FILE" help:"Client certificate, PEM." and:"cert"`
 	Key  string `placeholder:"FILE" help:"Its key, PEM." and:"cert"`
 }
 
-// firstFlag returns the name of a flag that was given, or nothing.
+// firstFlag returns the name of a flag that was given, or an empty string.
 func (t *transport) firstFlag() string {
 	switch {
 	case t.CA != "":

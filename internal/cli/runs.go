@@ -21,8 +21,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// Runs lists, shows, follows, cancels and repeats runs: at a server, or in the state
-// folder of this machine.
+// Runs lists, shows, follows, cancels and repeats runs, either of a server or of the state folder on this machine.
 type Runs struct {
 	List   runsList   `cmd:"" help:"List runs, newest first."`
 	Show   runsShow   `cmd:"" help:"Show one run."`
@@ -31,8 +30,8 @@ type Runs struct {
 	Rerun  runsRerun  `cmd:"" help:"Start the command of a run again."`
 }
 
-// target is where runs are asked for: at a server with a credential, or in the
-// state folder of this machine, which needs no server.
+// target is the source of runs: a server, with a credential, or the state folder on this machine, which needs no
+// server.
 type target struct {
 	Server   string `placeholder:"URL" help:"Server: https://host:port." xor:"where" required:""`
 	StateDir string `placeholder:"DIR" help:"State folder, instead of a server." xor:"where" required:""`
@@ -40,7 +39,7 @@ type target struct {
 	transport
 }
 
-// refuseCredential refuses a credential where there is nobody to show it to.
+// refuseCredential refuses a credential with a state folder, where it would have no effect.
 func (r *target) refuseCredential() error {
 	if flag := cmp.Or(r.credential.firstFlag(), r.transport.firstFlag()); r.StateDir != "" && flag != "" {
 		return fmt.Errorf("--%s is for a --server: %w", flag, client.ErrUsage)
