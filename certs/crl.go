@@ -23,8 +23,8 @@ type revocations struct {
 	above map[string]*x509.Certificate
 }
 
-// issuerKey identifies the issuer of certificates and CRLs: a name with a public key. It is the same for all
-// certificates of that issuer.
+// issuerKey identifies the issuer of certificates and CRLs: a name with a public key. It does not depend on the
+// certificate that contains them.
 type issuerKey [sha256.Size]byte
 
 func issuerKeyOf(ca *x509.Certificate) issuerKey {

@@ -14,10 +14,9 @@ import (
 // protectProcess protects the server and the supervisor from signals that would end them, and hides their memory from
 // other processes. It is called before the process holds any secret.
 func protectProcess() error {
-	syscall.Umask(0o077) // only their user can read the files that they write
-	// Without a handler, SIGPIPE would end the server when the reader of its log ends or its terminal closes, and the
-	// drain would be cut short. The signal is handled and not ignored, because commands would inherit an ignored
-	// signal.
+	syscall.Umask(0o077) // only their user can access the files that they create
+	// Without a handler, SIGPIPE would end the server without a drain when the reader of its log ends or its terminal
+	// closes. The signal is handled and not ignored, because commands would inherit an ignored signal.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	proctree.MakeThreads(proctree.SpareThreads)
 	return supervisor.HideMemory()

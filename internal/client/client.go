@@ -22,30 +22,30 @@ import (
 )
 
 const (
-	maxAnswer   = 1 << 20          // bytes; a run is a few hundred
-	dialTime    = 10 * time.Second // each of TCP and TLS
+	maxAnswer   = 1 << 20          // bytes; a run has a few hundred
+	dialTime    = 10 * time.Second // for TCP, and again for TLS
 	requestTime = 2 * time.Minute  // for a whole request, with its body
-	silence     = 15 * time.Second // of a connection, before it is asked for a sign of life, and then for that
+	silence     = 15 * time.Second // of a connection before a ping is sent, and again before the connection is closed
 	waitTime    = 30               // seconds that one request waits for the end of a run
-	pollPause   = time.Second      // between such requests, should the server answer at once
-	busyPause   = 5 * time.Second  // before the next try where the server named no time
-	patience    = time.Minute      // with a server that does not answer, a restart's worth
+	pollPause   = time.Second      // between such requests, in case the server answers at once
+	busyPause   = 5 * time.Second  // before the next attempt if the server set no time
+	patience    = time.Minute      // with a server that does not answer: enough for a restart
 )
 
-// Options say how a Client reaches the server and proves who it is.
+// Options say how a Client reaches the server and proves its identity.
 type Options struct {
 	Sign  RequestSigner
 	CA    string        // PEM file, trusted instead of the system's roots; none when empty
 	Cert  string        // PEM file of the client certificate; none when empty
 	Key   string        // PEM file of its key
-	Retry time.Duration // how long to send again to a server that is busy (429, 503) or not up
-	// Progress is told what a person who waits wants to know; nil is nobody.
+	Retry time.Duration // how long to retry while the server is busy (429, 503) or not running
+	// Progress gets messages for a user that waits, such as the state of a run and the reason of a retry.
 	Progress io.Writer
-	Now      func() time.Time // needed
+	Now      func() time.Time // required
 }
 
-// Client sends deliveries to one server, by https alone. It follows no
-// redirects: they would carry the credential to wherever they point.
+// Client sends deliveries to one server, by https only. It does not follow redirects: they would pass the credential to
+// another address.
 type Client struct {
 	opt   Options
 	http  *http.Client
@@ -86,18 +86,18 @@ func New(o Options) (*Client, error) {
 			ForceAttemptHTTP2:      true,
 			MaxResponseHeaderBytes: 64 << 10,
 			ResponseHeaderTimeout:  patience,
-			// An output that is followed may be silent for hours. That a server hangs
-			// meanwhile does not show in TCP, whose other end is its kernel.
+			// An output that is followed may be silent for hours. TCP does not detect a server that hangs, because the
+			// server's kernel still acknowledges. Pings do.
 			HTTP2: &http.HTTP2Config{SendPingTimeout: silence, PingTimeout: silence},
 		},
 	}}, nil
 }
 
-// LocalServer is what a Client of NewLocal calls the server.
+// LocalServer is the address that a Client of NewLocal uses for the server.
 const LocalServer = "https://localhost"
 
-// NewLocal returns a Client that reaches the server of this machine by dial, without TLS and
-// without a credential: whoever can open that connection is a local administrator.
+// NewLocal returns a Client that reaches the server of this machine by dial, without TLS and without a credential: only
+// a local administrator can open that connection.
 func NewLocal(dial func(context.Context) (net.Conn, error)) *Client {
 	return &Client{opt: Options{Progress: io.Discard, Now: time.Now}, pause: waitFor, http: &http.Client{
 		Timeout: requestTime,
@@ -119,25 +119,24 @@ func waitFor(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Delivery is what is sent.
+// Delivery is the content of a request to a hook.
 type Delivery struct {
-	ID          string // the same each time it is sent; a random one when empty
+	ID          string // the same each time the delivery is sent; empty: a random one
 	Body        []byte
 	ContentType string
-	Header      http.Header // more of them, as an event's name; the Signer's own win
+	Header      http.Header // additional headers, for example with the event's name; the Signer's headers replace them
 }
 
-// Result is what became of a delivery that was accepted.
+// Result is the run of a delivery that was accepted.
 type Result struct {
 	Run      runner.Run
-	Replayed bool // the server had it already, and this is the first run
+	Replayed bool // the server had accepted the delivery before, and this is its first run
 }
 
-// Call posts a delivery to a hook, and to one that is busy again and again for
-// as long as Options.Retry says. With wait it returns when the run has ended.
-// Errors are a *Refused, or wrap ErrUsage, ErrUnreachable, ErrAnswer, ErrObserved
-// or, once a run was started, now or by the same delivery before, ErrLost;
-// ExitCode knows them.
+// Call posts a delivery to a hook. If the hook is busy, Call retries for the time in Options.Retry. With wait it
+// returns when the run has ended. An error is a *Refused, or wraps ErrUsage, ErrUnreachable, ErrAnswer or ErrObserved.
+// It wraps ErrLost if a run was started, by this call or by an earlier one with the same delivery, but its end is not
+// known. ExitCode returns the exit code for each of them.
 func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool) (Result, error) {
 	u, err := parseAddress(address)
 	if err != nil {
@@ -160,9 +159,9 @@ func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool
 	return r, err
 }
 
-// sendDelivery sends the delivery until it is accepted, refused for good, or the time
-// for it is over. Sent again after a connection that broke half-way, it might
-// start twice where the server has nothing to know it by; so it is not.
+// sendDelivery sends the delivery until it is accepted, or refused with an error that a retry does not change, or the
+// time is over. It does not retry after a connection that broke during the request: if the server cannot recognize a
+// repeated delivery, the command might start twice.
 func (c *Client) sendDelivery(ctx context.Context, u *url.URL, d Delivery) (*answer, error) {
 	until := c.opt.Now().Add(c.opt.Retry)
 	for {
@@ -175,7 +174,7 @@ func (c *Client) sendDelivery(ctx context.Context, u *url.URL, d Delivery) (*ans
 		if !again || errors.Is(err, ErrUnreachable) && !errors.Is(err, errNoConnection) || left <= 0 {
 			return nil, err
 		}
-		wait = min(wait, left) // a last try when the time is over: runs end early, too
+		wait = min(wait, left) // a last attempt at the end of the time: the run may end before
 		_, _ = fmt.Fprintf(c.opt.Progress, "%v; sending again in %s\n", err, wait.Round(time.Second))
 		if err := c.pause(ctx, wait); err != nil {
 			return nil, err
@@ -183,16 +182,16 @@ func (c *Client) sendDelivery(ctx context.Context, u *url.URL, d Delivery) (*ans
 	}
 }
 
-// followRun asks for the run until it has ended, through restarts of the server.
+// followRun polls the run until it has ended, and continues after restarts of the server.
 func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Delivery) (runner.Run, error) {
 	at, err := u.Parse(a.header.Get("Location"))
 	if err != nil || at.Scheme != u.Scheme || at.Host != u.Host || at.Path == u.Path {
 		return a.run, fmt.Errorf("%w: there is no Location of the run on this server", ErrAnswer)
 	}
 	_, _ = fmt.Fprintf(c.opt.Progress, "run %s is %s\n", a.run.ID, a.run.State)
-	// A request of its own, with its own signature over no body. The content
-	// type stays: some schemes are verified with that of the deliveries only.
-	// So do the headers of its own, one of which may be the credential.
+	// Each poll is a separate request, whose signature covers an empty body. It has the content type of the delivery,
+	// because some schemes are verified only with that. It also has the delivery's headers, one of which may be the
+	// credential.
 	poll := Delivery{ContentType: d.ContentType, Header: http.Header{}}
 	maps.Copy(poll.Header, d.Header)
 	poll.Header.Set("Prefer", "wait="+strconv.Itoa(waitTime)) // RFC 7240 section 4.3
@@ -216,11 +215,11 @@ func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Deliver
 	}
 }
 
-// outage is a server that does not do what it is asked, since its first failure.
+// outage is a period in which a server does not answer as it should. It begins with the first failure.
 type outage struct{ since time.Time }
 
-// waitOutOutage waits until a server may be asked again about a run, or returns the
-// error if it will not do better, or has not for too long.
+// waitOutOutage waits until the client may ask the server again. It returns the error if a retry cannot help, or if the
+// outage has lasted too long.
 func (c *Client) waitOutOutage(ctx context.Context, err error, out *outage) error {
 	if out.since.IsZero() {
 		out.since = c.opt.Now()
@@ -244,7 +243,7 @@ func parseAddress(address string) (*url.URL, error) {
 	switch {
 	case err == nil:
 		return u, nil
-	case u == nil: // the address may be a credential in the wrong place, so it is not repeated
+	case u == nil: // the address may be a credential, given by mistake, so the message does not repeat it
 		return nil, fmt.Errorf("the address %w: %w", err, ErrUsage)
 	case errors.Is(err, httpsurl.ErrUserInfo):
 		return nil, fmt.Errorf("the address https://%s %w: write https://host/path: %w", u.Host, err, ErrUsage)
@@ -253,7 +252,7 @@ func parseAddress(address string) (*url.URL, error) {
 	return nil, fmt.Errorf("%q %w: %w", u, err, ErrUsage)
 }
 
-// sendForRun sends one request, and reads the run that it is answered with.
+// sendForRun sends one request, and returns the run in the answer.
 func (c *Client) sendForRun(ctx context.Context, method string, u *url.URL, d Delivery) (*answer, error) {
 	resp, err := c.sendRequest(ctx, c.http, method, u, d)
 	if err != nil {
@@ -267,8 +266,8 @@ func (c *Client) sendForRun(ctx context.Context, method string, u *url.URL, d De
 	return &answer{resp.Header, run}, err
 }
 
-// sendRequest sends one request, signed as of now, and returns an answer that is no
-// refusal, with its body still to be read.
+// sendRequest signs a request with the current time and sends it. It returns an answer with a 2xx status, whose body is
+// not read yet.
 func (c *Client) sendRequest(ctx context.Context, by *http.Client, method string, u *url.URL, d Delivery) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(d.Body))
 	if err != nil {
@@ -300,7 +299,7 @@ func (c *Client) sendRequest(ctx context.Context, by *http.Client, method string
 	return nil, parseRefusal(resp, body, c.opt.Now())
 }
 
-// readAnswer reads up to limit bytes, and lets go of the answer.
+// readAnswer reads up to limit bytes, and closes the body.
 func readAnswer(ctx context.Context, resp *http.Response, limit int64) ([]byte, error) {
 	defer resp.Body.Close() //nolint:errcheck // only read
 	body, err := io.ReadAll(io.LimitReader(resp.Body, limit))

@@ -20,25 +20,25 @@ import (
 	"sallyport/runner/hook"
 )
 
-// The errors of Call, beside *Refused.
+// The errors of Call, in addition to *Refused.
 var (
-	// ErrUnreachable: no answer came; whether the delivery arrived is not known
-	// unless the text says that no connection came about.
+	// ErrUnreachable means that there was no answer. The delivery may have arrived, unless the text says that there was
+	// no connection.
 	ErrUnreachable = errors.New("reaching the server")
-	// ErrAnswer: an answer came, and it is not a sallyport server's.
+	// ErrAnswer means that an answer is not one of a sallyport server.
 	ErrAnswer = errors.New("not the answer of a sallyport server")
-	// ErrObserved: the delivery is good, and the server only observes its caller.
+	// ErrObserved means that the delivery is valid, but the server only observes its caller.
 	ErrObserved = errors.New("nothing was started: the server observes this caller")
-	// ErrLost: the run was started, and how it ended could not be learnt, be it that
-	// the server is away or that it had the delivery before and has forgotten the run.
+	// ErrLost means that the run was started, but its end is not known: the server is unreachable, or it had accepted
+	// the delivery before and no longer has the run.
 	ErrLost = errors.New("the run was started, and its end is not known")
 
 	errNoConnection = errors.New("no connection")
 	errBrokenOff    = errors.New("the answer broke off")
 )
 
-// classifyNetworkError sorts what net/http returns. Its text repeats the address, which
-// the user knows and which may hold a token in the query; that goes.
+// classifyNetworkError returns the package's error for one of net/http. It removes the URL from the text: the user
+// knows the URL, and its query may hold a token.
 func classifyNetworkError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -49,18 +49,18 @@ func classifyNetworkError(ctx context.Context, err error) error {
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect") {
-		return fmt.Errorf("%w: %w: %v", ErrUnreachable, errNoConnection, err) //nolint:errorlint // a timeout of ours is not the user's deadline
+		return fmt.Errorf("%w: %w: %v", ErrUnreachable, errNoConnection, err) //nolint:errorlint // a timeout of the client is not the user's deadline
 	}
 	return fmt.Errorf("%w: %v", ErrUnreachable, err) //nolint:errorlint // as above
 }
 
-// Refused is an answer of the server that is no run.
+// Refused is an answer of the server without a run.
 type Refused struct {
 	Status    int
-	Detail    string   // of the RFC 9457 problem; empty where there was none
-	Problems  []string // of single parameters
-	Run       string   // id of the run in the way
-	RequestID string   // by which the operator finds it
+	Detail    string   // of the RFC 9457 problem; empty if there was none
+	Problems  []string // about single parameters
+	Run       string   // ID of the run in progress that caused the refusal
+	RequestID string   // for a search in the server's logs
 	wait      time.Duration
 }
 
@@ -98,7 +98,7 @@ func parseRefusal(resp *http.Response, body []byte, now time.Time) error {
 		Problems []hook.ParamProblem `json:"problems"`
 	}
 	if kind != "application/problem+json" || json.Unmarshal(body, &p) != nil {
-		return e // a proxy's page; the status says all there is
+		return e // a page of a proxy, for example; only the status is useful
 	}
 	e.Detail, e.Run = terminal.Line(p.Detail), terminal.Line(p.Run.ID)
 	for _, one := range p.Problems {
@@ -117,7 +117,7 @@ func parseRetryAfter(text string, now time.Time) time.Duration {
 	return max(wait, time.Second)
 }
 
-// retryAfter reports whether the same request may do better later, and when.
+// retryAfter reports whether the same request may succeed later, and after which time.
 func retryAfter(err error) (time.Duration, bool) {
 	var e *Refused
 	if errors.As(err, &e) {
@@ -155,18 +155,18 @@ func parseRun(body []byte) (runner.Run, error) {
 	return run, nil
 }
 
-// The exit codes of the command, those of sysexits.h where they fit.
+// The exit codes of the command. They are those of sysexits.h where one fits.
 const (
 	ExitOK          = 0
-	ExitLocal       = 1   // a file, a key, the configuration: something on this side
+	ExitLocal       = 1   // a local error: a file, a key or the configuration
 	ExitUsage       = 64  // the command line
 	ExitMalformed   = 65  // the server refused what was sent: 400, 413, 422 and other 3xx and 4xx
 	ExitUnreachable = 69  // no answer
 	ExitServer      = 70  // the server failed, or the end of the run is not known
-	ExitBusy        = 75  // a run is in flight, or too often: 503, 429
-	ExitRefused     = 77  // who are you, or you may not: 401, 403; or nobody starts anything while it is observed
-	ExitTimedOut    = 124 // of a run, as timeout(1) has it, or of waiting for it
-	ExitNotStarted  = 126 // of a run whose command could not be started, as shells have it
+	ExitBusy        = 75  // a run is in progress, or there were too many requests: 503, 429
+	ExitRefused     = 77  // not authenticated or not allowed: 401, 403; or only observed: nothing was started
+	ExitTimedOut    = 124 // of a run, as with timeout(1), or of the wait for it
+	ExitNotStarted  = 126 // the command of the run could not be started, as in shells
 	ExitInterrupt   = 130 // stopped by Ctrl-C
 )
 
@@ -206,10 +206,9 @@ func refusalExitCode(status int) int {
 	return ExitMalformed
 }
 
-// RunExitCode returns what the run's own command would have exited with: its
-// exit code, 128 and the number of the signal that ended it, as shells have it,
-// 124 when its time was over, 126 when it could not be started, and 70 when
-// nobody saw its end.
+// RunExitCode returns the exit code of the run's command. As in shells, it is 128 plus the number of the signal that
+// ended the command. It is 124 if the run timed out, 126 if the command could not be started, and 70 if the server does
+// not know how the run ended.
 func RunExitCode(run runner.Run) int {
 	switch {
 	case run.State == runner.TimedOut:
@@ -221,5 +220,5 @@ func RunExitCode(run runner.Run) int {
 	case run.Error != "":
 		return ExitNotStarted
 	}
-	return ExitServer // interrupted: nobody saw its end
+	return ExitServer // interrupted: the end of the run is not known
 }

@@ -17,11 +17,10 @@ import (
 // Page is a part of the list of runs, newest first.
 type Page struct {
 	Runs []runner.Run `json:"runs"`
-	Next string       `json:"next,omitempty"` // the run before which the next page begins, if there is one
+	Next string       `json:"next,omitempty"` // the run before which the next page begins; empty: there is no next page
 }
 
-// Runs asks a server for the runs that query picks: hook, caller, state,
-// since, until, before and limit.
+// Runs requests the runs that query selects: hook, caller, state, since, until, before and limit.
 func (c *Client) Runs(ctx context.Context, server string, query url.Values) (p Page, err error) {
 	if err := c.getJSON(ctx, http.MethodGet, server, "/runs?"+query.Encode(), &p); err != nil || p.Next == "" {
 		return p, err
@@ -34,13 +33,13 @@ func (c *Client) Runs(ctx context.Context, server string, query url.Values) (p P
 	return p, nil
 }
 
-// Run asks for one run.
+// Run requests one run.
 func (c *Client) Run(ctx context.Context, server, id string) (r runner.Run, err error) {
 	err = c.getJSON(ctx, http.MethodGet, server, "/runs/"+url.PathEscape(id), &r)
 	return r, err
 }
 
-// Cancel ends a run and returns it as it stands then.
+// Cancel ends a run and returns its state after that.
 func (c *Client) Cancel(ctx context.Context, server, id string) (r runner.Run, err error) {
 	err = c.getJSON(ctx, http.MethodDelete, server, "/runs/"+url.PathEscape(id), &r)
 	return r, err
@@ -62,9 +61,8 @@ func (c *Client) Output(ctx context.Context, server, id string, to io.Writer) er
 	return err
 }
 
-// Follow copies what the command of a run wrote, and what it still writes until
-// the run has ended. Where an answer breaks off, or the server restarts, it goes
-// on from there.
+// Follow copies the output of a run until the run has ended. If an answer breaks off, or the server restarts, Follow
+// continues at the same offset.
 func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) error {
 	var off int64
 	var out outage
@@ -78,7 +76,7 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 			if !errors.Is(err, errBrokenOff) {
 				return err
 			}
-			if c.opt.Now().Sub(answered) > busyPause { // all was well until then
+			if c.opt.Now().Sub(answered) > busyPause { // the connection was good until then
 				out = outage{}
 			}
 			if off > from {
@@ -92,8 +90,8 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 	}
 }
 
-// withoutTimeout sends requests whose answers may take for ever once they have begun:
-// an output is as long as it is, and is written for as long as its run takes.
+// withoutTimeout returns a client without a limit for the whole request: the length of an output is not known, and it
+// grows until its run ends.
 func (c *Client) withoutTimeout() *http.Client {
 	patient := *c.http
 	patient.Timeout = 0
@@ -102,8 +100,8 @@ func (c *Client) withoutTimeout() *http.Client {
 
 func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/output" }
 
-// continueOutput copies an answer that goes on at the offset off, or behind what is not
-// kept there, and returns the offset that it came to.
+// continueOutput copies an answer that continues at the offset off. If the server has removed the output at that
+// offset, the answer begins later. The result is the offset after the last copied byte.
 func (c *Client) continueOutput(ctx context.Context, to io.Writer, off int64, resp *http.Response) (int64, error) {
 	var at int64
 	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < off || resp.StatusCode != http.StatusPartialContent {
@@ -118,8 +116,8 @@ func (c *Client) continueOutput(ctx context.Context, to io.Writer, off int64, re
 	return at + n, err
 }
 
-// copyBody copies an answer. That it cannot be written is final; that it breaks
-// off is errBrokenOff, after which it can be gone on with.
+// copyBody copies an answer. An error of writing is final. An answer that breaks off is errBrokenOff, and the caller
+// can continue after it.
 func (c *Client) copyBody(ctx context.Context, to io.Writer, resp *http.Response) (int64, error) {
 	defer resp.Body.Close() //nolint:errcheck // only read
 	w := &destination{Writer: to}
@@ -130,10 +128,10 @@ func (c *Client) copyBody(ctx context.Context, to io.Writer, resp *http.Response
 	case ctx.Err() != nil:
 		return n, ctx.Err()
 	}
-	return n, fmt.Errorf("%w: %w: %v", ErrUnreachable, errBrokenOff, err) //nolint:errorlint // as in unreachable
+	return n, fmt.Errorf("%w: %w: %v", ErrUnreachable, errBrokenOff, err) //nolint:errorlint // as in errors.go
 }
 
-// destination tells the errors of writing from those of reading.
+// destination keeps the errors of writing, to distinguish them from the errors of reading.
 type destination struct {
 	io.Writer
 	err error

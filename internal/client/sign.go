@@ -1,5 +1,5 @@
-// Package client is the sender's side: it proves a delivery in any way that
-// sallyport can verify, sends it to a hook, and follows the run.
+// Package client is the client of the sender: it proves a delivery in any way that sallyport can verify, sends it to a
+// hook, and follows the run.
 package client
 
 import (
@@ -18,16 +18,16 @@ import (
 	"sallyport/auth/webhook"
 )
 
-// tokenLife is from iat to exp of a token made here: long enough for a slow
-// network and a clock that is off, short enough to be of no use in a log.
+// tokenLife is the time from iat to exp of a token. It allows for a slow network and an inexact clock. It is short, so
+// that a token from a log is useless soon.
 const tokenLife = 5 * time.Minute
 
-// Signer returns the headers that prove who sends a delivery with this id and
-// body. Nil proves nothing, for a client certificate or an open hook.
+// Signer returns the headers that prove the sender of a delivery with this id and body. A nil Signer proves nothing. It
+// is for a client certificate or an open hook.
 type Signer func(id string, body []byte, at time.Time) (http.Header, error)
 
-// RequestSigner is a Signer that proves more than the body: what is asked, and
-// of whom. The request has its content type.
+// RequestSigner is a Signer that also proves the method and the address of the request. The request has its content
+// type.
 type RequestSigner func(req *http.Request, id string, body []byte, at time.Time) (http.Header, error)
 
 // Requests returns s for use where a RequestSigner is needed.
@@ -37,8 +37,7 @@ func (s Signer) Requests() RequestSigner {
 	}
 }
 
-// Signature makes HTTP message signatures (RFC 9421), with key being a secret
-// or a private key in PEM. The tag is left out when empty.
+// Signature makes HTTP message signatures (RFC 9421). key is a secret or a private key in PEM. An empty tag is omitted.
 func Signature(keyID, tag string, key []byte) (RequestSigner, error) {
 	k, err := httpsig.NewSigningKey(keyID, key)
 	if err != nil {
@@ -65,11 +64,11 @@ func HMAC(preset string, secret []byte) (Signer, error) {
 	}, nil
 }
 
-// Static sends the same header each time: a token that is configured as such,
-// or a JWT that somebody else made ("Authorization", "Bearer …").
+// Static sends the same header each time: a configured token, or a JWT that another program made ("Authorization",
+// "Bearer …").
 func Static(name, value string) (Signer, error) {
 	switch {
-	case !IsHeaderName(name): // which may be "Authorization: Bearer …", so it is not repeated
+	case !IsHeaderName(name): // name may be "Authorization: Bearer …", so the message does not repeat it
 		return nil, fmt.Errorf("the name of the header has characters that no name has: %w", ErrUsage)
 	case value == "" || !IsHeaderValue(value):
 		return nil, fmt.Errorf("the header %q cannot hold this token: %w", name, ErrUsage)
@@ -88,20 +87,19 @@ func IsHeaderName(name string) bool {
 	})
 }
 
-// IsHeaderValue reports whether value can be that of a header field. A line break
-// would end it where it is printed or sent.
+// IsHeaderValue reports whether value can be the value of a header field. A line break in it would begin another field.
 func IsHeaderValue(value string) bool {
 	return !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r >= 0x7f })
 }
 
-// JWT describes a token (RFC 7519) to make for each delivery. It is good for 5
-// minutes; its jti is the delivery's id.
+// JWT describes a token (RFC 7519) to make for each delivery. The token is valid for 5 minutes. Its jti is the
+// delivery's id.
 type JWT struct {
-	Alg      string // HS256 to HS512, RS, PS and ES likewise, or EdDSA
-	KeyID    string // kid of the header; none when empty
+	Alg      string // HS256 to HS512, RS256 to RS512, PS256 to PS512, ES256 to ES512, or EdDSA
+	KeyID    string // kid of the header; empty: none
 	Issuer   string
 	Audience string
-	Subject  string // none when empty
+	Subject  string // empty: none
 	Claims   map[string]any
 }
 
@@ -139,7 +137,7 @@ func (j JWT) Signer(key []byte) (Signer, error) {
 func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 	switch m := method.(type) {
 	case *jwt.SigningMethodHMAC:
-		if isPEMBlock(key) { // everybody who verifies tokens by the public half would have to know it
+		if isPEMBlock(key) { // with HS*, each verifier would need this key, and could then sign with it
 			return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: give --alg EdDSA, RS256, PS256 or ES256, as the key is: %w", m.Name, ErrUsage)
 		}
 		if len(key) < m.Hash.Size() { // RFC 7518 section 3.2
@@ -152,7 +150,7 @@ func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 		private, err = jwt.ParseECPrivateKeyFromPEM(key)
 	case *jwt.SigningMethodEd25519:
 		private, err = jwt.ParseEdPrivateKeyFromPEM(key)
-	default: // none among them
+	default: // method is nil or "none"
 		return nil, fmt.Errorf("that algorithm signs no token; HS256, RS256, PS256, ES256 and EdDSA do: %w", ErrUsage)
 	}
 	if err != nil {
@@ -166,7 +164,7 @@ func isPEMBlock(key []byte) bool {
 	return block != nil
 }
 
-// Lines prints headers one a line, as "curl -H @file" reads them.
+// Lines returns headers, one per line, in the format that "curl -H @file" reads.
 func Lines(h http.Header) string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(h)) {
@@ -177,5 +175,5 @@ func Lines(h http.Header) string {
 	return b.String()
 }
 
-// ErrUsage is wrapped by errors that the user of the command made.
+// ErrUsage is wrapped by errors in the user's command line.
 var ErrUsage = errors.New("see --help")

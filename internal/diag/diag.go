@@ -1,6 +1,5 @@
-// Package diag collects what is wrong with a configuration, so that an
-// operator sees all of it at once and each with its place in the file; and
-// which files that was found in, so that they can be watched.
+// Package diag collects the problems of a configuration, so that an operator sees all of them at once and each with its
+// place in the file. It also collects the files that were read, so that they can be watched.
 package diag
 
 import (
@@ -9,21 +8,21 @@ import (
 	"slices"
 )
 
-// Problem is one thing wrong at one place.
+// Problem is one problem at one place.
 type Problem struct {
 	Path    []string // keys from the top of the file; a list index is its decimal number
 	Text    string
-	Warning bool // worth saying, but the server starts
+	Warning bool // is logged, but the server starts
 }
 
-// List is where the checks write. Its zero value is empty and ready.
+// List is where the checks add problems. Its zero value is empty and ready.
 type List struct {
 	*found
 
 	path []string
 }
 
-// found is what all lists of one configuration write to.
+// found is the content that all lists of one configuration share.
 type found struct {
 	problems []Problem
 	files    map[string]fs.FileInfo
@@ -35,7 +34,7 @@ func (l *List) allocate() {
 	}
 }
 
-// At returns a list that writes to the same place, further down the file.
+// At returns a list that adds to the same problems, with the keys appended to its path.
 func (l *List) At(keys ...string) *List {
 	l.allocate()
 	return &List{found: l.found, path: append(slices.Clone(l.path), keys...)}
@@ -47,7 +46,7 @@ func (l *List) Index(i int) *List { return l.At(fmt.Sprint(i)) }
 // Errorf adds a problem that keeps the server from starting.
 func (l *List) Errorf(format string, a ...any) { l.addProblem(false, format, a...) }
 
-// Warnf adds a problem that is only told.
+// Warnf adds a problem that does not keep the server from starting.
 func (l *List) Warnf(format string, a ...any) { l.addProblem(true, format, a...) }
 
 func (l *List) addProblem(warning bool, format string, a ...any) {
@@ -63,19 +62,19 @@ func (l *List) All() []Problem {
 	return l.problems
 }
 
-// Bad tells whether any problem is more than a warning.
+// Bad reports whether any problem is more than a warning.
 func (l *List) Bad() bool {
 	return slices.ContainsFunc(l.All(), func(p Problem) bool { return !p.Warning })
 }
 
-// Saw notes a file that the outcome depends on, as it was before it was read;
-// nil if it could not be opened.
+// Saw adds a file that the result depends on, with its state before it was read. info is nil if the file could not be
+// opened.
 func (l *List) Saw(path string, info fs.FileInfo) {
 	l.allocate()
 	l.files[path] = info
 }
 
-// Files returns what was noted, by path.
+// Files returns the files that Saw added, by path.
 func (l *List) Files() map[string]fs.FileInfo {
 	l.allocate()
 	return l.files

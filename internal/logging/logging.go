@@ -1,6 +1,6 @@
-// Package logging writes the log of a process without waiting for whoever reads it. Lines
-// go through a bounded queue; what does not fit is dropped and counted, and a line says how
-// many were once the reader goes on.
+// Package logging writes the log of a process without waiting for the reader of the log. Lines go through a bounded
+// queue. A line that does not fit is dropped and counted. When the reader continues, a line reports how many were
+// dropped.
 //
 //	log, out := logging.New(os.Stderr)
 //	defer out.Close()
@@ -23,8 +23,8 @@ const (
 	flushTime = 2 * time.Second
 )
 
-// Output is a queue of lines in front of a writer. Its methods may be called at once from
-// many goroutines, and none but Flush and Close waits for the writer.
+// Output is a queue of lines in front of a writer. Its methods may be called concurrently. Only Flush and Close wait
+// for the writer.
 type Output struct {
 	to   io.Writer
 	note *slog.Logger // writes to said
@@ -33,15 +33,15 @@ type Output struct {
 	mu      sync.Mutex
 	changed sync.Cond
 	lines   [][]byte
-	size    int // of the lines, with the one that is being written
+	size    int // bytes of lines, including the line that is being written
 	full    bool
-	dropped int // since it was full
+	dropped int // since the queue was full
 	total   int // dropped since the start
 	closed  bool
 }
 
-// New returns a logger that writes text to a terminal and JSON to anything else, and the
-// queue that it writes through. The queue is to be closed at the end of the process.
+// New returns a logger that writes text to a terminal and JSON to anything else, and the queue that it writes through.
+// The caller closes the queue at the end of the process.
 func New(w io.Writer) (*slog.Logger, *Output) {
 	o := &Output{to: w}
 	o.changed.L = &o.mu
@@ -62,8 +62,8 @@ func newHandler(w, out io.Writer) slog.Handler {
 func (o *Output) Write(line []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	// Once something was dropped, all is until half of the queue is free: otherwise a slow reader
-	// would get as many lines about dropped lines as others.
+	// Once a line was dropped, all lines are dropped until half of the queue is free. Otherwise a slow reader would get
+	// as many lines about dropped lines as other lines.
 	o.full = o.full && o.size > maxQueued/2 || o.size+len(line) > maxQueued
 	if o.full {
 		o.dropped++
@@ -89,7 +89,7 @@ func (o *Output) addLine(line []byte) {
 	o.changed.Broadcast()
 }
 
-// noteDropped queues a line that says how many were dropped, if any. The caller holds mu.
+// noteDropped queues a line with the number of dropped lines, if there are any. The caller holds mu.
 func (o *Output) noteDropped() {
 	if o.dropped == 0 {
 		return
@@ -100,8 +100,8 @@ func (o *Output) noteDropped() {
 	o.said.Reset()
 }
 
-// writeLines writes what is queued, line by line: up to a certain length, the kernel does not mix a
-// line with those that other processes write to the same pipe.
+// writeLines writes the queued lines one by one: up to a certain length, the kernel does not mix a line with lines that
+// other processes write to the same pipe.
 func (o *Output) writeLines() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -114,7 +114,7 @@ func (o *Output) writeLines() {
 			line := o.lines[0]
 			o.lines = o.lines[1:]
 			o.mu.Unlock()
-			_, _ = o.to.Write(line) // a log that cannot be written has no other place to say so
+			_, _ = o.to.Write(line) // an error cannot be reported, because the log is the place for it
 			o.mu.Lock()
 			o.size -= len(line)
 			o.changed.Broadcast()
@@ -126,8 +126,8 @@ func (o *Output) writeLines() {
 	}
 }
 
-// Flush returns when all that was queued is written, or after two seconds: a reader that
-// does not read must not keep a process from ending.
+// Flush returns when all queued lines are written, or after two seconds: a reader that does not read must not keep a
+// process from ending.
 func (o *Output) Flush() {
 	written := make(chan struct{})
 	go func() {
@@ -153,12 +153,11 @@ func (o *Output) Close() {
 	o.changed.Broadcast()
 }
 
-// PrintLast writes a last line to w before a process ends. Like Flush, it does not wait for
-// long.
+// PrintLast writes a last line to w before a process ends. Like Flush, it waits for two seconds at most.
 func PrintLast(w io.Writer, a ...any) {
 	written := make(chan struct{})
 	go func() {
-		_, _ = fmt.Fprintln(w, a...) // there is nowhere else to say it
+		_, _ = fmt.Fprintln(w, a...) // an error cannot be reported elsewhere
 		close(written)
 	}()
 	select {

@@ -2,18 +2,18 @@ package logging
 
 import "time"
 
-// Repeated tells which lines are worth writing about something that is tried again and again. Its zero
-// value is for one such thing, and one goroutine.
+// Repeated selects the lines to log about an operation that is repeated until it succeeds. Its zero value is for one
+// operation, and for one goroutine.
 type Repeated struct {
 	text  string
 	at    time.Time
 	count int
 }
 
-// repeatAfter is after how long a failure that stays the same is logged again.
+// repeatAfter is the time after which an unchanged failure is logged again.
 const repeatAfter = 10 * time.Minute
 
-// IsNew reports whether err is the first one, another than the last, or the last was long ago.
+// IsNew reports whether err is the first failure, differs from the last one, or was last logged long ago.
 func (r *Repeated) IsNew(err error) bool {
 	now := time.Now()
 	r.count++
@@ -24,7 +24,7 @@ func (r *Repeated) IsNew(err error) bool {
 	return true
 }
 
-// Over returns how many failures there were since the last success, and forgets them: there is another success.
+// Over returns the number of failures since the last success, and resets it, because the operation succeeded again.
 func (r *Repeated) Over() (failures int) {
 	failures = r.count
 	*r = Repeated{}

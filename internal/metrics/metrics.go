@@ -1,5 +1,4 @@
-// Package metrics tells Prometheus how the server is doing. Everything is
-// looked up when it is asked for.
+// Package metrics reports the state of the server to Prometheus. Each value is read when a scrape asks for it.
 package metrics
 
 import (
@@ -20,12 +19,12 @@ import (
 
 // Missing returns how many lines were not written since the start.
 type Missing struct {
-	Dropped    func() int // of the log, because its reader did not keep up
-	Skipped    func() int // of the log, because there were too many of a kind
-	Suppressed func() int // of the audit log, for the same reason
+	Dropped    func() int // lines of the log, because its reader was too slow
+	Skipped    func() int // lines of the log, because there were too many of one kind
+	Suppressed func() int // lines of the audit log, because there were too many of one kind
 }
 
-// Handler answers with the metrics, in the format that is asked for.
+// Handler answers with the metrics, in the format that the request accepts.
 func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version string) http.Handler {
 	r := prometheus.NewRegistry()
 	for reason, count := range map[string]func() int{"dropped": missing.Dropped, "skipped": missing.Skipped, "suppressed": missing.Suppressed} {
@@ -48,7 +47,7 @@ func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version 
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
 
-// configuration is what there is to say about the configuration.
+// configuration collects the metrics of the configuration.
 type configuration struct {
 	conf                          *config.Watcher
 	build, loaded, stale, reloads *prometheus.Desc
@@ -75,7 +74,7 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Failures), "failed")
 }
 
-// trust is what there is to say about certificates and keys.
+// trust collects the metrics of certificates and keys.
 type trust struct {
 	expiries        func() []certs.Expiry // the first to end first
 	keys            func() []auth.KeyInfo
@@ -119,9 +118,9 @@ func (c *trust) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// gauges are those of one metric, by labels that somebody else may have written:
-// what a certificate or a sender calls itself need be no UTF-8, and two that are
-// none may be cleaned to the same. Either would spoil all metrics.
+// gauges are the values of one metric by their labels. Labels may come from certificates and senders, so they may be
+// invalid UTF-8, and two of them may be equal after invalid bytes are replaced. Either would make the whole scrape
+// fail.
 type gauges struct {
 	desc   *prometheus.Desc
 	values map[[3]string]float64
@@ -129,7 +128,7 @@ type gauges struct {
 
 func newGauges(d *prometheus.Desc) *gauges { return &gauges{d, map[[3]string]float64{}} }
 
-// addValue has one value stand for all of the same labels.
+// addValue adds a value. If the labels have a value already, of chooses between the two.
 func (g *gauges) addValue(value float64, of func(a, b float64) float64, labels ...string) {
 	var clean [3]string
 	for i, text := range labels {
@@ -147,5 +146,5 @@ func (g *gauges) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// toSeconds holds for every year; nanoseconds end in 2262.
+// toSeconds returns t in seconds since 1970. It works for every year, but nanoseconds in an int64 end in 2262.
 func toSeconds(t time.Time) float64 { return float64(t.Unix()) + float64(t.Nanosecond())/1e9 }

@@ -1,5 +1,5 @@
-// Package netid tells senders apart before they have proved anything: by where
-// they are. Who has an IPv6 prefix has all addresses in it.
+// Package netid groups senders by network address, before they are authenticated. All addresses of an IPv6 prefix are
+// one sender, because the holder of the prefix can use each of them.
 package netid
 
 import (
@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// AddrPort is the address of one end of a connection, zero if it has none.
+// AddrPort returns the address of one end of a connection, or zero if it has none.
 func AddrPort(a net.Addr) netip.AddrPort {
 	if tcp, ok := a.(*net.TCPAddr); ok {
 		port := tcp.AddrPort()
@@ -16,7 +16,7 @@ func AddrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// Host is an IPv4 address, or the /64 that one IPv6 host can fill at will.
+// Host returns an IPv4 address as it is, or the /64 of an IPv6 address, because one IPv6 host can use a whole /64.
 func Host(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is4() {
 		return a
@@ -24,8 +24,8 @@ func Host(a netip.Addr) netip.Addr {
 	return maskAddress(a, 64)
 }
 
-// Site is an IPv4 /24, which is the least that is routed on its own, or the IPv6 /48
-// that is the most that one customer is usually given (RFC 6177): 65536 Hosts.
+// Site returns the /24 of an IPv4 address, which is the smallest prefix that is routed separately, or the /48 of an
+// IPv6 address, which is the largest prefix that one customer usually gets (RFC 6177). It has 65536 Hosts.
 func Site(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is4() {
 		return maskAddress(a, 24)

@@ -42,7 +42,7 @@ const (
 // Predecessor is the server that started this one, and waits for two signals from it.
 type Predecessor struct{ pipe *os.File }
 
-// Ready has it release what only one server may hold at a time.
+// Ready signals the predecessor to release what only one server may hold at a time.
 func (b *Predecessor) Ready() error {
 	if _, err := b.pipe.Write([]byte{1}); err != nil {
 		return fmt.Errorf("signalling the predecessor: %w", err)
@@ -50,14 +50,14 @@ func (b *Predecessor) Ready() error {
 	return nil
 }
 
-// Serves has it end.
+// Serves signals the predecessor to end.
 func (b *Predecessor) Serves() {
-	_, _ = b.pipe.Write([]byte{2}) // it may be gone already
+	_, _ = b.pipe.Write([]byte{2}) // the predecessor may have ended already
 	_ = b.pipe.Close()
 }
 
-// InheritListener returns the listener that the predecessor, or systemd, hands to this process, or
-// opens one. The predecessor is nil if there is none.
+// InheritListener returns the listener from the predecessor or from systemd. If there is none, it opens one. The
+// predecessor is nil if this server was not started by one.
 func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (
 	l net.Listener, predecessor *Predecessor, err error,
 ) {

@@ -38,7 +38,7 @@ func NewDomain(id string) (*Domain, error) {
 	return d, err
 }
 
-// SVID issues a certificate for a SPIFFE ID, be it of this domain or not.
+// SVID issues a certificate for a SPIFFE ID, of this domain or of another.
 func (d *Domain) SVID(id string, dns ...string) (tls.Certificate, error) {
 	return d.issueCertificate(&x509.Certificate{
 		DNSNames: dns, KeyUsage: x509.KeyUsageDigitalSignature,
@@ -46,7 +46,7 @@ func (d *Domain) SVID(id string, dns ...string) (tls.Certificate, error) {
 	}, id)
 }
 
-// Raw issues a certificate whose URI has exactly these bytes.
+// Raw issues a certificate with exactly these bytes as URI.
 func (d *Domain) Raw(uri string) (tls.Certificate, error) {
 	san, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}})
 	if err != nil {
@@ -82,7 +82,7 @@ func (d *Domain) issueCertificate(c *x509.Certificate, id string) (pair tls.Cert
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
 }
 
-// Agent is a Workload API. It issues the same to everybody who asks.
+// Agent is a Workload API. It issues the same response to all clients.
 type Agent struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	server *grpc.Server
@@ -91,8 +91,8 @@ type Agent struct {
 
 	mu      sync.Mutex
 	issued  *workload.X509SVIDResponse
-	changed chan struct{} // closed when issued is no more
-	cancel  chan struct{} // closed to end what is under way
+	changed chan struct{} // closed when issued is replaced
+	cancel  chan struct{} // closed to end the calls in progress
 }
 
 // Listen starts a Workload API that has nothing to issue yet.
@@ -110,7 +110,7 @@ func Listen(socket string) (*Agent, error) {
 // Stop closes the socket and every connection.
 func (a *Agent) Stop() { a.server.Stop() }
 
-// Cancel ends every call, with the code for those that the caller has given up.
+// Cancel ends every call with the code Canceled, as if the caller had canceled it.
 func (a *Agent) Cancel() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -142,7 +142,7 @@ func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) e
 	return nil
 }
 
-// FetchX509SVID is the one call that is answered.
+// FetchX509SVID is the only implemented call.
 func (a *Agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	a.calls.Add(1)
 	defer a.calls.Add(-1)

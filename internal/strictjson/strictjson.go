@@ -38,8 +38,8 @@ func Decode(data []byte) (any, error) {
 	return v, nil
 }
 
-// loneSurrogate looks through valid JSON for what RFC 7493, 2.1 forbids: the
-// decoder makes U+FFFD of it, another reader something else.
+// loneSurrogate looks through valid JSON for what RFC 7493, 2.1 forbids: the decoder replaces it by U+FFFD, and another
+// reader may do something else.
 func loneSurrogate(data []byte) bool {
 	for {
 		i := bytes.IndexByte(data, '\\')
@@ -63,7 +63,7 @@ func loneSurrogate(data []byte) bool {
 	}
 }
 
-// decodeEscape reads the escape of a UTF-16 code unit that data begins with.
+// decodeEscape reads the escape of a UTF-16 code unit at the start of data.
 func decodeEscape(data []byte) (rune, bool) {
 	if len(data) < 6 || data[0] != '\\' || data[1] != 'u' {
 		return 0, false
@@ -110,7 +110,7 @@ func decodeObject(dec *json.Decoder, depth int) (any, error) {
 		if err != nil {
 			return nil, fmt.Errorf("not JSON: %w", err)
 		}
-		name, _ := tok.(string) // the decoder only ever yields strings here
+		name, _ := tok.(string) // the decoder only returns strings here
 		if _, twice := members[name]; twice {
 			return nil, fmt.Errorf("the name %q stands twice in one object", name)
 		}
@@ -122,8 +122,8 @@ func decodeObject(dec *json.Decoder, depth int) (any, error) {
 	return members, err
 }
 
-// Lookup follows a path of object keys down from v. A key that is not there, a
-// null, or a path through something that is no object reports false.
+// Lookup follows a path of object keys from v. It reports false if a key is missing, if the value is null, or if a
+// value on the path is not an object.
 func Lookup(v any, path ...string) (any, bool) {
 	for _, key := range path {
 		members, ok := v.(map[string]any)
