@@ -1,6 +1,6 @@
-// Package config turns the one strict YAML file into the immutable form that
-// the server works by. It reports all that is wrong at once, each at its line
-// and column, and yields nothing unless all is right.
+// Package config reads the YAML configuration file strictly, and makes the immutable configuration that the server
+// works with. It reports all problems at once, each with its line and column, and returns a configuration only if there
+// is no error.
 package config
 
 import (
@@ -34,115 +34,111 @@ import (
 	"sallyport/runner/hook"
 )
 
-// maxFile bounds the file. Ten thousand hooks take a tenth of it.
+// maxFile is the maximum size of the file. Ten thousand hooks take a tenth of it.
 const maxFile = 16 << 20
 
-// File is the configuration file as it is written. Its keys, and those of all
-// that it holds, are described in docs/configuration.md.
+// File is the content of the configuration file. docs/configuration.md describes its keys, and those of its parts.
 type File struct {
 	Listen  string                 `yaml:"listen"` // host:port; default ":8443"
-	State   string                 `yaml:"state"`  // a folder, relative to the file; required
+	State   string                 `yaml:"state"`  // folder, relative to the file; required
 	TLS     certs.Spec             `yaml:"tls"`
 	Limits  Limits                 `yaml:"limits"`
-	Drain   time.Duration          `yaml:"drain"`   // how long runs may go on after SIGTERM; default 30s
-	Outputs hook.Size              `yaml:"outputs"` // what all outputs together may take of the disk; default 10GiB
-	Metrics *Metrics               `yaml:"metrics"` // default: none are served
+	Drain   time.Duration          `yaml:"drain"`   // how long runs may continue after SIGTERM; default 30s
+	Outputs hook.Size              `yaml:"outputs"` // maximum disk space of all outputs together; default 10GiB
+	Metrics *Metrics               `yaml:"metrics"` // default: /metrics is not served
 	Audit   Audit                  `yaml:"audit"`
 	Callers map[string]*CallerSpec `yaml:"callers"`
 	Hooks   map[string]*hook.Spec  `yaml:"hooks"`
 }
 
-// CallerSpec is a caller: its credentials, how often it may come, and whether
-// anything comes of it.
+// CallerSpec is a caller: its credentials, the limit of its requests, and whether its deliveries start runs.
 type CallerSpec struct {
 	auth.CallerSpec `yaml:",inline"`
 
 	Limit   *Limit `yaml:"limit"`   // default: limits.caller
-	Observe bool   `yaml:"observe"` // what it sends is verified and reported, and starts nothing
+	Observe bool   `yaml:"observe"` // its deliveries are verified and reported, but start nothing
 }
 
-// Metrics says who may read /metrics.
+// Metrics names the callers that may read /metrics.
 type Metrics struct {
 	Callers []string `yaml:"callers"`
 }
 
-// Audit says how decisions are recorded.
+// Audit configures the audit log.
 type Audit struct {
-	Keep     hook.Size     `yaml:"keep"`      // what all lines together may take of the disk; default 1GiB
-	LeastAge time.Duration `yaml:"least_age"` // of a line about what was allowed that is removed; default 30 days (720h)
-	Key      string        `yaml:"key"`       // file with the private key that checkpoints are signed with; default: one of the server's own
+	Keep     hook.Size     `yaml:"keep"`      // maximum disk space of all lines together; default 1GiB
+	LeastAge time.Duration `yaml:"least_age"` // minimum age for the removal of lines about what was allowed; default 720h
+	Key      string        `yaml:"key"`       // private key file for checkpoints; default: the server makes a key
 }
 
-// Limits bounds what may come, and how often.
+// Limits bounds the connections and the rates of requests.
 type Limits struct {
-	Address  Limit `yaml:"address"`  // of one address, before any work; default 20/s, burst 100
-	Failures Limit `yaml:"failures"` // of one address, refused with 401; default 10/m, burst 20
-	Caller   Limit `yaml:"caller"`   // of a caller that has none of its own; default 60/m, burst 30
+	Address  Limit `yaml:"address"`  // requests from one address, checked first; default 20/s, burst 100
+	Failures Limit `yaml:"failures"` // requests from one address that are refused with 401; default 10/m, burst 20
+	Caller   Limit `yaml:"caller"`   // requests of a caller without a limit in the file; default 60/m, burst 30
 
-	Connections           int `yaml:"connections"`             // open at once; default 1024
-	ConnectionsPerAddress int `yaml:"connections_per_address"` // of them, from one address; default 64
+	Connections           int `yaml:"connections"`             // open connections; default 1024
+	ConnectionsPerAddress int `yaml:"connections_per_address"` // open connections from one address; default 64
 }
 
-// Env is what Load would otherwise ask the world for.
+// Env is the input of Load besides the file: the environment, the time, and objects that outlive a configuration.
 type Env struct {
 	Getenv func(string) (string, bool) // os.LookupEnv in the program
 	Now    time.Time
 
-	// Serving is the configuration that is in force, which the new one is to
-	// follow while the server runs; nil at the start.
+	// Serving is the configuration in force, which the new one shall replace while the server runs. It is nil at the
+	// start.
 	Serving *Config
-	// Workloads are the SPIFFE Workload APIs that are connected, whatever file
-	// names them.
+	// Workloads are the connections to SPIFFE Workload APIs. All configurations share them.
 	Workloads *certs.Workloads
-	// Seen takes down, unless it is nil, which files were read and what they
-	// were before; nil for one that is not there.
+	// Seen, unless it is nil, receives the files that Load reads, with their state before that; nil for a file that
+	// does not exist.
 	Seen map[string]fs.FileInfo
-	// Uses is where uses of keys are noted; nil for nowhere. It goes into the
-	// Config as it is, and outlives it.
+	// Uses records the uses of keys; nil: they are not recorded. The Config holds the same table, which outlives it.
 	Uses *keyuse.Table
-	// Renewals are the certificates that are obtained, whatever file asks for them.
+	// Renewals obtain certificates. All configurations share them.
 	Renewals *certs.Renewals
 }
 
-// Retain ends what was begun for other configurations than c, which is the one in
-// force, and begins to obtain the certificates that c asks for.
+// Retain ends the connections and renewals that only other configurations than c need, and begins to obtain the
+// certificates of c. c is the configuration in force.
 func (e Env) Retain(c *Config) {
 	e.Workloads.Retain(c.SPIFFE)
 	e.Renewals.Use(c.ACME)
 }
 
-// Config is a configuration without a fault. It is never changed.
+// Config is a configuration without errors. It is never changed.
 type Config struct {
 	Listen       string
 	State        string // relative to the working directory, or absolute
 	TLS          *tls.Config
-	ACME         *certs.ACME // nil without
+	ACME         *certs.ACME // nil without tls.acme
 	Limits       Limits
 	Drain        time.Duration
 	Outputs      hook.Size
 	Audit        audit.Options
 	Digest       string // SHA-256 of the file, in hex
 	Auth         *auth.Callers
-	CallerLimits map[string]Limit // of every caller
+	CallerLimits map[string]Limit // by caller; each caller has an entry
 	Observed     map[string]bool  // callers whose deliveries start nothing
 	Hooks        map[string]*hook.Hook
 	Metrics      []string // callers that may read /metrics; nil if it is not served
-	SPIFFE       string   // the socket of the Workload API, if one is named
+	SPIFFE       string   // the socket of the Workload API; empty: none
 	Uses         *keyuse.Table
 
 	callers  map[string]*CallerSpec
 	clients  *certs.Clients
-	auditKey string // file
+	auditKey string // the file of Audit.Key
 	expiries []certs.Expiry
 }
 
-// Expiries tells what of TLS ends when, the first first: what the server shows
-// and what it trusts.
+// Expiries lists the certificates, CAs and CRLs of TLS by expiry, soonest first: those of the server and those that it
+// trusts.
 func (c *Config) Expiries() []certs.Expiry {
 	return certs.Earliest(slices.Concat(c.expiries, c.clients.Expiries(), c.ACME.Expiries()))
 }
 
-// KeyExpiries tells which keys of callers end when.
+// KeyExpiries lists the keys of callers that expire.
 func (c *Config) KeyExpiries() (all []certs.Expiry) {
 	for _, k := range c.Auth.Keys() {
 		if !k.NotAfter.IsZero() {
@@ -152,13 +148,13 @@ func (c *Config) KeyExpiries() (all []certs.Expiry) {
 	return all
 }
 
-// Hook returns a hook by its name.
+// Hook returns the hook with this name.
 func (c *Config) Hook(name string) (*hook.Hook, bool) {
 	h, ok := c.Hooks[name]
 	return h, ok
 }
 
-// HasName tells whether the server has a certificate for a host name or an address.
+// HasName reports whether the server has a certificate for a host name or an address.
 func (c *Config) HasName(host string) bool {
 	if c.ACME != nil && slices.Contains(c.ACME.Domains, strings.ToLower(host)) {
 		return true
@@ -168,9 +164,8 @@ func (c *Config) HasName(host string) bool {
 	})
 }
 
-// Load reads the file called name, and everything that it names. The Config is
-// nil if any of the diagnostics, which are in the order of the file, is more
-// than a warning.
+// Load reads the file called name, and all files that it names. The diagnostics are in the order of the file. If one of
+// them is an error, the Config is nil.
 func Load(name string, env Env) (*Config, []Diagnostic) {
 	var p diag.List
 	f, r := openFile(name, &p)
@@ -189,10 +184,10 @@ func Load(name string, env Env) (*Config, []Diagnostic) {
 	return c, r.sortedDiagnostics()
 }
 
-// openFile reads the file and takes it apart. The File is nil if it cannot be.
+// openFile reads and decodes the file. The File is nil if that fails.
 func openFile(name string, p *diag.List) (*File, *report) {
 	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
-	info, _ := os.Stat(name) // nil if it is not there
+	info, _ := os.Stat(name) // nil if the file does not exist
 	p.Saw(name, info)
 	data, faults, err := pathsafe.ReadTrusted(name, name, maxFile, 0o022)
 	if err != nil {
@@ -210,10 +205,9 @@ func openFile(name string, p *diag.List) (*File, *report) {
 	return f, r
 }
 
-// compile checks what the shape of the file leaves open. dir is the folder of the
-// file. The result is of use only if p has no error. A step that depends on
-// another takes its result as an argument; the order of the diagnostics is that
-// of the file, whatever the order of the steps.
+// compile checks what decoding has not checked. dir is the folder of the file. The result may only be used if p has no
+// error. A step that depends on another takes its result as an argument. The order of the steps does not matter for the
+// diagnostics, which are sorted by their place in the file.
 func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	f.fillDefaults()
 	f.checkValues(p)
@@ -249,7 +243,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	return c
 }
 
-// checkValues checks each value that means the same whatever the rest of the file says.
+// checkValues checks each value that can be checked without the rest of the file.
 func (f *File) checkValues(p *diag.List) {
 	checkListen(f.Listen, p.At("listen"))
 	f.Limits.checkLimits(p.At("limits"))
@@ -275,7 +269,7 @@ func (f *File) stateFolder(dir string) string {
 	return filepath.Join(dir, f.State)
 }
 
-// credentials returns what proves each caller; nil for a caller that the file says nothing of.
+// credentials returns the credentials of each caller; nil for a caller with an empty entry in the file.
 func (f *File) credentials() map[string]*auth.CallerSpec {
 	specs := make(map[string]*auth.CallerSpec, len(f.Callers))
 	for name, caller := range f.Callers {
@@ -328,7 +322,7 @@ func (e Env) keySets() map[keyset.Source]*keyset.Set {
 	return e.Serving.Auth.KeySets()
 }
 
-// tlsMaterial is what TLS is made of.
+// tlsMaterial is the TLS configuration of the server, and the objects that it is made of.
 type tlsMaterial struct {
 	server   *tls.Config
 	acme     *certs.ACME
@@ -336,7 +330,7 @@ type tlsMaterial struct {
 	expiries []certs.Expiry
 }
 
-// loadTLS reads what TLS is made of, with the CAs and the certificates that callers name.
+// loadTLS reads the certificates, keys, CAs and CRLs for TLS, including the CAs and certificates that callers name.
 func loadTLS(spec certs.Spec, named certs.Named, dir, state string, env Env, p *diag.List) tlsMaterial {
 	renewals := env.Renewals
 	if renewals == nil {
@@ -348,7 +342,7 @@ func loadTLS(spec certs.Spec, named certs.Named, dir, state string, env Env, p *
 	return tlsMaterial{acme.AddTo(clients.AddTo(server)), acme, clients, expiries}
 }
 
-// checkUnchanged refuses what cannot change under a server that runs.
+// checkUnchanged refuses a change of values that cannot change while the server runs.
 func (c *Config) checkUnchanged(old *Config, p *diag.List) {
 	const text = "cannot change while the server runs (it has %q): restart it"
 	if c.Listen != old.Listen {
@@ -362,7 +356,7 @@ func (c *Config) checkUnchanged(old *Config, p *diag.List) {
 	}
 }
 
-// checkSecrets keeps credentials from becoming parameters, which are recorded,
+// checkSecrets refuses parameters that are read from a header with a credential, because parameters are recorded,
 // logged and shown.
 func (f *File) checkSecrets(headers []string, p *diag.List) {
 	headers = append(headers, "Proxy-Authorization", "Cookie")
@@ -406,7 +400,7 @@ func (f *File) fillDefaults() {
 	}
 }
 
-// minAudit is room for some thousand decisions.
+// minAudit is enough for some thousand decisions.
 const minAudit = 1 << 20
 
 // compile checks the section. state is the state folder.
@@ -436,7 +430,7 @@ func (a *Audit) loadKey(sources auth.Sources, p *diag.List) ed25519.PrivateKey {
 	return key
 }
 
-// checkReferences tells what the sections lack together.
+// checkReferences reports missing hooks and callers, references to unknown callers, and callers that are not used.
 func (f *File) checkReferences(p *diag.List) {
 	if len(f.Hooks) == 0 {
 		p.At("hooks").Errorf("are missing: without a hook there is nothing to serve")
@@ -497,8 +491,8 @@ func checkListen(address string, p *diag.List) {
 	}
 }
 
-// checkState judges the folder if it is there. A symlink to it is fine: that
-// is what systemd makes of a StateDirectory with DynamicUser.
+// checkState checks the folder if it exists. A symlink to it is allowed: systemd makes one for a StateDirectory with
+// DynamicUser.
 func checkState(written, dir string, p *diag.List) {
 	if written == "" {
 		p.Errorf("is missing: the folder where runs are recorded")

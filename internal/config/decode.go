@@ -14,12 +14,11 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// decode fills f from data. It returns false when data cannot be gone through
-// to its end; otherwise f has all that is of the right shape, and r knows the
-// rest.
+// decode fills f from data. It returns false if data cannot be parsed. Otherwise f has all values of the right shape,
+// and r has a diagnostic for each of the others.
 //
-// The library parses. Its own decoder stops at the first fault, turns numbers
-// into text and reads an absent value as a default, so values are set here.
+// A library parses the YAML. The library's decoder is not used: it stops at the first error, converts numbers into
+// text, and reads an absent value as a default.
 func decode(data []byte, f *File, r *report) bool {
 	root := parseYAML(data, r)
 	if root == nil {
@@ -41,7 +40,7 @@ func (d *decoder) reportShape(at place, path, format string, a ...any) {
 	d.addDiagnostic(at, path, fmt.Sprintf(format, a...))
 }
 
-// decodeValue sets v from n, which stands at the path.
+// decodeValue sets v from n, the node at path.
 func (d *decoder) decodeValue(n ast.Node, at place, path string, v reflect.Value) {
 	d.places[path] = at
 	switch n.(type) {
@@ -65,7 +64,7 @@ func (d *decoder) decodeValue(n ast.Node, at place, path string, v reflect.Value
 		d.decodeText(n, at, path, to)
 		return
 	case interface{ UnmarshalYAML(func(any) error) error }:
-		if isScalar { // what has parts is read as such, so that each has its place
+		if isScalar { // the parts of a list or a mapping are decoded one by one, so that each has its place
 			d.decodeText(n, at, path, to)
 			return
 		}
@@ -73,7 +72,7 @@ func (d *decoder) decodeValue(n ast.Node, at place, path string, v reflect.Value
 	d.decodeKind(n, at, path, v)
 }
 
-// decodeKind sets a v whose form is that of its kind.
+// decodeKind sets v from a node of the form that the kind of v requires.
 func (d *decoder) decodeKind(n ast.Node, at place, path string, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Struct:
@@ -113,8 +112,8 @@ func (d *decoder) decodeKind(n ast.Node, at place, path string, v reflect.Value)
 	}
 }
 
-// entryPlace is where people look for an entry of a mapping: at its value, or
-// at its key if the value is more than a scalar.
+// entryPlace returns the place to report for an entry of a mapping: the value's, or the key's if the value is not a
+// scalar.
 func entryPlace(key place, value ast.Node) place {
 	if _, scalar := value.(ast.ScalarNode); scalar && value.Type() != ast.NullType {
 		return nodePlace(value)
@@ -122,7 +121,7 @@ func entryPlace(key place, value ast.Node) place {
 	return key
 }
 
-// decodeEntries goes through the entries of a mapping.
+// decodeEntries calls entry for each entry of a mapping.
 func (d *decoder) decodeEntries(n ast.Node, at place, path string, entry func(key string, keyAt place, value ast.Node, path string)) {
 	m, ok := n.(ast.MapNode)
 	if !ok {
@@ -165,8 +164,8 @@ func (d *decoder) decodeStruct(n ast.Node, at place, path string, v reflect.Valu
 		at := entryPlace(keyAt, value)
 		field := v.FieldByIndex(index)
 		d.decodeValue(value, at, path, field)
-		// A zero would be read as "the default", which is not what it says.
-		switch field.Kind() { //nolint:exhaustive // the kinds whose zero a person can write
+		// The program reads a zero as "use the default", but the file asks for zero or an empty text. That is refused.
+		switch field.Kind() { //nolint:exhaustive // the kinds that can be zero in the file
 		case reflect.String, reflect.Int, reflect.Int64, reflect.Float64:
 			if field.IsZero() && !d.broken[path] {
 				d.reportShape(at, path, "is empty or zero: give it a value, or leave it out")
@@ -175,7 +174,7 @@ func (d *decoder) decodeStruct(n ast.Node, at place, path string, v reflect.Valu
 	})
 }
 
-// fieldsOf returns the fields of a struct by their key, inlined ones too.
+// fieldsOf returns the fields of a struct by their keys, including those of inlined structs.
 func (d *decoder) fieldsOf(t reflect.Type) map[string][]int {
 	if fields, ok := d.fields[t]; ok {
 		return fields
@@ -190,7 +189,7 @@ func (d *decoder) fieldsOf(t reflect.Type) map[string][]int {
 	return fields
 }
 
-// decodeText sets what is written as text of a form of its own.
+// decodeText sets a value that has its own text format, for example a duration, from a scalar.
 func (d *decoder) decodeText(n ast.Node, at place, path string, to any) {
 	var s string
 	switch n := n.(type) {
@@ -231,8 +230,8 @@ func (d *decoder) decodeText(n ast.Node, at place, path string, to any) {
 	}
 }
 
-// decodeString returns a text. What YAML reads as something else has to be quoted,
-// so that nobody has to know what YAML does to 1.10 or 0644.
+// decodeString returns the text of a scalar. Text that YAML reads as another type must be quoted, so that the author of
+// the file need not know how YAML reads 1.10 or 0644.
 func (d *decoder) decodeString(n ast.Node, at place, path string) (string, bool) {
 	switch n := n.(type) {
 	case *ast.StringNode:
@@ -250,8 +249,8 @@ func (d *decoder) decodeString(n ast.Node, at place, path string) (string, bool)
 	return "", false
 }
 
-// isNumber tells whether a plain scalar is a number to YAML 1.2, though the
-// library takes it for text because it is too large, or 1e3.
+// isNumber reports whether a plain scalar is a number in YAML 1.2 that the library reads as text, because it is too
+// large or has a form like 1e3.
 func isNumber(n *ast.StringNode) bool {
 	if n.Token.Type != token.StringType || n.Value == "" || !strings.ContainsRune("+-.0123456789", rune(n.Value[0])) {
 		return false
@@ -274,7 +273,7 @@ func (d *decoder) decodeInteger(n ast.Node, at place, path string, v reflect.Val
 	v.SetInt(value)
 }
 
-// decodeAny returns a value of whatever type it is written in.
+// decodeAny returns a value of the type that it has in the file.
 func (d *decoder) decodeAny(n ast.Node, at place, path string) any {
 	switch n := n.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode:
@@ -311,7 +310,7 @@ func (d *decoder) reportKind(n ast.Node, at place, path, want string) {
 	d.reportShape(at, path, "is %s, and %s belongs here", got, want)
 }
 
-// nameKind names what n is, or nothing when it was refused before.
+// nameKind returns a name for the kind of n, or an empty string if n was reported before.
 func nameKind(n ast.Node) string {
 	switch n.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode:

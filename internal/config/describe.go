@@ -20,12 +20,11 @@ import (
 	"sallyport/runner/hook"
 )
 
-// Describe prints what would be served. It prints where secrets are kept and
-// what they are called, never what they are.
+// Describe prints the configuration in effect. It prints the names and sources of secrets, but never their values.
 func (c *Config) Describe(w io.Writer) {
 	var b bytes.Buffer
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	row := func(name, format string, a ...any) { // to memory, which takes it all
+	row := func(name, format string, a ...any) { // writing to memory does not fail
 		_, _ = fmt.Fprintf(t, "%s\t%s\n", name, terminal.Line(fmt.Sprintf(format, a...)))
 	}
 
@@ -60,7 +59,7 @@ func (c *Config) Describe(w io.Writer) {
 	}
 	_ = t.Flush()
 	for line := range bytes.Lines(b.Bytes()) {
-		_, _ = fmt.Fprintf(w, "%s\n", bytes.TrimRight(line, " \n")) // a reader that has gone wants no more
+		_, _ = fmt.Fprintf(w, "%s\n", bytes.TrimRight(line, " \n")) // an error means that the reader has closed
 	}
 }
 
@@ -71,7 +70,7 @@ func describeClientAuth(c *tls.Config) string {
 	return "client certificates verified"
 }
 
-// names is what a certificate is for.
+// names returns the names that a certificate is valid for.
 func names(leaf *x509.Certificate) string {
 	list := slices.Clone(leaf.DNSNames)
 	for _, ip := range leaf.IPAddresses {
@@ -98,7 +97,7 @@ func describeCaller(row rowFunc, c *CallerSpec) {
 			row("", "preset %s, signed with %s", j.Preset, strings.Join(j.Algorithms, ", "))
 		}
 		for _, name := range slices.Sorted(maps.Keys(j.Claims)) {
-			value, _ := json.Marshal(j.Claims[name]) // as the token has it; all of it was checked
+			value, _ := json.Marshal(j.Claims[name]) // in JSON, as in the token; the value was checked
 			row("", "claim %s is %s", name, value)
 		}
 	}
@@ -128,7 +127,7 @@ func describeMTLS(row rowFunc, m *auth.MTLSSpec) {
 	}
 }
 
-// describeJWTKeys says where the keys of tokens are, or are fetched from.
+// describeJWTKeys describes the source of the keys that verify tokens.
 func describeJWTKeys(j *auth.JWTSpec) string {
 	from := describeKeys(j.Keys)
 	switch {
@@ -158,8 +157,8 @@ func describeKeys(specs []auth.KeySpec) string {
 	return strings.Join(list, ", ")
 }
 
-// DescribeKeys prints each key with the time in which it is taken, and when it
-// was last used. What was used and is not in the file any more comes after them.
+// DescribeKeys prints each key, when it is accepted, and when it was last used. Used keys that are no longer in the
+// file come last.
 func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	last := make(map[keyuse.Use]time.Time, len(uses))
 	for _, u := range uses {
@@ -184,10 +183,10 @@ func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	for _, u := range rest {
 		row(u, "not in the file", last[u].UTC().Format(time.RFC3339))
 	}
-	_ = t.Flush() // a reader that has gone wants no more
+	_ = t.Flush() // an error means that the reader has closed
 }
 
-// describeValidity says when a key is taken.
+// describeValidity describes when a key is accepted.
 func describeValidity(k auth.KeyInfo, now time.Time) string {
 	var list []string
 	if !k.NotBefore.IsZero() {
@@ -236,7 +235,7 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	}
 }
 
-// describeValues says which values a parameter may have.
+// describeValues describes the allowed values of a parameter.
 func describeValues(p hook.ParamSpec) string {
 	var b strings.Builder
 	switch {

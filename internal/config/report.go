@@ -11,13 +11,13 @@ import (
 	"sallyport/internal/terminal"
 )
 
-// Diagnostic is one thing wrong with the file, or worth a warning.
+// Diagnostic is one error or one warning about the file.
 type Diagnostic struct {
 	File         string
-	Line, Column int    // from 1; zero when it is about the file as a whole
+	Line, Column int    // from 1; zero if it is about the whole file
 	Path         string // of keys, as in hooks.start.callers[0]; may be empty
 	Text         string
-	Warning      bool // the server starts all the same
+	Warning      bool // the server starts in spite of it
 }
 
 // String returns "file:line:column: path: text", which editors can jump to.
@@ -40,14 +40,14 @@ func (d Diagnostic) String() string {
 
 type place struct{ line, column int }
 
-// report gathers diagnostics, and knows where each path of the file stands. A
-// path is its keys, each with a NUL before it.
+// report collects diagnostics, and has the place of each path in the file. A path consists of its keys, each with a NUL
+// before it.
 type report struct {
 	file   string
 	found  []Diagnostic
 	places map[string]place
 	digest string          // of the file
-	broken map[string]bool // paths whose value has the wrong shape
+	broken map[string]bool // paths of values with the wrong shape
 }
 
 func joinPath(path, key string) string { return path + "\x00" + key }
@@ -58,8 +58,8 @@ func (r *report) addDiagnostic(at place, path, text string) {
 	})
 }
 
-// addProblems takes over problems. What is said about a value of the wrong shape
-// is left out: its shape has been reported, and the rest only follows from it.
+// addProblems adds problems as diagnostics. It omits problems of a value with the wrong shape: the shape has been
+// reported, and the problem only follows from it.
 func (r *report) addProblems(problems []diag.Problem) {
 	for _, p := range problems {
 		path, at, known := "", place{1, 1}, r.broken[""]
@@ -81,7 +81,7 @@ func (r *report) hasErrors() bool {
 	return slices.ContainsFunc(r.found, func(d Diagnostic) bool { return !d.Warning })
 }
 
-// sortedDiagnostics returns the diagnostics in the order of the file, each once.
+// sortedDiagnostics returns the diagnostics in the order of the file, without duplicates.
 func (r *report) sortedDiagnostics() []Diagnostic {
 	slices.SortStableFunc(r.found, func(a, b Diagnostic) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Text, b.Text))
@@ -89,12 +89,12 @@ func (r *report) sortedDiagnostics() []Diagnostic {
 	return slices.Compact(r.found)
 }
 
-// formatPath returns a path as people write it.
+// formatPath returns a path in the form for users.
 func formatPath(path string) string {
 	var b strings.Builder
 	for i, key := range strings.Split(path, "\x00") {
 		if i == 0 {
-			continue // nothing stands before the first NUL
+			continue // there is no key before the first NUL
 		}
 		if _, err := strconv.Atoi(key); err == nil && i > 1 {
 			b.WriteString("[" + key + "]")

@@ -16,45 +16,42 @@ import (
 	"sallyport/runner/hook"
 )
 
-// A Watcher holds the configuration in force, and reloads it when its file, or
-// any file that it names, changes: when a file is written to, renamed over, or
-// replaced by a symlink anywhere on the way to it. A configuration without an
-// error replaces the one in force as a whole. One with an error is logged, and
-// leaves the one in force as it is.
+// A Watcher holds the configuration in force, and reloads it when its file, or any file that it names, changes: when a
+// file is written, renamed over, or replaced by a symlink at any level of its path. A configuration without an error
+// replaces the one in force as a whole. One with an error is logged, and the one in force stays.
 type Watcher struct {
 	name string
 	env  Env
 	log  *slog.Logger
 
 	current atomic.Pointer[Config]
-	last    attempt // of Watch alone
+	last    attempt // only used by Watch
 
 	mu     sync.Mutex
 	status ReloadStatus
 }
 
-// ReloadStatus is how loading the configuration went so far.
+// ReloadStatus is the result of the attempts to load the configuration.
 type ReloadStatus struct {
 	Loaded   time.Time // when the configuration in force was loaded
 	Failed   time.Time // when an attempt since then first failed; zero if none did
-	Reloads  int       // since the start, without retries that fail as the attempt before
-	Failures int       // of them
+	Reloads  int       // since the start, without retries that fail like the attempt before
+	Failures int       // reloads that failed
 }
 
 // attempt is the latest attempt to load the configuration.
 type attempt struct {
 	seen      map[string]fs.FileInfo // the files that it read
-	overtaken int                    // attempts in a row that a change made obsolete
-	problems  []Diagnostic           // why it failed; nil if it did not
+	overtaken int                    // consecutive attempts that a change made obsolete
+	problems  []Diagnostic           // the reason of the failure; nil if it succeeded
 	retry     retry
 }
 
-// ErrChanged says that a file changed while the configuration was adopted, so
-// that it must be loaded once more.
+// ErrChanged reports that a file changed while the configuration was adopted, so it must be loaded again.
 var ErrChanged = errors.New("the file has changed again")
 
-// NewWatcher loads the first configuration. The Watcher is nil if any of the
-// diagnostics is more than a warning. NewWatcher sets env.Now, env.Serving and env.Seen.
+// NewWatcher loads the first configuration. The Watcher is nil if any of the diagnostics is an error. NewWatcher sets
+// env.Now, env.Serving and env.Seen.
 func NewWatcher(name string, env Env, log *slog.Logger) (*Watcher, []Diagnostic) {
 	w := &Watcher{name: name, env: env, log: log}
 	c, found := w.loadFile()
@@ -68,10 +65,10 @@ func NewWatcher(name string, env Env, log *slog.Logger) (*Watcher, []Diagnostic)
 // Get returns the configuration in force.
 func (w *Watcher) Get() *Config { return w.current.Load() }
 
-// Hook returns a hook of the configuration in force by its name.
+// Hook returns the hook with this name in the configuration in force.
 func (w *Watcher) Hook(name string) (*hook.Hook, bool) { return w.Get().Hook(name) }
 
-// Status returns how loading went so far.
+// Status returns the result of loading until now.
 func (w *Watcher) Status() ReloadStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -93,16 +90,14 @@ func (w *Watcher) putInForce(c *Config) {
 	w.status.Loaded, w.status.Failed = time.Now(), time.Time{}
 }
 
-// Watch reloads until ctx is done. It calls agree before a configuration comes
-// into force, which may refuse it, and changed afterwards.
+// Watch reloads until ctx is done. It calls agree, which may refuse the configuration, before a configuration comes
+// into force, and changed after that.
 //
-// Watch reads the state of the files a few times each second instead of asking
-// the kernel for events: that notices a changed symlink anywhere on the way to a
-// file, and works on every filesystem. A change is loaded once it has settled,
-// see debounce; SIGHUP reloads at once. A configuration that was refused is tried
-// again even if no file changes, see retry: the reason may be a clock, a full
-// disk or a supervisor that is down, and until the reload succeeds the server
-// trusts callers that the file no longer has.
+// Watch reads the state of the files a few times each second instead of using the kernel's events: so it notices a
+// changed symlink at any level of a path, and works on every filesystem. A change is loaded once it has settled, see
+// debounce; SIGHUP reloads at once. A configuration that was refused is loaded again even if no file changes, see
+// retry: the reason may be the clock, a full disk or a supervisor that does not run, and until the reload succeeds the
+// server trusts callers that the file no longer has.
 func (w *Watcher) Watch(
 	ctx context.Context, hup <-chan os.Signal, agree func(*Config) error, changed func(*Config),
 ) {
@@ -139,16 +134,16 @@ func (w *Watcher) Watch(
 
 const (
 	minPause  = 200 * time.Millisecond
-	idleShare = 500 // times as long as it takes to look at the files, the watcher pauses
+	idleShare = 500 // the watcher pauses this many times as long as it takes to read the state of the files
 
-	maxOvertaken = 10 // attempts in a row, until that is a failure
+	maxOvertaken = 10 // consecutive attempts that changes made obsolete; the last one counts as a failure
 )
 
 // isOvertaken reports whether a change that the attempt did not see made it obsolete.
 func (a *attempt) isOvertaken() bool { return a.overtaken > 0 && a.overtaken < maxOvertaken }
 
-// A debounce waits until files that change have settled, so that no file is read
-// while it is written. Its zero value waits for the first change.
+// A debounce waits until the files that change have settled, so that no file is read while it is written. Its zero
+// value waits for the first change.
 type debounce struct {
 	files map[string]fs.FileInfo // as the latest look found them; nil before the first change
 	since time.Time              // the first look that found a change
@@ -156,9 +151,9 @@ type debounce struct {
 
 const settleTime = 5 * time.Second
 
-// observe takes what a look found. The change has settled when two looks in a row
-// find the same. It is late when it has not settled within settleTime, so that one
-// file that changes all the time does not hold up the others.
+// observe compares the state of the files with the previous one. The change has settled when two consecutive states are
+// equal. It is late when it has not settled within settleTime, so that one file that changes all the time does not
+// delay the others.
 func (d *debounce) observe(files map[string]fs.FileInfo, now time.Time) (settled, late bool) {
 	if d.files == nil {
 		d.files, d.since = files, now
@@ -169,9 +164,8 @@ func (d *debounce) observe(files map[string]fs.FileInfo, now time.Time) (settled
 	return settled, !settled && now.Sub(d.since) >= settleTime
 }
 
-// A retry says when a failed attempt is repeated although no file has changed:
-// after a pause that doubles from firstRetry to maxRetry. Its zero value has
-// nothing to repeat.
+// A retry schedules the next attempt after a failure when no file has changed: after a pause that doubles from
+// firstRetry to maxRetry. Its zero value schedules none.
 type retry struct {
 	pause time.Duration
 	at    time.Time
@@ -184,8 +178,8 @@ const (
 
 func (r *retry) isRetryDue(now time.Time) bool { return !r.at.IsZero() && !now.Before(r.at) }
 
-// schedule schedules the attempt after one that failed now. A failure that is not
-// the same as the one before starts with the shortest pause.
+// schedule schedules the next attempt after a failure at now. After a failure that differs from the one before, the
+// pause is the shortest one.
 func (r *retry) schedule(now time.Time, same bool) {
 	r.pause = min(2*r.pause, maxRetry)
 	if !same {
@@ -202,12 +196,12 @@ type reloader struct {
 	changed func(*Config)
 }
 
-// reload makes an attempt. One that neither a signal nor a settled change asked
-// for is logged only if it ends in another way than the one before.
+// reload makes an attempt. If neither a signal nor a settled change asked for it, reload logs it only if its result
+// differs from that of the one before.
 func (r *reloader) reload(ctx context.Context, asked bool) {
 	start := time.Now()
-	c, found := r.loadFile() //nolint:contextcheck // what loading waits for has time limits of its own
-	if ctx.Err() != nil {    // which may be why it failed
+	c, found := r.loadFile() //nolint:contextcheck // each wait in loading has a time limit
+	if ctx.Err() != nil {    // the end of ctx may be the reason of the failure
 		return
 	}
 	var err error
@@ -240,7 +234,7 @@ func (r *reloader) recordFailure(ctx context.Context, asked bool, found []Diagno
 	now, repeated := time.Now(), !asked && slices.Equal(found, r.last.problems)
 	r.last.problems = found
 	r.last.retry.schedule(now, repeated)
-	r.env.Retain(r.Get()) // which ends what was begun for the one that is refused
+	r.env.Retain(r.Get()) // ends the connections and renewals of the refused configuration
 	if repeated {
 		return
 	}
@@ -266,7 +260,7 @@ func (r *reloader) logDiagnostics(ctx context.Context, found []Diagnostic) {
 	}
 }
 
-// statFiles returns what the files are now; nil for one that does not exist.
+// statFiles returns the current state of the files; nil for a file that does not exist.
 func statFiles(files map[string]fs.FileInfo) map[string]fs.FileInfo {
 	now := make(map[string]fs.FileInfo, len(files))
 	for path := range files {
@@ -275,7 +269,7 @@ func statFiles(files map[string]fs.FileInfo) map[string]fs.FileInfo {
 	return now
 }
 
-// sameFile reports whether a file is unchanged as far as stat can tell.
+// sameFile reports whether stat shows no change of a file.
 func sameFile(a, b fs.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
@@ -283,6 +277,6 @@ func sameFile(a, b fs.FileInfo) bool {
 	s, ok := a.Sys().(*syscall.Stat_t)
 	o, also := b.Sys().(*syscall.Stat_t)
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && a.Mode() == b.Mode() &&
-		// No program can set the change time, but any can set the modification time, as "cp -p" does.
+		// A program can set the modification time, as "cp -p" does, but not the change time.
 		ok && also && s.Uid == o.Uid && changeTime(s) == changeTime(o)
 }

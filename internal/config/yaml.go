@@ -14,11 +14,11 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// maxDepth bounds how deep values nest. The parser calls itself for each level.
+// maxDepth is the maximum depth of nested values, because the parser is recursive.
 const maxDepth = 64
 
-// parseYAML returns the one mapping that data holds, or nil when there is nothing
-// to go on with. What is wrong is in r.
+// parseYAML returns the one mapping in data. It returns nil if there is none or data cannot be parsed, and reports each
+// problem to r.
 func parseYAML(data []byte, r *report) ast.Node {
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // YAML 1.2.2, 5.2
 	// All three are one line break (5.4), but the library counts some twice.
@@ -30,12 +30,12 @@ func parseYAML(data []byte, r *report) ast.Node {
 	if !checkPlainYAML(tokens, r) {
 		return nil
 	}
-	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey()) // the decoder reports all of them
+	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey()) // the decoder reports all duplicates
 	if err != nil {
 		reportSyntax(err, r)
 		return nil
 	}
-	// A directive, which is refused, makes a document of its own.
+	// The parser makes a separate document of a directive, which was reported before.
 	docs := file.Docs
 	for len(docs) > 1 {
 		if _, ok := docs[0].Body.(*ast.DirectiveNode); !ok {
@@ -60,8 +60,8 @@ func parseYAML(data []byte, r *report) ast.Node {
 	return docs[0].Body
 }
 
-// checkCharacters refuses what is not text (YAML 1.2.2, 5.1): a reader of the file
-// must see what the program sees.
+// checkCharacters refuses characters that are not text (YAML 1.2.2, 5.1), so that a reader of the file sees what the
+// program reads.
 func checkCharacters(data []byte, r *report) bool {
 	line := 1
 	for n, rest := range bytes.Split(data, []byte("\n")) {
@@ -84,14 +84,13 @@ func checkCharacters(data []byte, r *report) bool {
 	return true
 }
 
-// isBidirectional tells whether c makes what follows look as if it stood
-// elsewhere.
+// isBidirectional reports whether c changes the order in which the following text is displayed.
 func isBidirectional(c rune) bool {
 	return c >= 0x202a && c <= 0x202e || c >= 0x2066 && c <= 0x2069
 }
 
-// checkPlainYAML reports all that YAML can do and this file may not. It returns false
-// when the rest cannot be parsed safely.
+// checkPlainYAML reports the features of YAML that this file may not use. It returns false if the rest cannot be parsed
+// safely.
 func checkPlainYAML(tokens token.Tokens, r *report) bool {
 	why := map[token.Type]string{
 		token.AnchorType:     "anchors are not read: write the value where it is used",
@@ -135,8 +134,8 @@ func reportSyntax(err error, r *report) {
 
 func tokenPlace(t *token.Token) place { return place{t.Position.Line, t.Position.Column} }
 
-// nodePlace is where the text of a node begins. A mapping's own token is the colon
-// of its first entry.
+// nodePlace returns the place where the text of a node begins. The token of a mapping is the colon of its first entry,
+// so it does not show that.
 func nodePlace(n ast.Node) place {
 	switch n := n.(type) {
 	case *ast.MappingNode:
