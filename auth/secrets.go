@@ -53,9 +53,9 @@ func (s Sources) reuseKeySet(from keyset.Source) (*keyset.Set, error) {
 	return set, err
 }
 
-// Secret returns the text of a secret without one trailing newline. It refuses an empty secret, one over
-// 64 KiB, and a file that is not regular, that others can read, or that anyone but its owner can write. No
-// error has any of the text.
+// Secret returns the text of a secret without one trailing newline. It refuses an empty secret, one over 64 KiB, and a
+// file that is not regular, that other users can read, or that other users than its owner can write. No error has any
+// of the text.
 func (s Sources) Secret(k *KeySpec) ([]byte, error) {
 	_, text, err := s.readKeyText(k, secretMode)
 	return text, err

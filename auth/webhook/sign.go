@@ -13,10 +13,9 @@ import (
 	"time"
 )
 
-// Sign returns the headers with which the scheme's sender would sign body. The secret is the text of the
-// key file; for Ed25519 it is the private key or its seed in the encoding of the public key (after
-// "whsk_" where the public key begins with "whpk_"). The caller sets the content type, and writes a
-// timestamp that belongs into the body.
+// Sign returns the headers with which the scheme's sender would sign body. The secret is the text of the key file. For
+// Ed25519 it is the private key or its seed in the encoding of the public key (after "whsk_" if the public key begins
+// with "whpk_"). The caller sets the content type, and writes a timestamp into the body if the scheme has one there.
 func (s *Scheme) Sign(secret, body []byte, id string, at time.Time) (http.Header, error) {
 	if s.otherHalf != nil && bytes.HasPrefix(secret, []byte(s.otherHalf.privatePrefix())) {
 		return s.otherHalf.Sign(secret, body, id, at)

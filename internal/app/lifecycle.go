@@ -24,7 +24,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// program is what a server has whether or not it holds the state folder.
+// program is the part of a server that does not depend on the state folder.
 type program struct {
 	conf    *config.Watcher
 	file    string
@@ -32,10 +32,10 @@ type program struct {
 	version string
 	uses    *keyuse.Table
 	log     *slog.Logger
-	out     *logging.Output // where log writes to
+	out     *logging.Output // the output of log
 	hup     <-chan os.Signal
 	signals func() server.Signals
-	retain  func(*config.Config) // ends what only earlier configurations asked for
+	retain  func(*config.Config) // ends the connections and renewals of earlier configurations
 
 	watchdog readiness.Watchdog
 }
@@ -65,8 +65,8 @@ func (p *program) runStates(ctx context.Context, listener net.Listener, predeces
 	return err
 }
 
-// acquire opens the state folder. A predecessor is asked to release it first, unless the audit log in it is damaged:
-// then neither server could open it again.
+// acquire opens the state folder. It first asks a predecessor to release the folder, unless the audit log in it is
+// damaged: then neither server could open it again.
 func (p *program) acquire(ctx context.Context, predecessor *server.Predecessor) (*stateFolder, error) {
 	if predecessor == nil {
 		return p.openFolder(ctx)
@@ -80,13 +80,13 @@ func (p *program) acquire(ctx context.Context, predecessor *server.Predecessor) 
 	return p.openFolderRepeatedly(ctx, func(err error) bool { return errors.Is(err, store.ErrHeld) })
 }
 
-// reclaim opens the state folder that this server released. Most errors may pass, a full disk for example; a store
-// that the successor migrated does not come back.
+// reclaim opens the state folder that this server released. It retries after most errors, because the cause may be
+// temporary, for example a full disk. It does not retry if the successor migrated the store.
 func (p *program) reclaim(ctx context.Context) (*stateFolder, error) {
 	return p.openFolderRepeatedly(ctx, func(err error) bool { return !errors.Is(err, store.ErrNewer) })
 }
 
-// openFolderRepeatedly tries again for a minute after an error that mayPass accepts.
+// openFolderRepeatedly retries for a minute after errors that mayPass accepts.
 func (p *program) openFolderRepeatedly(ctx context.Context, mayPass func(error) bool) (*stateFolder, error) {
 	const patience, heldPause, errorPause = time.Minute, 10 * time.Millisecond, 2 * time.Second
 	for end := time.After(patience); ; {
@@ -107,8 +107,8 @@ func (p *program) openFolderRepeatedly(ctx context.Context, mayPass func(error) 
 	}
 }
 
-// handOver waits until the successor serves. If it fails, handOver returns the listener to go on with. endErr is how
-// serving ended.
+// handOver waits until the successor serves. If the successor fails, handOver returns the listener to continue with.
+// endErr is the error with which serving ended.
 func (p *program) handOver(successor *server.Successor, endErr error) (net.Listener, error) {
 	if endErr != nil {
 		p.log.Error("handing over", "error", endErr)
@@ -120,8 +120,8 @@ func (p *program) handOver(successor *server.Successor, endErr error) (net.Liste
 	return listener, err
 }
 
-// serve answers until a signal ends that, then drains, or hands over and returns the successor. It releases the state
-// folder.
+// serve answers until a signal ends serving. Then it drains, or hands over and returns the successor. It releases the
+// state folder.
 func (p *program) serve(
 	ctx context.Context, f *stateFolder, listener net.Listener, predecessor *server.Predecessor,
 ) (successor *server.Successor, err error) {
@@ -156,12 +156,12 @@ func (p *program) serve(
 		log.Warn("cannot notify the service manager", "error", err)
 	}
 	if predecessor != nil {
-		predecessor.Serves() // now that the service manager knows the new main process
+		predecessor.Serves() // after NotifyReady, so the service manager knows the new main process
 	}
 	return f.serveUntilEnd(ctx, srv, p.signals())
 }
 
-// newSurface returns what answers requests, with the metrics among it.
+// newSurface returns the handler of requests, including the one of the metrics.
 func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
 	missing := metrics.Missing{
 		Dropped:    p.out.Dropped,
@@ -173,8 +173,8 @@ func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
 	return surface
 }
 
-// successorStarter returns what starts the next server. It refuses while a part does not work: once this server has
-// released the state folder, neither server could open that part.
+// successorStarter returns the function that starts the next server. The function refuses while a part does not work:
+// once this server has released the state folder, neither server could open that part.
 func (p *program) successorStarter(
 	ctx context.Context, check *readiness.Check,
 ) func(listener, pipe *os.File) (*server.NextProcess, error) {
@@ -186,8 +186,8 @@ func (p *program) successorStarter(
 	}
 }
 
-// serveUntilEnd serves until a signal ends that, and writes to the audit log how it ended: drained or handed over. A
-// server that was displaced writes nothing, and leaves the supervisor to the server that displaced it.
+// serveUntilEnd serves until a signal ends serving, and writes the kind of end to the audit log: drained or handed
+// over. A server that was displaced writes nothing, and leaves the supervisor to the other server.
 func (f *stateFolder) serveUntilEnd(
 	ctx context.Context, srv *server.Server, sig server.Signals,
 ) (*server.Successor, error) {
@@ -199,6 +199,6 @@ func (f *stateFolder) serveUntilEnd(
 	case successor != nil:
 		return successor, errors.Join(err, f.audit.Write(ctx, audit.Line{Event: audit.HandedOver}))
 	}
-	//nolint:contextcheck // Quit has a time limit of its own
+	//nolint:contextcheck // Quit has a time limit
 	return nil, errors.Join(err, f.supervisor.Quit(), f.audit.Write(ctx, audit.Line{Event: audit.Stopped}))
 }

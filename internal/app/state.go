@@ -60,8 +60,7 @@ func (p *program) openFolder(ctx context.Context) (_ *stateFolder, err error) {
 		return nil, err
 	}
 	f.undo = append(f.undo, func() { closeAndLog(f.audit, "audit log", p.log) })
-	// Only now: the supervisor disconnects the predecessor when another server connects, and by now the predecessor has
-	// let go of its runs.
+	// Connect comes last: the supervisor then disconnects the predecessor, which has released its runs by now.
 	f.supervisor, err = supervisor.Connect(ctx, supervisor.Options{
 		State: c.State, Config: p.file, Exe: p.exe, Version: p.version, Log: p.log, Env: process.LoginEnv(os.LookupEnv),
 	})
@@ -105,10 +104,10 @@ func openAudit(ctx context.Context, c *config.Config, version string, log *slog.
 	return trail, nil
 }
 
-// prepareReload prepares for a new configuration, before it is in force: the supervisor reads its hooks, and the audit log
-// records it.
+// prepareReload prepares for a new configuration, before it is in force: the supervisor reads its hooks, and the audit
+// log records it.
 func (f *stateFolder) prepareReload(ctx context.Context, old, c *config.Config) error {
-	digest, err := f.supervisor.Reload(hook.Digest(old.Hooks)) //nolint:contextcheck // it has a time limit of its own, and must not stop half-way
+	digest, err := f.supervisor.Reload(hook.Digest(old.Hooks)) //nolint:contextcheck // has a time limit
 	if err == nil && digest != hook.Digest(c.Hooks) {
 		return config.ErrChanged
 	}

@@ -91,7 +91,7 @@ const (
 	Cut        Event = "cut"        // of a line that was not written whole when the server was killed
 	Resumed    Event = "resumed"    // after lines could not be written
 	Suppressed Event = "suppressed" // refusals that were only counted
-	Refusals   Event = "refusals"   // that they have a chain of their own, and how far it was signed
+	Refusals   Event = "refusals"   // the refusals have a separate chain; how far it was signed
 	Started    Event = "server started"
 	Stopped    Event = "server stopped"
 	HandedOver Event = "server handed over"

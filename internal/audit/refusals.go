@@ -11,8 +11,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Strangers can cause refusals in any number, and each line displaces an older one. Of
-// each kind, the first refusals have lines of their own, and the rest are counted.
+// Strangers can cause refusals in any number, and each line displaces an older one. Of each kind, the first refusals
+// have a line each, and the rest are counted.
 const (
 	refusalBurst = 100
 	refusalEvery = 30 * time.Second // one more line
@@ -23,13 +23,13 @@ const (
 // configuration, and the reasons those of the program, so there are few.
 type kind struct{ reason, caller string }
 
-// tally counts refusals that have no lines of their own.
+// tally counts refusals without a line.
 type tally struct {
 	n            int
 	since, until time.Time
 }
 
-// counts are the refusals without lines of their own.
+// counts are the refusals without a line, by kind.
 type counts struct {
 	mu     sync.Mutex
 	limits map[kind]*rate.Limiter
@@ -69,7 +69,7 @@ func (l *Log) Count(reason string) {
 	l.countOne(kind{reason: reason}, l.now())
 }
 
-// SuppressedLines returns how many refusals have had no line of their own since the start.
+// SuppressedLines returns how many refusals have had no line since the start.
 func (l *Log) SuppressedLines() int { return int(l.suppressed.Load()) }
 
 func compareKinds(a, b kind) int {

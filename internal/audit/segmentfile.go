@@ -25,7 +25,7 @@ type segmentFile struct {
 	spilt bool  // the file may have more bytes than that
 }
 
-// openFile goes on to another file.
+// openFile switches to another file.
 func (s *segmentFile) openFile(name string, flags int) error {
 	f, err := os.OpenFile(name, flags, 0o600)
 	if err != nil {
@@ -40,7 +40,7 @@ func (s *segmentFile) openFile(name string, flags int) error {
 	return err
 }
 
-// createSegment goes on to a new segment of a folder.
+// createSegment switches to a new segment of a folder.
 func (s *segmentFile) createSegment(dir string, first uint64) error {
 	if err := s.openFile(segmentName(dir, first), os.O_RDWR|os.O_CREATE); err != nil {
 		return err

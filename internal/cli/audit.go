@@ -22,7 +22,7 @@ type auditVerify struct {
 	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint or audit/refusals/checkpoint that was kept elsewhere: what it has seen must be there."`
 }
 
-// Run prints what is right, or the first thing that is wrong.
+// Run prints what was verified, or the first fault.
 func (cmd *auditVerify) Run(s *Streams) error {
 	keys := cmd.Key
 	switch {

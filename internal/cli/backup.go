@@ -17,7 +17,7 @@ type Backup struct {
 	StateDir string `required:"" placeholder:"DIR" help:"State folder to copy."`
 }
 
-// Run writes the backup and says what is in it.
+// Run writes the backup and prints what it contains.
 func (cmd *Backup) Run(s *Streams) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

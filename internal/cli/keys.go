@@ -25,7 +25,7 @@ type keysNew struct {
 	Out    string `placeholder:"FILE" help:"File to make, which must not be there; a public half goes to FILE.pub. - prints both. Default: SCHEME-ID."`
 }
 
-// Run makes the files. A secret is printed only where that is asked for.
+// Run makes the files. It prints a secret only with --out -.
 func (cmd *keysNew) Run(s *Streams) error {
 	key, err := auth.GenerateKey(cmd.Scheme, cmd.Alg)
 	if err != nil {

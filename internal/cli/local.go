@@ -12,8 +12,8 @@ import (
 	"sallyport/runner/supervisor"
 )
 
-// changeRun asks a server to change a run: the one at --server, or the one that serves the state folder,
-// as a local administrator. The store is never changed behind the back of a server.
+// changeRun asks a server to change a run: the server at --server, or, as a local administrator, the one that serves
+// the state folder. It never changes the store itself while a server uses it.
 func (r *target) changeRun(s *Streams, f func(ctx context.Context, c *client.Client, server string) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()

@@ -14,7 +14,7 @@ import (
 	"sync"
 )
 
-// ErrClosed says that the queue was closed before an operation had its turn.
+// ErrClosed reports that the queue was closed before the writer received an operation.
 var ErrClosed = errors.New("closed")
 
 // Queue passes operations to one writer. Its methods may be called at once from many goroutines, except those that
@@ -134,7 +134,7 @@ func (q *Queue[T]) fillBatch(batch []Op[T]) []Op[T] {
 // Closing is for the writer: it is closed when the writer should end.
 func (q *Queue[T]) Closing() <-chan struct{} { return q.closing }
 
-// End is for the writer: it says that no operation will be committed any more.
+// End is for the writer: it reports that no more operations will be committed.
 func (q *Queue[T]) End() { close(q.ended) }
 
 // Ended is closed when the writer has ended.

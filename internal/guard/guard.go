@@ -11,7 +11,7 @@ import (
 	"runtime/debug"
 )
 
-// ErrFault says that a function ended by a panic, so that what it had done until then is not known.
+// ErrFault reports that a function ended by a panic, so it is not known what it had done until then.
 var ErrFault = errors.New("fault")
 
 // Call returns what f returns. A panic of f is logged with its stack, and returned as an error.

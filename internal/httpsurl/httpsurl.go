@@ -1,5 +1,5 @@
-// Package httpsurl checks addresses to which the program sends requests. A
-// credential never goes to an address without TLS, and never stands in one.
+// Package httpsurl checks addresses to which the program sends requests. A credential never goes to an address without
+// TLS, and is never part of an address.
 package httpsurl
 
 import (
@@ -7,14 +7,14 @@ import (
 	"net/url"
 )
 
-// The errors of Parse. They do not repeat the address, which may be a credential in the wrong place.
+// The errors of Parse. They do not repeat the address, because it may be a credential that was given by mistake.
 var (
 	ErrForm     = errors.New("is not of the form https://host/path")
 	ErrUserInfo = errors.New("has a user or a password")
 )
 
-// Parse returns an address with the scheme https, a host, and no user. The URL
-// is nil only if the text cannot be parsed at all.
+// Parse returns an address with the scheme https, a host, and no user. The URL is nil only if the text cannot be
+// parsed.
 func Parse(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	switch {

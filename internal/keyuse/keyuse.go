@@ -1,9 +1,7 @@
-// Package keyuse remembers when each key was last used. It shows which keys can be
-// removed after a rotation.
+// Package keyuse records when each key was last used. It shows which keys can be removed after a rotation.
 //
-// A [Table] has the uses in memory, for a bounded number of keys, and saves them to a
-// [Store] once a minute and at the end. A server that is killed loses the uses of its
-// last minute.
+// A [Table] has the uses in memory, for a bounded number of keys, and saves them to a [Store] once a minute and at the
+// end. A server that is killed loses the uses of its last minute.
 package keyuse
 
 import (
@@ -33,8 +31,8 @@ type Store interface {
 	KeyUses(ctx context.Context) ([]Use, error)
 }
 
-// Table has the uses that this process knows. Its zero value is empty and ready,
-// and a nil one remembers nothing. Its methods may be called at once.
+// Table has the uses that this process knows. Its zero value is empty and ready, and a nil one records nothing. Its
+// methods may be called concurrently.
 type Table struct {
 	mu      sync.Mutex
 	last    map[name]time.Time
@@ -45,11 +43,11 @@ type Table struct {
 type name struct{ caller, scheme, key string }
 
 const (
-	maxKeys   = 10_000 // a sender may choose any key id; beyond this, new ones are not remembered
+	maxKeys   = 10_000 // a sender may choose any key id; beyond this number, new keys are not recorded
 	saveEvery = time.Minute
 )
 
-// Note remembers a use, unless a later one is known.
+// Note records a use, unless a later one is known.
 func (t *Table) Note(u Use) {
 	if t == nil {
 		return

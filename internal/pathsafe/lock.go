@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// ErrLocked says that another process has the lock.
+// ErrLocked reports that another process has the lock.
 var ErrLocked = errors.New("another process holds its lock")
 
 // Lock is the lock of a folder, until Close.

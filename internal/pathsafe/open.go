@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// ErrNotRegular says that a name leads to a folder, a FIFO, a socket or a device.
+// ErrNotRegular reports that a name leads to a folder, a FIFO, a socket or a device.
 var ErrNotRegular = errors.New("is not a regular file")
 
 // OpenRegular opens a regular file in root for reading. Errors are those of opening, and ErrNotRegular: to open

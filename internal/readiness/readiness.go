@@ -1,5 +1,4 @@
-// Package readiness finds out whether the parts that a server needs do their work: by having
-// each do some, within a deadline.
+// Package readiness checks whether the parts that a server needs work: each part must do some work within a deadline.
 package readiness
 
 import (
@@ -15,30 +14,30 @@ import (
 )
 
 const (
-	// deadline is how long a part may take: longer than most probes of orchestrators wait.
+	// deadline is the longest time that a part may take. Most probes of orchestrators wait for a shorter time.
 	deadline = 2 * time.Second
-	// kept is for how long a result stands, so that no number of requests makes more work.
+	// kept is the time for which a result is used again, so that more requests do not cause more work.
 	kept = time.Second
 )
 
-// ErrSilent says that a part has not answered within its deadline.
+// ErrSilent reports that a part has not answered within its deadline.
 var ErrSilent = fmt.Errorf("no answer within %s", deadline)
 
-// Part is something that a server needs.
+// Part is one of the parts that a server needs.
 type Part struct {
 	Name string
-	// Probe has the part do some work, and returns why it cannot. Its context ends at the deadline. It is
-	// not called again before it has returned.
+	// Probe makes the part do some work, and returns the reason if the part cannot. Its context ends at the deadline.
+	// It is not called again before it has returned.
 	Probe func(context.Context) error
 }
 
-// Fault is what is wrong with a part.
+// Fault is the error of one part.
 type Fault struct {
 	Part string
 	Err  error // wraps ErrSilent if the part does not answer
 }
 
-// Check exercises parts. Its methods may be called at once from many goroutines.
+// Check probes parts. Its methods may be called concurrently.
 type Check struct{ parts []*part }
 
 // New returns a check of some parts.
@@ -50,8 +49,7 @@ func New(log *slog.Logger, parts ...Part) *Check {
 	return c
 }
 
-// Faults returns what is wrong with the parts now, in their order. It takes no longer than the
-// deadline.
+// Faults returns the errors of the parts, in the order of the parts. It returns at the deadline at the latest.
 func (c *Check) Faults(ctx context.Context) []Fault {
 	faults := make([]Fault, len(c.parts))
 	var all sync.WaitGroup
@@ -62,7 +60,7 @@ func (c *Check) Faults(ctx context.Context) []Fault {
 	return slices.DeleteFunc(faults, func(f Fault) bool { return f.Err == nil })
 }
 
-// Err returns all that is wrong as one error.
+// Err returns all faults as one error.
 func (c *Check) Err(ctx context.Context) error {
 	var errs []error
 	for _, f := range c.Faults(ctx) {
@@ -79,7 +77,7 @@ type part struct {
 	latest *attempt
 }
 
-// attempt is a call of Probe. The rest is set once done is closed.
+// attempt is a call of Probe. Its results are set before done is closed.
 type attempt struct {
 	began time.Time
 	done  chan struct{}
@@ -96,12 +94,12 @@ func (a *attempt) isDone() bool {
 	}
 }
 
-// probeResult waits for the attempt that is under way, or for a new one if the last one is too old.
+// probeResult waits for the attempt in progress, or for a new one if the last result is too old.
 func (p *part) probeResult(ctx context.Context) error {
 	p.mu.Lock()
 	a := p.latest
 	if a == nil || a.isDone() && time.Since(a.ended) >= kept {
-		a = p.beginProbe(context.WithoutCancel(ctx)) // others wait for it, too
+		a = p.beginProbe(context.WithoutCancel(ctx)) // other callers wait for it, too
 		p.latest = a
 	}
 	p.mu.Unlock()

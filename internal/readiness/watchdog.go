@@ -11,15 +11,15 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// Watchdog keeps systemd from restarting this process (WatchdogSec=) for as long as all parts of
-// a check answer. What a part answers does not count: a restart ends a hang, and makes no room on
-// a full disk.
+// Watchdog keeps systemd from restarting this process (WatchdogSec=) while all parts of a check answer. An error is an
+// answer, too: a restart ends a hang, but does not help with a full disk, for example.
 type Watchdog struct{ check atomic.Pointer[Check] }
 
-// Watch sets what has to answer from now on; nil for nothing, while the parts are not there.
+// Watch sets the check whose parts must answer from now on. A nil check has no parts, for the time when they are not
+// open.
 func (w *Watchdog) Watch(c *Check) { w.check.Store(c) }
 
-// Run notifies systemd until ctx is done, if systemd wants that.
+// Run notifies systemd until ctx is done, if the unit of the service sets WatchdogSec=.
 func (w *Watchdog) Run(ctx context.Context, log *slog.Logger) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {

@@ -1,9 +1,8 @@
-// Package retention removes what the configuration does not keep: runs, their outputs, and folders
-// that a crash left. It also ends queued runs that have waited too long.
+// Package retention removes what the configuration does not keep: runs, their outputs, and folders that a crash left.
+// It also ends queued runs that have waited too long.
 //
-// Each kind of work is done again and again until its context is done, in small steps that do not
-// keep deliveries waiting. A failure is logged once, and the work is tried again. After the clock was
-// set, nothing is removed for a while ([Steps]).
+// Each kind of work is repeated until its context is done, in small steps that do not delay deliveries. A failure is
+// logged once, and the work is retried. After the clock was set, nothing is removed for a while ([Steps]).
 package retention
 
 import (
@@ -62,8 +61,8 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 	})
 }
 
-// TrimOutputs keeps the outputs of all runs within their bound, until ctx is done. Reading
-// a million folders takes seconds, so it rests for much longer than it works.
+// TrimOutputs keeps the outputs of all runs within their bound, until ctx is done. Reading a million folders takes
+// seconds, so its pauses are much longer than its work.
 func TrimOutputs(ctx context.Context, conf *config.Watcher, log *slog.Logger) {
 	const rest = 50 // times as long
 	trimming := &failures{log: log, work: "trimming outputs"}

@@ -13,29 +13,27 @@ import (
 	"sallyport/internal/netid"
 )
 
-// What a connection may do that has not carried a valid credential.
+// Limits of a connection, stricter while it has not carried a valid credential.
 const (
-	maxStrangerLife     = time.Minute // then the next answer is the last one
-	maxStrangerRefusals = 20          // so is this refusal, counted since the last answer that was not one
-	maxRefusals         = 200         // the same, of a connection that has carried a valid credential
+	maxStrangerLife     = time.Minute // after that, the next answer is the last one
+	maxStrangerRefusals = 20          // consecutive refusals; then this refusal is the last answer
+	maxRefusals         = 200         // the same, for a connection that has carried a valid credential
 )
 
-// What may arrive on a connection beyond the bodies that are read. Frames that ask
-// for nothing (PING, SETTINGS, empty DATA and CONTINUATION, requests that are
-// reset at once) cost time, and net/http bounds their number only while it
-// cannot write its answers.
+// Limits of the bytes that may arrive on a connection in addition to the bodies that are read. Frames that carry no
+// request (PING, SETTINGS, empty DATA and CONTINUATION), and requests that are reset at once, cost time. net/http
+// bounds their number only while it cannot write its answers.
 const (
-	maxOverhead     = 512 << 10 // bytes, with the handshake and what the window lets come of a body that is refused
-	overheadPer     = 8 << 10   // and so much more for each answer but a 429
-	overheadRate    = 1 << 10   // and per second
-	overheadPerByte = 4         // and per byte of a body, which may come in small frames
-	overheadWritten = 8         // and a byte for so many that were written, which have to be acknowledged
+	maxOverhead     = 512 << 10 // bytes, including the handshake and the part of a refused body that the window allows
+	overheadPer     = 8 << 10   // additional bytes for each answer except 429
+	overheadRate    = 1 << 10   // additional bytes per second
+	overheadPerByte = 4         // additional bytes per byte of a body, which may arrive in small frames
+	overheadWritten = 8         // one additional byte for so many written bytes, which the client acknowledges
 )
 
-// listener bounds how many connections there are, in all, from one address and
-// from one site, and how often one may connect. When all places are taken, it
-// closes a connection to make room for a new one, and closes the new one only
-// when every other is in use by a caller.
+// listener limits the number of connections in total, from one address and from one site, and the rate of new ones.
+// When all places are taken, it closes a connection to make room for a new one. It closes the new one only if every
+// other connection carries a request of a caller.
 type listener struct {
 	net.Listener
 	conf    *config.Watcher
@@ -47,18 +45,18 @@ type listener struct {
 	sites map[netip.Addr]*site
 }
 
-// site is what is open from one site.
+// site is the open connections from one site.
 type site struct {
 	conns  map[*conn]struct{}
 	counts [ranks]int
 }
 
-// rank says which connections are closed first to make room.
+// rank is the order in which connections are closed to make room.
 type rank int
 
 const (
-	stranger rank = iota // has not carried a valid credential, from an address that has not either
-	idle                 // carries no request, or comes from an address with a credential that was verified lately
+	stranger rank = iota // has not carried a valid credential, nor has another connection from its address lately
+	idle                 // carries no request, or its address had a valid credential lately
 	busy                 // carries a request of a caller: not closed
 	ranks
 )
@@ -106,8 +104,7 @@ func (l *listener) newConn(accepted net.Conn) *conn {
 	return c
 }
 
-// admitConnection gives a new connection a place, and returns the connections that lose
-// theirs for it.
+// admitConnection gives a new connection a place, and returns the connections that lose their places for it.
 func (l *listener) admitConnection(c *conn) (closing []*conn, ok bool) {
 	most := &l.conf.Get().Limits
 	l.mu.Lock()
@@ -134,8 +131,8 @@ func (l *listener) admitConnection(c *conn) (closing []*conn, ok bool) {
 	}
 }
 
-// largestSite is the site with the most connections of the lowest rank that there is:
-// of several, the one with the oldest.
+// largestSite returns the site with the most connections of the lowest rank. Of several such sites, it returns the one
+// with the oldest connection.
 func (l *listener) largestSite() (most *site) {
 	var oldest *conn
 	for r := stranger; r < busy && most == nil; r++ {
@@ -152,8 +149,8 @@ func (l *listener) largestSite() (most *site) {
 	return most
 }
 
-// firstToClose is the connection of a site, or of one host there, that is to be closed
-// first: the one that has had the lowest rank for the longest time.
+// firstToClose returns the connection of a site, or of one host there, to close first: the one that has had the lowest
+// rank for the longest time.
 func (s *site) firstToClose(host netip.Addr) (first *conn) {
 	if s == nil {
 		return nil
@@ -181,7 +178,7 @@ func (l *listener) addConnection(c *conn) {
 	l.sum++
 }
 
-// removeConnection gives the place of a connection back, if it has one.
+// removeConnection frees the place of a connection, if it has one.
 func (l *listener) removeConnection(c *conn) {
 	s := l.sites[c.site]
 	if s == nil {
@@ -210,19 +207,19 @@ type conn struct {
 	host, site netip.Addr
 	opened     time.Time
 	known      bool         // its address had a valid credential lately
-	read       atomic.Int64 // bytes that have come
+	read       atomic.Int64 // bytes that have arrived
 	useful     atomic.Int64 // bytes that may have arrived, not counting those allowed for its age
 
-	// By the listener's mutex.
+	// Guarded by the listener's mutex.
 	rank     rank
 	since    time.Time // when it got this rank
 	proved   bool
 	requests int  // in progress
 	refused  int  // in a row
-	greeted  bool // something has come
+	greeted  bool // a byte has arrived
 	http2    bool
-	unseen   bool  // something of a request has come that no handler has seen
-	idleAt   int64 // bytes that had come when it last became idle; 0 when it is not
+	unseen   bool  // part of a request has arrived that no handler has seen
+	idleAt   int64 // value of read when the connection last became idle; 0 when it is not idle
 }
 
 // Prove implements netid.Connection.
@@ -252,7 +249,7 @@ func (c *conn) Answer(status int) (last bool) {
 // Received implements netid.Connection.
 func (c *conn) Received(n int) { c.useful.Add(int64(n) * overheadPerByte) }
 
-// updateRank gives the connection the rank that it has by now.
+// updateRank sets the current rank of the connection.
 func (c *conn) updateRank() {
 	now := stranger
 	switch {
@@ -274,7 +271,7 @@ func (c *conn) updateRank() {
 
 var errFlood = errors.New("more came on the connection than its requests need")
 
-// Read ends a connection on which too much came that is of no use.
+// Read closes the connection if too many bytes arrived that its requests do not need.
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	over := c.read.Add(int64(n)) - c.useful.Load()
@@ -282,10 +279,10 @@ func (c *conn) Read(b []byte) (int, error) {
 		return n, err
 	}
 	c.list.handler.ReportFlood(c.from)
-	return 0, errors.Join(errFlood, c.Close()) // from which nothing can be read any more
+	return 0, errors.Join(errFlood, c.Close()) // nothing can be read after that
 }
 
-// Close gives the place back.
+// Close frees the place of the connection, and closes it.
 func (c *conn) Close() error {
 	c.list.mu.Lock()
 	c.list.removeConnection(c)
@@ -295,9 +292,8 @@ func (c *conn) Close() error {
 
 var errPlaintext = errors.New("refusing to write plaintext")
 
-// Write sends TLS records (RFC 8446, 5.1: content types 20 to 24) and nothing
-// else. net/http answers a plaintext request in plaintext, from below TLS; with
-// this, a plaintext client gets no answer.
+// Write only sends TLS records (RFC 8446, 5.1: content types 20 to 24). net/http would answer a plaintext request in
+// plaintext, without TLS. With this check, a plaintext client gets no answer.
 func (c *conn) Write(b []byte) (int, error) {
 	if len(b) > 0 && (b[0] < 20 || b[0] > 24) {
 		return 0, errPlaintext

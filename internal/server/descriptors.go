@@ -7,13 +7,12 @@ import (
 	"sallyport/internal/config"
 )
 
-// spareDescriptors is how many files the server needs in addition to connections: for the
-// store, the audit log, outputs that are read and the supervisor.
+// spareDescriptors is the number of files that the server needs in addition to connections: for the store, the audit
+// log, outputs that are read and the supervisor.
 const spareDescriptors = 128
 
-// WarnOfDescriptors logs a warning if the process may not open as many files as
-// the limits let connections be open. The Go runtime has raised the soft limit to
-// the hard one by now.
+// WarnOfDescriptors logs a warning if the process may not open as many files as the limits allow connections. The Go
+// runtime has already raised the soft limit to the hard limit.
 func WarnOfDescriptors(l config.Limits, log *slog.Logger) {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {

@@ -16,13 +16,12 @@ import (
 	"sallyport/internal/config"
 )
 
-// A server hands its listener over to its successor, so that no connection is
-// refused while the program is upgraded. The successor is started with the
-// listener and a pipe, checks what it can while the predecessor still serves, and
-// reports over the pipe that it is ready. Only then does the predecessor stop accepting,
-// finish its answers and release the state folder. Connections that arrive in between wait in
-// the queue of the listener. The predecessor stays until the successor reports that it serves,
-// and takes everything back if the successor ends before that.
+// A server hands its listener over to its successor, so that no connection is refused during an upgrade of the program.
+// The successor is started with the listener and a pipe. It checks what it can while the predecessor still serves, and
+// reports over the pipe that it is ready. Only then does the predecessor stop accepting, finish its answers and release
+// the state folder. Connections that arrive after that wait in the queue of the listener. The predecessor stays until
+// the successor reports that it serves. If the successor ends before that, the predecessor opens the state folder again
+// and serves.
 
 // HandoverEnv is set for a server that is started by its predecessor.
 const HandoverEnv = "SALLYPORT_HANDOVER"
@@ -34,9 +33,9 @@ const (
 )
 
 const (
-	answersWithin = 5 * time.Second // the supervisor
+	answersWithin = 5 * time.Second // for the supervisor
 	readyWithin   = 30 * time.Second
-	servesWithin  = 5 * time.Minute // a database may be checked or brought forward
+	servesWithin  = 5 * time.Minute // the successor may check or migrate a database first
 )
 
 // Predecessor is the server that started this one, and waits for two signals from it.
@@ -62,11 +61,11 @@ func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (
 	l net.Listener, predecessor *Predecessor, err error,
 ) {
 	if handedOver {
-		syscall.CloseOnExec(inheritedPipe) // its end is ours
+		syscall.CloseOnExec(inheritedPipe) // commands must not inherit it
 		l, err = net.FileListener(os.NewFile(inheritedListener, "listener"))
 		return l, &Predecessor{os.NewFile(inheritedPipe, "server before")}, err
 	}
-	passed, err := activation.Listeners() // by systemd's LISTEN_FDS
+	passed, err := activation.Listeners() // from systemd's LISTEN_FDS
 	switch {
 	case err != nil:
 		return nil, nil, fmt.Errorf("taking the socket from systemd: %w", err)
@@ -79,14 +78,14 @@ func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (
 	return l, nil, err
 }
 
-// NotifyReady reports to a service manager that this process serves now, and is the
-// main one. Without a manager that listens it does nothing.
+// NotifyReady reports to a service manager that this process serves now, and is the main process. Without a service
+// manager it does nothing.
 func NotifyReady() error {
 	_, err := daemon.SdNotify(false, fmt.Sprintf("%s\nMAINPID=%d", daemon.SdNotifyReady, os.Getpid()))
 	return err
 }
 
-// handOver starts the successor and returns it when it is ready, or the reason why it is not.
+// handOver starts the successor and returns it when it is ready. Otherwise the error has the reason.
 func (s *Server) handOver() (*Successor, error) {
 	soon, stop := context.WithTimeout(context.Background(), answersWithin)
 	defer stop()
@@ -97,7 +96,7 @@ func (s *Server) handOver() (*Successor, error) {
 	if !ok {
 		return nil, errors.New("the listener cannot be handed over")
 	}
-	listener, err := tcp.File() // a copy
+	listener, err := tcp.File() // a duplicate
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +106,7 @@ func (s *Server) handOver() (*Successor, error) {
 	}
 	n := &Successor{listener: listener, told: told, log: s.log}
 	n.server, err = s.next(listener, tell)
-	_ = tell.Close() // the next server has its own
+	_ = tell.Close() // the successor has its own descriptor
 	if err == nil {
 		err = n.awaitReady()
 	}
@@ -117,10 +116,10 @@ func (s *Server) handOver() (*Successor, error) {
 	return n, nil
 }
 
-// Successor is the server that takes over from this one.
+// Successor is the server that replaces this one.
 type Successor struct {
 	server   *NextProcess
-	listener *os.File // for this one to go on with, if it must
+	listener *os.File // for this server, if the successor fails
 	told     *os.File
 	log      *slog.Logger
 }
@@ -133,7 +132,7 @@ func (n *Successor) awaitReady() error {
 		_, err = n.told.Read(make([]byte, 1))
 	}
 	if err != nil {
-		_ = n.server.Kill() // it may have ended
+		_ = n.server.Kill() // it may have ended already
 		return fmt.Errorf("the next server did not get ready: %w", err)
 	}
 	return n.told.SetReadDeadline(time.Time{})
@@ -164,14 +163,14 @@ func (n *Successor) awaitServing(stop <-chan struct{}) error {
 			if err == nil {
 				return nil
 			}
-			word = nil // it is about to end
+			word = nil // the successor is about to end
 		case <-n.server.Ended:
 			return errors.New("the next server ended before it served")
 		case <-stop:
 			stop = nil
-			_ = n.server.Signal(syscall.SIGTERM) // it may have ended
+			_ = n.server.Signal(syscall.SIGTERM) // it may have ended already
 		case <-late:
-			_ = n.server.Kill() // it may have ended
+			_ = n.server.Kill() // it may have ended already
 		}
 	}
 }

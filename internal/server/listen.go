@@ -10,12 +10,11 @@ import (
 	"syscall"
 )
 
-// privileged is the first port that every user may listen on, unless the machine says
-// otherwise.
+// privileged is the first port that every user may listen on, unless the system has another setting.
 const privileged = 1024
 
-// openListener listens on host:port. An IPv4 address is that and no more: of 0.0.0.0 the
-// network "tcp" would make all addresses, those of IPv6 too.
+// openListener listens on host:port. An IPv4 address must not include IPv6: with the network "tcp", 0.0.0.0 would mean
+// all addresses, also those of IPv6.
 func openListener(ctx context.Context, address string) (net.Listener, error) {
 	network := "tcp"
 	host, port, err := net.SplitHostPort(address)

@@ -8,9 +8,8 @@ import (
 	"time"
 )
 
-// newConnections are the connections that have carried no request yet. Closing
-// one looks to its sender like a refusal: over HTTP/2 some senders give
-// up when they get GOAWAY before their first request was sent.
+// newConnections are the connections that have not carried a request yet. If one is closed, its sender takes that for a
+// refusal: over HTTP/2 some senders do not retry after a GOAWAY before their first request.
 type newConnections struct {
 	mu   sync.Mutex
 	open map[net.Conn]struct{}
@@ -32,7 +31,7 @@ func (n *newConnections) watchServer(s *http.Server) {
 			n.open[c] = struct{}{}
 		case http.StateClosed, http.StateHijacked:
 			delete(n.open, c)
-		case http.StateActive, http.StateIdle: // over HTTP/2, before its first request too
+		case http.StateActive, http.StateIdle: // over HTTP/2, also before the first request
 		}
 	}
 	all := s.Handler
@@ -46,7 +45,7 @@ func (n *newConnections) watchServer(s *http.Server) {
 	})
 }
 
-// awaitRequests returns when no such connection is left, or after a while.
+// awaitRequests returns when none of these connections is left, or after a time limit.
 func (n *newConnections) awaitRequests(patience time.Duration) {
 	end := time.After(patience)
 	for {

@@ -12,8 +12,8 @@ type NextProcess struct {
 	Ended <-chan struct{} // closed when the process has ended and released everything
 }
 
-// StartNextProcess starts the program again, while this process runs on, with files as its
-// descriptors from 3 on. It outlives this process.
+// StartNextProcess starts the program again, with files as descriptors from 3 on. Both processes run, and the new one
+// outlives this one.
 func StartNextProcess(exe string, args, env []string, files ...*os.File) (*NextProcess, error) {
 	p, err := os.StartProcess(exe, append([]string{exe}, args...), &os.ProcAttr{
 		Env: env, Files: append([]*os.File{os.Stdin, os.Stdout, os.Stderr}, files...),
@@ -23,7 +23,7 @@ func StartNextProcess(exe string, args, env []string, files ...*os.File) (*NextP
 	}
 	ended := make(chan struct{})
 	go func() {
-		_, _ = p.Wait() // how it ended is in its log
+		_, _ = p.Wait() // the new process logs how it ends
 		close(ended)
 	}()
 	return &NextProcess{p, ended}, nil

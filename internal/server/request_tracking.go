@@ -9,9 +9,9 @@ import (
 	"sallyport/internal/netid"
 )
 
-// trackRequests counts the requests in progress on each connection, and reports
-// those that net/http answers itself, as 400 or 431, or that were not sent whole.
-// net/http gives no access to these answers: they are plain text without a request id.
+// trackRequests counts the requests in progress on each connection. It reports requests that net/http answers itself,
+// with 400 or 431, and requests that were not sent completely. net/http gives no access to these answers: they are
+// plain text without a request id.
 func trackRequests(s *http.Server, surface Handler) {
 	inner := s.ConnContext
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -52,19 +52,18 @@ func isHTTP2(c net.Conn, state http.ConnState) bool {
 	return ok && state == http.StateActive && t.ConnectionState().NegotiatedProtocol == "h2"
 }
 
-// farewell is what a client sends to end a connection, at most: a TLS alert.
+// farewell is the most that a client sends to end a connection, in bytes: a TLS alert.
 const farewell = 32
 
-// trackState records the state of a connection, and reports whether a request
-// has ended that no handler saw. net/http says that a connection is active for the
-// first request that comes on it, but not for every one after that.
+// trackState records the state of a connection, and reports whether a request has ended that no handler saw. net/http
+// reports the state "active" for the first request on a connection, but not for each later one.
 func (c *conn) trackState(state http.ConnState, http2 bool) (unseen bool) {
 	c.list.mu.Lock()
 	defer c.list.mu.Unlock()
 	switch state {
 	case http.StateNew:
 	case http.StateActive:
-		c.unseen = !http2 || c.greeted // HTTP/2 is active at its preface, too
+		c.unseen = !http2 || c.greeted // HTTP/2 is active after its preface, too
 		c.greeted, c.http2 = true, http2
 	case http.StateIdle:
 		unseen, c.unseen = c.unseen, false

@@ -25,33 +25,32 @@ import (
 	"sallyport/runner"
 )
 
-// The deadlines of a connection. A handler that waits for a run, or reads a
-// body, sets its own.
+// The deadlines of a connection. A handler sets its own if it waits for a run or reads a body.
 const (
-	headerTimeout = 5 * time.Second  // from accept to the end of the header, handshake included
-	readTimeout   = 10 * time.Second // to the end of a body that no handler reads
+	headerTimeout = 5 * time.Second  // from accept to the end of the header, including the handshake
+	readTimeout   = 10 * time.Second // until the end of a body that no handler reads
 	writeTimeout  = 30 * time.Second
 	idleTimeout   = 60 * time.Second
 	headerBytes   = 16 << 10
 
-	maxStreams    = 16        // a connection is one sender, not a fleet
-	receiveBuffer = 256 << 10 // of an HTTP/2 connection, for bodies that are not read yet
+	maxStreams    = 16        // a connection serves one sender
+	receiveBuffer = 256 << 10 // of an HTTP/2 connection, for bodies that have not been read
 	lastAnswers   = 5 * time.Second
-	firstRequest  = time.Second // of a connection that was accepted just before the end
+	firstRequest  = time.Second // of a connection that was accepted just before the server stops
 )
 
 // Handler answers the requests, and decides about connections that have not carried a valid credential yet.
 type Handler interface {
 	http.Handler
 	AllowConnection(from netip.Addr) bool // false if the address connects too often
-	IsProvedHost(from netip.Addr) bool    // whether a valid credential came from there lately
-	CountRejectedConnection()             // a connection was closed, because there were too many
-	ReportFlood(from netip.Addr)          // a connection was closed, because too much came on it
-	ReportUnreadable(from netip.AddrPort) // a request came that net/http did not hand on
+	IsProvedHost(from netip.Addr) bool    // whether the address had a valid credential lately
+	CountRejectedConnection()             // a connection was closed because there were too many
+	ReportFlood(from netip.Addr)          // a connection was closed because too many bytes arrived on it
+	ReportUnreadable(from netip.AddrPort) // a request arrived that net/http did not pass to a handler
 	ReportRefusedCertificate(from netip.AddrPort, shown *x509.Certificate, why error)
 }
 
-// Server is one TLS listener and what answers on it.
+// Server is one TLS listener and the HTTP server on it.
 type Server struct {
 	http     *http.Server
 	handler  Handler
@@ -64,9 +63,8 @@ type Server struct {
 	log      *slog.Logger
 }
 
-// New returns a server on a listener. Nothing is accepted before Serve. next
-// starts the server that takes over from this one, with the two files as its
-// descriptors 3 and 4 and HandoverEnv set.
+// New returns a server on a listener. It accepts connections only in Serve. next starts the successor, with the two
+// files as its descriptors 3 and 4 and HandoverEnv set.
 func New(
 	l net.Listener, conf *config.Watcher, handler Handler, run *runner.Runner,
 	next func(listener, pipe *os.File) (*NextProcess, error), log *slog.Logger,
@@ -89,15 +87,15 @@ func New(
 				MaxReceiveBufferPerConnection: receiveBuffer,
 				MaxReceiveBufferPerStream:     receiveBuffer,
 			},
-			// Otherwise OPTIONS * is answered past every limit and log.
+			// Otherwise net/http would answer OPTIONS * itself, without limits and logs.
 			DisableGeneralOptionsHandler: true,
-			// Scanners cause one line per handshake: worth having, not by default.
+			// Scanners cause a line per handshake, so these lines are only in the debug log.
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
 		runner: run, conf: conf, log: log,
 	}
 	s.listener = tls.NewListener(limitConnections(l, conf, handler), &tls.Config{
-		MinVersion:         tls.VersionTLS13, // never asked: each handshake goes by the configuration in force
+		MinVersion:         tls.VersionTLS13, // not used: each handshake uses the configuration in force
 		GetConfigForClient: s.tlsInForce,
 	})
 	s.fresh.watchServer(s.http)
@@ -105,10 +103,9 @@ func New(
 	return s
 }
 
-// tlsInForce returns the TLS of the configuration in force, which reports the client
-// certificates that it refuses: for net/http they are one more handshake error,
-// which only the debug log has. Sessions are resumed by the keys of the listener
-// in any case, so a copy for each handshake loses none.
+// tlsInForce returns the TLS configuration in force. With it, the server reports client certificates that it refuses:
+// net/http only logs them as handshake errors, in the debug log. Sessions can be resumed in spite of the copy for each
+// handshake, because the listener has the keys of the tickets.
 func (s *Server) tlsInForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c := s.conf.Get().TLS
 	judge := c.VerifyConnection
@@ -126,25 +123,22 @@ func (s *Server) tlsInForce(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	return c, nil
 }
 
-// Addr is where the server listens.
+// Addr returns the address of the listener.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Signals end a server. Stop, Kill and Displaced are closed once; each event on
-// HandOver is an attempt.
+// Signals end a server. Stop, Kill and Displaced are closed once. Each event on HandOver starts an attempt.
 type Signals struct {
 	Stop, Kill, HandOver <-chan struct{}
-	Displaced            <-chan struct{} // another server has taken over the supervisor
+	Displaced            <-chan struct{} // another server has connected to the supervisor
 }
 
 // ErrDisplaced ends a server that can no longer start runs. Its exit code reports that to the
 // service manager.
 var ErrDisplaced = errors.New("another server took over the supervisor of this state folder")
 
-// Serve answers until it is stopped, then drains: deliveries are refused
-// with 503 while runs in progress may end, for as long as the configuration
-// says. What still runs then is stopped, or at once after Kill. No
-// command is left when it returns, unless a successor is ready
-// to take over: then all runs continue, and so does the listener.
+// Serve answers until it is stopped. Then it drains: it refuses deliveries with 503, and runs in progress may end
+// within the drain time of the configuration. Commands that still run after that are stopped, or at once after Kill. No
+// command is left when Serve returns, unless a successor is ready: then all runs continue, and the listener stays open.
 func (s *Server) Serve(sig Signals) (next *Successor, err error) {
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(s.listener) }()
@@ -158,7 +152,7 @@ func (s *Server) Serve(sig Signals) (next *Successor, err error) {
 		case <-sig.Stop:
 		case <-sig.Displaced:
 			s.log.Error("displaced: another server took over the supervisor")
-			s.runner.Leave() // what runs is that server's
+			s.runner.Leave() // the runs belong to the other server now
 			s.closeConnections()
 			return nil, ErrDisplaced
 		case <-sig.HandOver:
@@ -168,8 +162,7 @@ func (s *Server) Serve(sig Signals) (next *Successor, err error) {
 				waiting = true
 				continue
 			}
-			// Requests that have arrived are still answered here. Later ones wait
-			// for the successor.
+			// Requests that have arrived are still answered here. Later ones wait for the successor.
 			_ = s.finishAnswers(firstRequest) // those that take longer continue below
 			s.runner.Leave()
 			s.closeConnections()
@@ -202,7 +195,7 @@ func (s *Server) drainRuns(kill <-chan struct{}, serveErr error) error {
 	return nil
 }
 
-// finishAnswers accepts no more connections, and lets answers in progress end.
+// finishAnswers stops accepting connections, and lets answers in progress end.
 func (s *Server) finishAnswers(patience time.Duration) error {
 	_ = s.listener.Close() // it may be closed already
 	s.fresh.awaitRequests(firstRequest)
@@ -211,8 +204,8 @@ func (s *Server) finishAnswers(patience time.Duration) error {
 	return s.http.Shutdown(ctx)
 }
 
-// closeConnections lets answers end as finishAnswers does, and those too that waited for runs which just ended.
-// Then it closes what is left.
+// closeConnections waits for answers as finishAnswers does, including answers about runs that have just ended. Then it
+// closes the other connections.
 func (s *Server) closeConnections() {
 	if s.finishAnswers(lastAnswers) != nil {
 		_ = s.http.Close()

@@ -1,6 +1,5 @@
-// Package terminal makes text of others safe to print: a terminal obeys escape
-// sequences, which may hide or forge what a person reads. What is printed
-// elsewhere than to a terminal stays as it is.
+// Package terminal makes untrusted text safe to print: a terminal obeys escape sequences, which can hide or forge what
+// the user reads. Output to anything but a terminal is not changed.
 package terminal
 
 import (
@@ -25,8 +24,7 @@ func Line(s string) string {
 	}, s)
 }
 
-// Quote returns s as it is, or in quotes and escaped when it is empty or has
-// something that is not printable.
+// Quote returns s as it is, or quoted and escaped if s is empty or has characters that are not printable.
 func Quote(s string) string {
 	if quoted := strconv.Quote(s); s == "" || quoted != `"`+s+`"` {
 		return quoted
@@ -44,8 +42,7 @@ func Is(w io.Writer) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// Writer returns w, or what escapes all but text and line ends on its way to w
-// if w is a terminal.
+// Writer returns w, or, if w is a terminal, a writer that escapes all but text and line ends.
 func Writer(w io.Writer) io.Writer {
 	if Is(w) {
 		return Escape(w)
@@ -53,7 +50,7 @@ func Writer(w io.Writer) io.Writer {
 	return w
 }
 
-// Escape returns what escapes all but text and line ends on its way to w.
+// Escape returns a writer that escapes all but text and line ends, and writes to w.
 func Escape(w io.Writer) io.Writer { return &escaper{to: w} }
 
 type escaper struct {

@@ -1,4 +1,4 @@
-// Package testenv is for tests of what cannot be had everywhere.
+// Package testenv is for tests that need an environment that not every machine has.
 package testenv
 
 import (
@@ -7,13 +7,13 @@ import (
 	"testing"
 )
 
-// Skip skips a test, and says so where "make test" prints it: go test keeps to
-// itself what a package that passes has to say.
+// Skip skips a test, and writes that to the file that "make test" prints, because go test does not print the output of
+// a package that passes.
 func Skip(t testing.TB, what string) {
 	t.Helper()
 	text := "NOT CHECKED: " + what
 	if name := os.Getenv("NOT_CHECKED"); name != "" { //nolint:forbidigo // of the tests, which have no main
-		f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // G703: whoever runs the tests names it
+		f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // G703: named by the user
 		if err != nil {
 			t.Fatal(err)
 		}
