@@ -24,7 +24,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-// directory is an ACME server that is of no use.
+// directory is an ACME server that answers each request with an error.
 func directory(t *testing.T) (url string) {
 	t.Helper()
 	s := httptest.NewTLSServer(http.NotFoundHandler())
@@ -43,10 +43,10 @@ func obtain(t *testing.T, s *certs.Renewals, state string, spec certs.ACMESpec) 
 	return a
 }
 
-// TestRenewals_SharedOrder: an order that two configurations share goes on, and others end.
+// TestRenewals_SharedOrder: an order that two configurations share continues, and others end.
 func TestRenewals_SharedOrder(t *testing.T) {
 	url, other := directory(t), directory(t)
-	const state = "/dev/null" // where nothing can be left by what goes on for a moment after the test
+	const state = "/dev/null" // a goroutine that runs on for a moment after the test can leave no file there
 	s := certs.NewRenewals(slog.New(slog.DiscardHandler))
 	first := obtain(t, s, state, certs.ACMESpec{Domains: []string{"a.example.com", "b.example.com"}, Directory: url})
 	s.Use(first)
@@ -95,7 +95,7 @@ func (l *logs) text() string {
 	return l.String()
 }
 
-// eventually asks until the answer is yes.
+// eventually repeats ask until it returns true.
 func eventually(t *testing.T, what string, ask func() bool) {
 	t.Helper()
 	for deadline := time.After(time.Minute); !ask(); {
@@ -107,7 +107,7 @@ func eventually(t *testing.T, what string, ask func() bool) {
 	}
 }
 
-// renewing returns the stacks of the goroutines that ask a CA.
+// renewing returns the stacks of the goroutines that request something from a CA.
 func renewing() (found []string) {
 	all := make([]byte, 4<<20)
 	for one := range strings.SplitSeq(string(all[:runtime.Stack(all, true)]), "\n\n") {
@@ -164,7 +164,7 @@ func TestRenewals_StopConnecting(t *testing.T) {
 	}
 }
 
-// kept puts a certificate where one is kept that was obtained before.
+// kept stores a certificate as if it was obtained before.
 func kept(t *testing.T, state, folder, name string, notAfter time.Time) *x509.Certificate {
 	t.Helper()
 	p := newCA(t, time.Now()).issue(t, nil, func(c *x509.Certificate) {

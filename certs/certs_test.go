@@ -112,12 +112,12 @@ func write(t testing.TB, dir, name, text string, mode os.FileMode) {
 	t.Helper()
 	path := filepath.Join(dir, name)
 	must(t, os.WriteFile(path, []byte(text), mode))
-	must(t, os.Chmod(path, mode)) // whatever the umask is
+	must(t, os.Chmod(path, mode)) // independent of the umask
 }
 
 func all() certs.Spec { return certs.Spec{Cert: "s.pem", Key: "s.key", ClientCA: "c.pem"} }
 
-// good writes files that load, and returns the CA that signed them.
+// good writes valid files, and returns the CA that signed them.
 func good(t *testing.T, dir string, now time.Time) ca {
 	t.Helper()
 	c := newCA(t, now)
@@ -223,7 +223,7 @@ func TestLoad_Problems(t *testing.T) {
 	}
 	for name, row := range map[string]struct {
 		spoil func(t *testing.T, dir string, c ca)
-		want  string // path and part of the text of the only problem; nothing when all is well
+		want  string // path and part of the text of the only problem; empty: no problem
 	}{
 		"group may read the key":   {chmod("s.key", 0o640), ""},
 		"others may read the key":  {chmod("s.key", 0o644), "error tls.key: s.key may be read by others (its mode is 0644): chmod 0640"},

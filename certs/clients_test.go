@@ -23,7 +23,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-// crl makes one that revokes these serial numbers.
+// crl makes a CRL that revokes these serial numbers.
 func (c ca) crl(t testing.TB, change func(*x509.RevocationList), serials ...int64) string {
 	t.Helper()
 	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: c.now.Add(-time.Hour), NextUpdate: c.now.Add(24 * time.Hour)}
@@ -38,7 +38,7 @@ func (c ca) crl(t testing.TB, change func(*x509.RevocationList), serials ...int6
 	return encode("X509 CRL", der)
 }
 
-// signed makes a CRL that Go makes no more: without an end, or signed with SHA-1.
+// signed makes a CRL that the current Go does not make: without an end, or signed with SHA-1.
 func (c ca) signed(t testing.TB, endless bool) string {
 	t.Helper()
 	hash, id := crypto.SHA1, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 1}
@@ -84,7 +84,7 @@ func flipped(der []byte) []byte {
 
 func listing(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCRLSign }
 
-// between makes a CA that c signs for.
+// between makes an intermediate CA that c signs.
 func (c ca) between(t testing.TB, name string, serial int64) ca {
 	t.Helper()
 	key := newKey(t)
@@ -193,7 +193,7 @@ func TestCRL_WritableByOthers(t *testing.T) {
 	}
 }
 
-// believed is a world of two CAs, corp with a CA between, and partner.
+// believed has two CAs: corp, which has an intermediate CA, and partner.
 type believed struct {
 	now                    time.Time
 	corp, between, partner ca
@@ -207,13 +207,13 @@ func newBelieved(t testing.TB) *believed {
 	return b
 }
 
-// named is a caller's file of CAs.
+// named returns what callers name: one file of CAs.
 func named(file string, p *diag.List) certs.Named {
 	return certs.Named{CAs: []certs.NamedCA{{File: file, At: p}}}
 }
 
-// trust returns what believes the certificates of callers without a ca, when the
-// file of client_ca holds these CAs and a partner's has others.
+// trust returns the trust in the certificates of callers without a ca. The file of client_ca has the CAs in clientCA,
+// and the file of a partner has those in partner.
 func (b *believed) trust(t *testing.T, clientCA, partner, crls string) certs.Trust {
 	t.Helper()
 	dir := t.TempDir()
@@ -297,8 +297,8 @@ func TestTrust_NameConstraints(t *testing.T) {
 	must(t, trust([]*x509.Certificate{inside}, now))
 }
 
-// shows handshakes as a client that shows these certificates, its own first, and
-// returns why the server refuses.
+// shows makes a handshake with a client that shows these certificates, its own first, and returns the reason if the
+// server refuses.
 func shows(t *testing.T, cfg *tls.Config, server ca, own pair, more ...string) error {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -316,7 +316,7 @@ func shows(t *testing.T, cfg *tls.Config, server ca, own pair, more ...string) e
 
 func forClients(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }
 
-// holder has a CA vouch for a key that need not be one.
+// holder makes a certificate for a key, which need not be one that can sign.
 func (c ca) holder(t *testing.T, name string, key crypto.PublicKey) string {
 	t.Helper()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
@@ -348,7 +348,7 @@ func TestHandshake_Bounds(t *testing.T) {
 	for name, row := range map[string]struct {
 		own  pair
 		more []string
-		want string // of why it is refused
+		want string // part of the reason for the refusal
 	}{
 		"itself":                      {leaf, nil, ""},
 		"three CAs":                   {far, []string{b.pem, a.pem, c.pem}, ""},
@@ -425,7 +425,7 @@ func TestClientCA_Expired(t *testing.T) {
 	if err := shows(t, cfg, c, c.issue(t, nil, forClients)); err != nil {
 		t.Errorf("a client of the CA that is left: %v", err)
 	}
-	old.now = now // so that the client's own time is not over
+	old.now = now // so that the client's certificate is still valid
 	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil || !strings.Contains(err.Error(), "leads to a CA that is outside its time: from ") {
 		t.Errorf("a client of the CA that has ended: %v", err)
 	}
@@ -467,7 +467,7 @@ func TestCRL_Expired(t *testing.T) {
 func TestTrust_TimeOfRequest(t *testing.T) {
 	b := newBelieved(t)
 	trust := b.trust(t, b.corp.pem, b.partner.pem, "")
-	leaf := b.corp.client(t, 5) // for 90 days, and the CA for a year
+	leaf := b.corp.client(t, 5) // valid for 90 days, and the CA for a year
 	for at, want := range map[time.Time]error{
 		b.now: nil, leaf.NotAfter: nil, leaf.NotAfter.Add(time.Second): certs.ErrStale, leaf.NotBefore.Add(-time.Second): certs.ErrStale,
 	} {

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// mostAllocated is what reading any file of CRLs may allocate in all. Most of it is for reading the file, and for a map
-// that grows: far less is held at once.
+// mostAllocated is the limit of all allocations while a file of CRLs is read. Most of it is for the content of the file
+// and for a map that grows. The memory in use at any time is much less.
 const mostAllocated = 192 << 20
 
-// revokeMany makes so many entries.
+// revokeMany makes n entries.
 func revokeMany(n int, at time.Time) (entries []x509.RevocationListEntry) {
 	for i := range n {
 		entries = append(entries, x509.RevocationListEntry{SerialNumber: big.NewInt(int64(i + 1)), RevocationTime: at})

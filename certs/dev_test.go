@@ -166,7 +166,7 @@ func TestDev_ClientOfAnotherCA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The server's hint of CAs would keep an honest client from sending it.
+	// The server sends its list of CAs, so an ordinary client would not send this certificate.
 	force := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	client := &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", GetClientCertificate: force, MinVersion: tls.VersionTLS13}
 	if _, err, serverErr := handshake(t, devServer(t, dir), client); err == nil || serverErr == nil {

@@ -2,10 +2,10 @@ package certs
 
 import "time"
 
-// WaitFor has a start wait for so long, and no longer.
+// WaitFor sets how long a start waits for a certificate.
 func (w *Workloads) WaitFor(d time.Duration) { w.wait = d }
 
-// PauseFor is how long a watch that was ended rests.
+// PauseFor sets the pause before an ended watch begins again.
 func (w *Workloads) PauseFor(d time.Duration) { w.pause = d }
 
 // Open returns the sockets that are connected.
@@ -16,7 +16,7 @@ func (w *Workloads) Open() (sockets []string) {
 	return sockets
 }
 
-// Renewing tells what gets the certificate of a domain, and whether that goes on.
+// Renewing returns the renewal of a domain, and reports whether it is still in progress.
 func (a *ACME) Renewing(domain string) (renewal any, goesOn bool) {
 	r := a.renewals[domain]
 	return r, r.ctx.Err() == nil

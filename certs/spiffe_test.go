@@ -18,7 +18,7 @@ import (
 	"sallyport/internal/spiffetest"
 )
 
-// spiffe is a Workload API, and a server that goes by it.
+// spiffe is a Workload API, and a server that uses it.
 type spiffe struct {
 	t         *testing.T
 	agent     *spiffetest.Agent
@@ -58,7 +58,7 @@ func (s *spiffe) svid(d *spiffetest.Domain, id string) tls.Certificate {
 	return pair
 }
 
-// issue hands the server a new certificate.
+// issue issues a new certificate to the server.
 func (s *spiffe) issue(federated ...*spiffetest.Domain) {
 	s.t.Helper()
 	must(s.t, s.agent.Issue(s.svid(s.corp, "spiffe://corp/sallyport"), s.corp, federated...))
@@ -73,7 +73,7 @@ func (s *spiffe) load() (*tls.Config, *certs.Clients, []string) {
 	return clients.AddTo(cfg), clients, texts(&p)
 }
 
-// connect shows the server a certificate, and trusts it by a domain's bundle.
+// connect connects to the server with a certificate. The client trusts the bundle of a domain.
 func (s *spiffe) connect(cfg *tls.Config, by *spiffetest.Domain, show *tls.Certificate) (tls.ConnectionState, error) {
 	s.t.Helper()
 	roots := x509.NewCertPool()
@@ -86,7 +86,7 @@ func (s *spiffe) connect(cfg *tls.Config, by *spiffetest.Domain, show *tls.Certi
 	return state, errors.Join(err, serverErr)
 }
 
-// eventually asks until there is no error.
+// eventually repeats ask until it returns no error.
 func (s *spiffe) eventually(what string, ask func() error) {
 	s.t.Helper()
 	deadline := time.After(time.Minute)
@@ -143,7 +143,8 @@ func TestWorkloads_ServerSVID(t *testing.T) {
 		t.Errorf("%q", lines)
 	}
 
-	// The next bundle and certificate are there without a reload, and the old CA is trusted no more, on connections that are open.
+	// The next bundle and certificate are used without a reload, and the old CA is not trusted any more, also on open
+	// connections.
 	old := s.corp
 	s.corp = s.domain("spiffe://corp")
 	s.issue()
@@ -196,7 +197,7 @@ func TestSPIFFE_TrustDomains(t *testing.T) {
 	if err := trust([]*x509.Certificate{s.corp.CA}, time.Now()); err == nil {
 		t.Error("the CA itself is believed")
 	}
-	// What is federated no more is believed no more.
+	// A domain that is no longer federated is no longer trusted.
 	pair := s.svid(partner, "spiffe://partner/etl")
 	s.issue()
 	s.eventually("the smaller bundle", func() error {
@@ -221,7 +222,7 @@ func TestWorkloads_KeepConnection(t *testing.T) {
 		_, err := s.connect(c, s.corp, nil)
 		must(t, err)
 	}
-	// The agent is back, with something new.
+	// The agent listens again, with a new certificate.
 	s.listen()
 	s.corp = s.domain("spiffe://corp")
 	s.issue()
@@ -242,7 +243,7 @@ func TestWorkloads_WatchAgain(t *testing.T) {
 	s.workloads.PauseFor(time.Millisecond)
 	s.issue()
 	cfg, _, _ := s.load()
-	s.agent.Cancel() // which the library takes for the end
+	s.agent.Cancel() // the library treats this as the end
 	s.corp = s.domain("spiffe://corp")
 	s.issue()
 	s.eventually("the certificate after the end of the watch", func() error { _, err := s.connect(cfg, s.corp, nil); return err })

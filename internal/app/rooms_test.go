@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// leaves is the room of every folder of internal that has none.
+// leaves is the room of each folder of internal that the picture does not show.
 const leaves = "leaves"
 
 // rooms is the picture of docs/architecture.md.
@@ -87,7 +87,7 @@ func (r rooms) reaches(from, to string) bool {
 	return false
 }
 
-// crossings returns what the picture has against the imports: which import goes to a room that is not below.
+// crossings returns the imports that contradict the picture: imports of a room that is not below.
 func (r rooms) crossings(imports map[string][]string) (found []string) {
 	for _, from := range slices.Sorted(maps.Keys(imports)) {
 		for _, to := range imports[from] {
@@ -167,7 +167,7 @@ func TestRooms_ImportsFollowThePicture(t *testing.T) {
 	}
 }
 
-// TestRooms_CrossingIsFound has packages import what is above them or in another wing, one at a time.
+// TestRooms_CrossingIsFound makes packages import a room above them or in another wing, one at a time.
 func TestRooms_CrossingIsFound(t *testing.T) {
 	t.Parallel()
 	r := drawnRooms(t)

@@ -72,7 +72,7 @@ func newVerifier(t testing.TB, state string) audit.Verifier {
 	return audit.Verifier{Known: known}
 }
 
-// verifyState verifies an audit in which nothing is wrong.
+// verifyState verifies an audit log that has no fault.
 func verifyState(t testing.TB, state string) audit.Report {
 	t.Helper()
 	v := newVerifier(t, state)
@@ -92,7 +92,7 @@ func listSegments(t testing.TB, state string) []string {
 	return names
 }
 
-// refusalsState is the folder of refusals as if it were an audit of its own, for the functions about those.
+// refusalsState returns a state folder whose audit log is the chain of refusals, for functions that read one chain.
 func refusalsState(t testing.TB, state string) (as string) {
 	t.Helper()
 	as = t.TempDir()
@@ -118,7 +118,7 @@ func writeFile(t testing.TB, name string, b []byte) {
 	}
 }
 
-// readLines are all of an audit, decoded without what hangs them together.
+// readLines returns all lines of an audit log, decoded and without the fields of the chain.
 func readLines(t testing.TB, state string) (all []audit.Line) {
 	t.Helper()
 	for _, name := range listSegments(t, state) {

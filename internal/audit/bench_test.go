@@ -17,9 +17,8 @@ import (
 	"sallyport/runner/store"
 )
 
-// BenchmarkAdmit compares what it takes to record a run, with the audit log and
-// without, alone and sixteen at once. The ways take turns, because other work on
-// the machine disturbs the figures more than they differ.
+// BenchmarkAdmit compares the time to record a run, with the audit log and without, by one goroutine and by sixteen.
+// The variants alternate, because other work on the machine changes the figures more than the variants differ.
 func BenchmarkAdmit(b *testing.B) {
 	state := b.TempDir()
 	if err := os.Chmod(state, 0o700); err != nil {
@@ -29,7 +28,7 @@ func BenchmarkAdmit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer st.Close() //nolint:errcheck // of no use any more
+	defer st.Close() //nolint:errcheck // not needed any more
 	l := openCheckpoint(b, state, 1<<30)
 	admit := func(s runner.Store) {
 		r := runner.Run{

@@ -20,8 +20,8 @@ import (
 	"sallyport/internal/testenv"
 )
 
-// TestMain makes the test program its own child where a test needs a process to
-// take the disk from.
+// TestMain runs a child process of a test, if the arguments name one: some tests need a process whose disk becomes
+// full.
 func TestMain(m *testing.M) {
 	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
 		m.Run()
@@ -31,8 +31,7 @@ func TestMain(m *testing.M) {
 	fmt.Println("end", children[os.Args[1]](os.Args[2]))
 }
 
-// limitChild has the kernel refuse every write beyond a file size (EFBIG), in
-// the middle of a line.
+// limitChild makes the kernel refuse each write beyond a file size (EFBIG), in the middle of a line.
 func limitChild(state string) error {
 	signal.Ignore(syscall.SIGXFSZ)
 	var before syscall.Rlimit
@@ -61,9 +60,8 @@ func tmpfsChild(dir string) error {
 	return fullDisk(dir, fill, func() error { return os.Remove(filler) })
 }
 
-// fullDisk takes the disk away from an audit amid its work and gives it back:
-// what was acknowledged is there, what was refused is not, and it goes on by
-// itself.
+// fullDisk fills the disk while an audit log is written, and frees it again. Acknowledged lines must exist, refused
+// lines must not, and the log must continue without help.
 func fullDisk(state string, fill, free func() error) error {
 	var looks, ahead atomic.Int64
 	now := func() time.Time { looks.Add(1); return time.Now().Add(time.Duration(ahead.Load())) }
@@ -87,7 +85,7 @@ func fullDisk(state string, fill, free func() error) error {
 	if l.Err() == nil {
 		return errors.New("full, and ready")
 	}
-	// What is counted is told after a minute, in vain, and not forgotten.
+	// The counts are written after a minute. That fails, so they must be kept.
 	l.Count("counted")
 	ahead.Store(int64(time.Hour))
 	for from := looks.Load(); looks.Load() < from+10; {

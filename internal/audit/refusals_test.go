@@ -17,7 +17,7 @@ import (
 	"sallyport/internal/audit"
 )
 
-// refuseMany writes n lines about a verified caller, none of which is only counted.
+// refuseMany writes n lines about a verified caller, so that each has a line and is not only counted.
 func refuseMany(t testing.TB, l *audit.Log, n int) {
 	t.Helper()
 	for i := range n {
@@ -28,7 +28,7 @@ func refuseMany(t testing.TB, l *audit.Log, n int) {
 	}
 }
 
-// allowedRuns are those that lines allowed.
+// allowedRuns returns the runs that lines allowed.
 func allowedRuns(t testing.TB, state string) (all []string) {
 	t.Helper()
 	for _, l := range readLines(t, state) {
@@ -70,7 +70,8 @@ func TestRefusals_NeverPushOutAllowed(t *testing.T) {
 	}
 }
 
-// TestAllowed_LeastAge keeps a line about what was allowed for its least age, whatever the room, and no longer.
+// TestAllowed_LeastAge keeps a line about what was allowed for its least age, in spite of the size limit, and no
+// longer.
 func TestAllowed_LeastAge(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
@@ -280,7 +281,7 @@ func TestErr_StaysWhileBroken(t *testing.T) {
 			}
 		}
 	})
-	for range 50_000 { // each makes the writer find out once more
+	for range 50_000 { // each call makes the writer check again
 		_ = l.Probe(t.Context())
 	}
 	done.Store(true)

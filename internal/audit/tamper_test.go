@@ -22,8 +22,8 @@ import (
 	"sallyport/internal/audit"
 )
 
-// trail is an audit that is being tampered with: its segments by their names,
-// each a list of lines with their ends, and the file checkpoint.
+// trail is an audit log that a test tampers with: its segments by their names, each a list of lines with their ends,
+// and the file checkpoint.
 type trail struct {
 	t        *testing.T
 	state    string
@@ -45,7 +45,7 @@ func newTrail(t *testing.T, state string) *trail {
 
 func (r *trail) checkpoint() string { return filepath.Join(r.state, "audit", "checkpoint") }
 
-// restore makes the audit log what it was.
+// restore writes the original audit log again.
 func (r *trail) restore() {
 	for _, name := range listSegments(r.t, r.state) {
 		if _, ours := r.original[name]; !ours {
@@ -58,8 +58,7 @@ func (r *trail) restore() {
 	writeFile(r.t, r.checkpoint(), r.head)
 }
 
-// expectFault verifies, and checks where the fault is: in a line of a file, or with
-// line 0 anywhere in it.
+// expectFault verifies, and checks the place of the fault: in a line of a file, or, with line 0, anywhere in the file.
 func (r *trail) expectFault(what, file string, line int) {
 	r.t.Helper()
 	v := newVerifier(r.t, r.state)
@@ -75,8 +74,7 @@ func (r *trail) expectFault(what, file string, line int) {
 	}
 }
 
-// lineAfter is the place that follows a line: the next one, or the first of the
-// next file.
+// lineAfter returns the place of the line after a line: the next one, or the first of the next file.
 func (r *trail) lineAfter(file, line int) (string, int) {
 	if line < len(r.original[r.names[file]]) || file == len(r.names)-1 {
 		return r.names[file], line + 1
@@ -93,7 +91,7 @@ func (r *trail) eachLine(f func(file, line int)) {
 	}
 }
 
-// writeSegment puts other lines into a file.
+// writeSegment replaces the lines of a file.
 func (r *trail) writeSegment(file int, text ...[]byte) {
 	writeFile(r.t, r.names[file], bytes.Join(text, nil))
 }
@@ -261,7 +259,7 @@ func TestTamper_Checkpoint(t *testing.T) {
 	other := writeState(t, small, 10)
 	writeFile(t, r.checkpoint(), readFile(t, filepath.Join(other, "audit", "checkpoint")))
 	r.expectFault("of another audit", r.checkpoint(), 0)
-	// The signatures among the lines are for anybody to copy.
+	// An attacker can copy the signatures among the lines.
 	for _, l := range readLines(t, r.state) {
 		if l.Event == audit.Checkpoint {
 			writeFile(t, r.checkpoint(), []byte(l.Note))
@@ -274,8 +272,7 @@ func TestTamper_Checkpoint(t *testing.T) {
 	r.expectFault("removed", r.checkpoint(), 0)
 }
 
-// forge makes lines follow one another again after some were changed, as
-// anybody can who has no key.
+// forge makes a valid chain again after some lines were changed, as an attacker without the key can do.
 func forge(text [][]byte) [][]byte {
 	form := regexp.MustCompile(`,"prev":"[0-9a-f]{64}","hash":"[0-9a-f]{64}"}\n$`)
 	number := regexp.MustCompile(`^{"seq":[0-9]+,`)
@@ -455,7 +452,7 @@ func TestVerify_CheckpointElsewhere(t *testing.T) {
 	if _, err := v.State(state); err != nil {
 		t.Errorf("nothing was done yet: %v", err)
 	}
-	// Back to what it was after the first time, whole and with its own checkpoint.
+	// Restore the state after the first time, complete and with its checkpoint.
 	for _, name := range listSegments(t, state)[1:] {
 		_ = os.Remove(name)
 	}
@@ -466,7 +463,7 @@ func TestVerify_CheckpointElsewhere(t *testing.T) {
 	if _, err := v.State(state); !errors.As(err, &fault) || !strings.Contains(fault.What, "is missing") {
 		t.Errorf("truncated: %v", err)
 	}
-	// And on from there, as if nothing had been.
+	// Then continue from there.
 	l := openCheckpoint(t, state, small)
 	writeLines(t, l, 20)
 	closeLog(t, l)

@@ -22,7 +22,7 @@ import (
 	"sallyport/runner/hook"
 )
 
-// waitUntil waits for a fact.
+// waitUntil repeats ask until it returns true.
 func waitUntil(t testing.TB, what string, ask func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -61,7 +61,7 @@ func TestRefusals_AllCounted(t *testing.T) {
 				l.Decided(line, "unauthorized", false)
 				l.Count("not-found")
 				if j%1000 == 0 {
-					// That anybody did this is not suppressed, however much else comes.
+					// A verified caller's refusal is not suppressed, however many others there are.
 					l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci", Reason: fmt.Sprint(i, ".", j)},
 						"forbidden", true)
 				}
@@ -175,7 +175,7 @@ func TestKilled_CutLineIsQuoted(t *testing.T) {
 // written: the next server continues.
 func TestKilled_EmptySegment(t *testing.T) {
 	t.Parallel()
-	first := func(t *testing.T) (state string, next int) { // the server was killed amid its very first line
+	first := func(t *testing.T) (state string, next int) { // the server was killed while it wrote its first line
 		t.Helper()
 		state = killedState(t)
 		writeFile(t, listSegments(t, state)[0], nil)
@@ -232,7 +232,7 @@ func TestKilled_ManyTimes(t *testing.T) {
 	verifyState(t, state)
 }
 
-// slow has the rest of a text only after it said that there was no more.
+// slow is a reader that reports an end between its parts.
 type slow struct{ parts [][]byte }
 
 func (s *slow) Read(b []byte) (int, error) {
@@ -315,7 +315,7 @@ func TestLog_FolderRemoved(t *testing.T) {
 		t.Error("written to a file that is not there")
 	}
 	l.Decided(audit.Line{Decision: audit.Refused, Run: "lost", Caller: "ci"}, "busy", true)
-	if err := l.Write(t.Context(), long); err == nil || l.Err() == nil { // by then what came before was tried
+	if err := l.Write(t.Context(), long); err == nil || l.Err() == nil { // by then the queued lines were tried
 		t.Error("written, or ready")
 	}
 	if err := os.Rename(away, from); err != nil {
@@ -362,7 +362,7 @@ type record struct {
 	t     *testing.T
 	state string
 	err   error
-	run   string // that Admit answers with, instead of the one it is given
+	run   string // the answer of Admit, instead of the given run
 	seen  []audit.Line
 }
 
@@ -455,7 +455,7 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 			if c.void != "" && plain(after[0]) != want || c.void == "" && after[0].Event != audit.Checkpoint {
 				t.Errorf("after it there is\n%+v\nwant\n%+v", after[0], want)
 			}
-			// What cannot be written is not done.
+			// A change whose line cannot be written is not made.
 			inner.seen = nil
 			if err := do(); !errors.Is(err, runner.ErrUnavailable) || inner.seen != nil {
 				t.Errorf("done without a line: %v", err)
@@ -486,7 +486,7 @@ func TestStore_ReplacedRuns(t *testing.T) {
 		t.Fatalf("%+v %v", a, err)
 	}
 	cancelled := map[string]bool{}
-	for _, line := range readLines(t, state) { // that of the running one is there before it is stopped
+	for _, line := range readLines(t, state) { // the line about the running one is written before it is stopped
 		if line.Action == "cancel" && line.Decision == audit.Allowed && line.Reason == "replaced by run new" &&
 			line.Request == "R" && line.Hook == "build" {
 			cancelled[line.Run] = true

@@ -24,7 +24,7 @@ import (
 	"sallyport/runner/store"
 )
 
-// result is what a command printed and how it ended.
+// result is the output of a command and its exit code.
 type result struct {
 	out, errOut string
 	code        int
@@ -37,7 +37,7 @@ func runProgram(in string, args ...string) result {
 	return result{out.String(), errOut.String(), code}
 }
 
-// writeFile makes a file in a folder of its own and returns its name.
+// writeFile makes a file in a new folder and returns its name.
 func writeFile(t *testing.T, text string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "file")
@@ -47,7 +47,7 @@ func writeFile(t *testing.T, text string) string {
 	return name
 }
 
-// TestFlags_Refused has flags that would do nothing, lack another, or have a value that cannot be meant.
+// TestFlags_Refused uses flags without an effect, without another flag that they need, or with an invalid value.
 func TestFlags_Refused(t *testing.T) {
 	t.Parallel()
 	key := writeFile(t, "a-token-of-thirty-two-bytes-or-so")

@@ -23,7 +23,7 @@ import (
 	"sallyport/runner"
 )
 
-// clock is told how long to wait, and is then that much later.
+// clock is a clock that a wait sets forward, without waiting.
 type clock struct {
 	now   time.Time
 	waits []time.Duration
@@ -35,11 +35,10 @@ func (c *clock) pause(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-// seen is one request as the server got it.
+// seen is one request as the server received it.
 type seen struct{ line, id, prefer, kind, body string }
 
-// gate is a server on real TLS that answers by a script, one step a request;
-// the last one again and again.
+// gate is a server on real TLS that answers by a script, one step per request. The last step is repeated.
 type gate struct {
 	url    string
 	dir    string // of the development certificates
@@ -55,14 +54,14 @@ func newGate(t *testing.T, steps ...http.HandlerFunc) *gate {
 	cfg := g.config(t)
 	g.server = httptest.NewUnstartedServer(g)
 	g.server.TLS, g.server.EnableHTTP2 = cfg, true
-	g.server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that shall fail
+	g.server.Config.ErrorLog = log.New(io.Discard, "", 0) // expected errors of handshakes
 	g.server.StartTLS()
 	t.Cleanup(g.server.Close)
 	g.url = g.server.URL + "/start"
 	return g
 }
 
-// config makes the certificates, and returns what a server has of them.
+// config makes the certificates, and returns the TLS configuration of the server.
 func (g *gate) config(t *testing.T) *tls.Config {
 	t.Helper()
 	if _, err := certs.Dev(g.dir, time.Now(), false); err != nil {
@@ -99,8 +98,7 @@ func (g *gate) lines() (lines []string) {
 	return lines
 }
 
-// client returns one that trusts the gate, marks each request with its
-// delivery's id, and does not really wait.
+// client returns a client that trusts the gate, marks each request with its delivery's id, and does not really wait.
 func (g *gate) client(t *testing.T, o client.Options) (*client.Client, *clock) {
 	t.Helper()
 	k := &clock{now: time.Unix(1_800_000_000, 0)}
@@ -186,7 +184,7 @@ func TestWait_UntilTheEnd(t *testing.T) {
 		t.Fatal(r, err)
 	}
 	equal(t, "requests", g.lines(), []string{"POST /start", "GET /runs/r1", "GET /runs/r1"})
-	equal(t, "waits", k.waits, []time.Duration{time.Second}) // so that a server that answers at once is not flooded
+	equal(t, "waits", k.waits, []time.Duration{time.Second}) // so that the client does not flood a server that answers at once
 	ids := map[string]bool{}
 	for i, s := range g.got {
 		ids[s.id] = true

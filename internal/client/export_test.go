@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// SetPause lets a test see how long a client would wait, without waiting.
+// SetPause replaces the waits of a client, so that a test sees how long they are.
 func (c *Client) SetPause(f func(context.Context, time.Duration) error) { c.pause = f }
 
-// SetDial lets a test be the network.
+// SetDial replaces the network of a client.
 func (c *Client) SetDial(f func(context.Context, string, string) (net.Conn, error)) {
 	c.http.Transport.(*http.Transport).DialContext = f
 }
 
-// CloseIdle closes the connections that nothing is asked on.
+// CloseIdle closes the idle connections.
 func (c *Client) CloseIdle() { c.http.CloseIdleConnections() }

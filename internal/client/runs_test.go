@@ -12,8 +12,8 @@ import (
 	"sallyport/internal/client"
 )
 
-// answerPart answers with output from an offset on, and then as the next step does: cut
-// breaks it off.
+// answerPart answers with output from an offset on, and continues with the next step. The step cut breaks off the
+// answer.
 func answerPart(at int, text string, then ...http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", at, 1<<53-2))
@@ -26,7 +26,7 @@ func answerPart(at int, text string, then ...http.HandlerFunc) http.HandlerFunc 
 	}
 }
 
-// asking notes where each request asked to go on.
+// asking records the offset at which each request asks to continue.
 func asking(from *[]string, steps ...http.HandlerFunc) (noted []http.HandlerFunc) {
 	for _, step := range steps {
 		noted = append(noted, func(w http.ResponseWriter, r *http.Request) {

@@ -36,7 +36,7 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
-// compileCallers compiles one caller "it", whose key file holds text.
+// compileCallers compiles one caller "it". The text is in its key file.
 func compileCallers(t *testing.T, text string, spec func(keys []auth.KeySpec) *auth.CallerSpec) *auth.Callers {
 	t.Helper()
 	dir := t.TempDir()
@@ -51,7 +51,7 @@ func compileCallers(t *testing.T, text string, spec func(keys []auth.KeySpec) *a
 	return c
 }
 
-// wantAccepted says whether the server's own check takes what a signer made.
+// wantAccepted checks that the server accepts the headers of a signer.
 func wantAccepted(t *testing.T, c *auth.Callers, sign client.Signer) {
 	t.Helper()
 	now, body := time.Now(), []byte(`{"date":"2026-11-23"}`)
@@ -76,7 +76,7 @@ func TestHMAC_ServerVerifies(t *testing.T) {
 	for _, preset := range webhook.Presets() {
 		t.Run(preset, func(t *testing.T) {
 			if preset == "linear" || preset == "discord" {
-				return // the time stands in the body; the key is a pair: the tests of auth have them
+				return // the time is in the body, and the key is a pair; the tests of auth cover both
 			}
 			key := secret
 			if k, ok := keys[preset]; ok {

@@ -18,8 +18,8 @@ import (
 	"sallyport/internal/client"
 )
 
-// line is a server's end of a connection. Once it is dead, it is as if the server
-// had been stopped: who sends to it notices nothing, and nothing comes from it.
+// line is the server's end of a connection. Once it is dead, it behaves as if the server was stopped: the client can
+// still send without an error, but receives nothing.
 type line struct {
 	net.Conn
 	dead atomic.Bool
@@ -40,8 +40,7 @@ func (l *line) Write(b []byte) (int, error) {
 	return l.Conn.Write(b)
 }
 
-// exchange is a network without a kernel in it, so that a bubble's clock goes on
-// while nothing comes over it.
+// exchange is a network without a kernel, so that the clock of a bubble advances while no data arrives.
 type exchange struct {
 	calls chan net.Conn
 	last  atomic.Pointer[line]
@@ -69,14 +68,14 @@ func (e *exchange) Close() error { close(e.calls); return nil }
 // Addr implements net.Listener.
 func (e *exchange) Addr() net.Addr { return &net.UnixAddr{Name: "exchange"} }
 
-// testSilence calls f, within a bubble, with a client of a server that answers by the
-// steps. The step dies kills its connection.
+// testSilence calls f, within a bubble, with a client of a server that answers by the steps. The step dies makes its
+// connection dead.
 func testSilence(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerFunc, f func(ctx context.Context, c *client.Client, g *gate)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		e := &exchange{calls: make(chan net.Conn)}
 		g := &gate{dir: t.TempDir(), steps: steps(func(_ http.ResponseWriter, r *http.Request) {
-			synctest.Wait() // until what was sent before has come
+			synctest.Wait() // until the data that was sent before has arrived
 			e.last.Load().dead.Store(true)
 			<-r.Context().Done()
 		})}
@@ -93,7 +92,7 @@ func testSilence(t *testing.T, steps func(dies http.HandlerFunc) []http.HandlerF
 	})
 }
 
-// holdRequest keeps its request, of a server that is well otherwise.
+// holdRequest does not answer its request. The server works otherwise.
 func holdRequest(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 func TestFollow_ServerHangs(t *testing.T) {

@@ -29,7 +29,7 @@ func now() time.Time { return time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC) }
 
 const secret = "a secret that is longer than 32 bytes"
 
-// makeFiles makes a folder with all that the files in testdata name.
+// makeFiles makes a folder with all files that the configurations in testdata name.
 func makeFiles(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -92,7 +92,7 @@ func writeFile(t testing.TB, name, text string, mode os.FileMode) {
 	if err := os.WriteFile(name, []byte(text), mode); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(name, mode); err != nil { // whatever the umask is
+	if err := os.Chmod(name, mode); err != nil { // independent of the umask
 		t.Fatal(err)
 	}
 }
@@ -220,8 +220,8 @@ func TestLoad_FileOthersMayWrite(t *testing.T) {
 	}
 }
 
-// The owner of the file decides what runs, whatever its mode says, and so does
-// who may have its name lead to another.
+// TestLoad_FileOfOtherOwner: the owner of the file, of its folder or of a link to it decides which commands run,
+// because a mode does not bind the owner. So a file that another user owns in one of these ways is refused.
 func TestLoad_FileOfOtherOwner(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
@@ -498,7 +498,7 @@ func FuzzLoad(f *testing.F) {
 		if len(text) > 64<<10 {
 			return
 		}
-		// Each process of the fuzzer has a world of its own, and works alone.
+		// Each process of the fuzzer has a separate folder and does not run tests in parallel.
 		c, found := load(t, dir, string(text))
 		if hasErrors(found) != (c == nil) {
 			t.Errorf("the configuration is %v beside %v", c, found)

@@ -36,7 +36,8 @@ func writeTrusting(t *testing.T) (dir string, found []config.Diagnostic) {
 	return dir, found
 }
 
-// Whoever can change a key, a CA, a CRL or a key set decides who is trusted.
+// TestTrustedFiles_FolderOfOthers: a user that can change a key, a CA, a CRL or a key set decides which callers are
+// trusted.
 func TestTrustedFiles_FolderOfOthers(t *testing.T) {
 	t.Parallel()
 	for _, folder := range []string{"certs", "secrets"} {

@@ -12,8 +12,8 @@ import (
 	"sallyport/internal/config"
 )
 
-// As "cp -p" and rsync write in place: neither size nor time tell that another
-// key is meant.
+// TestWatch_SameSizeAndTime: "cp -p" and rsync write in place: the size and the modification time do not show that the
+// key is another one.
 func TestWatch_SameSizeAndTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWatching(t)
@@ -27,7 +27,7 @@ func TestWatch_SameSizeAndTime(t *testing.T) {
 			t.Fatal(err)
 		}
 		other := []byte(strings.ToUpper(string(text)))
-		for same := true; same; { // until the clock of the files has gone on
+		for same := true; same; { // until the clock of the file system has advanced
 			if err := os.WriteFile(name, other, 0o600); err != nil {
 				t.Fatal(err)
 			}

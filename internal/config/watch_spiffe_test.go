@@ -17,7 +17,7 @@ import (
 	"sallyport/internal/spiffetest"
 )
 
-// eventually asks until the answer is yes.
+// eventually repeats ask until it returns true.
 func eventually(t *testing.T, what string, ask func() bool) {
 	t.Helper()
 	for deadline := time.After(time.Minute); !ask(); {
@@ -29,7 +29,7 @@ func eventually(t *testing.T, what string, ask func() bool) {
 	}
 }
 
-// goroutines returns the stacks of those that ask a Workload API or a CA.
+// goroutines returns the stacks of the goroutines that wait for a Workload API or a CA.
 func goroutines() (found []string) {
 	all := make([]byte, 4<<20)
 	for _, one := range strings.Split(string(all[:runtime.Stack(all, true)]), "\n\n") {
@@ -40,8 +40,8 @@ func goroutines() (found []string) {
 	return found
 }
 
-// TestReload_RefusedLeavesNothing refuses a configuration that names a Workload API and a CA, each time that it is
-// tried: nothing stays connected, and the CA is never asked.
+// TestReload_RefusedLeavesNothing loads a configuration that names a Workload API and a CA, and is refused each time:
+// no connection stays open, and no request is sent to the CA.
 func TestReload_RefusedLeavesNothing(t *testing.T) {
 	p := startWatching(t)
 	corp, err := spiffetest.NewDomain("spiffe://corp")
@@ -87,8 +87,8 @@ func TestReload_RefusedLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestWatch_EndsDuringAWait ends a server while a reload waits for a Workload API that never answers. The clock of the
-// bubble stands still meanwhile, so nothing but the end of the server can end the wait.
+// TestWatch_EndsDuringAWait ends a server while a reload waits for a Workload API that never answers. During that wait,
+// the clock of the bubble stands still, so only the end of the server can end the wait.
 func TestWatch_EndsDuringAWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		socket := filepath.Join(t.TempDir(), "agent.sock")

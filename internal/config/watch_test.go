@@ -19,8 +19,7 @@ import (
 	"sallyport/internal/config"
 )
 
-// place is a configuration that is watched, in a bubble: its files are real, its
-// clock is not.
+// place is a configuration that is watched in a bubble: its files are real, and its clock is simulated.
 type place struct {
 	*config.Watcher
 
@@ -28,10 +27,10 @@ type place struct {
 	dir  string
 	logs lockedBuffer
 	hup  chan os.Signal
-	seen time.Time // when what was in force at the latest look was loaded
+	seen time.Time // when the configuration in force at the last check was loaded
 
-	refusal atomic.Pointer[error] // of agree
-	asked   atomic.Int64          // agree, so often
+	refusal atomic.Pointer[error] // the error of agree
+	asked   atomic.Int64          // calls of agree
 }
 
 // lockedBuffer may be written while it is read.
@@ -52,7 +51,7 @@ func (l *lockedBuffer) count(text string) int {
 	return strings.Count(l.String(), text)
 }
 
-// startWatching has a configuration watched whose worker, and guest, are let in.
+// startWatching watches a configuration that accepts worker and guest.
 func startWatching(t *testing.T) *place {
 	t.Helper()
 	p := &place{t: t, dir: t.TempDir(), hup: make(chan os.Signal, 1)}
@@ -82,7 +81,7 @@ func startWatching(t *testing.T) *place {
 
 func (p *place) agree(err error) { p.refusal.Store(&err) }
 
-// write puts a file in the place of another.
+// write replaces a file.
 func (p *place) write(name, text string) {
 	p.t.Helper()
 	file := filepath.Join(p.dir, name)
@@ -96,7 +95,7 @@ func (p *place) configure(callers ...string) {
 	p.configureTLS("", callers...)
 }
 
-// configureTLS has more in the section than the pair.
+// configureTLS writes a configuration with more settings in its tls section than the pair.
 func (p *place) configureTLS(more string, callers ...string) {
 	p.t.Helper()
 	text := "listen: \"localhost:0\"\nstate: state\ntls: {cert: certs/server.pem, key: certs/server.key" + more + "}\ncallers:\n"
@@ -106,10 +105,10 @@ func (p *place) configureTLS(more string, callers ...string) {
 	p.write("sallyport.yaml", text+fmt.Sprintf("hooks:\n  work: {callers: [%s], command: [/bin/true]}\n", strings.Join(callers, ", ")))
 }
 
-// certificates are good from then on.
+// certificates writes certificates that are valid from then on.
 func (p *place) certificates(from time.Time) {
 	p.t.Helper()
-	const skew = time.Hour // that Dev allows for
+	const skew = time.Hour // tolerance of Dev
 	dir := filepath.Join(p.dir, "certs")
 	err := os.RemoveAll(dir)
 	if err == nil {
@@ -120,13 +119,13 @@ func (p *place) certificates(from time.Time) {
 	}
 }
 
-// after lets so much time pass.
+// after waits for d.
 func (p *place) after(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
 }
 
-// trusted are the callers in force.
+// trusted returns the number of callers in force.
 func (p *place) trusted() int { return len(p.Get().CallerLimits) }
 
 func (p *place) wants(callers int, s config.ReloadStatus) {
@@ -140,7 +139,7 @@ func (p *place) wants(callers int, s config.ReloadStatus) {
 	}
 }
 
-// adopted wants a configuration to be in force that was loaded since the latest look.
+// adopted checks that the configuration in force was loaded after the last check.
 func (p *place) adopted(callers int, s config.ReloadStatus) {
 	p.t.Helper()
 	s.Loaded = p.since("loaded", p.Status().Loaded)
@@ -148,13 +147,13 @@ func (p *place) adopted(callers int, s config.ReloadStatus) {
 	p.wants(callers, s)
 }
 
-// failing wants a newer configuration to be refused since then, and returns since when.
+// failing checks that a newer configuration has been refused after the last check, and returns since when.
 func (p *place) failing() time.Time {
 	p.t.Helper()
 	return p.since("refused", p.Status().Failed)
 }
 
-// since returns a time that must lie between what was in force at the latest look and now.
+// since returns at, after a check that it is between the load of the configuration at the last check and now.
 func (p *place) since(what string, at time.Time) time.Time {
 	p.t.Helper()
 	if !at.After(p.seen) || at.After(time.Now()) {
@@ -163,8 +162,8 @@ func (p *place) since(what string, at time.Time) time.Time {
 	return at
 }
 
-// Otherwise a caller that was taken out stays let in for good, when the disk was
-// full or the supervisor away just then.
+// TestWatch_RefusedIsRetried: without retries, if the disk was full or the supervisor did not run when the file
+// changed, a caller that was removed from the file would be accepted until the next change.
 func TestWatch_RefusedIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWatching(t)
@@ -224,7 +223,7 @@ func TestWatch_RepeatedFailureIsLoggedOnce(t *testing.T) {
 		p.hup <- syscall.SIGHUP
 		synctest.Wait()
 		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 3, Failures: 3})
-		p.write("sallyport.yaml", "callers: {}") // and now for a third
+		p.write("sallyport.yaml", "callers: {}") // the third reload
 		p.after(time.Second)
 		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 4, Failures: 4})
 	})

@@ -12,7 +12,7 @@ import (
 	"sallyport/internal/logging"
 )
 
-// pipe is the log of a process whose reader reads only when it is told to.
+// pipe returns a log whose reader only reads when a test does.
 func pipe(t *testing.T) (log *slog.Logger, out *logging.Output, r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -24,8 +24,8 @@ func pipe(t *testing.T) (log *slog.Logger, out *logging.Output, r, w *os.File) {
 	return log, out, r, w
 }
 
-// TestOutput_StoppedReader: no line waits for a reader that does not read. When it goes on, it
-// gets the lines of before in their order, and how many it missed.
+// TestOutput_StoppedReader: no line waits for a reader that does not read. When it continues, it gets the queued lines
+// in order, and the number of those that it missed.
 func TestOutput_StoppedReader(t *testing.T) {
 	t.Parallel()
 	log, out, r, w := pipe(t)
@@ -35,7 +35,7 @@ func TestOutput_StoppedReader(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() {
-		out.Close() // which waits for what is queued now that it is read
+		out.Close() // waits for the queued lines, which are read now
 		_ = w.Close()
 		close(done)
 	}()
@@ -67,7 +67,7 @@ func TestOutput_StoppedReader(t *testing.T) {
 	}
 }
 
-// TestOutput_CloseWithoutReader: a process ends though nobody reads its log.
+// TestOutput_CloseWithoutReader: a process ends although its log is not read.
 func TestOutput_CloseWithoutReader(t *testing.T) {
 	t.Parallel()
 	log, out, _, w := pipe(t)
@@ -87,8 +87,8 @@ func TestOutput_CloseWithoutReader(t *testing.T) {
 	}
 }
 
-// TestOutput_SlowReader: a reader that is always behind is not told with each line that others
-// were dropped.
+// TestOutput_SlowReader: a reader that is always too slow does not get a line about dropped lines after each other
+// line.
 func TestOutput_SlowReader(t *testing.T) {
 	t.Parallel()
 	log, out, r, w := pipe(t)

@@ -7,7 +7,7 @@ import (
 	"sallyport/internal/logging"
 )
 
-// TestRepeated_SaysWhatIsNew: the same error again is not worth a line, another one is.
+// TestRepeated_SaysWhatIsNew: an unchanged error is not logged again, and a different one is.
 func TestRepeated_SaysWhatIsNew(t *testing.T) {
 	t.Parallel()
 	var r logging.Repeated

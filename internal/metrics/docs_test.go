@@ -18,7 +18,7 @@ import (
 	"sallyport/internal/metrics"
 )
 
-// everything is a configuration of which there is something to say in each metric.
+// everything is a configuration with at least one value for each metric.
 const everything = `
 listen: "localhost:0"
 state: state
@@ -64,7 +64,7 @@ func TestManual_EveryMetric(t *testing.T) {
 	}
 }
 
-// shapes are metrics with the names of their labels, sorted, each once.
+// shapes returns the metrics with the names of their labels, sorted and without duplicates.
 func shapes(metrics [][]string) (all []string) {
 	for _, m := range metrics {
 		name, labels, _ := strings.Cut(strings.TrimSuffix(m[1], "}"), "{")

@@ -8,7 +8,7 @@ import (
 	"sallyport/internal/keyuse"
 )
 
-// Trust collects what there is to say about these certificates and keys.
+// Trust collects the metrics of these certificates and keys.
 func Trust(expiries []certs.Expiry, uses *keyuse.Table) prometheus.Collector {
 	return newTrust(func() []certs.Expiry { return expiries }, func() []auth.KeyInfo { return nil }, uses)
 }

@@ -15,8 +15,7 @@ import (
 	"sallyport/internal/metrics"
 )
 
-// TestMetrics_LabelsOfOthers has names that are no UTF-8, and
-// that differ in nothing else.
+// TestMetrics_LabelsOfOthers uses names that are invalid UTF-8, and differ only in the invalid bytes.
 func TestMetrics_LabelsOfOthers(t *testing.T) {
 	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
 	uses := new(keyuse.Table)
@@ -35,7 +34,7 @@ func TestMetrics_LabelsOfOthers(t *testing.T) {
 		t.Fatalf("status %d: %s", w.Code, w.Body)
 	}
 	const unknown = "\uFFFD"
-	// What ends first and what was used last stand for both.
+	// Of two equal labels, the earlier expiry and the later use remain.
 	for _, want := range []string{
 		`{file="c.pem",subject="CN=` + unknown + `",what="client CA"} 2000`, `{file="c.pem",subject="CN=Corp",what="client CA"} 4000`,
 		`{caller="etl",key="k` + unknown + `",scheme="signature"} 3000`, `{caller="etl",key="k",scheme="signature"} 4000`,

@@ -11,7 +11,7 @@ import (
 func TestHost_OnePrefix(t *testing.T) {
 	for text, want := range map[string]struct{ host, site string }{
 		"192.0.2.1":            {"192.0.2.1", "192.0.2.0"},
-		"::ffff:192.0.2.1":     {"192.0.2.1", "192.0.2.0"}, // as a socket for both has it
+		"::ffff:192.0.2.1":     {"192.0.2.1", "192.0.2.0"}, // as in a socket for both protocols
 		"2001:db8:1:2:3:4:5:6": {"2001:db8:1:2::", "2001:db8:1::"},
 		"2001:db8:1:ffff::1":   {"2001:db8:1:ffff::", "2001:db8:1::"},
 		"fe80::1%eth0":         {"fe80::", "fe80::"},

@@ -12,8 +12,8 @@ import (
 	"sallyport/internal/readiness"
 )
 
-// TestCheck_HangingPart: a part that hangs is asked once, however often others want to know, and
-// the others are still told from it.
+// TestCheck_HangingPart: a part that hangs is probed once, however often Faults is called. The results of the other
+// parts are still returned.
 func TestCheck_HangingPart(t *testing.T) {
 	t.Parallel()
 	goOn, broken := make(chan struct{}), errors.New("broken")
@@ -34,7 +34,7 @@ func TestCheck_HangingPart(t *testing.T) {
 		})
 	}
 	all.Wait()
-	c.Faults(t.Context()) // which it still waits for
+	c.Faults(t.Context()) // still waits for that probe
 	if asked.Load() != 1 || askedOther.Load() > 5 {
 		t.Errorf("asked %d and %d times", asked.Load(), askedOther.Load())
 	}
@@ -44,7 +44,7 @@ func TestCheck_HangingPart(t *testing.T) {
 	}
 }
 
-// TestCheck_PartHeedsItsDeadline: a probe that gives up by itself has not answered, either.
+// TestCheck_PartHeedsItsDeadline: a probe that ends at its deadline has not answered, either.
 func TestCheck_PartHeedsItsDeadline(t *testing.T) {
 	t.Parallel()
 	c := readiness.New(slog.New(slog.DiscardHandler), readiness.Part{Name: "slow", Probe: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }})

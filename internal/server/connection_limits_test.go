@@ -21,7 +21,7 @@ import (
 	"sallyport/internal/testenv"
 )
 
-// arrivals is a listener with connections from wherever they are said to be.
+// arrivals is a listener whose connections have the addresses that a test sets.
 type arrivals chan net.Addr
 
 func (a arrivals) Accept() (net.Conn, error) {
@@ -44,13 +44,13 @@ type arrival struct {
 
 func (a arrival) RemoteAddr() net.Addr { return a.from }
 
-// places is a listener whose connections a test makes one by one.
+// places is a listener whose connections a test opens one by one.
 type places struct {
 	t       *testing.T
 	come    arrivals
 	surface *surface
 	limited net.Listener
-	open    []net.Conn // all that were accepted, in their order
+	open    []net.Conn // all accepted connections, in order
 }
 
 func newPlaces(t *testing.T, limits config.Limits) *places {
@@ -67,7 +67,7 @@ func newPlaces(t *testing.T, limits config.Limits) *places {
 	return p
 }
 
-// connect has connections come, and returns how many were closed before TLS.
+// connect opens connections from these addresses, and returns how many were closed before TLS.
 func (p *places) connect(from ...string) (refused int) {
 	p.t.Helper()
 	for _, a := range from {
@@ -87,17 +87,17 @@ func (p *places) connect(from ...string) (refused int) {
 	return refused
 }
 
-// from are the addresses of the connections that are still open, in order.
+// from returns the addresses of the connections that are still open, in order.
 func (p *places) from() (all []string) {
 	for _, c := range p.open {
-		if err := c.SetReadDeadline(time.Unix(1, 0)); err == nil { // a pipe that is closed says so
+		if err := c.SetReadDeadline(time.Unix(1, 0)); err == nil { // fails for a closed pipe
 			all = append(all, netid.AddrPort(c.RemoteAddr()).Addr().String())
 		}
 	}
 	return all
 }
 
-// count is how many connections of a site are open.
+// count returns how many connections of a site are open.
 func (p *places) count(prefix string) int {
 	return len(slices.DeleteFunc(p.from(), func(a string) bool { return !strings.HasPrefix(a, prefix) }))
 }
@@ -109,8 +109,7 @@ func addresses(form string, n int) (all []string) {
 	return all
 }
 
-// TestPlaces_OfSite has somebody connect who has a whole IPv6 /48 or IPv4 /24, and
-// then somebody from elsewhere.
+// TestPlaces_OfSite connects from all addresses of an IPv6 /48 or an IPv4 /24, and then from another site.
 func TestPlaces_OfSite(t *testing.T) {
 	t.Parallel()
 	for why, row := range map[string]struct {
@@ -139,17 +138,17 @@ func TestPlaces_OfSite(t *testing.T) {
 	}
 }
 
-// TestPlaces_WhoIsClosed fills all places and looks at who has to go.
+// TestPlaces_WhoIsClosed fills all places, and checks which connections are closed.
 func TestPlaces_WhoIsClosed(t *testing.T) {
 	t.Parallel()
 	limits := config.Limits{Connections: 4, ConnectionsPerAddress: 4}
 	for why, row := range map[string]struct {
 		before []string
-		lately []string // addresses that proved themselves lately
-		proved []int    // connections of before that carry a request of a caller
-		idle   []int    // or have
+		lately []string // addresses that had a valid credential lately
+		proved []int    // open connections that carry a request of a caller
+		idle   []int    // open connections that have carried one
 		comes  string
-		want   []string // that are open then
+		want   []string // that are open at the end
 	}{
 		"the oldest of the largest site": {
 			before: []string{"192.0.2.1", "198.51.100.1", "192.0.2.2", "198.51.101.1"}, comes: "203.0.113.1",
@@ -203,8 +202,8 @@ func TestPlaces_WhoIsClosed(t *testing.T) {
 	}
 }
 
-// TestPlaces_FullHostMakesRoom has an address take all places that it may have: its
-// next connection takes the place of its oldest, and not of another's.
+// TestPlaces_FullHostMakesRoom uses all places of one address: its next connection replaces its oldest one, and not one
+// of another address.
 func TestPlaces_FullHostMakesRoom(t *testing.T) {
 	t.Parallel()
 	s := serve(t, config.Limits{Connections: 100, ConnectionsPerAddress: 2}, http.HandlerFunc(hello))
@@ -228,8 +227,8 @@ func (s *served) from(address string) (net.Conn, error) {
 	return d.DialContext(s.t.Context(), "tcp4", s.address)
 }
 
-// TestPlaces_SilentAddresses has sixteen addresses hold all places in silence, and
-// take each one again that they lose. Another address must be served all the same.
+// TestPlaces_SilentAddresses fills all places with silent connections from sixteen addresses, which reconnect whenever
+// one is closed. Another address must still be served.
 func TestPlaces_SilentAddresses(t *testing.T) {
 	t.Parallel()
 	const silent, each, deliveries = 16, 4, 200
@@ -262,8 +261,8 @@ func TestPlaces_SilentAddresses(t *testing.T) {
 	}
 }
 
-// hold keeps a connection open until stop, and opens another when it is closed: as
-// often as the default limit of an address lets its four connections.
+// hold keeps a connection open until stop, and opens another when it is closed, as often as the default limit of an
+// address allows for its four connections.
 func (s *served) hold(from string, stop <-chan struct{}, opened func()) {
 	again := time.NewTicker(200 * time.Millisecond)
 	defer again.Stop()
@@ -286,7 +285,7 @@ func (s *served) hold(from string, stop <-chan struct{}, opened func()) {
 	}
 }
 
-// ask sends one request on a connection of its own.
+// ask sends one request on a new connection.
 func (s *served) ask(from string) error {
 	plain, err := s.from(from)
 	if err != nil {
@@ -307,7 +306,7 @@ func (s *served) ask(from string) error {
 	return err
 }
 
-// TestAnswers_LastOne counts what a connection may still ask for.
+// TestAnswers_LastOne counts the answers that a connection still gets.
 func TestAnswers_LastOne(t *testing.T) {
 	t.Parallel()
 	for why, row := range map[string]struct {
@@ -339,7 +338,7 @@ func TestAnswers_LastOne(t *testing.T) {
 	}
 }
 
-// TestUnreadable_IsReported sends what net/http answers itself.
+// TestUnreadable_IsReported sends requests that net/http answers itself.
 func TestUnreadable_IsReported(t *testing.T) {
 	t.Parallel()
 	for why, text := range map[string]string{
@@ -363,7 +362,7 @@ func testUnreadable(t *testing.T, text string, before int) {
 	all.left.Store(1 << 30)
 	s := serveSurface(t, plenty(), all)
 	c := s.tls()
-	for range before { // which are answered, and not reported
+	for range before { // these are answered, and not reported
 		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
@@ -374,7 +373,7 @@ func testUnreadable(t *testing.T, text string, before int) {
 				t.Fatal(err)
 			}
 		}
-		<-s.idle // what comes before that belongs to the request
+		<-s.idle // bytes before that belong to the request
 	}
 	_, _ = io.WriteString(c, text) // the server may close before all of it is sent
 	if err := c.CloseWrite(); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -391,7 +390,7 @@ func testUnreadable(t *testing.T, text string, before int) {
 	}
 }
 
-// TestReadable_IsNotReported has requests come in ordinary ways.
+// TestReadable_IsNotReported sends requests in ordinary ways.
 func TestReadable_IsNotReported(t *testing.T) {
 	t.Parallel()
 	all := &surface{Handler: http.HandlerFunc(hello)}

@@ -16,16 +16,16 @@ func Limit(l net.Listener, conf *config.Watcher, s Handler) net.Listener {
 // Open is openListener.
 var Open = openListener //nolint:gochecknoglobals // a function
 
-// SetListener has a limited listener take its connections from another.
+// SetListener makes a limited listener accept its connections from another.
 func SetListener(limited, from net.Listener) { limited.(*listener).Listener = from }
 
-// Begin and End say that a request is in progress on a connection.
+// Begin reports that a request begins on a connection.
 func Begin(c net.Conn) { c.(*conn).beginRequest() }
 
-// End is the end of Begin.
+// End reports the end of a request that Begin reported.
 func End(c net.Conn) { c.(*conn).endRequest() }
 
-// OnState has f see the states of connections too. It must come before Serve.
+// OnState also passes the states of connections to f. It must be called before Serve.
 func OnState(s *Server, f func(net.Conn, http.ConnState)) {
 	inner := s.http.ConnState
 	s.http.ConnState = func(c net.Conn, state http.ConnState) {

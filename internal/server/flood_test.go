@@ -34,14 +34,13 @@ func frame(kind, flags byte, stream uint32, payload string) []byte {
 	return append(b, payload...)
 }
 
-// request are the fields of a request in HPACK (RFC 7541): three of the static
-// table, and the authority.
+// request returns the fields of a request in HPACK (RFC 7541): three of the static table, and the authority.
 func request(method byte) string { return string([]byte{method, 0x87, 0x84, 0x41, 9}) + "localhost" }
 
 const get, post = 0x82, 0x83
 
-// http2 opens a connection that speaks HTTP/2 and has sent its preface. What comes
-// back is thrown away until the connection ends.
+// http2 opens a connection that speaks HTTP/2 and has sent its preface. It discards what the server sends until the
+// connection ends.
 func (s *served) http2() (c *tls.Conn, ended chan error) {
 	s.t.Helper()
 	c = tls.Client(s.dial(), &tls.Config{RootCAs: s.roots, ServerName: "localhost", MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}})
@@ -56,8 +55,7 @@ func (s *served) http2() (c *tls.Conn, ended chan error) {
 	return c, ended
 }
 
-// TestFlood_EndsConnection sends frames that ask for nothing, one kind at a time,
-// and reads whatever the server answers.
+// TestFlood_EndsConnection sends frames that carry no request, one kind at a time, and reads all answers of the server.
 func TestFlood_EndsConnection(t *testing.T) {
 	t.Parallel()
 	for name, flood := range map[string]struct {
@@ -112,8 +110,8 @@ func TestFlood_EndsConnection(t *testing.T) {
 	}
 }
 
-// TestRequests_OrdinaryUseIsNoFlood has a connection carry many requests with
-// bodies, and large answers, over HTTP/1.1 and HTTP/2.
+// TestRequests_OrdinaryUseIsNoFlood sends many requests with bodies, and reads large answers, on one connection over
+// HTTP/1.1 and HTTP/2.
 func TestRequests_OrdinaryUseIsNoFlood(t *testing.T) {
 	t.Parallel()
 	const requests, size = 100, 100 << 10
@@ -161,7 +159,7 @@ func TestRequests_OrdinaryUseIsNoFlood(t *testing.T) {
 	}
 }
 
-// counted is the body of a request, whose bytes are reported as handlers do.
+// counted returns the body of a request. Its bytes are reported as handlers do.
 func counted(r *http.Request) io.Reader { return reporting{r} }
 
 type reporting struct{ r *http.Request }

@@ -9,7 +9,7 @@ import (
 	"sallyport/internal/testenv"
 )
 
-// TestOpen_IPv4AddressIsNotIPv6: who writes 0.0.0.0 has bounded the server to IPv4.
+// TestOpen_IPv4AddressIsNotIPv6: an operator that configures 0.0.0.0 has restricted the server to IPv4.
 func TestOpen_IPv4AddressIsNotIPv6(t *testing.T) {
 	six, err := new(net.ListenConfig).Listen(t.Context(), "tcp6", "[::1]:0")
 	if err != nil {

@@ -27,10 +27,10 @@ import (
 	"sallyport/runner/store"
 )
 
-// patience is far above what anything here takes on an idle machine.
+// patience is much longer than any step of these tests takes on an idle machine.
 const patience = 30 * time.Second
 
-// served is a server on a port of its own.
+// served is a server on a separate port.
 type served struct {
 	t       *testing.T
 	address string
@@ -41,7 +41,7 @@ type served struct {
 	idle    chan struct{} // receives when a connection becomes idle
 }
 
-// surface is a handler for all addresses, which may connect so often in all.
+// surface is a handler that allows a number of connections, from any address.
 type surface struct {
 	http.Handler
 
@@ -67,7 +67,7 @@ func serve(t *testing.T, limits config.Limits, h http.Handler) *served {
 	return serveSurface(t, limits, all)
 }
 
-// load reads a configuration with these limits, which stands in a folder of its own.
+// load reads a configuration with these limits, from a new folder.
 func load(t *testing.T, limits config.Limits) (c *config.Watcher, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -116,7 +116,7 @@ func serveSurface(t *testing.T, limits config.Limits, all *surface) *served {
 		if state == http.StateIdle {
 			select {
 			case s.idle <- struct{}{}:
-			default: // nobody waits for so many
+			default: // no test waits for so many
 			}
 		}
 	})
@@ -175,7 +175,7 @@ func (s *served) tls() *tls.Conn {
 	return c
 }
 
-// closed reads until the server closes and returns what it sent.
+// closed reads until the server closes the connection, and returns what the server sent.
 func (s *served) closed(c net.Conn) string {
 	s.t.Helper()
 	b, err := io.ReadAll(c)
@@ -189,7 +189,7 @@ func plenty() config.Limits { return config.Limits{Connections: 100, Connections
 
 func hello(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
 
-// TestPlaintext_NoAnswer: plaintext gets not one byte of an answer.
+// TestPlaintext_NoAnswer: a plaintext request gets no answer.
 func TestPlaintext_NoAnswer(t *testing.T) {
 	t.Parallel()
 	s := serve(t, plenty(), http.HandlerFunc(hello))
@@ -202,7 +202,7 @@ func TestPlaintext_NoAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := s.closed(c)
-		if len(got) > 0 && got[0] != 21 { // a TLS alert says no more than that this is TLS
+		if len(got) > 0 && got[0] != 21 { // a TLS alert only shows that this is TLS
 			t.Errorf("%q was answered with %q", text, got)
 		}
 		if strings.HasPrefix(text, "GET") && got != "" {
@@ -211,7 +211,7 @@ func TestPlaintext_NoAnswer(t *testing.T) {
 	}
 }
 
-// TestConnections_SilentAreClosed: connections on which nothing comes are closed.
+// TestConnections_SilentAreClosed: connections without traffic are closed.
 func TestConnections_SilentAreClosed(t *testing.T) {
 	t.Parallel()
 	s := serve(t, plenty(), http.HandlerFunc(hello))
@@ -240,7 +240,7 @@ func TestConnections_TooOften(t *testing.T) {
 	s := serveSurface(t, plenty(), all)
 	for range 2 {
 		c := s.tls()
-		if err := c.Close(); err != nil { // it is no matter of what is open
+		if err := c.Close(); err != nil { // the limit counts closed connections, too
 			t.Fatal(err)
 		}
 	}
@@ -266,8 +266,8 @@ func TestTLS_OldVersion(t *testing.T) {
 	}
 }
 
-// Whoever records a connection now must not read it once there are quantum
-// computers (ML-KEM, FIPS 203), as far as the client goes along.
+// TestTLS_HybridKeyExchange: a connection that is recorded now must not be readable with a later quantum computer
+// (ML-KEM, FIPS 203), if the client supports that.
 func TestTLS_HybridKeyExchange(t *testing.T) {
 	t.Parallel()
 	s := serve(t, plenty(), http.HandlerFunc(hello))
@@ -305,7 +305,7 @@ func TestServe_FinishesAnswers(t *testing.T) {
 	}
 	<-asked
 	s.end()
-	// Once nobody gets in any more, the server has begun to close.
+	// Once connections are refused, the server has begun to close.
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -110,7 +110,7 @@ func Listen(socket string) (*Agent, error) {
 // Stop closes the socket and every connection.
 func (a *Agent) Stop() { a.server.Stop() }
 
-// Cancel ends every call with the code Canceled, as if the caller had canceled it.
+// Cancel ends every call with the code Canceled, which also means that the caller has canceled it.
 func (a *Agent) Cancel() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
