@@ -16,7 +16,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-// now is when the deliveries of these tests arrive.
+// now returns the time at which the deliveries of these tests arrive.
 func now() time.Time { return time.Unix(1_800_000_000, 0) }
 
 const (

@@ -33,7 +33,8 @@ func TestAuthenticate_NoCredential(t *testing.T) {
 	newRefusal(t, auth.Compile(nil, auth.Sources{}, nil), delivery("{}", headers("Authorization", "Bearer x")), auth.Absent)
 }
 
-// A wrong credential of a stronger kind is never made good by a right one of a weaker.
+// TestAuthenticate_StrongestKindDecides: a correct credential of a weaker kind does not make up for a wrong one of a
+// stronger kind.
 func TestAuthenticate_StrongestKindDecides(t *testing.T) {
 	b := newBench(t)
 	b.addHMAC("gitlab", "gitlab", newPair("gitlab", "a").verify)
@@ -65,7 +66,7 @@ func TestAuthenticate_StrongestKindDecides(t *testing.T) {
 	allow(t, c, both(none, "Authorization", "Bearer "+right, "X-Other-Token", "wrong"), "ci")
 }
 
-// Gitea sends GitHub's and Gogs' headers along with its own.
+// TestHMAC_SeveralSchemes: Gitea also sends the headers of GitHub and Gogs.
 func TestHMAC_SeveralSchemes(t *testing.T) {
 	b := newBench(t)
 	b.addHMAC("github", "github", secretA)
@@ -134,7 +135,7 @@ func TestReplay_NamesWhatWasSigned(t *testing.T) {
 	b.addHMAC("github", "github", secretC)
 	c := b.compile()
 
-	// Two signatures while a secret is rolled: dropping one is no new delivery.
+	// Two signatures while a secret is rotated: without one of them, it is the same delivery.
 	body := `{"type":"x"}`
 	one, two := signed(t, "stripe", secretA, body), signed(t, "stripe", secretB, body)
 	a, again := allow(t, c, delivery(body, one), "stripe"), allow(t, c, delivery(body, two), "stripe")
@@ -149,7 +150,7 @@ func TestReplay_NamesWhatWasSigned(t *testing.T) {
 		t.Error("a second delivery without an id passes for the first")
 	}
 
-	// A signed id names the delivery: a retry signs anew.
+	// A signed id names the delivery: a retry has the same id and a new signature.
 	key := newPair("svix", "s").sign
 	first := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now())), "svix")
 	retry := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now().Add(time.Minute))), "svix")
@@ -297,8 +298,8 @@ func TestCompile_ReportsAllErrors(t *testing.T) {
 	}
 }
 
-// TestHMAC_EmptyBody: what is signed then is what every request for
-// runs has, so who saw one of these could start something with it.
+// TestHMAC_EmptyBody: a request for runs has an empty body, so its signature would also be valid for a delivery with an
+// empty body. An attacker that has seen such a request could start a run with it.
 func TestHMAC_EmptyBody(t *testing.T) {
 	for _, scheme := range []string{"github", "stripe", "standard-webhooks"} {
 		b := newBench(t)
@@ -316,8 +317,8 @@ func TestHMAC_EmptyBody(t *testing.T) {
 	}
 }
 
-// TestHMAC_TimestampSpelling: with zeros before it, it could take the end of what
-// stands before it, or give some of its own.
+// TestHMAC_TimestampSpelling: with leading zeros, part of the text before the timestamp could become part of the
+// timestamp, or the reverse.
 func TestHMAC_TimestampSpelling(t *testing.T) {
 	b := newBench(t)
 	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: webhook.SchemeSpec{

@@ -9,8 +9,8 @@ import (
 	"sallyport/auth"
 )
 
-// TestRefusal_CostWithinBound judges what can be wrong with a delivery. None
-// takes more than what each refusal is made to take.
+// TestRefusal_CostWithinBound sends deliveries with each kind of error. None costs more than the bound that each
+// refusal is extended to.
 func TestRefusal_CostWithinBound(t *testing.T) {
 	b := newBench(t)
 	b.addHMAC("github", "github", secretA, secretB)
@@ -53,8 +53,7 @@ func TestRefusal_CostWithinBound(t *testing.T) {
 	}
 }
 
-// TestMaxVerifyCost_HidesKeyCount compares what an outsider can see of a hook with few
-// keys and of one with more.
+// TestMaxVerifyCost_HidesKeyCount compares the observable cost of a hook with few keys and of one with more.
 func TestMaxVerifyCost_HidesKeyCount(t *testing.T) {
 	work := func(keys int) int {
 		b := newBench(t)

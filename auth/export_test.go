@@ -2,8 +2,8 @@ package auth
 
 import "errors"
 
-// CostOf returns how many bytes are hashed for the refusal err in all, and how many
-// of them to find it out.
+// CostOf returns how many bytes are hashed for the refusal err in total, and how many of them before the refusal was
+// decided.
 func CostOf(c *Callers, d *Delivery, hook []string, err error) (all, done int) {
 	var r *Refusal
 	_ = errors.As(err, &r)

@@ -8,8 +8,8 @@ import (
 	"sallyport/auth/webhook"
 )
 
-// FuzzSignatureHeader sends anything to every preset at once. What is accepted
-// must hold a signature that only the key could make.
+// FuzzSignatureHeader sends any header to every preset at once. An accepted header must have a signature that only the
+// key can make.
 func FuzzSignatureHeader(f *testing.F) {
 	b := newBench(f)
 	good := map[string]string{} // what a sender's header holds for the fuzzed body
@@ -45,8 +45,7 @@ func FuzzSignatureHeader(f *testing.F) {
 	})
 }
 
-// FuzzJWT sends anything as a bearer value. No token is accepted but the one
-// that was signed.
+// FuzzJWT sends any bearer value. Only the token that was signed may be accepted.
 func FuzzJWT(f *testing.F) {
 	c := newHS256Callers(f)
 	good := signHS256(f, validClaims())
@@ -63,8 +62,8 @@ func FuzzJWT(f *testing.F) {
 	})
 }
 
-// FuzzMessageSignature sends anything in the fields of a message signature. What
-// is accepted must be what was signed, under whatever label.
+// FuzzMessageSignature sends any values in the fields of a message signature. An accepted message must be the signed
+// one, with any label.
 func FuzzMessageSignature(f *testing.F) {
 	c, sign := signatureCallers(f, nil)
 	good := signRequest(f, sign[hmacID], newRequest("POST", "/start?x=1", "{}"), "", "")

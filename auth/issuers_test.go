@@ -25,8 +25,7 @@ import (
 	"sallyport/certs"
 )
 
-// publisher is an issuer that answers its discovery document and its keys over
-// TLS, and counts what else it is asked for.
+// publisher is an issuer that serves its discovery document and its keys over TLS, and counts other requests.
 type publisher struct {
 	*httptest.Server
 
@@ -35,7 +34,7 @@ type publisher struct {
 	other   atomic.Int32
 }
 
-// publisher starts one for the bench, whose folder gets its CA as ca.pem.
+// publisher starts an issuer, and writes its CA to the bench's folder as ca.pem.
 func (b *bench) publisher(keys ...map[string]any) *publisher {
 	b.Helper()
 	if _, err := certs.Dev(b.dir, time.Now(), true); err != nil {
@@ -75,7 +74,7 @@ func (p *publisher) publish(b *bench, keys ...map[string]any) {
 	p.set.Store(&set)
 }
 
-// addIssuer has a caller's keys fetched from a publisher.
+// addIssuer adds a caller with keys from a publisher.
 func (b *bench) addIssuer(name string, p *publisher, change func(*auth.JWTSpec)) {
 	b.Helper()
 	b.addJWT(name, func(s *auth.JWTSpec) {
@@ -97,7 +96,7 @@ func (b *bench) compileAndFetch() *auth.Callers {
 	return c
 }
 
-// signNow bears a token of an issuer that is good at the time it is made.
+// signNow returns a token of an issuer that is valid at the current time.
 func (p *publisher) signNow(t testing.TB, method jwt.SigningMethod, key any, kid string, change ...func(jwt.MapClaims)) *auth.Delivery {
 	t.Helper()
 	at := time.Now().Unix()
@@ -209,8 +208,8 @@ func TestAwaitKey_OnlyMissingKey(t *testing.T) {
 	}
 }
 
-// What a caller with keys of its own says about the token must not hide that
-// another one's issuer may have a new key.
+// TestAwaitKey_SharedIssuer: a refusal by a caller with keys in the file must not hide that the issuer of another
+// caller may have a new key.
 func TestAwaitKey_SharedIssuer(t *testing.T) {
 	for _, names := range [][]string{{"a", "b"}, {"b", "a"}} {
 		b := newBench(t)
@@ -298,7 +297,7 @@ func TestIssuer_HTTPSOnly(t *testing.T) {
 	b.wantProblem("warning callers.ci.jwt: has no claims")
 }
 
-// pinned is, for each preset, what has to be written, and what of it pins.
+// pinned returns the required settings for each preset.
 func pinned() map[string]auth.JWTSpec {
 	return map[string]auth.JWTSpec{
 		"github-actions": {Claims: map[string]any{"repository_id": "1234"}},
@@ -353,7 +352,7 @@ func TestIssuerPreset_RequiresPins(t *testing.T) {
 			}
 		})
 	}
-	// By its address alone it signs for everybody, too.
+	// An issuer that the file names by its address alone also signs for many.
 	b := newBench(t)
 	spec := &auth.JWTSpec{Issuer: "https://token.actions.githubusercontent.com", Audience: audience, Claims: map[string]any{"ref": "refs/heads/main"}}
 	b.caller("ci").JWT = spec

@@ -66,7 +66,7 @@ func publicPEM(t testing.TB, key crypto.Signer) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }
 
-// validClaims are those of a token that is good now.
+// validClaims returns the claims of a token that is valid now.
 func validClaims(change ...func(jwt.MapClaims)) jwt.MapClaims {
 	c := jwt.MapClaims{
 		"iss": issuer, "aud": audience, "iat": now().Unix() - 5, "exp": now().Unix() + 300,
@@ -121,7 +121,7 @@ func (b *bench) addJWT(name string, change func(*auth.JWTSpec), keys ...auth.Key
 	b.caller(name).JWT = spec
 }
 
-// newHS256Callers has one caller, ci, with an HS256 key that has no id of its own.
+// newHS256Callers has one caller, ci, with an HS256 key without an id.
 func newHS256Callers(t testing.TB) *auth.Callers {
 	t.Helper()
 	b := newBench(t)
@@ -283,7 +283,7 @@ func TestJWT_KidSelectsKey(t *testing.T) {
 		newRefusal(t, c, with(secretB, kid), auth.Malformed)
 	}
 	newRefusal(t, c, bearerDelivery(rawToken(`{"alg":"HS256","kid":null}`, encodePayload(t, validClaims()), secretB)), auth.Malformed)
-	// Senders name their keys as they like; a key without a name takes any.
+	// Senders choose the key ids, so a key without an id accepts any.
 	allow(t, newHS256Callers(t), bearerDelivery(signHS256(t, validClaims(), map[string]any{"kid": "theirs"})), "ci")
 }
 
@@ -304,10 +304,10 @@ func TestJWT_OneSpelling(t *testing.T) {
 	last := strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", raw[len(raw)-1])
 	respelled := raw[:len(raw)-1] + string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[last^1])
 	newRefusal(t, c, bearerDelivery(respelled), auth.Wrong)
-	// Five segments are a JWE, which is no JWT here and no token of anybody.
+	// Five segments are a JWE, which is not supported and not a token of any caller.
 	newRefusal(t, c, bearerDelivery(raw+".AA.AA"), auth.Malformed)
 	newRefusal(t, c, bearerDelivery("x"), auth.Malformed)
-	// The scheme's name is free in case; nothing else about it is.
+	// The scheme's name may have any case; everything else must match.
 	allow(t, c, delivery("", headers("Authorization", "bearer "+raw)), "ci")
 	newRefusal(t, c, delivery("", headers("Authorization", raw)), auth.Malformed)
 	newRefusal(t, c, delivery("", headers("Authorization", "Bearer\t"+raw)), auth.Malformed)
@@ -315,7 +315,7 @@ func TestJWT_OneSpelling(t *testing.T) {
 	newRefusal(t, c, delivery("", headers("Authorization", "Basic "+raw)), auth.Malformed)
 	newRefusal(t, c, delivery("", headers("Authorization", "Bearer "+raw, "Authorization", "Bearer "+raw)), auth.Malformed)
 	newRefusal(t, c, delivery("", headers("Authorization", "Bearer "+raw+", Bearer "+raw)), auth.Malformed)
-	// Anywhere else it is nobody's credential.
+	// In any other header, a token is not a credential.
 	for _, name := range []string{"X-Authorization", "Proxy-Authorization", "X-Forwarded-Access-Token", "Cookie"} {
 		newRefusal(t, c, delivery("access_token="+raw, headers(name, "Bearer "+raw)), auth.Absent)
 	}

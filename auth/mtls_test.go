@@ -211,7 +211,7 @@ func TestMTLS_NamesCompareWhole(t *testing.T) {
 		{"", a.issueURI("https://etl.example.com/~a?b")},
 		{"", a.issueClient(cn("x"), nil, "spiffe://corp/etl/2")},
 		{"", a.issueClient(cn("x"), nil, "spiffe://corp/ETL")},
-		{"", a.issueClient(cn("x"), nil, "spiffe://corp/other", "spiffe://corp/etl")}, // two are no SVID
+		{"", a.issueClient(cn("x"), nil, "spiffe://corp/other", "spiffe://corp/etl")}, // an SVID has exactly one
 		{"", a.issueClient(cn("x"), []string{"*.example.com"})},
 		{"", a.issueClient(cn("x"), []string{"quay.example.com.evil.example"})},
 		{"", a.issueClient(cn("quay.example.com"), nil)},
@@ -255,7 +255,7 @@ func TestMTLS_Unverified(t *testing.T) {
 	forged := newAuthority(t).issueClient(pkix.Name{CommonName: "cron"}, nil)
 	newRefusal(t, c, a.newConnection(&forged).deliver(), auth.Wrong)
 	newRefusal(t, c, a.newConnection(nil).deliver(), auth.Absent)
-	// Without a caller that has one, a certificate is not looked at.
+	// If no caller has a certificate, the client's certificate is ignored.
 	b := newBench(t)
 	b.addToken("t", "X-T", secretA)
 	good := a.issueClient(pkix.Name{CommonName: "cron"}, nil)
@@ -295,7 +295,7 @@ func TestMTLS_OwnCA(t *testing.T) {
 	allow(t, c, cert(partner, "job", "x:y"), "partner")
 	allow(t, c, cert(ours, "cron", "x:y"), "cron")
 	allow(t, c, cert(partner, "cron", "x:y"), "pinned")
-	allow(t, c, cert(partner, "cron", "x:y"), "pinned", "cron") // whichever hook it is for
+	allow(t, c, cert(partner, "cron", "x:y"), "pinned", "cron") // for any hook
 	newRefusal(t, c, cert(partner, "x", "spiffe://corp/etl"), auth.Wrong)
 	newRefusal(t, c, cert(ours, "job", "x:y"), auth.Wrong)
 }
@@ -318,17 +318,17 @@ func TestMTLS_Fingerprint(t *testing.T) {
 	}
 	allow(t, c, ca.newConnection(&signed).deliver(), "self")
 	newRefusal(t, c, ca.newConnection(&other).deliver(), auth.Wrong)
-	newRefusal(t, c, ca.newConnection(&child).deliver(), auth.Wrong) // that it may sign is nothing to us
+	newRefusal(t, c, ca.newConnection(&child).deliver(), auth.Wrong) // the pinned certificate may sign, but is not a CA here
 	late := ca.newConnection(&selfPair).deliver()
 	late.Now = self.cert.NotAfter.Add(time.Second)
 	newRefusal(t, c, late, auth.Stale)
 
-	// Without a CA, what a CA signed is believed by nobody.
+	// Without a CA, a certificate that a CA signed is not trusted.
 	b.clientCA = ""
 	c = b.compile()
 	allow(t, c, ca.newConnection(&selfPair).deliver(), "self")
 	newRefusal(t, c, ca.newConnection(&signed).deliver(), auth.Wrong)
-	// With one that the caller names, nothing stands for itself.
+	// With a CA of the caller, a self-signed certificate is not trusted by itself.
 	b.specs["self"].MTLS.CA = ca.writeCA(b)
 	c = b.compile()
 	allow(t, c, ca.newConnection(&signed).deliver(), "self")

@@ -15,7 +15,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-// pair is the key a caller is configured with, and the one its sender signs with.
+// pair is the key of a caller's configuration, and the one that its sender signs with.
 type pair struct{ verify, sign string }
 
 func newPair(scheme, seed string) pair {
@@ -46,7 +46,7 @@ func bodyFor(at time.Time) string {
 	return fmt.Sprintf(`{"id":"evt_1","event":{"id":"p1","event_type":"x"},"type":"x","webhookTimestamp":%d}`, at.UnixMilli())
 }
 
-// Each row of SCHEMES is held to the same list of attacks.
+// TestPresets_Tampering tries the same attacks on each row of SCHEMES.
 func TestPresets_Tampering(t *testing.T) {
 	for _, name := range webhook.Presets() {
 		t.Run(name, func(t *testing.T) { attackPreset(t, name, newPair(name, "right"), newPair(name, "wrong")) })
@@ -60,7 +60,7 @@ func attackPreset(t *testing.T, name string, right, wrong pair) {
 	t.Helper()
 	b := newBench(t)
 	b.addHMAC("sender", name, right.verify)
-	// A stranger's token is right there to fall back to, and must not help.
+	// A valid token of another caller must not make up for a wrong signature.
 	b.addToken("weak", "X-Weak", secretC)
 	c := b.compile()
 	s, _ := webhook.Preset(name)
@@ -182,7 +182,7 @@ func attackTimes(t *testing.T, c *auth.Callers, name string, right pair, spec we
 	allow(t, c, send(now().Add(tolerance)), "sender")
 	newRefusal(t, c, send(now().Add(-tolerance-time.Second)), auth.Stale)
 	newRefusal(t, c, send(now().Add(tolerance+time.Second)), auth.Stale)
-	// A stale timestamp that is not signed proves nothing, so it is not told apart.
+	// If the signature is wrong, a stale timestamp proves nothing, so the reason is Wrong.
 	d := send(now().Add(-24 * time.Hour))
 	d.Body = append(d.Body, ' ')
 	newRefusal(t, c, d, auth.Wrong)

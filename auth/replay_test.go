@@ -15,11 +15,10 @@ import (
 	"sallyport/auth/webhook"
 )
 
-// ledger keeps the names of accepted deliveries, as the record of runs does: it
-// forgets them when their time has come.
+// ledger keeps the names of accepted deliveries, as the store does, until they expire.
 type ledger map[string]time.Time
 
-// accepts reports whether a delivery is the first of its names, and takes them.
+// accepts reports whether a delivery is the first with its names, and keeps the names.
 func (l ledger) accepts(id *auth.Identity, now time.Time) bool {
 	for _, name := range append([]string{id.Replay}, id.Aliases...) {
 		if until, ok := l[name]; ok && (until.IsZero() || now.Before(until)) {
@@ -38,13 +37,13 @@ type file struct {
 
 	kind      string
 	caller    string
-	all       []auth.KeySpec // of which some are in the file
+	all       []auth.KeySpec // some of them are in the file
 	listed    [3]bool
-	suffix    string // of the ids of keys
+	suffix    string // suffix of the ids of keys
 	tolerance time.Duration
 }
 
-// replayKinds are the credentials that a delivery is recognised by.
+// replayKinds returns the kinds of credentials that a delivery is recognised by.
 func replayKinds() []string {
 	return []string{"list", "standard-webhooks", "github", "id", "jwt", "signature", "token", "token-body"}
 }
@@ -111,8 +110,7 @@ func (f *file) load() *auth.Callers {
 	return f.compile()
 }
 
-// sent is a delivery on the wire. It has a signature of each of its keys, where
-// its scheme has room for several.
+// sent is a delivery as it was sent. It has a signature of each of its keys, if its scheme allows several.
 type sent struct {
 	header http.Header
 	body   string
@@ -169,7 +167,7 @@ func (f *file) send(n int, signers []int, now time.Time) *sent {
 	return s
 }
 
-// join is the header with these signatures.
+// join returns the header with these signatures.
 func (f *file) join(sigs []string) string {
 	if f.kind == "standard-webhooks" {
 		return strings.Join(sigs, " ")
@@ -247,8 +245,7 @@ func FuzzAcceptedOnce(f *testing.F) {
 	})
 }
 
-// TestRetry_IsTheSameDelivery signs an id anew, as senders do when they try again,
-// after changes of the file.
+// TestRetry_IsTheSameDelivery signs an id again after changes of the file, as senders do for a retry.
 func TestRetry_IsTheSameDelivery(t *testing.T) {
 	for _, kind := range []string{"standard-webhooks", "id"} {
 		for change, f := range map[string]func(f *file){
@@ -279,8 +276,8 @@ func TestRetry_IsTheSameDelivery(t *testing.T) {
 	}
 }
 
-// TestSharedSecret_IsOneDelivery has two callers with the same secret. That is no
-// different from a caller that was renamed.
+// TestSharedSecret_IsOneDelivery has two callers with the same secret. The same rule applies as to a caller that was
+// renamed.
 func TestSharedSecret_IsOneDelivery(t *testing.T) {
 	b := newBench(t)
 	b.addHMAC("a", "github", secretA)

@@ -10,7 +10,7 @@ import (
 	"sallyport/auth"
 )
 
-// hidden is in every secret of these tests, and may be in no error.
+// hidden is part of every secret of these tests, and must not be in any error.
 const hidden = "SESAME-"
 
 func writeKey(t *testing.T, path, text string, mode os.FileMode) {

@@ -28,7 +28,7 @@ const (
 	p256ID    = "p256"
 )
 
-// senderKeys makes a key of each kind: the files of a caller, and what signs.
+// senderKeys makes a key of each kind, and returns the settings of the caller and the signing keys.
 func senderKeys(b *bench) (specs []auth.KeySpec, sign map[string]*httpsig.SigningKey) {
 	b.Helper()
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -63,12 +63,12 @@ func signatureCallers(t testing.TB, change func(*auth.SignatureSpec)) (*auth.Cal
 		change(spec)
 	}
 	b.caller("sender").Signature = spec
-	// What is right there to fall back to must not help.
+	// A valid token of another caller must not make up for a wrong signature.
 	b.addToken("weak", "X-Weak", secretC)
 	return b.compile(), sign
 }
 
-// newRequest is a request as the server gets it, without a signature.
+// newRequest returns a request as the server receives it, without a signature.
 func newRequest(method, target, body string) *auth.Delivery {
 	path, query, _ := strings.Cut(target, "?")
 	return &auth.Delivery{
@@ -148,8 +148,8 @@ func digestOf(body string) string {
 	return "sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":"
 }
 
-// byHand signs what is given with the secret: the Signature-Input as it is sent,
-// and the lines that its components stand for. An empty signed is the input.
+// byHand signs with the secret: input is the Signature-Input to send, and lines are the lines of its components. If
+// signed is empty, input is signed.
 type byHand struct{ input, signed, lines string }
 
 const (
@@ -291,7 +291,7 @@ func TestSignature_AuthorityAndTag(t *testing.T) {
 		s.Tag, s.Components, s.MaxAge = "deploy", []string{"x-kind"}, time.Minute
 	})
 	key := sign[ed25519ID]
-	// The signer here covers no header of its own choice, so by hand.
+	// The signer of this package cannot cover other headers, so this signature is made by hand.
 	covered := strings.Replace(whole, `("`, `("x-kind" "`, 1) + fresh
 	allow(t, c, byHand{input: covered + `;tag="deploy"`, lines: "\"x-kind\": full\n" + wholeLines}.delivery(), "sender")
 	for _, x := range []byHand{
@@ -321,7 +321,7 @@ func TestSignature_AuthorityAndTag(t *testing.T) {
 
 func TestSignature_ReplayNames(t *testing.T) {
 	c, sign := signatureCallers(t, nil)
-	key := sign[p256ID] // whose signatures differ each time
+	key := sign[p256ID] // its signatures differ each time
 	replay := func(nonce, target string, ago time.Duration) string {
 		t.Helper()
 		d := newRequest("POST", target, "{}")

@@ -19,8 +19,8 @@ import (
 	"sallyport/internal/diag"
 )
 
-// craftHeaders signs as a scheme's sender with any text as time and id, also one that no
-// sender would write. A time that stands in the body is the caller's to put there.
+// craftHeaders signs as a scheme's sender, with any text as time and id, also one that no sender would write. The
+// caller writes a time that belongs into the body.
 func craftHeaders(spec webhook.SchemeSpec, seed, ts, id, body string) http.Header {
 	message := strings.NewReplacer("{ts}", ts, "{id}", id, "{body}", body).Replace(spec.Signed)
 	var sum []byte
@@ -48,8 +48,8 @@ func craftHeaders(spec webhook.SchemeSpec, seed, ts, id, body string) http.Heade
 	return h
 }
 
-// timedSchemes are schemes whose signature covers a time, by name: all presets that
-// have one, and some of an operator's own.
+// timedSchemes returns, by name, the schemes with a signature that covers a time: all presets with a time, and some
+// custom schemes.
 func timedSchemes(t testing.TB) map[string]webhook.SchemeSpec {
 	t.Helper()
 	all := map[string]webhook.SchemeSpec{}
@@ -103,8 +103,8 @@ func timedDelivery(spec webhook.SchemeSpec, ts string, now time.Time) *auth.Deli
 	return &auth.Delivery{Header: craftHeaders(spec, timedSeed, ts, "msg_1", body), Body: []byte(body), Now: now}
 }
 
-// TestFarTime_IsNotFresh signs 293 years ahead, where the difference of two times
-// saturates, and in units that are not the scheme's.
+// TestFarTime_IsNotFresh signs with a time that is 293 years ahead, where the difference of two times saturates, and
+// with times in another unit than the scheme's.
 func TestFarTime_IsNotFresh(t *testing.T) {
 	schemes := timedSchemes(t)
 	c := timedCallers(t, schemes)
@@ -130,8 +130,8 @@ func TestFarTime_IsNotFresh(t *testing.T) {
 	}
 }
 
-// FuzzFreshness signs any text as the time. What is accepted was signed within the
-// tolerance, by arithmetic that has no bounds.
+// FuzzFreshness signs any text as the time. An accepted time must be within the tolerance, by arithmetic without
+// limits.
 func FuzzFreshness(f *testing.F) {
 	schemes := timedSchemes(f)
 	c := timedCallers(f, schemes)

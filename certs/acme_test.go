@@ -118,8 +118,8 @@ func renewing() (found []string) {
 	return found
 }
 
-// TestRenewals_HangingOrder: a CA never answers the requests for several names. Each name has its own request in
-// progress, which ends with the renewals, and the log has no error about requests that are no longer needed.
+// TestRenewals_HangingOrder: a CA never answers the requests for several names. Each name has a separate request in
+// progress, which ends with the renewals, and the log has no error about a request that was ended.
 func TestRenewals_HangingOrder(t *testing.T) {
 	var held atomic.Int64
 	ca := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

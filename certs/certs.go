@@ -1,6 +1,6 @@
 // Package certs loads the certificates, keys, CAs and CRLs of the configuration, and makes TLS configurations of them.
 // It never returns a configuration that checks less than the file asks for: each problem is reported at its key, and
-// with any error there is no result. Results are never changed afterwards. Objects that renew certificates live longer
+// with any error nothing is returned. Results are never changed afterwards. Objects that renew certificates live longer
 // than a configuration: [Renewals] obtain certificates by ACME, and [Workloads] hold connections to SPIFFE Workload
 // APIs. [Load] returns the server's own certificates, [LoadClients] the trust in client certificates, and [Dev] makes
 // certificates for development.

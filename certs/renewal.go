@@ -165,7 +165,8 @@ func (r *renewal) keepRenewed(pause time.Duration) {
 	}
 }
 
-// obtainCertificate returns autocert's certificate, and requests one if there is none. After that, autocert renews it.
+// obtainCertificate returns autocert's certificate, and requests one if autocert does not have it. After that, autocert
+// renews it.
 func (r *renewal) obtainCertificate() (*tls.Certificate, error) {
 	c, err := r.manager.Load().GetCertificate(&tls.ClientHelloInfo{
 		ServerName: r.domain,

@@ -183,8 +183,8 @@ func (w *workload) closeClient() {
 	_ = w.client.Close()
 }
 
-// OnX509ContextUpdate stores the latest message. Bundles that a message omits are no longer trusted (SPIFFE Workload
-// API, section 5.2).
+// OnX509ContextUpdate stores the latest message. If a message omits a bundle, the bundle is not trusted any more
+// (SPIFFE Workload API, section 5.2).
 func (w *workload) OnX509ContextUpdate(x *workloadapi.X509Context) {
 	svid := x.DefaultSVID()
 	now := &svidUpdate{

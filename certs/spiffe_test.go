@@ -197,7 +197,7 @@ func TestSPIFFE_TrustDomains(t *testing.T) {
 	if err := trust([]*x509.Certificate{s.corp.CA}, time.Now()); err == nil {
 		t.Error("the CA itself is believed")
 	}
-	// A domain that is no longer federated is no longer trusted.
+	// After a domain is removed from the federation, it is not trusted.
 	pair := s.svid(partner, "spiffe://partner/etl")
 	s.issue()
 	s.eventually("the smaller bundle", func() error {

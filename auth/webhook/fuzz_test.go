@@ -13,8 +13,8 @@ import (
 	"sallyport/internal/diag"
 )
 
-// FuzzOneReading takes what a sender signed apart in every other way. None of
-// them is accepted under the same signature.
+// FuzzOneReading divides a signed text into its parts in every other way. None of them may be accepted with the same
+// signature.
 func FuzzOneReading(f *testing.F) {
 	for _, x := range [][4]string{
 		{"{ts}{body}", "1800000000", "", "0{}"},
@@ -74,8 +74,7 @@ func FuzzOneReading(f *testing.F) {
 	})
 }
 
-// splitEveryWay are ways to fill the holes of a template so that it reads as the message,
-// so many at most.
+// splitEveryWay returns the ways to fill the holes of a template so that the result is the message, up to a maximum.
 func splitEveryWay(template, message string, most int) (all []map[string]string) {
 	before, rest, found := strings.Cut(template, "{")
 	message, ok := strings.CutPrefix(message, before)

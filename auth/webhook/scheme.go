@@ -15,7 +15,7 @@ import (
 	"cmp"
 	"crypto/ed25519"
 	"crypto/fips140"
-	"crypto/sha1" //nolint:gosec // only by an option whose name says that it is dangerous
+	"crypto/sha1" //nolint:gosec // only by an option that is named dangerous
 	"crypto/sha256"
 	"crypto/sha512"
 	"hash"

@@ -54,7 +54,7 @@ func readVector(t *testing.T, path string) vector {
 	return v
 }
 
-// judge returns what becomes of a delivery: accept, or the reason why it is refused.
+// judge returns the result of a delivery: accept, or the reason for its refusal.
 func judge(t testing.TB, s *webhook.Scheme, key string, h http.Header, body string, now time.Time) (string, error) {
 	t.Helper()
 	k, err := s.ParseKey([]byte(key))
@@ -81,7 +81,7 @@ func judge(t testing.TB, s *webhook.Scheme, key string, h http.Header, body stri
 	return "accept", nil
 }
 
-// TestVectors_AsPublished judges what senders publish, and what this project has recorded of them.
+// TestVectors_AsPublished verifies the examples that senders publish, and recordings of their deliveries.
 func TestVectors_AsPublished(t *testing.T) {
 	paths, err := filepath.Glob("testdata/vectors/*.txt")
 	if err != nil || len(paths) < 20 {

@@ -92,7 +92,8 @@ func listSegments(t testing.TB, state string) []string {
 	return names
 }
 
-// refusalsState returns a state folder whose audit log is the chain of refusals, for functions that read one chain.
+// refusalsState returns a state folder that has the chain of refusals as its audit log, for functions that read one
+// chain.
 func refusalsState(t testing.TB, state string) (as string) {
 	t.Helper()
 	as = t.TempDir()

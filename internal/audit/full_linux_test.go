@@ -20,8 +20,8 @@ import (
 	"sallyport/internal/testenv"
 )
 
-// TestMain runs a child process of a test, if the arguments name one: some tests need a process whose disk becomes
-// full.
+// TestMain runs a child process of a test, if the arguments name one: some tests need a process that cannot write to
+// its disk.
 func TestMain(m *testing.M) {
 	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
 		m.Run()

@@ -455,7 +455,7 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 			if c.void != "" && plain(after[0]) != want || c.void == "" && after[0].Event != audit.Checkpoint {
 				t.Errorf("after it there is\n%+v\nwant\n%+v", after[0], want)
 			}
-			// A change whose line cannot be written is not made.
+			// A change is not made if its line cannot be written.
 			inner.seen = nil
 			if err := do(); !errors.Is(err, runner.ErrUnavailable) || inner.seen != nil {
 				t.Errorf("done without a line: %v", err)

@@ -189,9 +189,9 @@ func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Deliver
 		return a.run, fmt.Errorf("%w: there is no Location of the run on this server", ErrAnswer)
 	}
 	_, _ = fmt.Fprintf(c.opt.Progress, "run %s is %s\n", a.run.ID, a.run.State)
-	// Each poll is a separate request, whose signature covers an empty body. It has the content type of the delivery,
-	// because some schemes are verified only with that. It also has the delivery's headers, one of which may be the
-	// credential.
+	// Each poll is a separate request with an empty body, and its signature covers that body. It has the content type
+	// of the delivery, because some schemes are verified only with that. It also has the delivery's headers, one of
+	// which may be the credential.
 	poll := Delivery{ContentType: d.ContentType, Header: http.Header{}}
 	maps.Copy(poll.Header, d.Header)
 	poll.Header.Set("Prefer", "wait="+strconv.Itoa(waitTime)) // RFC 7240 section 4.3
@@ -266,8 +266,8 @@ func (c *Client) sendForRun(ctx context.Context, method string, u *url.URL, d De
 	return &answer{resp.Header, run}, err
 }
 
-// sendRequest signs a request with the current time and sends it. It returns an answer with a 2xx status, whose body is
-// not read yet.
+// sendRequest signs a request with the current time and sends it. It returns an answer with a 2xx status. The caller
+// reads the body of the answer.
 func (c *Client) sendRequest(ctx context.Context, by *http.Client, method string, u *url.URL, d Delivery) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(d.Body))
 	if err != nil {

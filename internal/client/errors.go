@@ -22,8 +22,8 @@ import (
 
 // The errors of Call, in addition to *Refused.
 var (
-	// ErrUnreachable means that there was no answer. The delivery may have arrived, unless the text says that there was
-	// no connection.
+	// ErrUnreachable means that the server did not answer. The delivery may have arrived, unless the text says "no
+	// connection".
 	ErrUnreachable = errors.New("reaching the server")
 	// ErrAnswer means that an answer is not one of a sallyport server.
 	ErrAnswer = errors.New("not the answer of a sallyport server")
@@ -49,7 +49,8 @@ func classifyNetworkError(ctx context.Context, err error) error {
 	}
 	var op *net.OpError
 	if errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect") {
-		return fmt.Errorf("%w: %w: %v", ErrUnreachable, errNoConnection, err) //nolint:errorlint // a timeout of the client is not the user's deadline
+		// err is not wrapped: a timeout of the client is not the user's deadline.
+		return fmt.Errorf("%w: %w: %v", ErrUnreachable, errNoConnection, err) //nolint:errorlint // as above
 	}
 	return fmt.Errorf("%w: %v", ErrUnreachable, err) //nolint:errorlint // as above
 }
@@ -57,7 +58,7 @@ func classifyNetworkError(ctx context.Context, err error) error {
 // Refused is an answer of the server without a run.
 type Refused struct {
 	Status    int
-	Detail    string   // of the RFC 9457 problem; empty if there was none
+	Detail    string   // of the RFC 9457 problem; empty if the answer has none
 	Problems  []string // about single parameters
 	Run       string   // ID of the run in progress that caused the refusal
 	RequestID string   // for a search in the server's logs

@@ -17,7 +17,7 @@ import (
 // Page is a part of the list of runs, newest first.
 type Page struct {
 	Runs []runner.Run `json:"runs"`
-	Next string       `json:"next,omitempty"` // the run before which the next page begins; empty: there is no next page
+	Next string       `json:"next,omitempty"` // the run before which the next page begins; empty on the last page
 }
 
 // Runs requests the runs that query selects: hook, caller, state, since, until, before and limit.

@@ -1,6 +1,6 @@
 // Package config reads the YAML configuration file strictly, and makes the immutable configuration that the server
-// works with. It reports all problems at once, each with its line and column, and returns a configuration only if there
-// is no error.
+// works with. It reports all problems at once, each with its line and column. With any error, it returns only the
+// problems.
 package config
 
 import (
@@ -67,7 +67,7 @@ type Metrics struct {
 // Audit configures the audit log.
 type Audit struct {
 	Keep     hook.Size     `yaml:"keep"`      // maximum disk space of all lines together; default 1GiB
-	LeastAge time.Duration `yaml:"least_age"` // minimum age for the removal of lines about what was allowed; default 720h
+	LeastAge time.Duration `yaml:"least_age"` // minimum age of removed lines about what was allowed; default 720h
 	Key      string        `yaml:"key"`       // private key file for checkpoints; default: the server makes a key
 }
 
@@ -81,7 +81,8 @@ type Limits struct {
 	ConnectionsPerAddress int `yaml:"connections_per_address"` // open connections from one address; default 64
 }
 
-// Env is the input of Load besides the file: the environment, the time, and objects that outlive a configuration.
+// Env is the input of Load in addition to the file: the environment, the time, and objects that outlive a
+// configuration.
 type Env struct {
 	Getenv func(string) (string, bool) // os.LookupEnv in the program
 	Now    time.Time
@@ -120,7 +121,7 @@ type Config struct {
 	Digest       string // SHA-256 of the file, in hex
 	Auth         *auth.Callers
 	CallerLimits map[string]Limit // by caller; each caller has an entry
-	Observed     map[string]bool  // callers whose deliveries start nothing
+	Observed     map[string]bool  // callers that are only observed: their deliveries start nothing
 	Hooks        map[string]*hook.Hook
 	Metrics      []string // callers that may read /metrics; nil if it is not served
 	SPIFFE       string   // the socket of the Workload API; empty: none

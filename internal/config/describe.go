@@ -157,8 +157,8 @@ func describeKeys(specs []auth.KeySpec) string {
 	return strings.Join(list, ", ")
 }
 
-// DescribeKeys prints each key, when it is accepted, and when it was last used. Used keys that are no longer in the
-// file come last.
+// DescribeKeys prints each key, when it is accepted, and when it was last used. Used keys that have been removed from
+// the file come last.
 func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	last := make(map[keyuse.Use]time.Time, len(uses))
 	for _, u := range uses {

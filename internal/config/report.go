@@ -94,7 +94,7 @@ func formatPath(path string) string {
 	var b strings.Builder
 	for i, key := range strings.Split(path, "\x00") {
 		if i == 0 {
-			continue // there is no key before the first NUL
+			continue // the part before the first NUL is empty
 		}
 		if _, err := strconv.Atoi(key); err == nil && i > 1 {
 			b.WriteString("[" + key + "]")

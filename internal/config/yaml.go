@@ -17,8 +17,8 @@ import (
 // maxDepth is the maximum depth of nested values, because the parser is recursive.
 const maxDepth = 64
 
-// parseYAML returns the one mapping in data. It returns nil if there is none or data cannot be parsed, and reports each
-// problem to r.
+// parseYAML returns the one mapping in data. It returns nil if data has another form or cannot be parsed, and reports
+// each problem to r.
 func parseYAML(data []byte, r *report) ast.Node {
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // YAML 1.2.2, 5.2
 	// All three are one line break (5.4), but the library counts some twice.

@@ -12,7 +12,7 @@ import (
 	"sallyport/internal/logging"
 )
 
-// pipe returns a log whose reader only reads when a test does.
+// pipe returns a log and the pipe that it is written to. Only the test reads the pipe.
 func pipe(t *testing.T) (log *slog.Logger, out *logging.Output, r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()

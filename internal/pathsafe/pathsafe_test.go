@@ -91,7 +91,7 @@ func TestEntry_Foreign(t *testing.T) {
 	}
 }
 
-// TestFindFaults_AllAtOnce reports everything at once that lets other users change a file, but not what a sticky
+// TestFindFaults_AllAtOnce reports all faults that let other users change a file at once, but not those that a sticky
 // folder prevents.
 func TestFindFaults_AllAtOnce(t *testing.T) {
 	dir := makeTree(t)

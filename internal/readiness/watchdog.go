@@ -15,8 +15,7 @@ import (
 // answer, too: a restart ends a hang, but does not help with a full disk, for example.
 type Watchdog struct{ check atomic.Pointer[Check] }
 
-// Watch sets the check whose parts must answer from now on. A nil check has no parts, for the time when they are not
-// open.
+// Watch sets the check: from now on, its parts must answer. The check is nil while the parts are not open.
 func (w *Watchdog) Watch(c *Check) { w.check.Store(c) }
 
 // Run notifies systemd until ctx is done, if the unit of the service sets WatchdogSec=.

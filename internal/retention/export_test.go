@@ -5,7 +5,7 @@ import (
 	"log/slog"
 )
 
-// NewFailures returns what notes how some work ended.
+// NewFailures returns a function that records how some work ended.
 func NewFailures(log *slog.Logger, work string) (note func(context.Context, error)) {
 	return (&failures{log: log, work: work}).logChange
 }

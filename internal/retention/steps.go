@@ -25,8 +25,8 @@ type Steps struct {
 }
 
 // NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped,
-// as far as that is known. The newest record shows whether it was set while the machine was off; it is zero if there is
-// none.
+// as far as that is known. newest is the time of the newest record, or zero without records. It shows whether the clock
+// was set while the machine was off.
 func NewSteps(wall time.Time, mono time.Duration, newest time.Time, stepped time.Duration) *Steps {
 	s := &Steps{wall: wall.Round(0), mono: mono}
 	gap := s.wall.Sub(newest)

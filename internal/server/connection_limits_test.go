@@ -21,7 +21,7 @@ import (
 	"sallyport/internal/testenv"
 )
 
-// arrivals is a listener whose connections have the addresses that a test sets.
+// arrivals is a listener for connections from addresses that a test sets.
 type arrivals chan net.Addr
 
 func (a arrivals) Accept() (net.Conn, error) {
@@ -44,7 +44,7 @@ type arrival struct {
 
 func (a arrival) RemoteAddr() net.Addr { return a.from }
 
-// places is a listener whose connections a test opens one by one.
+// places is a listener. A test opens its connections one by one.
 type places struct {
 	t       *testing.T
 	come    arrivals

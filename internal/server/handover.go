@@ -55,8 +55,8 @@ func (b *Predecessor) Serves() {
 	_ = b.pipe.Close()
 }
 
-// InheritListener returns the listener from the predecessor or from systemd. If there is none, it opens one. The
-// predecessor is nil if this server was not started by one.
+// InheritListener returns the listener from the predecessor or from systemd, or else opens one. The predecessor is nil
+// if this server was not started by one.
 func InheritListener(ctx context.Context, c *config.Config, handedOver bool) (
 	l net.Listener, predecessor *Predecessor, err error,
 ) {

@@ -90,8 +90,8 @@ func TestLookup_NotAnObject(t *testing.T) {
 	}
 }
 
-// FuzzDecode holds Decode to encoding/json: what it accepts, that accepts too
-// and reads alike, and no object has a name twice.
+// FuzzDecode compares Decode with encoding/json: a value that Decode accepts, encoding/json also accepts and reads in
+// the same way, and no object has a name twice.
 func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := strictjson.Decode(data)
@@ -115,7 +115,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// names counts the members of all objects.
+// names returns the number of members of all objects.
 func names(data []byte) (n int) {
 	inString := false
 	for i := 0; i < len(data); i++ {

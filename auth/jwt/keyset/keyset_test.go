@@ -40,8 +40,7 @@ const (
 	keysPath  = "/keys"
 )
 
-// provider is an issuer behind real TLS and a listener in memory, so that its
-// tests may run by a clock of their own.
+// provider is an issuer with real TLS and a listener in memory, so that its tests can run with a simulated clock.
 type provider struct {
 	t   *testing.T
 	ca  string
@@ -59,7 +58,7 @@ type provider struct {
 	once  sync.Once
 }
 
-// newProvider is to be called within the bubble.
+// newProvider must be called within the bubble.
 func newProvider(t *testing.T) *provider {
 	t.Helper()
 	dir := t.TempDir()
@@ -137,7 +136,7 @@ func (p *provider) changeAnswer(f func()) {
 	f()
 }
 
-// publishKeys has the provider answer these keys from now on.
+// publishKeys makes the provider answer with these keys from now on.
 func (p *provider) publishKeys(keys ...*signer) {
 	p.t.Helper()
 	var list []map[string]any
@@ -164,7 +163,7 @@ func (p *provider) requestCounts() map[string]int {
 
 func (p *provider) countFetches() int { return p.requestCounts()[keysPath] }
 
-// keepSet returns a set of the provider that is kept until the test is over.
+// keepSet returns a set of the provider that is fetched until the end of the test.
 func (p *provider) keepSet(source keyset.Source) *keyset.Set {
 	p.t.Helper()
 	s := p.makeSet(source)
@@ -202,7 +201,7 @@ func (j *journal) String() string {
 	return j.text.String()
 }
 
-// signer is a key of the issuer, or of somebody else.
+// signer is a key of the issuer, or of an attacker.
 type signer struct {
 	kid string
 	key *ecdsa.PrivateKey
@@ -237,7 +236,7 @@ func verifyToken(t *testing.T, set *keyset.Set, s *signer) error {
 	return err
 }
 
-// verifyAfterWait is verify as a delivery goes: once more, if a fetch may help.
+// verifyAfterWait verifies a token as auth does for a delivery: again after a fetch, if a fetch may help.
 func verifyAfterWait(t *testing.T, set *keyset.Set, s *signer) error {
 	t.Helper()
 	return verifyFrom(t, set, s, netip.Addr{})
@@ -288,8 +287,8 @@ func TestKeeper_FetchesAtStart(t *testing.T) {
 	}
 }
 
-// A rotated key has to work although somebody forges all the while, and whoever
-// forges must not have the issuer asked again and again.
+// TestAwait_ForgedTokens: a rotated key must work while an attacker sends forged tokens, and those must not cause more
+// fetches.
 func TestAwait_ForgedTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
@@ -325,7 +324,7 @@ func TestAwait_ForgedTokens(t *testing.T) {
 	})
 }
 
-// TestAwait_PlacesPerSite shows that one site cannot take all places of those that wait.
+// TestAwait_PlacesPerSite shows that one site cannot use all places of waiting deliveries.
 func TestAwait_PlacesPerSite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
@@ -447,7 +446,7 @@ func TestKeeper_FirstFetchFails(t *testing.T) {
 	})
 }
 
-// Every one of these leaves the keys that there are, and costs little.
+// TestFetch_InvalidAnswers: after an invalid answer, the present keys stay, and the cost is bounded.
 func TestFetch_InvalidAnswers(t *testing.T) {
 	endless := func(w http.ResponseWriter, _ *http.Request) {
 		for {
@@ -456,7 +455,7 @@ func TestFetch_InvalidAnswers(t *testing.T) {
 			}
 		}
 	}
-	var mint *provider // of the case under way
+	var mint *provider // of the current case
 	text := func(s string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, s) }
 	}
@@ -536,8 +535,8 @@ func TestFetch_InvalidAnswers(t *testing.T) {
 	}
 }
 
-// This one is about real connections: what is in memory has no room for the
-// alert of a client that does not believe.
+// TestFetch_OwnCA uses real connections: a connection in memory has no buffer for the alert of a client that does not
+// trust the server.
 func TestFetch_OwnCA(t *testing.T) {
 	t.Parallel()
 	p, other := newProvider(t), newProvider(t)
@@ -578,7 +577,7 @@ func TestFetch_OwnCA(t *testing.T) {
 	}
 }
 
-// status is that of a set over real connections, after its first fetch.
+// status returns the status of a set that is fetched over real connections, after its first fetch.
 func (p *provider) status(source keyset.Source) keyset.Status {
 	p.t.Helper()
 	set, err := keyset.New(source)
@@ -590,7 +589,7 @@ func (p *provider) status(source keyset.Source) keyset.Status {
 	return set.Status()
 }
 
-// TestKeeper_LettingGoLeavesNoConnection lets go of an issuer that takes connections and never says a word.
+// TestKeeper_LettingGoLeavesNoConnection stops fetching from an issuer that accepts connections and never answers.
 func TestKeeper_LettingGoLeavesNoConnection(t *testing.T) {
 	t.Parallel()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -622,7 +621,7 @@ func TestKeeper_LettingGoLeavesNoConnection(t *testing.T) {
 	}
 }
 
-// A key that is not fit to verify a signature is left out, and spoils no other.
+// TestFetch_PartlyInvalidSet: a key that cannot verify a signature is left out, and the others are used.
 func TestFetch_PartlyInvalidSet(t *testing.T) {
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
@@ -694,7 +693,7 @@ func TestParse_DuplicateKid(t *testing.T) {
 	})
 }
 
-// jwkset by itself fetches what x5u names, from anywhere.
+// TestFetch_NoOtherAddress: the library jwkset would fetch the address in x5u, which may be any.
 func TestFetch_NoOtherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
@@ -779,13 +778,13 @@ func TestAwait_Bounded(t *testing.T) {
 		if turned.Load() != 10 || waited.Load() != keyset.MaxWaiting {
 			t.Errorf("%d waited, %d were turned away at once", waited.Load(), turned.Load())
 		}
-		// That was then: the next ones wait as they did.
+		// After that, deliveries may wait again.
 		p.publishKeys(one)
 		time.Sleep(keyset.FetchInterval) //nolint:forbidigo // of the bubble's clock
 		if !set.Await(t.Context(), netip.Addr{}) {
 			t.Error("nobody is waiting, and one more may not")
 		}
-		// A delivery whose sender has gone does not wait.
+		// A delivery does not wait after its sender has disconnected.
 		p.changeAnswer(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
 		time.Sleep(keyset.DemandInterval) //nolint:forbidigo // of the bubble's clock
 		ctx, cancel := context.WithCancel(t.Context())
@@ -813,7 +812,7 @@ func TestKeeper_KeepsSharedSets(t *testing.T) {
 		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{a: setA})
 		synctest.Wait()
 		wantAccepted(t, setA, one)
-		wantAccepted(t, setB, two) // for the deliveries that are still under way
+		wantAccepted(t, setB, two) // for the deliveries that are still in progress
 		if p.countFetches() != 1 || setB.Await(t.Context(), netip.Addr{}) {
 			t.Errorf("%d fetches", p.countFetches())
 		}
@@ -821,7 +820,7 @@ func TestKeeper_KeepsSharedSets(t *testing.T) {
 		if p.countFetches() != 4 || q.countFetches() != 1 {
 			t.Errorf("%d and %d fetches", p.countFetches(), q.countFetches())
 		}
-		// The same source in another configuration, loaded from scratch, is another set.
+		// The same source in a configuration that was loaded without an earlier one is another set.
 		setB = q.makeSet(b)
 		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{b: setB})
 		synctest.Wait()
