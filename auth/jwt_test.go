@@ -192,7 +192,7 @@ func withAlg(raw, alg string) string {
 	return base64.RawURLEncoding.EncodeToString(header) + "." + parts[1] + "." + parts[2]
 }
 
-// RFC 8725 2.1: "none", and an RSA key taken for an HMAC secret.
+// TestJWT_AlgorithmConfusion: the algorithm "none", and an RSA key as an HMAC secret (RFC 8725 2.1).
 func TestJWT_AlgorithmConfusion(t *testing.T) {
 	r := testKeys()
 	b := newBench(t)

@@ -144,7 +144,7 @@ func (a *ACME) Expiries() (all []Expiry) {
 }
 
 // Renewals obtain and renew certificates, one for each order. They outlive configurations: an order that two
-// configurations share goes on without interruption.
+// configurations share continues without interruption.
 type Renewals struct {
 	log *slog.Logger
 

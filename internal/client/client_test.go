@@ -184,7 +184,7 @@ func TestWait_UntilTheEnd(t *testing.T) {
 		t.Fatal(r, err)
 	}
 	equal(t, "requests", g.lines(), []string{"POST /start", "GET /runs/r1", "GET /runs/r1"})
-	equal(t, "waits", k.waits, []time.Duration{time.Second}) // so that the client does not flood a server that answers at once
+	equal(t, "waits", k.waits, []time.Duration{time.Second}) // not at once: that would flood a server
 	ids := map[string]bool{}
 	for i, s := range g.got {
 		ids[s.id] = true

@@ -34,7 +34,7 @@ type Op[T any] struct {
 	result chan error // nil if no goroutine waits for it
 }
 
-// New returns a queue with room for so many operations, without the batch that is being committed. A batch has at most
+// New returns a queue with room for this many operations, without the batch that is being committed. A batch has at most
 // maxBatch operations.
 func New[T any](room, maxBatch int) *Queue[T] {
 	return &Queue[T]{

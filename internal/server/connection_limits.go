@@ -28,7 +28,7 @@ const (
 	overheadPer     = 8 << 10   // additional bytes for each answer except 429
 	overheadRate    = 1 << 10   // additional bytes per second
 	overheadPerByte = 4         // additional bytes per byte of a body, which may arrive in small frames
-	overheadWritten = 8         // one additional byte for so many written bytes, which the client acknowledges
+	overheadWritten = 8         // one additional byte per this many written bytes, which the client acknowledges
 )
 
 // listener limits the number of connections in total, from one address and from one site, and the rate of new ones.

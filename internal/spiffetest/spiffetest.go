@@ -121,7 +121,7 @@ func (a *Agent) Cancel() {
 // Calls returns how many calls are in progress.
 func (a *Agent) Calls() int { return int(a.calls.Load()) }
 
-// Issue hands out a server's SVID with the bundle of its domain, and those of
+// Issue issues a server's SVID with the bundle of its domain, and those of
 // the federated ones.
 func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) error {
 	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)

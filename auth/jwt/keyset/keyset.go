@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	fetchInterval     = 5 * time.Minute  // between fetches; a withdrawn key is valid for so long
+	fetchInterval     = 5 * time.Minute  // between fetches; a withdrawn key is valid until the next one
 	firstRetry        = 2 * time.Second  // after a fetch that failed; twice as long each time
 	demandInterval    = 20 * time.Second // between fetches for unknown keys; forged tokens cannot shorten it
 	keyLifetime       = 24 * time.Hour   // of keys without another successful fetch
