@@ -34,8 +34,8 @@ type Op[T any] struct {
 	result chan error // nil if no goroutine waits for it
 }
 
-// New returns a queue with room for this many operations, without the batch that is being committed. A batch has at most
-// maxBatch operations.
+// New returns a queue with room for this many operations, without the batch that is being committed. A batch has at
+// most maxBatch operations.
 func New[T any](room, maxBatch int) *Queue[T] {
 	return &Queue[T]{
 		ops: make(chan Op[T], room), maxBatch: maxBatch, closing: make(chan struct{}), ended: make(chan struct{}),

@@ -216,7 +216,7 @@ type conn struct {
 	proved   bool
 	requests int  // in progress
 	refused  int  // in a row
-	greeted  bool // a byte has arrived
+	greeted  bool // the first request or the HTTP/2 preface has arrived
 	http2    bool
 	unseen   bool  // part of a request has arrived that no handler has seen
 	idleAt   int64 // value of read when the connection last became idle; 0 when it is not idle

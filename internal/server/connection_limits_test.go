@@ -109,7 +109,7 @@ func addresses(form string, n int) (all []string) {
 	return all
 }
 
-// TestPlaces_OfSite connects from all addresses of an IPv6 /48 or an IPv4 /24, and then from another site.
+// TestPlaces_OfSite connects from many addresses of an IPv6 /48 or an IPv4 /24, and then from another site.
 func TestPlaces_OfSite(t *testing.T) {
 	t.Parallel()
 	for why, row := range map[string]struct {

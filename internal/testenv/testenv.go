@@ -13,7 +13,7 @@ func Skip(t testing.TB, what string) {
 	t.Helper()
 	text := "NOT CHECKED: " + what
 	if name := os.Getenv("NOT_CHECKED"); name != "" { //nolint:forbidigo // of the tests, which have no main
-		f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // G703: named by the user
+		f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // G703: a user names it
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,7 +27,7 @@ const (
 	firstRetry        = 2 * time.Second  // after a fetch that failed; twice as long each time
 	demandInterval    = 20 * time.Second // between fetches for unknown keys; forged tokens cannot shorten it
 	keyLifetime       = 24 * time.Hour   // of keys without another successful fetch
-	maxWait           = 25 * time.Second // of a delivery for a fetch: longer than demandInterval, for tokens by a new key
+	maxWait           = 25 * time.Second // of a delivery for a fetch: above demandInterval, for tokens by a new key
 	maxWaiting        = 64               // deliveries; others are refused at once
 	maxWaitingPerSite = 32               // deliveries from one site
 )
