@@ -20,18 +20,18 @@ import (
 )
 
 const (
-	killAgain = time.Second // a tree may have grown while it was killed
-	killLimit = 10          // times, before what cannot be killed is given up
+	killAgain = time.Second // a tree may start processes while it is being killed
+	killLimit = 10          // attempts, before the run stops waiting for what cannot be killed
 
-	recordAfter = 5 * time.Millisecond // when the start is out of the way, and short runs are over
+	recordAfter = 5 * time.Millisecond // after the start, so that short runs never write this status
 
-	// lingerTime is how long what the main process left may take to end by itself,
-	// as the last part of a pipe does, before it is ended and counted.
+	// lingerTime is how long the processes that outlive the main process may take to end by themselves, as the last
+	// part of a pipe does. What still runs then is counted and ended.
 	lingerTime = 100 * time.Millisecond
 )
 
-// active is a run under way. All but followers belongs to Start and then to
-// the goroutine in follow.
+// active is a run in progress. Only Start, and then the goroutine in followToEnd, may use its fields, except
+// followers.
 type active struct {
 	local     *Local
 	status    rundir.Status
@@ -57,8 +57,7 @@ type stopping struct {
 	grace time.Duration
 }
 
-// openStdin gives the body as an unlinked file, so that nobody has to be alive
-// to feed a pipe.
+// openStdin returns the body as an unlinked file. A pipe would need a process that stays alive to write into it.
 func openStdin(root *os.Root, h *hook.Hook, o runner.Order) (*os.File, error) {
 	if !h.StdinBody {
 		return os.Open(os.DevNull)
@@ -71,8 +70,8 @@ func openStdin(root *os.Root, h *hook.Hook, o runner.Order) (*os.File, error) {
 	return f, errors.Join(err, root.Remove(name))
 }
 
-// commandEnvironment is the whole environment of the command. Nothing else comes from the
-// server's own, which may hold its secrets.
+// commandEnvironment returns the whole environment of the command. It takes nothing else from the environment of the
+// server, which may hold secrets.
 func commandEnvironment(login []string, h *hook.Hook, o runner.Order) []string {
 	own := h.Environ(o.Values)
 	base := append(slices.Clone(login),
@@ -99,8 +98,8 @@ func commandEnvironment(login []string, h *hook.Hook, o runner.Order) []string {
 	return append(env, own...)
 }
 
-// startCommand starts the command as the leader of its own session, so that no
-// terminal reaches it and its group is its own.
+// startCommand starts the command as the leader of a new session. So no terminal controls it, and its process group
+// holds no other processes.
 func (a *active) startCommand(h *hook.Hook, argv, env []string, stdin, output, lock *os.File) error {
 	dir := h.Dir
 	if dir == "" {
@@ -122,7 +121,7 @@ func (a *active) startCommand(h *hook.Hook, argv, env []string, stdin, output, l
 	return nil
 }
 
-// followToEnd sees the run to its end: the main process gone, and all that it left.
+// followToEnd follows the run until the main process and all processes that it left behind have ended.
 func (a *active) followToEnd() {
 	if !a.tree.IsOrphan() {
 		a.status.Birth = a.local.parent.Birth(a.tree.PID())
@@ -180,8 +179,8 @@ func (a *active) followToEnd() {
 	a.finishRun()
 }
 
-// writeStatus writes the status. Not being able to is no reason to kill what runs:
-// the status is written again, and the lock tells that it runs.
+// writeStatus writes the status. If that fails, the run goes on: the status is written again later, and the lock
+// shows that the run is in progress.
 func (a *active) writeStatus() {
 	a.recorded = true
 	if err := a.local.runs.WriteStatus(&a.status, pathsafe.Unsynced); err != nil {
@@ -189,7 +188,7 @@ func (a *active) writeStatus() {
 	}
 }
 
-// awaitMain returns when the main process has ended, and how, where that is known.
+// awaitMain waits until the main process has ended, and returns its state; nil where the state is not known.
 func (a *active) awaitMain() *os.ProcessState {
 	if !a.tree.IsOrphan() {
 		return a.tree.AwaitMain()
@@ -202,8 +201,8 @@ func (a *active) awaitMain() *os.ProcessState {
 	return nil
 }
 
-// isAlive reports whether the main process of an orphan has not ended. One that was not recorded lives as long as
-// the lock is held.
+// isAlive reports whether the main process of an orphan has not ended. If the main process was not recorded, it
+// counts as alive as long as a process holds the lock.
 func (a *active) isAlive() bool {
 	if a.status.Birth == "" {
 		return a.local.runs.IsLocked(a.status.Run)
@@ -211,8 +210,8 @@ func (a *active) isAlive() bool {
 	return a.local.parent.IsAlive(a.status.PID, a.status.Birth)
 }
 
-// nothingLeft tells, once the main process ended, whether nothing of the run is left.
-// Of an orphan only the lock knows for sure.
+// nothingLeft reports, once the main process has ended, whether no process of the run is left. For an orphan only the
+// lock shows that reliably.
 func (a *active) nothingLeft() bool {
 	if !a.tree.IsOrphan() {
 		return a.tree.IsGone()
@@ -221,8 +220,8 @@ func (a *active) nothingLeft() bool {
 	return a.tree.IsGone() && !a.local.runs.IsLocked(a.status.Run)
 }
 
-// endLeftBehind ends what outlived the main process, and counts it where the main
-// process was not asked to end.
+// endLeftBehind ends the processes that outlived the main process. It counts them, unless the main process was asked
+// to end.
 func (a *active) endLeftBehind() {
 	if a.status.KillAt.IsZero() {
 		var names []string
@@ -233,9 +232,8 @@ func (a *active) endLeftBehind() {
 	a.requestEnd("", a.status.Bounds.Grace)
 }
 
-// requestEnd asks the tree to end, and has it killed when the grace is over. Only the
-// first reason counts, and only when the main process did not end by itself. It
-// may have done so unnoticed while this process was stopped.
+// requestEnd asks the tree to end, and has it killed when the grace is over. Only the first reason counts, and only
+// when the main process did not end by itself. It may have ended unnoticed while this process was stopped.
 func (a *active) requestEnd(why runner.State, grace time.Duration) {
 	if grace < 0 {
 		grace = a.status.Bounds.Grace
@@ -254,9 +252,9 @@ func (a *active) requestEnd(why runner.State, grace time.Duration) {
 	a.writeStatus()
 }
 
-// killTree kills until nothing is left. What it cannot kill (a process that
-// hangs in the kernel, or that became another user's) must not keep the run
-// for ever: after a while it is given up, and the lock still tells of it.
+// killTree kills the tree, again and again until no process is left. Some processes cannot be killed: one that hangs
+// in the kernel, or one that runs as another user now. The run does not wait for them without end: after killLimit
+// attempts it is over, and its lock shows that they are still alive.
 func (a *active) killTree() (over bool) {
 	a.tree.Kill()
 	a.kills++
@@ -271,7 +269,7 @@ func (a *active) killTree() (over bool) {
 	return false
 }
 
-// finishRun takes the exit code and the output's size, and records the end.
+// finishRun takes the exit code and the size of the output, and records the end.
 func (a *active) finishRun() {
 	if a.state == nil && !a.tree.IsOrphan() {
 		a.state = a.tree.ReapMain()
@@ -280,14 +278,14 @@ func (a *active) finishRun() {
 	switch {
 	case a.state != nil:
 		a.status.ExitCode, a.status.Signal = exitStatus(a.state)
-	case a.status.Why == "": // what was asked to end, and did, is not to run again as interrupted
+	case a.status.Why == "": // a run that was asked to end keeps that reason: an interrupted run may be started again
 		a.status.Why = runner.Interrupted
 	}
 	if err := a.tree.Close(); err != nil {
 		a.local.log.Warn("removing a run's cgroup", "run", a.status.Run, "error", err)
 	}
 	size, dropped := a.output.Finish()
-	if a.status.Dropped == (rundir.Dropped{}) { // it is something with a run of a former version only
+	if a.status.Dropped == (rundir.Dropped{}) { // it is set only for a run that an earlier version started
 		a.status.Dropped = dropped
 	}
 	a.status.Output = runner.Output{Bytes: size, Dropped: a.status.Dropped.Bytes()}
@@ -306,16 +304,16 @@ func exitStatus(s *os.ProcessState) (code *int, signal string) {
 	return nil, signal
 }
 
-// tidyTime is how long who waits for the end of a run waits too until what the
-// command left in its working folder is removed. That may be anything.
+// tidyTime bounds how long the followers of a run wait for the removal of its working folder. The command may have
+// left any number of files there.
 const tidyTime = time.Second
 
-// concludeRun records the end of a run, frees its flight and tells its followers,
-// in this order: who learns the end may start the next run of the flight.
+// concludeRun records the end of a run, frees its flight and notifies its followers, in this order: a follower may
+// start the next run of the flight at once.
 func (a *active) concludeRun() {
 	l, run := a.local, a.status.Run
 	durability := pathsafe.Synced
-	if l.attended.Load() { // then the server records the end, and a second sync would slow short runs down
+	if l.attended.Load() { // then the server records the end too, and a second sync would slow short runs
 		durability = pathsafe.Whole
 	}
 	l.ends.writeEnd(&a.status, durability)
@@ -324,7 +322,7 @@ func (a *active) concludeRun() {
 	case <-time.After(tidyTime):
 	}
 	if !a.status.KillAt.IsZero() && l.parent.Reaps() {
-		l.parent.Reap() // perhaps hundreds, which would be in the way of the next command
+		l.parent.Reap() // there may be hundreds of zombies, which count against the process limit of the next command
 	}
 	followers := l.active.removeRun(a)
 	close(a.done)

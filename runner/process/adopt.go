@@ -13,9 +13,9 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// adoptRuns takes over what was under way when another supervisor went, or this one
-// replaced itself: its own children wholly, the rest by their locks. It is
-// called once, before anything is started.
+// adoptRuns takes over the runs that were in progress when another supervisor ended, or when this one replaced
+// itself. The children of this process are adopted with their exit codes, the other runs by their locks. It is called
+// once, before any run is started.
 func (l *Local) adoptRuns() error {
 	if err := l.ends.loadUnwritten(); err != nil {
 		l.log.Error("taking over the ends of runs that are not on disk yet", "error", err)
@@ -30,7 +30,8 @@ func (l *Local) adoptRuns() error {
 			adopted = append(adopted, a)
 		}
 	}
-	// All are known before one is followed: at its end strangers are reaped.
+	// All runs are registered before one is followed: the end of a run reaps all children that belong to no known
+	// run.
 	for _, a := range adopted {
 		l.active.addRun(a)
 	}
@@ -55,7 +56,7 @@ func describeLock(r *rundir.Runs, run string) proctree.Run {
 	return proctree.Run{ID: run, LockPath: r.LockPath(run), IsLocked: func() bool { return r.IsLocked(run) }}
 }
 
-// adoptRun returns what is to be followed of a run, or nil.
+// adoptRun returns the run if it still has to be followed, or nil.
 func (l *Local) adoptRun(run string) *active {
 	flight, err := l.runs.ReadFlight(run)
 	if err != nil {
@@ -69,8 +70,7 @@ func (l *Local) adoptRun(run string) *active {
 	s, err := l.runs.ReadStatus(run)
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
-		// The command never started, or the run was removed and something of
-		// it got away.
+		// The command never started; or the run was removed, and one of its processes escaped.
 		if !l.runs.IsLocked(run) {
 			err = l.runs.RemoveUnstarted(run)
 		}
@@ -104,16 +104,14 @@ func (l *Local) adoptRun(run string) *active {
 	return a
 }
 
-// parking asks a run to leave its state in its folder and to do nothing
-// until resume is closed.
+// parking asks a run to write its state into its folder and to do nothing until resume is closed.
 type parking struct {
 	ready  chan<- error
 	resume <-chan struct{}
 }
 
-// Park makes every run leave its state in its folder, so that another program
-// image can take over from there. resume undoes it; it is to be called on an
-// error too.
+// Park makes every run write its state into its folder, so that another program image can take over. resume undoes
+// Park; the caller calls it after an error, too.
 func (l *Local) Park() (resume func(), err error) {
 	runs := l.active.listRuns()
 	stop := make(chan struct{})
@@ -134,11 +132,11 @@ func (l *Local) Park() (resume func(), err error) {
 	return resume, l.SaveUnwritten()
 }
 
-// SaveUnwritten leaves the ends that cannot be written into the folders of their runs where the next supervisor
-// finds them.
+// SaveUnwritten writes the ends that could not be written into the folders of their runs to a file that the next
+// supervisor reads.
 func (l *Local) SaveUnwritten() error { return l.ends.saveUnwritten() }
 
-// handOver leaves in the folder what the next program image needs.
+// handOver writes what the next program image needs into the folder of the run.
 func (a *active) handOver() (err error) {
 	if a.status.Pipe, err = a.output.Pause(); err != nil {
 		return err
@@ -154,8 +152,8 @@ func (a *active) resumeFollowing() {
 	a.status.Output = runner.Output{}
 }
 
-// Earlier tells how a run's start went that was asked for before, whose
-// carrying out is over: known, and with the error that it had.
+// Earlier reports what became of an earlier request to start a run, which is not being carried out any more: whether
+// the run is known, and the error of its start.
 func (l *Local) Earlier(run string) (known bool, err error) {
 	s, err := l.ends.statusOf(run)
 	switch {

@@ -15,20 +15,20 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// endings has what is left to do when the command of a run has ended: its end is written, its flight is freed
-// once no process has its lock, and its working folder is removed. Each is tried until it succeeds.
+// endings does what is left to do when the command of a run has ended: it writes the end, frees the flight once no
+// process holds the lock, and removes the working folder. Each step is tried again until it succeeds.
 type endings struct {
 	runs   *rundir.Runs
 	parent *proctree.Parent
 	log    *slog.Logger
-	again  time.Duration // after which a working folder that could not be removed is tried again at first
+	again  time.Duration // until the first new attempt to remove a working folder
 
 	mu        sync.Mutex
 	unwritten map[string]rundir.Status // ends that are not on disk yet
-	flights   map[string]int           // what is in progress or still holds its lock; nil without single flights
+	flights   map[string]int           // runs in progress or with a held lock; nil if flights may overlap
 }
 
-// writeEnd writes the end of a run, and where that is not possible it is written later.
+// writeEnd writes the end of a run. If that fails, writeLater tries again.
 func (e *endings) writeEnd(s *rundir.Status, durability pathsafe.Durability) {
 	err := e.runs.WriteEnd(s, durability)
 	if err == nil {
@@ -56,14 +56,14 @@ func (e *endings) allWritten() bool {
 	return len(e.unwritten) == 0
 }
 
-// How often a working folder that cannot be removed is tried, at first and in the
-// end: somebody may unmount what is mounted there.
+// The first and the longest interval between attempts to remove a working folder. An attempt may succeed later, for
+// example when a mount in the folder was unmounted.
 const (
 	cleanUpAgain  = time.Minute
 	cleanUpRarely = time.Hour
 )
 
-// reserveFlight counts a run of a flight, unless there is one already.
+// reserveFlight counts a run of a flight, unless the flight has a run already.
 func (e *endings) reserveFlight(flight string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -77,7 +77,7 @@ func (e *endings) reserveFlight(flight string) error {
 	return nil
 }
 
-// releaseFlight ends what reserveFlight or adoptFlight began.
+// releaseFlight undoes reserveFlight or adoptFlight.
 func (e *endings) releaseFlight(flight string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -88,9 +88,8 @@ func (e *endings) releaseFlight(flight string) {
 	delete(e.flights, flight)
 }
 
-// statusOf reads the status of a run. It is looked up in memory first, where it is
-// removed only after it was written, and in its folder without the mutex, because a
-// disk may hang.
+// statusOf returns the status of a run. It looks in memory first, where an end stays until it has been written. It
+// reads the folder without the mutex, because a disk may hang.
 func (e *endings) statusOf(run string) (*rundir.Status, error) {
 	if s, unwritten := e.findUnwritten(run); unwritten {
 		return &s, nil
@@ -98,19 +97,19 @@ func (e *endings) statusOf(run string) (*rundir.Status, error) {
 	return e.runs.ReadStatus(run)
 }
 
-// recorded is the status of a run that is not in progress. Errors wrap runner.ErrUnknown
-// when the run is not here.
+// recorded returns the status of a run that is not in progress. Errors wrap runner.ErrUnknown when the run is not
+// here.
 func (e *endings) recorded(run string) (*rundir.Status, error) {
 	s, err := e.statusOf(run)
-	if errors.Is(err, rundir.ErrCorrupt) { // an error here would keep the server from ever starting again
+	if errors.Is(err, rundir.ErrCorrupt) { // with an error here the server could never start again
 		e.log.Error("the status of a run cannot be read, so its end is unknown", "run", run, "error", err)
 		return new(rundir.Status), nil
 	}
 	return s, err
 }
 
-// writeLater writes the end of a run that could not be written, on a full disk
-// for one. Until then it is told from memory.
+// writeLater writes the end of a run that could not be written, for example because the disk was full. Until then the
+// end is read from memory.
 func (e *endings) writeLater(run string) {
 	const first, last = 200 * time.Millisecond, 10 * time.Second
 	for wait := first; ; wait = min(2*wait, last) {
@@ -140,12 +139,12 @@ func (e *endings) writeLater(run string) {
 	}
 }
 
-// freeFlight lets the next run of the flight start, as soon as nobody keeps the lock.
-// The channel is closed when nothing is left to do for it now.
+// freeFlight lets the next run of the flight start, as soon as no process holds the lock. The channel is closed when
+// the working folder was removed, or cannot be removed yet.
 func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 	done := make(chan struct{})
 	held := e.runs.IsLocked(run)
-	if held { // perhaps by a child that is about to execute another command
+	if held { // maybe only by a child that has not executed the command of another run yet
 		e.parent.BetweenStarts(func() { held = e.runs.IsLocked(run) })
 	}
 	if held {
@@ -159,7 +158,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 	return done
 }
 
-// freeFlightLater is freeFlight for a run whose lock a process has that escaped.
+// freeFlightLater is freeFlight for a run whose lock is held by a process that escaped.
 func (e *endings) freeFlightLater(run, flight string) {
 	e.runs.AwaitUnlock(run)
 	e.log.Info("the lock of a run is free at last", "run", run, "flight", flight)
@@ -167,13 +166,12 @@ func (e *endings) freeFlightLater(run, flight string) {
 	e.cleanUp(run)
 }
 
-// cleanUp removes the working folder of a run and then, once its end is on disk,
-// forgets that the run may be under way: until then, another supervisor cleans up
-// what this one did not. The lock is free, but for a moment in which somebody
-// tries it, or a child of another start has not executed its command yet.
+// cleanUp removes the working folder of a run and then, once its end is on disk, the mark that the run may be in
+// progress. While the mark exists, another supervisor cleans up what this one did not. The lock is free, except for a
+// moment in which a process tests it, or a child of another start has not executed its command yet.
 func (e *endings) cleanUp(run string) { e.cleanUpRetrying(run, e.again) }
 
-// cleanUpRetrying is cleanUp, tried again after a while where the folder cannot go yet.
+// cleanUpRetrying is cleanUp. If the folder cannot be removed yet, it tries again after the duration again.
 func (e *endings) cleanUpRetrying(run string, again time.Duration) {
 	e.runs.AwaitUnlock(run)
 	if err := e.runs.RemoveFIFO(run); err != nil {
@@ -181,14 +179,14 @@ func (e *endings) cleanUpRetrying(run string, again time.Duration) {
 	}
 	if err := e.runs.RemoveWork(run); err != nil {
 		level := slog.LevelWarn
-		if again > e.again { // that was said
+		if again > e.again { // the first failure was logged as a warning
 			level = slog.LevelDebug
 		}
 		e.log.Log(context.Background(), level, "removing a run's working folder; it will be tried again", "run", run, "error", err)
 		time.AfterFunc(again, func() { e.cleanUpRetrying(run, min(2*again, cleanUpRarely)) })
 		return
 	}
-	if _, unwritten := e.findUnwritten(run); unwritten { // then writeLater comes here again
+	if _, unwritten := e.findUnwritten(run); unwritten { // writeLater calls cleanUp again
 		return
 	}
 	if err := e.runs.UnmarkActive(run); err != nil {
@@ -196,7 +194,7 @@ func (e *endings) cleanUpRetrying(run string, again time.Duration) {
 	}
 }
 
-// adoptFlight counts an adopted run, whatever other runs its flight has.
+// adoptFlight counts an adopted run, even if its flight has other runs.
 func (e *endings) adoptFlight(flight string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -205,8 +203,8 @@ func (e *endings) adoptFlight(flight string) {
 	}
 }
 
-// saveUnwritten leaves the ends that cannot be written into the folders of their
-// runs where the next supervisor finds them.
+// saveUnwritten writes the ends that could not be written into the folders of their runs to a file that the next
+// supervisor reads.
 func (e *endings) saveUnwritten() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -219,15 +217,14 @@ func (e *endings) saveUnwritten() error {
 	return nil
 }
 
-// loadUnwritten takes over what saveUnwritten left. It is called before anything
-// else has an end.
+// loadUnwritten takes over the ends that saveUnwritten wrote. It is called before any run of this process ends.
 func (e *endings) loadUnwritten() error {
 	ends, err := e.runs.LoadUnwritten()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	maps.Copy(e.unwritten, ends)
 	for run := range e.unwritten {
-		go e.writeLater(run) // the last one removes the file
+		go e.writeLater(run) // the last of these removes the file
 	}
 	return err
 }

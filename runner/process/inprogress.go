@@ -35,7 +35,7 @@ func (r *activeRuns) findRun(run string) *active {
 	return r.byID[run]
 }
 
-// listIDs are those of all runs in progress, in order.
+// listIDs returns the ids of all runs in progress, in order.
 func (r *activeRuns) listIDs() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -49,7 +49,7 @@ func (r *activeRuns) listRuns() []*active {
 	return slices.Collect(maps.Values(r.byID))
 }
 
-// addFollower sends the end of a run in progress to the follower, and reports whether the run is in progress.
+// addFollower registers a follower, which gets the end of the run. It reports whether the run is in progress.
 func (r *activeRuns) addFollower(run string, follower chan<- runner.End) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

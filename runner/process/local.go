@@ -1,15 +1,15 @@
 // Package process starts commands, follows them to their end and stops them.
 //
-// A command is started without a shell, with an explicit environment and with
-// the descriptors 0, 1, 2 and the lock of its run alone. It writes into a FIFO in the run's
-// folder (package rundir), which a collector empties (package output). A run ends when its
-// main process and all that it left behind are gone (package proctree): what is left behind is ended
-// with TERM, grace and KILL. A descriptor that a grandchild keeps delays nothing.
+// A command is started without a shell, with an explicit environment and with the descriptors 0, 1, 2 and the lock of
+// its run only. It writes into a FIFO in the folder of the run (package rundir), which a collector empties (package
+// output). A run ends when its main process and all processes that it left behind have ended (package proctree).
+// Processes that are left behind get TERM, and KILL after the grace. A descriptor that a grandchild keeps open delays
+// nothing.
 //
-// [Local] has the runs in progress, each followed by one goroutine, which alone changes its status. When a
-// run has ended, its end is written, its flight is freed once no process has its lock, and its working
-// folder is removed. A process that is killed at any step leaves the lock and the status of each run in
-// its folder, by which the next one adopts it.
+// [Local] holds the runs in progress. One goroutine follows each of them, and only that goroutine changes its status.
+// When a run has ended, its end is written, its flight is freed once no process holds its lock, and its working
+// folder is removed. If this process is killed at any step, the lock and the status of each run stay in its folder,
+// and the next process adopts the run from there.
 package process
 
 import (
@@ -39,17 +39,16 @@ type Local struct {
 	log    *slog.Logger
 	parent *proctree.Parent
 	ends   *endings
-	login  []string // HOME and so on, of the user as whom commands run
+	login  []string // HOME and so on, of the user that commands run as
 
 	attended atomic.Bool // a server is connected
 
 	active activeRuns
 }
 
-// NewLocal returns a Local that keeps the runs' folders in dir, which is made
-// with mode 0700 when it is missing and refused when others may enter it. hook
-// yields a hook as the file has it at that moment. Descriptors that this
-// process inherited are marked close-on-exec, so that no command gets them.
+// NewLocal returns a Local that keeps the folders of runs in dir. It makes dir with mode 0700 when it is missing, and
+// refuses it when other users may enter it. hook returns a hook as it is in the file at that moment. Descriptors that
+// this process inherited are marked close-on-exec, so that no command gets them.
 func NewLocal(dir string, hook func(name string) (*hook.Hook, bool), log *slog.Logger) (*Local, error) {
 	return newLocal(dir, proctree.NewParent(log), hook, log)
 }
@@ -71,7 +70,7 @@ func newLocal(
 	}, nil
 }
 
-// Supervised says how a supervisor runs commands.
+// Supervised configures how a supervisor runs commands.
 type Supervised struct {
 	Dir      string           // the folder of runs
 	Parent   *proctree.Parent // which is a subreaper, and has limited the processes of commands
@@ -81,8 +80,9 @@ type Supervised struct {
 	DangerouslyUnlocked bool
 }
 
-// NewSupervised returns a Local for a supervisor, whose orders come with their hooks ([Local.StartHook]). It has no
-// two runs of a flight at once, takes over the runs that another supervisor left, and keeps folders ready.
+// NewSupervised returns a Local for a supervisor, whose orders come with their hooks ([Local.StartHook]). It never
+// runs two runs of a flight at the same time, takes over the runs that another supervisor left, and keeps folders
+// ready.
 func NewSupervised(s Supervised) (*Local, error) {
 	l, err := newLocal(s.Dir, s.Parent, nil, s.Log)
 	if err != nil {
@@ -104,19 +104,19 @@ func NewSupervised(s Supervised) (*Local, error) {
 // KeepReady keeps folders ready for runs, as long as the process lives.
 func (l *Local) KeepReady() { l.ready.KeepReady() }
 
-// SetAttended records whether a server is connected, which records the ends of runs, too.
+// SetAttended records whether a server is connected. A connected server records the ends of runs, too.
 func (l *Local) SetAttended(attended bool) { l.attended.Store(attended) }
 
 // HasFolder reports whether a run has a folder here.
 func (l *Local) HasFolder(run string) bool { return l.runs.Exists(run) }
 
-// IsBusy reports whether a run is in progress, or an end not on disk.
+// IsBusy reports whether a run is in progress, or an end is not on disk yet.
 func (l *Local) IsBusy() bool {
 	return len(l.active.listIDs()) > 0 || !l.ends.allWritten()
 }
 
-// sealDescriptors marks what this process inherited beyond stdin, stdout and
-// stderr. What Go opens is marked from the start.
+// sealDescriptors marks the descriptors above 2 that this process inherited as close-on-exec. Go marks those that it
+// opens itself.
 func sealDescriptors() error {
 	entries, err := os.ReadDir("/dev/fd")
 	if err != nil {
@@ -130,9 +130,8 @@ func sealDescriptors() error {
 	return nil
 }
 
-// Start starts the command of the order's hook and returns once it runs, or
-// why it does not. A run that has a folder already is refused, so that no id
-// ever runs twice.
+// Start starts the command of the order's hook. It returns once the command runs, or with the error why it does not
+// run. A run that has a folder already is refused, so that no id runs twice.
 func (l *Local) Start(o runner.Order) error {
 	h, ok := l.hook(o.Hook)
 	if !ok {
@@ -141,7 +140,7 @@ func (l *Local) Start(o runner.Order) error {
 	return l.StartHook(h, o)
 }
 
-// StartHook is Start for the hook that the order means.
+// StartHook is Start with the hook of the order.
 func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 	if err := rundir.CheckID(o.Run); err != nil {
 		return fmt.Errorf("%w: %w", runner.ErrRefused, err)
@@ -165,25 +164,24 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 		return rundir.MarkFull(err)
 	}
 	defer rundir.CloseFiles(stdin)
-	defer f.Discard() // but not what a has taken
+	defer f.Discard() // but not the files that a took over
 	if err := a.startFollowed(f, h, argv, stdin, o); err != nil {
-		f.Discard() // with it the lock
+		f.Discard() // closes the lock, too
 		a.undoStart(err)
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	return nil
 }
 
-// Follow yields the end of a run once, and is closed. A run that ended before
-// is answered from its folder; one that has a folder and that nobody follows,
-// because a crash of the machine lost what tells of it, or whose status it
-// garbled, is over, and nobody saw its end. Errors wrap runner.ErrUnknown when the run is not here.
+// Follow sends the end of a run once, and closes the channel. The end of a run that ended before is read from its
+// folder. A run that has a folder but is neither in progress nor has an end in it is over, with an unknown end: a
+// crash of the machine lost or corrupted its status. Errors wrap runner.ErrUnknown when the run is not here.
 func (l *Local) Follow(run string) (<-chan runner.End, error) {
 	ends, _, err := l.FollowUntil(run)
 	return ends, err
 }
 
-// FollowUntil is Follow, and returns how to leave before the end.
+// FollowUntil is Follow. It also returns a function that stops following before the end.
 func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), err error) {
 	if err := rundir.CheckID(run); err != nil {
 		return nil, nil, fmt.Errorf("following: %w", err)
@@ -209,7 +207,7 @@ func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), e
 	return follower, leave, nil
 }
 
-// Known tells whether a run was ever given to Start.
+// Known reports whether a run was ever given to Start.
 func (l *Local) Known(run string) (bool, error) {
 	err := l.Find(run)
 	if errors.Is(err, runner.ErrUnknown) {
@@ -230,9 +228,8 @@ func (l *Local) Find(run string) error {
 	return err
 }
 
-// Stop ends a run's whole tree: TERM, grace, KILL. It returns at once. Grace
-// below zero means the hook's own; a second Stop may shorten the grace but
-// changes nothing else. A run that is over already is no error.
+// Stop ends all processes of a run: TERM, grace, KILL. It returns at once. A grace below zero means that of the hook.
+// A second Stop may shorten the grace but changes nothing else. A run that is over already is not an error.
 func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
 	if err := rundir.CheckID(run); err != nil {
 		return fmt.Errorf("stopping: %w", err)
@@ -251,7 +248,7 @@ func (l *Local) Stop(run string, why runner.State, grace time.Duration) error {
 	return nil
 }
 
-// Revoke is that of runner.Processes.
+// Revoke implements runner.Processes.
 func (l *Local) Revoke(run string, why runner.State) (revoked bool, err error) {
 	return rundir.Revoke(l.runs.Root, run, why)
 }
@@ -259,7 +256,7 @@ func (l *Local) Revoke(run string, why runner.State) (revoked bool, err error) {
 // Output opens the output of a run. Errors are those of [output.Open]. The caller closes it.
 func (l *Local) Output(run string) (*output.Reader, error) { return output.Open(l.runs.Dir, run) }
 
-// List names the runs that are under way, in order.
+// List returns the ids of the runs in progress, in order.
 func (l *Local) List() ([]string, error) {
 	return l.active.listIDs(), nil
 }

@@ -9,12 +9,11 @@ import (
 	"strings"
 )
 
-// loginNames are the variables that a command gets of the user as whom it runs,
-// and TZ.
+// loginNames returns the names of the variables that describe the user as which a command runs, and TZ.
 func loginNames() []string { return []string{"HOME", "USER", "LOGNAME", "SHELL", "TZ"} }
 
-// LoginEnv returns those variables of the server's environment that the supervisor
-// needs for commands. It gets no others, because they may hold secrets.
+// LoginEnv returns those variables of the server's environment that the supervisor needs for commands. The supervisor
+// gets no others, because they may hold secrets.
 func LoginEnv(lookup func(string) (string, bool)) (env []string) {
 	for _, name := range loginNames() {
 		if value, ok := lookup(name); ok {
@@ -24,11 +23,10 @@ func LoginEnv(lookup func(string) (string, bool)) (env []string) {
 	return env
 }
 
-// loginEnvironment is what commands get: the home and the names from the entry of the user
-// in /etc/passwd. A user that has none there (a container's, or one that only a
-// directory service knows) has those of the server's environment, else / and the
-// number. TZ is the server's; without one there, it is not set, and the command
-// goes by the machine's /etc/localtime.
+// loginEnvironment returns the variables of loginNames for commands. The home, the name and the shell come from the
+// entry of the user in /etc/passwd. A user without an entry (in a container, or known to a directory service only)
+// gets those of the server's environment, else / and the user id. TZ is that of the server. If the server has no TZ,
+// it is not set, and the command uses /etc/localtime.
 func loginEnvironment(server []string) []string {
 	get := func(name, otherwise string) string {
 		i := slices.IndexFunc(server, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
@@ -51,8 +49,8 @@ func loginEnvironment(server []string) []string {
 	return env
 }
 
-// passwdShell returns the shell of a user in /etc/passwd, which os/user leaves out.
-// The shell of a user who may not log in is nothing that a command could use.
+// passwdShell returns the shell of a user in /etc/passwd, which os/user does not return. For a user that may not log
+// in it returns /bin/sh, because a command cannot use nologin or false as a shell.
 func passwdShell(name, otherwise string) string {
 	f, err := os.Open("/etc/passwd")
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// prepareFolder gives a run its folder, and its command an input. Folders of ours that
-// somebody removed are made again.
+// prepareFolder makes the folder of a run, and opens the standard input of its command. If the folders that belong to
+// no run were removed, it makes them again.
 func (a *active) prepareFolder(h *hook.Hook, o runner.Order) (*rundir.Folder, *os.File, error) {
 	l := a.local
 	f, stdin, err := moveFolderIn(l.ready, &a.status, h, o)
@@ -47,9 +47,8 @@ func moveFolderIn(
 	return f, stdin, nil
 }
 
-// undoStart removes what there is of a run whose command could not be started, so
-// that the same run may be started later. Where that cannot be done, the run is
-// over.
+// undoStart removes the folder of a run whose command could not be started, so that the same run may be started
+// later. If the removal fails, the run is over.
 func (a *active) undoStart(reason error) {
 	l, run := a.local, a.status.Run
 	if err := l.runs.RemoveRun(run); err != nil {
@@ -62,8 +61,7 @@ func (a *active) undoStart(reason error) {
 	l.ends.releaseFlight(a.status.Flight)
 }
 
-// systemCause is the system's own word for an error, without the paths around it:
-// callers may read it.
+// systemCause returns the system's message for an error without the paths around it, because callers may read it.
 func systemCause(err error) string {
 	if errno := syscall.Errno(0); errors.As(err, &errno) {
 		return errno.Error()
@@ -71,11 +69,11 @@ func systemCause(err error) string {
 	return "the run could not be prepared"
 }
 
-// startFollowed starts the command and leaves a goroutine that follows it.
+// startFollowed starts the command, and a goroutine that follows it.
 func (a *active) startFollowed(f *rundir.Folder, h *hook.Hook, argv []string, stdin *os.File, o runner.Order) error {
 	l := a.local
 	err := a.startCommand(h, argv, commandEnvironment(l.login, h, o), stdin, f.Command, f.Lock)
-	rundir.CloseFiles(f.Command, f.Lock) // before follow: from now on only the tree holds the lock
+	rundir.CloseFiles(f.Command, f.Lock) // from here on only the processes of the command hold the lock
 	f.Command, f.Lock = nil, nil
 	if err != nil {
 		return err

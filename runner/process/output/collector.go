@@ -18,38 +18,37 @@ import (
 )
 
 const (
-	fifoSize = 64 << 10 // bytes that a FIFO holds at first,
-	fifoMost = 1 << 20  // and what a user without privileges may have it hold
+	fifoSize = 64 << 10 // the capacity of a FIFO in bytes at first,
+	fifoMost = 1 << 20  // and the largest that a user without privileges may set
 )
 
-// Collector moves what a command writes from the FIFO in the run's folder into the
-// files of its output, and keeps head and tail.
+// Collector moves what a command writes from the FIFO in the folder of the run into the output files, and keeps head
+// and tail.
 //
-// The command has the FIFO open for reading and writing. So it never gets SIGPIPE:
-// when nobody collects, what it writes stays in the FIFO, and when that is full the
-// command waits for the next collector, which opens the FIFO by its name. A FIFO
-// loses what is in it when nobody at all has it open; therefore the server holds it
-// too, by [HoldFIFO].
+// The command has the FIFO open for reading and writing, so it never gets SIGPIPE: while no collector runs, the
+// output stays in the FIFO, and when the FIFO is full the command blocks until the next collector opens the FIFO by
+// its name. A FIFO loses its content when no process has it open; therefore the server holds it open too, by
+// [HoldFIFO].
 type Collector struct {
 	runs    *rundir.Runs
 	log     *slog.Logger
 	run     string
 	bounds  rundir.Bounds
-	fifo    *os.File      // nil for a command of a former version, which writes into the file itself
+	fifo    *os.File      // nil for a run that an earlier version started, whose command writes into the file itself
 	stopped chan struct{} // closed when collectUntilStopped has returned
 
-	// These belong to collectUntilStopped, and to the others while it is stopped.
+	// Only collectUntilStopped uses these while it runs. While it is stopped, the other methods use them.
 	size   int64    // of all that was written
-	head   *os.File // nil when it has all that it may have, or could not be written
-	tail   *os.File // nil before, and while it cannot be written
+	head   *os.File // nil when it is full or could not be written
+	tail   *os.File // nil until the head is full, and while the tail cannot be written
 	state  tailState
 	peek   *peekPipe
-	grown  bool // the FIFO holds as much as it may
-	gone   bool // somebody removed the output: nothing more is kept
-	failed bool // some output could not be written, and the log says so
+	grown  bool // the FIFO has its largest capacity
+	gone   bool // the output was removed: nothing more is kept
+	failed bool // the log has the error that some output could not be written
 }
 
-// Collect starts the collector of a new run. It takes the files over.
+// Collect starts the collector of a new run. The collector takes over the files of f.
 func Collect(runs *rundir.Runs, log *slog.Logger, f *rundir.Folder, s *rundir.Status) *Collector {
 	c := &Collector{runs: runs, log: log, run: s.Run, bounds: s.Bounds, fifo: f.FIFO, head: f.Output}
 	f.FIFO, f.Output = nil, nil
@@ -57,8 +56,7 @@ func Collect(runs *rundir.Runs, log *slog.Logger, f *rundir.Folder, s *rundir.St
 	return c
 }
 
-// Adopt goes on with the output of a run that another supervisor, or
-// another image of this one, started.
+// Adopt continues to collect the output of a run that another supervisor, or another image of this one, started.
 func Adopt(runs *rundir.Runs, log *slog.Logger, s *rundir.Status) *Collector {
 	c := &Collector{runs: runs, log: log, run: s.Run, bounds: s.Bounds, size: s.Output.Bytes}
 	var err error
@@ -83,7 +81,7 @@ func (c *Collector) openFile(name string, flags int) (*os.File, error) {
 	return c.runs.Root.OpenFile(filepath.Join(c.run, name), os.O_RDWR|syscall.O_NONBLOCK|flags, 0o600)
 }
 
-// reopenFiles goes on with the files as they are.
+// reopenFiles opens the files and continues where they end.
 func (c *Collector) reopenFiles() (err error) {
 	if c.head, err = c.openFile(rundir.OutputFile, 0); err != nil {
 		return err
@@ -104,14 +102,14 @@ func (c *Collector) reopenFiles() (err error) {
 		c.tail = nil
 	}
 	if c.size > info.Size() {
-		c.closeHead() // some could not be written
+		c.closeHead() // the head misses bytes that could not be written
 	}
 	c.size = max(c.size, info.Size())
 	return nil
 }
 
-// settlePending takes the bytes at the end of the tail from the FIFO, if a collector was
-// killed when it had written them and not taken them.
+// settlePending removes the bytes at the end of the tail from the FIFO, if a collector was killed after it had
+// written them and before it had removed them.
 func (c *Collector) settlePending() {
 	n := c.state.Pending
 	if n == 0 || c.fifo == nil || c.state.Size-n < c.state.First || c.needPeek() != nil {
@@ -123,7 +121,7 @@ func (c *Collector) settlePending() {
 		at, run := c.state.locate(off)
 		written := make([]byte, min(int64(len(left)), run))
 		if _, err := c.tail.ReadAt(written, at); err != nil || !bytes.Equal(written, left[:len(written)]) {
-			return // they were taken: others follow in the FIFO
+			return // they were removed already: the FIFO has later bytes
 		}
 		off, left = off+int64(len(written)), left[len(written):]
 	}
@@ -132,7 +130,7 @@ func (c *Collector) settlePending() {
 	}
 }
 
-// needPeek makes the pipe that moveToTail needs.
+// needPeek creates the pipe that moveToTail needs.
 func (c *Collector) needPeek() (err error) {
 	if c.peek == nil {
 		c.peek, err = newPeekPipe()
@@ -145,7 +143,7 @@ func (c *Collector) closeHead() {
 	c.head = nil
 }
 
-// collectUntilStopped goes on until the FIFO's deadline is over.
+// collectUntilStopped collects until stopCollecting sets the deadline of the FIFO.
 func (c *Collector) collectUntilStopped() {
 	defer close(c.stopped)
 	conn, err := c.fifo.SyscallConn()
@@ -157,9 +155,8 @@ func (c *Collector) collectUntilStopped() {
 	}
 }
 
-// moveFromFIFO moves some of what is in the FIFO, and returns how many bytes; 0 when there
-// is nothing. What cannot be written is dropped, for the command must not hang on a
-// full disk.
+// moveFromFIFO moves some of the bytes in the FIFO, and returns how many; 0 when the FIFO is empty. Bytes that cannot
+// be written are dropped, because the command must not block on a full disk.
 func (c *Collector) moveFromFIFO(fd int) (n int) {
 	if c.head != nil && c.size >= c.bounds.Head {
 		c.closeHead()
@@ -183,14 +180,14 @@ func (c *Collector) moveFromFIFO(fd int) (n int) {
 	if n > 0 && err != nil {
 		c.logFailure(err)
 	}
-	if c.size >= fifoMost && !c.grown { // it writes much
+	if c.size >= fifoMost && !c.grown { // the command writes much
 		c.grown = true
 		growPipe(fd, fifoMost)
 	}
 	return n
 }
 
-// openTail makes the tail file, or tries again to.
+// openTail creates the tail file. After a failure, the next call tries again.
 func (c *Collector) openTail() {
 	var err error
 	if c.tail, err = c.openFile(rundir.TailFile, os.O_CREATE); err == nil {
@@ -204,10 +201,9 @@ func (c *Collector) openTail() {
 	}
 }
 
-// moveToTail moves bytes in steps that leave no doubt, when this process is killed
-// between them, about what was written and what is still in the FIFO: they are
-// written while the FIFO still has them, then the tail says that it has them too,
-// and then they are taken.
+// moveToTail moves bytes in three steps, so that a collector that is killed between them leaves no doubt about which
+// bytes are in the tail and which are still in the FIFO: the bytes are written while they are still in the FIFO, then
+// the tail records that it has them, and then they are removed from the FIFO.
 func (c *Collector) moveToTail(fd int) (n int, err error) {
 	if err := c.needPeek(); err != nil {
 		return discardBytes(fd, fifoSize), err
@@ -229,7 +225,7 @@ func (c *Collector) moveToTail(fd int) (n int, err error) {
 	return n, errors.Join(err, c.state.writeState(c.tail))
 }
 
-// writeTail writes to the tail up to an offset of the output, and returns to which it came.
+// writeTail writes to the tail up to the offset end of the output, and returns the offset that it reached.
 func (c *Collector) writeTail(from int, end int64) (off int64, err error) {
 	for off = c.state.Size; off < end && err == nil; {
 		at, run := c.state.locate(off)
@@ -242,7 +238,7 @@ func (c *Collector) writeTail(from int, end int64) (off int64, err error) {
 	return off, err
 }
 
-// Size is how much was written so far. It may be called while the Collector is paused.
+// Size returns how many bytes the command has written so far. It may be called while the Collector is paused.
 func (c *Collector) Size() int64 { return c.size }
 
 // logFailure logs that output is not kept, once.
@@ -253,10 +249,10 @@ func (c *Collector) logFailure(err error) {
 	c.failed = true
 }
 
-// stopCollecting ends collectUntilStopped, and leaves in the FIFO what comes.
+// stopCollecting ends collectUntilStopped. What the command writes after that stays in the FIFO.
 func (c *Collector) stopCollecting() {
 	if c.fifo != nil {
-		_ = c.fifo.SetReadDeadline(time.Unix(1, 0)) // its error would be that of collect, which ended with it
+		_ = c.fifo.SetReadDeadline(time.Unix(1, 0)) // an error here also ends collectUntilStopped, which logs it
 		<-c.stopped
 	}
 }
@@ -270,8 +266,8 @@ func (c *Collector) startCollecting() {
 	}
 }
 
-// Pause is stopCollecting for another image of this program: the descriptor that it returns
-// stays open until that has opened the FIFO itself, so that it always is open.
+// Pause is stopCollecting for another image of this program. The descriptor that it returns stays open until that
+// image has opened the FIFO, so that the FIFO is open at every moment.
 func (c *Collector) Pause() (fd int, err error) {
 	c.stopCollecting()
 	if c.fifo == nil {
@@ -284,7 +280,7 @@ func (c *Collector) Pause() (fd int, err error) {
 	return fd, nil
 }
 
-// Unpause goes on after a pause when no other image came.
+// Unpause continues after a Pause when no other image took over.
 func (c *Collector) Unpause(fd int) {
 	if fd > 0 {
 		syscall.CloseOnExec(fd)
@@ -292,9 +288,9 @@ func (c *Collector) Unpause(fd int) {
 	c.startCollecting()
 }
 
-// Finish ends the collecting when the command's processes are gone, and returns how
-// much was written and what of it is not kept. It takes what is in the FIFO, and
-// waits for nobody who got away with it.
+// Finish ends the collecting when the processes of the command are gone. It returns how many bytes were written and
+// which of them are not kept. It takes what is in the FIFO, and does not wait for a process that escaped and has the
+// FIFO open.
 func (c *Collector) Finish() (size int64, d rundir.Dropped) {
 	c.stopCollecting()
 	if c.fifo != nil {
@@ -314,16 +310,15 @@ func (c *Collector) Finish() (size int64, d rundir.Dropped) {
 	if c.fifo == nil {
 		return head, rundir.Dropped{}
 	}
-	if c.state.Room == 0 { // there is no tail
+	if c.state.Room == 0 { // no tail was written
 		c.state.First = c.size
 	}
 	c.state.Size = c.size
 	return c.size, c.state.missingBytes(head, c.bounds.Tail)
 }
 
-// copyBytes is how bytes are moved where the system cannot do it by itself. It
-// returns how many were taken from the pipe, and an error when not all of them could
-// be written. Without an error and without bytes, the pipe is empty.
+// copyBytes moves bytes where the system cannot move them itself. It returns how many it took from the pipe, and an
+// error when not all of them could be written. If it returns no bytes and no error, the pipe is empty.
 func copyBytes(to *os.File, off int64, from, most int) (n int, err error) {
 	const chunk = 64 << 10
 	buf := make([]byte, min(most, chunk))
@@ -334,7 +329,7 @@ func copyBytes(to *os.File, off int64, from, most int) (n int, err error) {
 	return n, err
 }
 
-// discardBytes takes up to n bytes from a pipe, and returns how many.
+// discardBytes removes up to n bytes from a pipe, and returns how many.
 func discardBytes(from, n int) (taken int) {
 	const chunk = 64 << 10
 	buf := make([]byte, min(n, chunk))
@@ -344,8 +339,8 @@ func discardBytes(from, n int) (taken int) {
 	return taken
 }
 
-// readPipe returns how many bytes it read; 0 when there are none. A pipe that is open
-// has no other errors.
+// readPipe returns how many bytes it read; 0 when the pipe is empty. Reads of an open pipe have no other errors than
+// those handled here.
 func readPipe(fd int, buf []byte) int {
 	for {
 		n, err := unix.Read(fd, buf)
@@ -355,7 +350,7 @@ func readPipe(fd int, buf []byte) int {
 	}
 }
 
-// closeIfSame closes a descriptor if it is another of the file.
+// closeIfSame closes fd if it is another descriptor of the file f.
 func closeIfSame(fd int, f *os.File) {
 	var inherited, own unix.Stat_t
 	if unix.Fstat(fd, &inherited) != nil || unix.Fstat(int(f.Fd()), &own) != nil {
@@ -366,8 +361,8 @@ func closeIfSame(fd int, f *os.File) {
 	}
 }
 
-// HoldFIFO keeps a run's FIFO open until release is called, if there is one. It does
-// without the poller, which would be woken at each write.
+// HoldFIFO keeps the FIFO of a run open until release is called, if there is one. It does not use the runtime's
+// poller, which would wake this process at each write.
 func HoldFIFO(folder string) (release func()) {
 	fd, err := unix.Open(filepath.Join(folder, rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -6,8 +6,7 @@ import (
 	"io"
 )
 
-// Copy writes what is kept of a run's output in dir, with a line where
-// its middle is missing.
+// Copy writes what is kept of the output of a run in dir. Where the middle is missing, it writes a line that says so.
 func Copy(to io.Writer, dir, run string) error {
 	o, err := Open(dir, run)
 	if err != nil {

@@ -7,21 +7,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// moveBytes moves up to most bytes from a pipe to the offset off of a file. They do
-// not come through this process, so they are in the one or in the other when it is
-// killed. Its results are those of copyBytes.
+// moveBytes moves up to most bytes from a pipe to the offset off of a file. The bytes do not pass through this
+// process, so each is in the pipe or in the file when the process is killed. Its results are those of copyBytes.
 func moveBytes(to *os.File, off int64, from, most int) (n int, err error) {
 	n, err = retrySplice(func() (int64, error) {
 		return unix.Splice(from, nil, int(to.Fd()), &off, most, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 	})
-	if err != nil { // the disk is full, or the filesystem cannot do that
+	if err != nil { // the disk is full, or the filesystem does not support splice
 		return copyBytes(to, off, from, most)
 	}
 	return n, nil
 }
 
-// retrySplice calls a system call of the splice family. No bytes without an error mean that
-// there are none.
+// retrySplice calls a system call of the splice family until it is not interrupted. If it returns no bytes and no
+// error, the pipe has none.
 func retrySplice(call func() (int64, error)) (int, error) {
 	for {
 		n, err := call()
@@ -36,13 +35,13 @@ func retrySplice(call func() (int64, error)) (int, error) {
 	}
 }
 
-// growPipe lets a pipe hold more. Where the user's pipes together have too much
-// already, it stays as it is.
+// growPipe raises the capacity of a pipe. If the user's pipes together exceed their limit, the capacity stays as it
+// is.
 func growPipe(fd, size int) {
 	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size)
 }
 
-// peekPipe shows what is in a FIFO before it is taken from there.
+// peekPipe copies what is in a FIFO without removing it from there.
 type peekPipe struct{ in, out, null int }
 
 func newPeekPipe() (*peekPipe, error) {
@@ -60,27 +59,27 @@ func newPeekPipe() (*peekPipe, error) {
 	return p, nil
 }
 
-// peekBytes gets up to most bytes, which the FIFO has still, and returns how many.
+// peekBytes copies up to most bytes, which stay in the FIFO, and returns how many.
 func (p *peekPipe) peekBytes(fifo, most int) int {
-	n, _ := retrySplice(func() (int64, error) { return unix.Tee(fifo, p.in, most, unix.SPLICE_F_NONBLOCK) }) // two pipes have no errors
+	n, _ := retrySplice(func() (int64, error) { return unix.Tee(fifo, p.in, most, unix.SPLICE_F_NONBLOCK) }) // tee between two pipes returns no other errors
 	return n
 }
 
-// readEnd is where the bytes of peekBytes are to be read.
+// readEnd returns the descriptor from which the bytes of peekBytes are read.
 func (p *peekPipe) readEnd(int) int { return p.out }
 
-// takeBytes takes bytes from the FIFO, which has them.
+// takeBytes removes n bytes from the FIFO.
 func (p *peekPipe) takeBytes(fifo, n int) {
 	for n > 0 {
 		k, err := retrySplice(func() (int64, error) { return unix.Splice(fifo, nil, p.null, nil, n, unix.SPLICE_F_NONBLOCK) })
-		if err != nil || k == 0 { // somebody else took them
+		if err != nil || k == 0 { // another process removed them
 			return
 		}
 		n -= k
 	}
 }
 
-// copyPeeked copies what is in the FIFO.
+// copyPeeked copies what is in the FIFO into to, without removing it.
 func (p *peekPipe) copyPeeked(fifo int, to []byte) (n int) {
 	have := p.peekBytes(fifo, len(to))
 	for n < have {

@@ -13,11 +13,10 @@ func moveBytes(to *os.File, off int64, from, most int) (int, error) {
 	return copyBytes(to, off, from, most)
 }
 
-// growPipe does nothing: this system decides by itself what a pipe holds.
+// growPipe does nothing: this system sets the capacity of a pipe itself.
 func growPipe(int, int) {}
 
-// peekPipe stands for the FIFO itself: this system cannot show what is in there before
-// it is taken.
+// peekPipe stands for the FIFO itself: this system cannot show the content of a FIFO without removing it.
 type peekPipe struct{}
 
 func newPeekPipe() (*peekPipe, error) { return &peekPipe{}, nil }

@@ -1,9 +1,9 @@
 // Package output keeps what a command writes, and reads it.
 //
-// A [Collector] moves what a command writes from the FIFO in the run's folder into two files: the beginning in
-// one, the end in the other. It bounds what is kept and waits for no reader, so a command never hangs because of a
-// full disk, and gets no SIGPIPE when the process that collects is killed: the next one goes on where it had come
-// to. A [Reader] reads the files alone, during the run and afterwards, in any process that may read them.
+// A [Collector] moves what a command writes from the FIFO in the folder of the run into two files: the beginning into
+// one, the end into the other. It bounds what is kept and does not wait for readers. So a command never blocks
+// because of a full disk, and gets no SIGPIPE when the process that collects is killed: the next one continues at the
+// same offset. A [Reader] needs only the files, during the run and afterwards, in any process that may read them.
 package output
 
 import (
@@ -18,12 +18,11 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// ErrNotKept says that a run is known, and its output was removed.
+// ErrNotKept says that a run is known, but its output was removed.
 var ErrNotKept = errors.New("it is not kept any more")
 
-// Reader reads what a command wrote, during the run and afterwards. Offsets
-// are those of all that was written, whatever was dropped. It is for one
-// reader at a time.
+// Reader reads what a command wrote, during the run and afterwards. Offsets count all bytes that were written,
+// including those that were dropped. Only one goroutine may use it at a time.
 type Reader struct {
 	folder *os.Root
 	status *rundir.Status
@@ -32,9 +31,8 @@ type Reader struct {
 	state  tailState
 }
 
-// Open opens the output of a run from the folder of runs alone, whether or
-// not the run has ended. Errors wrap [runner.ErrUnknown] or ErrNotKept where there is
-// none. The caller closes it.
+// Open opens the output of a run. It needs only the folder of runs, whether or not the run has ended. Errors wrap
+// [runner.ErrUnknown] or ErrNotKept if there is no output. The caller closes it.
 func Open(dir, run string) (*Reader, error) {
 	if err := rundir.CheckID(run); err != nil {
 		return nil, fmt.Errorf("reading: %w", err)
@@ -66,18 +64,18 @@ func Open(dir, run string) (*Reader, error) {
 	return &Reader{folder: folder, status: s, head: head}, nil
 }
 
-// State returns how many bytes the command wrote so far and which of them are
-// not kept. Both may grow until the run ends.
+// State returns how many bytes the command has written so far and which of them are not kept. Both may grow until the
+// run ends.
 func (o *Reader) State() (size int64, d rundir.Dropped) {
 	size, d, _ = o.readState()
 	return size, d
 }
 
-// readState also returns the end of what the head file has.
+// readState also returns the offset at which the head file ends.
 func (o *Reader) readState() (size int64, d rundir.Dropped, head int64) {
 	if o.status.Ended.IsZero() {
 		if s, err := rundir.ReadStatus(o.folder, "."); err == nil {
-			o.status = s // before the files: once it has an end, they are what is kept
+			o.status = s // before the files: once the status has an end, the files do not change
 		}
 	}
 	if o.tail == nil {
@@ -104,9 +102,8 @@ func (o *Reader) readState() (size int64, d rundir.Dropped, head int64) {
 	return size, d, head
 }
 
-// Next reads bytes that follow one another, the first at the offset at. That
-// is off itself, or the end of the dropped middle when off lies in it. It
-// returns io.EOF when nothing is there yet at or after off.
+// Next reads consecutive bytes, the first of them at the offset at. That is off itself, or the end of the dropped
+// middle when off lies in it. It returns io.EOF when no bytes are there yet at or after off.
 func (o *Reader) Next(p []byte, off int64) (at int64, n int, err error) {
 	for {
 		size, d, head := o.readState()
@@ -126,14 +123,14 @@ func (o *Reader) Next(p []byte, off int64) (at int64, n int, err error) {
 		}
 		place, run := o.state.locate(off)
 		n, err = o.tail.ReadAt(p[:min(end-off, run)], place)
-		// What was written over while it was read is not what the command wrote there.
+		// The collector may have overwritten these bytes while they were read. Then they are dropped now.
 		if _, d, _ = o.readState(); off >= d.To {
 			return off, n, ignoreEOF(n, err)
 		}
 	}
 }
 
-// ignoreEOF leaves the end of a file to the next read.
+// ignoreEOF drops an error if bytes were read. The next read returns io.EOF again.
 func ignoreEOF(n int, err error) error {
 	if n > 0 {
 		return nil

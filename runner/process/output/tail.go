@@ -8,20 +8,19 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// The output of a run is a file "output" with its beginning. Once that has reached
-// its bound, the file "tail" has the end: tailStart bytes for a tailState, and then
-// room for the bytes that are kept and for those that are being written, around and
-// around. What is kept is never written over, so readers need no word from the
-// supervisor, and the next supervisor goes on where one that was killed had come to.
+// The file "output" has the beginning of the output of a run. Once that has reached its bound, the file "tail" has
+// the end: tailStart bytes for a tailState, and then a ring buffer with room for the bytes that are kept and for
+// those that are being written. Bytes that are kept are never overwritten. So readers need no message from the
+// supervisor, and the next supervisor continues where one that was killed had stopped.
 const (
-	tailStart = 4 << 10   // a page, so that pages of the FIFO are pages of the file
+	tailStart = 4 << 10   // one page, so that pages of the FIFO align with pages of the file
 	tailChunk = 256 << 10 // the most that is written at once
 )
 
-// tailState is what the tail file says of itself.
+// tailState is the header of the tail file.
 type tailState struct {
 	Room    int64 // bytes for output in the file
-	First   int64 // offset in the output from which on it has all that was written
+	First   int64 // the file has all output from this offset on
 	Size    int64 // of the output
 	Pending int64 // bytes at the end that may still be in the FIFO
 }
@@ -30,7 +29,7 @@ func newTail(tail, size int64) tailState {
 	return tailState{Room: (tail + tailChunk + tailStart - 1) / tailStart * tailStart, First: size, Size: size}
 }
 
-// locate returns where the byte at an offset is in the file, and how many follow it there.
+// locate returns the position in the file of the byte at an offset, and how many bytes follow there without a wrap.
 func (s tailState) locate(off int64) (at, run int64) {
 	around := off % s.Room
 	return tailStart + around, s.Room - around
@@ -44,7 +43,7 @@ func (s tailState) writeState(f *os.File) error {
 	return err
 }
 
-// readTailState reads what the tail file says. A loss of power may have left anything.
+// readTailState reads the header of the tail file. After a loss of power it may hold any bytes.
 func readTailState(f *os.File) (s tailState, err error) {
 	text := make([]byte, binary.Size(s))
 	if _, err := f.ReadAt(text, 0); err != nil {
@@ -57,7 +56,7 @@ func readTailState(f *os.File) (s tailState, err error) {
 	return s, err
 }
 
-// missingBytes returns what is not kept of an output whose beginning ends at head.
+// missingBytes returns which bytes of an output are not kept. The head file has the bytes before head.
 func (s tailState) missingBytes(head, tail int64) rundir.Dropped {
 	d := rundir.Dropped{From: head, To: max(s.First, s.Size-tail)}
 	if d.To <= d.From {

@@ -14,8 +14,8 @@ import (
 
 const elsewhereMark = "SALLYPORT_TEST_ELSEWHERE"
 
-// RunElsewhere tells whether this is the process that runs a test with attr. If not,
-// it runs the test there, and skips it where that cannot be.
+// RunElsewhere reports whether this is the process that runs a test with attr. If not, it runs the test in such a
+// process, and skips the test where the system does not allow that.
 func RunElsewhere(t testing.TB, what string, attr *syscall.SysProcAttr) bool {
 	t.Helper()
 	if os.Getenv(elsewhereMark) != "" {
@@ -28,7 +28,7 @@ func RunElsewhere(t testing.TB, what string, attr *syscall.SysProcAttr) bool {
 			t.Fatal(err)
 		}
 	}
-	// Not by its name: the folder of a test program lets nobody else in.
+	// The path of the test program does not work: no other user may enter its folder.
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1")
 	cmd.Env, cmd.Dir, cmd.SysProcAttr = append(os.Environ(), elsewhereMark+"=1", "TMPDIR="+dir), "/", attr
 	out, err := cmd.CombinedOutput()
@@ -43,10 +43,10 @@ func RunElsewhere(t testing.TB, what string, attr *syscall.SysProcAttr) bool {
 	return false
 }
 
-// NoMount begins the failure of a test that may mount nothing.
+// NoMount begins the failure message of a test that is not allowed to mount anything.
 const NoMount = "no mount of its own"
 
-// MakeFile makes an empty file.
+// MakeFile creates an empty file in dir and returns its name.
 func MakeFile(t testing.TB, dir string) string {
 	t.Helper()
 	name := filepath.Join(dir, "file")

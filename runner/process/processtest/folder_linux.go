@@ -11,8 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remains tells what there is of a run: its working folder, and the mark that it
-// may be under way.
+// Remains reports what is left of a run: its working folder, and the mark that it may be in progress.
 func (b *Subject) Remains(t testing.TB, run string) (work, mark bool) {
 	t.Helper()
 	there := func(name ...string) bool {
@@ -31,7 +30,8 @@ func (b *Subject) AwaitRemoval(t testing.TB, run string) {
 	Eventually(t, "nothing is left of it", func() bool { work, mark := b.Remains(t, run); return !work && !mark })
 }
 
-// KeepLock takes the lock of a run along, as a process does that gets away.
+// KeepLock opens the lock of a run in this process, as a process that escapes does. The function that it returns
+// closes the lock.
 func (b *Subject) KeepLock(t testing.TB, run string) (gone func()) {
 	t.Helper()
 	Eventually(t, "the status knows the process", func() bool { return b.ReadStatus(t, run).PID != 0 })
@@ -49,7 +49,7 @@ func (b *Subject) KeepLock(t testing.TB, run string) (gone func()) {
 	return func() { _ = f.Close() }
 }
 
-// IsLocked tells whether somebody keeps the lock of a run.
+// IsLocked reports whether a process holds the lock of a run.
 func (b *Subject) IsLocked(t testing.TB, run string) bool {
 	t.Helper()
 	f, err := os.OpenInRoot(b.Dir, filepath.Join(run, "lock"))

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LimitOf is the limit of processes of a process.
+// LimitOf returns the process limit (RLIMIT_NPROC) of a process.
 func LimitOf(t testing.TB, pid int) uint64 {
 	t.Helper()
 	var limit unix.Rlimit

@@ -12,13 +12,14 @@ import (
 	"testing"
 )
 
-// Bounds of the lines that [CountLines] writes: each is its own number, so every byte tells where it belongs.
+// The first number and the length of the lines that [CountLines] writes. Each line is its own number, so every byte
+// shows at which offset it was written.
 const (
 	FirstLine = 10_000_000
 	LineBytes = 9
 )
 
-// CountLines is a command that writes so many lines.
+// CountLines returns a command that writes that many lines.
 func CountLines(lines int) []string {
 	return []string{"/usr/bin/seq", strconv.Itoa(FirstLine), strconv.Itoa(FirstLine + lines - 1)}
 }
@@ -37,8 +38,7 @@ func CheckLines(t testing.TB, p []byte, at int64) {
 	}
 }
 
-// ReadAlong reads an output from its start to the end of the run, and returns
-// how many bytes were there.
+// ReadAlong reads an output from its start to the end of the run, and returns how many bytes it got.
 func (b *Subject) ReadAlong(t testing.TB, run string, chunk int) (kept int64) {
 	t.Helper()
 	ends, err := b.Follow(run)
@@ -75,7 +75,7 @@ func (b *Subject) ReadAlong(t testing.TB, run string, chunk int) (kept int64) {
 	}
 }
 
-// DiskUsage is what the output of a run takes of the disk.
+// DiskUsage returns how many bytes of the disk the output of a run takes.
 func (b *Subject) DiskUsage(t testing.TB, run string) (bytes int64) {
 	t.Helper()
 	for _, name := range []string{"output", "tail"} {
@@ -93,15 +93,14 @@ func (b *Subject) DiskUsage(t testing.TB, run string) (bytes int64) {
 	return bytes
 }
 
-// ForgeTail has a tail file say that it has more, and that its last bytes may still be
-// in the FIFO.
+// ForgeTail appends bytes to a tail file, and sets its header as if the last pending bytes may still be in the FIFO.
 func ForgeTail(name string, more []byte, pending int) error {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	const start = 4 << 10                            // of the output in the file
-	var s struct{ Room, First, Size, Pending int64 } // at the start of the file
+	const start = 4 << 10                            // the position of the output in the file
+	var s struct{ Room, First, Size, Pending int64 } // the header of the file
 	text := make([]byte, binary.Size(s))
 	if _, err := f.ReadAt(text, 0); err != nil {
 		return err

@@ -1,5 +1,5 @@
-// Package processtest has what the tests of commands share: a [Bench] that starts commands by a
-// [process.Local], and a [Subject] whose runs are started, awaited and read, whoever starts them.
+// Package processtest has what the tests of commands share: a [Bench] that starts commands with a [process.Local],
+// and a [Subject] whose runs are started, awaited and read, by whatever implementation.
 package processtest
 
 import (
@@ -24,10 +24,10 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// Patience is how long a test waits for what must happen; none asserts it.
+// Patience is how long a test waits for an event that must happen. No test asserts this duration.
 const Patience = time.Minute
 
-// Subject is what starts commands, and the folder where it keeps their runs.
+// Subject is the implementation under test, and the folder where it keeps its runs.
 type Subject struct {
 	Commands
 	Dir string
@@ -39,7 +39,7 @@ type Commands interface {
 	Output(run string) (*output.Reader, error)
 }
 
-// Bench has a Local of the test's own process.
+// Bench is a Subject that runs commands as children of the test process.
 type Bench struct {
 	Subject
 	*process.Local
@@ -52,7 +52,7 @@ func NewBench(t testing.TB, spec hook.Spec) *Bench {
 	return NewLoggingBench(t, spec, t.Output())
 }
 
-// NewLoggingBench is [NewBench] with a log of its own.
+// NewLoggingBench is [NewBench] with a log that goes to the given writer.
 func NewLoggingBench(t testing.TB, spec hook.Spec, log io.Writer) *Bench {
 	t.Helper()
 	spec.Callers = []hook.Grant{{Caller: "tester"}}
@@ -77,7 +77,7 @@ func NewLoggingBench(t testing.TB, spec hook.Spec, log io.Writer) *Bench {
 	return b
 }
 
-// Script is a command that runs a script; its arguments follow.
+// Script returns a command that runs a shell script with the arguments.
 func Script(t testing.TB, script string, args ...string) []string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "script")
@@ -87,12 +87,12 @@ func Script(t testing.TB, script string, args ...string) []string {
 	return append([]string{"/bin/sh", name}, args...)
 }
 
-// NewOrder is an order of a new run of the hook "job".
+// NewOrder returns an order for a new run of the hook "job".
 func NewOrder() runner.Order {
 	return runner.Order{Run: uuid.Must(uuid.NewV7()).String(), Hook: "job", Caller: "tester", Created: time.Now()}
 }
 
-// Begin starts a run and makes sure that none is left when the test ends.
+// Begin starts a run, and stops it when the test ends.
 func (b *Subject) Begin(t testing.TB, o runner.Order) string {
 	t.Helper()
 	if err := b.Start(o); err != nil {
@@ -135,7 +135,7 @@ func (b *Subject) RunToEnd(t testing.TB, o runner.Order) runner.End {
 	return b.AwaitEnd(t, b.Begin(t, o))
 }
 
-// ReadOutput returns the output of a run, of which nothing may be missing.
+// ReadOutput returns the output of a run. It fails the test if any byte is missing.
 func (b *Subject) ReadOutput(t testing.TB, run string) string {
 	t.Helper()
 	o, err := b.Output(run)
@@ -161,7 +161,7 @@ func (b *Subject) ReadOutput(t testing.TB, run string) string {
 	}
 }
 
-// ReadStatus reads what the folder says, as another process would.
+// ReadStatus reads the status of a run from its folder, as another process would.
 func (b *Subject) ReadStatus(t testing.TB, run string) (s rundir.Status) {
 	t.Helper()
 	f, err := os.OpenInRoot(b.Dir, filepath.Join(run, "status"))
@@ -179,7 +179,7 @@ func (b *Subject) ReadStatus(t testing.TB, run string) (s rundir.Status) {
 	return s
 }
 
-// BlockStatus keeps the status of a run from being replaced.
+// BlockStatus prevents that the status of a run is replaced.
 func (b *Subject) BlockStatus(t testing.TB, run string) (unblock func()) {
 	t.Helper()
 	blocker := filepath.Join(b.Dir, run, "status.new")
@@ -191,7 +191,7 @@ func (b *Subject) BlockStatus(t testing.TB, run string) (unblock func()) {
 	}
 }
 
-// Eventually waits for what another process does.
+// Eventually waits until another process has made the condition true.
 func Eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -217,7 +217,8 @@ func CheckExit(t testing.TB, e runner.End, code int) {
 	}
 }
 
-// GatedScript says "ready" and its pid, and goes on when the file exists.
+// GatedScript returns a command that writes "ready" and its pid, waits until release is called, and then runs the
+// script then.
 func GatedScript(t testing.TB, then string) (command []string, release func()) {
 	t.Helper()
 	gate := filepath.Join(t.TempDir(), "gate")
@@ -228,7 +229,7 @@ func GatedScript(t testing.TB, then string) (command []string, release func()) {
 	}
 }
 
-// CheckInterrupted checks that the end of a run was not seen.
+// CheckInterrupted checks that a run was interrupted, so that its exit code is unknown.
 func CheckInterrupted(t testing.TB, e runner.End) {
 	t.Helper()
 	if e.Reason != runner.Interrupted || e.ExitCode != nil || e.Signal != "" || e.Ended.IsZero() {

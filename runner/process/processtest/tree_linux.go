@@ -9,14 +9,14 @@ import (
 	"testing"
 )
 
-// IsAlive tells whether a process runs; a zombie does not.
+// IsAlive reports whether a process runs. A zombie does not.
 func IsAlive(pid int) bool {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	return err == nil && !bytes.Contains(stat, []byte(") Z "))
 }
 
-// Family starts relatives that try to be missed, each in another way, and
-// writes their pids. They ignore TERM when told to.
+// Family is a script that starts processes, each of which tries to escape in another way, and writes their pids. They
+// ignore TERM if its first argument is empty.
 const Family = `
 trap "$1" TERM
 keep='trap "$0" TERM; echo $$; while :; do sleep 1; done'
@@ -49,7 +49,7 @@ func AwaitPIDs(t testing.TB, b *Subject, run string, n int) (all []int) {
 	return all
 }
 
-// CheckGone checks that none of the processes is alive.
+// CheckGone checks that none of the processes is alive, and kills those that are.
 func CheckGone(t testing.TB, all []int) {
 	t.Helper()
 	for _, pid := range all {
