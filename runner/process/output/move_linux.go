@@ -61,7 +61,8 @@ func newPeekPipe() (*peekPipe, error) {
 
 // peekBytes copies up to most bytes, which stay in the FIFO, and returns how many.
 func (p *peekPipe) peekBytes(fifo, most int) int {
-	n, _ := retrySplice(func() (int64, error) { return unix.Tee(fifo, p.in, most, unix.SPLICE_F_NONBLOCK) }) // tee between two pipes returns no other errors
+	// Tee between two pipes returns no other errors.
+	n, _ := retrySplice(func() (int64, error) { return unix.Tee(fifo, p.in, most, unix.SPLICE_F_NONBLOCK) })
 	return n
 }
 

@@ -8,7 +8,8 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// Birth is when a process was born: with its pid, that process and no later one.
+// Birth returns when a process was born. A pid together with its birth identifies one process, even if a later
+// process gets the same pid.
 func (p *Parent) Birth(pid int) string {
 	c, ok := readStat(pid)
 	if !ok {
@@ -17,14 +18,14 @@ func (p *Parent) Birth(pid int) string {
 	return c.start + "@" + p.boot
 }
 
-// IsAlive reports whether a process, whose child it ever is, has not ended.
+// IsAlive reports whether a process has not ended. It need not be a child of this process.
 func (p *Parent) IsAlive(pid int, birth string) bool {
 	c, ok := readStat(pid)
 	return ok && c.start+"@"+p.boot == birth && !c.zombie
 }
 
-// Adopt finds what another process started, or this one before it replaced
-// itself. The main process is an orphan unless it is a child of ours.
+// Adopt returns the tree of a command that another process started, or this one before it replaced itself. The main
+// process is an orphan unless it is a child of this process.
 func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 	t := p.newTree(r)
 	defer p.mains.Store(t, s.PID)
@@ -33,7 +34,7 @@ func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 	}
 	main, ok := readStat(s.PID)
 	if !ok || s.Birth == "" || main.start+"@"+p.boot != s.Birth {
-		return t // and its number may be that of another group by now
+		return t // the pid may be that of another group by now
 	}
 	t.pid = s.PID
 	if main.parent != os.Getpid() {
@@ -50,8 +51,8 @@ func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 	return t
 }
 
-// ForgetMain remembers the group of a main process that another process reaps:
-// afterwards its number may be given to others.
+// ForgetMain records the members of the group of a main process that another process reaps, and forgets its pid:
+// after that, the pid may be given to another process.
 func (t *Tree) ForgetMain() {
 	if t.pid > 0 {
 		t.listMembers()
@@ -59,11 +60,11 @@ func (t *Tree) ForgetMain() {
 	}
 }
 
-// Found is what was found so far of a tree.
+// Found returns the processes of the tree that were found so far.
 func (t *Tree) Found() map[int]string { return t.found }
 
-// CanReplace tells whether this process can replace itself while runs are under
-// way: an exit code must wait for the next image in a zombie, not in memory.
+// CanReplace reports whether this process can replace itself while runs are in progress. Then the exit code of each
+// run has to be kept in a zombie for the next image, and not in the memory of this one.
 func CanReplace() bool {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
@@ -73,7 +74,7 @@ func CanReplace() bool {
 	return true
 }
 
-// BecomeSubreaper makes what commands leave behind this process's children.
+// BecomeSubreaper makes the processes that commands leave behind children of this process.
 func (p *Parent) BecomeSubreaper() error {
 	err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	p.subreaper = err == nil

@@ -16,15 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// commandsGroup is the cgroup that holds those of all runs, where this process may
-// bound it.
+// commandsGroup is the cgroup that holds the cgroups of all runs, if this process may set a limit on it.
 const commandsGroup = "sallyport-commands"
 
-// limitCommands returns where the cgroups of runs are to be made: in one beside this process's own, whose
-// bound of processes leaves room for the server and the supervisor. The kernel bounds
-// only a cgroup whose parent holds no process itself, so this needs systemd's
-// DelegateSubgroup=: the service's cgroup is ours then, and we are in one below it.
-// It holds root, too, and costs a start nothing.
+// limitCommands returns the cgroup in which the cgroups of runs are to be made: one next to the cgroup of this
+// process, with a limit of processes that leaves room for the server and the supervisor. The kernel enforces a limit
+// only on a cgroup whose parent holds no process itself. So this needs systemd's DelegateSubgroup=: then the cgroup
+// of the service is delegated to this process, which is in a cgroup below it. The limit applies to root too, and does
+// not slow the start of a command.
 func (c cgroup) limitCommands(limit uint64) (cgroup, error) {
 	service := filepath.Dir(string(c))
 	if c == "" || !isDelegated(service) {
@@ -51,23 +50,23 @@ func (c cgroup) limitCommands(limit uint64) (cgroup, error) {
 	return cgroup(group), nil
 }
 
-// Release undoes LimitProcesses, unless something that got away is still there.
+// Release undoes LimitProcesses, unless a process that escaped is still there.
 func (p *Parent) Release() {
 	if filepath.Base(string(p.cgroups)) == commandsGroup {
 		_ = os.Remove(string(p.cgroups))
 	}
 }
 
-// isDelegated reports whether systemd has left a cgroup and all below it to its
-// service (systemd.resource-control(5)).
+// isDelegated reports whether systemd has delegated a cgroup and all cgroups below it to its service
+// (systemd.resource-control(5)).
 func isDelegated(dir string) bool {
 	var value [2]byte
 	n, err := unix.Getxattr(dir, "user.delegate", value[:])
 	return err == nil && string(value[:n]) == "1"
 }
 
-// findCgroups returns the folder of this process's own cgroup, when cgroup v2
-// is there and lets us make cgroups below it and kill them as a whole.
+// findCgroups returns the folder of this process's own cgroup, if the system has cgroup v2 and lets this process make
+// cgroups below it and kill them as a whole.
 func findCgroups() (cgroup, error) {
 	home, err := ownCgroup()
 	if err != nil {
@@ -87,7 +86,7 @@ func findCgroups() (cgroup, error) {
 	return cgroup(home), nil
 }
 
-// ownCgroup returns the folder of this process's own cgroup, of version 2.
+// ownCgroup returns the folder of this process's own cgroup v2.
 func ownCgroup() (string, error) {
 	mounts, err := readKernelFile("/proc/self/mountinfo")
 	if err != nil {
@@ -100,7 +99,7 @@ func ownCgroup() (string, error) {
 	return cgroupHome(string(mounts), string(own))
 }
 
-// cgroupHome finds the folder in which the kernel shows our cgroup.
+// cgroupHome returns the folder in which the kernel shows the cgroup of this process.
 func cgroupHome(mounts, own string) (string, error) {
 	var path string
 	for line := range strings.Lines(own) {
@@ -123,10 +122,10 @@ func cgroupHome(mounts, own string) (string, error) {
 	return "", errors.New("no cgroup v2")
 }
 
-// cgroup is the path of a run's cgroup.
+// cgroup is the path of the folder of a cgroup.
 type cgroup string
 
-// CgroupOf is where the cgroup of a run is made; empty where runs have none.
+// CgroupOf returns the path of the cgroup for a run; empty if runs have none.
 func (p *Parent) CgroupOf(run string) string {
 	if p.cgroups == "" {
 		return ""
@@ -143,7 +142,7 @@ func (c cgroup) isPopulated() (bool, error) {
 	return !bytes.Contains(events, []byte("populated 0")), err
 }
 
-// listMembers are the processes in the cgroup and in those below it.
+// listMembers returns the processes in the cgroup and in those below it.
 func (c cgroup) listMembers() (pids []int) {
 	for _, dir := range c.listSubgroups() {
 		list, err := readKernelFile(dir, "cgroup.procs")
@@ -159,13 +158,13 @@ func (c cgroup) listMembers() (pids []int) {
 	return pids
 }
 
-// listSubgroups are the cgroup and all below it, parents first.
+// listSubgroups returns the cgroup and all cgroups below it, parents first.
 func (c cgroup) listSubgroups() (dirs []string) {
 	_ = filepath.WalkDir(string(c), func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
 			dirs = append(dirs, path)
 		}
-		return nil // one that vanishes on the way is no error
+		return nil // a cgroup that is removed during the walk is not an error
 	})
 	return dirs
 }
@@ -182,13 +181,12 @@ func (c cgroup) removeGroups() error {
 	return nil
 }
 
-// SweepCgroups removes the cgroups of runs that a process which has ended
-// could not remove any more: those of which isOver reports so.
+// SweepCgroups removes the cgroups of runs that are over. A process that has ended may have left them.
 func (p *Parent) SweepCgroups(isOver func(run string) bool) {
 	if p.cgroups == "" {
 		return
 	}
-	dirs, _ := filepath.Glob(filepath.Join(string(p.cgroups), cgroupPrefix+"*")) // the pattern is right
+	dirs, _ := filepath.Glob(filepath.Join(string(p.cgroups), cgroupPrefix+"*")) // the only error is a bad pattern
 	for _, dir := range dirs {
 		run := strings.TrimPrefix(filepath.Base(dir), cgroupPrefix)
 		if rundir.CheckID(run) != nil || !isOver(run) {

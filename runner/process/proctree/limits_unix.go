@@ -7,12 +7,11 @@ import (
 	"syscall"
 )
 
-// ProcessLimit is 0: the limit of processes stays what it is on this system.
+// ProcessLimit returns 0: on this system the process limit is not changed.
 func ProcessLimit() uint64 { return 0 }
 
-// whileSet calls fork while this process has the umask that a command is
-// to have. Every file of the supervisor is made with an explicit mode for its owner
-// alone, so the umask of a command does not open any of them.
+// whileSet calls fork while this process has the umask of a command. Every file of the supervisor is made with an
+// explicit mode for its owner only, so the umask of a command does not open any of them.
 func (l *commandLimits) whileSet(umask int, fork func() (*os.Process, error)) (*os.Process, error) {
 	l.forking.Lock()
 	defer l.forking.Unlock()

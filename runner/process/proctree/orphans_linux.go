@@ -12,9 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReapOrphans takes the exit codes of processes that were left to this one because
-// it is the first of a container, until ctx is done: the commands of a supervisor
-// that was killed. In any other process it does nothing.
+// ReapOrphans reaps the processes that became children of this process because it is the first of a container, until
+// ctx is done. These are the commands of a supervisor that was killed. In any other process it does nothing.
 func ReapOrphans(ctx context.Context) {
 	if os.Getpid() != 1 {
 		return
@@ -28,8 +27,8 @@ func ReapOrphans(ctx context.Context) {
 			return
 		case <-ended:
 		}
-		// A process that this one started has somebody who waits for it, and is no
-		// zombie for a second.
+		// Processes that this one started are reaped by the goroutine that waits for them, and are zombies for less
+		// than a second.
 		before := zombieChildren()
 		select {
 		case <-ctx.Done():
@@ -41,7 +40,7 @@ func ReapOrphans(ctx context.Context) {
 				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 				continue
 			}
-			select { // once more, for this one
+			select { // check this zombie again
 			case ended <- syscall.SIGCHLD:
 			default:
 			}
@@ -49,8 +48,7 @@ func ReapOrphans(ctx context.Context) {
 	}
 }
 
-// zombieChildren are the children of this process that have ended, with when they
-// were born.
+// zombieChildren returns the children of this process that have ended, each with its birth.
 func zombieChildren() map[int]string {
 	found := map[int]string{}
 	for _, pid := range listChildren() {
@@ -61,8 +59,8 @@ func zombieChildren() map[int]string {
 	return found
 }
 
-// listChildren are the processes that the kernel gave to this one when their parent
-// ended, and some that it started itself. The kernel gives them to the first thread.
+// listChildren returns the processes that the kernel gave to this one when their parent ended, and some that it
+// started itself. The kernel gives them to the first thread.
 func listChildren() (pids []int) {
 	self := strconv.Itoa(os.Getpid())
 	list, err := readKernelFile("/proc", self, "task", self, "children")

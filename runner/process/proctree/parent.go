@@ -1,10 +1,10 @@
-// Package proctree starts commands and finds all the processes that they started: by a cgroup for each command
-// where the system allows that, else by a search among all processes.
+// Package proctree starts commands and finds all the processes that they started: by a cgroup for each command if the
+// system allows that, else by a search among all processes.
 //
-// A [Parent] is this process as the parent of commands. A [Tree] is one command with all that it started. The main
-// process is not reaped before its tree is gone, so its pid stands for no other process meanwhile. What a command
-// leaves behind becomes a child of this process, if it is a subreaper or the first process of a container, and is
-// reaped here.
+// A [Parent] is this process as the parent of commands. A [Tree] is one command with all the processes that it
+// started. The main process is not reaped before its tree is gone, so no other process can get its pid until then.
+// Processes that a command leaves behind become children of this process, if it is a subreaper or the first process
+// of a container, and are reaped here.
 //
 // On systems other than Linux a tree is the process group of the command.
 package proctree
@@ -19,27 +19,27 @@ import (
 	"sallyport/internal/boot"
 )
 
-// RunMark begins the entry of the environment by which the processes of a run are found.
+// RunMark is the start of the environment entry by which the processes of a run are found.
 const RunMark = "SALLYPORT_RUN="
 
-// cgroupPrefix begins the name of a run's cgroup.
+// cgroupPrefix is the start of the name of a run's cgroup.
 const cgroupPrefix = "sallyport-"
 
-// Parent is this process as the parent of commands. Its methods may be called at once from many goroutines, once
-// BecomeSubreaper and LimitProcesses have returned.
+// Parent is this process as the parent of commands. Its methods may be called from many goroutines at the same time,
+// once BecomeSubreaper and LimitProcesses have returned.
 type Parent struct {
 	log       *slog.Logger
 	boot      string // boot.ID
-	cgroups   cgroup // where a run's cgroup is made; empty where that is not possible
-	subreaper bool   // what commands leave behind becomes this process's child
+	cgroups   cgroup // where the cgroups of runs are made; empty if that is not possible
+	subreaper bool   // processes that commands leave behind become children of this process
 	limits    commandLimits
 
 	spawning sync.RWMutex // read: between the birth of a main process and its entry in mains
-	mains    sync.Map     // *Tree: pid of its main process, which is awaited
+	mains    sync.Map     // *Tree: the pid of its main process, which a goroutine waits for
 	reaping  atomic.Bool  // a reap is due
 }
 
-// commandLimits are what a child takes from its parent when it is born, and what commands have otherwise.
+// commandLimits are the limits that a child inherits from its parent at fork, and the OOM score of commands.
 type commandLimits struct {
 	oomScore  int    // oom_score_adj of commands
 	processes uint64 // soft RLIMIT_NPROC of commands; 0 leaves it as it is
@@ -52,7 +52,7 @@ func (l *commandLimits) startProcess(c Command, attr *os.ProcAttr) (*os.Process,
 	return l.whileSet(c.Umask, func() (*os.Process, error) { return os.StartProcess(c.Argv[0], c.Argv, attr) })
 }
 
-// NewParent returns a Parent whose commands get a cgroup each, where that is possible.
+// NewParent returns a Parent that makes a cgroup for each command, if that is possible.
 func NewParent(log *slog.Logger) *Parent {
 	p := &Parent{log: log, boot: boot.ID(), limits: commandLimits{oomScore: commandOOMScore()}}
 	var err error
@@ -62,11 +62,12 @@ func NewParent(log *slog.Logger) *Parent {
 	return p
 }
 
-// DisableCgroups has processes found by a search alone, as where cgroup v2 cannot be written. It is for tests.
+// DisableCgroups makes the Parent find processes only by a search, as on a system whose cgroup v2 cannot be written.
+// It is for tests.
 func (p *Parent) DisableCgroups() { p.cgroups = "" }
 
-// LimitProcesses bounds the processes of commands, each by its limit and, where that is possible, all of them by a
-// cgroup. Release undoes the latter.
+// LimitProcesses limits the processes of each command by RLIMIT_NPROC and, if that is possible, those of all commands
+// by a cgroup. Release undoes the latter.
 func (p *Parent) LimitProcesses() {
 	p.limits.processes = ProcessLimit()
 	var err error
@@ -75,14 +76,14 @@ func (p *Parent) LimitProcesses() {
 	}
 }
 
-// A Run names a command's run, and its lock, which its processes inherit.
+// Run names the run of a command and its lock, which the processes of the command inherit.
 type Run struct {
 	ID       string
 	LockPath string
 	IsLocked func() bool // whether any process has the lock
 }
 
-// A Command is what Start starts.
+// Command describes a command for Start.
 type Command struct {
 	Run   Run
 	Argv  []string
@@ -90,7 +91,7 @@ type Command struct {
 	Attr  *os.ProcAttr
 }
 
-// Start starts a command, in the run's own cgroup if there can be one.
+// Start starts a command, in a cgroup for the run if that is possible.
 func (p *Parent) Start(c Command) (*Tree, error) {
 	p.spawning.RLock()
 	defer p.spawning.RUnlock()
@@ -102,19 +103,19 @@ func (p *Parent) Start(c Command) (*Tree, error) {
 	return t, nil
 }
 
-// BetweenStarts calls f while no command is being started: then no child of this process has its descriptors any
-// more, but those that it was given.
+// BetweenStarts calls f while no command is being started. Then no child of this process still has inherited
+// descriptors, except those that it was given.
 func (p *Parent) BetweenStarts(f func()) {
 	p.spawning.Lock()
 	defer p.spawning.Unlock()
 	f()
 }
 
-// Reaps reports whether what commands leave behind becomes a child of this process.
+// Reaps reports whether processes that commands leave behind become children of this process.
 func (p *Parent) Reaps() bool { return p.subreaper || os.Getpid() == 1 }
 
-// ReapSoon takes the zombies that commands left to this process, also those that
-// end a little later than their run.
+// ReapSoon reaps the zombies that commands left to this process, including those that end a little later than their
+// run.
 func (p *Parent) ReapSoon() {
 	if !p.Reaps() || p.reaping.Swap(true) {
 		return
@@ -125,15 +126,14 @@ func (p *Parent) ReapSoon() {
 	})
 }
 
-// IsOrphan reports whether the main process is not a child of this process, but of a supervisor that has ended.
+// IsOrphan reports whether the main process is a child of a supervisor that has ended, and not of this process.
 func (t *Tree) IsOrphan() bool { return t.main == nil }
 
-// PID is that of the main process; 0 if that is not known.
+// PID returns the pid of the main process; 0 if that is not known.
 func (t *Tree) PID() int { return t.pid }
 
-// ReapMain takes the exit code of the main process, once it has ended. It returns nil if another part of the
-// program took it.
+// ReapMain reaps the main process, once it has ended. It returns nil if another part of the program reaped it.
 func (t *Tree) ReapMain() *os.ProcessState {
-	s, _ := t.main.Wait() // nil says the same as the error
+	s, _ := t.main.Wait() // nil stands for the error
 	return s
 }

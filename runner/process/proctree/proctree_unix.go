@@ -11,14 +11,14 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// Tree is the main process and its group. A process that left the group, by
-// setsid or setpgid, is not found on this system, and neither waited for nor
-// killed; it still holds the run's lock. What another process started, which has
-// ended, is only waited for: that its group is still its own cannot be found out.
+// Tree is the main process and its group. A process that left the group, by setsid or setpgid, is not found on this
+// system, so this process neither waits for it nor kills it; it still holds the lock of the run. The group of a main
+// process that another, ended process started gets no signal, because this system cannot show that the group is still
+// the same. Its end is awaited by the lock only.
 type Tree struct {
 	parent *Parent
 	main   *os.Process // nil for an orphan
-	pid    int         // 0 for what another process started
+	pid    int         // 0 for a main process that another process started
 }
 
 func (p *Parent) startTree(c Command) (*Tree, error) {
@@ -29,22 +29,22 @@ func (p *Parent) startTree(c Command) (*Tree, error) {
 	return &Tree{parent: p, main: main, pid: main.Pid}, nil
 }
 
-// Cgroup is empty: this system has none.
+// Cgroup returns "": this system has none.
 func (t *Tree) Cgroup() string { return "" }
 
-// AwaitMain waits for the main process. From then on its pid is the group's
-// only as long as the group has members, which the callers ask first.
+// AwaitMain waits for the main process and reaps it. After that its pid stands for the group only as long as the
+// group has members, which the callers check first.
 func (t *Tree) AwaitMain() *os.ProcessState { return t.ReapMain() }
 
-// MainHasEnded is false: whether a child has ended is known to AwaitMain alone.
+// MainHasEnded returns false: only AwaitMain learns whether a child has ended.
 func (t *Tree) MainHasEnded() bool { return false }
 
-// Terminate asks every process of the group to end, a stopped one too.
+// Terminate asks every process of the group to end, including stopped ones.
 func (t *Tree) Terminate() {
 	if t.pid == 0 {
 		return
 	}
-	_ = syscall.Kill(-t.pid, syscall.SIGTERM) // what has ended needs none
+	_ = syscall.Kill(-t.pid, syscall.SIGTERM) // a process that has ended needs no signal
 	_ = syscall.Kill(-t.pid, syscall.SIGCONT)
 }
 
@@ -55,23 +55,23 @@ func (t *Tree) Kill() {
 	}
 }
 
-// IsGone takes "not permitted" for alive: darwin reports that of zombies too, which
-// their parent will reap.
+// IsGone reports whether the group has no members. "Not permitted" counts as alive: darwin also returns it for
+// zombies, which their parent will reap.
 func (t *Tree) IsGone() bool { return t.pid == 0 || errors.Is(syscall.Kill(-t.pid, 0), syscall.ESRCH) }
 
-// Census knows of a group that is not gone only that it has a member.
+// Census returns 1: this system shows only that the group has members.
 func (t *Tree) Census() (n int, names []string) { return 1, nil }
 
-// Close ends the account of the tree.
+// Close removes the tree from those of its Parent.
 func (t *Tree) Close() error {
 	t.parent.mains.Delete(t)
 	return nil
 }
 
-// Reap does nothing: this system leaves no processes to this one.
+// Reap does nothing: on this system no processes are left to this one.
 func (p *Parent) Reap() {}
 
-// ReapOrphans does nothing: no container of this system has this process for its first.
+// ReapOrphans does nothing: on this system this process is not the first of a container.
 func ReapOrphans(context.Context) {}
 
 // cgroup is always empty: this system has none.
@@ -79,28 +79,28 @@ type cgroup string
 
 func findCgroups() (cgroup, error) { return "", errors.New("this system has none") }
 
-// Birth is not known on this system.
+// Birth returns "": this system does not report it.
 func (p *Parent) Birth(int) string { return "" }
 
-// IsAlive is not known on this system, where no birth is.
+// IsAlive returns false: this system reports no births.
 func (p *Parent) IsAlive(int, string) bool { return false }
 
-// Adopt finds nothing: what another process started is only waited for.
+// Adopt returns a tree without processes: this process can only wait for what another process started.
 func (p *Parent) Adopt(Run, *rundir.Status) *Tree { return &Tree{parent: p} }
 
 // ForgetMain does nothing on this system.
 func (t *Tree) ForgetMain() {}
 
-// Found is empty on this system.
+// Found returns nil on this system.
 func (t *Tree) Found() map[int]string { return nil }
 
-// CanReplace is false: the exit codes of runs in progress would be lost.
+// CanReplace returns false: the exit codes of runs in progress would be lost.
 func CanReplace() bool { return false }
 
 // BecomeSubreaper does nothing on this system.
 func (p *Parent) BecomeSubreaper() error { return nil }
 
-// CgroupOf is empty: this system has none.
+// CgroupOf returns "": this system has none.
 func (p *Parent) CgroupOf(string) string { return "" }
 
 // SweepCgroups does nothing on this system.
@@ -111,5 +111,5 @@ func (c cgroup) limitCommands(uint64) (cgroup, error) { return c, nil }
 // Release does nothing on this system.
 func (p *Parent) Release() {}
 
-// CheckStranger finds nothing to refuse on this system.
+// CheckStranger refuses nothing on this system.
 func CheckStranger(int, int, func(string) bool) error { return nil }

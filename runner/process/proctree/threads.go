@@ -5,21 +5,20 @@ import (
 	"sync"
 )
 
-// SpareThreads is how many threads the server and the supervisor make ahead.
-// Neither has that many calls to the kernel that block at once.
+// SpareThreads is how many threads the server and the supervisor create in advance. Neither has that many blocking
+// system calls at the same time.
 const SpareThreads = 32
 
-// MakeThreads makes n threads and leaves them to the runtime, which keeps them
-// for when it needs one. The runtime ends the process when the system refuses it a
-// thread, and the system does so while a command that forks without end is at the
-// limit of processes that all of them share.
+// MakeThreads creates n threads and leaves them to the runtime, which keeps them until it needs one. The runtime ends
+// the process when the system refuses it a thread. The system does that while a command that forks without end is at
+// the process limit that they share.
 func MakeThreads(n int) {
 	var made, done sync.WaitGroup
 	release := make(chan struct{})
 	for range n {
 		made.Add(1)
 		done.Go(func() {
-			runtime.LockOSThread() // as long as each goroutine keeps a thread, the next needs another
+			runtime.LockOSThread() // while each goroutine keeps its thread, the next one needs another
 			made.Done()
 			<-release
 			runtime.UnlockOSThread()

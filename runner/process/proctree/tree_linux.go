@@ -13,25 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tree is all that a command started. With a cgroup the kernel keeps the account,
-// of all but the processes that write themselves into cgroup.procs of another, where
-// they may. Those, and without a cgroup all that left the session, are found by
-// what they inherited: the run's entry in the environment, the lock, their parents.
-// A process that shed all three before anybody looked escapes, unless its run is
-// the only one.
+// Tree is a command with all the processes that it started. With a cgroup, the kernel tracks all of them, except
+// processes that write themselves into the cgroup.procs file of another cgroup, if they may. Those processes, and
+// without a cgroup all that left the session, are found by what they inherited: the entry of the run in the
+// environment, the lock, their parents. A process that dropped all three before the first search escapes, unless its
+// run is the only one.
 //
-// The main process is not reaped before the tree is gone, so its pid and the
-// group of that number are nobody else's as long as they are used here.
+// The main process is not reaped before the tree is gone, so while its pid and the process group with that number are
+// used here, no other process can get them.
 type Tree struct {
 	parent *Parent
 	run    Run
 	main   *os.Process // nil for an orphan
 	pid    int
 	mark   []byte // entry of the environment
-	cgroup cgroup // empty without one
-	left   bool   // processes of it were found outside of the cgroup
+	cgroup cgroup // empty if there is none
+	left   bool   // some of its processes were found outside the cgroup
 
-	found map[int]string // pid and start of all that a search ever found
+	found map[int]string // pid and start of each process that a search has found
 }
 
 func (p *Parent) newTree(r Run) *Tree {
@@ -45,8 +44,8 @@ func (p *Parent) startTree(c Command) (*Tree, error) {
 			return t, nil
 		}
 	}
-	// Whether the cgroup was the trouble or the command, a failed start has run
-	// nothing: the plain way shows that, or works.
+	// The reason may be the cgroup or the command. In both cases the failed start has run nothing, so a start without
+	// a cgroup either works or fails with the reason.
 	main, err := p.limits.startProcess(c, c.Attr)
 	if err != nil {
 		return nil, err
@@ -80,11 +79,11 @@ func (t *Tree) startInCgroup(c Command) error {
 	return nil
 }
 
-// Cgroup is the path of the run's cgroup; empty if it has none.
+// Cgroup returns the path of the run's cgroup; empty if it has none.
 func (t *Tree) Cgroup() string { return string(t.cgroup) }
 
-// AwaitMain returns when the main process, which is a child, has ended. It leaves it to be reaped
-// and returns nil; or, on a kernel that cannot do that, it has reaped it.
+// AwaitMain returns when the main process, which is a child, has ended. It returns nil and does not reap it; on a
+// kernel that does not support that, it reaps it and returns its state.
 func (t *Tree) AwaitMain() *os.ProcessState {
 	if err := awaitZombie(t.main.Pid); err == nil {
 		return nil
@@ -92,14 +91,14 @@ func (t *Tree) AwaitMain() *os.ProcessState {
 	return t.ReapMain()
 }
 
-// MainHasEnded reports whether the main process, which is a child, has ended, and leaves it to be reaped.
+// MainHasEnded reports whether the main process, which is a child, has ended. It does not reap it.
 func (t *Tree) MainHasEnded() bool {
 	var info unix.Siginfo
 	err := unix.Waitid(unix.P_PID, t.main.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
 	return err == nil && info.Signo != 0
 }
 
-// awaitZombie waits by the runtime's poller, so a run in progress holds no thread.
+// awaitZombie waits with the runtime's poller, so a run in progress occupies no thread.
 func awaitZombie(pid int) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
@@ -120,15 +119,15 @@ func awaitZombie(pid int) error {
 	return errors.Join(err, ended)
 }
 
-// Terminate asks every process of the tree to end, a stopped one too.
+// Terminate asks every process of the tree to end, including stopped ones.
 func (t *Tree) Terminate() {
 	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGCONT} {
 		t.signalAll(sig)
 	}
 }
 
-// signalAll reaches the group in one stroke, and the rest one by one. What is gone
-// meanwhile needs no signal, so errors say nothing.
+// signalAll signals the group with one call, and the other processes one by one. It ignores errors, because a process
+// that has ended needs no signal.
 func (t *Tree) signalAll(sig syscall.Signal) {
 	if t.pid > 0 {
 		_ = unix.Kill(-t.pid, sig)
@@ -145,8 +144,8 @@ func (t *Tree) signalAll(sig syscall.Signal) {
 	if len(handles) == 0 {
 		return
 	}
-	// Who is still a member now is the process that the handle stands for, and
-	// not one that was given the same pid in between.
+	// If a pid is still a member now, the handle stands for that process, and not for another one that got the same
+	// pid in between.
 	members := t.listMembers()
 	for pid, fd := range handles {
 		if slices.Contains(members, pid) {
@@ -156,8 +155,8 @@ func (t *Tree) signalAll(sig syscall.Signal) {
 	}
 }
 
-// Kill kills the tree. Without a cgroup it may have to be done again, for
-// processes that were born meanwhile.
+// Kill kills the tree. Without a cgroup the caller may have to repeat it, for processes that were born during the
+// search.
 func (t *Tree) Kill() {
 	if t.cgroup != "" && t.cgroup.killAll() == nil && !t.left {
 		return
@@ -165,7 +164,7 @@ func (t *Tree) Kill() {
 	t.signalAll(unix.SIGKILL)
 }
 
-// IsGone tells whether no process of the tree is alive.
+// IsGone reports whether no process of the tree is alive.
 func (t *Tree) IsGone() bool {
 	if t.cgroup != "" {
 		if populated, err := t.cgroup.isPopulated(); err == nil {
@@ -175,15 +174,14 @@ func (t *Tree) IsGone() bool {
 	return len(t.listMembers()) == 0
 }
 
-// hasEscaped looks for processes that left the cgroup, and remembers whether there
-// are any. All processes are searched only where there can be some: one that left
-// has the lock, or is a child of this process now, because its parent has ended.
+// hasEscaped reports whether processes left the cgroup, and records that. It searches all processes only if some may
+// have left: such a process holds the lock, or is a child of this process now, because its parent has ended.
 func (t *Tree) hasEscaped() bool {
 	t.left = (!t.parent.Reaps() || t.run.IsLocked() || t.parent.hasStrays()) && len(t.searchProcesses()) > 0
 	return t.left
 }
 
-// Census counts the processes of the tree, and names some of their programs.
+// Census counts the processes of the tree, and returns the names of some of their programs.
 func (t *Tree) Census() (n int, names []string) {
 	const most = 5
 	pids := t.listMembers()
@@ -195,7 +193,7 @@ func (t *Tree) Census() (n int, names []string) {
 	return len(pids), names
 }
 
-// Close removes the cgroup and those that the command made in it. The main process is not awaited any more.
+// Close removes the cgroup and those that the command made in it, and removes the tree from those of its Parent.
 func (t *Tree) Close() error {
 	t.parent.mains.Delete(t)
 	if t.cgroup == "" {
@@ -204,7 +202,7 @@ func (t *Tree) Close() error {
 	return t.cgroup.removeGroups()
 }
 
-// listMembers are the living processes of the tree.
+// listMembers returns the living processes of the tree.
 func (t *Tree) listMembers() (pids []int) {
 	if t.cgroup == "" {
 		return t.searchProcesses()
@@ -220,9 +218,8 @@ func (t *Tree) listMembers() (pids []int) {
 	return pids
 }
 
-// searchProcesses finds the tree among all processes. No command is born meanwhile:
-// until it executes its program it shares our descriptors, and might be taken
-// for one that inherited the lock.
+// searchProcesses finds the tree among all processes. It keeps commands from being started during the search: until a
+// child executes its program, it shares the descriptors of this process, and the search might find the lock in it.
 func (t *Tree) searchProcesses() (pids []int) {
 	t.parent.spawning.Lock()
 	defer t.parent.spawning.Unlock()
@@ -254,9 +251,9 @@ func (t *Tree) searchProcesses() (pids []int) {
 	return pids
 }
 
-// strayFilter returns a function that reports of a process whether it is one that shed all that it inherited
-// and was left to this process as the subreaper. Whose it was can be said only
-// while one run is in progress; with the last one all of them end.
+// strayFilter returns a function that reports whether a process dropped all that it inherited and was left to this
+// process as the subreaper. Its run is known only while a single run is in progress; all strays end with the last
+// run.
 func (t *Tree) strayFilter() func(pid int, p process) bool {
 	own := os.Getpid()
 	mains, trees := t.parent.mainPIDs()
@@ -266,8 +263,8 @@ func (t *Tree) strayFilter() func(pid int, p process) bool {
 	return func(pid int, p process) bool { return p.parent == own && !mains[pid] }
 }
 
-// isMarked tells whether a process has the run's entry in its environment, or
-// its lock where the command was given it. One that may not be read is not ours.
+// isMarked reports whether a process has the entry of the run in its environment, or the lock of the run at the
+// descriptor where the command got it. A process that cannot be read belongs to another user, and not to the run.
 func (t *Tree) isMarked(pid int) bool {
 	proc := "/proc/" + strconv.Itoa(pid)
 	if lock, err := os.Readlink(proc + "/fd/3"); err == nil && lock == t.run.LockPath {
@@ -282,17 +279,17 @@ func (t *Tree) isMarked(pid int) bool {
 type process struct {
 	parent, group, session int
 	zombie                 bool
-	start                  string // ticks since boot: with the pid, the process and no later one
+	start                  string // ticks since boot; pid and start together identify one process
 }
 
-// readProcesses reads the table of processes. One that ends meanwhile is left out.
+// readProcesses reads the table of processes. A process that ends during the read is left out.
 func readProcesses() map[int]process {
 	all := map[int]process{}
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return all
 	}
-	names, _ := dir.Readdirnames(-1) // as far as it can be read
+	names, _ := dir.Readdirnames(-1) // after an error, the names that were read
 	_ = dir.Close()
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
@@ -312,7 +309,7 @@ func readStat(pid int) (p process, ok bool) {
 	if err != nil {
 		return p, false
 	}
-	// pid (name) state ppid pgrp session … start; the name may hold anything.
+	// pid (name) state ppid pgrp session … start; the name may contain any characters.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	if len(fields) < 20 {
 		return p, false
@@ -324,12 +321,12 @@ func readStat(pid int) (p process, ok bool) {
 	return p, true
 }
 
-// readKernelFile reads a file that the kernel makes up.
+// readKernelFile reads a file of /proc or of a cgroup, which the kernel generates.
 func readKernelFile(path ...string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(path...))
 }
 
-// mainPIDs are the pids whose end is awaited, and of how many trees they are.
+// mainPIDs returns the pids of the main processes, and the number of trees.
 func (p *Parent) mainPIDs() (pids map[int]bool, trees int) {
 	pids = map[int]bool{}
 	p.mains.Range(func(_, pid any) bool {
@@ -342,9 +339,9 @@ func (p *Parent) mainPIDs() (pids map[int]bool, trees int) {
 	return pids, trees
 }
 
-// adoptedChildren are the children that this process did not start: those that commands
-// left to it as their subreaper, or as the first process of a container. The caller
-// holds spawning, so that every child which was started is known.
+// adoptedChildren returns the children that this process did not start: those that commands left to it as their
+// subreaper, or as the first process of a container. The caller holds spawning, so that every child that this process
+// started is known.
 func (p *Parent) adoptedChildren() []int {
 	mains, _ := p.mainPIDs()
 	return slices.DeleteFunc(listChildren(), func(pid int) bool { return mains[pid] })
@@ -357,12 +354,11 @@ func (p *Parent) hasStrays() bool {
 	return slices.ContainsFunc(p.adoptedChildren(), func(pid int) bool { c, ok := readStat(pid); return ok && !c.zombie })
 }
 
-// Reap takes the exit codes of adopted children. Nothing else would, and zombies
-// count against the limit of processes.
+// Reap reaps the adopted children. No other code does that, and zombies count against the process limit.
 func (p *Parent) Reap() {
 	p.spawning.Lock()
 	defer p.spawning.Unlock()
 	for _, pid := range p.adoptedChildren() {
-		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // 0 for one that is alive
+		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // returns 0 for a process that is alive
 	}
 }
