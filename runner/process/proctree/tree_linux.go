@@ -264,7 +264,7 @@ func (t *Tree) strayFilter() func(pid int, p process) bool {
 }
 
 // isMarked reports whether a process has the entry of the run in its environment, or the lock of the run at the
-// descriptor where the command got it. A process that cannot be read belongs to another user, and not to the run.
+// descriptor where the command got it. A process that this one may not read counts as unmarked.
 func (t *Tree) isMarked(pid int) bool {
 	proc := "/proc/" + strconv.Itoa(pid)
 	if lock, err := os.Readlink(proc + "/fd/3"); err == nil && lock == t.run.LockPath {

@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeFIFO makes a FIFO and opens it, for the collector and for the command.
+// makeFIFO makes a FIFO and opens it twice: for the collector and for the command.
 func makeFIFO(path string) (collect, command *os.File, err error) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		return nil, nil, &fs.PathError{Op: "mkfifo", Path: path, Err: err}
 	}
-	// First, so that the kernel has a reader for those who write.
+	// The read end is opened first, so that the kernel has a reader when the write end is opened.
 	if collect, err = OpenFIFO(path, unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
 		return nil, nil, err
 	}
@@ -21,8 +21,8 @@ func makeFIFO(path string) (collect, command *os.File, err error) {
 	return collect, command, err
 }
 
-// OpenFIFO opens a FIFO, and nothing else. The os package would open it as the
-// poller needs it, which is not for a command.
+// OpenFIFO opens a FIFO, and refuses any other file. The os package would open it in non-blocking mode for the
+// runtime's poller, which does not suit a command.
 func OpenFIFO(path string, flags int) (*os.File, error) {
 	fd, err := unix.Open(path, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {

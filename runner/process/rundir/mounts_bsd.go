@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountsIn returns the mount points at name and below.
+// mountsIn returns the mount points at name and below it.
 func mountsIn(root *os.Root, name string) ([]string, error) {
 	dir, err := filepath.EvalSymlinks(root.Name())
 	if err != nil {
@@ -19,7 +19,7 @@ func mountsIn(root *os.Root, name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	const more = 16 // that may come meanwhile
+	const more = 16 // mounts may be added between the two calls
 	list := make([]unix.Statfs_t, n+more)
 	if n, err = unix.Getfsstat(list, unix.MNT_NOWAIT); err != nil {
 		return nil, err

@@ -9,15 +9,14 @@ import (
 	"strings"
 )
 
-// mountsIn returns the mount points at name and below, as this process sees them
-// (proc_pid_mountinfo(5)). Devices do not tell: a folder may be bound to another
-// of its own filesystem.
+// mountsIn returns the mount points at name and below it, as this process sees them (proc_pid_mountinfo(5)). A
+// comparison of device numbers would miss some: a bind mount may show a folder of the same filesystem.
 func mountsIn(root *os.Root, name string) ([]string, error) {
 	d, err := root.Open(".")
 	if err != nil {
 		return nil, err
 	}
-	// Where it is by now, and not where it was opened.
+	// The path where the folder is now, which may differ from the path at which it was opened.
 	dir, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", d.Fd()))
 	if err := errors.Join(err, d.Close()); err != nil {
 		return nil, err
@@ -36,8 +35,7 @@ func mountsIn(root *os.Root, name string) ([]string, error) {
 	return pointsUnder(filepath.Join(dir, name), points), nil
 }
 
-// unescapePath undoes what the kernel does to white space, # and backslashes: three
-// octal digits.
+// unescapePath undoes the escapes of the kernel for white space, # and backslashes: three octal digits.
 func unescapePath(s string) string {
 	const digits = 3
 	var b strings.Builder

@@ -14,28 +14,27 @@ import (
 )
 
 const (
-	readyDir   = "ready" // folders that no run has yet
+	readyDir   = "ready" // folders that belong to no run yet
 	readyCount = 16
 )
 
-// Folder is that of a run. It is made without knowing the run and moved to its
-// place as a whole, because making files takes most filesystems longer than starting
-// a process takes: with folders that are ready, a start makes none.
+// Folder is the folder of a run. It is made before the run is known and then renamed to its place as a whole. On most
+// filesystems it takes longer to make files than to start a process; with folders that are ready, a start makes no
+// files.
 type Folder struct {
 	Root    *os.Root
-	Lock    *os.File // for the command; locked, and open for reading alone
+	Lock    *os.File // for the command; locked, and open for reading only
 	Output  *os.File // for the collector
-	FIFO    *os.File // likewise, to be read without blocking
+	FIFO    *os.File // for the collector, in non-blocking mode
 	Command *os.File // the FIFO for the command
 
 	runs   *Runs
-	name   string   // in readyDir; empty once it was moved
-	flight *os.File // the lock again, empty
+	name   string   // in readyDir; empty once the folder was moved
+	flight *os.File // the lock file, open for writing; empty
 	status *os.File // empty
 }
 
-// Discard closes what is open, and removes a folder that was not moved. Doing
-// it twice does no harm.
+// Discard closes the open files, and removes a folder that was not moved. It may be called twice.
 func (f *Folder) Discard() {
 	CloseFiles(f.Lock, f.Output, f.FIFO, f.Command, f.flight, f.status)
 	if f.Root != nil {
@@ -49,7 +48,7 @@ func (f *Folder) Discard() {
 	}
 }
 
-// makeFolder makes a folder for some run.
+// makeFolder makes a folder for a run that is not known yet.
 func (r *Runs) makeFolder() (*Folder, error) {
 	f := &Folder{runs: r, name: rand.Text()}
 	if err := f.makeFiles(); err != nil {
@@ -77,8 +76,8 @@ func (f *Folder) makeFiles() (err error) {
 	if f.flight, err = f.Root.OpenFile(lockFile, fresh, 0o600); err != nil {
 		return err
 	}
-	// What a program writes to a descriptor that it did not open stays out of
-	// the lock.
+	// The lock is opened for reading only, so that a program cannot write into it through a descriptor that it did
+	// not open.
 	if f.Lock, err = f.Root.Open(lockFile); err != nil {
 		return err
 	}
@@ -92,10 +91,10 @@ func (f *Folder) makeFiles() (err error) {
 	return err
 }
 
-// MoveIn makes f the folder of the run that s describes: s and the flight are
-// in it before it stands there, and before that the lock is among the active
-// ones, so that no crash leaves a command without a name that the next supervisor
-// looks for, nor a status that is half written. A run that has a folder is fs.ErrExist.
+// MoveIn makes f the folder of the run that s describes. It writes s and the flight into the folder first, then links
+// the lock into the active folder, and then renames the folder. So a crash leaves no command without a name that the
+// next supervisor looks for, and no status that is half written. If the run has a folder already, the error is
+// fs.ErrExist.
 func (f *Folder) MoveIn(s *Status) error {
 	text, err := json.Marshal(s)
 	if err != nil {
@@ -110,13 +109,13 @@ func (f *Folder) MoveIn(s *Status) error {
 	r := f.runs
 	from, mark := filepath.Join(readyDir, f.name), filepath.Join(activeDir, s.Run)
 	err = r.Root.Link(filepath.Join(from, lockFile), mark)
-	if errors.Is(err, fs.ErrExist) && r.IsGone(s.Run) && !r.IsLocked(s.Run) { // left by a start that failed
+	if errors.Is(err, fs.ErrExist) && r.IsGone(s.Run) && !r.IsLocked(s.Run) { // an earlier start that failed left the name
 		err = errors.Join(r.Root.Remove(mark), r.Root.Link(filepath.Join(from, lockFile), mark))
 	}
 	if err != nil {
 		return fmt.Errorf("naming the lock of a run: %w", err)
 	}
-	// Never onto another: no run's folder is empty.
+	// This never replaces the folder of another run, because no run's folder is empty.
 	if err := r.Root.Rename(from, s.Run); err != nil {
 		return errors.Join(fmt.Errorf("making the folder of a run: %w", err), r.Root.Remove(mark))
 	}
@@ -124,14 +123,15 @@ func (f *Folder) MoveIn(s *Status) error {
 	return nil
 }
 
-// ReadyFolders has folders for runs. It makes each when it is asked for, and ahead once KeepReady was called.
+// ReadyFolders provides folders for runs. It makes each one when it is requested, and in advance once KeepReady was
+// called.
 type ReadyFolders struct {
 	runs   *Runs
 	ready  chan *Folder
 	refill chan struct{}
 }
 
-// NewReadyFolders returns a ReadyFolders that has none yet.
+// NewReadyFolders returns a ReadyFolders with no folders yet.
 func NewReadyFolders(r *Runs) *ReadyFolders {
 	return &ReadyFolders{runs: r, ready: make(chan *Folder, readyCount), refill: make(chan struct{}, 1)}
 }
@@ -150,14 +150,14 @@ func (p *ReadyFolders) Take() (*Folder, error) {
 	}
 }
 
-// KeepReady makes folders ahead for as long as the process lives. It waits a
-// little before it makes one, so as not to delay the start that took the last.
+// KeepReady makes folders in advance for as long as the process lives. It waits a little before it makes one, so that
+// it does not delay the start that took the last one.
 func (p *ReadyFolders) KeepReady() {
 	go func() {
 		for {
 			for len(p.ready) < readyCount {
 				f, err := p.runs.makeFolder()
-				if err != nil { // which a start reports
+				if err != nil { // a start reports the same error
 					<-time.After(time.Second)
 					continue
 				}
@@ -169,8 +169,8 @@ func (p *ReadyFolders) KeepReady() {
 	}()
 }
 
-// Restore makes the folders again that belong to no run, after somebody removed them, and gives the runs in
-// progress their names among the active ones back.
+// Restore makes the folders that belong to no run again, after they were removed. It also gives the runs in progress
+// their names in the active folder again.
 func (p *ReadyFolders) Restore(active []string) error {
 	p.runs.log.Error("the folders that runs are started from were removed; they are made again", "dir", p.runs.Dir)
 	for range len(p.ready) {

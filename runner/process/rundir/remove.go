@@ -11,16 +11,15 @@ import (
 	"strings"
 )
 
-// errMounted says that something is mounted in a folder that is to go. A removal
-// stops at links, but at no mount: what a command bound there lives elsewhere too.
+// errMounted says that something is mounted in a folder that is to be removed. A removal does not follow links, but
+// it does follow mounts: a file that a command mounted there is in another place too.
 var errMounted = errors.New("something is mounted there, and stays until it is unmounted")
 
-// removeAll removes what a command may have left, whatever that is: folders that are
-// read-only, as Go's caches of modules are, or deep in one another. It does not go
-// through mounts.
+// removeAll removes whatever a command may have left, including folders that are read-only, as Go's module caches
+// are, and folders that are nested deeply. It does not remove anything through mounts.
 func removeAll(root *os.Root, name string) error {
 	if err := root.Remove(name); err == nil || errors.Is(err, fs.ErrNotExist) {
-		return nil // most commands leave nothing, and no mount point goes this way
+		return nil // most commands leave nothing; a mount point cannot be removed this way
 	}
 	mounts, err := mountsIn(root, name)
 	if err != nil {
@@ -33,14 +32,13 @@ func removeAll(root *os.Root, name string) error {
 }
 
 const (
-	// openFolders is how many folders of a tree are open at once while it is removed.
-	// What lies deeper is moved up first: a command can make folders without end in
-	// one another, and each of them would take a descriptor.
+	// openFolders is how many nested folders are open at the same time during a removal. A folder that is deeper is
+	// moved up first: a command can nest any number of folders, and each open one takes a descriptor.
 	openFolders = 32
 	listBatch   = 1024
 )
 
-// removeTree removes a folder, with the folders in it that are read-only.
+// removeTree removes a folder, including read-only folders in it.
 func removeTree(root *os.Root, name string) error {
 	t := &treeRemoval{root: root, top: name}
 	t.noteError(t.removeFolder(root, name, name, 1))
@@ -49,8 +47,8 @@ func removeTree(root *os.Root, name string) error {
 
 type treeRemoval struct {
 	root *os.Root
-	top  string // the tree, in root
-	err  error  // the first
+	top  string // the path of the tree in root
+	err  error  // the first error
 }
 
 func (t *treeRemoval) noteError(err error) {
@@ -59,7 +57,7 @@ func (t *treeRemoval) noteError(err error) {
 	}
 }
 
-// removeFolder removes the folder name of parent, which is path in the root.
+// removeFolder removes the folder name of parent, whose path in the root is path.
 func (t *treeRemoval) removeFolder(parent *os.Root, name, path string, depth int) error {
 	if err := makeWritable(parent, name); err != nil {
 		return err
@@ -75,8 +73,8 @@ func (t *treeRemoval) removeFolder(parent *os.Root, name, path string, depth int
 	return parent.Remove(name)
 }
 
-// removeEntries removes some of what is in a folder, and reports whether it could
-// remove anything: what cannot go does not keep the rest.
+// removeEntries removes some of the entries of a folder, and reports whether it could remove any: an entry that
+// cannot be removed does not stop the removal of the others.
 func (t *treeRemoval) removeEntries(folder *os.Root, path string, depth int) (removed bool) {
 	d, err := folder.Open(".")
 	if err != nil {
@@ -105,19 +103,19 @@ func (t *treeRemoval) removeEntries(folder *os.Root, path string, depth int) (re
 	return removed
 }
 
-// removeOrMove removes a folder from the folder that holds it, if need be by moving
-// it to the top of the tree, whose entries are read until there are none.
+// removeOrMove removes a folder from its parent. If the folder is too deep, it is moved to the top of the tree, whose
+// entries are read until there are none.
 func (t *treeRemoval) removeOrMove(parent *os.Root, name, path string, depth int) error {
 	if depth < openFolders {
 		return t.removeFolder(parent, name, path, depth+1)
 	}
-	if err := makeWritable(parent, name); err != nil { // without the right to write to it, it cannot be moved
+	if err := makeWritable(parent, name); err != nil { // a folder that is not writable cannot be moved
 		return err
 	}
 	return t.root.Rename(path, filepath.Join(t.top, rand.Text()))
 }
 
-// makeWritable lets the owner change a folder, but nothing that a link leads to.
+// makeWritable gives the owner all rights to a folder. It does not follow links.
 func makeWritable(parent *os.Root, name string) error {
 	const all = 0o700
 	info, err := parent.Lstat(name)
@@ -127,7 +125,7 @@ func makeWritable(parent *os.Root, name string) error {
 	return parent.Chmod(name, info.Mode().Perm()|all)
 }
 
-// pointsUnder returns those of points that are at folder or below.
+// pointsUnder returns those of points that are at folder or below it.
 func pointsUnder(folder string, points []string) (in []string) {
 	for _, point := range points {
 		if rest, ok := strings.CutPrefix(point, folder); ok && (rest == "" || rest[0] == filepath.Separator) {

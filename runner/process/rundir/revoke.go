@@ -13,8 +13,8 @@ import (
 	"sallyport/runner"
 )
 
-// Revoke gives a run its folder, with its end in it. A run is started by moving its folder to the same place, which
-// fails then, so exactly one of the two happens.
+// Revoke makes the folder of a run with its end in it. A run is started by a rename of its folder to the same path,
+// which fails then. So either the start or the revocation succeeds, never both.
 func Revoke(root *os.Root, run string, why runner.State) (revoked bool, err error) {
 	if err := CheckID(run); err != nil {
 		return false, fmt.Errorf("revoking: %w", err)
@@ -38,12 +38,12 @@ func Revoke(root *os.Root, run string, why runner.State) (revoked bool, err erro
 	if err == nil {
 		return true, nil
 	}
-	_ = root.RemoveAll(name) // else the next supervisor does
+	_ = root.RemoveAll(name) // if this fails, the next supervisor removes it
 	if errors.Is(err, fs.ErrExist) {
 		return false, nil
 	}
 	return false, fmt.Errorf("revoking run %s: %w", run, err)
 }
 
-// IsRevoked reports whether the run of a status was revoked, so that its command never started.
+// IsRevoked reports whether the run was revoked, so that its command never started.
 func (s *Status) IsRevoked() bool { return s.Started.IsZero() && s.Why != "" }

@@ -1,14 +1,14 @@
-// Package rundir is the layout of the folder of runs: what stands where, who writes it, and what a crash leaves.
+// Package rundir is the layout of the folder of runs: which files it has, which process writes them, and what a crash leaves.
 //
-// [Runs] is the folder. Each run has a folder in it, named by the run's id:
+// [Runs] is the folder of runs. Each run has a folder in it, whose name is the id of the run:
 //
-//	ID/status   what is known of the run ([Status]), replaced as a whole
+//	ID/status   what is known about the run ([Status]), always replaced as a whole
 //	ID/lock     locked as long as any process of the command has the descriptor; its content is the flight
 //	ID/output   the beginning of the output, and ID/tail its end (package output)
 //	ID/fifo     where the command writes, until the run has ended
 //	ID/work     the working folder, unless the hook has another
 //	active/ID   another name of the lock of each run that may be in progress
-//	ready/      folders that no run has yet ([ReadyFolders])
+//	ready/      folders that belong to no run yet ([ReadyFolders])
 //	unwritten   ends that could not be written into the folders of their runs
 //
 // A folder is made in ready/ with all its files, gets its name in active/, and is then renamed to the id. So
@@ -48,19 +48,19 @@ const (
 	lockFile   = "lock"   // flock'd as long as any of the command's tree keeps the descriptor; its content is the flight
 )
 
-// unwrittenFile has the ends that a supervisor could not write into the folders of
-// their runs before it ended: Status by run, as JSON.
+// unwrittenFile has the ends that a supervisor could not write into the folders of their runs before it ended: a
+// Status for each run, as JSON.
 const unwrittenFile = "unwritten"
 
-// activeDir has another name of the lock of each run that may be in progress. It shows a supervisor what the one
-// before it left, without a look at each run that ever was, and whose flight a lock is, whatever became of the
-// run's folder.
+// activeDir has another name of the lock of each run that may be in progress. A supervisor finds there the runs that
+// its predecessor left, without a read of every run's folder. It also shows the flight of each lock, even if the
+// folder of the run was removed.
 const activeDir = "active"
 
 // ErrFolderGone says that the folder of runs was removed. Only another supervisor makes it again.
 var ErrFolderGone = fmt.Errorf("%w: the folder of runs was removed", runner.ErrNotNow)
 
-// Runs is the folder of runs. Its methods may be called at once from many goroutines.
+// Runs is the folder of runs. Its methods may be called from many goroutines at the same time.
 type Runs struct {
 	Dir  string // absolute, without symlinks
 	Root *os.Root
@@ -70,8 +70,8 @@ type Runs struct {
 	ignoreLocks bool
 }
 
-// Open opens the folder of runs, which is made with mode 0700 when it is missing and refused when other users may
-// enter it. Folders that an earlier process kept ready are removed.
+// Open opens the folder of runs. It makes the folder with mode 0700 when it is missing, and refuses it when other
+// users may enter it. It removes the folders that an earlier process kept ready.
 func Open(dir string, log *slog.Logger) (*Runs, error) {
 	dir, root, err := OpenPrivate(dir)
 	if err != nil {
@@ -87,13 +87,13 @@ func Open(dir string, log *slog.Logger) (*Runs, error) {
 	return r, r.makeFolders()
 }
 
-// IgnoreLocks has every lock count as free. It is for a test that shows what the locks are for.
+// IgnoreLocks makes every lock count as free. It is for a test that shows what the locks are for.
 func (r *Runs) IgnoreLocks() { r.ignoreLocks = true }
 
 // IgnoresLocks reports whether IgnoreLocks was called.
 func (r *Runs) IgnoresLocks() bool { return r.ignoreLocks }
 
-// CheckID refuses what is not a plain UUID before it becomes a path.
+// CheckID refuses an id that is not a plain UUID, before it is used in a path.
 func CheckID(run string) error {
 	if id, err := uuid.Parse(run); err != nil || id.String() != run {
 		return fmt.Errorf("run %q: not a plain UUID", run)
@@ -101,8 +101,8 @@ func CheckID(run string) error {
 	return nil
 }
 
-// OpenPrivate makes a folder that no other user may enter, or refuses one that others may, and returns its real
-// path.
+// OpenPrivate makes a folder that no other user may enter, refuses an existing one that other users may enter, and
+// returns its real path.
 func OpenPrivate(name string) (string, *os.Root, error) {
 	if err := os.MkdirAll(name, 0o700); err != nil {
 		return "", nil, err
@@ -135,7 +135,7 @@ func OpenPrivate(name string) (string, *os.Root, error) {
 	return real, root, nil
 }
 
-// folderID is the device and inode of a folder.
+// folderID returns the device and inode of a folder.
 func folderID(root *os.Root) (string, error) {
 	info, err := root.Stat(".")
 	if err != nil {
@@ -158,7 +158,7 @@ func (r *Runs) makeFolders() error {
 			return fmt.Errorf("making a folder: %w", err)
 		}
 	}
-	// Some filesystems have no FIFOs. The start shall fail there, and not each run.
+	// Some filesystems do not support FIFOs. There the start of the supervisor fails, instead of each run.
 	trial := filepath.Join(readyDir, "trial")
 	collect, command, err := makeFIFO(filepath.Join(r.Dir, trial))
 	CloseFiles(collect, command)
@@ -168,13 +168,13 @@ func (r *Runs) makeFolders() error {
 	return r.Root.Remove(trial)
 }
 
-// ID identifies the folder of runs: a copy of it has another. It is that of [Status.Folder].
+// ID identifies the folder of runs, as [Status.Folder] does. A copy of the folder has another ID.
 func (r *Runs) ID() string { return r.id }
 
-// Path is the absolute path of a file in a run's folder.
+// Path returns the absolute path of a file in the folder of a run.
 func (r *Runs) Path(run, name string) string { return filepath.Join(r.Dir, run, name) }
 
-// LockPath is where the lock of a run is.
+// LockPath returns the path of the lock of a run.
 func (r *Runs) LockPath(run string) string { return r.Path(run, lockFile) }
 
 // Exists reports whether a run has a folder.
@@ -183,13 +183,13 @@ func (r *Runs) Exists(run string) bool {
 	return err == nil
 }
 
-// IsGone reports whether a run has no folder. Where that cannot be found out, it is neither gone nor there.
+// IsGone reports whether a run certainly has no folder. If an error hides that, both IsGone and Exists return false.
 func (r *Runs) IsGone(run string) bool { return hasNoFolder(r.Root, run) }
 
-// tryLock is shared, so that two processes that only test a lock do not find it held by each other.
+// tryLock is a shared lock, so that two processes that only test the lock do not block each other.
 const tryLock = unix.LOCK_SH | unix.LOCK_NB
 
-// IsLocked reports whether any process has the lock of a run that may be in progress. An error counts as locked.
+// IsLocked reports whether any process holds the lock of a run that may be in progress. An error counts as locked.
 func (r *Runs) IsLocked(run string) bool {
 	if r.ignoreLocks {
 		return false
@@ -198,11 +198,11 @@ func (r *Runs) IsLocked(run string) bool {
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}
-	defer func() { _ = f.Close() }() // which gives the lock back
+	defer func() { _ = f.Close() }() // this releases the lock
 	return unix.Flock(int(f.Fd()), tryLock) != nil
 }
 
-// AwaitUnlock returns when no process has the lock of a run.
+// AwaitUnlock returns when no process holds the lock of a run.
 func (r *Runs) AwaitUnlock(run string) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -234,7 +234,7 @@ func (r *Runs) ReadFlight(run string) (string, error) {
 	return string(text), err
 }
 
-// MarkActive gives a run its name among the active ones again.
+// MarkActive links the lock of a run into the active folder again.
 func (r *Runs) MarkActive(run string) error {
 	err := r.Root.Link(filepath.Join(run, lockFile), filepath.Join(activeDir, run))
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -251,8 +251,8 @@ func (r *Runs) UnmarkActive(run string) error {
 	return nil
 }
 
-// RemoveUnstarted removes what is left of a run that had no status. The run may be revoked meanwhile, which moves a
-// folder with a status to the place of none or of an empty one: that folder stays.
+// RemoveUnstarted removes what is left of a run that had no status. A concurrent Revoke may move a folder with a
+// status to the same path, if that has no folder or an empty one: that folder stays.
 func (r *Runs) RemoveUnstarted(run string) error {
 	if err := r.Root.Remove(run); err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -263,7 +263,7 @@ func (r *Runs) RemoveUnstarted(run string) error {
 	return removeAll(r.Root, run)
 }
 
-// RemoveRun removes the folder of a run and its name among the active ones.
+// RemoveRun removes the folder of a run and its name in the active folder.
 func (r *Runs) RemoveRun(run string) error {
 	if err := removeAll(r.Root, run); err != nil {
 		return err
@@ -279,12 +279,12 @@ func (r *Runs) RemoveFIFO(run string) error {
 	return nil
 }
 
-// RemoveWork removes the working folder of a run, in the folder of runs alone, wherever the command's symlinks
-// point.
+// RemoveWork removes the working folder of a run. It removes nothing outside the folder of runs, even if the command
+// left symlinks.
 func (r *Runs) RemoveWork(run string) error { return removeAll(r.Root, filepath.Join(run, WorkDir)) }
 
-// SaveUnwritten leaves the ends that cannot be written into the folders of their runs where the next supervisor
-// finds them.
+// SaveUnwritten writes the ends that could not be written into the folders of their runs to a file that the next
+// supervisor reads.
 func (r *Runs) SaveUnwritten(ends map[string]Status) error {
 	text, err := json.Marshal(ends)
 	if err == nil {
@@ -293,7 +293,7 @@ func (r *Runs) SaveUnwritten(ends map[string]Status) error {
 	return err
 }
 
-// LoadUnwritten returns what SaveUnwritten left.
+// LoadUnwritten returns the ends that SaveUnwritten wrote.
 func (r *Runs) LoadUnwritten() (ends map[string]Status, err error) {
 	text, err := pathsafe.ReadRegular(r.Root, unwrittenFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -305,10 +305,10 @@ func (r *Runs) LoadUnwritten() (ends map[string]Status, err error) {
 	return ends, err
 }
 
-// RemoveUnwritten removes what SaveUnwritten left, if anything.
-func (r *Runs) RemoveUnwritten() { _ = r.Root.Remove(unwrittenFile) } // few supervisors leave one
+// RemoveUnwritten removes the file that SaveUnwritten wrote, if there is one.
+func (r *Runs) RemoveUnwritten() { _ = r.Root.Remove(unwrittenFile) } // most supervisors leave none
 
-// CloseFiles closes those that are not nil.
+// CloseFiles closes those of the files that are not nil.
 func CloseFiles(files ...*os.File) {
 	for _, f := range files {
 		if f != nil {
@@ -317,8 +317,8 @@ func CloseFiles(files ...*os.File) {
 	}
 }
 
-// MarkFull marks an error that comes of a lack of space, before anything is left of
-// a run.
+// MarkFull wraps an error that means a lack of disk space in runner.ErrFull. It is for errors of a start that left
+// nothing of the run.
 func MarkFull(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%w: %w", runner.ErrFull, err)

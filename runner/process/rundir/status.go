@@ -17,16 +17,16 @@ import (
 	"sallyport/runner"
 )
 
-// Status is what a run's folder says of the run. It is replaced whole, never
-// written in place. Ended is zero while the run is in progress.
+// Status is the content of the status file of a run. The file is always replaced as a whole, never written in place.
+// Ended is zero while the run is in progress.
 type Status struct {
 	Run     string        `json:"run"`
-	Folder  string        `json:"folder,omitempty"` // device and inode of the folder of runs: in a copy of it, they are others
+	Folder  string        `json:"folder,omitempty"` // device and inode of the folder of runs; a copy of the folder has others
 	Hook    string        `json:"hook"`
 	Caller  string        `json:"caller,omitempty"`
 	Flight  string        `json:"flight,omitempty"`
 	PID     int           `json:"pid,omitempty"`    // of the main process
-	Birth   string        `json:"birth,omitempty"`  // with PID, the main process and no later one
+	Birth   string        `json:"birth,omitempty"`  // PID and Birth together identify the main process
 	Cgroup  string        `json:"cgroup,omitempty"` // absolute path, where the run has one
 	Created time.Time     `json:"created,omitzero"`
 	Started time.Time     `json:"started,omitzero"`
@@ -40,14 +40,14 @@ type Status struct {
 	Found map[int]string `json:"found,omitempty"` // pids and births of the tree, as far as they were found
 	Pipe  int            `json:"pipe,omitempty"`  // descriptor of the FIFO
 
-	// Written by a former version only: the output is in an order that is not read any more.
+	// Only an earlier version wrote this: it kept the output in an order that is not read any more.
 	Ring json.RawMessage `json:"ring,omitempty"`
 
 	runner.End
 }
 
-// Bounds are those of the hook when the run started. The file may say
-// something else by the time that another supervisor enforces them.
+// Bounds are the bounds of the hook when the run started. The configuration file may have changed when another
+// supervisor enforces them.
 type Bounds struct {
 	Timeout time.Duration `json:"timeout"` // nanoseconds, as is Grace
 	Grace   time.Duration `json:"grace"`
@@ -55,25 +55,24 @@ type Bounds struct {
 	Tail    int64         `json:"tail"`
 }
 
-// Dropped is the middle of an output that is not kept: the bytes from From up
-// to, not including, To.
+// Dropped is the middle of an output that is not kept: the bytes from From to To, without To.
 type Dropped struct {
 	From int64 `json:"from"`
 	To   int64 `json:"to"`
 }
 
-// Bytes is how many were dropped.
+// Bytes returns how many bytes were dropped.
 func (d Dropped) Bytes() int64 { return d.To - d.From }
 
-// Result is the end of the run, with its reason.
+// Result returns the end of the run, with its reason.
 func (s *Status) Result() runner.End {
 	e := s.End
 	e.Reason = s.Why
 	return e
 }
 
-// TimeLeft is how long the command may still run. For a command that another supervisor started it goes by the
-// uptime, because the wall clock may have been set since.
+// TimeLeft returns how long the command may still run. It measures by the uptime if possible, because the wall clock
+// may have been set since another supervisor started the command.
 func (s *Status) TimeLeft() time.Duration {
 	if up := boot.Uptime(); s.Up > 0 && up >= s.Up {
 		return s.Bounds.Timeout - (up - s.Up)
@@ -81,8 +80,8 @@ func (s *Status) TimeLeft() time.Duration {
 	return time.Until(s.Started.Add(s.Bounds.Timeout))
 }
 
-// WriteStatus replaces the status of a run. Only its end is synced: after a loss of power no command runs any
-// more, whatever was recorded, and a sync during a run could wait for all that the command writes.
+// WriteStatus replaces the status of a run. Only the end of a run is synced: after a loss of power no command runs
+// any more, whatever the status says, and a sync during a run could wait for all the data that the command writes.
 func (r *Runs) WriteStatus(s *Status, d pathsafe.Durability) error {
 	text, err := json.Marshal(s)
 	if err != nil {
@@ -94,8 +93,7 @@ func (r *Runs) WriteStatus(s *Status, d pathsafe.Durability) error {
 	return nil
 }
 
-// WriteEnd is [Runs.WriteStatus] for the end of a run, also where the command locked its
-// folder.
+// WriteEnd is [Runs.WriteStatus] for the end of a run. It also works if the command made its folder read-only.
 func (r *Runs) WriteEnd(s *Status, d pathsafe.Durability) error {
 	err := r.WriteStatus(s, d)
 	if errors.Is(err, fs.ErrPermission) && r.Root.Chmod(s.Run, 0o700) == nil {
@@ -104,15 +102,16 @@ func (r *Runs) WriteEnd(s *Status, d pathsafe.Durability) error {
 	return err
 }
 
-// IsCopied reports whether a status was copied from another folder of runs, which
-// may be in use: what it names is not ours then.
+// IsCopied reports whether a status was copied from another folder of runs, which may be in use. Then the processes
+// that it names belong to that folder.
 func (r *Runs) IsCopied(s *Status) bool { return s.Folder != "" && s.Folder != r.id }
 
-// ErrCorrupt says that the status of a run cannot be read. As long as the run is in progress the
-// status is not synced: a loss of power may leave it empty.
+// ErrCorrupt says that the status of a run cannot be read. The status is not synced while the run is in progress, so
+// a loss of power may leave it empty.
 var ErrCorrupt = errors.New("corrupt status file")
 
-// ReadStatus reads the status of a run. Errors wrap [runner.ErrUnknown] where the run has none, and ErrCorrupt.
+// ReadStatus reads the status of a run. Errors wrap [runner.ErrUnknown] if the run has none, and ErrCorrupt if it
+// cannot be read.
 func (r *Runs) ReadStatus(run string) (*Status, error) { return ReadStatus(r.Root, run) }
 
 // ReadStatus reads the status of a run from the folder of runs. Errors are those of [Runs.ReadStatus].
@@ -124,7 +123,7 @@ func ReadStatus(root *os.Root, run string) (*Status, error) {
 	if isShortage(err) {
 		return nil, fmt.Errorf("reading a status: %w", err)
 	}
-	if err != nil { // the folder was the command's to change
+	if err != nil { // the command may have changed the folder
 		return nil, fmt.Errorf("reading the status of run %s: %w: %w", run, ErrCorrupt, err)
 	}
 	s := new(Status)
@@ -134,8 +133,8 @@ func ReadStatus(root *os.Root, run string) (*Status, error) {
 	return s, nil
 }
 
-// isShortage reports whether a file can be opened once this process, or the
-// machine, has enough of something again.
+// isShortage reports whether a file could not be opened because this process or the machine was short of a resource.
+// A later attempt may succeed.
 func isShortage(err error) bool {
 	shortages := []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR}
 	return slices.ContainsFunc(shortages, func(e error) bool { return errors.Is(err, e) })

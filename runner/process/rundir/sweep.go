@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove deletes the folder of a run in dir. One whose tree still holds the lock
-// is left, for Sweep; that, or a run that is not there, is no error. One in which
-// something is mounted is left for Sweep, too, and is an error that names that.
+// Remove deletes the folder of a run in dir. If a process of the run still holds the lock, the folder stays for
+// Sweep, and Remove returns no error. It returns no error either if the run has no folder. If something is mounted in
+// the folder, the folder stays for Sweep, too, and the error names the mounts.
 func Remove(dir, run string) error {
 	if err := CheckID(run); err != nil {
 		return fmt.Errorf("removing: %w", err)
@@ -43,7 +43,7 @@ func removeUnlocked(root *os.Root, run string) error {
 	return nil
 }
 
-// lockHeld tells whether anything of a run's tree is alive.
+// lockHeld reports whether a process of the run is alive.
 func lockHeld(folder string) (bool, error) {
 	f, err := os.OpenFile(filepath.Join(folder, lockFile), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -60,17 +60,16 @@ func lockHeld(folder string) (bool, error) {
 	return false, err
 }
 
-// SweepAfter is for how long the folder of a run must be unknown before it is removed. A database
-// that was replaced by an older or an empty one knows none of them, and can be put back until then.
+// SweepAfter is how long the folder of a run must be unknown before it is removed. A database that was replaced by an
+// older or an empty one does not know these runs, and can be restored until then.
 const SweepAfter = 24 * time.Hour
 
-// unknownFile marks the folder of a run that was not known, since its modification time.
+// unknownFile marks the folder of a run that is not known. Its modification time shows since when.
 const unknownFile = "unknown"
 
-// Sweep removes the folders of runs in dir that have not been known for the time after: a crash
-// between forgetting a run and removing its folder leaves one. It takes small steps with
-// pauses, goes on after a folder that cannot be removed, and returns when it has
-// seen all there were, or ctx is done.
+// Sweep removes the folders of runs in dir that have not been known for the duration after. A crash after a run was
+// forgotten and before its folder was removed leaves such a folder. Sweep works in small steps with pauses, goes on
+// after a folder that cannot be removed, and returns when it has seen all folders, or ctx is done.
 func Sweep(ctx context.Context, dir string, after time.Duration, known func(run string) (bool, error)) (removed int, err error) {
 	const step, pause = 100, 50 * time.Millisecond
 	root, err := os.OpenRoot(dir)
@@ -93,16 +92,16 @@ func Sweep(ctx context.Context, dir string, after time.Duration, known func(run 
 			return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.joinErrors())
 		}
 		for _, run := range names {
-			if CheckID(run) != nil { // none of ours
+			if CheckID(run) != nil { // not the folder of a run
 				continue
 			}
-			// Every run is recorded before it gets a folder, and this one has one.
+			// A run is recorded before it gets a folder, so a run with a folder that is not known was forgotten.
 			is, err := known(run)
 			if err != nil {
 				return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.joinErrors())
 			}
 			if is {
-				_ = root.Remove(filepath.Join(run, unknownFile)) // there is hardly ever one
+				_ = root.Remove(filepath.Join(run, unknownFile)) // usually there is none
 				continue
 			}
 			if isUnknownSince(root, run, after) && failed.isSuccess(removeUnlocked(root, run)) && hasNoFolder(root, run) {
@@ -122,13 +121,13 @@ func hasNoFolder(root *os.Root, run string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// failures are those of many removals, of which a few are told in full.
+// failures are the errors of many removals. The first few are kept in full, the others are counted.
 type failures struct {
 	told []error
 	more int
 }
 
-// isSuccess tells whether err is no failure, and keeps it if it is one.
+// isSuccess reports whether err is nil, and records it otherwise.
 func (f *failures) isSuccess(err error) bool {
 	const most = 10
 	switch {
@@ -150,16 +149,15 @@ func (f *failures) joinErrors() error {
 	return errors.Join(all...)
 }
 
-// Trim removes the oldest outputs in dir until what is left takes at most quota
-// bytes of the disk. Outputs of commands that still run are not touched. It
-// returns how many bytes it freed.
+// Trim removes the oldest outputs in dir until the rest takes at most quota bytes of the disk. It does not touch the
+// outputs of commands that still run. It returns how many bytes it freed.
 func Trim(dir string, quota int64) (freed int64, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return 0, fmt.Errorf("reading the folder of runs: %w", err)
 	}
 	defer func() { _ = root.Close() }()
-	entries, err := os.ReadDir(dir) // by name, which for UUIDv7 is by age
+	entries, err := os.ReadDir(dir) // sorted by name, which for UUIDv7 is by age
 	if err != nil {
 		return 0, fmt.Errorf("reading the folder of runs: %w", err)
 	}
@@ -177,7 +175,7 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 			continue
 		}
 		if held, err := lockHeld(filepath.Join(dir, e.Name())); err != nil || held {
-			continue // one that cannot be judged is not ours to remove
+			continue // an output whose lock cannot be tested stays
 		}
 		if err := removeOutput(root, e.Name()); err != nil {
 			return freed, err
@@ -188,8 +186,8 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 	return freed, nil
 }
 
-// outputUsage returns what the output of a run takes of the disk; 0 when there is none, or
-// it was just removed.
+// outputUsage returns how many bytes of the disk the output of a run takes; 0 when there is no output, or it was just
+// removed.
 func outputUsage(root *os.Root, run string) (bytes int64) {
 	if CheckID(run) != nil {
 		return 0
@@ -215,8 +213,8 @@ func removeOutput(root *os.Root, run string) error {
 	return nil
 }
 
-// isUnknownSince tells whether the folder of an unknown run was marked so long ago, and marks it if it
-// was not.
+// isUnknownSince reports whether the folder of an unknown run was marked at least the duration after ago. If it has
+// no mark, it gets one.
 func isUnknownSince(root *os.Root, run string, after time.Duration) bool {
 	if after == 0 {
 		return true
@@ -224,7 +222,7 @@ func isUnknownSince(root *os.Root, run string, after time.Duration) bool {
 	mark := filepath.Join(run, unknownFile)
 	info, err := root.Lstat(mark)
 	if errors.Is(err, fs.ErrNotExist) {
-		_ = root.WriteFile(mark, nil, 0o600) // without it, the folder stays
+		_ = root.WriteFile(mark, nil, 0o600) // if this fails, the folder stays
 	}
 	return err == nil && time.Since(info.ModTime()) >= after
 }
