@@ -13,20 +13,20 @@ import (
 	"sallyport/runner/process/proctree"
 )
 
-// adminSocket is where local administrators reach the server, in the state folder.
+// adminSocket is the socket in the state folder by which local administrators reach the server.
 const adminSocket = "admin.sock"
 
-// AdminConn is a connection of a local administrator: root or the user of this process, and not a
-// command. UID tells which.
+// AdminConn is a connection of a local administrator: root or the user of this process. A command is refused,
+// although it runs as that user. UID is the administrator's user id.
 type AdminConn struct {
 	*net.UnixConn
 
 	UID int
 }
 
-// ListenForAdmin listens on the socket of the state folder by which local administrators reach the
-// server. Accept returns an AdminConn; other connections are closed and logged. The folder must be
-// held by this process, because a socket that an earlier server left is replaced.
+// ListenForAdmin listens on the socket of the state folder by which local administrators reach the server. Accept
+// returns an AdminConn; other connections are closed and logged. This process must hold the state folder, because
+// ListenForAdmin replaces the socket that an earlier server left.
 func (c *Client) ListenForAdmin(ctx context.Context) (net.Listener, error) {
 	if err := os.Remove(filepath.Join(c.o.State, adminSocket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -44,7 +44,7 @@ func (c *Client) ListenForAdmin(ctx context.Context) (net.Listener, error) {
 	return &adminListener{l, c}, nil
 }
 
-// DialAdmin connects to the server that serves a state folder.
+// DialAdmin connects to the server that uses the state folder.
 func DialAdmin(ctx context.Context, state string) (conn net.Conn, err error) {
 	err = withSocket(state, adminSocket, func(path string) (err error) {
 		conn, err = new(net.Dialer).DialContext(ctx, "unix", path)
@@ -75,7 +75,7 @@ func (l *adminListener) Accept() (net.Conn, error) {
 	}
 }
 
-// checkAdmin tells whether a connection is that of a local administrator.
+// checkAdmin returns the connection of a local administrator, and refuses any other.
 func (c *Client) checkAdmin(conn net.Conn) (*AdminConn, error) {
 	local, ok := conn.(*net.UnixConn)
 	if !ok {

@@ -18,32 +18,31 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// Options say where a supervisor is, and how to start one.
+// Options say where the supervisor is, and how to start one.
 type Options struct {
 	State   string // the state folder, made with mode 0700 when it is missing
 	Config  string // the configuration file
 	Exe     string // the program; it is started as: Exe supervise --state State --config Config
-	Version string // of Exe: a supervisor of another one is asked to replace itself in place
+	Version string // version of Exe; a supervisor of another version is asked to replace itself
 	Log     *slog.Logger
 	Env     []string // what [process.LoginEnv] returns for the server's environment
 
-	// Of tests.
+	// Set by tests.
 	updateAgain, watchEach, silenceTime time.Duration
 }
 
-// Client has the supervisor of an installation start and follow commands, in a
-// process of its own that goes on when this one ends. It is a
-// runner.Processes, safe for concurrent use.
+// Client starts and follows commands through the supervisor of an installation, a separate process that continues to
+// run when this one ends. It implements runner.Processes and is safe for concurrent use.
 //
-// A supervisor that is gone is started again. What it left under way is
-// followed by the new one until it is over; such a run ends Interrupted.
+// If the supervisor has ended, it is started again. The new supervisor follows the runs in progress that the old one
+// left until they are over; such a run ends Interrupted.
 type Client struct {
 	*connection
 
-	stops map[string]*stopAsk // under way, by run; guarded by mu
+	stops map[string]*stopAsk // stops in progress, by run; guarded by mu
 }
 
-// stopAsk is a Stop under way.
+// stopAsk is a Stop in progress.
 type stopAsk struct {
 	why   runner.State
 	grace time.Duration
@@ -52,21 +51,21 @@ type stopAsk struct {
 }
 
 const (
-	patience   = 15 * time.Second // with a supervisor that is to be started or found
-	answerTime = 5 * time.Second  // of one that has little to do for its answer
+	patience   = 15 * time.Second // for a supervisor to be started or found
+	answerTime = 5 * time.Second  // for a supervisor to answer a short request
 	askAgain   = time.Second
 
-	updateAgain = time.Minute // a supervisor of another version that could not replace itself
+	updateAgain = time.Minute // the interval between upgrade requests to a supervisor of another version
 )
 
-// errUnreached says that nothing was asked, for want of a supervisor.
+// errUnreached says that no request was sent, because no supervisor could be reached.
 var errUnreached = fmt.Errorf("%w: reaching the supervisor", runner.ErrNotNow)
 
-// errSilent says that nobody knows yet what was done.
+// errSilent says that the supervisor has not answered yet, so it is unknown what it did.
 var errSilent = errors.New("the supervisor does not answer")
 
-// Connect finds the supervisor of a state folder or starts it. Another Client
-// that was connected to it no longer is. ctx bounds the search alone.
+// Connect finds the supervisor of a state folder or starts one. It disconnects any other Client from that supervisor.
+// ctx bounds only the search.
 func Connect(ctx context.Context, o Options) (*Client, error) {
 	dir, root, err := rundir.OpenPrivate(o.State)
 	if err != nil {
@@ -77,7 +76,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	}
 	o.State, o.updateAgain = dir, cmp.Or(o.updateAgain, updateAgain)
 	o.watchEach, o.silenceTime = cmp.Or(o.watchEach, watchEach), cmp.Or(o.silenceTime, silenceTime)
-	for _, path := range []*string{&o.Config, &o.Exe} { // the supervisor works elsewhere
+	for _, path := range []*string{&o.Config, &o.Exe} { // the supervisor has another working directory
 		if *path, err = filepath.Abs(*path); err != nil {
 			return nil, fmt.Errorf("finding the supervisor's files: %w", err)
 		}
@@ -97,7 +96,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
-// Close leaves the supervisor and all that runs alone.
+// Close closes the connection. The supervisor and its runs continue.
 func (c *Client) Close() error {
 	c.stop()
 	c.mu.Lock()
@@ -114,15 +113,15 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Start is that of runner.Processes. An order that was lost on the way is asked
-// for again until it is known what became of it, and carried out once.
+// Start implements runner.Processes. If the connection breaks before the answer, the order is sent again until its
+// result is known. It is carried out once.
 func (c *Client) Start(o runner.Order) error {
 	_, err := c.askSupervisor(c.ctx, request{Do: doStart, Order: &o}, false)
 	return err
 }
 
-// Stop is that of runner.Processes. A supervisor that does not answer in time is
-// an error, and stops the run when it can.
+// Stop implements runner.Processes. If the supervisor does not answer in time, Stop returns an error, and the
+// supervisor stops the run when it can.
 func (c *Client) Stop(run string, why runner.State, grace time.Duration) error {
 	ask := c.askStop(run, why, grace)
 	select {
@@ -133,8 +132,7 @@ func (c *Client) Stop(run string, why runner.State, grace time.Duration) error {
 	}
 }
 
-// askStop asks for a stop until it is answered. However often the same is asked
-// for, it is asked once.
+// askStop sends a stop request until it is answered. If the same request is in progress already, it returns that one.
 func (c *Client) askStop(run string, why runner.State, grace time.Duration) *stopAsk {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,7 +155,7 @@ func (c *Client) askStop(run string, why runner.State, grace time.Duration) *sto
 	return ask
 }
 
-// Revoke is that of runner.Processes. It needs no answer of the supervisor, which may be stopped and hold the order.
+// Revoke implements runner.Processes. It needs no answer of the supervisor, which may be stopped and hold the order.
 func (c *Client) Revoke(run string, why runner.State) (revoked bool, err error) {
 	root, err := os.OpenRoot(filepath.Join(c.o.State, runsDir))
 	if err != nil {
@@ -167,8 +165,7 @@ func (c *Client) Revoke(run string, why runner.State) (revoked bool, err error) 
 	return rundir.Revoke(root, run, why)
 }
 
-// List names the runs that are under way, those that an earlier supervisor
-// left too.
+// List returns the ids of the runs in progress, including those that an earlier supervisor left.
 func (c *Client) List() ([]string, error) {
 	p, err := c.askWithin(answerTime, request{Do: doList})
 	if err != nil {
@@ -177,9 +174,9 @@ func (c *Client) List() ([]string, error) {
 	return p.Runs, nil
 }
 
-// Reload has the supervisor read the hooks anew, and returns the hook.Digest
-// of what it read. Those in force, whose digest is given, it goes on starting too:
-// they may stay what they are.
+// Reload makes the supervisor read the hooks again, and returns the hook.Digest of what it read. inForce is the
+// digest of the hooks that the server uses. The supervisor continues to start these hooks too, because the server may
+// keep them.
 func (c *Client) Reload(inForce string) (string, error) {
 	p, err := c.askWithin(patience, request{Do: doReload, InForce: inForce})
 	if err != nil {
@@ -188,13 +185,13 @@ func (c *Client) Reload(inForce string) (string, error) {
 	return p.Digest, nil
 }
 
-// Quit ends the supervisor. It is an error when runs are under way.
+// Quit ends the supervisor. It returns an error when runs are in progress.
 func (c *Client) Quit() error {
 	_, err := c.askWithin(answerTime, request{Do: doQuit})
 	return err
 }
 
-// Known tells whether a run was ever given to Start.
+// Known reports whether a run was ever given to Start.
 func (c *Client) Known(run string) (bool, error) {
 	_, err := c.askWithin(patience, request{Do: doKnown, Run: run})
 	if errors.Is(err, runner.ErrUnknown) {
@@ -203,13 +200,11 @@ func (c *Client) Known(run string) (bool, error) {
 	return err == nil, err
 }
 
-// Follow yields the end of a run once, and is closed. It is an error that wraps
-// runner.ErrUnknown when the run is not known: a run that was ordered and is not
-// known never started. After Close, or when another server has taken over, the
-// channel is closed without an end, or the error wraps runner.ErrLeft. A
-// supervisor that cannot be reached, or does not answer, is waited for. Meanwhile
-// this process holds the run's FIFO, so that what the command writes last is not
-// lost when it ends while there is no supervisor.
+// Follow sends the end of a run once, and closes the channel. It returns an error that wraps runner.ErrUnknown when
+// the run is not known: a run that was ordered and is not known never started. After Close, or when another server
+// has taken over, the channel is closed without an end, or the error wraps runner.ErrLeft. Follow waits for a
+// supervisor that cannot be reached or does not answer. Meanwhile this process holds the FIFO of the run, so that the
+// last output of the command is not lost when the command ends while there is no supervisor.
 func (c *Client) Follow(run string) (<-chan runner.End, error) {
 	if _, err := c.askSupervisor(c.ctx, request{Do: doKnown, Run: run}, true); err != nil {
 		return nil, err
@@ -246,18 +241,17 @@ func (c *Client) Output(run string) (*output.Reader, error) {
 	return output.Open(filepath.Join(c.o.State, runsDir), run)
 }
 
-// askWithin is askSupervisor for what the supervisor does at once. What was asked stands when
-// the time is over, if it was sent.
+// askWithin is askSupervisor for requests that the supervisor answers at once. A request that was sent is still
+// carried out after the time is over.
 func (c *Client) askWithin(t time.Duration, q request) (*reply, error) {
 	ctx, done := context.WithTimeout(c.ctx, t)
 	defer done()
 	return c.askSupervisor(ctx, q, false)
 }
 
-// askSupervisor asks the supervisor, and again when the connection broke before an answer
-// came. Where none can be reached it is an error, unless an answer is needed: to
-// who says so, and to a start that may have been carried out. After Close errors
-// wrap runner.ErrLeft, and errSilent when ctx was done before.
+// askSupervisor sends a request, and sends it again when the connection broke before an answer came. If no supervisor
+// can be reached, it returns an error; but it keeps trying if need is true, or if a start may have been carried out.
+// After Close errors wrap runner.ErrLeft; errSilent says that ctx was done before the answer.
 func (c *Client) askSupervisor(ctx context.Context, q request, need bool) (*reply, error) {
 	for {
 		l, err := c.awaitLink(ctx)

@@ -20,48 +20,47 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// connection is the connection to the supervisor of a state folder. One that breaks is replaced: a supervisor is
-// looked for, or started, and asked to replace itself where it is of another version.
+// connection is the connection to the supervisor of a state folder. If it breaks, a supervisor is searched for, or
+// started, and asked to replace itself if it has another version.
 type connection struct {
 	o    Options
 	id   string
-	ctx  context.Context // of all that goes on until Close
+	ctx  context.Context // the context of everything that runs until Close
 	stop context.CancelFunc
 
 	displaced chan struct{} // closed once another server has taken over
 	displace  sync.Once
 
-	mu     sync.Mutex // never held while something is waited for
+	mu     sync.Mutex // never held during a wait
 	link   *link
-	search *search // under way, or nil
-	lost   bool    // the log says that the supervisor cannot be reached
+	search *search // the search in progress, or nil
+	lost   bool    // the log has the error that the supervisor cannot be reached
 
-	// Of the search under way.
-	foreign string // version of the supervisor once it did replace itself, by a program that is not ours either
-	told    bool   // the log says that it stays what it is
+	// Only the search in progress uses these.
+	foreign string // the supervisor's version after it replaced itself by a program that has another version too
+	told    bool   // the log has the warning that the supervisor was not upgraded
 }
 
-// search is one for a supervisor. Whoever needs a connection meanwhile waits for
-// it, for as long as they like.
+// search is a search for a supervisor. Each caller that needs a connection during the search waits for it as long as
+// its context allows.
 type search struct {
-	done chan struct{} // closed when the rest is set
+	done chan struct{} // closed when the other fields are set
 	link *link
 	err  error
 }
 
-// Displaced is closed once another server has taken over: this one starts nothing
-// any more, and learns of no end.
+// Displaced returns a channel that is closed once another server has taken over. Then this server starts no more
+// runs, and gets no more ends.
 func (c *connection) Displaced() <-chan struct{} { return c.displaced }
 
-// PID is the supervisor's process, as it was when it was last spoken to.
+// PID returns the process id of the supervisor at the time of the last greeting.
 func (c *connection) PID() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.link.PID
 }
 
-// awaitLink returns the connection. Where there is none that works, one search for
-// another is under way, whoever waits for it.
+// awaitLink returns the connection. If there is none that works, it waits for a search, which all callers share.
 func (c *connection) awaitLink(ctx context.Context) (*link, error) {
 	s, l := c.currentSearch() //nolint:contextcheck // a search is shared, so no caller's end ends it
 	if s == nil {
@@ -75,8 +74,8 @@ func (c *connection) awaitLink(ctx context.Context) (*link, error) {
 	}
 }
 
-// currentSearch returns the search under way, which it begins where the connection is
-// broken, or the connection.
+// currentSearch returns the connection, or the search in progress if the connection is broken. It begins one if there
+// is none.
 func (c *connection) currentSearch() (*search, *link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,8 +92,7 @@ func (c *connection) currentSearch() (*search, *link) {
 	return c.beginSearch(c.findAndUpdate), nil
 }
 
-// beginSearch looks for a supervisor in the background. The caller holds mu, and
-// no search is under way.
+// beginSearch searches for a supervisor in the background. The caller holds mu, and no search is in progress.
 func (c *connection) beginSearch(look func(context.Context) (*link, error)) *search {
 	s := &search{done: make(chan struct{})}
 	c.search = s
@@ -113,8 +111,7 @@ func (c *connection) beginSearch(look func(context.Context) (*link, error)) *sea
 	return s
 }
 
-// noteLost ends a search in vain. The log says once that the supervisor cannot be
-// reached.
+// noteLost ends a search that failed. It logs once that the supervisor cannot be reached.
 func (c *connection) noteLost(err error) {
 	if errors.Is(err, ErrSuperseded) {
 		c.displace.Do(func() { close(c.displaced) })
@@ -129,9 +126,8 @@ func (c *connection) noteLost(err error) {
 	}
 }
 
-// useLink makes l the connection, which ends a search. When it breaks, the supervisor
-// is asked whether another server has taken over; one that is gone is started by
-// whoever needs it.
+// useLink makes l the connection and ends the search. When l breaks, the supervisor is asked whether another server
+// has taken over. It starts no supervisor that has ended: the next request does.
 func (c *connection) useLink(l *link) {
 	c.mu.Lock()
 	before, lost := c.link, c.lost
@@ -159,19 +155,19 @@ func (c *connection) findAndUpdate(ctx context.Context) (*link, error) {
 	return c.updateSupervisor(ctx, l)
 }
 
-// updateSupervisor has a supervisor of another version replace itself, and returns the
-// connection to what it is then. One that cannot is asked again: what is in its
-// way may pass.
+// updateSupervisor asks a supervisor of another version to replace itself, and returns the connection to the new
+// image. If the supervisor cannot replace itself, updateLinked asks again later, because the obstacle may be gone
+// then.
 func (c *connection) updateSupervisor(ctx context.Context, l *link) (*link, error) {
 	if l.Version == c.o.Version || l.Version == c.foreign {
 		return l, nil
 	}
 	_, err := l.callAndWait(ctx, request{Do: doReplace, Exe: c.o.Exe})
-	if errors.Is(err, errSilent) { // it would be another one at any moment
+	if errors.Is(err, errSilent) { // the supervisor may still replace itself at any moment
 		_ = l.conn.Close()
 		return nil, err
 	}
-	if errors.Is(err, errBroken) { // as it must be: the old image is gone
+	if errors.Is(err, errBroken) { // this is the expected result: the old image is gone
 		if l, err = c.findSupervisor(ctx); err != nil {
 			return nil, err
 		}
@@ -187,7 +183,7 @@ func (c *connection) updateSupervisor(ctx context.Context, l *link) (*link, erro
 	return l, nil
 }
 
-// repeat calls do each time that the duration has passed, until Close.
+// repeat calls do at each interval, until Close.
 func (c *connection) repeat(each time.Duration, do func()) {
 	tick := time.NewTicker(each)
 	defer tick.Stop()
@@ -205,7 +201,7 @@ func (c *connection) repeat(each time.Duration, do func()) {
 func (c *connection) updateLinked() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if l := c.link; c.search == nil && !l.isBroken() { // else the search sees to it
+	if l := c.link; c.search == nil && !l.isBroken() { // else the search does that
 		c.beginSearch(func(ctx context.Context) (*link, error) { return c.updateSupervisor(ctx, l) })
 	}
 }
@@ -217,7 +213,7 @@ func wrapUnreached(err error) error {
 	return fmt.Errorf("%w: %w", errUnreached, err)
 }
 
-// findSupervisor dials until a supervisor answers, and starts one when there is none.
+// findSupervisor dials until a supervisor answers, and starts one if there is none.
 func (c *connection) findSupervisor(ctx context.Context) (*link, error) {
 	const first, last = time.Millisecond, 50 * time.Millisecond
 	var died <-chan error
@@ -254,14 +250,15 @@ func (c *connection) findSupervisor(ctx context.Context) (*link, error) {
 	}
 }
 
-// startSupervisor starts a supervisor, unless somebody holds its lock: then there is one,
-// or will be, and the channel is nil. Otherwise it tells of its end.
+// startSupervisor starts a supervisor, unless another process holds its lock. In that case there is a supervisor
+// already, or there will be one, and the channel is nil. Otherwise the channel gets an error when the supervisor
+// ends.
 func (c *connection) startSupervisor() (died <-chan error, err error) {
 	mutex, err := os.OpenFile(filepath.Join(c.o.State, mutexFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, mutex.Close()) }() // the supervisor has it by then
+	defer func() { err = errors.Join(err, mutex.Close()) }() // the supervisor has inherited it by then
 	if err := unix.Flock(int(mutex.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, nil
@@ -281,11 +278,11 @@ func (c *connection) startSupervisor() (died <-chan error, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, null.Close()) }()
-	// A session of its own, so that no terminal's end reaches it; and nothing of
-	// our environment but what commands get, because it may hold secrets.
+	// The supervisor gets a new session, so that it gets no signals of a terminal. Of this process's environment it
+	// gets only what commands get, because the rest may hold secrets.
 	argv := []string{c.o.Exe, "supervise", "--state", c.o.State, "--config", c.o.Config}
 	attr := &os.ProcAttr{
-		Dir: "/", Env: append([]string{}, c.o.Env...), // never nil, which would stand for all of ours
+		Dir: "/", Env: append([]string{}, c.o.Env...), // never nil, because nil means the whole environment of this process
 		Files: []*os.File{null, null, os.Stderr, socketFD: socket, mutexFD: mutex},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
@@ -301,8 +298,8 @@ func (c *connection) startSupervisor() (died <-chan error, err error) {
 	return ended, nil
 }
 
-// writeSecret writes what a server must know besides its user. Only the holder
-// of the lock calls it.
+// writeSecret writes the secret that proves to the supervisor that a peer is a server. Only the holder of the lock
+// calls it.
 func (c *connection) writeSecret() error {
 	secret := make([]byte, secretBytes)
 	_, _ = rand.Read(secret) // never fails
@@ -312,7 +309,7 @@ func (c *connection) writeSecret() error {
 	return nil
 }
 
-// listenAtSocket makes the socket of the supervisor, which is the caller or inherits it.
+// listenAtSocket makes the socket of the supervisor. The caller is the supervisor, or the server that starts it.
 func listenAtSocket(state string) (f *os.File, err error) {
 	if err := os.Remove(filepath.Join(state, socketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the old socket: %w", err)

@@ -4,7 +4,7 @@ package supervisor
 
 import "syscall"
 
-// duplicateOnto makes the descriptor to stand for what fd stands for.
+// duplicateOnto makes to a duplicate of the descriptor fd.
 func duplicateOnto(fd, to int) error {
 	if err := syscall.Dup2(fd, to); err != nil {
 		return err

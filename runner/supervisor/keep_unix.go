@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepOnExec lets a descriptor live through the replacement of this process.
+// keepOnExec keeps a descriptor open when this process executes another program image.
 func keepOnExec(fd int) error {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 		return fmt.Errorf("keeping descriptor %d: %w", fd, err)

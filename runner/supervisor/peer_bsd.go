@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerCredentials returns the user at the other end of a Unix socket, and the process that
-// connected it; 0 where the system does not tell.
+// peerCredentials returns the user at the other end of a Unix socket, and the process that connected it; 0 if the
+// system does not report it.
 func peerCredentials(conn *net.UnixConn) (uid, pid int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -8,10 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HideMemory keeps other processes of this user, which commands are, from reading
-// the memory, the environment and the descriptors of this one, and from attaching
-// to it as a debugger does. A child is as readable as any once it executes its
-// program.
+// HideMemory prevents other processes of this user, such as commands, from reading the memory, the environment and
+// the descriptors of this process, and from attaching to it as a debugger does. It does not protect a child once the
+// child executes its program.
 func HideMemory() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("hiding the memory from other processes: %w", err)
@@ -19,14 +18,14 @@ func HideMemory() error {
 	return nil
 }
 
-// withoutCapabilities starts a process that inherits no capability. The server may
-// have an ambient one, to listen on port 443; the supervisor needs none, and commands
-// would inherit it. Root has all of them in any case.
+// withoutCapabilities starts a process that inherits no capability. The server may have an ambient capability, to
+// listen on port 443; the supervisor needs none, and commands would inherit it. Root has all capabilities in any
+// case.
 func withoutCapabilities(start func() (*os.Process, error)) (p *os.Process, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // for good: the thread that lacks the capabilities ends with this goroutine
+		runtime.LockOSThread() // never unlocked: the thread without the capabilities ends with this goroutine
 		if err = clearInheritable(); err == nil {
 			p, err = start()
 		}
@@ -35,8 +34,8 @@ func withoutCapabilities(start func() (*os.Process, error)) (p *os.Process, err 
 	return p, err
 }
 
-// clearInheritable empties the inheritable set of this thread, and with it the
-// ambient set, which is a part of it (capabilities(7)).
+// clearInheritable empties the inheritable set of this thread, and with it the ambient set, which is a subset
+// (capabilities(7)).
 func clearInheritable() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData // of 32 capabilities each

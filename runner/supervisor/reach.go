@@ -14,14 +14,14 @@ import (
 	"sallyport/internal/pathsafe"
 )
 
-// reachEach is how often a supervisor looks whether servers can still reach it:
-// less than they try.
+// reachEach is how often a supervisor checks whether servers can still reach it. It is shorter than the time for
+// which servers try.
 const reachEach = 2 * time.Second
 
-// stayReachable makes the socket and the secret again when somebody removed or
-// replaced them. While the supervisor holds its lock, nobody else makes another.
+// stayReachable makes the socket, the secret and the lock file again when they were removed or replaced. While the
+// supervisor holds its lock, no other process makes them.
 func (v *supervisor) stayReachable() {
-	socket, _ := os.Lstat(filepath.Join(v.State, socketFile)) // nil when it is gone already
+	socket, _ := os.Lstat(filepath.Join(v.State, socketFile)) // nil if it was removed already
 	failing := false
 	for {
 		<-time.After(reachEach)
@@ -39,19 +39,18 @@ func (v *supervisor) stayReachable() {
 	}
 }
 
-// listenAgain makes the socket again, and takes servers from there on. The next
-// image of this process inherits it.
+// listenAgain makes the socket again, and accepts servers on it. The next image of this process inherits it.
 func (v *supervisor) listenAgain() (os.FileInfo, error) {
 	v.moving.RLock()
 	defer v.moving.RUnlock()
-	if v.going { // then the next supervisor makes its own
+	if v.going { // the next supervisor makes another socket
 		return nil, errGoing
 	}
 	f, err := listenAtSocket(v.State)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // the descriptor that is inherited stays
+	defer func() { _ = f.Close() }() // the duplicate at socketFD stays open
 	if err := duplicateOnto(int(f.Fd()), socketFD); err != nil {
 		return nil, fmt.Errorf("keeping the socket: %w", err)
 	}
@@ -67,14 +66,13 @@ func (v *supervisor) listenAgain() (os.FileInfo, error) {
 	old := v.listener
 	v.listener = listener
 	v.mu.Unlock()
-	_ = old.Close() // which ends its accept
+	_ = old.Close() // this ends its acceptServers
 	go v.acceptServers(listener)
 	v.Log.Warn("the supervisor's socket was gone, and is made again")
 	return os.Lstat(filepath.Join(v.State, socketFile))
 }
 
-// keepLock takes the lock again where its file is another one: else a server would
-// start a second supervisor beside this one.
+// keepLock takes the lock again if its file was replaced. Otherwise a server would start a second supervisor.
 func (v *supervisor) keepLock() error {
 	held, err := v.mutex.Stat()
 	if err != nil {
@@ -88,7 +86,7 @@ func (v *supervisor) keepLock() error {
 	if err != nil {
 		return fmt.Errorf("making the lock again: %w", err)
 	}
-	defer func() { _ = f.Close() }() // the descriptor that is inherited keeps the lock
+	defer func() { _ = f.Close() }() // the duplicate at mutexFD keeps the lock
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("taking the lock again: %w", err)
 	}

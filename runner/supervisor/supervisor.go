@@ -1,15 +1,15 @@
-// Package supervisor runs commands in a process of its own, which goes on when the server ends.
+// Package supervisor runs commands in a separate process, which continues to run when the server ends.
 //
-// The server has a [Client], which starts the supervisor when there is none and asks it to start, follow and stop
-// commands. The supervisor ([Run]) is the parent of all commands. The two speak over a Unix socket in the state
-// folder: each checks that the other runs as the same user, the server proves that it can read the secret beside the
-// socket, and the supervisor refuses a peer that a command started. Only one server is served: a later one takes the
-// place of the one before, whose Client is displaced.
+// The server has a [Client], which starts the supervisor if there is none and asks it to start, follow and stop
+// commands. The supervisor ([Run]) is the parent of all commands. The two communicate over a Unix socket in the state
+// folder: each checks that the other runs as the same user, the server proves that it can read the secret next to the
+// socket, and the supervisor refuses a peer that a command started. The supervisor serves only one server: a later
+// server replaces the earlier one, whose Client is displaced.
 //
-// An order that was lost with the connection is asked for again, and carried out once: the folder of its run shows
-// whether it was. A supervisor that is killed loses no run: the next one finds what is alive by the locks of the
-// runs, and sees it to its end; only the exit codes are lost. A supervisor of another version than the server
-// replaces itself in place, and keeps its children with their exit codes.
+// If the connection breaks, the order is sent again. It is carried out once: the folder of its run shows whether that
+// has happened. If the supervisor is killed, no run is lost: the next supervisor finds the living processes by the
+// locks of the runs, and follows them to their end; only the exit codes are lost. A supervisor that has another
+// version than the server replaces itself in place, and keeps its children with their exit codes.
 package supervisor
 
 import (
@@ -39,25 +39,24 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// Settings are what a supervisor goes by.
+// Settings configure a supervisor.
 type Settings struct {
 	State string // the state folder
-	// Load reads the hooks from the file as it stands. Its error is for the
-	// operator.
+	// Load reads the hooks from the current configuration file. Its error is for the operator.
 	Load    func() (map[string]*hook.Hook, error)
-	Version string // a server of another one has this process replace itself
+	Version string // a server of another version asks this process to replace itself
 	Log     *slog.Logger
-	Flush   func()   // writes what Log has queued, before this process becomes another program; may be nil
+	Flush   func()   // writes what Log has queued, before this process executes another image; may be nil
 	Env     []string // of this process: what [process.LoginEnv] returned in the server
 
-	// Idle is how long to stay with no server and no run; default one minute.
+	// Idle is how long the supervisor stays with no server and no run; default one minute.
 	Idle time.Duration
 
-	// DangerouslyUnlocked lets runs of one flight overlap after a crash. It is
-	// for a test that shows what the locks are for.
+	// DangerouslyUnlocked lets runs of one flight overlap after a crash. It is for a test that shows what the locks
+	// are for.
 	DangerouslyUnlocked bool
 
-	prepare func(*supervisor) // of tests
+	prepare func(*supervisor) // set by tests
 }
 
 // supervisor is the parent of all commands, and outlives the server.
@@ -66,34 +65,33 @@ type supervisor struct {
 	local    *process.Local
 	parent   *proctree.Parent
 	listener *net.UnixListener
-	socket   *os.File // as it was inherited, to be handed on
-	mutex    *os.File // likewise
+	socket   *os.File // the inherited file, for the next image
+	mutex    *os.File // the lock file, inherited too
 	secret   []byte
 	uid      int
 	quit     chan struct{}
 
-	// moving is held for reading while a run is started, and for writing by
-	// whoever sets going or replaces this process.
+	// moving is held for reading while a run is started, and for writing while a goroutine sets going or replaces
+	// this process.
 	moving sync.RWMutex
 	going  bool
 
 	loading sync.Mutex
 	hooks   map[string]*hook.Hook
-	before  map[string]*hook.Hook // those that the server went by at the last reload, and may still go by
+	before  map[string]*hook.Hook // the hooks that the server used at the last reload, and may still use
 
 	mu         sync.Mutex
 	current    *session
-	superseded map[string]bool // clients that another has taken over from
+	superseded map[string]bool // the clients that another client has replaced
 }
 
 var errGoing = fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow)
 
-// Run is the supervisor: it returns when it is told to go, at SIGTERM
-// once its runs have ended, or when it has had nothing to do for a while. It is
-// to be called in a process of its own, which Connect starts. SIGHUP, SIGINT
-// and a broken pipe at stderr do not end it.
+// Run runs the supervisor. It returns when a request asks it to end, at SIGTERM once its runs have ended, or when it
+// was idle for a while. Connect starts a process that calls it. SIGHUP, SIGINT and a broken pipe at stderr do not end
+// it.
 func Run(s Settings) error {
-	// Caught and not ignored, because commands would inherit that.
+	// These signals are caught and not ignored, because commands would inherit that they are ignored.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE, syscall.SIGCONT)
 	if s.Idle == 0 {
@@ -117,10 +115,10 @@ func Run(s Settings) error {
 	return nil
 }
 
-// takeInherited takes what whoever started this process holds for it.
+// takeInherited takes over the descriptors that the process which started this one opened for it.
 func (v *supervisor) takeInherited() (err error) {
 	v.socket, v.mutex = os.NewFile(socketFD, socketFile), os.NewFile(mutexFD, mutexFile)
-	// The lock is ours already if it was inherited; if not, nobody else's.
+	// An inherited lock belongs to this process already. Otherwise the lock must be free.
 	want, err := os.Stat(filepath.Join(v.State, mutexFile))
 	if err != nil {
 		return fmt.Errorf("starting as a supervisor: %w", err)
@@ -168,7 +166,7 @@ func (v *supervisor) openRuns() (err error) {
 	return err
 }
 
-// waitForEnd returns when it is time to go.
+// waitForEnd returns when the supervisor is to end.
 func (v *supervisor) waitForEnd(signals <-chan os.Signal) {
 	const parts = 4
 	tick := time.NewTicker(v.Idle / parts)
@@ -199,7 +197,7 @@ func (v *supervisor) waitForEnd(signals <-chan os.Signal) {
 	}
 }
 
-// stopAllRuns ends all runs with the grace that their hooks give them.
+// stopAllRuns ends all runs with the grace of their hooks.
 func (v *supervisor) stopAllRuns() {
 	v.moving.Lock()
 	v.going = true
@@ -223,7 +221,7 @@ func (v *supervisor) stopAllRuns() {
 	}
 }
 
-// refuseMoreRuns takes no more runs, if there are none.
+// refuseMoreRuns makes the supervisor refuse new runs, if no run is in progress.
 func (v *supervisor) refuseMoreRuns() error {
 	v.moving.Lock()
 	defer v.moving.Unlock()
@@ -240,7 +238,7 @@ func (v *supervisor) refuseMoreRuns() error {
 	return nil
 }
 
-// finishAnswers lets the server have the answers that it waits for.
+// finishAnswers sends the answers that the server waits for.
 func (v *supervisor) finishAnswers() {
 	v.mu.Lock()
 	s, l := v.current, v.listener
@@ -254,8 +252,7 @@ func (v *supervisor) finishAnswers() {
 	<-s.done
 }
 
-// acceptServers greets whoever comes. Only one is served: a server that comes later
-// has taken the place of the one before.
+// acceptServers greets each peer. It serves only one server: a later one has replaced the earlier one.
 func (v *supervisor) acceptServers(l *net.UnixListener) {
 	for {
 		conn, err := l.AcceptUnix()
@@ -271,7 +268,7 @@ func (v *supervisor) acceptServers(l *net.UnixListener) {
 	}
 }
 
-// greetPeer serves a connection if it is a server's.
+// greetPeer serves a connection if the peer is a server.
 func (v *supervisor) greetPeer(conn *net.UnixConn) {
 	s := &session{v: v, conn: conn, gone: make(chan struct{}), done: make(chan struct{})}
 	r := bufio.NewReaderSize(conn, maxGreeting)
@@ -299,7 +296,7 @@ func (v *supervisor) greetPeer(conn *net.UnixConn) {
 			err = ErrSuperseded
 		}
 		v.mu.Unlock()
-		_ = writeLine(conn, welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}, nil) // it asks for no more
+		_ = writeLine(conn, welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}, nil) // a probe sends no requests
 		_ = conn.Close()
 		return
 	}
@@ -307,15 +304,15 @@ func (v *supervisor) greetPeer(conn *net.UnixConn) {
 	w := welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}
 	if err := errors.Join(writeLine(conn, w, nil), conn.SetDeadline(time.Time{}), err); err != nil {
 		v.Log.Warn("refusing a server", "error", err)
-		_ = conn.Close() // which ends what serve reads
+		_ = conn.Close() // this ends serveRequests
 	}
 	if err == nil {
 		s.serveRequests(r)
 	}
 }
 
-// admitSession makes s the one that is served. All that the one before asked for has
-// been done or never will be, so that s learns how things stand.
+// admitSession makes s the session that is served. It first waits until each request of the earlier session has been
+// carried out or never will be, so that s sees the result.
 func (v *supervisor) admitSession(s *session) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -339,7 +336,7 @@ func (v *supervisor) admitSession(s *session) error {
 	return nil
 }
 
-// dismissSession forgets a session that is over.
+// dismissSession removes a session that is over.
 func (v *supervisor) dismissSession(s *session) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -365,9 +362,8 @@ func (v *supervisor) loadHooks() error {
 	return err
 }
 
-// reloadHooks reads the hooks anew, before the server goes by them, if it ever does:
-// until then it goes by those whose hook.Digest is inForce, however often it
-// fails to take up others.
+// reloadHooks reads the hooks again, before the server uses them. The server may never use them: until then it uses
+// the hooks whose hook.Digest is inForce, however often it fails to load the new ones.
 func (v *supervisor) reloadHooks(inForce string) (digest string, err error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()
@@ -382,8 +378,8 @@ func (v *supervisor) reloadHooks(inForce string) (digest string, err error) {
 	return hook.Digest(v.hooks), nil
 }
 
-// hookFor returns the hook that an order means. The file is read again when
-// the server knows another version of the hook; that the two differ passes.
+// hookFor returns the hook of an order. If the server knows another version of the hook, the file is read again,
+// because one of the two may have read it earlier than the other.
 func (v *supervisor) hookFor(o *runner.Order) (*hook.Hook, error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()
@@ -409,7 +405,7 @@ func (v *supervisor) hookFor(o *runner.Order) (*hook.Hook, error) {
 	}
 }
 
-// startRun starts a run, once.
+// startRun starts a run. It does not start again a run that an earlier copy of the order started.
 func (v *supervisor) startRun(o *runner.Order, again bool) error {
 	if o == nil {
 		return fmt.Errorf("%w: there is none", runner.ErrRefused)
@@ -434,8 +430,8 @@ func (v *supervisor) startRun(o *runner.Order, again bool) error {
 	return v.local.StartHook(hook, *o)
 }
 
-// replaceImage executes another program image in this process, which keeps its
-// children. It returns only if that cannot be.
+// replaceImage executes another program image in this process, which keeps its children. It returns only if that
+// fails.
 func (v *supervisor) replaceImage(exe string) error {
 	if err := checkImage(exe); err != nil {
 		return fmt.Errorf("replacing the supervisor: %w", err)
@@ -459,8 +455,7 @@ func (v *supervisor) replaceImage(exe string) error {
 	return fmt.Errorf("replacing the supervisor: %w", err)
 }
 
-// checkImage refuses a program that another user could have written, or put
-// there, by the rules that commands are held to.
+// checkImage refuses a program that another user could have written or replaced, by the same rules as for commands.
 func checkImage(exe string) error {
 	if !filepath.IsAbs(exe) {
 		return fmt.Errorf("%q is no absolute path", exe)
@@ -475,13 +470,13 @@ func checkImage(exe string) error {
 	return unix.Access(exe, unix.X_OK)
 }
 
-// session is one connection of a server.
+// session is a connection of a server.
 type session struct {
 	v      *supervisor
 	conn   *net.UnixConn
 	client string
-	gone   chan struct{} // closed when no more requests come
-	done   chan struct{} // closed when all of them were carried out
+	gone   chan struct{} // closed when no more requests arrive
+	done   chan struct{} // closed when all requests were carried out
 
 	writing sync.Mutex
 }
@@ -499,7 +494,7 @@ func (s *session) serveRequests(r *bufio.Reader) {
 			s.writing.Lock()
 			defer s.writing.Unlock()
 			if err := writeLine(s.conn, p, nil); err != nil {
-				_ = s.conn.Close() // the server asks again, on another
+				_ = s.conn.Close() // the server sends the request again on another connection
 			}
 		})
 	}
@@ -517,7 +512,7 @@ func (s *session) answerRequest(q *request) *reply {
 	switch q.Do {
 	case doStart:
 		err = s.v.startRun(q.Order, q.Again)
-		if errors.Is(err, rundir.ErrFolderGone) && s.v.refuseMoreRuns() == nil { // the next one makes it
+		if errors.Is(err, rundir.ErrFolderGone) && s.v.refuseMoreRuns() == nil { // the next supervisor makes the folder
 			close(s.v.quit)
 		}
 	case doStop:
@@ -556,7 +551,7 @@ func (s *session) waitEnd(run string, p *reply) error {
 		return nil
 	case <-s.gone:
 	}
-	select { // what is there already is still told
+	select { // an end that is available already is still sent
 	case e := <-ends:
 		p.End, p.Why = &e, e.Reason
 		return nil

@@ -12,14 +12,14 @@ import (
 
 const (
 	watchEach = 15 * time.Second
-	// silenceTime is how long a supervisor may be silent. A disk may hang for some
-	// seconds; a process that was stopped never answers.
+	// silenceTime is how long a supervisor may be silent. A disk may hang for some seconds; a process that was
+	// stopped never answers.
 	silenceTime = time.Minute
 )
 
-// awaitAnswer asks the connected supervisor something, and continues it for as long as
-// it does not answer. Its commands run as the same user, so one of them may have sent it
-// SIGSTOP, to outlive its timeout for example. To find or start one is not its task.
+// awaitAnswer sends a request to the connected supervisor, and sends it SIGCONT at intervals as long as it does not
+// answer. Commands run as the same user, so one of them may have sent the supervisor SIGSTOP, for example to outlive
+// its timeout. awaitAnswer does not find or start a supervisor.
 func (c *connection) awaitAnswer() {
 	c.mu.Lock()
 	l := c.link
@@ -47,7 +47,7 @@ func (c *connection) awaitAnswer() {
 	}
 }
 
-// continueSupervisor has the supervisor go on, if it was stopped.
+// continueSupervisor sends the supervisor SIGCONT, in case it was stopped.
 func (c *connection) continueSupervisor(silent time.Duration) {
 	pid, err := supervisorPID(c.o.State)
 	if err == nil {
@@ -60,7 +60,7 @@ func (c *connection) continueSupervisor(silent time.Duration) {
 	c.o.Log.Error("the supervisor does not answer; sent it SIGCONT, in case it was stopped", "silent_s", int(silent.Seconds()), "pid", pid)
 }
 
-// writePID has the file of the supervisor's lock name this process.
+// writePID writes the id of this process into the lock file of the supervisor.
 func writePID(lock *os.File) error {
 	text := strconv.Itoa(os.Getpid()) + "\n"
 	if err := lock.Truncate(0); err != nil {
@@ -72,7 +72,7 @@ func writePID(lock *os.File) error {
 	return nil
 }
 
-// supervisorPID is the process that has a state folder's lock of the supervisor.
+// supervisorPID returns the id of the process that holds the supervisor's lock of a state folder.
 func supervisorPID(state string) (int, error) {
 	text, err := os.ReadFile(filepath.Join(state, mutexFile))
 	if err != nil {

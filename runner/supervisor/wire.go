@@ -19,16 +19,15 @@ import (
 	"sallyport/runner"
 )
 
-// What the server and the supervisor say to one another: first a line each to
-// greet, then requests and replies in any order, a line of JSON each. A
-// request may be followed by the bytes for stdin.
+// The protocol of the server and the supervisor: first each sends a line as a greeting, then requests and replies
+// follow in any order, each a line of JSON. The bytes for stdin may follow a request.
 
 // The names in the state folder.
 const (
 	runsDir    = "runs"
 	socketFile = "supervisor.sock"
 	secretFile = "supervisor.secret"
-	mutexFile  = "supervisor.lock" // flock'd by the one supervisor, and before by whoever starts it
+	mutexFile  = "supervisor.lock" // the supervisor holds its flock; before that, the server that starts it
 )
 
 // The descriptors that a supervisor inherits.
@@ -41,25 +40,25 @@ const (
 	secretBytes  = 32
 	maxGreeting  = 4 << 10
 	greetingTime = 5 * time.Second
-	maxStdin     = 1 << 30 // the most that a hook's body.max may be
+	maxStdin     = 1 << 30 // the largest body.max of a hook
 )
 
-// hello is what a server says first.
+// hello is the greeting of a server.
 type hello struct {
 	Secret []byte `json:"secret"`
-	Client string `json:"client"`          // a new random word for each Client
-	Probe  bool   `json:"probe,omitempty"` // whether another server has taken over is all that is asked
+	Client string `json:"client"`          // a random id of the Client
+	Probe  bool   `json:"probe,omitempty"` // the server only asks whether another one has taken over
 }
 
-// welcome is what the supervisor answers.
+// welcome is the answer of the supervisor to hello.
 type welcome struct {
 	PID     int    `json:"pid"`
 	Version string `json:"version"`
 	Fault   *fault `json:"fault,omitempty"`
 }
 
-// verb is what a request asks for. A supervisor may be of another version than
-// the server: none ever changes its meaning.
+// verb is the action that a request asks for. The supervisor may have another version than the server, so the meaning
+// of a verb never changes.
 type verb string
 
 const (
@@ -78,13 +77,13 @@ type request struct {
 	Do    verb          `json:"do"`
 	Run   string        `json:"run,omitempty"`
 	Order *runner.Order `json:"order,omitempty"` // without Stdin
-	Stdin int           `json:"stdin,omitempty"` // how many bytes follow the line
+	Stdin int           `json:"stdin,omitempty"` // the number of bytes that follow the line
 	Again bool          `json:"again,omitempty"` // the order may have been carried out already
 	Why   runner.State  `json:"why,omitempty"`
 	Grace time.Duration `json:"grace,omitempty"`
 	Exe   string        `json:"exe,omitempty"`
 
-	InForce string `json:"in_force,omitempty"` // hook.Digest of the hooks that the server goes by
+	InForce string `json:"in_force,omitempty"` // hook.Digest of the hooks that the server uses
 }
 
 type reply struct {
@@ -96,7 +95,7 @@ type reply struct {
 	Digest string       `json:"digest,omitempty"` // of all hooks
 }
 
-// fault is an error on its way.
+// fault is an error as it is sent in a reply.
 type fault struct {
 	Kind string `json:"kind,omitempty"`
 	Text string `json:"text"`
@@ -105,7 +104,7 @@ type fault struct {
 // ErrSuperseded says that another server has taken the supervisor over.
 var ErrSuperseded = fmt.Errorf("another server has taken over: %w", runner.ErrLeft)
 
-// faultKinds are the errors that keep their identity on the way.
+// faultKinds returns the errors for which errors.Is works on the other side, too.
 func faultKinds() map[string]error {
 	return map[string]error{
 		"unknown": runner.ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
@@ -130,7 +129,7 @@ func (f *fault) Error() string { return f.Text }
 
 func (f *fault) Unwrap() error { return faultKinds()[f.Kind] }
 
-// asError is the fault as an error, or nil.
+// asError returns the fault as an error, or nil.
 func (f *fault) asError() error {
 	if f == nil {
 		return nil
@@ -138,7 +137,7 @@ func (f *fault) asError() error {
 	return f
 }
 
-// writeLine writes v and what follows it at once.
+// writeLine writes v as a line, followed by rest, in one call.
 func writeLine(w io.Writer, v any, rest []byte) error {
 	var b bytes.Buffer
 	if err := json.NewEncoder(&b).Encode(v); err != nil {
@@ -157,9 +156,9 @@ func readLine(r *bufio.Reader, v any) error {
 	return json.Unmarshal(line, v)
 }
 
-// readGreeting reads a line of somebody who is not known yet.
+// readGreeting reads a bounded line of a peer that is not authenticated yet.
 func readGreeting(r *bufio.Reader, v any) error {
-	line, err := r.ReadSlice('\n') // no more than the reader holds
+	line, err := r.ReadSlice('\n') // at most the buffer of the reader
 	if err != nil {
 		return err
 	}
@@ -183,8 +182,7 @@ func readRequest(r *bufio.Reader) (*request, error) {
 	return q, nil
 }
 
-// checkPeer refuses a peer that runs as another user, and returns its process; 0
-// where the system does not tell.
+// checkPeer refuses a peer that runs as another user, and returns its process id; 0 if the system does not report it.
 func checkPeer(conn *net.UnixConn, uid int) (pid int, err error) {
 	got, pid, err := peerCredentials(conn)
 	if err != nil {
@@ -196,8 +194,8 @@ func checkPeer(conn *net.UnixConn, uid int) (pid int, err error) {
 	return pid, nil
 }
 
-// withSocket calls f with a path of a socket in the folder. The system takes
-// no more than a hundred bytes, whatever a folder's name may be.
+// withSocket calls f with a path of a socket in the folder. The system allows about a hundred bytes for this path, so
+// for a longer one it uses a short path through /proc.
 func withSocket(dir, name string, f func(path string) error) error {
 	const most = 100
 	path := filepath.Join(dir, name)
@@ -216,24 +214,23 @@ func withSocket(dir, name string, f func(path string) error) error {
 	return f(short)
 }
 
-// link is a connection to the supervisor, on the server's side. One goroutine
-// reads and one writes, so that no caller is held up by a supervisor that reads
-// nothing.
+// link is a connection to the supervisor, on the server's side. One goroutine reads and one writes, so that a
+// supervisor that does not read blocks no caller.
 type link struct {
 	conn *net.UnixConn
 	welcome
 
-	requests chan *request // to be written
+	requests chan *request // requests that are to be written
 	mu       sync.Mutex
 	last     uint64
 	waiting  map[uint64]chan *reply
-	broken   chan struct{} // closed when nothing comes any more
+	broken   chan struct{} // closed when no more replies arrive
 }
 
-// errBroken says that no answer came, so that nobody knows what was done.
+// errBroken says that the connection broke before an answer came, so it is unknown what the supervisor did.
 var errBroken = errors.New("the connection to the supervisor broke")
 
-// dialSupervisor connects and greets.
+// dialSupervisor connects to the supervisor and greets it.
 func dialSupervisor(ctx context.Context, dir, client string) (*link, error) {
 	l, r, err := greetAt(ctx, dir, hello{Client: client})
 	if err != nil {
@@ -244,7 +241,7 @@ func dialSupervisor(ctx context.Context, dir, client string) (*link, error) {
 	return l, nil
 }
 
-// probeSuperseded is ErrSuperseded when another server has taken over from the client.
+// probeSuperseded returns ErrSuperseded when another server has replaced the client.
 func probeSuperseded(ctx context.Context, dir, client string) error {
 	l, _, err := greetAt(ctx, dir, hello{Client: client, Probe: true})
 	if err != nil {
@@ -253,7 +250,7 @@ func probeSuperseded(ctx context.Context, dir, client string) error {
 	return l.conn.Close()
 }
 
-// greetAt connects and says h, to which it adds the secret.
+// greetAt connects and sends h with the secret.
 func greetAt(ctx context.Context, dir string, h hello) (*link, *bufio.Reader, error) {
 	var conn net.Conn
 	err := withSocket(dir, socketFile, func(path string) (err error) {
@@ -264,7 +261,7 @@ func greetAt(ctx context.Context, dir string, h hello) (*link, *bufio.Reader, er
 		return nil, nil, err
 	}
 	l := &link{requests: make(chan *request), waiting: map[uint64]chan *reply{}, broken: make(chan struct{})}
-	l.conn, _ = conn.(*net.UnixConn) // as the network is "unix"
+	l.conn, _ = conn.(*net.UnixConn) // always of this type, because the network is "unix"
 	r := bufio.NewReaderSize(conn, maxGreeting)
 	if err := l.exchangeGreetings(ctx, r, dir, h); err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
@@ -308,7 +305,7 @@ func (l *link) isBroken() bool {
 	}
 }
 
-// readReplies hands replies to those who wait for them.
+// readReplies passes each reply to the caller that waits for it.
 func (l *link) readReplies(r *bufio.Reader) {
 	defer close(l.broken)
 	for {
@@ -338,8 +335,8 @@ func (l *link) writeRequests() {
 				stdin, o.Stdin = o.Stdin, nil
 				q.Order, q.Stdin = &o, len(stdin)
 			}
-			if err := writeLine(l.conn, q, stdin); err != nil { // half a request may be on its way
-				_ = l.conn.Close() // which read notices
+			if err := writeLine(l.conn, q, stdin); err != nil { // half of a request may have been sent
+				_ = l.conn.Close() // readReplies notices that
 				return
 			}
 		case <-l.broken:
@@ -348,9 +345,8 @@ func (l *link) writeRequests() {
 	}
 }
 
-// callAndWait asks and waits for the answer, or until ctx is done: then what was asked
-// stands, unless it was not sent yet. Errors wrap errBroken when no answer comes any
-// more, and errSilent when ctx was done.
+// callAndWait sends a request and waits for the answer, or until ctx is done. A request that was sent is still
+// carried out after that. Errors wrap errBroken when the connection broke, and errSilent when ctx was done.
 func (l *link) callAndWait(ctx context.Context, q request) (*reply, error) {
 	ch := make(chan *reply, 1)
 	l.mu.Lock()
@@ -373,7 +369,7 @@ func (l *link) callAndWait(ctx context.Context, q request) (*reply, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %s", errSilent, q.Do)
 		case <-l.broken:
-			select { // it may have come just before
+			select { // the answer may have arrived just before
 			case p := <-ch:
 				return p, p.Fault.asError()
 			default:

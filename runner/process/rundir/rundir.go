@@ -1,4 +1,4 @@
-// Package rundir is the layout of the folder of runs: which files it has, which process writes them, and what a crash leaves.
+// Package rundir is the layout of the folder of runs: its files, their writers, and what a crash leaves.
 //
 // [Runs] is the folder of runs. Each run has a folder in it, whose name is the id of the run:
 //

@@ -21,7 +21,7 @@ import (
 // Ended is zero while the run is in progress.
 type Status struct {
 	Run     string        `json:"run"`
-	Folder  string        `json:"folder,omitempty"` // device and inode of the folder of runs; a copy of the folder has others
+	Folder  string        `json:"folder,omitempty"` // device and inode of the folder of runs; a copy has others
 	Hook    string        `json:"hook"`
 	Caller  string        `json:"caller,omitempty"`
 	Flight  string        `json:"flight,omitempty"`
