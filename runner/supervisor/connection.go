@@ -197,7 +197,8 @@ func (c *connection) repeat(each time.Duration, do func()) {
 	}
 }
 
-// updateLinked asks a supervisor of another version again to replace itself.
+// updateLinked asks a supervisor of another version again to replace itself. It does nothing while a search is in
+// progress.
 func (c *connection) updateLinked() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -202,7 +202,7 @@ func (v *supervisor) stopAllRuns() {
 	v.moving.Lock()
 	v.going = true
 	v.moving.Unlock()
-	runs, _ := v.local.List() // no error comes from a Local
+	runs, _ := v.local.List() // Local.List returns no error
 	var ends []<-chan runner.End
 	for _, run := range runs {
 		v.Log.Warn("run stopped: the supervisor is told to end", "run", run)
@@ -228,7 +228,7 @@ func (v *supervisor) refuseMoreRuns() error {
 	if v.going {
 		return errGoing
 	}
-	if runs, _ := v.local.List(); len(runs) > 0 { // no error comes from a Local
+	if runs, _ := v.local.List(); len(runs) > 0 { // Local.List returns no error
 		return errors.New("runs are under way")
 	}
 	if err := v.local.SaveUnwritten(); err != nil {
@@ -296,7 +296,7 @@ func (v *supervisor) greetPeer(conn *net.UnixConn) {
 			err = ErrSuperseded
 		}
 		v.mu.Unlock()
-		_ = writeLine(conn, welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}, nil) // a probe sends no requests
+		_ = writeLine(conn, welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}, nil) // a probe sends no more
 		_ = conn.Close()
 		return
 	}
