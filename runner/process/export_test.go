@@ -4,22 +4,22 @@ import (
 	"time"
 )
 
-// WithoutCgroups makes l look for what commands leave behind among all
-// processes, as it does where cgroup v2 cannot be written.
+// WithoutCgroups makes l search all processes for those that commands leave behind, as on a system whose cgroup v2
+// cannot be written.
 func (l *Local) WithoutCgroups() { l.parent.DisableCgroups() }
 
-// HasCgroups tells whether runs get a cgroup each.
+// HasCgroups reports whether each run gets a cgroup.
 func (l *Local) HasCgroups() bool { return l.parent.CgroupOf("run") != "" }
 
-// Followers tells how many follow a run.
+// Followers returns the number of followers of a run.
 func (l *Local) Followers(run string) int {
 	l.active.mu.Lock()
 	defer l.active.mu.Unlock()
 	return len(l.active.byID[run].followers)
 }
 
-// CleanUpAgainAfter is how long a working folder that could not be removed is left.
+// CleanUpAgainAfter sets the time until the first new attempt to remove a working folder.
 func (l *Local) CleanUpAgainAfter(d time.Duration) { l.ends.again = d }
 
-// LoginEnvironment is loginEnv.
+// LoginEnvironment exports loginEnvironment to tests.
 var LoginEnvironment = loginEnvironment //nolint:gochecknoglobals // a function

@@ -8,8 +8,8 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-// TestFollow_NobodyIsKeptWhoLeft: one question about a run in progress is no follower,
-// and neither is a server that has gone.
+// TestFollow_NobodyIsKeptWhoLeft checks that a run keeps no follower for a call of Known, and none that has left, as
+// when a server has gone.
 func TestFollow_NobodyIsKeptWhoLeft(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "600"}})
 	run := b.Begin(t, processtest.NewOrder())
@@ -40,5 +40,5 @@ func TestFollow_NobodyIsKeptWhoLeft(t *testing.T) {
 	if e := <-stays; e.Reason != runner.Cancelled {
 		t.Errorf("who stayed got %+v", e)
 	}
-	leave() // of a run that is over
+	leave() // also allowed after the run is over
 }

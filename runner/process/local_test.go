@@ -254,13 +254,14 @@ func TestCommandThatCannotStartSaysWhy(t *testing.T) {
 	if err := os.WriteFile(program, []byte("#!/bin/sh\nexit 3\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	processtest.CheckExit(t, b.RunToEnd(t, o), 3) // the same run
+	processtest.CheckExit(t, b.RunToEnd(t, o), 3) // the same run may be started again
 	if err := b.Start(o); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("the same run again: %v", err)
 	}
 }
 
-// A supervisor may have been killed between the two removals of a start that failed.
+// TestStart_MarkLeftBehind starts a run whose earlier start failed. The supervisor was killed between the two
+// removals of that start.
 func TestStart_MarkLeftBehind(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	o := processtest.NewOrder()
@@ -275,7 +276,7 @@ func TestStart_MarkLeftBehind(t *testing.T) {
 	if err := syscall.Flock(int(held.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Start(o); !errors.Is(err, fs.ErrExist) { // something of the run is alive
+	if err := b.Start(o); !errors.Is(err, fs.ErrExist) { // a process of the run is alive
 		t.Errorf("got %v", err)
 	}
 	if err := held.Close(); err != nil {
@@ -335,7 +336,7 @@ func TestUnknownRunIsAnError(t *testing.T) {
 	}
 }
 
-// TestRevoke: of revoking a run and starting it, exactly one happens, whichever comes first.
+// TestRevoke checks that either the revocation of a run or its start succeeds, in either order.
 func TestRevoke(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "60"}})
 	o := processtest.NewOrder()
@@ -465,7 +466,8 @@ func TestManyRunsAtOnceKeepTheirOwnEnds(t *testing.T) {
 	}
 }
 
-// A command may lock the folder of its run. Root is not held up by that, so the test runs once more as another user.
+// TestEnd_FolderLocked ends a run whose command made its folder read-only. Root may write into it anyway, so the test
+// runs once more as another user.
 func TestEnd_FolderLocked(t *testing.T) {
 	if os.Geteuid() != 0 {
 		b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, "chmod 0 ..; exit 3")})

@@ -16,12 +16,12 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// TestWhatIsMountedInAFolderOutlivesIt: a removal that goes through a mount takes
-// what is kept elsewhere.
+// TestWhatIsMountedInAFolderOutlivesIt checks that a removal does not go through a mount: the files there are in
+// another place too.
 func TestWhatIsMountedInAFolderOutlivesIt(t *testing.T) {
 	const what = "what is mounted in the folder of a run"
 	if os.Geteuid() != 0 {
-		// In a user namespace of its own, /bin/sh belongs to nobody that is known.
+		// In a new user namespace, the owner of /bin/sh is not a known user.
 		testenv.Skip(t, what+", because only root may mount something")
 	}
 	if !processtest.RunElsewhere(t, what, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}) {
@@ -52,7 +52,7 @@ func mountedIn(t *testing.T, point string, moved bool) {
 		t.Fatal(err)
 	}
 	b.AwaitText(t, o.Run, "ready")
-	if moved { // whoever moves the state folder moves what is mounted there along
+	if moved { // a move of the state folder moves the mounts in it, too
 		to := filepath.Join(t.TempDir(), "runs")
 		if err := os.Rename(b.Dir, to); err != nil {
 			t.Fatal(err)

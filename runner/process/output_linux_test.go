@@ -12,7 +12,7 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-// TestOutput_EscapedWriter: a run ends although a process that escaped writes on.
+// TestOutput_EscapedWriter checks that a run ends although a process that escaped continues to write.
 func TestOutput_EscapedWriter(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `

@@ -15,7 +15,7 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-// ways are a bench with the cgroups that this machine allows, and one without.
+// ways returns a Bench with the cgroups that this machine allows, and one without cgroups.
 func ways(t *testing.T, spec hook.Spec) map[string]*processtest.Bench {
 	t.Helper()
 	with, without := processtest.NewBench(t, spec), processtest.NewBench(t, spec)
@@ -61,7 +61,7 @@ func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 			e := b.AwaitEnd(t, run)
 			processtest.CheckExit(t, e, 4)
 			processtest.CheckGone(t, all)
-			if e.LeftBehind < len(all) { // the shells of the family have children of their own
+			if e.LeftBehind < len(all) { // the shells of the family have children, too
 				t.Errorf("%d processes are counted as left behind, and there were %d", e.LeftBehind, len(all))
 			}
 			if n := b.ReadStatus(t, run).LeftBehind; n != e.LeftBehind {
@@ -130,7 +130,7 @@ func TestCgroupsAreRemoved(t *testing.T) {
 }
 
 func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
-	// A descriptor that the server itself was given, not marked close-on-exec.
+	// A descriptor that the server inherited and that is not marked close-on-exec.
 	given, err := syscall.Dup(1)
 	if err != nil {
 		t.Fatal(err)

@@ -43,8 +43,8 @@ func TestTheFolderThatSomethingMayStillWorkInStaysUntilThatIsGone(t *testing.T) 
 	b.AwaitRemoval(t, run)
 }
 
-// TestALockThatIsTriedJustThenIsAwaited takes the lock for the moment in which a
-// run is forgotten, as the child of another start does.
+// TestALockThatIsTriedJustThenIsAwaited holds the lock at the moment at which the mark of a run would be removed, as
+// the child of another start does.
 func TestALockThatIsTriedJustThenIsAwaited(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 8")
 	b := processtest.NewBench(t, hook.Spec{Command: command})

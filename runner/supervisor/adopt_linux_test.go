@@ -32,7 +32,7 @@ func TestWhatAKilledSupervisorLeftIsRemovedByTheNext(t *testing.T) {
 	p.connect(t)
 	p.AwaitRemoval(t, run)
 
-	gate := filepath.Join(t.TempDir(), "gate") // and of a run that it left under way
+	gate := filepath.Join(t.TempDir(), "gate") // and of a run that it left in progress
 	p.hooks = p.write(t, job(processtest.Script(t, `echo > file; until [ -e "$1" ]; do sleep 0.01; done`, gate)))
 	run = p.begin(t, p.order("job", nil))
 	p.killSupervisor(t)
@@ -44,8 +44,8 @@ func TestWhatAKilledSupervisorLeftIsRemovedByTheNext(t *testing.T) {
 	p.AwaitRemoval(t, run)
 }
 
-// TestARunThatHasAFolderWasStartedWhateverIsLostOfIt: a crash of the machine may
-// lose the mark that it was under way, and it must not be started again.
+// TestARunThatHasAFolderWasStartedWhateverIsLostOfIt checks that a run with a folder is not started again, even if a
+// crash of the machine lost the mark that it was in progress.
 func TestARunThatHasAFolderWasStartedWhateverIsLostOfIt(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	o := p.order("job", nil)
@@ -66,8 +66,8 @@ func TestARunThatHasAFolderWasStartedWhateverIsLostOfIt(t *testing.T) {
 	processtest.CheckInterrupted(t, p.Subject.AwaitEnd(t, o.Run))
 }
 
-// TestARunWhoseStatusALossOfPowerGarbledIsOver: were it an error, the server would
-// never start again, since it asks at the start for each run that it has on record.
+// TestARunWhoseStatusALossOfPowerGarbledIsOver checks that a corrupt status is not an error. With an error the server
+// could never start again, because at its start it asks about each run in its store.
 func TestARunWhoseStatusALossOfPowerGarbledIsOver(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	for _, garbled := range []string{"", `{"run":"01`, "\x00\x00\x00\x00"} {
@@ -87,8 +87,8 @@ func TestARunWhoseStatusALossOfPowerGarbledIsOver(t *testing.T) {
 	}
 }
 
-// TestCgroup_ProcessThatLeftItEndsWithItsRun: what may write to cgroup.procs of
-// another cgroup, as root may, takes itself out of its own.
+// TestCgroup_ProcessThatLeftItEndsWithItsRun checks that a process that moved itself to another cgroup, as root may,
+// ends with its run.
 func TestCgroup_ProcessThatLeftItEndsWithItsRun(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))
@@ -131,7 +131,8 @@ while [ ! -e go ]; do sleep 0.01; done`
 	}
 }
 
-// Somebody who cleans up removes what belongs to no run, or all.
+// TestStart_FoldersRemoved starts a run after the folders that belong to no run, or all folders, were removed, as a
+// clean-up of the disk may do.
 func TestStart_FoldersRemoved(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 4")
 	p := newPost(t, map[string]hook.Spec{"job": {Command: []string{"/bin/true"}}, "held": {Command: command}})
@@ -141,7 +142,7 @@ func TestStart_FoldersRemoved(t *testing.T) {
 		processtest.Eventually(t, "the folder is gone", func() bool { return os.RemoveAll(filepath.Join(p.Dir, name)) == nil })
 	}
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
-	p.killSupervisor(t) // the next one finds what runs by its mark
+	p.killSupervisor(t) // the next supervisor finds the runs in progress by their marks
 	if list, err := p.List(); err != nil || !slices.Equal(list, []string{held}) {
 		t.Errorf("under way are %v, %v", list, err)
 	}

@@ -13,16 +13,16 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// way is one of the ways to start a command that are compared.
+// way is one of the compared ways to start a command.
 type way struct {
 	name  string
 	start func() (end func())
 	took  []time.Duration
 }
 
-// BenchmarkStart compares how long it takes until the command's program runs.
-// The ways take turns, because other work on the machine disturbs the figures
-// more than they differ; there is a pause before each, as there is between runs.
+// BenchmarkStart compares how long it takes until the program of the command runs. The ways alternate, because other
+// load on the machine changes the figures more than they differ. There is a pause before each start, as there is
+// between runs.
 func BenchmarkStart(b *testing.B) {
 	local, supplied := processtest.NewBench(b, hook.Spec{Command: []string{"/bin/true"}}), processtest.NewBench(b, hook.Spec{Command: []string{"/bin/true"}})
 	supplied.KeepReady()

@@ -19,8 +19,8 @@ import (
 	"sallyport/runner/supervisor"
 )
 
-// signal signals the supervisor. After SIGSTOP none of its threads goes on: they
-// stop one by one, and one that has not yet could still take an order.
+// signal sends a signal to the supervisor. After SIGSTOP it waits until all threads have stopped: they stop one by
+// one, and one that still runs could accept an order.
 func (p *post) signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	if err := syscall.Kill(p.PID(), sig); err != nil {
@@ -38,7 +38,7 @@ func (p *post) signal(t testing.TB, sig syscall.Signal) {
 	}
 }
 
-// startInBackground gives an order and returns where its answer comes.
+// startInBackground sends an order and returns the channel of its answer.
 func (p *post) startInBackground(c *supervisor.Client, o runner.Order) <-chan error {
 	answer := make(chan error, 1)
 	go func() { answer <- c.Start(o) }()
@@ -123,7 +123,7 @@ func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !known { // it was not read whole, and never will be
+	if !known { // the supervisor did not read the whole order, and never will
 		p.begin(t, o)
 	}
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, o.Run), 0)
@@ -145,13 +145,13 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 	o := p.order("job", hook.Values{"key": "1"})
 	answer := p.startInBackground(p.Client, o)
 	processtest.Eventually(t, "it is on its way", func() bool { return p.Pending() > 0 })
-	if err := os.Remove(exe); err != nil { // and no supervisor takes this one's place
+	if err := os.Remove(exe); err != nil { // no supervisor can replace this one
 		t.Fatal(err)
 	}
 	p.killSupervisor(t)
-	// Until then, what is asked may have arrived.
+	// Until then, a request may have arrived.
 	processtest.Eventually(t, "it is known that the connection broke", p.Broken)
-	// What was never asked is an error at once, and has not been done.
+	// A request that was never sent fails at once, and has not been carried out.
 	other := p.order("job", hook.Values{"key": "2"})
 	if err := p.Start(other); !errors.Is(err, runner.ErrNotNow) {
 		t.Errorf("got %v", err)
@@ -206,7 +206,7 @@ func TestASupervisorOnItsWayOutTakesNoOrders(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, refused.Run), 0)
 }
 
-// A server that was displaced learns it without asking for anything.
+// TestDisplaced checks that a displaced server learns that without a request.
 func TestDisplaced(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	old := p.Client
@@ -227,7 +227,8 @@ func TestDisplaced(t *testing.T) {
 	}
 }
 
-// However many calls give up on a silent supervisor, nothing of them is left.
+// TestCalls_GiveUp checks that calls that give up on a silent supervisor leave nothing behind, however many there
+// are.
 func TestCalls_GiveUp(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))
@@ -243,7 +244,7 @@ func TestCalls_GiveUp(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if n := p.Pending(); n > 1 { // the watch may ask
+	if n := p.Pending(); n > 1 { // one request may be that of awaitAnswer
 		t.Errorf("%d calls are left", n)
 	}
 	if p.PID() == 0 {
@@ -251,7 +252,8 @@ func TestCalls_GiveUp(t *testing.T) {
 	}
 }
 
-// Somebody who cleans up may remove what servers reach the supervisor by.
+// TestSupervisor_StaysReachable removes the files by which servers reach the supervisor, as a clean-up of the disk
+// may do.
 func TestSupervisor_StaysReachable(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 3")
 	p := newPost(t, job(command))
@@ -279,7 +281,8 @@ func TestSupervisor_StaysReachable(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 3)
 }
 
-// A copy of the state folder that is served beside the original leaves its commands alone.
+// TestCopiedFolder checks that a supervisor of a copy of the state folder does not touch the commands of the
+// original.
 func TestCopiedFolder(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {

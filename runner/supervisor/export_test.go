@@ -6,12 +6,12 @@ import (
 	"sallyport/runner/process/proctree"
 )
 
-// Prepare has f called on the Parent of a supervisor before it adopts anything.
+// Prepare makes a supervisor call f with its Parent before it adopts anything.
 func (s *Settings) Prepare(f func(*proctree.Parent)) {
 	s.prepare = func(v *supervisor) { f(v.parent) }
 }
 
-// ForUser makes a supervisor serve another user than its own.
+// ForUser makes a supervisor serve another user.
 func (s *Settings) ForUser(uid int) {
 	s.prepare = func(v *supervisor) { v.uid = uid }
 }
@@ -23,7 +23,7 @@ func (c *Client) Break() {
 	_ = c.link.conn.Close()
 }
 
-// Pending tells how many requests are not answered.
+// Pending returns the number of requests without an answer.
 func (c *Client) Pending() int {
 	c.mu.Lock()
 	l := c.link
@@ -33,7 +33,7 @@ func (c *Client) Pending() int {
 	return len(l.waiting)
 }
 
-// Broken tells whether it is known that the connection broke.
+// Broken reports whether the client knows that the connection broke.
 func (c *Client) Broken() bool {
 	c.mu.Lock()
 	l := c.link
@@ -46,13 +46,11 @@ func (c *Client) Broken() bool {
 	}
 }
 
-// UpdateAgainAfter has a supervisor of another version asked so often to
-// replace itself.
+// UpdateAgainAfter sets the interval between upgrade requests to a supervisor of another version.
 func (o *Options) UpdateAgainAfter(d time.Duration) { o.updateAgain = d }
 
-// WatchEach is how often the supervisor is asked whether it answers, and how long it
-// may be silent.
+// WatchEach sets how often the supervisor is asked whether it answers, and how long it may be silent.
 func (o *Options) WatchEach(each, silence time.Duration) { o.watchEach, o.silenceTime = each, silence }
 
-// CheckImage is checkImage.
+// CheckImage exports checkImage to tests.
 var CheckImage = checkImage //nolint:gochecknoglobals // a function

@@ -18,8 +18,8 @@ import (
 	"sallyport/runner/process/proctree"
 )
 
-// TestUmask_IsTheCommandsOnly: others may read what a command makes, and nothing of
-// what the supervisor makes meanwhile.
+// TestUmask_IsTheCommandsOnly checks that other users may read what a command makes, but nothing that the supervisor
+// makes at the same time.
 func TestUmask_IsTheCommandsOnly(t *testing.T) {
 	dir := t.TempDir()
 	specs := map[string]hook.Spec{}
@@ -64,8 +64,8 @@ func TestUmask_IsTheCommandsOnly(t *testing.T) {
 	}
 }
 
-// TestLimits_LeaveRoomForTheSupervisor: a command and all that it starts have a lower
-// limit of processes than the supervisor, and are killed before it when memory is short.
+// TestLimits_LeaveRoomForTheSupervisor checks that a command and its processes have a lower process limit than the
+// supervisor, and are killed before it when memory is short.
 func TestLimits_LeaveRoomForTheSupervisor(t *testing.T) {
 	p := newPost(t, job(processtest.Script(t, `grep "Max processes" /proc/self/limits; while read -r s < /proc/self/oom_score_adj; [ "$s" -lt 300 ]; do sleep 0.01; done; echo "killed first"`)))
 	run := p.begin(t, p.order("job", nil))
@@ -82,8 +82,8 @@ func TestLimits_LeaveRoomForTheSupervisor(t *testing.T) {
 	}
 }
 
-// delegated moves this process into a cgroup as systemd makes them with Delegate=yes
-// and DelegateSubgroup=, for so many processes in all, and returns the service's.
+// delegated moves this process into a cgroup as systemd makes it with Delegate=yes and DelegateSubgroup=, limits the
+// processes of the service to the number, and returns the cgroup of the service.
 func delegated(t *testing.T, processes int) string {
 	t.Helper()
 	const what = "a cgroup for all commands, because "
@@ -131,8 +131,8 @@ func delegated(t *testing.T, processes int) string {
 	return service
 }
 
-// TestLimits_HoldCommandsOfRootTogether, where systemd leaves the service's cgroup to
-// the server.
+// TestLimits_HoldCommandsOfRootTogether checks that the limit applies to the commands of root if systemd delegates
+// the cgroup of the service to the server.
 func TestLimits_HoldCommandsOfRootTogether(t *testing.T) {
 	service := delegated(t, 600)
 	p := newPost(t, job(processtest.Script(t, `i=0; while [ $i -lt 1000 ]; do sleep 600 & i=$((i+1)); done`)))

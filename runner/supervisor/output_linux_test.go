@@ -16,11 +16,11 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-// writer writes lines until its gate opens, and says in a file how it ended. Its
-// output is more than a FIFO holds.
+// writer is a script that writes lines, waits for its gate file and writes its exit code to a file. Its output is
+// larger than a FIFO.
 const writer = `seq %d %d; code=$?; until [ -e "$1/gate" ]; do sleep 0.01; done; echo $code > "$1/code"`
 
-// newWriter has a hook "job" that is a writer.
+// newWriter returns a post with a hook "job" that is a writer.
 func newWriter(t *testing.T, lines int, keep hook.OutputSpec) (p *post, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -29,7 +29,7 @@ func newWriter(t *testing.T, lines int, keep hook.OutputSpec) (p *post, dir stri
 	}}), dir
 }
 
-// wrote checks that a writer was not disturbed and that so many bytes of its output are there.
+// wrote checks that a writer was not disturbed and that its output has the wanted number of bytes.
 func (p *post) wrote(t *testing.T, run, dir string, want int64) {
 	t.Helper()
 	if code, err := os.ReadFile(filepath.Join(dir, "code")); err != nil || string(code) != "0\n" {
@@ -43,7 +43,7 @@ func (p *post) wrote(t *testing.T, run, dir string, want int64) {
 	}
 }
 
-// stopSupervisor returns when all its threads have stopped.
+// stopSupervisor stops the supervisor, and returns when all its threads have stopped.
 func (p *post) stopSupervisor(t *testing.T) (pid int) {
 	t.Helper()
 	pid = p.PID()
@@ -71,8 +71,8 @@ func open(t *testing.T, gate string) {
 	}
 }
 
-// TestOutput_KilledSupervisor: a command writes on while one supervisor after the
-// other is killed, gets no SIGPIPE, and nothing of its output is lost or comes twice.
+// TestOutput_KilledSupervisor kills one supervisor after the other. The command continues to write and gets no
+// SIGPIPE, and no byte of its output is lost or duplicated.
 func TestOutput_KilledSupervisor(t *testing.T) {
 	const lines, size = 8_000_000, 8_000_000 * processtest.LineBytes
 	for name, keep := range map[string]hook.OutputSpec{
@@ -105,8 +105,7 @@ func TestOutput_KilledSupervisor(t *testing.T) {
 	}
 }
 
-// TestOutput_KilledBeforeTaking: a supervisor is killed when the tail has bytes that
-// may be in the FIFO too.
+// TestOutput_KilledBeforeTaking kills a supervisor when the tail has bytes that may be in the FIFO too.
 func TestOutput_KilledBeforeTaking(t *testing.T) {
 	const first, lines = 20_000, 25_000
 	for name, taken := range map[string]bool{"not taken": false, "taken": true} {
@@ -143,10 +142,10 @@ func TestOutput_KilledBeforeTaking(t *testing.T) {
 	}
 }
 
-// TestOutput_EndWithoutSupervisor: what a command writes last is not lost when it ends
-// while there is no supervisor.
+// TestOutput_EndWithoutSupervisor checks that the last output of a command is not lost when the command ends while
+// there is no supervisor.
 func TestOutput_EndWithoutSupervisor(t *testing.T) {
-	const lines = 5_000 // which the FIFO holds
+	const lines = 5_000 // fits into the FIFO
 	p, dir := newWriter(t, lines, hook.OutputSpec{})
 	begun := filepath.Join(dir, "begun")
 	p.hooks = p.write(t, map[string]hook.Spec{"job": {Command: processtest.Script(t,
@@ -166,8 +165,7 @@ func TestOutput_EndWithoutSupervisor(t *testing.T) {
 	p.wrote(t, run, dir, lines*processtest.LineBytes)
 }
 
-// TestOutput_StoppedSupervisor: a command waits for a supervisor that is stopped, and
-// goes on with it.
+// TestOutput_StoppedSupervisor checks that a command waits for a supervisor that is stopped, and continues with it.
 func TestOutput_StoppedSupervisor(t *testing.T) {
 	const lines = 1_000_000
 	p, dir := newWriter(t, lines, hook.OutputSpec{})
@@ -193,8 +191,8 @@ func TestOutput_StoppedSupervisor(t *testing.T) {
 	p.wrote(t, run, dir, lines*processtest.LineBytes)
 }
 
-// TestOutput_RemovedFile: an output that somebody removed is not kept any more, which
-// is logged once and disturbs nobody.
+// TestOutput_RemovedFile checks that a removed output is not kept any more, that this is logged once, and that
+// nothing else fails.
 func TestOutput_RemovedFile(t *testing.T) {
 	const lines = 1_000_000
 	dir := t.TempDir()
@@ -235,8 +233,8 @@ func TestOutput_RemovedFile(t *testing.T) {
 	}
 }
 
-// TestOutput_FormerVersion: a command that writes into the file itself, as those of a
-// former version do, writes on.
+// TestOutput_FormerVersion checks that a command that writes into the output file itself, as those of an earlier
+// version do, continues to write.
 func TestOutput_FormerVersion(t *testing.T) {
 	const lines = 100_000
 	dir := t.TempDir()

@@ -44,8 +44,7 @@ func (p *post) said(t *testing.T, text string) bool {
 	return bytes.Contains(log, []byte(text))
 }
 
-// impostor is a post with a command that waits for a file and then connects to the
-// supervisor, as a server does.
+// impostor returns a post with a command that waits for a file and then connects to the supervisor, as a server does.
 func impostor(t *testing.T) (p *post, let func()) {
 	t.Helper()
 	p = newPost(t, job([]string{"/bin/true"}))
@@ -68,14 +67,14 @@ func TestStranger_CommandIsNoServer(t *testing.T) {
 	run := p.begin(t, p.order("job", nil))
 	let()
 	processtest.Eventually(t, "the supervisor refuses its own command", func() bool { return p.said(t, "was started by a command") })
-	if err := p.Stop(run, runner.Cancelled, 0); err != nil { // a server whose place was taken would be told so
+	if err := p.Stop(run, runner.Cancelled, 0); err != nil { // a displaced server would get an error
 		t.Error(err)
 	}
 	p.Subject.AwaitEnd(t, run)
 }
 
-// TestStranger_CommandOfAnEarlierSupervisor descends from it no more, but its cgroup
-// tells what it is.
+// TestStranger_CommandOfAnEarlierSupervisor checks that a command of an earlier supervisor is refused. It does not
+// descend from this supervisor, but its cgroup shows that it is a command.
 func TestStranger_CommandOfAnEarlierSupervisor(t *testing.T) {
 	t.Parallel()
 	p, let := impostor(t)
@@ -112,8 +111,8 @@ func TestSilence_StoppedSupervisorIsContinued(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 }
 
-// TestSilence_StoppedSupervisorIsContinuedByTheNextServer, which could not start
-// otherwise.
+// TestSilence_StoppedSupervisorIsContinuedByTheNextServer checks that a server continues a stopped supervisor.
+// Otherwise the server could not start.
 func TestSilence_StoppedSupervisorIsContinuedByTheNextServer(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))

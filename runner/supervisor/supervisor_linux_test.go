@@ -19,7 +19,7 @@ import (
 )
 
 func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
-	// It closes what a search would find it by, but has the lock as another descriptor.
+	// The process closes the descriptor by which a search would find it, but holds the lock as another descriptor.
 	escape := `exec 9<&3 3<&-; exec env -i /usr/bin/setsid /bin/sh -c 'echo $$; exec /bin/sleep 600'`
 	command := processtest.Script(t, `case $SALLYPORT_CALLER in tester) (`+escape+` &) ;; esac; sleep 0.3`)
 	p := newPost(t, job(command), "no-cgroups")
@@ -30,7 +30,7 @@ func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
 		return pid > 0
 	})
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
-	p.killSupervisor(t) // or it would be the subreaper's
+	p.killSupervisor(t) // otherwise the supervisor finds it as its subreaper
 	processtest.Eventually(t, "the flight is refused", func() bool { return errors.Is(p.Start(p.order("job", nil)), runner.ErrFlight) })
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
@@ -39,8 +39,8 @@ func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
 	p.begin(t, p.order("job", nil))
 }
 
-// Nobody knows their exit codes, but why they ended: as Interrupted, what was
-// cancelled would be run again.
+// TestOrphansAreStoppedAndTimeOutAsOthers checks that orphans keep the reason of their end, although their exit codes
+// are lost. If a cancelled run ended as Interrupted, it would be run again.
 func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		for want, timeout := range map[runner.State]time.Duration{runner.Cancelled: processtest.Patience, runner.TimedOut: 1500 * time.Millisecond} {
@@ -67,7 +67,7 @@ func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
 func TestWholeTreeIsStoppedThroughTheSupervisor(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {
-			// The last one shed all that it inherited; a subreaper finds it still.
+			// The last process dropped all that it inherited; a subreaper still finds it.
 			script := processtest.Script(t, processtest.Family+`(env -i /usr/bin/setsid /bin/sh -c 'trap "" TERM; echo $$; while :; do /bin/sleep 1; done' 3>&- &)
 sleep 0.5; while :; do sleep 1; done`, "")
 			p := newPost(t, job(script), seam)
@@ -197,7 +197,7 @@ func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
 			p := newPost(t, job(command))
 			other := filepath.Join(t.TempDir(), "other")
 			copyFile(t, p.options.Exe, other)
-			if err := os.Chmod(other, 0o722); err != nil { // it could be somebody else's program
+			if err := os.Chmod(other, 0o722); err != nil { // another user could have written the program
 				t.Fatal(err)
 			}
 			var log bytes.Buffer
@@ -234,8 +234,8 @@ func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
 	}
 }
 
-// A file that is no longer what the server was started from would make it
-// replace itself for ever.
+// TestSupervisorIsNotAskedAgainForAProgramThatIsNotOurs checks that a supervisor is not asked again when the program
+// file has another version than the server by now. Otherwise it would replace itself again and again.
 func TestSupervisorIsNotAskedAgainForAProgramThatIsNotOurs(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	p.options.Version = "one that no file has"

@@ -31,8 +31,7 @@ import (
 	"sallyport/runner/supervisor"
 )
 
-// TestMain lets this program be the supervisor, or a server that can be
-// killed, besides the tests.
+// TestMain lets this program run as the supervisor, or as a server that can be killed, and run the tests.
 func TestMain(m *testing.M) {
 	as := map[string]func([]string) error{"supervise": supervise, "serve": serve}
 	if len(os.Args) < 2 || as[os.Args[1]] == nil {
@@ -44,8 +43,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// supervise is started as the program's own command is: --state DIR --config
-// FILE. A file "seams" in DIR has words that switch parts off.
+// supervise runs the supervisor, with the arguments of the program's own command: --state DIR --config FILE. The
+// words in a file "seams" in DIR switch parts off.
 func supervise(args []string) error {
 	state, file := args[1], args[3]
 	out, err := os.OpenFile(filepath.Join(state, "supervisor.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -82,7 +81,7 @@ func supervise(args []string) error {
 	return nil
 }
 
-// serve has the orders of its input, a line each, carried out until it is killed.
+// serve reads orders from its input, one per line, and sends them until it is killed.
 func serve(args []string) error {
 	c, err := supervisor.Connect(context.Background(), supervisor.Options{
 		State: args[0], Config: args[1], Exe: os.Args[0], Version: os.Args[0], Log: slog.New(slog.DiscardHandler),
@@ -104,7 +103,7 @@ func serve(args []string) error {
 	return lines.Err()
 }
 
-// post is a state folder, a file with hooks, and a client of the supervisor.
+// post is a state folder, a file of hooks, and a client of the supervisor.
 type post struct {
 	processtest.Subject
 	*supervisor.Client
@@ -132,7 +131,7 @@ func newPost(t testing.TB, specs map[string]hook.Spec, seams ...string) *post {
 	return p
 }
 
-// write writes the file of hooks and returns what it says.
+// write writes the file of hooks and returns its hooks.
 func (p *post) write(t testing.TB, specs map[string]hook.Spec) map[string]*hook.Hook {
 	t.Helper()
 	text := "callers: {tester: {token: {keys: [{id: a, file: nowhere}]}}}\nhooks:\n"
@@ -176,7 +175,7 @@ func orElse(d time.Duration) time.Duration {
 	return d
 }
 
-// connect replaces the client by a new one, as a server that was started again does.
+// connect replaces the client by a new one, as after a restart of the server.
 func (p *post) connect(t testing.TB) {
 	t.Helper()
 	if p.Client != nil {
@@ -192,7 +191,7 @@ func (p *post) connect(t testing.TB) {
 	p.Client, p.Commands = c, c
 }
 
-// end stops what runs and ends the supervisor.
+// end stops all runs and ends the supervisor.
 func (p *post) end(t testing.TB) {
 	t.Helper()
 	defer func() {
@@ -221,7 +220,7 @@ func (p *post) end(t testing.TB) {
 
 func exists(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
-// order is for a hook of the post.
+// order returns an order for a hook of the post.
 func (p *post) order(hook string, values hook.Values) runner.Order {
 	o := processtest.NewOrder()
 	o.Hook, o.Digest, o.Values = hook, p.hooks[hook].Digest(), values
@@ -236,7 +235,7 @@ func (p *post) begin(t testing.TB, o runner.Order) string {
 	return o.Run
 }
 
-// killSupervisor leaves all runs without their parent.
+// killSupervisor kills the supervisor, which leaves all runs without their parent.
 func (p *post) killSupervisor(t testing.TB) {
 	t.Helper()
 	pid := p.PID()
@@ -335,7 +334,8 @@ func TestKilledSupervisorsRunKeepsItsFlightUntilItIsGone(t *testing.T) {
 	}
 }
 
-// The flight must be kept by the lock alone, or the test above shows nothing.
+// TestWithoutTheLocksRunsOfOneFlightOverlap shows that only the lock keeps the flight, which the test above relies
+// on.
 func TestWithoutTheLocksRunsOfOneFlightOverlap(t *testing.T) {
 	command, release := processtest.GatedScript(t, `: > "$1.$SALLYPORT_RUN"`)
 	p := newPost(t, job(command), "unlocked")
@@ -350,7 +350,7 @@ func TestWithoutTheLocksRunsOfOneFlightOverlap(t *testing.T) {
 	}
 	release()
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, other), 0)
-	processtest.Eventually(t, "the first is over", over) // of which the record knows nothing
+	processtest.Eventually(t, "the first is over", over) // the status of the run does not record this end
 }
 
 func TestWhoDoesNotKnowTheSecretIsRefused(t *testing.T) {
@@ -369,7 +369,7 @@ func TestWhoDoesNotKnowTheSecretIsRefused(t *testing.T) {
 	if got := greet(t, p, strings.Repeat("x", 100_000)); got != "" {
 		t.Errorf("endless: the supervisor answers %q", got)
 	}
-	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0) // and goes on serving
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0) // continues to serve
 	if got := greet(t, p, map[string]any{"secret": right, "client": "x"}); !strings.Contains(got, "pid") {
 		t.Errorf("the right one is refused: %q", got)
 	}
@@ -382,7 +382,7 @@ func greet(t testing.TB, p *post, hello any) string {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	_ = json.NewEncoder(conn).Encode(hello) // it may hang up in the middle
+	_ = json.NewEncoder(conn).Encode(hello) // the supervisor may close the connection before the end
 	line, _ := bufio.NewReader(conn).ReadString('\n')
 	return line
 }
@@ -512,12 +512,13 @@ func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
 	if err := os.WriteFile(p.options.Config, []byte("hooks: ["), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 2) // what it knows is still good
+	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 2) // the loaded hooks are still valid
 	refused(old, "reading the hooks")
 }
 
-// The server may fail to take up what the supervisor has read already, and go on
-// by the hooks that it has: once, twice, and whatever becomes of the file.
+// TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp checks that the supervisor starts the hooks that the
+// server uses. The server may fail to load hooks that the supervisor has read already, once or several times,
+// whatever the file contains then.
 func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 	p := newPost(t, job(processtest.Script(t, "exit 1")))
 	inForce, started := p.hooks, p.order("job", nil)
@@ -531,11 +532,11 @@ func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 	for code := 2; code < 5; code++ {
 		p.hooks = p.write(t, job(processtest.Script(t, fmt.Sprintf("exit %d", code))))
 		reload(p.hooks)
-		reload(p.hooks) // and in vain again
+		reload(p.hooks) // and fail again
 		o := started
 		o.Run = processtest.NewOrder().Run
 		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, o)), 1)
-		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), code) // and at any moment it could be in force
+		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), code) // the server could use it at any moment
 	}
 	inForce = p.hooks
 	p.hooks = p.write(t, job(processtest.Script(t, "exit 5")))
@@ -597,7 +598,7 @@ func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
 	}
 }
 
-// witness is what commands write of themselves: "begin RUN" and "end RUN".
+// witness is a file in which commands record "begin RUN" and "end RUN".
 type witness string
 
 func (w witness) command(t testing.TB) map[string]hook.Spec {
@@ -608,8 +609,7 @@ func (w witness) command(t testing.TB) map[string]hook.Spec {
 	}}
 }
 
-// read returns how often each run began, and how often two of a flight
-// were there at once.
+// read returns how often each run began, and how often two runs of a flight overlapped.
 func (w witness) read(t testing.TB) (began map[string]int, overlaps int) {
 	t.Helper()
 	text, err := os.ReadFile(string(w))
@@ -746,7 +746,7 @@ func TestSupervisorWithNothingToDoEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Client = nil
-	processtest.Eventually(t, "some time has passed", func() bool { // many times what it waits
+	processtest.Eventually(t, "some time has passed", func() bool { // many times the idle time
 		s := p.ReadStatus(t, run)
 		return time.Since(s.Started) > 300*time.Millisecond
 	})
@@ -843,8 +843,8 @@ func TestSuperviseIsNotForPeople(t *testing.T) {
 	var _ io.Closer = (*supervisor.Client)(nil)
 }
 
-// TestAProgramThatOthersMaySwapReplacesNoSupervisor: whoever may write a folder on
-// the way to the program decides what it is.
+// TestAProgramThatOthersMaySwapReplacesNoSupervisor checks that the supervisor refuses a program in a folder that
+// other users may write: they could replace the program.
 func TestAProgramThatOthersMaySwapReplacesNoSupervisor(t *testing.T) {
 	dir := t.TempDir()
 	open, link := filepath.Join(dir, "open"), filepath.Join(dir, "link")

@@ -126,7 +126,8 @@ func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
 	}
 }
 
-// TestOutput_StreamsOpenedByName: what was written before stays, as on a terminal.
+// TestOutput_StreamsOpenedByName checks that earlier output stays when a command opens its streams by name, as on a
+// terminal.
 func TestOutput_StreamsOpenedByName(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `
 echo 1; echo 2 > /dev/stderr; echo 3 >&2; echo 4 | tee /dev/stderr; echo 5 > /proc/self/fd/1; echo 6 >> /dev/stdout

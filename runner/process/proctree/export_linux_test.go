@@ -1,4 +1,4 @@
 package proctree
 
-// CgroupHome is cgroupHome.
+// CgroupHome exports cgroupHome to tests.
 var CgroupHome = cgroupHome //nolint:gochecknoglobals // a function

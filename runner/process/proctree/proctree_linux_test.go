@@ -11,7 +11,7 @@ import (
 	"sallyport/runner/process/proctree"
 )
 
-// TestLimits_TheLeastBoundCounts, which may be one of the machine.
+// TestLimits_TheLeastBoundCounts checks that ProcessLimit uses the lowest limit, which may be one of the machine.
 func TestLimits_TheLeastBoundCounts(t *testing.T) {
 	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
 	if err != nil {
@@ -26,7 +26,7 @@ func TestLimits_TheLeastBoundCounts(t *testing.T) {
 	}
 }
 
-// TestThreads_AreMadeAhead and stay for whoever needs one.
+// TestThreads_AreMadeAhead checks that MakeThreads creates threads which stay for later use.
 func TestThreads_AreMadeAhead(t *testing.T) {
 	threads := func() int {
 		list, err := os.ReadDir("/proc/self/task")

@@ -12,8 +12,8 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// TestFoldersThatMayOnlyBeReadAreRemoved, such as Go's cache of modules, by a
-// server that is not root; and nothing is unlocked that a link leads to.
+// TestFoldersThatMayOnlyBeReadAreRemoved checks that a server that is not root removes read-only folders, such as
+// Go's module cache, and does not change the mode of a folder that a link leads to.
 func TestFoldersThatMayOnlyBeReadAreRemoved(t *testing.T) {
 	const another = 65534
 	if os.Geteuid() == 0 && !processtest.RunElsewhere(t, "folders that may only be read", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: another, Gid: another}}) {
@@ -24,7 +24,7 @@ func TestFoldersThatMayOnlyBeReadAreRemoved(t *testing.T) {
 	if err := os.Chmod(linked, 0o555); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.Chmod(linked, 0o700) }) // as who removes it needs
+	t.Cleanup(func() { _ = os.Chmod(linked, 0o700) }) // the clean-up of the test needs this
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `mkdir -p mod/a/b mod/none; echo > mod/a/b/c; echo > mod/none/d; ln -s "$1" mod/a/out; ln -s ../.. mod/up
 chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
 	o := processtest.NewOrder()
@@ -56,8 +56,8 @@ chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
 	}
 }
 
-// TestRemove_DeepFoldersTakeFewDescriptors: each of them would take one, until the
-// supervisor has none left for anything else.
+// TestRemove_DeepFoldersTakeFewDescriptors checks that nested folders do not take one descriptor each, until the
+// supervisor has none left.
 func TestRemove_DeepFoldersTakeFewDescriptors(t *testing.T) {
 	if !processtest.RunElsewhere(t, "folders deep in one another", &syscall.SysProcAttr{}) {
 		return
@@ -82,7 +82,7 @@ for (my $i = 0; $i < 1000; $i++) { mkdir "d" or die; chdir "d"; open(my $f, ">",
 	b.AwaitRemoval(t, o.Run)
 }
 
-// TestRemove_ManyFilesInOneFolder are more than are listed at once.
+// TestRemove_ManyFilesInOneFolder removes a folder with more files than one listing returns.
 func TestRemove_ManyFilesInOneFolder(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; mkdir d; seq 2000 | (cd d; xargs touch)`)})
 	o := processtest.NewOrder()

@@ -13,8 +13,8 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// TestRemoveUnstarted_SparesRevoked: what is left of a run without a status goes, but nothing that a revocation put
-// there since the status was looked for.
+// TestRemoveUnstarted_SparesRevoked checks that RemoveUnstarted removes what is left of a run without a status, but
+// not the folder of a concurrent revocation.
 func TestRemoveUnstarted_SparesRevoked(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "runs")
 	runs, err := rundir.Open(dir, slog.New(slog.DiscardHandler))
@@ -24,7 +24,7 @@ func TestRemoveUnstarted_SparesRevoked(t *testing.T) {
 	defer func() { _ = runs.Root.Close() }()
 	id := processtest.NewOrder().Run
 	folder := filepath.Join(dir, id)
-	for _, left := range []string{"", ".", "work/of/it"} { // nothing, an empty folder, and one with something in it
+	for _, left := range []string{"", ".", "work/of/it"} { // nothing, an empty folder, and a folder that is not empty
 		if left != "" {
 			if err := os.MkdirAll(filepath.Join(folder, left), 0o700); err != nil {
 				t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 
 const kept = 64 << 10 // bytes that each run of these tests writes
 
-// newHoard has a command that writes, and then waits until its run is released.
+// newHoard returns a Bench whose command writes, and then waits until its run is released.
 func newHoard(t *testing.T) (b *processtest.Bench, release func(run string)) {
 	t.Helper()
 	gates := t.TempDir()
@@ -31,7 +31,7 @@ func newHoard(t *testing.T) (b *processtest.Bench, release func(run string)) {
 	}
 }
 
-// startWriter starts a run and waits until all is written.
+// startWriter starts a run and waits until it has written everything.
 func startWriter(t *testing.T, b *processtest.Bench) (run string) {
 	t.Helper()
 	run = b.Begin(t, processtest.NewOrder())
@@ -42,7 +42,7 @@ func startWriter(t *testing.T, b *processtest.Bench) (run string) {
 	return run
 }
 
-// having are the runs that have a file, or a folder.
+// having returns the runs that have a file or folder with the name.
 func having(b *processtest.Bench, runs []string, file string) (some []string) {
 	for _, run := range runs {
 		if _, err := os.Stat(filepath.Join(b.Dir, run, file)); err == nil {
@@ -135,7 +135,7 @@ func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
 	for i := range 40 {
 		run, inside := processtest.NewOrder().Run, "work"
 		if i%3 == 0 {
-			stubborn, inside = append(stubborn, run), "lock" // which is no file that could be tried
+			stubborn, inside = append(stubborn, run), "lock" // the lock is not a file, so it cannot be tested
 		}
 		if err := os.MkdirAll(filepath.Join(dir, run, inside), 0o700); err != nil {
 			t.Fatal(err)
@@ -151,8 +151,8 @@ func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
 	}
 }
 
-// A database that was replaced by an older one knows none of the newer runs, and can be put back
-// for a day.
+// TestSweep_UnknownForADay checks that folders of unknown runs stay for a day. A database that was replaced by an
+// older one does not know the newer runs, and can be restored until then.
 func TestSweep_UnknownForADay(t *testing.T) {
 	b, release := newHoard(t)
 	run := startWriter(t, b)
