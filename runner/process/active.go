@@ -43,7 +43,7 @@ type active struct {
 	followers []chan<- runner.End     // guarded by local.active.mu
 	exit      <-chan *os.ProcessState // nil once the main process ended
 	state     *os.ProcessState
-	recorded  bool // the folder knows the main process
+	recorded  bool // the status file has the main process
 	kill      *time.Timer
 	kills     int
 }

@@ -30,8 +30,8 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// Local runs commands as children of the calling process. It is a
-// runner.Processes, safe for concurrent use.
+// Local runs commands as children of the calling process. It implements runner.Processes and is safe for concurrent
+// use.
 type Local struct {
 	runs   *rundir.Runs
 	ready  *rundir.ReadyFolders
@@ -39,7 +39,7 @@ type Local struct {
 	log    *slog.Logger
 	parent *proctree.Parent
 	ends   *endings
-	login  []string // HOME and so on, of the user that commands run as
+	login  []string // HOME and so on of the user that runs the commands
 
 	attended atomic.Bool // a server is connected
 
@@ -73,7 +73,7 @@ func newLocal(
 // Supervised configures how a supervisor runs commands.
 type Supervised struct {
 	Dir      string           // the folder of runs
-	Parent   *proctree.Parent // which is a subreaper, and has limited the processes of commands
+	Parent   *proctree.Parent // a subreaper that limits the processes of commands
 	LoginEnv []string         // what LoginEnv returned in the server
 	Log      *slog.Logger
 	// DangerouslyUnlocked lets runs of one flight overlap after a crash.

@@ -296,7 +296,8 @@ func (v *supervisor) greetPeer(conn *net.UnixConn) {
 			err = ErrSuperseded
 		}
 		v.mu.Unlock()
-		_ = writeLine(conn, welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}, nil) // a probe sends no more
+		// A probe sends no requests.
+		_ = writeLine(conn, welcome{PID: os.Getpid(), Version: v.Version, Fault: newFault(err)}, nil)
 		_ = conn.Close()
 		return
 	}

@@ -536,7 +536,7 @@ func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 		o := started
 		o.Run = processtest.NewOrder().Run
 		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, o)), 1)
-		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), code) // the server could use it at any moment
+		processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), code) // the server may use it now
 	}
 	inForce = p.hooks
 	p.hooks = p.write(t, job(processtest.Script(t, "exit 5")))

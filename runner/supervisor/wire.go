@@ -92,7 +92,7 @@ type reply struct {
 	End    *runner.End  `json:"end,omitempty"`
 	Why    runner.State `json:"why,omitempty"` // End.Reason, which JSON leaves out
 	Runs   []string     `json:"runs,omitempty"`
-	Digest string       `json:"digest,omitempty"` // of all hooks
+	Digest string       `json:"digest,omitempty"` // hook.Digest of all hooks
 }
 
 // fault is an error as it is sent in a reply.

@@ -21,7 +21,7 @@ const (
 type tailState struct {
 	Room    int64 // bytes for output in the file
 	First   int64 // the file has all output from this offset on
-	Size    int64 // of the output
+	Size    int64 // bytes of the whole output
 	Pending int64 // bytes at the end that may still be in the FIFO
 }
 

@@ -33,7 +33,7 @@ type Subject struct {
 	Dir string
 }
 
-// Commands start commands and read their outputs.
+// Commands is an implementation that starts commands and reads their outputs.
 type Commands interface {
 	runner.Processes
 	Output(run string) (*output.Reader, error)

@@ -76,8 +76,8 @@ func (f *Folder) makeFiles() (err error) {
 	if f.flight, err = f.Root.OpenFile(lockFile, fresh, 0o600); err != nil {
 		return err
 	}
-	// The lock is opened for reading only, so that a program cannot write into it through a descriptor that it did
-	// not open.
+	// The lock is opened for reading only, because the command inherits this descriptor and could write into the
+	// lock.
 	if f.Lock, err = f.Root.Open(lockFile); err != nil {
 		return err
 	}

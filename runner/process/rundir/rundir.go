@@ -14,9 +14,9 @@
 // A folder is made in ready/ with all its files, gets its name in active/, and is then renamed to the id. So
 // a crash at any step leaves either no folder of the run, or a whole one whose lock says whether a process of
 // the command is alive. The name in active/ is removed last, when the end is on disk and the working folder is
-// gone: the next supervisor looks at those names alone.
+// gone: the next supervisor reads only those names.
 //
-// [Remove], [Sweep] and [Trim] need no supervisor. They leave alone what a living process has locked, and what is
+// [Remove], [Sweep] and [Trim] need no supervisor. They do not touch what a living process has locked, or what is
 // mounted.
 package rundir
 
@@ -45,7 +45,7 @@ const (
 	FIFOFile   = "fifo"   // where the command writes, until the run has ended
 	WorkDir    = "work"   // the working directory, unless the hook has another
 	statusFile = "status" // Status as JSON
-	lockFile   = "lock"   // flock'd as long as any of the command's tree keeps the descriptor; its content is the flight
+	lockFile   = "lock"   // flock'd while any process of the command has the descriptor; its content is the flight
 )
 
 // unwrittenFile has the ends that a supervisor could not write into the folders of their runs before it ended: a
