@@ -7,5 +7,5 @@ import (
 	"net"
 )
 
-// peerOf refuses every peer, because this system does not report which user a peer runs as.
-func peerOf(*net.UnixConn) (uid, pid int, err error) { return -1, 0, errors.ErrUnsupported }
+// peerCredentials refuses every peer, because this system does not report which user a peer runs as.
+func peerCredentials(*net.UnixConn) (uid, pid int, err error) { return -1, 0, errors.ErrUnsupported }
