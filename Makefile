@@ -71,6 +71,9 @@ stress: ## take random operations against the program for STRESS (60m), and judg
 
 attack: ## attack the program as strangers and as a caller, each attack for ATTACK (20s), and report what a good caller sees
 	ATTACK=$(ATTACK) CGO_ENABLED=0 go test -count=1 -timeout 60m -run '^TestAttack$$' -v ./internal/e2e | grep -vE '^(=== |PASS)'
+	# Parallel reads just after a start, with a detector of deadlocks, and floods of frames, log lines and audit lines.
+	CGO_ENABLED=0 go test -count=1 -timeout 20m -run '^Test(Reads_|Runs_WholeAPI|Flood_|Log_Strangers|Refusals_)' \
+	  ./internal/e2e ./handlers ./runner/store ./internal/server ./internal/audit
 
 fuzz: ## fuzz each target for FUZZTIME (10s; or a count, 5000x)
 	go test -list '^Fuzz' ./... | awk '/^Fuzz/ {name[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print name[i], $$2; n = 0}' |
