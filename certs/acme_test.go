@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +21,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/diag"
+	"sallyport/internal/testenv"
 )
 
 // directory is an ACME server that answers each request with an error.
@@ -95,27 +95,9 @@ func (l *logs) text() string {
 	return l.String()
 }
 
-// eventually repeats ask until it returns true.
-func eventually(t *testing.T, what string, ask func() bool) {
-	t.Helper()
-	for deadline := time.After(time.Minute); !ask(); {
-		select {
-		case <-deadline:
-			t.Fatal("did not happen: ", what)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
 // renewing returns the stacks of the goroutines that request something from a CA.
-func renewing() (found []string) {
-	all := make([]byte, 4<<20)
-	for one := range strings.SplitSeq(string(all[:runtime.Stack(all, true)]), "\n\n") {
-		if strings.Contains(one, "certs.(*renewal)") || strings.Contains(one, "crypto/acme") {
-			found = append(found, one)
-		}
-	}
-	return found
+func renewing() []string {
+	return testenv.FindGoroutines("certs.(*renewal)", "crypto/acme")
 }
 
 // TestRenewals_HangingOrder: a CA never answers the requests for several names. Each name has a separate request in
@@ -133,10 +115,10 @@ func TestRenewals_HangingOrder(t *testing.T) {
 	var log logs
 	s := certs.NewRenewals(slog.New(slog.NewJSONHandler(&log, nil)))
 	s.Use(obtain(t, s, t.TempDir(), certs.ACMESpec{Domains: []string{"a.example.com", "b.example.com", "c.example.com"}, Directory: ca.URL, CA: roots}))
-	eventually(t, "three requests at once", func() bool { return held.Load() == 3 })
+	testenv.WaitUntil(t, "three requests at once", func() bool { return held.Load() == 3 })
 	s.Use(nil)
-	eventually(t, "the end of the requests", func() bool { return held.Load() == 0 })
-	eventually(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
+	testenv.WaitUntil(t, "the end of the requests", func() bool { return held.Load() == 0 })
+	testenv.WaitUntil(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
 	if text := log.text(); text != "" {
 		t.Errorf("the log has\n%s", text)
 	}
@@ -158,7 +140,7 @@ func TestRenewals_StopConnecting(t *testing.T) {
 	if _, err := io.Copy(io.Discard, conn); err != nil {
 		t.Error("the connection stays open:", err)
 	}
-	eventually(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
+	testenv.WaitUntil(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
 	if text := log.text(); text != "" {
 		t.Errorf("the log has\n%s", text)
 	}

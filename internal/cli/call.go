@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	syntax "sallyport/auth/field" // field is a header here
 	"sallyport/auth/webhook"
 	"sallyport/internal/client"
 	"sallyport/internal/terminal"
@@ -70,7 +71,7 @@ type field struct{ name, value string }
 func (f *field) UnmarshalText(text []byte) error {
 	s := string(text)
 	at := strings.IndexAny(s, ":=")
-	if at < 1 || !client.IsHeaderName(s[:at]) {
+	if at < 1 || !syntax.IsToken(s[:at]) {
 		return errors.New("a header is given as NAME:VALUE")
 	}
 	f.name, f.value = s[:at], strings.TrimSpace(s[at+1:])

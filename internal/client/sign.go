@@ -14,6 +14,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"sallyport/auth/field"
 	"sallyport/auth/httpsig"
 	"sallyport/auth/webhook"
 )
@@ -68,7 +69,7 @@ func HMAC(preset string, secret []byte) (Signer, error) {
 // "Bearer …").
 func Static(name, value string) (Signer, error) {
 	switch {
-	case !IsHeaderName(name): // name may be "Authorization: Bearer …", so the message does not repeat it
+	case !field.IsToken(name): // name may be "Authorization: Bearer …", so the message does not repeat it
 		return nil, fmt.Errorf("the name of the header has characters that no name has: %w", ErrUsage)
 	case value == "" || !IsHeaderValue(value):
 		return nil, fmt.Errorf("the header %q cannot hold this token: %w", name, ErrUsage)
@@ -78,13 +79,6 @@ func Static(name, value string) (Signer, error) {
 		h.Set(name, value)
 		return h, nil
 	}, nil
-}
-
-// IsHeaderName reports whether name can be the name of a header field (RFC 9110, 5.6.2).
-func IsHeaderName(name string) bool {
-	return name != "" && !strings.ContainsFunc(name, func(r rune) bool {
-		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
-	})
 }
 
 // IsHeaderValue reports whether value can be the value of a header field. A line break in it would begin another field.

@@ -6,38 +6,18 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"sallyport/internal/spiffetest"
+	"sallyport/internal/testenv"
 )
 
-// eventually repeats ask until it returns true.
-func eventually(t *testing.T, what string, ask func() bool) {
-	t.Helper()
-	for deadline := time.After(time.Minute); !ask(); {
-		select {
-		case <-deadline:
-			t.Fatal("did not happen: ", what)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
 // goroutines returns the stacks of the goroutines that wait for a Workload API or a CA.
-func goroutines() (found []string) {
-	all := make([]byte, 4<<20)
-	for _, one := range strings.Split(string(all[:runtime.Stack(all, true)]), "\n\n") {
-		if strings.Contains(one, "grpc.(*ClientConn)") || strings.Contains(one, "go-spiffe") || strings.Contains(one, "certs.(*renewal)") || strings.Contains(one, "crypto/acme") {
-			found = append(found, one)
-		}
-	}
-	return found
+func goroutines() []string {
+	return testenv.FindGoroutines("grpc.(*ClientConn)", "go-spiffe", "certs.(*renewal)", "crypto/acme")
 }
 
 // TestReload_RefusedLeavesNothing loads a configuration that names a Workload API and a CA, and is refused each time:
@@ -70,15 +50,15 @@ func TestReload_RefusedLeavesNothing(t *testing.T) {
 	p.configureTLS(tls, "worker")
 	for n := 1; n <= 2; n++ {
 		p.hup <- syscall.SIGHUP
-		eventually(t, "a refusal", func() bool { return p.Status().Failures >= n })
-		eventually(t, "the end of the watch", func() bool { return agent.Calls() == 0 })
-		eventually(t, "the end of all goroutines", func() bool { return len(goroutines()) == 0 })
+		testenv.WaitUntil(t, "a refusal", func() bool { return p.Status().Failures >= n })
+		testenv.WaitUntil(t, "the end of the watch", func() bool { return agent.Calls() == 0 })
+		testenv.WaitUntil(t, "the end of all goroutines", func() bool { return len(goroutines()) == 0 })
 	}
 	p.configureTLS(tls+", client_ca: missing.pem", "worker") // a fault in the file itself
 	p.hup <- syscall.SIGHUP
-	eventually(t, "a refusal", func() bool { return p.logs.count("missing.pem") > 0 })
-	eventually(t, "the end of the watch", func() bool { return agent.Calls() == 0 })
-	eventually(t, "the end of all goroutines", func() bool { return len(goroutines()) == 0 })
+	testenv.WaitUntil(t, "a refusal", func() bool { return p.logs.count("missing.pem") > 0 })
+	testenv.WaitUntil(t, "the end of the watch", func() bool { return agent.Calls() == 0 })
+	testenv.WaitUntil(t, "the end of all goroutines", func() bool { return len(goroutines()) == 0 })
 	if asked.Load() > 0 {
 		t.Error("the CA of a refused configuration was asked")
 	}

@@ -1,10 +1,14 @@
-// Package testenv is for tests that need an environment that not every machine has.
+// Package testenv is for tests: for those that need an environment that not every machine has, and for those that wait
+// for what other goroutines do.
 package testenv
 
 import (
 	"fmt"
 	"os"
+	"runtime"
+	"strings"
 	"testing"
+	"time"
 )
 
 // Skip skips a test, and writes that to the file that "make test" prints, because go test does not print the output of
@@ -25,4 +29,30 @@ func Skip(t testing.TB, what string) {
 		}
 	}
 	t.Skip(text)
+}
+
+// WaitUntil repeats ask until it returns true. After a minute, the test fails.
+func WaitUntil(t testing.TB, what string, ask func() bool) {
+	t.Helper()
+	for deadline := time.After(time.Minute); !ask(); {
+		select {
+		case <-deadline:
+			t.Fatal("did not happen: ", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// FindGoroutines returns the stacks of the goroutines that contain one of the texts.
+func FindGoroutines(texts ...string) (found []string) {
+	all := make([]byte, 4<<20)
+	for stack := range strings.SplitSeq(string(all[:runtime.Stack(all, true)]), "\n\n") {
+		for _, text := range texts {
+			if strings.Contains(stack, text) {
+				found = append(found, stack)
+				break
+			}
+		}
+	}
+	return found
 }
