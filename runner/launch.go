@@ -38,7 +38,7 @@ const (
 // launchRun starts the command of a run that is recorded as running. The unit of work of its caller passes to the
 // run, and is released by endWork on each path from here. The caller's ctx must be one that is never done.
 func (r *Runner) launchRun(ctx context.Context, run Run, in Feed, from origin) (outcome, error) {
-	switch err := r.beginOrder(run, from); {
+	switch err := guard.Do(r.log, func() error { return r.beginOrder(run, from) }); {
 	case errors.Is(err, ErrLeft):
 		if from == fromStore { // if this fails, the next server still finds the run as running
 			_, _ = r.store.Requeue(ctx, run.ID)
@@ -109,7 +109,8 @@ func (r *Runner) beginOrder(run Run, from origin) error {
 func (r *Runner) sendOrderOnce(run Run, in Feed) error {
 	err := guard.Do(r.log, func() error { return r.sendOrder(run, in) })
 	if errors.Is(err, guard.ErrFault) {
-		if known, failed := r.procs.Known(run.ID); known || failed != nil {
+		known, failed := guard.Call(r.log, func() (bool, error) { return r.procs.Known(run.ID) })
+		if known || failed != nil {
 			return fs.ErrExist
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/internal/guard"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 )
@@ -402,6 +403,74 @@ func TestStart_FaultAfterOrder(t *testing.T) {
 	if _, err := r.Start(t.Context(), d); !errors.As(err, &replayed) {
 		t.Errorf("the same delivery: %v", err)
 	}
+}
+
+// unstoppable panics when a run is to be stopped, and when one is looked up.
+type unstoppable struct{ faulty }
+
+// Stop implements runner.Processes.
+func (unstoppable) Stop(string, runner.State, time.Duration) error {
+	panic("before the command is stopped") //nolint:forbidigo // it stands for a fault of the program
+}
+
+// Known implements runner.Processes.
+func (unstoppable) Known(string) (bool, error) {
+	panic("before the run is looked up") //nolint:forbidigo // it stands for a fault of the program
+}
+
+// TestDrain_FaultBeforeOrder: a run whose start fails by a fault ends as not started. Drain does not wait for it, its
+// flight is free, and its delivery may come again.
+func TestDrain_FaultBeforeOrder(t *testing.T) {
+	t.Parallel()
+	h := alone(t)
+	b := newBench(t, h)
+	broken := true
+	lookUp := func(name string) (*hook.Hook, bool) {
+		if broken {
+			panic("before the order is given") //nolint:forbidigo // it stands for a fault of the program
+		}
+		return b.hook(name)
+	}
+	r := runner.New(b.disk, b.commands, lookUp, time.Now, slog.New(slog.DiscardHandler))
+	d := claimed(of(h, ""), "k")
+	_, err := r.Start(t.Context(), d)
+	var failed *runner.NotStarted
+	if !errors.As(err, &failed) || !errors.Is(err, guard.ErrFault) || failed.Run.State != runner.Failed {
+		t.Errorf("got %v", err)
+	}
+	broken = false
+	s, err := r.Start(t.Context(), d)
+	if err != nil {
+		t.Fatalf("the same delivery: %v", err)
+	}
+	b.commands.end(s.Run.ID, exit(0))
+	r.Drain(t.Context())
+	b.state(t, s.Run.ID, runner.Succeeded)
+}
+
+// TestDrain_FaultAfterOrder: a run whose start ends by faults after the order was carried out is followed to its end,
+// and Drain waits for that end only.
+func TestDrain_FaultAfterOrder(t *testing.T) {
+	t.Parallel()
+	h := alone(t)
+	b := newBench(t, h)
+	r := runner.New(b.disk, unstoppable{faulty{b.commands}}, b.hook, time.Now, slog.New(slog.DiscardHandler))
+	b.gateStarts()
+	started := make(chan runner.Started, 1)
+	go func() {
+		s, err := r.Start(t.Context(), of(h, ""))
+		if err != nil {
+			t.Error(err)
+		}
+		started <- s
+	}()
+	<-b.entered
+	r.Kill() // the run is to be stopped once it is started
+	close(b.gate)
+	s := <-started
+	b.commands.end(s.Run.ID, exit(0))
+	r.Drain(t.Context())
+	b.state(t, s.Run.ID, runner.Succeeded)
 }
 
 // elsewhere is an installation whose folder of runs was replaced: runs are revoked in one folder, and started in the

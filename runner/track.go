@@ -3,6 +3,8 @@ package runner
 import (
 	"context"
 	"time"
+
+	"sallyport/internal/guard"
 )
 
 // phase is the progress of the command of a run, as this server knows it. It changes from none to ordered and then to
@@ -115,7 +117,7 @@ func (r *Runner) stopRun(ctx context.Context, id string, how stopping) (settled 
 		r.stopCommand(id, how)
 		return pending.settled
 	}
-	switch revoked, err := r.procs.Revoke(id, how.why); {
+	switch revoked, err := guard.Call(r.log, func() (bool, error) { return r.procs.Revoke(id, how.why) }); {
 	case err != nil:
 		r.log.Error("run not revoked", "run", id, "error", err)
 	case revoked:
@@ -143,7 +145,7 @@ func (r *Runner) findRevoked(id string) (why State, yes bool) {
 }
 
 func (r *Runner) stopCommand(id string, how stopping) {
-	if err := r.procs.Stop(id, how.why, how.grace); err != nil {
+	if err := guard.Do(r.log, func() error { return r.procs.Stop(id, how.why, how.grace) }); err != nil {
 		r.log.Error("run not stopped", "run", id, "error", err)
 	}
 }
