@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"sallyport/auth/webhook"
 )
@@ -93,15 +94,38 @@ func TestDocs_SignaturePresets(t *testing.T) {
 	}
 }
 
+// listDocs returns all pages.
+func listDocs(t *testing.T) (docs []string) {
+	t.Helper()
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md"} {
+		some, err := filepath.Glob(pattern)
+		check(t, err)
+		docs = append(docs, some...)
+	}
+	if !slices.Contains(docs, "README.md") || !slices.Contains(docs, "docs/glossary.md") {
+		t.Fatalf("only %q were found", docs)
+	}
+	return docs
+}
+
+// TestDocs_LineLength: no line of a page is longer than 120 columns.
+func TestDocs_LineLength(t *testing.T) {
+	t.Parallel()
+	for _, doc := range listDocs(t) {
+		n := 0
+		for line := range strings.Lines(readDoc(t, doc)) {
+			n++
+			if columns := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); columns > 120 {
+				t.Errorf("%s:%d has %d columns", doc, n, columns)
+			}
+		}
+	}
+}
+
 // TestDocs_Links: each link of a document leads to an existing file and heading.
 func TestDocs_Links(t *testing.T) {
 	t.Parallel()
-	docs, err := filepath.Glob("docs/*.md")
-	check(t, err)
-	more, err := filepath.Glob("docs/*/*.md")
-	check(t, err)
-	docs = append(docs, more...)
-	for _, doc := range append(docs, "README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md") {
+	for _, doc := range listDocs(t) {
 		for _, to := range findMatches(`\]\(([^)]+)\)`, readDoc(t, doc)) {
 			if strings.Contains(to, "://") {
 				continue
