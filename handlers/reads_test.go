@@ -181,7 +181,8 @@ func TestRuns_PagesOfLongParameters(t *testing.T) {
 		if _, err := h.record.Admit(t.Context(), r, runner.Claim{}, hook.Policy{}, runner.Feed{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := h.record.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: h.clock.now()}, false, false); err != nil {
+		if _, _, err := h.record.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: h.clock.now()},
+			runner.KeepClaims, runner.LeaveQueued); err != nil {
 			t.Fatal(err)
 		}
 		want = append([]string{id}, want...)

@@ -243,11 +243,13 @@ func (d *disk) Admit(ctx context.Context, r runner.Run, c runner.Claim, p hook.P
 	return a, err
 }
 
-func (d *disk) Finish(ctx context.Context, id string, s runner.State, e runner.End, giveBack, promote bool) (runner.Run, *runner.Run, error) {
+func (d *disk) Finish(
+	ctx context.Context, id string, s runner.State, e runner.End, c runner.AfterClaims, q runner.AfterQueue,
+) (runner.Run, *runner.Run, error) {
 	if err := d.err(true); err != nil {
 		return runner.Run{}, nil, err
 	}
-	ended, next, err := d.SQLite.Finish(ctx, id, s, e, giveBack, promote)
+	ended, next, err := d.SQLite.Finish(ctx, id, s, e, c, q)
 	if d.finished != nil {
 		d.finished()
 	}

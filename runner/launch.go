@@ -68,7 +68,7 @@ func (r *Runner) continueLaunch(ctx context.Context, run Run, from origin, err e
 	why, revoked := r.findRevoked(run.ID)
 	switch {
 	case revoked && err != nil && !errors.Is(err, ErrLeft): // noteStarted below stops a command that does run
-		go r.finishRun(ctx, run, why, End{Ended: r.now(), Reason: why}, false)
+		go r.finishRun(ctx, run, why, End{Ended: r.now(), Reason: why}, KeepClaims)
 		return neverBegins, nil
 	case err == nil, errors.Is(err, fs.ErrExist):
 		r.noteStarted(run)
@@ -135,7 +135,7 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 	end := End{Ended: r.now(), Error: "the command could not be started", Detail: reason.Error()}
 	recorded := make(chan Run, 1)
 	go func() {
-		ended, err := guard.Call(r.log, func() (Run, error) { return r.finishRun(ctx, run, Failed, end, true), nil })
+		ended, err := guard.Call(r.log, func() (Run, error) { return r.finishRun(ctx, run, Failed, end, RemoveClaims), nil })
 		if err == nil {
 			recorded <- ended
 		}
@@ -152,7 +152,7 @@ func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) er
 // launchStored launches a run from the store, after its delivery was answered. It records and logs a failure.
 func (r *Runner) launchStored(ctx context.Context, run Run) {
 	if run.Wish != "" {
-		r.finishRun(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, false)
+		r.finishRun(ctx, run, run.Wish, End{Ended: r.now(), Reason: run.Wish}, KeepClaims)
 		return
 	}
 	for failing := new(logging.Repeated); ; {

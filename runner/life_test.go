@@ -500,7 +500,8 @@ func TestRecover_StoreCannotRecord(t *testing.T) {
 	goesOn := b.start(t, of(other, ""))
 	first := b.admit(t, h, "1", runner.Feed{})
 	second := b.admit(t, h, "2", runner.Feed{})
-	if _, _, err := b.disk.SQLite.Finish(t.Context(), first, runner.Succeeded, runner.End{}, false, false); err != nil {
+	if _, _, err := b.disk.SQLite.Finish(t.Context(), first, runner.Succeeded, runner.End{},
+		runner.KeepClaims, runner.LeaveQueued); err != nil {
 		t.Fatal(err)
 	}
 	b.crash(t)

@@ -91,7 +91,7 @@ func (r *Runner) resumeRunLater(ctx context.Context, run Run) {
 // so it may be missing although the command ran: a start now could run the command twice.
 func (r *Runner) endInterrupted(ctx context.Context, run Run) {
 	r.log.Warn("run interrupted: the machine was restarted after the run was ordered", "run", run.ID, "hook", run.Hook, "caller", run.Caller)
-	r.finishRun(ctx, run, Interrupted, End{Ended: r.now(), Reason: Interrupted}, false)
+	r.finishRun(ctx, run, Interrupted, End{Ended: r.now(), Reason: Interrupted}, KeepClaims)
 }
 
 // holdWork adds a unit of work for a run that is launched or followed here. endWork removes it.

@@ -247,7 +247,7 @@ func (r *Runner) followRun(ctx context.Context, run Run) {
 	r.mu.Lock()
 	r.estimates.addDuration(run.Hook, took)
 	r.mu.Unlock()
-	r.finishRun(ctx, run, state, end, false)
+	r.finishRun(ctx, run, state, end, KeepClaims)
 }
 
 // awaitEnd waits for the end of a run, and reports false if the next server records the end. A command that was
@@ -297,12 +297,12 @@ func (r *Runner) logRunEnd(run Run, state State, end End) {
 }
 
 // finishRun records an end, however long the store takes to accept it, and launches the next run of the flight.
-func (r *Runner) finishRun(ctx context.Context, run Run, s State, e End, giveBack bool) Run {
-	ended, next := r.recordEnd(ctx, run, s, e, giveBack)
+func (r *Runner) finishRun(ctx context.Context, run Run, s State, e End, c AfterClaims) Run {
+	ended, next := r.recordEnd(ctx, run, s, e, c)
 	r.mu.Lock()
 	r.setPhase(run, phaseNone)
 	r.mu.Unlock()
-	if !giveBack {
+	if c == KeepClaims {
 		r.logRunEnd(run, ended.State, e)
 	}
 	r.releaseWaiters(run.ID)
@@ -318,9 +318,9 @@ func (r *Runner) finishRun(ctx context.Context, run Run, s State, e End, giveBac
 // is full.
 const recordRetryPause = time.Second
 
-func (r *Runner) recordEnd(ctx context.Context, run Run, s State, e End, giveBack bool) (Run, *Run) {
+func (r *Runner) recordEnd(ctx context.Context, run Run, s State, e End, c AfterClaims) (Run, *Run) {
 	for failing := new(logging.Repeated); ; {
-		ended, next, err := r.recordEndOnce(ctx, run, s, e, giveBack)
+		ended, next, err := r.recordEndOnce(ctx, run, s, e, c)
 		if err == nil {
 			return ended, next
 		}
@@ -337,7 +337,7 @@ func (r *Runner) recordEnd(ctx context.Context, run Run, s State, e End, giveBac
 
 // recordEndOnce queues an interrupted run again before it records its end, so that an accepted run is not lost if the
 // server ends between the two.
-func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, giveBack bool) (ended Run, next *Run, err error) {
+func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, c AfterClaims) (ended Run, next *Run, err error) {
 	if s == Interrupted {
 		if run, err = r.store.Get(ctx, run.ID); err != nil {
 			return Run{}, nil, err
@@ -351,7 +351,11 @@ func (r *Runner) recordEndOnce(ctx context.Context, run Run, s State, e End, giv
 			return Run{}, nil, err
 		}
 	}
-	return r.store.Finish(ctx, run.ID, s, e, giveBack, !r.Draining())
+	queue := PromoteNext
+	if r.Draining() {
+		queue = LeaveQueued
+	}
+	return r.store.Finish(ctx, run.ID, s, e, c, queue)
 }
 
 // State returns the state of a run with this end.

@@ -37,6 +37,26 @@ type Admission struct {
 	Superseded []Run // Replace: queued runs that ended as cancelled
 }
 
+// AfterClaims says what becomes of the claims on a run that ends.
+type AfterClaims int
+
+const (
+	// KeepClaims answers a repeated delivery of the run with the run.
+	KeepClaims AfterClaims = iota
+	// RemoveClaims accepts the deliveries of the run again. It is for a run whose command was never started.
+	RemoveClaims
+)
+
+// AfterQueue says what becomes of the first queued run of a flight when the run in progress ends.
+type AfterQueue int
+
+const (
+	// PromoteNext makes it running.
+	PromoteNext AfterQueue = iota
+	// LeaveQueued leaves it to the next server.
+	LeaveQueued
+)
+
 // Filter says which runs List returns. Empty fields do not restrict them.
 type Filter struct {
 	Hooks   []string
@@ -59,10 +79,9 @@ type Store interface {
 	// run. Errors are *Replayed, ErrReused, ErrOtherBody, *Busy and ErrUnavailable; nothing may be started after an
 	// error.
 	Admit(ctx context.Context, r Run, c Claim, p hook.Policy, in Feed) (Admission, error)
-	// Finish records the end of a run and, if promote is set, makes the next run of
-	// its flight running in the same transaction. With giveBack the claims on it are
-	// removed, so that their deliveries may come again. It may be repeated.
-	Finish(ctx context.Context, id string, s State, e End, giveBack, promote bool) (ended Run, next *Run, err error)
+	// Finish records the end of a run and, with PromoteNext, makes the next run of its flight running in the same
+	// transaction. It may be repeated.
+	Finish(ctx context.Context, id string, s State, e End, c AfterClaims, q AfterQueue) (ended Run, next *Run, err error)
 	// Promote makes the next run of each of the flights running where none is, and
 	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)

@@ -104,7 +104,8 @@ func makeStateFolder(t *testing.T) (dir string, ids []string) {
 		}
 	}
 	for i, state := range []runner.State{runner.Succeeded, runner.Failed} {
-		if _, _, err := s.Finish(ctx, ids[i], state, runner.End{Ended: time.Now(), ExitCode: &i}, false, false); err != nil {
+		if _, _, err := s.Finish(ctx, ids[i], state, runner.End{Ended: time.Now(), ExitCode: &i},
+			runner.KeepClaims, runner.LeaveQueued); err != nil {
 			t.Fatal(err)
 		}
 	}

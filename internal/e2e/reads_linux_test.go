@@ -98,7 +98,8 @@ func fillLarge(t *testing.T, state string) {
 		r := runner.Run{ID: id.String(), Hook: "large", Caller: "reader", Flight: id.String(), Params: params, Created: time.Now()}
 		_, err = s.Admit(t.Context(), r, runner.Claim{}, hook.Policy{}, runner.Feed{})
 		check(t, err)
-		_, _, err = s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false, false)
+		_, _, err = s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()},
+			runner.KeepClaims, runner.LeaveQueued)
 		check(t, err)
 	}
 	check(t, s.Close())

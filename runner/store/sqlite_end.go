@@ -10,12 +10,12 @@ import (
 	"sallyport/runner"
 )
 
-// Finish records the end of a run. With promote, it also makes the next run of its flight Running and returns it as
-// next, for the caller to start, or nil if there is none. With giveBack, it removes the claims on the run. If an end
-// was recorded before, Finish returns the run with that end and a nil next, so that it can be repeated after an
-// error. Errors: runner.ErrUnknown, ErrUnavailable.
+// Finish records the end of a run. With runner.PromoteNext, it also makes the next run of its flight Running and
+// returns it as next, for the caller to start, or nil if there is none. With runner.RemoveClaims, it removes the claims
+// on the run. If an end was recorded before, Finish returns the run with that end and a nil next, so that it can be
+// repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Finish(
-	ctx context.Context, id string, state runner.State, end runner.End, giveBack, promote bool,
+	ctx context.Context, id string, state runner.State, end runner.End, claims runner.AfterClaims, queue runner.AfterQueue,
 ) (ended runner.Run, next *runner.Run, err error) {
 	if !state.Ended() {
 		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is not a final state", id, state)
@@ -24,7 +24,7 @@ func (s *SQLite) Finish(
 		end.Ended = s.now()
 	}
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
-		ended, err = endRun(ctx, tx, id, state, end, giveBack)
+		ended, err = endRun(ctx, tx, id, state, end, claims)
 		if errors.Is(err, runner.ErrUnknown) { // the run is unknown, or ended before
 			ended, err = tx.readRun(ctx, sqlRun, id)
 			return err
@@ -32,7 +32,7 @@ func (s *SQLite) Finish(
 		if err != nil {
 			return err
 		}
-		if promote {
+		if queue == runner.PromoteNext {
 			next, err = s.promoteNext(ctx, tx, ended.Flight)
 		}
 		return err
@@ -44,12 +44,12 @@ func (s *SQLite) Finish(
 	return ended, next, nil
 }
 
-// endRun ends a running or queued run. giveBack is for a run that never started: if its end was requested, the run
-// ends as requested, and its claims stay.
+// endRun ends a running or queued run. runner.RemoveClaims is for a run that never started: if its end was requested,
+// the run ends as requested, and its claims stay.
 func endRun(
-	ctx context.Context, tx *statements, id string, state runner.State, end runner.End, giveBack bool,
+	ctx context.Context, tx *statements, id string, state runner.State, end runner.End, claims runner.AfterClaims,
 ) (runner.Run, error) {
-	if giveBack {
+	if claims == runner.RemoveClaims {
 		run, err := tx.readRun(ctx, sqlEndWished, id, micros(end.Ended))
 		if !errors.Is(err, runner.ErrUnknown) {
 			return run, err
@@ -57,7 +57,7 @@ func endRun(
 	}
 	run, err := tx.readRun(ctx, sqlEnd, id, state, micros(end.Ended), end.ExitCode, end.Signal, end.Error,
 		end.Output.Bytes, end.Output.Dropped, end.LeftBehind, end.Detail)
-	if err == nil && giveBack {
+	if err == nil && claims == runner.RemoveClaims {
 		_, err = tx.execute(ctx, sqlUnclaim, id)
 	}
 	return run, err

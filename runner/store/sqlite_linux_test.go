@@ -111,7 +111,8 @@ func admitAndEnd(ctx context.Context, s *store.SQLite) error {
 
 func endRun(ctx context.Context, s *store.SQLite, r *runner.Run, as runner.State) error {
 	for r != nil {
-		ended, next, err := s.Finish(ctx, r.ID, as, runner.End{Ended: time.Now()}, false, true)
+		ended, next, err := s.Finish(ctx, r.ID, as, runner.End{Ended: time.Now()},
+			runner.KeepClaims, runner.PromoteNext)
 		if err != nil {
 			return err
 		}
@@ -276,7 +277,8 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 	if err := free(); err != nil {
 		return err
 	}
-	if _, _, err := s.Finish(ctx, "run0", runner.Succeeded, runner.End{Ended: time.Now()}, false, true); err != nil {
+	if _, _, err := s.Finish(ctx, "run0", runner.Succeeded, runner.End{Ended: time.Now()},
+		runner.KeepClaims, runner.PromoteNext); err != nil {
 		return fmt.Errorf("finishing when space is back: %w", err)
 	}
 	if _, err := s.Get(ctx, fmt.Sprint("run", n)); !errors.Is(err, runner.ErrUnknown) {

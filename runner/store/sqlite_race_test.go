@@ -130,8 +130,8 @@ func runAll(t *testing.T, s *store.SQLite, w *witness, r runner.Run) {
 		}
 		w.end(now) // before the end is recorded: afterwards the next may be running
 		var err error
-		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()}, false,
-			true); err != nil {
+		if _, next, err = s.Finish(t.Context(), now.ID, runner.Succeeded, runner.End{Ended: time.Now()},
+			runner.KeepClaims, runner.PromoteNext); err != nil {
 			t.Error(err)
 			return
 		}

@@ -192,7 +192,8 @@ func TestFinish_CancelledBeforeStart(t *testing.T) {
 		t.Fatal(run, ended, err)
 	}
 	next := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Queue, Depth: 1}).Run
-	run, promoted, err := s.Finish(t.Context(), r.ID, runner.Failed, runner.End{Error: "no such file"}, true, true)
+	run, promoted, err := s.Finish(t.Context(), r.ID, runner.Failed, runner.End{Error: "no such file"},
+		runner.RemoveClaims, runner.PromoteNext)
 	if err != nil || run.State != runner.Cancelled || run.Ended.IsZero() || promoted == nil || promoted.ID != next.ID {
 		t.Fatal(run, promoted, err)
 	}
@@ -207,7 +208,8 @@ func TestFinish_KeepsTheDetail(t *testing.T) {
 	s := openStore(t)
 	r := admitRun(t, s, newRun(t, "build", "f"), hook.Policy{}).Run
 	end := runner.End{Ended: time.Now(), Error: "the command could not be started", Detail: "no such file"}
-	if _, _, err := s.Finish(t.Context(), r.ID, runner.Failed, end, true, true); err != nil {
+	if _, _, err := s.Finish(t.Context(), r.ID, runner.Failed, end,
+		runner.RemoveClaims, runner.PromoteNext); err != nil {
 		t.Fatal(err)
 	}
 	if got := checkState(t, s, r.ID, runner.Failed); got.Detail != end.Detail {

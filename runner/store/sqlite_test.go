@@ -71,8 +71,8 @@ func admitRun(t testing.TB, s *store.SQLite, r runner.Run, p hook.Policy) runner
 func finishRun(t testing.TB, s *store.SQLite, id string) *runner.Run {
 	t.Helper()
 	zero := 0
-	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero}, false,
-		true)
+	_, next, err := s.Finish(t.Context(), id, runner.Succeeded, runner.End{Ended: time.Now(), ExitCode: &zero},
+		runner.KeepClaims, runner.PromoteNext)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,7 +324,7 @@ func TestReplace_StopsAndDrops(t *testing.T) {
 		t.Fatalf("dropped: %+v", dropped)
 	}
 	_, next, err := s.Finish(t.Context(), first.Run.ID, runner.Cancelled,
-		runner.End{Ended: time.Now(), Signal: "SIGTERM"}, false, true)
+		runner.End{Ended: time.Now(), Signal: "SIGTERM"}, runner.KeepClaims, runner.PromoteNext)
 	if err != nil || next == nil || next.ID != third.Run.ID {
 		t.Fatalf("next: %v %+v", err, next)
 	}
@@ -413,7 +413,8 @@ func TestClaim_IsKnownByEachOfItsKeys(t *testing.T) {
 		t.Errorf("the same id with another body: %v", err)
 	}
 	// A claim is removed under all of its keys.
-	if _, _, err := s.Finish(t.Context(), first, runner.Failed, runner.End{Ended: time.Now()}, true, true); err != nil {
+	if _, _, err := s.Finish(t.Context(), first, runner.Failed, runner.End{Ended: time.Now()},
+		runner.RemoveClaims, runner.PromoteNext); err != nil {
 		t.Fatal(err)
 	}
 	admitWith(t, s, named)
@@ -462,7 +463,8 @@ func TestClaim_GivenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	end := runner.End{Ended: time.Now(), Error: "the command could not be started"}
-	if _, _, err := s.Finish(t.Context(), a.Run.ID, runner.Failed, end, true, true); err != nil {
+	if _, _, err := s.Finish(t.Context(), a.Run.ID, runner.Failed, end,
+		runner.RemoveClaims, runner.PromoteNext); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Admit(t.Context(), newRun(t, "build", "f"), c, hook.Policy{}, runner.Feed{}); err != nil {
@@ -485,7 +487,7 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 		Reason: runner.TimedOut, Error: "why",
 		Output: runner.Output{Bytes: 1 << 40, Dropped: 7}, LeftBehind: 3,
 	}
-	ended, next, err := s.Finish(t.Context(), r.ID, runner.TimedOut, end, false, true)
+	ended, next, err := s.Finish(t.Context(), r.ID, runner.TimedOut, end, runner.KeepClaims, runner.PromoteNext)
 	if err != nil || next == nil || next.ID != waiting.Run.ID {
 		t.Fatalf("next: %v %+v", err, next)
 	}
@@ -500,18 +502,20 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 			t.Errorf("%s: %+v, not %+v", name, got, want)
 		}
 	}
-	again, next, err := s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()}, true, true)
+	again, next, err := s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()},
+		runner.RemoveClaims, runner.PromoteNext)
 	if err != nil || next != nil || again.State != runner.TimedOut {
 		t.Fatalf("again: %v %+v %+v", err, next, again)
 	}
 	if _, err := s.Find(t.Context(), "build", runner.Claim{Key: r.ID}); err != nil {
 		t.Fatalf("the second end gave the delivery back: %v", err)
 	}
-	if _, _, err := s.Finish(t.Context(), "no such", runner.Failed, runner.End{}, false,
-		true); !errors.Is(err, runner.ErrUnknown) {
+	if _, _, err := s.Finish(t.Context(), "no such", runner.Failed, runner.End{},
+		runner.KeepClaims, runner.PromoteNext); !errors.Is(err, runner.ErrUnknown) {
 		t.Fatalf("unknown: %v", err)
 	}
-	if _, _, err := s.Finish(t.Context(), waiting.Run.ID, runner.Running, runner.End{}, false, true); err == nil {
+	if _, _, err := s.Finish(t.Context(), waiting.Run.ID, runner.Running, runner.End{},
+		runner.KeepClaims, runner.PromoteNext); err == nil {
 		t.Fatal("running is no end")
 	}
 }
@@ -525,7 +529,8 @@ func TestFeed_KeptIfInterrupted(t *testing.T) {
 			runner.Feed{Stdin: []byte("secret")}); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := s.Finish(t.Context(), r.ID, end, runner.End{Ended: time.Now()}, false, true); err != nil {
+		if _, _, err := s.Finish(t.Context(), r.ID, end, runner.End{Ended: time.Now()},
+			runner.KeepClaims, runner.PromoteNext); err != nil {
 			t.Fatal(err)
 		}
 		in, err := s.Feed(t.Context(), r.ID)
@@ -607,7 +612,7 @@ func fillStore(t testing.TB, s *store.SQLite, n int) []runner.Run {
 		a := admitRun(t, s, r, hook.Policy{})
 		if i%10 != 0 {
 			ended, _, err := s.Finish(t.Context(), r.ID, ends[rng.IntN(len(ends))],
-				runner.End{Ended: at.Add(time.Second)}, false, true)
+				runner.End{Ended: at.Add(time.Second)}, runner.KeepClaims, runner.PromoteNext)
 			if err != nil {
 				t.Fatal(err)
 			}
