@@ -62,7 +62,7 @@ func (spec *CallerSpec) warnExpiringKeys(now time.Time, p *diag.List) {
 			switch left := k.NotAfter.Sub(now); {
 			case k.NotAfter.IsZero() || left > expiresSoon:
 			case left < 0:
-				at.Warnf("has passed, so the key is no longer accepted")
+				at.Warnf("has passed, so the key is refused")
 			default:
 				at.Warnf("is in less than %d days: make a new key", int(left/(24*time.Hour))+1)
 			}

@@ -33,12 +33,12 @@ const (
 
 // Reasons to refuse a certificate that a trusted CA signed.
 var (
-	ErrStale   = errors.New("outside its time")
+	ErrStale   = errors.New("outside its validity period")
 	ErrRevoked = errors.New("revoked")
 )
 
 // errNoCA is the least specific reason.
-var errNoCA = errors.New("leads to no CA")
+var errNoCA = errors.New("does not lead to a CA")
 
 // Trust verifies the certificates that a client showed, its own first, at a time. The error gives the reason for a
 // refusal, in words that follow "the client certificate"; it is or wraps [ErrStale] or [ErrRevoked] for those reasons.
@@ -357,7 +357,7 @@ func (a *authority) verifyChains(shown []*x509.Certificate, now time.Time) ([][]
 		return nil, newNoCAError(a.name)
 	}
 	if shown[0].IsCA {
-		return nil, errors.New("is a CA's, and no client's")
+		return nil, errors.New("is a CA certificate, not a client certificate")
 	}
 	between := a.intermediates.Clone()
 	for _, c := range shown[1:] {

@@ -129,7 +129,7 @@ func TestCRL_Malformed(t *testing.T) {
 		"PEM":                         {corp.crl(t, nil, 1), ""},
 		"DER":                         {string(unpem(t, corp.crl(t, nil, 1))), ""},
 		"of several, one in all":      {corp.crl(t, nil) + "# and\n" + mute.pem, at + "reading c.crl: it contains a CERTIFICATE"},
-		"there twice":                 {corp.crl(t, nil) + corp.crl(t, nil), at + list + "is not the only one: there is one in c.crl"},
+		"there twice":                 {corp.crl(t, nil) + corp.crl(t, nil), at + "the CRL of CN=Corp CA is in c.crl, but also in c.crl"},
 		"cut short":                   {corp.crl(t, nil) + corp.crl(t, nil)[:100], at + "reading c.crl: it contains 2 PEM blocks, and 1 of them cannot be parsed"},
 		"more after DER":              {string(unpem(t, corp.crl(t, nil))) + "x", at + "reading c.crl: there is data after the CRL"},
 		"nothing":                     {"", at + "reading c.crl: "},
@@ -137,7 +137,7 @@ func TestCRL_Malformed(t *testing.T) {
 		"of the name, not of the key": {stranger.crl(t, nil), at + list + "is not signed by that CA: "},
 		"of another CA":               {namesake.crl(t, nil), at + "the CRL of CN=Other CA in c.crl is not of a CA in client_ca"},
 		"of a CA that may not":        {"", ""}, // made below
-		"without an end":              {corp.signed(t, true), at + list + "does not say when the next one comes"},
+		"without an end":              {corp.signed(t, true), at + list + "has no nextUpdate"},
 		"signed with SHA-1":           {corp.signed(t, false), at + list + "is signed with ECDSA-SHA1, which can be forged"},
 		"changed":                     {encode("X509 CRL", flipped(unpem(t, corp.crl(t, nil, 1)))), at + list + "is not signed by that CA: "},
 		"delta":                       {extended(true, 2, 5, 29, 27), at + list + "is a delta CRL"},
@@ -389,11 +389,11 @@ func TestHandshake_Errors(t *testing.T) {
 	}{
 		"good":                   {c.issue(t, nil, forClients), ""},
 		"of the other file":      {partner.issue(t, nil, forClients), ""},
-		"ended":                  {partner.issue(t, nil, ended), "is outside its time: from "},
-		"of a name, not its key": {namesake.issue(t, nil, forClients), "leads to no CA of c.pem that is valid now"},
+		"ended":                  {partner.issue(t, nil, ended), "is outside its validity period: from "},
+		"of a name, not its key": {namesake.issue(t, nil, forClients), "does not lead to a CA of c.pem that is valid now"},
 		"a server's":             {c.issue(t, nil), "is not for clients: an extended key usage lacks clientAuth"},
-		"of nobody, and ended":   {newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Nobody" }).issue(t, nil, ended), "leads to no CA that is known here, and is not pinned"},
-		"a CA's":                 {func() pair { b := c.between(t, "A", 2); return pair{b.pem, keyPEM(t, b.key)} }(), "is a CA's, and no client's"},
+		"of nobody, and ended":   {newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Nobody" }).issue(t, nil, ended), "does not lead to a CA that is known here, and is not pinned"},
+		"a CA's":                 {func() pair { b := c.between(t, "A", 2); return pair{b.pem, keyPEM(t, b.key)} }(), "is a CA certificate, not a client certificate"},
 	} {
 		err := shows(t, cfg, c, row.own)
 		if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
@@ -426,7 +426,7 @@ func TestClientCA_Expired(t *testing.T) {
 		t.Errorf("a client of the CA that is left: %v", err)
 	}
 	old.now = now // so that the client's certificate is still valid
-	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil || !strings.Contains(err.Error(), "leads to a CA that is outside its time: from ") {
+	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil || !strings.Contains(err.Error(), "leads to a CA that is outside its validity period: from ") {
 		t.Errorf("a client of the CA that has ended: %v", err)
 	}
 	write(t, dir, "c.pem", old.pem+older.pem, 0o644)

@@ -90,7 +90,7 @@ func (r *revocations) warnUnlisted(trusted map[string]*authority, p *diag.List) 
 	for name, a := range trusted {
 		for i, ca := range a.cas {
 			if r.lists[issuerKeyOf(ca)] == nil {
-				p.Warnf("there is no CRL of certificate %d of %s (%s), so certificates that this CA revokes are accepted",
+				p.Warnf("certificate %d of %s (%s) has no CRL, so certificates that this CA revokes are accepted",
 					i+1, name, ca.Subject)
 			}
 		}
@@ -113,7 +113,7 @@ func (r *revocations) addCRL(file string, list *unreadCRL, cas []*x509.Certifica
 		return
 	}
 	if other := r.lists[issuerKeyOf(ca)]; other != nil {
-		p.Errorf("the CRL of %s in %s is not the only one: there is one in %s", name, file, other.file)
+		p.Errorf("the CRL of %s is in %s, but also in %s", name, file, other.file)
 		return
 	}
 	switch left := list.NextUpdate.Sub(now); {
@@ -159,7 +159,7 @@ func crlIssuer(list *x509.RevocationList, cas []*x509.Certificate) (*x509.Certif
 // 5280 section 5.2).
 func checkComplete(list *x509.RevocationList) error {
 	if list.NextUpdate.IsZero() {
-		return errors.New("does not say when the next one comes (nextUpdate), so it could never be too old")
+		return errors.New("has no nextUpdate, so it would never expire")
 	}
 	for _, e := range list.Extensions {
 		switch {

@@ -136,7 +136,7 @@ func (r *renewal) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if c := r.current.Load(); c != nil {
 		return c, nil
 	}
-	return nil, fmt.Errorf("there is no certificate for %s yet", r.domain)
+	return nil, fmt.Errorf("no certificate for %s yet", r.domain)
 }
 
 // keepRenewed obtains a certificate, with retries, and then loads its successors. It begins after a pause.

@@ -97,7 +97,7 @@ func (s *spiffe) eventually(what string, ask func() error) {
 		}
 		select {
 		case <-deadline:
-			s.t.Fatalf("waited in vain for %s: %v", what, err)
+			s.t.Fatalf("timed out waiting for %s: %v", what, err)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}

@@ -105,7 +105,7 @@ func (r *Runner) stopAllRuns(grace time.Duration) {
 	r.mu.Unlock()
 	var all sync.WaitGroup
 	for _, run := range runs {
-		r.log.Warn("run stopped: the server is going", "run", run.ID, "hook", run.Hook)
+		r.log.Warn("run stopped: the server is shutting down", "run", run.ID, "hook", run.Hook)
 		all.Go(func() { r.stopCommand(run.ID, stopping{Cancelled, grace}) })
 	}
 	all.Wait()

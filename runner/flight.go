@@ -33,7 +33,7 @@ func (f *flightRules) checkOverlap(h *hook.Hook, run Run, inProgress map[string]
 		}
 		now := h.Flight(other.Params)
 		if now == flight {
-			return fmt.Errorf("%w: run %s, under the flight that the hook had before", ErrFlight, other.ID)
+			return fmt.Errorf("%w: run %s, under the previous flight of the hook", ErrFlight, other.ID)
 		}
 		mixed = mixed || now != other.Flight
 	}

@@ -35,13 +35,13 @@ func (r *Runner) Recover(ctx context.Context) error {
 			r.endWork()
 			return err
 		case err != nil: // a run whose state cannot be read now must not delay the others
-			r.log.Error("run not taken up yet; it is tried again", "run", run.ID, "hook", run.Hook, "error", err)
+			r.log.Error("run not adopted yet; it is tried again", "run", run.ID, "hook", run.Hook, "error", err)
 			go r.resumeRunLater(ctx, run)
 		}
 	}
 	err = r.promoteFlights(ctx)
 	if errors.Is(err, ErrUnavailable) { // the server can still follow the runs in progress
-		r.log.Error("waiting runs not started", "error", err)
+		r.log.Error("queued runs not started", "error", err)
 		r.promoteLater(ctx, allFlights, recordRetryPause)
 		return nil
 	}
@@ -133,7 +133,7 @@ func (r *Runner) rerunInterrupted(ctx context.Context, run Run) error {
 	case errors.As(err, &done):
 		return nil
 	case errors.As(err, &newer):
-		r.log.Info("interrupted run not queued again: others wait", "run", run.ID)
+		r.log.Info("interrupted run not queued again: other runs are queued", "run", run.ID)
 		return nil
 	case err == nil:
 		r.log.Info("interrupted run queued again", "run", run.ID, "as", again.ID, "attempt", again.Attempt)

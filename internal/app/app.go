@@ -16,9 +16,9 @@ import (
 )
 
 type commands struct {
-	Serve   serveCmd   `cmd:"" help:"Take deliveries and run what they may start, until SIGTERM."`
+	Serve   serveCmd   `cmd:"" help:"Run the server."`
 	Check   checkCmd   `cmd:"" help:"Print what is wrong with a configuration, or what it would serve."`
-	Call    cli.Call   `cmd:"" help:"Sign a delivery, send it to a hook and print the run."`
+	Call    cli.Call   `cmd:"" help:"Call a hook, and print its run or wait for it."`
 	Sign    cli.Sign   `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
 	Runs    cli.Runs   `cmd:"" help:"List, show, follow, cancel and repeat runs."`
 	Audit   cli.Audit  `cmd:"" help:"Verify the audit log."`
@@ -27,16 +27,16 @@ type commands struct {
 	Keys    cli.Keys   `cmd:"" help:"Make keys."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
-	Supervise superviseCmd `cmd:"" hidden:"" help:"Be the parent of commands. The server starts this itself."`
+	Supervise superviseCmd `cmd:"" hidden:"" help:"Run as the supervisor. Only the server starts this."`
 }
 
 const description = `A secured webhook receiver.
 
 Exit codes: 0 done; 1 the configuration or the server failed; 64 usage; 65 refused as
-malformed (400, 413, 422); 69 the server cannot be reached; 70 the server failed (500), or the end of
-the run is not known; 75 busy or too often (503, 429): try again; 77 refused for the credential (401,
-403), or the caller is only observed; 130 stopped by Ctrl-C. "call --wait" exits as the run did: with its exit code, 128
-and the signal's number, 124 when its time was over, or 126 when its command could not be started.`
+malformed (400, 413, 422); 69 the server cannot be reached; 70 the server failed (500), or the outcome
+of the run is unknown; 75 busy or too many requests (503, 429): try again; 77 refused credential (401,
+403), or the caller is observe-only; 130 stopped by Ctrl-C. "call --wait" exits with the exit code of the run, 128
+plus the number of the signal, 124 if it timed out, or 126 if its command could not be started.`
 
 // Main runs the command that args name, of a build of that version, and returns its exit code.
 func Main(version string, args []string, in io.Reader, out, errOut io.Writer) int {

@@ -30,7 +30,7 @@ func waitUntil(t testing.TB, what string, ask func() bool) {
 	for end := time.After(30 * time.Second); !ask(); {
 		select {
 		case <-end:
-			t.Fatal("waited in vain for ", what)
+			t.Fatal("timed out waiting for ", what)
 		case <-tick.C:
 		}
 	}

@@ -17,9 +17,9 @@ type Audit struct {
 
 type auditVerify struct {
 	Files      []string `arg:"" optional:"" help:"Files of lines that were copied elsewhere, in order: those of audit, or those of audit/refusals."`
-	StateDir   string   `placeholder:"DIR" help:"State folder, instead of files: nothing may be missing."`
+	StateDir   string   `placeholder:"DIR" help:"State folder instead of files; the log must be complete."`
 	Key        []string `placeholder:"KEY" help:"Trust this key, which \"audit key\" printed, and not those of the state folder."`
-	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint or audit/refusals/checkpoint that was kept elsewhere: what it has seen must be there."`
+	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint or audit/refusals/checkpoint that was kept elsewhere; the log must reach at least as far."`
 }
 
 // Run prints what was verified, or the first fault.
@@ -29,7 +29,7 @@ func (cmd *auditVerify) Run(s *Streams) error {
 	case (cmd.StateDir == "") == (len(cmd.Files) == 0):
 		return fmt.Errorf("either --state-dir or files are needed: %w", client.ErrUsage)
 	case len(keys) == 0 && cmd.StateDir == "":
-		return fmt.Errorf("files need a --key: %w", client.ErrUsage)
+		return fmt.Errorf("files need --key: %w", client.ErrUsage)
 	case len(keys) == 0:
 		var err error
 		if keys, err = audit.Keys(cmd.StateDir); err != nil {

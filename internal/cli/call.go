@@ -18,14 +18,14 @@ import (
 
 // Call sends a delivery to a hook, and with Wait follows its run.
 type Call struct {
-	URL string `arg:"" help:"Of the hook: https://host/path."`
+	URL string `arg:"" help:"URL of the hook: https://host/path."`
 	credential
 	payload
 	transport
-	ContentType string        `default:"application/json" help:"Of the body."`
-	Set         []field       `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"One more header, as curl takes it."`
-	Wait        bool          `help:"Follow the run and exit as it does."`
-	Retry       time.Duration `help:"Send again for so long while the server is busy or away."`
+	ContentType string        `default:"application/json" help:"Content-Type of the body."`
+	Set         []field       `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"Add a header, as in curl; may be repeated."`
+	Wait        bool          `help:"Wait for the run, and exit with its exit code."`
+	Retry       time.Duration `help:"Keep trying for this long while the server is busy or unreachable."`
 }
 
 // Run sends the delivery and prints the run as JSON.
@@ -35,7 +35,7 @@ func (cmd *Call) Run(s *Streams) error {
 		return err
 	}
 	if _, hmac := webhook.Preset(cmd.Scheme); hmac && len(body) == 0 {
-		return fmt.Errorf("--data is missing, and %s signs nothing else: %w", cmd.Scheme, client.ErrUsage)
+		return fmt.Errorf("--data is missing, but %s signs only the body: %w", cmd.Scheme, client.ErrUsage)
 	}
 	c, err := cmd.makeClient(&cmd.credential, client.Options{Retry: cmd.Retry, Progress: terminal.Writer(s.Err)})
 	if err != nil {

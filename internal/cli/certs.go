@@ -14,7 +14,7 @@ type Certs struct {
 
 type certsDev struct {
 	Dir   string `default:"certs" help:"Folder to write to."`
-	Renew bool   `help:"Keep what is good for another week, replace what is not."`
+	Renew bool   `help:"Replace certificates that expire within a week; keep the others."`
 }
 
 // Run makes the files.

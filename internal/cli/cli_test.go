@@ -64,13 +64,13 @@ func TestFlags_Refused(t *testing.T) {
 		"audit verify --state .":                      `did you mean "--state-dir"?`,
 		"audit key --state .":                         `did you mean "--state-dir"?`,
 		"audit verify":                                "either --state-dir or files are needed",
-		"audit verify a b":                            "files need a --key",
-		"runs show --state-dir . --scheme token --key-file " + key + " I": "--scheme is for a --server",
-		"runs output --state-dir . --follow ID":                           "--follow needs a --server",
+		"audit verify a b":                            "files need --key",
+		"runs show --state-dir . --scheme token --key-file " + key + " I": "--scheme needs --server",
+		"runs output --state-dir . --follow ID":                           "--follow needs --server",
 		"call --data x http://h/start":                                    "is not of the form https://host/path",
 		"call --scheme github --key-file " + key + " https://h/x":         "--data is missing",
 		"sign --key-file " + key:                                          "--key-file needs --scheme",
-		"sign --scheme nosuch --data x --key-file " + key:                 `"nosuch" is no scheme`,
+		"sign --scheme nosuch --data x --key-file " + key:                 `unknown scheme "nosuch"`,
 		"keys new nosuch":                                                 "nosuch",
 	} {
 		if got := runProgram("", strings.Fields(line)...); got.code != client.ExitUsage || !strings.Contains(got.errOut, want) {

@@ -18,17 +18,17 @@ import (
 
 // credential is the flags that say how a request proves its sender.
 type credential struct {
-	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, signature (RFC 9421), jwt, or token. None for a client certificate alone."`
+	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, signature (RFC 9421), jwt, or token. Omit it if you use only a client certificate."`
 	KeyFile  string            `placeholder:"FILE" help:"The secret; for jwt and signature the secret or a PEM private key; for token the token."`
-	Header   string            `placeholder:"NAME" help:"token: the header that holds it. Default: Authorization."`
-	Prefix   *string           `placeholder:"TEXT" help:"token: what stands before it in Authorization. Default: \"Bearer \"."`
+	Header   string            `placeholder:"NAME" help:"token: header that carries the token. Default: Authorization."`
+	Prefix   *string           `placeholder:"TEXT" help:"token: text before the token in Authorization. Default: \"Bearer \"."`
 	Alg      string            `help:"jwt: algorithm. Default: HS256."`
 	Kid      string            `help:"jwt and signature: key id."`
 	Tag      string            `help:"signature: tag."`
 	Issuer   string            `help:"jwt: iss."`
 	Audience string            `help:"jwt: aud."`
 	Subject  string            `help:"jwt: sub."`
-	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: one more claim, a string."`
+	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: add a claim, whose value is a string."`
 }
 
 // payload is the flags for the content of a delivery.
@@ -67,11 +67,9 @@ func checkOptions(scheme string, options []option) error {
 		if !o.given || slices.Contains(o.schemes, scheme) {
 			continue
 		}
-		is := "it is " + scheme
-		if scheme == "" {
-			is = "there is none"
-		}
-		return fmt.Errorf("--%s is for --scheme %s, and %s: %w", o.name, strings.Join(o.schemes, " or "), is, client.ErrUsage)
+		is := cmp.Or(scheme, "missing")
+		return fmt.Errorf("--%s is for --scheme %s, but --scheme is %s: %w",
+			o.name, strings.Join(o.schemes, " or "), is, client.ErrUsage)
 	}
 	return nil
 }
@@ -162,7 +160,7 @@ func (p *payload) readBody(in io.Reader) ([]byte, error) {
 type transport struct {
 	CA   string `name:"ca" placeholder:"FILE" help:"Trust this CA instead of the system's."`
 	Cert string `placeholder:"FILE" help:"Client certificate, PEM." and:"cert"`
-	Key  string `placeholder:"FILE" help:"Its key, PEM." and:"cert"`
+	Key  string `placeholder:"FILE" help:"Key of the client certificate, PEM." and:"cert"`
 }
 
 // firstFlag returns the name of a flag that was given, or an empty string.

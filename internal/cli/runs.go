@@ -26,7 +26,7 @@ type Runs struct {
 	List   runsList   `cmd:"" help:"List runs, newest first."`
 	Show   runsShow   `cmd:"" help:"Show one run."`
 	Output runsOutput `cmd:"" help:"Print what the command of a run wrote."`
-	Cancel runsCancel `cmd:"" help:"End a run that waits or runs."`
+	Cancel runsCancel `cmd:"" help:"Cancel a queued or running run."`
 	Rerun  runsRerun  `cmd:"" help:"Start the command of a run again."`
 }
 
@@ -42,7 +42,7 @@ type target struct {
 // refuseCredential refuses a credential with a state folder, where it would have no effect.
 func (r *target) refuseCredential() error {
 	if flag := cmp.Or(r.credential.firstFlag(), r.transport.firstFlag()); r.StateDir != "" && flag != "" {
-		return fmt.Errorf("--%s is for a --server: %w", flag, client.ErrUsage)
+		return fmt.Errorf("--%s needs --server: %w", flag, client.ErrUsage)
 	}
 	return nil
 }
@@ -70,13 +70,13 @@ func (r *target) askServerOrFolder(s *Streams, online func(context.Context, *cli
 
 type runsList struct {
 	target
-	Hook   []string   `help:"Of these hooks."`
-	Caller []string   `help:"Of these callers."`
+	Hook   []string   `help:"Only runs of these hooks."`
+	Caller []string   `help:"Only runs of these callers."`
 	State  []runState `placeholder:"STATE" help:"Only runs in these states: queued, running, succeeded, failed, timed_out, cancelled, interrupted."`
-	Since  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Created then or later, as 2026-11-30T12:00:00Z."`
-	Until  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Created before then."`
-	Before string     `placeholder:"ID" help:"Go on after this run of an earlier page."`
-	Limit  int        `default:"50" help:"At most so many, up to 1000."`
+	Since  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Only runs created at or after this time, such as 2026-11-30T12:00:00Z."`
+	Until  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Only runs created before this time."`
+	Before string     `placeholder:"ID" help:"Show the page after this run."`
+	Limit  int        `default:"50" help:"Maximum number of runs, up to 1000."`
 	outputFormat
 }
 
@@ -106,7 +106,7 @@ func (cmd *runsList) Run(s *Streams) error {
 			formatTime(r.Created), formatDuration(r), formatExit(r))
 	}
 	if p.Next != "" {
-		defer func() { _, _ = fmt.Fprintln(s.Err, "there are more: --before", p.Next) }()
+		defer func() { _, _ = fmt.Fprintln(s.Err, "more runs: add --before", p.Next) }()
 	}
 	return w.Flush()
 }
@@ -169,7 +169,7 @@ func formatExit(r runner.Run) string {
 }
 
 type runsShow struct {
-	ID string `arg:"" help:"Run."`
+	ID string `arg:"" help:"Id of the run."`
 	target
 	outputFormat
 }
@@ -191,15 +191,15 @@ func (cmd *runsShow) Run(s *Streams) error {
 }
 
 type runsOutput struct {
-	ID     string `arg:"" help:"Run."`
-	Follow bool   `short:"f" help:"Go on until the run has ended."`
+	ID     string `arg:"" help:"Id of the run."`
+	Follow bool   `short:"f" help:"Follow the output until the run has ended."`
 	target
 }
 
 // Run copies the output.
 func (cmd *runsOutput) Run(s *Streams) error {
 	if cmd.Follow && cmd.StateDir != "" {
-		return fmt.Errorf("--follow needs a --server: %w", client.ErrUsage)
+		return fmt.Errorf("--follow needs --server: %w", client.ErrUsage)
 	}
 	return cmd.askServerOrFolder(s, func(ctx context.Context, c *client.Client) error {
 		if cmd.Follow {
@@ -220,7 +220,7 @@ func (cmd *runsOutput) Run(s *Streams) error {
 }
 
 type runsCancel struct {
-	ID string `arg:"" help:"Run."`
+	ID string `arg:"" help:"Id of the run."`
 	target
 	outputFormat
 }
@@ -237,7 +237,7 @@ func (cmd *runsCancel) Run(s *Streams) error {
 }
 
 type runsRerun struct {
-	ID string `arg:"" help:"Run."`
+	ID string `arg:"" help:"Id of the run."`
 	target
 	outputFormat
 }

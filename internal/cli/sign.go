@@ -17,9 +17,9 @@ import (
 type Sign struct {
 	credential
 	payload
-	Method      string `help:"signature: of the request. Default: POST."`
-	URL         string `help:"signature: of the request, https://host/path."`
-	ContentType string `help:"signature: of the body. Default: application/json."`
+	Method      string `help:"signature: method of the request. Default: POST."`
+	URL         string `help:"signature: URL of the request, https://host/path."`
+	ContentType string `help:"signature: Content-Type of the body. Default: application/json."`
 }
 
 // Run prints the headers.

@@ -62,7 +62,7 @@ func New(o Options) (*Client, error) {
 		}
 		cfg.RootCAs = x509.NewCertPool()
 		if !cfg.RootCAs.AppendCertsFromPEM(data) {
-			return nil, fmt.Errorf("reading the CA: %s holds no certificate", o.CA)
+			return nil, fmt.Errorf("reading the CA: %s contains no certificate", o.CA)
 		}
 	}
 	if o.Cert != "" || o.Key != "" {
@@ -186,7 +186,7 @@ func (c *Client) sendDelivery(ctx context.Context, u *url.URL, d Delivery) (*ans
 func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Delivery) (runner.Run, error) {
 	at, err := u.Parse(a.header.Get("Location"))
 	if err != nil || at.Scheme != u.Scheme || at.Host != u.Host || at.Path == u.Path {
-		return a.run, fmt.Errorf("%w: there is no Location of the run on this server", ErrAnswer)
+		return a.run, fmt.Errorf("%w: its Location is not a run on this server", ErrAnswer)
 	}
 	_, _ = fmt.Fprintf(c.opt.Progress, "run %s is %s\n", a.run.ID, a.run.State)
 	// Each poll is a separate request with an empty body, and its signature covers that body. It has the content type

@@ -332,7 +332,7 @@ func TestRetry_ServerNotUpYet(t *testing.T) {
 	g.server.Close()
 	c, k := g.client(t, client.Options{Retry: 8 * time.Second})
 	_, err := c.Call(t.Context(), g.url, client.Delivery{}, false)
-	if client.ExitCode(err) != client.ExitUnreachable || !strings.HasPrefix(err.Error(), "reaching the server: no connection: dial tcp ") {
+	if client.ExitCode(err) != client.ExitUnreachable || !strings.HasPrefix(err.Error(), "cannot reach the server: no connection: dial tcp ") {
 		t.Error(err)
 	}
 	equal(t, "waits", k.waits, []time.Duration{5 * time.Second, 3 * time.Second})

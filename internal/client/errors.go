@@ -24,14 +24,14 @@ import (
 var (
 	// ErrUnreachable means that the server did not answer. The delivery may have arrived, unless the text says "no
 	// connection".
-	ErrUnreachable = errors.New("reaching the server")
+	ErrUnreachable = errors.New("cannot reach the server")
 	// ErrAnswer means that an answer is not one of a sallyport server.
 	ErrAnswer = errors.New("not the answer of a sallyport server")
 	// ErrObserved means that the delivery is valid, but the server only observes its caller.
 	ErrObserved = errors.New("nothing was started: the server observes this caller")
 	// ErrLost means that the run was started, but its end is not known: the server is unreachable, or it had accepted
 	// the delivery before and no longer has the run.
-	ErrLost = errors.New("the run was started, and its end is not known")
+	ErrLost = errors.New("the run was started, but its outcome is unknown")
 
 	errNoConnection = errors.New("no connection")
 	errBrokenOff    = errors.New("the answer broke off")

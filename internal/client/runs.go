@@ -105,7 +105,7 @@ func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/out
 func (c *Client) continueOutput(ctx context.Context, to io.Writer, off int64, resp *http.Response) (int64, error) {
 	var at int64
 	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < off || resp.StatusCode != http.StatusPartialContent {
-		return off, errors.Join(fmt.Errorf("%w: it does not go on where it was asked to", ErrAnswer), resp.Body.Close())
+		return off, errors.Join(fmt.Errorf("%w: it does not continue at the requested offset", ErrAnswer), resp.Body.Close())
 	}
 	if at > off {
 		if _, err := fmt.Fprintf(to, "\n[%d bytes not kept]\n", at-off); err != nil {

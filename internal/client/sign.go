@@ -55,7 +55,7 @@ func Signature(keyID, tag string, key []byte) (RequestSigner, error) {
 func HMAC(preset string, secret []byte) (Signer, error) {
 	scheme, ok := webhook.Preset(preset)
 	if !ok {
-		return nil, fmt.Errorf("%q is no scheme: %w; known are %s", preset, ErrUsage, strings.Join(webhook.Presets(), ", "))
+		return nil, fmt.Errorf("unknown scheme %q; known are %s: %w", preset, strings.Join(webhook.Presets(), ", "), ErrUsage)
 	}
 	if isPEMBlock(secret) {
 		return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: %w", preset, ErrUsage)
@@ -70,7 +70,7 @@ func HMAC(preset string, secret []byte) (Signer, error) {
 func Static(name, value string) (Signer, error) {
 	switch {
 	case !field.IsToken(name): // name may be "Authorization: Bearer …", so the message does not repeat it
-		return nil, fmt.Errorf("the name of the header has characters that no name has: %w", ErrUsage)
+		return nil, fmt.Errorf("the name of the header has characters that are not allowed: %w", ErrUsage)
 	case value == "" || !IsHeaderValue(value):
 		return nil, fmt.Errorf("the header %q cannot hold this token: %w", name, ErrUsage)
 	}
@@ -107,7 +107,7 @@ func (j JWT) Signer(key []byte) (Signer, error) {
 	}
 	for _, name := range []string{"iss", "aud", "sub", "iat", "exp", "jti"} {
 		if _, ok := j.Claims[name]; ok {
-			return nil, fmt.Errorf("the claim %s is not one of your own: %w", name, ErrUsage)
+			return nil, fmt.Errorf("the claim %s is a standard claim: use --issuer, --audience or --subject: %w", name, ErrUsage)
 		}
 	}
 	return func(id string, _ []byte, at time.Time) (http.Header, error) {
@@ -145,7 +145,7 @@ func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 	case *jwt.SigningMethodEd25519:
 		private, err = jwt.ParseEdPrivateKeyFromPEM(key)
 	default: // method is nil or "none"
-		return nil, fmt.Errorf("that algorithm signs no token; HS256, RS256, PS256, ES256 and EdDSA do: %w", ErrUsage)
+		return nil, fmt.Errorf("unsupported algorithm for a token; use HS256, RS256, PS256, ES256 or EdDSA: %w", ErrUsage)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the key: %w", err)

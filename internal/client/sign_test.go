@@ -136,9 +136,9 @@ func TestSigners_Refused(t *testing.T) {
 		want  string
 		usage bool
 	}{
-		"unknown scheme":        {of(client.HMAC("githob", []byte(secret))), `"githob" is no scheme`, true},
-		"no algorithm":          {of(client.JWT{}.Signer([]byte(secret))), "that algorithm signs no token", true},
-		"alg none":              {of(client.JWT{Alg: "none"}.Signer([]byte(secret))), "that algorithm signs no token", true},
+		"unknown scheme":        {of(client.HMAC("githob", []byte(secret))), `unknown scheme "githob"`, true},
+		"no algorithm":          {of(client.JWT{}.Signer([]byte(secret))), "unsupported algorithm for a token", true},
+		"alg none":              {of(client.JWT{Alg: "none"}.Signer([]byte(secret))), "unsupported algorithm for a token", true},
 		"short secret":          {of(client.JWT{Alg: "HS512"}.Signer([]byte(secret[:63]))), "reading the key: a secret for HS512 has at least 64 bytes", false},
 		"key of another kind":   {of(client.JWT{Alg: "RS256"}.Signer(ec)), "reading the key: ", false},
 		"claim with a flag":     {of(client.JWT{Alg: "ES256", Claims: map[string]any{"exp": "never"}}.Signer(ec)), "the claim exp ", true},

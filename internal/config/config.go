@@ -56,7 +56,7 @@ type CallerSpec struct {
 	auth.CallerSpec `yaml:",inline"`
 
 	Limit   *Limit `yaml:"limit"`   // default: limits.caller
-	Observe bool   `yaml:"observe"` // its deliveries are verified and reported, but start nothing
+	Observe bool   `yaml:"observe"` // its deliveries are verified and logged, but start nothing
 }
 
 // Metrics names the callers that may read /metrics.
@@ -255,7 +255,7 @@ func (f *File) checkValues(p *diag.List) {
 			continue
 		}
 		if caller.Observe {
-			at.At("observe").Warnf("what this caller sends is verified and reported, and starts nothing")
+			at.At("observe").Warnf("deliveries of this caller are verified and logged, but start nothing")
 		}
 		if caller.Limit != nil {
 			caller.Limit.orDefault(f.Limits.Caller).checkBurst(at.At("limit"))
@@ -407,10 +407,10 @@ const minAudit = 1 << 20
 // compile checks the section. state is the state folder.
 func (a *Audit) compile(state string, sources auth.Sources, p *diag.List) audit.Options {
 	if a.Keep < minAudit {
-		p.At("keep").Errorf("%s is too little: 1MiB or more", a.Keep)
+		p.At("keep").Errorf("%s is too small: write 1MiB or more", a.Keep)
 	}
 	if a.LeastAge < 0 {
-		p.At("least_age").Errorf("%s is below nothing", a.LeastAge)
+		p.At("least_age").Errorf("%s is below zero", a.LeastAge)
 	}
 	return audit.Options{State: state, Keep: int64(a.Keep), LeastAge: a.LeastAge, Key: a.loadKey(sources, p.At("key"))}
 }
@@ -466,7 +466,7 @@ func (m *Metrics) checkCallers(callers map[string]*CallerSpec, used map[string]b
 	}
 	for i, name := range m.Callers {
 		if _, ok := callers[name]; !ok {
-			p.Index(i).Errorf("there is no caller %q", name)
+			p.Index(i).Errorf("unknown caller %q", name)
 		}
 		used[name] = true
 	}

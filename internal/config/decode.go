@@ -307,7 +307,7 @@ func (d *decoder) reportKind(n ast.Node, at place, path, want string) {
 		d.broken[path] = true
 		return
 	}
-	d.reportShape(at, path, "is %s, and %s belongs here", got, want)
+	d.reportShape(at, path, "is %s, but must be %s", got, want)
 }
 
 // nameKind returns a name for the kind of n, or an empty string if n was reported before.

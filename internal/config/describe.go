@@ -108,7 +108,7 @@ func describeCaller(row rowFunc, c *CallerSpec) {
 		describeMTLS(row, m)
 	}
 	if c.Observe {
-		row("  observe", "verified and reported; starts nothing")
+		row("  observe", "verified and logged; starts nothing")
 	}
 	if c.Replay != "" {
 		row("  replay", "%s", c.Replay)
@@ -208,7 +208,7 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	s := h.Spec()
 	row("hook "+h.Name, "POST %s", h.Path)
 	if h.Unauthenticated {
-		row("  callers", "anybody, unauthenticated")
+		row("  callers", "any client, unauthenticated")
 	} else {
 		row("  callers", "%s", strings.Join(h.Callers, ", "))
 	}

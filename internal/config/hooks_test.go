@@ -28,11 +28,11 @@ func TestLoadHooks_WithoutSecrets(t *testing.T) {
 
 func TestLoadHooks_SameRules(t *testing.T) {
 	for fault, text := range map[string]string{
-		"there is no caller":       strings.Replace(withHooks, "[github]", "[gitlab]", 1),
+		"unknown caller":           strings.Replace(withHooks, "[github]", "[gitlab]", 1),
 		"hooks.start.comand":       strings.Replace(withHooks, "command", "comand", 1),
 		"is not a name":            strings.Replace(withHooks, "  start:", `  "a b":`, 1),
 		"callers.github.hmac.skim": strings.Replace(withHooks, "scheme", "skim", 1), // anywhere in the file
-		"cannot be found":          strings.Replace(withHooks, "/bin/true", "/no/such/program", 1),
+		"does not exist":           strings.Replace(withHooks, "/bin/true", "/no/such/program", 1),
 	} {
 		name := filepath.Join(t.TempDir(), "sallyport.yaml")
 		writeFile(t, name, text, 0o600)

@@ -16,7 +16,7 @@ const spareDescriptors = 128
 func WarnOfDescriptors(l config.Limits, log *slog.Logger) {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		log.Warn("the limit of open files is not known", "error", err)
+		log.Warn("the limit of open files is unknown", "error", err)
 		return
 	}
 	need := uint64(l.Connections) + spareDescriptors //nolint:gosec // checked to be positive

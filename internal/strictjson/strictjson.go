@@ -112,7 +112,7 @@ func decodeObject(dec *json.Decoder, depth int) (any, error) {
 		}
 		name, _ := tok.(string) // the decoder only returns strings here
 		if _, twice := members[name]; twice {
-			return nil, fmt.Errorf("the name %q stands twice in one object", name)
+			return nil, fmt.Errorf("the name %q occurs twice in one object", name)
 		}
 		if members[name], err = decodeValue(dec, depth+1); err != nil {
 			return nil, err

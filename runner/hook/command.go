@@ -28,12 +28,12 @@ func checkCommand(argv []template, written []string, searchPath string, p *diag.
 		}
 	}
 	if len(argv[0].holes) > 0 {
-		p.Index(0).Errorf("is the program, and no sender may pick that: it cannot have a hole")
+		p.Index(0).Errorf("is the program, which the sender must not choose: it cannot have a hole")
 		return
 	}
 	program := argv[0].literals[0]
 	if !filepath.IsAbs(program) {
-		p.Index(0).Errorf("%q has no absolute path", program)
+		p.Index(0).Errorf("%q is not an absolute path", program)
 		return
 	}
 	checkExecutable(program, searchPath, p.Index(0))
@@ -45,7 +45,7 @@ func checkCommand(argv []template, written []string, searchPath string, p *diag.
 func checkFile(name string, p *diag.List) fs.FileMode {
 	way, err := pathsafe.ResolvePath(name)
 	if err != nil {
-		p.Errorf("%s cannot be found or read", name)
+		p.Errorf("%s does not exist or cannot be read", name)
 		return fs.ModeIrregular
 	}
 	for _, fault := range pathsafe.FindFaults(name, way) {
@@ -75,11 +75,11 @@ func checkProgram(argv []template, at int, p *diag.List) {
 	case inlineCode:
 		for i := at + 1; i < len(argv); i++ {
 			if len(argv[i].holes) > 0 {
-				p.Index(i).Errorf("%s reads arguments as code, and no sender may write that: no hole here; call it from a script", name)
+				p.Index(i).Errorf("%s reads arguments as code, which the sender must not write: remove the hole, or call it from a script", name)
 			}
 		}
 	case joiner:
-		p.Index(at).Errorf("%s makes arguments of its input: name the program itself", name)
+		p.Index(at).Errorf("%s turns its input into arguments: name the program itself", name)
 	case plain:
 		checkHidden(argv, at, p)
 	}
@@ -105,12 +105,12 @@ func checkWrapped(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		word := argv[i].literals[0]
 		if len(argv[i].holes) > 0 {
-			p.Index(i).Errorf("stands before the program that %s starts, where no sender has a say: give that program by its absolute path, and variables under env", name)
+			p.Index(i).Errorf("comes before the program that %s starts, so it cannot have a hole: give that program by its absolute path, and variables under env", name)
 			return
 		}
 		if strings.HasPrefix(word, "-") {
 			if splitsArguments(name, word) {
-				p.Index(i).Errorf("%s with %s makes more than one word, or code, of an argument: write each word on its own", name, word)
+				p.Index(i).Errorf("%s with %s splits an argument into words, or reads it as code: write each word as one argument", name, word)
 				return
 			}
 			continue
@@ -125,7 +125,7 @@ func checkWrapped(name string, argv []template, at int, p *diag.List) {
 			return
 		}
 	}
-	p.Index(at).Errorf("%s starts nothing that is given by the absolute path of a program", name)
+	p.Index(at).Errorf("%s does not start a program that is given by its absolute path", name)
 }
 
 func isExecutable(name string) bool {
@@ -139,7 +139,7 @@ func checkApplet(name string, argv []template, at int, p *diag.List) {
 	case at+1 == len(argv):
 		p.Index(at).Errorf("%s needs the name of an applet", name)
 	case len(argv[at+1].holes) > 0:
-		p.Index(at + 1).Errorf("is the program, and no sender may pick that: it cannot have a hole")
+		p.Index(at + 1).Errorf("is the program, which the sender must not choose: it cannot have a hole")
 	default:
 		checkProgram(argv, at+1, p)
 	}
@@ -149,7 +149,7 @@ func checkApplet(name string, argv []template, at int, p *diag.List) {
 func checkViaShell(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		if len(argv[i].holes) > 0 || splitsArguments(name, argv[i].literals[0]) {
-			p.Index(i).Errorf("%s gives its arguments to a shell: no holes and no -c; name the program itself", name)
+			p.Index(i).Errorf("%s passes its arguments to a shell: remove holes and -c, and name the program itself", name)
 		}
 	}
 }
@@ -165,7 +165,7 @@ func checkScript(name string, argv []template, at int, p *diag.List) {
 			refuseEval(name, argv[i], p.Index(i))
 			return
 		case len(argv[i].holes) > 0:
-			p.Index(i).Errorf("may become the script that %s runs, and no sender may pick that: give the script before it by its absolute path", name)
+			p.Index(i).Errorf("may become the script that %s runs, which the sender must not choose: give the script before it by its absolute path", name)
 			return
 		case word == "-", strings.HasPrefix(word, "/dev/"), strings.HasPrefix(word, "/proc/"):
 			p.Index(i).Errorf("%s with %s reads code from its input: name a script", name, word)

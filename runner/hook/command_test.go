@@ -174,9 +174,9 @@ func TestCommand_SwappableProgram(t *testing.T) {
 	refused(file(t, "group", 0o775), "chmod go-w")
 	refused(file(t, "world", 0o757), "chmod go-w")
 	refused(file(t, "data", 0o644), "not executable")
-	refused(filepath.Join(t.TempDir(), "missing"), "cannot be found")
+	refused(filepath.Join(t.TempDir(), "missing"), "does not exist")
 	refused(link(t, file(t, "group", 0o775), "link"), "chmod go-w")
-	refused(link(t, "/nowhere", "dangling"), "cannot be found")
+	refused(link(t, "/nowhere", "dangling"), "does not exist")
 	refused(folder(t, 0o755), "is not a regular file")
 
 	job := file(t, "job", 0o755)
@@ -253,7 +253,7 @@ func TestCommand_WrappedProgram(t *testing.T) {
 	_, problems = compile(command(bin+"sh", "-e", file(t, "job.sh", 0o666)))
 	refuse(t, problems, "command.2", "chmod go-w")
 	_, problems = compile(command(bin+"sh", "/nowhere/job.sh"))
-	refuse(t, problems, "command.1", "cannot be found")
+	refuse(t, problems, "command.1", "does not exist")
 }
 
 func TestCommand_NUL(t *testing.T) {

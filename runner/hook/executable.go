@@ -85,7 +85,7 @@ func checkFirstLine(script string, first []byte, searchPath string, depth int, p
 		return
 	}
 	if depth == maxInterpreter {
-		p.Errorf("%s is the interpreter of an interpreter, too often for the system", script)
+		p.Errorf("%s is at the end of a longer chain of interpreters than the system allows", script)
 		return
 	}
 	checkExecutableAt(interpreter, "", depth+1, p)

@@ -66,7 +66,7 @@ func TestExecutable_CannotStart(t *testing.T) {
 		"#! \t/nowhere/bin/bash":        "the interpreter /nowhere/bin/bash of",
 		"#!" + other + "\n":             "is not executable",
 		"#!" + filepath.Dir(other):      "is not a regular file",
-		"#!" + circle + "\n":            "is the interpreter of an interpreter",
+		"#!" + circle + "\n":            "longer chain of interpreters",
 		"#!/usr/bin/env no-such-name\n": "the PATH of the command has no such program",
 		"#!/usr/bin/env sh -e\n":        `is run by "sh -e"`,
 		dynamic(t, "/nowhere/ld.so"):    "the loader /nowhere/ld.so of",

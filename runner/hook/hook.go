@@ -149,7 +149,7 @@ func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]
 		}
 		h := compile(name, *specs[name], known, p.At(name))
 		if other, taken := paths[h.Path]; taken {
-			p.At(name, "path").Errorf("%s is the path of the hook %s already", h.Path, other)
+			p.At(name, "path").Errorf("%s is already the path of the hook %s", h.Path, other)
 		}
 		paths[h.Path] = name
 		hooks[name] = h
@@ -242,9 +242,9 @@ func (h *Hook) checkPath(p *diag.List) {
 	p = p.At("path")
 	switch {
 	case !pathForm.MatchString(h.Path) || path.Clean(h.Path) != h.Path:
-		p.Errorf("%q is no plain path: /name, of letters, digits and . _ ~ -", h.Path)
+		p.Errorf("%q is not a plain path: write /name with letters, digits and . _ ~ -", h.Path)
 	case isReserved(h.Path):
-		p.Errorf("%s belongs to the server itself", h.Path)
+		p.Errorf("%s is a path of the server itself", h.Path)
 	}
 }
 
@@ -261,17 +261,17 @@ func (h *Hook) checkCallers(known map[string]bool, p *diag.List) {
 	case h.Unauthenticated && len(grants) > 0:
 		p.At("dangerously_unauthenticated").Errorf("contradicts callers: leave one of the two out")
 	case h.Unauthenticated:
-		p.At("dangerously_unauthenticated").Warnf("anybody who reaches the server may start the hook %s", h.Name)
+		p.At("dangerously_unauthenticated").Warnf("any client that reaches the server may start the hook %s", h.Name)
 	case len(grants) == 0:
-		at.Errorf("names nobody: a hook that nobody may start is a mistake")
+		at.Errorf("is empty: no caller could start this hook")
 	}
 	h.may = make(map[string][]Right, len(grants))
 	for i, g := range grants {
 		if !known[g.Caller] {
-			at.Index(i).Errorf("there is no caller %q", g.Caller)
+			at.Index(i).Errorf("unknown caller %q", g.Caller)
 		}
 		if h.may[g.Caller] != nil {
-			at.Index(i).Errorf("%q stands here twice", g.Caller)
+			at.Index(i).Errorf("%q is listed twice", g.Caller)
 		}
 		h.Callers = append(h.Callers, g.Caller)
 		h.may[g.Caller] = []Right{MayStart}
@@ -286,14 +286,14 @@ func parseRights(written []string, p *diag.List) []Right {
 	for i, w := range written {
 		list[i] = Right(w)
 		if list[i] != MayStart && list[i] != MayRead && list[i] != MayCancel {
-			p.Index(i).Errorf("%q is no right: start, read or cancel", w)
+			p.Index(i).Errorf("%q is not a right: write start, read or cancel", w)
 		}
 		if slices.Contains(list[:i], list[i]) {
-			p.Index(i).Errorf("%q stands here twice", w)
+			p.Index(i).Errorf("%q is listed twice", w)
 		}
 	}
 	if len(list) == 0 {
-		p.Errorf("allows nothing: leave the caller out")
+		p.Errorf("is empty: leave the caller out")
 	}
 	return list
 }
@@ -307,22 +307,22 @@ func (h *Hook) checkBounds(p *diag.List) {
 			p.At("busy").Errorf("a queue has a length from 1 to %d: busy: {queue: 10}", MaxQueue)
 		}
 	default:
-		p.At("busy").Errorf("%q is no policy: reject, {queue: N}, join or replace", s.Busy.Kind)
+		p.At("busy").Errorf("%q is not a policy: write reject, {queue: N}, join or replace", s.Busy.Kind)
 	}
 	if s.QueueTimeout != 0 && h.Busy.Kind == Reject {
-		p.At("queue_timeout").Errorf("is for a hook whose runs may wait, and busy: reject has none")
+		p.At("queue_timeout").Errorf("needs a queue, which busy: reject does not have")
 	}
 	if s.OnInterrupted != "" && s.OnInterrupted != "rerun" {
-		p.At("on_interrupted").Errorf("%q is no policy: rerun, or leave it out", s.OnInterrupted)
+		p.At("on_interrupted").Errorf("%q is not a policy: write rerun, or omit the key", s.OnInterrupted)
 	}
 	if s.Keep.Count < 1 || s.Keep.Age < 0 {
-		p.At("keep").Errorf("has a bound below nothing")
+		p.At("keep").Errorf("needs a count of at least 1, and an age of at least 0")
 	}
 	if s.Stdin != "" && s.Stdin != "body" {
-		p.At("stdin").Errorf("%q is no source: body, or leave it out", s.Stdin)
+		p.At("stdin").Errorf("%q is not a source: write body, or omit the key", s.Stdin)
 	}
 	if s.Dir != "" && (!path.IsAbs(s.Dir) || !isFolder(s.Dir)) {
-		p.At("dir").Errorf("%q is no folder with an absolute path", s.Dir)
+		p.At("dir").Errorf("%q is not the absolute path of an existing folder", s.Dir)
 	}
 	positive := func(d time.Duration, p *diag.List) {
 		if d < 0 {
@@ -334,7 +334,7 @@ func (h *Hook) checkBounds(p *diag.List) {
 	positive(s.QueueTimeout, p.At("queue_timeout"))
 	positive(s.Body.Timeout, p.At("body", "timeout"))
 	if s.Body.Timeout > maxBodyTimeout {
-		p.At("body", "timeout").Errorf("%s is over %s, and nobody has proved anything while a body arrives", s.Body.Timeout, maxBodyTimeout)
+		p.At("body", "timeout").Errorf("%s is over %s: the sender is not authenticated until the whole body has arrived", s.Body.Timeout, maxBodyTimeout)
 	}
 	s.Body.checkForm(p.At("body", "as"))
 	const stored = 900 << 20 // SQLite limits a row to a billion bytes, and the row of the body also has the parameters
@@ -345,7 +345,7 @@ func (h *Hook) checkBounds(p *diag.List) {
 		p.At("body", "max").Errorf("is over 900MiB, and with stdin: body it is kept in the database")
 	}
 	if s.Output.Head > 1<<40 || s.Output.Tail > 1<<40 {
-		p.At("output").Errorf("keeps more than 1TiB at one end")
+		p.At("output").Errorf("has a head or a tail over 1TiB")
 	}
 }
 
@@ -360,7 +360,7 @@ func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 		}
 		for _, hole := range t.holes {
 			if _, ok := h.params[hole]; !ok {
-				p.Errorf("there is no parameter for the hole {%s}", hole)
+				p.Errorf("no parameter fills the hole {%s}", hole)
 			}
 			used[hole] = true
 		}
@@ -396,11 +396,11 @@ var steeringVariables = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|
 func checkEnv(name string, t template, p *diag.List) {
 	switch {
 	case !isParamName(name):
-		p.Errorf("%q is no name for an environment variable", name)
+		p.Errorf("%q is not a name for an environment variable", name)
 	case strings.HasPrefix(name, "SALLYPORT_") || name == "TRACEPARENT":
 		p.Errorf("%s is set by the server itself", name)
 	case len(t.holes) > 0 && steeringVariables.MatchString(name):
-		p.Errorf("%s decides what programs load or run, so no sender may: its value cannot have a hole", name)
+		p.Errorf("%s decides what programs load or run, so its value cannot have a hole", name)
 	case strings.ContainsRune(strings.Join(t.literals, ""), 0):
 		p.Errorf("has a NUL")
 	}

@@ -27,32 +27,32 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		reason, path, words string
 		spec                hook.Spec
 	}{
-		{"a path with dots", "path", "no plain path", echo(func(s *hook.Spec) { s.Path = "/a/../b" })},
-		{"a relative path", "path", "no plain path", echo(func(s *hook.Spec) { s.Path = "a" })},
-		{"a path that ends with a slash", "path", "no plain path", echo(func(s *hook.Spec) { s.Path = "/a/" })},
-		{"a path with an escape", "path", "no plain path", echo(func(s *hook.Spec) { s.Path = "/a%2fb" })},
-		{"a path of the server's own", "path", "belongs to the server", echo(func(s *hook.Spec) { s.Path = "/runs/x" })},
-		{"nobody may call", "callers", "names nobody", echo(func(s *hook.Spec) { s.Callers = grants() })},
-		{"an unknown caller", "callers.0", "no caller", echo(func(s *hook.Spec) { s.Callers = grants("cd") })},
+		{"a path with dots", "path", "not a plain path", echo(func(s *hook.Spec) { s.Path = "/a/../b" })},
+		{"a relative path", "path", "not a plain path", echo(func(s *hook.Spec) { s.Path = "a" })},
+		{"a path that ends with a slash", "path", "not a plain path", echo(func(s *hook.Spec) { s.Path = "/a/" })},
+		{"a path with an escape", "path", "not a plain path", echo(func(s *hook.Spec) { s.Path = "/a%2fb" })},
+		{"a path of the server's own", "path", "path of the server", echo(func(s *hook.Spec) { s.Path = "/runs/x" })},
+		{"no caller may start it", "callers", "is empty", echo(func(s *hook.Spec) { s.Callers = grants() })},
+		{"an unknown caller", "callers.0", "unknown caller", echo(func(s *hook.Spec) { s.Callers = grants("cd") })},
 		{"a caller twice", "callers.1", "twice", echo(func(s *hook.Spec) { s.Callers = grants("ci", "ci") })},
 		{"open and not", "dangerously_unauthenticated", "contradicts", echo(func(s *hook.Spec) { s.Callers, s.Unauthenticated = grants("ci"), true })},
-		{"an unknown policy", "busy", "no policy", echo(func(s *hook.Spec) { s.Busy.Kind = "wait" })},
+		{"an unknown policy", "busy", "not a policy", echo(func(s *hook.Spec) { s.Busy.Kind = "wait" })},
 		{"a queue of no length", "busy", "from 1 to", echo(func(s *hook.Spec) { s.Busy.Kind = "queue" })},
-		{"a queue below nothing", "busy", "from 1 to", echo(func(s *hook.Spec) { s.Busy.Queue = -1 })},
+		{"a queue below zero", "busy", "from 1 to", echo(func(s *hook.Spec) { s.Busy.Queue = -1 })},
 		{"a queue without an end", "busy", "from 1 to", echo(func(s *hook.Spec) { s.Busy.Queue = 10_001 })},
-		{"a time to wait where nobody waits", "queue_timeout", "reject has none", echo(func(s *hook.Spec) { s.QueueTimeout = time.Minute })},
+		{"a queue timeout without a queue", "queue_timeout", "needs a queue", echo(func(s *hook.Spec) { s.QueueTimeout = time.Minute })},
 		{"a time to wait below zero", "queue_timeout", "below zero", echo(func(s *hook.Spec) { s.QueueTimeout, s.Busy.Kind = -1, "join" })},
-		{"an unknown way to repeat", "on_interrupted", "no policy", echo(func(s *hook.Spec) { s.OnInterrupted = "retry" })},
-		{"a count to keep below nothing", "keep", "below nothing", echo(func(s *hook.Spec) { s.Keep.Count = -1 })},
-		{"an age to keep below nothing", "keep", "below nothing", echo(func(s *hook.Spec) { s.Keep.Age = -1 })},
-		{"an unknown right", "callers.0.may.1", "no right", echo(func(s *hook.Spec) { s.Callers = may("start", "write") })},
-		{"a right in capitals", "callers.0.may.0", "no right", echo(func(s *hook.Spec) { s.Callers = may("Start") })},
+		{"an unknown way to repeat", "on_interrupted", "not a policy", echo(func(s *hook.Spec) { s.OnInterrupted = "retry" })},
+		{"a count to keep below zero", "keep", "at least", echo(func(s *hook.Spec) { s.Keep.Count = -1 })},
+		{"an age to keep below zero", "keep", "at least", echo(func(s *hook.Spec) { s.Keep.Age = -1 })},
+		{"an unknown right", "callers.0.may.1", "not a right", echo(func(s *hook.Spec) { s.Callers = may("start", "write") })},
+		{"a right in capitals", "callers.0.may.0", "not a right", echo(func(s *hook.Spec) { s.Callers = may("Start") })},
 		{"a right twice", "callers.0.may.1", "twice", echo(func(s *hook.Spec) { s.Callers = may("read", "read") })},
-		{"no right at all", "callers.0.may", "allows nothing", echo(func(s *hook.Spec) { s.Callers = may() })},
+		{"no right at all", "callers.0.may", "is empty: leave the caller out", echo(func(s *hook.Spec) { s.Callers = may() })},
 		{"a caller twice, first with no right", "callers.1", "twice", echo(func(s *hook.Spec) { s.Callers = append(may("read"), grants("ci")...) })},
-		{"an unknown stdin", "stdin", "no source", echo(func(s *hook.Spec) { s.Stdin = "Body" })},
-		{"a relative dir", "dir", "no folder", echo(func(s *hook.Spec) { s.Dir = "tmp" })},
-		{"a dir that is missing", "dir", "no folder", echo(func(s *hook.Spec) { s.Dir = "/nowhere" })},
+		{"an unknown stdin", "stdin", "not a source", echo(func(s *hook.Spec) { s.Stdin = "Body" })},
+		{"a relative dir", "dir", "existing folder", echo(func(s *hook.Spec) { s.Dir = "tmp" })},
+		{"a dir that is missing", "dir", "existing folder", echo(func(s *hook.Spec) { s.Dir = "/nowhere" })},
 		{"a timeout below zero", "timeout", "below zero", echo(func(s *hook.Spec) { s.Timeout = -1 })},
 		{"a grace below zero", "grace", "below zero", echo(func(s *hook.Spec) { s.Grace = -1 })},
 		{"a body timeout of hours", "body.timeout", "is over 10m0s", echo(func(s *hook.Spec) { s.Body.Timeout = 10*time.Minute + 1 })},
@@ -71,17 +71,17 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"a parameter that nothing uses", "params.x", "nothing uses", echo(func(s *hook.Spec) { s.Params = map[string]hook.ParamSpec{"x": text("body", "x")} })},
 		{"any text, unsaid", "params.x", "match and enum", param(hook.ParamSpec{From: body})},
 		{"a pattern and a list", "params.x", "one of match and enum", param(hook.ParamSpec{From: body, Match: "a", Enum: []string{"a"}})},
-		{"a list of nothing", "params.x.enum", "allows nothing", param(hook.ParamSpec{From: body, Enum: []string{}})},
+		{"a list of nothing", "params.x.enum", "is empty: no value would be allowed", param(hook.ParamSpec{From: body, Enum: []string{}})},
 		{"a pattern that is none", "params.x.match", "missing closing", param(hook.ParamSpec{From: body, Match: "("})},
 		{"a pattern that leaves its group", "params.x.match", "unexpected )", param(hook.ParamSpec{From: body, Match: "a)|(?:b"})},
 		{"a pattern that quotes what follows it", "params.x.match", "missing closing", param(hook.ParamSpec{From: body, Match: `\Qa`})},
 		{"a pattern for a number", "params.x", "leave match and enum out", param(hook.ParamSpec{From: body, Type: "int", Match: "1"})},
-		{"an unknown type", "params.x.type", "no type", param(hook.ParamSpec{From: body, Type: "float"})},
+		{"an unknown type", "params.x.type", "not a type", param(hook.ParamSpec{From: body, Type: "float"})},
 		{"bounds of a text", "params.x", "type: int", param(hook.ParamSpec{From: body, Match: "a", Min: new(int64(1))})},
 		{"bounds the wrong way", "params.x.max", "below min", param(hook.ParamSpec{From: body, Type: "int", Min: new(int64(2)), Max: new(int64(1))})},
 		{"a default that is not allowed", "params.x.default", "not one of", param(hook.ParamSpec{From: body, Enum: []string{"a"}, Default: new("b")})},
-		{"no source", "params.x.from", "says not where", param(hook.ParamSpec{Match: "a"})},
-		{"an unknown source", "params.x.from", "no source", param(hook.ParamSpec{From: hook.From{"cookie", "a"}, Match: "a"})},
+		{"no source", "params.x.from", "does not say where", param(hook.ParamSpec{Match: "a"})},
+		{"an unknown source", "params.x.from", "not a source", param(hook.ParamSpec{From: hook.From{"cookie", "a"}, Match: "a"})},
 		{"a whole body", "params.x.from", "names no member", param(hook.ParamSpec{From: hook.From{"body"}, Match: "a"})},
 		{"a query with dots", "params.x.from", "one name", param(hook.ParamSpec{From: hook.From{"query", "a", "b"}, Match: "a"})},
 		{"an empty name", "params.x.from", "empty name", param(hook.ParamSpec{From: hook.From{"body", "", "b"}, Match: "a"})},
@@ -170,7 +170,7 @@ func TestCompile_SamePath(t *testing.T) {
 
 func TestCompile_UnauthenticatedWarns(t *testing.T) {
 	_, problems := compile(hook.Spec{Unauthenticated: true, Command: []string{"/bin/echo"}})
-	refuse(t, problems, "dangerously_unauthenticated", "anybody")
+	refuse(t, problems, "dangerously_unauthenticated", "any client")
 	if !problems[0].Warning {
 		t.Error("it keeps the server from starting")
 	}
@@ -200,7 +200,7 @@ func TestEnv_SteeringVariables(t *testing.T) {
 		"PATH", "HOME", "IFS", "ENV", "BASH_ENV", "LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES", "PYTHONPATH", "PERL5LIB",
 		"NODE_OPTIONS", "GIT_SSH_COMMAND", "JAVA_TOOL_OPTIONS", "http_proxy", "HTTPS_PROXY", "EDITOR", "XDG_CONFIG_HOME", "OPENSSL_CONF", "MAKEFLAGS",
 	} {
-		refuse(t, env(name, "{x}"), "env."+name, "no sender may")
+		refuse(t, env(name, "{x}"), "env."+name, "cannot have a hole")
 		if problems := env(name, "/fixed"); len(problems) > 0 {
 			t.Errorf("the file itself may not set %s: %v", name, problems)
 		}
@@ -212,7 +212,7 @@ func TestEnv_SteeringVariables(t *testing.T) {
 	}
 	refuse(t, env("SALLYPORT_RUN", "x"), "env.SALLYPORT_RUN", "by the server itself")
 	refuse(t, env("TRACEPARENT", "x"), "env.TRACEPARENT", "by the server itself")
-	refuse(t, env("A=B", "x"), "env.A=B", "no name")
+	refuse(t, env("A=B", "x"), "env.A=B", "not a name")
 	refuse(t, env("A", "x\x00"), "env.A", "NUL")
 }
 

@@ -48,7 +48,7 @@ type param struct {
 func compileParam(name string, s ParamSpec, p *diag.List) *param {
 	c := &param{from: s.From, kind: s.Type, enum: s.Enum, min: s.Min, max: s.Max, fallback: s.Default}
 	if !isParamName(name) {
-		p.Errorf("%q is no name for a parameter: letters, digits and _", name)
+		p.Errorf("%q is not a name for a parameter: use letters, digits and _", name)
 	}
 	if err := s.From.checkForm(); err != nil {
 		p.At("from").Errorf("%v", err)
@@ -80,7 +80,7 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 	if s.Enum != nil {
 		rules++
 		if len(s.Enum) == 0 {
-			p.At("enum").Errorf("allows nothing")
+			p.At("enum").Errorf("is empty: no value would be allowed")
 		}
 	}
 	if c.kind != "int" && (s.Min != nil || s.Max != nil) {
@@ -89,14 +89,14 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 	switch c.kind {
 	case "string":
 		if rules != 1 {
-			p.Errorf(`needs one of match and enum, so that the file says which values are allowed (match: "(?s).*" takes any text)`)
+			p.Errorf(`needs exactly one of match and enum, to restrict its values (match: "(?s).*" takes any text)`)
 		}
 	case "int", "bool":
 		if rules != 0 {
 			p.Errorf("type: %s says which values are allowed; leave match and enum out", c.kind)
 		}
 	default:
-		p.At("type").Errorf("%q is no type: string, int or bool", c.kind)
+		p.At("type").Errorf("%q is not a type: write string, int or bool", c.kind)
 	}
 	if c.min != nil && c.max != nil && *c.min > *c.max {
 		p.At("max").Errorf("is below min")

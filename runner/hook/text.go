@@ -20,7 +20,7 @@ func (s *Size) UnmarshalText(text []byte) error {
 	unit, known := units[string(text)[len(digits):]]
 	n, err := strconv.ParseUint(digits, 10, 63)
 	if err != nil || !known || n == 0 || n > math.MaxInt64/unit {
-		return fmt.Errorf("%q is no size: write 4096, 64KiB or 10MB", text)
+		return fmt.Errorf("%q is not a size: write 4096, 64KiB or 10MB", text)
 	}
 	*s = Size(n * unit) //nolint:gosec // G115: at most MaxInt64, by the line above
 	return nil
@@ -62,7 +62,7 @@ func (f From) String() string { return strings.Join(f, ".") }
 // checkForm returns an error if f is not a valid source.
 func (f From) checkForm() error {
 	if len(f) == 0 {
-		return fmt.Errorf("says not where the value comes from: body, query, header or claim, as in body.date")
+		return fmt.Errorf("does not say where the value comes from: body, query, header or claim, as in body.date")
 	}
 	for _, key := range f {
 		if key == "" {
@@ -79,7 +79,7 @@ func (f From) checkForm() error {
 			return fmt.Errorf("%q: a %s has one name, write [%s, %q] if it has dots", f.String(), f[0], f[0], strings.Join(f[1:], "."))
 		}
 	default:
-		return fmt.Errorf("%q is no source: body, query, header or claim", f[0])
+		return fmt.Errorf("%q is not a source: write body, query, header or claim", f[0])
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func (l *Local) adoptRun(run string) *active {
 	a := newActive(l, *s)
 	copied := l.runs.IsCopied(s)
 	if copied {
-		l.log.Warn("a run was copied with its folder; what is alive of it is left alone", "run", run, "hook", s.Hook)
+		l.log.Warn("a run was copied with its folder; its processes are left alone", "run", run, "hook", s.Hook)
 	}
 	if copied || l.runs.IgnoresLocks() {
 		a.status.Why, a.status.Ended = runner.Interrupted, time.Now()
@@ -117,7 +117,7 @@ func (l *Local) Park() (resume func(), err error) {
 	stop := make(chan struct{})
 	resume = func() { close(stop) }
 	if len(runs) > 0 && !proctree.CanReplace() {
-		return resume, fmt.Errorf("%d runs are under way, and this system cannot keep their exit codes meanwhile", len(runs))
+		return resume, fmt.Errorf("%d runs are in progress, and this system would lose their exit codes", len(runs))
 	}
 	for _, a := range runs {
 		ready := make(chan error, 1)

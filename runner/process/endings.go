@@ -121,9 +121,9 @@ func (e *endings) writeLater(run string) {
 		err := e.runs.WriteEnd(&s, pathsafe.Synced)
 		switch {
 		case err == nil:
-			e.log.Info("the end of a run is recorded at last", "run", run)
+			e.log.Info("end of a run recorded after a delay", "run", run)
 		case e.runs.IsGone(run):
-			e.log.Warn("a run ended whose folder was removed", "run", run)
+			e.log.Warn("a run ended after its folder was removed", "run", run)
 		default:
 			e.log.Debug("recording the end of a run", "run", run, "error", err)
 			continue
@@ -148,7 +148,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 		e.parent.BetweenStarts(func() { held = e.runs.IsLocked(run) })
 	}
 	if held {
-		e.log.Error("a process that got away keeps the lock of a run that is over, and its flight with it", "run", run, "flight", flight)
+		e.log.Error("an escaped process still holds the lock of a run that has ended; its flight stays busy", "run", run, "flight", flight)
 		go e.freeFlightLater(run, flight)
 		close(done)
 		return done
@@ -161,7 +161,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 // freeFlightLater is freeFlight for a run whose lock is held by a process that escaped.
 func (e *endings) freeFlightLater(run, flight string) {
 	e.runs.AwaitUnlock(run)
-	e.log.Info("the lock of a run is free at last", "run", run, "flight", flight)
+	e.log.Info("the lock of a run is free again; its flight can start", "run", run, "flight", flight)
 	e.releaseFlight(flight)
 	e.cleanUp(run)
 }

@@ -135,7 +135,7 @@ func sealDescriptors() error {
 func (l *Local) Start(o runner.Order) error {
 	h, ok := l.hook(o.Hook)
 	if !ok {
-		return fmt.Errorf("starting run %s: there is no hook %q", o.Run, o.Hook)
+		return fmt.Errorf("starting run %s: unknown hook %q", o.Run, o.Hook)
 	}
 	return l.StartHook(h, o)
 }

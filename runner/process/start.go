@@ -52,7 +52,7 @@ func moveFolderIn(
 func (a *active) undoStart(reason error) {
 	l, run := a.local, a.status.Run
 	if err := l.runs.RemoveRun(run); err != nil {
-		l.log.Error("removing a run whose command could not be started", "run", run, "error", err)
+		l.log.Error("removing the folder of a run that could not be started", "run", run, "error", err)
 		a.status.Started = time.Time{}
 		a.status.End = runner.End{Ended: time.Now(), Error: systemCause(reason)}
 		a.concludeRun()

@@ -83,7 +83,7 @@ func (c *Client) checkAdmin(conn net.Conn) (*AdminConn, error) {
 	}
 	uid, pid, err := peerCredentials(local)
 	if err != nil {
-		return nil, fmt.Errorf("asking who the peer is: %w", err)
+		return nil, fmt.Errorf("reading the credentials of the peer: %w", err)
 	}
 	if uid != 0 && uid != os.Geteuid() {
 		return nil, fmt.Errorf("the peer runs as user %d, which is neither root nor %d", uid, os.Geteuid())

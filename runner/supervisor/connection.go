@@ -174,7 +174,7 @@ func (c *connection) updateSupervisor(ctx context.Context, l *link) (*link, erro
 		if l.Version == c.o.Version {
 			return l, nil
 		}
-		c.foreign, err = l.Version, fmt.Errorf("%s is of another version than this server by now", c.o.Exe)
+		c.foreign, err = l.Version, fmt.Errorf("%s is now of another version than this server", c.o.Exe)
 	}
 	if !c.told {
 		c.told = true

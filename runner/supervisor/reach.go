@@ -68,7 +68,7 @@ func (v *supervisor) listenAgain() (os.FileInfo, error) {
 	v.mu.Unlock()
 	_ = old.Close() // this ends its acceptServers
 	go v.acceptServers(listener)
-	v.Log.Warn("the supervisor's socket was gone, and is made again")
+	v.Log.Warn("the supervisor's socket was removed; it is made again")
 	return os.Lstat(filepath.Join(v.State, socketFile))
 }
 
@@ -93,7 +93,7 @@ func (v *supervisor) keepLock() error {
 	if err := duplicateOnto(int(f.Fd()), mutexFD); err != nil {
 		return fmt.Errorf("keeping the lock: %w", err)
 	}
-	v.Log.Warn("the supervisor's lock was gone, and is made again")
+	v.Log.Warn("the supervisor's lock was removed; it is made again")
 	return writePID(v.mutex)
 }
 
@@ -105,6 +105,6 @@ func (v *supervisor) keepSecret() error {
 	if err := pathsafe.ReplaceFileAt(name, v.secret, 0o600); err != nil {
 		return fmt.Errorf("making the secret again: %w", err)
 	}
-	v.Log.Warn("the supervisor's secret was gone, and is made again")
+	v.Log.Warn("the supervisor's secret was removed; it is made again")
 	return nil
 }

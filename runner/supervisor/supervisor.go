@@ -139,7 +139,7 @@ func (v *supervisor) takeInherited() (err error) {
 	}
 	var ok bool
 	if v.listener, ok = l.(*net.UnixListener); !ok {
-		return errors.New("the inherited socket is no Unix socket")
+		return errors.New("the inherited socket is not a Unix socket")
 	}
 	if v.secret, err = os.ReadFile(filepath.Join(v.State, secretFile)); err != nil {
 		return fmt.Errorf("reading the secret: %w", err)
@@ -205,7 +205,7 @@ func (v *supervisor) stopAllRuns() {
 	runs, _ := v.local.List() // Local.List returns no error
 	var ends []<-chan runner.End
 	for _, run := range runs {
-		v.Log.Warn("run stopped: the supervisor is told to end", "run", run)
+		v.Log.Warn("run stopped: the supervisor is shutting down", "run", run)
 		if err := v.local.Stop(run, runner.Cancelled, -1); err != nil {
 			v.Log.Error("stopping a run", "run", run, "error", err)
 		}
@@ -229,7 +229,7 @@ func (v *supervisor) refuseMoreRuns() error {
 		return errGoing
 	}
 	if runs, _ := v.local.List(); len(runs) > 0 { // Local.List returns no error
-		return errors.New("runs are under way")
+		return errors.New("runs are in progress")
 	}
 	if err := v.local.SaveUnwritten(); err != nil {
 		return err
@@ -282,7 +282,7 @@ func (v *supervisor) greetPeer(conn *net.UnixConn) {
 		err = readGreeting(r, &h)
 	}
 	if err == nil && subtle.ConstantTimeCompare(h.Secret, v.secret) != 1 {
-		err = errors.New("the secret is not ours")
+		err = errors.New("the secret is wrong")
 	}
 	if err != nil {
 		v.Log.Warn("refusing a connection", "error", err)
@@ -392,13 +392,13 @@ func (v *supervisor) hookFor(o *runner.Order) (*hook.Hook, error) {
 		switch {
 		case h != nil && h.Digest() == o.Digest:
 			if !h.Unauthenticated && !slices.Contains(h.Callers, o.Caller) {
-				return nil, fmt.Errorf("%w: the file does not let the caller %q start the hook %q", runner.ErrRefused, o.Caller, o.Hook)
+				return nil, fmt.Errorf("%w: the file does not allow the caller %q to start the hook %q", runner.ErrRefused, o.Caller, o.Hook)
 			}
 			return h, nil
 		case again && h == nil:
 			return nil, fmt.Errorf("%w: the file has no hook %q", runner.ErrNotNow, o.Hook)
 		case again:
-			return nil, fmt.Errorf("%w: the hook %q is not the one that the server knows: the file has changed since the server read it", runner.ErrNotNow, o.Hook)
+			return nil, fmt.Errorf("%w: the hook %q has changed in the file since the server read it", runner.ErrNotNow, o.Hook)
 		}
 		if err := v.loadHooks(); err != nil {
 			return nil, fmt.Errorf("%w: reading the hooks: %w", runner.ErrNotNow, err)
@@ -409,7 +409,7 @@ func (v *supervisor) hookFor(o *runner.Order) (*hook.Hook, error) {
 // startRun starts a run. It does not start again a run that an earlier copy of the order started.
 func (v *supervisor) startRun(o *runner.Order, again bool) error {
 	if o == nil {
-		return fmt.Errorf("%w: there is none", runner.ErrRefused)
+		return fmt.Errorf("%w: it is missing", runner.ErrRefused)
 	}
 	v.moving.RLock()
 	defer v.moving.RUnlock()
@@ -459,7 +459,7 @@ func (v *supervisor) replaceImage(exe string) error {
 // checkImage refuses a program that another user could have written or replaced, by the same rules as for commands.
 func checkImage(exe string) error {
 	if !filepath.IsAbs(exe) {
-		return fmt.Errorf("%q is no absolute path", exe)
+		return fmt.Errorf("%q is not an absolute path", exe)
 	}
 	way, err := pathsafe.ResolvePath(exe)
 	if err != nil {

@@ -497,18 +497,18 @@ func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
 	}
 	o := p.order("job", nil)
 	o.Digest = ""
-	refused(o, "the file has changed")
+	refused(o, "has changed in the file")
 	o = p.order("job", nil)
 	o.Hook = "other"
 	refused(o, `no hook "other"`)
 	o = p.order("job", nil)
 	o.Caller = "stranger"
-	refused(o, `does not let the caller "stranger"`)
+	refused(o, `does not allow the caller "stranger"`)
 
 	old := p.order("job", nil)
 	p.hooks = p.write(t, job(processtest.Script(t, "exit 2")))
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 2) // reads the file again
-	refused(old, "the file has changed")
+	refused(old, "has changed in the file")
 	if err := os.WriteFile(p.options.Config, []byte("hooks: ["), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -543,7 +543,7 @@ func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 	reload(p.hooks)
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 5)
 	started.Run = processtest.NewOrder().Run
-	if err := p.Start(started); err == nil || !strings.Contains(err.Error(), "the file has changed") {
+	if err := p.Start(started); err == nil || !strings.Contains(err.Error(), "has changed in the file") {
 		t.Errorf("what is in force no more is started: %v", err)
 	}
 }

@@ -186,7 +186,7 @@ func readRequest(r *bufio.Reader) (*request, error) {
 func checkPeer(conn *net.UnixConn, uid int) (pid int, err error) {
 	got, pid, err := peerCredentials(conn)
 	if err != nil {
-		return 0, fmt.Errorf("asking who the peer is: %w", err)
+		return 0, fmt.Errorf("reading the credentials of the peer: %w", err)
 	}
 	if got != uid {
 		return 0, fmt.Errorf("the peer runs as user %d and not as %d", got, uid)

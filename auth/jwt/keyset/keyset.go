@@ -119,7 +119,7 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 		}
 		key, err := s.lookup.Keyfunc(t)
 		if errors.Is(err, jwkset.ErrKeyNotFound) {
-			return nil, fmt.Errorf("%w: %s has none of the token's kid", ErrNoKey, s.source)
+			return nil, fmt.Errorf("%w: %s has no key with the kid of the token", ErrNoKey, s.source)
 		}
 		return key, err
 	}

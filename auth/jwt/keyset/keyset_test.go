@@ -398,7 +398,7 @@ func TestKeeper_WithdrawnKey(t *testing.T) {
 		set := p.keepSet(p.discovered())
 		p.publishKeys(fresh)
 		time.Sleep(keyset.FetchInterval + time.Second) //nolint:forbidigo // of the bubble's clock
-		wantRefused(t, set, old, "none of the token's kid")
+		wantRefused(t, set, old, "no key with the kid of the token")
 		wantAccepted(t, set, fresh)
 	})
 }
@@ -688,8 +688,8 @@ func TestParse_DuplicateKid(t *testing.T) {
 		p.publishKeys(good, one, two)
 		set := p.keepSet(p.discovered())
 		wantAccepted(t, set, good)
-		wantRefused(t, set, one, "none of the token's kid")
-		wantRefused(t, set, two, "none of the token's kid")
+		wantRefused(t, set, one, "no key with the kid of the token")
+		wantRefused(t, set, two, "no key with the kid of the token")
 	})
 }
 

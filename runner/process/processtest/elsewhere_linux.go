@@ -44,7 +44,7 @@ func RunElsewhere(t testing.TB, what string, attr *syscall.SysProcAttr) bool {
 }
 
 // NoMount begins the failure message of a test that is not allowed to mount anything.
-const NoMount = "no mount of its own"
+const NoMount = "the test may not mount anything"
 
 // MakeFile creates an empty file in dir and returns its name.
 func MakeFile(t testing.TB, dir string) string {

@@ -198,7 +198,7 @@ func Eventually(t testing.TB, what string, holds func() bool) {
 	defer tick.Stop()
 	for deadline := time.Now().Add(Patience); !holds(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("timed out waiting: %s", what)
 		}
 	}
 }
@@ -233,6 +233,6 @@ func GatedScript(t testing.TB, then string) (command []string, release func()) {
 func CheckInterrupted(t testing.TB, e runner.End) {
 	t.Helper()
 	if e.Reason != runner.Interrupted || e.ExitCode != nil || e.Signal != "" || e.Ended.IsZero() {
-		t.Errorf("got %+v, want an end that nobody saw", e)
+		t.Errorf("got %+v, want reason interrupted and nothing else", e)
 	}
 }

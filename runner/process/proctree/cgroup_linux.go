@@ -193,7 +193,7 @@ func (p *Parent) SweepCgroups(isOver func(run string) bool) {
 			continue
 		}
 		if err := cgroup(dir).removeGroups(); err != nil {
-			p.log.Warn("removing the cgroup of a run that is over", "run", run, "error", err)
+			p.log.Warn("removing the cgroup of a run that has ended", "run", run, "error", err)
 		}
 	}
 }

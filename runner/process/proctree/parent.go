@@ -72,7 +72,7 @@ func (p *Parent) LimitProcesses() {
 	p.limits.processes = ProcessLimit()
 	var err error
 	if p.cgroups, err = p.cgroups.limitCommands(p.limits.processes); err != nil {
-		p.log.Warn("the processes of commands are bounded by RLIMIT_NPROC alone, which does not hold root", "error", err)
+		p.log.Warn("the processes of commands are limited by RLIMIT_NPROC alone, which does not limit root", "error", err)
 	}
 }
 
