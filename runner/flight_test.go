@@ -14,9 +14,9 @@ func flights(t *testing.T, template string, busy int) *hook.Hook {
 	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: template, Busy: hook.BusySpec{Queue: busy}}, "x")
 }
 
-// TestFlightChanged: a reload that changes the flight of a hook lets no two runs of one value overlap, in either
+// TestFlight_Changed: a reload that changes the flight of a hook lets no two runs of one value overlap, in either
 // direction of the change.
-func TestFlightChanged(t *testing.T) {
+func TestFlight_Changed(t *testing.T) {
 	for what, change := range map[string][2]string{
 		"other text": {"{x}", "region-{x}"},
 		"narrower":   {"", "{x}"},

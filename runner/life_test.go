@@ -41,7 +41,8 @@ func TestRecover_EndedMeanwhile(t *testing.T) {
 	}
 }
 
-func TestAnAdoptedRunCanBeCancelled(t *testing.T) {
+// TestCancel_AdoptedRun checks that a run of an earlier server can be cancelled.
+func TestCancel_AdoptedRun(t *testing.T) {
 	h := alone(t)
 	b := newBench(t, h)
 	run := b.start(t, of(h, ""))

@@ -245,7 +245,7 @@ func TestQueue_RefusedRun(t *testing.T) {
 	b.start(t, claimed(of(h, "x"), "0")) // its claim was removed
 }
 
-func TestExpireQueued(t *testing.T) {
+func TestQueue_Expires(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.Busy.Queue, s.QueueTimeout = 5, time.Minute })
 	patient := policy(t, queueOf(5))
 	patient.Name = "patient"
@@ -324,7 +324,8 @@ func TestCancel_BeforeDeliveryIsAnswered(t *testing.T) {
 	}
 }
 
-func TestARerunIsANewRunAndNoReplay(t *testing.T) {
+// TestRerun_NewRun checks that a rerun is a new run, and not a replay of its first delivery.
+func TestRerun_NewRun(t *testing.T) {
 	h := policy(t, func(*hook.Spec) {})
 	b := newBench(t, h)
 	first := b.finish(t, b.start(t, claimed(of(h, "v"), "k")), 1)

@@ -32,7 +32,7 @@ func openStore(t *testing.T) *store.SQLite {
 	return s
 }
 
-func TestRealCommands(t *testing.T) {
+func TestCommands_Real(t *testing.T) {
 	dir := folder(t, 0o755)
 	witness := filepath.Join(dir, "witness")
 	script := filepath.Join(dir, "job")

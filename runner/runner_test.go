@@ -381,7 +381,8 @@ func TestKill_WhileRunStarts(t *testing.T) {
 	b.ended(t, run)
 }
 
-func TestTheStateOfAnEnd(t *testing.T) {
+// TestEnd_State checks which state each reason of an end gives.
+func TestEnd_State(t *testing.T) {
 	for want, end := range map[runner.State]runner.End{
 		runner.Succeeded:   {ExitCode: new(0)},
 		runner.Failed:      {ExitCode: new(1)},

@@ -265,7 +265,7 @@ func TestLoad_UnreadableFile(t *testing.T) {
 	}
 }
 
-func TestStateFolder(t *testing.T) {
+func TestStateFolder_Faults(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		make func(t *testing.T, state string)
@@ -398,7 +398,7 @@ func TestLimit_Defaults(t *testing.T) {
 	}
 }
 
-func TestRate(t *testing.T) {
+func TestRate_Text(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]float64{"20/s": 20, "6/m": 0.1, "100/h": 100.0 / 3600, "1000000/s": 1e6, "7/m": 7.0 / 60} {
 		var r config.Rate
@@ -414,7 +414,7 @@ func TestRate(t *testing.T) {
 	}
 }
 
-func TestListen(t *testing.T) {
+func TestListen_Addresses(t *testing.T) {
 	t.Parallel()
 	good := readTestdata(t, "design.yaml")
 	dir := makeFiles(t)

@@ -7,7 +7,8 @@ import (
 	"sallyport/runner/hook"
 )
 
-func TestDigestTellsHooksApart(t *testing.T) {
+// TestDigest_DistinctHooks checks that hooks that differ have different digests.
+func TestDigest_DistinctHooks(t *testing.T) {
 	digest := func(name string, change func(*hook.Spec)) string {
 		t.Helper()
 		spec := &hook.Spec{

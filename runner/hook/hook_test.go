@@ -244,7 +244,7 @@ func TestFlight_IsOfOneSetOfValues(t *testing.T) {
 	}
 }
 
-func TestSizes(t *testing.T) {
+func TestSize_Text(t *testing.T) {
 	for written, want := range map[string]hook.Size{
 		"4096": 4096, "1B": 1, "64KiB": 64 << 10, "10MiB": 10 << 20, "1GiB": 1 << 30, "10kB": 10_000, "10KB": 10_000, "10MB": 10_000_000, "1GB": 1_000_000_000,
 	} {

@@ -86,7 +86,7 @@ func TestBind_EverySource(t *testing.T) {
 	turnAway(t, h, form("a=1"), "is missing: no body.a.b in the form")
 }
 
-func TestTypes(t *testing.T) {
+func TestParams_Types(t *testing.T) {
 	from := hook.From{"body", "x"}
 	bounded := hook.ParamSpec{From: from, Type: "int", Min: new(int64(-5)), Max: new(int64(10))}
 	number, field := one(t, bounded), oneOfForm(t, bounded)
@@ -123,14 +123,16 @@ func TestTypes(t *testing.T) {
 	turnAway(t, loose, hook.Input{}, "is missing")
 }
 
-func TestAClaimIsTypedAsItWasSigned(t *testing.T) {
+// TestClaim_TypeAsSigned checks that a claim has the type with which it was signed.
+func TestClaim_TypeAsSigned(t *testing.T) {
 	number := one(t, hook.ParamSpec{From: hook.From{"claim", "n"}, Type: "int"})
 	allow(t, number, hook.Input{Claims: map[string]any{"n": json.Number("7")}}, "7")
 	turnAway(t, number, hook.Input{Claims: map[string]any{"n": "7"}}, "a text and not an integer")
 	turnAway(t, number, hook.Input{Claims: map[string]any{"n": []any{json.Number("7")}}}, "a list or an object")
 }
 
-func TestAPatternMatchesTheWholeValue(t *testing.T) {
+// TestMatch_WholeValue checks that match applies to the whole value.
+func TestMatch_WholeValue(t *testing.T) {
 	date := one(t, hook.ParamSpec{From: hook.From{"query", "q"}, Match: `\d{4}|x`})
 	allow(t, date, delivery("2026"), "2026")
 	for _, value := range []string{"2026\n", "\n2026", "20261", "2026x", "yx", ""} {
@@ -155,7 +157,8 @@ func TestBind_Default(t *testing.T) {
 	turnAway(t, formHook, form("x="), "not one of")
 }
 
-func TestWhatIsGivenTwiceIsRefused(t *testing.T) {
+// TestParams_Duplicate checks that a parameter that is given twice is refused.
+func TestParams_Duplicate(t *testing.T) {
 	turnAway(t, one(t, text("query", "q")), hook.Input{Query: url.Values{"q": {"a", "a"}}}, "more than once")
 	turnAway(t, one(t, text("header", "X-A")), hook.Input{Header: textproto.MIMEHeader{"X-A": {"a", "b"}}}, "more than once")
 	turnAway(t, oneOfForm(t, text("body", "x")), form("x=1&x=2"), "more than once")

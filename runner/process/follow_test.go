@@ -8,9 +8,9 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-// TestFollow_NobodyIsKeptWhoLeft checks that a run keeps no follower for a call of Known, and none that has left, as
+// TestFollow_ForgetsFollowers checks that a run keeps no follower for a call of Known, and none that has left, as
 // when a server has gone.
-func TestFollow_NobodyIsKeptWhoLeft(t *testing.T) {
+func TestFollow_ForgetsFollowers(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "600"}})
 	run := b.Begin(t, processtest.NewOrder())
 	for range 10 {

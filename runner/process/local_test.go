@@ -23,7 +23,8 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-func TestExitCodeIsTheCommandsOwn(t *testing.T) {
+// TestExitCode_OfCommand checks that a run ends with the exit code of its command.
+func TestExitCode_OfCommand(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{
 		Command: processtest.Script(t, `exit $1`, "{code}"),
 		Params:  map[string]hook.ParamSpec{"code": {Type: "int", From: hook.From{"query", "code"}}},
@@ -35,7 +36,8 @@ func TestExitCodeIsTheCommandsOwn(t *testing.T) {
 	}
 }
 
-func TestSignalIsToldByName(t *testing.T) {
+// TestSignal_Name checks that the end of a run names the signal that ended its command.
+func TestSignal_Name(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `kill -USR1 $$`)})
 	e := b.RunToEnd(t, processtest.NewOrder())
 	if e.ExitCode != nil || e.Signal != "SIGUSR1" || e.Reason != "" {
@@ -43,7 +45,8 @@ func TestSignalIsToldByName(t *testing.T) {
 	}
 }
 
-func TestTimeoutEndsTheRun(t *testing.T) {
+// TestTimeout_EndsRun checks that a command that runs longer than its timeout is ended.
+func TestTimeout_EndsRun(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `sleep 600`), Timeout: 50 * time.Millisecond})
 	e := b.RunToEnd(t, processtest.NewOrder())
 	if e.Reason != runner.TimedOut || e.ExitCode != nil || e.Signal != "SIGTERM" {
@@ -51,7 +54,8 @@ func TestTimeoutEndsTheRun(t *testing.T) {
 	}
 }
 
-func TestStopKillsWhatIgnoresTerm(t *testing.T) {
+// TestStop_IgnoredTERM checks that a command that ignores TERM is killed.
+func TestStop_IgnoredTERM(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`), Grace: 50 * time.Millisecond})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
@@ -64,7 +68,8 @@ func TestStopKillsWhatIgnoresTerm(t *testing.T) {
 	}
 }
 
-func TestStopGivesTheCommandItsGrace(t *testing.T) {
+// TestStop_Grace checks that a stopped command has the grace of its hook to end.
+func TestStop_Grace(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `trap "echo tidy; exit 7" TERM; echo ready; while :; do sleep 0.01; done`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
@@ -80,7 +85,8 @@ func TestStopGivesTheCommandItsGrace(t *testing.T) {
 	}
 }
 
-func TestSecondStopShortensTheGraceAndKeepsTheReason(t *testing.T) {
+// TestStop_Twice checks that a second stop may shorten the grace, and does not change the reason.
+func TestStop_Twice(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
@@ -103,7 +109,8 @@ func TestSecondStopShortensTheGraceAndKeepsTheReason(t *testing.T) {
 	}
 }
 
-func TestArgumentsArriveVerbatimBecauseThereIsNoShell(t *testing.T) {
+// TestArguments_Verbatim checks that no shell changes an argument.
+func TestArguments_Verbatim(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{
 		Command: processtest.Script(t, `for a; do printf '<%s>' "$a"; done`, "{v}", "--x={v}", "; id", "*"),
 		Params:  map[string]hook.ParamSpec{"v": {Match: `(?s).*`, From: hook.From{"query", "v"}}},
@@ -119,7 +126,8 @@ func TestArgumentsArriveVerbatimBecauseThereIsNoShell(t *testing.T) {
 	}
 }
 
-func TestValuesThatAreNotAllowedStartNothing(t *testing.T) {
+// TestStart_RefusedValues checks that an order with values that are not allowed starts nothing.
+func TestStart_RefusedValues(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{
 		Command: []string{"/bin/echo", "{v}"},
 		Params:  map[string]hook.ParamSpec{"v": {Enum: []string{"a", "b"}, From: hook.From{"query", "v"}}},
@@ -136,7 +144,8 @@ func TestValuesThatAreNotAllowedStartNothing(t *testing.T) {
 	}
 }
 
-func TestEnvironmentIsTheListAndNothingElse(t *testing.T) {
+// TestEnvironment_ListOnly checks that a command has the variables of the list and no others.
+func TestEnvironment_ListOnly(t *testing.T) {
 	t.Setenv("SALLYPORT_SECRET", "hunter2")
 	b := processtest.NewBench(t, hook.Spec{
 		Command: []string{"/usr/bin/printenv"},
@@ -164,7 +173,8 @@ func TestEnvironmentIsTheListAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestWorkingFolderIsTheRunsOwnOrTheHooks(t *testing.T) {
+// TestWorkingFolder_RunOrHook checks that a command runs in the dir of its hook, or else in the folder of the run.
+func TestWorkingFolder_RunOrHook(t *testing.T) {
 	script := processtest.Script(t, `pwd -P`)
 	b := processtest.NewBench(t, hook.Spec{Command: script})
 	run := b.Begin(t, processtest.NewOrder())
@@ -181,7 +191,8 @@ func TestWorkingFolderIsTheRunsOwnOrTheHooks(t *testing.T) {
 	}
 }
 
-func TestStdinIsEmptyUnlessTheHookAsksForTheBody(t *testing.T) {
+// TestStdin_BodyOrEmpty checks that stdin is empty unless the hook sets stdin: body.
+func TestStdin_BodyOrEmpty(t *testing.T) {
 	for _, source := range []string{"", "body"} {
 		b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: source})
 		o := processtest.NewOrder()
@@ -201,7 +212,8 @@ func TestStdinIsEmptyUnlessTheHookAsksForTheBody(t *testing.T) {
 	}
 }
 
-func TestMoreOnStderrThanAPipeHoldsDoesNotBlock(t *testing.T) {
+// TestStderr_MoreThanPipe checks that a command is not blocked when it writes more to stderr than a pipe holds.
+func TestStderr_MoreThanPipe(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `head -c 1000000 /dev/zero >&2; echo out`)})
 	run := b.Begin(t, processtest.NewOrder())
 	e := b.AwaitEnd(t, run)
@@ -214,7 +226,8 @@ func TestMoreOnStderrThanAPipeHoldsDoesNotBlock(t *testing.T) {
 	}
 }
 
-func TestCommandThatCannotStartSaysWhy(t *testing.T) {
+// TestStart_Reason checks that the error of a start says why the command could not be started.
+func TestStart_Reason(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -285,7 +298,8 @@ func TestStart_MarkLeftBehind(t *testing.T) {
 	processtest.CheckExit(t, b.RunToEnd(t, o), 0)
 }
 
-func TestRunThatIsTooLongForTheSystemSaysSo(t *testing.T) {
+// TestStart_ArgumentsTooLong checks the error of a command whose arguments are too long for the system.
+func TestStart_ArgumentsTooLong(t *testing.T) {
 	command := []string{"/bin/true"}
 	for range 60 {
 		command = append(command, "{v}", "{v}")
@@ -301,7 +315,8 @@ func TestRunThatIsTooLongForTheSystemSaysSo(t *testing.T) {
 	}
 }
 
-func TestRunIDMustBeAPlainUUID(t *testing.T) {
+// TestRunID_PlainUUID checks that only a plain UUID is the id of a run.
+func TestRunID_PlainUUID(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	id := processtest.NewOrder().Run
 	for _, run := range []string{"", ".", "..", "../x", "/etc", "a/b", "x", strings.ToUpper(id), "{" + id + "}", "urn:uuid:" + id, id + "/", id + "\x00"} {
@@ -319,7 +334,8 @@ func TestRunIDMustBeAPlainUUID(t *testing.T) {
 	}
 }
 
-func TestUnknownRunIsAnError(t *testing.T) {
+// TestRun_Unknown checks the error of each call for a run that is not known.
+func TestRun_Unknown(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	run := processtest.NewOrder().Run
 	_, followed := b.Follow(run)
@@ -336,8 +352,8 @@ func TestUnknownRunIsAnError(t *testing.T) {
 	}
 }
 
-// TestRevoke checks that either the revocation of a run or its start succeeds, in either order.
-func TestRevoke(t *testing.T) {
+// TestRevoke_OrStart checks that either the revocation of a run or its start succeeds, in either order.
+func TestRevoke_OrStart(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "60"}})
 	o := processtest.NewOrder()
 	for i := range 2 {
@@ -363,7 +379,8 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
-func TestNoIDRunsTwice(t *testing.T) {
+// TestStart_SameID checks that a run is not started a second time.
+func TestStart_SameID(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/true"}})
 	o := processtest.NewOrder()
 	b.RunToEnd(t, o)
@@ -372,7 +389,8 @@ func TestNoIDRunsTwice(t *testing.T) {
 	}
 }
 
-func TestFolderIsForNobodyElse(t *testing.T) {
+// TestFolder_OtherUsers checks that other users may not read the folder of runs.
+func TestFolder_OtherUsers(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `echo secret`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitEnd(t, run)
@@ -393,7 +411,8 @@ func TestFolderIsForNobodyElse(t *testing.T) {
 	}
 }
 
-func TestStatusIsTrueAtEveryMoment(t *testing.T) {
+// TestStatus_AlwaysTrue checks that the status of a run is right before, during and after its command.
+func TestStatus_AlwaysTrue(t *testing.T) {
 	release := filepath.Join(t.TempDir(), "release")
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `echo ready; until [ -e "$1" ]; do sleep 0.01; done; exit 5`, release)})
 	run := b.Begin(t, processtest.NewOrder())
@@ -422,7 +441,8 @@ func TestStatusIsTrueAtEveryMoment(t *testing.T) {
 	}
 }
 
-func TestEveryFollowerGetsTheEnd(t *testing.T) {
+// TestFollow_EveryFollower checks that each follower of a run gets its end.
+func TestFollow_EveryFollower(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `sleep 0.1; exit 2`)})
 	run := b.Begin(t, processtest.NewOrder())
 	var all []<-chan runner.End
@@ -447,7 +467,8 @@ func TestEveryFollowerGetsTheEnd(t *testing.T) {
 	b.Begin(t, o) // for the clean-up, which asks for its end
 }
 
-func TestManyRunsAtOnceKeepTheirOwnEnds(t *testing.T) {
+// TestEnd_ManyRuns checks that concurrent runs do not get the ends of others.
+func TestEnd_ManyRuns(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{
 		Command: processtest.Script(t, `echo $1; exit $1`, "{code}"),
 		Params:  map[string]hook.ParamSpec{"code": {Type: "int", From: hook.From{"query", "code"}}},

@@ -11,7 +11,8 @@ import (
 	"sallyport/runner/process"
 )
 
-func TestLoginEnvironment_IsOfTheUserThenOfTheServer(t *testing.T) {
+// TestLoginEnvironment_UserFirst checks that the login variables are those of the user, or else those of the server.
+func TestLoginEnvironment_UserFirst(t *testing.T) {
 	if env := process.LoginEnv(func(name string) (string, bool) { return "a " + name, name == "TZ" || name == "SECRET" }); !slices.Equal(env, []string{"TZ=a TZ"}) {
 		t.Errorf("the supervisor gets %q", env)
 	}

@@ -16,9 +16,9 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// TestWhatIsMountedInAFolderOutlivesIt checks that a removal does not go through a mount: the files there are in
+// TestRemove_Mount checks that a removal does not go through a mount: the files there are in
 // another place too.
-func TestWhatIsMountedInAFolderOutlivesIt(t *testing.T) {
+func TestRemove_Mount(t *testing.T) {
 	const what = "what is mounted in the folder of a run"
 	if os.Geteuid() != 0 {
 		// In a new user namespace, the owner of /bin/sh is not a known user.

@@ -23,7 +23,8 @@ func ways(t *testing.T, spec hook.Spec) map[string]*processtest.Bench {
 	return map[string]*processtest.Bench{"cgroup=" + strconv.FormatBool(with.HasCgroups()): with, "search": without}
 }
 
-func TestStopReachesTheWholeTree(t *testing.T) {
+// TestStop_WholeTree checks that a stop ends all processes of a run, however they tried to escape.
+func TestStop_WholeTree(t *testing.T) {
 	for name, trap := range map[string]string{"obedient": "exit 1", "stubborn": ""} {
 		t.Run(name, func(t *testing.T) {
 			spec := hook.Spec{Command: processtest.Script(t, processtest.Family+"wait; while :; do sleep 1; done", trap)}
@@ -48,7 +49,8 @@ func TestStopReachesTheWholeTree(t *testing.T) {
 	}
 }
 
-func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
+// TestLeftBehind_Ended checks that processes that outlive their command are ended and counted.
+func TestLeftBehind_Ended(t *testing.T) {
 	release := `while [ ! -e go ]; do sleep 0.01; done; exit 4`
 	spec := hook.Spec{Command: processtest.Script(t, processtest.Family+release, ""), Grace: 100 * time.Millisecond}
 	for name, b := range ways(t, spec) {
@@ -71,7 +73,8 @@ func TestWhatACommandLeavesBehindEndsWithIt(t *testing.T) {
 	}
 }
 
-func TestLeftBehind_IsNotCountedOfAStoppedRun(t *testing.T) {
+// TestLeftBehind_StoppedRun checks that the processes of a stopped run do not count as left behind.
+func TestLeftBehind_StoppedRun(t *testing.T) {
 	spec := hook.Spec{Command: processtest.Script(t, processtest.Family+"wait", ""), Grace: 100 * time.Millisecond}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
@@ -88,7 +91,8 @@ func TestLeftBehind_IsNotCountedOfAStoppedRun(t *testing.T) {
 	}
 }
 
-func TestStoppedProcessesAreEndedToo(t *testing.T) {
+// TestStop_StoppedProcesses checks that processes that are stopped by SIGSTOP are ended, too.
+func TestStop_StoppedProcesses(t *testing.T) {
 	spec := hook.Spec{Command: processtest.Script(t, `trap "exit 9" TERM; setsid sh -c 'echo $$; kill -STOP $$' & sleep 0.1; echo $$; kill -STOP $$`)}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) {
@@ -105,14 +109,16 @@ func TestStoppedProcessesAreEndedToo(t *testing.T) {
 	}
 }
 
-func TestGrandchildThatKeepsTheOutputDoesNotWedgeTheRun(t *testing.T) {
+// TestEnd_GrandchildHoldsOutput checks that a run ends although a grandchild keeps its output open.
+func TestEnd_GrandchildHoldsOutput(t *testing.T) {
 	spec := hook.Spec{Command: processtest.Script(t, `setsid sh -c 'trap "" TERM; echo $$; while :; do sleep 1; done' & sleep 0.2`), Grace: time.Millisecond}
 	for name, b := range ways(t, spec) {
 		t.Run(name, func(t *testing.T) { processtest.CheckExit(t, b.RunToEnd(t, processtest.NewOrder()), 0) })
 	}
 }
 
-func TestCgroupsAreRemoved(t *testing.T) {
+// TestCgroup_Removed checks that the cgroup of a run is removed when the run has ended.
+func TestCgroup_Removed(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `cat /proc/self/cgroup`)})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
@@ -129,7 +135,9 @@ func TestCgroupsAreRemoved(t *testing.T) {
 	}
 }
 
-func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
+// TestDescriptors_Inherited checks that a command inherits stdin, stdout, stderr and the lock of its run, and nothing
+// else.
+func TestDescriptors_Inherited(t *testing.T) {
 	// A descriptor that the server inherited and that is not marked close-on-exec.
 	given, err := syscall.Dup(1)
 	if err != nil {
@@ -147,7 +155,8 @@ func TestOnlyStdioAndTheLockAreInherited(t *testing.T) {
 	}
 }
 
-func TestTreeHoldsTheLockAndNobodyElse(t *testing.T) {
+// TestLock_HeldByTree checks that only the processes of a run hold its lock.
+func TestLock_HeldByTree(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `(setsid sh -c 'echo ready; sleep 600' &); sleep 600`)})
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
@@ -163,7 +172,8 @@ func TestTreeHoldsTheLockAndNobodyElse(t *testing.T) {
 	}
 }
 
-func TestRunsHoldNoThreads(t *testing.T) {
+// TestThreads_NonePerRun checks that runs in progress do not need a thread each.
+func TestThreads_NonePerRun(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "600"}})
 	threads := func() (n int) {
 		entries, err := os.ReadDir("/proc/self/task")

@@ -11,7 +11,8 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-func TestWhatACommandLeavesInItsFolderGoesAndNothingBehindItsLinks(t *testing.T) {
+// TestWorkingFolder_Links checks that the working folder of a run is removed, and nothing that its links lead to.
+func TestWorkingFolder_Links(t *testing.T) {
 	elsewhere := t.TempDir()
 	if err := os.WriteFile(filepath.Join(elsewhere, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -29,7 +30,8 @@ func TestWhatACommandLeavesInItsFolderGoesAndNothingBehindItsLinks(t *testing.T)
 	}
 }
 
-func TestTheFolderThatSomethingMayStillWorkInStaysUntilThatIsGone(t *testing.T) {
+// TestWorkingFolder_EscapedProcess checks that a working folder stays while an escaped process may use it.
+func TestWorkingFolder_EscapedProcess(t *testing.T) {
 	command, release := processtest.GatedScript(t, "")
 	b := processtest.NewBench(t, hook.Spec{Command: command})
 	run := b.Begin(t, processtest.NewOrder())
@@ -43,9 +45,9 @@ func TestTheFolderThatSomethingMayStillWorkInStaysUntilThatIsGone(t *testing.T) 
 	b.AwaitRemoval(t, run)
 }
 
-// TestALockThatIsTriedJustThenIsAwaited holds the lock at the moment at which the mark of a run would be removed, as
+// TestLock_HeldByOtherStart holds the lock at the moment at which the mark of a run would be removed, as
 // the child of another start does.
-func TestALockThatIsTriedJustThenIsAwaited(t *testing.T) {
+func TestLock_HeldByOtherStart(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 8")
 	b := processtest.NewBench(t, hook.Spec{Command: command})
 	run := b.Begin(t, processtest.NewOrder())

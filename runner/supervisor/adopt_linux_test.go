@@ -17,7 +17,8 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-func TestWhatAKilledSupervisorLeftIsRemovedByTheNext(t *testing.T) {
+// TestAdopt_RemovesLeftovers checks that a supervisor removes what a killed one left.
+func TestAdopt_RemovesLeftovers(t *testing.T) {
 	command, release := processtest.GatedScript(t, "echo > file")
 	p := newPost(t, job(command))
 	run := p.begin(t, p.order("job", nil))
@@ -44,9 +45,9 @@ func TestWhatAKilledSupervisorLeftIsRemovedByTheNext(t *testing.T) {
 	p.AwaitRemoval(t, run)
 }
 
-// TestARunThatHasAFolderWasStartedWhateverIsLostOfIt checks that a run with a folder is not started again, even if a
+// TestAdopt_LostMark checks that a run with a folder is not started again, even if a
 // crash of the machine lost the mark that it was in progress.
-func TestARunThatHasAFolderWasStartedWhateverIsLostOfIt(t *testing.T) {
+func TestAdopt_LostMark(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	o := p.order("job", nil)
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, o)), 0)
@@ -66,9 +67,9 @@ func TestARunThatHasAFolderWasStartedWhateverIsLostOfIt(t *testing.T) {
 	processtest.CheckInterrupted(t, p.Subject.AwaitEnd(t, o.Run))
 }
 
-// TestARunWhoseStatusALossOfPowerGarbledIsOver checks that a corrupt status is not an error. With an error the server
+// TestAdopt_CorruptStatus checks that a corrupt status is not an error. With an error the server
 // could never start again, because at its start it asks about each run in its store.
-func TestARunWhoseStatusALossOfPowerGarbledIsOver(t *testing.T) {
+func TestAdopt_CorruptStatus(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	for _, garbled := range []string{"", `{"run":"01`, "\x00\x00\x00\x00"} {
 		o := p.order("job", nil)
@@ -87,9 +88,9 @@ func TestARunWhoseStatusALossOfPowerGarbledIsOver(t *testing.T) {
 	}
 }
 
-// TestCgroup_ProcessThatLeftItEndsWithItsRun checks that a process that moved itself to another cgroup, as root may,
+// TestCgroup_ProcessLeft checks that a process that moved itself to another cgroup, as root may,
 // ends with its run.
-func TestCgroup_ProcessThatLeftItEndsWithItsRun(t *testing.T) {
+func TestCgroup_ProcessLeft(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))
 	run := p.begin(t, p.order("job", nil))

@@ -66,7 +66,9 @@ func unanswered(t testing.TB, answer <-chan error) {
 	}
 }
 
-func TestASilentSupervisorHoldsNobodyUpAndDoesAllWhenItWakes(t *testing.T) {
+// TestSilence_RequestsKept checks that requests to a stopped supervisor do not block, and are carried out when it
+// continues.
+func TestSilence_RequestsKept(t *testing.T) {
 	t.Parallel()
 	w := witness(filepath.Join(t.TempDir(), "witness"))
 	specs := w.command(t)
@@ -101,7 +103,8 @@ func TestASilentSupervisorHoldsNobodyUpAndDoesAllWhenItWakes(t *testing.T) {
 	}
 }
 
-func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
+// TestOrder_Unanswered checks that the next server finds out about an order that got no answer.
+func TestOrder_Unanswered(t *testing.T) {
 	w := witness(filepath.Join(t.TempDir(), "witness"))
 	p := newPost(t, w.command(t))
 	p.signal(t, syscall.SIGSTOP)
@@ -132,7 +135,8 @@ func TestAnOrderThatAServerLeftWithoutAnAnswerIsKnownToTheNext(t *testing.T) {
 	}
 }
 
-func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
+// TestOrder_AskedUntilKnown checks that an order with an unknown outcome is asked for until a supervisor answers.
+func TestOrder_AskedUntilKnown(t *testing.T) {
 	w := witness(filepath.Join(t.TempDir(), "witness"))
 	p := newPost(t, w.command(t))
 	exe := filepath.Join(t.TempDir(), "program")
@@ -169,7 +173,8 @@ func TestAnOrderOfWhichNobodyKnowsIsAskedForUntilSomebodyDoes(t *testing.T) {
 	}
 }
 
-func TestWhoIsSupersededDoesNotSayThatNothingStarted(t *testing.T) {
+// TestSuperseded_OutcomeUnknown checks that a superseded server does not report that a command was not started.
+func TestSuperseded_OutcomeUnknown(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	old := p.Client
 	p.Client = nil
@@ -185,7 +190,8 @@ func TestWhoIsSupersededDoesNotSayThatNothingStarted(t *testing.T) {
 	}
 }
 
-func TestASupervisorOnItsWayOutTakesNoOrders(t *testing.T) {
+// TestOrder_EndingSupervisor checks that a supervisor that is about to end accepts no orders.
+func TestOrder_EndingSupervisor(t *testing.T) {
 	gate := filepath.Join(t.TempDir(), "gate")
 	p := newPost(t, map[string]hook.Spec{
 		"job":  {Command: []string{"/bin/true"}},
@@ -206,8 +212,8 @@ func TestASupervisorOnItsWayOutTakesNoOrders(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, refused.Run), 0)
 }
 
-// TestDisplaced checks that a displaced server learns that without a request.
-func TestDisplaced(t *testing.T) {
+// TestDisplaced_WithoutRequest checks that a displaced server learns that without a request.
+func TestDisplaced_WithoutRequest(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	old := p.Client
 	p.Client = nil
@@ -281,9 +287,9 @@ func TestSupervisor_StaysReachable(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 3)
 }
 
-// TestCopiedFolder checks that a supervisor of a copy of the state folder does not touch the commands of the
+// TestCopiedFolder_LeavesCommands checks that a supervisor of a copy of the state folder does not touch the commands of the
 // original.
-func TestCopiedFolder(t *testing.T) {
+func TestCopiedFolder_LeavesCommands(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {
 			command, release := processtest.GatedScript(t, "exit 3")

@@ -18,9 +18,9 @@ import (
 	"sallyport/runner/process/proctree"
 )
 
-// TestUmask_IsTheCommandsOnly checks that other users may read what a command makes, but nothing that the supervisor
+// TestUmask_CommandOnly checks that other users may read what a command makes, but nothing that the supervisor
 // makes at the same time.
-func TestUmask_IsTheCommandsOnly(t *testing.T) {
+func TestUmask_CommandOnly(t *testing.T) {
 	dir := t.TempDir()
 	specs := map[string]hook.Spec{}
 	for name, mask := range map[string]hook.Umask{"default": hook.DefaultUmask, "group": 0o027, "none": 0} {
@@ -64,9 +64,9 @@ func TestUmask_IsTheCommandsOnly(t *testing.T) {
 	}
 }
 
-// TestLimits_LeaveRoomForTheSupervisor checks that a command and its processes have a lower process limit than the
+// TestLimits_BelowSupervisor checks that a command and its processes have a lower process limit than the
 // supervisor, and are killed before it when memory is short.
-func TestLimits_LeaveRoomForTheSupervisor(t *testing.T) {
+func TestLimits_BelowSupervisor(t *testing.T) {
 	p := newPost(t, job(processtest.Script(t, `grep "Max processes" /proc/self/limits; while read -r s < /proc/self/oom_score_adj; [ "$s" -lt 300 ]; do sleep 0.01; done; echo "killed first"`)))
 	run := p.begin(t, p.order("job", nil))
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
@@ -131,9 +131,9 @@ func delegated(t *testing.T, processes int) string {
 	return service
 }
 
-// TestLimits_HoldCommandsOfRootTogether checks that the limit applies to the commands of root if systemd delegates
+// TestLimits_CommandsOfRoot checks that the limit applies to the commands of root if systemd delegates
 // the cgroup of the service to the server.
-func TestLimits_HoldCommandsOfRootTogether(t *testing.T) {
+func TestLimits_CommandsOfRoot(t *testing.T) {
 	service := delegated(t, 600)
 	p := newPost(t, job(processtest.Script(t, `i=0; while [ $i -lt 1000 ]; do sleep 600 & i=$((i+1)); done`)))
 	run := p.begin(t, p.order("job", nil))

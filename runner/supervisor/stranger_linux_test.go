@@ -61,7 +61,8 @@ func impostor(t *testing.T) (p *post, let func()) {
 	}
 }
 
-func TestStranger_CommandIsNoServer(t *testing.T) {
+// TestStranger_Command checks that a command cannot connect to the supervisor as a server.
+func TestStranger_Command(t *testing.T) {
 	t.Parallel()
 	p, let := impostor(t)
 	run := p.begin(t, p.order("job", nil))
@@ -73,9 +74,9 @@ func TestStranger_CommandIsNoServer(t *testing.T) {
 	p.Subject.AwaitEnd(t, run)
 }
 
-// TestStranger_CommandOfAnEarlierSupervisor checks that a command of an earlier supervisor is refused. It does not
+// TestStranger_EarlierSupervisor checks that a command of an earlier supervisor is refused. It does not
 // descend from this supervisor, but its cgroup shows that it is a command.
-func TestStranger_CommandOfAnEarlierSupervisor(t *testing.T) {
+func TestStranger_EarlierSupervisor(t *testing.T) {
 	t.Parallel()
 	p, let := impostor(t)
 	run := p.begin(t, p.order("job", nil))
@@ -96,7 +97,8 @@ func TestStranger_CommandOfAnEarlierSupervisor(t *testing.T) {
 	p.Subject.AwaitEnd(t, run)
 }
 
-func TestSilence_StoppedSupervisorIsContinued(t *testing.T) {
+// TestSilence_Continued checks that a server continues a supervisor that was stopped.
+func TestSilence_Continued(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))
 	log := new(buffer)
@@ -111,9 +113,9 @@ func TestSilence_StoppedSupervisorIsContinued(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 }
 
-// TestSilence_StoppedSupervisorIsContinuedByTheNextServer checks that a server continues a stopped supervisor.
+// TestSilence_ContinuedByNext checks that a server continues a stopped supervisor.
 // Otherwise the server could not start.
-func TestSilence_StoppedSupervisorIsContinuedByTheNextServer(t *testing.T) {
+func TestSilence_ContinuedByNext(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))
 	p.signal(t, syscall.SIGSTOP)

@@ -18,7 +18,8 @@ import (
 	"sallyport/runner/process/processtest"
 )
 
-func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
+// TestFlight_HeldByLock checks that a flight is busy as long as any process holds the lock of its run.
+func TestFlight_HeldByLock(t *testing.T) {
 	// The process closes the descriptor by which a search would find it, but holds the lock as another descriptor.
 	escape := `exec 9<&3 3<&-; exec env -i /usr/bin/setsid /bin/sh -c 'echo $$; exec /bin/sleep 600'`
 	command := processtest.Script(t, `case $SALLYPORT_CALLER in tester) (`+escape+` &) ;; esac; sleep 0.3`)
@@ -39,9 +40,9 @@ func TestFlightIsHeldByWhateverKeepsTheLock(t *testing.T) {
 	p.begin(t, p.order("job", nil))
 }
 
-// TestOrphansAreStoppedAndTimeOutAsOthers checks that orphans keep the reason of their end, although their exit codes
+// TestOrphans_StopAndTimeout checks that orphans keep the reason of their end, although their exit codes
 // are lost. If a cancelled run ended as Interrupted, it would be run again.
-func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
+func TestOrphans_StopAndTimeout(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		for want, timeout := range map[runner.State]time.Duration{runner.Cancelled: processtest.Patience, runner.TimedOut: 1500 * time.Millisecond} {
 			t.Run(string(want)+" "+seam, func(t *testing.T) {
@@ -64,7 +65,8 @@ func TestOrphansAreStoppedAndTimeOutAsOthers(t *testing.T) {
 	}
 }
 
-func TestWholeTreeIsStoppedThroughTheSupervisor(t *testing.T) {
+// TestStop_WholeTree checks that a stop through the supervisor ends all processes of a run.
+func TestStop_WholeTree(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {
 			// The last process dropped all that it inherited; a subreaper still finds it.
@@ -88,7 +90,8 @@ sleep 0.5; while :; do sleep 1; done`, "")
 	}
 }
 
-func TestSupervisorReplacesItselfAndKeepsItsChildren(t *testing.T) {
+// TestReplace_KeepsChildren checks that commands stay the children of a supervisor that replaces itself.
+func TestReplace_KeepsChildren(t *testing.T) {
 	command, release := processtest.GatedScript(t, `echo more; exit 5`)
 	stubborn := processtest.Script(t, `trap "" TERM; echo ready; while :; do sleep 1; done`)
 	counted := processtest.Script(t, `echo ready >&2; seq 1000000 1199999; exec sleep 600`)
@@ -174,7 +177,8 @@ func TestOutput_ReplacedSupervisor(t *testing.T) {
 	}
 }
 
-func TestReplacementByAProgramOfOthersIsRefused(t *testing.T) {
+// TestReplace_ProgramOfOthers checks that a supervisor does not replace itself with a program of another user.
+func TestReplace_ProgramOfOthers(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	other := filepath.Join(t.TempDir(), "other")
 	copyFile(t, p.options.Exe, other)
@@ -190,7 +194,8 @@ func TestReplacementByAProgramOfOthersIsRefused(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 }
 
-func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
+// TestReplace_Retried checks that a supervisor that could not replace itself is asked again.
+func TestReplace_Retried(t *testing.T) {
 	for why, again := range map[string]func(*post){"after a while": nil, "at the next connection": func(p *post) { p.Break() }} {
 		t.Run(why, func(t *testing.T) {
 			command, release := processtest.GatedScript(t, `exit 5`)
@@ -234,9 +239,9 @@ func TestSupervisorThatCannotReplaceItselfIsAskedAgain(t *testing.T) {
 	}
 }
 
-// TestSupervisorIsNotAskedAgainForAProgramThatIsNotOurs checks that a supervisor is not asked again when the program
+// TestReplace_OtherVersion checks that a supervisor is not asked again when the program
 // file has another version than the server by now. Otherwise it would replace itself again and again.
-func TestSupervisorIsNotAskedAgainForAProgramThatIsNotOurs(t *testing.T) {
+func TestReplace_OtherVersion(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	p.options.Version = "one that no file has"
 	p.options.UpdateAgainAfter(time.Millisecond)

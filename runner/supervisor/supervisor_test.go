@@ -249,7 +249,9 @@ func job(command []string) map[string]hook.Spec {
 	return map[string]hook.Spec{"job": {Command: command}}
 }
 
-func TestCommandsOutliveTheServerAndTellTheNextOneAll(t *testing.T) {
+// TestServer_CommandsOutlive checks that commands outlive the server, and that the next server learns all of their
+// ends.
+func TestServer_CommandsOutlive(t *testing.T) {
 	command, release := processtest.GatedScript(t, `echo more; exit 7`)
 	p := newPost(t, job(command))
 	if err := p.Close(); err != nil {
@@ -299,7 +301,9 @@ func pipe(t testing.TB) (ends [2]*os.File) {
 	return [2]*os.File{r, w}
 }
 
-func TestKilledSupervisorsRunKeepsItsFlightUntilItIsGone(t *testing.T) {
+// TestFlight_KilledSupervisor checks that a run of a killed supervisor keeps its flight busy until its processes have
+// ended.
+func TestFlight_KilledSupervisor(t *testing.T) {
 	for _, seam := range []string{"", "no-cgroups"} {
 		t.Run("seam="+seam, func(t *testing.T) {
 			command, release := processtest.GatedScript(t, `echo more`)
@@ -334,9 +338,9 @@ func TestKilledSupervisorsRunKeepsItsFlightUntilItIsGone(t *testing.T) {
 	}
 }
 
-// TestWithoutTheLocksRunsOfOneFlightOverlap shows that only the lock keeps the flight, which the test above relies
+// TestFlight_OverlapsWithoutLocks shows that only the lock keeps the flight, which the test above relies
 // on.
-func TestWithoutTheLocksRunsOfOneFlightOverlap(t *testing.T) {
+func TestFlight_OverlapsWithoutLocks(t *testing.T) {
 	command, release := processtest.GatedScript(t, `: > "$1.$SALLYPORT_RUN"`)
 	p := newPost(t, job(command), "unlocked")
 	run := p.begin(t, p.order("job", nil))
@@ -353,7 +357,8 @@ func TestWithoutTheLocksRunsOfOneFlightOverlap(t *testing.T) {
 	processtest.Eventually(t, "the first is over", over) // the status of the run does not record this end
 }
 
-func TestWhoDoesNotKnowTheSecretIsRefused(t *testing.T) {
+// TestConnect_WrongSecret checks that a client without the secret is refused.
+func TestConnect_WrongSecret(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	right, err := os.ReadFile(filepath.Join(p.options.State, "supervisor.secret"))
 	if err != nil {
@@ -387,7 +392,8 @@ func greet(t testing.TB, p *post, hello any) string {
 	return line
 }
 
-func TestOtherUsersAreRefused(t *testing.T) {
+// TestConnect_OtherUsers checks that a client of another user is refused.
+func TestConnect_OtherUsers(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	if err := p.Quit(); err != nil {
 		t.Fatal(err)
@@ -419,7 +425,8 @@ func TestOtherUsersAreRefused(t *testing.T) {
 	}
 }
 
-func TestStateFolderOfOthersIsRefused(t *testing.T) {
+// TestStateFolder_OtherUsers checks that a state folder of another user is refused.
+func TestStateFolder_OtherUsers(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	for name, want := range map[string]os.FileMode{"supervisor.sock": 0o600, "supervisor.secret": 0o600, "supervisor.lock": 0o600, "runs": 0o700} {
 		info, err := os.Stat(filepath.Join(p.options.State, name))
@@ -437,7 +444,8 @@ func TestStateFolderOfOthersIsRefused(t *testing.T) {
 	}
 }
 
-func TestManyServersAtOnceStartOneSupervisor(t *testing.T) {
+// TestConnect_ManyServers checks that servers that start at once start one supervisor.
+func TestConnect_ManyServers(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	for range 3 {
 		if err := p.Quit(); err != nil {
@@ -482,7 +490,8 @@ func TestManyServersAtOnceStartOneSupervisor(t *testing.T) {
 	}
 }
 
-func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
+// TestOrder_HookOfFile checks that an order starts only a hook that the file has, as the server knows it.
+func TestOrder_HookOfFile(t *testing.T) {
 	before, release := processtest.GatedScript(t, "exit 1")
 	defer release()
 	p := newPost(t, job(before))
@@ -516,10 +525,10 @@ func TestOrderMustMeanTheHookThatTheFileHas(t *testing.T) {
 	refused(old, "reading the hooks")
 }
 
-// TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp checks that the supervisor starts the hooks that the
+// TestHooks_InForce checks that the supervisor starts the hooks that the
 // server uses. The server may fail to load hooks that the supervisor has read already, once or several times,
 // whatever the file contains then.
-func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
+func TestHooks_InForce(t *testing.T) {
 	p := newPost(t, job(processtest.Script(t, "exit 1")))
 	inForce, started := p.hooks, p.order("job", nil)
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 1) // by now the supervisor has read the file
@@ -548,7 +557,8 @@ func TestHooksInForceAreStartedHoweverOftenOthersAreNotTakenUp(t *testing.T) {
 	}
 }
 
-func TestStdinCrossesTheSocketWhole(t *testing.T) {
+// TestStdin_Whole checks that the whole body reaches the stdin of a command.
+func TestStdin_Whole(t *testing.T) {
 	p := newPost(t, map[string]hook.Spec{"job": {Command: []string{"/bin/cat"}, Stdin: "body"}})
 	o := p.order("job", nil)
 	o.Stdin = []byte(strings.Repeat("line\x00\n\xff", 200_000))
@@ -559,7 +569,8 @@ func TestStdinCrossesTheSocketWhole(t *testing.T) {
 	}
 }
 
-func TestErrorsOfAStartCrossTheSocket(t *testing.T) {
+// TestStart_Errors checks that the server gets the errors of a start as the supervisor returned them.
+func TestStart_Errors(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(program, []byte("\x7fELF"), 0o700); err != nil {
 		t.Fatal(err)
@@ -632,7 +643,9 @@ func (w witness) read(t testing.TB) (began map[string]int, overlaps int) {
 	return began, overlaps
 }
 
-func TestNothingRunsTwiceOrOverlapsWhateverBreaks(t *testing.T) {
+// TestChaos_NothingTwice checks that no run starts twice and no flight overlaps while servers and supervisors are
+// killed.
+func TestChaos_NothingTwice(t *testing.T) {
 	for what, disturb := range map[string]func(*post){
 		"connection": func(p *post) { p.Break() },
 		"supervisor": func(p *post) { _ = syscall.Kill(p.PID(), syscall.SIGKILL) },
@@ -700,7 +713,8 @@ func TestNothingRunsTwiceOrOverlapsWhateverBreaks(t *testing.T) {
 	}
 }
 
-func TestTermEndsTheRunsAndThenTheSupervisor(t *testing.T) {
+// TestTERM_EndsRunsFirst checks that a supervisor that gets TERM ends its runs before it ends.
+func TestTERM_EndsRunsFirst(t *testing.T) {
 	p := newPost(t, job(processtest.Script(t, `trap "echo tidy; exit 4" TERM; echo ready; while :; do sleep 0.01; done`)))
 	run := p.begin(t, p.order("job", nil))
 	ends, err := p.Follow(run)
@@ -726,7 +740,8 @@ func TestTermEndsTheRunsAndThenTheSupervisor(t *testing.T) {
 	processtest.Eventually(t, "it is gone", func() bool { return !exists(pid) })
 }
 
-func TestSupervisorDoesNotQuitWhileARunIsUnderWay(t *testing.T) {
+// TestQuit_RunInProgress checks that a supervisor does not end while a run is in progress.
+func TestQuit_RunInProgress(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 0")
 	p := newPost(t, job(command))
 	run := p.begin(t, p.order("job", nil))
@@ -737,7 +752,8 @@ func TestSupervisorDoesNotQuitWhileARunIsUnderWay(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 0)
 }
 
-func TestSupervisorWithNothingToDoEnds(t *testing.T) {
+// TestSupervisor_IdleEnds checks that a supervisor without runs and servers ends.
+func TestSupervisor_IdleEnds(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 6")
 	p := newPost(t, job(command), "hasty")
 	run := p.begin(t, p.order("job", nil))
@@ -759,7 +775,8 @@ func TestSupervisorWithNothingToDoEnds(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, run), 6) // from the folder
 }
 
-func TestSupervisorWhoseFolderIsGoneEndsWithItsLastRun(t *testing.T) {
+// TestSupervisor_FolderGone checks that a supervisor without its state folder ends after its last run.
+func TestSupervisor_FolderGone(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 6")
 	p := newPost(t, job(command), "hasty")
 	run := p.begin(t, p.order("job", nil))
@@ -774,7 +791,8 @@ func TestSupervisorWhoseFolderIsGoneEndsWithItsLastRun(t *testing.T) {
 	processtest.Eventually(t, "it is gone", func() bool { return !exists(pid) })
 }
 
-func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
+// TestEnd_WrittenLater checks that an end that cannot be written is reported, and written later.
+func TestEnd_WrittenLater(t *testing.T) {
 	command, release := processtest.GatedScript(t, "exit 8")
 	p := newPost(t, job(command))
 	run := p.begin(t, p.order("job", nil))
@@ -795,7 +813,8 @@ func TestEndThatCannotBeWrittenIsToldAndWrittenLater(t *testing.T) {
 	processtest.Eventually(t, "the end is on disk", func() bool { return !p.ReadStatus(t, run).Ended.IsZero() })
 }
 
-func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
+// TestOutput_ReadFromFiles checks that an output can be read without the supervisor.
+func TestOutput_ReadFromFiles(t *testing.T) {
 	const lines = 3_000_000
 	p := newPost(t, map[string]hook.Spec{"job": {Command: processtest.CountLines(lines), Output: hook.OutputSpec{Head: 1 << 20, Tail: 1 << 20}}})
 	run := p.begin(t, p.order("job", nil))
@@ -821,7 +840,8 @@ func TestOutputIsReadFromTheFilesAlone(t *testing.T) {
 	}
 }
 
-func TestSupervisorThatCannotStartSaysSo(t *testing.T) {
+// TestSupervisor_CannotStart checks that the server reports why its supervisor could not start.
+func TestSupervisor_CannotStart(t *testing.T) {
 	p := newPost(t, job([]string{"/bin/true"}))
 	o := p.options
 	o.State = filepath.Join(t.TempDir(), "state")
@@ -835,7 +855,8 @@ func TestSupervisorThatCannotStartSaysSo(t *testing.T) {
 	}
 }
 
-func TestSuperviseIsNotForPeople(t *testing.T) {
+// TestSupervise_ByHand checks that the command supervise refuses to be started by hand.
+func TestSupervise_ByHand(t *testing.T) {
 	dir := t.TempDir()
 	if err := supervisor.Run(supervisor.Settings{State: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("it started without a server")
@@ -843,9 +864,9 @@ func TestSuperviseIsNotForPeople(t *testing.T) {
 	var _ io.Closer = (*supervisor.Client)(nil)
 }
 
-// TestAProgramThatOthersMaySwapReplacesNoSupervisor checks that the supervisor refuses a program in a folder that
+// TestReplace_SwappableProgram checks that the supervisor refuses a program in a folder that
 // other users may write: they could replace the program.
-func TestAProgramThatOthersMaySwapReplacesNoSupervisor(t *testing.T) {
+func TestReplace_SwappableProgram(t *testing.T) {
 	dir := t.TempDir()
 	open, link := filepath.Join(dir, "open"), filepath.Join(dir, "link")
 	exe := filepath.Join(open, "program")

@@ -68,7 +68,8 @@ func keepsEnds(t *testing.T, head, tail, size int64) {
 	}
 }
 
-func TestOutput_HeadAndTailAreExact(t *testing.T) {
+// TestOutput_HeadAndTail checks that exactly the configured head and tail of an output are kept.
+func TestOutput_HeadAndTail(t *testing.T) {
 	const head, tail = 100_000, 300_000
 	for _, size := range []int64{0, 1, head - 1, head, head + 1, head + tail, head + tail + 1, head + tail + 75_000, 2_000_003} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) { keepsEnds(t, head, tail, size) })
@@ -82,7 +83,8 @@ func TestOutput_HeadAndTailAreExact(t *testing.T) {
 	}
 }
 
-func TestOutput_LongOutputTakesNoMemory(t *testing.T) {
+// TestOutput_NoMemory checks that a long output is not held in memory.
+func TestOutput_NoMemory(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	keepsEnds(t, 1<<20+5, 3<<20+7, 270_000_000)
@@ -92,7 +94,8 @@ func TestOutput_LongOutputTakesNoMemory(t *testing.T) {
 	}
 }
 
-func TestOutput_FIFOIsRefused(t *testing.T) {
+// TestOutput_FIFO checks that a FIFO in place of the output file is refused.
+func TestOutput_FIFO(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, "echo much")})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)
@@ -110,7 +113,9 @@ func TestOutput_FIFOIsRefused(t *testing.T) {
 	}
 }
 
-func TestAnOutputThatTheQuotaRemovedIsNotKeptAndItsRunIsKnown(t *testing.T) {
+// TestOutput_RemovedByQuota checks that an output that the quota removed is reported as not kept, and not its run as
+// unknown.
+func TestOutput_RemovedByQuota(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, "echo much")})
 	run := b.Begin(t, processtest.NewOrder())
 	processtest.CheckExit(t, b.AwaitEnd(t, run), 0)

@@ -11,8 +11,8 @@ import (
 	"sallyport/runner/process/proctree"
 )
 
-// TestLimits_TheLeastBoundCounts checks that ProcessLimit uses the lowest limit, which may be one of the machine.
-func TestLimits_TheLeastBoundCounts(t *testing.T) {
+// TestLimits_Lowest checks that ProcessLimit uses the lowest limit, which may be one of the machine.
+func TestLimits_Lowest(t *testing.T) {
 	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
 	if err != nil {
 		t.Fatal(err)
@@ -26,8 +26,8 @@ func TestLimits_TheLeastBoundCounts(t *testing.T) {
 	}
 }
 
-// TestThreads_AreMadeAhead checks that MakeThreads creates threads which stay for later use.
-func TestThreads_AreMadeAhead(t *testing.T) {
+// TestThreads_MadeAhead checks that MakeThreads creates threads which stay for later use.
+func TestThreads_MadeAhead(t *testing.T) {
 	threads := func() int {
 		list, err := os.ReadDir("/proc/self/task")
 		if err != nil {
@@ -46,7 +46,8 @@ func TestThreads_AreMadeAhead(t *testing.T) {
 	}
 }
 
-func TestCgroupIsFoundWhereverItIsMounted(t *testing.T) {
+// TestCgroup_MountPoints checks that the cgroup of a process is found wherever the hierarchy is mounted.
+func TestCgroup_MountPoints(t *testing.T) {
 	const unified = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n"
 	const hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n38 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
 	const bind = "30 23 0:26 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup ro\n"

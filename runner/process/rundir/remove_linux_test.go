@@ -12,9 +12,9 @@ import (
 	"sallyport/runner/process/rundir"
 )
 
-// TestFoldersThatMayOnlyBeReadAreRemoved checks that a server that is not root removes read-only folders, such as
+// TestRemove_ReadOnlyFolders checks that a server that is not root removes read-only folders, such as
 // Go's module cache, and does not change the mode of a folder that a link leads to.
-func TestFoldersThatMayOnlyBeReadAreRemoved(t *testing.T) {
+func TestRemove_ReadOnlyFolders(t *testing.T) {
 	const another = 65534
 	if os.Geteuid() == 0 && !processtest.RunElsewhere(t, "folders that may only be read", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: another, Gid: another}}) {
 		return
@@ -56,9 +56,9 @@ chmod 0555 mod/a/b mod/a; chmod 0 mod/none; chmod 0500 mod .`, linked)})
 	}
 }
 
-// TestRemove_DeepFoldersTakeFewDescriptors checks that nested folders do not take one descriptor each, until the
+// TestRemove_DeepFolders checks that nested folders do not take one descriptor each, until the
 // supervisor has none left.
-func TestRemove_DeepFoldersTakeFewDescriptors(t *testing.T) {
+func TestRemove_DeepFolders(t *testing.T) {
 	if !processtest.RunElsewhere(t, "folders deep in one another", &syscall.SysProcAttr{}) {
 		return
 	}
@@ -82,8 +82,8 @@ for (my $i = 0; $i < 1000; $i++) { mkdir "d" or die; chdir "d"; open(my $f, ">",
 	b.AwaitRemoval(t, o.Run)
 }
 
-// TestRemove_ManyFilesInOneFolder removes a folder with more files than one listing returns.
-func TestRemove_ManyFilesInOneFolder(t *testing.T) {
+// TestRemove_ManyFiles removes a folder with more files than one listing returns.
+func TestRemove_ManyFiles(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: processtest.Script(t, `i=0; while [ $i -lt 3000 ]; do : > $i; i=$((i+1)); done; mkdir d; seq 2000 | (cd d; xargs touch)`)})
 	o := processtest.NewOrder()
 	if err := b.Start(o); err != nil {

@@ -52,7 +52,8 @@ func having(b *processtest.Bench, runs []string, file string) (some []string) {
 	return some
 }
 
-func TestTheOldestOutputsGoBeyondTheQuotaAndNoneOfWhatRuns(t *testing.T) {
+// TestQuota_OldestOutputs checks that the quota removes the oldest outputs, and none of a run in progress.
+func TestQuota_OldestOutputs(t *testing.T) {
 	b, release := newHoard(t)
 	var runs []string
 	for i := range 6 {
@@ -76,7 +77,8 @@ func TestTheOldestOutputsGoBeyondTheQuotaAndNoneOfWhatRuns(t *testing.T) {
 	}
 }
 
-func TestFoldersThatNoRunIsKnownOfAreSweptUnlessTheirTreeLives(t *testing.T) {
+// TestSweep_UnknownRuns checks that folders of unknown runs are removed, unless a process of the run is alive.
+func TestSweep_UnknownRuns(t *testing.T) {
 	b, release := newHoard(t)
 	known, forgotten, lives := startWriter(t, b), startWriter(t, b), startWriter(t, b)
 	for _, run := range []string{known, forgotten} {
@@ -110,7 +112,8 @@ func TestFoldersThatNoRunIsKnownOfAreSweptUnlessTheirTreeLives(t *testing.T) {
 	b.Begin(t, o) // for the clean-up, which asks for its end
 }
 
-func TestNothingIsSweptWhenNobodyCanTellWhatIsKnown(t *testing.T) {
+// TestSweep_LookupFails checks that no folder is removed if the known runs cannot be looked up.
+func TestSweep_LookupFails(t *testing.T) {
 	b, release := newHoard(t)
 	run := startWriter(t, b)
 	release(run)
@@ -129,7 +132,8 @@ func TestNothingIsSweptWhenNobodyCanTellWhatIsKnown(t *testing.T) {
 	}
 }
 
-func TestOneFolderThatCannotBeRemovedKeepsNoneOfTheOthers(t *testing.T) {
+// TestSweep_OneFolderFails checks that a folder that cannot be removed does not keep the others from being removed.
+func TestSweep_OneFolderFails(t *testing.T) {
 	dir := t.TempDir()
 	var stubborn []string
 	for i := range 40 {
