@@ -31,11 +31,10 @@ func (f *flightRules) checkOverlap(h *hook.Hook, run Run, inProgress map[string]
 		if other.Hook != h.Name || other.Flight == run.Flight { // the store ensures that one run of a flight is running
 			continue
 		}
-		now := h.Flight(other.Params)
-		if now == flight {
+		if h.SharesFlight(flight, other.Params) {
 			return fmt.Errorf("%w: run %s, under the previous flight of the hook", ErrFlight, other.ID)
 		}
-		mixed = mixed || now != other.Flight
+		mixed = mixed || h.Flight(other.Params) != other.Flight
 	}
 	f.mixed[h.Name] = mixed
 	return nil

@@ -91,3 +91,19 @@ func TestFlightChanged_AfterRecovery(t *testing.T) {
 		}
 	}
 }
+
+// TestFlightChanged_NewParam: a run from before a reload lacks a parameter that the new flight needs. It counts as a run
+// of each flight of the hook, because it is not known which one it would have.
+func TestFlightChanged_NewParam(t *testing.T) {
+	before := flights(t, "{x}", 0)
+	after := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}", "--y={y}"}, Flight: "{y}"}, "x", "y")
+	b := newBench(t, before)
+	first := b.start(t, of(before, "eu"))
+	b.use(after)
+	d := runner.Delivery{Hook: after, Caller: "ci", Values: hook.Values{"x": "us", "y": "blue"}}
+	if _, err := b.Start(d); !errors.Is(err, runner.ErrFlight) {
+		t.Errorf("got %v", err)
+	}
+	b.finish(t, first, 0)
+	b.start(t, d)
+}

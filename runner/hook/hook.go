@@ -66,6 +66,23 @@ func (h *Hook) Flight(v Values) string {
 	return h.Name + "/" + h.flight.fillDistinct(v)
 }
 
+// SharesFlight reports whether a run with the values v would have the given flight of h. The run may have started
+// under an earlier version of the hook: if v lacks a value that the flight needs, the run counts as one of the flight.
+func (h *Hook) SharesFlight(flight string, v Values) bool {
+	for _, hole := range h.flight.holes {
+		if _, known := v[hole]; !known {
+			return true
+		}
+	}
+	return h.Flight(v) == flight
+}
+
+// FlightHook returns the name of the hook that a flight belongs to. The name of a hook has no slash.
+func FlightHook(flight string) string {
+	name, _, _ := strings.Cut(flight, "/")
+	return name
+}
+
 // Argv returns the argument vector. It has as many arguments as the command has in the file, for any values. It
 // checks the values again, because the process that starts the command does not rely on the checks of another
 // process.

@@ -281,3 +281,31 @@ func TestFrom_Forms(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestSharesFlight: a run shares a flight by its values under the template of the hook, whatever its own flight is
+// called; a run without one of these values shares every flight of the hook.
+func TestSharesFlight(t *testing.T) {
+	for _, c := range []struct {
+		template string
+		values   hook.Values
+		want     bool
+	}{
+		{"{x}", hook.Values{"x": "eu"}, true},
+		{"{x}", hook.Values{"x": "us"}, false},
+		{"{x}", hook.Values{"x": ""}, false},
+		{"{x}", nil, true},
+		{"{x}-{y}", hook.Values{"x": "eu"}, true},
+		{"{x}-{y}", hook.Values{"x": "eu", "y": "b"}, false},
+		{"", nil, true},
+	} {
+		spec := hook.Spec{Command: []string{"/bin/echo", "--x={x}", "--y={y}"}, Flight: c.template}
+		h := newHook(t, spec, "x", "y")
+		flight := h.Flight(hook.Values{"x": "eu", "y": "a"})
+		if got := h.SharesFlight(flight, c.values); got != c.want {
+			t.Errorf("%q, %v: %v", c.template, c.values, got)
+		}
+		if got := hook.FlightHook(flight); got != h.Name {
+			t.Errorf("%q is of the hook %q", flight, got)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -62,12 +63,12 @@ func (l *Local) adoptRun(run string) *active {
 	if err != nil {
 		l.log.Error("reading the flight of a run", "run", run, "error", err)
 	}
-	l.ends.adoptFlight(flight)
-	if _, ended := l.ends.findUnwritten(run); ended {
-		l.ends.freeFlight(run, flight)
-		return nil
+	s, err := l.ends.statusOf(run)
+	if err != nil {
+		s = &rundir.Status{Started: time.Now(), Bounds: rundir.Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
 	}
-	s, err := l.runs.ReadStatus(run)
+	flight = cmp.Or(flight, s.Flight)
+	l.ends.adoptFlight(run, flight, s.Values)
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		// The command never started; or the run was removed, and one of its processes escaped.
@@ -81,7 +82,6 @@ func (l *Local) adoptRun(run string) *active {
 		return nil
 	case err != nil:
 		l.log.Error("adopting a run without a readable status", "run", run, "error", err)
-		s = &rundir.Status{Started: time.Now(), Bounds: rundir.Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
 	case !s.Ended.IsZero():
 		l.ends.freeFlight(run, flight)
 		return nil

@@ -11,6 +11,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
 )
@@ -25,7 +26,13 @@ type endings struct {
 
 	mu        sync.Mutex
 	unwritten map[string]rundir.Status // ends that are not on disk yet
-	flights   map[string]int           // runs in progress or with a held lock; nil if flights may overlap
+	holders   map[string]holder        // by run: the runs in progress or with a held lock; nil if flights may overlap
+}
+
+// holder is what decides which runs may not start while a run is in progress, or a process of it holds its lock.
+type holder struct {
+	hook   string
+	values hook.Values // nil if they are not known
 }
 
 // writeEnd writes the end of a run. If that fails, writeLater tries again.
@@ -63,29 +70,28 @@ const (
 	cleanUpRarely = time.Hour
 )
 
-// reserveFlight counts a run of a flight, unless the flight has a run already.
-func (e *endings) reserveFlight(flight string) error {
+// reserveFlight makes the run of an order the holder of its flight, unless the flight has a holder already. The file
+// may have changed since another holder started, so its flight is the one that h gives it now.
+func (e *endings) reserveFlight(h *hook.Hook, flight string, o runner.Order) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.flights == nil {
+	if e.holders == nil {
 		return nil
 	}
-	if e.flights[flight] > 0 {
-		return fmt.Errorf("%w: %s", runner.ErrFlight, flight)
+	for run, other := range e.holders {
+		if run == o.Run || other.hook == h.Name && h.SharesFlight(flight, other.values) {
+			return fmt.Errorf("%w: %s", runner.ErrFlight, flight)
+		}
 	}
-	e.flights[flight]++
+	e.holders[o.Run] = holder{h.Name, o.Values}
 	return nil
 }
 
 // releaseFlight undoes reserveFlight or adoptFlight.
-func (e *endings) releaseFlight(flight string) {
+func (e *endings) releaseFlight(run string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.flights[flight] > 1 {
-		e.flights[flight]--
-		return
-	}
-	delete(e.flights, flight)
+	delete(e.holders, run)
 }
 
 // statusOf returns the status of a run. It looks in memory first, where an end stays until it has been written. It
@@ -153,7 +159,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 		close(done)
 		return done
 	}
-	e.releaseFlight(flight)
+	e.releaseFlight(run)
 	go func() { e.cleanUp(run); close(done) }()
 	return done
 }
@@ -162,7 +168,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 func (e *endings) freeFlightLater(run, flight string) {
 	e.runs.AwaitUnlock(run)
 	e.log.Info("the lock of a run is free again; its flight can start", "run", run, "flight", flight)
-	e.releaseFlight(flight)
+	e.releaseFlight(run)
 	e.cleanUp(run)
 }
 
@@ -194,12 +200,13 @@ func (e *endings) cleanUpRetrying(run string, again time.Duration) {
 	}
 }
 
-// adoptFlight counts an adopted run, even if its flight has other runs.
-func (e *endings) adoptFlight(flight string) {
+// adoptFlight makes an adopted run a holder of its flight, even if the flight has others. Without its values, which
+// are in its status, all runs of its hook count as runs of its flight.
+func (e *endings) adoptFlight(run, flight string, values hook.Values) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.flights != nil {
-		e.flights[flight]++
+	if e.holders != nil {
+		e.holders[run] = holder{hook.FlightHook(flight), values}
 	}
 }
 

@@ -92,7 +92,7 @@ func NewSupervised(s Supervised) (*Local, error) {
 	if s.DangerouslyUnlocked {
 		l.runs.IgnoreLocks()
 	} else {
-		l.ends.flights = map[string]int{}
+		l.ends.holders = map[string]holder{}
 	}
 	if err := l.adoptRuns(); err != nil {
 		return nil, err
@@ -150,17 +150,18 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 		return fmt.Errorf("starting run %s: %w: %w", o.Run, runner.ErrRefused, err)
 	}
 	flight := h.Flight(o.Values)
-	if err := l.ends.reserveFlight(flight); err != nil {
+	if err := l.ends.reserveFlight(h, flight, o); err != nil {
 		return fmt.Errorf("starting run %s: %w", o.Run, err)
 	}
 	a := newActive(l, rundir.Status{
-		Run: o.Run, Folder: l.runs.ID(), Hook: o.Hook, Caller: o.Caller, Flight: flight, Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
+		Run: o.Run, Folder: l.runs.ID(), Hook: o.Hook, Caller: o.Caller, Flight: flight, Values: o.Values,
+		Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
 		Bounds: rundir.Bounds{Timeout: h.Timeout, Grace: h.Grace, Head: int64(h.Output.Head), Tail: max(int64(h.Output.Tail), 1)},
 	})
 	a.status.Cgroup = l.parent.CgroupOf(o.Run)
 	f, stdin, err := a.prepareFolder(h, o)
 	if err != nil {
-		l.ends.releaseFlight(flight)
+		l.ends.releaseFlight(o.Run)
 		return rundir.MarkFull(err)
 	}
 	defer rundir.CloseFiles(stdin)

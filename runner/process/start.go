@@ -58,7 +58,7 @@ func (a *active) undoStart(reason error) {
 		a.concludeRun()
 		return
 	}
-	l.ends.releaseFlight(a.status.Flight)
+	l.ends.releaseFlight(run)
 }
 
 // systemCause returns the system's message for an error without the paths around it, because callers may read it.

@@ -338,6 +338,72 @@ func TestFlight_KilledSupervisor(t *testing.T) {
 	}
 }
 
+// TestFlightChanged checks that a run keeps those runs from starting that have its flight under the template in force,
+// whatever the template was when it started. The next supervisor reads from its folder which ones these are. If the
+// folder has been removed, or lacks a value that the template needs, no run of the hook starts.
+func TestFlightChanged(t *testing.T) {
+	two := map[string]hook.ParamSpec{"x": {Match: ".*"}, "y": {Match: ".*"}}
+	for what, c := range map[string]struct {
+		before, after string
+		wide          bool // another value has to wait, too
+		lose          bool // the folder of the run
+	}{
+		"other text":             {before: "{x}", after: "region-{x}"},
+		"narrower":               {before: "", after: "{x}"},
+		"wider":                  {before: "{x}", after: "", wide: true},
+		"other value":            {before: "{y}", after: "{x}"},
+		"new value":              {before: "{x}", after: "{z}", wide: true},
+		"folder lost":            {before: "{x}", after: "region-{x}", wide: true, lose: true},
+		"unchanged":              {before: "{x}", after: "{x}"},
+		"unchanged, wide":        {before: "", after: "", wide: true},
+		"two to one":             {before: "{x}-{y}", after: "{x}"},
+		"folder lost, no change": {before: "{x}", after: "{x}", wide: true, lose: true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			command, release := processtest.GatedScript(t, `:`)
+			spec := hook.Spec{Command: append(command, "--x={x}", "--y={y}"), Flight: c.before, Params: two}
+			p := newPost(t, map[string]hook.Spec{"job": spec})
+			first := p.begin(t, p.order("job", hook.Values{"x": "eu", "y": "blue"}))
+			p.AwaitText(t, first, "ready")
+			spec.Flight = c.after
+			if c.after == "{z}" {
+				spec.Params = map[string]hook.ParamSpec{"x": two["x"], "y": two["y"], "z": two["x"]}
+			}
+			old := hook.Digest(p.hooks)
+			p.hooks = p.write(t, map[string]hook.Spec{"job": spec})
+			if _, err := p.Reload(old); err != nil {
+				t.Fatal(err)
+			}
+			same := p.order("job", hook.Values{"x": "eu", "y": "red", "z": "a"})
+			other := p.order("job", hook.Values{"x": "us", "y": "blue", "z": "b"})
+			if err := p.Start(same); !errors.Is(err, runner.ErrFlight) {
+				t.Errorf("the same flight: %v", err)
+			}
+			if c.lose {
+				if err := os.RemoveAll(filepath.Join(p.Dir, first)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p.killSupervisor(t)
+			if err := p.Start(same); !errors.Is(err, runner.ErrFlight) {
+				t.Errorf("the same flight, under the next supervisor: %v", err)
+			}
+			if err := p.Start(other); c.wide != errors.Is(err, runner.ErrFlight) || !c.wide && err != nil {
+				t.Errorf("another flight: %v", err)
+			}
+			release()
+			processtest.Eventually(t, "the flight is free", func() bool {
+				err := p.Start(same)
+				if err != nil && !errors.Is(err, runner.ErrFlight) {
+					t.Fatal(err)
+				}
+				return err == nil
+			})
+			processtest.CheckExit(t, p.Subject.AwaitEnd(t, same.Run), 0)
+		})
+	}
+}
+
 // TestFlight_OverlapsWithoutLocks shows that only the lock keeps the flight, which the test above relies
 // on.
 func TestFlight_OverlapsWithoutLocks(t *testing.T) {

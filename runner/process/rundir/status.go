@@ -15,6 +15,7 @@ import (
 	"sallyport/internal/boot"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // Status is the content of the status file of a run. The file is always replaced as a whole, never written in place.
@@ -25,6 +26,7 @@ type Status struct {
 	Hook    string        `json:"hook"`
 	Caller  string        `json:"caller,omitempty"`
 	Flight  string        `json:"flight,omitempty"`
+	Values  hook.Values   `json:"values,omitempty"` // of the parameters
 	PID     int           `json:"pid,omitempty"`    // of the main process
 	Birth   string        `json:"birth,omitempty"`  // PID and Birth together identify the main process
 	Cgroup  string        `json:"cgroup,omitempty"` // absolute path, where the run has one
