@@ -266,11 +266,11 @@ func (c *Callers) candidates(hook []string) iter.Seq2[*caller, bool] {
 }
 
 // checksReplay reports whether repeated deliveries by this kind of credential are recognised.
-func (c *caller) checksReplay(scheme string) bool {
+func (c *caller) checksReplay(kind string) bool {
 	if c.replay != "" {
 		return c.replay == "check"
 	}
-	return scheme == "hmac" || scheme == "signature" || scheme == "jwt"
+	return kind == "hmac" || kind == "signature" || kind == "jwt"
 }
 
 // reasonOrStale returns Stale for a [field.StaleError], and the reason for any other error.
@@ -281,6 +281,6 @@ func reasonOrStale(reason Reason, err error) Reason {
 	return reason
 }
 
-func newRefusal(reason Reason, scheme, format string, a ...any) *Refusal {
-	return &Refusal{Reason: reason, Kind: scheme, Detail: fmt.Sprintf(format, a...)}
+func newRefusal(reason Reason, kind, format string, a ...any) *Refusal {
+	return &Refusal{Reason: reason, Kind: kind, Detail: fmt.Sprintf(format, a...)}
 }

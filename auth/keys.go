@@ -21,8 +21,8 @@ type KeyInfo struct {
 // Keys returns the keys of all callers, in the order of the callers. Keys that are fetched are not among them.
 func (c *Callers) Keys() (keys []KeyInfo) {
 	for _, one := range c.all {
-		add := func(scheme string, k *keyInfo) {
-			keys = append(keys, KeyInfo{one.name, scheme, k.id, k.notBefore, k.notAfter})
+		add := func(kind string, k *keyInfo) {
+			keys = append(keys, KeyInfo{one.name, kind, k.id, k.notBefore, k.notAfter})
 		}
 		for i := range one.hmac {
 			add("hmac", &one.hmac[i].keyInfo)

@@ -101,9 +101,9 @@ func (c *caller) identifyByToken(k *tokenKey, d *Delivery) (*Identity, error) {
 }
 
 // identifyUnsigned returns the identity for a credential that does not cover the body.
-func (c *caller) identifyUnsigned(scheme, key string, d *Delivery) *Identity {
-	id := &Identity{Caller: c.name, Kind: scheme, Key: key, BodyDigest: sha256.Sum256(d.Body)}
-	if c.checksReplay(scheme) {
+func (c *caller) identifyUnsigned(kind, key string, d *Delivery) *Identity {
+	id := &Identity{Caller: c.name, Kind: kind, Key: key, BodyDigest: sha256.Sum256(d.Body)}
+	if c.checksReplay(kind) {
 		c.nameUnsignedDelivery(id, d)
 	}
 	return id

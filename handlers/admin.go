@@ -13,9 +13,9 @@ import (
 	"sallyport/runner/hook"
 )
 
-// adminScheme is the kind of credential that the audit log shows for requests of a local administrator. The key is
+// adminKind is the kind of credential that the audit log shows for requests of a local administrator. The key is
 // the user id.
-const adminScheme = "local"
+const adminKind = "local"
 
 // adminAPI handles the requests of local administrators.
 type adminAPI struct {
@@ -35,7 +35,7 @@ func WithAdmin(ctx context.Context, uid int) context.Context {
 // served only on connections that were checked, with a context of WithAdmin.
 func (h *Handler) Admin() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.RemoteAddr = adminScheme // a Unix socket has no address to log
+		r.RemoteAddr = adminKind // a Unix socket has no address to log
 		h.current.Load().admin.ServeHTTP(w, r)
 	})
 }
@@ -91,7 +91,7 @@ func (a *adminAPI) findRun(w http.ResponseWriter, r *http.Request, req *request)
 	if !ok {
 		return runner.Run{}, unauthorized("the connection is not that of a local administrator")
 	}
-	req.scheme, req.key = adminScheme, strconv.Itoa(uid)
+	req.credentialKind, req.key = adminKind, strconv.Itoa(uid)
 	run, err := a.runner.Get(r.Context(), mux.Vars(r)["id"])
 	switch {
 	case errors.Is(err, runner.ErrUnknown):

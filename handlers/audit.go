@@ -10,11 +10,11 @@ import (
 // auditLine returns what the audit log says about a request, as far as it is known yet.
 func (req *request) auditLine() audit.Line {
 	line := audit.Line{
-		Request: req.id, Address: req.address, Caller: req.caller, Scheme: req.scheme, Key: req.key,
+		Request: req.id, Address: req.address, Caller: req.caller, Kind: req.credentialKind, Key: req.key,
 		Hook: req.hook, Params: req.params,
 	}
 	if bad := req.refused; bad != nil {
-		line.Caller, line.Scheme, line.Key = bad.Caller, bad.Kind, bad.Key
+		line.Caller, line.Kind, line.Key = bad.Caller, bad.Kind, bad.Key
 	}
 	return line
 }

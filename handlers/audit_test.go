@@ -58,7 +58,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 			h.t.Errorf("got\n%+v\nwant\n%+v", got, want)
 		}
 	}
-	good := audit.Line{Caller: "good", Scheme: "hmac", Key: "1", Hook: "start", Method: "POST", Path: "/start"}
+	good := audit.Line{Caller: "good", Kind: "hmac", Key: "1", Hook: "start", Method: "POST", Path: "/start"}
 	refused := func(like audit.Line, status int, reason string) audit.Line {
 		like.Decision, like.Status, like.Reason = audit.Refused, status, reason
 		return like
@@ -69,7 +69,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	h.hold()
 	first := h.answers(http.StatusOK, h.by("good", "1").to("/start?x=b"))
 	run := runOf(t, first)
-	is(first, audit.Line{Decision: audit.Allowed, Action: "start", Caller: "good", Scheme: "hmac", Key: "1", Hook: "start", Params: b, Run: run})
+	is(first, audit.Line{Decision: audit.Allowed, Action: "start", Caller: "good", Kind: "hmac", Key: "1", Hook: "start", Params: b, Run: run})
 	want := good
 	want.Decision, want.Status, want.Params, want.Run, want.Reason = audit.Replayed, 200, b, run, "replayed"
 	is(h.answers(http.StatusOK, h.by("good", "1").to("/start?x=b")), want)
@@ -83,7 +83,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	token := h.by("ci", "")
 	h.starts(token)
 	token.body = "another"
-	want = refused(audit.Line{Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Method: "POST", Path: "/start"}, 401,
+	want = refused(audit.Line{Caller: "ci", Kind: "jwt", Key: "1", Hook: "start", Method: "POST", Path: "/start"}, 401,
 		"one-time credential used again with another body")
 	is(h.answers(http.StatusUnauthorized, token), want)
 
@@ -91,7 +91,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	is(h.answers(http.StatusUnprocessableEntity, h.by("good", "3").to("/start?x=c")), refused(good, 422, "parameter x is not one of the allowed values"))
 	is(h.answers(http.StatusBadRequest, h.by("good", "3").to("/start?x=%zz")), refused(good, 400, "malformed"))
 	is(h.answers(http.StatusForbidden, h.by("guest", "3")), refused(
-		audit.Line{Caller: "guest", Scheme: "hmac", Key: "1", Hook: "start", Method: "POST", Path: "/start"}, 403, "caller guest may not start this hook"))
+		audit.Line{Caller: "guest", Kind: "hmac", Key: "1", Hook: "start", Method: "POST", Path: "/start"}, 403, "caller guest may not start this hook"))
 	large := h.by("good", strings.Repeat("1", 2000))
 	is(h.answers(http.StatusRequestEntityTooLarge, large), refused(audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 413, "too-large"))
 
@@ -99,21 +99,21 @@ func TestAudit_EveryDecision(t *testing.T) {
 	get := h.by("guest", "")
 	get.method = http.MethodGet
 	is(h.answers(http.StatusNotFound, get.to("/runs/"+run)), refused(
-		audit.Line{Caller: "guest", Scheme: "hmac", Key: "1", Method: "GET", Path: "/runs/" + run}, 404, "not-found"))
+		audit.Line{Caller: "guest", Kind: "hmac", Key: "1", Method: "GET", Path: "/runs/" + run}, 404, "not-found"))
 	remove := h.asks(http.MethodDelete, "/runs/"+run, "delete")
 	is(h.answers(http.StatusOK, remove), audit.Line{
-		Decision: audit.Allowed, Action: "cancel", Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Run: run,
+		Decision: audit.Allowed, Action: "cancel", Caller: "ci", Kind: "jwt", Key: "1", Hook: "start", Run: run,
 	})
 	again := h.answers(http.StatusOK, h.asks(http.MethodPost, "/runs/"+run+"/rerun", "rerun"))
 	is(again, audit.Line{
-		Decision: audit.Allowed, Action: "start", Caller: "ci", Scheme: "jwt", Key: "1", Hook: "start", Params: b, Run: runOf(t, again), RerunOf: run,
+		Decision: audit.Allowed, Action: "start", Caller: "ci", Kind: "jwt", Key: "1", Hook: "start", Params: b, Run: runOf(t, again), RerunOf: run,
 	})
 
 	// Refused credentials, until there were too many.
 	is(h.answers(http.StatusUnauthorized, delivery{}), refused(
 		audit.Line{Hook: "start", Method: "POST", Path: "/start"}, 401, "absent credential: the request carries no credential (header or certificate) that any caller uses"))
 	wrong := h.answers(http.StatusUnauthorized, h.by("nobody", "4"))
-	if line := h.decision(wrong, audit.Refused); line.Scheme != "hmac" || line.Caller != "" || !strings.HasPrefix(line.Reason, "wrong credential: ") {
+	if line := h.decision(wrong, audit.Refused); line.Kind != "hmac" || line.Caller != "" || !strings.HasPrefix(line.Reason, "wrong credential: ") {
 		t.Errorf("got %+v", line)
 	}
 	stale := h.by("guest", "5")

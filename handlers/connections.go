@@ -65,7 +65,7 @@ func (h *Handler) ReportRefusedCertificate(from netip.AddrPort, shown *x509.Cert
 	sum := sha256.Sum256(shown.Raw)
 	line := audit.Line{
 		Decision: audit.Refused, Address: from.String(),
-		Scheme: "mtls", Key: hex.EncodeToString(sum[:]), Reason: why.Error(),
+		Kind: "mtls", Key: hex.EncodeToString(sum[:]), Reason: why.Error(),
 	}
 	s.log.LogAttrs(context.Background(), s.levelOfFailure("handshake", from.Addr()), "handshake refused",
 		slog.String("address", line.Address), slog.String("key", line.Key),

@@ -40,9 +40,9 @@ func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h
 		who, err = c.config.Auth.Authenticate(d, callers)
 	}
 	if err == nil {
-		req.caller, req.scheme, req.key = who.Caller, who.Kind, who.Key
+		req.caller, req.credentialKind, req.key = who.Caller, who.Kind, who.Key
 		netid.ConnectionOf(r).Prove()
-		c.config.Uses.Note(keyuse.Use{Caller: who.Caller, Scheme: who.Kind, Key: who.Key, At: c.now()})
+		c.config.Uses.Note(keyuse.Use{Caller: who.Caller, Kind: who.Kind, Key: who.Key, At: c.now()})
 		return who, nil
 	}
 	req.resembles = c.resembledCallers(d, callers)

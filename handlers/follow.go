@@ -139,7 +139,7 @@ func (s *service) newAccessCheck(r *http.Request, req *request, id string) func(
 		by, at = latest, now
 		d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, TLS: r.TLS, Now: now}
 		run, err := s.runner.Get(r.Context(), id)
-		return err == nil && by.config.Auth.StillValid(d, req.caller, req.scheme, req.key) &&
+		return err == nil && by.config.Auth.StillValid(d, req.caller, req.credentialKind, req.key) &&
 			by.rights.hasRight(req.caller, run, hook.MayRead)
 	}
 }

@@ -17,19 +17,19 @@ import (
 // request has what the log line and the audit line of a request say beyond the request itself. The handlers fill it
 // in as they learn it. It has many fields because each is a field of one of these lines.
 type request struct {
-	id      string
-	address string
-	caller  string // once its credential is verified
-	scheme  string
-	key     string
-	refused *auth.Refusal // why its credential was refused
-	hook    string
-	params  string // digest
-	run     string
-	kind    string // how it was refused
-	reason  string // why
-	cause   error
-	broken  bool // the answer has begun, and its reader must see that it is incomplete
+	id             string
+	address        string
+	caller         string // once its credential is verified
+	credentialKind string
+	key            string
+	refused        *auth.Refusal // why its credential was refused
+	hook           string
+	params         string // digest
+	run            string
+	kind           string // how it was refused
+	reason         string // why
+	cause          error
+	broken         bool // the answer has begun, and its reader must see that it is incomplete
 
 	observed  bool   // the delivery only gets an answer, and starts nothing
 	would     string // started, queued, replayed or refused: what would have happened if it were not observed

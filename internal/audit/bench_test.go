@@ -86,7 +86,7 @@ func BenchmarkVerify(b *testing.B) {
 	for i := range 50_000 {
 		l.Decided(audit.Line{
 			Decision: audit.Refused, Status: 503, Request: "K2YK3XBQ6GR5LCYPJZEURA2DYY",
-			Address: "203.0.113.7:33926", Caller: "ci", Scheme: "hmac",
+			Address: "203.0.113.7:33926", Caller: "ci", Kind: "hmac",
 			Key: "2026-11", Hook: "build", Params: audit.Digest(nil), Run: fmt.Sprint(i), Reason: "busy",
 		}, "busy", true)
 	}

@@ -47,7 +47,7 @@ type Line struct {
 	Method  string `json:"method,omitempty"`
 	Path    string `json:"path,omitempty"`
 	Caller  string `json:"caller,omitempty"` // of a refused credential: the caller that it names
-	Scheme  string `json:"scheme,omitempty"`
+	Kind    string `json:"kind,omitempty"`   // of the credential: hmac, signature, jwt, token, mtls or local
 	Key     string `json:"key,omitempty"`
 	Hook    string `json:"hook,omitempty"`
 	Params  string `json:"params,omitempty"` // Digest of the values

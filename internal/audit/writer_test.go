@@ -384,13 +384,13 @@ func (r *record) Cancel(_ context.Context, id string) (runner.Run, bool, error) 
 // TestStore_WritesBeforeAllowing finds each line about what is allowed in the audit log before it is done.
 func TestStore_WritesBeforeAllowing(t *testing.T) {
 	t.Parallel()
-	asked := audit.Line{Request: "R", Address: "A", Caller: "ci", Scheme: "hmac", Key: "k"}
+	asked := audit.Line{Request: "R", Address: "A", Caller: "ci", Kind: "hmac", Key: "k"}
 	run := runner.Run{ID: "new", Hook: "build", Caller: "ci", Params: hook.Values{"a": "x"}}
 	rerun, repeated := run, run
 	rerun.RerunOf = "old"
 	repeated.RerunOf, repeated.Attempt = "old", 1
 	allowed := audit.Line{
-		Decision: audit.Allowed, Action: "start", Request: "R", Address: "A", Caller: "ci", Scheme: "hmac", Key: "k",
+		Decision: audit.Allowed, Action: "start", Request: "R", Address: "A", Caller: "ci", Kind: "hmac", Key: "k",
 		Hook: "build", Params: audit.Digest(run.Params), Run: "new",
 	}
 	allowedRerun, byItself := allowed, audit.Line{

@@ -162,15 +162,15 @@ func describeKeys(specs []auth.KeySpec) string {
 func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	last := make(map[keyuse.Use]time.Time, len(uses))
 	for _, u := range uses {
-		last[keyuse.Use{Caller: u.Caller, Scheme: u.Scheme, Key: u.Key}] = u.At
+		last[keyuse.Use{Caller: u.Caller, Kind: u.Kind, Key: u.Key}] = u.At
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(u keyuse.Use, taken, used string) {
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", terminal.Line(u.Caller), u.Scheme, terminal.Line(u.Key), taken, used)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", terminal.Line(u.Caller), u.Kind, terminal.Line(u.Key), taken, used)
 	}
 	_, _ = fmt.Fprintln(t, "\nCALLER\tCREDENTIAL\tKEY\tTAKEN\tLAST USED")
 	for _, k := range c.Auth.Keys() {
-		u := keyuse.Use{Caller: k.Caller, Scheme: k.Kind, Key: k.ID}
+		u := keyuse.Use{Caller: k.Caller, Kind: k.Kind, Key: k.ID}
 		used := "never"
 		if at, ok := last[u]; ok {
 			used = at.UTC().Format(time.RFC3339)

@@ -18,7 +18,7 @@ import (
 // Use is the last use of a key of a caller.
 type Use struct {
 	Caller string
-	Scheme string // of the credential
+	Kind   string // of the credential
 	Key    string
 	At     time.Time
 }
@@ -40,7 +40,7 @@ type Table struct {
 	failing logging.Repeated
 }
 
-type name struct{ caller, scheme, key string }
+type name struct{ caller, kind, key string }
 
 const (
 	maxKeys   = 10_000 // a sender may choose any key id; beyond this number, new keys are not recorded
@@ -63,7 +63,7 @@ func (t *Table) noteLocked(u Use) name {
 	if t.last == nil {
 		t.last, t.changed = map[name]time.Time{}, map[name]bool{}
 	}
-	n := name{u.Caller, u.Scheme, u.Key}
+	n := name{u.Caller, u.Kind, u.Key}
 	if last, known := t.last[n]; known && !u.At.After(last) || !known && len(t.last) >= maxKeys {
 		return name{}
 	}
@@ -71,7 +71,7 @@ func (t *Table) noteLocked(u Use) name {
 	return n
 }
 
-// List returns all uses, ordered by caller, scheme and key.
+// List returns all uses, ordered by caller, kind and key.
 func (t *Table) List() []Use {
 	if t == nil {
 		return nil
@@ -80,16 +80,16 @@ func (t *Table) List() []Use {
 	defer t.mu.Unlock()
 	uses := make([]Use, 0, len(t.last))
 	for n, at := range t.last {
-		uses = append(uses, Use{n.caller, n.scheme, n.key, at})
+		uses = append(uses, Use{n.caller, n.kind, n.key, at})
 	}
 	SortUses(uses)
 	return uses
 }
 
-// SortUses orders uses by caller, scheme and key.
+// SortUses orders uses by caller, kind and key.
 func SortUses(uses []Use) {
 	slices.SortFunc(uses, func(a, b Use) int {
-		return cmp.Or(cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Key, b.Key))
+		return cmp.Or(cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))
 	})
 }
 
@@ -127,7 +127,7 @@ func (t *Table) Save(ctx context.Context, in Store, log *slog.Logger) {
 	t.mu.Lock()
 	var uses []Use
 	for n := range t.changed {
-		uses = append(uses, Use{n.caller, n.scheme, n.key, t.last[n]})
+		uses = append(uses, Use{n.caller, n.kind, n.key, t.last[n]})
 	}
 	t.changed = map[name]bool{}
 	t.mu.Unlock()
@@ -148,6 +148,6 @@ func (t *Table) Save(ctx context.Context, in Store, log *slog.Logger) {
 		log.Error("last uses of keys not saved", "error", err)
 	}
 	for _, u := range uses {
-		t.changed[name{u.Caller, u.Scheme, u.Key}] = true
+		t.changed[name{u.Caller, u.Kind, u.Key}] = true
 	}
 }

@@ -35,7 +35,7 @@ func (r *record) KeyUses(context.Context) ([]keyuse.Use, error) {
 }
 
 func useAt(caller string, at int64) keyuse.Use {
-	return keyuse.Use{Caller: caller, Scheme: "hmac", Key: "1", At: time.Unix(at, 0)}
+	return keyuse.Use{Caller: caller, Kind: "hmac", Key: "1", At: time.Unix(at, 0)}
 }
 
 // TestTable_LatestUse notes uses in any order: the latest is known.

@@ -52,7 +52,7 @@ func TestManual_EveryMetric(t *testing.T) {
 		t.Fatal(found)
 	}
 	uses := new(keyuse.Table)
-	uses.Note(keyuse.Use{Caller: "prometheus", Scheme: "token", Key: "1", At: time.Now()})
+	uses.Note(keyuse.Use{Caller: "prometheus", Kind: "token", Key: "1", At: time.Now()})
 	none := func() int { return 0 }
 	missing := metrics.Missing{Dropped: none, Skipped: none, Suppressed: none}
 	w := httptest.NewRecorder()

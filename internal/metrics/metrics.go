@@ -83,7 +83,7 @@ type trust struct {
 }
 
 func newTrust(expiries func() []certs.Expiry, keys func() []auth.KeyInfo, uses *keyuse.Table) *trust {
-	key := []string{"caller", "scheme", "key"}
+	key := []string{"caller", "kind", "key"}
 	return &trust{
 		expiries: expiries, keys: keys, uses: uses,
 		ends: prometheus.NewDesc("sallyport_certificate_not_after_timestamp_seconds", "When a certificate, a CA or a CRL ends.", []string{"what", "file", "subject"}, nil),
@@ -111,7 +111,7 @@ func (c *trust) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	for _, u := range c.uses.List() {
-		used.addValue(toSeconds(u.At), math.Max, u.Caller, u.Scheme, u.Key)
+		used.addValue(toSeconds(u.At), math.Max, u.Caller, u.Kind, u.Key)
 	}
 	for _, g := range []*gauges{ends, due, used} {
 		g.collect(ch)

@@ -20,7 +20,7 @@ func TestMetrics_LabelsOfOthers(t *testing.T) {
 	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
 	uses := new(keyuse.Table)
 	for key, seconds := range map[string]int64{"k\xfe": 2000, "k\xff": 3000, "k": 4000} {
-		uses.Note(keyuse.Use{Caller: "etl", Scheme: "signature", Key: key, At: at(seconds)})
+		uses.Note(keyuse.Use{Caller: "etl", Kind: "signature", Key: key, At: at(seconds)})
 	}
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(metrics.Trust([]certs.Expiry{
@@ -37,7 +37,7 @@ func TestMetrics_LabelsOfOthers(t *testing.T) {
 	// Of two equal labels, the earlier expiry and the later use remain.
 	for _, want := range []string{
 		`{file="c.pem",subject="CN=` + unknown + `",what="client CA"} 2000`, `{file="c.pem",subject="CN=Corp",what="client CA"} 4000`,
-		`{caller="etl",key="k` + unknown + `",scheme="signature"} 3000`, `{caller="etl",key="k",scheme="signature"} 4000`,
+		`{caller="etl",key="k` + unknown + `",kind="signature"} 3000`, `{caller="etl",key="k",kind="signature"} 4000`,
 	} {
 		if !strings.Contains(w.Body.String(), want) {
 			t.Errorf("no %s in\n%s", want, w.Body)

@@ -21,7 +21,7 @@ func TestSaveKeyUses_NeverGoesBack(t *testing.T) {
 	}
 	at := time.Unix(1_800_000_000, 123_000).UTC()
 	use := func(caller, scheme, key string, after time.Duration) keyuse.Use {
-		return keyuse.Use{Caller: caller, Scheme: scheme, Key: key, At: at.Add(after)}
+		return keyuse.Use{Caller: caller, Kind: scheme, Key: key, At: at.Add(after)}
 	}
 	for _, uses := range [][]keyuse.Use{
 		{use("b", "hmac", "1", 0), use("a", "hmac", "2", time.Hour), use("a", "token", "2", time.Second)},
