@@ -31,7 +31,7 @@ func WithAdmin(ctx context.Context, uid int) context.Context {
 	return context.WithValue(ctx, adminKey{}, uid)
 }
 
-// Admin returns the handler for local administrators, who cancel and repeat any run without a credential. It must be
+// Admin returns the handler for local administrators. They cancel and repeat any run without a credential. It must be
 // served only on connections that were checked, with a context of WithAdmin.
 func (h *Handler) Admin() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

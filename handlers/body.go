@@ -27,8 +27,8 @@ const (
 	answerTime = 30 * time.Second // to send an answer, once the body is complete
 )
 
-// unverified is a body whose sender is not authenticated yet. Its bytes may be used until it is released; copyToHeap
-// returns a copy that may be used after that.
+// unverified is a body from a sender that is not authenticated yet. Its bytes may be used until it is released;
+// copyToHeap returns a copy that may be used after that.
 type unverified struct {
 	bytes  []byte
 	region []byte // outside of the heap: address space for the largest body that is allowed

@@ -15,8 +15,8 @@ import (
 // A handshake costs more than a whole refused request. So the address limit also applies to connections, before TLS,
 // but with a separate budget: a sender that opens a connection for each request does not pay twice.
 
-// AllowConnection spends a token of an address for a connection, or returns false if there is none left. Refused
-// connections are only counted, because unknown senders can open any number of them.
+// AllowConnection spends a token of an address for a connection, or returns false if none is left. Refused connections
+// are only counted, because unknown senders can open any number of them.
 func (h *Handler) AllowConnection(from netip.Addr) bool {
 	s := h.current.Load()
 	if s.limits.connections.allowAddress(netid.Host(from), s.now()) {

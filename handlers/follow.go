@@ -25,7 +25,7 @@ const (
 	heartbeat = 15 * time.Second       // interval of comments in an idle stream, so that proxies do not close it
 )
 
-// endless is the end of a Range of an output whose length is not known yet (RFC 8673): a number that no output
+// endless is the end of a Range of an output with a length that is not known yet (RFC 8673): a number that no output
 // reaches, and that every reader can represent.
 const endless = 1<<53 - 1
 

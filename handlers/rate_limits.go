@@ -38,7 +38,7 @@ func (l *rateLimits) carryOver(c *config.Config, now func() time.Time) *rateLimi
 	}
 }
 
-// refuseCredential spends a token of the failures of the address and returns 401, or 429 if there is none left.
+// refuseCredential spends a token of the failures of the address and returns 401, or 429 if none is left.
 func (l *rateLimits) refuseCredential(r *http.Request, why error) error {
 	if e := l.failures.takeToken(remoteHost(r), "failures", l.now()); e != nil {
 		e.cause = why

@@ -87,7 +87,7 @@ func (a *runAnswers) answerWithStatus(
 	return nil
 }
 
-// forgotten is the answer for a replay whose first run is not kept any more: claims are kept for longer than runs.
+// forgotten is the answer for a replay after its first run was removed: claims are kept for longer than runs.
 type forgotten struct {
 	ID        string `json:"id"`
 	Hook      string `json:"hook"`

@@ -41,7 +41,7 @@ func (a runRights) redactRun(caller string, run runner.Run) runner.Run {
 	return run
 }
 
-// visibleParts restricts a filter to the runs that a caller may know of. It returns several filters, whose runs may
+// visibleParts restricts a filter to the runs that a caller may know of. It returns several filters, and their runs may
 // overlap.
 func (a runRights) visibleParts(caller string, f runner.Filter) (parts []runner.Filter) {
 	if len(f.Callers) == 0 || slices.Contains(f.Callers, caller) {
@@ -108,8 +108,8 @@ func (a runRights) parseFilter(q url.Values, caller string) (f runner.Filter, er
 	return f, nil
 }
 
-// visibleNames returns the hooks to which a caller has a right, and the callers whose runs it may see: itself, and
-// the callers of the hooks whose runs it may read.
+// visibleNames returns the hooks to which a caller has a right, and the callers of the runs that it may see: itself,
+// and the callers of the hooks of which it may read the runs.
 func (a runRights) visibleNames(caller string) (hooks, callers map[string]bool) {
 	hooks, callers = map[string]bool{}, map[string]bool{caller: true}
 	for name, h := range a.config.Hooks {

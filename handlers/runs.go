@@ -191,8 +191,8 @@ func (s *service) listRuns(w http.ResponseWriter, r *http.Request, req *request)
 	return nil
 }
 
-// parsePreferWait returns N of wait=N, in seconds, in the Prefer fields, or zero if there is none. The first wait
-// counts. A wait that is not a number is ignored, as are other preferences (RFC 7240, 2).
+// parsePreferWait returns N of wait=N, in seconds, in the Prefer fields, or zero without one. The first wait counts. A
+// wait that is not a number is ignored, as are other preferences (RFC 7240, 2).
 func parsePreferWait(h http.Header) int {
 	for _, field := range h.Values("Prefer") {
 		for preference := range strings.SplitSeq(field, ",") {

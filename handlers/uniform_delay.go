@@ -88,7 +88,7 @@ func (b *beats) waitForBeat(ctx context.Context, going <-chan struct{}, d time.D
 	}
 }
 
-// runBeats wakes the delayed refusals, and returns when there are none.
+// runBeats wakes the delayed refusals, and returns when none is left.
 func (b *beats) runBeats() {
 	next, stop := newTicks(beat)
 	defer stop()

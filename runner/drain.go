@@ -95,7 +95,7 @@ func (r *Runner) stopAllRuns(grace time.Duration) {
 		r.mu.Unlock()
 		return
 	}
-	r.stopped = &grace // noteStarted stops a run whose command starts after this
+	r.stopped = &grace // noteStarted stops a run that starts after this
 	var runs []Run
 	for _, run := range r.inProgress {
 		if t := r.runs[run.ID]; t != nil && t.phase == phaseStarted {

@@ -16,7 +16,7 @@ type flightRules struct {
 // checkOverlap looks for a run in progress that would have the same flight as run under the current template of the
 // hook, but was recorded with another flight, under an earlier template. It returns an error that wraps ErrFlight if
 // there is one, so that the start of run is tried again later. inProgress has the runs in progress, by flight. The
-// caller adds run to it if there is no error.
+// caller adds run to it unless there is an error.
 func (f *flightRules) checkOverlap(h *hook.Hook, run Run, inProgress map[string]Run) error {
 	flight := h.Flight(run.Params)
 	if rule, known := f.rules[h.Name]; known && rule != h.Spec().Flight || flight != run.Flight {

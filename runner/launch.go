@@ -85,9 +85,9 @@ func (r *Runner) continueLaunch(ctx context.Context, run Run, from origin, err e
 	return notStarted, r.recordNotStarted(ctx, run, err)
 }
 
-// beginOrder marks a run as in progress whose command is to be ordered. ErrLeft means that the run is recorded and
-// that the next server starts it: after Leave, because that server may already be running, and for a queued run while
-// this server drains, because it would be stopped with the others.
+// beginOrder marks a run as in progress before its command is ordered. ErrLeft means that the run is recorded and that
+// the next server starts it: after Leave, because that server may already be running, and for a queued run while this
+// server drains, because it would be stopped with the others.
 func (r *Runner) beginOrder(run Run, from origin) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,8 +128,8 @@ func (r *Runner) sendOrder(run Run, in Feed) error {
 	})
 }
 
-// recordNotStarted records a run whose command could not be started. The claim of its delivery is removed, so that
-// the sender can send it again: the cause may be gone by then.
+// recordNotStarted records that the command of a run could not be started. The claim of its delivery is removed, so
+// that the sender can send it again: the cause may be gone by then.
 func (r *Runner) recordNotStarted(ctx context.Context, run Run, reason error) error {
 	r.log.Error("run not started", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
 	end := End{Ended: r.now(), Error: "the command could not be started", Detail: reason.Error()}

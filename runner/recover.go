@@ -34,7 +34,7 @@ func (r *Runner) Recover(ctx context.Context) error {
 		case errors.Is(err, ErrLeft):
 			r.endWork()
 			return err
-		case err != nil: // a run whose state cannot be read now must not delay the others
+		case err != nil: // a run with an unreadable state must not delay the others
 			r.log.Error("run not adopted yet; it is tried again", "run", run.ID, "hook", run.Hook, "error", err)
 			go r.resumeRunLater(ctx, run)
 		}

@@ -44,7 +44,7 @@ type Run struct {
 	// StandsFor has the other callers that this queued run stands for: Join put their deliveries into this run before
 	// that of Caller.
 	StandsFor []string `json:"stands_for,omitempty"`
-	// Cut has the names of the parameters whose values were shortened for a list.
+	// Cut has the names of the parameters with values that were shortened for a list.
 	Cut []string `json:"cut,omitempty"`
 	End
 }
@@ -69,8 +69,8 @@ type Output struct {
 	Dropped int64 `json:"dropped"` // bytes of the middle that were not kept
 }
 
-// Order is the request to start the command of a run. It has no argv, so that even an attacker who controls the
-// server can start only what the configuration file allows.
+// Order is the request to start the command of a run. It has no argv, so that even an attacker that controls the server
+// can start only what the configuration file allows.
 type Order struct {
 	Run     string
 	Hook    string
@@ -95,8 +95,8 @@ var (
 	ErrLeft = errors.New("left to the next server")
 )
 
-// ErrFull is the error of Processes.Start if there is no space for a run. No trace of the run is left, so that it may
-// be started later.
+// ErrFull is the error of Processes.Start without space for a run. No trace of the run is left, so that it may be
+// started later.
 var ErrFull = errors.New("no space for a run")
 
 // Processes starts and follows commands. Errors of Start are for the operator.

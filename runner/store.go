@@ -43,7 +43,7 @@ type AfterClaims int
 const (
 	// KeepClaims answers a repeated delivery of the run with the run.
 	KeepClaims AfterClaims = iota
-	// RemoveClaims accepts the deliveries of the run again. It is for a run whose command was never started.
+	// RemoveClaims accepts the deliveries of the run again. It is for a run that was recorded, but not started.
 	RemoveClaims
 )
 
@@ -61,7 +61,7 @@ const (
 type Filter struct {
 	Hooks   []string
 	Callers []string
-	Joined  string // a caller whose delivery another caller joined: it is in StandsFor
+	Joined  string // another caller joined a delivery of this caller: it is in StandsFor
 	States  []State
 	Since   time.Time // created at or after
 	Until   time.Time // created before
@@ -85,8 +85,9 @@ type Store interface {
 	// Promote makes the next run of each of the flights running where none is, and
 	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)
-	// Requeue queues a running run whose command was not started as the first of its flight. If the end of the run
-	// was requested, the run ends. A run that is not running is not changed. Requeue returns the run as it is then.
+	// Requeue queues a running run again as the first of its flight, because its command was not started. If the end of
+	// the run was requested, the run ends. A run that is not running is not changed. Requeue returns the run as it is
+	// then.
 	Requeue(ctx context.Context, id string) (Run, error)
 	// Feed returns the input of the command of a run, or ErrUnknown.
 	Feed(ctx context.Context, id string) (Feed, error)

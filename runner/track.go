@@ -49,7 +49,7 @@ func (p *pendingStop) markSettled() {
 	}
 }
 
-// trackRun returns the tracked state of a run, and adds it if there is none. The caller holds mu.
+// trackRun returns the tracked state of a run, and adds it if it is missing. The caller holds mu.
 func (r *Runner) trackRun(id string) *tracked {
 	t := r.runs[id]
 	if t == nil {
@@ -133,7 +133,7 @@ func (r *Runner) stopRun(ctx context.Context, id string, how stopping) (settled 
 	return pending.settled
 }
 
-// findRevoked returns the reason of a revoked run, whose command never starts.
+// findRevoked returns the reason of a revoked run. The command of that run never starts.
 func (r *Runner) findRevoked(id string) (why State, yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

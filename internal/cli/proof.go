@@ -28,7 +28,7 @@ type credential struct {
 	Issuer   string            `help:"jwt: iss."`
 	Audience string            `help:"jwt: aud."`
 	Subject  string            `help:"jwt: sub."`
-	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: add a claim, whose value is a string."`
+	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: add a claim with a string value."`
 }
 
 // payload is the flags for the content of a delivery.

@@ -10,9 +10,9 @@ import (
 	"sallyport/internal/strictjson"
 )
 
-// The formats of a body that parameters are taken from. Only the hook decides which one is read, not the
-// Content-Type: most signatures do not cover the Content-Type, so an attacker who replays a signed body could choose
-// another reading of the same bytes.
+// The formats of a body that parameters are taken from. Only the hook decides which one is read, not the Content-Type:
+// most signatures do not cover the Content-Type, so an attacker that replays a signed body could choose another reading
+// of the same bytes.
 const (
 	bodyJSON = "json"
 	bodyForm = "form"
@@ -55,9 +55,9 @@ func (h *Hook) readBody(in Input) (body, error) {
 // formStart contains the characters that a form may begin with, in addition to letters and digits.
 const formStart = "%&*+-.=_~"
 
-// readForm decodes a form. It refuses a body whose first character cannot begin a form, for example a JSON object.
-// Without this check, a signed JSON body could also be read as a form, in which each "&" in its strings begins a
-// field.
+// readForm decodes a form. It refuses a body with a first character that cannot begin a form, for example a JSON
+// object. Without this check, a signed JSON body could also be read as a form, in which each "&" in its strings begins
+// a field.
 func readForm(data []byte) (body, error) {
 	first := data[0] | 0x20 // in lower case
 	if (first < 'a' || first > 'z') && (data[0] < '0' || data[0] > '9') && strings.IndexByte(formStart, data[0]) < 0 {

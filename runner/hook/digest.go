@@ -23,8 +23,8 @@ func Digest(hooks map[string]*Hook) string {
 }
 
 func digestSpec(name string, s *Spec) string {
-	// The spec has only strings, numbers and maps of them, and JSON sorts the maps: there is no error, and the same
-	// hook gives the same text.
+	// The spec has only strings, numbers and maps of them, and JSON sorts the maps. So Marshal does not fail, and the
+	// same hook gives the same text.
 	text, _ := json.Marshal(struct {
 		Name string
 		Spec *Spec

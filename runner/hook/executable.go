@@ -106,9 +106,9 @@ func checkFound(script, name, searchPath string, p *diag.List) {
 	p.Errorf("%s is run by %q, and the PATH of the command has no such program (%s): install it, or set PATH under env", script, name, searchPath)
 }
 
-// checkLoader refuses a program whose dynamic loader is missing, for example a program for glibc on a system with
-// musl. The error of the system does not say what is missing: for the program, its loader and an interpreter alike,
-// it is "no such file or directory".
+// checkLoader refuses a program without its dynamic loader, for example a program for glibc on a system with musl. The
+// error of the system does not say what is missing: for the program, its loader and an interpreter alike, it is "no
+// such file or directory".
 func checkLoader(program string, f *os.File, p *diag.List) {
 	file, err := elf.NewFile(f)
 	if err != nil {

@@ -26,7 +26,8 @@ type Hook struct {
 	StdinBody       bool
 	Busy            Policy
 	QueueTimeout    time.Duration // zero if runs may be queued without a limit
-	// RerunInterrupted says that the command may be run again after an interrupted run, whose end was not observed.
+	// RerunInterrupted says that the command may be run again after an interrupted run: the end of that run was not
+	// observed.
 	RerunInterrupted bool
 	Keep             KeepSpec
 	Body             BodySpec
@@ -150,7 +151,7 @@ func (h *Hook) Environ(v Values) []string {
 	return env
 }
 
-// Compile checks every hook and returns the hooks by name. Problems are added to p, whose position is the mapping of
+// Compile checks every hook and returns the hooks by name. Problems are added to p, at the position of the mapping of
 // hooks. The result is valid only if p is not Bad afterwards. callers are the configured callers.
 func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]*Hook {
 	hooks := make(map[string]*Hook, len(specs))

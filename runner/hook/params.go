@@ -187,7 +187,7 @@ func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 	return problems
 }
 
-// findValue returns the value of one parameter, or the problem if there is no value.
+// findValue returns the value of one parameter, or the problem if the value is missing.
 func (c *param) findValue(in Input, b body) (value, problem string) {
 	var v any
 	var found bool

@@ -70,9 +70,9 @@ func programName(word string) string {
 	return baseName(real)
 }
 
-// evalOption returns a pattern of the options with which the program called name reads code from an argument, or nil
-// if the program is not an interpreter. Options of one letter can be combined (-euc), up to the first one whose value
-// is the rest of the argument (-Ilib).
+// evalOption returns a pattern of the options with which the program called name reads code from an argument, or nil if
+// the program is not an interpreter. Options of one letter can be combined (-euc), up to the first one with the rest of
+// the argument as its value (-Ilib).
 func evalOption(name string) *regexp.Regexp {
 	if shells.MatchString(name) {
 		return regexp.MustCompile(`^[-+][A-Za-z]*[csC]|^--(c|init-c)`)
@@ -96,7 +96,7 @@ func evalOption(name string) *regexp.Regexp {
 	return regexp.MustCompile(form)
 }
 
-// fileOptions matches options of interpreters whose value is a file that is not the script.
+// fileOptions matches options of interpreters with a file as their value that is not the script.
 var fileOptions = regexp.MustCompile(`^(-[rc]|--(rcfile|init-file|require|import|loader|experimental-loader|preload|env-file|config|import-map))$`)
 
 // splitsArguments reports whether an option makes a wrapper split one argument into several, or read it as code.

@@ -98,8 +98,8 @@ func commandEnvironment(login []string, h *hook.Hook, o runner.Order) []string {
 	return append(env, own...)
 }
 
-// startCommand starts the command as the leader of a new session. So no terminal controls it, and its process group
-// holds no other processes.
+// startCommand starts the command as the leader of a new session. So no terminal controls it, and its process group has
+// no other processes.
 func (a *active) startCommand(h *hook.Hook, argv, env []string, stdin, output, lock *os.File) error {
 	dir := h.Dir
 	if dir == "" {

@@ -164,7 +164,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 	return done
 }
 
-// freeFlightLater is freeFlight for a run whose lock is held by a process that escaped.
+// freeFlightLater is freeFlight for a run with a lock that an escaped process holds.
 func (e *endings) freeFlightLater(run, flight string) {
 	e.runs.AwaitUnlock(run)
 	e.log.Info("the lock of a run is free again; its flight can start", "run", run, "flight", flight)

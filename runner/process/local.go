@@ -80,7 +80,7 @@ type Supervised struct {
 	DangerouslyUnlocked bool
 }
 
-// NewSupervised returns a Local for a supervisor, whose orders come with their hooks ([Local.StartHook]). It never
+// NewSupervised returns a Local for a supervisor, which gets each order with its hook ([Local.StartHook]). It never
 // runs two runs of a flight at the same time, takes over the runs that another supervisor left, and keeps folders
 // ready.
 func NewSupervised(s Supervised) (*Local, error) {

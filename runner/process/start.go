@@ -47,7 +47,7 @@ func moveFolderIn(
 	return f, stdin, nil
 }
 
-// undoStart removes the folder of a run whose command could not be started, so that the same run may be started
+// undoStart removes the folder of a run after its command could not be started, so that the same run may be started
 // later. If the removal fails, the run is over.
 func (a *active) undoStart(reason error) {
 	l, run := a.local, a.status.Run

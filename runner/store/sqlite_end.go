@@ -11,8 +11,8 @@ import (
 )
 
 // Finish records the end of a run. With runner.PromoteNext, it also makes the next run of its flight Running and
-// returns it as next, for the caller to start, or nil if there is none. With runner.RemoveClaims, it removes the claims
-// on the run. If an end was recorded before, Finish returns the run with that end and a nil next, so that it can be
+// returns it as next, for the caller to start, or nil without one. With runner.RemoveClaims, it removes the claims on
+// the run. If an end was recorded before, Finish returns the run with that end and a nil next, so that it can be
 // repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Finish(
 	ctx context.Context, id string, state runner.State, end runner.End, claims runner.AfterClaims, queue runner.AfterQueue,
@@ -105,8 +105,8 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 	return promoted, err
 }
 
-// Requeue queues a running run whose command was not started as the first of its flight. If the end of the run was
-// requested, the run ends. A run that is not running is not changed. Requeue returns the run as it is then.
+// Requeue queues a running run again as the first of its flight, because its command was not started. If the end of the
+// run was requested, the run ends. A run that is not running is not changed. Requeue returns the run as it is then.
 func (s *SQLite) Requeue(ctx context.Context, id string) (run runner.Run, err error) {
 	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
 		run, err = tx.readRun(ctx, sqlEndWished, id, micros(s.now()))

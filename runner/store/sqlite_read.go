@@ -18,7 +18,8 @@ const (
 	workTime = time.Minute     // for the server itself
 )
 
-// Connections of the readers. A reader holds one connection at a time, and does not wait for anything else meanwhile.
+// Connections of the readers. A reader holds one connection at a time, and waits for nothing else while it holds the
+// connection.
 const (
 	readConnections = 4
 	listConnections = 2

@@ -36,7 +36,7 @@ func migrateSchema(ctx context.Context, db *sql.DB, now int64) error {
 	return nil
 }
 
-// checkVersion refuses a database whose schema this program cannot read.
+// checkVersion refuses a database with a schema that this program cannot read.
 func checkVersion(ctx context.Context, db *sql.DB) error {
 	version, names, err := readSchema(ctx, db)
 	if err == nil && version < len(names) {

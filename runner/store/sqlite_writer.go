@@ -215,8 +215,8 @@ func (w *writer) runOperation(ctx context.Context, o *operation, shared bool) er
 	return err
 }
 
-// undoCommit rolls back a transaction whose commit failed, and returns err. If the sync failed, the transaction is in
-// the log and would be valid after a crash of the program, so another one is written over it. If that fails too, the
+// undoCommit rolls back a transaction after its commit failed, and returns err. If the sync failed, the transaction is
+// in the log and would be valid after a crash of the program, so another one is written over it. If that fails too, the
 // error also wraps runner.ErrUncertain.
 func (w *writer) undoCommit(ctx context.Context, err error) error {
 	_ = w.rollBack(ctx, err)

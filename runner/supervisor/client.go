@@ -200,11 +200,11 @@ func (c *Client) Known(run string) (bool, error) {
 	return err == nil, err
 }
 
-// Follow sends the end of a run once, and closes the channel. It returns an error that wraps runner.ErrUnknown when
-// the run is not known: a run that was ordered and is not known never started. After Close, or when another server
-// has taken over, the channel is closed without an end, or the error wraps runner.ErrLeft. Follow waits for a
-// supervisor that cannot be reached or does not answer. Meanwhile this process holds the FIFO of the run, so that the
-// last output of the command is not lost when the command ends while there is no supervisor.
+// Follow sends the end of a run once, and closes the channel. It returns an error that wraps runner.ErrUnknown when the
+// run is not known: a run that was ordered and is not known never started. After Close, or when another server has
+// taken over, the channel is closed without an end, or the error wraps runner.ErrLeft. Follow waits for a supervisor
+// that cannot be reached or does not answer. Until then this process holds the FIFO of the run, so that the last output
+// of the command is not lost when the command ends while there is no supervisor.
 func (c *Client) Follow(run string) (<-chan runner.End, error) {
 	if _, err := c.askSupervisor(c.ctx, request{Do: doKnown, Run: run}, true); err != nil {
 		return nil, err

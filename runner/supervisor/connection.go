@@ -60,7 +60,7 @@ func (c *connection) PID() int {
 	return c.link.PID
 }
 
-// awaitLink returns the connection. If there is none that works, it waits for a search, which all callers share.
+// awaitLink returns the connection. If none works, it waits for a search, which all callers share.
 func (c *connection) awaitLink(ctx context.Context) (*link, error) {
 	s, l := c.currentSearch() //nolint:contextcheck // a search is shared, so no caller's end ends it
 	if s == nil {
@@ -74,8 +74,8 @@ func (c *connection) awaitLink(ctx context.Context) (*link, error) {
 	}
 }
 
-// currentSearch returns the connection, or the search in progress if the connection is broken. It begins one if there
-// is none.
+// currentSearch returns the connection, or the search in progress if the connection is broken. It begins one if none is
+// in progress.
 func (c *connection) currentSearch() (*search, *link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -214,7 +214,7 @@ func wrapUnreached(err error) error {
 	return fmt.Errorf("%w: %w", errUnreached, err)
 }
 
-// findSupervisor dials until a supervisor answers, and starts one if there is none.
+// findSupervisor dials until a supervisor answers, and starts one if none answers.
 func (c *connection) findSupervisor(ctx context.Context) (*link, error) {
 	const first, last = time.Millisecond, 50 * time.Millisecond
 	var died <-chan error

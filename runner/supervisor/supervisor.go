@@ -1,10 +1,10 @@
 // Package supervisor runs commands in a separate process, which continues to run when the server ends.
 //
-// The server has a [Client], which starts the supervisor if there is none and asks it to start, follow and stop
-// commands. The supervisor ([Run]) is the parent of all commands. The two communicate over a Unix socket in the state
-// folder: each checks that the other runs as the same user, the server proves that it can read the secret next to the
-// socket, and the supervisor refuses a peer that a command started. The supervisor serves only one server: a later
-// server replaces the earlier one, whose Client is displaced.
+// The server has a [Client], which starts the supervisor if none runs, and asks it to start, follow and stop commands.
+// The supervisor ([Run]) is the parent of all commands. The two communicate over a Unix socket in the state folder:
+// each checks that the other runs as the same user, the server proves that it can read the secret next to the socket,
+// and the supervisor refuses a peer that a command started. The supervisor serves only one server: a later server
+// replaces the earlier one, and displaces its Client.
 //
 // If the connection breaks, the order is sent again. It is carried out once: the folder of its run shows whether that
 // has happened. If the supervisor is killed, no run is lost: the next supervisor finds the living processes by the
@@ -363,8 +363,8 @@ func (v *supervisor) loadHooks() error {
 	return err
 }
 
-// reloadHooks reads the hooks again, before the server uses them. The server may never use them: until then it uses
-// the hooks whose hook.Digest is inForce, however often it fails to load the new ones.
+// reloadHooks reads the hooks again, before the server uses them. The server may never use them: until then it uses the
+// hooks with the hook.Digest inForce, however often it fails to load the new ones.
 func (v *supervisor) reloadHooks(inForce string) (digest string, err error) {
 	v.loading.Lock()
 	defer v.loading.Unlock()

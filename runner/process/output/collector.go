@@ -34,7 +34,7 @@ type Collector struct {
 	log     *slog.Logger
 	run     string
 	bounds  rundir.Bounds
-	fifo    *os.File      // nil for a run that an earlier version started, whose command writes into the file itself
+	fifo    *os.File      // nil for a run of an earlier version: its command writes into the file itself
 	stopped chan struct{} // closed when collectUntilStopped has returned
 
 	// Only collectUntilStopped uses these while it runs. While it is stopped, the other methods use them.

@@ -32,7 +32,7 @@ type Reader struct {
 }
 
 // Open opens the output of a run. It needs only the folder of runs, whether or not the run has ended. Errors wrap
-// [runner.ErrUnknown] or ErrNotKept if there is no output. The caller closes it.
+// [runner.ErrUnknown] or ErrNotKept without an output. The caller closes it.
 func Open(dir, run string) (*Reader, error) {
 	if err := rundir.CheckID(run); err != nil {
 		return nil, fmt.Errorf("reading: %w", err)

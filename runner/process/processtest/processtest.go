@@ -1,5 +1,5 @@
-// Package processtest has what the tests of commands share: a [Bench] that starts commands with a [process.Local],
-// and a [Subject] whose runs are started, awaited and read, by whatever implementation.
+// Package processtest has what the tests of commands share: a [Bench] that starts commands with a [process.Local], and
+// a [Subject], which starts, awaits and reads runs by any implementation.
 package processtest
 
 import (

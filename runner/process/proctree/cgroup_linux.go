@@ -19,9 +19,9 @@ import (
 // commandsGroup is the cgroup that holds the cgroups of all runs, if this process may set a limit on it.
 const commandsGroup = "sallyport-commands"
 
-// limitCommands returns the cgroup in which the cgroups of runs are to be made: one next to the cgroup of this
-// process, with a limit of processes that leaves room for the server and the supervisor. The kernel enforces a limit
-// only on a cgroup whose parent holds no process itself. So this needs systemd's DelegateSubgroup=: then the cgroup
+// limitCommands returns the cgroup in which the cgroups of runs are to be made: one next to the cgroup of this process,
+// with a limit of processes that leaves room for the server and the supervisor. The kernel enforces a limit only on a
+// cgroup if the parent of that cgroup has no process itself. So this needs systemd's DelegateSubgroup=: then the cgroup
 // of the service is delegated to this process, which is in a cgroup below it. The limit applies to root too, and does
 // not slow the start of a command.
 func (c cgroup) limitCommands(limit uint64) (cgroup, error) {

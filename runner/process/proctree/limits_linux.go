@@ -31,7 +31,7 @@ func ProcessLimit() uint64 {
 		limit = own.Cur
 	}
 	files := []string{"/proc/sys/kernel/threads-max", "/proc/sys/kernel/pid_max"}
-	dir, _ := ownCgroup() // empty if there is none
+	dir, _ := ownCgroup() // empty without a cgroup
 	for ; len(dir) > 1; dir = filepath.Dir(dir) {
 		files = append(files, filepath.Join(dir, "pids.max"))
 	}

@@ -62,8 +62,8 @@ func NewParent(log *slog.Logger) *Parent {
 	return p
 }
 
-// DisableCgroups makes the Parent find processes only by a search, as on a system whose cgroup v2 cannot be written.
-// It is for tests.
+// DisableCgroups makes the Parent find processes only by a search, as on a system without a writable cgroup v2. It is
+// for tests.
 func (p *Parent) DisableCgroups() { p.cgroups = "" }
 
 // LimitProcesses limits the processes of each command by RLIMIT_NPROC and, if that is possible, those of all commands

@@ -27,7 +27,7 @@ type Tree struct {
 	main   *os.Process // nil for an orphan
 	pid    int
 	mark   []byte // entry of the environment
-	cgroup cgroup // empty if there is none
+	cgroup cgroup // empty without a cgroup
 	left   bool   // some of its processes were found outside the cgroup
 
 	found map[int]string // pid and start of each process that a search has found

@@ -15,8 +15,8 @@ import (
 // it does follow mounts: a file that a command mounted there is in another place too.
 var errMounted = errors.New("something is mounted there, and stays until it is unmounted")
 
-// removeAll removes whatever a command may have left, including folders that are read-only, as Go's module caches
-// are, and folders that are nested deeply. It does not remove anything through mounts.
+// removeAll removes everything that a command may have left, including folders that are read-only, as Go's module
+// caches are, and folders that are nested deeply. It does not remove anything through mounts.
 func removeAll(root *os.Root, name string) error {
 	if err := root.Remove(name); err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil // most commands leave nothing; a mount point cannot be removed this way
@@ -57,7 +57,7 @@ func (t *treeRemoval) noteError(err error) {
 	}
 }
 
-// removeFolder removes the folder name of parent, whose path in the root is path.
+// removeFolder removes the folder name of parent. In the root, its path is path.
 func (t *treeRemoval) removeFolder(parent *os.Root, name, path string, depth int) error {
 	if err := makeWritable(parent, name); err != nil {
 		return err
@@ -103,8 +103,8 @@ func (t *treeRemoval) removeEntries(folder *os.Root, path string, depth int) (re
 	return removed
 }
 
-// removeOrMove removes a folder from its parent. If the folder is too deep, it is moved to the top of the tree, whose
-// entries are read until there are none.
+// removeOrMove removes a folder from its parent. If the folder is too deep, it is moved to the top of the tree, and the
+// top is read until it is empty.
 func (t *treeRemoval) removeOrMove(parent *os.Root, name, path string, depth int) error {
 	if depth < openFolders {
 		return t.removeFolder(parent, name, path, depth+1)

@@ -1,6 +1,6 @@
 // Package rundir is the layout of the folder of runs: its files, their writers, and what a crash leaves.
 //
-// [Runs] is the folder of runs. Each run has a folder in it, whose name is the id of the run:
+// [Runs] is the folder of runs. Each run has a folder in it, and the id of the run is its name:
 //
 //	ID/status   what is known about the run ([Status]), always replaced as a whole
 //	ID/lock     locked as long as any process of the command has the descriptor; its content is the flight
@@ -11,10 +11,10 @@
 //	ready/      folders that belong to no run yet ([ReadyFolders])
 //	unwritten   ends that could not be written into the folders of their runs
 //
-// A folder is made in ready/ with all its files, gets its name in active/, and is then renamed to the id. So
-// a crash at any step leaves either no folder of the run, or a whole one whose lock says whether a process of
-// the command is alive. The name in active/ is removed last, when the end is on disk and the working folder is
-// gone: the next supervisor reads only those names.
+// A folder is made in ready/ with all its files, gets its name in active/, and is then renamed to the id. So a crash at
+// any step leaves either no folder of the run, or a whole one with a lock that says whether a process of the command is
+// alive. The name in active/ is removed last, when the end is on disk and the working folder is gone: the next
+// supervisor reads only those names.
 //
 // [Remove], [Sweep] and [Trim] need no supervisor. They do not touch what a living process has locked, or what is
 // mounted.

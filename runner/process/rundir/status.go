@@ -82,8 +82,8 @@ func (s *Status) TimeLeft() time.Duration {
 	return time.Until(s.Started.Add(s.Bounds.Timeout))
 }
 
-// WriteStatus replaces the status of a run. Only the end of a run is synced: after a loss of power no command runs
-// any more, whatever the status says, and a sync during a run could wait for all the data that the command writes.
+// WriteStatus replaces the status of a run. Only the end of a run is synced: after a loss of power no command runs any
+// more, even if the status says otherwise, and a sync during a run could wait for all the data that the command writes.
 func (r *Runs) WriteStatus(s *Status, d pathsafe.Durability) error {
 	text, err := json.Marshal(s)
 	if err != nil {

@@ -101,7 +101,7 @@ func Sweep(ctx context.Context, dir string, after time.Duration, known func(run 
 				return removed, errors.Join(fmt.Errorf("sweeping: %w", err), failed.joinErrors())
 			}
 			if is {
-				_ = root.Remove(filepath.Join(run, unknownFile)) // usually there is none
+				_ = root.Remove(filepath.Join(run, unknownFile)) // usually it does not exist
 				continue
 			}
 			if isUnknownSince(root, run, after) && failed.isSuccess(removeUnlocked(root, run)) && hasNoFolder(root, run) {
@@ -175,7 +175,7 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 			continue
 		}
 		if held, err := lockHeld(filepath.Join(dir, e.Name())); err != nil || held {
-			continue // an output whose lock cannot be tested stays
+			continue // an output stays if its lock cannot be tested
 		}
 		if err := removeOutput(root, e.Name()); err != nil {
 			return freed, err
@@ -186,7 +186,7 @@ func Trim(dir string, quota int64) (freed int64, err error) {
 	return freed, nil
 }
 
-// outputUsage returns how many bytes of the disk the output of a run takes; 0 when there is no output, or it was just
+// outputUsage returns how many bytes of the disk the output of a run takes; 0 if it does not exist, or was just
 // removed.
 func outputUsage(root *os.Root, run string) (bytes int64) {
 	if CheckID(run) != nil {
