@@ -23,6 +23,7 @@ import (
 // TestMain runs a child process of a test, if the arguments name one: some tests need a process that cannot write to
 // its disk.
 func TestMain(m *testing.M) {
+	testenv.EndProcessesAtOnce()
 	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
 		m.Run()
 		return

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -68,7 +67,7 @@ func (k *madeKey) makeKey(t *testing.T, dir string) {
 	if k.alg != "" {
 		args = append(args, "--alg", k.alg)
 	}
-	out, err := quickCommand(t, dir, args...).Output()
+	out, err := program(t, dir, args...).Output()
 	if err != nil {
 		t.Fatalf("%s: %v", k.name(), err)
 	}
@@ -80,7 +79,7 @@ func (k *madeKey) makeKey(t *testing.T, dir string) {
 	if info.Mode().Perm() != 0o600 || strings.Contains(string(out), strings.TrimSpace(string(secret))) {
 		t.Errorf("%s: mode %o, and printed %s", k.name(), info.Mode().Perm(), out)
 	}
-	if err := quickCommand(t, dir, args...).Run(); err == nil {
+	if err := program(t, dir, args...).Run(); err == nil {
 		t.Errorf("%s: made a second time", k.name())
 	}
 	if again, err := os.ReadFile(filepath.Join(dir, k.name())); err != nil || string(again) != string(secret) {
@@ -113,17 +112,9 @@ func (k *madeKey) sign(t *testing.T, dir, url, body string) (headers string) {
 	case "signature":
 		args = append(args, "--kid", "sender", "--url", url)
 	}
-	out, err := quickCommand(t, dir, args...).Output()
+	out, err := program(t, dir, args...).Output()
 	if err != nil {
 		t.Fatalf("%s: %v", k.name(), err)
 	}
 	return string(out)
-}
-
-// quickCommand starts the program without the second by which the race detector delays the end of a process.
-func quickCommand(t *testing.T, dir string, args ...string) *exec.Cmd {
-	t.Helper()
-	cmd := program(t, dir, args...)
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=10")
-	return cmd
 }

@@ -134,11 +134,13 @@ func TestLimits_Constants(t *testing.T) {
 		"runner/store.maxBatch":          "runs of one transaction, of those that wait",
 	}
 	code := map[string]constant.Value{}
+	set := token.NewFileSet()
+	imports := onlyTime{importer.ForCompiler(set, "source", nil)} // once: it reads the sources of package time
 	for _, dir := range []string{
 		"auth", "auth/field", "auth/httpsig", "auth/jwt", "auth/jwt/keyset", "auth/webhook", "certs", "handlers", "internal/audit", "internal/config", "internal/keyuse", "internal/logging", "internal/readiness", "internal/server",
 		"internal/strictjson", "runner", "runner/hook", "runner/process", "runner/process/output", "runner/process/proctree", "runner/process/rundir", "runner/store", "runner/supervisor",
 	} {
-		packageConstants(t, dir, code)
+		packageConstants(t, set, imports, dir, code)
 	}
 	isBound := regexp.MustCompile(`\.([Mm]ax|most|longest)([A-Z].*)?$`)
 	for _, name := range slices.Sorted(maps.Keys(code)) {
@@ -177,11 +179,10 @@ func boundValue(t *testing.T, text string) int64 {
 
 // packageConstants adds the integer constants of a package, as the type checker evaluates them. Of the imports, only
 // package time matters.
-func packageConstants(t *testing.T, dir string, into map[string]constant.Value) {
+func packageConstants(t *testing.T, set *token.FileSet, imports types.Importer, dir string, into map[string]constant.Value) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	check(t, err)
-	set := token.NewFileSet()
 	var parsed []*ast.File
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") || regexp.MustCompile(`_(bsd|other|darwin)\.go$`).MatchString(file) {
@@ -191,7 +192,7 @@ func packageConstants(t *testing.T, dir string, into map[string]constant.Value) 
 		check(t, err)
 		parsed = append(parsed, f)
 	}
-	conf := types.Config{Error: func(error) {}, Importer: onlyTime{importer.ForCompiler(set, "source", nil)}, IgnoreFuncBodies: true}
+	conf := types.Config{Error: func(error) {}, Importer: imports, IgnoreFuncBodies: true}
 	pkg, _ := conf.Check(dir, set, parsed, nil) // incomplete, but it has the constants
 	for _, name := range pkg.Scope().Names() {
 		if c, ok := pkg.Scope().Lookup(name).(*types.Const); ok && c.Val().Kind() == constant.Int {

@@ -27,10 +27,12 @@ import (
 
 	"sallyport/internal/app"
 	"sallyport/internal/spiffetest"
+	"sallyport/internal/testenv"
 )
 
 // TestMain lets the scripts run the program as a process, with the race detector.
 func TestMain(m *testing.M) {
+	testenv.EndProcessesAtOnce()
 	syscall.Umask(0o022) // the server checks the modes of the scripts' files
 	testscript.Main(inRepository{m}, map[string]func(){"sallyport": sallyport, "witness": witness, "unlocked": unlocked, "smuggler": smuggler, "spill": spill})
 }

@@ -28,6 +28,7 @@ import (
 
 // TestMain makes the test program its own child if a test needs a process that it can kill or whose disk it can fill.
 func TestMain(m *testing.M) {
+	testenv.EndProcessesAtOnce()
 	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
 		m.Run()
 		return

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"sallyport/internal/config"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/process"
@@ -33,6 +34,7 @@ import (
 
 // TestMain lets this program run as the supervisor, or as a server that can be killed, and run the tests.
 func TestMain(m *testing.M) {
+	testenv.EndProcessesAtOnce()
 	as := map[string]func([]string) error{"supervise": supervise, "serve": serve}
 	if len(os.Args) < 2 || as[os.Args[1]] == nil {
 		m.Run()

@@ -1,0 +1,6 @@
+//go:build !race
+
+package testenv
+
+// EndProcessesAtOnce does nothing without the race detector.
+func EndProcessesAtOnce() {}
