@@ -287,11 +287,30 @@ func (d *disk) Feed(ctx context.Context, id string) (runner.Feed, error) {
 	return d.SQLite.Feed(ctx, id)
 }
 
+// faultLog counts the faults that are logged, for example a run that goes to a phase that cannot follow its own.
+type faultLog struct {
+	slog.Handler
+
+	faults atomic.Int64
+}
+
+// Enabled implements slog.Handler.
+func (*faultLog) Enabled(context.Context, slog.Level) bool { return true }
+
+// Handle implements slog.Handler.
+func (l *faultLog) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "fault" {
+		l.faults.Add(1)
+	}
+	return nil
+}
+
 // bench is a runner with test commands and a real store, and a clock that the test sets.
 type bench struct {
 	*commands
 	*runner.Runner
 	disk  *disk
+	log   *faultLog
 	dir   string
 	mu    sync.Mutex
 	clock time.Time
@@ -305,13 +324,19 @@ func newBench(t *testing.T, hooks ...*hook.Hook) *bench {
 			air: map[string]string{}, given: map[string]runner.Order{}, ends: map[string]runner.End{}, revoked: map[string]bool{},
 			follow: map[string][]chan runner.End{},
 		},
+		log:   &faultLog{Handler: slog.DiscardHandler},
 		clock: time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC),
 		dir:   folder(t, 0o700),
 	}
 	b.commands.hook = b.hook
 	b.use(hooks...)
 	b.open(t)
-	t.Cleanup(func() { b.close(t) })
+	t.Cleanup(func() {
+		b.close(t)
+		if n := b.log.faults.Load(); n > 0 {
+			t.Errorf("%d faults were logged", n)
+		}
+	})
 	return b
 }
 
@@ -340,7 +365,7 @@ func (b *bench) open(t *testing.T) {
 	}
 	s.Uptime = func() time.Duration { return b.now().Sub(time.Unix(0, 0)) }
 	b.disk = &disk{SQLite: s}
-	b.Runner = runner.New(b.disk, b.commands, b.hook, b.now, slog.New(slog.DiscardHandler))
+	b.Runner = runner.New(b.disk, b.commands, b.hook, b.now, slog.New(b.log))
 }
 
 func (b *bench) close(t *testing.T) {

@@ -38,7 +38,7 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	started := Started{Run: run, Position: waiting + 1}
 	switch p := d.Hook.Busy; {
 	case p.Kind == hook.Reject, p.Kind == hook.Queue && waiting >= p.Depth:
-		return Started{}, &Busy{Run: *current, RetryAfter: r.estimateEnd(*current)}
+		return Started{}, &Busy{Run: *current, RetryAfter: r.estimates.timeLeft(*current)}
 	case p.Kind == hook.Join && waiting > 0:
 		started.Joined, started.Position = true, waiting
 	case p.Kind == hook.Replace:

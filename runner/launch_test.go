@@ -399,8 +399,12 @@ func TestStart_FaultAfterOrder(t *testing.T) {
 	}
 	b.commands.end(s.Run.ID, runner.End{Ended: time.Now(), ExitCode: new(int)})
 	until(t, "its end is recorded", func() bool { return b.record(t, s.Run.ID).State == runner.Succeeded })
+	until(t, "the flight is free", func() bool {
+		_, err = r.Start(t.Context(), d)
+		return !errors.As(err, new(*runner.Busy))
+	})
 	var replayed *runner.Replayed
-	if _, err := r.Start(t.Context(), d); !errors.As(err, &replayed) {
+	if !errors.As(err, &replayed) {
 		t.Errorf("the same delivery: %v", err)
 	}
 }
@@ -439,7 +443,11 @@ func TestDrain_FaultBeforeOrder(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	broken = false
-	s, err := r.Start(t.Context(), d)
+	var s runner.Started
+	until(t, "the flight is free", func() bool {
+		s, err = r.Start(t.Context(), d)
+		return !errors.As(err, new(*runner.Busy))
+	})
 	if err != nil {
 		t.Fatalf("the same delivery: %v", err)
 	}

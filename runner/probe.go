@@ -2,15 +2,17 @@ package runner
 
 import (
 	"context"
-	"sync"
+	"log/slog"
+	"sync/atomic"
 
 	"sallyport/internal/guard"
 )
 
 // probe asks the supervisor whether it answers. One question at a time is in progress, for any number of callers.
 type probe struct {
-	mu    sync.Mutex
-	asked *question // in progress
+	procs Processes
+	log   *slog.Logger
+	asked atomic.Pointer[question] // in progress
 }
 
 // question is a question to the supervisor. Its answer is err once done is closed.
@@ -19,9 +21,9 @@ type question struct {
 	err  error
 }
 
-// Answers reports whether the supervisor answers before ctx is done.
-func (r *Runner) Answers(ctx context.Context) bool {
-	q := r.askSupervisor()
+// answers reports whether the supervisor answers before ctx is done.
+func (p *probe) answers(ctx context.Context) bool {
+	q := p.askSupervisor()
 	select {
 	case <-q.done:
 		return q.err == nil
@@ -31,19 +33,16 @@ func (r *Runner) Answers(ctx context.Context) bool {
 }
 
 // askSupervisor returns the question in progress, or asks a new one.
-func (r *Runner) askSupervisor() *question {
-	r.probe.mu.Lock()
-	defer r.probe.mu.Unlock()
-	if r.probe.asked != nil {
-		return r.probe.asked
-	}
+func (p *probe) askSupervisor() *question {
 	q := &question{done: make(chan struct{})}
-	r.probe.asked = q
+	for !p.asked.CompareAndSwap(nil, q) {
+		if other := p.asked.Load(); other != nil {
+			return other
+		}
+	}
 	go func() {
-		_, q.err = guard.Call(r.log, r.procs.List)
-		r.probe.mu.Lock()
-		r.probe.asked = nil
-		r.probe.mu.Unlock()
+		_, q.err = guard.Call(p.log, p.procs.List)
+		p.asked.Store(nil)
 		close(q.done)
 	}()
 	return q

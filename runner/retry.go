@@ -3,9 +3,9 @@ package runner
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"sync"
 	"time"
-
-	"sallyport/internal/logging"
 )
 
 const (
@@ -16,6 +16,10 @@ const (
 	// hookMissing is how long an accepted run stays queued while its hook is missing. The file may be in the process
 	// of being replaced. But a run that was accepted long ago must not start because a new hook gets the same name.
 	hookMissing = time.Hour
+
+	// recordRetryPause is the pause before the next attempt while the store cannot record, for example because the
+	// disk is full.
+	recordRetryPause = time.Second
 )
 
 var errNoHook = errors.New("the configuration has no such hook any more")
@@ -27,98 +31,62 @@ type failures struct {
 	reason string // the latest that was logged
 }
 
-// isFinal reports whether an accepted run can never be started. Every other failure may be temporary.
-func (r *Runner) isFinal(run Run, err error) bool {
-	if !errors.Is(err, errNoHook) {
-		return errors.Is(err, ErrRefused)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := r.runs[run.ID]
-	return t != nil && t.failures != nil && r.now().Sub(t.failures.since) > hookMissing
-}
-
-// requeueRun queues an accepted run again, before all others of its flight, because its command could not be started.
-func (r *Runner) requeueRun(ctx context.Context, run Run, reason error) {
-	defer r.endWork()
-	pause := r.noteFailure(run, reason)
-	var failing logging.Repeated
-	now, err := r.store.Requeue(ctx, run.ID)
-	for ; err != nil; now, err = r.store.Requeue(ctx, run.ID) {
-		if failing.IsNew(err) {
-			r.log.Error("run not recorded", "run", run.ID, "hook", run.Hook, "state", Queued, "error", err)
-		}
-		if r.isStopping() { // the next server starts it
-			return
-		}
-		<-time.After(recordRetryPause)
-	}
-	if now.State.Ended() { // it was cancelled during the attempt
-		r.reportCancelled(now)
-	}
-	r.promoteLater(ctx, run.Flight, pause)
-}
-
-// noteFailure frees the flight in memory, logs a reason that is new, and returns the pause before the next attempt.
-func (r *Runner) noteFailure(run Run, reason error) time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := r.setPhase(run, phaseNone) // before Requeue: once the run is queued, another attempt may begin
-	if t.failures == nil {
-		t.failures = &failures{since: r.now()}
-	}
-	f := t.failures
-	pause := lastRetry
+// add adds a failure. It returns the pause before the next attempt, and whether the reason is new.
+func (f *failures) add(reason error) (pause time.Duration, isNew bool) {
+	pause = lastRetry
 	if f.count < 10 { // well below an overflow
 		pause = min(firstRetry<<f.count, lastRetry)
 	}
 	f.count++
-	if text := reason.Error(); text != f.reason {
-		f.reason = text
-		r.log.Warn("run stays queued: its command cannot be started yet; it is tried again", "run", run.ID, "hook", run.Hook, "caller", run.Caller, "error", reason)
-	}
-	return pause
+	isNew = reason.Error() != f.reason
+	f.reason = reason.Error()
+	return pause, isNew
+}
+
+// promoter starts queued runs whose flight is free.
+type promoter struct {
+	store Store
+	gate  *gate
+	log   *slog.Logger
+	drive func(context.Context, Run) // a run that was promoted
+	due   sync.Map                   // by flight: its first queued run is about to be tried again
 }
 
 // allFlights stands for every flight.
 const allFlights = ""
 
 // promoteLater starts the first queued run of a flight after a pause, if no run of the flight is in progress then.
-func (r *Runner) promoteLater(ctx context.Context, flight string, pause time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.retrying[flight] || r.draining { // a retry is scheduled already, or the next server tries
+// While the server drains, the next server does that.
+func (p *promoter) promoteLater(ctx context.Context, flight string, pause time.Duration) {
+	if p.gate.isClosed() {
 		return
 	}
-	r.retrying[flight] = true
-	time.AfterFunc(pause, func() { r.promoteDueFlight(ctx, flight) })
+	if _, scheduled := p.due.LoadOrStore(flight, true); scheduled {
+		return
+	}
+	time.AfterFunc(pause, func() {
+		p.due.Delete(flight)
+		_ = p.gate.doWork(func() error { p.promoteDueFlight(ctx, flight); return nil })
+	})
 }
 
-func (r *Runner) promoteDueFlight(ctx context.Context, flight string) {
-	r.mu.Lock()
-	delete(r.retrying, flight)
-	draining := r.draining
-	r.mu.Unlock()
-	if draining {
-		return
-	}
+func (p *promoter) promoteDueFlight(ctx context.Context, flight string) {
 	flights := []string{flight}
 	if flight == allFlights {
 		flights = nil
 	}
-	if err := r.promoteFlights(ctx, flights...); err != nil {
-		r.log.Error("queued runs not tried again", "error", err)
-		r.promoteLater(ctx, flight, recordRetryPause)
+	if err := p.promoteFlights(ctx, flights...); err != nil {
+		p.log.Error("queued runs not tried again", "error", err)
+		p.promoteLater(ctx, flight, recordRetryPause)
 	}
 }
 
 // promoteFlights starts the first queued run of each of the flights, or of all flights, in which no run is in
 // progress.
-func (r *Runner) promoteFlights(ctx context.Context, flights ...string) error {
-	promoted, err := r.store.Promote(ctx, flights...)
+func (p *promoter) promoteFlights(ctx context.Context, flights ...string) error {
+	promoted, err := p.store.Promote(ctx, flights...)
 	for _, run := range promoted {
-		r.holdWork()
-		go r.launchStored(ctx, run)
+		p.drive(ctx, run)
 	}
 	return err
 }

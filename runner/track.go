@@ -1,24 +1,15 @@
 package runner
 
 import (
-	"context"
+	"log/slog"
+	"sync"
 	"time"
 
-	"sallyport/internal/guard"
+	"sallyport/runner/hook"
 )
 
-// phase is the progress of the command of a run, as this server knows it. It changes from none to ordered and then to
-// started, and back to none when the run ends or is queued again. A recovered run changes from none to started.
-type phase int
-
-const (
-	phaseNone    phase = iota // queued, ended, or unknown here
-	phaseOrdered              // the order is being sent, and the supervisor has not answered
-	phaseStarted              // the command was started, or found running
-)
-
-// tracked is what this server knows of a run in addition to the store. A run is tracked while it is in progress here,
-// is to be stopped, failed to start, or a caller waits for its end.
+// tracked is what this server knows of a run in addition to the store. A run is tracked while it is driven here, is to
+// be stopped, failed to start, or a caller waits for its end.
 type tracked struct {
 	phase    phase
 	stop     *pendingStop  // requested before the command was started, or nil
@@ -26,147 +17,202 @@ type tracked struct {
 	ended    chan struct{} // closed when the end is recorded; nil if no caller waits for it
 }
 
-// stopping says why and with which grace a run is to be stopped.
-type stopping struct {
-	why   State
-	grace time.Duration
+// tracker has the runs that this server tracks, and decides which may begin. Each method is one step under one lock,
+// because each step of a run decides whether another run may begin, is to be stopped, or is left to the next server.
+type tracker struct {
+	hook func(name string) (*hook.Hook, bool)
+	log  *slog.Logger
+	gate *gate
+
+	mu         sync.Mutex
+	runs       map[string]*tracked // by run
+	inProgress map[string]Run      // by flight: the run whose command is ordered or runs
+	rules      flightRules
+	left       bool           // runs are left to the next server
+	stopped    *time.Duration // set once all runs were stopped: the grace that they got
+	orders     sync.WaitGroup // orders that are being sent; none begins once left is set
 }
 
-// pendingStop is a request to stop a run that came before its command was known to have started.
-type pendingStop struct {
-	stopping
-
-	revoked bool          // the command never starts
-	settled chan struct{} // closed once no command can begin any more, or the command was started and asked to end
-}
-
-// markSettled closes settled. The caller holds the runner's mu.
-func (p *pendingStop) markSettled() {
-	select {
-	case <-p.settled:
-	default:
-		close(p.settled)
+func newTracker(hook func(name string) (*hook.Hook, bool), log *slog.Logger, g *gate) *tracker {
+	return &tracker{
+		hook: hook, log: log, gate: g, runs: map[string]*tracked{}, inProgress: map[string]Run{},
+		rules: flightRules{rules: map[string]string{}, mixed: map[string]bool{}},
 	}
 }
 
-// trackRun returns the tracked state of a run, and adds it if it is missing. The caller holds mu.
-func (r *Runner) trackRun(id string) *tracked {
-	t := r.runs[id]
-	if t == nil {
-		t = &tracked{}
-		r.runs[id] = t
+// findRun returns the tracked state of a run, and adds it if it is missing. The caller holds mu.
+func (t *tracker) findRun(id string) *tracked {
+	k := t.runs[id]
+	if k == nil {
+		k = &tracked{}
+		t.runs[id] = k
 	}
-	return t
+	return k
 }
 
-// setPhase sets the phase of a run. Only here a run begins or ceases to be in progress. The caller holds mu.
-func (r *Runner) setPhase(run Run, p phase) *tracked {
-	if p != phaseNone {
-		r.inProgress[run.Flight] = run
-	} else if r.inProgress[run.Flight].ID == run.ID {
-		delete(r.inProgress, run.Flight)
+// move changes the phase of a run. Only here a run begins or ceases to be in progress. The caller holds mu.
+func (t *tracker) move(run Run, to phase) (k *tracked, moved bool) {
+	k = t.findRun(run.ID)
+	if !k.phase.mayBecome(to) {
+		t.log.Error("fault", "error", "impossible phase of a run", "run", run.ID, "phase", k.phase.String(), "next", to.String())
+		return k, false
 	}
-	t := r.trackRun(run.ID)
-	t.phase = p
-	return t
+	switch k.phase = to; {
+	case to == ordered || to == running:
+		t.inProgress[run.Flight] = run
+	case to == idle && t.inProgress[run.Flight].ID == run.ID:
+		delete(t.inProgress, run.Flight)
+	}
+	return k, true
 }
 
-// noteStarted notes that the command of a run was started and can be stopped. It stops the command if that was
+// advance changes the phase of a run, and reports false if the run is in a phase from which that is impossible.
+func (t *tracker) advance(run Run, to phase) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, moved := t.move(run, to)
+	return moved
+}
+
+// findInProgress returns the run of a flight that is in progress.
+func (t *tracker) findInProgress(flight string) (run Run, busy bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	run, busy = t.inProgress[flight]
+	return run, busy
+}
+
+// giveOrder calls send for a run that may be ordered. Otherwise nothing was ordered: ErrDraining means that the next
+// server starts the run: after Leave, because that server may already be running, and for a queued run while this
+// server drains, because it would be stopped with the others.
+func (t *tracker) giveOrder(run Run, from origin, send func() error) error {
+	if err := t.beginOrder(run, from); err != nil {
+		return err
+	}
+	defer t.orders.Done()
+	return send()
+}
+
+func (t *tracker) beginOrder(run Run, from origin) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.left || from == fromStore && t.gate.isClosed() {
+		return ErrDraining
+	}
+	if h, ok := t.hook(run.Hook); ok {
+		if err := t.rules.checkOverlap(h, run, t.inProgress); err != nil {
+			return err
+		}
+	}
+	t.move(run, ordered)
+	t.orders.Add(1)
+	return nil
+}
+
+// noteRecovered notes a run that an earlier server started.
+func (t *tracker) noteRecovered(run Run) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.rules.noteRecovered(run)
+}
+
+// start notes that the command of a run was started and can be stopped. It returns how to stop it, if that was
 // requested before.
-func (r *Runner) noteStarted(run Run) {
-	r.mu.Lock()
-	t := r.setPhase(run, phaseStarted)
-	pending := t.stop
-	t.stop = nil
-	var how stopping
-	if pending != nil {
+func (t *tracker) start(run Run) (how stopping, pending *pendingStop) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k, _ := t.move(run, running)
+	if pending, k.stop = k.stop, nil; pending != nil {
 		how = pending.stopping
 	}
-	if r.stopped != nil {
-		how = stopping{Cancelled, *r.stopped}
+	if t.stopped != nil {
+		how = stopping{Cancelled, *t.stopped}
 	}
-	r.mu.Unlock()
-	if how.why != "" {
-		r.stopCommand(run.ID, how)
-	}
-	if pending != nil {
-		r.mu.Lock()
-		pending.markSettled()
-		r.mu.Unlock()
-	}
+	return how, pending
 }
 
-// stopRun stops the command of a run that the store has as running and as to be ended: now, or as soon as the command
-// was started. A run that was not started yet never starts, even if the supervisor already has the order. The channel
-// is closed once one of the two is certain.
-func (r *Runner) stopRun(ctx context.Context, id string, how stopping) (settled <-chan struct{}) {
-	r.mu.Lock()
-	t := r.trackRun(id)
-	up, pending := t.phase == phaseStarted, t.stop
-	if pending == nil {
-		pending = &pendingStop{settled: make(chan struct{})}
+// noteFailure ends an attempt to start a run, so that another may begin once the run is queued.
+func (t *tracker) noteFailure(run Run, reason error, now time.Time) (pause time.Duration, isNew bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k, _ := t.move(run, idle)
+	if k.failures == nil {
+		k.failures = &failures{since: now}
 	}
-	pending.stopping = how
-	if up {
-		pending.markSettled()
-	} else {
-		t.stop = pending
-	}
-	r.mu.Unlock()
-	if up {
-		r.stopCommand(id, how)
-		return pending.settled
-	}
-	switch revoked, err := guard.Call(r.log, func() (bool, error) { return r.procs.Revoke(id, how.why) }); {
-	case err != nil:
-		r.log.Error("run not revoked", "run", id, "error", err)
-	case revoked:
-		r.mu.Lock()
-		pending.revoked = true
-		pending.markSettled()
-		r.mu.Unlock()
-	}
-	// The run may have ended before it was tracked here. Then no other goroutine releases it.
-	if run, err := r.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
-		r.releaseWaiters(id)
-	}
-	return pending.settled
+	return k.failures.add(reason)
 }
 
-// findRevoked returns the reason of a revoked run. The command of that run never starts.
-func (r *Runner) findRevoked(id string) (why State, yes bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := r.runs[id]
-	if t == nil || t.stop == nil || !t.stop.revoked {
-		return "", false
+// failingFor returns for how long attempts to start a run have failed.
+func (t *tracker) failingFor(id string, now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := t.runs[id]
+	if k == nil || k.failures == nil {
+		return 0
 	}
-	return t.stop.why, true
+	return now.Sub(k.failures.since)
 }
 
-func (r *Runner) stopCommand(id string, how stopping) {
-	if err := guard.Do(r.log, func() error { return r.procs.Stop(id, how.why, how.grace) }); err != nil {
-		r.log.Error("run not stopped", "run", id, "error", err)
+// awaitRelease returns a channel that is closed once the end of a run is recorded, or nil if runs are left to the next
+// server. It is closed at the latest when they are.
+func (t *tracker) awaitRelease(id string) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.left {
+		return nil
 	}
+	k := t.findRun(id)
+	if k.ended == nil {
+		k.ended = make(chan struct{})
+	}
+	return k.ended
 }
 
-// releaseWaiters releases the callers that wait for the end of a run, and stops tracking the run unless it is in
-// progress here.
-func (r *Runner) releaseWaiters(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := r.runs[id]
-	if t == nil {
+// release releases the callers that wait for the end of a run, and stops tracking the run unless it is driven here.
+func (t *tracker) release(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := t.runs[id]
+	if k == nil {
 		return
 	}
-	if t.stop != nil {
-		t.stop.markSettled()
+	if k.stop != nil {
+		k.stop.markSettled()
 	}
-	if t.ended != nil {
-		close(t.ended)
+	if k.ended != nil {
+		close(k.ended)
 	}
-	t.stop, t.failures, t.ended = nil, nil, nil
-	if t.phase == phaseNone {
-		delete(r.runs, id)
+	k.stop, k.failures, k.ended = nil, nil, nil
+	if k.phase == idle {
+		delete(t.runs, id)
 	}
+}
+
+// leave leaves all runs to the next server, and returns a channel that is closed once no order is being sent.
+func (t *tracker) leave() (answered <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.left = true
+	for _, k := range t.runs {
+		if k.ended != nil {
+			close(k.ended)
+			k.ended = nil
+		}
+	}
+	done := make(chan struct{})
+	go func() { t.orders.Wait(); close(done) }()
+	return done
+}
+
+func (t *tracker) hasLeft() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.left
+}
+
+// isStopping reports whether this server stops, and so must not wait until the store can record again.
+func (t *tracker) isStopping() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.left || t.stopped != nil
 }

@@ -1,0 +1,165 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"sallyport/internal/guard"
+	"sallyport/internal/logging"
+	"sallyport/runner/hook"
+)
+
+// follow records the end of the run once its command has ended.
+func (d *driver) follow(ctx context.Context) {
+	end, seen := d.awaitEnd()
+	if !seen {
+		return
+	}
+	d.estimates.addDuration(d.run.Hook, end.Ended.Sub(d.run.Started))
+	d.finish(ctx, end.State(), end, KeepClaims)
+}
+
+// awaitEnd waits for the end of a run, and reports false if the next server records the end. A command that was
+// started and that the supervisor does not know is stopped, and its run is interrupted. Its claim is not removed,
+// because the command did run.
+func (d *driver) awaitEnd() (end End, seen bool) {
+	for logged := false; ; logged = true {
+		ends, err := d.procs.Follow(d.run.ID)
+		if err == nil {
+			end, seen = <-ends
+			return end, seen
+		}
+		if d.runs.hasLeft() || errors.Is(err, ErrLeft) {
+			return End{}, false
+		}
+		if !logged {
+			d.log.Error("run not followed", "run", d.run.ID, "hook", d.run.Hook, "error", err)
+		}
+		if errors.Is(err, ErrUnknown) {
+			d.stopper.stopCommand(d.run.ID, stopping{Interrupted, 0})
+			return End{Ended: d.now(), Reason: Interrupted}, true
+		}
+		if d.runs.isStopping() { // the next server learns the end
+			return End{}, false
+		}
+		<-time.After(recordRetryPause)
+	}
+}
+
+// finish records the end of the run, however long the store takes to accept it, and has the next run of the flight
+// driven. The flight is free only after that, so the store never shows two runs of a flight in progress.
+func (d *driver) finish(ctx context.Context, s State, e End, c AfterClaims) Run {
+	d.runs.advance(d.run, ending)
+	ended, next := d.recordEnd(ctx, s, e, c)
+	d.runs.advance(d.run, idle)
+	if c == KeepClaims {
+		d.logEnd(ended.State, e)
+	}
+	d.runs.release(d.run.ID)
+	if next != nil {
+		driveStored(ctx, d.Runner, *next)
+	}
+	return ended
+}
+
+func (d *driver) recordEnd(ctx context.Context, s State, e End, c AfterClaims) (ended Run, next *Run) {
+	for failing := new(logging.Repeated); ; {
+		err := guard.Do(d.log, func() (err error) {
+			ended, next, err = d.recordEndOnce(ctx, s, e, c)
+			return err
+		})
+		if err == nil {
+			return ended, next
+		}
+		if failing.IsNew(err) {
+			d.log.Error("run not recorded", "run", d.run.ID, "hook", d.run.Hook, "state", s, "error", err)
+		}
+		if errors.Is(err, ErrUnknown) || d.runs.isStopping() { // the next server reads the end from the folder of the run
+			ended = d.run
+			ended.State, ended.End = s, e
+			return ended, nil
+		}
+		<-time.After(recordRetryPause) // the command has ended; only the store does not have the end yet
+	}
+}
+
+// recordEndOnce queues an interrupted run again before it records its end, so that an accepted run is not lost if the
+// server ends between the two.
+func (d *driver) recordEndOnce(ctx context.Context, s State, e End, c AfterClaims) (ended Run, next *Run, err error) {
+	if s == Interrupted {
+		run, err := d.store.Get(ctx, d.run.ID)
+		if err != nil {
+			return Run{}, nil, err
+		}
+		if run.Wish != "" { // the request to end it may be why it ended
+			s = run.Wish
+		} else if err := d.rerunInterrupted(ctx, run); err != nil {
+			return Run{}, nil, err
+		}
+	}
+	queue := PromoteNext
+	if d.Draining() {
+		queue = LeaveQueued
+	}
+	return d.store.Finish(ctx, d.run.ID, s, e, c, queue)
+}
+
+// logEnd logs the end of the run. It is called after the end is recorded and before callers of Wait continue, so
+// that the flight is free when a reader sees the line.
+func (d *driver) logEnd(state State, end End) {
+	attrs := []any{
+		"run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "state", state, "took_ms", end.Ended.Sub(d.run.Started).Milliseconds(),
+		"output_bytes", end.Output.Bytes, "output_dropped", end.Output.Dropped,
+	}
+	if end.ExitCode != nil {
+		attrs = append(attrs, "exit_code", *end.ExitCode)
+	}
+	if end.Signal != "" {
+		attrs = append(attrs, "signal", end.Signal)
+	}
+	if end.LeftBehind > 0 {
+		attrs = append(attrs, "left_behind", end.LeftBehind)
+	}
+	d.log.Info("run ended", attrs...)
+}
+
+// maxReruns is how often an interrupted run is repeated automatically. The limit ends the repetition if the command
+// itself crashes the machine.
+const maxReruns = 3
+
+// rerunInterrupted queues an interrupted run again if its hook says that this is safe. It may be called more than
+// once: the claim ensures that a run is queued again only once, also by another server.
+func (d *driver) rerunInterrupted(ctx context.Context, run Run) error {
+	h, ok := d.hook(run.Hook)
+	if !ok || !h.RerunInterrupted || run.Attempt >= maxReruns {
+		return nil
+	}
+	in, err := d.store.Feed(ctx, run.ID)
+	if err != nil {
+		return err
+	}
+	again, err := d.makeRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, RerunOf: run.ID})
+	if err != nil {
+		return err
+	}
+	again.Flight, again.Attempt = run.Flight, run.Attempt+1
+	p := hook.Policy{Kind: hook.Queue, Depth: hook.MaxQueue * 2}
+	if h.Busy.Kind == hook.Join || h.Busy.Kind == hook.Replace {
+		p.Depth = 1 // a queued run is newer, and replaces this one
+	}
+	// The keys of deliveries are digests, so no delivery can have this key.
+	_, err = d.store.Admit(ctx, again, Claim{Key: "interrupted " + run.ID}, p, in)
+	var done *Replayed
+	var newer *Busy
+	switch {
+	case errors.As(err, &done):
+		return nil
+	case errors.As(err, &newer):
+		d.log.Info("interrupted run not queued again: other runs are queued", "run", run.ID)
+		return nil
+	case err == nil:
+		d.log.Info("interrupted run queued again", "run", run.ID, "as", again.ID, "attempt", again.Attempt)
+	}
+	return err
+}
