@@ -125,7 +125,7 @@ func build(t *testing.T, dir, text string) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.record = &record{Store: st}
+	h.record = &record{ConfirmingStore: st}
 	if h.audit, err = audit.Open(h.config.Get().Audit, h.clock.now, log); err != nil {
 		t.Fatal(err)
 	}
@@ -432,7 +432,7 @@ func (h *house) audited(like audit.Line) (found []audit.Line) {
 
 // record is a store that counts its calls, and can be made to fail.
 type record struct {
-	runner.Store
+	audit.ConfirmingStore
 	gets   atomic.Int64
 	broken atomic.Bool
 	faulty atomic.Bool // methods that record a request panic
@@ -447,14 +447,16 @@ func fail(faulty *atomic.Bool) {
 	}
 }
 
-func (r *record) Admit(ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed) (runner.Admission, error) {
+func (r *record) AdmitIf(
+	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed, allow func(runner.Admission) error,
+) (runner.Admission, error) {
 	fail(&r.faulty)
-	return r.Store.Admit(ctx, run, c, p, in)
+	return r.ConfirmingStore.AdmitIf(ctx, run, c, p, in, allow)
 }
 
 func (r *record) Cancel(ctx context.Context, id string) (runner.Run, bool, error) {
 	fail(&r.faulty)
-	return r.Store.Cancel(ctx, id)
+	return r.ConfirmingStore.Cancel(ctx, id)
 }
 
 // commands starts commands, or panics.
@@ -483,7 +485,7 @@ func (r *record) Get(ctx context.Context, id string) (runner.Run, error) {
 	if r.broken.Load() {
 		return runner.Run{}, runner.ErrUnavailable
 	}
-	return r.Store.Get(ctx, id)
+	return r.ConfirmingStore.Get(ctx, id)
 }
 
 func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, string, error) {
@@ -494,7 +496,7 @@ func (r *record) List(ctx context.Context, f runner.Filter) ([]runner.Run, strin
 	if r.broken.Load() {
 		return nil, "", runner.ErrUnavailable
 	}
-	return r.Store.List(ctx, f)
+	return r.ConfirmingStore.List(ctx, f)
 }
 
 type clock struct {

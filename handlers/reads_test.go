@@ -69,7 +69,7 @@ hooks:
 func (h *house) restart() {
 	h.t.Helper()
 	h.runner.Drain(h.t.Context())
-	if err := h.record.Store.(*store.SQLite).Close(); err != nil {
+	if err := h.record.ConfirmingStore.(*store.SQLite).Close(); err != nil {
 		h.t.Fatal(err)
 	}
 	log := slog.New(slog.NewJSONHandler(h.log, nil))
@@ -87,7 +87,7 @@ func (h *house) restart() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.record = &record{Store: st}
+	h.record = &record{ConfirmingStore: st}
 	h.runner = runner.New(audit.Store(h.record, h.audit), procs, h.config.Hook, h.clock.now, log)
 	if err := h.runner.Recover(h.t.Context()); err != nil {
 		h.t.Fatal(err)

@@ -29,6 +29,7 @@ type chain struct {
 	preface     preface
 	file        segmentFile
 	checkpoints checkpoints
+	unwritten   []groupcommit.Op[entry] // lines that no goroutine waits for, and that are not only counted
 }
 
 // preface is a line that comes before the first one of each start and each segment.
@@ -40,7 +41,7 @@ type preface struct {
 // entry is a line to be written.
 type entry struct {
 	line Line
-	kind kind // how it is counted if it cannot be written and no goroutine waits for it
+	kind kind // how it is counted if it cannot be written; zero if it is written later
 }
 
 // The rhythm of the writer.
@@ -222,6 +223,7 @@ func (l *chain) serveQueue() {
 			l.commitBatch(l.queue.Batch(first))
 		case <-tick.C:
 			l.health.recordResult(l.doDueWork())
+			l.retryUnwritten()
 		case answer := <-l.probes:
 			err := l.doDueWork()
 			l.health.recordResult(err)
@@ -236,7 +238,8 @@ func (l *chain) serveQueue() {
 	}
 }
 
-// commitBatch writes a batch, and reports the result.
+// commitBatch writes a batch, and reports the result. What cannot be written and has no goroutine that waits for it is
+// counted, or kept for retryUnwritten.
 func (l *chain) commitBatch(batch []groupcommit.Op[entry]) {
 	var lines []Line
 	durable := false
@@ -248,9 +251,23 @@ func (l *chain) commitBatch(batch []groupcommit.Op[entry]) {
 	l.health.recordResult(err)
 	for _, o := range batch {
 		o.Done(err)
-		if err != nil && !o.Awaited() {
-			l.counts.addTally(o.Value.kind, tally{1, l.now(), l.now()})
+		switch {
+		case err == nil || o.Awaited():
+		case o.Value.kind == kind{}:
+			l.unwritten = append(l.unwritten, o)
+		default:
+			l.counts.countOne(o.Value.kind, l.now())
 		}
+	}
+}
+
+// retryUnwritten writes the lines that could not be written before, if lines can be written again.
+func (l *chain) retryUnwritten() {
+	for l.health.since.IsZero() && len(l.unwritten) > 0 {
+		n := min(maxBatch, len(l.unwritten))
+		batch := l.unwritten[:n]
+		l.unwritten = l.unwritten[n:]
+		l.commitBatch(batch)
 	}
 }
 
@@ -299,11 +316,11 @@ func (l *chain) finishWriting() {
 	for batch := l.queue.Rest(); len(batch) > 0; batch = l.queue.Rest() {
 		l.commitBatch(batch)
 	}
-	err := l.writeCounts(true)
-	if err == nil {
-		err = l.writeBothCheckpoints()
+	l.health.recordResult(l.writeCounts(true))
+	l.retryUnwritten()
+	if l.health.since.IsZero() {
+		l.health.recordResult(l.writeBothCheckpoints())
 	}
-	l.health.recordResult(err)
 }
 
 // stopWriter writes the queued lines and ends the writer. Later lines are refused.
@@ -311,11 +328,4 @@ func (l *chain) stopWriter() error {
 	l.queue.Close()
 	<-l.queue.Ended()
 	return errors.Join(l.health.currentError(), l.file.closeFile())
-}
-
-// writeLater queues a line and does not wait. When the queue is full, the line is only counted.
-func (l *chain) writeLater(line Line, k kind) {
-	if !l.queue.TrySend(entry{line, k}) {
-		l.counts.addTally(k, tally{1, l.now(), l.now()})
-	}
 }

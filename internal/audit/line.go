@@ -7,7 +7,7 @@
 // Invariants:
 //
 //   - A line about what is allowed is on the disk before it is done ([Store], [Log.Write]). If the line cannot be
-//     written, nothing is started or cancelled.
+//     written, nothing is started, joined, replaced or cancelled. If it is then not done, a line Void follows.
 //   - Lines that are removed to keep within bounds are recorded in a line that is signed before they are removed.
 //   - A chain has no more lines without a signature at its end than the server writes between two checkpoints.
 //
@@ -40,7 +40,7 @@ type Line struct {
 	Decision Decision  `json:"decision,omitempty"`
 	Event    Event     `json:"event,omitempty"`
 
-	Action  string `json:"action,omitempty"`  // what was allowed: start or cancel
+	Action  string `json:"action,omitempty"`  // what was allowed: start, join or cancel
 	Request string `json:"request,omitempty"` // id
 	Status  int    `json:"status,omitempty"`
 	Address string `json:"address,omitempty"`

@@ -54,10 +54,12 @@ func (l *Log) Decided(line Line, reason string, sure bool) {
 			return
 		}
 	}
+	send := l.refusals.queue.TrySend
 	if sure {
-		l.refusals.queue.Send(entry{line, k})
-	} else {
-		l.refusals.writeLater(line, k)
+		send = l.refusals.queue.Send
+	}
+	if !send(entry{line, k}) {
+		l.countOne(k, at)
 	}
 }
 
@@ -69,7 +71,8 @@ func (l *Log) Count(reason string) {
 	l.countOne(kind{reason: reason}, l.now())
 }
 
-// SuppressedLines returns how many refusals have had no line since the start.
+// SuppressedLines returns how many refusals have had no line since the start, because there were too many or because
+// their lines could not be written.
 func (l *Log) SuppressedLines() int { return int(l.suppressed.Load()) }
 
 func compareKinds(a, b kind) int {

@@ -263,6 +263,57 @@ func TestOpen_EarlierVersion(t *testing.T) {
 	}
 }
 
+// stoppedLog is the writer of a log that stops the goroutine that writes the line "audit unavailable" until it is
+// released.
+type stoppedLog struct{ reached, release chan struct{} }
+
+func (s *stoppedLog) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("audit unavailable")) {
+		s.reached <- struct{}{}
+		<-s.release
+	}
+	return len(p), nil
+}
+
+// TestRefusals_LostLinesAreCounted loses lines about refusals because they cannot be written, because the queue is
+// full, and because the log is closed: each is counted once.
+func TestRefusals_LostLinesAreCounted(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	stop := &stoppedLog{make(chan struct{}), make(chan struct{})}
+	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20}, time.Now,
+		slog.New(slog.NewTextHandler(stop, nil)))
+	check(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	dir, away := filepath.Join(state, "audit", "refusals"), filepath.Join(state, "away")
+	check(t, os.Rename(dir, away))
+	refuseMany(t, l, 1)
+	<-stop.reached // the line, or the check each second, could not be written
+	const kinds, each = 12, 100
+	for i := range kinds * each { // the queue has room for 1024
+		l.Decided(audit.Line{Decision: audit.Refused, Status: 401}, fmt.Sprint("kind ", i/each), false)
+	}
+	full := l.SuppressedLines()
+	if full < kinds*each-1024 {
+		t.Errorf("%d lines are missing", full)
+	}
+	close(stop.release)
+	waitUntil(t, "the lines to be lost", func() bool { return l.SuppressedLines() == kinds*each+1 })
+	check(t, os.Rename(away, dir))
+	closeLog(t, l)
+	counted := 0
+	for _, line := range readLines(t, refusalsState(t, state)) {
+		counted += line.Count
+	}
+	if n := l.SuppressedLines(); n != kinds*each+1 || counted != n {
+		t.Errorf("%d lines are missing, and %d are counted in the log, of %d", n, counted, kinds*each+1)
+	}
+	refuseMany(t, l, 1)
+	if n := l.SuppressedLines(); n != kinds*each+2 {
+		t.Errorf("%d lines are missing after one more", n)
+	}
+}
+
 // TestErr_StaysWhileBroken asks a broken audit log for its error all the time: it is never nil.
 func TestErr_StaysWhileBroken(t *testing.T) {
 	t.Parallel()

@@ -72,11 +72,12 @@ func TestRefusals_AllCounted(t *testing.T) {
 	all.Wait()
 	closeLog(t, l)
 	verifyState(t, state)
-	got, sure := map[string]int{}, 0
+	got, sure, suppressed := map[string]int{}, 0, 0
 	for _, l := range readLines(t, refusalsState(t, state)) {
 		switch {
 		case l.Event == audit.Suppressed:
 			got[l.Reason+l.Caller] += l.Count
+			suppressed += l.Count
 			if l.Since.IsZero() || l.Until.Before(l.Since) || l.Until.After(l.Time) {
 				t.Errorf("from when until when: %+v", l)
 			}
@@ -90,6 +91,9 @@ func TestRefusals_AllCounted(t *testing.T) {
 	}
 	if sure != 100 || got["unauthorized"] != n || got["not-found"] != n || got["too-oftenci"] != n {
 		t.Errorf("of a verified caller %d, counted %v", sure, got)
+	}
+	if n := l.SuppressedLines(); n != suppressed {
+		t.Errorf("%d lines are missing, and %d are counted in the log", n, suppressed)
 	}
 	size := countLines(t, refusalsState(t, state))
 	if size > 300<<10 || len(readLines(t, state)) > 3 {
@@ -357,17 +361,18 @@ func TestLog_FolderRemovedWhileIdle(t *testing.T) {
 
 // record is a store that reads the audit log when it is called.
 type record struct {
-	runner.Store
+	audit.ConfirmingStore
 
 	t     *testing.T
 	state string
 	err   error
-	run   string // the answer of Admit, instead of the given run
+	run   string // the answer of AdmitIf, instead of the given run
 	seen  []audit.Line
 }
 
-func (r *record) Admit(
+func (r *record) AdmitIf(
 	_ context.Context, run runner.Run, _ runner.Claim, _ hook.Policy, _ runner.Feed,
+	_ func(runner.Admission) error,
 ) (runner.Admission, error) {
 	r.seen = readLines(r.t, r.state)
 	if r.run != "" {
@@ -461,39 +466,5 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 				t.Errorf("done without a line: %v", err)
 			}
 		})
-	}
-}
-
-// replacing is a store in which every run replaces two others.
-type replacing struct{ record }
-
-func (r *replacing) Admit(
-	_ context.Context, run runner.Run, _ runner.Claim, _ hook.Policy, _ runner.Feed,
-) (runner.Admission, error) {
-	return runner.Admission{Run: run, Stop: &runner.Run{ID: "running"}, Superseded: []runner.Run{{ID: "waiting"}}}, nil
-}
-
-// TestStore_ReplacedRuns replaces runs: each run that is replaced has a line.
-func TestStore_ReplacedRuns(t *testing.T) {
-	t.Parallel()
-	state := t.TempDir()
-	l := openCheckpoint(t, state, small)
-	st := audit.Store(&replacing{}, l)
-	ctx := audit.WithRequest(t.Context(), func() audit.Line { return audit.Line{Request: "R", Caller: "ci"} })
-	a, err := st.Admit(ctx, runner.Run{ID: "new", Hook: "build", Caller: "ci"}, runner.Claim{}, hook.Policy{},
-		runner.Feed{})
-	if err != nil || a.Stop == nil {
-		t.Fatalf("%+v %v", a, err)
-	}
-	cancelled := map[string]bool{}
-	for _, line := range readLines(t, state) { // the line about the running one is written before it is stopped
-		if line.Action == "cancel" && line.Decision == audit.Allowed && line.Reason == "replaced by run new" &&
-			line.Request == "R" && line.Hook == "build" {
-			cancelled[line.Run] = true
-		}
-	}
-	closeLog(t, l)
-	if !cancelled["running"] || !cancelled["waiting"] {
-		t.Errorf("cancelled %v", cancelled)
 	}
 }

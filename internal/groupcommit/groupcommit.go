@@ -73,14 +73,16 @@ func (q *Queue[T]) Do(ctx context.Context, value T) error {
 }
 
 // Send puts an operation into the queue and does not wait for its commit. It waits for room. When the queue is
-// closed, the operation is dropped.
-func (q *Queue[T]) Send(value T) {
+// closed, it drops the operation and returns false.
+func (q *Queue[T]) Send(value T) bool {
 	if q.hasEnded() {
-		return
+		return false
 	}
 	select {
 	case q.ops <- Op[T]{Value: value}:
+		return true
 	case <-q.closing:
+		return false
 	}
 }
 

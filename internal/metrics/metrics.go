@@ -21,7 +21,7 @@ import (
 type Missing struct {
 	Dropped    func() int // lines of the log, because its reader was too slow
 	Skipped    func() int // lines of the log, because there were too many of one kind
-	Suppressed func() int // lines of the audit log, because there were too many of one kind
+	Suppressed func() int // lines of the audit log, because there were too many of one kind, or they could not be written
 }
 
 // Handler answers with the metrics, in the format that the request accepts.

@@ -21,10 +21,21 @@ import (
 func (s *SQLite) Admit(
 	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
 ) (runner.Admission, error) {
+	return s.AdmitIf(ctx, run, c, p, in, func(runner.Admission) error { return nil })
+}
+
+// AdmitIf is [SQLite.Admit] with a condition: before it commits, it calls allow with the admission, and if that
+// returns an error, nothing is recorded and AdmitIf returns the error. While allow runs, nothing else is recorded.
+func (s *SQLite) AdmitIf(
+	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
+	allow func(runner.Admission) error,
+) (runner.Admission, error) {
 	var a runner.Admission
 	err := s.writer.record(ctx, func(ctx context.Context, tx *statements) (err error) {
-		a, err = s.admitRun(ctx, tx, run, c, p, in)
-		return err
+		if a, err = s.admitRun(ctx, tx, run, c, p, in); err != nil {
+			return err
+		}
+		return allow(a)
 	})
 	if err != nil {
 		return runner.Admission{}, err
