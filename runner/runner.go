@@ -1,9 +1,21 @@
 // Package runner starts the commands of hooks, one run of a flight at a time.
 //
 // A [Runner] records each accepted delivery in a [Store] before its command is ordered from [Processes], and records
-// the end before the flight is free again. So the store never shows two runs of a flight in progress. It also has
-// enough for the next server if a server ends at any point: [Runner.Recover] follows the runs in progress, records
-// those that ended, and starts those that were accepted and not started. Package hook decides which commands may run.
+// the end before the flight is free again. Package hook decides which commands may run.
+//
+// Invariants:
+//
+//   - The store never shows two runs of a flight in progress.
+//   - A delivery is answered only after its run and its [Claim] are recorded. A repeated delivery gets [Replayed].
+//   - The command of a run is started at most once, unless its hook says that interrupted runs start again.
+//
+// Failures: the store has enough for the next server if a server ends at any point. [Runner.Recover] follows the runs
+// in progress, records those that ended, and starts those that were accepted and not started. What cannot be recorded
+// is not started ([ErrUnavailable]). A command that cannot be started now stays queued and is tried again. If the
+// supervisor is lost, its runs end as interrupted, because their exit codes are not known.
+//
+// A server calls [New] and [Runner.Recover], then [Runner.Start] for each delivery, and at its end [Runner.Drain], or
+// [Runner.Leave] if a successor continues.
 //
 // The package does not depend on HTTP, credentials or system calls.
 package runner

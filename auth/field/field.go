@@ -1,6 +1,9 @@
-// Package field has the syntax that the fields of several kinds of credentials share: the names of
-// headers, short texts, prefixes and times. The packages of the single kinds, such as
-// [sallyport/auth/webhook] and [sallyport/auth/httpsig], build on it. It keeps no state.
+// Package field has the syntax that the fields of several kinds of credentials share: the names of headers
+// ([CompileHeader]), short texts ([IsShort], [IsPrintable]), prefixes ([CutPrefix]) and times ([IsUnix], [CheckAge]).
+// The packages of the single kinds, such as [sallyport/auth/webhook] and [sallyport/auth/httpsig], build on it.
+//
+// It keeps no state and reads no clock. What is longer than any honest sender needs is refused, and so is a time that
+// is too far away to compute with.
 package field
 
 import (

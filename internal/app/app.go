@@ -1,4 +1,16 @@
-// Package app is the program: its commands, and how a server takes the state folder, serves, hands over and ends.
+// Package app is the program: [Main] parses the command line and runs a command. The commands that serve are here, the
+// others are in package cli.
+//
+// A server goes through states: it acquires the state folder, serves, and then drains, or hands over to a successor. If
+// the successor fails, it reclaims the folder and serves again with the same listener.
+//
+//   - At any time at most one server has the state folder. It opens the store first, whose lock guards the rest, then
+//     the audit log, then the connection to the supervisor. It closes them in the reverse order.
+//   - The runs of an earlier server are recovered before the first delivery is accepted.
+//   - If any of this fails, nothing is served.
+//
+// [Supervision] has the settings of the supervisor, which is the same program in another mode. What becomes
+// of a delivery is decided in package handlers.
 package app
 
 import (

@@ -1,9 +1,11 @@
-// Package backup copies what a server keeps in its state folder, while the server runs.
+// Package backup copies what a server keeps in its state folder, while the server runs ([Write]).
 //
-// A backup is a state folder: copied to its place, a server uses it like any other. That server starts
-// no run a second time, because runs that were queued or running are interrupted in the backup, and it
-// ends no commands, because the files by which a supervisor finds its commands are left out.
-// Deliveries that were accepted after the backup was made are unknown to it.
+// A backup is a state folder: copied to its place, a server uses it like any other. That server starts no run a second
+// time, because runs that were queued or running are interrupted in the backup, and it ends no commands, because the
+// files by which a supervisor finds its commands are left out. Deliveries that were accepted after the backup was made
+// are unknown to it.
+//
+// An incomplete backup is removed.
 package backup
 
 import (

@@ -1,4 +1,11 @@
-// Package cli has the client commands, which do not serve: they send deliveries, query runs and manage keys.
+// Package cli has the commands that do not serve: they send deliveries ([Call], [Sign]), query and change runs
+// ([Runs]), make keys and certificates ([Keys], [Certs]), verify the audit log ([Audit]) and copy the state folder
+// ([Backup]).
+//
+// Each command is a struct with its flags, for kong, and a Run method. Results go to the standard output of [Streams],
+// and everything for the person to its standard error. Text from a server is escaped if the output is a terminal. An
+// [ExitCode] ends the program with the exit code of a run; other errors have theirs by package client. A secret is
+// printed only by "keys new --out -".
 package cli
 
 import (

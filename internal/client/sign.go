@@ -1,5 +1,14 @@
 // Package client is the client of the sender: it proves a delivery in any way that sallyport can verify, sends it to a
 // hook, and follows the run.
+//
+// A [Client] speaks https to one server and does not follow redirects, because they would pass the credential to
+// another address. A [RequestSigner] proves each request: [HMAC] and [Static] for what webhooks carry, [Signature] for
+// HTTP message signatures, [JWT] for tokens, or a client certificate in [Options]. [NewLocal] is for local
+// administrators, who need no credential.
+//
+// [Client.Call] retries while the server is busy or not running. It does not retry after a connection that broke during
+// the request, because the delivery may have been accepted. Errors have exit codes ([ExitCode]): [Refused] is an answer
+// of the server, [ErrUnreachable] the lack of one.
 package client
 
 import (

@@ -1,6 +1,15 @@
 // Package config reads the YAML configuration file strictly, and makes the immutable configuration that the server
-// works with. It reports all problems at once, each with its line and column. With any error, it returns only the
-// problems.
+// works with.
+//
+// [Load] returns a [Config], or, if there is any error, only the problems: all of them at once, each a [Diagnostic]
+// with its line and column. So a configuration is never in force in part, and never checks less than the file asks for.
+// A warning does not keep the server from starting. [Config.Describe] prints what a configuration would serve.
+//
+// A [Watcher] holds the configuration in force. It notices when the file, or a file that it names, changes, loads all
+// of it again, and replaces the whole configuration or nothing. It retries a configuration that was refused, because a
+// certificate may become valid, or a disk have room, without a change of a file.
+//
+// The supervisor reads the same file with [LoadHooks], so that the server cannot make it start anything else.
 package config
 
 import (

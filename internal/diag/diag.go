@@ -1,5 +1,9 @@
 // Package diag collects the problems of a configuration, so that an operator sees all of them at once and each with its
 // place in the file. It also collects the files that were read, so that they can be watched.
+//
+// A check gets a [List] and adds to it with [List.Errorf] or [List.Warnf]. [List.At] is the list of a place below. All
+// lists of one configuration share their content, so the order of checks does not matter, and no check ends another. A
+// check must not use what it has found to be wrong. A list is for one goroutine.
 package diag
 
 import (

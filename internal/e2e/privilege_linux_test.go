@@ -77,6 +77,7 @@ func TestCommand_Privileges(t *testing.T) {
 // someThreadHasAmbient reports whether a thread of a process has exactly these ambient capabilities. The thread that
 // started the supervisor has none, and it may be the first one, of which /proc/PID/status speaks.
 func someThreadHasAmbient(t *testing.T, pid, want int) bool {
+	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	check(t, err)
 	return slices.ContainsFunc(threads, func(file string) bool {

@@ -1,5 +1,5 @@
-// Package httpsurl checks addresses to which the program sends requests. A credential never goes to an address without
-// TLS, and is never part of an address.
+// Package httpsurl checks addresses to which the program sends requests ([Parse]). A credential never goes to an
+// address without TLS, and is never part of an address.
 package httpsurl
 
 import (

@@ -1,6 +1,6 @@
 // Package logging writes the log of a process without waiting for the reader of the log. Lines go through a bounded
-// queue. A line that does not fit is dropped and counted. When the reader continues, a line reports how many were
-// dropped.
+// queue ([New]). A line that does not fit is dropped and counted. When the reader continues, a line reports how many
+// were dropped. [Output.Close] waits a bounded time for the reader. [Repeated] lets a fault that lasts be logged once.
 //
 //	log, out := logging.New(os.Stderr)
 //	defer out.Close()

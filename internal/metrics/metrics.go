@@ -1,4 +1,8 @@
-// Package metrics reports the state of the server to Prometheus. Each value is read when a scrape asks for it.
+// Package metrics reports the state of the server to Prometheus.
+//
+// [Handler] answers a scrape. Each value is read when a scrape asks for it, so nothing is counted twice, and a server
+// that is not scraped does no work. Labels come from the configuration and never from a request, so senders cannot make
+// new series. docs/metrics.md has a row for each metric, and a test compares both.
 package metrics
 
 import (

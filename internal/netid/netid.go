@@ -1,5 +1,9 @@
 // Package netid groups senders by network address, before they are authenticated. All addresses of an IPv6 prefix are
 // one sender, because the holder of the prefix can use each of them.
+//
+// A [Host] is what one machine can use, and a [Site] what one customer can. A [Connection] is known to the requests
+// that it carries ([ConnectionOf]), so that they can report what it has proved and how it was answered. The functions
+// have no state and accept every address: what they cannot group is returned as it is.
 package netid
 
 import (

@@ -1,4 +1,9 @@
-// Package readiness checks whether the parts that a server needs work: each part must do some work within a deadline.
+// Package readiness checks whether the parts that a server needs work: each [Part] must do some work within a deadline.
+//
+// [Check.Faults] asks all parts at once, and shares a recent result with all that ask, so a flood of probes costs no
+// more than one probe a second. A part that does not answer in time has the fault [ErrSilent]; it is not asked again
+// before it has answered. A [Watchdog] lets systemd restart a server whose part is silent. A part that answers with an
+// error does not cause a restart, which would not help.
 package readiness
 
 import (

@@ -1,8 +1,9 @@
-// Package retention removes what the configuration does not keep: runs, their outputs, and folders that a crash left.
-// It also ends queued runs that have waited too long.
+// Package retention removes what the configuration does not keep: runs ([PruneRuns]), their outputs ([TrimOutputs]),
+// and folders that a crash left ([SweepFolders]). It also ends queued runs that have waited too long.
 //
 // Each kind of work is repeated until its context is done, in small steps that do not delay deliveries. A failure is
-// logged once, and the work is retried. After the clock was set, nothing is removed for a while ([Steps]).
+// logged once, and the work is retried. Records are removed before folders: a crash between the two leaves a folder
+// without a record, which the next sweep finds. After the clock was set, nothing is removed for a while ([Steps]).
 package retention
 
 import (

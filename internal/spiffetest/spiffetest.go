@@ -1,5 +1,5 @@
-// Package spiffetest is a SPIFFE Workload API for tests: a server that speaks
-// the real protocol on a Unix socket, and trust domains to issue from.
+// Package spiffetest is a SPIFFE Workload API for tests: an [Agent] that speaks the real protocol on a Unix socket, and
+// trust domains to issue from ([Domain]). [Hang] is an agent that accepts a connection and never answers.
 package spiffetest
 
 import (

@@ -1,7 +1,9 @@
-// Package strictjson reads JSON from outside in the one way that leaves no
-// room for two readers to disagree: RFC 8259 with the unique names of RFC 7493
-// (I-JSON), valid UTF-8, whole surrogate pairs, one value and nothing after it,
+// Package strictjson reads JSON from outside in the one way that leaves no room for two readers to disagree: RFC 8259
+// with the unique names of RFC 7493 (I-JSON), valid UTF-8, whole surrogate pairs, one value and nothing after it,
 // bounded depth.
+//
+// [Decode] returns the value or an error, never a part of it. Numbers keep their digits. [Lookup] follows a path of
+// names. An error contains names from the document, so it is for the log and not for other senders.
 package strictjson
 
 import (

@@ -1,5 +1,7 @@
 // Package terminal makes untrusted text safe to print: a terminal obeys escape sequences, which can hide or forge what
 // the user reads. Output to anything but a terminal is not changed.
+//
+// [Writer] is for a stream, [Line] for one field of a table, and [Quote] for a word within a message.
 package terminal
 
 import (

@@ -1,5 +1,5 @@
-// Package testenv is for tests: for those that need an environment that not every machine has, and for those that wait
-// for what other goroutines do.
+// Package testenv is for tests: for those that need an environment that not every machine has ([Skip]), and for those
+// that wait for what other goroutines do ([WaitUntil], [FindGoroutines]).
 package testenv
 
 import (
