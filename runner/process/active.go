@@ -117,15 +117,15 @@ func (a *active) startCommand(h *hook.Hook, argv, env []string, stdin, output, l
 		return err
 	}
 	a.tree = t
-	a.status.PID, a.status.Cgroup = t.PID(), t.Cgroup()
+	a.status.PID, a.status.Cgroup = t.Main.PID(), t.Cgroup()
 	return nil
 }
 
 // followToEnd follows the run until the main process and all processes that it left behind have ended.
 func (a *active) followToEnd() {
-	if !a.tree.IsOrphan() {
-		a.status.Birth = a.local.parent.Birth(a.tree.PID())
-		a.local.parent.RaiseOOMScore(a.tree.PID())
+	if !a.tree.Main.IsOrphan() {
+		a.status.Birth = a.local.parent.Birth(a.tree.Main.PID())
+		a.local.parent.RaiseOOMScore(a.tree.Main.PID())
 	}
 	exit := make(chan *os.ProcessState, 1)
 	a.exit = exit
@@ -190,8 +190,8 @@ func (a *active) writeStatus() {
 
 // awaitMain waits until the main process has ended, and returns its state; nil where the state is not known.
 func (a *active) awaitMain() *os.ProcessState {
-	if !a.tree.IsOrphan() {
-		return a.tree.AwaitMain()
+	if !a.tree.Main.IsOrphan() {
+		return a.tree.Main.Await()
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -213,7 +213,7 @@ func (a *active) isAlive() bool {
 // nothingLeft reports, once the main process has ended, whether no process of the run is left. For an orphan only the
 // lock shows that reliably.
 func (a *active) nothingLeft() bool {
-	if !a.tree.IsOrphan() {
+	if !a.tree.Main.IsOrphan() {
 		return a.tree.IsGone()
 	}
 	a.tree.ForgetMain()
@@ -238,7 +238,7 @@ func (a *active) requestEnd(why runner.State, grace time.Duration) {
 	if grace < 0 {
 		grace = a.status.Bounds.Grace
 	}
-	if a.exit != nil && a.status.Why == "" && (a.tree.IsOrphan() || !a.tree.MainHasEnded()) {
+	if a.exit != nil && a.status.Why == "" && (a.tree.Main.IsOrphan() || !a.tree.Main.HasEnded()) {
 		a.status.Why = why
 	}
 	at := time.Now().Add(grace)
@@ -271,8 +271,8 @@ func (a *active) killTree() (over bool) {
 
 // finishRun takes the exit code and the size of the output, and records the end.
 func (a *active) finishRun() {
-	if a.state == nil && !a.tree.IsOrphan() {
-		a.state = a.tree.ReapMain()
+	if a.state == nil && !a.tree.Main.IsOrphan() {
+		a.state = a.tree.Main.Reap()
 	}
 	a.status.Ended = time.Now()
 	switch {
@@ -321,8 +321,8 @@ func (a *active) concludeRun() {
 	case <-l.ends.freeFlight(run, a.status.Flight):
 	case <-time.After(tidyTime):
 	}
-	if !a.status.KillAt.IsZero() && l.parent.Reaps() {
-		l.parent.Reap() // there may be hundreds of zombies, which count against the process limit of the next command
+	if !a.status.KillAt.IsZero() && l.parent.Children.AdoptsOrphans() {
+		l.parent.Children.Reap() // there may be hundreds of zombies, which count against the process limit of the next command
 	}
 	followers := l.active.removeRun(a)
 	close(a.done)
@@ -330,5 +330,5 @@ func (a *active) concludeRun() {
 		ends <- a.status.Result()
 		close(ends)
 	}
-	l.parent.ReapSoon()
+	l.parent.Children.ReapSoon()
 }

@@ -39,7 +39,7 @@ func (l *Local) adoptRuns() error {
 	for _, a := range adopted {
 		go a.followToEnd()
 	}
-	l.parent.SweepCgroups(l.isOver)
+	l.parent.Cgroups.Sweep(l.isOver)
 	return nil
 }
 
@@ -100,7 +100,7 @@ func (l *Local) adoptRun(run string) *active {
 	a.tree = l.parent.Adopt(describeLock(l.runs, run), s)
 	a.output = output.Adopt(l.runs, l.log, s)
 	a.status.Found, a.status.Pipe, a.status.Output = nil, 0, runner.Output{}
-	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", !a.tree.IsOrphan())
+	l.log.Info("run adopted", "run", run, "hook", s.Hook, "own_child", !a.tree.Main.IsOrphan())
 	return a
 }
 

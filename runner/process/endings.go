@@ -151,7 +151,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 	done := make(chan struct{})
 	held := e.runs.IsLocked(run)
 	if held { // maybe only by a child that has not executed the command of another run yet
-		e.parent.BetweenStarts(func() { held = e.runs.IsLocked(run) })
+		e.parent.Children.BetweenStarts(func() { held = e.runs.IsLocked(run) })
 	}
 	if held {
 		e.log.Error("an escaped process still holds the lock of a run that has ended; its flight stays busy", "run", run, "flight", flight)

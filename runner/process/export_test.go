@@ -9,7 +9,7 @@ import (
 func (l *Local) WithoutCgroups() { l.parent.DisableCgroups() }
 
 // HasCgroups reports whether each run gets a cgroup.
-func (l *Local) HasCgroups() bool { return l.parent.CgroupOf("run") != "" }
+func (l *Local) HasCgroups() bool { return l.parent.Cgroups.PathOf("run") != "" }
 
 // Followers returns the number of followers of a run.
 func (l *Local) Followers(run string) int {

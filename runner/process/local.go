@@ -158,7 +158,7 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 		Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
 		Bounds: rundir.Bounds{Timeout: h.Timeout, Grace: h.Grace, Head: int64(h.Output.Head), Tail: max(int64(h.Output.Tail), 1)},
 	})
-	a.status.Cgroup = l.parent.CgroupOf(o.Run)
+	a.status.Cgroup = l.parent.Cgroups.PathOf(o.Run)
 	f, stdin, err := a.prepareFolder(h, o)
 	if err != nil {
 		l.ends.releaseFlight(o.Run)

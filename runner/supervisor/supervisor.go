@@ -152,7 +152,7 @@ func (v *supervisor) takeInherited() (err error) {
 
 func (v *supervisor) openRuns() (err error) {
 	v.parent = proctree.NewParent(v.Log)
-	if err := v.parent.BecomeSubreaper(); err != nil {
+	if err := v.parent.Children.BecomeSubreaper(); err != nil {
 		return fmt.Errorf("becoming a subreaper: %w", err)
 	}
 	v.parent.LimitProcesses()

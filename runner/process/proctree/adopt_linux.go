@@ -1,6 +1,7 @@
 package proctree
 
 import (
+	"maps"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +29,7 @@ func (p *Parent) IsAlive(pid int, birth string) bool {
 // process is an orphan unless it is a child of this process.
 func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 	t := p.newTree(r)
-	defer p.mains.Store(t, s.PID)
+	defer p.Children.recordMain(r.ID, s.PID)
 	if _, err := os.Stat(s.Cgroup); s.Cgroup != "" && err == nil {
 		t.cgroup = cgroup(s.Cgroup)
 	}
@@ -36,7 +37,7 @@ func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 	if !ok || s.Birth == "" || main.start+"@"+p.boot != s.Birth {
 		return t // the pid may be that of another group by now
 	}
-	t.pid = s.PID
+	t.Main.pid = s.PID
 	if main.parent != os.Getpid() {
 		return t
 	}
@@ -44,24 +45,22 @@ func (p *Parent) Adopt(r Run, s *rundir.Status) *Tree {
 	if err != nil {
 		return t
 	}
-	for pid, start := range s.Found {
-		t.found[pid] = start
-	}
-	t.main = child
+	maps.Copy(t.search.found, s.Found)
+	t.Main.process = child
 	return t
 }
 
 // ForgetMain records the members of the group of a main process that another process reaps, and forgets its pid:
 // after that, the pid may be given to another process.
 func (t *Tree) ForgetMain() {
-	if t.pid > 0 {
+	if t.Main.pid > 0 {
 		t.listMembers()
-		t.pid = 0
+		t.Main.pid = 0
 	}
 }
 
 // Found returns the processes of the tree that were found so far.
-func (t *Tree) Found() map[int]string { return t.found }
+func (t *Tree) Found() map[int]string { return t.search.found }
 
 // CanReplace reports whether this process can replace itself while runs are in progress. Then the exit code of each
 // run has to be kept in a zombie for the next image, and not in the memory of this one.
@@ -72,11 +71,4 @@ func CanReplace() bool {
 	}
 	_ = unix.Close(fd)
 	return true
-}
-
-// BecomeSubreaper makes the processes that commands leave behind children of this process.
-func (p *Parent) BecomeSubreaper() error {
-	err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-	p.subreaper = err == nil
-	return err
 }

@@ -52,8 +52,8 @@ func (c cgroup) limitCommands(limit uint64) (cgroup, error) {
 
 // Release undoes LimitProcesses, unless a process that escaped is still there.
 func (p *Parent) Release() {
-	if filepath.Base(string(p.cgroups)) == commandsGroup {
-		_ = os.Remove(string(p.cgroups))
+	if filepath.Base(string(p.Cgroups.dir)) == commandsGroup {
+		_ = os.Remove(string(p.Cgroups.dir))
 	}
 }
 
@@ -114,7 +114,8 @@ func cgroupHome(mounts, own string) (string, error) {
 			continue
 		}
 		below, err := filepath.Rel(fields[3], path)
-		if err != nil || !filepath.IsAbs(path) || strings.Contains(path, "..") || !filepath.IsLocal(below) || strings.Contains(fields[4], `\`) {
+		if err != nil || !filepath.IsAbs(path) || strings.Contains(path, "..") || !filepath.IsLocal(below) ||
+			strings.Contains(fields[4], `\`) {
 			return "", fmt.Errorf("the cgroup %q is not below the mount %s", path, fields[4])
 		}
 		return filepath.Join(fields[4], below), nil
@@ -125,12 +126,12 @@ func cgroupHome(mounts, own string) (string, error) {
 // cgroup is the path of the folder of a cgroup.
 type cgroup string
 
-// CgroupOf returns the path of the cgroup for a run; empty if runs have none.
-func (p *Parent) CgroupOf(run string) string {
-	if p.cgroups == "" {
+// PathOf returns the path of the cgroup for a run; empty if runs have none.
+func (g *Cgroups) PathOf(run string) string {
+	if g.dir == "" {
 		return ""
 	}
-	return filepath.Join(string(p.cgroups), cgroupPrefix+run)
+	return filepath.Join(string(g.dir), cgroupPrefix+run)
 }
 
 func (c cgroup) killAll() error {
@@ -181,19 +182,19 @@ func (c cgroup) removeGroups() error {
 	return nil
 }
 
-// SweepCgroups removes the cgroups of runs that are over. A process that has ended may have left them.
-func (p *Parent) SweepCgroups(isOver func(run string) bool) {
-	if p.cgroups == "" {
+// Sweep removes the cgroups of runs that are over. A process that has ended may have left them.
+func (g *Cgroups) Sweep(isOver func(run string) bool) {
+	if g.dir == "" {
 		return
 	}
-	dirs, _ := filepath.Glob(filepath.Join(string(p.cgroups), cgroupPrefix+"*")) // the only error is a bad pattern
+	dirs, _ := filepath.Glob(filepath.Join(string(g.dir), cgroupPrefix+"*")) // the only error is a bad pattern
 	for _, dir := range dirs {
 		run := strings.TrimPrefix(filepath.Base(dir), cgroupPrefix)
 		if rundir.CheckID(run) != nil || !isOver(run) {
 			continue
 		}
 		if err := cgroup(dir).removeGroups(); err != nil {
-			p.log.Warn("removing the cgroup of a run that has ended", "run", run, "error", err)
+			g.log.Warn("removing the cgroup of a run that has ended", "run", run, "error", err)
 		}
 	}
 }

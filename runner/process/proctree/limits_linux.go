@@ -55,8 +55,6 @@ func ProcessLimit() uint64 {
 // explicit mode for its owner only. The limit could prevent the runtime from making a thread, so there are spare
 // threads: see MakeThreads.
 func (l *commandLimits) whileSet(umask int, fork func() (*os.Process, error)) (*os.Process, error) {
-	l.forking.Lock()
-	defer l.forking.Unlock()
 	own := syscall.Umask(umask)
 	defer syscall.Umask(own)
 	var limit unix.Rlimit
@@ -83,7 +81,8 @@ func commandOOMScore() int {
 // RaiseOOMScore marks a command as the first that the kernel is to kill. Processes that it has forked by now keep the
 // earlier score, but they are few. A program that its user cannot read cannot be marked.
 func (p *Parent) RaiseOOMScore(pid int) {
-	err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte(strconv.Itoa(p.limits.oomScore)), 0)
+	score := []byte(strconv.Itoa(p.limits.oomScore))
+	err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), score, 0)
 	if err != nil {
 		p.log.Debug("raising the OOM score of a command", "pid", pid, "error", err)
 	}

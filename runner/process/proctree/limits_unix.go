@@ -13,8 +13,6 @@ func ProcessLimit() uint64 { return 0 }
 // whileSet calls fork while this process has the umask of a command. Every file of the supervisor is made with an
 // explicit mode for its owner only, so the umask of a command does not open any of them.
 func (l *commandLimits) whileSet(umask int, fork func() (*os.Process, error)) (*os.Process, error) {
-	l.forking.Lock()
-	defer l.forking.Unlock()
 	own := syscall.Umask(umask)
 	defer syscall.Umask(own)
 	return fork()

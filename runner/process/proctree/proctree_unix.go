@@ -16,9 +16,10 @@ import (
 // process that another, ended process started gets no signal, because this system cannot show that the group is still
 // the same. Its end is awaited by the lock only.
 type Tree struct {
+	Main Main // without a pid if another process started it
+
 	parent *Parent
-	main   *os.Process // nil for an orphan
-	pid    int         // 0 for a main process that another process started
+	run    Run
 }
 
 func (p *Parent) startTree(c Command) (*Tree, error) {
@@ -26,50 +27,52 @@ func (p *Parent) startTree(c Command) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tree{parent: p, main: main, pid: main.Pid}, nil
+	return &Tree{Main: Main{main, main.Pid}, parent: p, run: c.Run}, nil
 }
 
 // Cgroup returns "": this system has none.
 func (t *Tree) Cgroup() string { return "" }
 
-// AwaitMain waits for the main process and reaps it. After that its pid stands for the group only as long as the
+// Await waits for the process and reaps it. After that its pid stands for the group only as long as the
 // group has members, which the callers check first.
-func (t *Tree) AwaitMain() *os.ProcessState { return t.ReapMain() }
+func (m *Main) Await() *os.ProcessState { return m.Reap() }
 
-// MainHasEnded returns false: only AwaitMain learns whether a child has ended.
-func (t *Tree) MainHasEnded() bool { return false }
+// HasEnded returns false: only Await learns whether a child has ended.
+func (m *Main) HasEnded() bool { return false }
 
 // Terminate asks every process of the group to end, including stopped ones.
 func (t *Tree) Terminate() {
-	if t.pid == 0 {
+	if t.Main.pid == 0 {
 		return
 	}
-	_ = syscall.Kill(-t.pid, syscall.SIGTERM) // a process that has ended needs no signal
-	_ = syscall.Kill(-t.pid, syscall.SIGCONT)
+	_ = syscall.Kill(-t.Main.pid, syscall.SIGTERM) // a process that has ended needs no signal
+	_ = syscall.Kill(-t.Main.pid, syscall.SIGCONT)
 }
 
 // Kill kills the group.
 func (t *Tree) Kill() {
-	if t.pid > 0 {
-		_ = syscall.Kill(-t.pid, syscall.SIGKILL)
+	if t.Main.pid > 0 {
+		_ = syscall.Kill(-t.Main.pid, syscall.SIGKILL)
 	}
 }
 
 // IsGone reports whether the group has no members. "Not permitted" counts as alive: darwin also returns it for
 // zombies, which their parent will reap.
-func (t *Tree) IsGone() bool { return t.pid == 0 || errors.Is(syscall.Kill(-t.pid, 0), syscall.ESRCH) }
+func (t *Tree) IsGone() bool {
+	return t.Main.pid == 0 || errors.Is(syscall.Kill(-t.Main.pid, 0), syscall.ESRCH)
+}
 
 // Census returns 1: this system shows only that the group has members.
 func (t *Tree) Census() (n int, names []string) { return 1, nil }
 
 // Close removes the tree from those of its Parent.
 func (t *Tree) Close() error {
-	t.parent.mains.Delete(t)
+	t.parent.Children.forgetMain(t.run.ID)
 	return nil
 }
 
 // Reap does nothing: on this system no processes are left to this one.
-func (p *Parent) Reap() {}
+func (c *Children) Reap() {}
 
 // ReapOrphans does nothing: on this system this process is not the first of a container.
 func ReapOrphans(context.Context) {}
@@ -86,7 +89,7 @@ func (p *Parent) Birth(int) string { return "" }
 func (p *Parent) IsAlive(int, string) bool { return false }
 
 // Adopt returns a tree without processes: this process can only wait for what another process started.
-func (p *Parent) Adopt(Run, *rundir.Status) *Tree { return &Tree{parent: p} }
+func (p *Parent) Adopt(r Run, _ *rundir.Status) *Tree { return &Tree{parent: p, run: r} }
 
 // ForgetMain does nothing on this system.
 func (t *Tree) ForgetMain() {}
@@ -98,13 +101,13 @@ func (t *Tree) Found() map[int]string { return nil }
 func CanReplace() bool { return false }
 
 // BecomeSubreaper does nothing on this system.
-func (p *Parent) BecomeSubreaper() error { return nil }
+func (c *Children) BecomeSubreaper() error { return nil }
 
-// CgroupOf returns "": this system has none.
-func (p *Parent) CgroupOf(string) string { return "" }
+// PathOf returns "": this system has no cgroups.
+func (g *Cgroups) PathOf(string) string { return "" }
 
-// SweepCgroups does nothing on this system.
-func (p *Parent) SweepCgroups(func(string) bool) {}
+// Sweep does nothing on this system.
+func (g *Cgroups) Sweep(func(string) bool) {}
 
 func (c cgroup) limitCommands(uint64) (cgroup, error) { return c, nil }
 
