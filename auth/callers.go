@@ -3,7 +3,6 @@ package auth
 import (
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -12,13 +11,6 @@ import (
 	"sallyport/auth/jwt/keyset"
 	"sallyport/internal/diag"
 )
-
-// maxHeader bounds the headers that hold credentials, in bytes.
-const maxHeader = 16 << 10
-
-// errAbsent is the error of a delivery without a credential of some kind. The
-// next kind is tried then. Every other error is final.
-var errAbsent = errors.New("absent")
 
 // Callers is the compiled form of all callers. It never changes, so several goroutines may use it.
 type Callers struct {
@@ -203,50 +195,13 @@ func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
 // is present decides: a correct token does not make up for a wrong signature. The error is always a *Refusal,
 // and takes about the same time for every reason.
 func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
-	id, err := c.identifyCaller(d, hook)
+	a := &attempt{c, d, hook}
+	id, err := a.identifyCaller()
 	var r *Refusal
 	if errors.As(err, &r) {
-		c.spendRemainingCost(d, hook, r.spent)
+		a.spendRemainingCost(r.spent)
 	}
 	return id, err
-}
-
-func (c *Callers) identifyCaller(d *Delivery, hook []string) (*Identity, error) {
-	for _, name := range c.reads {
-		values := d.Header[name]
-		if len(values) > 1 {
-			return nil, newRefusal(Malformed, "", "the header %s occurs %d times", name, len(values))
-		}
-		if len(values) == 1 && len(values[0]) > maxHeader {
-			return nil, newRefusal(Malformed, "", "the header %s is over %d bytes", name, maxHeader)
-		}
-	}
-	for _, authenticate := range []func(*Delivery, []string) (*Identity, error){
-		c.authenticateSignature, c.authenticateHMAC, c.authenticateJWT, c.refuseOtherSchemes, c.authenticateToken,
-		c.authenticateMTLS,
-	} {
-		if id, err := authenticate(d, hook); !errors.Is(err, errAbsent) {
-			return id, err
-		}
-	}
-	return nil, newRefusal(Absent, "", "the request carries no credential (header or certificate) that any caller uses")
-}
-
-// refuseOtherSchemes refuses an Authorization header if callers use that header, but none of them in this
-// form. Tokens are checked later.
-func (c *Callers) refuseOtherSchemes(d *Delivery, _ []string) (*Identity, error) {
-	token := func(one *caller) bool {
-		if one.tokens == nil || one.tokens.header != "Authorization" {
-			return false
-		}
-		_, ok := field.CutPrefix(d.Header.Get("Authorization"), one.tokens.prefix)
-		return ok
-	}
-	if len(d.Header["Authorization"]) == 0 || !slices.Contains(c.reads, "Authorization") ||
-		slices.ContainsFunc(c.all, token) {
-		return nil, errAbsent
-	}
-	return nil, newRefusal(Malformed, "", "the Authorization header does not have the form of any caller's credential")
 }
 
 // candidates yields the hook's callers and then all others, and whether the hook lists each.
@@ -271,16 +226,4 @@ func (c *caller) checksReplay(kind string) bool {
 		return c.replay == "check"
 	}
 	return kind == "hmac" || kind == "signature" || kind == "jwt"
-}
-
-// reasonOrStale returns Stale for a [field.StaleError], and the reason for any other error.
-func reasonOrStale(reason Reason, err error) Reason {
-	if stale := field.StaleError(""); errors.As(err, &stale) {
-		return Stale
-	}
-	return reason
-}
-
-func newRefusal(reason Reason, kind, format string, a ...any) *Refusal {
-	return &Refusal{Reason: reason, Kind: kind, Detail: fmt.Sprintf(format, a...)}
 }

@@ -7,8 +7,7 @@ import (
 )
 
 const (
-	// keyWork is the cost of a verification with a public key, in bytes that are
-	// hashed in the same time.
+	// keyWork is the cost of a verification with a public key, in bytes that are hashed in the same time.
 	keyWork = 128 << 10
 	// passWork is the cost of a pass over a body, in addition to the body.
 	passWork = 1 << 10
@@ -70,13 +69,14 @@ func roundUpToPower(n int) int { return 1 << bits.Len(uint(n-1)) }
 
 // spendRemainingCost hashes as many bytes as the most expensive credential for the hook costs, less what was
 // spent. So every refusal uses the same processor time, and takes the same time on a busy machine as well.
-func (c *Callers) spendRemainingCost(d *Delivery, hook []string, done int) {
-	data := d.Body
+func (a *attempt) spendRemainingCost(done int) {
+	data := a.delivery.Body
+	most := a.callers.verifyCost(a.hook, len(data)).bytesHashed(len(data))
 	if len(data) < passWork {
 		data = make([]byte, passWork)
 	}
 	h := sha256.New()
-	for rest := c.verifyCost(hook, len(d.Body)).bytesHashed(len(d.Body)) - done; rest > 0; rest -= len(data) {
+	for rest := most - done; rest > 0; rest -= len(data) {
 		_, _ = h.Write(data[:min(rest, len(data))])
 	}
 }

@@ -78,19 +78,19 @@ func (s Sources) loadWebhookKey(scheme *webhook.Scheme, k *KeySpec, p *diag.List
 
 // authenticateHMAC tries every scheme of which the delivery has a signature. There may be several, because Gitea
 // also sends the headers of GitHub and Gogs.
-func (c *Callers) authenticateHMAC(d *Delivery, hook []string) (*Identity, error) {
+func (a *attempt) authenticateHMAC() (*Identity, error) {
 	passes := 0
-	id, err := c.tryHMACKeys(d, hook, &passes)
-	return id, noteCost(err, cost{passes: passes}.bytesHashed(len(d.Body)))
+	id, err := a.tryHMACKeys(&passes)
+	return id, noteCost(err, cost{passes: passes}.bytesHashed(len(a.delivery.Body)))
 }
 
-func (c *Callers) tryHMACKeys(d *Delivery, hook []string, passes *int) (*Identity, error) {
+func (a *attempt) tryHMACKeys(passes *int) (*Identity, error) {
 	refusal := errAbsent
 	work := 0
-	for caller, own := range c.candidates(hook) {
+	for caller, own := range a.callers.candidates(a.hook) {
 		for i := range caller.hmac {
 			k := &caller.hmac[i]
-			sig, err := k.key.Read(d.Header)
+			sig, err := k.key.Read(a.delivery.Header)
 			if err != nil {
 				if errors.Is(refusal, errAbsent) && !errors.Is(err, webhook.ErrAbsent) {
 					refusal = newRefusal(Malformed, "hmac", "%v", err)
@@ -98,19 +98,19 @@ func (c *Callers) tryHMACKeys(d *Delivery, hook []string, passes *int) (*Identit
 				continue
 			}
 			if !own {
-				if work += len(d.Body) + passWork; work > foreignWork {
+				if work += len(a.delivery.Body) + passWork; work > foreignWork {
 					return nil, newRefusal(Wrong, "hmac", "the signature does not verify with any key that was tried")
 				}
 			}
 			*passes++
-			if k.key.Verify(sig, d.Body) {
-				if len(d.Body) == 0 && len(hook) > 0 {
+			if k.key.Verify(sig, a.delivery.Body) {
+				if len(a.delivery.Body) == 0 && len(a.hook) > 0 {
 					return nil, &Refusal{
 						Reason: Malformed, Kind: "hmac", Caller: caller.name, Key: k.id,
 						Detail: "the body is empty, so the signature would be the same for every request for runs",
 					}
 				}
-				return caller.identifyByHMAC(k, sig, d)
+				return caller.identifyByHMAC(k, sig, a.delivery)
 			}
 			refusal = newRefusal(Wrong, "hmac", "the signature does not verify with any key")
 		}

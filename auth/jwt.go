@@ -107,10 +107,10 @@ func (spec *JWTSpec) applyPreset(p *diag.List) {
 }
 
 // authenticateJWT treats a bearer value with exactly two dots as a JWT.
-func (c *Callers) authenticateJWT(d *Delivery, hook []string) (*Identity, error) {
-	raw, ok := field.CutPrefix(d.Header.Get("Authorization"), "Bearer ")
+func (a *attempt) authenticateJWT() (*Identity, error) {
+	raw, ok := field.CutPrefix(a.delivery.Header.Get("Authorization"), "Bearer ")
 	hasJWT := func(one *caller) bool { return one.jwt != nil }
-	if !ok || strings.Count(raw, ".") != 2 || !slices.ContainsFunc(c.all, hasJWT) {
+	if !ok || strings.Count(raw, ".") != 2 || !slices.ContainsFunc(a.callers.all, hasJWT) {
 		return nil, errAbsent
 	}
 	t, err := jwt.Parse(raw)
@@ -119,11 +119,11 @@ func (c *Callers) authenticateJWT(d *Delivery, hook []string) (*Identity, error)
 	}
 	refusal := newRefusal(Wrong, "jwt", "no caller accepts issuer %.80q", fmt.Sprint(t.Claims["iss"]))
 	verified := map[any]error{}
-	for one := range c.candidates(hook) {
+	for one := range a.callers.candidates(a.hook) {
 		if one.jwt == nil || t.Claims["iss"] != one.jwt.issuer {
 			continue
 		}
-		id, r := one.identifyByJWT(t, d, verified)
+		id, r := one.identifyByJWT(t, a.delivery, verified)
 		if r == nil {
 			return id, nil
 		}

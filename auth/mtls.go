@@ -136,14 +136,14 @@ func (m *MTLSSpec) nameKinds() map[string]bool {
 
 // authenticateMTLS verifies the certificate of the connection with the CAs and CRLs that are in force now, and
 // not with those of the handshake: the connection or the session may be older than a reload or a revocation.
-func (c *Callers) authenticateMTLS(d *Delivery, hook []string) (*Identity, error) {
-	if d.TLS == nil || len(d.TLS.PeerCertificates) == 0 ||
-		!slices.ContainsFunc(c.all, func(one *caller) bool { return one.mtls != nil }) {
+func (a *attempt) authenticateMTLS() (*Identity, error) {
+	if a.delivery.TLS == nil || len(a.delivery.TLS.PeerCertificates) == 0 ||
+		!slices.ContainsFunc(a.callers.all, func(one *caller) bool { return one.mtls != nil }) {
 		return nil, errAbsent
 	}
-	shown := d.TLS.PeerCertificates
+	shown := a.delivery.TLS.PeerCertificates
 	refusal := newRefusal(Wrong, "mtls", "the client certificate does not name a caller")
-	for one := range c.candidates(hook) {
+	for one := range a.callers.candidates(a.hook) {
 		if one.mtls == nil {
 			continue
 		}
@@ -151,9 +151,9 @@ func (c *Callers) authenticateMTLS(d *Delivery, hook []string) (*Identity, error
 		if trust == nil {
 			continue
 		}
-		err := trust(shown, d.Now)
+		err := trust(shown, a.delivery.Now)
 		if err == nil {
-			return one.identifyUnsigned("mtls", name, d), nil
+			return one.identifyUnsigned("mtls", name, a.delivery), nil
 		}
 		if refusal.Reason == Wrong { // the first reason after a match stays
 			refusal = one.refuseCertificate(name, err)

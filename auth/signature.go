@@ -99,18 +99,18 @@ func loadSignatureKey(k *KeySpec, src Sources, p *diag.List) *httpsig.Key {
 
 // authenticateSignature verifies an HTTP message signature (RFC 9421 3.2). There must be exactly one: with
 // several, it is not clear which of them the sender means (7.2.6).
-func (c *Callers) authenticateSignature(d *Delivery, hook []string) (*Identity, error) {
+func (a *attempt) authenticateSignature() (*Identity, error) {
 	hasSignature := func(one *caller) bool { return one.signature != nil }
-	if len(d.Header["Signature-Input"]) == 0 || !slices.ContainsFunc(c.all, hasSignature) {
+	if len(a.delivery.Header["Signature-Input"]) == 0 || !slices.ContainsFunc(a.callers.all, hasSignature) {
 		return nil, errAbsent
 	}
-	m, err := httpsig.Read(d.signedRequest())
+	m, err := httpsig.Read(a.delivery.signedRequest())
 	if err != nil {
 		return nil, newRefusal(Malformed, "signature", "the message signature %v", err)
 	}
 	refusal := newRefusal(Wrong, "signature", "no key has the keyid of the message signature")
 	foreign := 0
-	for one, own := range c.candidates(hook) {
+	for one, own := range a.callers.candidates(a.hook) {
 		k := one.signature.findKey(m.KeyID)
 		if k == nil {
 			continue
@@ -120,7 +120,7 @@ func (c *Callers) authenticateSignature(d *Delivery, hook []string) (*Identity, 
 				break
 			}
 		}
-		done := cost{passes: 2, checks: 1}.bytesHashed(len(d.Body))
+		done := cost{passes: 2, checks: 1}.bytesHashed(len(a.delivery.Body))
 		switch {
 		case m.Alg != "" && m.Alg != k.key.Alg:
 			refusal = newRefusal(Wrong, "signature", "the alg of the message signature is not that of its key")
@@ -128,7 +128,7 @@ func (c *Callers) authenticateSignature(d *Delivery, hook []string) (*Identity, 
 			refusal = newRefusal(Wrong, "signature", "the message signature does not verify with the key of its keyid")
 			refusal.spent = cost{checks: 1}.bytesHashed(0)
 		default:
-			id, err := one.identifyBySignature(k, m, d)
+			id, err := one.identifyBySignature(k, m, a.delivery)
 			return id, noteCost(err, done)
 		}
 	}

@@ -51,16 +51,16 @@ func isHeaderValue(s string) bool {
 }
 
 // authenticateToken compares the value of each header that holds tokens with every key.
-func (c *Callers) authenticateToken(d *Delivery, hook []string) (*Identity, error) {
+func (a *attempt) authenticateToken() (*Identity, error) {
 	refusal := errAbsent
-	for _, header := range c.tokens {
-		if len(d.Header[header]) == 0 {
+	for _, header := range a.callers.tokens {
+		if len(a.delivery.Header[header]) == 0 {
 			continue
 		}
-		owner, key, ok := c.findToken(header, d.Header.Get(header), hook)
+		owner, key, ok := a.findToken(header, a.delivery.Header.Get(header))
 		switch {
 		case key != nil:
-			return owner.identifyByToken(key, d)
+			return owner.identifyByToken(key, a.delivery)
 		case ok:
 			refusal = newRefusal(Wrong, "token", "the token in %s is not that of any caller", header)
 		default:
@@ -72,8 +72,8 @@ func (c *Callers) authenticateToken(d *Delivery, hook []string) (*Identity, erro
 
 // findToken returns the caller and the key that the value is, or nil, and whether the value has the form of a
 // token. It compares every key, so its time does not depend on which one matches.
-func (c *Callers) findToken(header, value string, hook []string) (owner *caller, key *tokenKey, formed bool) {
-	for one := range c.candidates(hook) {
+func (a *attempt) findToken(header, value string) (owner *caller, key *tokenKey, formed bool) {
+	for one := range a.callers.candidates(a.hook) {
 		if one.tokens == nil || one.tokens.header != header {
 			continue
 		}
