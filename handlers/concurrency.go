@@ -24,24 +24,17 @@ type callerGates struct{ reads, followers, waits *gate }
 
 // gate limits what each caller has in progress.
 type gate struct {
-	most int
-
-	mu     sync.Mutex
-	places map[string]chan struct{} // by caller; as many as there are callers in the file
+	most   int
+	places sync.Map // by caller: a chan struct{} with a buffer of most; as many as there are callers in the file
 }
 
-func newGate(most int) *gate { return &gate{most: most, places: map[string]chan struct{}{}} }
+func newGate(most int) *gate { return &gate{most: most} }
 
 // takePlace takes a place of a caller and returns the function that releases it. It returns false if no place becomes
 // free in time.
 func (g *gate) takePlace(ctx context.Context, caller string, patience time.Duration) (leave func(), ok bool) {
-	g.mu.Lock()
-	places := g.places[caller]
-	if places == nil {
-		places = make(chan struct{}, g.most)
-		g.places[caller] = places
-	}
-	g.mu.Unlock()
+	found, _ := g.places.LoadOrStore(caller, make(chan struct{}, g.most))
+	places, _ := found.(chan struct{})
 	leave = sync.OnceFunc(func() { <-places })
 	select {
 	case places <- struct{}{}:

@@ -42,7 +42,7 @@ func (h *Handler) IsProvedHost(from netip.Addr) bool {
 func (h *Handler) ReportFlood(from netip.Addr) {
 	s := h.current.Load()
 	if !h.IsProvedHost(from) {
-		s.limits.connections.limiterOf(netid.Host(from)).ReserveN(s.now(), s.limits.connections.limit.Burst)
+		s.limits.connections.slots.slotOf(netid.Host(from)).ReserveN(s.now(), s.limits.connections.limit.Burst)
 	}
 	s.audit.Count("flood")
 }

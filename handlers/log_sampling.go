@@ -1,7 +1,6 @@
 package handlers
 
 import (
-	"hash/maphash"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -24,17 +23,22 @@ const (
 	summaryEvery = time.Minute
 )
 
-// samples decides which lines are written. Networks with the same seeded hash share a slot, and so a budget.
+// samples decides which lines are written. Networks that share a slot share a budget.
 type samples struct {
-	log  *slog.Logger
-	seed maphash.Seed
+	log   *slog.Logger
+	sites *slotTable[siteKind, rate.Limiter]
 
 	mu      sync.Mutex
-	sites   []rate.Limiter
 	kinds   map[string]*rate.Limiter // the program defines the kinds, so there are few
 	skipped map[string]*skipped
 	due     *time.Timer // nil while nothing is skipped
 	total   int         // skipped since the start
+}
+
+// siteKind is a kind of event from one network.
+type siteKind struct {
+	kind string
+	site netip.Addr
 }
 
 // skipped counts lines that were not written.
@@ -44,15 +48,10 @@ type skipped struct {
 }
 
 func newSamples(log *slog.Logger) *samples {
-	s := &samples{
-		log: log, seed: maphash.MakeSeed(), sites: make([]rate.Limiter, siteSlots),
+	return &samples{
+		log: log, sites: newLimiterTable[siteKind](siteSlots, rate.Every(siteEvery), siteBurst),
 		kinds: map[string]*rate.Limiter{}, skipped: map[string]*skipped{},
 	}
-	for i := range s.sites {
-		s.sites[i].SetLimitAt(time.Time{}, rate.Every(siteEvery))
-		s.sites[i].SetBurstAt(time.Time{}, siteBurst)
-	}
-	return s
 }
 
 // allowLine reports whether a line about an event of a kind is written, and counts it if not.
@@ -64,11 +63,7 @@ func (s *samples) allowLine(kind string, from netip.Addr, now time.Time) bool {
 		all = rate.NewLimiter(rate.Every(kindEvery), kindBurst)
 		s.kinds[kind] = all
 	}
-	key := struct {
-		kind string
-		site netip.Addr
-	}{kind, netid.Site(from)}
-	if s.sites[maphash.Comparable(s.seed, key)%siteSlots].AllowN(now, 1) && all.AllowN(now, 1) {
+	if s.sites.slotOf(siteKind{kind, netid.Site(from)}).AllowN(now, 1) && all.AllowN(now, 1) {
 		return true
 	}
 	k := s.skipped[kind]

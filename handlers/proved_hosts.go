@@ -1,10 +1,9 @@
 package handlers
 
 import (
-	"hash/maphash"
 	"net/http"
 	"net/netip"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"sallyport/auth"
@@ -17,11 +16,9 @@ const (
 )
 
 // provedHosts are the hosts from which a delivery was accepted recently. If room is short, they are served before
-// unknown hosts. The table has a fixed size: a host replaces another with the same hash.
+// unknown hosts. A host replaces another one in the same slot.
 type provedHosts struct {
-	seed  maphash.Seed
-	mu    sync.Mutex
-	slots []provedHost
+	slots *slotTable[netip.Addr, atomic.Pointer[provedHost]]
 }
 
 type provedHost struct {
@@ -30,24 +27,16 @@ type provedHost struct {
 }
 
 func newProvedHosts() *provedHosts {
-	return &provedHosts{seed: maphash.MakeSeed(), slots: make([]provedHost, provedSlots)}
-}
-
-func (p *provedHosts) slotOf(host netip.Addr) *provedHost {
-	return &p.slots[maphash.Comparable(p.seed, host)%uint64(len(p.slots))]
+	return &provedHosts{newSlotTable[netip.Addr, atomic.Pointer[provedHost]](provedSlots)}
 }
 
 func (p *provedHosts) recordHost(host netip.Addr, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	*p.slotOf(host) = provedHost{host, now}
+	p.slots.slotOf(host).Store(&provedHost{host, now})
 }
 
 func (p *provedHosts) provedLately(host netip.Addr, now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	found := p.slotOf(host)
-	return found.host == host && now.Sub(found.at) < provedFor
+	found := p.slots.slotOf(host).Load()
+	return found != nil && found.host == host && now.Sub(found.at) < provedFor
 }
 
 // noteAccepted notes that a delivery was accepted. It is not called for a replay, because a recorded delivery can be

@@ -3,7 +3,6 @@ package handlers
 import (
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"math"
 	"net/http"
 	"net/netip"
@@ -75,13 +74,10 @@ func (l *rateLimits) limitCaller(w http.ResponseWriter, who *auth.Identity) erro
 	return nil
 }
 
-// addressLimits is a table of limiters of fixed size, for any number of addresses: a seeded hash gives each address
-// its slot. Addresses that share a slot share its budget. Without the seed, a sender cannot choose which addresses
-// these are.
+// addressLimits is a limit for each address. Addresses that share a slot share its budget.
 type addressLimits struct {
-	seed  maphash.Seed
 	limit config.Limit
-	slots []rate.Limiter
+	slots *slotTable[netip.Addr, rate.Limiter]
 }
 
 // The three tables together take about 3.2 MiB.
@@ -99,30 +95,18 @@ func (t *addressLimits) carryOver(limit config.Limit, slots int) *addressLimits 
 	return newAddressLimits(limit, slots)
 }
 
-// newAddressLimits initializes every slot before the table is used: two concurrent requests that initialized the same
-// slot would give it a second full bucket.
 func newAddressLimits(limit config.Limit, slots int) *addressLimits {
-	t := &addressLimits{seed: maphash.MakeSeed(), limit: limit, slots: make([]rate.Limiter, slots)}
-	for i := range t.slots {
-		// With the zero time, the first use finds a full bucket.
-		t.slots[i].SetLimitAt(time.Time{}, rate.Limit(limit.Rate))
-		t.slots[i].SetBurstAt(time.Time{}, limit.Burst)
-	}
-	return t
-}
-
-func (t *addressLimits) limiterOf(a netip.Addr) *rate.Limiter {
-	return &t.slots[maphash.Comparable(t.seed, a)%uint64(len(t.slots))]
+	return &addressLimits{limit, newLimiterTable[netip.Addr](slots, rate.Limit(limit.Rate), limit.Burst)}
 }
 
 // allowAddress spends one token of the address, if it has one.
 func (t *addressLimits) allowAddress(a netip.Addr, now time.Time) bool {
-	return t.limiterOf(a).AllowN(now, 1)
+	return t.slots.slotOf(a).AllowN(now, 1)
 }
 
 // takeToken spends one token of the address, or returns the refusal, which contains the name of the policy.
 func (t *addressLimits) takeToken(a netip.Addr, policy string, now time.Time) *refusal {
-	return takeToken(t.limiterOf(a), policy, now)
+	return takeToken(t.slots.slotOf(a), policy, now)
 }
 
 // carryOverCallers returns the limiters of the callers, with what was spent of those that existed before.
