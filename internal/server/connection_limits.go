@@ -41,6 +41,7 @@ type listener struct {
 
 	mu    sync.Mutex
 	sum   int
+	fresh int // connections that have carried no request yet
 	hosts map[netip.Addr]int
 	sites map[netip.Addr]*site
 }
@@ -216,6 +217,7 @@ type conn struct {
 	proved   bool
 	requests int  // in progress
 	refused  int  // in a row
+	fresh    bool // has carried no request yet
 	greeted  bool // the first request or the HTTP/2 preface has arrived
 	http2    bool
 	unseen   bool  // part of a request has arrived that no handler has seen

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"time"
 
 	"sallyport/internal/netid"
 )
@@ -13,16 +14,13 @@ import (
 // with 400 or 431, and requests that were not sent completely. net/http gives no access to these answers: they are
 // plain text without a request id.
 func trackRequests(s *http.Server, surface Handler) {
-	inner := s.ConnContext
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		if own, ok := belowTLS(c); ok {
 			ctx = netid.WithConnection(ctx, own)
 		}
-		return inner(ctx, c)
+		return ctx
 	}
-	changed := s.ConnState
 	s.ConnState = func(c net.Conn, state http.ConnState) {
-		changed(c, state)
 		if own, ok := belowTLS(c); ok && own.trackState(state, isHTTP2(c, state)) {
 			surface.ReportUnreadable(netid.AddrPort(c.RemoteAddr()))
 		}
@@ -62,6 +60,7 @@ func (c *conn) trackState(state http.ConnState, http2 bool) (unseen bool) {
 	defer c.list.mu.Unlock()
 	switch state {
 	case http.StateNew:
+		c.setFresh(true)
 	case http.StateActive:
 		c.unseen = !http2 || c.greeted // HTTP/2 is active after its preface, too
 		c.greeted, c.http2 = true, http2
@@ -69,13 +68,27 @@ func (c *conn) trackState(state http.ConnState, http2 bool) (unseen bool) {
 		unseen, c.unseen = c.unseen, false
 		c.idleAt = c.read.Load()
 	case http.StateClosed, http.StateHijacked:
+		c.setFresh(false)
 		again := !c.http2 && c.idleAt > 0 && c.read.Load()-c.idleAt > farewell
 		unseen, c.unseen = c.unseen || again, false
 	}
 	return unseen
 }
 
-// beginRequest and end say that a request is in progress.
+// setFresh records whether a connection has carried no request yet. The caller holds the mutex of the listener.
+func (c *conn) setFresh(fresh bool) {
+	if fresh == c.fresh {
+		return
+	}
+	c.fresh = fresh
+	if fresh {
+		c.list.fresh++
+	} else {
+		c.list.fresh--
+	}
+}
+
+// beginRequest and endRequest record that a request is in progress.
 func (c *conn) beginRequest() { c.countRequests(1) }
 func (c *conn) endRequest()   { c.countRequests(-1) }
 
@@ -83,6 +96,27 @@ func (c *conn) countRequests(n int) {
 	c.list.mu.Lock()
 	defer c.list.mu.Unlock()
 	c.requests += n
+	c.setFresh(false)
 	c.unseen, c.idleAt = false, 0
 	c.updateRank()
+}
+
+// awaitFirstRequests returns when every open connection has carried a request, or after a time limit. If a connection
+// is closed before, its sender takes that for a refusal: over HTTP/2 some senders do not retry after a GOAWAY before
+// their first request.
+func (l *listener) awaitFirstRequests(patience time.Duration) {
+	end := time.After(patience)
+	for {
+		l.mu.Lock()
+		count := l.fresh
+		l.mu.Unlock()
+		if count == 0 {
+			return
+		}
+		select {
+		case <-end:
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }

@@ -54,8 +54,8 @@ type Handler interface {
 type Server struct {
 	http     *http.Server
 	handler  Handler
-	fresh    newConnections
 	raw      net.Listener // below the limits and TLS
+	limited  *listener    // below TLS
 	listener net.Listener
 	next     func(listener, pipe *os.File) (*NextProcess, error)
 	runner   *runner.Runner
@@ -94,11 +94,11 @@ func New(
 		},
 		runner: run, conf: conf, log: log,
 	}
-	s.listener = tls.NewListener(limitConnections(l, conf, handler), &tls.Config{
+	s.limited = limitConnections(l, conf, handler)
+	s.listener = tls.NewListener(s.limited, &tls.Config{
 		MinVersion:         tls.VersionTLS13, // not used: each handshake uses the configuration in force
 		GetConfigForClient: s.tlsInForce,
 	})
-	s.fresh.watchServer(s.http)
 	trackRequests(s.http, handler)
 	return s
 }
@@ -198,7 +198,7 @@ func (s *Server) drainRuns(kill <-chan struct{}, serveErr error) error {
 // finishAnswers stops accepting connections, and lets answers in progress end.
 func (s *Server) finishAnswers(patience time.Duration) error {
 	_ = s.listener.Close() // it may be closed already
-	s.fresh.awaitRequests(firstRequest)
+	s.limited.awaitFirstRequests(firstRequest)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return s.http.Shutdown(ctx)
