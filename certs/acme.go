@@ -104,9 +104,8 @@ func directoryFolder(directory string) string {
 	}, strings.TrimPrefix(directory, "https://"))
 }
 
-// AddTo returns a copy of cfg that shows the obtained certificates to clients
-// that ask for their names, and to others what cfg shows. It answers the CA's
-// challenges (TLS-ALPN, RFC 8737) on the same port.
+// AddTo returns a copy of cfg that shows the obtained certificates to clients that ask for their names, and to others
+// what cfg shows. It answers the CA's challenges (TLS-ALPN, RFC 8737) on the same port.
 func (a *ACME) AddTo(cfg *tls.Config) *tls.Config {
 	if a == nil || cfg == nil {
 		return cfg
@@ -148,10 +147,8 @@ func (a *ACME) Expiries() (all []Expiry) {
 type Renewals struct {
 	log *slog.Logger
 
-	mu  sync.Mutex
+	mu  sync.Mutex // also held while the file of an account key is created
 	all map[renewalOrder]*renewal
-
-	account sync.Mutex // held while the file of an account key is created
 }
 
 // NewRenewals returns an empty set of renewals.
@@ -164,7 +161,7 @@ func (w *Renewals) forOrder(o renewalOrder, now time.Time) *renewal {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.all[o] == nil {
-		w.all[o] = newRenewal(o, &w.account, now, w.log)
+		w.all[o] = newRenewal(o, &w.mu, now, w.log)
 	}
 	return w.all[o]
 }

@@ -49,7 +49,7 @@ type renewalOrder struct {
 // all others use it, because CAs limit the number of accounts.
 type accountCache struct {
 	autocert.DirCache
-	account *sync.Mutex
+	mu *sync.Mutex // Renewals.mu
 }
 
 // Get reads a file of the cache.
@@ -57,8 +57,8 @@ func (c accountCache) Get(ctx context.Context, name string) ([]byte, error) {
 	if name != accountFile {
 		return c.DirCache.Get(ctx, name)
 	}
-	c.account.Lock()
-	defer c.account.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	data, err := c.DirCache.Get(ctx, name)
 	if !errors.Is(err, autocert.ErrCacheMiss) {
 		return data, err
@@ -92,8 +92,8 @@ type renewal struct {
 	loggedAuthorization atomic.Pointer[string]          // URL of the authorization that last failed and was logged
 }
 
-func newRenewal(o renewalOrder, account *sync.Mutex, now time.Time, log *slog.Logger) *renewal {
-	r := &renewal{renewalOrder: o, cache: accountCache{autocert.DirCache(o.dir), account}, log: log.With("domain", o.domain)}
+func newRenewal(o renewalOrder, mu *sync.Mutex, now time.Time, log *slog.Logger) *renewal {
+	r := &renewal{renewalOrder: o, cache: accountCache{autocert.DirCache(o.dir), mu}, log: log.With("domain", o.domain)}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.http.Proxy, r.http.IdleConnTimeout = http.ProxyFromEnvironment, time.Minute
 	// Without these timeouts, a connection attempt outlives its request.
