@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -25,10 +24,8 @@ type Watcher struct {
 	log  *slog.Logger
 
 	current atomic.Pointer[Config]
-	last    attempt // only used by Watch
-
-	mu     sync.Mutex
-	status ReloadStatus
+	status  atomic.Pointer[ReloadStatus] // only Watch replaces it
+	last    attempt                      // only used by Watch
 }
 
 // ReloadStatus is the result of the attempts to load the configuration.
@@ -58,7 +55,7 @@ func NewWatcher(name string, env Env, log *slog.Logger) (*Watcher, []Diagnostic)
 	if c == nil {
 		return nil, found
 	}
-	w.putInForce(c)
+	w.putInForce(c, ReloadStatus{})
 	return w, found
 }
 
@@ -69,11 +66,7 @@ func (w *Watcher) Get() *Config { return w.current.Load() }
 func (w *Watcher) Hook(name string) (*hook.Hook, bool) { return w.Get().Hook(name) }
 
 // Status returns the result of loading until now.
-func (w *Watcher) Status() ReloadStatus {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.status
-}
+func (w *Watcher) Status() ReloadStatus { return *w.status.Load() }
 
 func (w *Watcher) loadFile() (*Config, []Diagnostic) {
 	env := w.env
@@ -83,11 +76,11 @@ func (w *Watcher) loadFile() (*Config, []Diagnostic) {
 	return c, found
 }
 
-func (w *Watcher) putInForce(c *Config) {
+// putInForce replaces the configuration in force, and the status by one that says so.
+func (w *Watcher) putInForce(c *Config, status ReloadStatus) {
 	w.current.Store(c)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.status.Loaded, w.status.Failed = time.Now(), time.Time{}
+	status.Loaded, status.Failed = time.Now(), time.Time{}
+	w.status.Store(&status)
 }
 
 // Watch reloads until ctx is done. It calls agree, which may refuse the configuration, before a configuration comes
@@ -222,10 +215,9 @@ func (r *reloader) reload(ctx context.Context, asked bool) {
 	}
 	r.last.problems, r.last.retry = nil, retry{}
 	r.logDiagnostics(ctx, found)
-	r.mu.Lock()
-	r.status.Reloads++
-	r.mu.Unlock()
-	r.putInForce(c)
+	status := r.Status()
+	status.Reloads++
+	r.putInForce(c, status)
 	r.changed(c)
 	r.log.Info("reloaded", "file", r.name, "took_ms", time.Since(start).Milliseconds())
 }
@@ -239,13 +231,13 @@ func (r *reloader) recordFailure(ctx context.Context, asked bool, found []Diagno
 		return
 	}
 	r.logDiagnostics(ctx, found)
-	r.mu.Lock()
-	r.status.Reloads++
-	r.status.Failures++
-	if r.status.Failed.IsZero() {
-		r.status.Failed = now
+	status := r.Status()
+	status.Reloads++
+	status.Failures++
+	if status.Failed.IsZero() {
+		status.Failed = now
 	}
-	r.mu.Unlock()
+	r.status.Store(&status)
 	r.log.Error("not reloaded: the configuration in force stays", "file", r.name)
 }
 
