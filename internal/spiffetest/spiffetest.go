@@ -12,7 +12,6 @@ import (
 	"encoding/asn1"
 	"net"
 	"net/url"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -87,12 +86,19 @@ type Agent struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	server *grpc.Server
 
-	calls atomic.Int64 // in progress
+	calls  atomic.Int64 // in progress
+	issued atomic.Pointer[issued]
+}
 
-	mu      sync.Mutex
-	issued  *workload.X509SVIDResponse
-	changed chan struct{} // closed when issued is replaced
-	cancel  chan struct{} // closed to end the calls in progress
+// issued is what an Agent sends until it has something newer.
+type issued struct {
+	response *workload.X509SVIDResponse // nil before anything was issued
+	replaced chan struct{}              // closed when there is something newer
+	canceled chan struct{}              // closed to end the calls in progress
+}
+
+func newIssued(response *workload.X509SVIDResponse) *issued {
+	return &issued{response, make(chan struct{}), make(chan struct{})}
 }
 
 // Listen starts a Workload API that has nothing to issue yet.
@@ -101,7 +107,8 @@ func Listen(socket string) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{server: grpc.NewServer(), changed: make(chan struct{}), cancel: make(chan struct{})}
+	a := &Agent{server: grpc.NewServer()}
+	a.issued.Store(newIssued(nil))
 	workload.RegisterSpiffeWorkloadAPIServer(a.server, a)
 	go func() { _ = a.server.Serve(l) }()
 	return a, nil
@@ -110,19 +117,18 @@ func Listen(socket string) (*Agent, error) {
 // Stop closes the socket and every connection.
 func (a *Agent) Stop() { a.server.Stop() }
 
-// Cancel ends every call with the code Canceled, which also means that the caller has canceled it.
+// Cancel ends every call with the code Canceled, which also means that the caller has canceled it. Cancel and Issue must
+// not be called concurrently.
 func (a *Agent) Cancel() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	close(a.cancel)
-	a.cancel = make(chan struct{})
+	old := a.issued.Load()
+	a.issued.Store(newIssued(old.response))
+	close(old.canceled)
 }
 
 // Calls returns how many calls are in progress.
 func (a *Agent) Calls() int { return int(a.calls.Load()) }
 
-// Issue issues a server's SVID with the bundle of its domain, and those of
-// the federated ones.
+// Issue issues a server's SVID with the bundle of its domain, and those of the federated ones.
 func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) error {
 	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
 	if err != nil {
@@ -134,11 +140,7 @@ func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) e
 	for _, d := range federated {
 		r.FederatedBundles[d.ID] = d.CA.Raw
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.issued = r
-	close(a.changed)
-	a.changed = make(chan struct{})
+	close(a.issued.Swap(newIssued(r)).replaced)
 	return nil
 }
 
@@ -147,18 +149,16 @@ func (a *Agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStr
 	a.calls.Add(1)
 	defer a.calls.Add(-1)
 	for {
-		a.mu.Lock()
-		issued, changed, cancel := a.issued, a.changed, a.cancel
-		a.mu.Unlock()
-		if issued == nil {
+		now := a.issued.Load()
+		if now.response == nil {
 			return status.Error(codes.PermissionDenied, "no identity issued")
 		}
-		if err := stream.Send(issued); err != nil {
+		if err := stream.Send(now.response); err != nil {
 			return err
 		}
 		select {
-		case <-changed:
-		case <-cancel:
+		case <-now.replaced:
+		case <-now.canceled:
 			return status.Error(codes.Canceled, "going")
 		case <-stream.Context().Done():
 			return stream.Context().Err()
@@ -166,8 +166,7 @@ func (a *Agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStr
 	}
 }
 
-// Hang starts a Workload API that takes connections and never answers. It sends on
-// accepted for each of them.
+// Hang starts a Workload API that takes connections and never answers. It sends on accepted for each of them.
 func Hang(socket string) (accepted <-chan struct{}, stop func(), err error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
 	if err != nil {
