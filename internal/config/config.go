@@ -117,7 +117,8 @@ func (e Env) Retain(c *Config) {
 	e.Renewals.Use(c.ACME)
 }
 
-// Config is a configuration without errors. It is never changed.
+// Config is a configuration without errors. It is never changed. It has many fields because each is a setting of the
+// file, or what was compiled from one.
 type Config struct {
 	Listen       string
 	State        string // relative to the working directory, or absolute
@@ -152,7 +153,8 @@ func (c *Config) Expiries() []certs.Expiry {
 func (c *Config) KeyExpiries() (all []certs.Expiry) {
 	for _, k := range c.Auth.Keys() {
 		if !k.NotAfter.IsZero() {
-			all = append(all, certs.Expiry{What: "key", File: "callers." + k.Caller + "." + k.Kind, Subject: k.ID, NotAfter: k.NotAfter})
+			file := "callers." + k.Caller + "." + k.Kind
+			all = append(all, certs.Expiry{What: "key", File: file, Subject: k.ID, NotAfter: k.NotAfter})
 		}
 	}
 	return all

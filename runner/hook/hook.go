@@ -13,7 +13,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-// Hook is a Spec that was checked and compiled. It never changes.
+// Hook is a Spec that was checked and compiled. It never changes. Like Spec, it has a field for each key of a hook.
 type Hook struct {
 	Name            string
 	Path            string

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Spec is a hook as the configuration file writes it.
+// Spec is a hook as the configuration file writes it. Each key of a hook is one of its many fields.
 type Spec struct {
 	Path            string               `yaml:"path"`    // default /hooks/<name>
 	Callers         []Grant              `yaml:"callers"` // the callers and their rights

@@ -57,10 +57,32 @@ type Set struct {
 	kept    bool
 	pending chan struct{} // closed at the end of the fetch that is queued or in progress; nil without one
 	queued  *time.Timer   // wakes keepFetching for a fetch that a token has asked for
-	waiting int           // deliveries that wait for pending
-	from    map[netip.Addr]int
-	asked   time.Time // when a token last led to a fetch, or will
+	waiting waiting       // deliveries that wait for pending
+	asked   time.Time     // when a token last led to a fetch, or will
 	status  Status
+}
+
+// waiting counts deliveries that wait.
+type waiting struct {
+	total int
+	from  map[netip.Addr]int // by site; only sites with some
+}
+
+// addDelivery counts a delivery, if it may wait.
+func (w *waiting) addDelivery(site netip.Addr) bool {
+	if w.total == maxWaiting || w.from[site] == maxWaitingPerSite {
+		return false
+	}
+	w.total++
+	w.from[site]++
+	return true
+}
+
+func (w *waiting) removeDelivery(site netip.Addr) {
+	w.total--
+	if w.from[site]--; w.from[site] == 0 {
+		delete(w.from, site)
+	}
 }
 
 // Status is the state of a set and of its fetches.
@@ -89,7 +111,7 @@ func New(source Source) (*Set, error) {
 	}
 	return &Set{
 		source: source, client: client, keys: keys, lookup: lookup,
-		wake: make(chan struct{}, 1), from: map[netip.Addr]int{},
+		wake: make(chan struct{}, 1), waiting: waiting{from: map[netip.Addr]int{}},
 	}, nil
 }
 
@@ -165,11 +187,9 @@ func (s *Set) requestFetch(site netip.Addr) <-chan struct{} {
 			}
 		})
 	}
-	if s.waiting == maxWaiting || s.from[site] == maxWaitingPerSite {
+	if !s.waiting.addDelivery(site) {
 		return nil
 	}
-	s.waiting++
-	s.from[site]++
 	return s.pending
 }
 
@@ -177,8 +197,5 @@ func (s *Set) requestFetch(site netip.Addr) <-chan struct{} {
 func (s *Set) stopWaiting(site netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting--
-	if s.from[site]--; s.from[site] == 0 {
-		delete(s.from, site)
-	}
+	s.waiting.removeDelivery(site)
 }
