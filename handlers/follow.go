@@ -65,13 +65,13 @@ func copyOutput(ctx context.Context, to outputWriter, out *output.Reader, off, e
 
 // follower sends the output of a run to one reader while it is written.
 type follower struct {
-	to      outputWriter
-	runner  *runner.Runner
-	log     *slog.Logger
-	open    func() (*output.Reader, error)
-	allowed func(changed bool) bool
-	out     *output.Reader // nil until the command was started
-	off     int64
+	to     outputWriter
+	runner *runner.Runner
+	log    *slog.Logger
+	open   func() (*output.Reader, error)
+	access accessCheck
+	out    *output.Reader // nil until the command was started
+	off    int64
 }
 
 // followOutput sends the output while it is written, until the run has ended. A reader that accepts server-sent
@@ -87,8 +87,8 @@ func (s *service) followOutput(w http.ResponseWriter, r *http.Request, req *requ
 	req.leaveReads()
 	f := &follower{
 		runner: s.runner, log: s.log,
-		open:    func() (*output.Reader, error) { return s.outputs(run.ID) },
-		allowed: s.newAccessCheck(r, req, run.ID), //nolint:contextcheck // it is the request's
+		open:   func() (*output.Reader, error) { return s.outputs(run.ID) },
+		access: accessCheck{r: r, req: req, run: run.ID, under: s, at: s.now()},
 	}
 	if err := f.openOutput(); err != nil {
 		return refuseOutput(err)
@@ -127,21 +127,29 @@ func (f *follower) openOutput() error {
 // certificates and keys expire.
 const judgeEvery = time.Minute
 
-// newAccessCheck returns a function that checks again whether the caller may read an answer, which may last for
-// hours. It checks when something has changed, and each minute.
-func (s *service) newAccessCheck(r *http.Request, req *request, id string) func(changed bool) bool {
-	by, at := s, s.now()
-	return func(changed bool) bool {
-		latest, now := s.latest(), s.now()
-		if !changed && latest == by && now.Sub(at) < judgeEvery {
-			return true
-		}
-		by, at = latest, now
-		d := &auth.Delivery{Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, TLS: r.TLS, Now: now}
-		run, err := s.runner.Get(r.Context(), id)
-		return err == nil && by.config.Auth.StillValid(d, req.caller, req.credentialKind, req.key) &&
-			by.rights.hasRight(req.caller, run, hook.MayRead)
+// accessCheck checks again whether a caller may read an answer, which may last for hours.
+type accessCheck struct {
+	r     *http.Request
+	req   *request
+	run   string
+	under *service  // with the configuration of the last check
+	at    time.Time // of the last check
+}
+
+// mayStillRead checks only if the configuration has changed, or if the last check was a minute ago.
+func (c *accessCheck) mayStillRead() bool {
+	return c.under.latest() == c.under && c.under.now().Sub(c.at) < judgeEvery || c.mayReadNow()
+}
+
+// mayReadNow checks in any case.
+func (c *accessCheck) mayReadNow() bool {
+	c.under, c.at = c.under.latest(), c.under.now()
+	d := &auth.Delivery{
+		Method: c.r.Method, Authority: c.r.Host, URL: c.r.URL, Header: c.r.Header, TLS: c.r.TLS, Now: c.at,
 	}
+	run, err := c.under.runner.Get(c.r.Context(), c.run)
+	return err == nil && c.under.config.Auth.StillValid(d, c.req.caller, c.req.credentialKind, c.req.key) &&
+		c.under.rights.hasRight(c.req.caller, run, hook.MayRead)
 }
 
 func (f *follower) closeOutput() {
@@ -211,7 +219,7 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 		}
 		select {
 		case <-tick.C:
-			if !f.allowed(false) {
+			if !f.access.mayStillRead() {
 				return runner.Run{}, errAgain
 			}
 			if err := f.to.keepAlive(); err != nil {
@@ -223,7 +231,7 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 				return e.run, e.err
 			case ctx.Err() != nil:
 				return e.run, ctx.Err()
-			case !e.run.State.Ended(), !f.allowed(true): // another caller may have joined the run since
+			case !e.run.State.Ended(), !f.access.mayReadNow(): // another caller may have joined the run since
 				return e.run, errAgain
 			}
 			return e.run, f.sendWhatIsNew(ctx) // sends the output that was written before the end
@@ -244,7 +252,7 @@ func (f *follower) sendWhatIsNew(ctx context.Context) error {
 	switch {
 	case f.out == nil || err != nil:
 		return err
-	case waited && !f.allowed(true):
+	case waited && !f.access.mayReadNow():
 		return errAgain
 	}
 	size, _ := f.out.State()

@@ -104,7 +104,7 @@ func (w *Watcher) Watch(
 			return
 		case <-hup:
 			changes = debounce{}
-			r.reload(ctx, true)
+			r.reload(ctx, logAlways)
 			continue
 		case <-time.After(pause):
 		}
@@ -114,13 +114,17 @@ func (w *Watcher) Watch(
 		if !w.last.isOvertaken() && maps.EqualFunc(files, w.last.seen, sameFile) {
 			changes = debounce{}
 			if w.last.retry.isRetryDue(start) {
-				r.reload(ctx, false)
+				r.reload(ctx, logNews)
 			}
 			continue
 		}
 		if settled, late := changes.observe(files, start); settled || late {
 			changes = debounce{}
-			r.reload(ctx, settled)
+			if settled {
+				r.reload(ctx, logAlways)
+			} else {
+				r.reload(ctx, logNews)
+			}
 		}
 	}
 }
@@ -189,9 +193,16 @@ type reloader struct {
 	changed func(*Config)
 }
 
-// reload makes an attempt. If neither a signal nor a settled change asked for it, reload logs it only if its result
-// differs from that of the one before.
-func (r *reloader) reload(ctx context.Context, asked bool) {
+// logging is which failed attempts are logged and counted.
+type logging int
+
+const (
+	logAlways logging = iota // for an attempt that a signal or a settled change asked for
+	logNews                  // only if the result differs from that of the attempt before
+)
+
+// reload makes an attempt.
+func (r *reloader) reload(ctx context.Context, how logging) {
 	start := time.Now()
 	c, found := r.loadFile() //nolint:contextcheck // each wait in loading has a time limit
 	if ctx.Err() != nil {    // the end of ctx may be the reason of the failure
@@ -210,7 +221,7 @@ func (r *reloader) reload(ctx context.Context, asked bool) {
 		found, c = append(found, Diagnostic{File: r.name, Text: err.Error()}), nil
 	}
 	if c == nil {
-		r.recordFailure(ctx, asked, found)
+		r.recordFailure(ctx, how, found)
 		return
 	}
 	r.last.problems, r.last.retry = nil, retry{}
@@ -222,8 +233,8 @@ func (r *reloader) reload(ctx context.Context, asked bool) {
 	r.log.Info("reloaded", "file", r.name, "took_ms", time.Since(start).Milliseconds())
 }
 
-func (r *reloader) recordFailure(ctx context.Context, asked bool, found []Diagnostic) {
-	now, repeated := time.Now(), !asked && slices.Equal(found, r.last.problems)
+func (r *reloader) recordFailure(ctx context.Context, how logging, found []Diagnostic) {
+	now, repeated := time.Now(), how == logNews && slices.Equal(found, r.last.problems)
 	r.last.problems = found
 	r.last.retry.schedule(now, repeated)
 	r.env.Retain(r.Get()) // ends the connections and renewals of the refused configuration
