@@ -44,8 +44,13 @@ type active struct {
 	exit      <-chan *os.ProcessState // nil once the main process ended
 	state     *os.ProcessState
 	recorded  bool // the status file has the main process
-	kill      *time.Timer
-	kills     int
+	kill      killing
+}
+
+// killing is when the processes of a run are killed, again and again until they have ended.
+type killing struct {
+	timer    *time.Timer
+	attempts int // so far
 }
 
 func newActive(l *Local, s rundir.Status) *active {
@@ -132,11 +137,11 @@ func (a *active) followToEnd() {
 	go func() { exit <- a.awaitMain() }()
 	timeout := time.NewTimer(a.status.TimeLeft())
 	defer timeout.Stop()
-	a.kill = time.NewTimer(time.Hour)
-	a.kill.Stop()
-	defer a.kill.Stop()
+	a.kill.timer = time.NewTimer(time.Hour)
+	a.kill.timer.Stop()
+	defer a.kill.timer.Stop()
 	if !a.status.KillAt.IsZero() {
-		a.kill.Reset(time.Until(a.status.KillAt))
+		a.kill.timer.Reset(time.Until(a.status.KillAt))
 	}
 	wait := recordAfter
 	tick := time.NewTimer(wait)
@@ -163,7 +168,7 @@ func (a *active) followToEnd() {
 			a.resumeFollowing()
 		case <-timeout.C:
 			a.requestEnd(runner.TimedOut, -1)
-		case <-a.kill.C:
+		case <-a.kill.timer.C:
 			over = a.killTree()
 		case <-tick.C:
 			if !a.recorded {
@@ -248,7 +253,7 @@ func (a *active) requestEnd(why runner.State, grace time.Duration) {
 		return
 	}
 	a.status.KillAt = at
-	a.kill.Reset(grace)
+	a.kill.timer.Reset(grace)
 	a.writeStatus()
 }
 
@@ -257,15 +262,15 @@ func (a *active) requestEnd(why runner.State, grace time.Duration) {
 // attempts it is over, and its lock shows that they are still alive.
 func (a *active) killTree() (over bool) {
 	a.tree.Kill()
-	a.kills++
-	if a.kills == killLimit {
+	a.kill.attempts++
+	if a.kill.attempts == killLimit {
 		a.local.log.Error("a run has processes that cannot be killed", "run", a.status.Run, "hook", a.status.Hook)
 	}
-	if a.exit == nil && a.kills >= killLimit {
+	if a.exit == nil && a.kill.attempts >= killLimit {
 		a.status.Error = "some of its processes could not be killed"
 		return true
 	}
-	a.kill.Reset(killAgain)
+	a.kill.timer.Reset(killAgain)
 	return false
 }
 

@@ -1,10 +1,8 @@
 package output
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -40,9 +38,7 @@ type Collector struct {
 	// Only collectUntilStopped uses these while it runs. While it is stopped, the other methods use them.
 	size   int64    // of all that was written
 	head   *os.File // nil when it is full or could not be written
-	tail   *os.File // nil until the head is full, and while the tail cannot be written
-	state  tailState
-	peek   *peekPipe
+	tail   tailWriter
 	grown  bool // the FIFO has its largest capacity
 	gone   bool // the output was removed: nothing more is kept
 	failed bool // the log has the error that some output could not be written
@@ -90,52 +86,21 @@ func (c *Collector) reopenFiles() (err error) {
 	if err != nil {
 		return err
 	}
-	if c.tail, err = c.openFile(rundir.TailFile, 0); err == nil {
-		if c.state, err = readTailState(c.tail); err == nil {
-			c.size = max(c.size, c.state.Size)
+	if c.tail.file, err = c.openFile(rundir.TailFile, 0); err == nil {
+		if c.tail.state, err = readTailState(c.tail.file); err == nil {
+			c.size = max(c.size, c.tail.state.Size)
 			c.closeHead()
-			c.settlePending()
-			c.state.Pending = 0
-			return c.state.writeState(c.tail)
+			c.tail.settlePending(c.fifo)
+			c.tail.state.Pending = 0
+			return c.tail.state.writeState(c.tail.file)
 		}
-		rundir.CloseFiles(c.tail)
-		c.tail = nil
+		c.tail.closeFile()
 	}
 	if c.size > info.Size() {
 		c.closeHead() // the head misses bytes that could not be written
 	}
 	c.size = max(c.size, info.Size())
 	return nil
-}
-
-// settlePending removes the bytes at the end of the tail from the FIFO, if a collector was killed after it had
-// written them and before it had removed them.
-func (c *Collector) settlePending() {
-	n := c.state.Pending
-	if n == 0 || c.fifo == nil || c.state.Size-n < c.state.First || c.needPeek() != nil {
-		return
-	}
-	fd, has := int(c.fifo.Fd()), make([]byte, n)
-	has = has[:c.peek.copyPeeked(fd, has)]
-	for off, left := c.state.Size-n, has; len(left) > 0; {
-		at, run := c.state.locate(off)
-		written := make([]byte, min(int64(len(left)), run))
-		if _, err := c.tail.ReadAt(written, at); err != nil || !bytes.Equal(written, left[:len(written)]) {
-			return // they were removed already: the FIFO has later bytes
-		}
-		off, left = off+int64(len(written)), left[len(written):]
-	}
-	if len(has) > 0 {
-		c.peek.takeBytes(fd, int(n))
-	}
-}
-
-// needPeek creates the pipe that moveToTail needs.
-func (c *Collector) needPeek() (err error) {
-	if c.peek == nil {
-		c.peek, err = newPeekPipe()
-	}
-	return err
 }
 
 func (c *Collector) closeHead() {
@@ -161,7 +126,7 @@ func (c *Collector) moveFromFIFO(fd int) (n int) {
 	if c.head != nil && c.size >= c.bounds.Head {
 		c.closeHead()
 	}
-	if c.head == nil && c.tail == nil && !c.gone {
+	if c.head == nil && c.tail.file == nil && !c.gone {
 		c.openTail()
 	}
 	var err error
@@ -171,8 +136,8 @@ func (c *Collector) moveFromFIFO(fd int) (n int) {
 		if n > 0 && err != nil {
 			c.closeHead()
 		}
-	case c.tail != nil:
-		n, err = c.moveToTail(fd)
+	case c.tail.file != nil:
+		n, err = c.tail.moveFromFIFO(fd)
 	default:
 		n = discardBytes(fd, fifoSize)
 	}
@@ -190,52 +155,14 @@ func (c *Collector) moveFromFIFO(fd int) (n int) {
 // openTail creates the tail file. After a failure, the next call tries again.
 func (c *Collector) openTail() {
 	var err error
-	if c.tail, err = c.openFile(rundir.TailFile, os.O_CREATE); err == nil {
-		c.state = newTail(c.bounds.Tail, c.size)
-		err = c.state.writeState(c.tail)
+	if c.tail.file, err = c.openFile(rundir.TailFile, os.O_CREATE); err == nil {
+		c.tail.state = newTail(c.bounds.Tail, c.size)
+		err = c.tail.state.writeState(c.tail.file)
 	}
 	if err != nil {
-		rundir.CloseFiles(c.tail)
-		c.tail = nil
+		c.tail.closeFile()
 		c.logFailure(err)
 	}
-}
-
-// moveToTail moves bytes in three steps, so that a collector that is killed between them leaves no doubt about which
-// bytes are in the tail and which are still in the FIFO: the bytes are written while they are still in the FIFO, then
-// the tail records that it has them, and then they are removed from the FIFO.
-func (c *Collector) moveToTail(fd int) (n int, err error) {
-	if err := c.needPeek(); err != nil {
-		return discardBytes(fd, fifoSize), err
-	}
-	n = c.peek.peekBytes(fd, tailChunk)
-	if n == 0 {
-		return 0, nil
-	}
-	end := c.state.Size + int64(n)
-	off, err := c.writeTail(c.peek.readEnd(fd), end)
-	c.state.Size, c.state.Pending = end, int64(n)
-	if err != nil {
-		discardBytes(c.peek.readEnd(fd), int(end-off))
-		c.state.First = end
-	}
-	err = errors.Join(err, c.state.writeState(c.tail))
-	c.peek.takeBytes(fd, n)
-	c.state.Pending = 0
-	return n, errors.Join(err, c.state.writeState(c.tail))
-}
-
-// writeTail writes to the tail up to the offset end of the output, and returns the offset that it reached.
-func (c *Collector) writeTail(from int, end int64) (off int64, err error) {
-	for off = c.state.Size; off < end && err == nil; {
-		at, run := c.state.locate(off)
-		var n int
-		n, err = moveBytes(c.tail, at, from, int(min(end-off, run)))
-		if off += int64(n); n == 0 && err == nil {
-			err = io.ErrUnexpectedEOF
-		}
-	}
-	return off, err
 }
 
 // Size returns how many bytes the command has written so far. It may be called while the Collector is paused.
@@ -299,10 +226,8 @@ func (c *Collector) Finish() (size int64, d rundir.Dropped) {
 			n = c.moveFromFIFO(fd)
 		}
 	}
-	rundir.CloseFiles(c.fifo, c.head, c.tail)
-	if c.peek != nil {
-		c.peek.closePipe()
-	}
+	rundir.CloseFiles(c.fifo, c.head)
+	c.tail.close()
 	var head int64
 	if info, err := c.runs.Root.Lstat(filepath.Join(c.run, rundir.OutputFile)); err == nil {
 		head = info.Size()
@@ -310,11 +235,12 @@ func (c *Collector) Finish() (size int64, d rundir.Dropped) {
 	if c.fifo == nil {
 		return head, rundir.Dropped{}
 	}
-	if c.state.Room == 0 { // no tail was written
-		c.state.First = c.size
+	tail := c.tail.state
+	if tail.Room == 0 { // no tail was written
+		tail.First = c.size
 	}
-	c.state.Size = c.size
-	return c.size, c.state.missingBytes(head, c.bounds.Tail)
+	tail.Size = c.size
+	return c.size, tail.missingBytes(head, c.bounds.Tail)
 }
 
 // copyBytes moves bytes where the system cannot move them itself. It returns how many it took from the pipe, and an
@@ -364,7 +290,8 @@ func closeIfSame(fd int, f *os.File) {
 // HoldFIFO keeps the FIFO of a run open until release is called, if there is one. It does not use the runtime's
 // poller, which would wake this process at each write.
 func HoldFIFO(folder string) (release func()) {
-	fd, err := unix.Open(filepath.Join(folder, rundir.FIFOFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	const flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Open(filepath.Join(folder, rundir.FIFOFile), flags, 0)
 	if err != nil {
 		return func() {}
 	}
