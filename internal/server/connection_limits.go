@@ -96,7 +96,8 @@ func (l *listener) newConn(accepted net.Conn) *conn {
 	from := netid.AddrPort(accepted.RemoteAddr()).Addr()
 	now := time.Now()
 	c := &conn{
-		Conn: accepted, list: l, from: from, host: netid.Host(from), site: netid.Site(from), opened: now, since: now,
+		Conn: accepted, list: l, from: from, host: netid.Host(from), site: netid.Site(from), opened: now,
+		standing: standing{since: now},
 	}
 	c.useful.Store(maxOverhead)
 	if l.handler.IsProvedHost(from) {
@@ -199,10 +200,12 @@ func (l *listener) removeConnection(c *conn) {
 	l.sum--
 }
 
-// conn is a connection that has a place among others and carries nothing but TLS. Its many fields are the state of
-// one connection: what it used, and, under the mutex of the listener, what its rank depends on.
+// conn is a connection that has a place among others and carries nothing but TLS.
 type conn struct {
 	net.Conn
+	standing // guarded by the listener's mutex
+	progress // guarded by the listener's mutex
+
 	list       *listener
 	from       netip.Addr
 	host, site netip.Addr
@@ -210,18 +213,15 @@ type conn struct {
 	known      bool         // its address had a valid credential lately
 	read       atomic.Int64 // bytes that have arrived
 	useful     atomic.Int64 // bytes that may have arrived, not counting those allowed for its age
+}
 
-	// Guarded by the listener's mutex.
+// standing is what the rank of a connection depends on.
+type standing struct {
 	rank     rank
 	since    time.Time // when it got this rank
 	proved   bool
-	requests int  // in progress
-	refused  int  // in a row
-	fresh    bool // has carried no request yet
-	greeted  bool // the first request or the HTTP/2 preface has arrived
-	http2    bool
-	unseen   bool  // part of a request has arrived that no handler has seen
-	idleAt   int64 // value of read when the connection last became idle; 0 when it is not idle
+	requests int // in progress
+	refused  int // in a row
 }
 
 // Prove implements netid.Connection.

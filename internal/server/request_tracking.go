@@ -53,6 +53,15 @@ func isHTTP2(c net.Conn, state http.ConnState) bool {
 // farewell is the most that a client sends to end a connection, in bytes: a TLS alert.
 const farewell = 32
 
+// progress is how far a connection has come with its requests.
+type progress struct {
+	fresh   bool // has carried no request yet
+	greeted bool // the first request or the HTTP/2 preface has arrived
+	http2   bool
+	unseen  bool  // part of a request has arrived that no handler has seen
+	idleAt  int64 // value of read when the connection last became idle; 0 when it is not idle
+}
+
 // trackState records the state of a connection, and reports whether a request has ended that no handler saw. net/http
 // reports the state "active" for the first request on a connection, but not for each later one.
 func (c *conn) trackState(state http.ConnState, http2 bool) (unseen bool) {
