@@ -88,34 +88,20 @@ func (s *SQLite) Prune(ctx context.Context, r Retention) (removed []string, more
 // remembers the hooks that did not have too many runs, until one of their runs ends.
 type pruner struct {
 	prepared *statements
-
-	mu     sync.Mutex
-	within map[string]int // by hook, the count that its runs are within
+	within   sync.Map // by hook: the count, an int, that its runs are within
 }
 
 func (p *pruner) isWithin(hook string, count int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.within[hook] == count
+	known, _ := p.within.Load(hook)
+	return known == count
 }
 
 // assumeWithin notes that a hook does not have too many runs. It is called before the runs are counted, so that
 // forgetHook undoes it for a run that ends during the count.
-func (p *pruner) assumeWithin(hook string, count int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.within == nil {
-		p.within = map[string]int{}
-	}
-	p.within[hook] = count
-}
+func (p *pruner) assumeWithin(hook string, count int) { p.within.Store(hook, count) }
 
 // forgetHook has the runs of a hook counted again. It is called when a run of the hook has ended.
-func (p *pruner) forgetHook(hook string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.within, hook)
-}
+func (p *pruner) forgetHook(hook string) { p.within.Delete(hook) }
 
 // findRuns returns a batch of runs beyond the retention.
 func (p *pruner) findRuns(ctx context.Context, r Retention, now time.Time) (ids []string, err error) {
