@@ -121,7 +121,8 @@ func (c *Callers) warnSharedCredentials(p *diag.List) {
 		}
 		if s := one.signature; s != nil {
 			for i := range s.keys {
-				shared(p.At("signature", "keys"), one.name, "signature", s.keys[i].id, string(keyMaterial(s.keys[i].key.Material)))
+				material := string(keyMaterial(s.keys[i].key.Material))
+				shared(p.At("signature", "keys"), one.name, "signature", s.keys[i].id, material)
 			}
 		}
 		if m := one.mtls; m != nil {
@@ -133,7 +134,8 @@ func (c *Callers) warnSharedCredentials(p *diag.List) {
 			for i := range t.keys {
 				shared(p.At("token", "keys"), one.name, "token", t.header, string(t.keys[i].digest[:]))
 				if _, bearer := field.CutPrefix(t.prefix, "Bearer "); jwts && t.keys[i].looksLikeJWT && bearer {
-					p.At("token", "keys").Errorf("has a token with exactly two dots, which is read as a JWT because a caller has jwt")
+					p.At("token", "keys").Errorf("has a token with exactly two dots, which is read as a JWT " +
+						"because a caller has jwt")
 				}
 			}
 		}
@@ -155,7 +157,8 @@ func (c *Callers) warnReusedSecrets(p *diag.List) {
 			first[k.secret] = now
 		case before.scheme != scheme:
 			p.At(caller, kind, "keys").Warnf("is also the secret of the caller %q (%s): "+
-				"use two secrets, or a delivery signed for one may be accepted for the other", before.caller, before.scheme)
+				"use two secrets, or a delivery signed for one may be accepted for the other",
+				before.caller, before.scheme)
 		}
 	}
 	for _, one := range c.all {

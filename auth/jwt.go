@@ -64,7 +64,8 @@ func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
 		return len(spec.Algorithms) > 0 && !slices.Contains(spec.Algorithms, alg)
 	})
 	if j.remote != nil && len(j.algorithms) == 0 {
-		p.At("algorithms").Errorf("lists no algorithm that issuer keys support: %s", strings.Join(keyset.Algorithms(), ", "))
+		p.At("algorithms").Errorf("lists no algorithm that issuer keys support: %s",
+			strings.Join(keyset.Algorithms(), ", "))
 	}
 	isPublic := func(k jwtKey) bool { return !strings.HasPrefix(k.alg, "HS") }
 	shared := j.remote != nil || slices.ContainsFunc(j.keys, isPublic)

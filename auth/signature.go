@@ -33,7 +33,8 @@ type signatureKey struct {
 func compileSignature(spec *SignatureSpec, src Sources, p *diag.List) *signatureRule {
 	s := &signatureRule{components: spec.Components, tag: spec.Tag, maxAge: spec.MaxAge}
 	if len(spec.Authority) == 0 {
-		p.At("authority").Errorf("is missing: without it, a delivery that was signed for another server would be accepted")
+		p.At("authority").Errorf("is missing: " +
+			"without it, a delivery that was signed for another server would be accepted")
 	}
 	for i, a := range spec.Authority {
 		if u, err := url.Parse("https://" + a); err != nil || a == "" || u.Host != a {

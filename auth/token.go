@@ -22,7 +22,8 @@ type tokenKey struct {
 }
 
 func compileToken(spec *TokenSpec, src Sources, p *diag.List) *tokenRule {
-	t := &tokenRule{header: field.CompileHeader(cmp.Or(spec.Header, "Authorization"), p.At("header")), prefix: spec.Prefix}
+	header := field.CompileHeader(cmp.Or(spec.Header, "Authorization"), p.At("header"))
+	t := &tokenRule{header: header, prefix: spec.Prefix}
 	if t.header == "Authorization" {
 		t.prefix = cmp.Or(t.prefix, "Bearer ")
 		if !strings.HasSuffix(t.prefix, " ") {

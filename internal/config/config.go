@@ -377,8 +377,10 @@ func (f *File) checkSecrets(headers []string, p *diag.List) {
 			continue
 		}
 		for param, spec := range h.Params {
-			if len(spec.From) == 2 && spec.From[0] == "header" && slices.Contains(headers, http.CanonicalHeaderKey(spec.From[1])) {
-				p.At(name, "params", param, "from").Errorf("the header %s holds a credential, and parameters are recorded and shown", spec.From[1])
+			if len(spec.From) == 2 && spec.From[0] == "header" &&
+				slices.Contains(headers, http.CanonicalHeaderKey(spec.From[1])) {
+				p.At(name, "params", param, "from").Errorf("the header %s holds a credential, "+
+					"and parameters are recorded and shown", spec.From[1])
 			}
 		}
 	}

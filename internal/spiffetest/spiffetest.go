@@ -32,7 +32,9 @@ type Domain struct {
 // NewDomain returns a trust domain with a new CA.
 func NewDomain(id string) (*Domain, error) {
 	d := &Domain{ID: id}
-	pair, err := d.issueCertificate(&x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, id)
+	pair, err := d.issueCertificate(&x509.Certificate{
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}, id)
 	d.CA = pair.Leaf
 	return d, err
 }
@@ -117,8 +119,8 @@ func Listen(socket string) (*Agent, error) {
 // Stop closes the socket and every connection.
 func (a *Agent) Stop() { a.server.Stop() }
 
-// Cancel ends every call with the code Canceled, which also means that the caller has canceled it. Cancel and Issue must
-// not be called concurrently.
+// Cancel ends every call with the code Canceled, which also means that the caller has canceled it. Cancel and Issue
+// must not be called concurrently.
 func (a *Agent) Cancel() {
 	old := a.issued.Load()
 	a.issued.Store(newIssued(old.response))
@@ -145,7 +147,9 @@ func (a *Agent) Issue(svid tls.Certificate, own *Domain, federated ...*Domain) e
 }
 
 // FetchX509SVID is the only implemented call.
-func (a *Agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+func (a *Agent) FetchX509SVID(
+	_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse],
+) error {
 	a.calls.Add(1)
 	defer a.calls.Add(-1)
 	for {

@@ -134,7 +134,8 @@ func (s *Set) Keyfunc(now time.Time) jwt.Keyfunc {
 			return nil, fmt.Errorf("%w: the keys of %s could not be fetched yet: %w", ErrNoKey, s.source, status.Err)
 		case status.Fetched.Before(now.Add(-keyLifetime)) || status.Fetched.After(now.Add(keyLifetime)):
 			fetched := status.Fetched.Format(time.RFC3339)
-			return nil, fmt.Errorf("%w: the keys of %s are too old, fetched %s: %w", ErrNoKey, s.source, fetched, status.Err)
+			return nil, fmt.Errorf("%w: the keys of %s are too old, fetched %s: %w",
+				ErrNoKey, s.source, fetched, status.Err)
 		}
 		if _, named := t.Header[jwkset.HeaderKID]; !named { // keyfunc would try every key
 			return nil, errors.New("the token has no kid, by which the keys of an issuer are found")

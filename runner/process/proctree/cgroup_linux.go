@@ -41,7 +41,8 @@ func (c cgroup) limitCommands(limit uint64) (cgroup, error) {
 		return c, fmt.Errorf("bounding the processes of all commands: %w", err)
 	}
 	group := filepath.Join(service, commandsGroup)
-	if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // the folder of a cgroup holds nothing secret
+	err = os.Mkdir(group, 0o755) //nolint:gosec // the folder of a cgroup holds nothing secret
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return c, fmt.Errorf("bounding the processes of all commands: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.FormatUint(limit, 10)), 0); err != nil {

@@ -17,8 +17,9 @@ type search struct {
 	found    map[int]string // pid and start of each process that was found so far
 }
 
-// findProcesses returns the living processes. main is the pid of the main process, or 0. It keeps commands from being started during the search: until a
-// child executes its program, it shares the descriptors of this process, and the search might find the lock in it.
+// findProcesses returns the living processes. main is the pid of the main process, or 0. It keeps commands from being
+// started during the search: until a child executes its program, it shares the descriptors of this process, and the
+// search might find the lock in it.
 func (s *search) findProcesses(main int) (pids []int) {
 	s.children.mu.Lock()
 	defer s.children.mu.Unlock()
@@ -55,7 +56,8 @@ func (s *search) findProcesses(main int) (pids []int) {
 // run.
 func (s *search) strayFilter(main int) func(pid int, p process) bool {
 	own, isMain := os.Getpid(), s.children.mainPIDs()
-	if pid, ok := s.children.mains[s.run.ID]; !s.children.subreaper || len(s.children.mains) != 1 || !ok || pid != main {
+	pid, ok := s.children.mains[s.run.ID]
+	if !s.children.subreaper || len(s.children.mains) != 1 || !ok || pid != main {
 		return func(int, process) bool { return false }
 	}
 	return func(pid int, p process) bool { return p.parent == own && !isMain[pid] }
