@@ -137,17 +137,17 @@ type accessCheck struct {
 }
 
 // mayStillRead checks only if the configuration has changed, or if the last check was a minute ago.
-func (c *accessCheck) mayStillRead() bool {
-	return c.under.latest() == c.under && c.under.now().Sub(c.at) < judgeEvery || c.mayReadNow()
+func (c *accessCheck) mayStillRead(ctx context.Context) bool {
+	return c.under.latest() == c.under && c.under.now().Sub(c.at) < judgeEvery || c.mayReadNow(ctx)
 }
 
 // mayReadNow checks in any case.
-func (c *accessCheck) mayReadNow() bool {
+func (c *accessCheck) mayReadNow(ctx context.Context) bool {
 	c.under, c.at = c.under.latest(), c.under.now()
 	d := &auth.Delivery{
 		Method: c.r.Method, Authority: c.r.Host, URL: c.r.URL, Header: c.r.Header, TLS: c.r.TLS, Now: c.at,
 	}
-	run, err := c.under.runner.Get(c.r.Context(), c.run)
+	run, err := c.under.runner.Get(ctx, c.run)
 	return err == nil && c.under.config.Auth.StillValid(d, c.req.caller, c.req.credentialKind, c.req.key) &&
 		c.under.rights.hasRight(c.req.caller, run, hook.MayRead)
 }
@@ -219,7 +219,7 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 		}
 		select {
 		case <-tick.C:
-			if !f.access.mayStillRead() {
+			if !f.access.mayStillRead(ctx) {
 				return runner.Run{}, errAgain
 			}
 			if err := f.to.keepAlive(); err != nil {
@@ -231,7 +231,7 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 				return e.run, e.err
 			case ctx.Err() != nil:
 				return e.run, ctx.Err()
-			case !e.run.State.Ended(), !f.access.mayReadNow(): // another caller may have joined the run since
+			case !e.run.State.Ended(), !f.access.mayReadNow(ctx): // another caller may have joined the run since
 				return e.run, errAgain
 			}
 			return e.run, f.sendWhatIsNew(ctx) // sends the output that was written before the end
@@ -252,7 +252,7 @@ func (f *follower) sendWhatIsNew(ctx context.Context) error {
 	switch {
 	case f.out == nil || err != nil:
 		return err
-	case waited && !f.access.mayReadNow():
+	case waited && !f.access.mayReadNow(ctx):
 		return errAgain
 	}
 	size, _ := f.out.State()
