@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"sallyport/internal/testenv"
 	"sallyport/runner"
@@ -35,6 +37,7 @@ func TestMain(m *testing.M) {
 	}
 	children := map[string]func(context.Context, string) error{
 		"child-crash": crashChild, "child-limit": limitChild, "child-tmpfs": tmpfsChild,
+		"child-index": indexChild,
 	}
 	err := children[os.Args[1]](context.Background(), os.Args[2])
 	fmt.Println("end", err)
@@ -315,20 +318,90 @@ func TestFullDisk_LosesNothing(t *testing.T) {
 		}
 	})
 	t.Run("tmpfs in a namespace", func(t *testing.T) {
-		cmd := childCommand(t, "child-tmpfs", t.TempDir())
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-		if os.Geteuid() != 0 {
-			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-		}
-		said, err := cmd.Output()
-		switch {
-		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
-			testenv.Skip(t, fmt.Sprint("a store on a full disk, because this user cannot mount one ",
-				"(the limits of files and pages replace it): ", err))
-		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
-			t.Fatalf("%v\n%s", err, said)
-		}
+		runOnSmallDisk(t, "child-tmpfs", "a store on a full disk (the limits of files and pages replace it)")
 	})
+}
+
+// runOnSmallDisk runs a child that mounts a disk, in a namespace.
+func runOnSmallDisk(t *testing.T, name, what string) {
+	t.Helper()
+	cmd := childCommand(t, name, t.TempDir())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	said, err := cmd.Output()
+	switch {
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
+		testenv.Skip(t, fmt.Sprint(what, ", because this user cannot mount one: ", err))
+	case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
+		t.Fatalf("%v\n%s", err, said)
+	}
+}
+
+// TestAdmit_NoSpaceForIndex fills the disk so that a commit is written to the log whole and synced, and only the index
+// of the log has no space. The next server finds such a commit, unless it is overwritten.
+func TestAdmit_NoSpaceForIndex(t *testing.T) {
+	runOnSmallDisk(t, "child-index", "a disk without space for the index of the log")
+}
+
+// indexChild commits operations of more pages than the first part of the index has room for, with a little more space
+// each time, until there is space for the log and not for the next part of the index.
+func indexChild(ctx context.Context, dir string) error {
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=64m,mode=0700"); err != nil {
+		return fmt.Errorf("no tmpfs: %w", err)
+	}
+	state, filler := filepath.Join(dir, "state"), filepath.Join(dir, "filler")
+	s, err := openChild(ctx, state)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Checkpoint(ctx); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filler, make([]byte, 64<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("the disk is not full: %w", err)
+	}
+	full, err := os.Stat(filler)
+	if err != nil {
+		return err
+	}
+	log, err := os.Stat(state + "/state.db-wal") // it is written from its beginning again
+	if err != nil {
+		return err
+	}
+	stdin := make([]byte, 17<<20)
+	size := full.Size() + log.Size() - int64(len(stdin))
+	run := runner.Run{Hook: "build", Flight: "build", Created: time.Now()}
+	var failure *sqlite.Error
+	for n := 0; failure == nil || failure.Code() != sqlite3.SQLITE_IOERR_SHMSIZE; n++ {
+		if err := os.Truncate(filler, size-int64(n)*8<<10); err != nil { // a part of the index has 32 KiB
+			return err
+		}
+		run.ID = fmt.Sprint("run", n)
+		_, err = s.Admit(ctx, run, runner.Claim{}, hook.Policy{}, runner.Feed{Stdin: stdin})
+		if !errors.As(err, &failure) || !errors.Is(err, store.ErrDiskFull) {
+			return fmt.Errorf("the index had space each time; at last: %w", err)
+		}
+	}
+	after, removeErr := os.MkdirTemp("", "sallyport-index")
+	if removeErr != nil {
+		return removeErr
+	}
+	defer os.RemoveAll(after) //nolint:errcheck // not needed any more
+	if err := copyDatabase(state, after+"/state"); err != nil {
+		return err
+	}
+	next, openErr := openChild(ctx, after+"/state")
+	if openErr != nil {
+		return openErr
+	}
+	_, found := next.Get(ctx, run.ID)
+	fmt.Printf("admitted: %v; found after a crash: %v\n", err, found)
+	if !errors.Is(err, runner.ErrUncertain) && !errors.Is(found, runner.ErrUnknown) {
+		return errors.New("the error is definite, and the next server finds the run")
+	}
+	return errors.Join(next.Close(), s.Close())
 }

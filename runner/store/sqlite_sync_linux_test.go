@@ -85,21 +85,29 @@ func admitUnsynced(t *testing.T) {
 	}
 	// A server that comes after a crash finds in the log what this one wrote, synced or not.
 	after := filepath.Join(t.TempDir(), "state")
-	if err := os.Mkdir(after, 0o700); err != nil {
+	if err := copyDatabase(filepath.Join(inner, "state"), after); err != nil {
 		t.Fatal(err)
-	}
-	for _, name := range []string{"state.db", "state.db-wal"} {
-		text, err := os.ReadFile(filepath.Join(inner, "state", name))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(after, name), text, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
 	}
 	_, found := openIn(t, after).Get(t.Context(), run.ID)
 	t.Logf("admitted: %v; found after a crash: %v", err, found)
 	if !errors.Is(err, runner.ErrUncertain) && !errors.Is(found, runner.ErrUnknown) {
 		t.Errorf("the answer was a definite no: %v; and the run is there: %v", err, found)
 	}
+}
+
+// copyDatabase makes a folder with the database as a crash of the program leaves it.
+func copyDatabase(from, to string) error {
+	if err := os.Mkdir(to, 0o700); err != nil {
+		return err
+	}
+	for _, name := range []string{"state.db", "state.db-wal"} {
+		text, err := os.ReadFile(filepath.Join(from, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, name), text, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
