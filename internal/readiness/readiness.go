@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sallyport/internal/guard"
@@ -78,8 +79,7 @@ type part struct {
 	Part
 	log *slog.Logger
 
-	mu     sync.Mutex
-	latest *attempt
+	latest atomic.Pointer[attempt]
 }
 
 // attempt is a call of Probe. Its results are set before done is closed.
@@ -99,15 +99,23 @@ func (a *attempt) isDone() bool {
 	}
 }
 
-// probeResult waits for the attempt in progress, or for a new one if the last result is too old.
-func (p *part) probeResult(ctx context.Context) error {
-	p.mu.Lock()
-	a := p.latest
-	if a == nil || a.isDone() && time.Since(a.ended) >= kept {
-		a = p.beginProbe(context.WithoutCancel(ctx)) // other callers wait for it, too
-		p.latest = a
+// currentAttempt returns the attempt in progress, or begins one if the last result is too old.
+func (p *part) currentAttempt(ctx context.Context) *attempt {
+	last := p.latest.Load()
+	if last != nil && (!last.isDone() || time.Since(last.ended) < kept) {
+		return last
 	}
-	p.mu.Unlock()
+	next := &attempt{began: time.Now(), done: make(chan struct{})}
+	if !p.latest.CompareAndSwap(last, next) {
+		return p.latest.Load() // another caller has begun it
+	}
+	go p.runProbe(context.WithoutCancel(ctx), next) // other callers wait for it, too
+	return next
+}
+
+// probeResult waits for the current attempt.
+func (p *part) probeResult(ctx context.Context) error {
+	a := p.currentAttempt(ctx)
 	late := time.NewTimer(deadline - time.Since(a.began))
 	defer late.Stop()
 	select {
@@ -122,17 +130,13 @@ func (p *part) probeResult(ctx context.Context) error {
 	return ErrSilent
 }
 
-func (p *part) beginProbe(ctx context.Context) *attempt {
-	a := &attempt{began: time.Now(), done: make(chan struct{})}
-	go func() {
-		defer close(a.done)
-		ctx, stop := context.WithTimeout(ctx, deadline)
-		defer stop()
-		a.err = guard.Do(p.log, func() error { return p.Probe(ctx) })
-		if errors.Is(a.err, context.DeadlineExceeded) {
-			a.err = fmt.Errorf("%w: %w", ErrSilent, a.err)
-		}
-		a.ended = time.Now()
-	}()
-	return a
+func (p *part) runProbe(ctx context.Context, a *attempt) {
+	defer close(a.done)
+	ctx, stop := context.WithTimeout(ctx, deadline)
+	defer stop()
+	a.err = guard.Do(p.log, func() error { return p.Probe(ctx) })
+	if errors.Is(a.err, context.DeadlineExceeded) {
+		a.err = fmt.Errorf("%w: %w", ErrSilent, a.err)
+	}
+	a.ended = time.Now()
 }
