@@ -8,7 +8,7 @@ import (
 // Drain takes no more deliveries and returns when no run is in progress. Runs that are in progress when ctx is done are
 // stopped: TERM, the grace of their hook, KILL. Queued runs stay queued, for the next server.
 func (r *Runner) Drain(ctx context.Context) {
-	r.gate.close()
+	r.gate.closeGate()
 	if r.gate.awaitIdle(ctx) {
 		return
 	}
@@ -23,16 +23,16 @@ func (r *Runner) Drain(ctx context.Context) {
 // Runs continue, and that server resumes them. Wait returns each run as it is. Leave waits only a limited time for
 // the answers to orders: the next server learns the result of an unanswered order from the supervisor.
 func (r *Runner) Leave() {
-	r.gate.close()
+	r.gate.closeGate()
 	select {
-	case <-r.runs.leave():
+	case <-r.runs.leaveAll():
 	case <-time.After(answerTime):
 	}
 }
 
 // Kill takes no more deliveries and kills all runs in progress at once, without a grace.
 func (r *Runner) Kill() {
-	r.gate.close()
+	r.gate.closeGate()
 	r.stopper.stopAll(0)
 }
 

@@ -60,7 +60,7 @@ func startDriver(r *Runner, run Run, in Feed, from origin, step func(*driver)) *
 		Runner: r, run: run, in: in, from: from,
 		launched: make(chan launch, 1), recorded: make(chan Run, 1),
 	}
-	if !r.runs.advance(run, admitted) { // another driver has it
+	if !r.runs.advancePhase(run, admitted) { // another driver has it
 		close(d.launched)
 		return d
 	}
@@ -76,9 +76,9 @@ func driveStored(ctx context.Context, r *Runner, run Run) *driver {
 	return startDriver(r, run, Feed{}, fromStore, func(d *driver) {
 		switch {
 		case run.Wish != "":
-			d.finish(ctx, run.Wish, End{Ended: r.now(), Reason: run.Wish}, KeepClaims)
+			d.finishRun(ctx, run.Wish, End{Ended: r.now(), Reason: run.Wish}, KeepClaims)
 		case d.readFeed(ctx):
-			d.drive(ctx)
+			d.driveRun(ctx)
 		}
 	})
 }
@@ -102,31 +102,31 @@ func (d *driver) readFeed(ctx context.Context) bool {
 	}
 }
 
-// drive orders the command and takes the run on from there.
-func (d *driver) drive(ctx context.Context) {
+// driveRun orders the command and takes the run on from there.
+func (d *driver) driveRun(ctx context.Context) {
 	err := d.orderInTime()
-	switch result, why := d.judge(err); result {
+	switch result, why := d.judgeOrder(err); result {
 	case commandStarted:
-		d.noteStarted()
+		d.markStarted()
 		d.log.Info("run started", "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "flight", d.run.Flight)
-		d.report(commandStarted, nil)
-		d.follow(ctx)
+		d.reportLaunch(commandStarted, nil)
+		d.followRun(ctx)
 	case notOrdered:
 		if d.from == fromStore {
-			d.runs.advance(d.run, idle)
+			d.runs.advancePhase(d.run, idle)
 			_, _ = d.store.Requeue(ctx, d.run.ID) // if this fails, the next server still finds the run as running
 		}
 	case neverBegins:
-		d.report(neverBegins, nil)
-		d.finish(ctx, why, End{Ended: d.now(), Reason: why}, KeepClaims)
+		d.reportLaunch(neverBegins, nil)
+		d.finishRun(ctx, why, End{Ended: d.now(), Reason: why}, KeepClaims)
 	case queuedAgain:
-		d.report(queuedAgain, nil)
-		d.requeue(ctx, err)
+		d.reportLaunch(queuedAgain, nil)
+		d.requeueRun(ctx, err)
 	case notStarted:
 		d.log.Error("run not started", "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "error", err)
-		d.report(notStarted, err)
+		d.reportLaunch(notStarted, err)
 		// The claim of its delivery is removed, so that the sender can send it again: the cause may be gone by then.
-		d.recorded <- d.finish(ctx, Failed, endNotStarted(d.now(), err), RemoveClaims)
+		d.recorded <- d.finishRun(ctx, Failed, endNotStarted(d.now(), err), RemoveClaims)
 	case leftToNext, notAnswered:
 	}
 }
@@ -135,8 +135,8 @@ func endNotStarted(at time.Time, reason error) End {
 	return End{Ended: at, Error: "the command could not be started", Detail: reason.Error()}
 }
 
-// report reports the first outcome to awaitLaunch.
-func (d *driver) report(o outcome, err error) {
+// reportLaunch reports the first outcome to awaitLaunch.
+func (d *driver) reportLaunch(o outcome, err error) {
 	select {
 	case d.launched <- launch{o, err}:
 	default:
@@ -164,7 +164,7 @@ func (d *driver) awaitLaunch() (late bool, err error) {
 func (d *driver) orderInTime() error {
 	answer := make(chan error, 1)
 	from := d.from
-	go func() { answer <- d.order(from) }()
+	go func() { answer <- d.orderCommand(from) }()
 	select {
 	case err := <-answer:
 		return err
@@ -172,12 +172,12 @@ func (d *driver) orderInTime() error {
 	}
 	d.log.Warn("run late: the supervisor does not answer", "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller)
 	d.from = fromStore
-	d.report(notAnswered, nil)
+	d.reportLaunch(notAnswered, nil)
 	return <-answer
 }
 
-// order orders the command. A panic is an error: fs.ErrExist if the command may have been started despite it.
-func (d *driver) order(from origin) error {
+// orderCommand orders the command. A panic is an error: fs.ErrExist if the command may have been started despite it.
+func (d *driver) orderCommand(from origin) error {
 	err := guard.Do(d.log, func() error { return d.runs.giveOrder(d.run, from, d.sendOrder) })
 	if errors.Is(err, guard.ErrFault) {
 		known, failed := guard.Call(d.log, func() (bool, error) { return d.procs.Known(d.run.ID) })
@@ -199,13 +199,13 @@ func (d *driver) sendOrder() error {
 	})
 }
 
-// judge returns the outcome of an order. why is the reason of a run that never begins.
-func (d *driver) judge(err error) (result outcome, why State) {
+// judgeOrder returns the outcome of an order. why is the reason of a run that never begins.
+func (d *driver) judgeOrder(err error) (result outcome, why State) {
 	why, revoked := d.runs.findRevoked(d.run.ID)
 	switch {
 	case errors.Is(err, ErrDraining):
 		return notOrdered, ""
-	case revoked && err != nil && !errors.Is(err, ErrLeft): // noteStarted stops a command that does run
+	case revoked && err != nil && !errors.Is(err, ErrLeft): // markStarted stops a command that does run
 		return neverBegins, why
 	case err == nil, errors.Is(err, fs.ErrExist):
 		return commandStarted, ""
@@ -225,10 +225,10 @@ func (d *driver) isFinal(err error) bool {
 	return errors.Is(err, ErrRefused)
 }
 
-// noteStarted notes that the command was started and can be stopped. It stops the command if that was requested
+// markStarted notes that the command was started and can be stopped. It stops the command if that was requested
 // before.
-func (d *driver) noteStarted() {
-	how, pending := d.runs.start(d.run)
+func (d *driver) markStarted() {
+	how, pending := d.runs.noteStarted(d.run)
 	if how.why != "" {
 		d.stopper.stopCommand(d.run.ID, how)
 	}
@@ -237,8 +237,8 @@ func (d *driver) noteStarted() {
 	}
 }
 
-// requeue queues the run again, before all others of its flight, because its command could not be started.
-func (d *driver) requeue(ctx context.Context, reason error) {
+// requeueRun queues the run again, before all others of its flight, because its command could not be started.
+func (d *driver) requeueRun(ctx context.Context, reason error) {
 	pause, isNew := d.runs.noteFailure(d.run, reason, d.now())
 	if isNew {
 		d.log.Warn("run stays queued: its command cannot be started yet; it is tried again",

@@ -10,14 +10,14 @@ import (
 	"sallyport/runner/hook"
 )
 
-// follow records the end of the run once its command has ended.
-func (d *driver) follow(ctx context.Context) {
+// followRun records the end of the run once its command has ended.
+func (d *driver) followRun(ctx context.Context) {
 	end, seen := d.awaitEnd()
 	if !seen {
 		return
 	}
 	d.estimates.addDuration(d.run.Hook, end.Ended.Sub(d.run.Started))
-	d.finish(ctx, end.State(), end, KeepClaims)
+	d.finishRun(ctx, end.State(), end, KeepClaims)
 }
 
 // awaitEnd waits for the end of a run, and reports false if the next server records the end. A command that was
@@ -47,16 +47,16 @@ func (d *driver) awaitEnd() (end End, seen bool) {
 	}
 }
 
-// finish records the end of the run, however long the store takes to accept it, and has the next run of the flight
+// finishRun records the end of the run, however long the store takes to accept it, and has the next run of the flight
 // driven. The flight is free only after that, so the store never shows two runs of a flight in progress.
-func (d *driver) finish(ctx context.Context, s State, e End, c AfterClaims) Run {
-	d.runs.advance(d.run, ending)
+func (d *driver) finishRun(ctx context.Context, s State, e End, c AfterClaims) Run {
+	d.runs.advancePhase(d.run, ending)
 	ended, next := d.recordEnd(ctx, s, e, c)
-	d.runs.advance(d.run, idle)
+	d.runs.advancePhase(d.run, idle)
 	if c == KeepClaims {
 		d.logEnd(ended.State, e)
 	}
-	d.runs.release(d.run.ID)
+	d.runs.releaseWaiters(d.run.ID)
 	if next != nil {
 		driveStored(ctx, d.Runner, *next)
 	}
@@ -109,7 +109,8 @@ func (d *driver) recordEndOnce(ctx context.Context, s State, e End, c AfterClaim
 // that the flight is free when a reader sees the line.
 func (d *driver) logEnd(state State, end End) {
 	attrs := []any{
-		"run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "state", state, "took_ms", end.Ended.Sub(d.run.Started).Milliseconds(),
+		"run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "state", state,
+		"took_ms", end.Ended.Sub(d.run.Started).Milliseconds(),
 		"output_bytes", end.Output.Bytes, "output_dropped", end.Output.Dropped,
 	}
 	if end.ExitCode != nil {

@@ -19,7 +19,7 @@ func newGate() *gate { return &gate{going: make(chan struct{}), idle: make(chan 
 
 // doWork calls f as a unit of work, or returns ErrDraining if the gate is closed.
 func (g *gate) doWork(f func() error) error {
-	if err := g.enter(); err != nil {
+	if err := g.beginUnit(); err != nil {
 		return err
 	}
 	defer g.endUnit()
@@ -38,7 +38,7 @@ func (g *gate) goWork(f func()) {
 	}()
 }
 
-func (g *gate) enter() error {
+func (g *gate) beginUnit() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.isClosed() {
@@ -57,8 +57,8 @@ func (g *gate) endUnit() {
 	}
 }
 
-// close closes the gate. It may be closed already.
-func (g *gate) close() {
+// closeGate closes the gate. It may be closed already.
+func (g *gate) closeGate() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.isClosed() {

@@ -27,7 +27,7 @@ func (s *idSource) nextID() (string, error) {
 			binary.BigEndian.PutUint64(at[:], binary.BigEndian.Uint64(at[:])+1)
 			copy(id[:6], at[2:])
 		}
-		if s.newest.CompareAndSwap(newest, &id) { // else another run got an id meanwhile
+		if s.newest.CompareAndSwap(newest, &id) { // otherwise another run got an id in between
 			return id.String(), nil
 		}
 	}

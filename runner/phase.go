@@ -2,8 +2,8 @@ package runner
 
 import "slices"
 
-// phase is how far this server is with a run. Only the driver of the run changes it. The package comment says what a
-// crash leaves in each phase.
+// phase is how far this server is with a run. Only the driver of the run changes it, in [tracker.movePhase]. The
+// package comment says what a crash leaves in each phase.
 type phase int
 
 const (

@@ -56,7 +56,7 @@ func (r *Runner) resumeRun(ctx context.Context, run Run) error {
 	}
 	switch {
 	case known:
-		<-startDriver(r, run, Feed{}, fromStore, func(d *driver) { d.adopt(ctx) }).launched
+		<-startDriver(r, run, Feed{}, fromStore, func(d *driver) { d.adoptRun(ctx) }).launched
 	case run.Boot == "" || run.Boot != boot.ID():
 		startDriver(r, run, Feed{}, fromStore, func(d *driver) { d.endInterrupted(ctx) })
 	default: // the earlier server ended after it recorded the run and before it started the command
@@ -75,23 +75,24 @@ func (r *Runner) resumeRunLater(ctx context.Context, run Run) {
 	}
 }
 
-// adopt follows a run that an earlier server started.
-func (d *driver) adopt(ctx context.Context) {
+// adoptRun follows a run that an earlier server started.
+func (d *driver) adoptRun(ctx context.Context) {
 	d.log.Info("run adopted", "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller)
 	d.runs.noteRecovered(d.run)
-	d.noteStarted()
-	d.report(commandStarted, nil)
+	d.markStarted()
+	d.reportLaunch(commandStarted, nil)
 	if d.run.Wish != "" { // the earlier server may have ended before it stopped the command
 		d.stopper.stopCommand(d.run.ID, stopping{d.run.Wish, -1})
 	}
-	d.follow(ctx)
+	d.followRun(ctx)
 }
 
 // endInterrupted ends a run that was ordered before the machine was restarted. The folder of the run is not synced,
 // so it may be missing although the command ran: a start now could run the command twice.
 func (d *driver) endInterrupted(ctx context.Context) {
-	d.log.Warn("run interrupted: the machine was restarted after the run was ordered", "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller)
-	d.finish(ctx, Interrupted, End{Ended: d.now(), Reason: Interrupted}, KeepClaims)
+	d.log.Warn("run interrupted: the machine was restarted after the run was ordered",
+		"run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller)
+	d.finishRun(ctx, Interrupted, End{Ended: d.now(), Reason: Interrupted}, KeepClaims)
 }
 
 // ExpireQueued ends the queued runs that have waited for longer than their hook allows.
@@ -106,7 +107,7 @@ func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*hook.Hook) 
 		}
 		for _, run := range expired {
 			r.log.Warn("run expired in the queue", "run", run.ID, "hook", name, "caller", run.Caller)
-			r.runs.release(run.ID)
+			r.runs.releaseWaiters(run.ID)
 		}
 	}
 	return nil

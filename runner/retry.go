@@ -31,8 +31,8 @@ type failures struct {
 	reason string // the latest that was logged
 }
 
-// add adds a failure. It returns the pause before the next attempt, and whether the reason is new.
-func (f *failures) add(reason error) (pause time.Duration, isNew bool) {
+// addFailure adds a failure. It returns the pause before the next attempt, and whether the reason is new.
+func (f *failures) addFailure(reason error) (pause time.Duration, isNew bool) {
 	pause = lastRetry
 	if f.count < 10 { // well below an overflow
 		pause = min(firstRetry<<f.count, lastRetry)
@@ -43,13 +43,13 @@ func (f *failures) add(reason error) (pause time.Duration, isNew bool) {
 	return pause, isNew
 }
 
-// promoter starts queued runs whose flight is free.
+// promoter starts queued runs of free flights.
 type promoter struct {
-	store Store
-	gate  *gate
-	log   *slog.Logger
-	drive func(context.Context, Run) // a run that was promoted
-	due   sync.Map                   // by flight: its first queued run is about to be tried again
+	store    Store
+	gate     *gate
+	log      *slog.Logger
+	driveRun func(context.Context, Run) // a run that was promoted
+	due      sync.Map                   // by flight: its first queued run is about to be tried again
 }
 
 // allFlights stands for every flight.
@@ -86,7 +86,7 @@ func (p *promoter) promoteDueFlight(ctx context.Context, flight string) {
 func (p *promoter) promoteFlights(ctx context.Context, flights ...string) error {
 	promoted, err := p.store.Promote(ctx, flights...)
 	for _, run := range promoted {
-		p.drive(ctx, run)
+		p.driveRun(ctx, run)
 	}
 	return err
 }

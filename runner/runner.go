@@ -8,11 +8,24 @@
 //   - The store never shows two runs of a flight in progress.
 //   - A delivery is answered only after its run and its [Claim] are recorded. A repeated delivery gets [Replayed].
 //   - The command of a run is started at most once, unless its hook says that interrupted runs start again.
+//   - A run that was cancelled before its command began never begins.
 //
-// Failures: the store has enough for the next server if a server ends at any point. [Runner.Recover] follows the runs
-// in progress, records those that ended, and starts those that were accepted and not started. What cannot be recorded
-// is not started ([ErrUnavailable]). A command that cannot be started now stays queued and is tried again. If the
-// supervisor is lost, its runs end as interrupted, because their exit codes are not known.
+// One goroutine, its driver, takes a run through its phases. If the server ends, each phase leaves enough for
+// [Runner.Recover] of the next server to continue the run:
+//
+//   - idle: the run is queued or has ended. A queued run is started in its turn.
+//   - admitted: the store has the run as running, and the supervisor does not know it. It is ordered, unless the
+//     machine was restarted since: then the folder of the run may be lost, and the run ends as interrupted.
+//   - ordered: the supervisor knows the run, and it continues as in running, or it does not, as in admitted. An order
+//     is never carried out twice.
+//   - running: the command continues without a server. It is followed, and its end is recorded.
+//   - ending: the supervisor has the end, which is read again. The run of a command that could not be started is tried
+//     again. An interrupted run that is to be repeated was queued again before its end, with a claim, so it is queued
+//     once.
+//
+// Other failures: what cannot be recorded is not started ([ErrUnavailable]). A command that cannot be started now stays
+// queued and is tried again. If the supervisor is lost, its runs end as interrupted, because their exit codes are not
+// known.
 //
 // A server calls [New] and [Runner.Recover], then [Runner.Start] for each delivery, and at its end [Runner.Drain], or
 // [Runner.Leave] if a successor continues.
@@ -115,7 +128,10 @@ func New(
 		stopper:   &stopper{procs: procs, store: store, runs: runs, log: log},
 		probe:     &probe{procs: procs, log: log},
 	}
-	r.promoter = &promoter{store: store, gate: g, log: log, drive: func(ctx context.Context, run Run) { driveStored(ctx, r, run) }}
+	r.promoter = &promoter{
+		store: store, gate: g, log: log,
+		driveRun: func(ctx context.Context, run Run) { driveStored(ctx, r, run) },
+	}
 	return r
 }
 
@@ -177,13 +193,14 @@ func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, er
 	}
 	for _, old := range a.Superseded {
 		r.log.Info("run superseded", "run", old.ID, "hook", old.Hook, "by", a.Run.ID)
-		r.runs.release(old.ID)
+		r.runs.releaseWaiters(old.ID)
 	}
 	if a.Run.State == Running {
-		late, err := startDriver(r, a.Run, in, fromDelivery, func(d *driver) { d.drive(ctx) }).awaitLaunch()
+		late, err := startDriver(r, a.Run, in, fromDelivery, func(d *driver) { d.driveRun(ctx) }).awaitLaunch()
 		return Started{Run: a.Run, Late: late}, err
 	}
-	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight, "position", a.Position)
+	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight,
+		"position", a.Position)
 	if a.Stop != nil {
 		r.stopper.stopRun(ctx, a.Stop.ID, stopping{Cancelled, -1})
 	}
@@ -242,7 +259,7 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	// The store is read after ended exists, so that an end between the two is not missed.
 	run, err := r.store.Get(context.WithoutCancel(ctx), id)
 	if errors.Is(err, ErrUnknown) || err == nil && run.State.Ended() {
-		r.runs.release(id) // no driver does
+		r.runs.releaseWaiters(id) // no driver does
 	}
 	if err != nil || run.State.Ended() || ended == nil {
 		return run, err

@@ -32,7 +32,7 @@ func (p *pendingStop) markSettled() {
 	}
 }
 
-// requestStop notes that a run is to be stopped, for [tracker.start], and returns its phase.
+// requestStop notes that a run is to be stopped, for [tracker.noteStarted], and returns its phase.
 func (t *tracker) requestStop(id string, how stopping) (*pendingStop, phase) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -76,9 +76,9 @@ func (t *tracker) findRevoked(id string) (why State, yes bool) {
 	return k.stop.why, true
 }
 
-// stopAll notes that all runs are stopped, and returns those whose commands are to be stopped now. [tracker.start]
-// stops a run that starts after this.
-func (t *tracker) stopAll(grace time.Duration) (started []Run) {
+// markAllStopped notes that all runs are stopped, and returns those with a command that is to be stopped now. A run
+// that starts after this is stopped by [tracker.noteStarted].
+func (t *tracker) markAllStopped(grace time.Duration) (started []Run) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	killed := t.stopped != nil && *t.stopped == 0
@@ -123,7 +123,7 @@ func (s *stopper) stopRun(ctx context.Context, id string, how stopping) (settled
 	}
 	// The run may have ended before it was tracked here. Then no driver releases it.
 	if run, err := s.store.Get(context.WithoutCancel(ctx), id); err == nil && run.State.Ended() {
-		s.runs.release(id)
+		s.runs.releaseWaiters(id)
 	}
 	return pending.settled
 }
@@ -134,10 +134,10 @@ func (s *stopper) stopCommand(id string, how stopping) {
 	}
 }
 
-// stopAll stops all runs, also those whose commands start later.
+// stopAll stops all runs, including those that start later.
 func (s *stopper) stopAll(grace time.Duration) {
 	var all sync.WaitGroup
-	for _, run := range s.runs.stopAll(grace) {
+	for _, run := range s.runs.markAllStopped(grace) {
 		s.log.Warn("run stopped: the server is shutting down", "run", run.ID, "hook", run.Hook)
 		all.Go(func() { s.stopCommand(run.ID, stopping{Cancelled, grace}) })
 	}
@@ -147,5 +147,5 @@ func (s *stopper) stopAll(grace time.Duration) {
 // reportCancelled logs a run that was cancelled while it was queued, and releases the callers that wait for its end.
 func (s *stopper) reportCancelled(run Run) {
 	s.log.Info("run cancelled", "run", run.ID, "hook", run.Hook)
-	s.runs.release(run.ID)
+	s.runs.releaseWaiters(run.ID)
 }

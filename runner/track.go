@@ -26,7 +26,7 @@ type tracker struct {
 
 	mu         sync.Mutex
 	runs       map[string]*tracked // by run
-	inProgress map[string]Run      // by flight: the run whose command is ordered or runs
+	inProgress map[string]Run      // by flight: the run that is ordered or runs
 	rules      flightRules
 	left       bool           // runs are left to the next server
 	stopped    *time.Duration // set once all runs were stopped: the grace that they got
@@ -50,11 +50,11 @@ func (t *tracker) findRun(id string) *tracked {
 	return k
 }
 
-// move changes the phase of a run. Only here a run begins or ceases to be in progress. The caller holds mu.
-func (t *tracker) move(run Run, to phase) (k *tracked, moved bool) {
+// movePhase changes the phase of a run. Only here a run begins or ceases to be in progress. The caller holds mu.
+func (t *tracker) movePhase(run Run, to phase) (k *tracked, moved bool) {
 	k = t.findRun(run.ID)
 	if !k.phase.mayBecome(to) {
-		t.log.Error("fault", "error", "impossible phase of a run", "run", run.ID, "phase", k.phase.String(), "next", to.String())
+		t.log.Error("fault", "error", "impossible phase of a run", "run", run.ID, "phase", k.phase, "next", to)
 		return k, false
 	}
 	switch k.phase = to; {
@@ -66,11 +66,11 @@ func (t *tracker) move(run Run, to phase) (k *tracked, moved bool) {
 	return k, true
 }
 
-// advance changes the phase of a run, and reports false if the run is in a phase from which that is impossible.
-func (t *tracker) advance(run Run, to phase) bool {
+// advancePhase changes the phase of a run, and reports false if the run is in a phase from which that is impossible.
+func (t *tracker) advancePhase(run Run, to phase) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, moved := t.move(run, to)
+	_, moved := t.movePhase(run, to)
 	return moved
 }
 
@@ -104,7 +104,7 @@ func (t *tracker) beginOrder(run Run, from origin) error {
 			return err
 		}
 	}
-	t.move(run, ordered)
+	t.movePhase(run, ordered)
 	t.orders.Add(1)
 	return nil
 }
@@ -116,12 +116,12 @@ func (t *tracker) noteRecovered(run Run) {
 	t.rules.noteRecovered(run)
 }
 
-// start notes that the command of a run was started and can be stopped. It returns how to stop it, if that was
+// noteStarted notes that the command of a run was started and can be stopped. It returns how to stop it, if that was
 // requested before.
-func (t *tracker) start(run Run) (how stopping, pending *pendingStop) {
+func (t *tracker) noteStarted(run Run) (how stopping, pending *pendingStop) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k, _ := t.move(run, running)
+	k, _ := t.movePhase(run, running)
 	if pending, k.stop = k.stop, nil; pending != nil {
 		how = pending.stopping
 	}
@@ -135,11 +135,11 @@ func (t *tracker) start(run Run) (how stopping, pending *pendingStop) {
 func (t *tracker) noteFailure(run Run, reason error, now time.Time) (pause time.Duration, isNew bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	k, _ := t.move(run, idle)
+	k, _ := t.movePhase(run, idle)
 	if k.failures == nil {
 		k.failures = &failures{since: now}
 	}
-	return k.failures.add(reason)
+	return k.failures.addFailure(reason)
 }
 
 // failingFor returns for how long attempts to start a run have failed.
@@ -168,8 +168,9 @@ func (t *tracker) awaitRelease(id string) <-chan struct{} {
 	return k.ended
 }
 
-// release releases the callers that wait for the end of a run, and stops tracking the run unless it is driven here.
-func (t *tracker) release(id string) {
+// releaseWaiters releases the callers that wait for the end of a run, and stops tracking the run unless it is driven
+// here.
+func (t *tracker) releaseWaiters(id string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k := t.runs[id]
@@ -188,8 +189,8 @@ func (t *tracker) release(id string) {
 	}
 }
 
-// leave leaves all runs to the next server, and returns a channel that is closed once no order is being sent.
-func (t *tracker) leave() (answered <-chan struct{}) {
+// leaveAll leaves all runs to the next server, and returns a channel that is closed once no order is being sent.
+func (t *tracker) leaveAll() (answered <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.left = true
