@@ -115,7 +115,8 @@ func (f *Folder) MoveIn(s *Status) error {
 	if err != nil {
 		return fmt.Errorf("naming the lock of a run: %w", err)
 	}
-	// This never replaces the folder of another run, because no run's folder is empty.
+	// This never replaces the folder of a run: a rename replaces only an empty folder, and a run's folder has its status
+	// from the beginning, also that of a revoked run.
 	if err := r.Root.Rename(from, s.Run); err != nil {
 		return errors.Join(fmt.Errorf("making the folder of a run: %w", err), r.Root.Remove(mark))
 	}
@@ -167,6 +168,32 @@ func (p *ReadyFolders) KeepReady() {
 			<-time.After(2 * time.Millisecond)
 		}
 	}()
+}
+
+// clearReady removes the folders that an earlier process kept ready. Meanwhile a server may give a folder in there its
+// place, as that of a revoked run. Therefore each folder gets another name before it is emptied: Revoke then finds either
+// no folder or a whole one.
+func (r *Runs) clearReady() error {
+	dir, err := r.Root.Open(readyDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	names, err := dir.Readdirnames(-1)
+	errs := []error{err, dir.Close()}
+	for _, name := range names {
+		aside := filepath.Join(readyDir, rand.Text())
+		err := r.Root.Rename(filepath.Join(readyDir, name), aside)
+		switch {
+		case err == nil:
+			errs = append(errs, r.Root.RemoveAll(aside))
+		case !errors.Is(err, fs.ErrNotExist): // else Revoke gave it its place
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Restore makes the folders that belong to no run again, after they were removed. It also gives the runs in progress

@@ -1,11 +1,13 @@
 package rundir_test
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"sallyport/runner"
@@ -45,5 +47,43 @@ func TestRemoveUnstarted_SparesRevoked(t *testing.T) {
 	}
 	if s, err := runs.ReadStatus(id); err != nil || !s.IsRevoked() {
 		t.Errorf("got %+v, %v", s, err)
+	}
+}
+
+// TestRevoke_StartingSupervisor checks that a revocation leaves a folder with its status, or none, while supervisors
+// start that remove the folders of no run. An empty folder would let the command of the revoked run start.
+func TestRevoke_StartingSupervisor(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "runs")
+	open := func() *rundir.Runs {
+		runs, err := rundir.Open(dir, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		return runs
+	}
+	runs := open()
+	defer func() { _ = runs.Root.Close() }()
+	var starts sync.WaitGroup
+	defer starts.Wait()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	starts.Go(func() {
+		for ctx.Err() == nil {
+			if other := open(); other != nil {
+				_ = other.Root.Close()
+			}
+		}
+	})
+	for range 2000 {
+		id := processtest.NewOrder().Run
+		revoked, err := rundir.Revoke(runs.Root, id, runner.Cancelled)
+		s, unread := runs.ReadStatus(id)
+		switch {
+		case revoked && (err != nil || unread != nil || !s.IsRevoked()):
+			t.Fatalf("revoked: %v, %+v, %v", err, s, unread)
+		case !revoked && !errors.Is(err, fs.ErrNotExist), !revoked && !runs.IsGone(id):
+			t.Fatalf("not revoked: %v, %v", err, unread)
+		}
 	}
 }

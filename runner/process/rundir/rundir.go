@@ -11,10 +11,21 @@
 //	ready/      folders that belong to no run yet ([ReadyFolders])
 //	unwritten   ends that could not be written into the folders of their runs
 //
-// A folder is made in ready/ with all its files, gets its name in active/, and is then renamed to the id. So a crash at
-// any step leaves either no folder of the run, or a whole one with a lock that says whether a process of the command is
-// alive. The name in active/ is removed last, when the end is on disk and the working folder is gone: the next
-// supervisor reads only those names.
+// The next supervisor reads only the names in active/, and removes what is in ready/. A crash of the process leaves,
+// after each step of a start:
+//
+//   - the folder is made in ready/ with all its files: a folder that belongs to no run;
+//   - its lock gets a name in active/: also that name, which the next supervisor removes. The run has not started;
+//   - the folder is renamed to the id: a run with a free lock. It ends as interrupted, as if its command had run;
+//   - the command is started: a run with a lock that says whether one of its processes is alive. It is followed until
+//     they have ended;
+//   - the end is written, and the working folder and the name in active/ are removed, in this order: a run that has
+//     ended. The rest is removed when its lock is free.
+//
+// [Revoke] makes the folder of a run that never starts: in ready/, with nothing but a status that has an end. Then it
+// renames the folder to the id. Before the rename, a crash leaves a folder that belongs to no run; after it, a run that
+// has ended. A rename to the id fails if that folder exists. So of a start and a revocation only the first succeeds, and
+// a folder has its status before it is found under an id.
 //
 // [Remove], [Sweep] and [Trim] need no supervisor. They do not touch what a living process has locked, or what is
 // mounted.
@@ -81,8 +92,8 @@ func Open(dir string, log *slog.Logger) (*Runs, error) {
 	if r.id, err = folderID(root); err != nil {
 		return nil, fmt.Errorf("opening the folder of runs: %w", err)
 	}
-	if err := root.RemoveAll(readyDir); err != nil {
-		return nil, fmt.Errorf("removing folders that no run has: %w", err)
+	if err := r.clearReady(); err != nil {
+		log.Warn("removing folders that belong to no run; the next supervisor tries it again", "error", err)
 	}
 	return r, r.makeFolders()
 }
