@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -50,6 +51,40 @@ func TestRemoveUnstarted_SparesRevoked(t *testing.T) {
 	}
 }
 
+// TestOpen_MovesBeforeItEmpties checks that a starting supervisor empties a folder in ready/ only under another name. So a
+// rename to the id of a run, as Revoke does it at the worst moment, finds a whole folder or none.
+func TestOpen_MovesBeforeItEmpties(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "runs")
+	if err := os.MkdirAll(filepath.Join(dir, "ready", "folder"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const files = 5000 // so that it takes some time to remove them
+	name := filepath.Join(dir, "ready", "folder")
+	for i := range files {
+		if err := os.WriteFile(filepath.Join(name, strconv.Itoa(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	opened := make(chan error, 1)
+	go func() {
+		runs, err := rundir.Open(dir, slog.New(slog.DiscardHandler))
+		if err == nil {
+			err = runs.Root.Close()
+		}
+		opened <- err
+	}()
+	for whole := true; whole; {
+		found, err := os.ReadDir(name)
+		whole = err == nil && len(found) == files
+	}
+	if err := os.Rename(name, filepath.Join(dir, processtest.NewOrder().Run)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a folder is found while it is emptied: %v", err)
+	}
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRevoke_StartingSupervisor checks that a revocation leaves a folder with its status, or none, while supervisors
 // start that remove the folders of no run. An empty folder would let the command of the revoked run start.
 func TestRevoke_StartingSupervisor(t *testing.T) {
@@ -75,7 +110,7 @@ func TestRevoke_StartingSupervisor(t *testing.T) {
 			}
 		}
 	})
-	for range 2000 {
+	for range 300 {
 		id := processtest.NewOrder().Run
 		revoked, err := rundir.Revoke(runs.Root, id, runner.Cancelled)
 		s, unread := runs.ReadStatus(id)
