@@ -146,9 +146,11 @@ func TestTutorial_Works(t *testing.T) {
 		if !strings.Contains(page, "\n$ sallyport "+line+"\n") {
 			t.Errorf("the tutorial does not run %s", line)
 		}
-		if out, err := program(t, dir, strings.Fields(line)...).CombinedOutput(); err != nil {
+		out, err := program(t, dir, strings.Fields(line)...).CombinedOutput()
+		if err != nil {
 			t.Fatalf("%s: %v\n%s", line, err, out)
 		}
+		checkQuoted(t, page, strings.NewReplacer(dir, "/tmp/gate", "localhost:0", "localhost:8443").Replace(string(out)))
 	}
 	url := startListening(t, dir, program(t, dir, "serve"))
 	call := func(args ...string) (output string, code int) {
@@ -165,12 +167,17 @@ func TestTutorial_Works(t *testing.T) {
 	if code != 0 || len(run) != 1 {
 		t.Fatalf("the delivery: exit code %d\n%s", code, first)
 	}
-	if again, code := call(append(signed, `{"after": "c0ffee1"}`)...); code != 0 || !strings.Contains(again, run[0]) {
+	again, code := call(append(signed, `{"after": "c0ffee1"}`)...)
+	if code != 0 || !strings.Contains(again, run[0]) {
 		t.Errorf("the same delivery again: exit code %d\n%s", code, again)
 	}
-	if out, code := call(append(signed, `{"after": "--help"}`)...); code != client.ExitMalformed {
-		t.Errorf("a value that is not allowed: exit code %d\n%s", code, out)
+	message, _, _ := strings.Cut(again, "{")
+	checkQuoted(t, page, message)
+	refused, code := call(append(signed, `{"after": "--help"}`)...)
+	if code != client.ExitMalformed {
+		t.Errorf("a value that is not allowed: exit code %d\n%s", code, refused)
 	}
+	checkQuoted(t, page, refused)
 	if out, code := call("-d", `{"after": "c0ffee3"}`); code != client.ExitRefused {
 		t.Errorf("without a signature: exit code %d\n%s", code, out)
 	}
@@ -178,5 +185,33 @@ func TestTutorial_Works(t *testing.T) {
 	check(t, err)
 	if want := "deploying c0ffee1\ndone: run " + run[0] + "\n"; string(out) != want {
 		t.Errorf("the output is %q, not %q", out, want)
+	}
+	verified, err := program(t, dir, "audit", "verify", "--state-dir", "state").Output()
+	check(t, err)
+	checkQuoted(t, page, string(verified))
+	// The page makes this mistake after it has added a second caller.
+	config = strings.Replace(config, "callers: [github]", "callers: [github, etll]", 1)
+	check(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(config), 0o600))
+	mistake, err := program(t, dir, "check").CombinedOutput()
+	if err == nil {
+		t.Error("a caller that is not configured was accepted")
+	}
+	checkQuoted(t, page, string(mistake))
+}
+
+// varying matches what differs between two runs of a command: ids, times and counts.
+var varying = regexp.MustCompile(`[0-9A-Z]{26}|[0-9a-f]{8}-[0-9a-f-]{27}|\d+`)
+
+// checkQuoted checks that a page quotes each line of an output, except for what varies. The page may break lines.
+func checkQuoted(t *testing.T, page, output string) {
+	t.Helper()
+	simplify := func(text string) string {
+		return strings.Join(strings.Fields(varying.ReplaceAllString(text, "#")), " ")
+	}
+	page = simplify(page)
+	for line := range strings.Lines(output) {
+		if line = simplify(line); !strings.Contains(page, line) {
+			t.Errorf("the page does not quote %q", line)
+		}
 	}
 }
