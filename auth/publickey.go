@@ -20,7 +20,8 @@ import (
 func compileJWTKeys(spec *JWTSpec, src Sources, p *diag.List) (keys []jwtKey) {
 	for i, alg := range spec.Algorithms {
 		if !slices.Contains(jwt.Algorithms(), alg) {
-			p.At("algorithms").Index(i).Errorf("unknown algorithm %q; known are %s", alg, strings.Join(jwt.Algorithms(), ", "))
+			p.At("algorithms").Index(i).Errorf("unknown algorithm %q; known are %s", alg,
+				strings.Join(jwt.Algorithms(), ", "))
 		}
 	}
 	compileEachKey(spec.Keys, p, func(k *KeySpec, info keyInfo, p *diag.List) {

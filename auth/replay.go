@@ -53,7 +53,8 @@ func (k *signatureKey) nameSignedRequest(id *Identity, m *httpsig.Message) {
 	key := string(keyMaterial(k.key.Material))
 	id.Replay, id.Until = digestParts("signature signed", key, string(m.Base)), m.Created.Add(httpsig.MaxAge)
 	if m.Nonce != "" { // a retry with a new time is the same delivery
-		id.Replay, id.Until = digestParts("signature nonce", key, m.Nonce), m.Created.Add(max(httpsig.MaxAge, retryWindow))
+		id.Replay, id.Until = digestParts("signature nonce", key, m.Nonce),
+			m.Created.Add(max(httpsig.MaxAge, retryWindow))
 		id.Named = true
 	}
 }

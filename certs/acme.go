@@ -71,7 +71,8 @@ func (s *ACMESpec) checkSpec(p *diag.List) {
 	}
 	for i, domain := range s.Domains {
 		if !domainForm.MatchString(domain) || len(domain) > 253 {
-			p.At("domains").Index(i).Errorf("%q is not a name for a certificate: write a name such as hooks.example.com, "+
+			p.At("domains").Index(i).Errorf("%q is not a name for a certificate: write a name such as "+
+				"hooks.example.com, "+
 				"in lower case and ASCII, without a wildcard", domain)
 		} else if slices.Contains(s.Domains[:i], domain) {
 			p.At("domains").Index(i).Errorf("%q is listed twice", domain)

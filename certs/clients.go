@@ -265,7 +265,8 @@ func checkShownBounds(shown []*x509.Certificate) error {
 		case *rsa.PublicKey:
 			if key.N.BitLen() > maxRSABits || key.E != rsaExponent {
 				return fmt.Errorf("has a chain with an RSA key (certificate %d) of %d bits and exponent %d, "+
-					"but at most %d bits and exponent %d are allowed", i+1, key.N.BitLen(), key.E, maxRSABits, rsaExponent)
+					"but at most %d bits and exponent %d are allowed", i+1, key.N.BitLen(), key.E, maxRSABits,
+					rsaExponent)
 			}
 		case *ecdsa.PublicKey, ed25519.PublicKey:
 		default:
@@ -384,7 +385,8 @@ func verifySelfSigned(c *x509.Certificate, now time.Time) error {
 // written.
 func verifyClient(c *x509.Certificate, roots, between *x509.CertPool, now time.Time) ([][]*x509.Certificate, error) {
 	chains, err := c.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		Roots: roots, Intermediates: between, CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err == nil {
 		return chains, nil

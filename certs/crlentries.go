@@ -156,7 +156,8 @@ func (l *unreadCRL) readSerials() (map[string]bool, error) {
 			return nil, fmt.Errorf("has a malformed entry (%d)", n)
 		}
 		if len(entry) > maxCRLEntry {
-			return nil, fmt.Errorf("has an entry (%d) of %d bytes, but at most %d are allowed", n, len(entry), maxCRLEntry)
+			return nil, fmt.Errorf("has an entry (%d) of %d bytes, but at most %d are allowed", n, len(entry),
+				maxCRLEntry)
 		}
 		if !entry.ReadASN1Integer(&number) || !readTime(&entry, &at) ||
 			!entry.ReadOptionalASN1(&extensions, nil, tag.SEQUENCE) || !entry.Empty() {

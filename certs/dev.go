@@ -52,7 +52,8 @@ func Dev(dir string, now time.Time, renew bool) (made bool, err error) {
 	}
 	for _, name := range present {
 		if !isDevFile(dir, name) {
-			return false, fmt.Errorf("%s was not created by this command, so it is not replaced", filepath.Join(dir, name))
+			return false, fmt.Errorf("%s was not created by this command, so it is not replaced",
+				filepath.Join(dir, name))
 		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // certificates are public; each key has its own mode
@@ -188,5 +189,6 @@ func issueDevPair(dir, name string, leaf, ca *x509.Certificate, caKey *ecdsa.Pri
 
 // replacePEM writes a file as a whole or not at all, and its mode is never wider than mode.
 func replacePEM(dir, name string, mode fs.FileMode, kind string, der []byte) error {
-	return pathsafe.ReplaceFileAt(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
+	return pathsafe.ReplaceFileAt(filepath.Join(dir, name),
+		pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
 }

@@ -39,7 +39,8 @@ func loadPairs(spec Spec, dir string, now time.Time, p *diag.List) (pairs []tls.
 			if !taken {
 				used[u] = i
 			} else if first != i {
-				at(i).At("cert").Errorf("%s is for %s with a key of type %s, and so is %s: this one would never be used",
+				at(i).At("cert").Errorf("%s is for %s with a key of type %s, and so is %s: "+
+					"this one would never be used",
 					s.Cert, u.name, u.key, specs[first].Cert)
 			}
 			if spec.ACME != nil && slices.Contains(spec.ACME.Domains, u.name) {
@@ -105,7 +106,8 @@ func warnIncompleteChain(file string, chain []*x509.Certificate, p *diag.List) {
 	}
 	for i, signer := range chain[1:] {
 		if !bytes.Equal(chain[i].RawIssuer, signer.RawSubject) {
-			p.Warnf("certificate %d of %s did not sign the one before it, which %q signed: senders may refuse the connection",
+			p.Warnf("certificate %d of %s did not sign the one before it, which %q signed: "+
+				"senders may refuse the connection",
 				i+2, file, chain[i].Issuer.CommonName)
 		}
 	}

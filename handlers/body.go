@@ -89,7 +89,8 @@ func (u *unverified) receiveBody(
 			due = next
 			_ = ctl.SetReadDeadline(due) // fails only without a connection
 		}
-		if u.room.mustGiveWay(u.upload) { // checked again: the new deadline may have replaced the one that stops this upload
+		// checked again: the new deadline may have replaced the one that stops this upload
+		if u.room.mustGiveWay(u.upload) {
 			return errNoRoom
 		}
 		if len(u.bytes) == cap(u.bytes) && int64(cap(u.bytes)) < most {
@@ -186,7 +187,8 @@ func refuseBody(w http.ResponseWriter, u *upload, bound hook.BodySpec, err error
 	case errors.Is(err, errNoRoom):
 		return &refusal{
 			status: http.StatusServiceUnavailable, kind: "overloaded",
-			detail: "Too many large bodies at once.", header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
+			detail: "Too many large bodies at once.",
+			header: http.Header{"Retry-After": {"1"}, "Connection": {"close"}},
 		}
 	case errors.As(err, &limit):
 		return refuseTooLarge(w, bound)

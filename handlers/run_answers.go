@@ -161,7 +161,8 @@ func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, re
 func refuseUnavailable(cause error) error {
 	return &refusal{
 		status: http.StatusServiceUnavailable, kind: "unavailable", cause: cause,
-		detail: "The server cannot record a run now, so it does not start one.", header: http.Header{"Retry-After": {"30"}},
+		detail: "The server cannot record a run now, so it does not start one.",
+		header: http.Header{"Retry-After": {"30"}},
 	}
 }
 
@@ -175,6 +176,7 @@ func refuseNotNow(cause error) error {
 func refuseDraining() error {
 	return &refusal{
 		status: http.StatusServiceUnavailable, kind: "draining",
-		detail: "The server is shutting down and accepts no new deliveries.", header: http.Header{"Retry-After": {"10"}},
+		detail: "The server is shutting down and accepts no new deliveries.",
+		header: http.Header{"Retry-After": {"10"}},
 	}
 }

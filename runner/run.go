@@ -35,7 +35,7 @@ type Run struct {
 	Created time.Time         `json:"created"`
 	Started time.Time         `json:"started,omitzero"`
 	RerunOf string            `json:"rerun_of,omitempty"` // the run that this one repeats
-	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated automatically after an interruption
+	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated after an interruption
 	// Boot identifies the start of the machine during which the command was ordered. The command may have run since
 	// then, even if its files are missing from the disk. It is empty until the command is ordered.
 	Boot string `json:"-"`

@@ -81,7 +81,8 @@ type Store interface {
 	Admit(ctx context.Context, r Run, c Claim, p hook.Policy, in Feed) (Admission, error)
 	// Finish records the end of a run and, with PromoteNext, makes the next run of its flight running in the same
 	// transaction. It may be repeated.
-	Finish(ctx context.Context, id string, s State, e End, c AfterClaims, q AfterQueue) (ended Run, next *Run, err error)
+	Finish(ctx context.Context, id string, s State, e End, c AfterClaims, q AfterQueue) (ended Run, next *Run,
+		err error)
 	// Promote makes the next run of each of the flights running where none is, and
 	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)

@@ -59,7 +59,8 @@ func issuerTable() map[string]Issuer {
 			pins: [][]pin{{{"organization_slug", slug, "acme"}, {"pipeline_slug", slug, "release"}}},
 		},
 		"kubernetes": { // a mounted token is renewed when 80 % of its time is over
-			Find: "what the cluster answers as issuer to kubectl get --raw /.well-known/openid-configuration", MaxAge: time.Hour,
+			Find:       "what the cluster answers as issuer to kubectl get --raw /.well-known/openid-configuration",
+			MaxAge:     time.Hour,
 			Algorithms: []string{"RS256", "ES256", "ES384", "ES512"},
 			pins:       [][]pin{{{"sub", account, "system:serviceaccount:NAMESPACE:NAME"}}},
 		},
@@ -103,7 +104,8 @@ func (issuer *Issuer) CheckPins(rules map[string]any, p *diag.List) {
 			need = append(need, one.claim+": "+one.example)
 			value, err := json.Marshal(rules[one.claim])
 			if !missing && (err != nil || !one.form.Match(value)) {
-				p.At(one.claim).Errorf("is not in the form that %s uses: write %s: %s", issuer.Name, one.claim, one.example)
+				p.At(one.claim).Errorf("is not in the form that %s uses: write %s: %s", issuer.Name, one.claim,
+					one.example)
 			}
 		}
 		if !missing {

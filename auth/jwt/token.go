@@ -114,7 +114,8 @@ func (t *Token) VerifyIssued(keys *keyset.Set, alg string, now time.Time) error 
 
 func (t *Token) verifyWith(alg string, find jwt.Keyfunc) error {
 	parser := jwt.NewParser(
-		jwt.WithValidMethods([]string{alg}), jwt.WithStrictDecoding(), jwt.WithJSONNumber(), jwt.WithoutClaimsValidation())
+		jwt.WithValidMethods([]string{alg}), jwt.WithStrictDecoding(), jwt.WithJSONNumber(),
+		jwt.WithoutClaimsValidation())
 	var missing error
 	_, err := parser.Parse(t.raw, func(t *jwt.Token) (any, error) {
 		var key any

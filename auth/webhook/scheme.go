@@ -56,7 +56,8 @@ func (s *Scheme) Header() string { return s.spec.Header }
 
 // Headers returns the names of all headers that decide whether a signature verifies.
 func (s *Scheme) Headers() []string {
-	return slices.DeleteFunc([]string{s.spec.Header, s.tsHeader, s.idHeader}, func(name string) bool { return name == "" })
+	headers := []string{s.spec.Header, s.tsHeader, s.idHeader}
+	return slices.DeleteFunc(headers, func(name string) bool { return name == "" })
 }
 
 // CompileScheme checks a scheme and makes it ready for use. Errors go to p, and then the scheme must not

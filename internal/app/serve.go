@@ -32,7 +32,8 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	log, out := logging.New(s.Err)
 	defer out.Close()
 	env := config.Env{
-		Getenv: os.LookupEnv, Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log), Uses: new(keyuse.Table),
+		Getenv: os.LookupEnv, Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log),
+		Uses: new(keyuse.Table),
 	}
 	defer env.Workloads.Retain("")
 	defer env.Renewals.Use(nil)

@@ -32,7 +32,8 @@ func (cmd *superviseCmd) Run(s *cli.Streams, version buildVersion) error {
 // Supervision is what the supervisor of a state folder needs: it reads the hooks from the configuration file itself.
 func Supervision(state, file, version string, log *slog.Logger, flush func()) supervisor.Settings {
 	return supervisor.Settings{
-		State: state, Version: buildVersion(version).String(), Log: log, Flush: flush, Env: process.LoginEnv(os.LookupEnv),
+		State: state, Version: buildVersion(version).String(), Log: log, Flush: flush,
+		Env: process.LoginEnv(os.LookupEnv),
 		Load: func() (map[string]*hook.Hook, error) {
 			hooks, found := config.LoadHooks(file)
 			if hooks == nil {

@@ -16,10 +16,10 @@ type Audit struct {
 }
 
 type auditVerify struct {
-	Files      []string `arg:"" optional:"" help:"Files of lines that were copied elsewhere, in order: those of audit, or those of audit/refusals."`
+	Files      []string `arg:"" optional:"" help:"Copied files of audit, or of audit/refusals, in order."`
 	StateDir   string   `placeholder:"DIR" help:"State folder instead of files; the log must be complete."`
-	Key        []string `placeholder:"KEY" help:"Trust this key, which \"audit key\" printed, and not those of the state folder."`
-	Checkpoint []string `placeholder:"FILE" help:"A copy of the file audit/checkpoint or audit/refusals/checkpoint that was kept elsewhere; the log must reach at least as far."`
+	Key        []string `placeholder:"KEY" help:"Trust only this key, as \"audit key\" printed it."`
+	Checkpoint []string `placeholder:"FILE" help:"Copied file checkpoint; the log must reach at least as far."`
 }
 
 // Run prints what was verified, or the first fault.
@@ -64,7 +64,8 @@ func (cmd *auditVerify) Run(s *Streams) error {
 }
 
 func printReport(w io.Writer, what string, r audit.Report) error {
-	_, err := fmt.Fprintf(w, "%s%d lines in %d files, seq %d to %d, follow one another. Signatures cover all up to seq %d.\n",
+	_, err := fmt.Fprintf(w,
+		"%s%d lines in %d files, seq %d to %d, follow one another. Signatures cover all up to seq %d.\n",
 		what, r.Lines, r.Files, r.First, r.Last, r.Vouched)
 	return err
 }

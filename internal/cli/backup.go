@@ -25,6 +25,7 @@ func (cmd *Backup) Run(s *Streams) error {
 	if err := backup.Write(ctx, cmd.StateDir, to, time.Now()); err != nil {
 		return fmt.Errorf("backing up %s: %w", cmd.StateDir, err)
 	}
-	_, err := fmt.Fprintf(s.Out, "backup written to %s. To restore it, copy it to the place of the state folder, owned by the user of the server, mode 0700.\n", to)
+	_, err := fmt.Fprintf(s.Out, "backup written to %s. To restore it, copy it to the place of the state folder, "+
+		"owned by the user of the server, mode 0700.\n", to)
 	return err
 }

@@ -23,7 +23,7 @@ type Call struct {
 	payload
 	transport
 	ContentType string        `default:"application/json" help:"Content-Type of the body."`
-	Set         []field       `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"Add a header, as in curl; may be repeated."`
+	Set         []field       `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"Header, as in curl. Repeatable."`
 	Wait        bool          `help:"Wait for the run, and exit with its exit code."`
 	Retry       time.Duration `help:"Keep trying for this long while the server is busy or unreachable."`
 }
@@ -47,7 +47,8 @@ func (cmd *Call) Run(s *Streams) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	res, err := c.Call(ctx, cmd.URL, client.Delivery{ID: cmd.ID, Body: body, ContentType: cmd.ContentType, Header: header}, cmd.Wait)
+	res, err := c.Call(ctx, cmd.URL,
+		client.Delivery{ID: cmd.ID, Body: body, ContentType: cmd.ContentType, Header: header}, cmd.Wait)
 	if err != nil {
 		return err
 	}

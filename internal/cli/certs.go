@@ -24,7 +24,8 @@ func (cmd *certsDev) Run(s *Streams) error {
 		return err
 	}
 	if made {
-		_, _ = fmt.Fprintf(s.Out, "made ca.pem, server.pem, server.key, client.pem and client.key in %s, for development only\n", cmd.Dir)
+		_, _ = fmt.Fprintf(s.Out,
+			"made ca.pem, server.pem, server.key, client.pem and client.key in %s, for development only\n", cmd.Dir)
 	}
 	return nil
 }

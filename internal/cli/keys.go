@@ -22,7 +22,7 @@ type keysNew struct {
 	Scheme string `arg:"" help:"What the key is for: a preset such as github, signature, jwt or token."`
 	Alg    string `help:"jwt: HS256 (the default), RS256, ES256 or EdDSA; signature: ed25519 (the default), ecdsa-p256-sha256 or hmac-sha256; standard-webhooks and svix: ed25519."`
 	ID     string `help:"Id of the key. Default: today's date."`
-	Out    string `placeholder:"FILE" help:"Output file, which must not exist; a public key goes to FILE.pub. Use - for stdout. Default: SCHEME-ID."`
+	Out    string `placeholder:"FILE" help:"New file; a public key goes to FILE.pub. - is stdout. Default: SCHEME-ID."`
 }
 
 // Run makes the files. It prints a secret only with --out -.

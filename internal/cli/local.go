@@ -21,9 +21,11 @@ func (r *target) changeRun(s *Streams, f func(ctx context.Context, c *client.Cli
 		return err
 	}
 	if r.StateDir != "" {
-		err := f(ctx, client.NewLocal(func(ctx context.Context) (net.Conn, error) { return supervisor.DialAdmin(ctx, r.StateDir) }), client.LocalServer)
+		dial := func(ctx context.Context) (net.Conn, error) { return supervisor.DialAdmin(ctx, r.StateDir) }
+		err := f(ctx, client.NewLocal(dial), client.LocalServer)
 		if client.ExitCode(err) == client.ExitUnreachable {
-			return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may do this: %w", r.StateDir, err)
+			return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may "+
+				"do this: %w", r.StateDir, err)
 		}
 		return err
 	}

@@ -18,10 +18,10 @@ import (
 
 // credential is the flags that say how a request proves its sender.
 type credential struct {
-	Scheme   string            `placeholder:"NAME" help:"How to sign: a preset such as github, signature (RFC 9421), jwt, or token. Omit it if you use only a client certificate."`
-	KeyFile  string            `placeholder:"FILE" help:"The secret; for jwt and signature the secret or a PEM private key; for token the token."`
+	Scheme   string            `placeholder:"NAME" help:"A preset such as github, or signature, jwt, token."`
+	KeyFile  string            `placeholder:"FILE" help:"Secret, PEM private key, or token."`
 	Header   string            `placeholder:"NAME" help:"token: header that carries the token. Default: Authorization."`
-	Prefix   *string           `placeholder:"TEXT" help:"token: text before the token in Authorization. Default: \"Bearer \"."`
+	Prefix   *string           `placeholder:"TEXT" help:"token: text before the token. Default: \"Bearer \"."`
 	Alg      string            `help:"jwt: algorithm. Default: HS256."`
 	Kid      string            `help:"jwt and signature: key id."`
 	Tag      string            `help:"signature: tag."`
@@ -140,7 +140,8 @@ func (c *credential) makeBodySigner(key []byte) (client.Signer, error) {
 			claims[name] = value
 		}
 		return client.JWT{
-			Alg: cmp.Or(c.Alg, "HS256"), KeyID: c.Kid, Issuer: c.Issuer, Audience: c.Audience, Subject: c.Subject, Claims: claims,
+			Alg: cmp.Or(c.Alg, "HS256"), KeyID: c.Kid, Issuer: c.Issuer, Audience: c.Audience, Subject: c.Subject,
+			Claims: claims,
 		}.Signer(key)
 	}
 	return client.HMAC(c.Scheme, key)

@@ -48,7 +48,9 @@ func (r *target) refuseCredential() error {
 }
 
 // askServerOrFolder calls online or offline.
-func (r *target) askServerOrFolder(s *Streams, online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error) error {
+func (r *target) askServerOrFolder(
+	s *Streams, online func(context.Context, *client.Client) error, offline func(context.Context, *store.SQLite) error,
+) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := r.refuseCredential(); err != nil {
@@ -73,7 +75,7 @@ type runsList struct {
 	Hook   []string   `help:"Only runs of these hooks."`
 	Caller []string   `help:"Only runs of these callers."`
 	State  []runState `placeholder:"STATE" help:"Only runs in these states: queued, running, succeeded, failed, timed_out, cancelled, interrupted."`
-	Since  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Only runs created at or after this time, such as 2026-11-30T12:00:00Z."`
+	Since  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Only runs since this time: 2026-11-30T12:00:00Z."`
 	Until  time.Time  `format:"2006-01-02T15:04:05Z07:00" help:"Only runs created before this time."`
 	Before string     `placeholder:"ID" help:"Show the page after this run."`
 	Limit  int        `default:"50" help:"Maximum number of runs, up to 1000."`
@@ -88,7 +90,8 @@ func (cmd *runsList) Run(s *Streams) error {
 		return err
 	}, func(ctx context.Context, st *store.SQLite) (err error) {
 		runs, next, err := st.List(ctx, runner.Filter{
-			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.selectedStates(), Since: cmd.Since, Until: cmd.Until, Before: cmd.Before, Limit: cmd.Limit,
+			Hooks: cmd.Hook, Callers: cmd.Caller, States: cmd.selectedStates(), Since: cmd.Since, Until: cmd.Until,
+			Before: cmd.Before, Limit: cmd.Limit,
 		})
 		p.Runs, p.Next = append(p.Runs, runs...), next
 		return err

@@ -33,7 +33,8 @@ func (cmd *Sign) Run(s *Streams) error {
 	}
 	signature := []string{"signature"}
 	err = checkOptions(cmd.Scheme, []option{
-		{"method", cmd.Method != "", signature}, {"url", cmd.URL != "", signature}, {"content-type", cmd.ContentType != "", signature},
+		{"method", cmd.Method != "", signature}, {"url", cmd.URL != "", signature},
+		{"content-type", cmd.ContentType != "", signature},
 	})
 	if err != nil {
 		return err
@@ -48,7 +49,8 @@ func (cmd *Sign) Run(s *Streams) error {
 	if _, err := httpsurl.Parse(cmd.URL); err != nil && cmd.Scheme == "signature" {
 		return fmt.Errorf("--url %q %w: %w", cmd.URL, err, client.ErrUsage)
 	}
-	req, err := http.NewRequestWithContext(context.Background(), cmp.Or(cmd.Method, http.MethodPost), cmd.URL, http.NoBody)
+	req, err := http.NewRequestWithContext(context.Background(), cmp.Or(cmd.Method, http.MethodPost), cmd.URL,
+		http.NoBody)
 	if err != nil {
 		return fmt.Errorf("--method %q: %w: %w", cmd.Method, err, client.ErrUsage)
 	}

@@ -268,7 +268,9 @@ func (c *Client) sendForRun(ctx context.Context, method string, u *url.URL, d De
 
 // sendRequest signs a request with the current time and sends it. It returns an answer with a 2xx status. The caller
 // reads the body of the answer.
-func (c *Client) sendRequest(ctx context.Context, by *http.Client, method string, u *url.URL, d Delivery) (*http.Response, error) {
+func (c *Client) sendRequest(
+	ctx context.Context, by *http.Client, method string, u *url.URL, d Delivery,
+) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(d.Body))
 	if err != nil {
 		return nil, err

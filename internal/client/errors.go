@@ -148,7 +148,8 @@ func parseRun(body []byte) (runner.Run, error) {
 		return run, fmt.Errorf("%w; it would have been %s (%d)", ErrObserved, terminal.Line(o.Would), o.Status)
 	}
 	if o.Forgotten {
-		return run, fmt.Errorf("%w: it was accepted before, as run %s, which is not kept any more", ErrLost, terminal.Line(run.ID))
+		return run, fmt.Errorf("%w: it was accepted before, as run %s, which is not kept any more", ErrLost,
+			terminal.Line(run.ID))
 	}
 	if run.ID == "" || run.State == "" {
 		return run, fmt.Errorf("%w: it has no run", ErrAnswer)

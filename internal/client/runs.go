@@ -67,7 +67,8 @@ func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) er
 	var off int64
 	var out outage
 	for {
-		resp, err := c.openAnswer(ctx, c.withoutTimeout(), http.MethodGet, server, outputPath(id)+"?follow", http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
+		resp, err := c.openAnswer(ctx, c.withoutTimeout(), http.MethodGet, server, outputPath(id)+"?follow",
+			http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
 		if err == nil {
 			answered, from := c.opt.Now(), off
 			if off, err = c.continueOutput(ctx, to, off, resp); err == nil {
@@ -104,8 +105,10 @@ func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/out
 // offset, the answer begins later. The result is the offset after the last copied byte.
 func (c *Client) continueOutput(ctx context.Context, to io.Writer, off int64, resp *http.Response) (int64, error) {
 	var at int64
-	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < off || resp.StatusCode != http.StatusPartialContent {
-		return off, errors.Join(fmt.Errorf("%w: it does not continue at the requested offset", ErrAnswer), resp.Body.Close())
+	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < off ||
+		resp.StatusCode != http.StatusPartialContent {
+		return off, errors.Join(fmt.Errorf("%w: it does not continue at the requested offset", ErrAnswer),
+			resp.Body.Close())
 	}
 	if at > off {
 		if _, err := fmt.Fprintf(to, "\n[%d bytes not kept]\n", at-off); err != nil {
@@ -162,7 +165,9 @@ func (c *Client) getJSON(ctx context.Context, method, server, path string, into 
 const maxList = 64 << 20 // a thousand runs with long parameters
 
 // openAnswer sends a request without a body to a server's run API.
-func (c *Client) openAnswer(ctx context.Context, by *http.Client, method, server, path string, header http.Header) (*http.Response, error) {
+func (c *Client) openAnswer(
+	ctx context.Context, by *http.Client, method, server, path string, header http.Header,
+) (*http.Response, error) {
 	u, err := parseAddress(strings.TrimSuffix(server, "/") + path)
 	if err != nil {
 		return nil, err

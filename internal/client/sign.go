@@ -64,7 +64,8 @@ func Signature(keyID, tag string, key []byte) (RequestSigner, error) {
 func HMAC(preset string, secret []byte) (Signer, error) {
 	scheme, ok := webhook.Preset(preset)
 	if !ok {
-		return nil, fmt.Errorf("unknown scheme %q; known are %s: %w", preset, strings.Join(webhook.Presets(), ", "), ErrUsage)
+		return nil, fmt.Errorf("unknown scheme %q; known are %s: %w", preset, strings.Join(webhook.Presets(), ", "),
+			ErrUsage)
 	}
 	if isPEMBlock(secret) {
 		return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: %w", preset, ErrUsage)
@@ -116,11 +117,13 @@ func (j JWT) Signer(key []byte) (Signer, error) {
 	}
 	for _, name := range []string{"iss", "aud", "sub", "iat", "exp", "jti"} {
 		if _, ok := j.Claims[name]; ok {
-			return nil, fmt.Errorf("the claim %s is a standard claim: use --issuer, --audience or --subject: %w", name, ErrUsage)
+			return nil, fmt.Errorf("the claim %s is a standard claim: use --issuer, --audience or --subject: %w", name,
+				ErrUsage)
 		}
 	}
 	return func(id string, _ []byte, at time.Time) (http.Header, error) {
-		claims := jwt.MapClaims{"iss": j.Issuer, "aud": j.Audience, "iat": at.Unix(), "exp": at.Add(tokenLife).Unix(), "jti": id}
+		claims := jwt.MapClaims{"iss": j.Issuer, "aud": j.Audience, "iat": at.Unix(), "exp": at.Add(tokenLife).Unix(),
+			"jti": id}
 		if j.Subject != "" {
 			claims["sub"] = j.Subject
 		}
@@ -141,7 +144,8 @@ func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 	switch m := method.(type) {
 	case *jwt.SigningMethodHMAC:
 		if isPEMBlock(key) { // with HS*, each verifier would need this key, and could then sign with it
-			return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: give --alg EdDSA, RS256, PS256 or ES256, as the key is: %w", m.Name, ErrUsage)
+			return nil, fmt.Errorf("the key is PEM, and %s signs with a secret: give --alg EdDSA, RS256, PS256 or "+
+				"ES256, as the key is: %w", m.Name, ErrUsage)
 		}
 		if len(key) < m.Hash.Size() { // RFC 7518 section 3.2
 			err = fmt.Errorf("a secret for %s has at least %d bytes", m.Name, m.Hash.Size())
@@ -154,7 +158,8 @@ func parseKey(method jwt.SigningMethod, key []byte) (private any, err error) {
 	case *jwt.SigningMethodEd25519:
 		private, err = jwt.ParseEdPrivateKeyFromPEM(key)
 	default: // method is nil or "none"
-		return nil, fmt.Errorf("unsupported algorithm for a token; use HS256, RS256, PS256, ES256 or EdDSA: %w", ErrUsage)
+		return nil, fmt.Errorf("unsupported algorithm for a token; use HS256, RS256, PS256, ES256 or EdDSA: %w",
+			ErrUsage)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the key: %w", err)

@@ -122,7 +122,9 @@ func entryPlace(key place, value ast.Node) place {
 }
 
 // decodeEntries calls entry for each entry of a mapping.
-func (d *decoder) decodeEntries(n ast.Node, at place, path string, entry func(key string, keyAt place, value ast.Node, path string)) {
+func (d *decoder) decodeEntries(
+	n ast.Node, at place, path string, entry func(key string, keyAt place, value ast.Node, path string),
+) {
 	m, ok := n.(ast.MapNode)
 	if !ok {
 		d.reportKind(n, at, path, "a mapping")
@@ -135,12 +137,14 @@ func (d *decoder) decodeEntries(n ast.Node, at place, path string, entry func(ke
 		name, ok := key.(*ast.StringNode)
 		if !ok {
 			if kind := nameKind(key); kind != "" {
-				d.addDiagnostic(at, path, fmt.Sprintf("the key %s is %s: quote it if text is meant", key.GetToken().Value, kind))
+				d.addDiagnostic(at, path,
+					fmt.Sprintf("the key %s is %s: quote it if text is meant", key.GetToken().Value, kind))
 			}
 			continue
 		}
 		if first, twice := seen[name.Value]; twice {
-			d.addDiagnostic(at, joinPath(path, name.Value), fmt.Sprintf("stands here a second time, after line %d", first))
+			d.addDiagnostic(at, joinPath(path, name.Value),
+				fmt.Sprintf("stands here a second time, after line %d", first))
 			continue
 		}
 		seen[name.Value] = at.line

@@ -44,7 +44,8 @@ func (c *Config) Describe(w io.Writer) {
 	row("limits", "address %s; failures %s", c.Limits.Address, c.Limits.Failures)
 	row("", "connections %d, %d from one address", c.Limits.Connections, c.Limits.ConnectionsPerAddress)
 	row("drain", "%s", c.Drain)
-	row("audit", "%s kept, and what was allowed for %s, signed with %s", hook.Size(c.Audit.Keep), c.Audit.LeastAge, cmp.Or(c.auditKey, "a key of the server's own"))
+	row("audit", "%s kept, and what was allowed for %s, signed with %s", hook.Size(c.Audit.Keep), c.Audit.LeastAge,
+		cmp.Or(c.auditKey, "a key of the server's own"))
 	if c.Metrics != nil {
 		row("metrics", "for %s", strings.Join(c.Metrics, ", "))
 	}
@@ -88,7 +89,8 @@ func describeCaller(row rowFunc, c *CallerSpec) {
 	if s := c.Signature; s != nil {
 		row("  signature", "for %s; keys %s", strings.Join(s.Authority, ", "), describeKeys(s.Keys))
 		if s.Tag != "" || len(s.Components) > 0 {
-			row("", "covers %s; tag %s", strings.Join(append([]string{"method, target and body"}, s.Components...), ", "), cmp.Or(s.Tag, "none"))
+			row("", "covers %s; tag %s",
+				strings.Join(append([]string{"method, target and body"}, s.Components...), ", "), cmp.Or(s.Tag, "none"))
 		}
 	}
 	if j := c.JWT; j != nil {
@@ -120,7 +122,8 @@ func describeMTLS(row rowFunc, m *auth.MTLSSpec) {
 	if m.CA != "" {
 		by = ", by the CAs of " + m.CA
 	}
-	for kind, name := range map[string]string{"URI": m.URI, "DNS": m.DNS, "CN": m.CN, "fingerprint": strings.Join(m.Fingerprint, " or ")} {
+	for kind, name := range map[string]string{"URI": m.URI, "DNS": m.DNS, "CN": m.CN,
+		"fingerprint": strings.Join(m.Fingerprint, " or ")} {
 		if name != "" {
 			row("  mtls", "%s %s%s", kind, name, by)
 		}
@@ -166,7 +169,8 @@ func (c *Config) DescribeKeys(w io.Writer, uses []keyuse.Use, now time.Time) {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(u keyuse.Use, taken, used string) {
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", terminal.Line(u.Caller), u.Kind, terminal.Line(u.Key), taken, used)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", terminal.Line(u.Caller), u.Kind, terminal.Line(u.Key),
+			taken, used)
 	}
 	_, _ = fmt.Fprintln(t, "\nCALLER\tCREDENTIAL\tKEY\tTAKEN\tLAST USED")
 	for _, k := range c.Auth.Keys() {
@@ -225,7 +229,8 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	}
 	row("  flight", "%s; when busy: %s", cmp.Or(s.Flight, "one run at a time"), s.Busy)
 	row("  timeout", "%s, then TERM, and KILL after %s", s.Timeout, s.Grace)
-	row("  body", "%s, %s at most, within %s%s", s.Body.As, s.Body.Max, s.Body.Timeout, map[bool]string{true: ", to stdin"}[h.StdinBody])
+	row("  body", "%s, %s at most, within %s%s", s.Body.As, s.Body.Max, s.Body.Timeout,
+		map[bool]string{true: ", to stdin"}[h.StdinBody])
 	row("  output", "the first %s and the last %s are kept", s.Output.Head, s.Output.Tail)
 	if s.Dir != "" {
 		row("  dir", "%s", s.Dir)

@@ -55,7 +55,8 @@ func (l *List) Warnf(format string, a ...any) { l.addProblem(true, format, a...)
 
 func (l *List) addProblem(warning bool, format string, a ...any) {
 	l.allocate()
-	l.problems = append(l.problems, Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning})
+	l.problems = append(l.problems,
+		Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning})
 }
 
 // All returns what was added, in order.

@@ -31,22 +31,32 @@ type Missing struct {
 // Handler answers with the metrics, in the format that the request accepts.
 func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version string) http.Handler {
 	r := prometheus.NewRegistry()
-	for reason, count := range map[string]func() int{"dropped": missing.Dropped, "skipped": missing.Skipped, "suppressed": missing.Suppressed} {
+	for reason, count := range map[string]func() int{
+		"dropped": missing.Dropped, "skipped": missing.Skipped, "suppressed": missing.Suppressed,
+	} {
 		r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "sallyport_log_lines_missing_total", Help: "Lines that were not written.", ConstLabels: prometheus.Labels{"reason": reason},
+			Name: "sallyport_log_lines_missing_total", Help: "Lines that were not written.",
+			ConstLabels: prometheus.Labels{"reason": reason},
 		}, func() float64 { return float64(count()) }))
 	}
 	r.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&configuration{
-			conf:    conf,
-			build:   prometheus.NewDesc("sallyport_build_info", "1, for the version that runs.", nil, prometheus.Labels{"version": version}),
-			loaded:  prometheus.NewDesc("sallyport_configuration_loaded_timestamp_seconds", "When the configuration in force was loaded.", nil, nil),
-			stale:   prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.", nil, nil),
-			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.", []string{"result"}, nil),
+			conf: conf,
+			build: prometheus.NewDesc("sallyport_build_info", "1, for the version that runs.", nil,
+				prometheus.Labels{"version": version}),
+			loaded: prometheus.NewDesc("sallyport_configuration_loaded_timestamp_seconds",
+				"When the configuration in force was loaded.", nil, nil),
+			stale: prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.",
+				nil, nil),
+			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.",
+				[]string{"result"}, nil),
 		},
-		newTrust(func() []certs.Expiry { return conf.Get().Expiries() }, func() []auth.KeyInfo { return conf.Get().Auth.Keys() }, uses),
+		newTrust(
+			func() []certs.Expiry { return conf.Get().Expiries() },
+			func() []auth.KeyInfo { return conf.Get().Auth.Keys() }, uses,
+		),
 	)
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
@@ -74,7 +84,8 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.build, prometheus.GaugeValue, 1)
 	ch <- prometheus.MustNewConstMetric(c.loaded, prometheus.GaugeValue, toSeconds(status.Loaded))
 	ch <- prometheus.MustNewConstMetric(c.stale, prometheus.GaugeValue, stale)
-	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Reloads-status.Failures), "succeeded")
+	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Reloads-status.Failures),
+		"succeeded")
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Failures), "failed")
 }
 
@@ -90,7 +101,8 @@ func newTrust(expiries func() []certs.Expiry, keys func() []auth.KeyInfo, uses *
 	key := []string{"caller", "kind", "key"}
 	return &trust{
 		expiries: expiries, keys: keys, uses: uses,
-		ends: prometheus.NewDesc("sallyport_certificate_not_after_timestamp_seconds", "When a certificate, a CA or a CRL ends.", []string{"what", "file", "subject"}, nil),
+		ends: prometheus.NewDesc("sallyport_certificate_not_after_timestamp_seconds",
+			"When a certificate, a CA or a CRL ends.", []string{"what", "file", "subject"}, nil),
 		due:  prometheus.NewDesc("sallyport_key_not_after_timestamp_seconds", "When a key ends.", key, nil),
 		used: prometheus.NewDesc("sallyport_key_last_used_timestamp_seconds", "When a key was last used.", key, nil),
 	}

@@ -23,5 +23,6 @@ func EndProcessesAtOnce() {
 		return // the tests only take longer
 	}
 	env := append(os.Environ(), "GORACE="+strings.TrimSpace(options+" "+option))
-	_ = syscall.Exec(program, os.Args, env) //nolint:forbidigo,gosec // G204: this program itself; if it fails, the tests only take longer
+	// If it fails, the tests only take longer.
+	_ = syscall.Exec(program, os.Args, env) //nolint:forbidigo,gosec // G204: this program itself
 }

@@ -23,7 +23,8 @@ func checkCommand(argv []template, written []string, searchPath string, p *diag.
 		if strings.ContainsRune(written[i], 0) {
 			at.Errorf("has a NUL")
 		}
-		if lead := t.literals[0]; len(t.holes) > 0 && (lead == "-" || strings.HasPrefix(lead, "--") && !strings.Contains(lead, "=")) {
+		if lead := t.literals[0]; len(t.holes) > 0 &&
+			(lead == "-" || strings.HasPrefix(lead, "--") && !strings.Contains(lead, "=")) {
 			at.Errorf("lets the sender pick the option: write --name={%s}", t.holes[0])
 		}
 	}
@@ -75,7 +76,8 @@ func checkProgram(argv []template, at int, p *diag.List) {
 	case inlineCode:
 		for i := at + 1; i < len(argv); i++ {
 			if len(argv[i].holes) > 0 {
-				p.Index(i).Errorf("%s reads arguments as code, which the sender must not write: remove the hole, or call it from a script", name)
+				p.Index(i).Errorf("%s reads arguments as code, which the sender must not write: remove the hole, or "+
+					"call it from a script", name)
 			}
 		}
 	case joiner:
@@ -105,12 +107,14 @@ func checkWrapped(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		word := argv[i].literals[0]
 		if len(argv[i].holes) > 0 {
-			p.Index(i).Errorf("comes before the program that %s starts, so it cannot have a hole: give that program by its absolute path, and variables under env", name)
+			p.Index(i).Errorf("comes before the program that %s starts, so it cannot have a hole: give that program "+
+				"by its absolute path, and variables under env", name)
 			return
 		}
 		if strings.HasPrefix(word, "-") {
 			if splitsArguments(name, word) {
-				p.Index(i).Errorf("%s with %s splits an argument into words, or reads it as code: write each word as one argument", name, word)
+				p.Index(i).Errorf("%s with %s splits an argument into words, or reads it as code: write each word as "+
+					"one argument", name, word)
 				return
 			}
 			continue
@@ -149,7 +153,8 @@ func checkApplet(name string, argv []template, at int, p *diag.List) {
 func checkViaShell(name string, argv []template, at int, p *diag.List) {
 	for i := at + 1; i < len(argv); i++ {
 		if len(argv[i].holes) > 0 || splitsArguments(name, argv[i].literals[0]) {
-			p.Index(i).Errorf("%s passes its arguments to a shell: remove holes and -c, and name the program itself", name)
+			p.Index(i).Errorf("%s passes its arguments to a shell: remove holes and -c, and name the program "+
+				"itself", name)
 		}
 	}
 }
@@ -165,7 +170,8 @@ func checkScript(name string, argv []template, at int, p *diag.List) {
 			refuseEval(name, argv[i], p.Index(i))
 			return
 		case len(argv[i].holes) > 0:
-			p.Index(i).Errorf("may become the script that %s runs, which the sender must not choose: give the script before it by its absolute path", name)
+			p.Index(i).Errorf("may become the script that %s runs, which the sender must not choose: give the script "+
+				"before it by its absolute path", name)
 			return
 		case word == "-", strings.HasPrefix(word, "/dev/"), strings.HasPrefix(word, "/proc/"):
 			p.Index(i).Errorf("%s with %s reads code from its input: name a script", name, word)

@@ -56,11 +56,13 @@ func checkExecutableAt(program, searchPath string, depth int, p *diag.List) {
 	case n == 0:
 		p.Errorf("%s is empty", program)
 	case bytes.HasPrefix(first, []byte(byteOrderMark)):
-		p.Errorf("%s begins with a byte order mark, which hides its #! from the system: save it as UTF-8 without one", program)
+		p.Errorf("%s begins with a byte order mark, which hides its #! from the system: save it as UTF-8 without one",
+			program)
 	case bytes.HasPrefix(first, []byte(elf.ELFMAG)):
 		checkLoader(program, f, p)
 	case runtime.GOOS == "linux" || runtime.GOOS == "freebsd": // other systems have other executable formats
-		p.Errorf("%s is neither a program of this system nor a script with an interpreter: write #!/bin/sh, or another, as its first line", program)
+		p.Errorf("%s is neither a program of this system nor a script with an interpreter: write #!/bin/sh, or "+
+			"another, as its first line", program)
 	}
 }
 
@@ -69,7 +71,8 @@ func checkFirstLine(script string, first []byte, searchPath string, depth int, p
 	line, _, _ := strings.Cut(string(first), "\n")
 	line = strings.Trim(line, " \t")
 	if strings.HasSuffix(line, "\r") {
-		p.Errorf("the first line of %s ends with CR LF, and the system takes the CR for a part of it: convert the file, as dos2unix does", script)
+		p.Errorf("the first line of %s ends with CR LF, and the system takes the CR for a part of it: convert the "+
+			"file, as dos2unix does", script)
 		return
 	}
 	interpreter, argument := line, ""
@@ -103,7 +106,8 @@ func checkFound(script, name, searchPath string, p *diag.List) {
 			return
 		}
 	}
-	p.Errorf("%s is run by %q, and the PATH of the command has no such program (%s): install it, or set PATH under env", script, name, searchPath)
+	p.Errorf("%s is run by %q, and the PATH of the command has no such program (%s): install it, or set PATH under env",
+		script, name, searchPath)
 }
 
 // checkLoader refuses a program without its dynamic loader, for example a program for glibc on a system with musl. The
@@ -124,7 +128,8 @@ func checkLoader(program string, f *os.File, p *diag.List) {
 		}
 		loader := string(bytes.TrimRight(name, "\x00"))
 		if _, err := os.Stat(loader); errors.Is(err, fs.ErrNotExist) {
-			p.Errorf("the loader %s of %s does not exist: it is a program for another system or C library", loader, program)
+			p.Errorf("the loader %s of %s does not exist: it is a program for another system or C library", loader,
+				program)
 		}
 	}
 }

@@ -133,7 +133,8 @@ func (h *Hook) checkDefaults(p *diag.List) {
 			}
 			value := *h.params[hole].fallback
 			if strings.HasPrefix(value, "-") {
-				p.At(hole, "default").Errorf(`%q can never be used: argument %d may not begin with "-". Write "--name={%s}", or "--" before it`, value, i, hole)
+				p.At(hole, "default").Errorf(`%q can never be used: argument %d may not begin with "-". `+
+					`Write "--name={%s}", or "--" before it`, value, i, hole)
 			}
 			if value != "" {
 				break
@@ -181,7 +182,8 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 		Name: name, Path: s.Path, Unauthenticated: s.Unauthenticated, Keep: s.Keep,
 		Busy: Policy{Kind: PolicyKind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
 		RerunInterrupted: s.OnInterrupted == "rerun",
-		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body", Body: s.Body, Output: s.Output,
+		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body",
+		Body: s.Body, Output: s.Output,
 		spec: &s,
 	}
 	h.checkPath(p)
@@ -352,7 +354,8 @@ func (h *Hook) checkBounds(p *diag.List) {
 	positive(s.QueueTimeout, p.At("queue_timeout"))
 	positive(s.Body.Timeout, p.At("body", "timeout"))
 	if s.Body.Timeout > maxBodyTimeout {
-		p.At("body", "timeout").Errorf("%s is over %s: the sender is not authenticated until the whole body has arrived", s.Body.Timeout, maxBodyTimeout)
+		p.At("body", "timeout").Errorf("%s is over %s: the sender is not authenticated "+
+			"until the whole body has arrived", s.Body.Timeout, maxBodyTimeout)
 	}
 	s.Body.checkForm(p.At("body", "as"))
 	const stored = 900 << 20 // SQLite limits a row to a billion bytes, and the row of the body also has the parameters
@@ -404,11 +407,16 @@ func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 
 // steeringVariables matches variables that make a program load or run something else, or find its configuration
 // elsewhere, so their values must not depend on the sender.
-var steeringVariables = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|PS4|CDPATH|PROMPT_COMMAND|ZDOTDIR|BASH.*|XDG_.*|` +
-	`LD_.*|DYLD_.*|GLIBC_.*|MALLOC_.*|GCONV_PATH|LOCPATH|NLSPATH|TERMINFO.*|HOSTALIASES|RES_OPTIONS|LOCALDOMAIN|TMPDIR|` +
-	`(PYTHON|PERL|RUBY).*|(NODE|NPM|npm|JAVA|_JAVA|JDK_JAVA|GIT|SSH|LUA|DOTNET|CORECLR|COMPLUS|ERL|CARGO|AWS|DOCKER|R|MAKE)_.*|` +
-	`PHPRC|PHP_INI.*|TCLLIBPATH|RUSTC.*|CLASSPATH|GO(ENV|FLAGS|PATH|ROOT|PROXY|TOOLCHAIN|PRIVATE|(NO)?SUMDB|INSECURE)|(GNU)?MAKE(FLAGS|FILES)|` +
-	`PG(HOST.*|SERVICE.*|SYSCONFDIR|PASSFILE|SSL.*)|CC|CXX|LD|LESS(OPEN|CLOSE)?|EDITOR|VISUAL|(MAN)?PAGER|BROWSER|KUBECONFIG|CURL_HOME|WGETRC|` +
+var steeringVariables = regexp.MustCompile(`^(PATH|IFS|ENV|HOME|SHELL|SHELLOPTS|PS4|CDPATH|` +
+	`PROMPT_COMMAND|ZDOTDIR|BASH.*|XDG_.*|` +
+	`LD_.*|DYLD_.*|GLIBC_.*|MALLOC_.*|GCONV_PATH|LOCPATH|NLSPATH|TERMINFO.*|HOSTALIASES|RES_OPTIONS|` +
+	`LOCALDOMAIN|TMPDIR|` +
+	`(PYTHON|PERL|RUBY).*|(NODE|NPM|npm|JAVA|_JAVA|JDK_JAVA|GIT|SSH|LUA|DOTNET|CORECLR|COMPLUS|` +
+	`ERL|CARGO|AWS|DOCKER|R|MAKE)_.*|` +
+	`PHPRC|PHP_INI.*|TCLLIBPATH|RUSTC.*|CLASSPATH|GO(ENV|FLAGS|PATH|ROOT|PROXY|TOOLCHAIN|PRIVATE|` +
+	`(NO)?SUMDB|INSECURE)|(GNU)?MAKE(FLAGS|FILES)|` +
+	`PG(HOST.*|SERVICE.*|SYSCONFDIR|PASSFILE|SSL.*)|CC|CXX|LD|LESS(OPEN|CLOSE)?|EDITOR|VISUAL|` +
+	`(MAN)?PAGER|BROWSER|KUBECONFIG|CURL_HOME|WGETRC|` +
 	`OPENSSL_.*|SSL_.*|(?i:.*_proxy))$`)
 
 func checkEnv(name string, t template, p *diag.List) {

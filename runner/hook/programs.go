@@ -86,7 +86,8 @@ func evalOption(name string) *regexp.Regexp {
 		"php": `^-[^-cdzStf]*[rRBE]|^--(run|process)`,
 		"lua": `^-[^-lj]*e`, "luajit": `^-[^-lj]*e`,
 		"tclsh": `^-c`, "expect": `^-[^-]*c`, "guile": `^-[^-L]*c`,
-		"Rscript": `^-e`, "osascript": `^-e`, "julia": `^-[^-L]*[eE]|^--(eval|print)`, "elixir": `^-[^-]*e|^--(eval|rpc)`,
+		"Rscript": `^-e`, "osascript": `^-e`, "julia": `^-[^-L]*[eE]|^--(eval|print)`,
+		"elixir": `^-[^-]*e|^--(eval|rpc)`,
 		"groovy": `^-[^-]*e`, "octave": `^--eval`,
 		"pwsh": `(?i)^--?(c|e$|ec|en)`, "powershell": `(?i)^--?(c|e$|ec|en)`,
 	}[name]
@@ -97,7 +98,8 @@ func evalOption(name string) *regexp.Regexp {
 }
 
 // fileOptions matches options of interpreters with a file as their value that is not the script.
-var fileOptions = regexp.MustCompile(`^(-[rc]|--(rcfile|init-file|require|import|loader|experimental-loader|preload|env-file|config|import-map))$`)
+var fileOptions = regexp.MustCompile(`^(-[rc]|--(rcfile|init-file|require|import|loader|` +
+	`experimental-loader|preload|env-file|config|import-map))$`)
 
 // splitsArguments reports whether an option makes a wrapper split one argument into several, or read it as code.
 func splitsArguments(name, option string) bool {

@@ -76,7 +76,8 @@ func (f From) checkForm() error {
 		}
 	case "query", "header":
 		if len(f) != 2 {
-			return fmt.Errorf("%q: a %s has one name, write [%s, %q] if it has dots", f.String(), f[0], f[0], strings.Join(f[1:], "."))
+			return fmt.Errorf("%q: a %s has one name, write [%s, %q] if it has dots", f.String(), f[0], f[0],
+				strings.Join(f[1:], "."))
 		}
 	default:
 		return fmt.Errorf("%q is not a source: write body, query, header or claim", f[0])

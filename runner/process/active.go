@@ -231,7 +231,8 @@ func (a *active) endLeftBehind() {
 	if a.status.KillAt.IsZero() {
 		var names []string
 		a.status.LeftBehind, names = a.tree.Census()
-		a.local.log.Warn("a command left processes behind, which are ended now", "run", a.status.Run, "hook", a.status.Hook,
+		a.local.log.Warn("a command left processes behind, which are ended now", "run", a.status.Run,
+			"hook", a.status.Hook,
 			"left_behind", a.status.LeftBehind, "programs", names)
 	}
 	a.requestEnd("", a.status.Bounds.Grace)

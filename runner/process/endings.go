@@ -154,7 +154,8 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 		e.parent.Children.BetweenStarts(func() { held = e.runs.IsLocked(run) })
 	}
 	if held {
-		e.log.Error("an escaped process still holds the lock of a run that has ended; its flight stays busy", "run", run, "flight", flight)
+		e.log.Error("an escaped process still holds the lock of a run that has ended; its flight stays busy",
+			"run", run, "flight", flight)
 		go e.freeFlightLater(run, flight)
 		close(done)
 		return done
@@ -188,7 +189,8 @@ func (e *endings) cleanUpRetrying(run string, again time.Duration) {
 		if again > e.again { // the first failure was logged as a warning
 			level = slog.LevelDebug
 		}
-		e.log.Log(context.Background(), level, "removing a run's working folder; it will be tried again", "run", run, "error", err)
+		e.log.Log(context.Background(), level, "removing a run's working folder; it will be tried again", "run", run,
+			"error", err)
 		time.AfterFunc(again, func() { e.cleanUpRetrying(run, min(2*again, cleanUpRarely)) })
 		return
 	}

@@ -62,7 +62,8 @@ func passwdShell(name, otherwise string) string {
 		if len(fields) != 7 || fields[0] != name {
 			continue
 		}
-		if shell := fields[6]; shell != "" && !strings.HasSuffix(shell, "/nologin") && !strings.HasSuffix(shell, "/false") {
+		if shell := fields[6]; shell != "" && !strings.HasSuffix(shell, "/nologin") &&
+			!strings.HasSuffix(shell, "/false") {
 			return shell
 		}
 		return "/bin/sh"

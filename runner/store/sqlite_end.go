@@ -15,7 +15,8 @@ import (
 // the run. If an end was recorded before, Finish returns the run with that end and a nil next, so that it can be
 // repeated after an error. Errors: runner.ErrUnknown, ErrUnavailable.
 func (s *SQLite) Finish(
-	ctx context.Context, id string, state runner.State, end runner.End, claims runner.AfterClaims, queue runner.AfterQueue,
+	ctx context.Context, id string, state runner.State, end runner.End, claims runner.AfterClaims,
+	queue runner.AfterQueue,
 ) (ended runner.Run, next *runner.Run, err error) {
 	if !state.Ended() {
 		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is not a final state", id, state)

@@ -70,7 +70,8 @@ func (l *adminListener) Accept() (net.Conn, error) {
 		if err == nil {
 			return admin, nil
 		}
-		l.client.o.Log.LogAttrs(context.Background(), slog.LevelWarn, "connection to the admin socket refused", slog.Any("error", err))
+		l.client.o.Log.LogAttrs(context.Background(), slog.LevelWarn, "connection to the admin socket refused",
+			slog.Any("error", err))
 		_ = conn.Close() // nothing was read
 	}
 }

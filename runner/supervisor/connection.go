@@ -283,7 +283,8 @@ func (c *connection) startSupervisor() (died <-chan error, err error) {
 	// gets only what commands get, because the rest may hold secrets.
 	argv := []string{c.o.Exe, "supervise", "--state", c.o.State, "--config", c.o.Config}
 	attr := &os.ProcAttr{
-		Dir: "/", Env: append([]string{}, c.o.Env...), // never nil, because nil means the whole environment of this process
+		// never nil, because nil means the whole environment of this process
+		Dir: "/", Env: append([]string{}, c.o.Env...),
 		Files: []*os.File{null, null, os.Stderr, socketFD: socket, mutexFD: mutex},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}

@@ -181,7 +181,8 @@ func (v *supervisor) waitForEnd(signals <-chan os.Signal) {
 				v.stopAllRuns()
 				return
 			case syscall.SIGCONT:
-				v.Log.Warn("the supervisor was continued: while a process is stopped, no timeout is enforced and no output is kept")
+				v.Log.Warn("the supervisor was continued: while a process is stopped, no timeout is enforced and no " +
+					"output is kept")
 			}
 		case <-tick.C:
 			v.mu.Lock()
@@ -392,13 +393,15 @@ func (v *supervisor) hookFor(o *runner.Order) (*hook.Hook, error) {
 		switch {
 		case h != nil && h.Digest() == o.Digest:
 			if !h.Unauthenticated && !slices.Contains(h.Callers, o.Caller) {
-				return nil, fmt.Errorf("%w: the file does not allow the caller %q to start the hook %q", runner.ErrRefused, o.Caller, o.Hook)
+				return nil, fmt.Errorf("%w: the file does not allow the caller %q to start the hook %q",
+					runner.ErrRefused, o.Caller, o.Hook)
 			}
 			return h, nil
 		case again && h == nil:
 			return nil, fmt.Errorf("%w: the file has no hook %q", runner.ErrNotNow, o.Hook)
 		case again:
-			return nil, fmt.Errorf("%w: the hook %q has changed in the file since the server read it", runner.ErrNotNow, o.Hook)
+			return nil, fmt.Errorf("%w: the hook %q has changed in the file since the server read it", runner.ErrNotNow,
+				o.Hook)
 		}
 		if err := v.loadHooks(); err != nil {
 			return nil, fmt.Errorf("%w: reading the hooks: %w", runner.ErrNotNow, err)

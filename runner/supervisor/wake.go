@@ -54,10 +54,12 @@ func (c *connection) continueSupervisor(silent time.Duration) {
 		err = syscall.Kill(pid, syscall.SIGCONT)
 	}
 	if err != nil {
-		c.o.Log.Error("the supervisor does not answer, and cannot be continued", "silent_s", int(silent.Seconds()), "error", err)
+		c.o.Log.Error("the supervisor does not answer, and cannot be continued", "silent_s", int(silent.Seconds()),
+			"error", err)
 		return
 	}
-	c.o.Log.Error("the supervisor does not answer; sent it SIGCONT, in case it was stopped", "silent_s", int(silent.Seconds()), "pid", pid)
+	c.o.Log.Error("the supervisor does not answer; sent it SIGCONT, in case it was stopped",
+		"silent_s", int(silent.Seconds()), "pid", pid)
 }
 
 // writePID writes the id of this process into the lock file of the supervisor.

@@ -107,8 +107,9 @@ var ErrSuperseded = fmt.Errorf("another server has taken over: %w", runner.ErrLe
 // faultKinds returns the errors for which errors.Is works on the other side, too.
 func faultKinds() map[string]error {
 	return map[string]error{
-		"unknown": runner.ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist, "superseded": ErrSuperseded,
-		"not now": runner.ErrNotNow, "refused": runner.ErrRefused,
+		"unknown": runner.ErrUnknown, "flight": runner.ErrFlight, "full": runner.ErrFull, "exists": fs.ErrExist,
+		"superseded": ErrSuperseded,
+		"not now":    runner.ErrNotNow, "refused": runner.ErrRefused,
 	}
 }
 

@@ -152,7 +152,8 @@ func parseJWK(member any, algorithms []string) Key {
 		return k
 	}
 	jwk, err := jwkset.NewJWKFromMarshal(jwkset.JWKMarshal{
-		KTY: jwkset.KTY(text["kty"]), CRV: jwkset.CRV(text["crv"]), X: text["x"], Y: text["y"], N: text["n"], E: text["e"],
+		KTY: jwkset.KTY(text["kty"]), CRV: jwkset.CRV(text["crv"]), X: text["x"], Y: text["y"], N: text["n"],
+		E: text["e"],
 	}, jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{StrictPadding: true, SkipMetadata: true})
 	if err != nil {
 		k.Err = errors.New("is not a public RSA, EC or OKP key that parses")

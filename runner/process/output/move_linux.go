@@ -72,7 +72,9 @@ func (p *peekPipe) readEnd(int) int { return p.out }
 // takeBytes removes n bytes from the FIFO.
 func (p *peekPipe) takeBytes(fifo, n int) {
 	for n > 0 {
-		k, err := retrySplice(func() (int64, error) { return unix.Splice(fifo, nil, p.null, nil, n, unix.SPLICE_F_NONBLOCK) })
+		k, err := retrySplice(func() (int64, error) {
+			return unix.Splice(fifo, nil, p.null, nil, n, unix.SPLICE_F_NONBLOCK)
+		})
 		if err != nil || k == 0 { // another process removed them
 			return
 		}

@@ -50,7 +50,8 @@ func readTailState(f *os.File) (s tailState, err error) {
 		return s, err
 	}
 	_, err = binary.Decode(text, binary.BigEndian, &s)
-	if err == nil && (s.Room <= tailChunk || s.First < 0 || s.Size < s.First || s.Pending < 0 || s.Pending > tailChunk) {
+	if err == nil &&
+		(s.Room <= tailChunk || s.First < 0 || s.Size < s.First || s.Pending < 0 || s.Pending > tailChunk) {
 		err = errors.New("the tail of an output is corrupt")
 	}
 	return s, err

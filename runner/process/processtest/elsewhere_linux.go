@@ -23,7 +23,8 @@ func RunElsewhere(t testing.TB, what string, attr *syscall.SysProcAttr) bool {
 	}
 	dir := t.TempDir()
 	if attr.Credential != nil {
-		err := errors.Join(os.Chmod(filepath.Dir(dir), 0o711), os.Chown(dir, int(attr.Credential.Uid), int(attr.Credential.Gid)))
+		err := errors.Join(os.Chmod(filepath.Dir(dir), 0o711),
+			os.Chown(dir, int(attr.Credential.Uid), int(attr.Credential.Gid)))
 		if err != nil {
 			t.Fatal(err)
 		}

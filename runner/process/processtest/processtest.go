@@ -183,7 +183,9 @@ func (b *Subject) ReadStatus(t testing.TB, run string) (s rundir.Status) {
 func (b *Subject) BlockStatus(t testing.TB, run string) (unblock func()) {
 	t.Helper()
 	blocker := filepath.Join(b.Dir, run, "status.new")
-	Eventually(t, "the way is blocked", func() bool { return os.MkdirAll(filepath.Join(blocker, "full"), 0o700) == nil })
+	Eventually(t, "the way is blocked", func() bool {
+		return os.MkdirAll(filepath.Join(blocker, "full"), 0o700) == nil
+	})
 	return func() {
 		if err := os.RemoveAll(blocker); err != nil {
 			t.Fatal(err)
@@ -212,7 +214,8 @@ func (b *Subject) AwaitText(t testing.TB, run, text string) {
 // CheckExit checks that a run ended by itself with the exit code.
 func CheckExit(t testing.TB, e runner.End, code int) {
 	t.Helper()
-	if e.ExitCode == nil || *e.ExitCode != code || e.Signal != "" || e.Reason != "" || e.Error != "" || e.Ended.IsZero() {
+	if e.ExitCode == nil || *e.ExitCode != code || e.Signal != "" || e.Reason != "" || e.Error != "" ||
+		e.Ended.IsZero() {
 		t.Errorf("got %+v, want exit code %d and nothing else", e, code)
 	}
 }

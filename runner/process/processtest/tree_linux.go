@@ -34,7 +34,8 @@ func AwaitPIDs(t testing.TB, b *Subject, run string, n int) (all []int) {
 		all = nil
 		seen := map[int]bool{}
 		for line := range strings.Lines(b.ReadOutput(t, run)) {
-			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && strings.HasSuffix(line, "\n") && !seen[pid] {
+			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && strings.HasSuffix(line, "\n") &&
+				!seen[pid] {
 				seen[pid] = true
 				all = append(all, pid)
 			}

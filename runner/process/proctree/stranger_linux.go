@@ -21,7 +21,8 @@ func CheckStranger(pid, supervisor int, isRun func(id string) bool) error {
 		}
 		p, ok := readStat(at)
 		if !ok && at == pid && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
-			return fmt.Errorf("the peer, process %d, has ended", pid) // it may have passed its connection to another process
+			// it may have passed its connection to another process
+			return fmt.Errorf("the peer, process %d, has ended", pid)
 		}
 		if !ok {
 			break // a process of another user, or one that this process cannot see

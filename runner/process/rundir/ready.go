@@ -109,7 +109,8 @@ func (f *Folder) MoveIn(s *Status) error {
 	r := f.runs
 	from, mark := filepath.Join(readyDir, f.name), filepath.Join(activeDir, s.Run)
 	err = r.Root.Link(filepath.Join(from, lockFile), mark)
-	if errors.Is(err, fs.ErrExist) && r.IsGone(s.Run) && !r.IsLocked(s.Run) { // an earlier start that failed left the name
+	// an earlier start that failed left the name
+	if errors.Is(err, fs.ErrExist) && r.IsGone(s.Run) && !r.IsLocked(s.Run) {
 		err = errors.Join(r.Root.Remove(mark), r.Root.Link(filepath.Join(from, lockFile), mark))
 	}
 	if err != nil {

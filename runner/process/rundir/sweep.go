@@ -70,7 +70,9 @@ const unknownFile = "unknown"
 // Sweep removes the folders of runs in dir that have not been known for the duration after. A crash after a run was
 // forgotten and before its folder was removed leaves such a folder. Sweep works in small steps with pauses, goes on
 // after a folder that cannot be removed, and returns when it has seen all folders, or ctx is done.
-func Sweep(ctx context.Context, dir string, after time.Duration, known func(run string) (bool, error)) (removed int, err error) {
+func Sweep(
+	ctx context.Context, dir string, after time.Duration, known func(run string) (bool, error),
+) (removed int, err error) {
 	const step, pause = 100, 50 * time.Millisecond
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -104,7 +106,8 @@ func Sweep(ctx context.Context, dir string, after time.Duration, known func(run 
 				_ = root.Remove(filepath.Join(run, unknownFile)) // usually it does not exist
 				continue
 			}
-			if isUnknownSince(root, run, after) && failed.isSuccess(removeUnlocked(root, run)) && hasNoFolder(root, run) {
+			if isUnknownSince(root, run, after) && failed.isSuccess(removeUnlocked(root, run)) &&
+				hasNoFolder(root, run) {
 				removed++
 			}
 		}
