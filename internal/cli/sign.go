@@ -33,7 +33,8 @@ func (cmd *Sign) Run(s *Streams) error {
 	}
 	signature := []string{"signature"}
 	err = checkOptions(cmd.Scheme, []option{
-		{"method", cmd.Method != "", signature}, {"url", cmd.URL != "", signature},
+		{"method", cmd.Method != "", signature},
+		{"url", cmd.URL != "", signature},
 		{"content-type", cmd.ContentType != "", signature},
 	})
 	if err != nil {

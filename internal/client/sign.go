@@ -122,8 +122,10 @@ func (j JWT) Signer(key []byte) (Signer, error) {
 		}
 	}
 	return func(id string, _ []byte, at time.Time) (http.Header, error) {
-		claims := jwt.MapClaims{"iss": j.Issuer, "aud": j.Audience, "iat": at.Unix(), "exp": at.Add(tokenLife).Unix(),
-			"jti": id}
+		claims := jwt.MapClaims{
+			"iss": j.Issuer, "aud": j.Audience, "iat": at.Unix(), "exp": at.Add(tokenLife).Unix(),
+			"jti": id,
+		}
 		if j.Subject != "" {
 			claims["sub"] = j.Subject
 		}

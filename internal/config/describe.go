@@ -122,8 +122,10 @@ func describeMTLS(row rowFunc, m *auth.MTLSSpec) {
 	if m.CA != "" {
 		by = ", by the CAs of " + m.CA
 	}
-	for kind, name := range map[string]string{"URI": m.URI, "DNS": m.DNS, "CN": m.CN,
-		"fingerprint": strings.Join(m.Fingerprint, " or ")} {
+	for kind, name := range map[string]string{
+		"URI": m.URI, "DNS": m.DNS, "CN": m.CN,
+		"fingerprint": strings.Join(m.Fingerprint, " or "),
+	} {
 		if name != "" {
 			row("  mtls", "%s %s%s", kind, name, by)
 		}

@@ -66,8 +66,10 @@ func newLocal(
 	return &Local{
 		runs: runs, ready: rundir.NewReadyFolders(runs), hook: hook, log: log, parent: parent,
 		login: loginEnvironment(nil),
-		ends: &endings{runs: runs, parent: parent, log: log, again: cleanUpAgain,
-			unwritten: map[string]rundir.Status{}},
+		ends: &endings{
+			runs: runs, parent: parent, log: log, again: cleanUpAgain,
+			unwritten: map[string]rundir.Status{},
+		},
 		active: activeRuns{byID: map[string]*active{}},
 	}, nil
 }
@@ -158,8 +160,10 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 	a := newActive(l, rundir.Status{
 		Run: o.Run, Folder: l.runs.ID(), Hook: o.Hook, Caller: o.Caller, Flight: flight, Values: o.Values,
 		Created: o.Created, Started: time.Now(), Up: boot.Uptime(),
-		Bounds: rundir.Bounds{Timeout: h.Timeout, Grace: h.Grace, Head: int64(h.Output.Head),
-			Tail: max(int64(h.Output.Tail), 1)},
+		Bounds: rundir.Bounds{
+			Timeout: h.Timeout, Grace: h.Grace, Head: int64(h.Output.Head),
+			Tail: max(int64(h.Output.Tail), 1),
+		},
 	})
 	a.status.Cgroup = l.parent.Cgroups.PathOf(o.Run)
 	f, stdin, err := a.prepareFolder(h, o)
