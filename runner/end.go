@@ -75,7 +75,8 @@ func (d *driver) recordEnd(ctx context.Context, s State, e End, c AfterClaims) (
 		if failing.IsNew(err) {
 			d.log.Error("run not recorded", "run", d.run.ID, "hook", d.run.Hook, "state", s, "error", err)
 		}
-		if errors.Is(err, ErrUnknown) || d.runs.isStopping() { // the next server reads the end from the folder of the run
+		// the next server reads the end from the folder of the run
+		if errors.Is(err, ErrUnknown) || d.runs.isStopping() {
 			ended = d.run
 			ended.State, ended.End = s, e
 			return ended, nil

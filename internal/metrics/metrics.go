@@ -23,9 +23,10 @@ import (
 
 // Missing returns how many lines were not written since the start.
 type Missing struct {
-	Dropped    func() int // lines of the log, because its reader was too slow
-	Skipped    func() int // lines of the log, because there were too many of one kind
-	Suppressed func() int // lines of the audit log, because there were too many of one kind, or they could not be written
+	Dropped func() int // lines of the log, because its reader was too slow
+	Skipped func() int // lines of the log, because there were too many of one kind
+	// lines of the audit log, because there were too many of one kind, or they could not be written
+	Suppressed func() int
 }
 
 // Handler answers with the metrics, in the format that the request accepts.

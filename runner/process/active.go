@@ -328,7 +328,8 @@ func (a *active) concludeRun() {
 	case <-time.After(tidyTime):
 	}
 	if !a.status.KillAt.IsZero() && l.parent.Children.AdoptsOrphans() {
-		l.parent.Children.Reap() // there may be hundreds of zombies, which count against the process limit of the next command
+		// there may be hundreds of zombies, which count against the process limit of the next command
+		l.parent.Children.Reap()
 	}
 	followers := l.active.removeRun(a)
 	close(a.done)
