@@ -25,6 +25,13 @@ func Begin(c net.Conn) { c.(*conn).beginRequest() }
 // End reports the end of a request that Begin reported.
 func End(c net.Conn) { c.(*conn).endRequest() }
 
+// Fresh returns how many connections have carried no request yet.
+func Fresh(s *Server) int {
+	s.limited.mu.Lock()
+	defer s.limited.mu.Unlock()
+	return s.limited.fresh
+}
+
 // OnState also passes the states of connections to f. It must be called before Serve.
 func OnState(s *Server, f func(net.Conn, http.ConnState)) {
 	inner := s.http.ConnState

@@ -22,6 +22,7 @@ import (
 	"sallyport/certs"
 	"sallyport/internal/config"
 	"sallyport/internal/server"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/process"
 	"sallyport/runner/store"
@@ -33,6 +34,7 @@ const patience = 30 * time.Second
 // served is a server on a separate port.
 type served struct {
 	t       *testing.T
+	server  *server.Server
 	address string
 	roots   *x509.CertPool
 	stop    chan struct{}
@@ -110,8 +112,10 @@ func serveSurface(t *testing.T, limits config.Limits, all *surface) *served {
 		t.Fatal(err)
 	}
 	srv := server.New(l, c, all, run, nil, log)
-	s := &served{t: t, address: srv.Addr().String(), roots: x509.NewCertPool(), stop: make(chan struct{}), kill: make(chan struct{}), ended: make(chan error, 1)}
-	s.idle = make(chan struct{}, 100)
+	s := &served{
+		t: t, server: srv, address: srv.Addr().String(), roots: x509.NewCertPool(),
+		stop: make(chan struct{}), kill: make(chan struct{}), ended: make(chan error, 1), idle: make(chan struct{}, 100),
+	}
 	server.OnState(srv, func(_ net.Conn, state http.ConnState) {
 		if state == http.StateIdle {
 			select {
@@ -230,6 +234,38 @@ func TestConnections_SilentAreClosed(t *testing.T) {
 			t.Errorf("%s: answered with %q", what, got)
 		}
 	}
+}
+
+// TestConnections_WithoutRequest: a connection counts as one without a request until its first request or its end, over
+// HTTP/2 also after the preface.
+func TestConnections_WithoutRequest(t *testing.T) {
+	t.Parallel()
+	s := serve(t, plenty(), http.HandlerFunc(hello))
+	fresh := func(want int) {
+		t.Helper()
+		if n := server.Fresh(s.server); n != want {
+			t.Errorf("%d connections without a request, want %d", n, want)
+		}
+	}
+	first := s.tls()
+	h2 := tls.Client(s.dial(), &tls.Config{RootCAs: s.roots, ServerName: "localhost", NextProtos: []string{"h2"}})
+	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	if _, err := io.WriteString(h2, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(h2, make([]byte, 9)); err != nil { // the header of the server's SETTINGS
+		t.Fatal(err)
+	}
+	fresh(2)
+	if _, err := io.WriteString(first, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.closed(first); !strings.Contains(got, "hello") {
+		t.Errorf("the first connection got %q", got)
+	}
+	fresh(1)
+	_ = h2.Close()
+	testenv.WaitUntil(t, "the end of the second connection", func() bool { return server.Fresh(s.server) == 0 })
 }
 
 // TestConnections_TooOften: an address that connects too often is closed before a handshake.
