@@ -48,8 +48,17 @@ func (r inRepository) Run() int {
 			return 1
 		}
 	}
+	var err error
+	if Builds, err = os.MkdirTemp("", "builds"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(Builds) }()
 	return r.m.Run()
 }
+
+// Builds is a folder for programs that are built once for several tests. It exists while the tests run.
+var Builds string
 
 // sallyport runs the program, as main.go does.
 func sallyport() {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"sallyport/certs"
+	internals "sallyport/internal/e2e"
 )
 
 const (
@@ -161,15 +162,24 @@ tls: {cert: certs/server.pem, key: certs/server.key}
 	return dir
 }
 
-// buildShipped builds the program into a folder with the flags of a release.
+// buildShipped puts the program into a folder as it is shipped: without the race detector. It is built once for all
+// tests, so no test may write into it.
 func buildShipped(t testing.TB, dir string) {
 	t.Helper()
-	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "sallyport"), ".")
+	file, err := shippedProgram()
+	check(t, err)
+	check(t, os.Link(file, filepath.Join(dir, "sallyport")))
+}
+
+var shippedProgram = sync.OnceValues(func() (string, error) {
+	file := filepath.Join(internals.Builds, "sallyport")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", file, ".") //nolint:noctx // for more than one test
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v\n%s", err, out)
+		return "", fmt.Errorf("building: %w\n%s", err, out)
 	}
-}
+	return file, nil
+})
 
 // peakMemory returns the peak memory of a process in KiB.
 func peakMemory(t testing.TB, pid int) int {

@@ -212,7 +212,10 @@ func (r *reloadTest) startTraffic() (stop func()) {
 	for i := range 4 {
 		good, c := i%2 == 0, r.client(i < 2)
 		all.Go(func() {
+			pace := time.NewTicker(5 * time.Millisecond) // leaves the processors to the reloads
+			defer pace.Stop()
 			for ctx.Err() == nil {
+				<-pace.C
 				token, count, want := "the worker's token, of thirty-two bytes", &r.passed, "200 503"
 				if !good {
 					token, count, want = "the worker's token, of thirty-two bytez", &r.refused, "401"
