@@ -25,19 +25,22 @@ func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) 
 	line := req.auditLine()
 	line.Decision, line.Status, line.Method, line.Path = audit.Refused, rec.status, r.Method, r.URL.Path
 	line.Run, line.Reason = req.run, req.reason
-	sure := req.caller != ""
+	from := audit.Unverified
+	if req.caller != "" {
+		from = audit.Verified
+	}
 	switch {
 	case req.would != "":
 		line.Decision = audit.Observed
 		line.Reason = strings.TrimSuffix("would have been "+req.would+": "+req.reason, ": ")
-		m.audit.Decided(line, req.would, sure)
+		m.audit.Decided(line, req.would, from)
 	case req.reason == replayed:
 		line.Decision = audit.Replayed
-		m.audit.Decided(line, replayed, sure)
+		m.audit.Decided(line, replayed, from)
 	case rec.status < http.StatusBadRequest, req.kind == notReady: // not a decision about the request
-	case !sure && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
+	case from == audit.Unverified && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
 		m.audit.Count(req.kind) // requests of scanners
 	default:
-		m.audit.Decided(line, req.kind, sure)
+		m.audit.Decided(line, req.kind, from)
 	}
 }

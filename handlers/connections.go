@@ -70,7 +70,7 @@ func (h *Handler) ReportRefusedCertificate(from netip.AddrPort, shown *x509.Cert
 	s.log.LogAttrs(context.Background(), s.levelOfFailure("handshake", from.Addr()), "handshake refused",
 		slog.String("address", line.Address), slog.String("key", line.Key),
 		slog.String("reason", audit.Shorten(line.Reason, longestField)))
-	s.audit.Decided(line, "handshake", false)
+	s.audit.Decided(line, "handshake", audit.Unverified)
 }
 
 // levelOfFailure spends a token of an address for a failure, and returns the level to log it at: the debug level if

@@ -88,7 +88,7 @@ func BenchmarkVerify(b *testing.B) {
 			Decision: audit.Refused, Status: 503, Request: "K2YK3XBQ6GR5LCYPJZEURA2DYY",
 			Address: "203.0.113.7:33926", Caller: "ci", Kind: "hmac",
 			Key: "2026-11", Hook: "build", Params: audit.Digest(nil), Run: fmt.Sprint(i), Reason: "busy",
-		}, "busy", true)
+		}, "busy", audit.Verified)
 	}
 	closeLog(b, l)
 	v := newVerifier(b, state)

@@ -39,23 +39,32 @@ type counts struct {
 	suppressed atomic.Int64 // since the start
 }
 
-// Decided records the decision about a request that allowed nothing. There are few reasons. Too many
-// lines of a kind are only counted, unless it is sure which caller asked: every decision about a
-// verified caller has a line, except for requests over its limit.
-func (l *Log) Decided(line Line, reason string, sure bool) {
+// Identity says whether the caller of a line is known for certain.
+type Identity int
+
+const (
+	// Unverified is a request without a valid credential. The caller of its line is the one that it claims to be.
+	Unverified Identity = iota
+	// Verified is a request of the caller of its line.
+	Verified
+)
+
+// Decided records the decision about a request that allowed nothing. There are few reasons. Too many lines of a kind
+// are only counted, but every decision about a verified caller has a line, except for requests over its limit.
+func (l *Log) Decided(line Line, reason string, from Identity) {
 	at := l.now()
 	k := kind{reason: reason}
-	if sure {
+	if from == Verified {
 		k.caller = line.Caller
 	}
-	if !sure || reason == TooOften {
+	if from == Unverified || reason == TooOften {
 		if !l.allowLine(k, at) {
 			l.countOne(k, at)
 			return
 		}
 	}
 	send := l.refusals.queue.TrySend
-	if sure {
+	if from == Verified {
 		send = l.refusals.queue.Send
 	}
 	if !send(entry{line, k}) {

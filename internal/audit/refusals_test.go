@@ -24,7 +24,7 @@ func refuseMany(t testing.TB, l *audit.Log, n int) {
 		l.Decided(audit.Line{
 			Decision: audit.Refused, Status: 422, Caller: "ci",
 			Reason: fmt.Sprint("refusal ", i, strings.Repeat(".", 100)),
-		}, "parameters", true)
+		}, "parameters", audit.Verified)
 	}
 }
 
@@ -291,7 +291,7 @@ func TestRefusals_LostLinesAreCounted(t *testing.T) {
 	<-stop.reached // the line, or the check each second, could not be written
 	const kinds, each = 12, 100
 	for i := range kinds * each { // the queue has room for 1024
-		l.Decided(audit.Line{Decision: audit.Refused, Status: 401}, fmt.Sprint("kind ", i/each), false)
+		l.Decided(audit.Line{Decision: audit.Refused, Status: 401}, fmt.Sprint("kind ", i/each), audit.Unverified)
 	}
 	full := l.SuppressedLines()
 	if full < kinds*each-1024 {

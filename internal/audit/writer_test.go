@@ -58,14 +58,14 @@ func TestRefusals_AllCounted(t *testing.T) {
 					Decision: audit.Refused, Status: 401, Address: fmt.Sprint(i, ".", j),
 					Path: strings.Repeat("\x00", 10_000),
 				}
-				l.Decided(line, "unauthorized", false)
+				l.Decided(line, "unauthorized", audit.Unverified)
 				l.Count("not-found")
 				if j%1000 == 0 {
 					// A verified caller's refusal is not suppressed, however many others there are.
 					l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci", Reason: fmt.Sprint(i, ".", j)},
-						"forbidden", true)
+						"forbidden", audit.Verified)
 				}
-				l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci"}, audit.TooOften, true)
+				l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci"}, audit.TooOften, audit.Verified)
 			}
 		})
 	}
@@ -111,7 +111,7 @@ func TestDecided_VerifiedCaller(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for range 1000 {
-				l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci"}, "busy", true)
+				l.Decided(audit.Line{Decision: audit.Refused, Caller: "ci"}, "busy", audit.Verified)
 			}
 		})
 	}
@@ -318,7 +318,7 @@ func TestLog_FolderRemoved(t *testing.T) {
 	if err := l.Write(t.Context(), long); err == nil {
 		t.Error("written to a file that is not there")
 	}
-	l.Decided(audit.Line{Decision: audit.Refused, Run: "lost", Caller: "ci"}, "busy", true)
+	l.Decided(audit.Line{Decision: audit.Refused, Run: "lost", Caller: "ci"}, "busy", audit.Verified)
 	if err := l.Write(t.Context(), long); err == nil || l.Err() == nil { // by then the queued lines were tried
 		t.Error("written, or ready")
 	}
