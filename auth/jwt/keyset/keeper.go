@@ -25,7 +25,7 @@ func (k *Keeper) Keep(ctx context.Context, sets map[Source]*Set) {
 		if _, ok := k.kept[s]; !ok {
 			ctx, cancel := context.WithCancel(ctx)
 			k.kept[s] = cancel
-			s.beginFetch()
+			s.beginKeeping()
 			go s.keepFetching(ctx, k.log)
 		}
 	}
@@ -72,11 +72,18 @@ func (s *Set) keepFetching(ctx context.Context, log *slog.Logger) {
 	}
 }
 
+// beginKeeping records that a keeper begins with its first fetch. An earlier one may not have ended yet.
+func (s *Set) beginKeeping() {
+	s.mu.Lock()
+	s.keepers++
+	s.mu.Unlock()
+	s.beginFetch()
+}
+
 // beginFetch records that a fetch begins.
 func (s *Set) beginFetch() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept = true
 	s.status.Fetches++
 	if s.pending == nil {
 		s.pending = make(chan struct{})
@@ -101,17 +108,17 @@ func (s *Set) endFetch(got *fetched, err error, pause time.Duration) {
 	} else {
 		s.status.Failed++
 	}
-	if s.pending != nil { // else a keeper of before has released those that waited
+	if s.pending != nil { // else another keeper has released those that waited
 		close(s.pending)
 		s.pending = nil
 	}
 }
 
-// releaseWaiting ends the waiting of deliveries, because no fetch follows.
+// releaseWaiting ends the waiting of deliveries, because no fetch of this keeper follows.
 func (s *Set) releaseWaiting() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.kept = false
+	s.keepers--
 	if s.queued != nil {
 		s.queued.Stop()
 	}

@@ -54,7 +54,7 @@ type Set struct {
 	wake   chan struct{} // asks keepFetching for a fetch now
 
 	mu      sync.Mutex
-	kept    bool
+	keepers int
 	pending chan struct{} // closed at the end of the fetch that is queued or in progress; nil without one
 	queued  *time.Timer   // wakes keepFetching for a fetch that a token has asked for
 	waiting waiting       // deliveries that wait for pending
@@ -173,7 +173,7 @@ func (s *Set) Await(ctx context.Context, site netip.Addr) bool {
 func (s *Set) requestFetch(site netip.Addr) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.kept {
+	if s.keepers == 0 {
 		return nil
 	}
 	if s.pending == nil {

@@ -827,3 +827,38 @@ func TestKeeper_KeepsSharedSets(t *testing.T) {
 		wantAccepted(t, setB, two)
 	})
 }
+
+// heldLog is the writer of a log whose lines are not written before it is closed.
+type heldLog chan struct{}
+
+func (l heldLog) Write(p []byte) (int, error) {
+	<-l
+	return len(p), nil
+}
+
+// TestKeeper_KeepsAgain stops keeping a set during a fetch, and another keeper keeps it. That fetch ends after the next
+// one and changes nothing: a token with a new key still leads to a fetch.
+func TestKeeper_KeepsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, one, two := newProvider(t), newSigner(t, "one"), newSigner(t, "two")
+		p.changeAnswer(func() {
+			p.answer = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }
+		})
+		set, held := p.makeSet(p.discovered()), make(heldLog)
+		sets := map[keyset.Source]*keyset.Set{p.discovered(): set}
+		k := keyset.NewKeeper(slog.New(slog.NewJSONHandler(held, nil)))
+		k.Keep(t.Context(), sets)
+		synctest.Wait() // the fetch has failed, which is about to be logged
+		k.Keep(t.Context(), nil)
+		p.publishKeys(one)
+		keyset.NewKeeper(slog.New(slog.DiscardHandler)).Keep(t.Context(), sets)
+		synctest.Wait()
+		wantAccepted(t, set, one)
+		close(held)
+		synctest.Wait()
+		p.publishKeys(one, two)
+		if err := verifyAfterWait(t, set, two); err != nil {
+			t.Error(err)
+		}
+	})
+}
