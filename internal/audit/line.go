@@ -32,8 +32,8 @@ import (
 	"unicode/utf8"
 )
 
-// Line is one line of the audit log: a decision about a request, or an event of the
-// server. The keys are described in docs/audit.md.
+// Line is one line of the audit log: a decision about a request, or an event of the server. Each key of a line, which
+// docs/audit.md describes, is one of its many fields.
 type Line struct {
 	Seq      uint64    `json:"seq"`  // set by the Log, from 1 on
 	Time     time.Time `json:"time"` // set by the Log

@@ -19,7 +19,7 @@ import (
 )
 
 // Status is the content of the status file of a run. The file is always replaced as a whole, never written in place.
-// Ended is zero while the run is in progress.
+// Ended is zero while the run is in progress. Status has many fields because each is a member of that file.
 type Status struct {
 	Run     string        `json:"run"`
 	Folder  string        `json:"folder,omitempty"` // device and inode of the folder of runs; a copy has others
