@@ -135,7 +135,7 @@ func delivery(body string, h http.Header) *auth.Delivery {
 	return &auth.Delivery{Header: h, Body: []byte(body), Now: now()}
 }
 
-func allow(t testing.TB, c *auth.Callers, d *auth.Delivery, caller string, hook ...string) *auth.Identity {
+func wantCaller(t testing.TB, c *auth.Callers, d *auth.Delivery, caller string, hook ...string) *auth.Identity {
 	t.Helper()
 	id, err := c.Authenticate(d, hook)
 	if err != nil {

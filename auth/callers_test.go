@@ -54,8 +54,8 @@ func TestAuthenticate_StrongestKindDecides(t *testing.T) {
 		return delivery("{}", h)
 	}
 	none := http.Header{}
-	allow(t, c, both(none, "X-Gitlab-Token", secretB), "gitlab")
-	allow(t, c, both(good, "X-Gitlab-Token", "wrong"), "gitlab")
+	wantCaller(t, c, both(none, "X-Gitlab-Token", secretB), "gitlab")
+	wantCaller(t, c, both(good, "X-Gitlab-Token", "wrong"), "gitlab")
 	newRefusal(t, c, both(bad, "X-Gitlab-Token", secretB), auth.Wrong, "gitlab")
 	newRefusal(t, c, both(bad, "X-Other-Token", secretC), auth.Wrong, "other")
 	newRefusal(t, c, both(bad, "Authorization", "Bearer "+right), auth.Wrong, "ci")
@@ -63,7 +63,7 @@ func TestAuthenticate_StrongestKindDecides(t *testing.T) {
 	newRefusal(t, c, both(headers("Webhook-Signature", good.Get("Webhook-Signature")), "X-Gitlab-Token", secretB), auth.Malformed, "gitlab")
 	newRefusal(t, c, both(none, "Authorization", "Bearer "+wrong, "X-Other-Token", secretC), auth.Wrong, "other")
 	newRefusal(t, c, both(none, "Authorization", "Bearer nothing", "X-Other-Token", secretC), auth.Malformed, "other")
-	allow(t, c, both(none, "Authorization", "Bearer "+right, "X-Other-Token", "wrong"), "ci")
+	wantCaller(t, c, both(none, "Authorization", "Bearer "+right, "X-Other-Token", "wrong"), "ci")
 }
 
 // TestHMAC_SeveralSchemes: Gitea also sends the headers of GitHub and Gogs.
@@ -76,11 +76,11 @@ func TestHMAC_SeveralSchemes(t *testing.T) {
 	h := signed(t, "gitea", secretB, "{}")
 	h.Set("X-Hub-Signature-256", signed(t, "github", secretB, "{}").Get("X-Hub-Signature-256"))
 	h.Set("X-Hub-Signature", "sha1=01dc10d0c83e72ed246219cdd91669667fe2ca59")
-	allow(t, c, delivery("{}", h), "gitea", "github", "gitea")
-	allow(t, c, delivery("{}", h), "gitea", "github")
+	wantCaller(t, c, delivery("{}", h), "gitea", "github", "gitea")
+	wantCaller(t, c, delivery("{}", h), "gitea", "github")
 	h = signed(t, "github", secretA, "{}")
 	h.Set("X-Hub-Signature", "sha1=01dc10d0c83e72ed246219cdd91669667fe2ca59")
-	allow(t, c, delivery("{}", h), "github", "bitbucket")
+	wantCaller(t, c, delivery("{}", h), "github", "bitbucket")
 	h.Set("X-Hub-Signature-256", signed(t, "github", secretC, "{}").Get("X-Hub-Signature-256"))
 	newRefusal(t, c, delivery("{}", h), auth.Wrong, "bitbucket")
 }
@@ -90,13 +90,13 @@ func TestAuthenticate_OtherHooksCaller(t *testing.T) {
 	b.addHMAC("a", "github", secretA)
 	b.addHMAC("b", "github", secretB)
 	c := b.compile()
-	allow(t, c, delivery("{}", signed(t, "github", secretB, "{}")), "b", "a", "gone")
+	wantCaller(t, c, delivery("{}", signed(t, "github", secretB, "{}")), "b", "a", "gone")
 	// The same key twice: the hook decides, and compiling has warned.
 	b.addHMAC("b", "github", secretA)
 	b.wantProblem("warning callers.b.hmac.keys", `caller "a"`)
 	c = b.compile()
-	allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "b", "b")
-	allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "a", "a")
+	wantCaller(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "b", "b")
+	wantCaller(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "a", "a")
 }
 
 func TestHMAC_ForeignSearchBounded(t *testing.T) {
@@ -105,8 +105,8 @@ func TestHMAC_ForeignSearchBounded(t *testing.T) {
 	b.addHMAC("stranger", "github", secretB)
 	c := b.compile()
 	small, large := "{}", strings.Repeat("x", 65<<20)
-	allow(t, c, delivery(small, signed(t, "github", secretB, small)), "stranger", "mine")
-	allow(t, c, delivery(large, signed(t, "github", secretA, large)), "mine", "mine")
+	wantCaller(t, c, delivery(small, signed(t, "github", secretB, small)), "stranger", "mine")
+	wantCaller(t, c, delivery(large, signed(t, "github", secretA, large)), "mine", "mine")
 	newRefusal(t, c, delivery(large, signed(t, "github", secretB, large)), auth.Wrong, "mine")
 }
 
@@ -118,7 +118,7 @@ func TestHMAC_KeyRotation(t *testing.T) {
 	c := b.compile()
 	for i, secret := range []string{secretA, secretB} {
 		d := delivery("{}", signed(t, "github", secret, "{}"))
-		if id := allow(t, c, d, "github"); id.Key != keys[i].ID {
+		if id := wantCaller(t, c, d, "github"); id.Key != keys[i].ID {
 			t.Errorf("key %s, want %s", id.Key, keys[i].ID)
 		}
 		d.Now = now().Add([]time.Duration{time.Hour + 1, -time.Hour - 1}[i])
@@ -138,23 +138,23 @@ func TestReplay_NamesWhatWasSigned(t *testing.T) {
 	// Two signatures while a secret is rotated: without one of them, it is the same delivery.
 	body := `{"type":"x"}`
 	one, two := signed(t, "stripe", secretA, body), signed(t, "stripe", secretB, body)
-	a, again := allow(t, c, delivery(body, one), "stripe"), allow(t, c, delivery(body, two), "stripe")
+	a, again := wantCaller(t, c, delivery(body, one), "stripe"), wantCaller(t, c, delivery(body, two), "stripe")
 	if a.Replay != again.Replay || a.Key == again.Key {
 		t.Error("another signature of the same message passes for another delivery")
 	}
 	if a.Event != "x" || !a.Until.Equal(now().Add(24*time.Hour)) || a.OneBody || a.Named {
 		t.Errorf("identity %+v", a)
 	}
-	later := allow(t, c, delivery(body, signedAt(t, "stripe", secretA, body, "", now().Add(time.Second))), "stripe")
+	later := wantCaller(t, c, delivery(body, signedAt(t, "stripe", secretA, body, "", now().Add(time.Second))), "stripe")
 	if later.Replay == a.Replay {
 		t.Error("a second delivery without an id passes for the first")
 	}
 
 	// A signed id names the delivery: a retry has the same id and a new signature.
 	key := newPair("svix", "s").sign
-	first := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now())), "svix")
-	retry := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now().Add(time.Minute))), "svix")
-	other := allow(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m2", now())), "svix")
+	first := wantCaller(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now())), "svix")
+	retry := wantCaller(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m1", now().Add(time.Minute))), "svix")
+	other := wantCaller(t, c, delivery("{}", signedAt(t, "svix", key, "{}", "m2", now())), "svix")
 	if first.Replay != retry.Replay || first.Replay == other.Replay {
 		t.Error("the id does not name the delivery")
 	}
@@ -165,9 +165,9 @@ func TestReplay_NamesWhatWasSigned(t *testing.T) {
 	// An id that is not signed is free to change, and changes nothing.
 	h := signed(t, "github", secretC, "{}")
 	h.Set("X-GitHub-Delivery", "1")
-	g := allow(t, c, delivery("{}", h), "github")
+	g := wantCaller(t, c, delivery("{}", h), "github")
 	h.Set("X-GitHub-Delivery", "2")
-	if allow(t, c, delivery("{}", h), "github").Replay != g.Replay || !g.Until.IsZero() {
+	if wantCaller(t, c, delivery("{}", h), "github").Replay != g.Replay || !g.Until.IsZero() {
 		t.Error("an unsigned id makes a new delivery")
 	}
 }
@@ -178,8 +178,8 @@ func TestReplay_OptionOfCaller(t *testing.T) {
 	b.addToken("t", "X-Token", secretB)
 	send := func() (string, string) {
 		c := b.compile()
-		hmac := allow(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "h").Replay
-		return hmac, allow(t, c, delivery("{}", headers("X-Token", secretB)), "t").Replay
+		hmac := wantCaller(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "h").Replay
+		return hmac, wantCaller(t, c, delivery("{}", headers("X-Token", secretB)), "t").Replay
 	}
 	if hmac, token := send(); hmac == "" || token != "" {
 		t.Errorf("by default: %q, %q", hmac, token)
@@ -192,7 +192,7 @@ func TestReplay_OptionOfCaller(t *testing.T) {
 	replay := func(body string, keys ...string) string {
 		h := headers("X-Token", secretB)
 		h["Idempotency-Key"] = keys
-		return allow(t, c, delivery(body, h), "t").Replay
+		return wantCaller(t, c, delivery(body, h), "t").Replay
 	}
 	if replay("a", "k") != replay("b", "k") || replay("a", "k") == replay("a", "l") {
 		t.Error("one Idempotency-Key does not name the delivery")
@@ -214,7 +214,7 @@ func TestIdentity_Event(t *testing.T) {
 		for i := 0; i < len(pairs); i += 2 {
 			h.Add(pairs[i], pairs[i+1])
 		}
-		return allow(t, c, delivery(body, h), caller).Event
+		return wantCaller(t, c, delivery(body, h), caller).Event
 	}
 	for want, got := range map[string]string{
 		"push":             event("github", "github", secretA, "{}", "X-GitHub-Event", "push"),
@@ -310,10 +310,10 @@ func TestHMAC_EmptyBody(t *testing.T) {
 		if r.Caller != "ci" || !strings.Contains(r.Detail, "empty") {
 			t.Errorf("%s: %+v", scheme, r)
 		}
-		if id := allow(t, c, delivery("", signed(t, scheme, p.sign, "")), "ci"); id.NeverStale != (scheme == "github") {
+		if id := wantCaller(t, c, delivery("", signed(t, scheme, p.sign, "")), "ci"); id.NeverStale != (scheme == "github") {
 			t.Errorf("%s: %+v", scheme, id)
 		}
-		allow(t, c, delivery("{}", signed(t, scheme, p.sign, "{}")), "ci", "ci")
+		wantCaller(t, c, delivery("{}", signed(t, scheme, p.sign, "{}")), "ci", "ci")
 	}
 }
 
@@ -329,7 +329,7 @@ func TestHMAC_TimestampSpelling(t *testing.T) {
 	ts := strconv.FormatInt(now().Unix(), 10)
 	_, _ = io.WriteString(mac, "100"+"0"+ts)
 	h := http.Header{"X-Sig": {hex.EncodeToString(mac.Sum(nil))}, "X-Ts": {ts}}
-	allow(t, c, delivery("100", h), "own")
+	wantCaller(t, c, delivery("100", h), "own")
 	h["X-Ts"] = []string{"0" + ts}
 	newRefusal(t, c, delivery("10", h), auth.Malformed)
 }

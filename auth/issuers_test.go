@@ -121,12 +121,12 @@ func TestIssuer_FetchedKey(t *testing.T) {
 	b.addIssuer("ours", ours, nil)
 	b.addIssuer("theirs", theirs, nil)
 	c := b.compileAndFetch()
-	if id := allow(t, c, ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r"), "ours"); id.Key != "r" || id.Replay == "" || !id.OneBody {
+	if id := wantCaller(t, c, ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r"), "ours"); id.Key != "r" || id.Replay == "" || !id.OneBody {
 		t.Errorf("identity %+v", id)
 	}
-	allow(t, c, ours.signNow(t, jwt.SigningMethodES256, r.p256, "e"), "ours")
-	allow(t, c, ours.signNow(t, jwt.SigningMethodEdDSA, r.ed, "d"), "ours")
-	allow(t, c, theirs.signNow(t, jwt.SigningMethodRS256, r.otherRSA, "o"), "theirs")
+	wantCaller(t, c, ours.signNow(t, jwt.SigningMethodES256, r.p256, "e"), "ours")
+	wantCaller(t, c, ours.signNow(t, jwt.SigningMethodEdDSA, r.ed, "d"), "ours")
+	wantCaller(t, c, theirs.signNow(t, jwt.SigningMethodRS256, r.otherRSA, "o"), "theirs")
 
 	text := publicPEM(t, r.rsa)
 	der, err := x509.MarshalPKIXPublicKey(r.rsa.Public())
@@ -199,7 +199,7 @@ func TestAwaitKey_OnlyMissingKey(t *testing.T) {
 	if err == nil || !auth.AwaitKey(t.Context(), err, netip.Addr{}) {
 		t.Fatalf("a new key: %v", err)
 	}
-	allow(t, c, d, "ci")
+	wantCaller(t, c, d, "ci")
 	before := p.fetches.Load()
 	gone, leave := context.WithCancel(t.Context())
 	leave()
@@ -217,8 +217,8 @@ func TestAwaitKey_SharedIssuer(t *testing.T) {
 		b.addIssuer(names[0], p, nil)
 		b.addJWT(names[1], func(s *auth.JWTSpec) { s.Issuer = p.URL }, b.writeKey("", publicPEM(t, testKeys().otherRSA)))
 		c := b.compileAndFetch()
-		allow(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().rsa, "r"), names[0])
-		allow(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().otherRSA, "r"), names[1])
+		wantCaller(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().rsa, "r"), names[0])
+		wantCaller(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().otherRSA, "r"), names[1])
 		if r := newRefusal(t, c, p.signNow(t, jwt.SigningMethodES256, testKeys().p256, "new"), auth.Wrong); !auth.AwaitKey(t.Context(), r, netip.Addr{}) {
 			t.Errorf("%v: it did not wait", names)
 		}
@@ -233,7 +233,7 @@ func TestIssuer_SharedKeySet(t *testing.T) {
 	b.addIssuer("three", p, func(s *auth.JWTSpec) { s.JWKS = p.URL + "/jwks" })
 	c := b.compileAndFetch()
 	for _, name := range c.Names() {
-		allow(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().rsa, "r"), name, name)
+		wantCaller(t, c, p.signNow(t, jwt.SigningMethodRS256, testKeys().rsa, "r"), name, name)
 	}
 	first := c.KeySets()
 	if len(first) != 2 {
@@ -375,7 +375,7 @@ func TestIssuerPreset_OtherProject(t *testing.T) {
 		s.Preset, s.Claims = "github-actions", map[string]any{"repository_id": "1234", "ref": "refs/heads/main"}
 	})
 	c := b.compileAndFetch()
-	allow(t, c, p.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("repository_id", "1234")), "ci")
+	wantCaller(t, c, p.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("repository_id", "1234")), "ci")
 	for _, id := range []any{nil, "1235", 1234, []any{"1234"}, "12345"} {
 		newRefusal(t, c, p.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("repository_id", id)), auth.Wrong)
 	}

@@ -162,7 +162,7 @@ func TestJWT_EachAlgorithm(t *testing.T) {
 			key.Alg = x.alg
 			b.addJWT("ci", nil, key)
 			c := b.compile()
-			id := allow(t, c, bearerDelivery(signToken(t, x.method, x.key, validClaims())), "ci")
+			id := wantCaller(t, c, bearerDelivery(signToken(t, x.method, x.key, validClaims())), "ci")
 			if id.Kind != "jwt" || id.Key != "k1" || !id.OneBody || id.Replay == "" || id.Claims["ref"] != "refs/heads/main" {
 				t.Errorf("identity %+v", id)
 			}
@@ -247,9 +247,9 @@ func TestJWT_HeaderExtensions(t *testing.T) {
 		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(), map[string]any{"typ": typ})), auth.Malformed)
 	}
 	for _, typ := range []string{"JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "application/JWT"} {
-		allow(t, c, bearerDelivery(signHS256(t, validClaims(), map[string]any{"typ": typ})), "ci")
+		wantCaller(t, c, bearerDelivery(signHS256(t, validClaims(), map[string]any{"typ": typ})), "ci")
 	}
-	allow(t, c, bearerDelivery(rawToken(`{"alg":"HS256","x5t":"AA"}`, encodePayload(t, validClaims()), testKeys().hs256)), "ci")
+	wantCaller(t, c, bearerDelivery(rawToken(`{"alg":"HS256","x5t":"AA"}`, encodePayload(t, validClaims()), testKeys().hs256)), "ci")
 	for _, header := range []string{
 		`{"alg":"HS256","alg":"HS256"}`, `{"alg":"HS256","alg":"none"}`, `{"ALG":"HS256"}`, `{"alg":["HS256"]}`, `{"alg":null}`, `{}`, `[]`, `null`, `"x"`, `{"alg":"HS256"`,
 		`{"alg":"HS256"}x`, `{"alg":"HS256"}{}`, "\xef\xbb\xbf" + `{"alg":"HS256"}`, `{"alg":"HS256","x":"` + "\xff" + `"}`, strings.Repeat("[", 1000),
@@ -269,10 +269,10 @@ func TestJWT_KidSelectsKey(t *testing.T) {
 		}
 		return bearerDelivery(signToken(t, jwt.SigningMethodHS256, []byte(secret), validClaims(), h))
 	}
-	if id := allow(t, c, with(secretB, "two"), "ci"); id.Key != "two" {
+	if id := wantCaller(t, c, with(secretB, "two"), "ci"); id.Key != "two" {
 		t.Errorf("the key is %s", id.Key)
 	}
-	allow(t, c, with(secretB, nil), "ci")
+	wantCaller(t, c, with(secretB, nil), "ci")
 	newRefusal(t, c, with(secretB, "one"), auth.Wrong)
 	newRefusal(t, c, with(secretC, nil), auth.Wrong)
 	for _, kid := range []string{"../../dev/null", "/dev/null", "two\x00", "two' OR '1'='1", "TWO", "two ", "1", strings.Repeat("x", 256)} {
@@ -284,13 +284,13 @@ func TestJWT_KidSelectsKey(t *testing.T) {
 	}
 	newRefusal(t, c, bearerDelivery(rawToken(`{"alg":"HS256","kid":null}`, encodePayload(t, validClaims()), secretB)), auth.Malformed)
 	// Senders choose the key ids, so a key without an id accepts any.
-	allow(t, newHS256Callers(t), bearerDelivery(signHS256(t, validClaims(), map[string]any{"kid": "theirs"})), "ci")
+	wantCaller(t, newHS256Callers(t), bearerDelivery(signHS256(t, validClaims(), map[string]any{"kid": "theirs"})), "ci")
 }
 
 func TestJWT_OneSpelling(t *testing.T) {
 	c := newHS256Callers(t)
 	raw := signHS256(t, validClaims())
-	allow(t, c, bearerDelivery(raw), "ci")
+	wantCaller(t, c, bearerDelivery(raw), "ci")
 	parts := strings.Split(raw, ".")
 	for _, other := range []string{
 		raw + "=", raw + "==", raw + "\n", raw + " ", " " + raw, raw[:len(raw)-4] + "\r\n" + raw[len(raw)-4:], parts[0] + "=." + parts[1] + "." + parts[2],
@@ -308,7 +308,7 @@ func TestJWT_OneSpelling(t *testing.T) {
 	newRefusal(t, c, bearerDelivery(raw+".AA.AA"), auth.Malformed)
 	newRefusal(t, c, bearerDelivery("x"), auth.Malformed)
 	// The scheme's name may have any case; everything else must match.
-	allow(t, c, delivery("", headers("Authorization", "bearer "+raw)), "ci")
+	wantCaller(t, c, delivery("", headers("Authorization", "bearer "+raw)), "ci")
 	newRefusal(t, c, delivery("", headers("Authorization", raw)), auth.Malformed)
 	newRefusal(t, c, delivery("", headers("Authorization", "Bearer\t"+raw)), auth.Malformed)
 	newRefusal(t, c, delivery("", headers("Authorization", "Bearer  "+raw)), auth.Malformed)
@@ -327,7 +327,7 @@ func TestJWT_MalformedSignature(t *testing.T) {
 	b.addJWT("ec", nil, b.writeKey("k", publicPEM(t, r.p256)))
 	c := b.compile()
 	raw := signToken(t, jwt.SigningMethodES256, r.p256, validClaims())
-	allow(t, c, bearerDelivery(raw), "ec")
+	wantCaller(t, c, bearerDelivery(raw), "ec")
 	dot := strings.LastIndex(raw, ".") + 1
 	sig, _ := base64.RawURLEncoding.DecodeString(raw[dot:])
 	first, second := new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])
@@ -359,7 +359,7 @@ func TestJWT_MalformedSignature(t *testing.T) {
 		dot := strings.LastIndex(raw, ".") + 1
 		sig, _ := base64.RawURLEncoding.DecodeString(raw[dot:])
 		twin := slices.Concat(sig[:32], pad(new(big.Int).Sub(n, new(big.Int).SetBytes(sig[32:]))))
-		a := allow(t, c, bearerDelivery(raw), "ec")
+		a := wantCaller(t, c, bearerDelivery(raw), "ec")
 		other, err := c.Authenticate(bearerDelivery(raw[:dot]+base64.RawURLEncoding.EncodeToString(twin)), nil)
 		if err == nil && other.Replay != a.Replay {
 			t.Error("a malleated signature passes for another delivery")
@@ -410,10 +410,10 @@ func TestJWT_Times(t *testing.T) {
 		}
 	}
 	for name, v := range map[string]any{"iat": at + 30, "nbf": at - 600, "exp": json.RawMessage("1800000010.5")} {
-		allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim(name, v)))), "ci")
+		wantCaller(t, c, bearerDelivery(signHS256(t, validClaims(withClaim(name, v)))), "ci")
 	}
-	allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iat", at-60), withClaim("exp", at-29)))), "ci")
-	allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iat", at-630)))), "ci")
+	wantCaller(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iat", at-60), withClaim("exp", at-29)))), "ci")
+	wantCaller(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iat", at-630)))), "ci")
 }
 
 func TestJWT_AudienceAndIssuer(t *testing.T) {
@@ -430,7 +430,7 @@ func TestJWT_AudienceAndIssuer(t *testing.T) {
 	} {
 		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("aud", aud)))), auth.Wrong)
 	}
-	allow(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("aud", []any{"other", audience})))), "ci")
+	wantCaller(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("aud", []any{"other", audience})))), "ci")
 	for _, iss := range []any{nil, "", issuer + "/", "https://issuer", "HTTPS://ISSUER.EXAMPLE", []any{issuer}, map[string]any{"iss": issuer}, 1} {
 		newRefusal(t, c, bearerDelivery(signHS256(t, validClaims(withClaim("iss", iss)))), auth.Wrong)
 	}
@@ -465,8 +465,8 @@ func TestJWT_KeyOfOtherIssuer(t *testing.T) {
 	cross := func(secret, iss string) *auth.Delivery {
 		return bearerDelivery(signToken(t, jwt.SigningMethodHS256, []byte(secret), validClaims(withClaim("iss", iss))))
 	}
-	allow(t, c, cross(secretA, issuer), "ours")
-	allow(t, c, cross(secretB, "https://other.example"), "theirs", "ours")
+	wantCaller(t, c, cross(secretA, issuer), "ours")
+	wantCaller(t, c, cross(secretB, "https://other.example"), "theirs", "ours")
 	newRefusal(t, c, cross(secretB, issuer), auth.Wrong)
 	newRefusal(t, c, cross(secretA, "https://other.example"), auth.Wrong)
 }
@@ -479,8 +479,8 @@ func TestJWT_CallersByClaims(t *testing.T) {
 	c := b.compile()
 	for _, name := range []string{"main", "dev"} {
 		raw := signToken(t, jwt.SigningMethodHS256, []byte(secretA), validClaims(withClaim("ref", name)))
-		allow(t, c, bearerDelivery(raw), name, "main")
-		allow(t, c, bearerDelivery(raw), name, "dev")
+		wantCaller(t, c, bearerDelivery(raw), name, "main")
+		wantCaller(t, c, bearerDelivery(raw), name, "dev")
 	}
 	raw := signToken(t, jwt.SigningMethodHS256, []byte(secretA), validClaims(withClaim("ref", "x")))
 	if r := newRefusal(t, c, bearerDelivery(raw), auth.Wrong, "main"); r.Caller != "main" {
@@ -493,7 +493,7 @@ func TestJWT_ReplayWithOtherBody(t *testing.T) {
 	send := func(body string, change ...func(jwt.MapClaims)) *auth.Identity {
 		d := bearerDelivery(signHS256(t, validClaims(change...)))
 		d.Body = []byte(body)
-		return allow(t, c, d, "ci")
+		return wantCaller(t, c, d, "ci")
 	}
 	first := send("a")
 	if again := send("b", withClaim("exp", now().Unix()+200)); again.Replay != first.Replay || again.BodyDigest == first.BodyDigest {
@@ -543,7 +543,7 @@ func TestJWT_NumberAndBoolClaims(t *testing.T) {
 			text := strings.TrimSuffix(encodePayload(t, validClaims()), "}") + `,"x":` + v + "}"
 			return bearerDelivery(rawToken(`{"alg":"HS256"}`, text, testKeys().hs256))
 		}
-		allow(t, c, send(x.good), "ci")
+		wantCaller(t, c, send(x.good), "ci")
 		for _, v := range x.bad {
 			if id, err := c.Authenticate(send(v), nil); err == nil {
 				t.Errorf("the rule %v took %s as %s", x.rule, v, id.Caller)

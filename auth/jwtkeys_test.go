@@ -75,13 +75,13 @@ func TestKeySetFile_KidAndAlgorithm(t *testing.T) {
 		jwkEC(t, &r.p256.PublicKey, "kid", "e"), jwkEC(t, &r.p521.PublicKey), jwkEd(r.ed, "kid", "d", "alg", "EdDSA"), jwkEC(t, &r.p384.PublicKey, "kid", "e3", "alg", "ES384")))
 	c := b.compile()
 	kid := func(s string) map[string]any { return map[string]any{"kid": s} }
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims(), kid("r"))), "ci")
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodPS256, r.otherRSA, validClaims(), kid("ps"))), "ci")
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims(), kid("e"))), "ci")
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES384, r.p384, validClaims(), kid("e3"))), "ci")
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES512, r.p521, validClaims())), "ci")
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodEdDSA, r.ed, validClaims(), kid("d"))), "ci")
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims())), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims(), kid("r"))), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodPS256, r.otherRSA, validClaims(), kid("ps"))), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims(), kid("e"))), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES384, r.p384, validClaims(), kid("e3"))), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES512, r.p521, validClaims())), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodEdDSA, r.ed, validClaims(), kid("d"))), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims())), "ci")
 	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims(), kid("ps"))), auth.Wrong)
 	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.otherRSA, validClaims(), kid("ps"))), auth.Wrong)
 	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS512, r.rsa, validClaims(), kid("r"))), auth.Wrong)
@@ -151,7 +151,7 @@ func TestKeySetFile_AlgorithmList(t *testing.T) {
 	b := newBench(t)
 	b.addKeySet("ci", keySet(t, jwkRSA(&r.rsa.PublicKey), jwkEC(t, &r.p256.PublicKey)), "PS256")
 	c := b.compile()
-	allow(t, c, bearerDelivery(signToken(t, jwt.SigningMethodPS256, r.rsa, validClaims())), "ci")
+	wantCaller(t, c, bearerDelivery(signToken(t, jwt.SigningMethodPS256, r.rsa, validClaims())), "ci")
 	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodRS256, r.rsa, validClaims())), auth.Wrong)
 	newRefusal(t, c, bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims())), auth.Wrong)
 }
@@ -165,7 +165,7 @@ func TestJWTKey_Certificate(t *testing.T) {
 	}
 	b := newBench(t)
 	b.addJWT("ci", nil, b.writeKey("", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))))
-	allow(t, b.compile(), bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims())), "ci")
+	wantCaller(t, b.compile(), bearerDelivery(signToken(t, jwt.SigningMethodES256, r.p256, validClaims())), "ci")
 }
 
 func TestJWTKey_Invalid(t *testing.T) {

@@ -226,7 +226,7 @@ func TestMTLS_NamesCompareWhole(t *testing.T) {
 			newRefusal(t, c, d, auth.Wrong)
 			continue
 		}
-		if id := allow(t, c, d, x.want); id.Kind != "mtls" || id.Key == "" || id.Replay != "" {
+		if id := wantCaller(t, c, d, x.want); id.Kind != "mtls" || id.Key == "" || id.Replay != "" {
 			t.Errorf("identity %+v", id)
 		}
 	}
@@ -242,7 +242,7 @@ func TestMTLS_ResumedSession(t *testing.T) {
 	if !d.TLS.DidResume {
 		t.Fatal("the session was not resumed")
 	}
-	allow(t, c, d, "cron")
+	wantCaller(t, c, d, "cron")
 	for _, at := range []time.Time{cert.Leaf.NotAfter.Add(time.Second), cert.Leaf.NotBefore.Add(-time.Second)} {
 		d.Now = at
 		newRefusal(t, c, d, auth.Stale)
@@ -271,7 +271,7 @@ func TestMTLS_WrongSignatureDecides(t *testing.T) {
 	c := b.compile()
 	cert := a.issueClient(pkix.Name{CommonName: "cron"}, nil)
 	d := a.newConnection(&cert).deliver()
-	allow(t, c, d, "cron")
+	wantCaller(t, c, d, "cron")
 	d.Header = signed(t, "github", secretB, "{}")
 	newRefusal(t, c, d, auth.Wrong, "cron")
 	d.Header = headers("Authorization", "Bearer x")
@@ -291,11 +291,11 @@ func TestMTLS_OwnCA(t *testing.T) {
 		one := a.issueClient(pkix.Name{CommonName: cn}, nil, uri)
 		return a.newConnection(&one).deliver()
 	}
-	allow(t, c, cert(ours, "x", "spiffe://corp/etl"), "etl")
-	allow(t, c, cert(partner, "job", "x:y"), "partner")
-	allow(t, c, cert(ours, "cron", "x:y"), "cron")
-	allow(t, c, cert(partner, "cron", "x:y"), "pinned")
-	allow(t, c, cert(partner, "cron", "x:y"), "pinned", "cron") // for any hook
+	wantCaller(t, c, cert(ours, "x", "spiffe://corp/etl"), "etl")
+	wantCaller(t, c, cert(partner, "job", "x:y"), "partner")
+	wantCaller(t, c, cert(ours, "cron", "x:y"), "cron")
+	wantCaller(t, c, cert(partner, "cron", "x:y"), "pinned")
+	wantCaller(t, c, cert(partner, "cron", "x:y"), "pinned", "cron") // for any hook
 	newRefusal(t, c, cert(partner, "x", "spiffe://corp/etl"), auth.Wrong)
 	newRefusal(t, c, cert(ours, "job", "x:y"), auth.Wrong)
 }
@@ -313,10 +313,10 @@ func TestMTLS_Fingerprint(t *testing.T) {
 	b := ca.trusted()
 	b.caller("self").MTLS = &auth.MTLSSpec{Fingerprint: auth.Fingerprints{sum(selfPair), sum(signed)}}
 	c := b.compile()
-	if id := allow(t, c, ca.newConnection(&selfPair).deliver(), "self"); len(id.Key) != 64 {
+	if id := wantCaller(t, c, ca.newConnection(&selfPair).deliver(), "self"); len(id.Key) != 64 {
 		t.Errorf("key %q", id.Key)
 	}
-	allow(t, c, ca.newConnection(&signed).deliver(), "self")
+	wantCaller(t, c, ca.newConnection(&signed).deliver(), "self")
 	newRefusal(t, c, ca.newConnection(&other).deliver(), auth.Wrong)
 	newRefusal(t, c, ca.newConnection(&child).deliver(), auth.Wrong) // the pinned certificate may sign, but is not a CA here
 	late := ca.newConnection(&selfPair).deliver()
@@ -326,12 +326,12 @@ func TestMTLS_Fingerprint(t *testing.T) {
 	// Without a CA, a certificate that a CA signed is not trusted.
 	b.clientCA = ""
 	c = b.compile()
-	allow(t, c, ca.newConnection(&selfPair).deliver(), "self")
+	wantCaller(t, c, ca.newConnection(&selfPair).deliver(), "self")
 	newRefusal(t, c, ca.newConnection(&signed).deliver(), auth.Wrong)
 	// With a CA of the caller, a self-signed certificate is not trusted by itself.
 	b.specs["self"].MTLS.CA = ca.writeCA(b)
 	c = b.compile()
-	allow(t, c, ca.newConnection(&signed).deliver(), "self")
+	wantCaller(t, c, ca.newConnection(&signed).deliver(), "self")
 	newRefusal(t, c, ca.newConnection(&selfPair).deliver(), auth.Wrong)
 }
 

@@ -71,7 +71,7 @@ func attackPreset(t *testing.T, name string, right, wrong pair) {
 		d.Header.Set("X-Weak", secretC)
 		return d
 	}
-	id := allow(t, c, fresh(), "sender", "sender")
+	id := wantCaller(t, c, fresh(), "sender", "sender")
 	if id.Kind != "hmac" || id.Key != "a" || id.Replay == "" {
 		t.Errorf("identity %+v", id)
 	}
@@ -178,8 +178,8 @@ func attackTimes(t *testing.T, c *auth.Callers, name string, right pair, spec we
 		return delivery(body, signedAt(t, name, right.sign, body, "msg_1", at))
 	}
 	tolerance := spec.TS.Tolerance
-	allow(t, c, send(now().Add(-tolerance)), "sender")
-	allow(t, c, send(now().Add(tolerance)), "sender")
+	wantCaller(t, c, send(now().Add(-tolerance)), "sender")
+	wantCaller(t, c, send(now().Add(tolerance)), "sender")
 	newRefusal(t, c, send(now().Add(-tolerance-time.Second)), auth.Stale)
 	newRefusal(t, c, send(now().Add(tolerance+time.Second)), auth.Stale)
 	// If the signature is wrong, a stale timestamp proves nothing, so the reason is Wrong.
@@ -193,9 +193,9 @@ func TestHMAC_HexCase(t *testing.T) {
 	b.addHMAC("fivetran", "fivetran", secretA)
 	c := b.compile()
 	h := signed(t, "fivetran", secretA, "{}")
-	lower := allow(t, c, delivery("{}", h), "fivetran")
+	lower := wantCaller(t, c, delivery("{}", h), "fivetran")
 	h.Set("X-Fivetran-Signature-256", strings.ToUpper(h.Get("X-Fivetran-Signature-256")))
-	if upper := allow(t, c, delivery("{}", h), "fivetran"); upper.Replay != lower.Replay {
+	if upper := wantCaller(t, c, delivery("{}", h), "fivetran"); upper.Replay != lower.Replay {
 		t.Error("a respelled signature passes for another delivery")
 	}
 }
@@ -222,7 +222,7 @@ func TestHMAC_MaxEntries(t *testing.T) {
 	right := h.Get("X-PagerDuty-Signature")
 	wrong := "v1=" + strings.Repeat("0", 64) + ", "
 	h.Set("X-PagerDuty-Signature", strings.Repeat(wrong, 15)+right)
-	allow(t, c, delivery("{}", h), "pagerduty")
+	wantCaller(t, c, delivery("{}", h), "pagerduty")
 	h.Set("X-PagerDuty-Signature", strings.Repeat(wrong, 16)+right)
 	newRefusal(t, c, delivery("{}", h), auth.Malformed)
 }
@@ -246,7 +246,7 @@ func TestScheme_Custom(t *testing.T) {
 		h.Set("X-Own-Event", "built")
 		return h
 	}
-	if id := allow(t, c, delivery("hi", sign(now())), "own"); id.Event != "built" {
+	if id := wantCaller(t, c, delivery("hi", sign(now())), "own"); id.Event != "built" {
 		t.Errorf("the event is %q", id.Event)
 	}
 	newRefusal(t, c, delivery("hi", sign(now().Add(-1001*time.Millisecond))), auth.Stale)

@@ -257,7 +257,7 @@ func TestRetry_IsTheSameDelivery(t *testing.T) {
 		} {
 			conf, seen := newFile(t, kind), ledger{}
 			first := conf.send(1, []int{0}, now())
-			if !seen.accepts(allow(t, conf.load(), delivery(first.body, first.header), "first"), now()) {
+			if !seen.accepts(wantCaller(t, conf.load(), delivery(first.body, first.header), "first"), now()) {
 				t.Fatal("the first is a replay")
 			}
 			f(conf)
@@ -269,7 +269,7 @@ func TestRetry_IsTheSameDelivery(t *testing.T) {
 			retry := conf.send(1, []int{signer}, later)
 			d := delivery(retry.body, retry.header)
 			d.Now = later
-			if seen.accepts(allow(t, conf.load(), d, conf.caller), later) {
+			if seen.accepts(wantCaller(t, conf.load(), d, conf.caller), later) {
 				t.Errorf("%s: a retry is another delivery after this change: %s", kind, change)
 			}
 		}
@@ -288,16 +288,16 @@ func TestSharedSecret_IsOneDelivery(t *testing.T) {
 	c := b.compile()
 	seen := ledger{}
 	d := delivery("{}", signed(t, "github", secretA, "{}"))
-	if !seen.accepts(allow(t, c, d, "a", "a"), now()) || seen.accepts(allow(t, c, d, "b", "b"), now()) {
+	if !seen.accepts(wantCaller(t, c, d, "a", "a"), now()) || seen.accepts(wantCaller(t, c, d, "b", "b"), now()) {
 		t.Error("the delivery is not accepted once")
 	}
 	other := delivery("{}", signed(t, "github", secretB, "{}"))
-	if !seen.accepts(allow(t, c, other, "c", "c"), now()) {
+	if !seen.accepts(wantCaller(t, c, other, "c", "c"), now()) {
 		t.Error("one caller's delivery stands for another's")
 	}
 	for _, caller := range []string{"d", "e"} { // both with the id msg_1
 		d := delivery("{}", signed(t, "svix", newPair("svix", caller).sign, "{}"))
-		if !seen.accepts(allow(t, c, d, caller, caller), now()) {
+		if !seen.accepts(wantCaller(t, c, d, caller, caller), now()) {
 			t.Error("one caller's id stands for another's")
 		}
 	}

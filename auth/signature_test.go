@@ -95,7 +95,7 @@ func TestSignature_Tampering(t *testing.T) {
 	_, stranger := signatureCallers(t, nil)
 	for id, key := range sign {
 		fresh := func() *auth.Delivery { return signRequest(t, key, newRequest("POST", "/start?x=1", "{}"), "n1", "") }
-		who := allow(t, c, fresh(), "sender")
+		who := wantCaller(t, c, fresh(), "sender")
 		if who.Kind != "signature" || who.Key != id || who.Replay == "" || !who.Until.Equal(now().Add(72*time.Hour)) {
 			t.Errorf("%s: identity %+v", id, who)
 		}
@@ -135,7 +135,7 @@ func TestSignature_Tampering(t *testing.T) {
 				t.Errorf("%s, %s: accepted as %s", id, why, who.Caller)
 			}
 		}
-		allow(t, c, signRequest(t, key, newRequest("DELETE", "/runs/1", ""), "n1", ""), "sender")
+		wantCaller(t, c, signRequest(t, key, newRequest("DELETE", "/runs/1", ""), "n1", ""), "sender")
 	}
 }
 
@@ -293,7 +293,7 @@ func TestSignature_AuthorityAndTag(t *testing.T) {
 	key := sign[ed25519ID]
 	// The signer of this package cannot cover other headers, so this signature is made by hand.
 	covered := strings.Replace(whole, `("`, `("x-kind" "`, 1) + fresh
-	allow(t, c, byHand{input: covered + `;tag="deploy"`, lines: "\"x-kind\": full\n" + wholeLines}.delivery(), "sender")
+	wantCaller(t, c, byHand{input: covered + `;tag="deploy"`, lines: "\"x-kind\": full\n" + wholeLines}.delivery(), "sender")
 	for _, x := range []byHand{
 		{input: covered, lines: "\"x-kind\": full\n" + wholeLines},
 		{input: covered + `;tag="Deploy"`, lines: "\"x-kind\": full\n" + wholeLines},
@@ -328,7 +328,7 @@ func TestSignature_ReplayNames(t *testing.T) {
 		d.Now = now().Add(-ago)
 		signRequest(t, key, d, nonce, "")
 		d.Now = now()
-		return allow(t, c, d, "sender").Replay
+		return wantCaller(t, c, d, "sender").Replay
 	}
 	if replay("n", "/start", 0) != replay("n", "/start", time.Minute) {
 		t.Error("a retry with the same nonce is another delivery")
@@ -407,7 +407,7 @@ func TestKey_DatesOfEveryKind(t *testing.T) {
 			"jwt":       bearerDelivery(signHS256(t, validClaims())),
 		} {
 			if why == "" {
-				allow(t, c, d, caller)
+				wantCaller(t, c, d, caller)
 			} else if r := newRefusal(t, c, d, auth.Wrong); r.Caller != caller || !strings.Contains(r.Detail, why) {
 				t.Errorf("%s: %+v", caller, r)
 			}

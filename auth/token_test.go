@@ -14,13 +14,13 @@ func TestToken_ComparesWhole(t *testing.T) {
 	b.addToken("basic", "Authorization", "dXNlcjpwYXNzd29yZCBvZiBsZW5ndGg=")
 	b.specs["basic"].Token.Prefix = "Basic "
 	c := b.compile()
-	id := allow(t, c, delivery("{}", headers("X-Gitlab-Token", secretA)), "gitlab")
+	id := wantCaller(t, c, delivery("{}", headers("X-Gitlab-Token", secretA)), "gitlab")
 	if id.Kind != "token" || id.Key != "t" || id.Replay != "" {
 		t.Errorf("identity %+v", id)
 	}
-	allow(t, c, delivery("{}", headers("Authorization", "Bearer "+secretB)), "bearer")
-	allow(t, c, delivery("{}", headers("Authorization", "BEARER "+secretB)), "bearer")
-	allow(t, c, delivery("{}", headers("Authorization", "Basic dXNlcjpwYXNzd29yZCBvZiBsZW5ndGg=")), "basic")
+	wantCaller(t, c, delivery("{}", headers("Authorization", "Bearer "+secretB)), "bearer")
+	wantCaller(t, c, delivery("{}", headers("Authorization", "BEARER "+secretB)), "bearer")
+	wantCaller(t, c, delivery("{}", headers("Authorization", "Basic dXNlcjpwYXNzd29yZCBvZiBsZW5ndGg=")), "basic")
 	for _, value := range []string{"", secretA + " ", " " + secretA, secretA[:10], secretA + secretA, strings.ToUpper(secretA), secretB, secretA + "\x00"} {
 		newRefusal(t, c, delivery("{}", headers("X-Gitlab-Token", value)), auth.Wrong)
 	}
@@ -40,9 +40,9 @@ func TestAuthorization_SharedHeader(t *testing.T) {
 	b.addToken("bearer", "", strings.Repeat("ab", 32)) // the form of a signature, but for Bearer
 	c := b.compile()
 	dbt := signed(t, "dbt", secretA, "{}")
-	allow(t, c, delivery("{}", dbt), "dbt", "bearer")
-	allow(t, c, bearerDelivery(signHS256(t, validClaims())), "ci", "bearer")
-	allow(t, c, bearerDelivery(strings.Repeat("ab", 32)), "bearer", "dbt")
+	wantCaller(t, c, delivery("{}", dbt), "dbt", "bearer")
+	wantCaller(t, c, bearerDelivery(signHS256(t, validClaims())), "ci", "bearer")
+	wantCaller(t, c, bearerDelivery(strings.Repeat("ab", 32)), "bearer", "dbt")
 	newRefusal(t, c, delivery("{}", headers("Authorization", strings.Repeat("ab", 32))), auth.Wrong)
 	newRefusal(t, c, delivery("{}", headers("Authorization", dbt.Get("Authorization")[1:])), auth.Malformed)
 	newRefusal(t, c, bearerDelivery("a.b.c"), auth.Malformed)
@@ -69,7 +69,7 @@ func TestToken_InvalidHeaderValue(t *testing.T) {
 	b.addToken("a", "X-A", secretA)
 	b.specs["a"].Token.Prefix = "Key "
 	c := b.compile()
-	allow(t, c, delivery("", headers("X-A", "Key "+secretA)), "a")
+	wantCaller(t, c, delivery("", headers("X-A", "Key "+secretA)), "a")
 	newRefusal(t, c, delivery("", headers("X-A", secretA)), auth.Malformed)
 }
 
@@ -79,8 +79,8 @@ func TestToken_SharedByCallers(t *testing.T) {
 	b.addToken("b", "X-A", secretA)
 	b.wantProblem("warning callers.b.token.keys", `caller "a"`)
 	c := b.compile()
-	allow(t, c, delivery("", headers("X-A", secretA)), "a", "a")
-	allow(t, c, delivery("", headers("X-A", secretA)), "b", "b")
+	wantCaller(t, c, delivery("", headers("X-A", secretA)), "a", "a")
+	wantCaller(t, c, delivery("", headers("X-A", secretA)), "b", "b")
 }
 
 func TestToken_OutsideDates(t *testing.T) {

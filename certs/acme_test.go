@@ -146,8 +146,8 @@ func TestRenewals_StopConnecting(t *testing.T) {
 	}
 }
 
-// kept stores a certificate as if it was obtained before.
-func kept(t *testing.T, state, folder, name string, notAfter time.Time) *x509.Certificate {
+// storeCertificate stores a certificate as if it was obtained before.
+func storeCertificate(t *testing.T, state, folder, name string, notAfter time.Time) *x509.Certificate {
 	t.Helper()
 	p := newCA(t, time.Now()).issue(t, nil, func(c *x509.Certificate) {
 		c.DNSNames, c.NotBefore, c.NotAfter = []string{name}, notAfter.Add(-90*day), notAfter
@@ -161,9 +161,9 @@ func kept(t *testing.T, state, folder, name string, notAfter time.Time) *x509.Ce
 // TestLoadACME_StoredCertificate: a stored certificate is shown at once.
 func TestLoadACME_StoredCertificate(t *testing.T) {
 	state, now := t.TempDir(), time.Now()
-	good := kept(t, state, "ca.example.com_dir", "good.example.com", now.Add(10*day))
-	kept(t, state, "ca.example.com_dir", "ended.example.com", now.Add(-time.Hour))
-	kept(t, state, "staging.example.com_dir", "staging.example.com", now.Add(10*day))
+	good := storeCertificate(t, state, "ca.example.com_dir", "good.example.com", now.Add(10*day))
+	storeCertificate(t, state, "ca.example.com_dir", "ended.example.com", now.Add(-time.Hour))
+	storeCertificate(t, state, "staging.example.com_dir", "staging.example.com", now.Add(10*day))
 	domains := []string{"good.example.com", "ended.example.com", "staging.example.com", "none.example.com"}
 	a := obtain(t, certs.NewRenewals(slog.New(slog.DiscardHandler)), state, certs.ACMESpec{Domains: domains, Directory: "https://ca.example.com/dir"})
 	want := certs.Expiry{What: "server certificate", File: "acme", Subject: "good.example.com", NotAfter: good.NotAfter, Ahead: 14 * day}
@@ -171,11 +171,11 @@ func TestLoadACME_StoredCertificate(t *testing.T) {
 		t.Errorf("ends are %v, want %v", got, want)
 	}
 	dir := t.TempDir()
-	dev(t, dir, now)
+	makeDevCerts(t, dir, now)
 	others := devServer(t, dir)
 	others.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &others.Certificates[0], nil }
 	cfg := a.AddTo(others)
-	if _, err, _ := handshake(t, cfg, &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", MinVersion: tls.VersionTLS13}); err != nil {
+	if _, err, _ := handshake(t, cfg, &tls.Config{RootCAs: devCA(t, dir), ServerName: "localhost", MinVersion: tls.VersionTLS13}); err != nil {
 		t.Error("what was served before:", err)
 	}
 	for _, name := range domains {
@@ -202,8 +202,8 @@ func TestLoadACME_StoredCertificate(t *testing.T) {
 // TestACME_AddToWithoutACME: without acme, the server does not offer the ACME protocol.
 func TestACME_AddToWithoutACME(t *testing.T) {
 	dir := t.TempDir()
-	dev(t, dir, time.Now())
-	client := &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", NextProtos: []string{"acme-tls/1"}, MinVersion: tls.VersionTLS13}
+	makeDevCerts(t, dir, time.Now())
+	client := &tls.Config{RootCAs: devCA(t, dir), ServerName: "localhost", NextProtos: []string{"acme-tls/1"}, MinVersion: tls.VersionTLS13}
 	var none *certs.ACME
 	if _, err, _ := handshake(t, none.AddTo(devServer(t, dir)), client); err == nil || !strings.Contains(err.Error(), "no application protocol") {
 		t.Errorf("%v, want no application protocol", err)

@@ -115,10 +115,10 @@ func write(t testing.TB, dir, name, text string, mode os.FileMode) {
 	must(t, os.Chmod(path, mode)) // independent of the umask
 }
 
-func all() certs.Spec { return certs.Spec{Cert: "s.pem", Key: "s.key", ClientCA: "c.pem"} }
+func fullSpec() certs.Spec { return certs.Spec{Cert: "s.pem", Key: "s.key", ClientCA: "c.pem"} }
 
-// good writes valid files, and returns the CA that signed them.
-func good(t *testing.T, dir string, now time.Time) ca {
+// writeValidFiles writes valid files, and returns the CA that signed them.
+func writeValidFiles(t *testing.T, dir string, now time.Time) ca {
 	t.Helper()
 	c := newCA(t, now)
 	leaf := c.issue(t, nil)
@@ -133,13 +133,13 @@ func load(t *testing.T, dir string, s certs.Spec, now time.Time) (*tls.Config, [
 	var p diag.List
 	cfg, _ := certs.Load(s, dir, now, p.At("tls"))
 	if (cfg == nil) != p.Bad() {
-		t.Errorf("configuration given: %v, although problems are %q", cfg != nil, texts(&p))
+		t.Errorf("configuration given: %v, although problems are %q", cfg != nil, problemTexts(&p))
 	}
 	cfg = certs.LoadClients(s, certs.Named{}, dir, now, nil, p.At("tls")).AddTo(cfg)
-	return cfg, texts(&p)
+	return cfg, problemTexts(&p)
 }
 
-func texts(p *diag.List) (got []string) {
+func problemTexts(p *diag.List) (got []string) {
 	for _, one := range p.All() {
 		level := "error "
 		if one.Warning {
@@ -153,7 +153,7 @@ func texts(p *diag.List) (got []string) {
 // TestLoad_NoClientCA: without a client_ca, the server requests no client certificate.
 func TestLoad_NoClientCA(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	good(t, dir, now)
+	writeValidFiles(t, dir, now)
 	cfg, got := load(t, dir, certs.Spec{Cert: "s.pem", Key: filepath.Join(dir, "s.key")}, now)
 	if len(got) > 0 {
 		t.Fatal(got)
@@ -166,16 +166,16 @@ func TestLoad_NoClientCA(t *testing.T) {
 // TestLoad_TLS12: TLS 1.2 needs the option, and then allows AEAD suites only.
 func TestLoad_TLS12(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	c := good(t, dir, now)
+	c := writeValidFiles(t, dir, now)
 	roots := x509.NewCertPool()
 	roots.AddCert(c.cert)
 	old := &tls.Config{RootCAs: roots, ServerName: "hooks.example.com", MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12}
 
-	cfg, _ := load(t, dir, all(), now)
+	cfg, _ := load(t, dir, fullSpec(), now)
 	if _, err, _ := handshake(t, cfg, old); err == nil {
 		t.Error("TLS 1.2 spoken by default")
 	}
-	s := all()
+	s := fullSpec()
 	s.MinVersion = "1.2"
 	cfg, _ = load(t, dir, s, now)
 	if _, err, serverErr := handshake(t, cfg, old); err != nil || serverErr != nil {
@@ -301,8 +301,8 @@ func TestLoad_Problems(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			row.spoil(t, dir, good(t, dir, now))
-			_, got := load(t, dir, all(), now)
+			row.spoil(t, dir, writeValidFiles(t, dir, now))
+			_, got := load(t, dir, fullSpec(), now)
 			if row.want == "" && len(got) > 0 || row.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], row.want)) {
 				t.Errorf("got  %q\nwant %q", got, row.want)
 			}
@@ -319,9 +319,9 @@ func TestLoad_SHA1Signature(t *testing.T) {
 	}
 	dir := t.TempDir()
 	now := parseOne(t, string(data)).NotBefore.Add(time.Hour)
-	good(t, dir, now)
+	writeValidFiles(t, dir, now)
 	write(t, dir, "s.pem", string(data), 0o644)
-	_, got := load(t, dir, all(), now)
+	_, got := load(t, dir, fullSpec(), now)
 	if len(got) != 1 || !strings.HasPrefix(got[0], "error tls.cert: certificate 1 of s.pem is signed with SHA1-RSA") {
 		t.Errorf("got %q", got)
 	}
@@ -340,10 +340,10 @@ func TestLoad_AllProblemsAtOnce(t *testing.T) {
 // TestLoad_ProblemsElsewhere: a problem elsewhere in the file does not make Load refuse a good pair.
 func TestLoad_ProblemsElsewhere(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	good(t, dir, now)
+	writeValidFiles(t, dir, now)
 	var p diag.List
 	p.At("hooks").Errorf("none")
-	if cfg, _ := certs.Load(all(), dir, now, &p); cfg == nil {
+	if cfg, _ := certs.Load(fullSpec(), dir, now, &p); cfg == nil {
 		t.Error("nil, although the certificates are good")
 	}
 }

@@ -67,7 +67,7 @@ func (c ca) signed(t testing.TB, endless bool) string {
 	return encode("X509 CRL", der)
 }
 
-func unpem(t *testing.T, text string) []byte {
+func decodePEM(t *testing.T, text string) []byte {
 	t.Helper()
 	block, _ := pem.Decode([]byte(text))
 	if block == nil {
@@ -127,11 +127,11 @@ func TestCRL_Malformed(t *testing.T) {
 	const at, list = "error tls.client_crl.0: ", "the CRL of CN=Corp CA in c.crl "
 	for name, row := range map[string]struct{ text, want string }{
 		"PEM":                         {corp.crl(t, nil, 1), ""},
-		"DER":                         {string(unpem(t, corp.crl(t, nil, 1))), ""},
+		"DER":                         {string(decodePEM(t, corp.crl(t, nil, 1))), ""},
 		"of several, one in all":      {corp.crl(t, nil) + "# and\n" + mute.pem, at + "reading c.crl: it contains a CERTIFICATE"},
 		"there twice":                 {corp.crl(t, nil) + corp.crl(t, nil), at + "the CRL of CN=Corp CA is in c.crl, but also in c.crl"},
 		"cut short":                   {corp.crl(t, nil) + corp.crl(t, nil)[:100], at + "reading c.crl: it contains 2 PEM blocks, and 1 of them cannot be parsed"},
-		"more after DER":              {string(unpem(t, corp.crl(t, nil))) + "x", at + "reading c.crl: there is data after the CRL"},
+		"more after DER":              {string(decodePEM(t, corp.crl(t, nil))) + "x", at + "reading c.crl: there is data after the CRL"},
 		"nothing":                     {"", at + "reading c.crl: "},
 		"a broken one":                {encode("X509 CRL", []byte("x")), at + "reading c.crl: parsing CRL 1: "},
 		"of the name, not of the key": {stranger.crl(t, nil), at + list + "is not signed by that CA: "},
@@ -139,7 +139,7 @@ func TestCRL_Malformed(t *testing.T) {
 		"of a CA that may not":        {"", ""}, // made below
 		"without an end":              {corp.signed(t, true), at + list + "has no nextUpdate"},
 		"signed with SHA-1":           {corp.signed(t, false), at + list + "is signed with ECDSA-SHA1, which can be forged"},
-		"changed":                     {encode("X509 CRL", flipped(unpem(t, corp.crl(t, nil, 1)))), at + list + "is not signed by that CA: "},
+		"changed":                     {encode("X509 CRL", flipped(decodePEM(t, corp.crl(t, nil, 1)))), at + list + "is not signed by that CA: "},
 		"delta":                       {extended(true, 2, 5, 29, 27), at + list + "is a delta CRL"},
 		"delta, not critical":         {extended(false, 2, 5, 29, 27), at + list + "is a delta CRL"},
 		"partial or indirect":         {extended(true, 2, 5, 29, 28), at + list + "is indirect, or for a part"},
@@ -155,7 +155,7 @@ func TestCRL_Malformed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			good(t, dir, now)
+			writeValidFiles(t, dir, now)
 			write(t, dir, "c.pem", corp.pem, 0o644)
 			write(t, dir, "c.crl", row.text, 0o644)
 			if name == "of a CA that may not" {
@@ -167,7 +167,7 @@ func TestCRL_Malformed(t *testing.T) {
 				write(t, dir, "c.crl", forged.crl(t, nil), 0o644)
 				row.want = at + "the CRL of CN=Mute CA in c.crl is of a CA that may not sign CRLs"
 			}
-			s := all()
+			s := fullSpec()
 			s.ClientCRL = []string{"c.crl"}
 			_, got := load(t, dir, s, now)
 			if row.want == "" && len(got) > 0 || row.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], row.want)) {
@@ -181,9 +181,9 @@ func TestCRL_Malformed(t *testing.T) {
 func TestCRL_WritableByOthers(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	corp := newCA(t, now, listing)
-	good(t, dir, now)
+	writeValidFiles(t, dir, now)
 	write(t, dir, "c.pem", corp.pem, 0o644)
-	s := all()
+	s := fullSpec()
 	s.ClientCRL = []string{"c.crl"}
 	for mode, who := range map[os.FileMode]string{0o646: "others", 0o664: "its group"} {
 		write(t, dir, "c.crl", corp.crl(t, nil), mode)
@@ -207,8 +207,8 @@ func newBelieved(t testing.TB) *believed {
 	return b
 }
 
-// named returns what callers name: one file of CAs.
-func named(file string, p *diag.List) certs.Named {
+// namedFile returns what callers name: one file of CAs.
+func namedFile(file string, p *diag.List) certs.Named {
 	return certs.Named{CAs: []certs.NamedCA{{File: file, At: p}}}
 }
 
@@ -225,9 +225,9 @@ func (b *believed) trust(t *testing.T, clientCA, partner, crls string) certs.Tru
 		spec.ClientCRL = []string{"c.crl"}
 	}
 	var p diag.List
-	c := certs.LoadClients(spec, named("p.pem", p.At("callers")), dir, b.now, nil, p.At("tls"))
+	c := certs.LoadClients(spec, namedFile("p.pem", p.At("callers")), dir, b.now, nil, p.At("tls"))
 	if p.Bad() {
-		t.Fatal(texts(&p))
+		t.Fatal(problemTexts(&p))
 	}
 	return c.ByDefault()
 }
@@ -235,11 +235,11 @@ func (b *believed) trust(t *testing.T, clientCA, partner, crls string) certs.Tru
 // TestClients_CANotLoaded: a file that neither the tls section nor a caller names is trusted by nothing.
 func TestClients_CANotLoaded(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	good(t, dir, now)
+	writeValidFiles(t, dir, now)
 	var p diag.List
-	clients := certs.LoadClients(certs.Spec{}, named("c.pem", &p), dir, now, nil, &p)
+	clients := certs.LoadClients(certs.Spec{}, namedFile("c.pem", &p), dir, now, nil, &p)
 	if p.Bad() || clients.ByCA("c.pem") == nil {
-		t.Fatalf("no trust in a file that was named: %q", texts(&p))
+		t.Fatalf("no trust in a file that was named: %q", problemTexts(&p))
 	}
 	for name, trust := range map[string]certs.Trust{"another file": clients.ByCA("s.pem"), "client_ca": clients.ByDefault()} {
 		if trust != nil {
@@ -297,9 +297,9 @@ func TestTrust_NameConstraints(t *testing.T) {
 	must(t, trust([]*x509.Certificate{inside}, now))
 }
 
-// shows makes a handshake with a client that shows these certificates, its own first, and returns the reason if the
-// server refuses.
-func shows(t *testing.T, cfg *tls.Config, server ca, own pair, more ...string) error {
+// handshakeError makes a handshake with a client that shows these certificates, its own first, and returns the reason if
+// the server refuses.
+func handshakeError(t *testing.T, cfg *tls.Config, server ca, own pair, more ...string) error {
 	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AddCert(server.cert)
@@ -331,8 +331,8 @@ func (c ca) holder(t *testing.T, name string, key crypto.PublicKey) string {
 // and the server would verify it at the cost of sending it.
 func TestHandshake_Bounds(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	c := good(t, dir, now)
-	cfg, _ := load(t, dir, all(), now)
+	c := writeValidFiles(t, dir, now)
+	cfg, _ := load(t, dir, fullSpec(), now)
 	leaf := c.issue(t, nil, forClients)
 	a := c.between(t, "A", 2)
 	b := a.between(t, "B", 3)
@@ -344,7 +344,7 @@ func TestHandshake_Bounds(t *testing.T) {
 	public, _, err := ed25519.GenerateKey(rand.Reader)
 	must(t, err)
 	// X25519 (RFC 8410, section 3) can sign nothing.
-	mute := bytes.Replace(unpem(t, c.holder(t, "X", public)), []byte{0x2b, 0x65, 0x70}, []byte{0x2b, 0x65, 0x6e}, 1)
+	mute := bytes.Replace(decodePEM(t, c.holder(t, "X", public)), []byte{0x2b, 0x65, 0x70}, []byte{0x2b, 0x65, 0x6e}, 1)
 	for name, row := range map[string]struct {
 		own  pair
 		more []string
@@ -362,7 +362,7 @@ func TestHandshake_Bounds(t *testing.T) {
 		"a key that nobody signs by":  {leaf, []string{encode("CERTIFICATE", mute)}, "a key (certificate 2) that is not RSA, ECDSA or Ed25519"},
 		"and all of it beside a good": {far, []string{b.pem, a.pem, c.holder(t, "X", rsaKey(8192, 65537))}, "an RSA key (certificate 4) of 8192 bits"},
 	} {
-		err := shows(t, cfg, c, row.own, row.more...)
+		err := handshakeError(t, cfg, c, row.own, row.more...)
 		if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
 			t.Errorf("%s: %v, want %q", name, err, row.want)
 		}
@@ -372,15 +372,15 @@ func TestHandshake_Bounds(t *testing.T) {
 // TestHandshake_Errors: the error says why a certificate is refused, because the client only gets an alert.
 func TestHandshake_Errors(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	c := good(t, dir, now)
+	c := writeValidFiles(t, dir, now)
 	partner := newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Partner CA" })
 	namesake := newCA(t, now)
 	write(t, dir, "p.pem", partner.pem, 0o644)
 	var p diag.List
-	cfg, _ := certs.Load(all(), dir, now, &p)
-	cfg = certs.LoadClients(all(), named("p.pem", &p), dir, now, nil, &p).AddTo(cfg)
+	cfg, _ := certs.Load(fullSpec(), dir, now, &p)
+	cfg = certs.LoadClients(fullSpec(), namedFile("p.pem", &p), dir, now, nil, &p).AddTo(cfg)
 	if p.Bad() {
-		t.Fatal(texts(&p))
+		t.Fatal(problemTexts(&p))
 	}
 	ended := func(c *x509.Certificate) { forClients(c); c.NotAfter = now.Add(-time.Minute) }
 	for name, row := range map[string]struct {
@@ -395,7 +395,7 @@ func TestHandshake_Errors(t *testing.T) {
 		"of nobody, and ended":   {newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Nobody" }).issue(t, nil, ended), "does not lead to a CA that is known here, and is not pinned"},
 		"a CA's":                 {func() pair { b := c.between(t, "A", 2); return pair{b.pem, keyPEM(t, b.key)} }(), "is a CA certificate, not a client certificate"},
 	} {
-		err := shows(t, cfg, c, row.own)
+		err := handshakeError(t, cfg, c, row.own)
 		if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
 			t.Errorf("%s: %v, want %q", name, err, row.want)
 		}
@@ -413,28 +413,28 @@ func keyPEM(t *testing.T, key crypto.Signer) string {
 // served after the next start.
 func TestClientCA_Expired(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	c := good(t, dir, now)
+	c := writeValidFiles(t, dir, now)
 	old := newCA(t, now.Add(-366*day), func(c *x509.Certificate) { c.Subject.CommonName = "Old CA" })
 	older := newCA(t, now.Add(-400*day), func(c *x509.Certificate) { c.Subject.CommonName = "Older CA" })
 	write(t, dir, "c.pem", old.pem+c.pem, 0o644)
-	cfg, got := load(t, dir, all(), now)
+	cfg, got := load(t, dir, fullSpec(), now)
 	const warning = "warning tls.client_ca: certificate 1 of c.pem expired on "
 	if len(got) != 1 || !strings.HasPrefix(got[0], warning) || !strings.HasSuffix(got[0], ": certificates that it signed are refused") {
 		t.Fatalf("%q", got)
 	}
-	if err := shows(t, cfg, c, c.issue(t, nil, forClients)); err != nil {
+	if err := handshakeError(t, cfg, c, c.issue(t, nil, forClients)); err != nil {
 		t.Errorf("a client of the CA that is left: %v", err)
 	}
 	old.now = now // so that the client's certificate is still valid
-	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil || !strings.Contains(err.Error(), "leads to a CA that is outside its validity period: from ") {
+	if err := handshakeError(t, cfg, c, old.issue(t, nil, forClients)); err == nil || !strings.Contains(err.Error(), "leads to a CA that is outside its validity period: from ") {
 		t.Errorf("a client of the CA that has ended: %v", err)
 	}
 	write(t, dir, "c.pem", old.pem+older.pem, 0o644)
-	cfg, got = load(t, dir, all(), now)
+	cfg, got = load(t, dir, fullSpec(), now)
 	if len(got) != 3 || got[2] != "warning tls.client_ca: all CAs of c.pem have expired: certificates that they signed are refused" {
 		t.Errorf("%q", got)
 	}
-	if err := shows(t, cfg, c, old.issue(t, nil, forClients)); err == nil {
+	if err := handshakeError(t, cfg, c, old.issue(t, nil, forClients)); err == nil {
 		t.Error("believed by a file of CAs that have all ended")
 	}
 }

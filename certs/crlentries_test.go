@@ -24,8 +24,8 @@ func revokeMany(n int, at time.Time) (entries []x509.RevocationListEntry) {
 	return entries
 }
 
-// nest puts n sequences of ASN.1 into one another.
-func nest(n int) []byte {
+// nestSequences puts n sequences of ASN.1 into one another.
+func nestSequences(n int) []byte {
 	levels := make([][]byte, 0, n)
 	size := 0
 	for range n {
@@ -49,7 +49,7 @@ func TestCRL_Bomb(t *testing.T) {
 		c.Subject.OrganizationalUnit = strings.Split(strings.Repeat("unit ", 100), " ")
 	})
 	huge := new(big.Int).Lsh(big.NewInt(1), 8*(4<<20))
-	many := unpem(t, corp.crl(t, func(l *x509.RevocationList) { l.RevokedCertificateEntries = revokeMany(600_000, now) }))
+	many := decodePEM(t, corp.crl(t, func(l *x509.RevocationList) { l.RevokedCertificateEntries = revokeMany(600_000, now) }))
 	extension := func(n, size int) (all []pkix.Extension) {
 		for i := range n {
 			all = append(all, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, i}, Value: make([]byte, size)})
@@ -75,7 +75,7 @@ func TestCRL_Bomb(t *testing.T) {
 		"extension":     {of(func(l *x509.RevocationList) { l.ExtraExtensions = extension(1, 8<<20) }), reading + "parsing CRL 1: it has 8388"},
 		"extensions":    {of(func(l *x509.RevocationList) { l.ExtraExtensions = extension(100_000, 0) }), reading + "parsing CRL 1: it has "},
 		"issuer":        {long.crl(t, nil), at + "the CRL of CN=Corp CA,OU=+OU=unit+OU=unit+"},
-		"nesting":       {string(nest(1_000_000)), reading + "malformed CRL"},
+		"nesting":       {string(nestSequences(1_000_000)), reading + "malformed CRL"},
 		"length":        {"\x30\x84\xff\xff\xff\xff\x30\x84\xff\xff\xff\xf0", reading + "malformed CRL"},
 		"PEM blocks":    {strings.Repeat(encode("X509 CRL", nil), 300_000), reading + "it contains 300000 PEM blocks, but at most 64 are allowed"},
 		"PEM headers":   {"-----BEGIN X509 CRL-----\n" + strings.Repeat("a:\n", 5_000_000) + "\n-----END X509 CRL-----\n", reading + "it contains a PEM block with headers"},
@@ -85,10 +85,10 @@ func TestCRL_Bomb(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			good(t, dir, now)
+			writeValidFiles(t, dir, now)
 			write(t, dir, "c.pem", corp.pem, 0o644)
 			write(t, dir, "c.crl", row.text, 0o644)
-			s := all()
+			s := fullSpec()
 			s.ClientCRL = []string{"c.crl"}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)

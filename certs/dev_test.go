@@ -16,7 +16,7 @@ import (
 	"sallyport/internal/diag"
 )
 
-func dev(t *testing.T, dir string, now time.Time) {
+func makeDevCerts(t *testing.T, dir string, now time.Time) {
 	t.Helper()
 	made, err := certs.Dev(dir, now, false)
 	if err != nil || !made {
@@ -44,7 +44,7 @@ func contents(t *testing.T, dir string) map[string]string {
 // TestDev_Files: Dev creates its five files and no other.
 func TestDev_Files(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "certs")
-	dev(t, dir, time.Now())
+	makeDevCerts(t, dir, time.Now())
 	want := map[string]os.FileMode{"ca.pem": 0o644, "server.pem": 0o644, "server.key": 0o600, "client.pem": 0o644, "client.key": 0o600}
 	for name, text := range contents(t, dir) {
 		info, err := os.Stat(filepath.Join(dir, name))
@@ -99,7 +99,7 @@ func handshake(t *testing.T, cfg, client *tls.Config) (server tls.ConnectionStat
 	return server, clientErr, <-done
 }
 
-func trust(t *testing.T, dir string) *x509.CertPool {
+func devCA(t *testing.T, dir string) *x509.CertPool {
 	t.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(contents(t, dir)["ca.pem"])) {
@@ -123,10 +123,10 @@ func devServer(t *testing.T, dir string) *tls.Config {
 // TestDev_ServerNames: the server certificate is valid for each local name.
 func TestDev_ServerNames(t *testing.T) {
 	dir := t.TempDir()
-	dev(t, dir, time.Now())
+	makeDevCerts(t, dir, time.Now())
 	cfg := devServer(t, dir)
 	for _, name := range []string{"localhost", "127.0.0.1", "::1"} {
-		state, err, _ := handshake(t, cfg, &tls.Config{RootCAs: trust(t, dir), ServerName: name, MinVersion: tls.VersionTLS13})
+		state, err, _ := handshake(t, cfg, &tls.Config{RootCAs: devCA(t, dir), ServerName: name, MinVersion: tls.VersionTLS13})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -134,7 +134,7 @@ func TestDev_ServerNames(t *testing.T) {
 			t.Errorf("%s: a client without a certificate has one", name)
 		}
 	}
-	if _, err, _ := handshake(t, cfg, &tls.Config{RootCAs: trust(t, dir), ServerName: "example.com", MinVersion: tls.VersionTLS13}); err == nil {
+	if _, err, _ := handshake(t, cfg, &tls.Config{RootCAs: devCA(t, dir), ServerName: "example.com", MinVersion: tls.VersionTLS13}); err == nil {
 		t.Error("trusted as example.com")
 	}
 }
@@ -142,12 +142,12 @@ func TestDev_ServerNames(t *testing.T) {
 // TestDev_ClientURI: the client certificate is accepted, with its URI.
 func TestDev_ClientURI(t *testing.T) {
 	dir := t.TempDir()
-	dev(t, dir, time.Now())
+	makeDevCerts(t, dir, time.Now())
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+	client := &tls.Config{RootCAs: devCA(t, dir), ServerName: "localhost", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
 	state, err, serverErr := handshake(t, devServer(t, dir), client)
 	if err != nil || serverErr != nil {
 		t.Fatal(err, serverErr)
@@ -160,15 +160,15 @@ func TestDev_ClientURI(t *testing.T) {
 // TestDev_ClientOfAnotherCA: a client of another CA is refused although its names are the same.
 func TestDev_ClientOfAnotherCA(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
-	dev(t, dir, time.Now())
-	dev(t, other, time.Now())
+	makeDevCerts(t, dir, time.Now())
+	makeDevCerts(t, other, time.Now())
 	pair, err := tls.LoadX509KeyPair(filepath.Join(other, "client.pem"), filepath.Join(other, "client.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The server sends its list of CAs, so an ordinary client would not send this certificate.
 	force := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
-	client := &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", GetClientCertificate: force, MinVersion: tls.VersionTLS13}
+	client := &tls.Config{RootCAs: devCA(t, dir), ServerName: "localhost", GetClientCertificate: force, MinVersion: tls.VersionTLS13}
 	if _, err, serverErr := handshake(t, devServer(t, dir), client); err == nil || serverErr == nil {
 		t.Error("accepted")
 	}
@@ -177,12 +177,12 @@ func TestDev_ClientOfAnotherCA(t *testing.T) {
 // TestDev_ServerAsClient: the server certificate is not accepted as a client certificate.
 func TestDev_ServerAsClient(t *testing.T) {
 	dir := t.TempDir()
-	dev(t, dir, time.Now())
+	makeDevCerts(t, dir, time.Now())
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &tls.Config{RootCAs: trust(t, dir), ServerName: "localhost", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
+	client := &tls.Config{RootCAs: devCA(t, dir), ServerName: "localhost", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13}
 	if _, err, serverErr := handshake(t, devServer(t, dir), client); err == nil || serverErr == nil {
 		t.Error("accepted")
 	}
@@ -191,7 +191,7 @@ func TestDev_ServerAsClient(t *testing.T) {
 // TestDev_NameConstraints: the CA is restricted to the names of this machine.
 func TestDev_NameConstraints(t *testing.T) {
 	dir := t.TempDir()
-	dev(t, dir, time.Now())
+	makeDevCerts(t, dir, time.Now())
 	ca := parseOne(t, contents(t, dir)["ca.pem"])
 	if !ca.IsCA || !ca.MaxPathLenZero || !ca.PermittedDNSDomainsCritical ||
 		len(ca.PermittedDNSDomains) != 1 || len(ca.PermittedIPRanges) != 2 || len(ca.PermittedURIDomains) != 1 {
@@ -202,16 +202,16 @@ func TestDev_NameConstraints(t *testing.T) {
 // TestDev_FilesPresent: existing files are not touched without renew.
 func TestDev_FilesPresent(t *testing.T) {
 	dir := t.TempDir()
-	dev(t, dir, time.Now())
+	makeDevCerts(t, dir, time.Now())
 	before := contents(t, dir)
 	made, err := certs.Dev(dir, time.Now(), false)
 	if err == nil || made || !strings.Contains(err.Error(), "ca.pem exists already; --renew") {
 		t.Errorf("made %v, %v", made, err)
 	}
-	same(t, before, contents(t, dir))
+	wantSame(t, before, contents(t, dir))
 }
 
-func same(t *testing.T, a, b map[string]string) {
+func wantSame(t *testing.T, a, b map[string]string) {
 	t.Helper()
 	for name := range a {
 		if a[name] != b[name] {
@@ -237,7 +237,7 @@ func TestDevRenew_KeepFresh(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := t.TempDir()
-			dev(t, dir, now)
+			makeDevCerts(t, dir, now)
 			if row.gone != "" {
 				must(t, os.Remove(filepath.Join(dir, row.gone)))
 			}
@@ -247,7 +247,7 @@ func TestDevRenew_KeepFresh(t *testing.T) {
 				t.Fatalf("made %v, %v", made, err)
 			}
 			if !made {
-				same(t, before, contents(t, dir))
+				wantSame(t, before, contents(t, dir))
 			} else if row.later == 0 {
 				devServer(t, dir)
 			}
@@ -259,8 +259,8 @@ func TestDevRenew_KeepFresh(t *testing.T) {
 func TestDevRenew_AfterCrash(t *testing.T) {
 	now := time.Now()
 	dir, anew := t.TempDir(), t.TempDir()
-	dev(t, dir, now)
-	dev(t, anew, now)
+	makeDevCerts(t, dir, now)
+	makeDevCerts(t, anew, now)
 	must(t, os.Rename(filepath.Join(anew, "ca.pem"), filepath.Join(dir, "ca.pem")))
 	must(t, os.Rename(filepath.Join(anew, "server.pem"), filepath.Join(dir, "server.pem")))
 	if made, err := certs.Dev(dir, now, true); err != nil || !made {
@@ -290,7 +290,7 @@ func TestDevRenew_ForeignFiles(t *testing.T) {
 				t.Errorf("made %v, %v", made, err)
 			}
 			got := contents(t, dir)
-			same(t, row.files, got)
+			wantSame(t, row.files, got)
 			if len(got) != len(row.files) {
 				t.Errorf("files are now %v", got)
 			}
@@ -301,8 +301,8 @@ func TestDevRenew_ForeignFiles(t *testing.T) {
 // TestDev_NewKeys: each call makes new keys.
 func TestDev_NewKeys(t *testing.T) {
 	a, b := t.TempDir(), t.TempDir()
-	dev(t, a, time.Now())
-	dev(t, b, time.Now())
+	makeDevCerts(t, a, time.Now())
+	makeDevCerts(t, b, time.Now())
 	for name, text := range contents(t, a) {
 		if bytes.Equal([]byte(text), []byte(contents(t, b)[name])) {
 			t.Errorf("%s is the same in both", name)

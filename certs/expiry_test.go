@@ -80,12 +80,12 @@ func TestEarliest_SameSubject(t *testing.T) {
 // TestExpiries_Loaded: the expiry of each loaded certificate is returned.
 func TestExpiries_Loaded(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
-	c := good(t, dir, now)
+	c := writeValidFiles(t, dir, now)
 	leaf := c.issue(t, nil)
 	write(t, dir, "s.pem", leaf.cert+c.pem, 0o644)
 	write(t, dir, "s.key", leaf.key, 0o600)
-	_, ends := certs.Load(all(), dir, now, new(diag.List))
-	ends = append(ends, certs.LoadClients(all(), certs.Named{}, dir, now, nil, new(diag.List)).Expiries()...)
+	_, ends := certs.Load(fullSpec(), dir, now, new(diag.List))
+	ends = append(ends, certs.LoadClients(fullSpec(), certs.Named{}, dir, now, nil, new(diag.List)).Expiries()...)
 	first := parseOne(t, leaf.cert)
 	want := []certs.Expiry{
 		{What: "server certificate", File: "s.pem", Subject: "hooks.example.com", NotAfter: first.NotAfter},

@@ -70,7 +70,7 @@ func (s *spiffe) load() (*tls.Config, *certs.Clients, []string) {
 	spec := certs.Spec{SPIFFE: &certs.SPIFFESpec{Socket: s.socket}}
 	cfg, _ := certs.Load(spec, s.t.TempDir(), time.Now(), p.At("tls"))
 	clients := certs.LoadClients(spec, certs.Named{}, s.t.TempDir(), time.Now(), s.workloads, p.At("tls"))
-	return clients.AddTo(cfg), clients, texts(&p)
+	return clients.AddTo(cfg), clients, problemTexts(&p)
 }
 
 // connect connects to the server with a certificate. The client trusts the bundle of a domain.
@@ -299,12 +299,12 @@ func TestWorkloads_WithFiles(t *testing.T) {
 	s := newSPIFFE(t)
 	s.issue()
 	dir, now := t.TempDir(), time.Now()
-	good(t, dir, now)
+	writeValidFiles(t, dir, now)
 	spec := certs.Spec{Cert: "s.pem", Key: "s.key", SPIFFE: &certs.SPIFFESpec{Socket: s.socket}}
 	var p diag.List
 	cfg, _ := certs.Load(spec, dir, now, p.At("tls"))
 	cfg = certs.LoadClients(spec, certs.Named{}, dir, now, s.workloads, p.At("tls")).AddTo(cfg)
 	if len(p.All()) > 0 || cfg.GetCertificate != nil || len(cfg.Certificates) != 1 {
-		t.Errorf("%q", texts(&p))
+		t.Errorf("%q", problemTexts(&p))
 	}
 }

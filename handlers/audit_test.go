@@ -66,7 +66,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	a, b := audit.Digest(map[string]string{"x": "a"}), audit.Digest(map[string]string{"x": "b"})
 
 	// Allowed and replayed deliveries.
-	h.hold()
+	h.holdCommands()
 	first := h.answers(http.StatusOK, h.by("good", "1").to("/start?x=b"))
 	run := runOf(t, first)
 	is(first, audit.Line{Decision: audit.Allowed, Action: "start", Caller: "good", Kind: "hmac", Key: "1", Hook: "start", Params: b, Run: run})
@@ -78,7 +78,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 	want = refused(good, 503, "busy")
 	want.Params, want.Run = a, run
 	is(h.answers(http.StatusServiceUnavailable, h.by("good", "2")), want)
-	h.release()
+	h.releaseCommands()
 	h.finish(h.by("good", "1").to("/start?x=b"))
 	token := h.by("ci", "")
 	h.starts(token)
@@ -117,7 +117,7 @@ func TestAudit_EveryDecision(t *testing.T) {
 		t.Errorf("got %+v", line)
 	}
 	stale := h.by("guest", "5")
-	h.clock.move(10 * time.Minute)
+	h.clock.advance(10 * time.Minute)
 	if line := h.decision(h.answers(http.StatusUnauthorized, stale), audit.Refused); line.Caller != "guest" || line.Key != "1" || !strings.HasPrefix(line.Reason, "stale credential: ") {
 		t.Errorf("got %+v", line)
 	}
@@ -192,7 +192,7 @@ func TestAudit_FloodIsCounted(t *testing.T) {
 func TestAudit_FailureStopsStarts(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, unlimited)
-	h.hold()
+	h.holdCommands()
 	run := runOf(t, h.answers(http.StatusOK, h.by("good", "0")))
 	away := filepath.Join(h.dir, "away")
 	if err := os.Rename(h.config.Get().State+"/audit", away); err != nil {
@@ -206,7 +206,7 @@ func TestAudit_FailureStopsStarts(t *testing.T) {
 			t.Errorf("got %s", a.body)
 		}
 	}
-	h.release()
+	h.releaseCommands()
 	h.finish(h.by("good", "0")) // a run that was in progress continues
 	a := h.answers(http.StatusServiceUnavailable, h.by("good", "1"))
 	if !strings.Contains(a.body, "urn:sallyport:unavailable") || a.header.Get("Retry-After") == "" {
@@ -214,8 +214,8 @@ func TestAudit_FailureStopsStarts(t *testing.T) {
 	}
 	h.answers(http.StatusServiceUnavailable, delivery{method: http.MethodGet, path: "/readyz"})
 	h.answers(http.StatusOK, delivery{method: http.MethodGet, path: "/healthz"})
-	if h.runs() != 1 {
-		t.Errorf("%d runs", h.runs())
+	if h.startedRuns() != 1 {
+		t.Errorf("%d runs", h.startedRuns())
 	}
 	if err := os.Rename(away, h.config.Get().State+"/audit"); err != nil {
 		t.Fatal(err)

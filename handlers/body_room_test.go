@@ -56,7 +56,7 @@ hooks:
 // upload begins a request from an address.
 func (h *house) upload(from, path string, declared int) *upload {
 	h.t.Helper()
-	c, err := (&tls.Dialer{Config: h.trust()}).DialContext(h.t.Context(), "tcp", strings.TrimPrefix(h.server.URL, "https://"))
+	c, err := (&tls.Dialer{Config: h.clientTLS()}).DialContext(h.t.Context(), "tcp", strings.TrimPrefix(h.server.URL, "https://"))
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestBody_TooSlow(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.ContentLength = 1 << 20
-			transport := &http.Transport{TLSClientConfig: h.trust(), ForceAttemptHTTP2: protocol == "HTTP/2.0"}
+			transport := &http.Transport{TLSClientConfig: h.clientTLS(), ForceAttemptHTTP2: protocol == "HTTP/2.0"}
 			defer transport.CloseIdleConnections()
 			res, err := transport.RoundTrip(r)
 			if err != nil {

@@ -46,7 +46,7 @@ func TestConnections_OwnBudget(t *testing.T) {
 			t.Errorf("request %d: status %d", i+1, w.Code)
 		}
 	}
-	h.clock.move(time.Minute)
+	h.clock.advance(time.Minute)
 	connect("192.0.2.1", true)
 	connect("192.0.2.1", false)
 
@@ -123,11 +123,11 @@ func TestFlooded_CostsConnections(t *testing.T) {
 		t.Fatal("it cannot connect at all")
 	}
 	handler.ReportFlood(from) // leaves the address one token below zero
-	h.clock.move(time.Minute)
+	h.clock.advance(time.Minute)
 	if handler.AllowConnection(from) {
 		t.Error("after a flood it connects as if nothing had been")
 	}
-	h.clock.move(time.Minute)
+	h.clock.advance(time.Minute)
 	if !handler.AllowConnection(from) || !handler.AllowConnection(other) {
 		t.Error("it, or another address, cannot connect when the flood is paid for")
 	}
@@ -204,7 +204,7 @@ hooks:
 	if send("192.0.2.4", good, http.StatusOK) {
 		t.Error("known by a replay, which needs no key")
 	}
-	h.clock.move(24 * time.Hour)
+	h.clock.advance(24 * time.Hour)
 	if handler.IsProvedHost(netip.MustParseAddr("192.0.2.3")) {
 		t.Error("known for longer than a day")
 	}

@@ -54,7 +54,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 				}
 			},
 			untouched: func(h *house) {
-				h.clock.move(time.Hour)
+				h.clock.advance(time.Hour)
 				h.starts(h.by("good", "1"))
 			},
 		},
@@ -121,7 +121,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 				h.answers(http.StatusTooManyRequests, h.by("good", "2"))
 			},
 			untouched: func(h *house) {
-				h.clock.move(time.Hour)
+				h.clock.advance(time.Hour)
 				h.starts(h.by("good", "2"))
 			},
 			runs: 1,
@@ -149,7 +149,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 			refuse: func(h *house) {
 				token := h.by("ci", "")
 				h.starts(token)
-				h.hold()
+				h.holdCommands()
 				h.answers(http.StatusOK, h.by("good", "1"))
 				// If the flight were checked, it would be busy.
 				if a := h.answers(http.StatusOK, h.by("good", "1")); a.header.Get("Idempotent-Replayed") != "true" {
@@ -159,7 +159,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 				h.answers(http.StatusUnauthorized, token)
 			},
 			untouched: func(h *house) {
-				h.release()
+				h.releaseCommands()
 				h.finish(h.by("good", "1"))
 				h.starts(h.by("good", "2"))
 			},
@@ -168,14 +168,14 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 		{
 			step: "the flight, then the run",
 			refuse: func(h *house) {
-				h.hold()
+				h.holdCommands()
 				h.answers(http.StatusOK, h.by("good", "1"))
 				if a := h.answers(http.StatusServiceUnavailable, h.by("good", "2")); !strings.Contains(a.body, "urn:sallyport:busy") {
 					h.t.Errorf("not busy: %s", a.body)
 				}
 			},
 			untouched: func(h *house) {
-				h.release()
+				h.releaseCommands()
 				h.finish(h.by("good", "1"))
 				h.starts(h.by("good", "2")) // its claim was removed, so it is not a replay
 			},
@@ -195,7 +195,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 			t.Parallel()
 			h := newHouse(t, row.limits)
 			row.refuse(h)
-			if got := h.runs(); got != row.runs {
+			if got := h.startedRuns(); got != row.runs {
 				t.Errorf("%d runs were started, want %d", got, row.runs)
 			}
 			if got := len(h.audited(audit.Line{Decision: audit.Allowed})); got != row.runs {

@@ -24,7 +24,7 @@ func (h *house) faults() (found []string) {
 func TestFault_OfARequestEndsThatRequest(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, "")
-	h.hold()
+	h.holdCommands()
 	faulty := h.by("good", `{"n":1}`)
 	h.record.faulty.Store(true)
 	h.answers(http.StatusInternalServerError, faulty)
@@ -36,7 +36,7 @@ func TestFault_OfARequestEndsThatRequest(t *testing.T) {
 	h.record.faulty.Store(true)
 	h.answers(http.StatusInternalServerError, h.asks(http.MethodDelete, "/runs/"+run.ID, "c1"))
 	h.record.faulty.Store(false)
-	h.release()
+	h.releaseCommands()
 	h.answers(http.StatusOK, h.get("/runs/"+run.ID))
 	found := h.faults()
 	for i, in := range []string{"Admit", "Start", "Cancel"} {

@@ -39,7 +39,7 @@ func (h *house) read(run runner.Run) delivery {
 // follow requests the output of a run while it is written, over HTTP/1.1 or HTTP/2.
 func (h *house) follow(protocol int, run runner.Run, header ...string) *stream {
 	h.t.Helper()
-	transport := &http.Transport{TLSClientConfig: h.trust(), ForceAttemptHTTP2: protocol == 2}
+	transport := &http.Transport{TLSClientConfig: h.clientTLS(), ForceAttemptHTTP2: protocol == 2}
 	h.t.Cleanup(transport.CloseIdleConnections)
 	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodGet, h.server.URL+"/runs/"+run.ID+"/output?follow", nil)
 	if err != nil {
@@ -61,16 +61,16 @@ func (h *house) follow(protocol int, run runner.Run, header ...string) *stream {
 	return &stream{res, h.t, bufio.NewReader(res.Body)}
 }
 
-// rest returns what arrives until the answer ends, and whether the answer is complete.
-func (s *stream) rest() (string, bool) {
+// readRest returns what arrives until the answer ends, and whether the answer is complete.
+func (s *stream) readRest() (string, bool) {
 	text, err := io.ReadAll(s.lines)
 	return string(text), err == nil
 }
 
-// whole returns the rest of a complete answer.
-func (s *stream) whole(status int) string {
+// wantWhole returns the rest of a complete answer.
+func (s *stream) wantWhole(status int) string {
 	s.t.Helper()
-	text, ok := s.rest()
+	text, ok := s.readRest()
 	if s.StatusCode != status || !ok {
 		s.t.Errorf("status %d, ended well: %v: %.200q", s.StatusCode, ok, text)
 	}
@@ -83,8 +83,8 @@ type event struct {
 	id         int
 }
 
-// next returns the next event, or a zero event when the stream has ended without an error.
-func (s *stream) next() (e event) {
+// readEvent returns the next event, or a zero event when the stream has ended without an error.
+func (s *stream) readEvent() (e event) {
 	s.t.Helper()
 	for e.id = -1; ; {
 		line, err := s.lines.ReadString('\n')
@@ -114,7 +114,7 @@ func (s *stream) next() (e event) {
 func (s *stream) output(want string) (id int) {
 	s.t.Helper()
 	for got := ""; got != want; {
-		e := s.next()
+		e := s.readEvent()
 		if e.name != "output" {
 			s.t.Fatalf("after %q comes %+v", got, e)
 		}
@@ -134,15 +134,15 @@ func (e event) text(t *testing.T) (text string) {
 	return text
 }
 
-// ends checks that the stream ends here, with the end of the run.
-func (s *stream) ends(state runner.State) {
+// wantEnd checks that the stream ends here, with the end of the run.
+func (s *stream) wantEnd(state runner.State) {
 	s.t.Helper()
 	var run runner.Run
-	e := s.next()
+	e := s.readEvent()
 	if err := json.Unmarshal([]byte(e.data), &run); e.name != "end" || err != nil || run.State != state {
 		s.t.Errorf("got %+v, %v, want the end as %s", e, err, state)
 	}
-	if e := s.next(); e != (event{}) {
+	if e := s.readEvent(); e != (event{}) {
 		s.t.Errorf("after the end comes %+v", e)
 	}
 }
@@ -178,12 +178,12 @@ func TestFollow_SilentCommand(t *testing.T) {
 			h.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { all.ServeHTTP(hurried{w, h}, r) }))
 			run := h.begin("1")
 			plain, sse, waits := h.follow(protocol, run), h.follow(protocol, run, events), h.follow(protocol, h.begin("2"), events)
-			if text := plain.whole(http.StatusOK); text != "first\nlast\n" {
+			if text := plain.wantWhole(http.StatusOK); text != "first\nlast\n" {
 				t.Errorf("got %q", text)
 			}
 			for _, s := range []*stream{sse, waits} {
 				s.output("first\nlast\n")
-				s.ends(runner.Succeeded)
+				s.wantEnd(runner.Succeeded)
 			}
 		})
 	}
@@ -193,16 +193,16 @@ func TestFollow_SilentCommand(t *testing.T) {
 func TestFollow_KeepAlive(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo first"+untilGone)
-	h.hold()
+	h.holdCommands()
 	run := h.begin("1")
 	waits := h.follow(2, h.begin("2"), events)
 	s := h.follow(2, run, events)
 	s.output("first\n")
 	asked := h.record.gets.Load()
 	for range 5 {
-		h.clock.move(15 * time.Second)
+		h.clock.advance(15 * time.Second)
 		for _, s := range []*stream{s, waits} {
-			if e := s.next(); e.name != "" || e.id != -1 {
+			if e := s.readEvent(); e.name != "" || e.id != -1 {
 				t.Errorf("got %+v, want a comment", e)
 			}
 		}
@@ -210,34 +210,34 @@ func TestFollow_KeepAlive(t *testing.T) {
 	if now := h.record.gets.Load(); now != asked+2 { // the access of each reader was checked again, after a minute
 		t.Errorf("while nothing happened, the record was asked %d times", now-asked)
 	}
-	h.release()
-	s.ends(runner.Succeeded)
+	h.releaseCommands()
+	s.wantEnd(runner.Succeeded)
 }
 
 // TestFollow_WholeCharacters: a character is not split where one read ends.
 func TestFollow_WholeCharacters(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, `printf 'a\303'; while [ -e hold ]; do sleep 0.02; done; printf '\251b\377c\342\202'`)
-	h.hold()
+	h.holdCommands()
 	s := h.follow(1, h.begin("1"), events)
 	if id := s.output("a"); id != 1 {
 		t.Errorf("the id %d is not where the text ends", id)
 	}
-	h.release()
+	h.releaseCommands()
 	if id := s.output("\u00e9b\ufffdc"); id != 6 {
 		t.Errorf("the id %d is not where the text ends", id)
 	}
 	if id := s.output("\ufffd"); id != 8 { // its rest was never written
 		t.Errorf("the id %d is not where the text ends", id)
 	}
-	s.ends(runner.Succeeded)
+	s.wantEnd(runner.Succeeded)
 }
 
 // TestFollow_QueuedRun: a queued run is followed from its start.
 func TestFollow_QueuedRun(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo first"+untilGone+"echo last")
-	h.hold()
+	h.holdCommands()
 	h.begin("1")
 	waits, given := h.begin("2"), h.begin("3")
 	if waits.State != runner.Queued {
@@ -247,20 +247,20 @@ func TestFollow_QueuedRun(t *testing.T) {
 	if _, err := h.runner.Cancel(t.Context(), given.ID); err != nil {
 		t.Fatal(err)
 	}
-	never.ends(runner.Cancelled)
-	h.follow(2, given, events).ends(runner.Cancelled) // a late reader gets the same
-	if text := nothing.whole(http.StatusOK); text != "" {
+	never.wantEnd(runner.Cancelled)
+	h.follow(2, given, events).wantEnd(runner.Cancelled) // a late reader gets the same
+	if text := nothing.wantWhole(http.StatusOK); text != "" {
 		t.Errorf("a run that never started has the output %q", text)
 	}
 	if a := h.answers(http.StatusNotFound, h.read(given)); !strings.Contains(a.body, "was not started") {
 		t.Errorf("got %s", a.body)
 	}
-	h.release()
-	if text := plain.whole(http.StatusOK); text != "first\nlast\n" {
+	h.releaseCommands()
+	if text := plain.wantWhole(http.StatusOK); text != "first\nlast\n" {
 		t.Errorf("got %q", text)
 	}
 	sse.output("first\nlast\n")
-	sse.ends(runner.Succeeded)
+	sse.wantEnd(runner.Succeeded)
 }
 
 // TestFollow_HandOver: followers are sent to the next server at once.
@@ -270,17 +270,17 @@ func TestFollow_HandOver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newScribe(t, "echo first"+untilGone)
-			h.hold()
+			h.holdCommands()
 			run := h.begin("1")
 			sse, plain, waits := h.follow(protocol, run, events), h.follow(protocol, run), h.follow(protocol, h.begin("2"), events)
 			sse.output("first\n")
 			h.runner.Leave()
 			for _, s := range []*stream{sse, waits} {
-				if e := s.next(); e != (event{}) {
+				if e := s.readEvent(); e != (event{}) {
 					t.Errorf("got %+v, want the end of the stream and not of the run", e)
 				}
 			}
-			if text, whole := plain.rest(); whole {
+			if text, whole := plain.readRest(); whole {
 				t.Errorf("what was sent looks like the whole output: %q", text)
 			}
 		})
@@ -291,17 +291,17 @@ func TestFollow_HandOver(t *testing.T) {
 func TestFollow_RunningDuringDrain(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "echo first"+untilGone+"echo last")
-	h.hold()
+	h.holdCommands()
 	runs, waits := h.follow(2, h.begin("1"), events), h.follow(2, h.begin("2"), events)
 	runs.output("first\n")
 	drained := make(chan struct{})
 	go func() { defer close(drained); h.runner.Drain(t.Context()) }()
-	if e := waits.next(); e != (event{}) { // the run starts at the next server
+	if e := waits.readEvent(); e != (event{}) { // the run starts at the next server
 		t.Errorf("got %+v", e)
 	}
-	h.release()
+	h.releaseCommands()
 	runs.output("last\n")
-	runs.ends(runner.Succeeded)
+	runs.wantEnd(runner.Succeeded)
 	<-drained
 }
 
@@ -323,7 +323,7 @@ func TestOutput_FailureLooksBroken(t *testing.T) {
 				t.Errorf("this looks whole: %+v", a)
 			}
 			for _, s := range []*stream{h.follow(protocol, run), h.follow(protocol, run, events)} {
-				if text, whole := s.rest(); whole || s.StatusCode != http.StatusOK {
+				if text, whole := s.readRest(); whole || s.StatusCode != http.StatusOK {
 					t.Errorf("status %d, and this looks whole: %q", s.StatusCode, text)
 				}
 				if line := h.line(answer{header: s.Header}); !strings.Contains(fmt.Sprint(line["error"]), output.ErrNotKept.Error()) {
@@ -363,7 +363,7 @@ func TestOutput_OpenedByKeeper(t *testing.T) {
 		opened++
 		return h.outputs(id)
 	}, h.audit, h.check, nil, h.clock.now, slog.New(slog.DiscardHandler)))
-	if text := h.follow(1, run).whole(http.StatusOK); text != "much\n" || opened != 1 {
+	if text := h.follow(1, run).wantWhole(http.StatusOK); text != "much\n" || opened != 1 {
 		t.Errorf("got %q, and %d were opened", text, opened)
 	}
 	if a := h.answers(http.StatusOK, h.read(run)); a.body != "much\n" || opened != 2 {
@@ -378,8 +378,8 @@ const (
 	all       = 428571 * lineBytes
 )
 
-// right checks that the text at an offset is what the command wrote there.
-func right(t *testing.T, text string, at int) {
+// checkLines checks that the text at an offset is what the command wrote there.
+func checkLines(t *testing.T, text string, at int) {
 	t.Helper()
 	for text != "" {
 		line := fmt.Sprintln(1000000 + at/lineBytes)[at%lineBytes:]
@@ -400,10 +400,10 @@ func TestEvents_OffsetsAndGaps(t *testing.T) {
 	s, at, gaps := h.follow(2, run, events), 0, 0
 	var gap struct{ From, To int }
 	for at < all {
-		e := s.next()
+		e := s.readEvent()
 		switch e.name {
 		case "output":
-			right(t, e.text(t), at)
+			checkLines(t, e.text(t), at)
 			at += len(e.text(t))
 		case "gap":
 			if err := json.Unmarshal([]byte(e.data), &gap); err != nil || gap.From != at || gap.To <= at {
@@ -415,7 +415,7 @@ func TestEvents_OffsetsAndGaps(t *testing.T) {
 			t.Fatalf("at %d: %+v", at, e)
 		}
 	}
-	s.ends(runner.Succeeded)
+	s.wantEnd(runner.Succeeded)
 	if gaps != 1 || gap.From < 4<<10 {
 		t.Fatalf("%d gaps, the last one %+v", gaps, gap)
 	}
@@ -423,9 +423,9 @@ func TestEvents_OffsetsAndGaps(t *testing.T) {
 	if id := s.output("1428568\n1428569\n1428570\n"); id != all {
 		t.Errorf("ends at %d", id)
 	}
-	s.ends(runner.Succeeded)
+	s.wantEnd(runner.Succeeded)
 	s = h.follow(2, run, events, "Last-Event-ID: "+strconv.Itoa(gap.From+1))
-	if e := s.next(); e.name != "gap" || e.id != gap.To {
+	if e := s.readEvent(); e.name != "gap" || e.id != gap.To {
 		t.Errorf("in the middle: %+v", e)
 	}
 }
@@ -437,7 +437,7 @@ func TestFollow_FromOffset(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newScribe(t, "echo first"+untilGone+lines)
-			h.hold()
+			h.holdCommands()
 			run := h.begin("1")
 			s, ahead := h.follow(protocol, run, fmt.Sprintf(fromOffset, 2)), h.follow(protocol, run, fmt.Sprintf(fromOffset, all+6))
 			if got := s.Header.Get("Content-Range"); s.StatusCode != http.StatusPartialContent || got != "bytes 2-9007199254740990/*" {
@@ -447,24 +447,24 @@ func TestFollow_FromOffset(t *testing.T) {
 			if _, err := io.ReadFull(s.lines, first); err != nil || string(first) != "rst\n" {
 				t.Errorf("got %q, %v", first, err)
 			}
-			h.release()
+			h.releaseCommands()
 			h.stands(run, runner.Succeeded)
-			if text := ahead.whole(http.StatusPartialContent); text != "" {
+			if text := ahead.wantWhole(http.StatusPartialContent); text != "" {
 				t.Errorf("there is %q behind the end", text)
 			}
 			// The output may have been read before it was dropped. Dropped output is never skipped without a notice.
-			if text, whole := s.rest(); whole && len(text) != all {
+			if text, whole := s.readRest(); whole && len(text) != all {
 				t.Errorf("%d bytes look whole", len(text))
 			}
 			s = h.follow(protocol, run, fmt.Sprintf(fromOffset, all/2))
 			var from int
 			_, err := fmt.Sscanf(s.Header.Get("Content-Range"), "bytes %d-", &from)
-			if text := s.whole(http.StatusPartialContent); err != nil || from <= all/2 || from+len(text) != all+6 {
+			if text := s.wantWhole(http.StatusPartialContent); err != nil || from <= all/2 || from+len(text) != all+6 {
 				t.Errorf("from %d on there are %d bytes", from, len(text))
 			} else {
-				right(t, text, from-6)
+				checkLines(t, text, from-6)
 			}
-			if text, whole := h.follow(protocol, run, fmt.Sprintf(fromOffset, 0)).rest(); whole || !strings.HasPrefix(text, "first\n1000000\n") {
+			if text, whole := h.follow(protocol, run, fmt.Sprintf(fromOffset, 0)).readRest(); whole || !strings.HasPrefix(text, "first\n1000000\n") {
 				t.Errorf("before what is dropped there is %.20q, and it looks whole: %v", text, whole)
 			}
 		})
@@ -478,19 +478,19 @@ func TestFollow_StuckReader(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := newScribe(t, untilGone+"head -c 50000000 /dev/zero; echo last")
-			h.hold()
+			h.holdCommands()
 			run := h.begin("1")
 			slow := h.follow(protocol, run)
 			others := make([]*stream, 8)
 			for i := range others {
 				others[i] = h.follow(protocol, run, events)
 			}
-			h.release()
+			h.releaseCommands()
 			var all sync.WaitGroup
 			for _, s := range others {
 				all.Go(func() {
 					last := event{}
-					for e := s.next(); e != (event{}); e = s.next() {
+					for e := s.readEvent(); e != (event{}); e = s.readEvent() {
 						last = e
 					}
 					if last.name != "end" || !strings.Contains(last.data, `"bytes":50000005`) {
@@ -509,15 +509,15 @@ func TestFollow_StuckReader(t *testing.T) {
 func TestFollow_ManyReaders(t *testing.T) {
 	t.Parallel()
 	h := newScribe(t, "for i in 1 2 3 4 5; do echo $i; sleep 0.05; done"+untilGone+"echo last")
-	h.hold()
+	h.holdCommands()
 	run := h.begin("1")
 	var many []*stream
 	for i := range 60 {
 		many = append(many, h.follow(1+i%2, run))
 	}
-	h.release()
+	h.releaseCommands()
 	for _, s := range many {
-		if text := s.whole(http.StatusOK); text != "1\n2\n3\n4\n5\nlast\n" {
+		if text := s.wantWhole(http.StatusOK); text != "1\n2\n3\n4\n5\nlast\n" {
 			t.Errorf("got %q", text)
 		}
 	}

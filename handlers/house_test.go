@@ -146,7 +146,7 @@ func build(t *testing.T, dir, text string) *house {
 	h.handler = h.newHandler(log)
 	h.serve(h.handler)
 	t.Cleanup(func() {
-		h.release()
+		h.releaseCommands()
 		h.runner.Drain(context.WithoutCancel(t.Context()))
 		if err := errors.Join(h.audit.Close(), st.Close()); err != nil {
 			t.Error(err)
@@ -194,17 +194,17 @@ func (h *house) serve(handler http.Handler) {
 	h.t.Cleanup(h.server.Close)
 }
 
-func (h *house) hold() {
+func (h *house) holdCommands() {
 	h.t.Helper()
 	if err := os.WriteFile(h.dir+"/hold", nil, 0o600); err != nil {
 		h.t.Fatal(err)
 	}
 }
 
-func (h *house) release() { _ = os.Remove(h.dir + "/hold") }
+func (h *house) releaseCommands() { _ = os.Remove(h.dir + "/hold") }
 
-// runs returns how many commands were started so far.
-func (h *house) runs() int { return strings.Count(h.log.String(), `"msg":"run started"`) }
+// startedRuns returns how many commands were started so far.
+func (h *house) startedRuns() int { return strings.Count(h.log.String(), `"msg":"run started"`) }
 
 // delivery is one request; its zero value is a POST to /start without a credential.
 type delivery struct {
@@ -258,8 +258,8 @@ type answer struct {
 	asked  bool // the server asked for the body, which was sent only then
 }
 
-// trust returns the TLS configuration of a client of the house.
-func (h *house) trust() *tls.Config {
+// clientTLS returns the TLS configuration of a client of the house.
+func (h *house) clientTLS() *tls.Config {
 	h.t.Helper()
 	roots := x509.NewCertPool()
 	ca, err := os.ReadFile(h.dir + "/certs/ca.pem")
@@ -273,7 +273,7 @@ func (h *house) trust() *tls.Config {
 // 10.1.1), which shows whether it was read.
 func (h *house) send(d delivery) (answer, error) {
 	h.t.Helper()
-	conf := h.trust()
+	conf := h.clientTLS()
 	if d.cert != nil {
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.cert, nil }
 	}
@@ -338,11 +338,11 @@ func (h *house) answers(want int, d delivery) answer {
 // starts sends a delivery, waits for the end of its run and checks that it is a new run.
 func (h *house) starts(d delivery) answer {
 	h.t.Helper()
-	before := h.runs()
+	before := h.startedRuns()
 	d.header = d.header.Clone()
 	d.header.Set("Prefer", "wait=60")
 	a := h.answers(http.StatusOK, d)
-	if a.header.Get("Idempotent-Replayed") != "" || h.runs() != before+1 || !strings.Contains(a.body, `"state":"succeeded"`) {
+	if a.header.Get("Idempotent-Replayed") != "" || h.startedRuns() != before+1 || !strings.Contains(a.body, `"state":"succeeded"`) {
 		h.t.Errorf("no run of its own: %v\n%s", a.header, a.body)
 	}
 	return a
@@ -439,8 +439,8 @@ type record struct {
 	lists  atomic.Pointer[lists]
 }
 
-// fail panics like a programming error.
-func fail(faulty *atomic.Bool) {
+// panicIf panics like a programming error.
+func panicIf(faulty *atomic.Bool) {
 	if faulty.Load() {
 		none := make([]int, 0)
 		none[0]++
@@ -450,12 +450,12 @@ func fail(faulty *atomic.Bool) {
 func (r *record) AdmitIf(
 	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed, allow func(runner.Admission) error,
 ) (runner.Admission, error) {
-	fail(&r.faulty)
+	panicIf(&r.faulty)
 	return r.ConfirmingStore.AdmitIf(ctx, run, c, p, in, allow)
 }
 
 func (r *record) Cancel(ctx context.Context, id string) (runner.Run, bool, error) {
-	fail(&r.faulty)
+	panicIf(&r.faulty)
 	return r.ConfirmingStore.Cancel(ctx, id)
 }
 
@@ -466,7 +466,7 @@ type commands struct {
 }
 
 func (c *commands) Start(o runner.Order) error {
-	fail(&c.faulty)
+	panicIf(&c.faulty)
 	return c.Processes.Start(o)
 }
 
@@ -521,7 +521,7 @@ func (c *clock) start() {
 	c.on = c.at
 }
 
-func (c *clock) move(d time.Duration) {
+func (c *clock) advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at = c.at.Add(d)

@@ -21,7 +21,7 @@ func (h *house) logged(level string) (lines map[string]int, skipped int) {
 			Level, Msg, Reason, Kind string
 			Status, Count            int
 		}
-		check(h.t, json.Unmarshal([]byte(text), &line))
+		mustSucceed(h.t, json.Unmarshal([]byte(text), &line))
 		if line.Level != level {
 			continue
 		}
@@ -69,7 +69,7 @@ func TestLog_StrangersFillNothing(t *testing.T) {
 			t.Fatalf("%d bytes: %s", len(text), text)
 		}
 	}
-	h.clock.move(10 * time.Second)
+	h.clock.advance(10 * time.Second)
 	ask("192.0.2.1:1", http.MethodGet, "/")
 	if got, _ := h.logged("WARN"); got["request404"] != 101 {
 		t.Errorf("later, %v", got)
@@ -83,7 +83,7 @@ func TestShorten_CountsWhatIsWritten(t *testing.T) {
 		"\x00", "\xff", "\u2028", "<", `"`, `\`, "é", "€", "𝄞", "\U000e0001", "\u202e", "\ufffd", "\n", "a",
 	} {
 		text, err := json.Marshal(audit.Shorten(strings.Repeat(s, 1000), 200))
-		check(t, err)
+		mustSucceed(t, err)
 		if n := len(text) - len(`"…"`); n > 200 || n < 60/len(s) || !strings.HasSuffix(string(text), `…"`) {
 			t.Errorf("%q takes %d bytes: %s", s, n, text)
 		}

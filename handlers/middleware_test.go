@@ -33,7 +33,7 @@ hooks:
 	})
 	h.serve(handlers.New(h.config, h.runner, h.outputs, h.audit, h.check, half, h.clock.now, slog.New(slog.NewJSONHandler(h.log, nil))))
 	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
-		transport := &http.Transport{TLSClientConfig: h.trust(), ForceAttemptHTTP2: protocol == "HTTP/2.0"}
+		transport := &http.Transport{TLSClientConfig: h.clientTLS(), ForceAttemptHTTP2: protocol == "HTTP/2.0"}
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.server.URL+"/metrics", http.NoBody)
 		if err != nil {
 			t.Fatal(err)

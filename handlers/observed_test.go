@@ -85,7 +85,7 @@ func TestObserved_StartsNothing(t *testing.T) {
 			token := h.by("ci", "").to(path)
 			h.observed(token, "started", http.StatusOK)
 			h.observed(token, "started", http.StatusOK) // the delivery was not claimed
-			h.hold()
+			h.holdCommands()
 			run := h.answers(http.StatusOK, h.by("good", "1").to(path)).header.Get("Location")
 			busy.running(h, h.by("guest", "2").to(path))
 			busy.running(h, h.by("ci", "2").to(path))
@@ -106,14 +106,14 @@ func TestObserved_StartsNothing(t *testing.T) {
 			if a := h.answers(http.StatusOK, by(http.MethodGet, run)); !strings.Contains(a.body, `"running"`) {
 				t.Errorf("the run that was there is %s", a.body)
 			}
-			h.release()
+			h.releaseCommands()
 			h.finish(h.by("good", "1").to(path))
 			if busy.waiting != nil {
 				h.finish(h.by("good", "2").to(path))
 			}
 			h.answers(http.StatusForbidden, by(http.MethodPost, run+"/rerun"))
 			h.observed(h.by("guest", "4").to(path), "started", http.StatusOK)
-			if got := h.runs(); got != runs {
+			if got := h.startedRuns(); got != runs {
 				t.Errorf("%d runs were started, want the %d of good", got, runs)
 			}
 			for _, caller := range []string{"guest", "ci"} {
@@ -152,7 +152,7 @@ func TestObserved_RefusalIsShown(t *testing.T) {
 	h.observed(h.by("ci", "1").to("/hooks/reject"), "refused", http.StatusTooManyRequests)
 	h.runner.Drain(t.Context())
 	h.observed(h.by("guest", "1").to("/hooks/reject"), "refused", http.StatusServiceUnavailable)
-	if got := h.runs(); got != 0 {
+	if got := h.startedRuns(); got != 0 {
 		t.Errorf("%d runs were started", got)
 	}
 }
@@ -185,7 +185,7 @@ func TestObserved_ResembledIsLogged(t *testing.T) {
 		}
 	}
 	old := h.by("guest", "1").to("/hooks/reject")
-	h.clock.move(time.Hour)
+	h.clock.advance(time.Hour)
 	if line := h.line(h.answers(http.StatusUnauthorized, old)); !strings.Contains(fmt.Sprint(line["reason"]), "stale") || line["resembles"] != "guest" {
 		t.Errorf("the log has %v", line)
 	}

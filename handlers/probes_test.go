@@ -38,8 +38,8 @@ func TestReady_NamesWhatIsBroken(t *testing.T) {
 	moved := func(name string) func(*house) func() {
 		return func(h *house) func() {
 			from, to := filepath.Join(h.config.Get().State, name), filepath.Join(h.dir, "away")
-			check(h.t, os.Rename(from, to))
-			return func() { check(h.t, os.Rename(to, from)) }
+			mustSucceed(h.t, os.Rename(from, to))
+			return func() { mustSucceed(h.t, os.Rename(to, from)) }
 		}
 	}
 	for what, c := range map[string]struct {
@@ -52,14 +52,14 @@ func TestReady_NamesWhatIsBroken(t *testing.T) {
 		"store hangs": {"store", func(h *house) func() {
 			// The store waits for a lock of another process.
 			db, err := sql.Open("sqlite", "file:"+filepath.Join(h.config.Get().State, "state.db"))
-			check(h.t, err)
+			mustSucceed(h.t, err)
 			conn, err := db.Conn(h.t.Context())
-			check(h.t, err)
+			mustSucceed(h.t, err)
 			_, err = conn.ExecContext(h.t.Context(), `BEGIN IMMEDIATE`)
-			check(h.t, err)
+			mustSucceed(h.t, err)
 			return func() {
-				check(h.t, conn.Close())
-				check(h.t, db.Close())
+				mustSucceed(h.t, conn.Close())
+				mustSucceed(h.t, db.Close())
 			}
 		}, 0},
 	} {
@@ -71,7 +71,7 @@ func TestReady_NamesWhatIsBroken(t *testing.T) {
 			h.becomes(http.StatusServiceUnavailable, "/readyz")
 			a := h.answers(http.StatusServiceUnavailable, delivery{method: http.MethodGet, path: "/readyz"})
 			var problem struct{ Parts []string }
-			check(t, json.Unmarshal([]byte(a.body), &problem))
+			mustSucceed(t, json.Unmarshal([]byte(a.body), &problem))
 			if !slices.Equal(problem.Parts, []string{c.part}) {
 				t.Errorf("got %s", a.body)
 			}
@@ -104,7 +104,7 @@ func TestHead_IsAnsweredWhereGetIs(t *testing.T) {
 	}
 }
 
-func check(t *testing.T, err error) {
+func mustSucceed(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

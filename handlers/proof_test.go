@@ -27,7 +27,7 @@ func TestProof_ReadStartsNothing(t *testing.T) {
 			t.Errorf("%s: the log has %v", caller, line)
 		}
 	}
-	if n := h.runs(); n > 0 {
+	if n := h.startedRuns(); n > 0 {
 		t.Errorf("%d runs", n)
 	}
 }
@@ -41,7 +41,7 @@ func TestProof_TimelessSignature(t *testing.T) {
 		seen := h.by(caller, "")
 		seen.method = http.MethodGet
 		h.answers(http.StatusOK, seen.to(run))
-		started, want := h.runs(), http.StatusOK
+		started, want := h.startedRuns(), http.StatusOK
 		if caller == "good" {
 			want = http.StatusForbidden
 		}
@@ -51,10 +51,10 @@ func TestProof_TimelessSignature(t *testing.T) {
 		for range 3 { // with a time, each starts one run
 			h.answers(want, seen.to(run+"/rerun"))
 		}
-		if again := h.runs() - started; again != map[string]int{"good": 0, "guest": 1}[caller] {
+		if again := h.startedRuns() - started; again != map[string]int{"good": 0, "guest": 1}[caller] {
 			t.Errorf("%s started %d runs more", caller, again)
 		}
-		h.clock.move(10 * time.Minute)
+		h.clock.advance(10 * time.Minute)
 		if caller == "guest" {
 			h.answers(http.StatusUnauthorized, seen.to(run+"/rerun"))
 		}
@@ -77,7 +77,7 @@ func TestProof_TokenForOneRun(t *testing.T) {
 	h.answers(http.StatusUnauthorized, again("fresh", second))
 	late := h.asks(http.MethodPost, "/start", "fresh")
 	h.answers(http.StatusUnauthorized, late)
-	if n := h.runs(); n != 2 {
+	if n := h.startedRuns(); n != 2 {
 		t.Errorf("%d runs by two tokens", n)
 	}
 }

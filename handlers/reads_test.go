@@ -220,7 +220,7 @@ func TestRuns_PagesOfLongParameters(t *testing.T) {
 func TestRuns_BoundedPerCaller(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
-	h.hold()
+	h.holdCommands()
 	run := h.begin("1")
 	h.stands(run, runner.Running)
 	follow := "/runs/" + run.ID + "/output?follow"
@@ -258,11 +258,11 @@ func TestRuns_BoundedPerCaller(t *testing.T) {
 	if a := h.answers(http.StatusOK, d); a.header.Get("Preference-Applied") != "wait=1" {
 		t.Error("another caller does not wait")
 	}
-	h.release()
+	h.releaseCommands()
 	waits.Wait()
 	for _, s := range streams {
 		s.output("last\n")
-		s.ends(runner.Succeeded)
+		s.wantEnd(runner.Succeeded)
 	}
 	h.answers(http.StatusOK, h.get(follow))
 }
@@ -305,7 +305,7 @@ func TestRuns_ReadsWaitForTheirTurn(t *testing.T) {
 func TestFollow_JoinedRunEndsInQueue(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
-	h.hold()
+	h.holdCommands()
 	h.answers(http.StatusOK, h.by("good", "1").to("/joint"))
 	var waits runner.Run
 	a := h.answers(http.StatusAccepted, h.by("good", "2").to("/joint?x=mine"))
@@ -317,10 +317,10 @@ func TestFollow_JoinedRunEndsInQueue(t *testing.T) {
 	if _, err := h.runner.Cancel(t.Context(), waits.ID); err != nil {
 		t.Fatal(err)
 	}
-	if text, _ := sse.rest(); strings.Contains(text, "end") || strings.Contains(text, "secret") {
+	if text, _ := sse.readRest(); strings.Contains(text, "end") || strings.Contains(text, "secret") {
 		t.Errorf("the earlier caller reads %s", text)
 	}
-	if text, whole := plain.rest(); whole {
+	if text, whole := plain.readRest(); whole {
 		t.Errorf("what was sent looks like the whole output: %q", text)
 	}
 	h.answers(http.StatusForbidden, h.get("/runs/"+waits.ID+"/output?follow"))
@@ -351,7 +351,7 @@ func TestOrigin_CrossSiteStartsNothing(t *testing.T) {
 	h := newReaders(t)
 	first := h.begin("1")
 	h.stands(first, runner.Succeeded)
-	before := h.runs()
+	before := h.startedRuns()
 	own := strings.Replace(h.server.URL, "127.0.0.1", "localhost", 1)
 	for _, header := range [][]string{
 		{"Origin: https://evil.example"},
@@ -370,7 +370,7 @@ func TestOrigin_CrossSiteStartsNothing(t *testing.T) {
 		h.answers(http.StatusForbidden, h.browsing(http.MethodDelete, "/runs/"+first.ID, header...))
 	}
 	h.answers(http.StatusForbidden, h.browsing(http.MethodGet, "/runs", "Host: evil.example", "Sec-Fetch-Site: same-origin"))
-	if got := h.runs(); got != before {
+	if got := h.startedRuns(); got != before {
 		t.Fatalf("%d runs were started", got-before)
 	}
 	for _, header := range [][]string{nil, {"Origin: " + own, "Host: " + strings.TrimPrefix(own, "https://")}, {"Sec-Fetch-Site: none"}, {"Host: any.example"}} {
@@ -396,7 +396,7 @@ func TestRoutes_EncodedSlash(t *testing.T) {
 func TestRoutes_HeadWhereGetIs(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
-	h.hold()
+	h.holdCommands()
 	run := h.begin("1")
 	h.stands(run, runner.Running)
 	for _, path := range []string{"/healthz", "/readyz", "/runs", "/runs/" + run.ID, "/runs/" + run.ID + "/output", "/runs/" + run.ID + "/output?follow"} {
@@ -435,7 +435,7 @@ func TestRoutes_AreReserved(t *testing.T) {
 func TestPrefer_WaitWithoutNumberIsIgnored(t *testing.T) {
 	t.Parallel()
 	h := newReaders(t)
-	h.hold()
+	h.holdCommands()
 	run := h.begin("1")
 	for _, prefer := range []string{"wait=soon", "wait=-1", "wait", "wait=", "wait=soon, wait=60", "respond-async"} {
 		d := h.get("/runs/" + run.ID)

@@ -54,8 +54,8 @@ func readVector(t *testing.T, path string) vector {
 	return v
 }
 
-// judge returns the result of a delivery: accept, or the reason for its refusal.
-func judge(t testing.TB, s *webhook.Scheme, key string, h http.Header, body string, now time.Time) (string, error) {
+// verifyDelivery returns the result of a delivery: accept, or the reason for its refusal.
+func verifyDelivery(t testing.TB, s *webhook.Scheme, key string, h http.Header, body string, now time.Time) (string, error) {
 	t.Helper()
 	k, err := s.ParseKey([]byte(key))
 	if err != nil {
@@ -94,7 +94,7 @@ func TestVectors_AsPublished(t *testing.T) {
 			if !ok {
 				t.Fatalf("no preset %s", v.scheme)
 			}
-			if got, err := judge(t, s, v.key, v.header, v.body, time.Unix(v.now, 0)); got != v.expect {
+			if got, err := verifyDelivery(t, s, v.key, v.header, v.body, time.Unix(v.now, 0)); got != v.expect {
 				t.Errorf("got %s (%v), want %s", got, err, v.expect)
 			}
 		})

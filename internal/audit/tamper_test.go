@@ -272,8 +272,8 @@ func TestTamper_Checkpoint(t *testing.T) {
 	r.expectFault("removed", r.checkpoint(), 0)
 }
 
-// forge makes a valid chain again after some lines were changed, as an attacker without the key can do.
-func forge(text [][]byte) [][]byte {
+// rechainLines makes a valid chain again after some lines were changed, as an attacker without the key can do.
+func rechainLines(text [][]byte) [][]byte {
 	form := regexp.MustCompile(`,"prev":"[0-9a-f]{64}","hash":"[0-9a-f]{64}"}\n$`)
 	number := regexp.MustCompile(`^{"seq":[0-9]+,`)
 	var forged [][]byte
@@ -303,7 +303,7 @@ func forge(text [][]byte) [][]byte {
 func TestTamper_ForgingIsExact(t *testing.T) {
 	t.Parallel()
 	r := newTrail(t, writeState(t, 8<<20, 20))
-	r.writeSegment(0, forge(r.original[r.names[0]])...)
+	r.writeSegment(0, rechainLines(r.original[r.names[0]])...)
 	verifyState(t, r.state)
 }
 
@@ -327,12 +327,12 @@ func TestTamper_RewrittenWithoutKey(t *testing.T) {
 		}
 		changed := slices.Clone(text)
 		changed[line-1] = regexp.MustCompile(`"time":"2`).ReplaceAll(text[line-1], []byte(`"time":"3`))
-		r.writeSegment(0, forge(changed)...)
+		r.writeSegment(0, rechainLines(changed)...)
 		r.expectFault(fmt.Sprint("rewritten: ", line), r.names[0], doubt)
 		if !checkpoint(line) {
-			r.writeSegment(0, forge(slices.Delete(slices.Clone(text), line-1, line))...)
+			r.writeSegment(0, rechainLines(slices.Delete(slices.Clone(text), line-1, line))...)
 			r.expectFault(fmt.Sprint("dropped: ", line), r.names[0], doubt)
-			r.writeSegment(0, forge(slices.Insert(slices.Clone(text), line-1, text[line-1]))...)
+			r.writeSegment(0, rechainLines(slices.Insert(slices.Clone(text), line-1, text[line-1]))...)
 			r.expectFault(fmt.Sprint("repeated: ", line), r.names[0], doubt)
 		}
 	}
@@ -363,7 +363,7 @@ func TestTamper_OldCheckpoint(t *testing.T) {
 			forged := slices.DeleteFunc(slices.Clone(text[seen:]),
 				func(b []byte) bool { return bytes.Contains(b, []byte(`"checkpoint"`)) })
 			forged = later(forged)
-			r.writeSegment(0, forge(append(slices.Clone(text[:seen]), forged...))...)
+			r.writeSegment(0, rechainLines(append(slices.Clone(text[:seen]), forged...))...)
 			writeFile(t, r.checkpoint(), old)
 			r.expectFault(what, r.names[0], seen+1)
 			l, err := audit.Open(audit.Options{State: state, Keep: keep}, time.Now, slog.New(slog.DiscardHandler))
@@ -421,7 +421,7 @@ func TestTamper_UnsignedRemoval(t *testing.T) {
 	}
 	says := fmt.Appendf(nil, `"event":"removed","through":%d`, first.Seq-1)
 	add := bytes.Replace(text[len(text)-1], []byte(`"event":"checkpoint"`), says, 1)
-	r.writeSegment(last, forge(append(slices.Clone(text), add))...)
+	r.writeSegment(last, rechainLines(append(slices.Clone(text), add))...)
 	verifyState(t, r.state) // it only hangs on the chain
 	for _, name := range r.names[:2] {
 		if err := os.Remove(name); err != nil {

@@ -89,7 +89,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	step(w, r)
 }
 
-func (g *gate) lines() (lines []string) {
+func (g *gate) requestLines() (lines []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, s := range g.got {
@@ -141,7 +141,7 @@ func breakOff(http.ResponseWriter, *http.Request) {
 	panic(http.ErrAbortHandler) //nolint:forbidigo // net/http's own way to break a connection
 }
 
-func equal[T comparable](t *testing.T, what string, got, want []T) {
+func wantEqual[T comparable](t *testing.T, what string, got, want []T) {
 	t.Helper()
 	if !slices.Equal(got, want) {
 		t.Errorf("%s: got %v, want %v", what, got, want)
@@ -160,7 +160,7 @@ func TestCall_SendsBody(t *testing.T) {
 	if err != nil || r.Run.ID != "r1" || r.Run.State != runner.Running || r.Replayed {
 		t.Fatal(r, err)
 	}
-	equal(t, "requests", g.got, []seen{{"POST /start", "d1", "", "application/json", "{}"}})
+	wantEqual(t, "requests", g.got, []seen{{"POST /start", "d1", "", "application/json", "{}"}})
 }
 
 func TestCall_Replay(t *testing.T) {
@@ -173,7 +173,7 @@ func TestCall_Replay(t *testing.T) {
 	if err != nil || !r.Replayed || client.RunExitCode(r.Run) != 3 {
 		t.Fatal(r, err)
 	}
-	equal(t, "requests", g.lines(), []string{"POST /start"})
+	wantEqual(t, "requests", g.requestLines(), []string{"POST /start"})
 }
 
 func TestWait_UntilTheEnd(t *testing.T) {
@@ -183,8 +183,8 @@ func TestWait_UntilTheEnd(t *testing.T) {
 	if err != nil || client.RunExitCode(r.Run) != 7 {
 		t.Fatal(r, err)
 	}
-	equal(t, "requests", g.lines(), []string{"POST /start", "GET /runs/r1", "GET /runs/r1"})
-	equal(t, "waits", k.waits, []time.Duration{time.Second}) // not at once: that would flood a server
+	wantEqual(t, "requests", g.requestLines(), []string{"POST /start", "GET /runs/r1", "GET /runs/r1"})
+	wantEqual(t, "waits", k.waits, []time.Duration{time.Second}) // not at once: that would flood a server
 	ids := map[string]bool{}
 	for i, s := range g.got {
 		ids[s.id] = true
@@ -204,7 +204,7 @@ func TestWait_ServerRestart(t *testing.T) {
 	if err != nil || client.RunExitCode(r.Run) != 0 {
 		t.Fatal(r, err)
 	}
-	equal(t, "waits", k.waits, []time.Duration{5 * time.Second, 2 * time.Second, 5 * time.Second})
+	wantEqual(t, "waits", k.waits, []time.Duration{5 * time.Second, 2 * time.Second, 5 * time.Second})
 }
 
 func TestWait_ServerStaysAway(t *testing.T) {
@@ -229,7 +229,7 @@ func TestWait_RunCannotBeFollowed(t *testing.T) {
 			if !errors.Is(err, client.ErrLost) || client.ExitCode(err) != client.ExitServer {
 				t.Error(err)
 			}
-			equal(t, "requests", g.lines(), []string{"POST /start", "GET /runs/r1"})
+			wantEqual(t, "requests", g.requestLines(), []string{"POST /start", "GET /runs/r1"})
 		})
 	}
 }
@@ -247,7 +247,7 @@ func TestCredential_OtherServer(t *testing.T) {
 			if _, err := c.Call(t.Context(), g.url, client.Delivery{}, true); !errors.Is(err, client.ErrAnswer) || !errors.Is(err, client.ErrLost) {
 				t.Error(err)
 			}
-			equal(t, "requests", g.lines(), []string{"POST /start"})
+			wantEqual(t, "requests", g.requestLines(), []string{"POST /start"})
 		})
 	}
 	g := newGate(t, func(w http.ResponseWriter, r *http.Request) {
@@ -257,7 +257,7 @@ func TestCredential_OtherServer(t *testing.T) {
 	if _, err := c.Call(t.Context(), g.url, client.Delivery{}, true); client.ExitCode(err) != client.ExitMalformed {
 		t.Error(err)
 	}
-	equal(t, "requests elsewhere", other.lines(), nil)
+	wantEqual(t, "requests elsewhere", other.requestLines(), nil)
 }
 
 func TestRetry_SameDelivery(t *testing.T) {
@@ -266,7 +266,7 @@ func TestRetry_SameDelivery(t *testing.T) {
 	if _, err := c.Call(t.Context(), g.url, client.Delivery{Body: []byte("x")}, false); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "waits", k.waits, []time.Duration{7 * time.Second, 11 * time.Second, 5 * time.Second, time.Second})
+	wantEqual(t, "waits", k.waits, []time.Duration{7 * time.Second, 11 * time.Second, 5 * time.Second, time.Second})
 	for _, s := range g.got {
 		if s != g.got[0] || s.id == "" || s.body != "x" {
 			t.Errorf("sent %+v after %+v", s, g.got[0])
@@ -282,7 +282,7 @@ func TestRetry_EndsInTime(t *testing.T) {
 	if client.ExitCode(err) != client.ExitBusy {
 		t.Fatal(err)
 	}
-	equal(t, "waits", k.waits, []time.Duration{40 * time.Second, 20 * time.Second})
+	wantEqual(t, "waits", k.waits, []time.Duration{40 * time.Second, 20 * time.Second})
 	if !strings.Contains(progress.String(), "503 Service Unavailable: No.; sending again in 40s\n") {
 		t.Errorf("progress was %q", progress.String())
 	}
@@ -313,7 +313,7 @@ func TestRetry_FinalRefusal(t *testing.T) {
 			if got := client.ExitCode(err); got != row.code {
 				t.Errorf("exit code %d, want %d: %v", got, row.code, err)
 			}
-			equal(t, "requests", g.lines(), []string{"POST /start"})
+			wantEqual(t, "requests", g.requestLines(), []string{"POST /start"})
 		})
 	}
 }
@@ -324,7 +324,7 @@ func TestRetry_Off(t *testing.T) {
 	if _, err := c.Call(t.Context(), g.url, client.Delivery{}, false); client.ExitCode(err) != client.ExitBusy {
 		t.Error(err)
 	}
-	equal(t, "requests", g.lines(), []string{"POST /start"})
+	wantEqual(t, "requests", g.requestLines(), []string{"POST /start"})
 }
 
 func TestRetry_ServerNotUpYet(t *testing.T) {
@@ -335,7 +335,7 @@ func TestRetry_ServerNotUpYet(t *testing.T) {
 	if client.ExitCode(err) != client.ExitUnreachable || !strings.HasPrefix(err.Error(), "cannot reach the server: no connection: dial tcp ") {
 		t.Error(err)
 	}
-	equal(t, "waits", k.waits, []time.Duration{5 * time.Second, 3 * time.Second})
+	wantEqual(t, "waits", k.waits, []time.Duration{5 * time.Second, 3 * time.Second})
 }
 
 func TestRefused_Text(t *testing.T) {
@@ -361,7 +361,7 @@ func TestAddress_HTTPSOnly(t *testing.T) {
 			t.Errorf("%s: %v", address, err)
 		}
 	}
-	equal(t, "requests", g.lines(), nil)
+	wantEqual(t, "requests", g.requestLines(), nil)
 }
 
 func TestTLS_UnknownCA(t *testing.T) {
@@ -371,7 +371,7 @@ func TestTLS_UnknownCA(t *testing.T) {
 	if client.ExitCode(err) != client.ExitUnreachable || !strings.Contains(err.Error(), "certificate signed by unknown authority") {
 		t.Error(err)
 	}
-	equal(t, "requests", g.lines(), nil)
+	wantEqual(t, "requests", g.requestLines(), nil)
 }
 
 func TestTLS_NoTLS12(t *testing.T) {
@@ -386,7 +386,7 @@ func TestTLS_NoTLS12(t *testing.T) {
 	if _, err := c.Call(t.Context(), old.URL+"/start", client.Delivery{}, false); err == nil || !strings.Contains(err.Error(), "protocol version") {
 		t.Error(err)
 	}
-	equal(t, "requests", g.lines(), nil)
+	wantEqual(t, "requests", g.requestLines(), nil)
 }
 
 func TestTLS_ClientCertificate(t *testing.T) {

@@ -49,8 +49,8 @@ func TestFollow_ContinuesWhereItWas(t *testing.T) {
 	if want := "first\n\xff\n\n[92 bytes not kept]\nlast"; got.String() != want {
 		t.Errorf("got %q, want %q", got.String(), want)
 	}
-	equal(t, "asked for", from, []string{"bytes=0-", "bytes=0-", "bytes=0-", "bytes=0-", "bytes=6-", "bytes=8-", "bytes=104-"})
-	equal(t, "waits", k.waits, []time.Duration{5 * time.Second, 2 * time.Second, time.Second}) // not after a part of the output
+	wantEqual(t, "asked for", from, []string{"bytes=0-", "bytes=0-", "bytes=0-", "bytes=0-", "bytes=6-", "bytes=8-", "bytes=104-"})
+	wantEqual(t, "waits", k.waits, []time.Duration{5 * time.Second, 2 * time.Second, time.Second}) // not after a part of the output
 }
 
 func TestFollow_ServerOnlyBreaksOff(t *testing.T) {

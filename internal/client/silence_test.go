@@ -117,7 +117,7 @@ func TestFollow_ServerHangs(t *testing.T) {
 				if took := time.Since(start); took > 70*time.Second { // by the bubble's clock: a minute, and the pause before the next try
 					t.Errorf("it took %v", took)
 				}
-				if n := len(g.lines()); n != 3 {
+				if n := len(g.requestLines()); n != 3 {
 					t.Errorf("%d requests", n)
 				}
 			})
@@ -136,7 +136,7 @@ func TestFollow_SilentCommand(t *testing.T) {
 		if err := c.Follow(ctx, "https://localhost", "r1", &got); err != nil || got.String() != "first\nlast" {
 			t.Errorf("got %q, %v", got.String(), err)
 		}
-		if n := len(g.lines()); n != 1 {
+		if n := len(g.requestLines()); n != 1 {
 			t.Errorf("%d requests", n)
 		}
 	})

@@ -30,7 +30,7 @@ func (c *Config) Describe(w io.Writer) {
 
 	row("listen", "%s, %s or newer, %s", c.Listen, tls.VersionName(c.TLS.MinVersion), describeClientAuth(c.TLS))
 	for _, pair := range c.TLS.Certificates {
-		row("", "certificate for %s, until %s", names(pair.Leaf), pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
+		row("", "certificate for %s, until %s", certificateNames(pair.Leaf), pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
 	if c.ACME != nil {
 		row("", "certificates for %s, by ACME from %s", strings.Join(c.ACME.Domains, ", "), c.ACME.Directory)
@@ -71,8 +71,8 @@ func describeClientAuth(c *tls.Config) string {
 	return "client certificates verified"
 }
 
-// names returns the names that a certificate is valid for.
-func names(leaf *x509.Certificate) string {
+// certificateNames returns the names that a certificate is valid for.
+func certificateNames(leaf *x509.Certificate) string {
 	list := slices.Clone(leaf.DNSNames)
 	for _, ip := range leaf.IPAddresses {
 		list = append(list, ip.String())

@@ -42,13 +42,13 @@ func TestTrustedFiles_FolderOfOthers(t *testing.T) {
 	t.Parallel()
 	for _, folder := range []string{"certs", "secrets"} {
 		dir, _ := writeTrusting(t)
-		check(t, os.Chmod(filepath.Join(dir, folder), 0o777))
+		mustSucceed(t, os.Chmod(filepath.Join(dir, folder), 0o777))
 		c, found := config.Load(filepath.Join(dir, "sallyport.yaml"), env())
 		if c != nil {
 			t.Errorf("a configuration with an open folder %s was loaded", folder)
 		}
 		for _, file := range trustedFiles() {
-			if strings.HasPrefix(file, folder) && !names(found, filepath.Base(file)+": chmod go-w") {
+			if strings.HasPrefix(file, folder) && !hasError(found, filepath.Base(file)+": chmod go-w") {
 				t.Errorf("nothing is said of %s: %q", file, found)
 			}
 		}
@@ -62,19 +62,19 @@ func TestTrustedFiles_OtherOwner(t *testing.T) {
 	}
 	for _, file := range trustedFiles() {
 		dir, _ := writeTrusting(t)
-		check(t, os.Lchown(filepath.Join(dir, file), 65534, -1))
+		mustSucceed(t, os.Lchown(filepath.Join(dir, file), 65534, -1))
 		c, found := config.Load(filepath.Join(dir, "sallyport.yaml"), env())
-		if c != nil || !names(found, filepath.Join(dir, file)+" belongs to another user than root and 0") {
+		if c != nil || !hasError(found, filepath.Join(dir, file)+" belongs to another user than root and 0") {
 			t.Errorf("%s of another user: %q", file, found)
 		}
 	}
 }
 
-func names(found []config.Diagnostic, text string) bool {
+func hasError(found []config.Diagnostic, text string) bool {
 	return slices.ContainsFunc(found, func(d config.Diagnostic) bool { return !d.Warning && strings.Contains(d.Text, text) })
 }
 
-func check(t *testing.T, err error) {
+func mustSucceed(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

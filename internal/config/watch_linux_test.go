@@ -40,7 +40,7 @@ func TestWatch_SameSizeAndTime(t *testing.T) {
 			}
 			same = now.Sys().(*syscall.Stat_t).Ctim == before.Sys().(*syscall.Stat_t).Ctim
 		}
-		p.after(time.Second)
+		p.waitFor(time.Second)
 		p.adopted(2, config.ReloadStatus{Reloads: 1})
 	})
 }

@@ -46,7 +46,7 @@ func TestReload_RefusedLeavesNothing(t *testing.T) {
 	t.Cleanup(ca.Close)
 	tls := fmt.Sprintf(`, spiffe: {socket: "unix://%s"}, acme: {domains: [a.example.com], directory: %q, accept_tos: true}`, socket, ca.URL)
 
-	p.agree(errors.New("no room for the audit"))
+	p.setRefusal(errors.New("no room for the audit"))
 	p.configureTLS(tls, "worker")
 	for n := 1; n <= 2; n++ {
 		p.hup <- syscall.SIGHUP

@@ -29,8 +29,8 @@ type place struct {
 	hup  chan os.Signal
 	seen time.Time // when the configuration in force at the last check was loaded
 
-	refusal atomic.Pointer[error] // the error of agree
-	asked   atomic.Int64          // calls of agree
+	refusal atomic.Pointer[error] // the error that the load returns, set by setRefusal
+	asked   atomic.Int64          // calls of the check
 }
 
 // lockedBuffer may be written while it is read.
@@ -59,7 +59,7 @@ func startWatching(t *testing.T) *place {
 	p.write("worker", "the worker's token, of thirty-two bytes")
 	p.write("guest", "the guest's token, of thirty-two bytes")
 	p.configure("worker", "guest")
-	p.agree(nil)
+	p.setRefusal(nil)
 	var found []config.Diagnostic
 	log := slog.New(slog.NewJSONHandler(&p.logs, nil))
 	env := config.Env{Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log)}
@@ -79,7 +79,7 @@ func startWatching(t *testing.T) *place {
 	return p
 }
 
-func (p *place) agree(err error) { p.refusal.Store(&err) }
+func (p *place) setRefusal(err error) { p.refusal.Store(&err) }
 
 // write replaces a file.
 func (p *place) write(name, text string) {
@@ -119,8 +119,8 @@ func (p *place) certificates(from time.Time) {
 	}
 }
 
-// after waits for d.
-func (p *place) after(d time.Duration) {
+// waitFor waits for d.
+func (p *place) waitFor(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
 }
@@ -128,7 +128,7 @@ func (p *place) after(d time.Duration) {
 // trusted returns the number of callers in force.
 func (p *place) trusted() int { return len(p.Get().CallerLimits) }
 
-func (p *place) wants(callers int, s config.ReloadStatus) {
+func (p *place) wantStatus(callers int, s config.ReloadStatus) {
 	p.t.Helper()
 	got := p.Status()
 	if p.trusted() != callers || got != s {
@@ -142,19 +142,19 @@ func (p *place) wants(callers int, s config.ReloadStatus) {
 // adopted checks that the configuration in force was loaded after the last check.
 func (p *place) adopted(callers int, s config.ReloadStatus) {
 	p.t.Helper()
-	s.Loaded = p.since("loaded", p.Status().Loaded)
+	s.Loaded = p.checkSince("loaded", p.Status().Loaded)
 	p.seen = s.Loaded
-	p.wants(callers, s)
+	p.wantStatus(callers, s)
 }
 
 // failing checks that a newer configuration has been refused after the last check, and returns since when.
 func (p *place) failing() time.Time {
 	p.t.Helper()
-	return p.since("refused", p.Status().Failed)
+	return p.checkSince("refused", p.Status().Failed)
 }
 
-// since returns at, after a check that it is between the load of the configuration at the last check and now.
-func (p *place) since(what string, at time.Time) time.Time {
+// checkSince returns at, after a check that it is between the load of the configuration at the last check and now.
+func (p *place) checkSince(what string, at time.Time) time.Time {
 	p.t.Helper()
 	if !at.After(p.seen) || at.After(time.Now()) {
 		p.t.Errorf("it was %s at %s, and not between %s and now, %s", what, at, p.seen, time.Now())
@@ -168,28 +168,28 @@ func TestWatch_RefusedIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWatching(t)
 		loaded := p.Status().Loaded
-		p.agree(errors.New("no room for the audit"))
+		p.setRefusal(errors.New("no room for the audit"))
 		p.configure("worker")
-		p.after(time.Second)
+		p.waitFor(time.Second)
 		failed := p.Status().Failed
-		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
+		p.wantStatus(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
 		if d := time.Since(failed); d < 0 || d > time.Second {
 			t.Errorf("it failed %s ago", d)
 		}
-		p.after(14 * time.Second) // after 2, 4 and 8 more
+		p.waitFor(14 * time.Second) // after 2, 4 and 8 more
 		if n := p.asked.Load(); n != 4 {
 			t.Errorf("%d attempts in 15 seconds", n)
 		}
-		p.after(time.Hour)
+		p.waitFor(time.Hour)
 		if n := p.asked.Load(); n < 60 || n > 70 {
 			t.Errorf("%d attempts in an hour", n)
 		}
-		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
-		p.agree(nil)
-		p.after(time.Minute + time.Second)
+		p.wantStatus(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 1, Failures: 1})
+		p.setRefusal(nil)
+		p.waitFor(time.Minute + time.Second)
 		p.adopted(1, config.ReloadStatus{Reloads: 2, Failures: 1})
 		n := p.asked.Load()
-		p.after(time.Hour)
+		p.waitFor(time.Hour)
 		if p.asked.Load() != n {
 			t.Error("it is loaded again though it is in force")
 		}
@@ -200,11 +200,11 @@ func TestWatch_CertificateBecomesValid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWatching(t)
 		p.certificates(time.Now().Add(5 * time.Second))
-		p.after(time.Second)
+		p.waitFor(time.Second)
 		if p.logs.count("is not valid before") != 1 || p.Status().Failures != 1 {
 			t.Errorf("%+v\n%s", p.Status(), &p.logs)
 		}
-		p.after(10 * time.Second)
+		p.waitFor(10 * time.Second)
 		p.adopted(2, config.ReloadStatus{Reloads: 2, Failures: 1})
 	})
 }
@@ -213,19 +213,19 @@ func TestWatch_RepeatedFailureIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWatching(t)
 		loaded := p.Status().Loaded
-		p.agree(errors.New("one reason"))
+		p.setRefusal(errors.New("one reason"))
 		p.configure("worker")
-		p.after(time.Hour)
+		p.waitFor(time.Hour)
 		failed := p.failing()
-		p.agree(errors.New("another"))
-		p.after(time.Hour)
-		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 2, Failures: 2})
+		p.setRefusal(errors.New("another"))
+		p.waitFor(time.Hour)
+		p.wantStatus(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 2, Failures: 2})
 		p.hup <- syscall.SIGHUP
 		synctest.Wait()
-		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 3, Failures: 3})
+		p.wantStatus(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 3, Failures: 3})
 		p.write("sallyport.yaml", "callers: {}") // the third reload
-		p.after(time.Second)
-		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 4, Failures: 4})
+		p.waitFor(time.Second)
+		p.wantStatus(2, config.ReloadStatus{Loaded: loaded, Failed: failed, Reloads: 4, Failures: 4})
 	})
 }
 
@@ -233,17 +233,17 @@ func TestWatch_EndlessChangesFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := startWatching(t)
 		loaded := p.Status().Loaded
-		p.agree(config.ErrChanged)
+		p.setRefusal(config.ErrChanged)
 		p.configure("worker")
-		p.after(2 * time.Second)
+		p.waitFor(2 * time.Second)
 		if n := p.asked.Load(); n < 2 {
 			t.Errorf("%d attempts in 2 seconds", n)
 		}
-		p.wants(2, config.ReloadStatus{Loaded: loaded})
-		p.after(time.Hour)
-		p.wants(2, config.ReloadStatus{Loaded: loaded, Failed: p.failing(), Reloads: 1, Failures: 1})
-		p.agree(nil)
-		p.after(time.Minute + time.Second)
+		p.wantStatus(2, config.ReloadStatus{Loaded: loaded})
+		p.waitFor(time.Hour)
+		p.wantStatus(2, config.ReloadStatus{Loaded: loaded, Failed: p.failing(), Reloads: 1, Failures: 1})
+		p.setRefusal(nil)
+		p.waitFor(time.Minute + time.Second)
 		p.adopted(1, config.ReloadStatus{Reloads: 2, Failures: 1})
 	})
 }
@@ -257,7 +257,7 @@ func TestWatch_UnsettledFileHoldsUpNoOther(t *testing.T) {
 				break
 			}
 			p.write("worker", "the worker's token, of thirty-two bytes"+strings.Repeat("!", n))
-			p.after(100 * time.Millisecond)
+			p.waitFor(100 * time.Millisecond)
 		}
 		if p.trusted() != 1 {
 			t.Error("the guest is let in after 10 seconds")
@@ -270,12 +270,12 @@ func TestWatch_FileBeingWritten(t *testing.T) {
 		p := startWatching(t)
 		for n := range 10 {
 			p.write("worker", "the worker's token, of thirty-two bytes"+strings.Repeat("!", n))
-			p.after(100 * time.Millisecond)
+			p.waitFor(100 * time.Millisecond)
 		}
 		if p.asked.Load() != 0 {
 			t.Error("it was read amid that")
 		}
-		p.after(time.Second)
+		p.waitFor(time.Second)
 		p.adopted(2, config.ReloadStatus{Reloads: 1})
 	})
 }

@@ -63,13 +63,13 @@ func TestQueuedRuns_NoProcesses(t *testing.T) {
 	dir, uid := t.TempDir(), 60000+os.Getpid()%5000 // the limit counts all processes of a user
 	program := filepath.Join(dir, "program.test")
 	text, err := os.ReadFile(os.Args[0])
-	check(t, err)
-	check(t, os.WriteFile(program, text, 0o755))
+	mustSucceed(t, err)
+	mustSucceed(t, os.WriteFile(program, text, 0o755))
 	for _, folder := range []string{dir, filepath.Dir(dir)} { // the parent belongs to the test, too
-		check(t, os.Chmod(folder, 0o755))
+		mustSucceed(t, os.Chmod(folder, 0o755))
 	}
-	check(t, os.Mkdir(filepath.Join(dir, "tmp"), 0o700))
-	check(t, os.Chown(filepath.Join(dir, "tmp"), uid, uid))
+	mustSucceed(t, os.Mkdir(filepath.Join(dir, "tmp"), 0o700))
+	mustSucceed(t, os.Chown(filepath.Join(dir, "tmp"), uid, uid))
 	cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestQueuedRuns_NoProcesses$", "-test.v", "-test.count=1")
 	cmd.Dir, cmd.Env = filepath.Join(dir, "tmp"), append(os.Environ(), "TMPDIR="+filepath.Join(dir, "tmp"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
@@ -142,15 +142,15 @@ func (in *installation) awaitSuccess(ids []string) {
 // removeProgram replaces the program as a deployment by rename does.
 func removeProgram(in *installation) func() {
 	job := filepath.Join(in.dir, "job.sh")
-	check(in.t, os.Rename(job, job+".old"))
-	return func() { check(in.t, os.Rename(job+".old", job)) }
+	mustSucceed(in.t, os.Rename(job, job+".old"))
+	return func() { mustSucceed(in.t, os.Rename(job+".old", job)) }
 }
 
 // openProgram replaces the program as a deployment by copying does: a start fails with ETXTBSY.
 func openProgram(in *installation) func() {
 	f, err := os.OpenFile(filepath.Join(in.dir, "job.sh"), os.O_APPEND|os.O_WRONLY, 0)
-	check(in.t, err)
-	return func() { check(in.t, f.Close()) }
+	mustSucceed(in.t, err)
+	return func() { mustSucceed(in.t, f.Close()) }
 }
 
 func removeHook(in *installation) func() {
@@ -163,9 +163,9 @@ func removeHook(in *installation) func() {
 // limitDescriptors lowers the limit of descriptors of the supervisor, so that a start fails with EMFILE.
 func limitDescriptors(in *installation) func() {
 	var was unix.Rlimit
-	check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, nil, &was))
-	check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}, nil))
-	return func() { check(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &was, nil)) }
+	mustSucceed(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, nil, &was))
+	mustSucceed(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}, nil))
+	return func() { mustSucceed(in.t, unix.Prlimit(in.supervisor(), unix.RLIMIT_NOFILE, &was, nil)) }
 }
 
 func removeFolders(names ...string) func(*installation) func() {
@@ -181,7 +181,7 @@ func removeFolders(names ...string) func(*installation) func() {
 func limitProcesses(in *installation) func() {
 	pid := in.supervisor()
 	var was unix.Rlimit
-	check(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, nil, &was))
-	check(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1, Max: was.Max}, nil))
+	mustSucceed(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, nil, &was))
+	mustSucceed(in.t, unix.Prlimit(pid, unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1, Max: was.Max}, nil))
 	return func() { _ = unix.Prlimit(pid, unix.RLIMIT_NPROC, &was, nil) } // the process may have ended
 }

@@ -51,7 +51,7 @@ func TestACME_Obtain(t *testing.T) {
 	// The CA starts. It does not validate one name, and the log says why.
 	w.startCA(t)
 	server.awaitLog(t, `"msg":"certificate obtained","domain":"hooks.example.com"`, `"msg":"ACME validation failed","domain":"bad.example.com"`, "127.0.0.2")
-	roots := w.roots(t)
+	roots := w.acmeRoots(t)
 	first, err := w.fetchCertificate(t, "hooks.example.com", roots)
 	if err != nil {
 		t.Fatal("the name that was obtained:", err)
@@ -118,12 +118,12 @@ func TestACME_Renew(t *testing.T) {
 	server := w.serve(t)
 	const obtained = `"msg":"certificate obtained"`
 	server.awaitLog(t, obtained)
-	roots := w.roots(t)
+	roots := w.acmeRoots(t)
 	first, err := w.fetchCertificate(t, "hooks.example.com", roots)
-	check(t, err)
+	mustSucceed(t, err)
 	eventually(t, "a second certificate", func() bool { return strings.Count(server.readLog(t), obtained) == 2 })
 	second, err := w.fetchCertificate(t, "hooks.example.com", roots)
-	check(t, err)
+	mustSucceed(t, err)
 	if !second.NotAfter.After(first.NotAfter) {
 		t.Errorf("the next certificate ends at %s, the first at %s", second.NotAfter, first.NotAfter)
 	}
@@ -136,7 +136,7 @@ func TestACME_HangingOrder(t *testing.T) {
 	const pair = "cert: pki/server.pem, key: pki/server.key"
 	w := newACMEWorld(t, 90*24*time.Hour)
 	w.startCA(t)
-	roots := w.roots(t)
+	roots := w.acmeRoots(t)
 	held, givenUp := w.holdOrders(t, "slow.example.com")
 	w.configure(t, pair, "slow.example.com")
 	server := w.serve(t)
@@ -172,7 +172,7 @@ func (w *acmeWorld) holdOrders(t *testing.T, name string) (held, givenUp *atomic
 		},
 	}
 	pair, err := tls.LoadX509KeyPair(filepath.Join(w.dir, "pki", "server.pem"), filepath.Join(w.dir, "pki", "server.key"))
-	check(t, err)
+	mustSucceed(t, err)
 	proxy := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		var signed struct{ Payload string }
@@ -213,9 +213,9 @@ func newACMEWorld(t *testing.T, life time.Duration) *acmeWorld {
 	w := &acmeWorld{dir: t.TempDir(), life: life}
 	addresses(t, &w.server, &w.dns, &w.dnsAdmin, &w.api, &w.adm)
 	_, err := certs.Dev(filepath.Join(w.dir, "pki"), time.Now(), false)
-	check(t, err)
+	mustSucceed(t, err)
 	w.dev = roots(t, filepath.Join(w.dir, "pki", "ca.pem"))
-	run(t, w.dir, "dns", exec.CommandContext(t.Context(), testTool(t, "pebble-challtestsrv"),
+	startDaemon(t, w.dir, "dns", exec.CommandContext(t.Context(), testTool(t, "pebble-challtestsrv"),
 		"-dnsserver", w.dns, "-management", w.dnsAdmin, "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", ""))
 	waitFor(t, w.dnsAdmin)
 	return w
@@ -226,8 +226,8 @@ func addresses(t *testing.T, all ...*string) {
 	t.Helper()
 	for _, address := range all {
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		check(t, err)
-		defer func() { check(t, l.Close()) }()
+		mustSucceed(t, err)
+		defer func() { mustSucceed(t, l.Close()) }()
 		*address = l.Addr().String()
 	}
 }
@@ -236,7 +236,7 @@ func addresses(t *testing.T, all ...*string) {
 func testTool(t *testing.T, name string) string {
 	t.Helper()
 	path, err := filepath.Abs("bin/test/" + name)
-	check(t, err)
+	mustSucceed(t, err)
 	return path
 }
 
@@ -244,12 +244,12 @@ func testTool(t *testing.T, name string) string {
 func (w *acmeWorld) setAddress(t *testing.T, name, address string) {
 	t.Helper()
 	body, err := json.Marshal(map[string]any{"host": name + ".", "addresses": []string{address}})
-	check(t, err)
+	mustSucceed(t, err)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+w.dnsAdmin+"/add-a", bytes.NewReader(body))
-	check(t, err)
+	mustSucceed(t, err)
 	res, err := new(http.Client).Do(req)
-	check(t, err)
-	check(t, res.Body.Close())
+	mustSucceed(t, err)
+	mustSucceed(t, res.Body.Close())
 	if res.StatusCode != http.StatusOK {
 		t.Fatal(res.Status)
 	}
@@ -258,29 +258,29 @@ func (w *acmeWorld) setAddress(t *testing.T, name, address string) {
 func (w *acmeWorld) startCA(t *testing.T) {
 	t.Helper()
 	_, port, err := net.SplitHostPort(w.server)
-	check(t, err)
+	mustSucceed(t, err)
 	config := fmt.Sprintf(`{"pebble": {"listenAddress": %q, "managementListenAddress": %q, "certificate": "pki/server.pem", "privateKey": "pki/server.key",
 		"httpPort": 1, "tlsPort": %s, "retryAfter": {"authz": 1, "order": 1}, "keyAlgorithm": "ecdsa", "profiles": {"default": {"validityPeriod": %d}}}}`,
 		w.api, w.adm, port, int(w.life/time.Second))
-	check(t, os.WriteFile(filepath.Join(w.dir, "pebble.json"), []byte(config), 0o600))
+	mustSucceed(t, os.WriteFile(filepath.Join(w.dir, "pebble.json"), []byte(config), 0o600))
 	pebble := exec.CommandContext(t.Context(), testTool(t, "pebble"), "-config", "pebble.json", "-strict", "-dnsserver", w.dns)
 	pebble.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1")
-	w.ca = run(t, w.dir, "pebble", pebble)
+	w.ca = startDaemon(t, w.dir, "pebble", pebble)
 	waitFor(t, w.adm)
 	waitFor(t, w.api)
 }
 
-func (w *acmeWorld) roots(t *testing.T) *x509.CertPool {
+func (w *acmeWorld) acmeRoots(t *testing.T) *x509.CertPool {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+w.adm+"/roots/0", http.NoBody)
-	check(t, err)
+	mustSucceed(t, err)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.dev, MinVersion: tls.VersionTLS12}}
 	defer transport.CloseIdleConnections()
 	res, err := (&http.Client{Transport: transport}).Do(req)
-	check(t, err)
-	defer func() { check(t, res.Body.Close()) }()
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, res.Body.Close()) }()
 	text, err := io.ReadAll(res.Body)
-	check(t, err)
+	mustSucceed(t, err)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(text) {
 		t.Fatalf("no root: %s", text)
@@ -301,13 +301,13 @@ callers:
 hooks:
   start: {callers: [dev], command: [/bin/true]}
 `, w.server, pair, strings.Join(domains, ", "), w.api)
-	check(t, os.WriteFile(filepath.Join(w.dir, "sallyport.yaml"), []byte(config), 0o600))
-	check(t, os.WriteFile(filepath.Join(w.dir, "key"), bytes.Repeat([]byte("k"), 32), 0o600))
+	mustSucceed(t, os.WriteFile(filepath.Join(w.dir, "sallyport.yaml"), []byte(config), 0o600))
+	mustSucceed(t, os.WriteFile(filepath.Join(w.dir, "key"), bytes.Repeat([]byte("k"), 32), 0o600))
 }
 
 func (w *acmeWorld) serve(t *testing.T) *daemon {
 	t.Helper()
-	d := run(t, w.dir, "sallyport", program(t, w.dir, "serve"))
+	d := startDaemon(t, w.dir, "sallyport", program(t, w.dir, "serve"))
 	d.awaitLog(t, `"msg":"serving"`)
 	return d
 }
@@ -323,7 +323,7 @@ func (w *acmeWorld) fetchCertificate(t *testing.T, name string, roots *x509.Cert
 	if err != nil {
 		return nil, err
 	}
-	defer func() { check(t, conn.Close()) }()
+	defer func() { mustSucceed(t, conn.Close()) }()
 	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
 }
 
@@ -331,8 +331,8 @@ func (w *acmeWorld) fetchCertificate(t *testing.T, name string, roots *x509.Cert
 func (w *acmeWorld) checkPrivateFiles(t *testing.T) {
 	t.Helper()
 	var names []string
-	check(t, filepath.Walk(filepath.Join(w.dir, "state", "acme"), func(path string, info os.FileInfo, err error) error {
-		check(t, err)
+	mustSucceed(t, filepath.Walk(filepath.Join(w.dir, "state", "acme"), func(path string, info os.FileInfo, err error) error {
+		mustSucceed(t, err)
 		if mode := info.Mode().Perm(); mode&0o077 != 0 {
 			t.Errorf("%s has mode %04o", path, mode)
 		}
@@ -350,21 +350,21 @@ type daemon struct {
 	stop func() // ends it; the end of the test calls it, too
 }
 
-// run starts a process, which writes to DIR/NAME.log.
-func run(t *testing.T, dir, name string, cmd *exec.Cmd) *daemon {
+// startDaemon starts a process, which writes to DIR/NAME.log.
+func startDaemon(t *testing.T, dir, name string, cmd *exec.Cmd) *daemon {
 	t.Helper()
 	d := &daemon{file: filepath.Join(dir, name+".log")}
 	log, err := os.Create(d.file)
-	check(t, err)
+	mustSucceed(t, err)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
-	check(t, cmd.Start())
+	mustSucceed(t, cmd.Start())
 	d.stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		err := cmd.Wait()
 		if name == "sallyport" && err != nil {
 			t.Errorf("ending %s: %v", name, err)
 		}
-		check(t, log.Close())
+		mustSucceed(t, log.Close())
 	})
 	t.Cleanup(func() {
 		d.stop()
@@ -378,7 +378,7 @@ func run(t *testing.T, dir, name string, cmd *exec.Cmd) *daemon {
 func (d *daemon) readLog(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(d.file)
-	check(t, err)
+	mustSucceed(t, err)
 	return string(text)
 }
 

@@ -25,7 +25,7 @@ func TestAlertmanager(t *testing.T) {
 	receiver := func(name, http string) string {
 		return fmt.Sprintf("  - {name: %s, webhook_configs: [{url: %q, http_config: %s}]}\n", name, url+"/hooks/"+name, http)
 	}
-	check(t, os.WriteFile(filepath.Join(dir, "alertmanager.yml"), []byte(
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "alertmanager.yml"), []byte(
 		"route:\n"+
 			"  {receiver: token, group_wait: 1ms, group_interval: 1s, repeat_interval: 1s,\n"+
 			"  routes: [{receiver: token, continue: true}, {receiver: wrong, continue: true}, {receiver: cert}]}\n"+
@@ -34,7 +34,7 @@ func TestAlertmanager(t *testing.T) {
 			receiver("wrong", "{authorization: {credentials_file: wrong}, tls_config: {ca_file: pki/ca.pem}}")+
 			receiver("cert", "{tls_config: {ca_file: pki/ca.pem, cert_file: pki/client.pem, key_file: pki/client.key}}"),
 	), 0o600))
-	alertmanager := run(t, dir, "alertmanager", exec.CommandContext(t.Context(), "prometheus-alertmanager",
+	alertmanager := startDaemon(t, dir, "alertmanager", exec.CommandContext(t.Context(), "prometheus-alertmanager",
 		"--config.file=alertmanager.yml", "--storage.path=alerts", "--web.listen-address="+address, "--cluster.listen-address="))
 	waitFor(t, address)
 	postAlert(t, "http://"+address)
@@ -65,21 +65,21 @@ func TestAlertmanager(t *testing.T) {
 func alertHooks(t *testing.T, dir string) *daemon {
 	t.Helper()
 	_, err := certs.Dev(filepath.Join(dir, "pki"), time.Now(), false)
-	check(t, err)
-	check(t, os.WriteFile(filepath.Join(dir, "token"), []byte(strings.Repeat("a", 40)), 0o600))
-	check(t, os.WriteFile(filepath.Join(dir, "wrong"), []byte(strings.Repeat("b", 40)), 0o600))
-	check(t, os.WriteFile(filepath.Join(dir, "keep.sh"), []byte("#!/bin/sh\ncat >\"$1/$SALLYPORT_RUN\"\n"), 0o700))
+	mustSucceed(t, err)
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "token"), []byte(strings.Repeat("a", 40)), 0o600))
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "wrong"), []byte(strings.Repeat("b", 40)), 0o600))
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "keep.sh"), []byte("#!/bin/sh\ncat >\"$1/$SALLYPORT_RUN\"\n"), 0o700))
 	hook := func(name, caller string) string {
 		ran := filepath.Join(dir, "ran", name)
-		check(t, os.MkdirAll(ran, 0o700))
+		mustSucceed(t, os.MkdirAll(ran, 0o700))
 		return fmt.Sprintf("  %s: {callers: [%s], command: [%q, %q], stdin: body}\n", name, caller, dir+"/keep.sh", ran)
 	}
-	check(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(
 		"listen: \"localhost:0\"\nstate: state\ntls: {cert: pki/server.pem, key: pki/server.key, client_ca: pki/ca.pem}\n"+
 			"callers:\n  token: {token: {keys: [{file: token}]}}\n  cert: {mtls: {uri: \"spiffe://localhost/dev\"}}\n"+
 			"hooks:\n"+hook("token", "token")+hook("wrong", "token")+hook("cert", "cert"),
 	), 0o600))
-	return run(t, dir, "sallyport", program(t, dir, "serve"))
+	return startDaemon(t, dir, "sallyport", program(t, dir, "serve"))
 }
 
 // postAlert posts one alert.
@@ -87,11 +87,11 @@ func postAlert(t *testing.T, url string) {
 	t.Helper()
 	body := `[{"labels": {"alertname": "QueueStuck", "service": "mail-out"}, "annotations": {"summary": "nothing moves"}}]`
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/api/v2/alerts", strings.NewReader(body))
-	check(t, err)
+	mustSucceed(t, err)
 	req.Header.Set("Content-Type", "application/json")
 	res, err := new(http.Client).Do(req)
-	check(t, err)
-	check(t, res.Body.Close())
+	mustSucceed(t, err)
+	mustSucceed(t, res.Body.Close())
 	if res.StatusCode != http.StatusOK {
 		t.Fatal(res.Status)
 	}
@@ -105,7 +105,7 @@ func readAlerts(t *testing.T, dir, hook string) (bodies []string) {
 			continue
 		}
 		body, err := os.ReadFile(filepath.Join(dir, "ran", hook, r.ID))
-		check(t, err)
+		mustSucceed(t, err)
 		bodies = append(bodies, string(body))
 	}
 	return bodies
@@ -117,8 +117,8 @@ type recordedRun struct{ ID, Caller, State string }
 func listRecordedRuns(t *testing.T, dir, hook string) []recordedRun {
 	t.Helper()
 	out, err := program(t, dir, "runs", "list", "--state-dir", "state", "--hook", hook, "--json").Output()
-	check(t, err)
+	mustSucceed(t, err)
 	var page struct{ Runs []recordedRun }
-	check(t, json.Unmarshal(out, &page))
+	mustSucceed(t, json.Unmarshal(out, &page))
 	return page.Runs
 }

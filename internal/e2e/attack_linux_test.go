@@ -68,12 +68,12 @@ func newAttackTest(t *testing.T, program string) *attackTest {
 	t.Helper()
 	dir := makeFolder(t, attacked)
 	write(t, filepath.Join(dir, "bad"), []byte(strings.TrimPrefix(badToken, "Bearer ")))
-	check(t, os.Symlink(program, filepath.Join(dir, "sallyport")))
+	mustSucceed(t, os.Symlink(program, filepath.Join(dir, "sallyport")))
 	sign := makeCRL(t, dir)
 	a := &attackTest{connectionFlood: startConnectionFlood(t, dir), t: t, dir: dir, signCRL: sign, body: []byte("a delivery that everyone has seen")}
 	var err error
 	a.good, err = a.sign("seen", a.body, time.Now())
-	check(t, err)
+	mustSucceed(t, err)
 	return a
 }
 
@@ -82,14 +82,14 @@ func newAttackTest(t *testing.T, program string) *attackTest {
 func makeCRL(t *testing.T, dir string) (sign func(extension int, serials ...*big.Int) []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(t, err)
+	mustSucceed(t, err)
 	now := time.Now()
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(1000 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: []byte{1},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
-	check(t, err)
+	mustSucceed(t, err)
 	sign = func(extension int, serials ...*big.Int) []byte {
 		list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(100 * time.Hour)}
 		if extension > 0 {
@@ -99,14 +99,14 @@ func makeCRL(t *testing.T, dir string) (sign func(extension int, serials ...*big
 			list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: n, RevocationTime: now})
 		}
 		der, err := x509.CreateRevocationList(rand.Reader, list, ca, key)
-		check(t, err)
+		mustSucceed(t, err)
 		return der
 	}
 	write(t, filepath.Join(dir, "authority.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	write(t, filepath.Join(dir, "revoked.crl"), sign(0, big.NewInt(7)))
 	config := filepath.Join(dir, "sallyport.yaml")
 	text, err := os.ReadFile(config)
-	check(t, err)
+	mustSucceed(t, err)
 	write(t, config, bytes.Replace(text, []byte("server.key}"), []byte("server.key, client_crl: [revoked.crl]}"), 1))
 	return sign
 }
@@ -401,7 +401,7 @@ func (a *attackTest) measureUse() (u use) {
 	a.t.Helper()
 	u.kib = readMemory(a.t, a.server, "VmHWM")
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.server))
-	check(a.t, err)
+	mustSucceed(a.t, err)
 	u.descriptors = len(files)
 	_, text, err := a.sendAsHostileCaller(199, "GET", "/metrics", nil)
 	if err != nil {
@@ -409,7 +409,7 @@ func (a *attackTest) measureUse() (u use) {
 	}
 	if found := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindSubmatch(text); found != nil {
 		u.goroutines, err = strconv.Atoi(string(found[1]))
-		check(a.t, err)
+		mustSucceed(a.t, err)
 	}
 	return u
 }
@@ -422,7 +422,7 @@ func TestAttack(t *testing.T) {
 	if text, ok := os.LookupEnv("ATTACK"); ok {
 		var err error
 		span, err = time.ParseDuration(text)
-		check(t, err)
+		mustSucceed(t, err)
 	}
 	program, other := os.LookupEnv("ATTACKED")
 	if !other {
@@ -433,7 +433,7 @@ func TestAttack(t *testing.T) {
 	for name, attack := range attacks() {
 		t.Run(name, func(t *testing.T) {
 			a := newAttackTest(t, program)
-			check(t, a.sendGoodDelivery(goodAddress, "/hooks/usual", 20<<10))
+			mustSucceed(t, a.sendGoodDelivery(goodAddress, "/hooks/usual", 20<<10))
 			if status, answer, err := a.request(goodAddress, "POST", "/hooks/usual", a.good, a.body); err != nil || status != http.StatusOK && status != http.StatusAccepted {
 				t.Fatalf("%d %s %v", status, answer, err)
 			}

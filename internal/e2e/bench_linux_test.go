@@ -87,7 +87,7 @@ func expectCode(b *testing.B, a reply, code int) reply {
 // times are the durations of the turns of one way.
 type times []time.Duration
 
-func (t times) at(part float64) time.Duration {
+func (t times) quantile(part float64) time.Duration {
 	slices.Sort(t)
 	return t[int(float64(len(t)-1)*part)]
 }
@@ -96,9 +96,9 @@ func (t times) at(part float64) time.Duration {
 func (t times) report(b *testing.B, name string, to times, other string) {
 	b.Helper()
 	for part, p := range map[float64]string{.5: "p50", .99: "p99"} {
-		b.ReportMetric(float64(t.at(part).Microseconds()), name+"-"+p+"-µs")
+		b.ReportMetric(float64(t.quantile(part).Microseconds()), name+"-"+p+"-µs")
 		if to != nil {
-			b.ReportMetric(float64(t.at(part))/float64(to.at(part)), name+"/"+other+"-"+p)
+			b.ReportMetric(float64(t.quantile(part))/float64(to.quantile(part)), name+"/"+other+"-"+p)
 		}
 	}
 }
@@ -134,7 +134,7 @@ func (p *programs) benchmarkStart(b *testing.B) {
 	ways[0].took.report(b, ways[0].name, nil, "")
 	ways[1].took.report(b, ways[1].name, ways[0].took, "bare")
 	ways[2].took.report(b, ways[2].name, ways[0].took, "bare")
-	b.ReportMetric(float64(ways[2].took.at(.5))/float64(ways[1].took.at(.5)), "delivery/floor-p50")
+	b.ReportMetric(float64(ways[2].took.quantile(.5))/float64(ways[1].took.quantile(.5)), "delivery/floor-p50")
 }
 
 func monotonic() time.Duration {
@@ -161,10 +161,10 @@ func (p *programs) runBare(b *testing.B) []byte {
 func post(b *testing.B, to *httptest.Server) []byte {
 	b.Helper()
 	req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, to.URL, strings.NewReader(`{"n": 1}`))
-	check(b, err)
+	mustSucceed(b, err)
 	res, err := to.Client().Do(req)
-	check(b, err)
-	defer func() { check(b, res.Body.Close()) }()
+	mustSucceed(b, err)
+	defer func() { mustSucceed(b, res.Body.Close()) }()
 	said := make([]byte, 16)
 	_, err = res.Body.Read(said)
 	if err != nil && said[0] == 0 {
@@ -227,11 +227,11 @@ func (p *programs) benchmarkBusy(b *testing.B) {
 func processorTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	check(b, err)
+	mustSucceed(b, err)
 	_, rest, _ := strings.Cut(string(stat), ") ") // proc(5): fields 14 and 15 are ticks, of which a second has 100
 	var user, system time.Duration
 	_, err = fmt.Sscan(strings.Join(strings.Fields(rest)[11:13], " "), &user, &system)
-	check(b, err)
+	mustSucceed(b, err)
 	return (user + system) * time.Second / 100
 }
 
@@ -286,10 +286,10 @@ func (l *load) measureMemory(b *testing.B) (kib [2]int) {
 	b.Helper()
 	for i, pid := range []int{l.server.Process.Pid, l.supervisor()} {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-		check(b, err)
+		mustSucceed(b, err)
 		_, rest, _ := strings.Cut(string(text), "\nPss:")
 		_, err = fmt.Sscan(rest, &kib[i])
-		check(b, err)
+		mustSucceed(b, err)
 	}
 	return kib
 }
@@ -298,22 +298,22 @@ func (l *load) measureMemory(b *testing.B) (kib [2]int) {
 // to a file.
 func (p *programs) benchmarkOutput(b *testing.B) {
 	command, err := exec.LookPath("spill")
-	check(b, err)
+	mustSucceed(b, err)
 	l := p.install(b, strings.ReplaceAll(spillHooks, "SPILL", command))
 	l.write("gate", "", 0o600)
 	took := func() time.Duration {
 		ns, err := strconv.ParseInt(string(l.read("took")), 10, 64)
-		check(b, err)
+		mustSucceed(b, err)
 		return time.Duration(ns)
 	}
 	var through, bare times
 	for b.Loop() {
 		name := filepath.Join(l.dir, "bare")
 		file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-		check(b, err)
+		mustSucceed(b, err)
 		cmd := exec.CommandContext(b.Context(), command, filepath.Join(l.dir, "took"), filepath.Join(l.dir, "gate"))
 		cmd.Stdout, cmd.Stderr = file, file
-		check(b, errors.Join(cmd.Run(), file.Close(), os.Remove(name)))
+		mustSucceed(b, errors.Join(cmd.Run(), file.Close(), os.Remove(name)))
 		bare = append(bare, took())
 		if r := expectCode(b, l.deliver("spill", fmt.Sprint(l.last.Add(1)), "Prefer: wait=300"), http.StatusOK).run(); r.State != runner.Succeeded {
 			b.Fatalf("run %+v", r)
@@ -321,9 +321,9 @@ func (p *programs) benchmarkOutput(b *testing.B) {
 		through = append(through, took())
 	}
 	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(internals.Spilled/bare.at(.5).Seconds()/1e6, "bare-MB/s")
-	b.ReportMetric(internals.Spilled/through.at(.5).Seconds()/1e6, "run-MB/s")
-	b.ReportMetric(float64(bare.at(.5))/float64(through.at(.5)), "run/bare")
+	b.ReportMetric(internals.Spilled/bare.quantile(.5).Seconds()/1e6, "bare-MB/s")
+	b.ReportMetric(internals.Spilled/through.quantile(.5).Seconds()/1e6, "run-MB/s")
+	b.ReportMetric(float64(bare.quantile(.5))/float64(through.quantile(.5)), "run/bare")
 	b.ReportMetric(float64(peakMemory(b, l.server.Process.Pid))/1024, "server-most-MiB")
 	b.ReportMetric(float64(peakMemory(b, l.supervisor()))/1024, "supervisor-most-MiB")
 }
@@ -340,12 +340,12 @@ func (p *programs) benchmarkHistory(b *testing.B) {
 	long, empty := p.install(b, text), p.install(b, text)
 	long.endServer()
 	fill, err := os.ReadFile("runner/store/testdata/past.sql")
-	check(b, err)
+	mustSucceed(b, err)
 	db, err := sql.Open("sqlite", filepath.Join(long.dir, "state", "state.db")+"?_pragma=synchronous(OFF)")
-	check(b, err)
+	mustSucceed(b, err)
 	_, err = db.ExecContext(b.Context(), strings.NewReplacer("COUNT", fmt.Sprint(count), "HOOKS", fmt.Sprint(hooks)).Replace(string(fill)))
-	check(b, err)
-	check(b, db.Close())
+	mustSucceed(b, err)
+	mustSucceed(b, db.Close())
 	begin := time.Now()
 	long.start(true)
 	b.ReportMetric(float64(time.Since(begin).Milliseconds()), "server-start-ms")

@@ -31,7 +31,7 @@ exec sh -c "$wait" "$1"
 func zombiesOf(t *testing.T, parent int) (pids []int) {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	check(t, err)
+	mustSucceed(t, err)
 	for _, name := range stats {
 		text, _ := os.ReadFile(name) // the process may have ended
 		_, rest, _ := bytes.Cut(text, []byte(") "))
@@ -55,7 +55,7 @@ func TestContainer_ReapOrphans(t *testing.T) {
 	in.prepare = func(cmd *exec.Cmd) {
 		program := cmd.Args[1:]
 		path, err := exec.LookPath("unshare")
-		check(t, err)
+		mustSucceed(t, err)
 		cmd.Path = path
 		cmd.Args = append([]string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc", in.program}, program...)
 	}
@@ -73,7 +73,7 @@ func TestContainer_ReapOrphans(t *testing.T) {
 	run := in.deliver("family", "{}").run()
 	in.waitUntil("the command to begin", func() bool { _, err := os.Stat(in.dir + "/began"); return err == nil })
 	before := in.supervisor()
-	check(t, syscall.Kill(before, syscall.SIGKILL))
+	mustSucceed(t, syscall.Kill(before, syscall.SIGKILL))
 	in.waitUntil("another supervisor", func() bool { now := in.supervisor(); return now != 0 && now != before })
 
 	in.write("go", "", 0o600)

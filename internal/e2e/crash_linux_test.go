@@ -84,7 +84,7 @@ func newCrash(t *testing.T, program string) *crash {
 	if text, ok := os.LookupEnv("SEED"); ok {
 		var err error
 		seed, err = strconv.ParseUint(text, 10, 64)
-		check(t, err)
+		mustSucceed(t, err)
 	}
 	t.Logf("seed %d", seed)
 	hooks := "hooks:\n"

@@ -113,7 +113,7 @@ func fullDisk(t *testing.T) {
 func (d *disk) mount(folder string, size int) {
 	d.t.Helper()
 	dir := filepath.Join(d.dir, folder)
-	check(d.t, os.Mkdir(dir, 0o700))
+	mustSucceed(d.t, os.Mkdir(dir, 0o700))
 	if err := syscall.Mount("none", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
 		d.t.Fatal(noDisk, err)
 	}
@@ -127,7 +127,7 @@ func (d *disk) fillerPath(folder string) string { return filepath.Join(d.dir, fo
 func (d *disk) fillDisk(folder string) {
 	d.t.Helper()
 	f, err := os.OpenFile(d.fillerPath(folder), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	check(d.t, err)
+	mustSucceed(d.t, err)
 	defer func() { _ = f.Close() }()
 	if _, err := f.Write(make([]byte, diskSize)); !errors.Is(err, syscall.ENOSPC) {
 		d.t.Fatalf("the disk is not full: %v", err)
@@ -136,7 +136,7 @@ func (d *disk) fillDisk(folder string) {
 
 func (d *disk) freeDisk(folder string) {
 	d.t.Helper()
-	check(d.t, os.Remove(d.fillerPath(folder)))
+	mustSucceed(d.t, os.Remove(d.fillerPath(folder)))
 }
 
 // newBody returns the body of a delivery with a new flight.
@@ -236,7 +236,7 @@ func (d *disk) testAuditLog() {
 	d.awaitEnd(hold.ID, 7)
 	d.freeDisk("state/audit")
 	d.awaitAccepted(refused)
-	check(d.t, os.Remove(filepath.Join(d.dir, "go")))
+	mustSucceed(d.t, os.Remove(filepath.Join(d.dir, "go")))
 }
 
 // testBeforeAdmission checks that a delivery is refused if it cannot be recorded, or recorded and not started, and is
@@ -270,7 +270,7 @@ func (d *disk) testQueuedRuns() {
 	for _, run := range runs {
 		d.awaitEnd(run.ID, 7)
 	}
-	check(d.t, os.Remove(filepath.Join(d.dir, "go")))
+	mustSucceed(d.t, os.Remove(filepath.Join(d.dir, "go")))
 }
 
 // awaitEnd waits for the end of a run that began once, and checks its exit code.
@@ -288,7 +288,7 @@ func (d *disk) awaitEnd(id string, code int) (r runner.Run) {
 	}
 	d.waitUntil("the end of run "+id+" to be written", func() bool {
 		var s rundir.Status
-		check(d.t, json.Unmarshal(d.read("state/runs/"+id+"/status"), &s))
+		mustSucceed(d.t, json.Unmarshal(d.read("state/runs/"+id+"/status"), &s))
 		return !s.Ended.IsZero() && *s.ExitCode == code
 	})
 	if kept, err := output.Open(filepath.Join(d.dir, "state/runs"), id); err != nil {
@@ -296,7 +296,7 @@ func (d *disk) awaitEnd(id string, code int) (r runner.Run) {
 	} else if size, dropped := kept.State(); size != r.Output.Bytes || dropped.Bytes() != r.Output.Dropped {
 		d.t.Errorf("output of %d bytes without %+v, and recorded is %+v", size, dropped, r.Output)
 	} else {
-		check(d.t, kept.Close())
+		mustSucceed(d.t, kept.Close())
 	}
 	return r
 }
@@ -304,7 +304,7 @@ func (d *disk) awaitEnd(id string, code int) (r runner.Run) {
 // testRunInProgress checks that a command goes on without its output when the disk is full, and that an end that cannot
 // be written is not lost, nor the runs queued behind it, even if another server starts meanwhile.
 func (d *disk) testRunInProgress() {
-	check(d.t, os.WriteFile(d.fillerPath("state"), make([]byte, diskSize/3), 0o600)) // to be freed later
+	mustSucceed(d.t, os.WriteFile(d.fillerPath("state"), make([]byte, diskSize/3), 0o600)) // to be freed later
 	holding := d.newBody("hold")
 	hold, first := d.deliver("job", holding).run(), d.deliver("queue", d.newBody("hold")).run()
 	second, write := d.deliver("queue", d.newBody("hold")).run(), d.deliver("job", d.newBody("write")).run()
@@ -336,7 +336,7 @@ func (d *disk) testRunInProgress() {
 		d.awaitEnd(run.ID, 7)
 	}
 	d.awaitAccepted(d.newBody("quick"))
-	check(d.t, os.Remove(filepath.Join(d.dir, "go")))
+	mustSucceed(d.t, os.Remove(filepath.Join(d.dir, "go")))
 }
 
 // testWithoutSupervisor checks that a supervisor that cannot be restarted is started when there is space, and that its
@@ -345,7 +345,7 @@ func (d *disk) testWithoutSupervisor() {
 	hold := d.deliver("job", d.newBody("hold")).run()
 	d.awaitWitness("begin " + hold.ID)
 	d.fillDisk("state")
-	check(d.t, syscall.Kill(d.supervisor(), syscall.SIGKILL))
+	mustSucceed(d.t, syscall.Kill(d.supervisor(), syscall.SIGKILL))
 	d.awaitText("making the secret: ")
 	d.checkRefused(d.newBody("quick"), "unavailable")
 	d.freeDisk("state")
@@ -385,7 +385,7 @@ func (d *disk) testReadOnly() {
 		d.t.Errorf("the server ended with %v", d.server.ProcessState)
 	}
 	d.awaitText("read-only file system")
-	check(d.t, syscall.Mount("none", state, "", syscall.MS_REMOUNT, ""))
+	mustSucceed(d.t, syscall.Mount("none", state, "", syscall.MS_REMOUNT, ""))
 	d.start(true)
 	d.awaitAccepted(d.newBody("quick"))
 }

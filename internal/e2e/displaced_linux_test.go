@@ -21,12 +21,12 @@ func TestDisplacedServer_Ends(t *testing.T) {
 	id := in.deliver("job", `{"n": 0}`).run().ID
 	in.waitUntil("the run to begin", func() bool { return in.countBegun(id) == 1 })
 	version, err := exec.CommandContext(t.Context(), in.program, "version").Output()
-	check(t, err)
+	mustSucceed(t, err)
 	other, err := supervisor.Connect(t.Context(), supervisor.Options{
 		State: filepath.Join(in.dir, "state"), Config: filepath.Join(in.dir, "sallyport.yaml"), Exe: in.program,
 		Version: strings.TrimSpace(strings.TrimPrefix(string(version), "sallyport ")), Log: slog.New(slog.DiscardHandler),
 	})
-	check(t, err)
+	mustSucceed(t, err)
 	in.waitUntil("the server to end", func() bool {
 		select {
 		case <-in.ended:
@@ -44,9 +44,9 @@ func TestDisplacedServer_Ends(t *testing.T) {
 	}
 	in.write("go", "", 0o600)
 	ends, err := other.Follow(id)
-	check(t, err)
+	mustSucceed(t, err)
 	if e := <-ends; e.ExitCode == nil || *e.ExitCode != 0 {
 		t.Errorf("got %+v", e)
 	}
-	check(t, other.Close())
+	mustSucceed(t, other.Close())
 }

@@ -21,7 +21,7 @@ import (
 func TestDocs_ProblemsMatchCode(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("handlers/*.go")
-	check(t, err)
+	mustSucceed(t, err)
 	named := map[string]string{}
 	for _, file := range append(files, "internal/audit/refusals.go") {
 		for _, m := range regexp.MustCompile(`(?m)^(?:const |\t)(\w+) += "([^"]+)"`).FindAllStringSubmatch(readDoc(t, file), -1) {
@@ -47,7 +47,7 @@ func TestDocs_ProblemsMatchCode(t *testing.T) {
 func refusalKinds(t *testing.T, file string, named map[string]string) (kinds []string) {
 	t.Helper()
 	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-	check(t, err)
+	mustSucceed(t, err)
 	ast.Inspect(parsed, func(n ast.Node) bool {
 		lit, ok := n.(*ast.CompositeLit)
 		if name, isName := "", false; ok {
@@ -105,7 +105,7 @@ func TestDocs_FlagsMatchHelp(t *testing.T) {
 	t.Parallel()
 	help := func(args ...string) string {
 		out, err := program(t, t.TempDir(), append(args, "--help")...).Output()
-		check(t, err)
+		mustSucceed(t, err)
 		return string(out)
 	}
 	page := readDoc(t, "docs/cli.md")
@@ -137,11 +137,11 @@ func TestTutorial_Works(t *testing.T) {
 	page := readDoc(t, "docs/tutorial.md")
 	dir := t.TempDir()
 	script := "#!/bin/sh\n" + cutBetween(t, page, "```sh\n#!/bin/sh\n", "```")
-	check(t, os.WriteFile(filepath.Join(dir, "deploy"), []byte(strings.Replace(script, "sleep 20\n", "", 1)), 0o600))
-	check(t, os.Chmod(filepath.Join(dir, "deploy"), 0o700))
-	check(t, os.Mkdir(filepath.Join(dir, "secrets"), 0o700))
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "deploy"), []byte(strings.Replace(script, "sleep 20\n", "", 1)), 0o600))
+	mustSucceed(t, os.Chmod(filepath.Join(dir, "deploy"), 0o700))
+	mustSucceed(t, os.Mkdir(filepath.Join(dir, "secrets"), 0o700))
 	config := strings.NewReplacer("/tmp/gate", dir, "localhost:8443", "localhost:0").Replace(cutBetween(t, page, "```yaml\n", "```"))
-	check(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(config), 0o600))
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(config), 0o600))
 	for _, line := range []string{"certs dev", "keys new github --id tutorial --out secrets/github", "check"} {
 		if !strings.Contains(page, "\n$ sallyport "+line+"\n") {
 			t.Errorf("the tutorial does not run %s", line)
@@ -182,16 +182,16 @@ func TestTutorial_Works(t *testing.T) {
 		t.Errorf("without a signature: exit code %d\n%s", code, out)
 	}
 	out, err := program(t, dir, "runs", "output", "--state-dir", "state", run[0]).Output()
-	check(t, err)
+	mustSucceed(t, err)
 	if want := "deploying c0ffee1\ndone: run " + run[0] + "\n"; string(out) != want {
 		t.Errorf("the output is %q, not %q", out, want)
 	}
 	verified, err := program(t, dir, "audit", "verify", "--state-dir", "state").Output()
-	check(t, err)
+	mustSucceed(t, err)
 	checkQuoted(t, page, string(verified))
 	// The page makes this mistake after it has added a second caller.
 	config = strings.Replace(config, "callers: [github]", "callers: [github, etll]", 1)
-	check(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(config), 0o600))
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "sallyport.yaml"), []byte(config), 0o600))
 	mistake, err := program(t, dir, "check").CombinedOutput()
 	if err == nil {
 		t.Error("a caller that is not configured was accepted")

@@ -18,7 +18,7 @@ import (
 func readDoc(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(name)
-	check(t, err)
+	mustSucceed(t, err)
 	return string(text)
 }
 
@@ -53,7 +53,7 @@ func mergeCodes(lists ...[]string) []string {
 func TestDocs_ExitCodes(t *testing.T) {
 	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "internal/client/errors.go", nil, 0)
-	check(t, err)
+	mustSucceed(t, err)
 	var code []string
 	ast.Inspect(file, func(n ast.Node) bool {
 		if spec, ok := n.(*ast.ValueSpec); ok && strings.HasPrefix(spec.Names[0].Name, "Exit") {
@@ -70,7 +70,7 @@ func TestDocs_ExitCodes(t *testing.T) {
 	}
 
 	out, err := program(t, t.TempDir(), "--help").Output()
-	check(t, err)
+	mustSucceed(t, err)
 	help := strings.Join(strings.Fields(string(out)), " ") // the help is wrapped for the terminal
 	help = cutBetween(t, help, "Exit codes: ", " Flags:")
 	before, wait, _ := strings.Cut(help, `"call --wait"`)
@@ -99,7 +99,7 @@ func listDocs(t *testing.T) (docs []string) {
 	t.Helper()
 	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md"} {
 		some, err := filepath.Glob(pattern)
-		check(t, err)
+		mustSucceed(t, err)
 		docs = append(docs, some...)
 	}
 	if !slices.Contains(docs, "README.md") || !slices.Contains(docs, "docs/glossary.md") {

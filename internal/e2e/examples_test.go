@@ -73,7 +73,7 @@ func exampleDeliveries() map[string]sent {
 func TestExamples_Deliveries(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("examples/*")
-	check(t, err)
+	mustSucceed(t, err)
 	deliveries := exampleDeliveries()
 	var names []string
 	for _, file := range files {
@@ -110,14 +110,14 @@ type example struct {
 func (e *example) copyExample(t *testing.T, name string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("examples", name))
-	check(t, err)
+	mustSucceed(t, err)
 	var f config.File
-	check(t, yaml.Unmarshal(text, &f))
+	mustSucceed(t, yaml.Unmarshal(text, &f))
 	dir := filepath.Join(e.dir, "examples")
-	check(t, os.Mkdir(dir, 0o755))
+	mustSucceed(t, os.Mkdir(dir, 0o755))
 	pki := filepath.Join(dir, filepath.Dir(f.TLS.Cert))
 	_, err = certs.Dev(pki, time.Now(), false)
-	check(t, err)
+	mustSucceed(t, err)
 	e.roots = roots(t, filepath.Join(pki, "ca.pem"))
 	for name, caller := range f.Callers {
 		if caller.JWT != nil { // the test is its issuer, at its own address
@@ -143,20 +143,20 @@ func (e *example) copyExample(t *testing.T, name string) {
 			pair, err = tls.LoadX509KeyPair(filepath.Join(pki, "client.pem"), filepath.Join(pki, "client.key"))
 			e.certs[name] = &pair
 		}
-		check(t, err)
+		mustSucceed(t, err)
 	}
 	listen := regexp.MustCompile(`(?m)^listen: .*$`)
 	if len(listen.FindAll(text, -1)) != 1 {
 		t.Fatal("there is no one line with listen")
 	}
-	check(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
 }
 
 // roots returns the certificates in a file.
 func roots(t testing.TB, file string) *x509.CertPool {
 	t.Helper()
 	text, err := os.ReadFile(file)
-	check(t, err)
+	mustSucceed(t, err)
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
 		t.Fatalf("%s does not contain a certificate", file)
@@ -171,12 +171,12 @@ const exampleHost = "hooks.example.com"
 func (e *example) newRequestSigner(t *testing.T, dir string, spec *auth.SignatureSpec) client.Signer {
 	t.Helper()
 	key, err := auth.GenerateKey("signature", "")
-	check(t, err)
+	mustSucceed(t, err)
 	write(t, filepath.Join(dir, spec.Keys[0].File), key.Public)
 	sign, err := client.Signature(spec.Keys[0].ID, spec.Tag, key.Secret)
-	check(t, err)
+	mustSucceed(t, err)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+exampleHost+e.path, http.NoBody)
-	check(t, err)
+	mustSucceed(t, err)
 	req.Header.Set("Content-Type", "application/json")
 	return func(id string, body []byte, at time.Time) (http.Header, error) { return sign(req, id, body, at) }
 }
@@ -195,8 +195,8 @@ func writeSecrets(t *testing.T, dir string, keys []auth.KeySpec) (last []byte) {
 
 func write(t *testing.T, file string, text []byte) {
 	t.Helper()
-	check(t, os.MkdirAll(filepath.Dir(file), 0o700))
-	check(t, os.WriteFile(file, text, 0o600))
+	mustSucceed(t, os.MkdirAll(filepath.Dir(file), 0o700))
+	mustSucceed(t, os.WriteFile(file, text, 0o600))
 }
 
 // startIssuer starts an issuer of tokens for a caller. It returns a signer, and the lines that direct the caller's jwt
@@ -204,10 +204,10 @@ func write(t *testing.T, file string, text []byte) {
 func (e *example) startIssuer(t *testing.T, pki string, spec *auth.JWTSpec) (sign client.Signer, lines string) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	check(t, err)
+	mustSucceed(t, err)
 	encode := base64.RawURLEncoding.EncodeToString
 	pair, err := tls.LoadX509KeyPair(filepath.Join(pki, "server.pem"), filepath.Join(pki, "server.key"))
-	check(t, err)
+	mustSucceed(t, err)
 	answers := map[string]any{"/jwks": map[string]any{"keys": []any{map[string]any{
 		"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": encode(key.N.Bytes()), "e": encode(big.NewInt(int64(key.E)).Bytes()),
 	}}}}
@@ -246,9 +246,9 @@ func startListening(t testing.TB, dir string, serve *exec.Cmd) (url string) {
 	t.Helper()
 	name := filepath.Join(dir, "log")
 	log, err := os.Create(name)
-	check(t, err)
+	mustSucceed(t, err)
 	serve.Stdout, serve.Stderr = log, log
-	check(t, serve.Start())
+	mustSucceed(t, serve.Start())
 	t.Cleanup(func() {
 		_ = serve.Process.Signal(syscall.SIGTERM)
 		if err := serve.Wait(); err != nil {
@@ -257,14 +257,14 @@ func startListening(t testing.TB, dir string, serve *exec.Cmd) (url string) {
 		if text, err := os.ReadFile(name); err == nil && t.Failed() {
 			t.Logf("log:\n%s", text)
 		}
-		check(t, log.Close())
+		mustSucceed(t, log.Close())
 	})
 	address := regexp.MustCompile(`"msg":"serving","address":"(https://[^"]+)"`)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for range 1500 {
 		text, err := os.ReadFile(name)
-		check(t, err)
+		mustSucceed(t, err)
 		if found := address.FindSubmatch(text); found != nil {
 			return string(found[1])
 		}
@@ -286,7 +286,7 @@ func (e *example) test(t *testing.T) {
 		if sign := e.signers[name]; sign != nil {
 			var err error
 			header, err = sign(rand.Text(), []byte(e.body), time.Now())
-			check(t, err)
+			mustSucceed(t, err)
 		}
 		if status, text := e.send(t, header, e.certs[name]); status != http.StatusOK ||
 			!strings.Contains(text, `"caller":"`+name+`"`) || !strings.Contains(text, `"state":"succeeded"`) {
@@ -308,7 +308,7 @@ func (e *example) send(t *testing.T, header http.Header, cert *tls.Certificate) 
 	transport := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, e.url+e.path, strings.NewReader(e.body))
-	check(t, err)
+	mustSucceed(t, err)
 	req.Header, req.Host = header, exampleHost
 	req.Header.Set("Prefer", "wait=60")
 	if e.body != "" {
@@ -318,10 +318,10 @@ func (e *example) send(t *testing.T, header http.Header, cert *tls.Certificate) 
 		req.Header.Set(name, value)
 	}
 	res, err := (&http.Client{Transport: transport, Timeout: 2 * time.Minute}).Do(req)
-	check(t, err)
-	defer func() { check(t, res.Body.Close()) }()
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, res.Body.Close()) }()
 	b, err := io.ReadAll(res.Body)
-	check(t, err)
+	mustSucceed(t, err)
 	return res.StatusCode, string(b)
 }
 
@@ -330,7 +330,7 @@ func TestExamples_Redelivery(t *testing.T) {
 	t.Parallel()
 	for name := range exampleDeliveries() {
 		text, err := os.ReadFile(filepath.Join("examples", name))
-		check(t, err)
+		mustSucceed(t, err)
 		if !regexp.MustCompile(`(?m)^# .*Redelivery: `).Match(text) {
 			t.Errorf("%s does not say what a redelivery does", name)
 		}
@@ -360,7 +360,7 @@ func TestExamples_OtherDeliveries(t *testing.T) {
 			e.copyExample(t, name)
 			e.serve(t, name)
 			header, err := e.signers[row.caller](rand.Text(), []byte(e.body), time.Now())
-			check(t, err)
+			mustSucceed(t, err)
 			if status, text := e.send(t, header, nil); status != row.want {
 				t.Errorf("%d %s, want %d", status, text, row.want)
 			}

@@ -39,11 +39,11 @@ func (in *installation) runAsUser(processes int) (uid uint32) {
 	uid = 100_000 + rand.Uint32N(100_000)
 	program := filepath.Join(in.dir, "sallyport") // only root can read its folder
 	text, err := os.ReadFile(in.program)
-	check(in.t, err)
-	check(in.t, os.WriteFile(program, text, 0o700))
-	check(in.t, os.Chmod(filepath.Dir(in.dir), 0o755)) // the user needs to pass through the folder of the test
-	check(in.t, filepath.WalkDir(in.dir, func(path string, _ fs.DirEntry, err error) error {
-		check(in.t, err)
+	mustSucceed(in.t, err)
+	mustSucceed(in.t, os.WriteFile(program, text, 0o700))
+	mustSucceed(in.t, os.Chmod(filepath.Dir(in.dir), 0o755)) // the user needs to pass through the folder of the test
+	mustSucceed(in.t, filepath.WalkDir(in.dir, func(path string, _ fs.DirEntry, err error) error {
+		mustSucceed(in.t, err)
 		return os.Lchown(path, int(uid), int(uid))
 	}))
 	in.program = program
@@ -77,7 +77,7 @@ func TestForkBomb_Timeout(t *testing.T) {
 	in.waitUntil("the bomb to be at its limit", func() bool {
 		var err error
 		tasks, err = exec.CommandContext(t.Context(), "ps", "-L", "-o", "pid=", "-u", fmt.Sprint(uid)).Output()
-		check(t, err)
+		mustSucceed(t, err)
 		return bytes.Count(tasks, []byte("\n")) > 300
 	})
 	var deliveries sync.WaitGroup

@@ -126,13 +126,13 @@ func (in *installation) endProcesses() {
 func (in *installation) start(await bool) {
 	in.t.Helper()
 	from, err := in.log.Seek(0, io.SeekEnd)
-	check(in.t, err)
+	mustSucceed(in.t, err)
 	cmd, ended := exec.CommandContext(context.Background(), in.program, "serve", "-c", filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = in.log, in.log
 	if in.prepare != nil {
 		in.prepare(cmd)
 	}
-	check(in.t, cmd.Start())
+	mustSucceed(in.t, cmd.Start())
 	go func() {
 		_ = cmd.Wait() // tests read ProcessState
 		close(ended)
@@ -165,7 +165,7 @@ func (in *installation) killServer() {
 // endServer ends the server. It must leave no run and no supervisor.
 func (in *installation) endServer() {
 	in.t.Helper()
-	check(in.t, in.server.Process.Signal(syscall.SIGTERM))
+	mustSucceed(in.t, in.server.Process.Signal(syscall.SIGTERM))
 	<-in.ended
 	if !in.server.ProcessState.Success() {
 		in.t.Errorf("the server did not end well: %v", in.server.ProcessState)
@@ -236,7 +236,7 @@ func (in *installation) killServers() {
 func (in *installation) isFree() bool {
 	lock, err := pathsafe.LockFolder(filepath.Join(in.dir, "state"))
 	if err == nil {
-		check(in.t, lock.Close())
+		mustSucceed(in.t, lock.Close())
 	}
 	return !errors.Is(err, pathsafe.ErrLocked)
 }

@@ -57,17 +57,17 @@ func TestRetention_RepeatedFailures(t *testing.T) {
 	known := k.listFolders()
 	gone, held := known[0], known[1]
 	db, err := sql.Open("sqlite", filepath.Join(k.dir, "state", "state.db"))
-	check(t, err)
+	mustSucceed(t, err)
 	_, err = db.ExecContext(t.Context(), `DELETE FROM runs WHERE id IN ($1, $2)`, gone, held)
-	check(t, err)
-	check(t, db.Close())
+	mustSucceed(t, err)
+	mustSucceed(t, db.Close())
 	lock, err := os.Open(filepath.Join(k.dir, "state", "runs", held, "lock"))
-	check(t, err)
-	defer func() { check(t, lock.Close()) }()
-	check(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, lock.Close()) }()
+	mustSucceed(t, syscall.Flock(int(lock.Fd()), syscall.LOCK_EX))
 	for _, id := range []string{gone, held} { // as if they had been unknown for a long time
 		mark, before := filepath.Join(k.dir, "state", "runs", id, "unknown"), time.Now().Add(-rundir.SweepAfter)
-		check(t, errors.Join(os.WriteFile(mark, nil, 0o600), os.Chtimes(mark, before, before)))
+		mustSucceed(t, errors.Join(os.WriteFile(mark, nil, 0o600), os.Chtimes(mark, before, before)))
 	}
 	k.start(true)
 	k.waitUntil("what a crash left to go", func() bool { return !slices.Contains(k.listFolders(), gone) })
@@ -122,7 +122,7 @@ func (k *failingHook) awaitLimits() {
 func (k *failingHook) listFolders() (names []string) {
 	k.t.Helper()
 	entries, err := os.ReadDir(filepath.Join(k.dir, "state", "runs"))
-	check(k.t, err)
+	mustSucceed(k.t, err)
 	for _, e := range entries {
 		if uuid.Validate(e.Name()) == nil {
 			names = append(names, e.Name())
@@ -135,7 +135,7 @@ func (k *failingHook) listFolders() (names []string) {
 func (in *installation) diskUsage(pattern string) (bytes int64) {
 	in.t.Helper()
 	roots, err := filepath.Glob(filepath.Join(in.dir, pattern))
-	check(in.t, err)
+	mustSucceed(in.t, err)
 	for _, root := range roots {
 		_ = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
 			if err != nil {

@@ -45,15 +45,15 @@ func TestKeysNew_EveryKind(t *testing.T) {
 		at := url + "/hooks/" + k.name()
 		body := fmt.Sprintf(`{"type":"push","webhookTimestamp":%d}`, time.Now().UnixMilli())
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, at, strings.NewReader(body))
-		check(t, err)
+		mustSucceed(t, err)
 		for line := range strings.Lines(k.sign(t, dir, at, body)) {
 			name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
 			req.Header.Set(name, value)
 		}
 		req.Header.Set("Content-Type", "application/json")
 		res, err := client.Do(req)
-		check(t, err)
-		check(t, res.Body.Close())
+		mustSucceed(t, err)
+		mustSucceed(t, res.Body.Close())
 		if res.StatusCode != http.StatusOK {
 			t.Errorf("%s: status %d", k.name(), res.StatusCode)
 		}
@@ -73,9 +73,9 @@ func (k *madeKey) makeKey(t *testing.T, dir string) {
 	}
 	k.line = strings.TrimPrefix(strings.TrimSpace(string(out)), "- ")
 	secret, err := os.ReadFile(filepath.Join(dir, k.name()))
-	check(t, err)
+	mustSucceed(t, err)
 	info, err := os.Stat(filepath.Join(dir, k.name()))
-	check(t, err)
+	mustSucceed(t, err)
 	if info.Mode().Perm() != 0o600 || strings.Contains(string(out), strings.TrimSpace(string(secret))) {
 		t.Errorf("%s: mode %o, and printed %s", k.name(), info.Mode().Perm(), out)
 	}

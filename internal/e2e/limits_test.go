@@ -182,14 +182,14 @@ func boundValue(t *testing.T, text string) int64 {
 func packageConstants(t *testing.T, set *token.FileSet, imports types.Importer, dir string, into map[string]constant.Value) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
-	check(t, err)
+	mustSucceed(t, err)
 	var parsed []*ast.File
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") || regexp.MustCompile(`_(bsd|other|darwin)\.go$`).MatchString(file) {
 			continue
 		}
 		f, err := parser.ParseFile(set, file, nil, parser.SkipObjectResolution)
-		check(t, err)
+		mustSucceed(t, err)
 		parsed = append(parsed, f)
 	}
 	conf := types.Config{Error: func(error) {}, Importer: imports, IgnoreFuncBodies: true}

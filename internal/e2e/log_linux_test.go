@@ -19,12 +19,12 @@ func TestLog_ReaderStops(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", "hooks:\n  quick: {callers: [load], command: [/bin/true], busy: {queue: 1000}}\n")
 	r, w, err := os.Pipe()
-	check(t, err)
+	mustSucceed(t, err)
 	t.Cleanup(func() { _ = r.Close() })
 	cmd, ended := exec.CommandContext(t.Context(), in.program, "serve", "-c", filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = w, w
-	check(t, cmd.Start())
-	check(t, w.Close())
+	mustSucceed(t, cmd.Start())
+	mustSucceed(t, w.Close())
 	go func() {
 		_ = cmd.Wait() // the test reads ProcessState
 		close(ended)
@@ -51,7 +51,7 @@ func TestLog_ReaderStops(t *testing.T) {
 	if a := in.sendRequest(t.Context(), http.MethodGet, "/healthz", ""); a.code != http.StatusOK {
 		t.Errorf("/healthz: %d", a.code)
 	}
-	check(t, cmd.Process.Signal(syscall.SIGTERM))
+	mustSucceed(t, cmd.Process.Signal(syscall.SIGTERM))
 	select {
 	case <-ended:
 	case <-time.After(patience):

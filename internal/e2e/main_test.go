@@ -378,7 +378,7 @@ func (f *requestFlags) send(ts *testscript.TestScript) (*reply, error) {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	f.header(ts, req.Header)
-	_, known := ts.Value("kept").(map[string]*http.Client)[f.kept()]
+	_, known := ts.Value("kept").(map[string]*http.Client)[f.clientName()]
 	reused := false
 	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
@@ -412,16 +412,16 @@ func (f *requestFlags) header(ts *testscript.TestScript, h http.Header) {
 		h.Add(k, strings.TrimSpace(v))
 	}
 	if *f.flip != "" {
-		h.Set(*f.flip, flip(h.Get(*f.flip)))
+		h.Set(*f.flip, flipSignature(h.Get(*f.flip)))
 	}
 	if *f.twice != "" {
 		h.Add(*f.twice, h.Get(*f.twice))
 	}
 }
 
-// flip replaces a character near the end, where every sender has its signature, by another one that is valid in hex and
+// flipSignature replaces a character near the end, where every sender has its signature, by another one that is valid in hex and
 // base64.
-func flip(v string) string {
+func flipSignature(v string) string {
 	i := len(v) - 10
 	if v[i] == '0' {
 		return v[:i] + "1" + v[i+1:]
@@ -429,8 +429,8 @@ func flip(v string) string {
 	return v[:i] + "0" + v[i+1:]
 }
 
-// kept returns the name of the client of -keep or -resume, or "".
-func (f *requestFlags) kept() string {
+// clientName returns the name of the client of -keep or -resume, or "".
+func (f *requestFlags) clientName() string {
 	switch {
 	case *f.keep != "":
 		return "keep " + *f.keep
@@ -442,7 +442,7 @@ func (f *requestFlags) kept() string {
 
 func (f *requestFlags) client(ts *testscript.TestScript) *http.Client {
 	kept := ts.Value("kept").(map[string]*http.Client)
-	if c, ok := kept[f.kept()]; ok {
+	if c, ok := kept[f.clientName()]; ok {
 		return c
 	}
 	conf := clientTLS(ts)
@@ -461,8 +461,8 @@ func (f *requestFlags) client(ts *testscript.TestScript) *http.Client {
 	}
 	t := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: !*f.http1, DisableKeepAlives: *f.keep == ""}
 	c := &http.Client{Transport: t, Timeout: patience}
-	if f.kept() != "" {
-		kept[f.kept()] = c
+	if f.clientName() != "" {
+		kept[f.clientName()] = c
 		ts.Defer(t.CloseIdleConnections)
 	}
 	return c

@@ -96,24 +96,24 @@ hooks:
 	for range stalled {
 		c := dialTLS(t, trusted, address)
 		_, err := fmt.Fprintf(c, "POST /hooks/usual HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n%s", bytes.Repeat([]byte("x"), 15<<10))
-		check(t, err)
+		mustSucceed(t, err)
 	}
 	c := dialTLS(t, trusted, address)
 	answers := bufio.NewReader(c)
 	collected := func() (cycles int) {
 		t.Helper()
 		_, err := io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a secret of thirty-two bytes or so\r\n\r\n")
-		check(t, err)
+		mustSucceed(t, err)
 		res, err := http.ReadResponse(answers, nil)
-		check(t, err)
+		mustSucceed(t, err)
 		text, err := io.ReadAll(res.Body)
-		check(t, errors.Join(err, res.Body.Close()))
+		mustSucceed(t, errors.Join(err, res.Body.Close()))
 		found := regexp.MustCompile(`(?m)^go_gc_duration_seconds_count (\d+)$`).FindSubmatch(text)
 		if found == nil {
 			t.Fatalf("%s: %s", res.Status, text)
 		}
 		cycles, err = strconv.Atoi(string(found[1]))
-		check(t, err)
+		mustSucceed(t, err)
 		return cycles
 	}
 	before := collected()
@@ -132,9 +132,9 @@ func dialTLS(t *testing.T, trusted *x509.CertPool, address string) *tls.Conn {
 	t.Helper()
 	d := tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost", MinVersion: tls.VersionTLS13}}
 	c, err := d.DialContext(t.Context(), "tcp", address)
-	check(t, err)
+	mustSucceed(t, err)
 	t.Cleanup(func() { _ = c.Close() })
-	check(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
+	mustSucceed(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
 	return c.(*tls.Conn)
 }
 
@@ -152,7 +152,7 @@ func makeFolder(t *testing.T, rest string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	_, err := certs.Dev(filepath.Join(dir, "certs"), time.Now(), false)
-	check(t, err)
+	mustSucceed(t, err)
 	write(t, filepath.Join(dir, "secret"), []byte("a secret of thirty-two bytes or so"))
 	write(t, filepath.Join(dir, "sallyport.yaml"), []byte(`
 listen: "localhost:0"
@@ -191,13 +191,13 @@ func peakMemory(t testing.TB, pid int) int {
 func readMemory(t testing.TB, pid int, line string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	check(t, err)
+	mustSucceed(t, err)
 	found := regexp.MustCompile(line + `:\s+(\d+) kB`).FindSubmatch(status)
 	if found == nil {
 		t.Fatalf("no %s in %s", line, status)
 	}
 	n, err := strconv.Atoi(string(found[1]))
-	check(t, err)
+	mustSucceed(t, err)
 	return n
 }
 

@@ -111,13 +111,13 @@ func newProviders(t *testing.T) *providers {
 
 	cmd := exec.CommandContext(t.Context(), "node", "internal/e2e/testdata/oidc/provider.mjs", o.dir+"/certs/server.pem", o.dir+"/certs/server.key")
 	in, err := cmd.StdinPipe()
-	check(t, err)
+	mustSucceed(t, err)
 	out, err := cmd.StdoutPipe()
-	check(t, err)
+	mustSucceed(t, err)
 	cmd.Stderr = os.Stderr
-	check(t, cmd.Start())
+	mustSucceed(t, cmd.Start())
 	t.Cleanup(func() {
-		check(t, in.Close())
+		mustSucceed(t, in.Close())
 		_ = cmd.Wait() // it ends when its input does
 	})
 	o.orders, o.answers = json.NewEncoder(in), bufio.NewScanner(out)
@@ -125,9 +125,9 @@ func newProviders(t *testing.T) *providers {
 		t.Fatal("the provider does not start")
 	}
 	o.evil, err = rsa.GenerateKey(rand.Reader, 2048)
-	check(t, err)
+	mustSucceed(t, err)
 	behind, err := url.Parse("https://localhost:" + o.answers.Text())
-	check(t, err)
+	mustSucceed(t, err)
 	proxy := &httputil.ReverseProxy{
 		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(behind); r.SetXForwarded() },
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}},
@@ -154,17 +154,17 @@ func newProviders(t *testing.T) *providers {
 func (o *providers) listen(t *testing.T, port string) string {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(o.dir+"/certs/server.pem", o.dir+"/certs/server.key")
-	check(t, err)
+	mustSucceed(t, err)
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "localhost:"+port)
-	check(t, err)
+	mustSucceed(t, err)
 	srv := &http.Server{
 		Handler: o.front, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13},
 	}
 	go func() { _ = srv.ServeTLS(l, "", "") }()
-	t.Cleanup(func() { check(t, srv.Close()) })
+	t.Cleanup(func() { mustSucceed(t, srv.Close()) })
 	_, port, err = net.SplitHostPort(l.Addr().String())
-	check(t, err)
+	mustSucceed(t, err)
 	return "https://localhost:" + port
 }
 
@@ -173,7 +173,7 @@ func (o *providers) publish(t *testing.T, name string, kids ...string) {
 	t.Helper()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	check(t, o.orders.Encode(map[string]any{"issuer": o.issuers[name], "keys": kids}))
+	mustSucceed(t, o.orders.Encode(map[string]any{"issuer": o.issuers[name], "keys": kids}))
 	if !o.answers.Scan() {
 		t.Fatal("the provider has ended")
 	}
@@ -207,7 +207,7 @@ limits: {address: {rate: 1000/s, burst: 1000}, failures: {rate: 1000/s, burst: 1
 callers:
 %shooks:
 %s`, &callers, &hooks)
-	check(t, os.WriteFile(o.dir+"/sallyport.yaml", []byte(config), 0o600))
+	mustSucceed(t, os.WriteFile(o.dir+"/sallyport.yaml", []byte(config), 0o600))
 	if out, err := program(t, o.dir, "check", "--config", "sallyport.yaml").CombinedOutput(); err != nil || strings.Contains(string(out), "warning") {
 		t.Fatalf("check: %v\n%s", err, out)
 	}
@@ -225,18 +225,18 @@ func (o *providers) requestToken(t *testing.T, name, scope, audience string) str
 	t.Helper()
 	form := url.Values{"grant_type": {"client_credentials"}, "scope": {scope}, "resource": {audience}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, o.address+"/"+name+"/token", strings.NewReader(form.Encode()))
-	check(t, err)
+	mustSucceed(t, err)
 	req.SetBasicAuth("job", "secret")
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: o.roots, MinVersion: tls.VersionTLS13}, DisableKeepAlives: true}
 	res, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
-	check(t, err)
-	defer func() { check(t, res.Body.Close()) }()
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, res.Body.Close()) }()
 	var answer struct {
 		Token string `json:"access_token"`
 		Error string `json:"error_description"`
 	}
-	check(t, json.NewDecoder(res.Body).Decode(&answer))
+	mustSucceed(t, json.NewDecoder(res.Body).Decode(&answer))
 	if answer.Token == "" {
 		t.Fatalf("%s did not issue a token: %s", name, answer.Error)
 	}
@@ -254,8 +254,8 @@ const refused = 77 // the exit code of a call
 func (o *providers) callHook(t *testing.T, name, token string) (int, string) {
 	t.Helper()
 	file := filepath.Join(o.dir, rand.Text())
-	check(t, os.WriteFile(file, []byte(token), 0o600))
-	defer func() { check(t, os.Remove(file)) }()
+	mustSucceed(t, os.WriteFile(file, []byte(token), 0o600))
+	defer func() { mustSucceed(t, os.Remove(file)) }()
 	cmd := program(t, o.dir, "call", "--ca", "certs/ca.pem", "--scheme", "token", "--key-file", file, o.url+"/"+name)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
@@ -303,7 +303,7 @@ func (o *providers) awaitAccepted(t *testing.T, name string) time.Duration {
 func (o *providers) readLog(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(o.dir, "log"))
-	check(t, err)
+	mustSucceed(t, err)
 	return string(text)
 }
 
@@ -339,7 +339,7 @@ func (o *providers) testGood(t *testing.T) {
 	}
 	// A reload keeps the fetched keys.
 	before := o.countRequests("/good/jwks")
-	check(t, o.server.Process.Signal(syscall.SIGHUP))
+	mustSucceed(t, o.server.Process.Signal(syscall.SIGHUP))
 	o.awaitLogLine(t, `"msg":"reloaded"`)
 	o.checkAccepted(t, "good", token)
 	if n := o.countRequests("/good/jwks"); n != before {
@@ -457,7 +457,7 @@ func (o *providers) forgeToken(t *testing.T, name, kid string, method jwt.Signin
 	})
 	token.Header["kid"] = kid
 	raw, err := token.SignedString(key)
-	check(t, err)
+	mustSucceed(t, err)
 	return raw
 }
 

@@ -63,7 +63,7 @@ hooks:
 func TestOutput_Gigabyte(t *testing.T) {
 	t.Parallel()
 	command, err := exec.LookPath("spill")
-	check(t, err)
+	mustSucceed(t, err)
 	dir := t.TempDir()
 	buildShipped(t, dir)
 	in := install(t, filepath.Join(dir, "sallyport"), strings.ReplaceAll(spillHooks, "SPILL", command))
@@ -135,9 +135,9 @@ func checkKeptOutput(t *testing.T, a reply) {
 func (in *installation) followToTheEnd(id string) <-chan int64 {
 	read := make(chan int64, 1)
 	header, err := in.sign("", nil, time.Now())
-	check(in.t, err)
+	mustSucceed(in.t, err)
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, *in.url.Load()+"/runs/"+id+"/output?follow", nil)
-	check(in.t, err)
+	mustSucceed(in.t, err)
 	req.Header = header
 	go func() {
 		defer close(read)

@@ -93,11 +93,11 @@ func cutPower(t *testing.T, kind string) {
 	m.image = filepath.Join(m.dir, "disk")
 	m.write("job.sh", powerJob, 0o755)
 	m.write("witness", "", 0o600)
-	check(t, os.Mkdir(filepath.Join(m.dir, "state"), 0o700))
-	check(t, syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
+	mustSucceed(t, os.Mkdir(filepath.Join(m.dir, "state"), 0o700))
+	mustSucceed(t, syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
 	t.Cleanup(func() { _ = syscall.Unmount(m.dir+"/state", syscall.MNT_DETACH) })
-	check(t, os.WriteFile(m.image, nil, 0o600))
-	check(t, os.Truncate(m.image, 320<<20)) // the minimum size of xfs
+	mustSucceed(t, os.WriteFile(m.image, nil, 0o600))
+	mustSucceed(t, os.Truncate(m.image, 320<<20)) // the minimum size of xfs
 	m.runCommand("mkfs."+kind, "-q", m.image)
 	for _, hook := range []string{"direct", "queue"} {
 		m.boot()
@@ -120,11 +120,11 @@ func (m *machine) boot() {
 	if out, err := exec.CommandContext(context.Background(), "mount", "-o", "loop", m.image, m.dir+"/state").CombinedOutput(); err != nil {
 		m.t.Fatalf("%s: %v\n%s", noDisk, err, out)
 	}
-	check(m.t, os.Chmod(m.dir+"/state", 0o700))
+	mustSucceed(m.t, os.Chmod(m.dir+"/state", 0o700))
 	m.boots++
 	m.write("boot_id", fmt.Sprintf("00000000-0000-0000-0000-%012d\n", m.boots), 0o600)
 	if m.boots == 1 {
-		check(m.t, syscall.Mount(m.dir+"/boot_id", "/proc/sys/kernel/random/boot_id", "", syscall.MS_BIND, ""))
+		mustSucceed(m.t, syscall.Mount(m.dir+"/boot_id", "/proc/sys/kernel/random/boot_id", "", syscall.MS_BIND, ""))
 	}
 	m.start(true)
 }
@@ -188,14 +188,14 @@ func (m *machine) cutWhileUp(hook string, cuts []string) {
 	var copies []string
 	for _, cut := range cuts {
 		after, err := time.ParseDuration(cut)
-		check(m.t, err)
+		mustSucceed(m.t, err)
 		<-time.After(time.Until(at.Add(after)))
 		copies = append(copies, fmt.Sprintf("%s/copy-%s-%s", m.dir, hook, cut))
 		m.copyDisk(copies[len(copies)-1])
 	}
 	m.powerOff()
 	for i, name := range copies {
-		check(m.t, os.Rename(name, m.image))
+		mustSucceed(m.t, os.Rename(name, m.image))
 		m.boot()
 		run := m.awaitEnd(id)
 		m.t.Logf("%s: cut after %s: %s, began %d times", hook, cuts[i], run.State, m.countBegun(id))
@@ -227,7 +227,7 @@ func (m *machine) cutAfterEnd() {
 	})
 	m.copyDisk(m.dir + "/copy")
 	m.powerOff()
-	check(m.t, os.Rename(m.dir+"/copy", m.image))
+	mustSucceed(m.t, os.Rename(m.dir+"/copy", m.image))
 	m.boot()
 	run := m.awaitEnd(id)
 	m.t.Logf("cut after the end: %s", run.State)

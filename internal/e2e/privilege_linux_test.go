@@ -56,7 +56,7 @@ func TestCommand_Privileges(t *testing.T) {
 	if !someThreadHasAmbient(t, server[0], 1<<bind) {
 		t.Fatal("the server lacks the capability, so the test proves nothing")
 	}
-	check(t, os.WriteFile(in.dir+"/server", fmt.Append(nil, server[0]), 0o600))
+	mustSucceed(t, os.WriteFile(in.dir+"/server", fmt.Append(nil, server[0]), 0o600))
 
 	run := in.deliver("look", "{}", "Prefer: wait=20").run()
 	out := string(in.sendRequest(t.Context(), "GET", "/runs/"+run.ID+"/output", "").body)
@@ -79,7 +79,7 @@ func TestCommand_Privileges(t *testing.T) {
 func someThreadHasAmbient(t *testing.T, pid, want int) bool {
 	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-	check(t, err)
+	mustSucceed(t, err)
 	return slices.ContainsFunc(threads, func(file string) bool {
 		status, err := os.ReadFile(file) // fails for a thread that has ended
 		return err == nil && strings.Contains(string(status), fmt.Sprintf("CapAmb:\t%016x\n", want))

@@ -40,7 +40,7 @@ hooks:
   large: {callers: [{caller: reader, may: [start, read]}], command: [/bin/true]}
   other: {callers: [sender], command: [/bin/true], busy: {queue: 1000}}
 `)
-	check(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
+	mustSucceed(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
 	fillLarge(t, filepath.Join(dir, "state"))
 	trusted := roots(t, filepath.Join(dir, "certs", "ca.pem"))
 	serve := exec.Command(filepath.Join(dir, "sallyport"), "serve", "--config", filepath.Join(dir, "sallyport.yaml")) //nolint:noctx // ended by a signal
@@ -86,7 +86,7 @@ hooks:
 func fillLarge(t *testing.T, state string) {
 	t.Helper()
 	s, err := store.Open(t.Context(), state, time.Now, slog.New(slog.DiscardHandler))
-	check(t, err)
+	mustSucceed(t, err)
 	long := strings.Repeat("x", 64<<10)
 	params := map[string]string{}
 	for i := range largeParams {
@@ -94,13 +94,13 @@ func fillLarge(t *testing.T, state string) {
 	}
 	for range largeRuns {
 		id, err := uuid.NewV7()
-		check(t, err)
+		mustSucceed(t, err)
 		r := runner.Run{ID: id.String(), Hook: "large", Caller: "reader", Flight: id.String(), Params: params, Created: time.Now()}
 		_, err = s.Admit(t.Context(), r, runner.Claim{}, hook.Policy{}, runner.Feed{})
-		check(t, err)
+		mustSucceed(t, err)
 		_, _, err = s.Finish(t.Context(), r.ID, runner.Succeeded, runner.End{Ended: time.Now()},
 			runner.KeepClaims, runner.LeaveQueued)
-		check(t, err)
+		mustSucceed(t, err)
 	}
-	check(t, s.Close())
+	mustSucceed(t, s.Close())
 }

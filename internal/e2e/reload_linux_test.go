@@ -34,13 +34,13 @@ func TestReload_UnderLoad(t *testing.T) {
 	r := &reloadTest{t: t, dir: t.TempDir()}
 	buildShipped(t, r.dir)
 	_, err := certs.Dev(filepath.Join(r.dir, "certs"), time.Now(), false)
-	check(t, err)
+	mustSucceed(t, err)
 	r.mount(r.configuration("with guest"))
 	serve := exec.Command(filepath.Join(r.dir, "sallyport"), "serve", "--config", filepath.Join(r.dir, "conf", "sallyport.yaml")) //nolint:noctx // ended by a signal
 	logs := t.TempDir()
 	url := startListening(t, logs, serve)
 	r.log, err = os.Open(filepath.Join(logs, "log"))
-	check(t, err)
+	mustSucceed(t, err)
 	defer func() { _ = r.log.Close() }()
 	r.roots = roots(t, filepath.Join(r.dir, "certs", "ca.pem"))
 	r.url = url + "/work"
@@ -58,11 +58,11 @@ func TestReload_UnderLoad(t *testing.T) {
 		}
 		[]func(string){r.write, r.rename, r.mount}[i%3](r.configuration(kind))
 		if i%25 > 0 { // else the server notices the change by polling
-			check(t, serve.Process.Signal(syscall.SIGHUP))
+			mustSucceed(t, serve.Process.Signal(syscall.SIGHUP))
 		}
 		r.awaitReload(i%2 == 0)
 		status, err := r.send(t.Context(), guest, "the guest's token, of thirty-two bytes")
-		check(t, err)
+		mustSucceed(t, err)
 		if ran := status == http.StatusOK || status == http.StatusServiceUnavailable; ran != allowed {
 			t.Fatalf("reload %d, %s: the guest got status %d", i, kind, status)
 		}
@@ -134,7 +134,7 @@ func (r *reloadTest) write(text string) {
 func (r *reloadTest) rename(text string) {
 	r.t.Helper()
 	write(r.t, r.configPath("..data", "new"), []byte(text))
-	check(r.t, os.Rename(r.configPath("..data", "new"), r.configPath("..data", "sallyport.yaml")))
+	mustSucceed(r.t, os.Rename(r.configPath("..data", "new"), r.configPath("..data", "sallyport.yaml")))
 }
 
 // mount writes the files into a new folder, and swaps the symlink through which all of them are read.
@@ -143,18 +143,18 @@ func (r *reloadTest) mount(text string) {
 	old := fmt.Sprint("..v", r.version)
 	r.version++
 	dir := fmt.Sprint("..v", r.version)
-	check(r.t, os.MkdirAll(r.configPath(dir), 0o700))
+	mustSucceed(r.t, os.MkdirAll(r.configPath(dir), 0o700))
 	for name, text := range map[string]string{
 		"sallyport.yaml": text, "worker": "the worker's token, of thirty-two bytes", "guest": "the guest's token, of thirty-two bytes",
 	} {
 		write(r.t, r.configPath(dir, name), []byte(text))
 		if r.version == 1 {
-			check(r.t, os.Symlink(filepath.Join("..data", name), r.configPath(name)))
+			mustSucceed(r.t, os.Symlink(filepath.Join("..data", name), r.configPath(name)))
 		}
 	}
-	check(r.t, os.Symlink(dir, r.configPath("..data_tmp")))
-	check(r.t, os.Rename(r.configPath("..data_tmp"), r.configPath("..data")))
-	check(r.t, os.RemoveAll(r.configPath(old)))
+	mustSucceed(r.t, os.Symlink(dir, r.configPath("..data_tmp")))
+	mustSucceed(r.t, os.Rename(r.configPath("..data_tmp"), r.configPath("..data")))
+	mustSucceed(r.t, os.RemoveAll(r.configPath(old)))
 }
 
 // awaitReload waits until the log reports the end of a reload that is good or not, as the configuration is.
@@ -163,7 +163,7 @@ func (r *reloadTest) awaitReload(good bool) {
 	end := time.After(2 * time.Minute)
 	for {
 		more, err := io.ReadAll(r.log)
-		check(r.t, err)
+		mustSucceed(r.t, err)
 		r.seen = append(r.seen, more...)
 		if line, rest, ok := bytes.Cut(r.seen, []byte("\n")); ok {
 			r.seen = rest

@@ -249,7 +249,7 @@ func pki(ts *testscript.TestScript, _ bool, args []string) {
 		cert.IsCA, cert.BasicConstraintsValid, cert.KeyUsage, cert.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
 	} else {
 		ca, caKey = authority(ts, args[1])
-		name(ts, cert, args[2])
+		addName(ts, cert, args[2])
 		if len(args) == 4 {
 			left := -time.Hour
 			if args[3] != "expired" {
@@ -267,7 +267,7 @@ func pki(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600))
 }
 
-func name(ts *testscript.TestScript, cert *x509.Certificate, text string) {
+func addName(ts *testscript.TestScript, cert *x509.Certificate, text string) {
 	switch kind, name, _ := strings.Cut(text, ":"); kind {
 	case "uri":
 		uri, err := url.Parse(name)

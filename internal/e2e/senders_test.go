@@ -161,16 +161,16 @@ func keyPair(t *testing.T, alg string) (private, public string) {
 	default:
 		_, key, err = ed25519.GenerateKey(rand.Reader)
 	}
-	check(t, err)
+	mustSucceed(t, err)
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	check(t, err)
+	mustSucceed(t, err)
 	pkix, err := x509.MarshalPKIXPublicKey(key.Public())
-	check(t, err)
+	mustSucceed(t, err)
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
 		string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkix}))
 }
 
-func check(t testing.TB, err error) {
+func mustSucceed(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -187,9 +187,9 @@ func startServer(t *testing.T, dir string, all []*sender) (url string, client *h
 		_, _ = fmt.Fprintf(&callers, "  %s: {%s}\n", s.name, strings.ReplaceAll(s.caller, "$PORT", port))
 		ran := filepath.Join(dir, "ran", s.name)
 		_, _ = fmt.Fprintf(&hooks, "  %s: {callers: [%s], command: [%q, %q], stdin: body}\n", s.name, s.name, dir+"/job.sh", ran)
-		check(t, os.MkdirAll(ran, 0o700))
+		mustSucceed(t, os.MkdirAll(ran, 0o700))
 		for name, text := range s.files {
-			check(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+			mustSucceed(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 		}
 	}
 	// The limits would stop so many refusals from one address.
@@ -199,8 +199,8 @@ limits: {address: {rate: 1000/s, burst: 1000}, failures: {rate: 1000/s, burst: 1
 callers:
 %shooks:
 %s`, &callers, &hooks)
-	check(t, os.WriteFile(dir+"/sallyport.yaml", []byte(config), 0o600))
-	check(t, os.WriteFile(dir+"/job.sh", []byte("#!/bin/sh\ncat >\"$1/$SALLYPORT_RUN\"\n"), 0o700))
+	mustSucceed(t, os.WriteFile(dir+"/sallyport.yaml", []byte(config), 0o600))
+	mustSucceed(t, os.WriteFile(dir+"/job.sh", []byte("#!/bin/sh\ncat >\"$1/$SALLYPORT_RUN\"\n"), 0o700))
 	if out, err := program(t, dir, "certs", "dev").CombinedOutput(); err != nil {
 		t.Fatalf("making certificates: %v\n%s", err, out)
 	}
@@ -222,11 +222,11 @@ callers:
 func socket(t *testing.T) (socket *os.File, port string) {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "localhost:0")
-	check(t, err)
+	mustSucceed(t, err)
 	_, port, err = net.SplitHostPort(l.Addr().String())
-	check(t, err)
+	mustSucceed(t, err)
 	socket, err = l.(*net.TCPListener).File()
-	check(t, errors.Join(err, l.Close()))
+	mustSucceed(t, errors.Join(err, l.Close()))
 	t.Cleanup(func() { _ = socket.Close() })
 	return socket, port
 }
@@ -242,10 +242,10 @@ func program(t testing.TB, dir string, args ...string) *exec.Cmd {
 func freeTCPPort(t *testing.T) string {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "localhost:0")
-	check(t, err)
-	defer func() { check(t, l.Close()) }()
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, l.Close()) }()
 	_, port, err := net.SplitHostPort(l.Addr().String())
-	check(t, err)
+	mustSucceed(t, err)
 	return port
 }
 
@@ -256,7 +256,7 @@ func waitFor(t *testing.T, address string) {
 	for range 1000 {
 		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
 		if err == nil {
-			check(t, conn.Close())
+			mustSucceed(t, conn.Close())
 			return
 		}
 		<-tick.C
@@ -279,13 +279,13 @@ func (h *senderHook) startSigner(t *testing.T) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "node", "internal/e2e/testdata/senders/sign.mjs")
 	in, err := cmd.StdinPipe()
-	check(t, err)
+	mustSucceed(t, err)
 	out, err := cmd.StdoutPipe()
-	check(t, err)
+	mustSucceed(t, err)
 	cmd.Stderr = os.Stderr
-	check(t, cmd.Start())
+	mustSucceed(t, cmd.Start())
 	t.Cleanup(func() {
-		check(t, in.Close())
+		mustSucceed(t, in.Close())
 		_ = cmd.Wait() // it ends when its input does
 	})
 	h.orders, h.signatures = json.NewEncoder(in), json.NewDecoder(out)
@@ -330,9 +330,9 @@ func (h *senderHook) signDelivery(t *testing.T, change func(*order)) *delivery {
 	if change != nil {
 		change(&o)
 	}
-	check(t, h.orders.Encode(o))
+	mustSucceed(t, h.orders.Encode(o))
 	var fields map[string]string
-	check(t, h.signatures.Decode(&fields))
+	mustSucceed(t, h.signatures.Decode(&fields))
 	d := &delivery{header: http.Header{"Content-Type": {"application/json"}}, body: o.Body}
 	for name, value := range fields {
 		d.header.Set(name, value)
@@ -459,14 +459,14 @@ func (h *senderHook) send(t *testing.T, d *delivery) answer {
 	t.Helper()
 	before := h.readRuns(t)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.url, strings.NewReader(d.body))
-	check(t, err)
+	mustSucceed(t, err)
 	req.Header = d.header.Clone()
 	req.Header.Set("Prefer", "wait=30")
 	res, err := h.client.Do(req)
-	check(t, err)
-	defer func() { check(t, res.Body.Close()) }()
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, res.Body.Close()) }()
 	b, err := io.ReadAll(res.Body)
-	check(t, err)
+	mustSucceed(t, err)
 	a := answer{status: res.StatusCode, replayed: res.Header.Get("Idempotent-Replayed") == "true", text: string(b)}
 	for name, text := range h.readRuns(t) {
 		if _, ok := before[name]; !ok {
@@ -480,11 +480,11 @@ func (h *senderHook) send(t *testing.T, d *delivery) answer {
 func (h *senderHook) readRuns(t *testing.T) map[string]string {
 	t.Helper()
 	entries, err := os.ReadDir(h.witness)
-	check(t, err)
+	mustSucceed(t, err)
 	all := map[string]string{}
 	for _, e := range entries {
 		b, err := os.ReadFile(filepath.Join(h.witness, e.Name()))
-		check(t, err)
+		mustSucceed(t, err)
 		all[e.Name()] = string(b)
 	}
 	return all

@@ -51,7 +51,7 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 	}
 	over := time.After(2 * time.Second) // the timeout of the last one
 	supervisor := in.supervisor()
-	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGSTOP))
 	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
 	in.write("gate", "", 0o600)
 	for n := range many {
@@ -62,7 +62,7 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 		})
 	}
 	<-over
-	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
+	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGCONT))
 	for _, id := range runs {
 		r := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+id, "", "Prefer: wait=30").run()
 		if r.State != runner.Failed || r.ExitCode == nil || *r.ExitCode != 7 {
@@ -81,13 +81,13 @@ func TestStoppedSupervisor_Cancel(t *testing.T) {
 	in.write("gate", "", 0o600)
 	in.start(true)
 	supervisor := in.supervisor()
-	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGSTOP))
 	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
 	run := in.deliver("job", `{"n": 1}`).run() // the server answers without the supervisor, which has the order
 	if out, err := program(t, in.dir, "runs", "cancel", "--state-dir", "state", run.ID).CombinedOutput(); err != nil {
 		t.Fatalf("the cancellation ended with %v: %s", err, out)
 	}
-	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
+	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGCONT))
 	if r := in.sendRequest(t.Context(), http.MethodGet, "/runs/"+run.ID, "", "Prefer: wait=30").run(); r.State != runner.Cancelled {
 		t.Errorf("the run is %+v", r)
 	}

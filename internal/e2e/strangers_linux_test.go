@@ -57,7 +57,7 @@ func startConnectionFlood(t *testing.T, dir string) *connectionFlood {
 	s.server = serve.Process.Pid
 	var err error
 	s.sign, err = client.HMAC("github", []byte("a secret of thirty-two bytes or so"))
-	check(t, err)
+	mustSucceed(t, err)
 	t.Cleanup(func() { close(s.stop); s.all.Wait() })
 	return s
 }
@@ -212,9 +212,9 @@ func TestFlood_Refusals(t *testing.T) {
 	t.Parallel()
 	s := newConnectionFlood(t)
 	c, err := s.dialTLS("127.10.0.1")
-	check(t, err)
+	mustSucceed(t, err)
 	defer c.Close() //nolint:errcheck // the server has closed it
-	check(t, c.SetDeadline(time.Now().Add(time.Minute)))
+	mustSucceed(t, c.SetDeadline(time.Now().Add(time.Minute)))
 	answers := bufio.NewReader(c)
 	n := 0
 	for ; n < 100; n++ {

@@ -78,7 +78,7 @@ func (s *stress) awaitServer(from int64) {
 
 func (s *stress) logSize() int64 {
 	info, err := s.log.Stat()
-	check(s.t, err)
+	mustSucceed(s.t, err)
 	return info.Size()
 }
 
@@ -148,9 +148,9 @@ func (s *stress) handOver(r *rand.Rand) {
 // upgrade replaces the program by its other version, and makes the server hand over to it.
 func (s *stress) upgrade(r *rand.Rand) {
 	swap := s.program + ".swap"
-	check(s.t, os.Link(s.program, swap))
-	check(s.t, os.Rename(s.other, s.program))
-	check(s.t, os.Rename(swap, s.other))
+	mustSucceed(s.t, os.Link(s.program, swap))
+	mustSucceed(s.t, os.Rename(s.other, s.program))
+	mustSucceed(s.t, os.Rename(swap, s.other))
 	s.handOver(r)
 }
 
@@ -209,7 +209,7 @@ func (s *stress) stopSupervisor(r *rand.Rand) {
 // configure replaces the configuration by rename, and makes the server read it.
 func (s *stress) configure(text string) {
 	s.write("sallyport.yaml.new", text, 0o600)
-	check(s.t, os.Rename(filepath.Join(s.dir, "sallyport.yaml.new"), filepath.Join(s.dir, "sallyport.yaml")))
+	mustSucceed(s.t, os.Rename(filepath.Join(s.dir, "sallyport.yaml.new"), filepath.Join(s.dir, "sallyport.yaml")))
 	signalAll(s.servers(), syscall.SIGHUP)
 }
 
@@ -246,8 +246,8 @@ func (s *stress) takeHookAway(r *rand.Rand) {
 // takeProgramAway removes the command's program, as while it is replaced.
 func (s *stress) takeProgramAway(r *rand.Rand) {
 	program := filepath.Join(s.dir, "job")
-	check(s.t, os.Rename(program, program+".away"))
-	defer func() { check(s.t, os.Rename(program+".away", program)) }()
+	mustSucceed(s.t, os.Rename(program, program+".away"))
+	defer func() { mustSucceed(s.t, os.Rename(program+".away", program)) }()
 	pauseRandomly(r, 50*time.Millisecond, 2*time.Second)
 }
 
@@ -257,8 +257,8 @@ func (s *stress) writeProgram(r *rand.Rand) {
 	if errors.Is(err, syscall.ETXTBSY) { // a command runs
 		return
 	}
-	check(s.t, err)
-	defer func() { check(s.t, f.Close()) }()
+	mustSucceed(s.t, err)
+	defer func() { mustSucceed(s.t, f.Close()) }()
 	pauseRandomly(r, 50*time.Millisecond, time.Second)
 }
 
@@ -278,7 +278,7 @@ func (s *stress) cutPower(r *rand.Rand) {
 			err = s.power.restore()
 			return !errors.Is(err, syscall.EBUSY)
 		})
-		check(s.t, err)
+		mustSucceed(s.t, err)
 	}
 	s.serve()
 }

@@ -89,16 +89,16 @@ func (s *stress) judgeRound() {
 // awaitQuiet returns all recorded runs when none is queued or in progress, or nil if that does not happen.
 func (s *stress) awaitQuiet() map[string]runner.Run {
 	st, err := store.OpenRead(s.t.Context(), filepath.Join(s.dir, "disk", "state"))
-	check(s.t, err)
+	mustSucceed(s.t, err)
 	defer func() { _ = st.Close() }()
 	var active []runner.Run
 	from, slow := sinceBoot(), false
-	for end := from.after(2 * patience); ; <-time.After(50 * time.Millisecond) {
+	for end := from.plus(2 * patience); ; <-time.After(50 * time.Millisecond) {
 		active, _, err = st.List(s.t.Context(), runner.Filter{States: []runner.State{runner.Queued, runner.Running}})
 		if err == nil && len(active) == 0 {
 			break
 		}
-		if sinceBoot() > from.after(patience/2) && !slow {
+		if sinceBoot() > from.plus(patience/2) && !slow {
 			slow = true
 			s.t.Logf("slow: %+v, %v; the log so far is stored: %v", active, err, os.WriteFile(s.keptPath("slow"), s.read("log"), 0o600))
 		}
@@ -110,7 +110,7 @@ func (s *stress) awaitQuiet() map[string]runner.Run {
 	all := map[string]runner.Run{}
 	for f := (runner.Filter{Limit: 1000}); ; {
 		runs, next, err := st.List(s.t.Context(), f)
-		check(s.t, err)
+		mustSucceed(s.t, err)
 		for _, r := range runs {
 			all[r.ID] = r
 		}
@@ -214,7 +214,7 @@ func (v *verdict) compareTimeout(r runner.Run, w *witnessed, from moment) error 
 	switch {
 	case r.Hook != "timed" || w == nil:
 		return errors.New("it had all the time")
-	case w.term > 0 && w.term < w.begun[0].after(least):
+	case w.term > 0 && w.term < w.begun[0].plus(least):
 		return errors.New("its time was not over")
 	case w.ended > 0 && !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR): // otherwise no process saw the end
 		return errors.New("its command had ended")
@@ -331,9 +331,9 @@ func (v *verdict) checkNothingLost() {
 func (s *stress) verifyAuditLog() {
 	state := filepath.Join(s.dir, "disk", "state")
 	keys, err := audit.Keys(state)
-	check(s.t, err)
+	mustSucceed(s.t, err)
 	known, err := audit.Verifiers(keys)
-	check(s.t, err)
+	mustSucceed(s.t, err)
 	v := audit.Verifier{Known: known}
 	if _, err := v.State(state); err != nil {
 		s.noteFault("unaudited", "the audit log: %v", err)
@@ -348,10 +348,10 @@ func (v *verdict) checkAllowedBefore() {
 	}
 	allowed := map[string]place{}
 	names, err := filepath.Glob(filepath.Join(v.dir, "disk", "state", "audit", "*.jsonl"))
-	check(v.t, err)
+	mustSucceed(v.t, err)
 	for _, name := range names {
 		text, err := os.ReadFile(name)
-		check(v.t, err)
+		mustSucceed(v.t, err)
 		at := int64(0)
 		for line := range bytes.Lines(text) {
 			at += int64(len(line))
@@ -366,7 +366,7 @@ func (v *verdict) checkAllowedBefore() {
 	}
 	for id, w := range v.witness {
 		p, ok := allowed[id]
-		if len(w.begun) == 0 || w.size == 0 && v.shotSince(w.begun[0].after(-tick), syscall.SIGPWR) {
+		if len(w.begun) == 0 || w.size == 0 && v.shotSince(w.begun[0].plus(-tick), syscall.SIGPWR) {
 			continue
 		}
 		before := ok && (p.segment < w.segment || p.segment == w.segment && p.end <= w.size)
@@ -414,7 +414,7 @@ func (v *verdict) checkOrder() {
 				h.add(first, ended, flightOp{What: opDrop, Run: id})
 			}
 		default:
-			h.add(w.begun[0], w.begun[0].after(tick), flightOp{What: opBegin, Run: id})
+			h.add(w.begun[0], w.begun[0].plus(tick), flightOp{What: opBegin, Run: id})
 			h.add(max(w.begun[0], w.ended), ended, flightOp{What: opEnd, Run: id})
 		}
 	}
@@ -445,7 +445,7 @@ func (v *verdict) keepHistory(flight string, h history) {
 	for _, o := range h {
 		_, _ = fmt.Fprintf(&text, "%10.3f %10.3f %+v\n", float64(o.Call)/1e9, float64(o.Return)/1e9, o.Input)
 	}
-	check(v.t, os.WriteFile(v.keptPath(strings.ReplaceAll(flight, "/", "-")+".txt"), []byte(text.String()), 0o600))
+	mustSucceed(v.t, os.WriteFile(v.keptPath(strings.ReplaceAll(flight, "/", "-")+".txt"), []byte(text.String()), 0o600))
 }
 
 // addSeenStates adds what answers showed of a run, and returns the latest moment at which it can have ended.
@@ -528,7 +528,7 @@ func (v *verdict) listAdmissions() map[string][]admission {
 func (v *verdict) latestAdmission(id string) moment {
 	at := v.over
 	if w := v.witness[id]; w != nil && len(w.begun) > 0 {
-		at = w.begun[0].after(tick)
+		at = w.begun[0].plus(tick)
 	}
 	for _, e := range v.events {
 		named := func(a stressAnswer) bool { return a.ID == id || a.Run.ID == id }

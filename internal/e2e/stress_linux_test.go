@@ -205,18 +205,18 @@ func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *st
 		deliveries: map[int]stressDelivery{}, answers: map[string]int{}, wrong: map[string][]string{},
 	}
 	s.program = filepath.Join(s.dir, "sallyport")
-	check(t, os.Link(programs[0], s.program))
+	mustSucceed(t, os.Link(programs[0], s.program))
 	s.other = filepath.Join(s.dir, "other")
-	check(t, os.Link(programs[1], s.other))
+	mustSucceed(t, os.Link(programs[1], s.other))
 	stepClock(t, s.program, 0)
 	// Valid for longer than any step of the clock.
-	check(t, os.RemoveAll(filepath.Join(s.dir, "certs")))
+	mustSucceed(t, os.RemoveAll(filepath.Join(s.dir, "certs")))
 	_, err := certs.Dev(filepath.Join(s.dir, "certs"), time.Now().Add(-45*24*time.Hour), false)
-	check(t, err)
+	mustSucceed(t, err)
 	s.http.Transport.(*http.Transport).TLSClientConfig.RootCAs = roots(t, filepath.Join(s.dir, "certs/ca.pem"))
 	s.write("token", stressToken, 0o600)
 	shell, err := os.ReadFile("/bin/sh")
-	check(t, err)
+	mustSucceed(t, err)
 	s.write("job", string(shell), 0o755)
 	s.write("job.sh", stressJob, 0o755)
 	s.write("witness", "", 0o600)
@@ -227,7 +227,7 @@ func newStress(t *testing.T, programs []string, seed uint64, namespace bool) *st
 		kinds := powerKinds()
 		s.power = newPower(t, kinds[s.plan.step(-2, 0).IntN(len(kinds))], disk, filepath.Join(s.dir, "boot"))
 	} else {
-		check(t, os.Mkdir(disk, 0o700))
+		mustSucceed(t, os.Mkdir(disk, 0o700))
 	}
 	t.Cleanup(s.killAll)
 	return s
@@ -336,7 +336,7 @@ func (s *stress) report() {
 	}
 	for _, e := range s.events {
 		line, err := json.Marshal(e)
-		check(s.t, err)
+		mustSucceed(s.t, err)
 		_, _ = fmt.Fprintf(&text, "%s\n", line)
 	}
 	name := s.keptPath("steps")
@@ -354,7 +354,7 @@ func TestStress(t *testing.T) {
 	t.Parallel()
 	const inside = "SALLYPORT_TEST_STRESS"
 	if os.Getenv(inside) != "" {
-		check(t, syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
+		mustSucceed(t, syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
 		stressRounds(t, true)
 		return
 	}
@@ -386,12 +386,12 @@ func powerMissing(t *testing.T) string {
 		return "there is neither ext4 nor xfs"
 	}
 	file := filepath.Join(t.TempDir(), "disk")
-	check(t, os.WriteFile(file, make([]byte, 1<<20), 0o600))
+	mustSucceed(t, os.WriteFile(file, make([]byte, 1<<20), 0o600))
 	loop, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", file).CombinedOutput()
 	if err != nil {
 		return fmt.Sprintf("there is no loop device: %s", bytes.TrimSpace(loop))
 	}
-	check(t, exec.CommandContext(t.Context(), "losetup", "--detach", string(bytes.TrimSpace(loop))).Run())
+	mustSucceed(t, exec.CommandContext(t.Context(), "losetup", "--detach", string(bytes.TrimSpace(loop))).Run())
 	return ""
 }
 
@@ -406,7 +406,7 @@ func stressRounds(t *testing.T, namespace bool) {
 	}
 	if text, ok := os.LookupEnv("SEED"); ok {
 		seed, err := strconv.ParseUint(text, 10, 64)
-		check(t, err)
+		mustSucceed(t, err)
 		stressOneRound(t, programs, seed, namespace)
 		return
 	}
@@ -414,7 +414,7 @@ func stressRounds(t *testing.T, namespace bool) {
 	if text, ok := os.LookupEnv("STRESS"); ok {
 		var err error
 		span, err = time.ParseDuration(text)
-		check(t, err)
+		mustSucceed(t, err)
 	}
 	for began := time.Now(); time.Since(began) < span; {
 		seed := rand.Uint64()

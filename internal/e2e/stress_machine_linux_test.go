@@ -25,18 +25,18 @@ func sinceBoot() moment {
 	return moment(t.Nano())
 }
 
-// after returns a later moment.
-func (m moment) after(d time.Duration) moment { return m + moment(d) }
+// plus returns a later moment.
+func (m moment) plus(d time.Duration) moment { return m + moment(d) }
 
 // buildWithClock builds the program with a wall clock that can be stepped while it runs, see testdata/clock. The whole
 // program uses it, and its monotonic clock goes on, as when the clock of a machine is set.
 func buildWithClock(t *testing.T, file, version string) {
 	t.Helper()
 	root, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
-	check(t, err)
+	mustSucceed(t, err)
 	std := filepath.Join(strings.TrimSpace(string(root)), "src", "time")
 	text, err := os.ReadFile(filepath.Join(std, "time.go"))
-	check(t, err)
+	mustSucceed(t, err)
 	const reading = "\tsec, nsec, mono := runtimeNow()\n"
 	_, now, found := strings.Cut(string(text), "\nfunc Now() Time {\n")
 	if !found || !strings.HasPrefix(now, reading) {
@@ -46,11 +46,11 @@ func buildWithClock(t *testing.T, file, version string) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "time.go"), stepped)
 	step, err := filepath.Abs("internal/e2e/testdata/clock/step.go.txt")
-	check(t, err)
+	mustSucceed(t, err)
 	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
 		filepath.Join(std, "time.go"): filepath.Join(dir, "time.go"), filepath.Join(std, "step.go"): step,
 	}})
-	check(t, err)
+	mustSucceed(t, err)
 	write(t, filepath.Join(dir, "overlay.json"), overlay)
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-overlay", filepath.Join(dir, "overlay.json"),
 		"-ldflags", "-X main.version="+version, "-o", file, ".")
@@ -65,10 +65,10 @@ func stepClock(t testing.TB, program string, off time.Duration) {
 	t.Helper()
 	// Written in place, because the program has mapped the file.
 	f, err := os.OpenFile(program+".clock", os.O_CREATE|os.O_WRONLY, 0o600)
-	check(t, err)
+	mustSucceed(t, err)
 	_, err = f.Write(binary.NativeEndian.AppendUint64(nil, uint64(int64(off/time.Second))))
-	check(t, err)
-	check(t, f.Close())
+	mustSucceed(t, err)
+	mustSucceed(t, f.Close())
 }
 
 // power is what the test needs to cut the power: a disk, and a boot id that can be changed. Only this process and its
@@ -85,13 +85,13 @@ const bootID = "/proc/sys/kernel/random/boot_id"
 func newPower(t *testing.T, kind, dir, boot string) *power {
 	t.Helper()
 	p := &power{t: t, dir: dir, file: filepath.Join(t.TempDir(), "disk")}
-	check(t, os.WriteFile(p.file, nil, 0o600))
-	check(t, os.Truncate(p.file, 320<<20)) // the minimum size of xfs
+	mustSucceed(t, os.WriteFile(p.file, nil, 0o600))
+	mustSucceed(t, os.Truncate(p.file, 320<<20)) // the minimum size of xfs
 	p.command("mkfs."+kind, "-q", p.file)
-	check(t, os.Mkdir(dir, 0o700))
+	mustSucceed(t, os.Mkdir(dir, 0o700))
 	p.mount()
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	check(t, unix.Mount(boot, bootID, "", unix.MS_BIND, ""))
+	mustSucceed(t, unix.Mount(boot, bootID, "", unix.MS_BIND, ""))
 	t.Cleanup(func() { _ = unix.Unmount(bootID, unix.MNT_DETACH) })
 	return p
 }
@@ -106,7 +106,7 @@ func (p *power) command(name string, args ...string) {
 func (p *power) mount() {
 	p.t.Helper()
 	p.command("mount", "-o", "loop", p.file, p.dir)
-	check(p.t, os.Chmod(p.dir, 0o700))
+	mustSucceed(p.t, os.Chmod(p.dir, 0o700))
 }
 
 // cutPower makes the disk keep only what was synced until now.
@@ -117,9 +117,9 @@ func (p *power) cutPower() {
 		noLogFlush = 2
 	)
 	d, err := os.Open(p.dir)
-	check(p.t, err)
+	mustSucceed(p.t, err)
 	defer func() { _ = d.Close() }()
-	check(p.t, unix.IoctlSetPointerInt(int(d.Fd()), shutDown, noLogFlush))
+	mustSucceed(p.t, unix.IoctlSetPointerInt(int(d.Fd()), shutDown, noLogFlush))
 }
 
 // restore mounts the disk again, as the next start of the machine does. No process may use the disk meanwhile.

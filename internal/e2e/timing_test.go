@@ -32,7 +32,7 @@ hooks:
   start: {path: /start, callers: [github, ci], command: [/bin/true]}
 `
 	for name, text := range map[string]string{"sallyport.yaml": config, "key": "a secret of github, longer than 32 bytes"} {
-		check(b, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+		mustSucceed(b, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
 	if out, err := program(b, dir, "certs", "dev").CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
@@ -52,7 +52,7 @@ hooks:
 			for b.Loop() {
 				// One connection for each round: the server closes a connection after many refusals.
 				conn, err := (&tls.Dialer{Config: &tls.Config{RootCAs: trusted, ServerName: "localhost"}}).DialContext(b.Context(), "tcp", strings.TrimPrefix(url, "https://"))
-				check(b, err)
+				mustSucceed(b, err)
 				in := bufio.NewReader(conn)
 				names := []string{"wrong", "unknown", "missing", "token"}
 				rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
@@ -60,9 +60,9 @@ hooks:
 					request := fmt.Sprintf("POST /start HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: %d\r\n\r\n%s", reasons[name], size, body)
 					start := time.Now()
 					_, err := io.WriteString(conn, request)
-					check(b, err)
+					mustSucceed(b, err)
 					res, err := http.ReadResponse(in, nil)
-					check(b, err)
+					mustSucceed(b, err)
 					took[name] = append(took[name], float64(time.Since(start))/float64(time.Microsecond))
 					_, _ = io.Copy(io.Discard, res.Body)
 					_ = res.Body.Close()

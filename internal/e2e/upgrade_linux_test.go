@@ -21,11 +21,11 @@ func buildVersion(t *testing.T, file, version string, without ...string) {
 	overlay.Replace = map[string]string{}
 	for _, name := range without {
 		path, err := filepath.Abs(name)
-		check(t, err)
+		mustSucceed(t, err)
 		overlay.Replace[path] = ""
 	}
 	text, err := json.Marshal(overlay)
-	check(t, err)
+	mustSucceed(t, err)
 	write(t, file+".json", text)
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-overlay", file+".json", "-ldflags", "-X main.version="+version, "-o", file, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -50,15 +50,15 @@ func installUpgradable(t *testing.T) *installation {
 // handOverTo replaces the running program by another one, and makes the server hand over to it.
 func (in *installation) handOverTo(program string) {
 	in.t.Helper()
-	check(in.t, os.Rename(program, in.program))
-	check(in.t, in.server.Process.Signal(syscall.SIGUSR2))
+	mustSucceed(in.t, os.Rename(program, in.program))
+	mustSucceed(in.t, in.server.Process.Signal(syscall.SIGUSR2))
 }
 
 // endSuccessor ends the successor.
 func (in *installation) endSuccessor() {
 	in.t.Helper()
 	for _, pid := range in.servers() {
-		check(in.t, syscall.Kill(pid, syscall.SIGTERM))
+		mustSucceed(in.t, syscall.Kill(pid, syscall.SIGTERM))
 	}
 	in.waitUntil("the servers to end", func() bool { return len(in.servers()) == 0 })
 }
@@ -130,7 +130,7 @@ func TestUpgrade_ProgramTooOld(t *testing.T) {
 	run := in.deliver("count", "{}").run()
 	pid := in.supervisor()
 	migrations, err := filepath.Glob("runner/store/migrations/*.sql")
-	check(t, err)
+	mustSucceed(t, err)
 	other := in.program + ".old"
 	buildVersion(t, other, "v0", migrations[len(migrations)-1])
 	in.handOverTo(other)

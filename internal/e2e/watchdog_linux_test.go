@@ -19,13 +19,13 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	t.Parallel()
 	in := install(t, "sallyport", "hooks:\n  quick: {callers: [load], command: [/bin/true]}\n")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(in.dir, "notify"), Net: "unixgram"})
-	check(t, err)
+	mustSucceed(t, err)
 	t.Cleanup(func() { _ = socket.Close() })
 	cmd, ended := exec.CommandContext(context.Background(), "/bin/sh", "-c", //nolint:usetesting // it ends after the test's context
 		`WATCHDOG_PID=$$ exec "$0" serve -c "$1"`, in.program, filepath.Join(in.dir, "sallyport.yaml")), make(chan struct{})
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(in.dir, "notify"), "WATCHDOG_USEC=200000")
 	cmd.Stdout, cmd.Stderr = in.log, in.log
-	check(t, cmd.Start())
+	mustSucceed(t, cmd.Start())
 	go func() { _ = cmd.Wait(); close(ended) }()
 	in.server, in.ended = cmd, ended
 	t.Cleanup(in.killServers)
@@ -51,7 +51,7 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	hear("while all is well")
 
 	supervisor := in.supervisor()
-	check(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGSTOP))
 	in.awaitLog(silent, 1)
 	in.sendRequest(t.Context(), http.MethodGet, "/readyz", "") // its answer shows that earlier notifications have arrived
 	from := heard.Load()
@@ -63,23 +63,23 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	if n := heard.Load() - from; n > 0 {
 		t.Errorf("%d notifications while the supervisor hangs", n)
 	}
-	check(t, syscall.Kill(supervisor, syscall.SIGCONT))
+	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGCONT))
 	hear("when the supervisor goes on")
 
 	// A restart does not help a part that answers with an error.
-	check(t, os.Rename(filepath.Join(in.dir, "state/state.db"), filepath.Join(in.dir, "away")))
+	mustSucceed(t, os.Rename(filepath.Join(in.dir, "state/state.db"), filepath.Join(in.dir, "away")))
 	in.waitUntil("the server to miss its database", func() bool {
 		return in.sendRequest(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusServiceUnavailable
 	})
 	hear("without a database")
-	check(t, cmd.Process.Signal(syscall.SIGUSR2)) // the server does not hand over what its successor could not open
+	mustSucceed(t, cmd.Process.Signal(syscall.SIGUSR2)) // the server does not hand over what its successor could not open
 	in.awaitLog(`"msg":"not handed over"`, 1)
-	check(t, os.Rename(filepath.Join(in.dir, "away"), filepath.Join(in.dir, "state/state.db")))
+	mustSucceed(t, os.Rename(filepath.Join(in.dir, "away"), filepath.Join(in.dir, "state/state.db")))
 	in.waitUntil("the server to be ready", func() bool {
 		return in.sendRequest(t.Context(), http.MethodGet, "/readyz", "").code == http.StatusOK
 	})
 
-	check(t, cmd.Process.Signal(syscall.SIGUSR2))
+	mustSucceed(t, cmd.Process.Signal(syscall.SIGUSR2))
 	<-ended
 	hear("from the next server")
 }

@@ -19,12 +19,12 @@ import (
 func TestOpenRegular_RefusesOtherFiles(t *testing.T) {
 	dir := t.TempDir()
 	root, err := os.OpenRoot(dir)
-	check(t, err)
-	defer func() { check(t, root.Close()) }()
-	check(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600))
-	check(t, os.Mkdir(filepath.Join(dir, "folder"), 0o700))
-	check(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
-	check(t, os.Symlink(os.DevNull, filepath.Join(dir, "link")))
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, root.Close()) }()
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600))
+	mustSucceed(t, os.Mkdir(filepath.Join(dir, "folder"), 0o700))
+	mustSucceed(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600))
+	mustSucceed(t, os.Symlink(os.DevNull, filepath.Join(dir, "link")))
 	if text, err := pathsafe.ReadRegular(root, "file"); err != nil || string(text) != "content" {
 		t.Errorf("a regular file: %q, %v", text, err)
 	}
@@ -52,14 +52,14 @@ func TestCreateFile_WholeOrNone(t *testing.T) {
 	if _, err := os.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("left behind: %v", err)
 	}
-	check(t, pathsafe.CreateFile(name, strings.NewReader("ours")))
+	mustSucceed(t, pathsafe.CreateFile(name, strings.NewReader("ours")))
 	if err := pathsafe.CreateFile(name, strings.NewReader("theirs")); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a file that exists: %v", err)
 	}
 	text, err := os.ReadFile(name)
-	check(t, err)
+	mustSucceed(t, err)
 	info, err := os.Stat(name)
-	check(t, err)
+	mustSucceed(t, err)
 	if string(text) != "ours" || info.Mode() != 0o600 {
 		t.Errorf("got %q, mode %v", text, info.Mode())
 	}

@@ -16,20 +16,20 @@ import (
 func makeTree(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
-	check(t, err)
-	check(t, os.MkdirAll(dir+"/a/b", 0o755))
-	check(t, os.Mkdir(dir+"/c", 0o755))
-	check(t, os.WriteFile(dir+"/a/b/file", nil, 0o600))
+	mustSucceed(t, err)
+	mustSucceed(t, os.MkdirAll(dir+"/a/b", 0o755))
+	mustSucceed(t, os.Mkdir(dir+"/c", 0o755))
+	mustSucceed(t, os.WriteFile(dir+"/a/b/file", nil, 0o600))
 	for name, to := range map[string]string{
 		"direct": "a/b/file", "absolute": dir + "/a/b/file", "up": "../" + filepath.Base(dir) + "/a/b/file",
 		"folder": "c/more", "c/more": "../a/b", "round": "round", "nowhere": "a/none",
 	} {
-		check(t, os.Symlink(to, filepath.Join(dir, name)))
+		mustSucceed(t, os.Symlink(to, filepath.Join(dir, name)))
 	}
 	return dir
 }
 
-func check(t *testing.T, err error) {
+func mustSucceed(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -47,11 +47,11 @@ func TestResolvePath_Links(t *testing.T) {
 		"folder/file": "folder c c/more c/.. a a/b a/b/file",
 	} {
 		way, err := pathsafe.ResolvePath(filepath.Join(dir, name))
-		check(t, err)
+		mustSucceed(t, err)
 		var got []string
 		for _, e := range way {
 			rel, err := filepath.Rel(dir, e.Path)
-			check(t, err)
+			mustSucceed(t, err)
 			if !strings.HasPrefix(rel, "../") && rel != ".." {
 				got = append(got, rel)
 			}
@@ -79,7 +79,7 @@ func TestResolvePath_Links(t *testing.T) {
 // TestEntry_Foreign takes the owner of a file, and root, for trusted, and every other user for foreign.
 func TestEntry_Foreign(t *testing.T) {
 	way, err := pathsafe.ResolvePath(makeTree(t) + "/direct")
-	check(t, err)
+	mustSucceed(t, err)
 	for _, e := range way {
 		owner := e.Sys().(*syscall.Stat_t).Uid
 		if e.IsForeign(int(owner)) {
@@ -98,23 +98,23 @@ func TestFindFaults_AllAtOnce(t *testing.T) {
 	faults := func(name string) []string {
 		t.Helper()
 		way, err := pathsafe.ResolvePath(filepath.Join(dir, name))
-		check(t, err)
+		mustSucceed(t, err)
 		return pathsafe.FindFaults(name, way)
 	}
 	if got := faults("direct"); len(got) > 0 {
 		t.Errorf("all is well, and %q", got)
 	}
-	check(t, os.Chmod(dir+"/a", 0o777|os.ModeSticky))
+	mustSucceed(t, os.Chmod(dir+"/a", 0o777|os.ModeSticky))
 	if got := faults("direct"); len(got) > 0 {
 		t.Errorf("a sticky folder, and %q", got)
 	}
-	check(t, os.Chmod(dir+"/a", 0o775))
-	check(t, os.Chmod(dir+"/a/b/file", 0o602))
+	mustSucceed(t, os.Chmod(dir+"/a", 0o775))
+	mustSucceed(t, os.Chmod(dir+"/a/b/file", 0o602))
 	if got := faults("direct"); len(got) != 2 || !strings.HasPrefix(got[0], "direct may be written") ||
 		!strings.HasPrefix(got[1], "the folder "+dir+"/a may be written") {
 		t.Errorf("%q", got)
 	}
-	check(t, os.Chmod(dir+"/a", 0o755))
+	mustSucceed(t, os.Chmod(dir+"/a", 0o755))
 	if got := faults("a"); len(got) != 1 || got[0] != "a is not a regular file" {
 		t.Errorf("a folder: %q", got)
 	}

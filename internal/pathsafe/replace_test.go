@@ -17,19 +17,19 @@ import (
 func TestReplaceFile_ContentAndMode(t *testing.T) {
 	dir := t.TempDir()
 	root, err := os.OpenRoot(dir)
-	check(t, err)
-	defer func() { check(t, root.Close()) }()
-	check(t, os.Mkdir(filepath.Join(dir, "sub"), 0o700))
+	mustSucceed(t, err)
+	defer func() { mustSucceed(t, root.Close()) }()
+	mustSucceed(t, os.Mkdir(filepath.Join(dir, "sub"), 0o700))
 	for d, mode := range map[pathsafe.Durability]fs.FileMode{
 		pathsafe.Unsynced: 0o600, pathsafe.Whole: 0o644,
 		pathsafe.Synced: 0o400,
 	} {
 		for _, content := range []string{"first", ""} {
-			check(t, pathsafe.ReplaceFile(root, "sub/file", []byte(content), mode, d))
+			mustSucceed(t, pathsafe.ReplaceFile(root, "sub/file", []byte(content), mode, d))
 			text, err := root.ReadFile("sub/file")
-			check(t, err)
+			mustSucceed(t, err)
 			info, err := root.Stat("sub/file")
-			check(t, err)
+			mustSucceed(t, err)
 			if string(text) != content || info.Mode() != mode {
 				t.Errorf("durability %d: got %q, mode %v; want %q, %v", d, text, info.Mode(), content, mode)
 			}
@@ -45,14 +45,14 @@ func TestReplaceFile_ContentAndMode(t *testing.T) {
 func TestReplaceFile_InTheWay(t *testing.T) {
 	dir := t.TempDir()
 	name, elsewhere := filepath.Join(dir, "file"), filepath.Join(dir, "elsewhere")
-	check(t, os.WriteFile(elsewhere, []byte("theirs"), 0o600))
+	mustSucceed(t, os.WriteFile(elsewhere, []byte("theirs"), 0o600))
 	for what, put := range map[string]func(path string) error{
 		"FIFO": func(path string) error { return unix.Mkfifo(path, 0o600) },
 		"link": func(path string) error { return os.Symlink(elsewhere, path) },
 		"file": func(path string) error { return os.WriteFile(path, []byte("longer than ours"), 0o666) },
 	} {
-		check(t, put(name+".new"))
-		check(t, pathsafe.ReplaceFileAt(name, []byte("ours"), 0o600))
+		mustSucceed(t, put(name+".new"))
+		mustSucceed(t, pathsafe.ReplaceFileAt(name, []byte("ours"), 0o600))
 		if text, err := os.ReadFile(name); err != nil || string(text) != "ours" {
 			t.Errorf("%s in the way: got %q, %v", what, text, err)
 		}
@@ -66,7 +66,7 @@ func TestReplaceFile_InTheWay(t *testing.T) {
 func TestReplaceFile_FailureKeepsTheOld(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "file")
-	check(t, os.MkdirAll(filepath.Join(name, "full"), 0o700))
+	mustSucceed(t, os.MkdirAll(filepath.Join(name, "full"), 0o700))
 	if err := pathsafe.ReplaceFileAt(name, []byte("new"), 0o600); err == nil {
 		t.Error("a folder was replaced")
 	}

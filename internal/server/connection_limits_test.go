@@ -87,8 +87,8 @@ func (p *places) connect(from ...string) (refused int) {
 	return refused
 }
 
-// from returns the addresses of the connections that are still open, in order.
-func (p *places) from() (all []string) {
+// openAddresses returns the addresses of the connections that are still open, in order.
+func (p *places) openAddresses() (all []string) {
 	for _, c := range p.open {
 		if err := c.SetReadDeadline(time.Unix(1, 0)); err == nil { // fails for a closed pipe
 			all = append(all, netid.AddrPort(c.RemoteAddr()).Addr().String())
@@ -99,7 +99,7 @@ func (p *places) from() (all []string) {
 
 // count returns how many connections of a site are open.
 func (p *places) count(prefix string) int {
-	return len(slices.DeleteFunc(p.from(), func(a string) bool { return !strings.HasPrefix(a, prefix) }))
+	return len(slices.DeleteFunc(p.openAddresses(), func(a string) bool { return !strings.HasPrefix(a, prefix) }))
 }
 
 func addresses(form string, n int) (all []string) {
@@ -130,7 +130,7 @@ func TestPlaces_OfSite(t *testing.T) {
 				if n := p.connect(addresses("198.51.%d.1", 3)...); n > 0 || p.count("198.51.") != 3 {
 					t.Errorf("%d from elsewhere are open, want 3; %d were refused", p.count("198.51."), n)
 				}
-				if open := len(p.from()); open > row.limits.Connections {
+				if open := len(p.openAddresses()); open > row.limits.Connections {
 					t.Errorf("%d are open, want %d at most", open, row.limits.Connections)
 				}
 			})
@@ -192,7 +192,7 @@ func TestPlaces_WhoIsClosed(t *testing.T) {
 				server.End(p.open[i])
 			}
 			p.connect(row.comes)
-			if got := p.from(); !slices.Equal(got, row.want) {
+			if got := p.openAddresses(); !slices.Equal(got, row.want) {
 				t.Errorf("%v are open, want %v", got, row.want)
 			}
 			if n := p.surface.crowded.Load(); n != 1 {
@@ -221,8 +221,8 @@ func TestPlaces_FullHostMakesRoom(t *testing.T) {
 	}
 }
 
-// from dials from an address of this machine.
-func (s *served) from(address string) (net.Conn, error) {
+// dialFrom dials from an address of this machine.
+func (s *served) dialFrom(address string) (net.Conn, error) {
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
 	return d.DialContext(s.t.Context(), "tcp4", s.address)
 }
@@ -234,7 +234,7 @@ func TestPlaces_SilentAddresses(t *testing.T) {
 	const silent, each, deliveries = 16, 4, 200
 	s := serve(t, config.Limits{Connections: silent * each, ConnectionsPerAddress: each}, http.HandlerFunc(hello))
 	s.address = strings.Replace(s.address, "localhost", "127.0.0.1", 1)
-	if probe, err := s.from("127.9.0.1"); err != nil {
+	if probe, err := s.dialFrom("127.9.0.1"); err != nil {
 		testenv.Skip(t, "silent addresses, because this machine has one loopback address") // Linux has them all
 	} else {
 		_ = probe.Close()
@@ -246,12 +246,12 @@ func TestPlaces_SilentAddresses(t *testing.T) {
 	var held sync.WaitGroup
 	held.Add(silent * each)
 	for i := range silent * each {
-		all.Go(func() { s.hold(fmt.Sprintf("127.%d.0.1", 10+i%silent), stop, sync.OnceFunc(held.Done)) })
+		all.Go(func() { s.keepOpen(fmt.Sprintf("127.%d.0.1", 10+i%silent), stop, sync.OnceFunc(held.Done)) })
 	}
 	held.Wait()
 	failed := 0
 	for range deliveries {
-		if err := s.ask("127.9.0.1"); err != nil {
+		if err := s.requestFrom("127.9.0.1"); err != nil {
 			t.Log(err)
 			failed++
 		}
@@ -261,13 +261,13 @@ func TestPlaces_SilentAddresses(t *testing.T) {
 	}
 }
 
-// hold keeps a connection open until stop, and opens another when it is closed, as often as the default limit of an
+// keepOpen keeps a connection open until stop, and opens another when it is closed, as often as the default limit of an
 // address allows for its four connections.
-func (s *served) hold(from string, stop <-chan struct{}, opened func()) {
+func (s *served) keepOpen(from string, stop <-chan struct{}, opened func()) {
 	again := time.NewTicker(200 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if c, err := s.from(from); err == nil {
+		if c, err := s.dialFrom(from); err == nil {
 			opened()
 			closed := make(chan struct{})
 			go func() { _, _ = io.Copy(io.Discard, c); close(closed) }()
@@ -285,9 +285,9 @@ func (s *served) hold(from string, stop <-chan struct{}, opened func()) {
 	}
 }
 
-// ask sends one request on a new connection.
-func (s *served) ask(from string) error {
-	plain, err := s.from(from)
+// requestFrom sends one request on a new connection.
+func (s *served) requestFrom(from string) error {
+	plain, err := s.dialFrom(from)
 	if err != nil {
 		return err
 	}
@@ -383,7 +383,7 @@ func testUnreadable(t *testing.T, text string, before int) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal("the server keeps the connection open")
 	}
-	s.end()
+	s.stopServer()
 	s.ended <- <-s.ended // then every connection is closed
 	if n := all.unreadable.Load(); n != 1 {
 		t.Errorf("%d were reported, want 1", n)
@@ -418,7 +418,7 @@ func TestReadable_IsNotReported(t *testing.T) {
 		}
 		transport.CloseIdleConnections()
 	}
-	s.end()
+	s.stopServer()
 	s.ended <- <-s.ended // then every connection is closed
 	if n := all.unreadable.Load(); n > 0 {
 		t.Errorf("%d were reported", n)

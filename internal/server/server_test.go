@@ -134,7 +134,7 @@ func serveSurface(t *testing.T, limits config.Limits, all *surface) *served {
 		s.ended <- errors.Join(err, st.Close())
 	}()
 	t.Cleanup(func() {
-		s.end()
+		s.stopServer()
 		if err := <-s.ended; err != nil {
 			t.Error(err)
 		}
@@ -142,7 +142,7 @@ func serveSurface(t *testing.T, limits config.Limits, all *surface) *served {
 	return s
 }
 
-func (s *served) end() {
+func (s *served) stopServer() {
 	select {
 	case <-s.stop:
 	default:
@@ -340,7 +340,7 @@ func TestServe_FinishesAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-asked
-	s.end()
+	s.stopServer()
 	// Once connections are refused, the server has begun to close.
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -109,14 +109,14 @@ func FuzzDecode(f *testing.F) {
 		}
 		// Written again and without its commas in strings, a value has as many
 		// names as before unless some stood twice.
-		if again, err := json.Marshal(got); err != nil || names(again) != names(data) {
-			t.Fatalf("%q has %d names and %q has %d, %v", data, names(data), again, names(again), err)
+		if again, err := json.Marshal(got); err != nil || countMembers(again) != countMembers(data) {
+			t.Fatalf("%q has %d names and %q has %d, %v", data, countMembers(data), again, countMembers(again), err)
 		}
 	})
 }
 
-// names returns the number of members of all objects.
-func names(data []byte) (n int) {
+// countMembers returns the number of members of all objects.
+func countMembers(data []byte) (n int) {
 	inString := false
 	for i := 0; i < len(data); i++ {
 		switch {

@@ -135,7 +135,7 @@ func withDefaults(words []string, defaults ...string) hook.Spec {
 	s := command(words...)
 	s.Params = map[string]hook.ParamSpec{}
 	for i, value := range defaults {
-		p := text("query", "q")
+		p := textParam("query", "q")
 		p.Default = &value
 		s.Params[string(rune('x'+i))] = p
 	}

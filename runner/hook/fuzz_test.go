@@ -17,7 +17,7 @@ func FuzzArgv(f *testing.F) {
 	h := newHook(f, hook.Spec{
 		Command: []string{"/bin/echo", "{a}", "--x={b}", "a{a}-{b}{{", "fixed", "--", "{b}", "sub", "{c}", "{a}{c}"},
 		Params: map[string]hook.ParamSpec{
-			"a": text("body", "a"), "b": text("query", "b"), "c": {From: hook.From{"body", "c"}, Match: "(?s).*", Default: new("")},
+			"a": textParam("body", "a"), "b": textParam("query", "b"), "c": {From: hook.From{"body", "c"}, Match: "(?s).*", Default: new("")},
 		},
 	})
 	f.Fuzz(func(t *testing.T, body []byte, other, query string) {
@@ -27,11 +27,11 @@ func FuzzArgv(f *testing.F) {
 			if v["b"] != query {
 				t.Errorf("%q became %q", query, v["b"])
 			}
-			check(t, h, v, true)
+			checkArgv(t, h, v, true)
 		} else if v != nil {
 			t.Errorf("values %q in spite of %v, %v", v, problems, err)
 		}
-		check(t, h, hook.Values{"a": string(body), "b": query, "c": other}, false)
+		checkArgv(t, h, hook.Values{"a": string(body), "b": query, "c": other}, false)
 	})
 }
 
@@ -75,7 +75,7 @@ func FuzzFlight(f *testing.F) {
 	f.Add("{a}é{b}", "\u00c3", "\u00a9", "é", "")
 	f.Fuzz(func(t *testing.T, flight, a1, b1, a2, b2 string) {
 		h, problems := compile(hook.Spec{
-			Command: []string{"/bin/echo", "{a}{b}"}, Flight: flight, Params: map[string]hook.ParamSpec{"a": text("body", "a"), "b": text("body", "b")},
+			Command: []string{"/bin/echo", "{a}{b}"}, Flight: flight, Params: map[string]hook.ParamSpec{"a": textParam("body", "a"), "b": textParam("body", "b")},
 		})
 		for _, value := range []string{a1, b1, a2, b2} {
 			if len(problems) > 0 || !utf8.ValidString(value) {
@@ -94,7 +94,7 @@ func FuzzFlight(f *testing.F) {
 	})
 }
 
-func check(t *testing.T, h *hook.Hook, v hook.Values, bound bool) {
+func checkArgv(t *testing.T, h *hook.Hook, v hook.Values, bound bool) {
 	t.Helper()
 	argv, err := h.Argv(v)
 	if err != nil {

@@ -20,7 +20,7 @@ func compile(s hook.Spec, params ...string) (*hook.Hook, []diag.Problem) {
 		s.Params = map[string]hook.ParamSpec{}
 	}
 	for _, name := range params {
-		s.Params[name] = text("body", name)
+		s.Params[name] = textParam("body", name)
 	}
 	var p diag.List
 	hooks := hook.Compile(map[string]*hook.Spec{"h": &s}, []string{"ci"}, &p)
@@ -35,8 +35,8 @@ func grants(callers ...string) []hook.Grant {
 	return list
 }
 
-// text returns a parameter that takes any text.
-func text(from ...string) hook.ParamSpec { return hook.ParamSpec{From: from, Match: "(?s).*"} }
+// textParam returns a parameter that takes any text.
+func textParam(from ...string) hook.ParamSpec { return hook.ParamSpec{From: from, Match: "(?s).*"} }
 
 func newHook(t testing.TB, s hook.Spec, params ...string) *hook.Hook {
 	t.Helper()

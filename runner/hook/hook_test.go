@@ -45,11 +45,11 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"an unknown way to repeat", "on_interrupted", "not a policy", echo(func(s *hook.Spec) { s.OnInterrupted = "retry" })},
 		{"a count to keep below zero", "keep", "at least", echo(func(s *hook.Spec) { s.Keep.Count = -1 })},
 		{"an age to keep below zero", "keep", "at least", echo(func(s *hook.Spec) { s.Keep.Age = -1 })},
-		{"an unknown right", "callers.0.may.1", "not a right", echo(func(s *hook.Spec) { s.Callers = may("start", "write") })},
-		{"a right in capitals", "callers.0.may.0", "not a right", echo(func(s *hook.Spec) { s.Callers = may("Start") })},
-		{"a right twice", "callers.0.may.1", "twice", echo(func(s *hook.Spec) { s.Callers = may("read", "read") })},
-		{"no right at all", "callers.0.may", "is empty: leave the caller out", echo(func(s *hook.Spec) { s.Callers = may() })},
-		{"a caller twice, first with no right", "callers.1", "twice", echo(func(s *hook.Spec) { s.Callers = append(may("read"), grants("ci")...) })},
+		{"an unknown right", "callers.0.may.1", "not a right", echo(func(s *hook.Spec) { s.Callers = grantsWith("start", "write") })},
+		{"a right in capitals", "callers.0.may.0", "not a right", echo(func(s *hook.Spec) { s.Callers = grantsWith("Start") })},
+		{"a right twice", "callers.0.may.1", "twice", echo(func(s *hook.Spec) { s.Callers = grantsWith("read", "read") })},
+		{"no right at all", "callers.0.may", "is empty: leave the caller out", echo(func(s *hook.Spec) { s.Callers = grantsWith() })},
+		{"a caller twice, first with no right", "callers.1", "twice", echo(func(s *hook.Spec) { s.Callers = append(grantsWith("read"), grants("ci")...) })},
 		{"an unknown stdin", "stdin", "not a source", echo(func(s *hook.Spec) { s.Stdin = "Body" })},
 		{"a relative dir", "dir", "existing folder", echo(func(s *hook.Spec) { s.Dir = "tmp" })},
 		{"a dir that is missing", "dir", "existing folder", echo(func(s *hook.Spec) { s.Dir = "/nowhere" })},
@@ -68,7 +68,7 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"a hole with a blank", "command.1", "write {name}", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "{ x}"} })},
 		{"an empty hole", "command.1", "write {name}", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "{}"} })},
 		{"a brace alone", "command.1", "closes nothing", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "x}"} })},
-		{"a parameter that nothing uses", "params.x", "nothing uses", echo(func(s *hook.Spec) { s.Params = map[string]hook.ParamSpec{"x": text("body", "x")} })},
+		{"a parameter that nothing uses", "params.x", "nothing uses", echo(func(s *hook.Spec) { s.Params = map[string]hook.ParamSpec{"x": textParam("body", "x")} })},
 		{"any text, unsaid", "params.x", "match and enum", param(hook.ParamSpec{From: body})},
 		{"a pattern and a list", "params.x", "one of match and enum", param(hook.ParamSpec{From: body, Match: "a", Enum: []string{"a"}})},
 		{"a list of nothing", "params.x.enum", "is empty: no value would be allowed", param(hook.ParamSpec{From: body, Enum: []string{}})},
@@ -93,7 +93,7 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 	}
 }
 
-func may(rights ...string) []hook.Grant {
+func grantsWith(rights ...string) []hook.Grant {
 	return []hook.Grant{{Caller: "ci", May: append([]string{}, rights...)}}
 }
 
@@ -104,9 +104,9 @@ func TestMay_Rights(t *testing.T) {
 		want   []hook.Right
 	}{
 		{grants("ci"), []hook.Right{hook.MayStart}},
-		{may("read"), []hook.Right{hook.MayRead}},
-		{may("cancel", "start"), []hook.Right{hook.MayStart, hook.MayCancel}},
-		{may("start", "read", "cancel"), all},
+		{grantsWith("read"), []hook.Right{hook.MayRead}},
+		{grantsWith("cancel", "start"), []hook.Right{hook.MayStart, hook.MayCancel}},
+		{grantsWith("start", "read", "cancel"), all},
 	} {
 		h := newHook(t, hook.Spec{Command: []string{"/bin/echo"}, Callers: c.grants})
 		for _, r := range all {
@@ -192,7 +192,7 @@ func TestEnv_SteeringVariables(t *testing.T) {
 	env := func(name, value string) []diag.Problem {
 		_, problems := compile(hook.Spec{
 			Command: []string{"/bin/echo", "{x}"}, Env: map[string]string{name: value},
-			Params: map[string]hook.ParamSpec{"x": text("body", "x")},
+			Params: map[string]hook.ParamSpec{"x": textParam("body", "x")},
 		})
 		return problems
 	}

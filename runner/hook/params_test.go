@@ -24,13 +24,13 @@ func delivery(value string) hook.Input {
 	}
 }
 
-// one returns a hook with x as its only parameter.
-func one(t testing.TB, p hook.ParamSpec) *hook.Hook {
+// oneParamHook returns a hook with x as its only parameter.
+func oneParamHook(t testing.TB, p hook.ParamSpec) *hook.Hook {
 	t.Helper()
 	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Params: map[string]hook.ParamSpec{"x": p}})
 }
 
-func allow(t *testing.T, h *hook.Hook, in hook.Input, want string) {
+func wantParam(t *testing.T, h *hook.Hook, in hook.Input, want string) {
 	t.Helper()
 	v, problems, err := h.Bind(in)
 	if err != nil || len(problems) > 0 || v["x"] != want {
@@ -62,37 +62,37 @@ func oneOfForm(t testing.TB, p hook.ParamSpec) *hook.Hook {
 	})
 }
 
-func form(text string) hook.Input { return hook.Input{Body: []byte(text)} }
+func bodyInput(text string) hook.Input { return hook.Input{Body: []byte(text)} }
 
 func TestBind_EverySource(t *testing.T) {
 	for _, from := range []hook.From{{"body", "a", "b"}, {"query", "q"}, {"header", "x-event"}, {"claim", "k8s.io", "ns"}} {
-		h := one(t, hook.ParamSpec{From: from, Match: "(?s).*"})
+		h := oneParamHook(t, hook.ParamSpec{From: from, Match: "(?s).*"})
 		for _, value := range []string{
 			"", "a b", "$(reboot)", "`reboot`", "; reboot", "a\nb\r\n", "'\"\\", "{x}", "{{", "%s%n", "*", "~", "é😀\ufffd", "--flag", strings.Repeat("v", 64<<10),
 		} {
-			allow(t, h, delivery(value), value)
+			wantParam(t, h, delivery(value), value)
 		}
 		turnAway(t, h, delivery("a\x00b"), "NUL")
 		turnAway(t, h, delivery(strings.Repeat("v", 64<<10+1)), "longer than")
 		turnAway(t, h, hook.Input{}, "is missing: no "+from.String())
 	}
 	for _, from := range []hook.From{{"query", "q"}, {"header", "X-Event"}} {
-		turnAway(t, one(t, hook.ParamSpec{From: from, Match: "(?s).*"}), delivery("\xff"), "UTF-8")
+		turnAway(t, oneParamHook(t, hook.ParamSpec{From: from, Match: "(?s).*"}), delivery("\xff"), "UTF-8")
 	}
-	h := oneOfForm(t, text("body", "a", "b"))
-	allow(t, h, form("a.b=1%202+3"), "1 2 3")
-	turnAway(t, h, form("a.b=%ff"), "UTF-8")
-	turnAway(t, h, form("a.b=%00"), "NUL")
-	turnAway(t, h, form("a=1"), "is missing: no body.a.b in the form")
+	h := oneOfForm(t, textParam("body", "a", "b"))
+	wantParam(t, h, bodyInput("a.b=1%202+3"), "1 2 3")
+	turnAway(t, h, bodyInput("a.b=%ff"), "UTF-8")
+	turnAway(t, h, bodyInput("a.b=%00"), "NUL")
+	turnAway(t, h, bodyInput("a=1"), "is missing: no body.a.b in the form")
 }
 
 func TestParams_Types(t *testing.T) {
 	from := hook.From{"body", "x"}
 	bounded := hook.ParamSpec{From: from, Type: "int", Min: new(int64(-5)), Max: new(int64(10))}
-	number, field := one(t, bounded), oneOfForm(t, bounded)
+	number, field := oneParamHook(t, bounded), oneOfForm(t, bounded)
 	for _, text := range []string{"-5", "0", "10"} {
-		allow(t, number, jsonBody(`{"x":`+text+`}`), text)
-		allow(t, field, form("x="+text), text)
+		wantParam(t, number, jsonBody(`{"x":`+text+`}`), text)
+		wantParam(t, field, bodyInput("x="+text), text)
 	}
 	for text, words := range map[string]string{
 		"-6": "below -5", "11": "above 10", "1.0": "not an integer", "1e1": "not an integer", "-0": "not an integer",
@@ -101,19 +101,19 @@ func TestParams_Types(t *testing.T) {
 		turnAway(t, number, jsonBody(`{"x":`+text+`}`), words)
 	}
 	for _, text := range []string{"", "007", "%2B1", "+1", "1+", "0x1", "1_0", "%D9%A1"} { // the last is the Arabic digit one
-		turnAway(t, field, form("x="+text), "not an integer")
+		turnAway(t, field, bodyInput("x="+text), "not an integer")
 	}
-	yes := one(t, hook.ParamSpec{From: from, Type: "bool"})
-	allow(t, yes, jsonBody(`{"x":true}`), "true")
+	yes := oneParamHook(t, hook.ParamSpec{From: from, Type: "bool"})
+	wantParam(t, yes, jsonBody(`{"x":true}`), "true")
 	yesForm := oneOfForm(t, hook.ParamSpec{From: from, Type: "bool"})
-	allow(t, yesForm, form("x=false"), "false")
+	wantParam(t, yesForm, bodyInput("x=false"), "false")
 	for _, text := range []string{`"true"`, "1", "0"} {
 		turnAway(t, yes, jsonBody(`{"x":`+text+`}`), "not true or false")
 	}
-	turnAway(t, yesForm, form("x=TRUE"), "not true or false")
-	loose := one(t, hook.ParamSpec{From: from, Match: `.*`})
+	turnAway(t, yesForm, bodyInput("x=TRUE"), "not true or false")
+	loose := oneParamHook(t, hook.ParamSpec{From: from, Match: `.*`})
 	for text, want := range map[string]string{`1.50`: "1.50", `1e400`: "1e400", `false`: "false", `"1"`: "1"} {
-		allow(t, loose, jsonBody(`{"x":`+text+`}`), want)
+		wantParam(t, loose, jsonBody(`{"x":`+text+`}`), want)
 	}
 	for _, text := range []string{`[]`, `["a"]`, `{}`, `{"y":1}`} {
 		turnAway(t, loose, jsonBody(`{"x":`+text+`}`), "a list or an object")
@@ -125,44 +125,44 @@ func TestParams_Types(t *testing.T) {
 
 // TestClaim_TypeAsSigned checks that a claim has the type with which it was signed.
 func TestClaim_TypeAsSigned(t *testing.T) {
-	number := one(t, hook.ParamSpec{From: hook.From{"claim", "n"}, Type: "int"})
-	allow(t, number, hook.Input{Claims: map[string]any{"n": json.Number("7")}}, "7")
+	number := oneParamHook(t, hook.ParamSpec{From: hook.From{"claim", "n"}, Type: "int"})
+	wantParam(t, number, hook.Input{Claims: map[string]any{"n": json.Number("7")}}, "7")
 	turnAway(t, number, hook.Input{Claims: map[string]any{"n": "7"}}, "a text and not an integer")
 	turnAway(t, number, hook.Input{Claims: map[string]any{"n": []any{json.Number("7")}}}, "a list or an object")
 }
 
 // TestMatch_WholeValue checks that match applies to the whole value.
 func TestMatch_WholeValue(t *testing.T) {
-	date := one(t, hook.ParamSpec{From: hook.From{"query", "q"}, Match: `\d{4}|x`})
-	allow(t, date, delivery("2026"), "2026")
+	date := oneParamHook(t, hook.ParamSpec{From: hook.From{"query", "q"}, Match: `\d{4}|x`})
+	wantParam(t, date, delivery("2026"), "2026")
 	for _, value := range []string{"2026\n", "\n2026", "20261", "2026x", "yx", ""} {
 		turnAway(t, date, delivery(value), "does not match")
 	}
-	lines := one(t, hook.ParamSpec{From: hook.From{"query", "q"}, Match: `(?m)^\d+$`})
+	lines := oneParamHook(t, hook.ParamSpec{From: hook.From{"query", "q"}, Match: `(?m)^\d+$`})
 	turnAway(t, lines, delivery("1\n; reboot"), "does not match")
-	region := one(t, hook.ParamSpec{From: hook.From{"query", "q"}, Enum: []string{"eu", "us"}})
-	allow(t, region, delivery("eu"), "eu")
+	region := oneParamHook(t, hook.ParamSpec{From: hook.From{"query", "q"}, Enum: []string{"eu", "us"}})
+	wantParam(t, region, delivery("eu"), "eu")
 	turnAway(t, region, delivery("EU"), "not one of")
 	turnAway(t, region, delivery(""), "not one of")
 }
 
 func TestBind_Default(t *testing.T) {
 	region := hook.ParamSpec{From: hook.From{"body", "x"}, Enum: []string{"eu", "us"}, Default: new("eu")}
-	h, formHook := one(t, region), oneOfForm(t, region)
+	h, formHook := oneParamHook(t, region), oneOfForm(t, region)
 	for _, in := range []hook.Input{{}, jsonBody(`{}`), jsonBody(`{"x":null}`)} {
-		allow(t, h, in, "eu")
+		wantParam(t, h, in, "eu")
 	}
-	allow(t, formHook, form("y=1"), "eu")
+	wantParam(t, formHook, bodyInput("y=1"), "eu")
 	turnAway(t, h, jsonBody(`{"x":""}`), "not one of")
-	turnAway(t, formHook, form("x="), "not one of")
+	turnAway(t, formHook, bodyInput("x="), "not one of")
 }
 
 // TestParams_Duplicate checks that a parameter that is given twice is refused.
 func TestParams_Duplicate(t *testing.T) {
-	turnAway(t, one(t, text("query", "q")), hook.Input{Query: url.Values{"q": {"a", "a"}}}, "more than once")
-	turnAway(t, one(t, text("header", "X-A")), hook.Input{Header: textproto.MIMEHeader{"X-A": {"a", "b"}}}, "more than once")
-	turnAway(t, oneOfForm(t, text("body", "x")), form("x=1&x=2"), "more than once")
-	if _, _, err := one(t, text("body", "x")).Bind(jsonBody(`{"x":1,"x":2}`)); !errors.Is(err, hook.ErrBody) {
+	turnAway(t, oneParamHook(t, textParam("query", "q")), hook.Input{Query: url.Values{"q": {"a", "a"}}}, "more than once")
+	turnAway(t, oneParamHook(t, textParam("header", "X-A")), hook.Input{Header: textproto.MIMEHeader{"X-A": {"a", "b"}}}, "more than once")
+	turnAway(t, oneOfForm(t, textParam("body", "x")), bodyInput("x=1&x=2"), "more than once")
+	if _, _, err := oneParamHook(t, textParam("body", "x")).Bind(jsonBody(`{"x":1,"x":2}`)); !errors.Is(err, hook.ErrBody) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -176,19 +176,19 @@ func TestBodyOfAnotherForm_IsMalformed(t *testing.T) {
 		}
 	}
 	for _, body := range []string{`{`, `{"x":1} {}`, "{\"x\":\"\xff\"}", "x=1", "payload=%7B%7D", "--b\r\nContent-Disposition: form-data\r\n"} {
-		wantMalformed(one(t, text("body", "x")), body)
+		wantMalformed(oneParamHook(t, textParam("body", "x")), body)
 	}
 	for _, body := range []string{"x=%zz", "x=1;y=2", `{"x":"1"}`, ` {"a":"&x=1"}`, "\n[\"&x=1\"]", "\"&x=1\"", "\ufeff{&x=1"} {
-		wantMalformed(oneOfForm(t, text("body", "x")), body)
+		wantMalformed(oneOfForm(t, textParam("body", "x")), body)
 	}
 	// A hook without parameters from the body accepts any body.
-	allow(t, one(t, text("query", "q")), hook.Input{Body: []byte("{"), Query: url.Values{"q": {"1"}}}, "1")
+	wantParam(t, oneParamHook(t, textParam("query", "q")), hook.Input{Body: []byte("{"), Query: url.Values{"q": {"1"}}}, "1")
 }
 
 func TestBind_AllProblemsWithoutValues(t *testing.T) {
 	spec := hook.Spec{Command: []string{"/bin/echo", "{a}{b}{c}{d}"}, Params: map[string]hook.ParamSpec{
 		"a": {From: hook.From{"body", "a"}, Type: "int"}, "b": {From: hook.From{"body", "b"}, Enum: []string{"x"}},
-		"c": text("body", "c"), "d": text("body", "d"),
+		"c": textParam("body", "c"), "d": textParam("body", "d"),
 	}}
 	_, problems, err := newHook(t, spec).Bind(jsonBody(`{"a":"s3cret","b":["s3cret"],"d":"fine"}`))
 	if err != nil || len(problems) != 3 {

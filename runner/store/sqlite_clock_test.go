@@ -59,7 +59,7 @@ func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
 		t.Fatalf("%d expired at once", n)
 	}
 	for _, off := range []time.Duration{time.Hour, -time.Hour} {
-		check(t, s.Close())
+		mustSucceed(t, s.Close())
 		s = reopenStore(t, dir, off)
 		if n := expireQueued(t, s, 30*time.Minute); n != 0 {
 			t.Errorf("set by %v: %d expired", off, n)
@@ -73,7 +73,7 @@ func TestExpireQueued_ClockSetBetweenStarts(t *testing.T) {
 		}
 		checkState(t, s, queued.ID, runner.Queued)
 	}
-	check(t, s.Close())
+	mustSucceed(t, s.Close())
 }
 
 // TestExpireQueued_OtherStartOfMachine finds runs that an earlier version queued, or a server before the machine was
@@ -92,7 +92,7 @@ func TestExpireQueued_OtherStartOfMachine(t *testing.T) {
 			if n := expireQueued(t, s, time.Hour); n != 0 {
 				t.Fatalf("%d expired at once", n)
 			}
-			check(t, s.Close())
+			mustSucceed(t, s.Close())
 			executeRaw(t, dir, `UPDATE runs SET accepted_up = -1000000000000000`) // long before
 			executeRaw(t, dir, before)
 			s = reopenStore(t, dir, 0)
@@ -104,12 +104,12 @@ func TestExpireQueued_OtherStartOfMachine(t *testing.T) {
 			if n := expireQueued(t, s, time.Hour); n != 1 {
 				t.Errorf("%d expired after they waited anew", n)
 			}
-			check(t, s.Close())
+			mustSucceed(t, s.Close())
 		})
 	}
 }
 
-func check(t *testing.T, err error) {
+func mustSucceed(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
