@@ -167,8 +167,8 @@ tls: {cert: certs/server.pem, key: certs/server.key}
 func buildShipped(t testing.TB, dir string) {
 	t.Helper()
 	file, err := shippedProgram()
-	check(t, err)
-	check(t, os.Link(file, filepath.Join(dir, "sallyport")))
+	mustSucceed(t, err)
+	mustSucceed(t, os.Link(file, filepath.Join(dir, "sallyport")))
 }
 
 var shippedProgram = sync.OnceValues(func() (string, error) {
