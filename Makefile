@@ -16,6 +16,9 @@ TOOL     := go tool -modfile=.ci/tools/go.mod
 NPM      := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard internal/e2e/testdata/*/package.json))
 PEBBLE   := bin/test/pebble bin/test/pebble-challtestsrv
 
+# No test is skipped because it takes long, and none because a tool is missing.
+export TESTS := all
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 

@@ -29,6 +29,7 @@ import (
 	"golang.org/x/crypto/acme"
 
 	"sallyport/certs"
+	"sallyport/internal/testenv"
 )
 
 // TestACME_Obtain obtains certificates from Pebble, the ACME server that Let's Encrypt tests with.
@@ -205,11 +206,7 @@ type acmeWorld struct {
 
 func newACMEWorld(t *testing.T, life time.Duration) *acmeWorld {
 	t.Helper()
-	for _, name := range []string{"pebble", "pebble-challtestsrv"} {
-		if _, err := os.Stat("bin/test/" + name); err != nil {
-			t.Fatal("Pebble is not installed: run make test")
-		}
-	}
+	testenv.Need(t, "bin/test/pebble", "bin/test/pebble-challtestsrv")
 	w := &acmeWorld{dir: t.TempDir(), life: life}
 	addresses(t, &w.server, &w.dns, &w.dnsAdmin, &w.api, &w.adm)
 	_, err := certs.Dev(filepath.Join(w.dir, "pki"), time.Now(), false)

@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"sallyport/certs"
+	"sallyport/internal/testenv"
 )
 
 // TestAlertmanager sends one alert from Prometheus Alertmanager to three hooks: with a client certificate, with a
 // token, and with a wrong token.
 func TestAlertmanager(t *testing.T) {
 	t.Parallel()
+	testenv.Need(t, "prometheus-alertmanager")
 	dir := t.TempDir()
 	server := alertHooks(t, dir)
 	url := server.awaitURL(t)

@@ -24,6 +24,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/internal/testenv"
 )
 
 // The attacks of TestAttack are bounded: each lasts for ATTACK (a duration, 1s by default), sends to
@@ -418,6 +420,7 @@ func (a *attackTest) measureUse() (u use) {
 // measurements for each attack, which make attack prints. ATTACKED names another build to compare with.
 func TestAttack(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	span := time.Second
 	if text, ok := os.LookupEnv("ATTACK"); ok {
 		var err error

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"sallyport/internal/audit"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/store"
 )
@@ -503,6 +504,7 @@ exit 0
 // code and its whole output.
 func TestRun_OutlivesServerTwice(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	in := install(t, "sallyport", minuteHooks)
 	in.write("minute.sh", minute, 0o755)
 	in.start(true)

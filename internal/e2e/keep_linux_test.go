@@ -17,6 +17,8 @@ import (
 	"sallyport/runner/process/rundir"
 
 	"github.com/google/uuid"
+
+	"sallyport/internal/testenv"
 )
 
 const keepHooks = `
@@ -36,6 +38,7 @@ hooks:
 // before. The server also removes what a crash left behind.
 func TestRetention_RepeatedFailures(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	k := &failingHook{installation: install(t, "sallyport", keepHooks)}
 	k.write("fail.sh", "#!/bin/sh\nhead -c 65536 /dev/zero\nexit 1\n", 0o755)
 	k.start(true)

@@ -33,6 +33,9 @@ import (
 // TestMain lets the scripts run the program as a process, with the race detector.
 func TestMain(m *testing.M) {
 	testenv.EndProcessesAtOnce()
+	if err := flag.Set("test.parallel", "4"); err != nil { // most of them wait for processes; -parallel still sets it
+		panic(err)
+	}
 	syscall.Umask(0o022) // the server checks the modes of the scripts' files
 	testscript.Main(inRepository{m}, map[string]func(){"sallyport": sallyport, "witness": witness, "unlocked": unlocked, "smuggler": smuggler, "spill": spill})
 }
@@ -119,6 +122,12 @@ func TestScripts(t *testing.T) {
 			"waitfile": waitFile,
 			"waitlog":  waitLog,
 			"workload": workload,
+		},
+		Condition: func(text string) (bool, error) { // [lacks:PROGRAM]
+			if name, ok := strings.CutPrefix(text, "lacks:"); ok {
+				return testenv.Lacks(name)
+			}
+			return false, fmt.Errorf("%q is not a condition", text)
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,

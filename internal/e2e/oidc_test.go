@@ -29,15 +29,15 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"sallyport/internal/testenv"
 )
 
 // TestOpenIDProviders uses tokens of real OpenID providers. A proxy of the test stands between the providers and the
 // server. It counts the requests, and sends answers that a provider never should.
 func TestOpenIDProviders(t *testing.T) {
 	t.Parallel()
-	if _, err := os.Stat("internal/e2e/testdata/oidc/node_modules/.package-lock.json"); err != nil {
-		t.Fatal("the provider is not installed: run make test")
-	}
+	testenv.Need(t, "node", "internal/e2e/testdata/oidc/node_modules/.package-lock.json")
 	o := newProviders(t)
 	for _, name := range []string{"good", "rotated", "flooded", "poisoned", "redirected", "slow", "huge"} {
 		o.issuers[name] = o.address + "/" + name

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	internals "sallyport/internal/e2e"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 )
 
@@ -62,6 +63,7 @@ hooks:
 // kept parts are right, byte by byte.
 func TestOutput_Gigabyte(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	command, err := exec.LookPath("spill")
 	mustSucceed(t, err)
 	dir := t.TempDir()

@@ -44,6 +44,7 @@ const powerCuts = "50ms 300ms 1s"
 // after a reboot: it lacks what was not synced. No command may run twice, and a recorded end must still be recorded.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	const inside = "SALLYPORT_TEST_POWER"
 	if kind := os.Getenv(inside); kind != "" {
 		cutPower(t, kind)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/store"
@@ -31,6 +32,7 @@ const (
 // answers the deliveries of another caller, and its memory stays within a limit.
 func TestReads_LargestAtOnce(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	dir := makeShippedFolder(t, `
 limits: {address: {rate: 10000/s, burst: 10000}, caller: {rate: 10000/s, burst: 10000}}
 callers:

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"sallyport/certs"
+	"sallyport/internal/testenv"
 )
 
 const (
@@ -31,6 +32,7 @@ const (
 // accepted.
 func TestReload_UnderLoad(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	r := &reloadTest{t: t, dir: t.TempDir()}
 	buildShipped(t, r.dir)
 	_, err := certs.Dev(filepath.Join(r.dir, "certs"), time.Now(), false)

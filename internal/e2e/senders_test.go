@@ -25,6 +25,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/internal/testenv"
 )
 
 // order is a line of input of testdata/senders/sign.mjs.
@@ -67,9 +69,7 @@ const (
 // TestSenders sends what the senders' own libraries sign, and what an attacker without the key could make of it.
 func TestSenders(t *testing.T) {
 	t.Parallel()
-	if _, err := os.Stat("internal/e2e/testdata/senders/node_modules/.package-lock.json"); err != nil {
-		t.Fatal("the senders' libraries are not installed: run make test")
-	}
+	testenv.Need(t, "node", "internal/e2e/testdata/senders/node_modules/.package-lock.json")
 	all := slices.Concat(hmacSenders(), signatureSenders(t), jwtSenders(t))
 	dir := t.TempDir()
 	url, client := startServer(t, dir, all)

@@ -20,7 +20,7 @@ hooks:
     command: [DIR/job.sh, DIR, "{n}"]
     params: {n: {from: body.n, type: int}}
     flight: "{n}"
-    timeout: 2s
+    timeout: 10s
 `
 
 // stoppedJob writes its pid to DIR/N, and ends when DIR/gate exists.
@@ -49,7 +49,7 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 			return err == nil && len(text) > 0
 		})
 	}
-	over := time.After(2 * time.Second) // the timeout of the last one
+	over := time.After(10 * time.Second) // the timeout of the last one
 	supervisor := in.supervisor()
 	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGSTOP))
 	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"sallyport/internal/client"
+	"sallyport/internal/testenv"
 )
 
 // connectionFlood is a server under attack from many addresses of this machine: on Linux all of 127.0.0.0/8.
@@ -171,6 +172,7 @@ func (s *connectionFlood) sendGoodDelivery(from, path string, size int) error {
 // that they can.
 func TestFlood_GoodDeliveries(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	const deliveries = 50 // of each size: together within the burst of one address
 	for why, attack := range map[string]func(s *connectionFlood){
 		"16 silent addresses": func(s *connectionFlood) {

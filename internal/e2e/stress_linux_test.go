@@ -352,6 +352,7 @@ func (s *stress) keptPath(what string) string {
 // starts itself again in a mount namespace.
 func TestStress(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	const inside = "SALLYPORT_TEST_STRESS"
 	if os.Getenv(inside) != "" {
 		mustSucceed(t, syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))

@@ -5,6 +5,7 @@ package testenv
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -29,6 +30,49 @@ func Skip(t testing.TB, what string) {
 		}
 	}
 	t.Skip(text)
+}
+
+// complete reports whether every test has to run, as under "make test", which installs all that they need.
+func complete() bool { return os.Getenv("TESTS") == "all" } //nolint:forbidigo // of the tests, which have no main
+
+// Lacks reports whether this machine lacks what a test needs: a program in PATH, or a file, whose name has a slash. It
+// returns an error if every test has to run.
+func Lacks(name string) (bool, error) {
+	look := exec.LookPath
+	if strings.Contains(name, "/") {
+		look = func(name string) (string, error) {
+			_, err := os.Stat(name)
+			return name, err
+		}
+	}
+	_, err := look(name)
+	if err != nil && complete() {
+		return true, fmt.Errorf("%w: make test installs it", err)
+	}
+	return err != nil, nil
+}
+
+// Need skips a test on a machine that lacks a program in PATH, or a file, whose name has a slash. If every test has to
+// run, the test fails instead.
+func Need(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		missing, err := Lacks(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if missing {
+			Skip(t, t.Name()+": "+name+" is not installed; make test installs it")
+		}
+	}
+}
+
+// Long skips a test that takes long, unless every test has to run.
+func Long(t testing.TB) {
+	t.Helper()
+	if !complete() {
+		Skip(t, t.Name()+": it takes long; TESTS=all runs it, as make test does")
+	}
 }
 
 // WaitUntil repeats ask until it returns true. After a minute, the test fails.
