@@ -151,7 +151,7 @@ func TestIssuer_FetchedKey(t *testing.T) {
 		"another audience":                   ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("aud", "https://other.example")),
 		"another claim":                      ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("ref", "refs/heads/evil")),
 		"no claim":                           ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("run", nil)),
-		"an issuer of nobody":                ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("iss", ours.URL+"/")),
+		"an unknown issuer":                  ours.signNow(t, jwt.SigningMethodRS256, r.rsa, "r", withClaim("iss", ours.URL+"/")),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if id, err := c.Authenticate(d, nil); err == nil {
@@ -164,7 +164,7 @@ func TestIssuer_FetchedKey(t *testing.T) {
 		newRefusal(t, c, bearerDelivery(raw), auth.Malformed)
 	}
 	if n := ours.other.Load(); n > 0 {
-		t.Errorf("the issuer was asked %d times for what nobody may ask", n)
+		t.Errorf("the issuer was asked %d times for tokens that no caller may send", n)
 	}
 }
 

@@ -497,7 +497,7 @@ func TestJWT_ReplayWithOtherBody(t *testing.T) {
 	}
 	first := send("a")
 	if again := send("b", withClaim("exp", now().Unix()+200)); again.Replay != first.Replay || again.BodyDigest == first.BodyDigest {
-		t.Error("a jti used again with another body is not told")
+		t.Error("a jti used again with another body is not reported")
 	}
 	if send("a", withClaim("jti", "id-2")).Replay == first.Replay {
 		t.Error("two ids are one delivery")

@@ -89,7 +89,7 @@ func TestSecret_Invalid(t *testing.T) {
 		t.Error("a relative folder of credentials was taken")
 	}
 	if _, err := (auth.Sources{}).Secret(&auth.KeySpec{Env: "HOME"}); err == nil {
-		t.Error("read an environment that nobody handed over")
+		t.Error("read an environment that was not passed")
 	}
 }
 

@@ -350,17 +350,17 @@ func TestHandshake_Bounds(t *testing.T) {
 		more []string
 		want string // part of the reason for the refusal
 	}{
-		"itself":                      {leaf, nil, ""},
-		"three CAs":                   {far, []string{b.pem, a.pem, c.pem}, ""},
-		"and four":                    {far, []string{b.pem, a.pem, c.pem, b.between(t, "C", 4).pem}, "is one of 5 certificates, but at most 4 are allowed"},
-		"itself twice":                {leaf, []string{leaf.cert}, ""},
-		"one CA twice":                {far, []string{b.pem, a.pem, b.pem}, "two CAs of one name (the second is certificate 4)"},
-		"two keys of one name":        {far, []string{b.pem, a.pem, a.between(t, "A", 5).pem}, "two CAs of one name (the second is certificate 4)"},
-		"RSA of 4096 bits":            {leaf, []string{c.holder(t, "R", rsaKey(4096, 65537))}, ""},
-		"RSA of more":                 {leaf, []string{c.holder(t, "R", rsaKey(4097, 65537))}, "an RSA key (certificate 2) of 4097 bits"},
-		"RSA with a large exponent":   {leaf, []string{c.holder(t, "R", rsaKey(2048, 1<<31-1))}, "an RSA key (certificate 2) of 2048 bits and exponent 2147483647"},
-		"a key that nobody signs by":  {leaf, []string{encode("CERTIFICATE", mute)}, "a key (certificate 2) that is not RSA, ECDSA or Ed25519"},
-		"and all of it beside a good": {far, []string{b.pem, a.pem, c.holder(t, "X", rsaKey(8192, 65537))}, "an RSA key (certificate 4) of 8192 bits"},
+		"itself":                     {leaf, nil, ""},
+		"three CAs":                  {far, []string{b.pem, a.pem, c.pem}, ""},
+		"and four":                   {far, []string{b.pem, a.pem, c.pem, b.between(t, "C", 4).pem}, "is one of 5 certificates, but at most 4 are allowed"},
+		"itself twice":               {leaf, []string{leaf.cert}, ""},
+		"one CA twice":               {far, []string{b.pem, a.pem, b.pem}, "two CAs of one name (the second is certificate 4)"},
+		"two keys of one name":       {far, []string{b.pem, a.pem, a.between(t, "A", 5).pem}, "two CAs of one name (the second is certificate 4)"},
+		"RSA of 4096 bits":           {leaf, []string{c.holder(t, "R", rsaKey(4096, 65537))}, ""},
+		"RSA of more":                {leaf, []string{c.holder(t, "R", rsaKey(4097, 65537))}, "an RSA key (certificate 2) of 4097 bits"},
+		"RSA with a large exponent":  {leaf, []string{c.holder(t, "R", rsaKey(2048, 1<<31-1))}, "an RSA key (certificate 2) of 2048 bits and exponent 2147483647"},
+		"an unsupported kind of key": {leaf, []string{encode("CERTIFICATE", mute)}, "a key (certificate 2) that is not RSA, ECDSA or Ed25519"},
+		"together with a good chain": {far, []string{b.pem, a.pem, c.holder(t, "X", rsaKey(8192, 65537))}, "an RSA key (certificate 4) of 8192 bits"},
 	} {
 		err := handshakeError(t, cfg, c, row.own, row.more...)
 		if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
@@ -392,7 +392,7 @@ func TestHandshake_Errors(t *testing.T) {
 		"ended":                  {partner.issue(t, nil, ended), "is outside its validity period: from "},
 		"of a name, not its key": {namesake.issue(t, nil, forClients), "does not lead to a CA of c.pem that is valid now"},
 		"a server's":             {c.issue(t, nil), "is not for clients: an extended key usage lacks clientAuth"},
-		"of nobody, and ended":   {newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Nobody" }).issue(t, nil, ended), "does not lead to a CA that is known here, and is not pinned"},
+		"unknown CA, expired":    {newCA(t, now, func(c *x509.Certificate) { c.Subject.CommonName = "Nobody" }).issue(t, nil, ended), "does not lead to a CA that is known here, and is not pinned"},
 		"a CA's":                 {func() pair { b := c.between(t, "A", 2); return pair{b.pem, keyPEM(t, b.key)} }(), "is a CA certificate, not a client certificate"},
 	} {
 		err := handshakeError(t, cfg, c, row.own)

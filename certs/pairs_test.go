@@ -59,7 +59,7 @@ func TestPairs_ByNameAndKeyType(t *testing.T) {
 		"its name, RSA":          {onlyRSA, "both.example.com", 1},
 		"a wildcard":             {&tls.Config{}, "two.example.org", 3},
 		"the first that has it":  {&tls.Config{}, "one.example.org", 3},
-		"a name nobody has":      {&tls.Config{}, "other.example.com", 0},
+		"an unknown name":        {&tls.Config{}, "other.example.com", 0},
 		"no name":                {&tls.Config{}, "", 0},
 		"no name, RSA":           {onlyRSA, "", 1},
 		"deeper than a wildcard": {&tls.Config{}, "a.b.example.org", 0},

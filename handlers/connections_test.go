@@ -196,7 +196,7 @@ hooks:
 		t.Error("known by a refused credential")
 	}
 	if send("192.0.2.2", delivery{path: "/open"}, http.StatusOK) {
-		t.Error("known by a hook that anybody may start")
+		t.Error("known by a hook without authentication")
 	}
 	if !send("192.0.2.3", good, http.StatusOK) {
 		t.Error("not known by a delivery that was accepted")

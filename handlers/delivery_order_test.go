@@ -111,7 +111,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 			},
 		},
 		{
-			step: "the caller's limit, then who may call", limits: "caller: {rate: 1/h, burst: 1}",
+			step: "the caller's limit, then the callers of the hook", limits: "caller: {rate: 1/h, burst: 1}",
 			refuse: func(h *house) {
 				h.answers(http.StatusForbidden, h.by("guest", "1"))
 				if a := h.answers(http.StatusTooManyRequests, h.by("guest", "2")); h.line(a)["reason"] != "limit by caller" {
@@ -127,7 +127,7 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 			runs: 1,
 		},
 		{
-			step: "who may call, then the parameters",
+			step: "the callers of the hook, then the parameters",
 			refuse: func(h *house) {
 				if a := h.answers(http.StatusForbidden, h.by("guest", "1").to("/start?x=%zz")); strings.Contains(a.body, "problems") {
 					h.t.Errorf("the parameters were looked at: %s", a.body)

@@ -16,7 +16,7 @@ func TestReplays_SpendNothingOfTheCaller(t *testing.T) {
 	h.starts(seen)
 	for range 5 {
 		if a := h.answers(http.StatusOK, seen); a.header.Get("Idempotent-Replayed") != "true" {
-			t.Errorf("a repetition was not told from a new delivery: %v", a.header)
+			t.Errorf("a repeated delivery was not recognised: %v", a.header)
 		}
 	}
 	if a := h.answers(http.StatusTooManyRequests, seen); h.line(a)["reason"] != "limit by replays" {

@@ -237,7 +237,7 @@ func (h *house) signed(caller, id, body string) delivery {
 	case "ci":
 		sign, err = client.JWT{Alg: "HS256", Issuer: "https://ci.example", Audience: "https://hooks.example.com"}.Signer([]byte(tokenKey))
 	default:
-		sign, err = client.HMAC("github", []byte("a key that nobody has, long enough"))
+		sign, err = client.HMAC("github", []byte("a key of no caller, but long enough"))
 	}
 	if err != nil {
 		h.t.Fatal(err)
@@ -343,7 +343,7 @@ func (h *house) starts(d delivery) answer {
 	d.header.Set("Prefer", "wait=60")
 	a := h.answers(http.StatusOK, d)
 	if a.header.Get("Idempotent-Replayed") != "" || h.startedRuns() != before+1 || !strings.Contains(a.body, `"state":"succeeded"`) {
-		h.t.Errorf("no run of its own: %v\n%s", a.header, a.body)
+		h.t.Errorf("not a new run: %v\n%s", a.header, a.body)
 	}
 	return a
 }

@@ -177,7 +177,7 @@ func TestObserved_ResembledIsLogged(t *testing.T) {
 		for _, d := range deliveries {
 			a := h.answers(http.StatusUnauthorized, d)
 			if strings.Contains(a.body, "observed") {
-				t.Errorf("the sender is told: %s", a.body)
+				t.Errorf("the answer says: %s", a.body)
 			}
 			if got, _ := h.line(a)["resembles"].(string); got != want {
 				t.Errorf("resembles %q, want %q: %v", got, want, h.line(a))

@@ -107,7 +107,7 @@ func (c *commands) Stop(run string, why runner.State, grace time.Duration) error
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, known := c.given[run]; !known {
-		return errors.New("nobody knows this run")
+		return errors.New("the run is unknown")
 	}
 	c.stops = append(c.stops, stop{run, why, grace})
 	if c.obey {

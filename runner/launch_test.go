@@ -362,7 +362,7 @@ func TestCancel_WhileCommandBegins(t *testing.T) {
 	go func() {
 		_, err := b.Cancel(t.Context(), second.Run.ID)
 		if len(b.stopped()) == 0 {
-			err = errors.Join(err, errors.New("answered before the command was told to end"))
+			err = errors.Join(err, errors.New("answered before the command got TERM"))
 		}
 		cancelled <- err
 	}()

@@ -301,7 +301,7 @@ func TestDrain_LetsRunsEnd(t *testing.T) {
 	for !b.Draining() {
 		select {
 		case <-drained:
-			t.Fatal("drained with a run in the air")
+			t.Fatal("drained while a run was in progress")
 		default:
 		}
 	}
@@ -397,6 +397,6 @@ func TestEnd_State(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	if runner.Running.Ended() || runner.Queued.Ended() {
-		t.Error("a run under way has ended")
+		t.Error("a run in progress counts as ended")
 	}
 }

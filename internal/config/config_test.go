@@ -149,7 +149,7 @@ func TestLoad_FaultsAndTheirPlaces(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 			if hasErrors(found) != (c == nil) {
-				t.Errorf("the configuration is %v beside these diagnostics", c)
+				t.Errorf("the configuration is %v, together with these diagnostics", c)
 			}
 		})
 	}
@@ -271,16 +271,16 @@ func TestStateFolder_Faults(t *testing.T) {
 		make func(t *testing.T, state string)
 		want string
 	}{
-		"is made later":     {func(t *testing.T, s string) { t.Helper(); mkdir(t, filepath.Dir(s), 0o755) }, ""},
-		"stands in nothing": {func(*testing.T, string) {}, "no such file or directory"},
-		"may be swapped":    {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o700); chmod(t, filepath.Dir(s), 0o775) }, "chmod go-w"},
-		"may be made":       {func(t *testing.T, s string) { t.Helper(); mkdir(t, filepath.Dir(s), 0o777) }, "chmod go-w"},
-		"is ours":           {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o700) }, ""},
-		"is behind a link":  {func(t *testing.T, s string) { t.Helper(); mkdir(t, s+"2", 0o700); symlink(t, s+"2", s) }, ""},
-		"others may list":   {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o704) }, "chmod 0700"},
-		"a group may enter": {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o710) }, "chmod 0700"},
-		"is a file":         {func(t *testing.T, s string) { t.Helper(); writeFile(t, s, "", 0o600) }, "not a folder"},
-		"is beneath a file": {func(t *testing.T, s string) { t.Helper(); writeFile(t, filepath.Dir(s), "", 0o600) }, "not a directory"},
+		"is made later":         {func(t *testing.T, s string) { t.Helper(); mkdir(t, filepath.Dir(s), 0o755) }, ""},
+		"has no parent folder":  {func(*testing.T, string) {}, "no such file or directory"},
+		"in a writable folder":  {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o700); chmod(t, filepath.Dir(s), 0o775) }, "chmod go-w"},
+		"can be made by others": {func(t *testing.T, s string) { t.Helper(); mkdir(t, filepath.Dir(s), 0o777) }, "chmod go-w"},
+		"is ours":               {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o700) }, ""},
+		"is behind a link":      {func(t *testing.T, s string) { t.Helper(); mkdir(t, s+"2", 0o700); symlink(t, s+"2", s) }, ""},
+		"others may list":       {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o704) }, "chmod 0700"},
+		"a group may enter":     {func(t *testing.T, s string) { t.Helper(); mkdir(t, s, 0o710) }, "chmod 0700"},
+		"is a file":             {func(t *testing.T, s string) { t.Helper(); writeFile(t, s, "", 0o600) }, "not a folder"},
+		"is beneath a file":     {func(t *testing.T, s string) { t.Helper(); writeFile(t, filepath.Dir(s), "", 0o600) }, "not a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -501,7 +501,7 @@ func FuzzLoad(f *testing.F) {
 		// Each process of the fuzzer has a separate folder and does not run tests in parallel.
 		c, found := load(t, dir, string(text))
 		if hasErrors(found) != (c == nil) {
-			t.Errorf("the configuration is %v beside %v", c, found)
+			t.Errorf("the configuration is %v, together with %v", c, found)
 		}
 		count := bytes.Count(text, []byte("\n")) + bytes.Count(text, []byte("\r")) + 1
 		for _, d := range found {

@@ -135,7 +135,7 @@ func (p *place) wantStatus(callers int, s config.ReloadStatus) {
 		p.t.Errorf("%d callers and %+v, want %d and %+v", p.trusted(), got, callers, s)
 	}
 	if n := p.logs.count("not reloaded"); n != s.Failures {
-		p.t.Errorf("told of %d failures, want %d:\n%s", n, s.Failures, &p.logs)
+		p.t.Errorf("logged %d failures, want %d:\n%s", n, s.Failures, &p.logs)
 	}
 }
 
@@ -273,7 +273,7 @@ func TestWatch_FileBeingWritten(t *testing.T) {
 			p.waitFor(100 * time.Millisecond)
 		}
 		if p.asked.Load() != 0 {
-			t.Error("it was read amid that")
+			t.Error("it was read before that")
 		}
 		p.waitFor(time.Second)
 		p.adopted(2, config.ReloadStatus{Reloads: 1})

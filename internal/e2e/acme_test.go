@@ -96,7 +96,7 @@ func (w *acmeWorld) checkRestart(t *testing.T, roots *x509.CertPool, first *x509
 	if err != nil || !again.Equal(first) {
 		t.Error("not the same certificate after a restart:", err)
 	}
-	for why, name := range map[string]string{"a name of nobody": "other.example.com", "no name": "", "a name that is no more": "late.example.com"} {
+	for why, name := range map[string]string{"an unknown name": "other.example.com", "no name": "", "a former name": "late.example.com"} {
 		if _, err := w.fetchCertificate(t, name, roots); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
 			t.Errorf("%s: %v, want unrecognized name", why, err)
 		}

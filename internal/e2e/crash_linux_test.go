@@ -312,7 +312,7 @@ func (c *crash) compareRecord(r runner.Run, w testimony) error {
 		}
 	case runner.Cancelled:
 		if r.Hook != "replace" {
-			return errors.New("nobody cancelled it")
+			return errors.New("it was not cancelled")
 		}
 	case runner.Interrupted:
 		if !c.wasShot(r) {

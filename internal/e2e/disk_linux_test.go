@@ -82,7 +82,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-const noDisk = "no disk of its own"
+const noDisk = "no disk for this test"
 
 // disk is an installation whose state folder is a small disk.
 type disk struct {

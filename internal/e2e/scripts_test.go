@@ -45,7 +45,7 @@ func witness() {
 	)
 	if err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, err)
-		os.Exit(1) //nolint:forbidigo // it is a program of its own
+		os.Exit(1) //nolint:forbidigo // it is a separate program
 	}
 }
 

@@ -30,7 +30,7 @@ func spill() {
 					continue
 				}
 				if _, err := stream.Write(buf); err != nil {
-					os.Exit(1) //nolint:forbidigo // it is a program of its own
+					os.Exit(1) //nolint:forbidigo // it is a separate program
 				}
 				buf = buf[:0]
 			}

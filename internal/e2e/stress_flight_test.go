@@ -204,11 +204,11 @@ func TestFlightModel(t *testing.T) {
 		"replaced, and it begins": {false, []flightOp{
 			started("a"), queued("b", replace), {What: opAdmit, Run: "c", Policy: replace, Drops: []string{"b"}}, do(opEnd, "a"), do(opBegin, "b"),
 		}},
-		"not replaced":           {false, []flightOp{started("a"), queued("b", replace), queued("c", replace)}},
-		"running again":          {false, []flightOp{started("a"), seen("a", runner.Running), seen("a", runner.Failed), seen("a", runner.Running), do(opEnd, "a")}},
-		"ended and still there":  {false, []flightOp{started("a"), seen("a", runner.Failed), seen("a", runner.Queued)}},
-		"repeated after its end": {false, []flightOp{started("a"), do(opEnd, "a"), {What: opAdmit, Run: "b", How: howAgain, Again: "a"}}},
-		"no answer tells how":    {true, []flightOp{started("a"), {What: opAdmit, Run: "b", Policy: queue}, seen("b", runner.Queued)}},
+		"not replaced":            {false, []flightOp{started("a"), queued("b", replace), queued("c", replace)}},
+		"running again":           {false, []flightOp{started("a"), seen("a", runner.Running), seen("a", runner.Failed), seen("a", runner.Running), do(opEnd, "a")}},
+		"ended and still there":   {false, []flightOp{started("a"), seen("a", runner.Failed), seen("a", runner.Queued)}},
+		"repeated after its end":  {false, []flightOp{started("a"), do(opEnd, "a"), {What: opAdmit, Run: "b", How: howAgain, Again: "a"}}},
+		"an answer that was lost": {true, []flightOp{started("a"), {What: opAdmit, Run: "b", Policy: queue}, seen("b", runner.Queued)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

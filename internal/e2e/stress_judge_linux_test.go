@@ -195,7 +195,7 @@ func (v *verdict) compareRecord(r runner.Run) error {
 		return v.compareEnd(r, w)
 	case runner.Cancelled:
 		if !v.mayBeCancelled(r, from) {
-			return errors.New("nobody cancelled it")
+			return errors.New("it was not cancelled")
 		}
 	case runner.Interrupted:
 		if !v.shotSince(from, syscall.SIGKILL, syscall.SIGPWR) {
@@ -398,7 +398,7 @@ func (v *verdict) checkOrder() {
 	for id, r := range v.runs {
 		h := flights[r.Flight]
 		if h == nil {
-			v.noteFault("untrue", "nobody asked for a run of the flight %s", r.Flight)
+			v.noteFault("untrue", "no delivery asked for a run of the flight %s", r.Flight)
 			continue
 		}
 		first := v.over

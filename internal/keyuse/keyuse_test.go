@@ -53,7 +53,7 @@ func TestTable_LatestUse(t *testing.T) {
 	var none *keyuse.Table
 	none.Note(useAt("a", 1))
 	if none.List() != nil {
-		t.Error("nobody remembers")
+		t.Error("the use is forgotten")
 	}
 }
 

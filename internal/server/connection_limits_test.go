@@ -162,7 +162,7 @@ func TestPlaces_WhoIsClosed(t *testing.T) {
 			before: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "198.51.100.1"}, idle: []int{0, 1, 2}, comes: "203.0.113.1",
 			want: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "203.0.113.1"},
 		},
-		"strangers before who proved itself lately": {
+		"strangers before a caller": {
 			before: []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "198.51.100.1"}, lately: []string{"192.0.2.1"}, comes: "203.0.113.1",
 			want: []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "203.0.113.1"},
 		},
@@ -170,7 +170,7 @@ func TestPlaces_WhoIsClosed(t *testing.T) {
 			before: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, proved: []int{0, 1, 3}, idle: []int{2}, comes: "203.0.113.1",
 			want: []string{"192.0.2.1", "192.0.2.2", "192.0.2.4", "203.0.113.1"},
 		},
-		"nobody, when all carry requests of callers": {
+		"none, when all carry requests of callers": {
 			before: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, proved: []int{0, 1, 2, 3}, comes: "203.0.113.1",
 			want: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"},
 		},

@@ -287,7 +287,7 @@ func TestConnections_TooOften(t *testing.T) {
 		t.Errorf("a fourth one heard %q", got)
 	}
 	if all.crowded.Load() > 0 {
-		t.Error("it is told as too many at once")
+		t.Error("it is counted as too many at once")
 	}
 }
 
@@ -313,7 +313,7 @@ func TestTLS_HybridKeyExchange(t *testing.T) {
 		want   tls.CurveID
 	}{
 		"what Go's client offers":     {nil, tls.X25519MLKEM768},
-		"in whatever order":           {ids{tls.CurveP256, tls.X25519MLKEM768}, tls.X25519MLKEM768},
+		"in any order":                {ids{tls.CurveP256, tls.X25519MLKEM768}, tls.X25519MLKEM768},
 		"a client without it":         {ids{tls.CurveP256}, tls.CurveP256},
 		"nothing but it, and is fine": {ids{tls.X25519MLKEM768}, tls.X25519MLKEM768},
 	} {

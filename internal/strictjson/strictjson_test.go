@@ -99,7 +99,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		if !json.Valid(data) {
-			t.Fatalf("%q is no JSON and was read as %#v", data, got)
+			t.Fatalf("%q is not JSON but was read as %#v", data, got)
 		}
 		dec := json.NewDecoder(strings.NewReader(string(data)))
 		dec.UseNumber()

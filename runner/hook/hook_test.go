@@ -35,7 +35,7 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"no caller may start it", "callers", "is empty", echo(func(s *hook.Spec) { s.Callers = grants() })},
 		{"an unknown caller", "callers.0", "unknown caller", echo(func(s *hook.Spec) { s.Callers = grants("cd") })},
 		{"a caller twice", "callers.1", "twice", echo(func(s *hook.Spec) { s.Callers = grants("ci", "ci") })},
-		{"open and not", "dangerously_unauthenticated", "contradicts", echo(func(s *hook.Spec) { s.Callers, s.Unauthenticated = grants("ci"), true })},
+		{"callers and dangerously_unauthenticated", "dangerously_unauthenticated", "contradicts", echo(func(s *hook.Spec) { s.Callers, s.Unauthenticated = grants("ci"), true })},
 		{"an unknown policy", "busy", "not a policy", echo(func(s *hook.Spec) { s.Busy.Kind = "wait" })},
 		{"a queue of no length", "busy", "from 1 to", echo(func(s *hook.Spec) { s.Busy.Kind = "queue" })},
 		{"a queue below zero", "busy", "from 1 to", echo(func(s *hook.Spec) { s.Busy.Queue = -1 })},
@@ -69,16 +69,16 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"an empty hole", "command.1", "write {name}", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "{}"} })},
 		{"a brace alone", "command.1", "closes nothing", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "x}"} })},
 		{"a parameter that nothing uses", "params.x", "nothing uses", echo(func(s *hook.Spec) { s.Params = map[string]hook.ParamSpec{"x": textParam("body", "x")} })},
-		{"any text, unsaid", "params.x", "match and enum", param(hook.ParamSpec{From: body})},
+		{"neither match nor enum", "params.x", "match and enum", param(hook.ParamSpec{From: body})},
 		{"a pattern and a list", "params.x", "one of match and enum", param(hook.ParamSpec{From: body, Match: "a", Enum: []string{"a"}})},
-		{"a list of nothing", "params.x.enum", "is empty: no value would be allowed", param(hook.ParamSpec{From: body, Enum: []string{}})},
-		{"a pattern that is none", "params.x.match", "missing closing", param(hook.ParamSpec{From: body, Match: "("})},
+		{"an empty list", "params.x.enum", "is empty: no value would be allowed", param(hook.ParamSpec{From: body, Enum: []string{}})},
+		{"a malformed pattern", "params.x.match", "missing closing", param(hook.ParamSpec{From: body, Match: "("})},
 		{"a pattern that leaves its group", "params.x.match", "unexpected )", param(hook.ParamSpec{From: body, Match: "a)|(?:b"})},
 		{"a pattern that quotes what follows it", "params.x.match", "missing closing", param(hook.ParamSpec{From: body, Match: `\Qa`})},
 		{"a pattern for a number", "params.x", "leave match and enum out", param(hook.ParamSpec{From: body, Type: "int", Match: "1"})},
 		{"an unknown type", "params.x.type", "not a type", param(hook.ParamSpec{From: body, Type: "float"})},
 		{"bounds of a text", "params.x", "type: int", param(hook.ParamSpec{From: body, Match: "a", Min: new(int64(1))})},
-		{"bounds the wrong way", "params.x.max", "below min", param(hook.ParamSpec{From: body, Type: "int", Min: new(int64(2)), Max: new(int64(1))})},
+		{"min above max", "params.x.max", "below min", param(hook.ParamSpec{From: body, Type: "int", Min: new(int64(2)), Max: new(int64(1))})},
 		{"a default that is not allowed", "params.x.default", "not one of", param(hook.ParamSpec{From: body, Enum: []string{"a"}, Default: new("b")})},
 		{"no source", "params.x.from", "does not say where", param(hook.ParamSpec{Match: "a"})},
 		{"an unknown source", "params.x.from", "not a source", param(hook.ParamSpec{From: hook.From{"cookie", "a"}, Match: "a"})},
@@ -254,7 +254,7 @@ func TestSize_Text(t *testing.T) {
 		}
 		var again hook.Size
 		if err := again.UnmarshalText([]byte(s.String())); err != nil || again != s {
-			t.Errorf("%s is told as %s", written, s)
+			t.Errorf("%s is printed as %s", written, s)
 		}
 	}
 	for _, written := range []string{"", "0", "0MiB", "-1", "+1", "1.5MiB", "1 MiB", "MiB", "1mib", "1K", "1TiB", "1_000", "0x10", "9223372036854775808", "9999999999GiB", "1MiBB"} {

@@ -38,7 +38,7 @@ func TestFollow_ForgetsFollowers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if e := <-stays; e.Reason != runner.Cancelled {
-		t.Errorf("who stayed got %+v", e)
+		t.Errorf("the other follower got %+v", e)
 	}
 	leave() // also allowed after the run is over
 }

@@ -81,7 +81,7 @@ func TestStop_Grace(t *testing.T) {
 		t.Errorf("got %+v", e)
 	}
 	if got := b.ReadOutput(t, run); strings.Count(got, "tidy") != 1 {
-		t.Errorf("the command was told to end not once: %q", got)
+		t.Errorf("the command did not get one TERM: %q", got)
 	}
 }
 
@@ -246,7 +246,7 @@ func TestStart_Reason(t *testing.T) {
 			t.Errorf("stopping what never started: %v", err)
 		}
 		if list, _ := b.List(); len(list) > 0 {
-			t.Errorf("%v are under way", list)
+			t.Errorf("%v are in progress", list)
 		}
 	}
 	if err := os.Chmod(program, 0o600); err != nil {
@@ -423,15 +423,15 @@ func TestStatus_AlwaysTrue(t *testing.T) {
 		t.Errorf("while it runs: %+v", s)
 	}
 	if list, err := b.List(); err != nil || !slices.Equal(list, []string{run}) {
-		t.Errorf("under way: %v, %v", list, err)
+		t.Errorf("in progress: %v, %v", list, err)
 	}
 	if err := rundir.Remove(b.Dir, run); err != nil || b.ReadStatus(t, run).Run != run {
-		t.Errorf("a run under way was removed: %v", err)
+		t.Errorf("a run in progress was removed: %v", err)
 	}
 	if err := os.WriteFile(release, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	processtest.Eventually(t, "the status tells the end", func() bool { return !b.ReadStatus(t, run).Ended.IsZero() })
+	processtest.Eventually(t, "the status has the end", func() bool { return !b.ReadStatus(t, run).Ended.IsZero() })
 	if s = b.ReadStatus(t, run); *s.ExitCode != 5 || s.Output.Bytes != 6 {
 		t.Errorf("at the end: %+v", s)
 	}

@@ -128,7 +128,7 @@ func TestCgroup_Removed(t *testing.T) {
 	}
 	cgroup := b.ReadStatus(t, run).Cgroup
 	if (cgroup != "") != b.HasCgroups() {
-		t.Errorf("the status tells of %q", cgroup)
+		t.Errorf("the status has %q", cgroup)
 	}
 	if _, err := os.Stat(cgroup); !os.IsNotExist(err) {
 		t.Errorf("%s is still there: %v", cgroup, err)
@@ -161,7 +161,7 @@ func TestLock_HeldByTree(t *testing.T) {
 	run := b.Begin(t, processtest.NewOrder())
 	b.AwaitText(t, run, "ready")
 	if !b.IsLocked(t, run) {
-		t.Error("nobody holds the lock of a run under way")
+		t.Error("the lock of a run in progress is free")
 	}
 	if err := b.Stop(run, runner.Cancelled, 0); err != nil {
 		t.Fatal(err)

@@ -102,7 +102,7 @@ func TestExpireQueued_OtherStartOfMachine(t *testing.T) {
 			up := setUptime(s)
 			up.pass(boot.Uptime() + 2*time.Hour)
 			if n := expireQueued(t, s, time.Hour); n != 1 {
-				t.Errorf("%d expired after they waited anew", n)
+				t.Errorf("%d expired after they were queued again", n)
 			}
 			mustSucceed(t, s.Close())
 		})

@@ -190,7 +190,7 @@ func TestOpen_CorruptFile(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"no database": func([]byte) []byte { return make([]byte, 8192) },
 		"text": func([]byte) []byte {
-			return []byte("this is no database, it is a letter to whom it may concern, and it goes on")
+			return []byte("this is not a database, it is a text file with a few words, and it goes on")
 		},
 		"a page of junk": func(b []byte) []byte { return append(b[:4096:4096], append(junkBytes(4096), b[8192:]...)...) },
 		"cut off":        func(b []byte) []byte { return b[:len(b)/2/4096*4096] },

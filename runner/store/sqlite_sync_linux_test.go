@@ -41,7 +41,7 @@ func TestAdmit_SyncFails(t *testing.T) {
 	}
 }
 
-const noDisk = "no disk of its own"
+const noDisk = "no disk for this test"
 
 func admitUnsynced(t *testing.T) {
 	t.Helper()

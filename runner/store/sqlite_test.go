@@ -516,7 +516,7 @@ func TestFinish_KeepsTheFirstEnd(t *testing.T) {
 	}
 	if _, _, err := s.Finish(t.Context(), waiting.Run.ID, runner.Running, runner.End{},
 		runner.KeepClaims, runner.PromoteNext); err == nil {
-		t.Fatal("running is no end")
+		t.Fatal("running was accepted as an end")
 	}
 }
 

@@ -145,7 +145,7 @@ func TestStart_FoldersRemoved(t *testing.T) {
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 	p.killSupervisor(t) // the next supervisor finds the runs in progress by their marks
 	if list, err := p.List(); err != nil || !slices.Equal(list, []string{held}) {
-		t.Errorf("under way are %v, %v", list, err)
+		t.Errorf("in progress are %v, %v", list, err)
 	}
 	release()
 	processtest.CheckInterrupted(t, p.Subject.AwaitEnd(t, held))

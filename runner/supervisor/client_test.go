@@ -61,7 +61,7 @@ func unanswered(t testing.TB, answer <-chan error) {
 	t.Helper()
 	select {
 	case err := <-answer:
-		t.Fatalf("it is answered, by nobody who knows: %v", err)
+		t.Fatalf("it is answered, but its outcome is unknown: %v", err)
 	default:
 	}
 }
@@ -84,10 +84,10 @@ func TestSilence_RequestsKept(t *testing.T) {
 	o := p.order("job", hook.Values{"key": "1"})
 	answer := p.startInBackground(p.Client, o)
 	if err := p.Stop(run, runner.Cancelled, -1); err == nil {
-		t.Error("somebody answered")
+		t.Error("a supervisor answered")
 	}
 	if _, err := p.List(); err == nil {
-		t.Error("somebody answered")
+		t.Error("a supervisor answered")
 	}
 	unanswered(t, answer)
 	p.signal(t, syscall.SIGCONT)
@@ -245,7 +245,7 @@ func TestCalls_GiveUp(t *testing.T) {
 	for range calls {
 		all.Go(func() {
 			if _, err := p.List(); err == nil {
-				t.Error("somebody answered")
+				t.Error("a supervisor answered")
 			}
 		})
 	}

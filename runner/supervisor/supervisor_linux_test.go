@@ -26,7 +26,7 @@ func TestFlight_HeldByLock(t *testing.T) {
 	p := newPost(t, job(command), "no-cgroups")
 	run := p.begin(t, p.order("job", nil))
 	var pid int
-	processtest.Eventually(t, "there is who escapes", func() bool {
+	processtest.Eventually(t, "the process has escaped", func() bool {
 		pid, _ = strconv.Atoi(strings.TrimSpace(p.ReadOutput(t, run)))
 		return pid > 0
 	})
@@ -233,7 +233,7 @@ func TestReplace_Retried(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n := strings.Count(log.String(), "supervisor not upgraded"); n != 1 {
-				t.Errorf("told %d times:\n%s", n, &log)
+				t.Errorf("logged %d times:\n%s", n, &log)
 			}
 		})
 	}

@@ -321,7 +321,7 @@ func TestFlight_KilledSupervisor(t *testing.T) {
 				t.Errorf("a second run of the flight: %v", err)
 			}
 			if list, err := p.List(); err != nil || !slices.Equal(list, []string{run}) {
-				t.Errorf("under way: %v, %v", list, err)
+				t.Errorf("in progress: %v, %v", list, err)
 			}
 			select {
 			case e := <-ends:
@@ -473,7 +473,7 @@ func TestConnect_OtherUsers(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), 5*time.Second)
 	defer stop()
 	if _, err := supervisor.Connect(ctx, p.options); err == nil {
-		t.Error("somebody else was served")
+		t.Error("another user was served")
 	}
 	log, _ := os.ReadFile(filepath.Join(p.options.State, "supervisor.log"))
 	if !strings.Contains(string(log), "runs as user") {
@@ -835,7 +835,7 @@ func TestSupervisor_IdleEnds(t *testing.T) {
 		return time.Since(s.Started) > 300*time.Millisecond
 	})
 	if !exists(pid) {
-		t.Error("it went while a run was under way")
+		t.Error("it ended while a run was in progress")
 	}
 	release()
 	processtest.Eventually(t, "it is gone", func() bool { return !exists(pid) })
@@ -898,7 +898,7 @@ func TestOutput_ReadFromFiles(t *testing.T) {
 	}
 	defer func() { _ = o.Close() }()
 	if size, dropped := o.State(); size != e.Output.Bytes || dropped.Bytes() != e.Output.Dropped {
-		t.Errorf("the files tell %d and %+v", size, dropped)
+		t.Errorf("the files have %d and %+v", size, dropped)
 	}
 	if _, err := output.Open(p.Dir, processtest.NewOrder().Run); !errors.Is(err, runner.ErrUnknown) {
 		t.Errorf("unknown: %v", err)

@@ -102,7 +102,7 @@ func (p *provider) dialProvider(ctx context.Context, _, _ string) (net.Conn, err
 	dead := p.dead
 	p.mu.Unlock()
 	if dead {
-		return nil, errors.New("nobody is there")
+		return nil, errors.New("no server is there")
 	}
 	near, far := net.Pipe()
 	select {
@@ -432,9 +432,9 @@ func TestKeeper_FirstFetchFails(t *testing.T) {
 		p.dead = true
 		set := p.keepSet(p.discovered())
 		wantRefused(t, set, one, "could not be fetched yet")
-		wantRefused(t, set, one, "nobody is there")
+		wantRefused(t, set, one, "no server is there")
 		if n := strings.Count(p.log.String(), `"level":"WARN","msg":"keys not fetched"`); n != 1 {
-			t.Errorf("told %d times", n)
+			t.Errorf("logged %d times", n)
 		}
 		time.Sleep(7*keyset.FirstRetry + time.Second) //nolint:forbidigo // of the bubble's clock
 		if s := set.Status(); s.Failed != 4 {         // after 0, 1, 3 and 7
@@ -573,7 +573,7 @@ func TestFetch_OwnCA(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 	if _, err := keyset.New(keyset.Source{Issuer: issuer, CA: "x"}); err == nil {
-		t.Error("a CA that is none was taken")
+		t.Error("a file without a CA was accepted")
 	}
 }
 
@@ -782,7 +782,7 @@ func TestAwait_Bounded(t *testing.T) {
 		p.publishKeys(one)
 		time.Sleep(keyset.FetchInterval) //nolint:forbidigo // of the bubble's clock
 		if !set.Await(t.Context(), netip.Addr{}) {
-			t.Error("nobody is waiting, and one more may not")
+			t.Error("no caller is waiting, but another one may not wait")
 		}
 		// A delivery does not wait after its sender has disconnected.
 		p.changeAnswer(func() { p.answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } })
@@ -790,7 +790,7 @@ func TestAwait_Bounded(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if start := time.Now(); set.Await(ctx, netip.Addr{}) || time.Since(start) > 0 {
-			t.Error("it waited for nobody")
+			t.Error("it waited, but no caller was waiting")
 		}
 	})
 }
@@ -804,7 +804,7 @@ func TestKeeper_KeepsSharedSets(t *testing.T) {
 		a, b := p.discovered(), q.discovered()
 		setA, setB := p.makeSet(a), q.makeSet(b)
 		if start := time.Now(); setA.Await(t.Context(), netip.Addr{}) || time.Since(start) > 0 {
-			t.Error("it waited for a set that nobody keeps")
+			t.Error("it waited for a set that is not kept")
 		}
 		k := keyset.NewKeeper(slog.New(slog.DiscardHandler))
 		k.Keep(t.Context(), map[keyset.Source]*keyset.Set{a: setA, b: setB})
