@@ -12,6 +12,8 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"golang.org/x/mod/modfile"
+
 	"sallyport/auth/webhook"
 )
 
@@ -106,6 +108,24 @@ func listDocs(t *testing.T) (docs []string) {
 		t.Fatalf("only %q were found", docs)
 	}
 	return docs
+}
+
+// TestDocs_Dependencies: docs/dependencies.md has a row for each module that go.mod requires directly.
+func TestDocs_Dependencies(t *testing.T) {
+	t.Parallel()
+	file, err := modfile.Parse("go.mod", []byte(readDoc(t, "go.mod")), nil)
+	mustSucceed(t, err)
+	var modules []string
+	for _, required := range file.Require {
+		if !required.Indirect {
+			modules = append(modules, strings.TrimPrefix(required.Mod.Path, "github.com/"))
+		}
+	}
+	slices.Sort(modules)
+	rows := findMatches(`(?m)^\| ([^ |]+/[^ |]+) \|`, readDoc(t, "docs/dependencies.md"))
+	if !slices.Equal(rows, modules) {
+		t.Errorf("docs/dependencies.md has %q, and go.mod requires %q", rows, modules)
+	}
 }
 
 // TestDocs_LineLength: no line of a page is longer than 120 columns.
