@@ -105,6 +105,7 @@ func (d *driver) readFeed(ctx context.Context) bool {
 // driveRun orders the command and takes the run on from there.
 func (d *driver) driveRun(ctx context.Context) {
 	err := d.orderInTime()
+	d.in = Feed{} // it may be large, and the run may take long
 	switch result, why := d.judgeOrder(err); result {
 	case commandStarted:
 		d.markStarted()

@@ -6,14 +6,34 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
+	"weak"
 
 	"sallyport/internal/guard"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 )
+
+// TestStart_BodyNotKept: a run in progress does not keep the body of its delivery in memory.
+func TestStart_BodyNotKept(t *testing.T) {
+	t.Parallel()
+	h := newHook(t, hook.Spec{Command: []string{"/bin/cat"}, Stdin: "body"})
+	b := newBench(t, h)
+	d := of(h, "")
+	d.Body = make([]byte, 1<<20)
+	body := weak.Make(&d.Body[0])
+	run := b.start(t, d)
+	d.Body = nil
+	b.set(func() { b.given[run.ID] = runner.Order{Run: run.ID} })
+	until(t, "the body is released", func() bool {
+		runtime.GC()
+		return body.Value() == nil
+	})
+	b.finish(t, run, 0)
+}
 
 // passing has the reasons for which a command cannot be started for a time.
 func passing() map[string]error {
