@@ -189,32 +189,37 @@ func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 
 // findValue returns the value of one parameter, or the problem if the value is missing.
 func (c *param) findValue(in Input, b body) (value, problem string) {
-	var v any
-	var found bool
-	switch path := c.from[1:]; c.from[0] {
+	v, typed, found := c.from.lookUp(in, b)
+	switch {
+	case found:
+		return c.scalarText(v, typed)
+	case c.fallback != nil:
+		return *c.fallback, ""
+	case b.form != nil && c.from[0] == "body":
+		return "", "is missing: no " + c.from.String() + " in the form"
+	}
+	return "", "is missing: no " + c.from.String()
+}
+
+// lookUp returns the value at f in a delivery. typed says that its source distinguishes text from numbers and booleans.
+func (f From) lookUp(in Input, b body) (v any, typed, found bool) {
+	switch path := f[1:]; f[0] {
 	case "query":
 		v, found = singleValue(in.Query[path[0]])
 	case "header":
 		v, found = singleValue(in.Header[textproto.CanonicalMIMEHeaderKey(path[0])])
 	case "claim":
 		v, found = strictjson.Lookup(in.Claims, path...)
+		typed = true
 	case "body":
 		if b.form != nil {
 			v, found = singleValue(b.form[strings.Join(path, ".")])
-		} else {
-			v, found = strictjson.Lookup(b.json, path...)
+			break
 		}
+		v, found = strictjson.Lookup(b.json, path...)
+		typed = true
 	}
-	if !found {
-		if c.fallback != nil {
-			return *c.fallback, ""
-		}
-		if b.form != nil && c.from[0] == "body" {
-			return "", "is missing: no " + c.from.String() + " in the form"
-		}
-		return "", "is missing: no " + c.from.String()
-	}
-	return c.scalarText(v, c.from[0] == "claim" || c.from[0] == "body" && b.form == nil)
+	return v, typed, found
 }
 
 // singleValue returns the value of a field that may be repeated. Several values are returned as a list, which
