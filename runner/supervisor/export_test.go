@@ -28,9 +28,9 @@ func (c *Client) Pending() int {
 	c.mu.Lock()
 	l := c.link
 	c.mu.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.waiting)
+	n := 0
+	l.waiting.Range(func(any, any) bool { n++; return true })
+	return n
 }
 
 // Broken reports whether the client knows that the connection broke.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,35 +19,87 @@ import (
 // which servers try.
 const reachEach = 2 * time.Second
 
+// entrance is what a server needs to reach the supervisor: the socket, the secret, and the lock file by which it knows
+// that there is a supervisor. Only stayReachable changes it.
+type entrance struct {
+	state    string
+	log      *slog.Logger
+	listener *net.UnixListener
+	socket   *os.File // the inherited file, for the next image
+	lock     *os.File // the lock file, inherited too
+	secret   []byte
+}
+
+// takeInherited takes over the descriptors that the process which started this one opened for it.
+func takeInherited(state string, log *slog.Logger) (*entrance, error) {
+	e := &entrance{
+		state: state, log: log, socket: os.NewFile(socketFD, socketFile), lock: os.NewFile(mutexFD, mutexFile),
+	}
+	// An inherited lock belongs to this process already. Otherwise the lock must be free.
+	want, err := os.Stat(filepath.Join(state, mutexFile))
+	if err != nil {
+		return nil, fmt.Errorf("starting as a supervisor: %w", err)
+	}
+	got, err := e.lock.Stat()
+	if err != nil || !os.SameFile(want, got) {
+		return nil, errors.New("this command is started by the server alone")
+	}
+	if err := unix.Flock(mutexFD, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("taking the lock of the supervisor: %w", err)
+	}
+	if err := writePID(e.lock); err != nil {
+		return nil, err
+	}
+	l, err := net.FileListener(e.socket)
+	if err != nil {
+		return nil, fmt.Errorf("taking the socket over: %w", err)
+	}
+	var ok bool
+	if e.listener, ok = l.(*net.UnixListener); !ok {
+		return nil, errors.New("the inherited socket is not a Unix socket")
+	}
+	if e.secret, err = os.ReadFile(filepath.Join(state, secretFile)); err != nil {
+		return nil, fmt.Errorf("reading the secret: %w", err)
+	}
+	if len(e.secret) != secretBytes {
+		return nil, fmt.Errorf("the secret has %d bytes and not %d", len(e.secret), secretBytes)
+	}
+	return e, nil
+}
+
 // stayReachable makes the socket, the secret and the lock file again when they were removed or replaced. While the
 // supervisor holds its lock, no other process makes them.
-func (v *supervisor) stayReachable() {
-	socket, _ := os.Lstat(filepath.Join(v.State, socketFile)) // nil if it was removed already
+//
+// A new socket is made by unlessGoing, and passed to accept: when this process is about to end, the next supervisor makes
+// another one.
+func (e *entrance) stayReachable(unlessGoing func(func() error) error, accept func(*net.UnixListener)) {
+	socket, _ := os.Lstat(filepath.Join(e.state, socketFile)) // nil if it was removed already
 	failing := false
 	for {
 		<-time.After(reachEach)
-		now, err := os.Lstat(filepath.Join(v.State, socketFile))
+		now, err := os.Lstat(filepath.Join(e.state, socketFile))
 		if socket == nil || err != nil || !os.SameFile(socket, now) {
-			socket, err = v.listenAgain()
+			err = unlessGoing(func() (err error) {
+				socket, err = e.listenAgain()
+				return err
+			})
+			if err == nil {
+				go accept(e.listener)
+			}
 		}
 		if err == nil {
-			err = errors.Join(v.keepSecret(), v.keepLock())
+			err = errors.Join(e.keepSecret(), e.keepLock())
 		}
 		if err != nil && !failing {
-			v.Log.Error("servers cannot reach the supervisor", "error", err)
+			e.log.Error("servers cannot reach the supervisor", "error", err)
 		}
 		failing = err != nil
 	}
 }
 
-// listenAgain makes the socket again, and accepts servers on it. The next image of this process inherits it.
-func (v *supervisor) listenAgain() (os.FileInfo, error) {
-	v.moving.RLock()
-	defer v.moving.RUnlock()
-	if v.going { // the next supervisor makes another socket
-		return nil, errGoing
-	}
-	f, err := listenAtSocket(v.State)
+// listenAgain makes the socket again. The next image of this process inherits it.
+func (e *entrance) listenAgain() (os.FileInfo, error) {
+	f, err := listenAtSocket(e.state)
 	if err != nil {
 		return nil, err
 	}
@@ -62,23 +115,19 @@ func (v *supervisor) listenAgain() (os.FileInfo, error) {
 	if !ok {
 		return nil, errors.Join(errors.New("the socket is not a Unix socket"), l.Close())
 	}
-	v.mu.Lock()
-	old := v.listener
-	v.listener = listener
-	v.mu.Unlock()
-	_ = old.Close() // this ends its acceptServers
-	go v.acceptServers(listener)
-	v.Log.Warn("the supervisor's socket was removed; it is made again")
-	return os.Lstat(filepath.Join(v.State, socketFile))
+	_ = e.listener.Close() // this ends its accept
+	e.listener = listener
+	e.log.Warn("the supervisor's socket was removed; it is made again")
+	return os.Lstat(filepath.Join(e.state, socketFile))
 }
 
 // keepLock takes the lock again if its file was replaced. Otherwise a server would start a second supervisor.
-func (v *supervisor) keepLock() error {
-	held, err := v.mutex.Stat()
+func (e *entrance) keepLock() error {
+	held, err := e.lock.Stat()
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(v.State, mutexFile)
+	name := filepath.Join(e.state, mutexFile)
 	if now, err := os.Lstat(name); err == nil && os.SameFile(held, now) {
 		return nil
 	}
@@ -93,18 +142,18 @@ func (v *supervisor) keepLock() error {
 	if err := duplicateOnto(int(f.Fd()), mutexFD); err != nil {
 		return fmt.Errorf("keeping the lock: %w", err)
 	}
-	v.Log.Warn("the supervisor's lock was removed; it is made again")
-	return writePID(v.mutex)
+	e.log.Warn("the supervisor's lock was removed; it is made again")
+	return writePID(e.lock)
 }
 
-func (v *supervisor) keepSecret() error {
-	name := filepath.Join(v.State, secretFile)
-	if text, err := os.ReadFile(name); err == nil && bytes.Equal(text, v.secret) {
+func (e *entrance) keepSecret() error {
+	name := filepath.Join(e.state, secretFile)
+	if text, err := os.ReadFile(name); err == nil && bytes.Equal(text, e.secret) {
 		return nil
 	}
-	if err := pathsafe.ReplaceFileAt(name, v.secret, 0o600); err != nil {
+	if err := pathsafe.ReplaceFileAt(name, e.secret, 0o600); err != nil {
 		return fmt.Errorf("making the secret again: %w", err)
 	}
-	v.Log.Warn("the supervisor's secret was removed; it is made again")
+	e.log.Warn("the supervisor's secret was removed; it is made again")
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sallyport/runner"
@@ -222,9 +223,8 @@ type link struct {
 	welcome
 
 	requests chan *request // requests that are to be written
-	mu       sync.Mutex
-	last     uint64
-	waiting  map[uint64]chan *reply
+	last     atomic.Uint64 // the id of the last request
+	waiting  sync.Map      // by id of the request: the chan *reply of its caller
 	broken   chan struct{} // closed when no more replies arrive
 }
 
@@ -261,7 +261,7 @@ func greetAt(ctx context.Context, dir string, h hello) (*link, *bufio.Reader, er
 	if err != nil {
 		return nil, nil, err
 	}
-	l := &link{requests: make(chan *request), waiting: map[uint64]chan *reply{}, broken: make(chan struct{})}
+	l := &link{requests: make(chan *request), broken: make(chan struct{})}
 	l.conn, _ = conn.(*net.UnixConn) // always of this type, because the network is "unix"
 	r := bufio.NewReaderSize(conn, maxGreeting)
 	if err := l.exchangeGreetings(ctx, r, dir, h); err != nil {
@@ -315,12 +315,8 @@ func (l *link) readReplies(r *bufio.Reader) {
 			_ = l.conn.Close()
 			return
 		}
-		l.mu.Lock()
-		ch := l.waiting[p.ID]
-		delete(l.waiting, p.ID)
-		l.mu.Unlock()
-		if ch != nil {
-			ch <- p
+		if ch, ok := l.waiting.LoadAndDelete(p.ID); ok {
+			ch.(chan<- *reply) <- p //nolint:errcheck,forcetypeassert // callAndWait stored it
 		}
 	}
 }
@@ -350,16 +346,9 @@ func (l *link) writeRequests() {
 // carried out after that. Errors wrap errBroken when the connection broke, and errSilent when ctx was done.
 func (l *link) callAndWait(ctx context.Context, q request) (*reply, error) {
 	ch := make(chan *reply, 1)
-	l.mu.Lock()
-	l.last++
-	q.ID = l.last
-	l.waiting[q.ID] = ch
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		delete(l.waiting, q.ID)
-		l.mu.Unlock()
-	}()
+	q.ID = l.last.Add(1)
+	l.waiting.Store(q.ID, (chan<- *reply)(ch))
+	defer l.waiting.Delete(q.ID)
 	requests := l.requests
 	for {
 		select {
