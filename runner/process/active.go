@@ -210,7 +210,7 @@ func (a *active) awaitMain() *os.ProcessState {
 // counts as alive as long as a process holds the lock.
 func (a *active) isAlive() bool {
 	if a.status.Birth == "" {
-		return a.local.runs.IsLocked(a.status.Run)
+		return a.local.runs.Locks.IsHeld(a.status.Run)
 	}
 	return a.local.parent.IsAlive(a.status.PID, a.status.Birth)
 }
@@ -222,7 +222,7 @@ func (a *active) nothingLeft() bool {
 		return a.tree.IsGone()
 	}
 	a.tree.ForgetMain()
-	return a.tree.IsGone() && !a.local.runs.IsLocked(a.status.Run)
+	return a.tree.IsGone() && !a.local.runs.Locks.IsHeld(a.status.Run)
 }
 
 // endLeftBehind ends the processes that outlived the main process. It counts them, unless the main process was asked

@@ -21,7 +21,7 @@ func (l *Local) adoptRuns() error {
 	if err := l.ends.loadUnwritten(); err != nil {
 		l.log.Error("taking over the ends of runs that are not on disk yet", "error", err)
 	}
-	runs, err := l.runs.MayBeActive()
+	runs, err := l.runs.Locks.MayBeActive()
 	if err != nil {
 		return fmt.Errorf("adopting runs: %w", err)
 	}
@@ -54,12 +54,12 @@ func (l *Local) isOver(run string) bool {
 
 // describeLock describes the lock of a run, which its processes inherit.
 func describeLock(r *rundir.Runs, run string) proctree.Run {
-	return proctree.Run{ID: run, LockPath: r.LockPath(run), IsLocked: func() bool { return r.IsLocked(run) }}
+	return proctree.Run{ID: run, LockPath: r.LockPath(run), IsLocked: func() bool { return r.Locks.IsHeld(run) }}
 }
 
 // adoptRun returns the run if it still has to be followed, or nil.
 func (l *Local) adoptRun(run string) *active {
-	flight, err := l.runs.ReadFlight(run)
+	flight, err := l.runs.Locks.ReadFlight(run)
 	if err != nil {
 		l.log.Error("reading the flight of a run", "run", run, "error", err)
 	}
@@ -72,7 +72,7 @@ func (l *Local) adoptRun(run string) *active {
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		// The command never started; or the run was removed, and one of its processes escaped.
-		if !l.runs.IsLocked(run) {
+		if !l.runs.Locks.IsHeld(run) {
 			err = l.runs.RemoveUnstarted(run)
 		}
 		if err != nil && !errors.Is(err, runner.ErrUnknown) {
@@ -92,7 +92,7 @@ func (l *Local) adoptRun(run string) *active {
 	if copied {
 		l.log.Warn("a run was copied with its folder; its processes are left alone", "run", run, "hook", s.Hook)
 	}
-	if copied || l.runs.IgnoresLocks() {
+	if copied || l.runs.Locks.AreIgnored() {
 		a.status.Why, a.status.Ended = runner.Interrupted, time.Now()
 		a.concludeRun()
 		return nil

@@ -149,9 +149,9 @@ func (e *endings) writeLater(run string) {
 // the working folder was removed, or cannot be removed yet.
 func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 	done := make(chan struct{})
-	held := e.runs.IsLocked(run)
+	held := e.runs.Locks.IsHeld(run)
 	if held { // maybe only by a child that has not executed the command of another run yet
-		e.parent.Children.BetweenStarts(func() { held = e.runs.IsLocked(run) })
+		e.parent.Children.BetweenStarts(func() { held = e.runs.Locks.IsHeld(run) })
 	}
 	if held {
 		e.log.Error("an escaped process still holds the lock of a run that has ended; its flight stays busy",
@@ -167,7 +167,7 @@ func (e *endings) freeFlight(run, flight string) <-chan struct{} {
 
 // freeFlightLater is freeFlight for a run with a lock that an escaped process holds.
 func (e *endings) freeFlightLater(run, flight string) {
-	e.runs.AwaitUnlock(run)
+	e.runs.Locks.AwaitFree(run)
 	e.log.Info("the lock of a run is free again; its flight can start", "run", run, "flight", flight)
 	e.releaseFlight(run)
 	e.cleanUp(run)
@@ -180,7 +180,7 @@ func (e *endings) cleanUp(run string) { e.cleanUpRetrying(run, e.again) }
 
 // cleanUpRetrying is cleanUp. If the folder cannot be removed yet, it tries again after the duration again.
 func (e *endings) cleanUpRetrying(run string, again time.Duration) {
-	e.runs.AwaitUnlock(run)
+	e.runs.Locks.AwaitFree(run)
 	if err := e.runs.RemoveFIFO(run); err != nil {
 		e.log.Warn("removing a run's FIFO", "run", run, "error", err)
 	}
@@ -197,7 +197,7 @@ func (e *endings) cleanUpRetrying(run string, again time.Duration) {
 	if _, unwritten := e.findUnwritten(run); unwritten { // writeLater calls cleanUp again
 		return
 	}
-	if err := e.runs.UnmarkActive(run); err != nil {
+	if err := e.runs.Locks.UnmarkActive(run); err != nil {
 		e.log.Warn("forgetting a run", "run", run, "error", err)
 	}
 }

@@ -94,7 +94,7 @@ func NewSupervised(s Supervised) (*Local, error) {
 	}
 	l.login = loginEnvironment(s.LoginEnv)
 	if s.DangerouslyUnlocked {
-		l.runs.IgnoreLocks()
+		l.runs.Locks.Ignore()
 	} else {
 		l.ends.holders = map[string]holder{}
 	}

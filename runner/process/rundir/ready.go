@@ -110,7 +110,7 @@ func (f *Folder) MoveIn(s *Status) error {
 	from, mark := filepath.Join(readyDir, f.name), filepath.Join(activeDir, s.Run)
 	err = r.Root.Link(filepath.Join(from, lockFile), mark)
 	// an earlier start that failed left the name
-	if errors.Is(err, fs.ErrExist) && r.IsGone(s.Run) && !r.IsLocked(s.Run) {
+	if errors.Is(err, fs.ErrExist) && r.IsGone(s.Run) && !r.Locks.IsHeld(s.Run) {
 		err = errors.Join(r.Root.Remove(mark), r.Root.Link(filepath.Join(from, lockFile), mark))
 	}
 	if err != nil {
@@ -213,7 +213,7 @@ func (p *ReadyFolders) Restore(active []string) error {
 	}
 	var errs []error
 	for _, run := range active {
-		errs = append(errs, p.runs.MarkActive(run))
+		errs = append(errs, p.runs.Locks.MarkActive(run))
 	}
 	return errors.Join(errs...)
 }

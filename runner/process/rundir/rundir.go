@@ -7,7 +7,7 @@
 //	ID/output   the beginning of the output, and ID/tail its end (package output)
 //	ID/fifo     where the command writes, until the run has ended
 //	ID/work     the working folder, unless the hook has another
-//	active/ID   another name of the lock of each run that may be in progress
+//	active/ID   another name of the lock of each run that may be in progress ([Locks])
 //	ready/      folders that belong to no run yet ([ReadyFolders])
 //	unwritten   ends that could not be written into the folders of their runs
 //
@@ -40,10 +40,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
@@ -63,11 +61,6 @@ const (
 // Status for each run, as JSON.
 const unwrittenFile = "unwritten"
 
-// activeDir has another name of the lock of each run that may be in progress. A supervisor finds there the runs that
-// its predecessor left, without a read of every run's folder. It also shows the flight of each lock, even if the
-// folder of the run was removed.
-const activeDir = "active"
-
 // ErrFolderGone says that the folder of runs was removed. Only another supervisor makes it again.
 var ErrFolderGone = fmt.Errorf("%w: the folder of runs was removed", runner.ErrNotNow)
 
@@ -76,9 +69,10 @@ type Runs struct {
 	Dir  string // absolute, without symlinks
 	Root *os.Root
 
-	log         *slog.Logger
-	id          string // device and inode of Root
-	ignoreLocks bool
+	Locks *Locks // of the runs that may be in progress
+
+	log *slog.Logger
+	id  string // device and inode of Root
 }
 
 // Open opens the folder of runs. It makes the folder with mode 0700 when it is missing, and refuses it when other
@@ -88,7 +82,7 @@ func Open(dir string, log *slog.Logger) (*Runs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder of runs: %w", err)
 	}
-	r := &Runs{Dir: dir, Root: root, log: log}
+	r := &Runs{Dir: dir, Root: root, Locks: &Locks{root: root, log: log}, log: log}
 	if r.id, err = folderID(root); err != nil {
 		return nil, fmt.Errorf("opening the folder of runs: %w", err)
 	}
@@ -97,12 +91,6 @@ func Open(dir string, log *slog.Logger) (*Runs, error) {
 	}
 	return r, r.makeFolders()
 }
-
-// IgnoreLocks makes every lock count as free. It is for a test that shows what the locks are for.
-func (r *Runs) IgnoreLocks() { r.ignoreLocks = true }
-
-// IgnoresLocks reports whether IgnoreLocks was called.
-func (r *Runs) IgnoresLocks() bool { return r.ignoreLocks }
 
 // CheckID refuses an id that is not a plain UUID, before it is used in a path.
 func CheckID(run string) error {
@@ -197,71 +185,6 @@ func (r *Runs) Exists(run string) bool {
 // IsGone reports whether a run certainly has no folder. If an error hides that, both IsGone and Exists return false.
 func (r *Runs) IsGone(run string) bool { return hasNoFolder(r.Root, run) }
 
-// tryLock is a shared lock, so that two processes that only test the lock do not block each other.
-const tryLock = unix.LOCK_SH | unix.LOCK_NB
-
-// IsLocked reports whether any process holds the lock of a run that may be in progress. An error counts as locked.
-func (r *Runs) IsLocked(run string) bool {
-	if r.ignoreLocks {
-		return false
-	}
-	f, err := pathsafe.OpenRegular(r.Root, filepath.Join(activeDir, run))
-	if err != nil {
-		return !errors.Is(err, fs.ErrNotExist)
-	}
-	defer func() { _ = f.Close() }() // this releases the lock
-	return unix.Flock(int(f.Fd()), tryLock) != nil
-}
-
-// AwaitUnlock returns when no process holds the lock of a run.
-func (r *Runs) AwaitUnlock(run string) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for r.IsLocked(run) {
-		<-tick.C
-	}
-}
-
-// MayBeActive returns the ids of the runs that may be in progress.
-func (r *Runs) MayBeActive() (runs []string, err error) {
-	dir, err := r.Root.Open(activeDir)
-	if err != nil {
-		return nil, err
-	}
-	names, err := dir.Readdirnames(-1)
-	for _, name := range names {
-		if CheckID(name) != nil {
-			r.log.Warn("ignoring an unknown file", "name", filepath.Join(activeDir, name))
-			continue
-		}
-		runs = append(runs, name)
-	}
-	return runs, errors.Join(err, dir.Close())
-}
-
-// ReadFlight returns the flight of a run that may be in progress.
-func (r *Runs) ReadFlight(run string) (string, error) {
-	text, err := pathsafe.ReadRegular(r.Root, filepath.Join(activeDir, run))
-	return string(text), err
-}
-
-// MarkActive links the lock of a run into the active folder again.
-func (r *Runs) MarkActive(run string) error {
-	err := r.Root.Link(filepath.Join(run, lockFile), filepath.Join(activeDir, run))
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("marking run %s: %w", run, err)
-	}
-	return nil
-}
-
-// UnmarkActive records that a run is over and its working folder is gone.
-func (r *Runs) UnmarkActive(run string) error {
-	if err := r.Root.Remove(filepath.Join(activeDir, run)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // RemoveUnstarted removes what is left of a run that had no status. A concurrent Revoke may move a folder with a
 // status to the same path, if that has no folder or an empty one: that folder stays.
 func (r *Runs) RemoveUnstarted(run string) error {
@@ -279,7 +202,7 @@ func (r *Runs) RemoveRun(run string) error {
 	if err := removeAll(r.Root, run); err != nil {
 		return err
 	}
-	return r.UnmarkActive(run)
+	return r.Locks.UnmarkActive(run)
 }
 
 // RemoveFIFO removes the FIFO of a run that has ended.
