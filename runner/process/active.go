@@ -30,21 +30,20 @@ const (
 	lingerTime = 100 * time.Millisecond
 )
 
-// active is a run in progress. Only Start, and then the goroutine in followToEnd, may use its fields, except
-// followers.
+// active is a run in progress. Only Start, and then the goroutine in followToEnd, may use its fields until done is
+// closed. From then on nothing changes them.
 type active struct {
-	local     *Local
-	status    rundir.Status
-	tree      *proctree.Tree
-	output    *output.Collector
-	stop      chan stopping
-	park      chan parking
-	done      chan struct{}           // closed when the end is recorded
-	followers []chan<- runner.End     // guarded by local.active.mu
-	exit      <-chan *os.ProcessState // nil once the main process ended
-	state     *os.ProcessState
-	recorded  bool // the status file has the main process
-	kill      killing
+	local    *Local
+	status   rundir.Status
+	tree     *proctree.Tree
+	output   *output.Collector
+	stop     chan stopping
+	park     chan parking
+	done     chan struct{}           // closed when the end is recorded
+	exit     <-chan *os.ProcessState // nil once the main process ended
+	state    *os.ProcessState
+	recorded bool // the status file has the main process
+	kill     killing
 }
 
 // killing is when the processes of a run are killed, again and again until they have ended.
@@ -331,11 +330,7 @@ func (a *active) concludeRun() {
 		// there may be hundreds of zombies, which count against the process limit of the next command
 		l.parent.Children.Reap()
 	}
-	followers := l.active.removeRun(a)
+	l.active.removeRun(run)
 	close(a.done)
-	for _, ends := range followers {
-		ends <- a.status.Result()
-		close(ends)
-	}
 	l.parent.Children.ReapSoon()
 }

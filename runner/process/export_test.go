@@ -11,13 +11,6 @@ func (l *Local) WithoutCgroups() { l.parent.DisableCgroups() }
 // HasCgroups reports whether each run gets a cgroup.
 func (l *Local) HasCgroups() bool { return l.parent.Cgroups.PathOf("run") != "" }
 
-// Followers returns the number of followers of a run.
-func (l *Local) Followers(run string) int {
-	l.active.mu.Lock()
-	defer l.active.mu.Unlock()
-	return len(l.active.byID[run].followers)
-}
-
 // CleanUpAgainAfter sets the time until the first new attempt to remove a working folder.
 func (l *Local) CleanUpAgainAfter(d time.Duration) { l.ends.again = d }
 

@@ -3,13 +3,14 @@ package process_test
 import (
 	"testing"
 
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 )
 
-// TestFollow_ForgetsFollowers checks that a run keeps no follower for a call of Known, and none that has left, as
-// when a server has gone.
+// TestFollow_ForgetsFollowers checks that nothing is left of a call of Known, or of a follower that has left before the
+// end, as when a server has gone.
 func TestFollow_ForgetsFollowers(t *testing.T) {
 	b := processtest.NewBench(t, hook.Spec{Command: []string{"/bin/sleep", "600"}})
 	run := b.Begin(t, processtest.NewOrder())
@@ -22,23 +23,21 @@ func TestFollow_ForgetsFollowers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, leave, err := b.FollowUntil(run)
+	ended, end, err := b.AwaitRun(run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := b.Followers(run); n != 2 {
-		t.Errorf("%d follow the run, and not 2", n)
-	}
-	leave()
-	leave()
-	if n := b.Followers(run); n != 1 {
-		t.Errorf("%d follow the run, and not 1", n)
-	}
+	processtest.Eventually(t, "one goroutine follows the run", func() bool {
+		return len(testenv.FindGoroutines("process.(*Local).Known", "process.(*Local).Follow", "process.(*Local).AwaitRun")) == 1
+	})
 	if err := b.Stop(run, runner.Cancelled, 0); err != nil {
 		t.Fatal(err)
 	}
 	if e := <-stays; e.Reason != runner.Cancelled {
 		t.Errorf("the other follower got %+v", e)
 	}
-	leave() // also allowed after the run is over
+	<-ended
+	if e := end(); e.Reason != runner.Cancelled {
+		t.Errorf("got %+v", e)
+	}
 }

@@ -70,7 +70,6 @@ func newLocal(
 			runs: runs, parent: parent, log: log, again: cleanUpAgain,
 			unwritten: map[string]rundir.Status{},
 		},
-		active: activeRuns{byID: map[string]*active{}},
 	}, nil
 }
 
@@ -185,34 +184,42 @@ func (l *Local) StartHook(h *hook.Hook, o runner.Order) error {
 // folder. A run that has a folder but is neither in progress nor has an end in it is over, with an unknown end: a
 // crash of the machine lost or corrupted its status. Errors wrap runner.ErrUnknown when the run is not here.
 func (l *Local) Follow(run string) (<-chan runner.End, error) {
-	ends, _, err := l.FollowUntil(run)
-	return ends, err
+	ended, end, err := l.AwaitRun(run)
+	if err != nil {
+		return nil, err
+	}
+	ends := make(chan runner.End, 1)
+	go func() {
+		<-ended
+		ends <- end()
+		close(ends)
+	}()
+	return ends, nil
 }
 
-// FollowUntil is Follow. It also returns a function that stops following before the end.
-func (l *Local) FollowUntil(run string) (ends <-chan runner.End, leave func(), err error) {
+// AwaitRun returns a channel that is closed once a run has ended, and a function that then returns the end. Ends and
+// errors are those of Follow.
+func (l *Local) AwaitRun(run string) (ended <-chan struct{}, end func() runner.End, err error) {
 	if err := rundir.CheckID(run); err != nil {
 		return nil, nil, fmt.Errorf("following: %w", err)
 	}
-	follower := make(chan runner.End, 1)
-	leave = func() { l.active.removeFollower(run, follower) }
-	if l.active.addFollower(run, follower) {
-		return follower, leave, nil
+	if a := l.active.findRun(run); a != nil {
+		return a.done, a.status.Result, nil
 	}
 	s, err := l.ends.recorded(run)
 	if err != nil {
 		return nil, nil, err
 	}
-	end := s.Result()
 	if s.Ended.IsZero() {
-		if l.active.addFollower(run, follower) { // it was being started just now
-			return follower, leave, nil
+		if a := l.active.findRun(run); a != nil { // it was being started just now
+			return a.done, a.status.Result, nil
 		}
-		end = runner.End{Ended: time.Now(), Reason: runner.Interrupted}
+		s.End = runner.End{Ended: time.Now()}
+		s.Why = runner.Interrupted
 	}
-	follower <- end
-	close(follower)
-	return follower, leave, nil
+	closed := make(chan struct{})
+	close(closed)
+	return closed, s.Result, nil
 }
 
 // Known reports whether a run was ever given to Start.

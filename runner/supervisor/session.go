@@ -208,22 +208,20 @@ func (s *session) answerRequest(q *request) *reply {
 
 // waitEnd waits for the end of a run, or of the connection.
 func (s *session) waitEnd(run string, p *reply) error {
-	ends, leave, err := s.v.local.FollowUntil(run)
+	ended, end, err := s.v.local.AwaitRun(run)
 	if err != nil {
 		return err
 	}
-	defer leave()
 	select {
-	case e := <-ends:
-		p.End, p.Why = &e, e.Reason
-		return nil
+	case <-ended:
 	case <-s.gone:
+		select {
+		case <-ended: // an end that is available already is still sent
+		default:
+			return context.Canceled
+		}
 	}
-	select { // an end that is available already is still sent
-	case e := <-ends:
-		p.End, p.Why = &e, e.Reason
-		return nil
-	default:
-		return context.Canceled
-	}
+	e := end()
+	p.End, p.Why = &e, e.Reason
+	return nil
 }
