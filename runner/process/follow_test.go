@@ -28,7 +28,8 @@ func TestFollow_ForgetsFollowers(t *testing.T) {
 		t.Fatal(err)
 	}
 	processtest.Eventually(t, "one goroutine follows the run", func() bool {
-		return len(testenv.FindGoroutines("process.(*Local).Known", "process.(*Local).Follow", "process.(*Local).AwaitRun")) == 1
+		const local = "process.(*Local)."
+		return len(testenv.FindGoroutines(local+"Known", local+"Follow", local+"AwaitRun")) == 1
 	})
 	if err := b.Stop(run, runner.Cancelled, 0); err != nil {
 		t.Fatal(err)

@@ -70,8 +70,8 @@ func takeInherited(state string, log *slog.Logger) (*entrance, error) {
 // stayReachable makes the socket, the secret and the lock file again when they were removed or replaced. While the
 // supervisor holds its lock, no other process makes them.
 //
-// A new socket is made by unlessGoing, and passed to accept: when this process is about to end, the next supervisor makes
-// another one.
+// A new socket is made by unlessGoing, and passed to accept: when this process is about to end, the next supervisor
+// makes another one.
 func (e *entrance) stayReachable(unlessGoing func(func() error) error, accept func(*net.UnixListener)) {
 	socket, _ := os.Lstat(filepath.Join(e.state, socketFile)) // nil if it was removed already
 	failing := false

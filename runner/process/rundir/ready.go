@@ -172,8 +172,8 @@ func (p *ReadyFolders) KeepReady() {
 }
 
 // clearReady removes the folders that an earlier process kept ready. Meanwhile a server may give a folder in there its
-// place, as that of a revoked run. Therefore each folder gets another name before it is emptied: Revoke then finds either
-// no folder or a whole one.
+// place, as that of a revoked run. Therefore each folder gets another name before it is emptied: Revoke then finds
+// either no folder or a whole one.
 func (r *Runs) clearReady() error {
 	dir, err := r.Root.Open(readyDir)
 	if errors.Is(err, fs.ErrNotExist) {

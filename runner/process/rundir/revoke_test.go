@@ -51,8 +51,8 @@ func TestRemoveUnstarted_SparesRevoked(t *testing.T) {
 	}
 }
 
-// TestOpen_MovesBeforeItEmpties checks that a starting supervisor empties a folder in ready/ only under another name. So a
-// rename to the id of a run, as Revoke does it at the worst moment, finds a whole folder or none.
+// TestOpen_MovesBeforeItEmpties checks that a starting supervisor empties a folder in ready/ only under another name.
+// So a rename to the id of a run, as Revoke does it at the worst moment, finds a whole folder or none.
 func TestOpen_MovesBeforeItEmpties(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "runs")
 	if err := os.MkdirAll(filepath.Join(dir, "ready", "folder"), 0o700); err != nil {

@@ -24,8 +24,8 @@
 //
 // [Revoke] makes the folder of a run that never starts: in ready/, with nothing but a status that has an end. Then it
 // renames the folder to the id. Before the rename, a crash leaves a folder that belongs to no run; after it, a run that
-// has ended. A rename to the id fails if that folder exists. So of a start and a revocation only the first succeeds, and
-// a folder has its status before it is found under an id.
+// has ended. A rename to the id fails if that folder exists. So of a start and a revocation only the first succeeds,
+// and a folder has its status before it is found under an id.
 //
 // [Remove], [Sweep] and [Trim] need no supervisor. They do not touch what a living process has locked, or what is
 // mounted.
