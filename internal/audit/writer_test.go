@@ -322,6 +322,9 @@ func TestLog_FolderRemoved(t *testing.T) {
 	if err := l.Write(t.Context(), long); err == nil || l.Err() == nil { // by then the queued lines were tried
 		t.Error("written, or ready")
 	}
+	if err := l.Probe(t.Context()); err == nil { // by then the refusal was tried, too
+		t.Error("ready without a folder")
+	}
 	if err := os.Rename(away, from); err != nil {
 		t.Fatal(err)
 	}
