@@ -106,7 +106,7 @@ func tamperings(t *testing.T, name string, spec webhook.SchemeSpec, wrong pair) 
 		{"the right one behind a wrong one", func(d *auth.Delivery) { d.Header[sig] = []string{"x", d.Header.Get(sig)} }},
 		{"cut short", edit(func(s string) string { return s[:len(s)-2] })},
 		{"longer", edit(func(s string) string { return s + "00" })},
-		{"a bit turned", edit(func(s string) string { return changeCharacter(s, len(s)-6) })},
+		{"a changed character", edit(func(s string) string { return changeCharacter(s, len(s)-6) })},
 		{"empty", edit(func(string) string { return "" })},
 		{"white space inside", edit(func(s string) string { return s[:len(s)-6] + "\r\n" + s[len(s)-6:] })},
 		{"NUL behind it", edit(func(s string) string { return s + "\x00" })},

@@ -352,7 +352,7 @@ func TestHandshake_Bounds(t *testing.T) {
 	}{
 		"itself":                     {leaf, nil, ""},
 		"three CAs":                  {far, []string{b.pem, a.pem, c.pem}, ""},
-		"and four":                   {far, []string{b.pem, a.pem, c.pem, b.between(t, "C", 4).pem}, "is one of 5 certificates, but at most 4 are allowed"},
+		"and four others":            {far, []string{b.pem, a.pem, c.pem, b.between(t, "C", 4).pem}, "is one of 5 certificates, but at most 4 are allowed"},
 		"itself twice":               {leaf, []string{leaf.cert}, ""},
 		"one CA twice":               {far, []string{b.pem, a.pem, b.pem}, "two CAs of one name (the second is certificate 4)"},
 		"two keys of one name":       {far, []string{b.pem, a.pem, a.between(t, "A", 5).pem}, "two CAs of one name (the second is certificate 4)"},

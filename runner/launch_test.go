@@ -38,9 +38,9 @@ func TestStart_BodyNotKept(t *testing.T) {
 // passing has the reasons for which a command cannot be started for a time.
 func passing() map[string]error {
 	return map[string]error{
-		"something got away":       fmt.Errorf("starting: %w: h", runner.ErrFlight),
-		"the supervisor is going":  fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow),
-		"nothing can be asked for": fmt.Errorf("%w: reaching the supervisor", runner.ErrNotNow),
+		"an escaped process":       fmt.Errorf("starting: %w: h", runner.ErrFlight),
+		"the supervisor is ending": fmt.Errorf("%w: the supervisor is about to end", runner.ErrNotNow),
+		"no supervisor":            fmt.Errorf("%w: reaching the supervisor", runner.ErrNotNow),
 		"no program":               errors.New("starting: no such file or directory"),
 	}
 }

@@ -24,8 +24,8 @@ const (
 // Ended reports whether the run has ended.
 func (s State) Ended() bool { return s != Queued && s != Running }
 
-// Run is one execution of the command of a hook, as the store has it. It has many fields because each is a column of the
-// store or a member of the answers about runs.
+// Run is one execution of the command of a hook, as the store has it. It has many fields, because each is a column of
+// the store or a member of the answers about runs.
 type Run struct {
 	ID      string            `json:"id"` // UUIDv7
 	Hook    string            `json:"hook"`

@@ -427,12 +427,12 @@ func TestStore_WritesBeforeAllowing(t *testing.T) {
 			run: &run, err: &runner.Replayed{Run: runner.Run{ID: "other"}}, before: allowed,
 			void: "delivery accepted before, as run other",
 		},
-		"not recorded": {run: &run, err: runner.ErrUnavailable, before: allowed, void: "the store cannot record"},
-		"perhaps not":  {run: &run, err: runner.ErrUncertain, before: allowed},
-		"joined":       {run: &run, as: "other", before: allowed, void: "joined run other"},
-		"cancelled":    {before: cancel},
-		"perhaps so":   {err: runner.ErrUncertain, before: cancel},
-		"no such run":  {err: runner.ErrUnknown, before: cancel, void: "no such run"},
+		"not recorded":     {run: &run, err: runner.ErrUnavailable, before: allowed, void: "the store cannot record"},
+		"uncertain start":  {run: &run, err: runner.ErrUncertain, before: allowed},
+		"joined":           {run: &run, as: "other", before: allowed, void: "joined run other"},
+		"cancelled":        {before: cancel},
+		"uncertain cancel": {err: runner.ErrUncertain, before: cancel},
+		"no such run":      {err: runner.ErrUnknown, before: cancel, void: "no such run"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()

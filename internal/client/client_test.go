@@ -299,7 +299,7 @@ func TestRetry_FinalRefusal(t *testing.T) {
 		"not there":              {answerRefusal(404, ""), client.ExitMalformed},
 		"parameters":             {answerRefusal(422, ""), client.ExitMalformed},
 		"server failed":          {answerRefusal(500, ""), client.ExitServer},
-		"maybe arrived":          {breakOff, client.ExitUnreachable},
+		"may have arrived":       {breakOff, client.ExitUnreachable},
 		"not a run":              {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, client.ExitServer},
 		"another service's JSON": {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"ok":true}`) }, client.ExitServer},
 		"an answer without end": {func(w http.ResponseWriter, _ *http.Request) {

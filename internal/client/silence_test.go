@@ -148,10 +148,10 @@ func TestRuns_ServerHangs(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 	}
 	for name, step := range map[string]func(dies http.HandlerFunc) http.HandlerFunc{
-		"stopped":       func(dies http.HandlerFunc) http.HandlerFunc { return dies },
-		"in a handler":  func(http.HandlerFunc) http.HandlerFunc { return holdRequest },
-		"in an answer":  func(http.HandlerFunc) http.HandlerFunc { return inTurn(head, holdRequest) },
-		"stopped in it": func(dies http.HandlerFunc) http.HandlerFunc { return inTurn(head, dies) },
+		"stopped":                   func(dies http.HandlerFunc) http.HandlerFunc { return dies },
+		"in a handler":              func(http.HandlerFunc) http.HandlerFunc { return holdRequest },
+		"in an answer":              func(http.HandlerFunc) http.HandlerFunc { return inTurn(head, holdRequest) },
+		"stopped during the answer": func(dies http.HandlerFunc) http.HandlerFunc { return inTurn(head, dies) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			testSilence(t, func(dies http.HandlerFunc) []http.HandlerFunc { return []http.HandlerFunc{step(dies)} }, func(ctx context.Context, c *client.Client, _ *gate) {

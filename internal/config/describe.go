@@ -30,7 +30,8 @@ func (c *Config) Describe(w io.Writer) {
 
 	row("listen", "%s, %s or newer, %s", c.Listen, tls.VersionName(c.TLS.MinVersion), describeClientAuth(c.TLS))
 	for _, pair := range c.TLS.Certificates {
-		row("", "certificate for %s, until %s", certificateNames(pair.Leaf), pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
+		row("", "certificate for %s, until %s", certificateNames(pair.Leaf),
+			pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
 	if c.ACME != nil {
 		row("", "certificates for %s, by ACME from %s", strings.Join(c.ACME.Domains, ", "), c.ACME.Directory)

@@ -38,7 +38,7 @@ const acceptedRuns = 50 // queued behind the first one
 func TestQueuedRuns_StartFails(t *testing.T) {
 	t.Parallel()
 	for what, take := range map[string]func(*installation) (giveBack func()){
-		"program away":        removeProgram,
+		"program removed":     removeProgram,
 		"program written":     openProgram,
 		"hook missing":        removeHook,
 		"descriptors":         limitDescriptors,

@@ -277,7 +277,7 @@ func attacks() map[string]func(a *attackTest) {
 		"silent connections": func(a *attackTest) {
 			a.holdConnections(16*64, func(i int) (net.Conn, error) { return a.dial(strangerAddress(i % 16)) })
 		},
-		"requests for nothing": func(a *attackTest) {
+		"requests for unknown paths": func(a *attackTest) {
 			a.repeatInWorkers(16, func(i int) error {
 				_, _, err := a.request(strangerAddress(i), "GET", "/"+strings.Repeat("x", 4000), nil, nil)
 				return err
@@ -350,7 +350,7 @@ func attacks() map[string]func(a *attackTest) {
 				return err
 			})
 		},
-		"names by a caller": func(a *attackTest) {
+		"unknown names by a caller": func(a *attackTest) {
 			a.repeatInWorkers(12, func(i int) error {
 				_, _, err := a.sendAsHostileCaller(i, "GET", "/runs?"+strings.Repeat("hook=bad&", 1500), nil)
 				return err

@@ -62,14 +62,14 @@ func TestOpenIDProviders(t *testing.T) {
 	o.serve(t)
 
 	for name, f := range map[string]func(*testing.T){
-		"a job's token starts a run, and no other":                        o.testGood,
-		"a new key is good at once or soon, and a withdrawn one no more":  o.testRotation,
-		"a flood of forged tokens does not reach the provider":            o.testFlood,
-		"a poisoned set verifies by its good keys":                        o.testPoison,
-		"a redirect is not followed":                                      o.testRecovery("redirected", "redirects are not followed"),
-		"a provider that does not answer is given up":                     o.testRecovery("slow", "deadline exceeded"),
-		"a set without end is given up":                                   o.testRecovery("huge", "more than 1048576 bytes"),
-		"a provider that was dead at the start is believed once it lives": o.testDead(dead),
+		"a job's token starts a run, and no other":                       o.testGood,
+		"a new key is good at once or soon, and a withdrawn one no more": o.testRotation,
+		"a flood of forged tokens does not reach the provider":           o.testFlood,
+		"a poisoned set verifies by its good keys":                       o.testPoison,
+		"a redirect is not followed":                                     o.testRecovery("redirected", "redirects are not followed"),
+		"a provider that does not answer is given up":                    o.testRecovery("slow", "deadline exceeded"),
+		"a set without end is given up":                                  o.testRecovery("huge", "more than 1048576 bytes"),
+		"a provider that starts late is used":                            o.testDead(dead),
 	} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); f(t) })
 	}

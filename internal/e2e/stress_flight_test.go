@@ -176,22 +176,22 @@ func TestFlightModel(t *testing.T) {
 		legal bool
 		ops   []flightOp // one after another
 	}{
-		"one after another":       {true, []flightOp{started("a"), do(opBegin, "a"), do(opEnd, "a"), started("b"), do(opBegin, "b")}},
-		"two at once":             {false, []flightOp{started("a"), do(opBegin, "a"), started("b"), do(opEnd, "a")}},
-		"begins before its turn":  {false, []flightOp{started("a"), queued("b", queue), do(opBegin, "b")}},
-		"begins after its end":    {false, []flightOp{started("a"), do(opDrop, "a"), do(opBegin, "a")}},
-		"busy":                    {true, []flightOp{started("a"), busy("a", reject)}},
-		"busy with nothing":       {false, []flightOp{started("a"), do(opEnd, "a"), busy("a", reject)}},
-		"busy with another":       {false, []flightOp{started("a"), queued("b", queue), busy("b", queue)}},
-		"queued":                  {true, []flightOp{started("a"), queued("b", queue), do(opEnd, "a"), do(opBegin, "b")}},
-		"queued in an idle one":   {false, []flightOp{queued("a", queue)}},
-		"queued beyond its bound": {false, []flightOp{started("a"), queued("b", queue), queued("c", queue)}},
-		"queued where none waits": {false, []flightOp{started("a"), queued("b", reject)}},
+		"one after another":        {true, []flightOp{started("a"), do(opBegin, "a"), do(opEnd, "a"), started("b"), do(opBegin, "b")}},
+		"two at once":              {false, []flightOp{started("a"), do(opBegin, "a"), started("b"), do(opEnd, "a")}},
+		"begins before its turn":   {false, []flightOp{started("a"), queued("b", queue), do(opBegin, "b")}},
+		"begins after its end":     {false, []flightOp{started("a"), do(opDrop, "a"), do(opBegin, "a")}},
+		"busy":                     {true, []flightOp{started("a"), busy("a", reject)}},
+		"busy without a run":       {false, []flightOp{started("a"), do(opEnd, "a"), busy("a", reject)}},
+		"busy with another":        {false, []flightOp{started("a"), queued("b", queue), busy("b", queue)}},
+		"queued":                   {true, []flightOp{started("a"), queued("b", queue), do(opEnd, "a"), do(opBegin, "b")}},
+		"queued in an idle flight": {false, []flightOp{queued("a", queue)}},
+		"queued beyond its bound":  {false, []flightOp{started("a"), queued("b", queue), queued("c", queue)}},
+		"queued by reject":         {false, []flightOp{started("a"), queued("b", reject)}},
 		"joined": {true, []flightOp{
 			started("a"), queued("b", join), {What: opAdmit, Run: "b", How: howJoined, Policy: join}, do(opEnd, "a"), do(opBegin, "b"),
 		}},
-		"two wait to be joined": {false, []flightOp{started("a"), queued("b", join), queued("c", join)}},
-		"joined what runs": {false, []flightOp{
+		"two runs queued by join": {false, []flightOp{started("a"), queued("b", join), queued("c", join)}},
+		"joined a running run": {false, []flightOp{
 			started("a"), queued("b", join), do(opEnd, "a"), do(opBegin, "b"), queued("c", join),
 			{What: opAdmit, Run: "b", How: howJoined, Policy: join},
 		}},

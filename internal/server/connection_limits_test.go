@@ -166,7 +166,7 @@ func TestPlaces_WhoIsClosed(t *testing.T) {
 			before: []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "198.51.100.1"}, lately: []string{"192.0.2.1"}, comes: "203.0.113.1",
 			want: []string{"192.0.2.1", "192.0.2.1", "192.0.2.1", "203.0.113.1"},
 		},
-		"callers that ask for nothing now": {
+		"callers without a request": {
 			before: []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"}, proved: []int{0, 1, 3}, idle: []int{2}, comes: "203.0.113.1",
 			want: []string{"192.0.2.1", "192.0.2.2", "192.0.2.4", "203.0.113.1"},
 		},
@@ -316,10 +316,10 @@ func TestAnswers_LastOne(t *testing.T) {
 		want   int // answers, of 300 at most
 	}{
 		"refusals of a stranger": {status: http.StatusNotFound, want: 20},
-		"a stranger that is let": {status: http.StatusOK, want: 300},
+		"an accepted stranger":   {status: http.StatusOK, want: 300},
 		"an old stranger":        {status: http.StatusOK, age: time.Minute, want: 1},
 		"refusals of a caller":   {proved: true, status: http.StatusTooManyRequests, want: 200},
-		"a caller that is let":   {proved: true, status: http.StatusOK, age: time.Hour, want: 300},
+		"an accepted caller":     {proved: true, status: http.StatusOK, age: time.Hour, want: 300},
 	} {
 		p := newPlaces(t, plenty())
 		p.connect("192.0.2.1")

@@ -790,11 +790,11 @@ func TestPrune_Claims(t *testing.T) {
 	s := openStore(t)
 	now := new(clock).now()
 	for key, c := range map[string]struct{ until, created time.Time }{
-		"stale by itself":   {until: now.Add(-time.Hour), created: now.Add(-2 * time.Hour)},
-		"fresh":             {until: now.Add(time.Hour), created: now.Add(-999 * 24 * time.Hour)},
-		"ageless and old":   {created: now.Add(-366 * 24 * time.Hour)},
-		"ageless and young": {created: now.Add(-364 * 24 * time.Hour)},
-		"beyond all time":   {until: time.Unix(1<<60, 0), created: now.Add(-999 * 24 * time.Hour)},
+		"stale by itself":          {until: now.Add(-time.Hour), created: now.Add(-2 * time.Hour)},
+		"fresh":                    {until: now.Add(time.Hour), created: now.Add(-999 * 24 * time.Hour)},
+		"old, without a time":      {created: now.Add(-366 * 24 * time.Hour)},
+		"young, without a time":    {created: now.Add(-364 * 24 * time.Hour)},
+		"an end far in the future": {until: time.Unix(1<<60, 0), created: now.Add(-999 * 24 * time.Hour)},
 	} {
 		r := newRun(t, "build", key)
 		r.Created = c.created
@@ -809,8 +809,8 @@ func TestPrune_Claims(t *testing.T) {
 		}
 	}
 	for key, want := range map[string]error{
-		"stale by itself": runner.ErrUnknown, "ageless and old": runner.ErrUnknown,
-		"fresh": nil, "ageless and young": nil, "beyond all time": nil,
+		"stale by itself": runner.ErrUnknown, "old, without a time": runner.ErrUnknown,
+		"fresh": nil, "young, without a time": nil, "an end far in the future": nil,
 	} {
 		if _, err := s.Find(t.Context(), "build", runner.Claim{Key: key}); !errors.Is(err, want) {
 			t.Errorf("%s: %v", key, err)
