@@ -1,7 +1,6 @@
 package certs_test
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -14,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -77,24 +75,6 @@ func TestRenewals_SharedOrder(t *testing.T) {
 	}
 }
 
-// logs may be written while they are read.
-type logs struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (l *logs) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.Buffer.Write(b)
-}
-
-func (l *logs) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.String()
-}
-
 // renewing returns the stacks of the goroutines that request something from a CA.
 func renewing() []string {
 	return testenv.FindGoroutines("certs.(*renewal)", "crypto/acme")
@@ -112,14 +92,14 @@ func TestRenewals_HangingOrder(t *testing.T) {
 	t.Cleanup(ca.Close)
 	roots := filepath.Join(t.TempDir(), "ca.pem")
 	must(t, os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate().Raw}), 0o600))
-	var log logs
+	var log testenv.Log
 	s := certs.NewRenewals(slog.New(slog.NewJSONHandler(&log, nil)))
 	s.Use(obtain(t, s, t.TempDir(), certs.ACMESpec{Domains: []string{"a.example.com", "b.example.com", "c.example.com"}, Directory: ca.URL, CA: roots}))
 	testenv.WaitUntil(t, "three requests at once", func() bool { return held.Load() == 3 })
 	s.Use(nil)
 	testenv.WaitUntil(t, "the end of the requests", func() bool { return held.Load() == 0 })
 	testenv.WaitUntil(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
-	if text := log.text(); text != "" {
+	if text := log.String(); text != "" {
 		t.Errorf("the log has\n%s", text)
 	}
 }
@@ -129,7 +109,7 @@ func TestRenewals_StopConnecting(t *testing.T) {
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { must(t, l.Close()) })
-	var log logs
+	var log testenv.Log
 	s := certs.NewRenewals(slog.New(slog.NewJSONHandler(&log, nil)))
 	s.Use(obtain(t, s, t.TempDir(), certs.ACMESpec{Domains: []string{"a.example.com"}, Directory: "https://" + l.Addr().String()}))
 	conn, err := l.Accept()
@@ -141,7 +121,7 @@ func TestRenewals_StopConnecting(t *testing.T) {
 		t.Error("the connection stays open:", err)
 	}
 	testenv.WaitUntil(t, "the end of the renewals", func() bool { return len(renewing()) == 0 })
-	if text := log.text(); text != "" {
+	if text := log.String(); text != "" {
 		t.Errorf("the log has\n%s", text)
 	}
 }

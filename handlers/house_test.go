@@ -27,6 +27,7 @@ import (
 	"sallyport/internal/client"
 	"sallyport/internal/config"
 	"sallyport/internal/readiness"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/process"
@@ -47,7 +48,7 @@ type house struct {
 	procs   *commands
 	handler *handlers.Handler
 	server  *httptest.Server
-	log     *journal
+	log     *testenv.Log
 	clock   *clock
 }
 
@@ -115,7 +116,7 @@ func load(t testing.TB, dir, text string) *config.Watcher {
 
 func build(t *testing.T, dir, text string) *house {
 	t.Helper()
-	h := &house{t: t, dir: dir, config: load(t, dir, text), log: &journal{}, clock: &clock{at: time.Now()}}
+	h := &house{t: t, dir: dir, config: load(t, dir, text), log: &testenv.Log{}, clock: &clock{at: time.Now()}}
 	log := slog.New(slog.NewJSONHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	procs, err := process.NewLocal(filepath.Join(h.config.Get().State, "runs"), h.config.Hook, log)
 	if err != nil {
@@ -525,21 +526,4 @@ func (c *clock) advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at = c.at.Add(d)
-}
-
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (j *journal) Write(b []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(b)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
 }

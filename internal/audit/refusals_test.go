@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"sallyport/internal/audit"
+	"sallyport/internal/testenv"
 )
 
 // refuseMany writes n lines about a verified caller, so that each has a line and is not only counted.
@@ -76,7 +77,7 @@ func TestAllowed_LeastAge(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	var ahead atomic.Int64
-	var log lockedBuffer
+	var log testenv.Log
 	l, err := audit.Open(audit.Options{State: state, Keep: small, LeastAge: time.Hour},
 		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
 		slog.New(slog.NewTextHandler(&log, nil)))
@@ -298,7 +299,7 @@ func TestRefusals_LostLinesAreCounted(t *testing.T) {
 		t.Errorf("%d lines are missing", full)
 	}
 	close(stop.release)
-	waitUntil(t, "the lines to be lost", func() bool { return l.SuppressedLines() == kinds*each+1 })
+	testenv.WaitUntil(t, "the lines to be lost", func() bool { return l.SuppressedLines() == kinds*each+1 })
 	check(t, os.Rename(away, dir))
 	closeLog(t, l)
 	counted := 0
@@ -321,7 +322,7 @@ func TestErr_StaysWhileBroken(t *testing.T) {
 	l := openCheckpoint(t, state, small)
 	writeLines(t, l, 1)
 	check(t, os.Remove(listSegments(t, state)[0])) // of the decisions alone
-	waitUntil(t, "the audit log to miss its files", func() bool { return l.Err() != nil })
+	testenv.WaitUntil(t, "the audit log to miss its files", func() bool { return l.Err() != nil })
 	var well atomic.Int64
 	var done atomic.Bool
 	var watcher sync.WaitGroup
@@ -348,7 +349,7 @@ func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
 	var ahead atomic.Int64
-	var log lockedBuffer
+	var log testenv.Log
 	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20},
 		func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
 		slog.New(slog.NewTextHandler(&log, nil)))
@@ -359,7 +360,10 @@ func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
 	inTheWay := state + "/audit/checkpoint.new/full" // a folder that is not empty
 	check(t, os.MkdirAll(inTheWay, 0o700))
 	const unwritten, unavailable = "audit checkpoint not written", "audit unavailable"
-	waitUntil(t, "the log to say so", func() bool { writeLines(t, l, 1); return strings.Contains(log.String(), unwritten) })
+	testenv.WaitUntil(t, "the log to say so", func() bool {
+		writeLines(t, l, 1)
+		return strings.Contains(log.String(), unwritten)
+	})
 	writeLines(t, l, 10)
 	if l.Err() != nil || l.Probe(t.Context()) == nil || strings.Contains(log.String(), unavailable) {
 		t.Errorf("%v\n%s", l.Err(), log.String())
@@ -372,7 +376,7 @@ func TestCheckpoint_UnwrittenIsNoOutage(t *testing.T) {
 		t.Errorf("said %d times", n)
 	}
 	check(t, os.RemoveAll(filepath.Dir(inTheWay)))
-	waitUntil(t, "it to go on", func() bool { return l.Err() == nil })
+	testenv.WaitUntil(t, "it to go on", func() bool { return l.Err() == nil })
 	writeLines(t, l, 1)
 	check(t, l.Probe(t.Context()))
 	closeLog(t, l)
@@ -389,22 +393,4 @@ func check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// lockedBuffer is a bytes.Buffer for several goroutines.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"sallyport/internal/audit"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/store"
@@ -94,7 +95,7 @@ func (s *auditedStore) hideLog() error { return os.Rename(s.state+"/audit", s.st
 func (s *auditedStore) showLog() {
 	s.t.Helper()
 	check(s.t, os.Rename(s.state+"/away", s.state+"/audit"))
-	waitUntil(s.t, "the audit log to find its folder", func() bool { return s.log.Probe(s.t.Context()) == nil })
+	testenv.WaitUntil(s.t, "the audit log to find its folder", func() bool { return s.log.Probe(s.t.Context()) == nil })
 }
 
 // decisions returns the lines about a run with this decision and action.
@@ -183,8 +184,8 @@ func TestStore_JoinedRun(t *testing.T) {
 	s.checkLine(strings.TrimPrefix(lines[0].Reason, "joined by run "), audit.Void, "start", "joined run "+queued.ID)
 }
 
-// TestStore_OtherRunWithoutLine cannot write the lines about the runs that a run replaces or joins: nothing is recorded,
-// not even for the next server.
+// TestStore_OtherRunWithoutLine cannot write the lines about the runs that a run replaces or joins: nothing is
+// recorded, not even for the next server.
 func TestStore_OtherRunWithoutLine(t *testing.T) {
 	t.Parallel()
 	for _, policy := range []hook.PolicyKind{hook.Join, hook.Replace} {
@@ -233,7 +234,7 @@ func TestStore_ReplaceNotRecorded(t *testing.T) {
 	if a, err := s.admit(hook.Replace); !errors.Is(err, full) {
 		t.Errorf("got %+v %v", a, err)
 	}
-	waitUntil(t, "the audit log to miss its folder", func() bool { return s.log.Err() != nil })
+	testenv.WaitUntil(t, "the audit log to miss its folder", func() bool { return s.log.Err() != nil })
 	s.showLog()
 	closeLog(t, s.log)
 	verifyState(t, s.state)

@@ -18,23 +18,10 @@ import (
 	"time"
 
 	"sallyport/internal/audit"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 )
-
-// waitUntil repeats ask until it returns true.
-func waitUntil(t testing.TB, what string, ask func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.After(30 * time.Second); !ask(); {
-		select {
-		case <-end:
-			t.Fatal("timed out waiting for ", what)
-		case <-tick.C:
-		}
-	}
-}
 
 func countLines(t testing.TB, state string) (n int) {
 	t.Helper()
@@ -328,7 +315,7 @@ func TestLog_FolderRemoved(t *testing.T) {
 	if err := os.Rename(away, from); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "the audit log to find its folder by itself", func() bool { return l.Err() == nil })
+	testenv.WaitUntil(t, "the audit log to find its folder by itself", func() bool { return l.Err() == nil })
 	verifyState(t, state)
 	writeLines(t, l, 3)
 	closeLog(t, l)
@@ -359,7 +346,7 @@ func TestLog_FolderRemovedWhileIdle(t *testing.T) {
 	if err := os.Remove(listSegments(t, state)[0]); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "the audit log to miss its file", func() bool { return l.Err() != nil })
+	testenv.WaitUntil(t, "the audit log to miss its file", func() bool { return l.Err() != nil })
 }
 
 // record is a store that reads the audit log when it is called.

@@ -56,13 +56,13 @@ func TestReload_RefusedLeavesNothing(t *testing.T) {
 	}
 	p.configureTLS(tls+", client_ca: missing.pem", "worker") // a fault in the file itself
 	p.hup <- syscall.SIGHUP
-	testenv.WaitUntil(t, "a refusal", func() bool { return p.logs.count("missing.pem") > 0 })
+	testenv.WaitUntil(t, "a refusal", func() bool { return p.logs.Count("missing.pem") > 0 })
 	testenv.WaitUntil(t, "the end of the watch", func() bool { return agent.Calls() == 0 })
 	testenv.WaitUntil(t, "the end of all goroutines", func() bool { return len(goroutines()) == 0 })
 	if asked.Load() > 0 {
 		t.Error("the CA of a refused configuration was asked")
 	}
-	if p.logs.count("svid issued") > 0 {
+	if p.logs.Count("svid issued") > 0 {
 		t.Errorf("the log has what a refused configuration led to:\n%s", &p.logs)
 	}
 }

@@ -1,7 +1,6 @@
 package config_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +16,7 @@ import (
 
 	"sallyport/certs"
 	"sallyport/internal/config"
+	"sallyport/internal/testenv"
 )
 
 // place is a configuration that is watched in a bubble: its files are real, and its clock is simulated.
@@ -25,30 +25,12 @@ type place struct {
 
 	t    *testing.T
 	dir  string
-	logs lockedBuffer
+	logs testenv.Log
 	hup  chan os.Signal
 	seen time.Time // when the configuration in force at the last check was loaded
 
 	refusal atomic.Pointer[error] // the error that the load returns, set by setRefusal
 	asked   atomic.Int64          // calls of the check
-}
-
-// lockedBuffer may be written while it is read.
-type lockedBuffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.Buffer.Write(b)
-}
-
-func (l *lockedBuffer) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.String(), text)
 }
 
 // startWatching watches a configuration that accepts worker and guest.
@@ -134,7 +116,7 @@ func (p *place) wantStatus(callers int, s config.ReloadStatus) {
 	if p.trusted() != callers || got != s {
 		p.t.Errorf("%d callers and %+v, want %d and %+v", p.trusted(), got, callers, s)
 	}
-	if n := p.logs.count("not reloaded"); n != s.Failures {
+	if n := p.logs.Count("not reloaded"); n != s.Failures {
 		p.t.Errorf("logged %d failures, want %d:\n%s", n, s.Failures, &p.logs)
 	}
 }
@@ -201,7 +183,7 @@ func TestWatch_CertificateBecomesValid(t *testing.T) {
 		p := startWatching(t)
 		p.certificates(time.Now().Add(5 * time.Second))
 		p.waitFor(time.Second)
-		if p.logs.count("is not valid before") != 1 || p.Status().Failures != 1 {
+		if p.logs.Count("is not valid before") != 1 || p.Status().Failures != 1 {
 			t.Errorf("%+v\n%s", p.Status(), &p.logs)
 		}
 		p.waitFor(10 * time.Second)

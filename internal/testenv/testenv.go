@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -86,6 +87,29 @@ func WaitUntil(t testing.TB, what string, ask func() bool) {
 		}
 	}
 }
+
+// Log is a log that may be read while it is written. Its zero value is empty.
+type Log struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write implements io.Writer.
+func (l *Log) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+// String returns what was written until now.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Count returns how often the log has a text.
+func (l *Log) Count(text string) int { return strings.Count(l.String(), text) }
 
 // FindGoroutines returns the stacks of the goroutines that contain one of the texts.
 func FindGoroutines(texts ...string) (found []string) {

@@ -1,18 +1,17 @@
 package store_test
 
 import (
-	"bytes"
 	"database/sql"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"sallyport/internal/pathsafe"
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/store"
@@ -104,7 +103,7 @@ func TestLock_SurvivesItsFile(t *testing.T) {
 // warning says so.
 func TestLog_WarnsOfOutsideReader(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	var log lockedBuffer
+	var log testenv.Log
 	s, err := store.Open(t.Context(), dir, time.Now, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -148,22 +147,4 @@ func TestLog_WarnsOfOutsideReader(t *testing.T) {
 	if n := strings.Count(log.String(), grows); n > 3 {
 		t.Errorf("warned %d times", n)
 	}
-}
-
-// lockedBuffer is a bytes.Buffer for several goroutines.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

@@ -5,8 +5,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -15,24 +13,6 @@ import (
 	"sallyport/runner"
 	"sallyport/runner/process/processtest"
 )
-
-// buffer is a log that may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) has(text string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return strings.Contains(b.b.String(), text)
-}
 
 // said reports whether the supervisor's log has a text.
 func (p *post) said(t *testing.T, text string) bool {
@@ -101,7 +81,7 @@ func TestStranger_EarlierSupervisor(t *testing.T) {
 func TestSilence_Continued(t *testing.T) {
 	t.Parallel()
 	p := newPost(t, job([]string{"/bin/true"}))
-	log := new(buffer)
+	log := new(testenv.Log)
 	p.options.Log = slog.New(slog.NewTextHandler(log, nil))
 	p.options.WatchEach(10*time.Millisecond, 50*time.Millisecond)
 	p.connect(t)
@@ -109,7 +89,7 @@ func TestSilence_Continued(t *testing.T) {
 		t.Fatal(err)
 	}
 	processtest.Eventually(t, "it is continued", func() bool { return p.said(t, "the supervisor was continued") })
-	processtest.Eventually(t, "the server says so", func() bool { return log.has("sent it SIGCONT") && log.has("the supervisor answers again") })
+	processtest.Eventually(t, "the server says so", func() bool { return log.Count("sent it SIGCONT") > 0 && log.Count("the supervisor answers again") > 0 })
 	processtest.CheckExit(t, p.Subject.AwaitEnd(t, p.begin(t, p.order("job", nil))), 0)
 }
 

@@ -32,6 +32,7 @@ import (
 
 	"sallyport/auth/jwt/keyset"
 	"sallyport/certs"
+	"sallyport/internal/testenv"
 )
 
 const (
@@ -44,7 +45,7 @@ const (
 type provider struct {
 	t   *testing.T
 	ca  string
-	log *journal
+	log *testenv.Log
 
 	mu       sync.Mutex
 	hits     map[string]int // by path
@@ -74,7 +75,7 @@ func newProvider(t *testing.T) *provider {
 		t.Fatal(err)
 	}
 	p := &provider{
-		t: t, ca: string(ca), log: &journal{}, hits: map[string]int{}, conns: make(chan net.Conn), done: make(chan struct{}),
+		t: t, ca: string(ca), log: &testenv.Log{}, hits: map[string]int{}, conns: make(chan net.Conn), done: make(chan struct{}),
 		document: fmt.Sprintf(`{"issuer":%q,"jwks_uri":%q}`, issuer, issuer+keysPath),
 	}
 	srv := &http.Server{Handler: p, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
@@ -183,23 +184,6 @@ func (p *provider) makeSet(source keyset.Source) *keyset.Set {
 }
 
 func (p *provider) discovered() keyset.Source { return keyset.Source{Issuer: issuer, CA: p.ca} }
-
-type journal struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (j *journal) Write(b []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(b)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
-}
 
 // signer is a key of the issuer, or of an attacker.
 type signer struct {
