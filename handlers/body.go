@@ -177,7 +177,7 @@ func refuseTooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
 	w.Header().Set("Connection", "close") // so that the rest is not read
 	return &refusal{
 		status: http.StatusRequestEntityTooLarge, kind: "too-large",
-		detail: "The body is larger than the " + bound.Max.String() + " that this hook takes.",
+		detail: "The body is larger than the " + bound.Max.String() + " that this hook accepts.",
 	}
 }
 

@@ -144,7 +144,7 @@ func (d *decoder) decodeEntries(
 		}
 		if first, twice := seen[name.Value]; twice {
 			d.addDiagnostic(at, joinPath(path, name.Value),
-				fmt.Sprintf("stands here a second time, after line %d", first))
+				fmt.Sprintf("is here a second time, after line %d", first))
 			continue
 		}
 		seen[name.Value] = at.line

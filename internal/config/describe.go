@@ -46,7 +46,7 @@ func (c *Config) Describe(w io.Writer) {
 	row("", "connections %d, %d from one address", c.Limits.Connections, c.Limits.ConnectionsPerAddress)
 	row("drain", "%s", c.Drain)
 	row("audit", "%s kept, and what was allowed for %s, signed with %s", hook.Size(c.Audit.Keep), c.Audit.LeastAge,
-		cmp.Or(c.auditKey, "a key of the server's own"))
+		cmp.Or(c.auditKey, "a key that the server made"))
 	if c.Metrics != nil {
 		row("metrics", "for %s", strings.Join(c.Metrics, ", "))
 	}

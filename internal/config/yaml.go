@@ -76,7 +76,7 @@ func checkCharacters(data []byte, r *report) bool {
 			if c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 && c != 0x85 || c == 0xfffe || c == 0xffff ||
 				isBidirectional(c) {
 				r.addDiagnostic(place{line, column}, "",
-					fmt.Sprintf("the character %U may not stand here: write it as an escape in double quotes", c))
+					fmt.Sprintf("the character %U is not allowed here: write it as an escape in double quotes", c))
 				return false
 			}
 			rest = rest[size:]

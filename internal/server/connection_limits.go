@@ -271,7 +271,7 @@ func (c *conn) updateRank() {
 	}
 }
 
-var errFlood = errors.New("more came on the connection than its requests need")
+var errFlood = errors.New("the connection received more than its requests need")
 
 // Read closes the connection if too many bytes arrived that its requests do not need.
 func (c *conn) Read(b []byte) (int, error) {

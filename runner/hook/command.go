@@ -25,7 +25,7 @@ func checkCommand(argv []template, written []string, searchPath string, p *diag.
 		}
 		if lead := t.literals[0]; len(t.holes) > 0 &&
 			(lead == "-" || strings.HasPrefix(lead, "--") && !strings.Contains(lead, "=")) {
-			at.Errorf("lets the sender pick the option: write --name={%s}", t.holes[0])
+			at.Errorf("lets the sender choose the option: write --name={%s}", t.holes[0])
 		}
 	}
 	if len(argv[0].holes) > 0 {

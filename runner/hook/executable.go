@@ -71,7 +71,7 @@ func checkFirstLine(script string, first []byte, searchPath string, depth int, p
 	line, _, _ := strings.Cut(string(first), "\n")
 	line = strings.Trim(line, " \t")
 	if strings.HasSuffix(line, "\r") {
-		p.Errorf("the first line of %s ends with CR LF, and the system takes the CR for a part of it: convert the "+
+		p.Errorf("the first line of %s ends with CR LF, and the system reads the CR as a part of it: convert the "+
 			"file, as dos2unix does", script)
 		return
 	}

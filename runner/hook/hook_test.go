@@ -282,9 +282,9 @@ func TestFrom_Forms(t *testing.T) {
 	}
 }
 
-// TestSharesFlight: a run shares a flight by its values under the template of the hook, whatever its own flight is
+// TestFlight_Shared: a run shares a flight by its values under the template of the hook, whatever its own flight is
 // called; a run without one of these values shares every flight of the hook.
-func TestSharesFlight(t *testing.T) {
+func TestFlight_Shared(t *testing.T) {
 	for _, c := range []struct {
 		template string
 		values   hook.Values

@@ -340,10 +340,10 @@ func TestFlight_KilledSupervisor(t *testing.T) {
 	}
 }
 
-// TestFlightChanged checks that a run keeps those runs from starting that have its flight under the template in force,
+// TestFlight_Changed checks that a run keeps those runs from starting that have its flight under the template in force,
 // whatever the template was when it started. The next supervisor reads from its folder which ones these are. If the
 // folder has been removed, or lacks a value that the template needs, no run of the hook starts.
-func TestFlightChanged(t *testing.T) {
+func TestFlight_Changed(t *testing.T) {
 	two := map[string]hook.ParamSpec{"x": {Match: ".*"}, "y": {Match: ".*"}}
 	for what, c := range map[string]struct {
 		before, after string
