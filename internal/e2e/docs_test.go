@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -125,6 +126,36 @@ func TestDocs_Dependencies(t *testing.T) {
 	rows := findMatches(`(?m)^\| ([^ |]+/[^ |]+) \|`, readDoc(t, "docs/dependencies.md"))
 	if !slices.Equal(rows, modules) {
 		t.Errorf("docs/dependencies.md has %q, and go.mod requires %q", rows, modules)
+	}
+}
+
+// TestDocs_PackageComments: the comment of each package of the program leads to the names to begin with.
+func TestDocs_PackageComments(t *testing.T) {
+	t.Parallel()
+	comments := map[string]string{}
+	check := func(name string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && (entry.Name() == "testdata" || entry.Name() == "e2e" || entry.Name() == ".git"):
+			return fs.SkipDir
+		case filepath.Ext(name) != ".go" || strings.HasSuffix(name, "_test.go") || name == "main.go":
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.PackageClauseOnly|parser.ParseComments)
+		if err == nil {
+			comments[filepath.Dir(name)] += file.Doc.Text()
+		}
+		return err
+	}
+	mustSucceed(t, filepath.WalkDir(".", check))
+	for folder, comment := range comments {
+		if !strings.HasPrefix(comment, "Package ") || len(findMatches(`(\[[A-Z][A-Za-z.]*\])`, comment)) == 0 {
+			t.Errorf("the comment of package %s has no link to a name: %q", folder, comment)
+		}
+	}
+	if len(comments) < 20 {
+		t.Errorf("only %d packages were found", len(comments))
 	}
 }
 

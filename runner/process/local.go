@@ -1,15 +1,21 @@
 // Package process starts commands, follows them to their end and stops them.
 //
-// A command is started without a shell, with an explicit environment and with the descriptors 0, 1, 2 and the lock of
-// its run only. It writes into a FIFO in the folder of the run (package rundir), which a collector empties (package
-// output). A run ends when its main process and all processes that it left behind have ended (package proctree).
-// Processes that are left behind get TERM, and KILL after the grace. A descriptor that a grandchild keeps open delays
-// nothing.
+// [Local] holds the runs in progress ([NewLocal], or [NewSupervised] in the supervisor). A command is started without a
+// shell, with an explicit environment and with the descriptors 0, 1, 2 and the lock of its run only. It writes into a
+// FIFO in the folder of the run (package [sallyport/runner/process/rundir]), which a collector empties (package
+// [sallyport/runner/process/output]). A run ends when its main process and all processes that it left behind have ended
+// (package [sallyport/runner/process/proctree]). Processes that are left behind get TERM, and KILL after the grace. A
+// descriptor that a grandchild keeps open delays nothing.
 //
-// [Local] holds the runs in progress. One goroutine follows each of them, and only that goroutine changes its status.
-// When a run has ended, its end is written, its flight is freed once no process holds its lock, and its working
-// folder is removed. If this process is killed at any step, the lock and the status of each run stay in its folder,
-// and the next process adopts the run from there.
+// Invariants:
+//
+//   - No command starts while a process holds the lock of a run of the same flight, whatever the server says.
+//   - One goroutine follows each run, and only that goroutine changes its status.
+//   - The end of a run is on the disk before its flight is free. Then its working folder is removed.
+//
+// Failures: if this process is killed at any step, the lock and the status of each run stay in its folder, and the next
+// process adopts the run from there. It cannot learn the exit code any more. An end that cannot be written is kept
+// elsewhere until it can.
 package process
 
 import (
