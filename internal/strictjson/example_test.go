@@ -16,7 +16,7 @@ func ExampleDecode() {
 	}
 	// Output:
 	// map[after:c0ffee1 count:12345678901234567890] <nil>
-	// the name "ref" stands twice in one object
+	// the name "ref" occurs twice in one object
 	// something follows the JSON value
 	// an escape is half of a surrogate pair
 }
