@@ -32,7 +32,7 @@ func (h *house) becomes(status int, path string) {
 	h.t.Fatalf("%s is never answered with %d", path, status)
 }
 
-// TestReady_NamesWhatIsBroken: each part is broken and repaired, and what needs it is refused meanwhile.
+// TestReady_NamesWhatIsBroken: each part is broken and repaired, and what needs it is refused until then.
 func TestReady_NamesWhatIsBroken(t *testing.T) {
 	t.Parallel()
 	moved := func(name string) func(*house) func() {

@@ -530,7 +530,7 @@ func TestRetry_NoSpace(t *testing.T) {
 	}
 	b.set(func() { b.refuse, b.refused = nil, 0 })
 	b.flies(t, second.ID)
-	// A server that drains meanwhile does not end the run either.
+	// A server that drains at that time does not end the run either.
 	third := b.queue(t, of(h, "3")).Run
 	b.set(func() { b.refuse = runner.ErrFull })
 	b.finish(t, second, 0)

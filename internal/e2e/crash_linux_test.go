@@ -152,8 +152,8 @@ func (c *crash) killSupervisor(as string) bool {
 	return true
 }
 
-// handOver makes the server start its successor, kills one of the two servers, the supervisor or nothing meanwhile, and
-// returns when a server serves.
+// handOver makes the server start its successor, kills one of the two servers, the supervisor or nothing during that
+// time, and returns when a server serves.
 func (c *crash) handOver() {
 	c.t.Helper()
 	pids := c.servers()

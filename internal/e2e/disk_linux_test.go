@@ -302,7 +302,7 @@ func (d *disk) awaitEnd(id string, code int) (r runner.Run) {
 }
 
 // testRunInProgress checks that a command goes on without its output when the disk is full, and that an end that cannot
-// be written is not lost, nor the runs queued behind it, even if another server starts meanwhile.
+// be written is not lost, nor the runs queued behind it, even if another server starts in between.
 func (d *disk) testRunInProgress() {
 	mustSucceed(d.t, os.WriteFile(d.fillerPath("state"), make([]byte, diskSize/3), 0o600)) // to be freed later
 	holding := d.newBody("hold")

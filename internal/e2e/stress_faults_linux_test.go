@@ -112,8 +112,8 @@ func (s *stress) killBoth(r *rand.Rand) {
 	s.serve()
 }
 
-// handOver makes the server start its successor, kills one of the two servers, the supervisor or nothing meanwhile, and
-// returns when a server serves.
+// handOver makes the server start its successor, kills one of the two servers, the supervisor or nothing during that
+// time, and returns when a server serves.
 func (s *stress) handOver(r *rand.Rand) {
 	wait, what := time.Duration(r.IntN(400))*time.Millisecond, r.IntN(5)
 	pids := s.servers()
@@ -171,7 +171,7 @@ func (s *stress) stopServer(r *rand.Rand) {
 }
 
 // stopSupervisor stops the supervisor for a while, sometimes for longer than the server waits for it, and sometimes
-// another fault happens meanwhile.
+// another fault happens at the same time.
 func (s *stress) stopSupervisor(r *rand.Rand) {
 	least, most := 50*time.Millisecond, time.Second
 	if r.IntN(2) == 0 { // until the server answers deliveries without it

@@ -122,7 +122,7 @@ func (p *power) cutPower() {
 	mustSucceed(p.t, unix.IoctlSetPointerInt(int(d.Fd()), shutDown, noLogFlush))
 }
 
-// restore mounts the disk again, as the next start of the machine does. No process may use the disk meanwhile.
+// restore mounts the disk again, as the next start of the machine does. No process may use the disk during that time.
 func (p *power) restore() error {
 	if err := unix.Unmount(p.dir, 0); err != nil {
 		return fmt.Errorf("unmounting the disk: %w", err)

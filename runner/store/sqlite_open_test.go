@@ -268,7 +268,7 @@ func TestClose_LaterCalls(t *testing.T) {
 	}
 }
 
-// TestLog_CopiedDuringWrites writes without a pause: the write-ahead log is copied meanwhile, and stays short.
+// TestLog_CopiedDuringWrites writes without a pause: the write-ahead log is copied during the writes, and stays short.
 func TestLog_CopiedDuringWrites(t *testing.T) {
 	s := openStore(t)
 	fillStore(t, s, 20)

@@ -116,8 +116,8 @@ func (f *Folder) MoveIn(s *Status) error {
 	if err != nil {
 		return fmt.Errorf("naming the lock of a run: %w", err)
 	}
-	// This never replaces the folder of a run: a rename replaces only an empty folder, and a run's folder has its status
-	// from the beginning, also that of a revoked run.
+	// This never replaces the folder of a run: a rename replaces only an empty folder, and the folder of a run has its
+	// status from the beginning, also that of a revoked run.
 	if err := r.Root.Rename(from, s.Run); err != nil {
 		return errors.Join(fmt.Errorf("making the folder of a run: %w", err), r.Root.Remove(mark))
 	}
@@ -171,9 +171,9 @@ func (p *ReadyFolders) KeepReady() {
 	}()
 }
 
-// clearReady removes the folders that an earlier process kept ready. Meanwhile a server may give a folder in there its
-// place, as that of a revoked run. Therefore each folder gets another name before it is emptied: Revoke then finds
-// either no folder or a whole one.
+// clearReady removes the folders that an earlier process kept ready. At the same time, a server may give a folder in
+// there its place, as that of a revoked run. Therefore each folder gets another name before it is emptied: Revoke then
+// finds either no folder or a whole one.
 func (r *Runs) clearReady() error {
 	dir, err := r.Root.Open(readyDir)
 	if errors.Is(err, fs.ErrNotExist) {
