@@ -25,6 +25,7 @@ import (
 
 	"sallyport/auth/field"
 	"sallyport/internal/diag"
+	"sallyport/internal/strictjson"
 )
 
 // MaxTolerance is the longest time between a signed time and now that a scheme may allow.
@@ -40,8 +41,11 @@ type Scheme struct {
 	sigSize   int
 	entries   []entry
 	signed    template
-	tsHeader  string  // has {ts} if the signature header does not
-	idHeader  string  // has {id}
+	tsHeader  string          // has {ts} if the signature header does not
+	idHeader  string          // has {id}
+	tsPath    strictjson.Path // where the body has the time, the id and the event, if the spec says so
+	idPath    strictjson.Path
+	eventPath strictjson.Path
 	otherHalf *Scheme // the same with the other kind of key, chosen by the prefix of the key; or nil
 }
 
@@ -133,6 +137,7 @@ func (s *Scheme) compileTime(p *diag.List) {
 		ts.Header = field.CompileHeader(ts.Header, p.At("header"))
 		s.tsHeader = ts.Header
 	}
+	s.tsPath = compileBodyPath(ts.Body, p.At("body"))
 	if covered == (ts.Body != "") {
 		p.Errorf("is not covered by the signature: signed needs {ts}, unless the time is in the body")
 	}
@@ -151,12 +156,14 @@ func (s *Scheme) compileTime(p *diag.List) {
 func (s *Scheme) compileFields(p *diag.List) {
 	if id := compileField(s.spec.ID, p.At("id")); id != nil {
 		s.spec.ID, s.idHeader = id, id.Header
+		s.idPath = compileBodyPath(id.Body, p.At("id", "body"))
 	}
 	if s.signed.coversHole("id") != (s.idHeader != "") {
 		p.At("id").Errorf("must be a header if {id} is signed, and must not be a header if {id} is not signed")
 	}
 	if event := compileField(s.spec.Event, p.At("event")); event != nil {
 		s.spec.Event = event
+		s.eventPath = compileBodyPath(event.Body, p.At("event", "body"))
 	}
 }
 
@@ -173,6 +180,19 @@ func compileField(f *FieldSpec, p *diag.List) *FieldSpec {
 		return f
 	}
 	return &FieldSpec{Header: field.CompileHeader(f.Header, p.At("header"))}
+}
+
+// compileBodyPath parses a path into the body. An empty path stays empty.
+func compileBodyPath(text string, p *diag.List) strictjson.Path {
+	root := "body."
+	if text == "" || text[0] == '[' {
+		root = "body"
+	}
+	path, err := strictjson.ParsePath(root + text)
+	if err != nil {
+		p.Errorf("%v", err)
+	}
+	return path
 }
 
 // exactlyOne reports whether exactly one of the conditions holds.

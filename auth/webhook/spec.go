@@ -30,7 +30,7 @@ type KeyForm struct {
 // the signature header.
 type TimeSpec struct {
 	Header    string        `yaml:"header"`
-	Body      string        `yaml:"body"`      // dotted path into a JSON body
+	Body      string        `yaml:"body"`      // path into a JSON body
 	Unit      string        `yaml:"unit"`      // s (default) or ms
 	Tolerance time.Duration `yaml:"tolerance"` // default 5m
 }
@@ -38,5 +38,5 @@ type TimeSpec struct {
 // FieldSpec says where a value is: in a header, or in the JSON body.
 type FieldSpec struct {
 	Header string `yaml:"header"`
-	Body   string `yaml:"body"` // dotted path
+	Body   string `yaml:"body"` // path
 }

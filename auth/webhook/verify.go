@@ -117,14 +117,14 @@ func (s *Scheme) Describe(sig *Signature, h http.Header, body []byte, now time.T
 	fields := s.decodeBody(body)
 	m := &Message{ID: sig.ID, Time: sig.time, Event: s.readEvent(h, fields)}
 	if s.spec.ID != nil && s.spec.ID.Body != "" {
-		m.ID = readTextAt(fields, s.spec.ID.Body)
+		m.ID = readTextAt(fields, s.idPath)
 	}
 	ts := s.spec.TS
 	if ts == nil {
 		return m, nil
 	}
 	if ts.Body != "" {
-		at, err := readUnix(readTextAt(fields, ts.Body), ts.Unit)
+		at, err := readUnix(readTextAt(fields, s.tsPath), ts.Unit)
 		if err != nil {
 			return nil, fmt.Errorf("the timestamp in the body %w", err)
 		}
@@ -149,9 +149,9 @@ func (s *Scheme) decodeBody(body []byte) any {
 	return v
 }
 
-// readTextAt returns the string or number at a dotted path, or nothing.
-func readTextAt(v any, path string) string {
-	got, _ := strictjson.Lookup(v, strings.Split(path, ".")...)
+// readTextAt returns the string or number at a path, or nothing.
+func readTextAt(v any, path strictjson.Path) string {
+	got, _ := path.Lookup(v) // the diagnosis is that of the field
 	switch x := got.(type) {
 	case string:
 		return x
@@ -166,7 +166,7 @@ func (s *Scheme) readEvent(h http.Header, fields any) (event string) {
 	switch f := s.spec.Event; {
 	case f == nil:
 	case f.Body != "":
-		event = readTextAt(fields, f.Body)
+		event = readTextAt(fields, s.eventPath)
 	case len(h[f.Header]) == 1:
 		event = h.Get(f.Header)
 	}

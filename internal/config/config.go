@@ -377,10 +377,11 @@ func (f *File) checkSecrets(headers []string, p *diag.List) {
 			continue
 		}
 		for param, spec := range h.Params {
-			if len(spec.From) == 2 && spec.From[0] == "header" &&
-				slices.Contains(headers, http.CanonicalHeaderKey(spec.From[1])) {
-				p.At(name, "params", param, "from").Errorf("the header %s holds a credential, "+
-					"and parameters are recorded and shown", spec.From[1])
+			for _, header := range spec.From.Headers() {
+				if slices.Contains(headers, http.CanonicalHeaderKey(header)) {
+					p.At(name, "params", param, "from").Errorf("the header %s holds a credential, "+
+						"and parameters are recorded and shown", header)
+				}
 			}
 		}
 	}

@@ -186,6 +186,7 @@ func TestLoad_NotAMapping(t *testing.T) {
 		"text":                {"text\n", ":1:1: is text, but must be a mapping"},
 		"null":                {"~\n", ":1:1: is empty: give it a value, or leave it out"},
 		"two documents":       {"listen: ':1'\n---\nlisten: ':2'\n", ":2:1: a second document starts here, and only one is read"},
+		"a path in braces":    {"hooks: {a: {params: {x: {from: body.a[0].b}}}}", ":1:38: this is not YAML: ',' or '}' must be specified (text that contains one of []{}, must be in quotes here)"},
 		"no YAML":             {"listen: ':1'\nhooks: [\n", ":2:8: this is not YAML: sequence end token ']' not found"},
 		"no UTF-8":            {"listen: ':1'\nstate: b\xff\n", ":2:9: this is not UTF-8"},
 		"NUL":                 {"listen: \x00", ":1:9: the character U+0000 is not allowed here: write it as an escape in double quotes"},

@@ -127,7 +127,11 @@ func checkPlainYAML(tokens token.Tokens, r *report) bool {
 func reportSyntax(err error, r *report) {
 	var s *yaml.SyntaxError
 	if errors.As(err, &s) && s.Token != nil {
-		r.addDiagnostic(tokenPlace(s.Token), "", "this is not YAML: "+s.Message)
+		text := "this is not YAML: " + s.Message
+		if strings.Contains(s.Message, "must be specified") {
+			text += " (text that contains one of []{}, must be in quotes here)"
+		}
+		r.addDiagnostic(tokenPlace(s.Token), "", text)
 		return
 	}
 	line, _, _ := strings.Cut(err.Error(), "\n")

@@ -2,8 +2,8 @@
 // with the unique names of RFC 7493 (I-JSON), valid UTF-8, whole surrogate pairs, one value and nothing after it,
 // bounded depth.
 //
-// [Decode] returns the value or an error, never a part of it. Numbers keep their digits. [Lookup] follows a path of
-// names. An error contains names from the document, so it is for the log and not for other senders.
+// [Decode] returns the value or an error, never a part of it. Numbers keep their digits. [Lookup] follows names, and a
+// [Path] of a configuration file also follows indexes of lists. An error contains names from the document, so it is for the log and not for other senders.
 package strictjson
 
 import (

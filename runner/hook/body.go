@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"sallyport/internal/diag"
@@ -35,12 +36,8 @@ func (b BodySpec) checkForm(p *diag.List) {
 
 // readBody decodes the body as the hook says, if a parameter is taken from it.
 func (h *Hook) readBody(in Input) (body, error) {
-	wanted := false
-	for _, p := range h.params {
-		wanted = wanted || p.from[0] == "body"
-	}
 	switch {
-	case !wanted || len(in.Body) == 0:
+	case !h.readsBody() || len(in.Body) == 0:
 		return body{}, nil
 	case h.Body.As == bodyForm:
 		return readForm(in.Body)
@@ -50,6 +47,16 @@ func (h *Hook) readBody(in Input) (body, error) {
 		return body{}, fmt.Errorf("%w: this hook reads JSON: %s", ErrBody, err.Error()) // the sender sees this text
 	}
 	return body{json: v}, nil
+}
+
+// readsBody reports whether a parameter is taken from the body.
+func (h *Hook) readsBody() bool {
+	for _, p := range h.params {
+		if slices.ContainsFunc(p.from, func(path strictjson.Path) bool { return path.Root() == "body" }) {
+			return true
+		}
+	}
+	return false
 }
 
 // formStart contains the characters that a form may begin with, in addition to letters and digits.

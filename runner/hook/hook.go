@@ -191,7 +191,7 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	h.checkBounds(p)
 	h.params = make(map[string]*param, len(s.Params))
 	for _, pn := range slices.Sorted(maps.Keys(s.Params)) {
-		h.params[pn] = compileParam(pn, s.Params[pn], p.At("params", pn))
+		h.params[pn] = compileParam(pn, s.Params[pn], s.Body.As, p.At("params", pn))
 	}
 	used := h.compileTemplates(p)
 	for _, pn := range slices.Sorted(maps.Keys(h.params)) {

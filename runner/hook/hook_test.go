@@ -85,6 +85,17 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"a whole body", "params.x.from", "names no member", param(hook.ParamSpec{From: hook.From{"body"}, Match: "a"})},
 		{"a query with dots", "params.x.from", "one name", param(hook.ParamSpec{From: hook.From{"query", "a", "b"}, Match: "a"})},
 		{"an empty name", "params.x.from", "empty name", param(hook.ParamSpec{From: hook.From{"body", "", "b"}, Match: "a"})},
+		{"an empty name in a path", "params.x.from", "empty name", fromPaths("body..b")},
+		{"no source", "params.x.from", "does not say", fromPaths()},
+		{"an unknown source in a path", "params.x.from", "not a source", fromPaths("cookie.a")},
+		{"a path with a bad index", "params.x.from", "write [0] for the first", fromPaths("body.a[x]")},
+		{"a list in a query", "params.x.from", "a query is not a list", fromPaths("query.a[0]")},
+		{"a header with a step", "params.x.from", `write header["a.b"]`, fromPaths("header.a.b")},
+		{"a list in a form", "params.x.from", "a form has no lists", fromForm("body.a[0]")},
+		{"a path twice", "params.x.from.1", "listed twice", fromPaths("body.a", "body.a")},
+		{"a bad path among others", "params.x.from.1", "not a source", fromPaths("body.a", "cookie.a")},
+		{"a bare name among paths", "params.x.from.1", "names no member", fromPaths("body.a", "query")},
+		{"a bare name before paths", "params.x.from", `write query["body.a"]`, fromPaths("query", "body.a")},
 	} {
 		t.Run(c.reason, func(t *testing.T) {
 			_, problems := compile(c.spec)
@@ -265,9 +276,26 @@ func TestSize_Text(t *testing.T) {
 	}
 }
 
+// fromPaths returns a hook with a parameter from these paths.
+func fromPaths(paths ...string) hook.Spec {
+	return hook.Spec{
+		Command: []string{"/bin/echo", "--x={x}"},
+		Params:  map[string]hook.ParamSpec{"x": {From: paths, Match: "a"}},
+	}
+}
+
+// fromForm is fromPaths for a hook that reads a form.
+func fromForm(path string) hook.Spec {
+	s := fromPaths(path)
+	s.Body.As = "form"
+	return s
+}
+
 func TestFrom_Forms(t *testing.T) {
 	for written, want := range map[string][]string{
-		"from: body.a.b": {"body", "a", "b"},
+		"from: body.a.b":                          {"body.a.b"},
+		`from: 'body.a[0]["b.c"]'`:                {`body.a[0]["b.c"]`},
+		"from: [body.a, query.a]":                 {"body.a", "query.a"},
 		"from: [claim, kubernetes.io, namespace]": {"claim", "kubernetes.io", "namespace"},
 	} {
 		var got struct{ From hook.From }

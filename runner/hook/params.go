@@ -37,7 +37,7 @@ type Input struct {
 }
 
 type param struct {
-	from     From
+	from     []strictjson.Path // the first that is there gives the value
 	kind     string
 	match    *regexp.Regexp
 	enum     []string
@@ -45,14 +45,12 @@ type param struct {
 	fallback *string
 }
 
-func compileParam(name string, s ParamSpec, p *diag.List) *param {
-	c := &param{from: s.From, kind: s.Type, enum: s.Enum, min: s.Min, max: s.Max, fallback: s.Default}
+func compileParam(name string, s ParamSpec, as string, p *diag.List) *param {
+	c := &param{kind: s.Type, enum: s.Enum, min: s.Min, max: s.Max, fallback: s.Default}
 	if !isParamName(name) {
 		p.Errorf("%q is not a name for a parameter: use letters, digits and _", name)
 	}
-	if err := s.From.checkForm(); err != nil {
-		p.At("from").Errorf("%v", err)
-	}
+	c.from = s.From.compile(as, p.At("from"))
 	if c.kind == "" {
 		c.kind = "string"
 	}
@@ -189,49 +187,30 @@ func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 
 // findValue returns the value of one parameter, or the problem if the value is missing.
 func (c *param) findValue(in Input, b body) (value, problem string) {
-	v, typed, found := c.from.lookUp(in, b)
-	switch {
-	case found:
-		return c.scalarText(v, typed)
-	case c.fallback != nil:
-		return *c.fallback, ""
-	case b.form != nil && c.from[0] == "body":
-		return "", "is missing: no " + c.from.String() + " in the form"
-	}
-	return "", "is missing: no " + c.from.String()
-}
-
-// lookUp returns the value at f in a delivery. typed says that its source distinguishes text from numbers and booleans.
-func (f From) lookUp(in Input, b body) (v any, typed, found bool) {
-	switch path := f[1:]; f[0] {
-	case "query":
-		v, found = singleValue(in.Query[path[0]])
-	case "header":
-		v, found = singleValue(in.Header[textproto.CanonicalMIMEHeaderKey(path[0])])
-	case "claim":
-		v, found = strictjson.Lookup(in.Claims, path...)
-		typed = true
-	case "body":
-		if b.form != nil {
-			v, found = singleValue(b.form[strings.Join(path, ".")])
-			break
+	missing := make([]string, 0, len(c.from))
+	for _, path := range c.from {
+		v, err := in.lookup(path, b)
+		if err == nil {
+			return c.scalarText(v, path.Root() == "claim" || path.Root() == "body" && b.form == nil)
 		}
-		v, found = strictjson.Lookup(b.json, path...)
-		typed = true
+		missing = append(missing, err.Error())
 	}
-	return v, typed, found
+	if c.fallback != nil {
+		return *c.fallback, ""
+	}
+	return "", "is missing: " + strings.Join(missing, "; ")
 }
 
 // singleValue returns the value of a field that may be repeated. Several values are returned as a list, which
 // scalarText refuses: the command might use one of them and a proxy another.
-func singleValue(values []string) (any, bool) {
+func singleValue(values []string) any {
 	switch len(values) {
 	case 0:
-		return nil, false
+		return nil
 	case 1:
-		return values[0], true
+		return values[0]
 	}
-	return values, true
+	return values
 }
 
 // scalarText converts a scalar to text. Types are strict where the source has types: a JSON string is not an int and

@@ -86,6 +86,27 @@ func TestBind_EverySource(t *testing.T) {
 	turnAway(t, h, bodyInput("a=1"), "is missing: no body.a.b in the form")
 }
 
+// TestBind_Paths checks that a path into lists finds its value, and that a missing step is named.
+func TestBind_Paths(t *testing.T) {
+	from := func(path string) *hook.Hook {
+		return oneParamHook(t, hook.ParamSpec{From: hook.From{path}, Match: ".*"})
+	}
+	push := jsonBody(`{"push":{"changes":[{"new":{"name":"main"}},{"new":null}]},"a.b":"dot"}`)
+	wantParam(t, from("body.push.changes[0].new.name"), push, "main")
+	wantParam(t, from("body.push.changes[-2].new.name"), push, "main")
+	wantParam(t, from(`body["a.b"]`), push, "dot")
+	wantParam(t, from(`body[-1].ref`), jsonBody(`[{},{"ref":"main"}]`), "main")
+	wantParam(t, from(`claim.groups[1]`), hook.Input{Claims: map[string]any{"groups": []any{"a", "b"}}}, "b")
+	wantParam(t, from(`query["a.b"]`), hook.Input{Query: url.Values{"a.b": {"1"}}}, "1")
+	turnAway(t, from("body.push.changes[1].new.name"), push, "there is no body.push.changes[1].new")
+	turnAway(t, from("body.push.changes[2].new.name"), push, "body.push.changes has the length 2")
+	turnAway(t, from("body[0].ref"), push, "body is an object")
+	turnAway(t, from("body.push.changes"), push, "is a list or an object")
+	fields := hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Body: hook.BodySpec{As: "form"}}
+	fields.Params = map[string]hook.ParamSpec{"x": {From: hook.From{`body["a[0]"]`}, Match: ".*"}}
+	wantParam(t, newHook(t, fields), bodyInput("a%5B0%5D=1"), "1")
+}
+
 func TestParams_Types(t *testing.T) {
 	from := hook.From{"body", "x"}
 	bounded := hook.ParamSpec{From: from, Type: "int", Min: new(int64(-5)), Max: new(int64(10))}
