@@ -34,7 +34,8 @@ import (
 func TestMain(m *testing.M) {
 	testenv.EndProcessesAtOnce()
 	if err := flag.Set("test.parallel", "4"); err != nil { // most of them wait for processes; -parallel still sets it
-		panic(err)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	syscall.Umask(0o022) // the server checks the modes of the scripts' files
 	testscript.Main(inRepository{m}, map[string]func(){"sallyport": sallyport, "witness": witness, "unlocked": unlocked, "smuggler": smuggler, "spill": spill})
@@ -61,7 +62,7 @@ func (r inRepository) Run() int {
 }
 
 // Builds is a folder for programs that are built once for several tests. It exists while the tests run.
-var Builds string
+var Builds string //nolint:gochecknoglobals // TestMain sets it before the tests begin
 
 // sallyport runs the program, as main.go does.
 func sallyport() {

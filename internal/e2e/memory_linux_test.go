@@ -171,9 +171,9 @@ func buildShipped(t testing.TB, dir string) {
 	mustSucceed(t, os.Link(file, filepath.Join(dir, "sallyport")))
 }
 
-var shippedProgram = sync.OnceValues(func() (string, error) {
+var shippedProgram = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // built once for all tests
 	file := filepath.Join(internals.Builds, "sallyport")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", file, ".") //nolint:noctx // for more than one test
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", file, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building: %w\n%s", err, out)
