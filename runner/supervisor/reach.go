@@ -32,18 +32,18 @@ type entrance struct {
 
 // takeInherited takes over the descriptors that the process which started this one opened for it.
 func takeInherited(state string, log *slog.Logger) (*entrance, error) {
+	var want, got unix.Stat_t
+	if err := unix.Stat(filepath.Join(state, mutexFile), &want); err != nil {
+		return nil, fmt.Errorf("starting as a supervisor: %w", err)
+	}
+	if err := unix.Fstat(mutexFD, &got); err != nil || want.Dev != got.Dev || want.Ino != got.Ino {
+		return nil, errors.New("this command is started by the server alone")
+	}
+	// Not before this check: an os.File closes its descriptor in the end, even one that another part of the process has.
 	e := &entrance{
 		state: state, log: log, socket: os.NewFile(socketFD, socketFile), lock: os.NewFile(mutexFD, mutexFile),
 	}
 	// An inherited lock belongs to this process already. Otherwise the lock must be free.
-	want, err := os.Stat(filepath.Join(state, mutexFile))
-	if err != nil {
-		return nil, fmt.Errorf("starting as a supervisor: %w", err)
-	}
-	got, err := e.lock.Stat()
-	if err != nil || !os.SameFile(want, got) {
-		return nil, errors.New("this command is started by the server alone")
-	}
 	if err := unix.Flock(mutexFD, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("taking the lock of the supervisor: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sallyport/internal/config"
 	"sallyport/internal/testenv"
@@ -923,9 +926,27 @@ func TestSupervisor_CannotStart(t *testing.T) {
 	}
 }
 
-// TestSupervise_ByHand checks that the command supervise refuses to be started by hand.
+// TestSupervise_ByHand checks that the command supervise refuses to be started by hand. It does not close the
+// descriptors that a server would have opened for it, because they belong to something else.
 func TestSupervise_ByHand(t *testing.T) {
 	dir := t.TempDir()
+	isOpen := func(fd int) bool {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		return err == nil
+	}
+	const socket, lock = 3, 4
+	before := []bool{isOpen(socket), isOpen(lock)}
+	defer func() {
+		for range 3 { // a descriptor that is not used any more is closed after a collection
+			collected := make(chan struct{})
+			runtime.AddCleanup(new([64]byte), func(c chan struct{}) { close(c) }, collected)
+			runtime.GC()
+			<-collected
+		}
+		if after := []bool{isOpen(socket), isOpen(lock)}; before[0] && !after[0] || before[1] && !after[1] {
+			t.Errorf("open before: %v, and after: %v", before, after)
+		}
+	}()
 	if err := supervisor.Run(supervisor.Settings{State: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("it started without a server")
 	}
