@@ -219,6 +219,7 @@ func TestIdentity_Event(t *testing.T) {
 	for want, got := range map[string]string{
 		"push":             event("github", "github", secretA, "{}", "X-GitHub-Event", "push"),
 		"incident.trigger": event("pagerduty", "pagerduty", secretB, `{"event":{"event_type":"incident.trigger"}}`),
+		"Tag Push Hook":    event("github", "github", secretA, "{}", "X-GitHub-Event", "Tag Push Hook"),
 		"":                 event("github", "github", secretA, "{}", "X-GitHub-Event", "a", "X-GitHub-Event", "b"),
 	} {
 		if got != want {

@@ -19,6 +19,20 @@ type CallerSpec struct {
 	Replay string `yaml:"replay"`
 }
 
+// HasEvents reports whether a credential of the caller says where a delivery has its event name.
+func (s *CallerSpec) HasEvents() bool {
+	if s.JWT != nil && s.JWT.Preset == "github-actions" {
+		return true
+	}
+	if s.HMAC == nil {
+		return false
+	}
+	if scheme, ok := webhook.Preset(s.HMAC.Scheme); ok {
+		return scheme.Spec().Event != nil
+	}
+	return s.HMAC.Event != nil
+}
+
 // HMACSpec names a preset, or describes a scheme with the same settings.
 type HMACSpec struct {
 	Scheme             string    `yaml:"scheme"` // a preset's name; then no other setting but keys

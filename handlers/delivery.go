@@ -49,7 +49,14 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	if !h.Unauthenticated && !h.May(who.Caller, hook.MayStart) {
 		return forbidden(who.Caller, "start this hook")
 	}
-	values, err := bindParameters(r, body, who, h)
+	in, err := openDelivery(r, body, who, h)
+	if err != nil {
+		return err
+	}
+	if why := h.WhyIgnored(in); why != "" {
+		return s.answerIgnored(w, req, why)
+	}
+	values, err := bindParameters(in, h)
 	if err != nil {
 		return err
 	}
@@ -61,8 +68,15 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	if req.observed {
 		return s.answerObserved(w, r, req, d)
 	}
+	return s.startRun(w, r, req, who, d, unverified)
+}
+
+// startRun starts a run, queues it or refuses it, and answers.
+func (s *service) startRun(
+	w http.ResponseWriter, r *http.Request, req *request, who *auth.Identity, d runner.Delivery, body *unverified,
+) error {
 	started, err := s.runner.Start(r.Context(), d)
-	unverified.releaseRoom() // the answer may wait for minutes
+	body.releaseRoom() // the answer may wait for minutes
 	wait := parsePreferWait(r.Header)
 	if err != nil {
 		return s.answers.answerNotStarted(w, r, req, wait, err)
@@ -119,18 +133,25 @@ func forbidden(caller, what string) error {
 	}
 }
 
-// bindParameters takes the parameters from the delivery, or returns all problems with them.
-func bindParameters(r *http.Request, body []byte, who *auth.Identity, h *hook.Hook) (hook.Values, error) {
+// openDelivery decodes the query, and the body if the hook reads it.
+func openDelivery(r *http.Request, body []byte, who *auth.Identity, h *hook.Hook) (hook.Input, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, malformed("The query is malformed.")
+		return hook.Input{}, malformed("The query is malformed.")
 	}
-	values, problems, err := h.Bind(hook.Input{
-		Body: body, Query: query, Header: textproto.MIMEHeader(r.Header), Claims: who.Claims,
+	in, err := h.Open(hook.Input{
+		Body: body, Query: query, Header: textproto.MIMEHeader(r.Header), Claims: who.Claims, Event: who.Event,
 	})
+	if errors.Is(err, hook.ErrBody) {
+		return in, malformed(err.Error())
+	}
+	return in, err
+}
+
+// bindParameters takes the parameters from the delivery, or returns all problems with them.
+func bindParameters(in hook.Input, h *hook.Hook) (hook.Values, error) {
+	values, problems, err := h.Bind(in)
 	switch {
-	case errors.Is(err, hook.ErrBody):
-		return nil, malformed(err.Error())
 	case err != nil:
 		return nil, err
 	case len(problems) > 0:

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +128,33 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 			runs: 1,
 		},
 		{
+			step: "the callers of the hook, then the conditions",
+			refuse: func(h *house) {
+				if a := h.answers(http.StatusForbidden, h.by("guest", "1").to("/start?stage=draft")); strings.Contains(a.body, "ignored") {
+					h.t.Errorf("the conditions were checked: %s", a.body)
+				}
+			},
+			untouched: func(h *house) { h.ignores(h.by("good", "1").to("/start?stage=draft")) },
+		},
+		{
+			step: "the conditions, then the parameters, the claim and the flight",
+			refuse: func(h *house) {
+				h.ignores(h.by("good", "1").to("/start?stage=draft&x=c"))
+				h.ignores(h.by("good", "1").to("/start?stage=draft"))
+				token := h.by("ci", "").to("/start?stage=draft")
+				h.ignores(token)
+				h.ignores(token)
+				h.answers(http.StatusBadRequest, h.by("good", "1").to("/start?stage=draft&x=%zz"))
+			},
+			untouched: func(h *house) {
+				h.starts(h.by("ci", ""))
+				h.starts(h.by("good", "1"))
+				h.holdCommands()
+				h.answers(http.StatusOK, h.by("good", "2"))
+				h.ignores(h.by("good", "3").to("/start?stage=draft")) // if the flight were checked, it would be busy
+			},
+		},
+		{
 			step: "the callers of the hook, then the parameters",
 			refuse: func(h *house) {
 				if a := h.answers(http.StatusForbidden, h.by("guest", "1").to("/start?x=%zz")); strings.Contains(a.body, "problems") {
@@ -203,6 +231,19 @@ func TestDelivery_OrderOfSteps(t *testing.T) {
 			}
 			row.untouched(h)
 		})
+	}
+}
+
+// ignores sends a delivery that is not meant for its hook.
+func (h *house) ignores(d delivery) {
+	h.t.Helper()
+	a := h.answers(http.StatusOK, d)
+	const reason = `the condition query.stage does not hold: the value is "draft"`
+	if a.body != `{"ignored":true,"hook":"start","reason":`+strconv.Quote(reason)+"}\n" || a.header.Get("Location") != "" {
+		h.t.Errorf("not ignored: %v %s", a.header, a.body)
+	}
+	if line := h.line(a); line["level"] != "INFO" || line["reason"] != "ignored: "+reason {
+		h.t.Errorf("the log has %v", line)
 	}
 }
 

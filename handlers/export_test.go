@@ -36,7 +36,11 @@ func Wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
 
 // Bind takes the parameters of a hook from a delivery of the caller c.
 func Bind(r *http.Request, body []byte, h *hook.Hook) (hook.Values, error) {
-	return bindParameters(r, body, &auth.Identity{Caller: "c"}, h)
+	in, err := openDelivery(r, body, &auth.Identity{Caller: "c"}, h)
+	if err != nil {
+		return nil, err
+	}
+	return bindParameters(in, h)
 }
 
 // Held returns how much room unverified bodies hold.

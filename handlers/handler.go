@@ -2,7 +2,8 @@
 // local administrators. [New] returns a [Handler]. [Handler.Update] puts the next configuration into effect.
 //
 // A delivery is handled by one function with one line for each step. Cheap checks come first, and no secret is used
-// before authentication: route, body, authentication, limits, permission, parameters, start. A refusal reveals nothing
+// before authentication: route, body, authentication, limits, permission, conditions, parameters,
+// start. A refusal reveals nothing
 // of a later step. A request that fails a check gets an RFC 9457 problem. The reason is in the log under the request
 // id. The answer to a refused credential contains no reason, and its time does not depend on the reason either.
 //
@@ -48,7 +49,7 @@ func New(
 		shared: &shared{
 			probes: &probes{runner: run, check: check, watcher: conf},
 			runner: run, outputs: outputs, audit: trail, metrics: metrics, log: log, now: now, latest: h.current.Load,
-			samples: newSamples(log), proved: newProvedHosts(),
+			samples: newSamples(log), proved: newProvedHosts(), ignored: &ignoredCounts{byHook: map[string]int{}},
 			gates: callerGates{reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits)},
 		},
 		limits: &rateLimits{}, bodies: &bodyReader{}, delay: &uniformDelay{beats: newBeats()},
@@ -100,6 +101,7 @@ type shared struct {
 	samples *samples
 	proved  *provedHosts
 	gates   callerGates
+	ignored *ignoredCounts
 }
 
 // newService returns the service under a configuration. It takes from old how much was spent of each limit that did

@@ -76,6 +76,7 @@ hooks:
   start:
     path: /start
     callers: [good, {caller: ci, may: [start, read, cancel]}]
+    when: {query.stage: {exists: false}}
     command: [%q, %q, "{x}"]
     params: {x: {from: query.x, enum: [a, b], default: a}}
     body: {max: 1KiB, timeout: 1m}

@@ -26,13 +26,13 @@ type request struct {
 	hook           string
 	params         string // digest
 	run            string
-	kind           string // how it was refused
+	kind           string // how it was refused, or ignored
 	reason         string // why
 	cause          error
 	broken         bool // the answer has begun, and its reader must see that it is incomplete
 
 	observed  bool   // the delivery only gets an answer, and starts nothing
-	would     string // started, queued, replayed or refused: what would have happened if it were not observed
+	would     string // started, queued, replayed, ignored or refused: what would have happened if it were not observed
 	leave     func() // releases the request's place among the reads of its caller; nil without one
 	resembles string // observed callers that may have sent it, although it is not authenticated
 }

@@ -11,11 +11,12 @@ import (
 // is authenticated, so the answer may say so.
 type observation struct {
 	Observed bool     `json:"observed"` // true
-	Would    string   `json:"would"`    // have been started, queued, replayed or refused
+	Would    string   `json:"would"`    // have been started, queued, replayed, ignored or refused
 	Status   int      `json:"status"`   // the status of the answer that it would have got
 	Flight   string   `json:"flight,omitempty"`
 	Position int      `json:"position,omitempty"` // in the queue, if it would be queued; 1 is next
 	Run      string   `json:"run,omitempty"`      // the first run, if it is a replay
+	Reason   string   `json:"reason,omitempty"`   // why it would be ignored
 	Problem  *problem `json:"problem,omitempty"`  // the problem, if it would be refused
 }
 

@@ -170,7 +170,7 @@ func (s *Scheme) readEvent(h http.Header, fields any) (event string) {
 	case len(h[f.Header]) == 1:
 		event = h.Get(f.Header)
 	}
-	if !field.IsPrintable(event) {
+	if !field.IsPrintable(strings.ReplaceAll(event, " ", "_")) { // "Push Hook" of GitLab has a space
 		return ""
 	}
 	return event

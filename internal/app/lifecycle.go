@@ -168,7 +168,8 @@ func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
 		Skipped:    func() int { return surface.SkippedLines() },
 		Suppressed: f.audit.SuppressedLines,
 	}
-	counters := metrics.Handler(p.conf, p.uses, missing, p.version)
+	ignored := func() map[string]int { return surface.IgnoredDeliveries() }
+	counters := metrics.Handler(p.conf, p.uses, missing, ignored, p.version)
 	surface = handlers.New(p.conf, f.runs, f.supervisor.Output, f.audit, f.check, counters, time.Now, p.log)
 	return surface
 }

@@ -77,6 +77,7 @@ const (
 	Void     Decision = "void"     // what was allowed was not done; the reason says why
 	Refused  Decision = "refused"  // turned away
 	Replayed Decision = "replayed" // accepted before, and answered with that run
+	Ignored  Decision = "ignored"  // verified, but a condition of the hook does not hold; the reason names it
 	Observed Decision = "observed" // of a caller with observe; the reason is the decision without it
 )
 

@@ -394,3 +394,30 @@ func check(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestDecided_IgnoredLimited: ignored deliveries of a verified caller are counted once there are too many, so that a
+// sender of many events does not displace refusals. Its other decisions have a line each.
+func TestDecided_IgnoredLimited(t *testing.T) {
+	t.Parallel()
+	state := t.TempDir()
+	l := openCheckpoint(t, state, 1<<20)
+	for range 500 {
+		l.Decided(audit.Line{Decision: audit.Ignored, Status: 200, Caller: "github"}, "ignored", audit.Verified)
+	}
+	refuseMany(t, l, 150)
+	closeLog(t, l)
+	lines, counted, refused := 0, 0, 0
+	for _, line := range readLines(t, refusalsState(t, state)) {
+		switch {
+		case line.Decision == audit.Ignored:
+			lines++
+		case line.Decision == audit.Refused:
+			refused++
+		case line.Event == audit.Suppressed && line.Reason == "ignored" && line.Caller == "github":
+			counted += line.Count
+		}
+	}
+	if lines < 100 || lines > 110 || lines+counted != 500 || refused != 150 {
+		t.Errorf("%d lines and %d counted of 500 ignored; %d lines of 150 refused", lines, counted, refused)
+	}
+}

@@ -134,7 +134,8 @@ type Result struct {
 }
 
 // Call posts a delivery to a hook. If the hook is busy, Call retries for the time in Options.Retry. With wait it
-// returns when the run has ended. An error is a *Refused, or wraps ErrUsage, ErrUnreachable, ErrAnswer or ErrObserved.
+// returns when the run has ended. An error is a *Refused, or wraps ErrUsage, ErrUnreachable, ErrAnswer,
+// ErrIgnored or ErrObserved.
 // It wraps ErrLost if a run was started, by this call or by an earlier one with the same delivery, but its end is not
 // known. ExitCode returns the exit code for each of them.
 func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool) (Result, error) {

@@ -27,6 +27,8 @@ var (
 	ErrUnreachable = errors.New("cannot reach the server")
 	// ErrAnswer means that an answer is not one of a sallyport server.
 	ErrAnswer = errors.New("not the answer of a sallyport server")
+	// ErrIgnored means that the delivery is valid, but not meant for the hook.
+	ErrIgnored = errors.New("nothing was started: the delivery is not meant for this hook")
 	// ErrObserved means that the delivery is valid, but the server only observes its caller.
 	ErrObserved = errors.New("nothing was started: the server observes this caller")
 	// ErrLost means that the run was started, but its end is not known: the server is unreachable, or it had accepted
@@ -143,9 +145,14 @@ func parseRun(body []byte) (runner.Run, error) {
 		Would     string `json:"would"`
 		Status    int    `json:"status"`
 		Forgotten bool   `json:"forgotten"`
+		Ignored   bool   `json:"ignored"`
+		Reason    string `json:"reason"`
 	}
 	if err := json.Unmarshal(body, &o); err == nil && o.Observed {
 		return run, fmt.Errorf("%w; it would have been %s (%d)", ErrObserved, terminal.Line(o.Would), o.Status)
+	}
+	if o.Ignored {
+		return run, fmt.Errorf("%w: %s", ErrIgnored, terminal.Line(o.Reason))
 	}
 	if o.Forgotten {
 		return run, fmt.Errorf("%w: it was accepted before, as run %s, which is not kept any more", ErrLost,
@@ -162,7 +169,7 @@ const (
 	ExitOK          = 0
 	ExitLocal       = 1   // a local error: a file, a key or the configuration
 	ExitUsage       = 64  // the command line
-	ExitMalformed   = 65  // the server refused what was sent: 400, 413, 422 and other 3xx and 4xx
+	ExitMalformed   = 65  // the server refused what was sent: 400, 413, 422, other 3xx and 4xx, or ignored
 	ExitUnreachable = 69  // no answer
 	ExitServer      = 70  // the server failed, or the end of the run is not known
 	ExitBusy        = 75  // a run is in progress, or there were too many requests: 503, 429
@@ -182,6 +189,8 @@ func ExitCode(err error) int {
 		return ExitUsage
 	case errors.Is(err, ErrLost), errors.Is(err, ErrAnswer):
 		return ExitServer
+	case errors.Is(err, ErrIgnored):
+		return ExitMalformed
 	case errors.Is(err, ErrObserved):
 		return ExitRefused
 	case errors.As(err, &e):

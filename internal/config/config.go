@@ -248,7 +248,8 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 		c.SPIFFE = f.TLS.SPIFFE.Socket
 	}
 	f.checkReferences(p)
-	f.checkSecrets(callers.SecretHeaders(), p.At("hooks"))
+	f.checkSecrets(callers.SecretHeaders(), c.Hooks, p.At("hooks"))
+	f.checkEvents(c.Hooks, p.At("hooks"))
 	if env.Serving != nil {
 		c.checkUnchanged(env.Serving, p)
 	}
@@ -368,9 +369,9 @@ func (c *Config) checkUnchanged(old *Config, p *diag.List) {
 	}
 }
 
-// checkSecrets refuses parameters that are read from a header with a credential, because parameters are recorded,
-// logged and shown.
-func (f *File) checkSecrets(headers []string, p *diag.List) {
+// checkSecrets refuses parameters and conditions that read a header with a credential, because parameters are recorded,
+// logged and shown, and the answer to an ignored delivery has the value that was found.
+func (f *File) checkSecrets(headers []string, hooks map[string]*hook.Hook, p *diag.List) {
 	headers = append(headers, "Proxy-Authorization", "Cookie")
 	for name, h := range f.Hooks {
 		if h == nil {
@@ -382,6 +383,32 @@ func (f *File) checkSecrets(headers []string, p *diag.List) {
 					p.At(name, "params", param, "from").Errorf("the header %s holds a credential, "+
 						"and parameters are recorded and shown", header)
 				}
+			}
+		}
+		for _, c := range hooks[name].When() {
+			if header := c.Header(); slices.Contains(headers, http.CanonicalHeaderKey(header)) {
+				p.At(name, "when", c.Key).Errorf("the header %s holds a credential, "+
+					"and the value of a condition that does not hold is logged", header)
+			}
+		}
+	}
+}
+
+// checkEvents refuses a condition on the event name of a hook with a caller that has no event names: its deliveries
+// would all be ignored.
+func (f *File) checkEvents(hooks map[string]*hook.Hook, p *diag.List) {
+	const instead = "write header.NAME, body.NAME, query.NAME or claim.NAME instead"
+	for name, h := range hooks {
+		if !slices.ContainsFunc(h.When(), func(c hook.Condition) bool { return c.Key == "event" }) {
+			continue
+		}
+		at := p.At(name, "when", "event")
+		if h.Unauthenticated {
+			at.Errorf("needs a caller with event names, and this hook has no callers: %s", instead)
+		}
+		for _, caller := range h.Callers {
+			if spec := f.Callers[caller]; spec != nil && !spec.HasEvents() {
+				at.Errorf("deliveries of the caller %s have no event name that the server knows: %s", caller, instead)
 			}
 		}
 	}

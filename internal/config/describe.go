@@ -219,8 +219,14 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	} else {
 		row("  callers", "%s", strings.Join(h.Callers, ", "))
 	}
+	label := "  when"
+	when, _ := s.When.(map[string]any)
+	for _, c := range h.When() {
+		row(label, "%s: %s", c.Key, describeJSON(when[c.Key]))
+		label = ""
+	}
 	row("  command", "%q", s.Command)
-	label := "  params"
+	label = "  params"
 	for _, name := range slices.Sorted(maps.Keys(s.Params)) {
 		row(label, "%s from %s, %s", name, s.Params[name].From, describeValues(s.Params[name]))
 		label = ""
@@ -241,6 +247,14 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	if *s.Umask != hook.DefaultUmask {
 		row("  umask", "%s", *s.Umask)
 	}
+}
+
+func describeJSON(v any) string {
+	var text strings.Builder
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(v) // a value of the file can be encoded
+	return strings.TrimSpace(text.String())
 }
 
 // describeValues describes the allowed values of a parameter.

@@ -48,7 +48,7 @@ func collectKeys(t *testing.T, at reflect.Type, path string, into map[string][]s
 				collectKeys(t, f.Type, strings.TrimPrefix(path+"."+key, "."), into)
 			}
 		}
-	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64:
+	case reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64, reflect.Interface:
 	default:
 		t.Errorf("%s is a %s, which the decoder cannot read", path, at)
 	}

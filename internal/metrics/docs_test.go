@@ -56,7 +56,7 @@ func TestManual_EveryMetric(t *testing.T) {
 	none := func() int { return 0 }
 	missing := metrics.Missing{Dropped: none, Skipped: none, Suppressed: none}
 	w := httptest.NewRecorder()
-	metrics.Handler(conf, uses, missing, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+	metrics.Handler(conf, uses, missing, func() map[string]int { return nil }, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
 	told := regexp.MustCompile(`(?m)^(sallyport_\w+(?:\{.*\})?) `).FindAllStringSubmatch(w.Body.String(), -1)
 
 	if got, want := shapes(documented), shapes(told); !slices.Equal(got, want) || len(want) == 0 {

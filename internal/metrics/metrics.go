@@ -29,8 +29,11 @@ type Missing struct {
 	Suppressed func() int
 }
 
-// Handler answers with the metrics, in the format that the request accepts.
-func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version string) http.Handler {
+// Handler answers with the metrics, in the format that the request accepts. ignored returns how many deliveries each
+// hook has ignored.
+func Handler(
+	conf *config.Watcher, uses *keyuse.Table, missing Missing, ignored func() map[string]int, version string,
+) http.Handler {
 	r := prometheus.NewRegistry()
 	for reason, count := range map[string]func() int{
 		"dropped": missing.Dropped, "skipped": missing.Skipped, "suppressed": missing.Suppressed,
@@ -51,6 +54,9 @@ func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version 
 				"When the configuration in force was loaded.", nil, nil),
 			stale: prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.",
 				nil, nil),
+			ignored: prometheus.NewDesc("sallyport_deliveries_ignored_total",
+				"Verified deliveries for which a condition of the hook did not hold.", []string{"hook"}, nil),
+			ignoredByHook: ignored,
 			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.",
 				[]string{"result"}, nil),
 		},
@@ -64,13 +70,14 @@ func Handler(conf *config.Watcher, uses *keyuse.Table, missing Missing, version 
 
 // configuration collects the metrics of the configuration.
 type configuration struct {
-	conf                          *config.Watcher
-	build, loaded, stale, reloads *prometheus.Desc
+	conf                                   *config.Watcher
+	ignoredByHook                          func() map[string]int
+	build, loaded, stale, reloads, ignored *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
 func (c *configuration) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads} {
+	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads, c.ignored} {
 		ch <- d
 	}
 }
@@ -87,6 +94,10 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.stale, prometheus.GaugeValue, stale)
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Reloads-status.Failures),
 		"succeeded")
+	counts := c.ignoredByHook()
+	for name := range c.conf.Get().Hooks {
+		ch <- prometheus.MustNewConstMetric(c.ignored, prometheus.CounterValue, float64(counts[name]), name)
+	}
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Failures), "failed")
 }
 

@@ -19,7 +19,7 @@ const (
 	bodyForm = "form"
 )
 
-// ErrBody is wrapped by the errors of a body that a parameter is taken from and that cannot be decoded.
+// ErrBody is wrapped by the errors of a body that a condition or a parameter reads and that cannot be decoded.
 var ErrBody = errors.New("unreadable body")
 
 // body is a decoded body, in which parameters are looked up.
@@ -34,7 +34,7 @@ func (b BodySpec) checkForm(p *diag.List) {
 	}
 }
 
-// readBody decodes the body as the hook says, if a parameter is taken from it.
+// readBody decodes the body as the hook says, if a condition reads it or a parameter is taken from it.
 func (h *Hook) readBody(in Input) (body, error) {
 	switch {
 	case !h.readsBody() || len(in.Body) == 0:
@@ -49,8 +49,11 @@ func (h *Hook) readBody(in Input) (body, error) {
 	return body{json: v}, nil
 }
 
-// readsBody reports whether a parameter is taken from the body.
+// readsBody reports whether a condition reads the body, or a parameter is taken from it.
 func (h *Hook) readsBody() bool {
+	if slices.ContainsFunc(h.when, func(c Condition) bool { return c.path.Root() == "body" }) {
+		return true
+	}
 	for _, p := range h.params {
 		if slices.ContainsFunc(p.from, func(path strictjson.Path) bool { return path.Root() == "body" }) {
 			return true

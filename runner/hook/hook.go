@@ -37,6 +37,7 @@ type Hook struct {
 	env     map[string]template
 	flight  template
 	params  map[string]*param
+	when    []Condition
 	spec    *Spec
 	may     map[string][]Right
 	digest  string
@@ -189,6 +190,7 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	h.checkPath(p)
 	h.checkCallers(known, p)
 	h.checkBounds(p)
+	h.when = compileWhen(s.When, s.Body.As, p.At("when"))
 	h.params = make(map[string]*param, len(s.Params))
 	for _, pn := range slices.Sorted(maps.Keys(s.Params)) {
 		h.params[pn] = compileParam(pn, s.Params[pn], s.Body.As, p.At("params", pn))

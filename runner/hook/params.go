@@ -28,12 +28,26 @@ type ParamProblem struct {
 	Text  string `json:"problem"`
 }
 
-// Input is the parts of a request that parameters are taken from.
+// Input is the parts of a request that conditions and parameters are taken from.
 type Input struct {
 	Body   []byte
 	Query  url.Values
 	Header textproto.MIMEHeader
 	Claims map[string]any // of a verified token, as strictjson decodes them
+	Event  string         // the sender's name for the kind of delivery; empty if it has none
+
+	opened *body // nil until Open has decoded the body
+}
+
+// Open decodes the body of a delivery, if a condition or a parameter of the hook reads it. Bind then does not
+// decode it again. The error wraps ErrBody if the body does not have the format that the hook reads.
+func (h *Hook) Open(in Input) (Input, error) {
+	if in.opened != nil {
+		return in, nil
+	}
+	b, err := h.readBody(in)
+	in.opened = &b
+	return in, err
 }
 
 type param struct {
@@ -67,11 +81,8 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 	rules := 0
 	if s.Match != "" {
 		rules++
-		_, err := regexp.Compile(s.Match) // checked alone first: "a)|(?:b" is balanced only once it is wrapped
-		if err == nil {
-			c.match, err = regexp.Compile(`\A(?:` + s.Match + `)\z`)
-		}
-		if err != nil {
+		var err error
+		if c.match, err = compileWhole(s.Match); err != nil {
 			p.At("match").Errorf("%v", err)
 		}
 	}
@@ -99,6 +110,14 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 	if c.min != nil && c.max != nil && *c.min > *c.max {
 		p.At("max").Errorf("is below min")
 	}
+}
+
+// compileWhole compiles a regular expression for the whole of a value.
+func compileWhole(expr string) (*regexp.Regexp, error) {
+	if _, err := regexp.Compile(expr); err != nil { // checked alone: "a)|(?:b" is balanced only once it is wrapped
+		return nil, err
+	}
+	return regexp.Compile(`\A(?:` + expr + `)\z`)
 }
 
 // whyRefused returns why a value is not allowed, or an empty text if it is allowed. The text never contains the
@@ -139,14 +158,14 @@ func (c *param) whyIntRefused(v string) string {
 // Bind takes the parameters of a hook from a delivery. It returns all problems at once, or an error that wraps
 // ErrBody if the body does not have the format that the hook reads.
 func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
-	body, err := h.readBody(in)
+	in, err := h.Open(in)
 	if err != nil {
 		return nil, nil, err
 	}
 	v := make(Values, len(h.params))
 	var problems []ParamProblem
 	for _, name := range slices.Sorted(maps.Keys(h.params)) {
-		value, text := h.params[name].findValue(in, body)
+		value, text := h.params[name].findValue(in, in.opened)
 		if text == "" {
 			text = h.params[name].whyRefused(value)
 		}
@@ -186,7 +205,7 @@ func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 }
 
 // findValue returns the value of one parameter, or the problem if the value is missing.
-func (c *param) findValue(in Input, b body) (value, problem string) {
+func (c *param) findValue(in Input, b *body) (value, problem string) {
 	missing := make([]string, 0, len(c.from))
 	for _, path := range c.from {
 		v, err := in.lookup(path, b)

@@ -134,7 +134,7 @@ func checkSource(path strictjson.Path, as string) error {
 }
 
 // lookup returns the value at a path, or an error that says what is missing.
-func (in Input) lookup(path strictjson.Path, b body) (any, error) {
+func (in Input) lookup(path strictjson.Path, b *body) (any, error) {
 	names, _ := path.Names()
 	var v any
 	switch root := path.Root(); {
