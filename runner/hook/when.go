@@ -227,17 +227,17 @@ func describeFound(v any, found bool) string {
 	return "the value is a list or an object"
 }
 
-// longestFound is the most bytes of a value that a reason contains.
-const longestFound = 100
+// shownOfValue is the most bytes of a value that a reason contains.
+const shownOfValue = 100
 
 func quoteShort(s string) string { return strconv.Quote(shorten(s)) }
 
 // shorten cuts a text and marks the cut.
 func shorten(s string) string {
-	if len(s) <= longestFound {
+	if len(s) <= shownOfValue {
 		return s
 	}
-	end := longestFound
+	end := shownOfValue
 	for end > 0 && !utf8.RuneStart(s[end]) {
 		end--
 	}
