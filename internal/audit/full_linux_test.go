@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -24,16 +22,15 @@ import (
 // its disk.
 func TestMain(m *testing.M) {
 	testenv.EndProcessesAtOnce()
-	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
+	if !testenv.RunAsChild(map[string]func(context.Context, string) error{
+		"child-limit": limitChild, "child-tmpfs": tmpfsChild,
+	}) {
 		m.Run()
-		return
 	}
-	children := map[string]func(string) error{"child-limit": limitChild, "child-tmpfs": tmpfsChild}
-	fmt.Println("end", children[os.Args[1]](os.Args[2]))
 }
 
 // limitChild makes the kernel refuse each write beyond a file size (EFBIG), in the middle of a line.
-func limitChild(state string) error {
+func limitChild(ctx context.Context, state string) error {
 	signal.Ignore(syscall.SIGXFSZ)
 	var before syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
@@ -43,13 +40,13 @@ func limitChild(state string) error {
 		return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 20_001, Max: before.Max})
 	}
 	free := func() error { return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before) }
-	return fullDisk(state, fill, free)
+	return fullDisk(ctx, state, fill, free)
 }
 
 // tmpfsChild uses up a small filesystem (ENOSPC).
-func tmpfsChild(dir string) error {
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=1m,mode=0700"); err != nil {
-		return fmt.Errorf("no tmpfs: %w", err)
+func tmpfsChild(ctx context.Context, dir string) error {
+	if err := testenv.MountDisk(dir, "1m"); err != nil {
+		return err
 	}
 	filler := filepath.Join(dir, "filler")
 	fill := func() error {
@@ -58,12 +55,12 @@ func tmpfsChild(dir string) error {
 		}
 		return nil
 	}
-	return fullDisk(dir, fill, func() error { return os.Remove(filler) })
+	return fullDisk(ctx, dir, fill, func() error { return os.Remove(filler) })
 }
 
 // fullDisk fills the disk while an audit log is written, and frees it again. Acknowledged lines must exist, refused
 // lines must not, and the log must continue without help.
-func fullDisk(state string, fill, free func() error) error {
+func fullDisk(ctx context.Context, state string, fill, free func() error) error {
 	var looks, ahead atomic.Int64
 	now := func() time.Time { looks.Add(1); return time.Now().Add(time.Duration(ahead.Load())) }
 	l, err := audit.Open(audit.Options{State: state, Keep: 8 << 20}, now, slog.New(slog.DiscardHandler))
@@ -71,7 +68,7 @@ func fullDisk(state string, fill, free func() error) error {
 		return err
 	}
 	add := func(i int) error {
-		return l.Write(context.Background(), audit.Line{Decision: audit.Allowed, Run: fmt.Sprintf("run %d.", i)})
+		return l.Write(ctx, audit.Line{Decision: audit.Allowed, Run: fmt.Sprintf("run %d.", i)})
 	}
 	if err := errors.Join(add(0), fill()); err != nil {
 		return err
@@ -134,43 +131,15 @@ func fullDisk(state string, fill, free func() error) error {
 	return nil
 }
 
-func childCommand(t *testing.T, name string) *exec.Cmd {
-	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), program, name, t.TempDir())
-	cmd.Stderr = os.Stderr
-	return cmd
-}
-
 // TestLog_FullDisk fills the disk: lines are refused, and written again once there is space.
 func TestLog_FullDisk(t *testing.T) {
 	t.Parallel()
 	t.Run("file size limit", func(t *testing.T) {
 		t.Parallel()
-		said, err := childCommand(t, "child-limit").Output()
-		if err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")) {
-			t.Fatalf("%v\n%s", err, said)
-		}
+		testenv.RunChild(t, "child-limit", t.TempDir())
 	})
 	t.Run("tmpfs in a namespace", func(t *testing.T) {
 		t.Parallel()
-		cmd := childCommand(t, "child-tmpfs")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-		if os.Geteuid() != 0 {
-			cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-		}
-		said, err := cmd.Output()
-		switch {
-		case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
-			testenv.Skip(t, fmt.Sprint("an audit log on a full disk, because this user cannot mount one ",
-				"(the limit of files replaces it): ", err))
-		case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
-			t.Fatalf("%v\n%s", err, said)
-		}
+		testenv.RunChildOnDisk(t, "child-tmpfs", "an audit log on a full disk (the limit of files replaces it)")
 	})
 }

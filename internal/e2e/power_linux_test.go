@@ -56,9 +56,7 @@ func TestPowerCut(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			if _, err := exec.LookPath("mkfs." + kind); err != nil {
-				testenv.Skip(t, "a loss of power on "+kind+": "+err.Error())
-			}
+			testenv.Need(t, "mkfs."+kind)
 			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestPowerCut$", "-test.v", "-test.count=1")
 			cmd.Env = append(os.Environ(), inside+"="+kind, "POWER_CUTS="+cmp.Or(os.Getenv("POWER_CUTS"), powerCuts))
 			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}

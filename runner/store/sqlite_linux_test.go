@@ -2,14 +2,12 @@ package store_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -31,27 +29,11 @@ import (
 // TestMain makes the test program its own child if a test needs a process that it can kill or whose disk it can fill.
 func TestMain(m *testing.M) {
 	testenv.EndProcessesAtOnce()
-	if len(os.Args) != 3 || !strings.HasPrefix(os.Args[1], "child-") {
+	if !testenv.RunAsChild(map[string]func(context.Context, string) error{
+		"child-crash": crashChild, "child-limit": limitChild, "child-tmpfs": tmpfsChild, "child-index": indexChild,
+	}) {
 		m.Run()
-		return
 	}
-	children := map[string]func(context.Context, string) error{
-		"child-crash": crashChild, "child-limit": limitChild, "child-tmpfs": tmpfsChild,
-		"child-index": indexChild,
-	}
-	err := children[os.Args[1]](context.Background(), os.Args[2])
-	fmt.Println("end", err)
-}
-
-func childCommand(t *testing.T, name, dir string) *exec.Cmd {
-	t.Helper()
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), program, name, dir)
-	cmd.Stderr = os.Stderr
-	return cmd
 }
 
 func openChild(ctx context.Context, dir string) (*store.SQLite, error) {
@@ -131,7 +113,7 @@ func TestKill_LosesNothingAcknowledged(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	rng := rand.New(rand.NewPCG(5, 6))
 	for range 8 {
-		cmd := childCommand(t, "child-crash", dir)
+		cmd := testenv.ChildCommand(t, "child-crash", dir)
 		stdout, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -221,8 +203,8 @@ func limitChild(ctx context.Context, dir string) error {
 
 // tmpfsChild fills a small filesystem (ENOSPC).
 func tmpfsChild(ctx context.Context, dir string) error {
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=4m,mode=0700"); err != nil {
-		return fmt.Errorf("no tmpfs: %w", err)
+	if err := testenv.MountDisk(dir, "4m"); err != nil {
+		return err
 	}
 	filler := filepath.Join(dir, "filler")
 	fill := func() error {
@@ -312,46 +294,24 @@ func fullDisk(ctx context.Context, dir string, fill, free func() error, want err
 // space.
 func TestFullDisk_LosesNothing(t *testing.T) {
 	t.Run("file size limit", func(t *testing.T) {
-		said, err := childCommand(t, "child-limit", filepath.Join(t.TempDir(), "state")).Output()
-		if err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")) {
-			t.Fatalf("%v\n%s", err, said)
-		}
+		testenv.RunChild(t, "child-limit", filepath.Join(t.TempDir(), "state"))
 	})
 	t.Run("tmpfs in a namespace", func(t *testing.T) {
-		runOnSmallDisk(t, "child-tmpfs", "a store on a full disk (the limits of files and pages replace it)")
+		testenv.RunChildOnDisk(t, "child-tmpfs", "a store on a full disk (the limits of files and pages replace it)")
 	})
-}
-
-// runOnSmallDisk runs a child that mounts a disk, in a namespace.
-func runOnSmallDisk(t *testing.T, name, what string) {
-	t.Helper()
-	cmd := childCommand(t, name, t.TempDir())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	said, err := cmd.Output()
-	switch {
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOSPC), bytes.Contains(said, []byte("no tmpfs")):
-		testenv.Skip(t, fmt.Sprint(what, ", because this user cannot mount one: ", err))
-	case err != nil || !bytes.HasSuffix(said, []byte("end <nil>\n")):
-		t.Fatalf("%v\n%s", err, said)
-	}
 }
 
 // TestAdmit_NoSpaceForIndex fills the disk so that a commit is written to the log whole and synced, and only the index
 // of the log has no space. The next server finds such a commit, unless it is overwritten.
 func TestAdmit_NoSpaceForIndex(t *testing.T) {
-	runOnSmallDisk(t, "child-index", "a disk without space for the index of the log")
+	testenv.RunChildOnDisk(t, "child-index", "a disk without space for the index of the log")
 }
 
 // indexChild commits operations of more pages than the first part of the index has room for, with a little more space
 // each time, until there is space for the log and not for the next part of the index.
 func indexChild(ctx context.Context, dir string) error {
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=64m,mode=0700"); err != nil {
-		return fmt.Errorf("no tmpfs: %w", err)
+	if err := testenv.MountDisk(dir, "64m"); err != nil {
+		return err
 	}
 	state, filler := filepath.Join(dir, "state"), filepath.Join(dir, "filler")
 	s, err := openChild(ctx, state)

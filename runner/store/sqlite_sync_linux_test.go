@@ -24,7 +24,8 @@ func TestAdmit_SyncFails(t *testing.T) {
 		admitUnsynced(t)
 		return
 	}
-	if _, err := exec.LookPath("mkfs.ext4"); err != nil || os.Geteuid() != 0 {
+	testenv.Need(t, "mkfs.ext4")
+	if os.Geteuid() != 0 {
 		testenv.Skip(t, "a sync that fails, because this user may mount no disk")
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAdmit_SyncFails$", "-test.v", "-test.count=1")
