@@ -3,7 +3,8 @@
 // bounded depth.
 //
 // [Decode] returns the value or an error, never a part of it. Numbers keep their digits. [Lookup] follows names, and a
-// [Path] of a configuration file also follows indexes of lists. An error contains names from the document, so it is for the log and not for other senders.
+// [Path] of a configuration file also follows indexes of lists. An error contains names from the document, so it is for
+// the log and not for other senders.
 package strictjson
 
 import (
@@ -127,14 +128,6 @@ func decodeObject(dec *json.Decoder, depth int) (any, error) {
 // Lookup follows a path of object keys from v. It reports false if a key is missing, if the value is null, or if a
 // value on the path is not an object.
 func Lookup(v any, path ...string) (any, bool) {
-	for _, key := range path {
-		members, ok := v.(map[string]any)
-		if !ok {
-			return nil, false
-		}
-		if v, ok = members[key]; !ok {
-			return nil, false
-		}
-	}
-	return v, v != nil
+	found, err := NamesPath("", path...).Lookup(v)
+	return found, err == nil
 }
