@@ -31,7 +31,8 @@ import (
 // MaxTolerance is the longest time between a signed time and now that a scheme may allow.
 const MaxTolerance = 24 * time.Hour
 
-// Scheme is a compiled [SchemeSpec]. It never changes, so several goroutines may use it.
+// Scheme is a compiled [SchemeSpec]. It never changes, so several goroutines may use it. It has many fields because
+// each part of the spec is compiled by itself.
 type Scheme struct {
 	Name        string // of the preset; empty for a scheme that the file describes
 	Unconfirmed bool   // only third parties document it; it has not been run against the sender

@@ -10,8 +10,8 @@ import (
 	"sallyport/internal/groupcommit"
 )
 
-// chain writes the lines of one folder. One goroutine writes, and lines that come
-// while others are synced share the next write.
+// chain writes the lines of one folder. One goroutine writes, and lines that come while others are synced share the
+// next write. It has many fields because it joins its parts, each a separate type, with what they share.
 type chain struct {
 	bounds
 

@@ -11,8 +11,8 @@ import (
 )
 
 // From is where a parameter is taken from, as the file writes it: one path, such as body.head_commit.id or
-// claim["kubernetes.io"].namespace, or a list of paths. A list that begins with a bare name is one path in pieces, which
-// may contain dots: [claim, kubernetes.io, namespace]. A bare name is not a path of a value, so no list is both.
+// claim["kubernetes.io"].namespace, or a list of paths. A list that begins with a bare name is one path in pieces,
+// which may contain dots: [claim, kubernetes.io, namespace]. A bare name is not a path of a value, so no list is both.
 type From []string
 
 // isSource reports whether a path may begin with a name: the parts of a delivery that have values.
@@ -103,8 +103,8 @@ func (f From) joinPieces() (strictjson.Path, error) {
 	for _, piece := range f[1:] {
 		if other, err := strictjson.ParsePath(piece); err == nil && other.Root() != piece &&
 			isSource(other.Root()) {
-			return path, fmt.Errorf("begins with the bare name %q: write %s for one path, or %s.NAME for one of several",
-				f[0], path, f[0])
+			return path, fmt.Errorf("begins with the bare name %q: "+
+				"write %s for one path, or %s.NAME for one of several", f[0], path, f[0])
 		}
 	}
 	return path, nil

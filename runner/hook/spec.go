@@ -1,8 +1,9 @@
 // Package hook decides which commands may run: it has hooks with their allow-listed commands and typed parameters.
 //
 // [Compile] checks the hooks of a configuration file and makes each [Spec] a [Hook], which never changes.
-// [Hook.WhyIgnored] checks whether a delivery is meant for the hook. [Hook.Bind] takes the parameters from a delivery, and [Hook.Argv] and [Hook.Environ] put them into the command. A value stays
-// within the one argument or variable of its hole, and a command always has as many arguments as in the file.
+// [Hook.WhyIgnored] checks whether a delivery is meant for the hook. [Hook.Bind] takes the parameters from a delivery,
+// and [Hook.Argv] and [Hook.Environ] put them into the command. A value stays within the one argument or variable of
+// its hole, and a command always has as many arguments as in the file.
 // [Hook.Digest] differs between two versions of a hook. The server and the supervisor each read the file, and so they
 // start only hooks that both have in the same version.
 //
@@ -20,7 +21,7 @@ type Spec struct {
 	Path            string               `yaml:"path"`    // default /hooks/<name>
 	Callers         []Grant              `yaml:"callers"` // the callers and their rights
 	Unauthenticated bool                 `yaml:"dangerously_unauthenticated"`
-	When            any                  `yaml:"when"`    // mapping of conditions: which deliveries the hook is meant for
+	When            any                  `yaml:"when"`    // mapping of conditions that a delivery must fulfil
 	Command         []string             `yaml:"command"` // argv; "{name}" is a hole, "{{" and "}}" are braces
 	Params          map[string]ParamSpec `yaml:"params"`
 	Flight          string               `yaml:"flight"`         // template; one run at a time per value; default hook

@@ -43,7 +43,8 @@ type test struct {
 // When returns the conditions of the hook, in the order in which they are checked.
 func (h *Hook) When() []Condition { return h.when }
 
-// compileWhen compiles when, for a body of the format as. The event name comes first: it says best why a delivery is not meant for the hook.
+// compileWhen compiles when, for a body of the format as. The event name comes first: it says best why a delivery is
+// not meant for the hook.
 func compileWhen(spec any, as string, p *diag.List) (list []Condition) {
 	if spec == nil {
 		return nil
@@ -78,7 +79,8 @@ func parseConditionKey(key, as string) (strictjson.Path, error) {
 	case err != nil || key == eventSource:
 		return path, err
 	case !isSource(path.Root()):
-		return path, fmt.Errorf("%q is not a source: write event, body.NAME, query.NAME, header.NAME or claim.NAME", key)
+		return path, fmt.Errorf("%q is not a source: "+
+			"write event, body.NAME, query.NAME, header.NAME or claim.NAME", key)
 	}
 	return path, checkSource(path, as)
 }
@@ -176,8 +178,9 @@ func (t *test) holds(v any, typed, found bool) bool {
 		return *t.exists == found
 	}
 	text, scalar := conditionText(v)
+	isFound := func(want any) bool { return isEqual(v, text, typed, want) }
 	return found && scalar &&
-		(t.values == nil || slices.ContainsFunc(t.values, func(want any) bool { return isEqual(v, text, typed, want) })) &&
+		(t.values == nil || slices.ContainsFunc(t.values, isFound)) &&
 		(t.match == nil || t.match.MatchString(text)) &&
 		(t.not == nil || !t.not.holds(v, typed, found))
 }

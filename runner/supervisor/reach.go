@@ -39,7 +39,8 @@ func takeInherited(state string, log *slog.Logger) (*entrance, error) {
 	if err := unix.Fstat(mutexFD, &got); err != nil || want.Dev != got.Dev || want.Ino != got.Ino {
 		return nil, errors.New("this command is started by the server alone")
 	}
-	// Not before this check: an os.File closes its descriptor in the end, even one that another part of the process has.
+	// Not before this check: an os.File closes its descriptor in the end, even if that belongs to another part of the
+	// process.
 	e := &entrance{
 		state: state, log: log, socket: os.NewFile(socketFD, socketFile), lock: os.NewFile(mutexFD, mutexFile),
 	}
