@@ -1,0 +1,165 @@
+package importer
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// leaf is a match of a rule, or its negation.
+type leaf struct {
+	*match
+
+	negated bool
+	at      string // path of the match in the hook
+}
+
+// alternatives are leaves of which one must hold.
+type alternatives []leaf
+
+// flattenRule returns a rule as lists of alternatives, which must all hold. It refuses a rule that has no such form.
+func flattenRule(r *rule, negated bool, at string, n *hookNotes) []alternatives {
+	forms := 0
+	for _, present := range []bool{r.And != nil, r.Or != nil, r.Not != nil, r.Match != nil} {
+		if present {
+			forms++
+		}
+	}
+	switch {
+	case forms != 1 || r.And != nil && len(r.And) == 0 || r.Or != nil && len(r.Or) == 0:
+		n.refuse(at, "needs one of and, or, not and match, with rules in it")
+		return nil
+	case r.Match != nil:
+		return []alternatives{{leaf{r.Match, negated, at + ".match"}}}
+	case r.Not != nil:
+		return flattenRule(r.Not, !negated, at+".not", n)
+	}
+	list, all, name := r.And, !negated, at+".and"
+	if r.Or != nil {
+		list, all, name = r.Or, negated, at+".or"
+	}
+	var parts []alternatives
+	var either alternatives
+	for i := range list {
+		part := flattenRule(&list[i], negated, fmt.Sprintf("%s[%d]", name, i), n)
+		if !all && len(part) > 1 {
+			n.refuse(name, "has an alternative of several conditions: write a hook for each alternative")
+			return nil
+		}
+		for _, one := range part {
+			parts, either = append(parts, one), append(either, one...)
+		}
+	}
+	if all {
+		return parts
+	}
+	return []alternatives{either}
+}
+
+// secretName matches the names of values that are secrets. A header may also be one under another name.
+var (
+	secretName   = regexp.MustCompile(`(?i)(token|secret|passw|api[-_]?key|access[-_]?key|(^|\.)key$)`)
+	secretHeader = regexp.MustCompile(`(?i)(^authorization$|-auth$)`)
+	publicHeader = regexp.MustCompile(`(?i)(event|trigger|action|resource|topic|content-type|user-agent)`)
+)
+
+// credentialKind is what a leaf proves: hmac, token, network or scalr; or it is a condition or a method.
+func (l *leaf) credentialKind() string {
+	source, name := l.Parameter.source(), string(l.Parameter.Name)
+	switch kind := string(l.Type); {
+	case strings.HasPrefix(kind, "payload-hmac-"), strings.HasPrefix(kind, "payload-hash-"):
+		return "hmac"
+	case kind == "ip-whitelist":
+		return "network"
+	case kind == "scalr-signature":
+		return "scalr"
+	case source == "request":
+		return "request"
+	case source == "string":
+		return "string"
+	case secretName.MatchString(name) || source == "header" && secretHeader.MatchString(name):
+		return "token"
+	}
+	return "condition"
+}
+
+// source returns the source, of which some have two names.
+func (a argument) source() string {
+	if a.Source == "url" {
+		return "query"
+	}
+	return string(a.Source)
+}
+
+// ruleParts are the parts of a rule, which must all hold.
+type ruleParts struct {
+	credentials []alternatives // hmac or token
+	networks    []string       // nil: from anywhere
+	conditions  []alternatives
+}
+
+// splitRule sorts the parts of a rule.
+func splitRule(r *rule, n *hookNotes) (p ruleParts) {
+	if r == nil {
+		return p
+	}
+	for _, part := range flattenRule(r, false, "trigger-rule", n) {
+		p.addPart(part, n)
+	}
+	p.findTokenHeader()
+	return p
+}
+
+func (p *ruleParts) addPart(part alternatives, n *hookNotes) {
+	kind := part[0].credentialKind()
+	for i := range part {
+		switch other := part[i].credentialKind(); {
+		case other != kind:
+			n.refuse(part[i].at, "is an alternative to a condition of another kind, "+
+				"and here credentials and conditions must all hold")
+			return
+		case part[i].negated && kind != "condition":
+			n.refuse(part[i].at, "is negated: only conditions can be")
+			return
+		}
+	}
+	switch kind {
+	case "hmac", "token":
+		p.credentials = append(p.credentials, part)
+	case "network":
+		for _, one := range part {
+			p.networks = append(p.networks, strings.Fields(string(one.Networks))...)
+		}
+		n.refuse(part[0].at, "an address is not a credential here: give the sender a secret, and write a caller for it")
+	case "scalr":
+		n.refuse(part[0].at, "the signature of Scalr covers the text of its Date header after the body, "+
+			"which no scheme here does")
+	case "string":
+		n.refuse(part[0].at, "compares a fixed text with another")
+	case "request":
+		if m := part[0]; len(part) > 1 || m.Parameter.Name != "method" || m.Type != "value" || m.Value != "POST" {
+			n.refuse(m.at, "only the method POST is accepted, and no condition reads the address of a sender")
+		}
+	default:
+		p.conditions = append(p.conditions, part)
+	}
+}
+
+// findTokenHeader takes the one condition on a header that can only be a secret, because nothing else in the rule is
+// one.
+func (p *ruleParts) findTokenHeader() {
+	if len(p.credentials) > 0 {
+		return
+	}
+	isToken := func(part alternatives) bool {
+		return !slices.ContainsFunc(part, func(l leaf) bool {
+			return l.Parameter.source() != "header" || l.Type != "value" || l.negated ||
+				publicHeader.MatchString(string(l.Parameter.Name))
+		})
+	}
+	if i := slices.IndexFunc(p.conditions, isToken); i >= 0 {
+		p.credentials = append(p.credentials, p.conditions[i])
+		p.conditions = slices.Delete(p.conditions, i, i+1)
+	}
+}
