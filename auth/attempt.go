@@ -20,6 +20,7 @@ type attempt struct {
 	callers  *Callers
 	delivery *Delivery
 	hook     []string // the callers that are tried first
+	spent    int      // cost of the verification so far, in bytes hashed
 }
 
 func (a *attempt) identifyCaller() (*Identity, error) {

@@ -36,6 +36,7 @@ type Delivery struct {
 	Header    http.Header
 	Body      []byte               // whole, as it came, because that is signed; not kept after Authenticate
 	TLS       *tls.ConnectionState // of this request, so resumed sessions are covered
+	Address   netip.Addr           // of the client; the zero value is in no network
 	Now       time.Time
 }
 
@@ -86,6 +87,7 @@ const (
 	Wrong     Reason = "wrong"     // well formed, and verified by no key
 	Stale     Reason = "stale"     // verified, but outside its time
 	Revoked   Reason = "revoked"   // verified, but revoked by its CA
+	Misplaced Reason = "misplaced" // verified, but sent from outside the networks of its caller
 )
 
 // Refusal is the error of Authenticate. It is for the log, never for the sender.
@@ -96,8 +98,7 @@ type Refusal struct {
 	Key    string
 	Detail string // no secret, and of the request only short printable text
 
-	keys  *keyset.Set // may have a key for the credential after the next fetch
-	spent int         // cost of the verification so far, in bytes hashed
+	keys *keyset.Set // may have a key for the credential after the next fetch
 }
 
 // AwaitKey reports whether to authenticate a delivery again that was refused with err. If a key was missing

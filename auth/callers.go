@@ -2,14 +2,16 @@ package auth
 
 import (
 	"crypto/sha256"
-	"errors"
+	"fmt"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"sallyport/auth/field"
 	"sallyport/auth/jwt/keyset"
 	"sallyport/internal/diag"
+	"sallyport/internal/netid"
 )
 
 // Callers is the compiled form of all callers. It never changes, so several goroutines may use it.
@@ -24,7 +26,8 @@ type Callers struct {
 
 type caller struct {
 	name      string
-	replay    string // check, allow, or empty for the default of the credential
+	replay    string          // check, allow, or empty for the default of the credential
+	from      []netid.Network // nil: every address
 	hmac      []hmacKey
 	signature *signatureRule
 	jwt       *jwtRule
@@ -58,6 +61,9 @@ func compileCaller(name string, spec *CallerSpec, src Sources, p *diag.List) *ca
 	c.replay = spec.Replay
 	if c.replay != "" && c.replay != "check" && c.replay != "allow" {
 		p.At("replay").Errorf("is not check or allow")
+	}
+	if c.from = spec.From; c.from != nil && len(c.from) == 0 {
+		p.At("from").Errorf("lists no network, so no delivery could be accepted: list networks, or leave it out")
 	}
 	if spec.HMAC != nil {
 		c.hmac = compileHMAC(spec.HMAC, src, p.At("hmac"))
@@ -198,13 +204,33 @@ func (c *Callers) Names() []string { return slices.Sorted(maps.Keys(c.byName)) }
 // is present decides: a correct token does not make up for a wrong signature. The error is always a *Refusal,
 // and takes about the same time for every reason.
 func (c *Callers) Authenticate(d *Delivery, hook []string) (*Identity, error) {
-	a := &attempt{c, d, hook}
+	a := &attempt{callers: c, delivery: d, hook: hook}
 	id, err := a.identifyCaller()
-	var r *Refusal
-	if errors.As(err, &r) {
-		a.spendRemainingCost(r.spent)
+	if err == nil {
+		err = c.byName[id.Caller].checkAddress(id, d.Address)
 	}
-	return id, err
+	if err != nil {
+		a.spendRemainingCost()
+		return nil, err
+	}
+	return id, nil
+}
+
+// sendsFrom reports whether an address is in the networks of the caller.
+func (c *caller) sendsFrom(address netip.Addr) bool {
+	return c.from == nil ||
+		slices.ContainsFunc(c.from, func(n netid.Network) bool { return n.Contains(address) })
+}
+
+// checkAddress refuses a verified credential that came from an address outside the networks of the caller.
+func (c *caller) checkAddress(id *Identity, address netip.Addr) error {
+	if c.sendsFrom(address) {
+		return nil
+	}
+	return &Refusal{
+		Reason: Misplaced, Kind: id.Kind, Caller: c.name, Key: id.Key,
+		Detail: fmt.Sprintf("it came from %s, which is not in the networks (from) of the caller %s", address, c.name),
+	}
 }
 
 // candidates yields the hook's callers and then all others, and whether the hook lists each.

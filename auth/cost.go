@@ -2,7 +2,6 @@ package auth
 
 import (
 	"crypto/sha256"
-	"errors"
 	"math/bits"
 )
 
@@ -55,28 +54,19 @@ func (c *Callers) MaxVerifyCost(hook []string, length int) int {
 	return all.bytesHashed(length)
 }
 
-// noteCost records in a refusal what the verification has cost, in bytes hashed.
-func noteCost(err error, done int) error {
-	var r *Refusal
-	if errors.As(err, &r) {
-		r.spent = done
-	}
-	return err
-}
-
 // roundUpToPower returns the next power of two.
 func roundUpToPower(n int) int { return 1 << bits.Len(uint(n-1)) }
 
 // spendRemainingCost hashes as many bytes as the most expensive credential for the hook costs, less what was
 // spent. So every refusal uses the same processor time, and takes the same time on a busy machine as well.
-func (a *attempt) spendRemainingCost(done int) {
+func (a *attempt) spendRemainingCost() {
 	data := a.delivery.Body
 	most := a.callers.verifyCost(a.hook, len(data)).bytesHashed(len(data))
 	if len(data) < passWork {
 		data = make([]byte, passWork)
 	}
 	h := sha256.New()
-	for rest := most - done; rest > 0; rest -= len(data) {
+	for rest := most - a.spent; rest > 0; rest -= len(data) {
 		_, _ = h.Write(data[:min(rest, len(data))])
 	}
 }

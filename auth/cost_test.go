@@ -2,6 +2,7 @@ package auth_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -19,10 +20,14 @@ func TestRefusal_CostWithinBound(t *testing.T) {
 	b.addJWT("ci", nil, b.writeKey("", testKeys().hs256))
 	specs, sign := senderKeys(b)
 	b.caller("sender").Signature = &auth.SignatureSpec{Authority: []string{"hooks.example.com"}, Keys: specs}
+	b.caller("sender").From = networks(t, "10.1.0.0/16")
 	c := b.compile()
 	hook := []string{"github", "slack", "ci", "sender"}
 	body := strings.Repeat("x", 100<<10)
 	message := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
+	message.Address = netip.MustParseAddr("10.1.0.1")
+	elsewhere := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
+	elsewhere.Address = netip.MustParseAddr("192.0.2.1")
 	late := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
 	late.Now = now().Add(time.Hour)
 	wrong := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
@@ -38,13 +43,14 @@ func TestRefusal_CostWithinBound(t *testing.T) {
 		"another's, forged": delivery(body, signed(t, "github", "a secret of at least 32 bytes: EEEE", body)),
 		"a forged token":    bearerDelivery(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(`{"iss":%q}`, issuer), secretC)),
 		"a late message":    late, "a wrong digest": wrong, "a forged message": forged,
+		"another address": elsewhere,
 	} {
 		_, err := c.Authenticate(d, hook)
 		if err == nil {
 			t.Errorf("%s: accepted", why)
 			continue
 		}
-		if all, done := auth.CostOf(c, d, hook, err); done > all || all < 4*len(d.Body) {
+		if all, done := auth.CostOf(c, d, hook); done > all || all < 4*len(d.Body) {
 			t.Errorf("%s: took %d of %d", why, done, all)
 		}
 	}

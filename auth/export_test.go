@@ -1,11 +1,9 @@
 package auth
 
-import "errors"
-
-// CostOf returns how many bytes are hashed for the refusal err in total, and how many of them before the refusal was
+// CostOf returns how many bytes are hashed for the refusal of d in total, and how many of them before the refusal was
 // decided.
-func CostOf(c *Callers, d *Delivery, hook []string, err error) (all, done int) {
-	var r *Refusal
-	_ = errors.As(err, &r)
-	return c.verifyCost(hook, len(d.Body)).bytesHashed(len(d.Body)), r.spent
+func CostOf(c *Callers, d *Delivery, hook []string) (all, done int) {
+	a := &attempt{callers: c, delivery: d, hook: hook}
+	_, _ = a.identifyCaller() // only the cost is of interest
+	return c.verifyCost(hook, len(d.Body)).bytesHashed(len(d.Body)), a.spent
 }

@@ -81,7 +81,8 @@ func (s Sources) loadWebhookKey(scheme *webhook.Scheme, k *KeySpec, p *diag.List
 func (a *attempt) authenticateHMAC() (*Identity, error) {
 	passes := 0
 	id, err := a.tryHMACKeys(&passes)
-	return id, noteCost(err, cost{passes: passes}.bytesHashed(len(a.delivery.Body)))
+	a.spent = cost{passes: passes}.bytesHashed(len(a.delivery.Body))
+	return id, err
 }
 
 func (a *attempt) tryHMACKeys(passes *int) (*Identity, error) {

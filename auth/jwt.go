@@ -125,6 +125,7 @@ func (a *attempt) authenticateJWT() (*Identity, error) {
 			continue
 		}
 		id, r := one.identifyByJWT(t, a.delivery, verified)
+		a.spent = cost{checks: len(verified)}.bytesHashed(0)
 		if r == nil {
 			return id, nil
 		}
@@ -133,7 +134,7 @@ func (a *attempt) authenticateJWT() (*Identity, error) {
 			refusal = r
 		}
 	}
-	return nil, noteCost(refusal, cost{checks: len(verified)}.bytesHashed(0))
+	return nil, refusal
 }
 
 // identifyByJWT verifies the token with the caller's keys, then checks the caller's rules.

@@ -121,16 +121,15 @@ func (a *attempt) authenticateSignature() (*Identity, error) {
 				break
 			}
 		}
-		done := cost{passes: 2, checks: 1}.bytesHashed(len(a.delivery.Body))
 		switch {
 		case m.Alg != "" && m.Alg != k.key.Alg:
 			refusal = newRefusal(Wrong, "signature", "the alg of the message signature is not that of its key")
 		case !k.key.Verify(m.Base, m.Signature):
 			refusal = newRefusal(Wrong, "signature", "the message signature does not verify with the key of its keyid")
-			refusal.spent = cost{checks: 1}.bytesHashed(0)
+			a.spent = cost{checks: 1}.bytesHashed(0)
 		default:
-			id, err := one.identifyBySignature(k, m, a.delivery)
-			return id, noteCost(err, done)
+			a.spent = cost{passes: 2, checks: 1}.bytesHashed(len(a.delivery.Body))
+			return one.identifyBySignature(k, m, a.delivery)
 		}
 	}
 	return nil, refusal

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"sallyport/auth/webhook"
+	"sallyport/internal/netid"
 )
 
 // CallerSpec is a caller in the configuration file. It needs at least one credential. With several, one that
@@ -17,6 +18,8 @@ type CallerSpec struct {
 	// Replay is check or allow. Default: check for hmac, signature and jwt, allow
 	// for mtls and token, because their senders may repeat deliveries legitimately.
 	Replay string `yaml:"replay"`
+	// From are the networks that the caller sends from. A valid credential from elsewhere is refused like a wrong one.
+	From []netid.Network `yaml:"from"` // default: all addresses
 }
 
 // HasEvents reports whether a credential of the caller says where a delivery has its event name.

@@ -33,6 +33,7 @@ func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h
 	}
 	d := &auth.Delivery{
 		Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: c.now(),
+		Address: remoteAddr(r),
 	}
 	who, err := c.config.Auth.Authenticate(d, callers)
 	if auth.AwaitKey(r.Context(), err, netid.Site(remoteAddr(r))) { // the key that was missing may have been loaded now

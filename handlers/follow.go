@@ -146,6 +146,7 @@ func (c *accessCheck) mayReadNow(ctx context.Context) bool {
 	c.under, c.at = c.under.latest(), c.under.now()
 	d := &auth.Delivery{
 		Method: c.r.Method, Authority: c.r.Host, URL: c.r.URL, Header: c.r.Header, TLS: c.r.TLS, Now: c.at,
+		Address: remoteAddr(c.r),
 	}
 	run, err := c.under.runner.Get(ctx, c.run)
 	return err == nil && c.under.config.Auth.StillValid(d, c.req.caller, c.req.credentialKind, c.req.key) &&

@@ -110,6 +110,9 @@ func describeCaller(row rowFunc, c *CallerSpec) {
 	if m := c.MTLS; m != nil {
 		describeMTLS(row, m)
 	}
+	if c.From != nil {
+		row("  from", "%s", strings.ReplaceAll(strings.Trim(fmt.Sprint(c.From), "[]"), " ", ", "))
+	}
 	if c.Observe {
 		row("  observe", "verified and logged; starts nothing")
 	}
