@@ -26,6 +26,7 @@ import (
 
 	"sallyport/auth/httpsig"
 	"sallyport/auth/jwt/keyset"
+	"sallyport/auth/webhook"
 )
 
 // Delivery is one request as authentication sees it.
@@ -75,6 +76,9 @@ type Identity struct {
 
 	Event  string         // the sender's word for this kind of delivery, if any; not signed if it is a header
 	Claims map[string]any // of a verified JWT, as strictjson decodes them
+
+	// Handshake is the answer that the sender wants to this delivery if it only tests or registers its webhook.
+	Handshake *webhook.Handshake
 }
 
 // Reason says why a delivery was refused, in the operator's words.

@@ -3,6 +3,7 @@ package auth
 import (
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"strings"
 
 	"sallyport/auth/webhook"
@@ -119,6 +120,21 @@ func (a *attempt) tryHMACKeys(passes *int) (*Identity, error) {
 	return nil, refusal
 }
 
+// IsUnsignedTest reports whether a delivery that was refused with err has no credential and is the test that the sender
+// of one of these callers does not sign.
+func (c *Callers) IsUnsignedTest(d *Delivery, hook []string, err error) bool {
+	var r *Refusal
+	if !errors.As(err, &r) || r.Reason != Absent {
+		return false
+	}
+	return slices.ContainsFunc(hook, func(name string) bool {
+		one := c.byName[name]
+		return one != nil && slices.ContainsFunc(one.hmac, func(k hmacKey) bool {
+			return k.key.IsUnsignedTest(d.Header, d.Body)
+		})
+	})
+}
+
 // identifyByHMAC returns what a verified signature proves.
 func (c *caller) identifyByHMAC(k *hmacKey, sig *webhook.Signature, d *Delivery) (*Identity, error) {
 	r := &Refusal{Reason: Wrong, Kind: "hmac", Caller: c.name, Key: k.id}
@@ -133,6 +149,7 @@ func (c *caller) identifyByHMAC(k *hmacKey, sig *webhook.Signature, d *Delivery)
 	id := &Identity{
 		Caller: c.name, Kind: "hmac", Key: k.id, Event: m.Event,
 		BodyDigest: sha256.Sum256(d.Body), NeverStale: m.Time.IsZero(),
+		Handshake: k.key.Handshake(m, d.Body),
 	}
 	if c.checksReplay("hmac") {
 		c.nameHMACDelivery(id, sig, m)

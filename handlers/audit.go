@@ -40,6 +40,9 @@ func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) 
 	case req.kind == ignoredKind:
 		line.Decision = audit.Ignored
 		m.audit.Decided(line, ignoredKind, from)
+	case req.kind == handshakeKind:
+		line.Decision = audit.Handshake
+		m.audit.Decided(line, handshakeKind, from)
 	case rec.status < http.StatusBadRequest, req.kind == notReady: // not a decision about the request
 	case from == audit.Unverified && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
 		m.audit.Count(req.kind) // requests of scanners

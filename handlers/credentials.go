@@ -48,7 +48,12 @@ func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h
 	}
 	req.resembles = c.resembledCallers(d, callers)
 	_ = errors.As(err, &req.refused)
-	return nil, c.limits.refuseCredential(r, err)
+	unsignedTest := c.config.Auth.IsUnsignedTest(d, callers, err)
+	err = c.limits.refuseCredential(r, err)
+	if why := (*refusal)(nil); unsignedTest && errors.As(err, &why) && why.status == http.StatusUnauthorized {
+		return nil, errUnsignedTest
+	}
+	return nil, err
 }
 
 // resembledCallers returns the names of the observed callers that may have sent a delivery without a valid

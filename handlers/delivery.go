@@ -39,7 +39,7 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	if err != nil {
 		unverified.releaseRoom()
 		s.delay.waitUniformly(r, length, h, arrived)
-		return err
+		return s.answerUnsignedTest(w, req, err)
 	}
 	body := unverified.copyToHeap()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only reported
@@ -48,6 +48,9 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	if !h.Unauthenticated && !h.May(who.Caller, hook.MayStart) {
 		return forbidden(who.Caller, "start this hook")
+	}
+	if who.Handshake != nil {
+		return s.answerHandshake(w, req, who.Handshake)
 	}
 	in, err := openDelivery(r, body, who, h)
 	if err != nil {

@@ -2,8 +2,8 @@
 // local administrators. [New] returns a [Handler]. [Handler.Update] puts the next configuration into effect.
 //
 // A delivery is handled by one function with one line for each step. Cheap checks come first, and no secret is used
-// before authentication: route, body, authentication, limits, permission, conditions, parameters,
-// start. A refusal reveals nothing
+// before authentication: route, body, authentication, limits, permission, handshake, conditions,
+// parameters, start. A refusal reveals nothing
 // of a later step. A request that fails a check gets an RFC 9457 problem. The reason is in the log under the request
 // id. The answer to a refused credential contains no reason, and its time does not depend on the reason either.
 //
@@ -49,7 +49,8 @@ func New(
 		shared: &shared{
 			probes: &probes{runner: run, check: check, watcher: conf},
 			runner: run, outputs: outputs, audit: trail, metrics: metrics, log: log, now: now, latest: h.current.Load,
-			samples: newSamples(log), proved: newProvedHosts(), ignored: &ignoredCounts{byHook: map[string]int{}},
+			samples: newSamples(log), proved: newProvedHosts(),
+			ignored: newDeliveryCounts(), handshakes: newDeliveryCounts(),
 			gates: callerGates{reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits)},
 		},
 		limits: &rateLimits{}, bodies: &bodyReader{}, delay: &uniformDelay{beats: newBeats()},
@@ -101,7 +102,8 @@ type shared struct {
 	samples *samples
 	proved  *provedHosts
 	gates   callerGates
-	ignored *ignoredCounts
+
+	ignored, handshakes *deliveryCounts
 }
 
 // newService returns the service under a configuration. It takes from old how much was spent of each limit that did

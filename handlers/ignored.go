@@ -30,22 +30,25 @@ func (s *service) answerIgnored(w http.ResponseWriter, req *request, why string)
 	return nil
 }
 
-// ignoredCounts counts the deliveries that were ignored, by hook.
-type ignoredCounts struct {
+// deliveryCounts counts deliveries that started nothing, by hook.
+type deliveryCounts struct {
 	mu     sync.Mutex
 	byHook map[string]int
 }
 
-func (c *ignoredCounts) countOne(hook string) {
+func newDeliveryCounts() *deliveryCounts { return &deliveryCounts{byHook: map[string]int{}} }
+
+func (c *deliveryCounts) countOne(hook string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.byHook[hook]++
 }
 
-// IgnoredDeliveries returns how many deliveries each hook has ignored since the start.
-func (h *Handler) IgnoredDeliveries() map[string]int {
-	c := h.current.Load().ignored
+func (c *deliveryCounts) copyCounts() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.byHook)
 }
+
+// IgnoredDeliveries returns how many deliveries each hook has ignored since the start.
+func (h *Handler) IgnoredDeliveries() map[string]int { return h.current.Load().ignored.copyCounts() }

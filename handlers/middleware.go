@@ -26,7 +26,7 @@ type request struct {
 	hook           string
 	params         string // digest
 	run            string
-	kind           string // how it was refused, or ignored
+	kind           string // how it was refused, or ignored or handshake
 	reason         string // why
 	cause          error
 	broken         bool // the answer has begun, and its reader must see that it is incomplete

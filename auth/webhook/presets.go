@@ -125,7 +125,7 @@ func Preset(name string) (*Scheme, bool) {
 	}
 	var p diag.List // stays empty: a test compiles every row
 	s := CompileScheme(&row.spec, &p)
-	s.Name, s.Unconfirmed = name, row.unconfirmed
+	s.Name, s.Unconfirmed, s.handshakes = name, row.unconfirmed, handshakeTable()[name]
 	if row.alt != nil {
 		s.otherHalf = CompileScheme(row.alt, &p)
 	}

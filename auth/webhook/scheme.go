@@ -37,17 +37,18 @@ type Scheme struct {
 	Name        string // of the preset; empty for a scheme that the file describes
 	Unconfirmed bool   // only third parties document it; it has not been run against the sender
 
-	spec      SchemeSpec       // with its defaults filled in, and header names canonical
-	newHash   func() hash.Hash // nil for ed25519
-	sigSize   int
-	entries   []entry
-	signed    template
-	tsHeader  string          // has {ts} if the signature header does not
-	idHeader  string          // has {id}
-	tsPath    strictjson.Path // where the body has the time, the id and the event, if the spec says so
-	idPath    strictjson.Path
-	eventPath strictjson.Path
-	otherHalf *Scheme // the same with the other kind of key, chosen by the prefix of the key; or nil
+	spec       SchemeSpec       // with its defaults filled in, and header names canonical
+	newHash    func() hash.Hash // nil for ed25519
+	sigSize    int
+	entries    []entry
+	signed     template
+	tsHeader   string          // has {ts} if the signature header does not
+	idHeader   string          // has {id}
+	tsPath     strictjson.Path // where the body has the time, the id and the event, if the spec says so
+	idPath     strictjson.Path
+	eventPath  strictjson.Path
+	handshakes []handshake
+	otherHalf  *Scheme // the same with the other kind of key, chosen by the prefix of the key; or nil
 }
 
 // Spec returns the scheme as data, with its defaults filled in.

@@ -168,8 +168,11 @@ func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
 		Skipped:    func() int { return surface.SkippedLines() },
 		Suppressed: f.audit.SuppressedLines,
 	}
-	ignored := func() map[string]int { return surface.IgnoredDeliveries() }
-	counters := metrics.Handler(p.conf, p.uses, missing, ignored, p.version)
+	deliveries := metrics.Deliveries{
+		Ignored:    func() map[string]int { return surface.IgnoredDeliveries() },
+		Handshakes: func() map[string]int { return surface.Handshakes() },
+	}
+	counters := metrics.Handler(p.conf, p.uses, missing, deliveries, p.version)
 	surface = handlers.New(p.conf, f.runs, f.supervisor.Output, f.audit, f.check, counters, time.Now, p.log)
 	return surface
 }

@@ -35,7 +35,7 @@ func TestDocs_FieldsDecisionsEvents(t *testing.T) {
 			there = append(there, name)
 		}
 	}
-	for _, d := range []audit.Decision{audit.Allowed, audit.Void, audit.Refused, audit.Replayed, audit.Ignored, audit.Observed} {
+	for _, d := range []audit.Decision{audit.Allowed, audit.Void, audit.Refused, audit.Replayed, audit.Ignored, audit.Handshake, audit.Observed} {
 		there = append(there, string(d))
 	}
 	for _, e := range []audit.Event{

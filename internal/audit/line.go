@@ -78,7 +78,9 @@ const (
 	Refused  Decision = "refused"  // turned away
 	Replayed Decision = "replayed" // accepted before, and answered with that run
 	Ignored  Decision = "ignored"  // verified, but a condition of the hook does not hold; the reason names it
-	Observed Decision = "observed" // of a caller with observe; the reason is the decision without it
+	// Handshake is a test or registration by a sender, which was answered. The reason names it.
+	Handshake Decision = "handshake"
+	Observed  Decision = "observed" // of a caller with observe; the reason is the decision without it
 )
 
 // Event is a line that is not a decision.

@@ -51,14 +51,14 @@ const (
 
 // Decided records the decision about a request that allowed nothing. There are few reasons. Too many lines of a kind
 // are only counted, but every decision about a verified caller has a line, except for requests over its limit and for
-// deliveries that a hook ignores.
+// deliveries that start nothing because a hook ignores them or they are handshakes.
 func (l *Log) Decided(line Line, reason string, from Identity) {
 	at := l.now()
 	k := kind{reason: reason}
 	if from == Verified {
 		k.caller = line.Caller
 	}
-	if from == Unverified || reason == TooOften || line.Decision == Ignored {
+	if from == Unverified || reason == TooOften || line.Decision == Ignored || line.Decision == Handshake {
 		if !l.allowLine(k, at) {
 			l.countOne(k, at)
 			return

@@ -56,7 +56,8 @@ func TestManual_EveryMetric(t *testing.T) {
 	none := func() int { return 0 }
 	missing := metrics.Missing{Dropped: none, Skipped: none, Suppressed: none}
 	w := httptest.NewRecorder()
-	metrics.Handler(conf, uses, missing, func() map[string]int { return nil }, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+	noCounts := func() map[string]int { return nil }
+	metrics.Handler(conf, uses, missing, metrics.Deliveries{Ignored: noCounts, Handshakes: noCounts}, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
 	told := regexp.MustCompile(`(?m)^(sallyport_\w+(?:\{.*\})?) `).FindAllStringSubmatch(w.Body.String(), -1)
 
 	if got, want := shapes(documented), shapes(told); !slices.Equal(got, want) || len(want) == 0 {

@@ -29,10 +29,15 @@ type Missing struct {
 	Suppressed func() int
 }
 
-// Handler answers with the metrics, in the format that the request accepts. ignored returns how many deliveries each
-// hook has ignored.
+// Deliveries returns how many deliveries to each hook started nothing.
+type Deliveries struct {
+	Ignored    func() map[string]int
+	Handshakes func() map[string]int
+}
+
+// Handler answers with the metrics, in the format that the request accepts.
 func Handler(
-	conf *config.Watcher, uses *keyuse.Table, missing Missing, ignored func() map[string]int, version string,
+	conf *config.Watcher, uses *keyuse.Table, missing Missing, deliveries Deliveries, version string,
 ) http.Handler {
 	r := prometheus.NewRegistry()
 	for reason, count := range map[string]func() int{
@@ -56,7 +61,9 @@ func Handler(
 				nil, nil),
 			ignored: prometheus.NewDesc("sallyport_deliveries_ignored_total",
 				"Verified deliveries for which a condition of the hook did not hold.", []string{"hook"}, nil),
-			ignoredByHook: ignored,
+			handshakes: prometheus.NewDesc("sallyport_deliveries_handshake_total",
+				"Deliveries with which a sender tested or registered its webhook.", []string{"hook"}, nil),
+			deliveries: deliveries,
 			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.",
 				[]string{"result"}, nil),
 		},
@@ -70,14 +77,14 @@ func Handler(
 
 // configuration collects the metrics of the configuration.
 type configuration struct {
-	conf                                   *config.Watcher
-	ignoredByHook                          func() map[string]int
-	build, loaded, stale, reloads, ignored *prometheus.Desc
+	conf                                               *config.Watcher
+	deliveries                                         Deliveries
+	build, loaded, stale, reloads, ignored, handshakes *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
 func (c *configuration) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads, c.ignored} {
+	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads, c.ignored, c.handshakes} {
 		ch <- d
 	}
 }
@@ -94,9 +101,10 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.stale, prometheus.GaugeValue, stale)
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Reloads-status.Failures),
 		"succeeded")
-	counts := c.ignoredByHook()
+	ignored, handshakes := c.deliveries.Ignored(), c.deliveries.Handshakes()
 	for name := range c.conf.Get().Hooks {
-		ch <- prometheus.MustNewConstMetric(c.ignored, prometheus.CounterValue, float64(counts[name]), name)
+		ch <- prometheus.MustNewConstMetric(c.ignored, prometheus.CounterValue, float64(ignored[name]), name)
+		ch <- prometheus.MustNewConstMetric(c.handshakes, prometheus.CounterValue, float64(handshakes[name]), name)
 	}
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Failures), "failed")
 }

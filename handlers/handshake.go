@@ -1,0 +1,50 @@
+package handlers
+
+import (
+	"errors"
+	"net/http"
+
+	"sallyport/auth/webhook"
+)
+
+// handshakeKind is the kind of deliveries with which a sender tests or registers its webhook.
+const handshakeKind = "handshake"
+
+// errUnsignedTest is the error of a delivery without a credential that is the unsigned test of a caller of the hook.
+var errUnsignedTest = errors.New("unsigned test")
+
+// answerHandshake answers a verified handshake as its sender demands. It starts and claims nothing. Deliveries of an
+// observed caller get the same answer, because the webhook could not be registered otherwise.
+func (s *service) answerHandshake(w http.ResponseWriter, req *request, hs *webhook.Handshake) error {
+	if hs.Defect != "" {
+		return malformed(hs.Defect)
+	}
+	s.noteHandshake(req, hs.Event)
+	if hs.Answer != nil {
+		writeJSON(w, hs.Status, "application/json", hs.Answer)
+		return nil
+	}
+	w.Header().Set("Content-Type", "application/json") // Discord demands it without a body, too
+	w.WriteHeader(hs.Status)
+	return nil
+}
+
+// answerUnsignedTest answers an unsigned test with 200 and nothing else, and returns any other error as it is. The
+// delivery has spent a token of the failures of its address, and was delayed, like one with a wrong credential.
+func (s *service) answerUnsignedTest(w http.ResponseWriter, req *request, err error) error {
+	if !errors.Is(err, errUnsignedTest) {
+		return err
+	}
+	s.noteHandshake(req, "a test that is not signed")
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// noteHandshake records a handshake for the log, the audit log and the metrics.
+func (s *service) noteHandshake(req *request, what string) {
+	req.kind, req.reason = handshakeKind, "handshake: "+what
+	s.handshakes.countOne(req.hook)
+}
+
+// Handshakes returns how many handshakes of each hook were answered since the start.
+func (h *Handler) Handshakes() map[string]int { return h.current.Load().handshakes.copyCounts() }
