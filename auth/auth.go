@@ -69,10 +69,13 @@ type Identity struct {
 	// OneBody is set where Replay does not cover the body (a JWT): the same
 	// Replay with another BodyDigest is an attack, not a repetition.
 	OneBody    bool
-	BodyDigest [32]byte // SHA-256 of the body
+	BodyDigest [32]byte // SHA-256 of the body, or of the JSON in its form if that is what the sender signs
 	// NeverStale is set for an HMAC without a time: the signature stays valid
 	// without end, for every request with the same body.
 	NeverStale bool
+
+	// PayloadForm is set if the sender sends JSON, or a form with the JSON as its only field, payload.
+	PayloadForm bool
 
 	Event  string         // the sender's word for this kind of delivery, if any; not signed if it is a header
 	Claims map[string]any // of a verified JWT, as strictjson decodes them

@@ -3,6 +3,8 @@ package auth
 import (
 	"crypto/sha256"
 	"math/bits"
+
+	"sallyport/internal/strictjson"
 )
 
 const (
@@ -10,6 +12,9 @@ const (
 	keyWork = 128 << 10
 	// passWork is the cost of a pass over a body, in addition to the body.
 	passWork = 1 << 10
+
+	// formPasses is the cost of verifying the JSON in a form, in passes over the body.
+	formPasses = 3
 
 	// With fewer keys than these, refusals take as long as with these.
 	leastPasses = 8
@@ -28,10 +33,12 @@ func (c cost) bytesHashed(length int) int { return c.passes*(length+passWork) + 
 func (c *Callers) verifyCost(hook []string, length int) (all cost) {
 	foreign, signs := 0, false
 	for one, own := range c.candidates(hook) {
-		if own {
-			all.passes += len(one.hmac)
-		} else {
-			foreign += len(one.hmac)
+		for i := range one.hmac {
+			if own {
+				all.passes += one.hmac[i].maxPasses()
+			} else {
+				foreign += one.hmac[i].maxPasses()
+			}
 		}
 		if one.jwt != nil {
 			all.checks += len(one.jwt.keys) + 1 // and the one that an issuer has
@@ -44,6 +51,22 @@ func (c *Callers) verifyCost(hook []string, length int) (all cost) {
 	}
 	all.passes += min(foreign, foreignWork/(length+passWork))
 	return all
+}
+
+// maxPasses returns the most that a verification with the key costs, in passes over the body.
+func (k *hmacKey) maxPasses() int {
+	if k.key.Spec().JSON {
+		return formPasses
+	}
+	return 1
+}
+
+// countPasses returns what the verification of a body with the key costs, in passes over it.
+func (k *hmacKey) countPasses(body []byte) int {
+	if strictjson.IsWrapped(body) {
+		return k.maxPasses()
+	}
+	return 1
 }
 
 // MaxVerifyCost returns the most that any credential of a delivery for a hook with these callers costs, in

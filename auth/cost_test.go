@@ -16,13 +16,14 @@ func TestRefusal_CostWithinBound(t *testing.T) {
 	b := newBench(t)
 	b.addHMAC("github", "github", secretA, secretB)
 	b.addHMAC("slack", "slack", secretC)
+	b.addHMAC("gitea", "gitea", secretA)
 	b.addHMAC("foreign", "github", "a secret of at least 32 bytes: DDDD")
 	b.addJWT("ci", nil, b.writeKey("", testKeys().hs256))
 	specs, sign := senderKeys(b)
 	b.caller("sender").Signature = &auth.SignatureSpec{Authority: []string{"hooks.example.com"}, Keys: specs}
 	b.caller("sender").From = networks(t, "10.1.0.0/16")
 	c := b.compile()
-	hook := []string{"github", "slack", "ci", "sender"}
+	hook := []string{"github", "slack", "gitea", "ci", "sender"}
 	body := strings.Repeat("x", 100<<10)
 	message := signRequest(t, sign[hmacID], newRequest("POST", "/start", body), "", "")
 	message.Address = netip.MustParseAddr("10.1.0.1")
@@ -41,6 +42,8 @@ func TestRefusal_CostWithinBound(t *testing.T) {
 		"no signature":      delivery(body, headers("X-Hub-Signature-256", "sha256=00")),
 		"a stale signature": delivery(body, signedAt(t, "slack", secretC, body, "", now().Add(-time.Hour))),
 		"another's, forged": delivery(body, signed(t, "github", "a secret of at least 32 bytes: EEEE", body)),
+		"a forged form":     delivery("payload="+body, signed(t, "gitea", secretB, body)),
+		"no form":           delivery("payload="+body+"&", signed(t, "gitea", secretA, body)),
 		"a forged token":    bearerDelivery(rawToken(`{"alg":"HS256"}`, fmt.Sprintf(`{"iss":%q}`, issuer), secretC)),
 		"a late message":    late, "a wrong digest": wrong, "a forged message": forged,
 		"another address": elsewhere,

@@ -99,20 +99,22 @@ func (a *attempt) tryHMACKeys(passes *int) (*Identity, error) {
 				}
 				continue
 			}
+			n := k.countPasses(a.delivery.Body)
 			if !own {
-				if work += len(a.delivery.Body) + passWork; work > foreignWork {
+				if work += n * (len(a.delivery.Body) + passWork); work > foreignWork {
 					return nil, newRefusal(Wrong, "hmac", "the signature does not verify with any key that was tried")
 				}
 			}
-			*passes++
+			*passes += n
 			if k.key.Verify(sig, a.delivery.Body) {
-				if len(a.delivery.Body) == 0 && len(a.hook) > 0 {
+				signed := k.key.SignedPart(a.delivery.Body)
+				if len(signed) == 0 && len(a.hook) > 0 {
 					return nil, &Refusal{
 						Reason: Malformed, Kind: "hmac", Caller: caller.name, Key: k.id,
 						Detail: "the body is empty, so the signature would be the same for every request for runs",
 					}
 				}
-				return caller.identifyByHMAC(k, sig, a.delivery)
+				return caller.identifyByHMAC(k, sig, a.delivery, sha256.Sum256(signed))
 			}
 			refusal = newRefusal(Wrong, "hmac", "the signature does not verify with any key")
 		}
@@ -135,8 +137,10 @@ func (c *Callers) IsUnsignedTest(d *Delivery, hook []string, err error) bool {
 	})
 }
 
-// identifyByHMAC returns what a verified signature proves.
-func (c *caller) identifyByHMAC(k *hmacKey, sig *webhook.Signature, d *Delivery) (*Identity, error) {
+// identifyByHMAC returns what a verified signature proves. digest is that of the part of the body that is signed.
+func (c *caller) identifyByHMAC(
+	k *hmacKey, sig *webhook.Signature, d *Delivery, digest [sha256.Size]byte,
+) (*Identity, error) {
 	r := &Refusal{Reason: Wrong, Kind: "hmac", Caller: c.name, Key: k.id}
 	if r.Detail = k.checkDates(d.Now); r.Detail != "" {
 		return nil, r
@@ -147,8 +151,8 @@ func (c *caller) identifyByHMAC(k *hmacKey, sig *webhook.Signature, d *Delivery)
 		return nil, r
 	}
 	id := &Identity{
-		Caller: c.name, Kind: "hmac", Key: k.id, Event: m.Event,
-		BodyDigest: sha256.Sum256(d.Body), NeverStale: m.Time.IsZero(),
+		Caller: c.name, Kind: "hmac", Key: k.id, Event: m.Event, PayloadForm: k.key.PayloadForm,
+		BodyDigest: digest, NeverStale: m.Time.IsZero(),
 		Handshake: k.key.Handshake(m, d.Body),
 	}
 	if c.checksReplay("hmac") {

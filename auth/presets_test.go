@@ -128,7 +128,10 @@ func tamperings(t *testing.T, name string, spec webhook.SchemeSpec, wrong pair) 
 		)
 	}
 	if spec.JSON {
-		list = append(list, tampering{"a form", func(d *auth.Delivery) { d.Header.Set("Content-Type", "application/x-www-form-urlencoded") }})
+		list = append(list, tampering{"a form with another field", func(d *auth.Delivery) {
+			d.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			d.Body = []byte(formOf(string(d.Body)) + "&ref=main")
+		}})
 	}
 	return list
 }

@@ -65,7 +65,7 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	req.params = audit.Digest(values)
 	d := runner.Delivery{
-		Hook: h, Caller: who.Caller, Values: values, Claim: claim, Repeated: repeated, Body: body,
+		Hook: h, Caller: who.Caller, Values: values, Claim: claim, Repeated: repeated, Body: in.Body,
 		Trace: validTraceparent(r.Header),
 	}
 	if req.observed {
@@ -144,6 +144,7 @@ func openDelivery(r *http.Request, body []byte, who *auth.Identity, h *hook.Hook
 	}
 	in, err := h.Open(hook.Input{
 		Body: body, Query: query, Header: textproto.MIMEHeader(r.Header), Claims: who.Claims, Event: who.Event,
+		PayloadForm: who.PayloadForm,
 	})
 	if errors.Is(err, hook.ErrBody) {
 		return in, malformed(err.Error())

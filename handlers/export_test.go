@@ -34,9 +34,9 @@ func Wait(ctx context.Context, going <-chan struct{}, d time.Duration) {
 	newBeats().waitForBeat(ctx, going, d)
 }
 
-// Bind takes the parameters of a hook from a delivery of the caller c.
+// Bind takes the parameters of a hook from a delivery of the caller c, which sends JSON, or forms with JSON.
 func Bind(r *http.Request, body []byte, h *hook.Hook) (hook.Values, error) {
-	in, err := openDelivery(r, body, &auth.Identity{Caller: "c"}, h)
+	in, err := openDelivery(r, body, &auth.Identity{Caller: "c", PayloadForm: true}, h)
 	if err != nil {
 		return nil, err
 	}

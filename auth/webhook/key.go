@@ -40,25 +40,31 @@ func (s *Scheme) ParseKey(text []byte) (*Key, error) {
 func (k *Key) Verify(sig *Signature, body []byte) bool {
 	ok := false
 	if k.IsAsymmetric() {
-		message := bytes.Join(k.signed.composeMessage(sig, body), nil)
+		message, err := k.composeMessage(sig, body)
 		for _, sum := range sig.Sums {
 			ok = ed25519.Verify(k.Bytes, message, sum) || ok
 		}
-		return ok
+		return ok && err == nil
 	}
-	want := k.computeMAC(k.Bytes, sig, body)
+	want, err := k.computeMAC(k.Bytes, sig, body)
 	for _, sum := range sig.Sums {
 		ok = hmac.Equal(want, sum) || ok
 	}
-	return ok
+	return ok && err == nil
 }
 
-func (s *Scheme) computeMAC(key []byte, sig *Signature, body []byte) []byte {
+func (s *Scheme) computeMAC(key []byte, sig *Signature, body []byte) ([]byte, error) {
 	mac := hmac.New(s.newHash, key)
-	for _, part := range s.signed.composeMessage(sig, body) {
-		mac.Write(part)
-	}
-	return mac.Sum(nil)
+	err := s.writeMessage(mac, sig, body)
+	return mac.Sum(nil), err
+}
+
+// composeMessage returns what is signed, for signatures that need all of it at once.
+func (s *Scheme) composeMessage(sig *Signature, body []byte) ([]byte, error) {
+	var message bytes.Buffer
+	message.Grow(len(body) + 1<<10)
+	err := s.writeMessage(&message, sig, body)
+	return message.Bytes(), err
 }
 
 // decodeKey keeps the decoders' errors to itself, because they quote the text.

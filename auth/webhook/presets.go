@@ -15,6 +15,8 @@ type preset struct {
 	alt *SchemeSpec
 	// unconfirmed marks a scheme that only third parties document.
 	unconfirmed bool
+	// payloadForm marks senders that sign the whole body, and send JSON or a form with the JSON as its field payload.
+	payloadForm bool
 }
 
 func inHeader(name string) *FieldSpec { return &FieldSpec{Header: name} }
@@ -32,7 +34,7 @@ func listScheme(name string, id, event *FieldSpec) SchemeSpec {
 	return s
 }
 
-// jsonScheme is plainScheme for senders that sign the JSON even when they send a form.
+// jsonScheme is plainScheme for senders that sign the JSON even when they send it in a form.
 func jsonScheme(name, event string) SchemeSpec {
 	s := plainScheme(name, "{sig}", inHeader(event))
 	s.JSON = true
@@ -59,7 +61,9 @@ func standardPublicScheme(prefix string) *SchemeSpec {
 // cover are left out, because an attacker can change them in a replay.
 func presetTable() map[string]preset {
 	return map[string]preset{
-		"github":  {spec: plainScheme("X-Hub-Signature-256", "sha256={sig}", inHeader("X-GitHub-Event"))},
+		"github": {
+			spec: plainScheme("X-Hub-Signature-256", "sha256={sig}", inHeader("X-GitHub-Event")), payloadForm: true,
+		},
 		"gitlab":  {spec: standardScheme("webhook", inHeader("X-Gitlab-Event"))},
 		"gitea":   {spec: jsonScheme("X-Gitea-Signature", "X-Gitea-Event")},
 		"forgejo": {spec: jsonScheme("X-Forgejo-Signature", "X-Forgejo-Event"), unconfirmed: true},
@@ -87,7 +91,7 @@ func presetTable() map[string]preset {
 		"slack": {spec: SchemeSpec{
 			Header: "X-Slack-Signature", Value: "v0={sig}", Signed: "v0:{ts}:{body}",
 			TS: &TimeSpec{Header: "X-Slack-Request-Timestamp"}, ID: inBody("event_id"), Event: inBody("type"),
-		}},
+		}, payloadForm: true}, // interactions are such forms; slash commands are other forms
 		"discord": {spec: SchemeSpec{
 			Header: "X-Signature-Ed25519", Hash: "ed25519", Signed: "{ts}{body}", Key: KeyForm{Encoding: "hex"},
 			TS: &TimeSpec{Header: "X-Signature-Timestamp"}, ID: inBody("id"), Event: inBody("type"),
@@ -126,6 +130,7 @@ func Preset(name string) (*Scheme, bool) {
 	var p diag.List // stays empty: a test compiles every row
 	s := CompileScheme(&row.spec, &p)
 	s.Name, s.Unconfirmed, s.handshakes = name, row.unconfirmed, handshakeTable()[name]
+	s.PayloadForm = s.PayloadForm || row.payloadForm
 	if row.alt != nil {
 		s.otherHalf = CompileScheme(row.alt, &p)
 	}

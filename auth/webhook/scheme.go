@@ -36,6 +36,7 @@ const MaxTolerance = 24 * time.Hour
 type Scheme struct {
 	Name        string // of the preset; empty for a scheme that the file describes
 	Unconfirmed bool   // only third parties document it; it has not been run against the sender
+	PayloadForm bool   // the sender also sends its JSON as the only field of a form, payload
 
 	spec       SchemeSpec       // with its defaults filled in, and header names canonical
 	newHash    func() hash.Hash // nil for ed25519
@@ -54,6 +55,18 @@ type Scheme struct {
 // Spec returns the scheme as data, with its defaults filled in.
 func (s *Scheme) Spec() SchemeSpec { return s.spec }
 
+// SignedPart returns the part of a verified body that the signature covers: the body, or the JSON in its form.
+func (s *Scheme) SignedPart(body []byte) []byte {
+	if !s.spec.JSON {
+		return body
+	}
+	signed, err := strictjson.Unwrap(body)
+	if err != nil {
+		return nil // did not verify
+	}
+	return signed
+}
+
 // IsAsymmetric reports whether signatures are verified with a public key, and not with a secret.
 func (s *Scheme) IsAsymmetric() bool { return s.newHash == nil }
 
@@ -69,7 +82,7 @@ func (s *Scheme) Headers() []string {
 // CompileScheme checks a scheme and makes it ready for use. Errors go to p, and then the scheme must not
 // be used.
 func CompileScheme(spec *SchemeSpec, p *diag.List) *Scheme {
-	s := &Scheme{spec: *spec}
+	s := &Scheme{spec: *spec, PayloadForm: spec.JSON}
 	s.spec.Header = field.CompileHeader(spec.Header, p.At("header"))
 	if _, bearer := field.CutPrefix(spec.Value, "Bearer "); bearer && s.spec.Header == "Authorization" {
 		p.At("value").Errorf("must not begin with Bearer, which marks a JWT or token")

@@ -55,7 +55,7 @@ func (s *Scheme) computeSignature(secret []byte, sig *Signature, body []byte) ([
 		if err != nil {
 			return nil, fmt.Errorf("the key %w", err)
 		}
-		return s.computeMAC(key.Bytes, sig, body), nil
+		return s.computeMAC(key.Bytes, sig, body)
 	}
 	key, err := decodeKey(s.spec.Key.Encoding, bytes.TrimPrefix(secret, []byte(s.privatePrefix())))
 	if err != nil {
@@ -65,5 +65,9 @@ func (s *Scheme) computeSignature(secret []byte, sig *Signature, body []byte) ([
 		return nil, errors.New("the key is not an Ed25519 private key")
 	}
 	private := ed25519.NewKeyFromSeed(key[:ed25519.SeedSize])
-	return ed25519.Sign(private, bytes.Join(s.signed.composeMessage(sig, body), nil)), nil
+	message, err := s.composeMessage(sig, body)
+	if err != nil {
+		return nil, err
+	}
+	return ed25519.Sign(private, message), nil
 }

@@ -17,7 +17,7 @@ type SchemeSpec struct {
 	TS    *TimeSpec  `yaml:"ts"`
 	ID    *FieldSpec `yaml:"id"`
 	Event *FieldSpec `yaml:"event"`
-	JSON  bool       `yaml:"json"` // refuse a body with another Content-Type than JSON
+	JSON  bool       `yaml:"json"` // the JSON is signed, also if it is sent as the only field of a form, payload
 }
 
 // KeyForm says how the text of a key becomes its bytes.

@@ -3,11 +3,13 @@ package webhook
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
 	"sallyport/auth/field"
 	"sallyport/internal/diag"
+	"sallyport/internal/strictjson"
 )
 
 // entry is one item of a signature header: a hole between literals.
@@ -101,21 +103,37 @@ func (t template) coversHole(hole string) bool {
 	return slices.Contains(t, piece{text: hole, hole: true})
 }
 
-// composeMessage returns what is signed, in pieces so that the body is not copied.
-func (t template) composeMessage(sig *Signature, body []byte) (parts [][]byte) {
-	for _, x := range t {
+// writeMessage writes what is signed to a hash or a buffer, which do not fail. The error is that of a form without the
+// JSON that the sender signs.
+func (s *Scheme) writeMessage(w io.Writer, sig *Signature, body []byte) (err error) {
+	for _, x := range s.signed {
+		text := x.text
 		switch {
-		case !x.hole:
-			parts = append(parts, []byte(x.text))
-		case x.text == "body":
-			parts = append(parts, body)
-		case x.text == "ts":
-			parts = append(parts, []byte(sig.Timestamp))
-		case x.text == "id":
-			parts = append(parts, []byte(sig.ID))
+		case x.hole && x.text == "body":
+			err = s.writeBody(w, body)
+			continue
+		case x.hole && x.text == "ts":
+			text = sig.Timestamp
+		case x.hole:
+			text = sig.ID
 		}
+		_, _ = io.WriteString(w, text)
 	}
-	return parts
+	return err
+}
+
+// writeBody writes the part of a body that is signed.
+func (s *Scheme) writeBody(w io.Writer, body []byte) error {
+	if s.spec.JSON {
+		err := strictjson.WriteUnwrapped(w, body)
+		if err == nil {
+			return nil
+		}
+		_, _ = w.Write(body) // a malformed form takes no less time than a wrong signature
+		return err
+	}
+	_, _ = w.Write(body)
+	return nil
 }
 
 // cutHole returns what an item of the header has in place of the entry's hole.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"mime"
 	"net/http"
 	"strings"
 	"time"
@@ -61,9 +60,6 @@ func (s *Scheme) Read(h http.Header) (*Signature, error) {
 			return nil, fmt.Errorf("the header %s is missing or is not an id", s.idHeader)
 		}
 	}
-	if s.spec.JSON && !isJSONType(h["Content-Type"]) {
-		return nil, errors.New("the Content-Type is not JSON, which is what the sender signs")
-	}
 	return sig, nil
 }
 
@@ -101,15 +97,6 @@ func (s *Scheme) parseHeader(value string) (*Signature, error) {
 	return sig, nil
 }
 
-func isJSONType(values []string) bool {
-	if len(values) != 1 {
-		return false
-	}
-	kind, _, err := mime.ParseMediaType(values[0])
-	subtype, ok := strings.CutPrefix(kind, "application/")
-	return err == nil && ok && (subtype == "json" || strings.HasSuffix(subtype, "+json"))
-}
-
 // Describe returns what the sender says about a delivery after its signature has verified, and checks its time:
 // both ways, because a timestamp of tomorrow would verify for a day. The error is a [field.StaleError], or any
 // other if the body has no time where the scheme puts it.
@@ -141,6 +128,12 @@ func (s *Scheme) decodeBody(body []byte) any {
 	}
 	if !reads {
 		return nil
+	}
+	if s.PayloadForm {
+		var err error
+		if body, err = strictjson.Unwrap(body); err != nil {
+			return nil
+		}
 	}
 	v, err := strictjson.Decode(body)
 	if err != nil {

@@ -11,12 +11,13 @@ import (
 	"sallyport/internal/strictjson"
 )
 
-// The formats of a body that parameters are taken from. Only the hook decides which one is read, not the Content-Type:
-// most signatures do not cover the Content-Type, so an attacker that replays a signed body could choose another reading
-// of the same bytes.
+// The formats of a body that parameters are taken from. The hook and the scheme of the caller decide which one is read,
+// not the Content-Type: most signatures do not cover the Content-Type, so an attacker that replays a signed body could
+// choose another reading of the same bytes.
 const (
-	bodyJSON = "json"
-	bodyForm = "form"
+	bodyJSON    = "json"
+	bodyForm    = "form"
+	bodyPayload = "payload" // JSON, or a form with the JSON as its only field, payload
 )
 
 // ErrBody is wrapped by the errors of a body that a condition or a parameter reads and that cannot be decoded.
@@ -29,9 +30,23 @@ type body struct {
 }
 
 func (b BodySpec) checkForm(p *diag.List) {
-	if b.As != bodyJSON && b.As != bodyForm {
-		p.Errorf("%q is not a form of a body: json or form", b.As)
+	if b.As != bodyJSON && b.As != bodyForm && b.As != bodyPayload {
+		p.Errorf("%q is not a form of a body: json, form or payload", b.As)
 	}
+}
+
+// unwrapBody returns the JSON in a form with the field payload, if the hook or its caller may get such forms, and any
+// other body as it is. A hook without parameters from the body may pass it to the command.
+func (h *Hook) unwrapBody(in Input) ([]byte, error) {
+	mayWrap := h.Body.As == bodyPayload || h.Body.As == bodyJSON && in.PayloadForm
+	if !mayWrap || !h.StdinBody && !h.readsBody() {
+		return in.Body, nil
+	}
+	text, err := strictjson.Unwrap(in.Body)
+	if err != nil {
+		return in.Body, fmt.Errorf("%w: this hook reads JSON in the field payload of a form: %s", ErrBody, err.Error())
+	}
+	return text, nil
 }
 
 // readBody decodes the body as the hook says, if a condition reads it or a parameter is taken from it.

@@ -2,6 +2,7 @@ package hook_test
 
 import (
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -35,17 +36,20 @@ func FuzzArgv(f *testing.F) {
 	})
 }
 
-// FuzzBodyReading has hooks of both formats read the same bytes. At most one of them finds parameters in a body, and
-// a second read finds the same.
+// FuzzBodyReading has hooks of all formats read the same bytes. A body has parameters as JSON or as a form, and with
+// the format payload they are those of the JSON. A second read finds the same.
 func FuzzBodyReading(f *testing.F) {
 	hooks := map[string]*hook.Hook{}
-	for _, as := range []string{"json", "form"} {
+	for _, as := range []string{"json", "form", "payload"} {
 		hooks[as] = newHook(f, hook.Spec{
 			Command: []string{"/bin/echo", "--x={x}"}, Body: hook.BodySpec{As: as},
 			Params: map[string]hook.ParamSpec{"x": {From: hook.From{"body", "x"}, Match: "(?s).*", Default: new("none")}},
 		})
 	}
-	for _, body := range []string{`{"x":"1"}`, "x=1", `{"a":"&x=1&"}`, " [\"&x=1\"]", "\"&x=1\"", "1&x=1", "\ufeff{&x=1", "x=1&x=2", ""} {
+	for _, body := range []string{
+		`{"x":"1"}`, "x=1", `{"a":"&x=1&"}`, " [\"&x=1\"]", "\"&x=1\"", "1&x=1", "\ufeff{&x=1", "x=1&x=2", "",
+		"payload={}&x=1", `payload={"x":1}`, `payload=%7B"x":"+"}`, "payload=x=1",
+	} {
 		f.Add([]byte(body))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -60,8 +64,17 @@ func FuzzBodyReading(f *testing.F) {
 				found[as] = x
 			}
 		}
-		if len(found) > 1 {
+		want, isJSON := found["json"]
+		if _, isForm := found["form"]; isForm && isJSON || isJSON && found["payload"] != want {
 			t.Errorf("%q has two readings: %q", body, found)
+		}
+		// A body and the same body in a form are the same to a hook that takes both.
+		form := hook.Input{Body: []byte(url.Values{"payload": {string(body)}}.Encode()), PayloadForm: true}
+		for as, h := range hooks {
+			v, _, err := h.Bind(form)
+			if x, ok := v["x"]; as != "form" && (ok != isJSON && x != "none" || isJSON && x != want) {
+				t.Errorf("%q in a form is read by %s as %q, %v, and alone as %q", body, as, v, err, found)
+			}
 		}
 	})
 }

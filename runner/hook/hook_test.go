@@ -57,7 +57,7 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"a grace below zero", "grace", "below zero", echo(func(s *hook.Spec) { s.Grace = -1 })},
 		{"a body timeout of hours", "body.timeout", "is over 10m0s", echo(func(s *hook.Spec) { s.Body.Timeout = 10*time.Minute + 1 })},
 		{"a body timeout below zero", "body.timeout", "below zero", echo(func(s *hook.Spec) { s.Body.Timeout = -1 })},
-		{"an unknown form of a body", "body.as", "json or form", echo(func(s *hook.Spec) { s.Body.As = "xml" })},
+		{"an unknown form of a body", "body.as", "json, form or payload", echo(func(s *hook.Spec) { s.Body.As = "xml" })},
 		{"a body too large for the database", "body.max", "over 900MiB", echo(func(s *hook.Spec) { s.Stdin, s.Body.Max = "body", 1000<<20 })},
 		{"a huge body", "body.max", "over 1GiB", echo(func(s *hook.Spec) { s.Body.Max = 1<<30 + 1 })},
 		{"a huge output", "output", "1TiB", echo(func(s *hook.Spec) { s.Output.Tail = 1<<40 + 1 })},

@@ -35,18 +35,26 @@ type Input struct {
 	Header textproto.MIMEHeader
 	Claims map[string]any // of a verified token, as strictjson decodes them
 	Event  string         // the sender's name for the kind of delivery; empty if it has none
+	// PayloadForm says that the caller sends JSON, or a form with the JSON as its only field, payload.
+	PayloadForm bool
 
 	opened *body // nil until Open has decoded the body
 }
 
 // Open decodes the body of a delivery, if a condition or a parameter of the hook reads it. Bind then does not
-// decode it again. The error wraps ErrBody if the body does not have the format that the hook reads.
+// decode it again. Body becomes the JSON of a form with the field payload. The error wraps ErrBody if the body does not
+// have the format that the hook reads.
 func (h *Hook) Open(in Input) (Input, error) {
 	if in.opened != nil {
 		return in, nil
 	}
-	b, err := h.readBody(in)
-	in.opened = &b
+	in.opened = &body{}
+	text, err := h.unwrapBody(in)
+	if err != nil {
+		return in, err
+	}
+	in.Body = text
+	*in.opened, err = h.readBody(in)
 	return in, err
 }
 

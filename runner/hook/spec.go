@@ -114,7 +114,7 @@ type KeepSpec struct {
 
 // BodySpec says how a body is read, and limits its size and time.
 type BodySpec struct {
-	As      string        `yaml:"as"`      // json (default) or form, for any Content-Type
+	As      string        `yaml:"as"`      // json (default), form or payload, for any Content-Type
 	Max     Size          `yaml:"max"`     // default 1MiB
 	Timeout time.Duration `yaml:"timeout"` // to send all of it; default 10s
 }
