@@ -115,7 +115,10 @@ func (d *driver) driveRun(ctx context.Context) {
 	case notOrdered:
 		if d.from == fromStore {
 			d.runs.advancePhase(d.run, idle)
-			_, _ = d.store.Requeue(ctx, d.run.ID) // if this fails, the next server still finds the run as running
+			// If this fails, the next server still finds the run as running.
+			if now, err := d.store.Requeue(ctx, d.run.ID); err == nil && now.State.Ended() {
+				d.stopper.reportCancelled(now)
+			}
 		}
 	case neverBegins:
 		d.reportLaunch(neverBegins, nil)

@@ -64,14 +64,19 @@ func (d *driver) finishRun(ctx context.Context, s State, e End, c AfterClaims) R
 }
 
 func (d *driver) recordEnd(ctx context.Context, s State, e End, c AfterClaims) (ended Run, next *Run) {
+	faulty := false
 	for failing := new(logging.Repeated); ; {
 		err := guard.Do(d.log, func() (err error) {
 			ended, next, err = d.recordEndOnce(ctx, s, e, c)
 			return err
 		})
+		if err == nil && faulty && next == nil {
+			d.gate.goWork(func() { d.resumePromoted(ctx) })
+		}
 		if err == nil {
 			return ended, next
 		}
+		faulty = faulty || errors.Is(err, guard.ErrFault)
 		if failing.IsNew(err) {
 			d.log.Error("run not recorded", "run", d.run.ID, "hook", d.run.Hook, "state", s, "error", err)
 		}
@@ -82,6 +87,20 @@ func (d *driver) recordEnd(ctx context.Context, s State, e End, c AfterClaims) (
 			return ended, nil
 		}
 		<-time.After(recordRetryPause) // the command has ended; only the store does not have the end yet
+	}
+}
+
+// resumePromoted has the run of the flight driven that was promoted before the promotion could be returned because of a
+// fault of the program.
+func (d *driver) resumePromoted(ctx context.Context) {
+	active, err := d.store.Active(ctx)
+	if err != nil {
+		d.log.Error("promoted run not looked up", "flight", d.run.Flight, "error", err)
+	}
+	for _, run := range active {
+		if run.State == Running && run.Flight == d.run.Flight {
+			d.resumeRunLater(ctx, run)
+		}
 	}
 }
 
@@ -130,25 +149,42 @@ func (d *driver) logEnd(state State, end End) {
 // itself crashes the machine.
 const maxReruns = 3
 
+// ruleOfHook returns whether an interrupted run of a hook is queued again.
+func ruleOfHook(h *hook.Hook) Rerun {
+	switch {
+	case !h.RerunInterrupted:
+		return NoRerun
+	case h.Busy.Kind == hook.Join || h.Busy.Kind == hook.Replace:
+		return NewestRerun
+	}
+	return AlwaysRerun
+}
+
 // rerunInterrupted queues an interrupted run again if its hook says that this is safe. It may be called more than
 // once: the claim ensures that a run is queued again only once, also by another server.
 func (d *driver) rerunInterrupted(ctx context.Context, run Run) error {
-	h, ok := d.hook(run.Hook)
-	if !ok || !h.RerunInterrupted || run.Attempt >= maxReruns {
+	rule := run.OnInterrupted
+	if h, ok := d.hook(run.Hook); ok { // otherwise the hook may come back, as while its file is replaced
+		rule = ruleOfHook(h)
+	}
+	if rule == NoRerun || run.Attempt >= maxReruns {
 		return nil
 	}
 	in, err := d.store.Feed(ctx, run.ID)
 	if err != nil {
 		return err
 	}
-	again, err := d.makeRun(Delivery{Hook: h, Caller: run.Caller, Values: run.Params, RerunOf: run.ID})
+	id, err := d.ids.nextID()
 	if err != nil {
 		return err
 	}
-	again.Flight, again.Attempt = run.Flight, run.Attempt+1
+	again := Run{
+		ID: id, Hook: run.Hook, Caller: run.Caller, Flight: run.Flight, Params: run.Params, Created: d.now(),
+		RerunOf: run.ID, Attempt: run.Attempt + 1, OnInterrupted: rule,
+	}
 	p := hook.Policy{Kind: hook.Queue, Depth: hook.MaxQueue * 2}
-	if h.Busy.Kind == hook.Join || h.Busy.Kind == hook.Replace {
-		p.Depth = 1 // a queued run is newer, and replaces this one
+	if rule == NewestRerun {
+		p.Depth = 1
 	}
 	// The keys of deliveries are digests, so no delivery can have this key.
 	_, err = d.store.Admit(ctx, again, Claim{Key: "interrupted " + run.ID}, p, in)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 	"weak"
@@ -427,6 +428,45 @@ func TestStart_FaultAfterOrder(t *testing.T) {
 	if !errors.As(err, &replayed) {
 		t.Errorf("the same delivery: %v", err)
 	}
+}
+
+// faultyStore panics after it has recorded the first end.
+type faultyStore struct {
+	runner.Store
+
+	done atomic.Bool
+}
+
+// Finish implements runner.Store.
+func (f *faultyStore) Finish(
+	ctx context.Context, id string, s runner.State, e runner.End, c runner.AfterClaims, q runner.AfterQueue,
+) (runner.Run, *runner.Run, error) {
+	ended, next, err := f.Store.Finish(ctx, id, s, e, c, q)
+	if !f.done.Swap(true) {
+		panic("after the end was recorded") //nolint:forbidigo // it stands for a fault of the program
+	}
+	return ended, next, err
+}
+
+// TestEnd_FaultAfterRecord: the next run of the flight starts although the server lost the result of its promotion.
+func TestEnd_FaultAfterRecord(t *testing.T) {
+	t.Parallel()
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	r := runner.New(&faultyStore{Store: b.disk}, b.commands, b.hook, time.Now, slog.New(slog.DiscardHandler))
+	first, err := r.Start(t.Context(), of(h, "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := r.Start(t.Context(), of(h, "2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.commands.end(first.Run.ID, exit(0))
+	b.flies(t, second.Run.ID)
+	b.commands.end(second.Run.ID, exit(0))
+	r.Drain(t.Context())
+	b.state(t, second.Run.ID, runner.Succeeded)
 }
 
 // unstoppable panics when a run is to be stopped, and when one is looked up.

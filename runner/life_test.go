@@ -284,6 +284,30 @@ func TestRerun_AfterInterruption(t *testing.T) {
 	replayed(t, err, first)
 }
 
+// TestRerun_HookMissing: an interrupted run is queued again as its hook had it, although the hook is missing while its
+// file is replaced. It starts once the hook is back.
+func TestRerun_HookMissing(t *testing.T) {
+	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
+	b := newBench(t, h)
+	run := b.start(t, of(h, "v"))
+	b.use()
+	b.end(run.ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+	b.ended(t, run)
+	all, _, err := b.Runner.List(t.Context(), runner.Filter{})
+	if err != nil || len(all) != 2 || all[0].RerunOf != run.ID || all[0].Params["x"] != "v" {
+		t.Fatalf("got %+v, %v", all, err)
+	}
+	b.use(h)
+	b.flies(t, all[0].ID)
+	never := policy(t, func(*hook.Spec) {})
+	b.use(never) // the rule in force counts where there is one
+	b.end(all[0].ID, runner.End{Ended: b.now(), Reason: runner.Interrupted})
+	b.ended(t, all[0])
+	if all, _, err = b.Runner.List(t.Context(), runner.Filter{}); err != nil || len(all) != 2 {
+		t.Errorf("%d runs, %v", len(all), err)
+	}
+}
+
 func TestRerun_OnceAcrossCrash(t *testing.T) {
 	h := policy(t, func(s *hook.Spec) { s.OnInterrupted = "rerun" })
 	b := newBench(t, h)

@@ -24,6 +24,16 @@ const (
 // Ended reports whether the run has ended.
 func (s State) Ended() bool { return s != Queued && s != Running }
 
+// Rerun says whether an interrupted run is queued again without a request.
+type Rerun string
+
+// The rules of Rerun.
+const (
+	NoRerun     Rerun = ""
+	AlwaysRerun Rerun = "always"
+	NewestRerun Rerun = "newest" // only if no run is queued in its flight, because that one is newer
+)
+
 // Run is one execution of the command of a hook, as the store has it. It has many fields, because each is a column of
 // the store or a member of the answers about runs.
 type Run struct {
@@ -40,6 +50,9 @@ type Run struct {
 	// Boot identifies the start of the machine during which the command was ordered. The command may have run since
 	// then, even if its files are missing from the disk. It is empty until the command is ordered.
 	Boot string `json:"-"`
+	// OnInterrupted says whether the run is queued again if it is interrupted, as its hook had it when the run was
+	// accepted.
+	OnInterrupted Rerun `json:"-"`
 	// Wish is the state in which the run was requested to end while it ran, or empty.
 	Wish State `json:"-"`
 	// StandsFor has the other callers that this queued run stands for: Join put their deliveries into this run before

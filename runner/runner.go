@@ -217,7 +217,7 @@ func (r *Runner) makeRun(d Delivery) (Run, error) {
 	}
 	run := Run{
 		ID: id, Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values),
-		Params: d.Values, Created: r.now(), RerunOf: d.RerunOf,
+		Params: d.Values, Created: r.now(), RerunOf: d.RerunOf, OnInterrupted: ruleOfHook(d.Hook),
 	}
 	return run, nil
 }

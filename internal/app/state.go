@@ -71,6 +71,7 @@ func (p *program) openFolder(ctx context.Context) (_ *stateFolder, err error) {
 	f.runs = runner.New(audit.Store(f.store, f.audit), f.supervisor, p.conf.Hook, time.Now, p.log)
 	f.check = f.readiness(p.log)
 	if err := f.runs.Recover(ctx); err != nil {
+		f.runs.Leave() // it may have resumed some runs, and the next server resumes all
 		return nil, fmt.Errorf("recovering runs: %w", err)
 	}
 	return f, nil

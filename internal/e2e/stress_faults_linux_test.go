@@ -97,10 +97,23 @@ func (s *stress) killSupervisor(*rand.Rand) { s.signalSupervisor(syscall.SIGKILL
 // signalSupervisor signals the supervisor, if there is one, and records the time.
 func (s *stress) signalSupervisor(sig syscall.Signal) {
 	if pid := s.supervisor(); pid != 0 {
-		s.shots = append(s.shots, shot{sinceBoot(), sig})
 		_ = syscall.Kill(pid, sig) // it may just have ended
+		s.noteShot(sig)
 	}
 }
+
+// noteShot records that a signal was sent. It is called after that, because a run that was accepted while the signals
+// were sent may have been hit, too.
+func (s *stress) noteShot(sig syscall.Signal) {
+	at := sinceBoot()
+	if sig == syscall.SIGTERM { // its receiver accepts runs until it notices the signal
+		at = at.plus(noticeTime)
+	}
+	s.shots = append(s.shots, shot{at, sig})
+}
+
+// noticeTime is the longest time that a process may take to notice a signal.
+const noticeTime = 2 * time.Second
 
 func (s *stress) killBoth(r *rand.Rand) {
 	signalAll(s.servers(), syscall.SIGKILL)
@@ -155,8 +168,8 @@ func (s *stress) upgrade(r *rand.Rand) {
 }
 
 func (s *stress) terminateServer(*rand.Rand) {
-	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGTERM})
 	signalAll(s.servers(), syscall.SIGTERM)
+	s.noteShot(syscall.SIGTERM)
 	s.awaitServersGone()
 	s.serve()
 }
@@ -182,7 +195,7 @@ func (s *stress) stopSupervisor(r *rand.Rand) {
 		return
 	}
 	_ = syscall.Kill(pid, syscall.SIGSTOP)
-	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGSTOP})
+	s.noteShot(syscall.SIGSTOP)
 	goOn := func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
 	defer goOn()
 	pauseRandomly(r, least, most)
@@ -194,8 +207,8 @@ func (s *stress) stopSupervisor(r *rand.Rand) {
 		goOn()
 		s.awaitServer(from)
 	case 1:
-		s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGTERM})
 		signalAll(s.servers(), syscall.SIGTERM)
+		s.noteShot(syscall.SIGTERM)
 		pauseRandomly(r, 0, 2*time.Second)
 		goOn()
 		s.awaitServersGone()
@@ -266,12 +279,13 @@ func (s *stress) writeProgram(r *rand.Rand) {
 // mounted, it only ends the processes.
 func (s *stress) cutPower(r *rand.Rand) {
 	pauseRandomly(r, 0, 200*time.Millisecond)
-	s.shots = append(s.shots, shot{sinceBoot(), syscall.SIGPWR})
 	signalAll(s.listProcesses(), syscall.SIGSTOP)
+	s.noteShot(syscall.SIGPWR)
 	if s.power != nil {
 		s.power.cutPower()
 	}
 	s.killAll()
+	s.noteShot(syscall.SIGPWR) // of processes that began meanwhile
 	if s.power != nil {
 		var err error
 		s.waitUntil("the disk to be mounted again", func() bool {

@@ -146,7 +146,7 @@ func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, pl
 	}
 	_, err = tx.execute(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
 		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot,
-		s.Uptime().Microseconds())
+		s.Uptime().Microseconds(), r.OnInterrupted)
 	return err
 }
 

@@ -15,11 +15,11 @@ import (
 // partial index needs that.
 const (
 	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error,
-		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail`
+		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail, on_interrupted`
 
 	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin,
-		rerun_of, attempt, boot, accepted_up)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)`
+		rerun_of, attempt, boot, accepted_up, on_interrupted)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
@@ -90,7 +90,7 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	var created, started, ended int64
 	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
 		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor,
-		&r.Boot, &r.Wish, &r.LeftBehind, &r.Detail)
+		&r.Boot, &r.Wish, &r.LeftBehind, &r.Detail, &r.OnInterrupted)
 	if err != nil {
 		return r, unavailable("reading a run", err)
 	}
