@@ -23,19 +23,27 @@ type observation struct {
 // answerObserved answers a delivery of an observed caller that no earlier check refused. It starts and records
 // nothing.
 func (s *service) answerObserved(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
-	started, err := s.runner.DryRun(r.Context(), d)
+	o, err := describeOutcome(s.runner.DryRun(r.Context(), d))
+	if err != nil {
+		return s.answers.answerNotStarted(w, r, req, 0, err)
+	}
+	writeObservation(w, req, o)
+	return nil
+}
+
+// describeOutcome says what a dry run found. It returns the error of a delivery that would be refused.
+func describeOutcome(started runner.Started, err error) (observation, error) {
 	o := observation{Would: "started", Status: http.StatusOK, Flight: started.Run.Flight, Position: started.Position}
 	var replayed *runner.Replayed
 	switch {
 	case errors.As(err, &replayed):
 		o.Would, o.Run = "replayed", replayed.Run.ID
 	case err != nil:
-		return s.answers.answerNotStarted(w, r, req, 0, err)
+		return o, err
 	case started.Run.State == runner.Queued:
 		o.Would, o.Status = "queued", http.StatusAccepted
 	}
-	writeObservation(w, req, o)
-	return nil
+	return o, nil
 }
 
 func writeObservation(w http.ResponseWriter, req *request, o observation) {

@@ -97,11 +97,7 @@ type forgotten struct {
 // answerNotStarted answers a verified delivery that starts nothing, by its reason.
 func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
 	var first *runner.Replayed
-	var busy *runner.Busy
-	var failed *runner.NotStarted
-	var values *runner.NotAllowed
-	switch {
-	case errors.As(err, &first):
+	if errors.As(err, &first) {
 		req.reason = replayed
 		w.Header().Set("Idempotent-Replayed", "true")
 		if first.Run.State == "" {
@@ -110,6 +106,16 @@ func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, re
 			return nil
 		}
 		return a.answerRun(w, r, req, first.Run, wait)
+	}
+	return refuseStart(err)
+}
+
+// refuseStart returns the refusal of a verified delivery that starts nothing, by its reason.
+func refuseStart(err error) error {
+	var busy *runner.Busy
+	var failed *runner.NotStarted
+	var values *runner.NotAllowed
+	switch {
 	case errors.As(err, &busy):
 		return &refusal{
 			status: http.StatusServiceUnavailable, kind: "busy", run: &busy.Run,

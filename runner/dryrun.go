@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"errors"
 
 	"sallyport/runner/hook"
 )
@@ -19,6 +20,17 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	if err != nil {
 		return Started{}, err
 	}
+	started, err := Foresee(d, active)
+	var busy *Busy
+	if errors.As(err, &busy) {
+		busy.RetryAfter = r.estimates.timeLeft(busy.Run)
+	}
+	return started, err
+}
+
+// Foresee returns what Start would do with a delivery that is new, if these runs are running or queued. The errors are
+// *Busy and nil.
+func Foresee(d Delivery, active []Run) (Started, error) {
 	run := Run{Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values), Params: d.Values, State: Running}
 	var current *Run
 	waiting := 0
@@ -38,7 +50,7 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	started := Started{Run: run, Position: waiting + 1}
 	switch p := d.Hook.Busy; {
 	case p.Kind == hook.Reject, p.Kind == hook.Queue && waiting >= p.Depth:
-		return Started{}, &Busy{Run: *current, RetryAfter: r.estimates.timeLeft(*current)}
+		return Started{}, &Busy{Run: *current}
 	case p.Kind == hook.Join && waiting > 0:
 		started.Joined, started.Position = true, waiting
 	case p.Kind == hook.Replace:

@@ -140,7 +140,17 @@ func New(
 // concurrent requests both look new, only one is accepted, because the claim is checked again when the run is
 // recorded.
 func (r *Runner) FindRepeated(ctx context.Context, hook string, c Claim) error {
-	switch first, err := r.store.Find(ctx, hook, c); {
+	return FindRepeated(ctx, r.store, hook, c)
+}
+
+// Claims finds the run that was started by the first delivery with a claim.
+type Claims interface {
+	Find(ctx context.Context, hook string, c Claim) (Run, error)
+}
+
+// FindRepeated is [Runner.FindRepeated] with the claims of a store.
+func FindRepeated(ctx context.Context, claims Claims, hook string, c Claim) error {
+	switch first, err := claims.Find(ctx, hook, c); {
 	case err == nil:
 		return &Replayed{Run: first}
 	case errors.Is(err, ErrUnknown):

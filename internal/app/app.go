@@ -30,6 +30,7 @@ import (
 type commands struct {
 	Serve   serveCmd   `cmd:"" help:"Run the server."`
 	Check   checkCmd   `cmd:"" help:"Print what is wrong with a configuration, or what it would serve."`
+	Try     tryCmd     `cmd:"" help:"Explain what the server would do with a captured delivery, and start nothing."`
 	Call    cli.Call   `cmd:"" help:"Call a hook, and print its run or wait for it."`
 	Sign    cli.Sign   `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
 	Runs    cli.Runs   `cmd:"" help:"List, show, follow, cancel and repeat runs."`

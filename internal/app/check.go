@@ -20,9 +20,7 @@ type checkCmd struct {
 
 // Run prints what would be served.
 func (cmd *checkCmd) Run(s *cli.Streams) error {
-	workloads := certs.NewWorkloads(slog.New(slog.DiscardHandler))
-	defer workloads.Retain("")
-	c, found := config.Load(cmd.Config, config.Env{Getenv: os.LookupEnv, Now: time.Now(), Workloads: workloads})
+	c, found := loadToRead(cmd.Config)
 	printDiagnostics(found, s.Err)
 	if c == nil {
 		return cli.ExitCode(1)
@@ -42,4 +40,11 @@ func (cmd *checkCmd) Run(s *cli.Streams) error {
 	}
 	c.DescribeKeys(s.Out, uses, time.Now())
 	return nil
+}
+
+// loadToRead loads a configuration that is only shown.
+func loadToRead(file string) (*config.Config, []config.Diagnostic) {
+	workloads := certs.NewWorkloads(slog.New(slog.DiscardHandler))
+	defer workloads.Retain("")
+	return config.Load(file, config.Env{Getenv: os.LookupEnv, Now: time.Now(), Workloads: workloads})
 }

@@ -1,0 +1,149 @@
+package app
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"sallyport/handlers"
+	"sallyport/internal/cli"
+	"sallyport/internal/client"
+	"sallyport/internal/terminal"
+	"sallyport/runner/store"
+)
+
+type tryCmd struct {
+	Config   string    `short:"c" default:"sallyport.yaml" help:"Configuration file."`
+	File     string    `short:"f" placeholder:"FILE" help:"The delivery, as the text of an HTTP request; - for stdin." xor:"request"`
+	Path     string    `help:"Instead of a file: path of the delivery, with its query." xor:"request"`
+	Set      []string  `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"Header, as in curl. Repeatable."`
+	Data     string    `short:"d" help:"Body." xor:"body"`
+	DataFile string    `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
+	At       time.Time `placeholder:"TIME" help:"Judge the delivery at this time, 2026-11-30T00:00:00Z. Default: now."`
+}
+
+// Run prints what the server would do with a delivery, step by step.
+func (cmd *tryCmd) Run(s *cli.Streams) error {
+	ctx := context.Background()
+	r, body, err := cmd.readDelivery(ctx, s)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, client.ErrUsage)
+	}
+	if cmd.At.IsZero() {
+		cmd.At = time.Now()
+	}
+	c, found := loadToRead(cmd.Config)
+	if c == nil {
+		printDiagnostics(found, s.Err)
+		return cli.ExitCode(1)
+	}
+	var history handlers.History
+	st, unread := store.OpenRead(ctx, c.State)
+	if unread == nil {
+		history = st
+		defer func() { _ = st.Close() }() // only read
+	}
+	e := handlers.Explain(ctx, c, r, body, cmd.At, history, unread)
+	for _, step := range e.Steps {
+		lines := strings.Split(step.Text, "\n")
+		for i, line := range lines {
+			name := step.Name + ":"
+			if i > 0 {
+				name = ""
+			}
+			_, _ = fmt.Fprintf(s.Out, "%-22s %s\n", name, terminal.Line(line))
+		}
+	}
+	return explainedExit(e)
+}
+
+// explainedExit returns the error with the exit code that "call" would have.
+func explainedExit(e *handlers.Explanation) error {
+	switch {
+	case e.Starts && e.Observed:
+		return cli.ExitCode(client.ExitRefused)
+	case e.Starts:
+		return nil
+	case e.Status < http.StatusBadRequest: // ignored, or a replay
+		return cli.ExitCode(client.ExitMalformed)
+	}
+	return cli.ExitCode(client.ExitCode(&client.Refused{Status: e.Status}))
+}
+
+// readDelivery returns the delivery of the flags.
+func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Request, []byte, error) {
+	body, err := []byte(cmd.Data), error(nil)
+	if cmd.DataFile != "" {
+		body, err = readInput(cmd.DataFile, s.In)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	var r *http.Request
+	switch {
+	case cmd.File != "" && len(body) > 0:
+		return nil, nil, errors.New("--data and --data-file are for --path: the file of -f has the body")
+	case cmd.File != "":
+		text, err := readInput(cmd.File, s.In)
+		if err != nil {
+			return nil, nil, err
+		}
+		if r, body, err = parseRequest(text); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", cmd.File, err)
+		}
+	case !strings.HasPrefix(cmd.Path, "/"):
+		return nil, nil, errors.New("write -f FILE, or --path /PATH with the path of the hook")
+	default:
+		r, err = http.NewRequestWithContext(ctx, http.MethodPost, cmd.Path, http.NoBody)
+		if err != nil {
+			return nil, nil, errors.New("--path is not the path of a URL")
+		}
+	}
+	for _, field := range cmd.Set {
+		name, value, ok := strings.Cut(field, ":")
+		if !ok || name == "" {
+			return nil, nil, errors.New("-H needs NAME:VALUE")
+		}
+		if strings.EqualFold(name, "Host") {
+			r.Host = strings.TrimSpace(value)
+			continue
+		}
+		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	return r, body, nil
+}
+
+func readInput(name string, stdin io.Reader) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(stdin)
+	}
+	return os.ReadFile(name)
+}
+
+// parseRequest parses the text of a request. If it does not say how long its body is, the rest of the text is the body.
+func parseRequest(text []byte) (*http.Request, []byte, error) {
+	from := bufio.NewReader(bytes.NewReader(text))
+	r, err := http.ReadRequest(from)
+	if err != nil {
+		return nil, nil, fmt.Errorf("this is not the text of an HTTP request: %w", err)
+	}
+	if r.Header.Get("Content-Length") == "" && len(r.TransferEncoding) == 0 {
+		body, err := io.ReadAll(from)
+		return r, body, err
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the body is shorter than its Content-Length says, or not whole: %w", err)
+	}
+	if rest, _ := io.ReadAll(from); len(bytes.TrimSpace(rest)) > 0 { // of a text in memory
+		return nil, nil, errors.New("the body is longer than its Content-Length says")
+	}
+	return r, body, nil
+}
