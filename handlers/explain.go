@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sallyport/auth"
+	"sallyport/auth/webhook"
 	"sallyport/internal/config"
 	"sallyport/runner"
 	"sallyport/runner/hook"
@@ -31,7 +32,6 @@ type Explanation struct {
 	Starts   bool // a run would be started or queued
 	Observed bool // by a caller for which nothing is started
 	Status   int  // of the answer
-	Ignored  bool
 }
 
 // Explain follows a delivery through the steps of the server under a configuration, and starts nothing. at is the time
@@ -124,12 +124,18 @@ func (e *explainer) explainSender() ([]*hook.Hook, *auth.Identity) {
 		e.add("credential", "none is needed: any client may start the hook")
 		return hooks, &auth.Identity{}
 	}
-	who, err := e.config.Auth.Authenticate(&auth.Delivery{
+	d := &auth.Delivery{
 		Method: e.request.Method, Authority: e.request.Host, URL: e.request.URL, Header: e.request.Header, Body: e.body,
-		Now: e.at,
-	}, callers)
-	if err != nil {
-		e.refuse("credential", unauthorized(e.describeRefused(err, callers)))
+		Now: e.at, Address: remoteAddr(e.request),
+	}
+	who, err := e.config.Auth.Authenticate(d, callers)
+	switch {
+	case e.config.Auth.IsUnsignedTest(d, callers, err):
+		e.add("handshake", "the test of a sender that does not sign it is answered with 200, and starts nothing")
+		e.Status = http.StatusOK
+		return nil, nil
+	case err != nil:
+		e.refuse("credential", unauthorized(e.describeRefused(d, err, callers)))
 		return nil, nil
 	}
 	e.add("credential", "caller %s, %s, key %s", who.Caller, who.Kind, who.Key)
@@ -154,9 +160,8 @@ func (e *explainer) checkRequest(h *hook.Hook) error {
 }
 
 // describeRefused says why a credential is refused, and which callers of the hook it may be of.
-func (e *explainer) describeRefused(err error, callers []string) string {
+func (e *explainer) describeRefused(d *auth.Delivery, err error, callers []string) string {
 	text := err.Error()
-	d := &auth.Delivery{Method: e.request.Method, Authority: e.request.Host, URL: e.request.URL, Header: e.request.Header}
 	likely := slices.DeleteFunc(slices.Clone(callers), func(name string) bool { return !e.config.Auth.CouldBeFrom(d, name) })
 	if len(likely) > 0 {
 		text += "\nit has the form of the caller " + strings.Join(likely, " and of ")
@@ -177,6 +182,10 @@ func (e *explainer) explainHook(ctx context.Context, h *hook.Hook, who *auth.Ide
 		e.refuse(step("rights"), forbidden(who.Caller, "start this hook"))
 		return
 	}
+	if hs := who.Handshake; hs != nil {
+		e.explainHandshake(step("handshake"), hs)
+		return
+	}
 	in, err := openDelivery(e.request, e.body, who, h)
 	if err != nil {
 		e.refuse(step("body"), err)
@@ -185,7 +194,7 @@ func (e *explainer) explainHook(ctx context.Context, h *hook.Hook, who *auth.Ide
 	if why := h.WhyIgnored(in); why != "" {
 		e.add(step("conditions"), "ignored with 200: %s", why)
 		if e.Status == 0 {
-			e.Status, e.Ignored = http.StatusOK, true
+			e.Status = http.StatusOK
 		}
 		return
 	}
@@ -207,6 +216,15 @@ func (e *explainer) explainHook(ctx context.Context, h *hook.Hook, who *auth.Ide
 	}
 	e.add(step("command"), "%q", argv)
 	e.explainStart(ctx, runner.Delivery{Hook: h, Caller: who.Caller, Values: values, Claim: claimDelivery(who, h)}, step)
+}
+
+func (e *explainer) explainHandshake(step string, hs *webhook.Handshake) {
+	if hs.Defect != "" {
+		e.refuse(step, malformed(hs.Defect))
+		return
+	}
+	e.add(step, "%s is answered as the sender demands, with %d, and starts nothing", hs.Event, hs.Status)
+	e.Status = hs.Status
 }
 
 // explainStart says whether a delivery is a replay, and whether its flight is free.
@@ -233,7 +251,7 @@ func (e *explainer) explainStart(ctx context.Context, d runner.Delivery, step fu
 	}
 	e.add(step("result"), "%s", text)
 	if !e.Starts {
-		e.Status, e.Ignored = o.Status, false
+		e.Status = o.Status
 	}
 	e.Starts = e.Starts || o.Run == ""
 }

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -26,6 +28,7 @@ type tryCmd struct {
 	Set      []string  `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"Header, as in curl. Repeatable."`
 	Data     string    `short:"d" help:"Body." xor:"body"`
 	DataFile string    `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
+	Address  string    `help:"Address of the client, for callers with networks (from)."`
 	At       time.Time `placeholder:"TIME" help:"Judge the delivery at this time, 2026-11-30T00:00:00Z. Default: now."`
 }
 
@@ -71,7 +74,7 @@ func explainedExit(e *handlers.Explanation) error {
 		return cli.ExitCode(client.ExitRefused)
 	case e.Starts:
 		return nil
-	case e.Status < http.StatusBadRequest: // ignored, or a replay
+	case e.Status < http.StatusBadRequest: // ignored, a handshake, or a replay
 		return cli.ExitCode(client.ExitMalformed)
 	}
 	return cli.ExitCode(client.ExitCode(&client.Refused{Status: e.Status}))
@@ -105,6 +108,10 @@ func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Requ
 		if err != nil {
 			return nil, nil, errors.New("--path is not the path of a URL")
 		}
+	}
+	r.RemoteAddr = net.JoinHostPort(cmd.Address, "0")
+	if _, err := netip.ParseAddr(cmd.Address); cmd.Address != "" && err != nil {
+		return nil, nil, errors.New("--address is not an IP address")
 	}
 	for _, field := range cmd.Set {
 		name, value, ok := strings.Cut(field, ":")
