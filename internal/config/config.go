@@ -15,17 +15,13 @@ package config
 import (
 	"bytes"
 	"crypto/ed25519"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -48,8 +44,9 @@ const maxFile = 16 << 20
 
 // File is the content of the configuration file. docs/configuration.md describes its keys, and those of its parts.
 type File struct {
-	Listen  string                 `yaml:"listen"` // host:port; default ":8443"
-	State   string                 `yaml:"state"`  // folder, relative to the file; required
+	Listen  string                 `yaml:"listen"`  // host:port; default ":8443"
+	State   string                 `yaml:"state"`   // folder, relative to the file; required
+	Include []string               `yaml:"include"` // files with more callers and hooks, or patterns of their names
 	TLS     certs.Spec             `yaml:"tls"`
 	Limits  Limits                 `yaml:"limits"`
 	Drain   time.Duration          `yaml:"drain"`   // how long runs may continue after SIGTERM; default 30s
@@ -128,7 +125,7 @@ type Config struct {
 	Drain        time.Duration
 	Outputs      hook.Size
 	Audit        audit.Options
-	Digest       string // SHA-256 of the file, in hex
+	Digest       string // SHA-256 of the file, in hex, or of the list that sha256sum prints if it includes others
 	Auth         *auth.Callers
 	CallerLimits map[string]Limit // by caller; each caller has an entry
 	Observed     map[string]bool  // callers that are only observed: their deliveries start nothing
@@ -137,6 +134,7 @@ type Config struct {
 	SPIFFE       string   // the socket of the Workload API; empty: none
 	Uses         *keyuse.Table
 
+	included []string // files
 	callers  map[string]*CallerSpec
 	clients  *certs.Clients
 	auditKey string // the file of Audit.Key
@@ -192,28 +190,19 @@ func Load(name string, env Env) (*Config, []Diagnostic) {
 	if r.hasErrors() {
 		return nil, r.sortedDiagnostics()
 	}
-	c.Digest = r.digest
+	c.Digest, c.included = r.digest, r.included
 	return c, r.sortedDiagnostics()
 }
 
-// openFile reads and decodes the file. The File is nil if that fails.
+// openFile reads and decodes the file, and the files that it includes. The File is nil if that fails.
 func openFile(name string, p *diag.List) (*File, *report) {
-	r := &report{file: name, places: map[string]place{}, broken: map[string]bool{}}
-	info, _ := os.Stat(name) // nil if the file does not exist
-	p.Saw(name, info)
-	data, faults, err := pathsafe.ReadTrusted(name, name, maxFile, 0o022)
-	if err != nil {
-		r.addDiagnostic(place{}, "", fmt.Sprintf("reading configuration: %v", err))
-	}
-	for _, fault := range faults {
-		r.addDiagnostic(place{}, "", fault)
-	}
-	sum := sha256.Sum256(data)
-	r.digest = hex.EncodeToString(sum[:])
+	r := newReport(name)
+	data := r.readTrusted(p)
 	f := new(File)
 	if data == nil || !decode(data, f, r) {
 		return nil, r
 	}
+	f.readIncluded(r, len(data), p)
 	return f, r
 }
 

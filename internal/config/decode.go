@@ -14,18 +14,18 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// decode fills f from data. It returns false if data cannot be parsed. Otherwise f has all values of the right shape,
+// decode fills a struct from data. It returns false if data cannot be parsed. Otherwise it has all values of the right shape,
 // and r has a diagnostic for each of the others.
 //
 // A library parses the YAML. The library's decoder is not used: it stops at the first error, converts numbers into
 // text, and reads an absent value as a default.
-func decode(data []byte, f *File, r *report) bool {
+func decode(data []byte, into any, r *report) bool {
 	root := parseYAML(data, r)
 	if root == nil {
 		return false
 	}
 	d := &decoder{report: r, fields: map[reflect.Type]map[string][]int{}}
-	d.decodeValue(root, nodePlace(root), "", reflect.ValueOf(f).Elem())
+	d.decodeValue(root, nodePlace(root), "", reflect.ValueOf(into).Elem())
 	return true
 }
 

@@ -42,6 +42,11 @@ func (c *Config) Describe(w io.Writer) {
 		label = ""
 	}
 	row("state", "%s", c.State)
+	label = "include"
+	for _, file := range c.included {
+		row(label, "%s", file)
+		label = ""
+	}
 	row("limits", "address %s; failures %s", c.Limits.Address, c.Limits.Failures)
 	row("", "connections %d, %d from one address", c.Limits.Connections, c.Limits.ConnectionsPerAddress)
 	row("drain", "%s", c.Drain)

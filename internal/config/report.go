@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,23 +39,43 @@ func (d Diagnostic) String() string {
 	return b.String()
 }
 
-type place struct{ line, column int }
+type place struct {
+	line, column int
+	file         string // empty: that of the report
+}
 
 // report collects diagnostics, and has the place of each path in the file. A path consists of its keys, each with a NUL
-// before it.
+// before it. The report of the main file gets what those of the included files have, see addReport.
 type report struct {
-	file   string
-	found  []Diagnostic
-	places map[string]place
-	digest string          // of the file
-	broken map[string]bool // paths of values with the wrong shape
+	file     string
+	included []string // files
+	found    []Diagnostic
+	places   map[string]place
+	digest   string          // of the file, or of the list of all files
+	broken   map[string]bool // paths of values with the wrong shape
+}
+
+func newReport(file string) *report {
+	return &report{file: file, places: map[string]place{}, broken: map[string]bool{}}
+}
+
+// addReport adds the report of an included file. The first place of a path stays.
+func (r *report) addReport(other *report) {
+	r.found = append(r.found, other.found...)
+	maps.Copy(r.broken, other.broken)
+	for path, at := range other.places {
+		if _, ok := r.places[path]; !ok {
+			at.file = other.file
+			r.places[path] = at
+		}
+	}
 }
 
 func joinPath(path, key string) string { return path + "\x00" + key }
 
 func (r *report) addDiagnostic(at place, path, text string) {
 	r.found = append(r.found, Diagnostic{
-		File: r.file, Line: at.line, Column: at.column, Path: formatPath(path), Text: text,
+		File: cmp.Or(at.file, r.file), Line: at.line, Column: at.column, Path: formatPath(path), Text: text,
 	})
 }
 
@@ -62,7 +83,7 @@ func (r *report) addDiagnostic(at place, path, text string) {
 // reported, and the problem only follows from it.
 func (r *report) addProblems(problems []diag.Problem) {
 	for _, p := range problems {
-		path, at, known := "", place{1, 1}, r.broken[""]
+		path, at, known := "", place{line: 1, column: 1}, r.broken[""]
 		for _, key := range p.Path {
 			path = joinPath(path, key)
 			if here, ok := r.places[path]; ok {
@@ -81,14 +102,17 @@ func (r *report) hasErrors() bool {
 	return slices.ContainsFunc(r.found, func(d Diagnostic) bool { return !d.Warning })
 }
 
-// sortedDiagnostics returns the diagnostics in the order of the file, without duplicates.
+// sortedDiagnostics returns the diagnostics in the order of the files, and of each file, without duplicates.
 func (r *report) sortedDiagnostics() []Diagnostic {
 	slices.SortStableFunc(r.found, func(a, b Diagnostic) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path),
+		return cmp.Or(cmp.Compare(r.orderOf(a.File), r.orderOf(b.File)), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path),
 			cmp.Compare(a.Text, b.Text))
 	})
 	return slices.Compact(r.found)
 }
+
+// orderOf returns the position of a file: that of the main file is the first.
+func (r *report) orderOf(file string) int { return slices.Index(r.included, file) }
 
 // formatPath returns a path in the form for users.
 func formatPath(path string) string {

@@ -44,7 +44,7 @@ func parseYAML(data []byte, r *report) ast.Node {
 		docs = docs[1:]
 	}
 	if len(docs) > 1 {
-		at := place{1, 1}
+		at := place{line: 1, column: 1}
 		if start := docs[1].Start; start != nil {
 			at = tokenPlace(start)
 		} else if docs[1].Body != nil {
@@ -54,7 +54,7 @@ func parseYAML(data []byte, r *report) ast.Node {
 		return nil
 	}
 	if len(docs) == 0 || docs[0].Body == nil {
-		r.addDiagnostic(place{1, 1}, "", "there is nothing in this file")
+		r.addDiagnostic(place{line: 1, column: 1}, "", "there is nothing in this file")
 		return nil
 	}
 	return docs[0].Body
@@ -70,12 +70,12 @@ func checkCharacters(data []byte, r *report) bool {
 		for len(rest) > 0 {
 			c, size := utf8.DecodeRune(rest)
 			if c == utf8.RuneError && size == 1 {
-				r.addDiagnostic(place{line, column}, "", "this is not UTF-8")
+				r.addDiagnostic(place{line: line, column: column}, "", "this is not UTF-8")
 				return false
 			}
 			if c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 && c != 0x85 || c == 0xfffe || c == 0xffff ||
 				isBidirectional(c) {
-				r.addDiagnostic(place{line, column}, "",
+				r.addDiagnostic(place{line: line, column: column}, "",
 					fmt.Sprintf("the character %U is not allowed here: write it as an escape in double quotes", c))
 				return false
 			}
@@ -135,10 +135,10 @@ func reportSyntax(err error, r *report) {
 		return
 	}
 	line, _, _ := strings.Cut(err.Error(), "\n")
-	r.addDiagnostic(place{1, 1}, "", "this is not YAML: "+line)
+	r.addDiagnostic(place{line: 1, column: 1}, "", "this is not YAML: "+line)
 }
 
-func tokenPlace(t *token.Token) place { return place{t.Position.Line, t.Position.Column} }
+func tokenPlace(t *token.Token) place { return place{line: t.Position.Line, column: t.Position.Column} }
 
 // nodePlace returns the place where the text of a node begins. The token of a mapping is the colon of its first entry,
 // so it does not show that.
