@@ -3,9 +3,11 @@ package handlers
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -125,6 +127,9 @@ type bodyReader struct {
 
 // readUnverified returns the body of a request. The caller must release it, unless there is an error.
 func (b *bodyReader) readUnverified(w http.ResponseWriter, r *http.Request, bound hook.BodySpec) (*unverified, error) {
+	if err := checkEncoding(w, r); err != nil {
+		return nil, err
+	}
 	if r.ContentLength > int64(bound.Max) {
 		return nil, refuseTooLarge(w, bound)
 	}
@@ -172,6 +177,27 @@ func (b *received) Read(p []byte) (int, error) {
 // its run. If the body is not complete, the deadline stays, because net/http continues to read what the sender of a
 // refused request still sends.
 func liftReadDeadline(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(time.Time{}) }
+
+// checkEncoding refuses a body that is encoded, for example with gzip: bodies are not decoded, because the bytes that
+// arrive are those that are signed, and because few bytes may decode to very many.
+func checkEncoding(w http.ResponseWriter, r *http.Request) error {
+	for _, line := range r.Header["Content-Encoding"] {
+		for coding := range strings.SplitSeq(line, ",") {
+			coding = strings.Trim(coding, " \t")
+			if coding == "" || strings.EqualFold(coding, "identity") {
+				continue
+			}
+			w.Header().Set("Connection", "close") // so that the body is not read
+			return &refusal{
+				status: http.StatusUnsupportedMediaType, kind: "encoding", reason: fmt.Sprintf("Content-Encoding %.40q", coding),
+				header: http.Header{"Accept-Encoding": {"identity"}},
+				detail: fmt.Sprintf("The body has the Content-Encoding %.40q, and bodies are not decoded. "+
+					"Switch compression off at the sender.", coding),
+			}
+		}
+	}
+	return nil
+}
 
 func refuseTooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
 	w.Header().Set("Connection", "close") // so that the rest is not read

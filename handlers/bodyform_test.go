@@ -165,6 +165,46 @@ hooks:
 	wantRun(sign("github", form).to("/hooks/stdin"), "\n"+doc)
 }
 
+// TestContentEncoding_Refused checks that an encoded body is refused before it is read, without a credential, and that
+// the answer names the encoding.
+func TestContentEncoding_Refused(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "")
+	for _, c := range []struct {
+		lines []string
+		named string // empty if the body is not encoded
+	}{
+		{[]string{"gzip"}, "gzip"},
+		{[]string{"GZip"}, "GZip"},
+		{[]string{"identity, br"}, "br"},
+		{[]string{"identity", " zstd\t"}, "zstd"},
+		{[]string{"", ",deflate,"}, "deflate"},
+		{[]string{"gzip;q=1"}, "gzip;q=1"},
+		{[]string{"identity identity"}, "identity identity"},
+		{[]string{strings.Repeat("x", 50)}, strings.Repeat("x", 40)},
+		{[]string{"identity"}, ""},
+		{[]string{"Identity , identity"}, ""},
+		{[]string{""}, ""},
+		{[]string{"", ","}, ""},
+	} {
+		d := delivery{body: "body", header: http.Header{"Content-Encoding": c.lines}}
+		if c.named == "" {
+			h.answers(http.StatusUnauthorized, d)
+			continue
+		}
+		a := h.answers(http.StatusUnsupportedMediaType, d)
+		if a.asked || a.header.Get("Accept-Encoding") != "identity" || !strings.Contains(a.body, "urn:sallyport:encoding") ||
+			!strings.Contains(a.body, `the Content-Encoding \"`+c.named+`\"`) {
+			t.Errorf("%q: the body was asked for: %t; %v %s", c.lines, a.asked, a.header, a.body)
+		}
+	}
+	signed := h.by("good", "1")
+	signed.header.Set("Content-Encoding", "gzip")
+	h.answers(http.StatusUnsupportedMediaType, signed)
+	signed.header.Set("Content-Encoding", "identity")
+	h.starts(signed)
+}
+
 // FuzzHeaders sends the same body with any header: its parameters stay the same.
 func FuzzHeaders(f *testing.F) {
 	spec := func(as string) *hook.Spec { // handlers.Bind binds for a caller that sends JSON in forms, too
