@@ -68,8 +68,12 @@ type Identity struct {
 	Named bool
 	// OneBody is set where Replay does not cover the body (a JWT): the same
 	// Replay with another BodyDigest is an attack, not a repetition.
-	OneBody    bool
-	BodyDigest [32]byte // SHA-256 of the body, or of the JSON in its form if that is what the sender signs
+	OneBody bool
+	// EachRequest is set instead of OneBody where a token is valid once for each hook and body.
+	EachRequest bool
+	// UntilSuccess is set where a delivery may be repeated after its run did not succeed.
+	UntilSuccess bool
+	BodyDigest   [32]byte // SHA-256 of the body, or of the JSON in its form if that is what the sender signs
 	// NeverStale is set for an HMAC without a time: the signature stays valid
 	// without end, for every request with the same body.
 	NeverStale bool

@@ -10,6 +10,7 @@ import (
 
 	"sallyport/auth/field"
 	"sallyport/auth/jwt/keyset"
+	"sallyport/auth/webhook"
 	"sallyport/internal/diag"
 	"sallyport/internal/netid"
 )
@@ -26,7 +27,8 @@ type Callers struct {
 
 type caller struct {
 	name      string
-	replay    string          // check, allow, or empty for the default of the credential
+	replay    string          // empty for the default of the credential
+	forge     bool            // hmac is the preset of a git forge
 	from      []netid.Network // nil: every address
 	hmac      []hmacKey
 	signature *signatureRule
@@ -59,14 +61,20 @@ func compileCaller(name string, spec *CallerSpec, src Sources, p *diag.List) *ca
 		return c
 	}
 	c.replay = spec.Replay
-	if c.replay != "" && c.replay != "check" && c.replay != "allow" {
-		p.At("replay").Errorf("is not check or allow")
+	switch spec.Replay {
+	case "", replayCheck, replayAllow, replayUntilSuccess:
+	case replayRequest:
+		if spec.JWT == nil {
+			p.At("replay").Errorf("request is for tokens that are valid once: the caller has no jwt")
+		}
+	default:
+		p.At("replay").Errorf("is not check, until_success, request or allow")
 	}
 	if c.from = spec.From; c.from != nil && len(c.from) == 0 {
 		p.At("from").Errorf("lists no network, so no delivery could be accepted: list networks, or leave it out")
 	}
 	if spec.HMAC != nil {
-		c.hmac = compileHMAC(spec.HMAC, src, p.At("hmac"))
+		c.hmac, c.forge = compileHMAC(spec.HMAC, src, p.At("hmac")), webhook.IsForge(spec.HMAC.Scheme)
 	}
 	if spec.Signature != nil {
 		c.signature = compileSignature(spec.Signature, src, p.At("signature"))
@@ -247,12 +255,4 @@ func (c *Callers) candidates(hook []string) iter.Seq2[*caller, bool] {
 			}
 		}
 	}
-}
-
-// checksReplay reports whether repeated deliveries by this kind of credential are recognised.
-func (c *caller) checksReplay(kind string) bool {
-	if c.replay != "" {
-		return c.replay == "check"
-	}
-	return kind == "hmac" || kind == "signature" || kind == "jwt"
 }

@@ -200,7 +200,16 @@ func TestReplay_OptionOfCaller(t *testing.T) {
 	if replay("a", "k", "l") != replay("a") || replay("a") == replay("b") || replay("a", "") != replay("a") {
 		t.Error("without one, the body does not name the delivery")
 	}
+	b.specs["h"].Replay, b.specs["t"].Replay = "until_success", "until_success"
+	c = b.compile()
+	h := wantCaller(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "h")
+	if tok := wantCaller(t, c, delivery("{}", headers("X-Token", secretB)), "t"); !h.UntilSuccess || !tok.UntilSuccess ||
+		tok.Replay == "" {
+		t.Errorf("until_success is %v %v", h.UntilSuccess, tok)
+	}
+	b.specs["t"].Replay = "request"
 	b.specs["h"].Replay = "sometimes"
+	b.wantProblem("error callers.t.replay")
 	b.wantProblem("error callers.h.replay")
 }
 
@@ -384,4 +393,22 @@ func TestScheme_Incomplete(t *testing.T) {
 	sha1 := change(func(s *webhook.SchemeSpec) { s.Hash, s.SHA1 = "sha1", true })
 	b.caller("own").HMAC = &auth.HMACSpec{SchemeSpec: sha1, Keys: []auth.KeySpec{b.writeKey("k", secretA)}}
 	b.compile()
+}
+
+// TestReplay_DefaultOfForges: the presets of git forges let a user send a delivery again whose run failed.
+func TestReplay_DefaultOfForges(t *testing.T) {
+	b := newBench(t)
+	b.addHMAC("forge", "github", secretA)
+	b.addHMAC("other", "sonarqube", secretB)
+	c := b.compile()
+	if !wantCaller(t, c, delivery("{}", signed(t, "github", secretA, "{}")), "forge").UntilSuccess {
+		t.Error("github: not until_success")
+	}
+	if wantCaller(t, c, delivery("{}", signed(t, "sonarqube", secretB, "{}")), "other").UntilSuccess {
+		t.Error("sonarqube: until_success")
+	}
+	b.specs["forge"].Replay = "check"
+	if wantCaller(t, b.compile(), delivery("{}", signed(t, "github", secretA, "{}")), "forge").UntilSuccess {
+		t.Error("check: until_success")
+	}
 }

@@ -155,7 +155,7 @@ func (c *caller) identifyByHMAC(
 		BodyDigest: digest, NeverStale: m.Time.IsZero(),
 		Handshake: k.key.Handshake(m, d.Body),
 	}
-	if c.checksReplay("hmac") {
+	if c.recognizesReplays(id) {
 		c.nameHMACDelivery(id, sig, m)
 	}
 	return id, nil

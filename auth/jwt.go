@@ -20,6 +20,7 @@ type jwtRule struct {
 	issuer, audience string
 	claims           map[string]any
 	maxAge, leeway   time.Duration
+	eachRequest      bool // of the preset: one token serves several requests
 	keys             []jwtKey
 
 	remote     *keyset.Set // the keys of the issuer; nil if the file has the keys
@@ -56,6 +57,9 @@ func compileJWT(spec *JWTSpec, src Sources, p *diag.List) *jwtRule {
 	}
 	if j.leeway < 0 || j.leeway > jwt.MaxLeeway {
 		p.At("leeway").Errorf("is not between 0 and %s", jwt.MaxLeeway)
+	}
+	if of, ok := jwt.Preset(spec.Preset); ok {
+		j.eachRequest = of.EachRequest
 	}
 	jwt.CheckRules(spec.Claims, p.At("claims"))
 	j.keys = compileJWTKeys(spec, src, p)
@@ -156,7 +160,7 @@ func (c *caller) identifyByJWT(t *jwt.Token, d *Delivery, verified map[any]error
 	if event, ok := t.Claims["event_name"].(string); ok && field.IsPrintable(event) {
 		id.Event = event
 	}
-	if !c.checksReplay("jwt") {
+	if !c.recognizesReplays(id) {
 		return id, nil
 	}
 	// Without the caller's name: a token that two callers accept is still accepted once.
@@ -169,7 +173,9 @@ func (c *caller) identifyByJWT(t *jwt.Token, d *Delivery, verified map[any]error
 		}
 		id.Replay = digestParts("jwt id", c.jwt.issuer, s)
 	}
-	id.OneBody, id.Until = true, expires.Add(jwt.MaxLeeway) // the most that the file can set, now or after a reload
+	id.EachRequest = c.replayRule("jwt") == replayRequest
+	id.OneBody = !id.EachRequest
+	id.Until = expires.Add(jwt.MaxLeeway) // the most that the file can set, now or after a reload
 	return id, nil
 }
 

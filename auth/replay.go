@@ -16,6 +16,37 @@ import (
 // the known senders is Stripe with three days; Svix stops after 28 hours.
 const retryWindow = 72 * time.Hour
 
+// What a repeated delivery does, as the file writes it.
+const (
+	replayCheck        = "check"         // it is answered with the run of the first
+	replayAllow        = "allow"         // it starts another run
+	replayUntilSuccess = "until_success" // check, but it starts another run after one that did not succeed
+	replayRequest      = "request"       // check, but a token may be used once for each hook and body
+)
+
+// replayRule returns what a repeated delivery by this kind of credential does.
+func (c *caller) replayRule(kind string) string {
+	switch {
+	case c.replay != "":
+		return c.replay
+	case kind == "hmac" && c.forge:
+		return replayUntilSuccess
+	case kind == "jwt" && c.jwt.eachRequest:
+		return replayRequest
+	case kind == "mtls" || kind == "token":
+		return replayAllow
+	}
+	return replayCheck
+}
+
+// recognizesReplays reports whether repeated deliveries by the credential of id are recognized, and notes in id when
+// they may start another run.
+func (c *caller) recognizesReplays(id *Identity) bool {
+	rule := c.replayRule(id.Kind)
+	id.UntilSuccess = rule == replayUntilSuccess
+	return rule != replayAllow
+}
+
 // A repeated delivery is recognised by its names. They must survive every change of the configuration after
 // which the delivery would be accepted again:
 //

@@ -171,7 +171,7 @@ func (c *caller) identifyBySignature(k *signatureKey, m *httpsig.Message, d *Del
 		return nil, r
 	}
 	id := &Identity{Caller: c.name, Kind: "signature", Key: k.id, BodyDigest: sha256.Sum256(d.Body)}
-	if c.checksReplay("signature") {
+	if c.recognizesReplays(id) {
 		k.nameSignedRequest(id, m)
 	}
 	return id, nil

@@ -15,8 +15,9 @@ type CallerSpec struct {
 	JWT       *JWTSpec       `yaml:"jwt"`
 	MTLS      *MTLSSpec      `yaml:"mtls"`
 	Token     *TokenSpec     `yaml:"token"`
-	// Replay is check or allow. Default: check for hmac, signature and jwt, allow
-	// for mtls and token, because their senders may repeat deliveries legitimately.
+	// Replay is check, allow, until_success or request. Default: until_success for the hmac presets of git forges,
+	// request for the jwt preset gitlab-ci, check for other hmac, signature and jwt, and allow for mtls and token,
+	// because their senders may repeat deliveries legitimately.
 	Replay string `yaml:"replay"`
 	// From are the networks that the caller sends from. A valid credential from elsewhere is refused like a wrong one.
 	From []netid.Network `yaml:"from"` // default: all addresses

@@ -104,7 +104,7 @@ func (c *caller) identifyByToken(k *tokenKey, d *Delivery) (*Identity, error) {
 // identifyUnsigned returns the identity for a credential that does not cover the body.
 func (c *caller) identifyUnsigned(kind, key string, d *Delivery) *Identity {
 	id := &Identity{Caller: c.name, Kind: kind, Key: key, BodyDigest: sha256.Sum256(d.Body)}
-	if c.checksReplay(kind) {
+	if c.recognizesReplays(id) {
 		c.nameUnsignedDelivery(id, d)
 	}
 	return id

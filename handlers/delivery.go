@@ -35,11 +35,14 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	defer unverified.releaseRoom()
 	arrived, length := s.now(), len(unverified.bytes)
 	s, h, who, err := s.latest().judgeDelivery(w, r, req, unverified.bytes)
-	claim, repeated, err := s.claimOnce(r, who, h, err)
 	if err != nil {
 		unverified.releaseRoom()
 		s.delay.waitUniformly(r, length, h, arrived)
 		return s.answerUnsignedTest(w, req, err)
+	}
+	claim, repeated, err := s.claimOnce(r, who, h)
+	if err != nil {
+		return err
 	}
 	body := unverified.copyToHeap()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only reported
@@ -112,19 +115,15 @@ func (s *service) judgeDelivery(w http.ResponseWriter, r *http.Request, req *req
 	}
 }
 
-// claimOnce returns the claim of a delivery and the result of an earlier delivery with the same claim. It also
-// returns why the credential is refused, if it is: because of judged, or because a token was used with another body,
-// which is refused like a forged one.
-func (s *service) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook, judged error) (
+// claimOnce returns the claim of a delivery and the result of an earlier delivery with the same claim. It refuses a
+// token that was used before for something else.
+func (s *service) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook) (
 	claim runner.Claim, repeated, refused error,
 ) {
-	if judged != nil {
-		return claim, nil, judged
-	}
 	claim = claimDelivery(who, h)
 	repeated = s.runner.FindRepeated(r.Context(), h.Name, claim)
 	if errors.Is(repeated, runner.ErrReused) {
-		refused = s.limits.refuseCredential(r, repeated)
+		refused = s.limits.refuseUsed(r, repeated)
 	}
 	return claim, repeated, refused
 }
@@ -173,18 +172,24 @@ func refuseParameters(e *runner.NotAllowed) error {
 
 // claimDelivery returns the claim of a delivery to its hook. A signature may start one run of each hook that its
 // sender set up with the same secret. A token for one use may be used once for all hooks, so its claim covers the
-// name of the hook together with the body.
+// name of the hook together with the body. Either is part of the key of a token that each request may use once.
 func claimDelivery(who *auth.Identity, h *hook.Hook) runner.Claim {
 	if who.Replay == "" {
 		return runner.Claim{}
 	}
-	if who.OneBody {
-		return runner.Claim{
-			Key: digestParts(who.Kind, who.Replay), Until: who.Until, OneBody: true,
-			Body: sha256.Sum256(append(who.BodyDigest[:], h.Name...)),
-		}
+	if !who.OneBody && !who.EachRequest {
+		c := claimNames(who, "")
+		c.UntilSuccess = who.UntilSuccess
+		return c
 	}
-	return claimNames(who, "")
+	body := sha256.Sum256(append(who.BodyDigest[:], h.Name...))
+	// Both kinds have this key, so that a request stays known if the file changes from one to the other.
+	request := digestParts(who.Kind, who.Replay, "request", string(body[:]))
+	c := runner.Claim{Key: request, Until: who.Until, Body: body, UntilSuccess: who.UntilSuccess}
+	if who.OneBody {
+		c.Key, c.Also, c.OneBody = digestParts(who.Kind, who.Replay), []string{request}, true
+	}
+	return c
 }
 
 // claimNames returns a claim with each name that a delivery has, for one purpose.

@@ -106,6 +106,16 @@ func unauthorized(reason string) error {
 	}
 }
 
+// credentialUsed is the answer to a valid token that was used before for another request. Its sender has proved a
+// credential, so it may learn this.
+func credentialUsed(why error) error {
+	return &refusal{
+		status: http.StatusUnauthorized, kind: "credential-used", reason: why.Error(),
+		detail: "The token is valid, and was used before for another hook or body. Get a new token for each request.",
+		header: http.Header{"Www-Authenticate": {`Bearer realm="sallyport"`}},
+	}
+}
+
 func malformed(detail string) error {
 	return &refusal{status: http.StatusBadRequest, kind: "malformed", detail: detail}
 }

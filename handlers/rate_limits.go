@@ -46,6 +46,16 @@ func (l *rateLimits) refuseCredential(r *http.Request, why error) error {
 	return unauthorized(why.Error())
 }
 
+// refuseUsed refuses a valid token that was used before for something else. It spends a token of the failures of the
+// address, because whoever recorded the token can send it.
+func (l *rateLimits) refuseUsed(r *http.Request, why error) error {
+	if e := l.failures.takeToken(remoteHost(r), "failures", l.now()); e != nil {
+		e.cause = why
+		return e
+	}
+	return credentialUsed(why)
+}
+
 // limitDelivery spends a token of the caller. For a delivery that was accepted before it spends one of the failures
 // of the address: an attacker that recorded the delivery can send it, and must not use up the budget of the caller.
 func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, repeated error) error {

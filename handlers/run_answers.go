@@ -145,7 +145,7 @@ func refuseStart(err error) error {
 	case errors.As(err, &values):
 		return refuseParameters(values)
 	case errors.Is(err, runner.ErrReused):
-		return unauthorized(err.Error())
+		return credentialUsed(err)
 	case errors.Is(err, runner.ErrOtherBody):
 		return &refusal{
 			status: http.StatusUnprocessableEntity, kind: "other-body", cause: err,

@@ -34,6 +34,19 @@ const (
 	NewestRerun Rerun = "newest" // only if no run is queued in its flight, because that one is newer
 )
 
+// MayStartAgain reports whether a delivery whose claim has UntilSuccess may start another run after r. It may not if r
+// was cancelled on request or replaced: a person or a newer delivery has decided that.
+func (r *Run) MayStartAgain() bool {
+	switch r.State {
+	case Failed, TimedOut, Interrupted:
+		return true
+	case Cancelled: // at the end of a server, nobody requested it
+		return r.Wish == "" && !r.Started.IsZero()
+	case Queued, Running, Succeeded:
+	}
+	return false
+}
+
 // Run is one execution of the command of a hook, as the store has it. It has many fields, because each is a column of
 // the store or a member of the answers about runs.
 type Run struct {

@@ -11,7 +11,7 @@ import (
 // Claim binds a delivery to the run that it started, so that the same delivery never starts a second run.
 type Claim struct {
 	Key   string    // unique within the hook, or everywhere with OneBody; empty if it may be repeated
-	Also  []string  // other keys of the same delivery: it is a replay if any of its keys was claimed
+	Also  []string  // other keys of the same delivery, each unique within the hook: it is a replay if any was claimed
 	Until time.Time // from then on a replay is refused for its age; zero means never
 	Body  [32]byte  // SHA-256
 	// OneBody is set if Key does not cover the body: the same Key with another Body is then an attack.
@@ -19,6 +19,9 @@ type Claim struct {
 	// Named is set if the sender chose the key: the same key with another Body is then another delivery, by a mistake
 	// of the sender.
 	Named bool
+	// UntilSuccess is set if the delivery may start another run after a run of it that did not succeed. Its keys then
+	// name the new run.
+	UntilSuccess bool
 }
 
 // Feed is the input of a command in addition to its parameters. It is kept until the run
@@ -72,8 +75,8 @@ type Filter struct {
 // Store has runs and the claims on the deliveries that started them. Its methods may be called concurrently. What
 // they return is durable.
 type Store interface {
-	// Find returns the run that a delivery to the hook started, or
-	// ErrUnknown, ErrReused or ErrOtherBody.
+	// Find returns the run that a delivery to the hook started, or ErrReused or ErrOtherBody, or ErrUnknown if the
+	// delivery may start a run.
 	Find(ctx context.Context, hook string, c Claim) (Run, error)
 	// Admit records a run together with the claim of its delivery, both or neither. A flight has at most one running
 	// run. Errors are *Replayed, ErrReused, ErrOtherBody, *Busy and ErrUnavailable; nothing may be started after an

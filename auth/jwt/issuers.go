@@ -19,6 +19,8 @@ type Issuer struct {
 	Find       string // how to find the address then
 	Algorithms []string
 	MaxAge     time.Duration // where tokens are made long before they are sent; otherwise zero
+	// EachRequest is set where a sender has one token for all its requests, and cannot get another.
+	EachRequest bool
 
 	// pins are sets of claims. Each set identifies one project or account of the issuer. The file must have one.
 	pins [][]pin
@@ -48,11 +50,13 @@ func issuerTable() map[string]Issuer {
 		},
 		"gitlab-ci": { // iat is when the job began
 			Address: "https://gitlab.com", Algorithms: rs256, MaxAge: time.Hour,
-			pins: [][]pin{{{"project_id", digits, `"1234"`}}},
+			EachRequest: true, // a job has one
+			pins:        [][]pin{{{"project_id", digits, `"1234"`}}},
 		},
 		"circleci": { // iat is when the job began
 			Find: "https://oidc.circleci.com/org/ and the organization's id", Algorithms: rs256, MaxAge: time.Hour,
-			pins: [][]pin{{{"oidc.circleci.com/project-id", uuid, "the project's id"}}},
+			EachRequest: true, // a job has one
+			pins:        [][]pin{{{"oidc.circleci.com/project-id", uuid, "the project's id"}}},
 		},
 		"buildkite": {
 			Address: "https://agent.buildkite.com", Algorithms: rs256,
@@ -61,11 +65,11 @@ func issuerTable() map[string]Issuer {
 		"kubernetes": { // a mounted token is renewed when 80 % of its time is over
 			Find:       "what the cluster answers as issuer to kubectl get --raw /.well-known/openid-configuration",
 			MaxAge:     time.Hour,
-			Algorithms: []string{"RS256", "ES256", "ES384", "ES512"},
-			pins:       [][]pin{{{"sub", account, "system:serviceaccount:NAMESPACE:NAME"}}},
+			Algorithms: []string{"RS256", "ES256", "ES384", "ES512"}, EachRequest: true,
+			pins: [][]pin{{{"sub", account, "system:serviceaccount:NAMESPACE:NAME"}}},
 		},
 		"google": { // the metadata server keeps a token for its hour
-			Address: "https://accounts.google.com", Algorithms: rs256, MaxAge: time.Hour,
+			Address: "https://accounts.google.com", Algorithms: rs256, MaxAge: time.Hour, EachRequest: true,
 			pins: [][]pin{
 				{{"sub", digits, `"104…"`}},
 				{{"email", email, "name@project.iam.gserviceaccount.com"}, {"email_verified", yes, "true"}},

@@ -118,6 +118,16 @@ func presetTable() map[string]preset {
 	}
 }
 
+// IsForge reports whether a preset is that of a git forge. Its users send a delivery again after they have mended what
+// failed, and the forge sends it with the same body and signature.
+func IsForge(name string) bool {
+	switch name {
+	case "github", "gitlab", "gitea", "forgejo", "gogs", "bitbucket", "bitbucket-server", "harness":
+		return true
+	}
+	return false
+}
+
 // Presets returns the names of the known schemes, in order.
 func Presets() []string { return slices.Sorted(maps.Keys(presetTable())) }
 

@@ -150,14 +150,13 @@ func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, pl
 	return err
 }
 
-// findClaimed returns the run that a delivery to the hook started, or
-// runner.ErrUnknown, runner.ErrReused or runner.ErrOtherBody. If that run was pruned,
-// only its id and hook are set.
+// findClaimed returns the run that a delivery to the hook started, or runner.ErrReused or runner.ErrOtherBody, or
+// runner.ErrUnknown if the delivery may start a run. If the run was pruned, only its id and hook are set.
 func findClaimed(ctx context.Context, from *statements, hook string, c runner.Claim) (runner.Run, error) {
-	for _, key := range claimKeys(c) {
+	for i, key := range claimKeys(c) {
 		var id string
 		var body []byte
-		err := from.scanRow(ctx, []any{&id, &body}, sqlClaim, claimScope(hook, c), key)
+		err := from.scanRow(ctx, []any{&id, &body}, sqlClaim, claimScope(hook, c, i), key)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			continue
@@ -172,6 +171,9 @@ func findClaimed(ctx context.Context, from *statements, hook string, c runner.Cl
 		if errors.Is(err, runner.ErrUnknown) {
 			return runner.Run{ID: id, Hook: hook}, nil
 		}
+		if err == nil && c.UntilSuccess && run.MayStartAgain() {
+			continue
+		}
 		return run, err
 	}
 	return runner.Run{}, runner.ErrUnknown
@@ -185,17 +187,22 @@ func claimKeys(c runner.Claim) []string {
 	return append([]string{c.Key}, c.Also...)
 }
 
-// claimScope returns the scope in which the key of a claim is unique: its hook, or empty for all hooks.
-func claimScope(hook string, c runner.Claim) string {
-	if c.OneBody {
+// claimScope returns the scope in which a key of a claim is unique: its hook, or empty for all hooks.
+func claimScope(hook string, c runner.Claim, key int) string {
+	if c.OneBody && key == 0 {
 		return ""
 	}
 	return hook
 }
 
+// insertClaims records the claim of a run. Only a claim that may start another run replaces an earlier one.
 func insertClaims(ctx context.Context, tx *statements, r runner.Run, c runner.Claim) error {
-	for _, key := range claimKeys(c) {
-		_, err := tx.execute(ctx, sqlSetRun, claimScope(r.Hook, c), key, r.ID, c.Body[:],
+	query := sqlSetRun
+	if c.UntilSuccess {
+		query = sqlMoveClaim
+	}
+	for i, key := range claimKeys(c) {
+		_, err := tx.execute(ctx, query, claimScope(r.Hook, c, i), key, r.ID, c.Body[:],
 			micros(c.Until), micros(r.Created))
 		if err != nil {
 			return err

@@ -58,8 +58,11 @@ const (
 	sqlDropRun   = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
 	sqlEndQueued = `UPDATE runs SET state = $2, ended = $3, error = $4, stdin = NULL `
 
-	sqlClaim   = `SELECT run, body FROM claims WHERE hook = $1 AND key = $2`
-	sqlSetRun  = `INSERT INTO claims (hook, key, run, body, until, created) VALUES ($1, $2, $3, $4, $5, $6)`
+	sqlClaim  = `SELECT run, body FROM claims WHERE hook = $1 AND key = $2`
+	sqlSetRun = `INSERT INTO claims (hook, key, run, body, until, created) VALUES ($1, $2, $3, $4, $5, $6)`
+	// The run that the claim named before did not succeed.
+	sqlMoveClaim = sqlSetRun + ` ON CONFLICT (hook, key) DO UPDATE SET run = excluded.run, body = excluded.body,
+		until = excluded.until, created = excluded.created`
 	sqlUnclaim = `DELETE FROM claims WHERE run = $1`
 )
 
