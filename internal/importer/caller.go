@@ -26,12 +26,14 @@ type credential struct {
 	value   string   // as hash
 	prefix  string   // of token
 	secrets []string // secrets, or templates that name them
+	from    []string // networks
 	keys    []yaml.MapSlice
 }
 
 func (c *credential) isSame(other *credential) bool {
 	return c.kind == other.kind && c.header == other.header && c.scheme == other.scheme && c.hash == other.hash &&
-		c.value == other.value && c.prefix == other.prefix && slices.Equal(c.secrets, other.secrets)
+		c.value == other.value && c.prefix == other.prefix && slices.Equal(c.secrets, other.secrets) &&
+		slices.Equal(c.from, other.from)
 }
 
 // marshal returns the entry of a caller.
@@ -58,7 +60,11 @@ func (c *caller) marshal() yaml.MapSlice {
 		add("signed", "{body}")
 	}
 	m = append(m, yaml.MapItem{Key: "keys", Value: c.keys})
-	return yaml.MapSlice{{Key: c.kind, Value: m}}
+	entry := yaml.MapSlice{{Key: c.kind, Value: m}}
+	if c.from != nil {
+		entry = append(entry, yaml.MapItem{Key: "from", Value: texts(c.from)})
+	}
+	return entry
 }
 
 // presets are the senders that put an HMAC by SHA-256 into a header of this name.
@@ -72,6 +78,9 @@ var presets = map[string]string{ //nolint:gochecknoglobals // never changed
 func importCredential(p ruleParts, n *hookNotes) *credential {
 	switch len(p.credentials) {
 	case 0:
+		if p.networks != nil {
+			n.refuse(p.networksAt, "an address is not a credential here: give the sender a secret, and write a caller with it")
+		}
 		return nil
 	case 1:
 	default:
@@ -100,6 +109,7 @@ func importCredential(p ruleParts, n *hookNotes) *credential {
 		}
 		c.secrets = append(c.secrets, more...)
 	}
+	c.from = p.networks
 	return c
 }
 

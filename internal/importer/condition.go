@@ -34,6 +34,9 @@ func valuePath(a argument, body bodyForm) string {
 	if body == bodyIsForm {
 		return strictjson.NamesPath("body", name).String()
 	}
+	if body == bodyIsPayload {
+		name = strings.TrimPrefix(name, payloadField)
+	}
 	path := "body"
 	for i, step := range strings.Split(name, ".") {
 		switch {

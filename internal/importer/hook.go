@@ -17,6 +17,8 @@ type bodyForm string
 const (
 	bodyIsJSON bodyForm = "json"
 	bodyIsForm bodyForm = "form"
+	// JSON in the field payload of a form; names of values begin with payload.
+	bodyIsPayload bodyForm = "payload"
 )
 
 var (
@@ -104,7 +106,7 @@ func (f *file) nameHook(h *hookSpec, n *hookNotes) string {
 func (h *hookSpec) readBodyForm(n *hookNotes) bodyForm {
 	const at = "incoming-payload-content-type"
 	if len(h.JSONParameters) > 0 {
-		n.refuse("parse-parameters-as-json", "JSON inside a value is not read: have the sender send it as the body")
+		return h.readPayloadForm(n)
 	}
 	switch kind := strings.ToLower(string(h.ContentType)); {
 	case kind == "" && h.readsXML():
@@ -121,6 +123,28 @@ func (h *hookSpec) readBodyForm(n *hookNotes) bodyForm {
 	}
 	return bodyIsJSON
 }
+
+// readPayloadForm returns the form of a body that has JSON in a value: the one field payload of a form is read so.
+func (h *hookSpec) readPayloadForm(n *hookNotes) bodyForm {
+	const at = "parse-parameters-as-json"
+	one := argument{Source: "payload", Name: "payload"}
+	other := func(a argument) bool {
+		return a.Source == "payload" && !strings.HasPrefix(string(a.Name), payloadField)
+	}
+	kind := string(h.ContentType)
+	switch {
+	case len(h.JSONParameters) > 1 || h.JSONParameters[0] != one || strings.Contains(kind, "json"):
+		n.refuse(at, "JSON inside a value is only read in the field payload of a form")
+	case h.reads(other):
+		n.refuse(at, "another value of the body is read, too: the form may have only the field payload")
+	default:
+		n.note(at, "the JSON in the only field, payload, of a form is read; multipart/form-data is not")
+	}
+	return bodyIsPayload
+}
+
+// payloadField is what the names of values begin with that are in the JSON of the field payload.
+const payloadField = "payload."
 
 // readsPayload reports whether an argument or a condition reads the body.
 func (h *hookSpec) readsPayload() bool {
@@ -213,8 +237,8 @@ func (b *binder) importCommand(h *hookSpec) (entry yaml.MapSlice) {
 		}
 		add("dir", text(h.Dir))
 	}
-	if b.body == bodyIsForm {
-		add("body", yaml.MapSlice{{Key: "as", Value: text(bodyIsForm)}})
+	if b.body != bodyIsJSON {
+		add("body", yaml.MapSlice{{Key: "as", Value: text(b.body)}})
 	}
 	add("busy", yaml.MapSlice{{Key: "queue", Value: 100}})
 	return entry

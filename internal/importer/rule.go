@@ -2,6 +2,7 @@ package importer
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -96,6 +97,7 @@ func (a argument) source() string {
 type ruleParts struct {
 	credentials []alternatives // hmac or token
 	networks    []string       // nil: from anywhere
+	networksAt  string         // where they are in the hook
 	conditions  []alternatives
 }
 
@@ -128,10 +130,7 @@ func (p *ruleParts) addPart(part alternatives, n *hookNotes) {
 	case "hmac", "token":
 		p.credentials = append(p.credentials, part)
 	case "network":
-		for _, one := range part {
-			p.networks = append(p.networks, strings.Fields(string(one.Networks))...)
-		}
-		n.refuse(part[0].at, "an address is not a credential here: give the sender a secret, and write a caller for it")
+		p.addNetworks(part, n)
 	case "scalr":
 		n.refuse(part[0].at, "the signature of Scalr covers the text of its Date header after the body, "+
 			"which no scheme here does")
@@ -144,6 +143,35 @@ func (p *ruleParts) addPart(part alternatives, n *hookNotes) {
 	default:
 		p.conditions = append(p.conditions, part)
 	}
+}
+
+// addNetworks notes the networks that a delivery may come from.
+func (p *ruleParts) addNetworks(part alternatives, n *hookNotes) {
+	if p.networks != nil {
+		n.refuse(part[0].at, "is a second list of networks: write one of both")
+		return
+	}
+	for _, one := range part {
+		for _, written := range strings.Fields(string(one.Networks)) {
+			network, err := netip.ParsePrefix(written)
+			if single, notSingle := netip.ParseAddr(written); notSingle == nil {
+				network, err = netip.PrefixFrom(single, single.BitLen()), nil
+			}
+			if err != nil {
+				n.refuse(one.at, "%q is not a network", written)
+				return
+			}
+			text := network.Masked().String()
+			if network.IsSingleIP() {
+				text = network.Addr().String()
+			}
+			p.networks = append(p.networks, text)
+		}
+	}
+	if p.networks == nil {
+		n.refuse(part[0].at, "has no network")
+	}
+	p.networksAt = part[0].at
 }
 
 // findTokenHeader takes the one condition on a header that can only be a secret, because nothing else in the rule is
