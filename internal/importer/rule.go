@@ -52,7 +52,7 @@ func flattenRule(r *rule, negated bool, at string, n *hookNotes) []alternatives 
 			parts, either = append(parts, one), append(either, one...)
 		}
 	}
-	if all {
+	if all || either == nil { // each alternative was refused
 		return parts
 	}
 	return []alternatives{either}
