@@ -78,6 +78,13 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"a pattern for a number", "params.x", "leave match and enum out", param(hook.ParamSpec{From: body, Type: "int", Match: "1"})},
 		{"an unknown type", "params.x.type", "not a type", param(hook.ParamSpec{From: body, Type: "float"})},
 		{"bounds of a text", "params.x", "type: int", param(hook.ParamSpec{From: body, Match: "a", Min: new(int64(1))})},
+		{"a pattern for JSON", "params.x", "leave match and enum out", param(hook.ParamSpec{From: body, Type: "json", Match: ".*"})},
+		{"a list of numbers", "params.x", "leave match and enum out", param(hook.ParamSpec{From: body, Type: "number", Enum: []string{"1"}})},
+		{"bounds of JSON", "params.x", "type: number", param(hook.ParamSpec{From: body, Type: "json", Max: new(int64(1))})},
+		{"JSON of a header", "params.x.from", "header.a has no JSON text", param(hook.ParamSpec{From: hook.From{"header.a"}, Type: "json"})},
+		{"JSON of a claim", "params.x.from", "claim.a has no JSON", param(hook.ParamSpec{From: hook.From{"body.a", "claim.a"}, Type: "json"})},
+		{"a default that is not compact", "params.x.default", "compact form", param(hook.ParamSpec{From: body, Type: "json", Default: new("[ ]")})},
+		{"a default that is not canonical", "params.x.default", "not a number", param(hook.ParamSpec{From: body, Type: "number", Default: new("1.0")})},
 		{"min above max", "params.x.max", "below min", param(hook.ParamSpec{From: body, Type: "int", Min: new(int64(2)), Max: new(int64(1))})},
 		{"a default that is not allowed", "params.x.default", "not one of", param(hook.ParamSpec{From: body, Enum: []string{"a"}, Default: new("b")})},
 		{"no source", "params.x.from", "does not say where", param(hook.ParamSpec{Match: "a"})},
@@ -92,6 +99,7 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"a list in a query", "params.x.from", "a query is not a list", fromPaths("query.a[0]")},
 		{"a header with a step", "params.x.from", `write header["a.b"]`, fromPaths("header.a.b")},
 		{"a list in a form", "params.x.from", "a form has no lists", fromForm("body.a[0]")},
+		{"JSON of a form", "params.x.from", "body.a has no JSON text", jsonOfForm("body.a")},
 		{"a path twice", "params.x.from.1", "listed twice", fromPaths("body.a", "body.a")},
 		{"a bad path among others", "params.x.from.1", "not a source", fromPaths("body.a", "cookie.a")},
 		{"a bare name among paths", "params.x.from.1", "names no member", fromPaths("body.a", "query")},
@@ -288,6 +296,13 @@ func fromPaths(paths ...string) hook.Spec {
 func fromForm(path string) hook.Spec {
 	s := fromPaths(path)
 	s.Body.As = "form"
+	return s
+}
+
+// jsonOfForm is fromForm for a parameter of type json.
+func jsonOfForm(path string) hook.Spec {
+	s := fromForm(path)
+	s.Params["x"] = hook.ParamSpec{From: hook.From{path}, Type: "json"}
 	return s
 }
 

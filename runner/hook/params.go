@@ -1,6 +1,7 @@
 package hook
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/textproto"
@@ -77,6 +78,9 @@ func compileParam(name string, s ParamSpec, as string, p *diag.List) *param {
 		c.kind = "string"
 	}
 	c.compileType(s, p)
+	if c.kind == "json" {
+		c.checkJSONSources(as, p.At("from"))
+	}
 	if c.fallback != nil {
 		if text := c.whyRefused(*c.fallback); text != "" {
 			p.At("default").Errorf("%q %s", *c.fallback, text)
@@ -100,23 +104,32 @@ func (c *param) compileType(s ParamSpec, p *diag.List) {
 			p.At("enum").Errorf("is empty: no value would be allowed")
 		}
 	}
-	if c.kind != "int" && (s.Min != nil || s.Max != nil) {
-		p.Errorf("min and max are for type: int")
+	if c.kind != "int" && c.kind != "number" && (s.Min != nil || s.Max != nil) {
+		p.Errorf("min and max are for type: int and type: number")
 	}
 	switch c.kind {
 	case "string":
 		if rules != 1 {
 			p.Errorf(`needs exactly one of match and enum, to restrict its values (match: "(?s).*" takes any text)`)
 		}
-	case "int", "bool":
+	case "int", "number", "bool", "json":
 		if rules != 0 {
 			p.Errorf("type: %s says which values are allowed; leave match and enum out", c.kind)
 		}
 	default:
-		p.At("type").Errorf("%q is not a type: write string, int or bool", c.kind)
+		p.At("type").Errorf("%q is not a type: write string, int, number, bool or json", c.kind)
 	}
 	if c.min != nil && c.max != nil && *c.min > *c.max {
 		p.At("max").Errorf("is below min")
+	}
+}
+
+// checkJSONSources refuses sources that have no JSON, or of which only decoded values are known.
+func (c *param) checkJSONSources(as string, p *diag.List) {
+	for _, path := range c.from {
+		if path.Root() != "body" || as == bodyForm {
+			p.Errorf("%s has no JSON text: type: json takes its value from a body that is JSON", path)
+		}
 	}
 }
 
@@ -146,6 +159,20 @@ func (c *param) whyRefused(v string) string {
 		return "is not true or false"
 	case c.kind == "int":
 		return c.whyIntRefused(v)
+	case c.kind == "number":
+		return c.whyNumberRefused(v)
+	case c.kind == "json":
+		return whyJSONRefused(v)
+	}
+	return ""
+}
+
+func whyJSONRefused(v string) string {
+	if _, err := strictjson.Decode([]byte(v)); err != nil {
+		return "is not JSON: " + err.Error()
+	}
+	if text, err := strictjson.Compact([]byte(v), maxValue); err != nil || text != v {
+		return "is not JSON in its compact form"
 	}
 	return ""
 }
@@ -217,6 +244,9 @@ func (c *param) findValue(in Input, b *body) (value, problem string) {
 	missing := make([]string, 0, len(c.from))
 	for _, path := range c.from {
 		v, err := in.lookup(path, b)
+		if err == nil && c.kind == "json" {
+			return compactText(path, in.Body)
+		}
 		if err == nil {
 			return c.scalarText(v, path.Root() == "claim" || path.Root() == "body" && b.form == nil)
 		}
@@ -226,6 +256,18 @@ func (c *param) findValue(in Input, b *body) (value, problem string) {
 		return *c.fallback, ""
 	}
 	return "", "is missing: " + strings.Join(missing, "; ")
+}
+
+// compactText returns the text of a part of the body, which is decoded already.
+func compactText(path strictjson.Path, body []byte) (value, problem string) {
+	text, err := strictjson.Compact(path.Cut(body), maxValue)
+	switch {
+	case errors.Is(err, strictjson.ErrTooLong):
+		return "", "is longer than 65536 bytes"
+	case err != nil:
+		return "", "is not JSON"
+	}
+	return text, ""
 }
 
 // singleValue returns the value of a field that may be repeated. Several values are returned as a list, which
@@ -240,24 +282,36 @@ func singleValue(values []string) any {
 	return values
 }
 
-// scalarText converts a scalar to text. Types are strict where the source has types: a JSON string is not an int and
-// not a bool.
+// scalarText converts a scalar to text. Types are strict where the source has types: a JSON string is not a number and
+// not a bool. A number gets its canonical form here, if it has one.
 func (c *param) scalarText(v any, typed bool) (value, problem string) {
 	switch v := v.(type) {
 	case string:
 		switch {
 		case typed && c.kind == "int":
 			return "", "is a text and not an integer"
+		case typed && c.kind == "number":
+			return "", "is a text and not a number"
 		case typed && c.kind == "bool":
 			return "", "is a text and not true or false"
 		}
-		return v, ""
+		return c.canonicalText(v), ""
 	case bool:
 		return strconv.FormatBool(v), "" // which is not a valid int
 	case fmt.Stringer: // json.Number, as it was written, which is not a valid bool
-		return v.String(), ""
+		return c.canonicalText(v.String()), ""
 	case []string:
 		return "", "is given more than once"
 	}
 	return "", "is a list or an object, and one value is needed"
+}
+
+// canonicalText returns a number of type number in its canonical form, and any other text as it is.
+func (c *param) canonicalText(text string) string {
+	if c.kind == "number" {
+		if plain, ok := plainDecimal(text); ok {
+			return plain
+		}
+	}
+	return text
 }

@@ -130,10 +130,10 @@ type OutputSpec struct {
 // allowed.
 type ParamSpec struct {
 	From    From     `yaml:"from"`  // body.…, query.…, header.…, claim.…; or a list, where names have dots
-	Type    string   `yaml:"type"`  // string (default), int, bool
+	Type    string   `yaml:"type"`  // string (default), int, number, bool; json: a part of the body as compact text
 	Match   string   `yaml:"match"` // RE2, of the whole value
 	Enum    []string `yaml:"enum"`
-	Min     *int64   `yaml:"min"` // int only
-	Max     *int64   `yaml:"max"` // int only
+	Min     *int64   `yaml:"min"` // int and number only
+	Max     *int64   `yaml:"max"` // int and number only
 	Default *string  `yaml:"default"`
 }
