@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -134,8 +135,12 @@ func readInput(name string, stdin io.Reader) ([]byte, error) {
 	return os.ReadFile(name)
 }
 
+// laterVersion matches a request line with a version of HTTP whose requests have no such text.
+var laterVersion = regexp.MustCompile(`\A(\S+ \S+) HTTP/[23](\.0)?`)
+
 // parseRequest parses the text of a request. If it does not say how long its body is, the rest of the text is the body.
 func parseRequest(text []byte) (*http.Request, []byte, error) {
+	text = laterVersion.ReplaceAll(text, []byte("$1 HTTP/1.1"))
 	from := bufio.NewReader(bytes.NewReader(text))
 	r, err := http.ReadRequest(from)
 	if err != nil {
