@@ -19,11 +19,20 @@ func (req *request) auditLine() audit.Line {
 	return line
 }
 
-// auditRefusal writes to the audit log how a request was refused. What is allowed is written there before it is done
-// (audit.Store). An allowed read is not audited.
+// auditRefusal writes to the audit log how a request was refused, or each part of it. What is allowed is written there
+// before it is done (audit.Store). An allowed read is not audited.
 func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) {
+	if len(req.parts) == 0 {
+		m.auditDecision(r, req, rec.status)
+	}
+	for _, part := range req.parts {
+		m.auditDecision(r, part, part.status)
+	}
+}
+
+func (m *middleware) auditDecision(r *http.Request, req *request, status int) {
 	line := req.auditLine()
-	line.Decision, line.Status, line.Method, line.Path = audit.Refused, rec.status, r.Method, r.URL.Path
+	line.Decision, line.Status, line.Method, line.Path = audit.Refused, status, r.Method, r.URL.Path
 	line.Run, line.Reason = req.run, req.reason
 	from := audit.Unverified
 	if req.caller != "" {
@@ -43,8 +52,8 @@ func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) 
 	case req.kind == handshakeKind:
 		line.Decision = audit.Handshake
 		m.audit.Decided(line, handshakeKind, from)
-	case rec.status < http.StatusBadRequest, req.kind == notReady: // not a decision about the request
-	case from == audit.Unverified && (rec.status == http.StatusNotFound || rec.status == http.StatusMethodNotAllowed):
+	case status < http.StatusBadRequest, req.kind == notReady: // not a decision about the request
+	case from == audit.Unverified && (status == http.StatusNotFound || status == http.StatusMethodNotAllowed):
 		m.audit.Count(req.kind) // requests of scanners
 	default:
 		m.audit.Decided(line, req.kind, from)

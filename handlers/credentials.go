@@ -11,7 +11,6 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/netid"
-	"sallyport/runner/hook"
 )
 
 // credentials authenticate requests under one configuration.
@@ -23,13 +22,13 @@ type credentials struct {
 
 // authenticate returns the caller that sent a delivery. A failure spends a token of the failures of the address, so
 // that a flood of failures never spends the budget of a caller.
-func (c *credentials) authenticate(r *http.Request, req *request, body []byte, h *hook.Hook) (*auth.Identity, error) {
+func (c *credentials) authenticate(r *http.Request, req *request, body []byte, at *endpoint) (*auth.Identity, error) {
 	var callers []string
-	if h != nil {
-		if h.Unauthenticated {
+	if at != nil {
+		if at.isUnauthenticated() {
 			return &auth.Identity{}, nil
 		}
-		callers = h.Callers
+		callers = at.callers
 	}
 	d := &auth.Delivery{
 		Method: r.Method, Authority: r.Host, URL: r.URL, Header: r.Header, Body: body, TLS: r.TLS, Now: c.now(),

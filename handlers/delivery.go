@@ -14,48 +14,59 @@ import (
 	"sallyport/runner/hook"
 )
 
-// hook handles a delivery. Each step is one line here, so that a missing step is easy to see. Cheap checks come
-// first, and no secret is used before authentication.
+// hook handles a delivery. Each step is one line here, or in startMeant, so that a missing step is easy to see. Cheap
+// checks come first, and no secret is used before authentication.
 func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) error {
-	h, ok := s.hooks[r.URL.Path]
+	at, ok := s.endpoints[r.URL.Path]
 	if !ok {
 		return notFound()
 	}
-	req.hook = h.Name
+	req.hook = at.names()
 	if r.Method != http.MethodPost {
 		return refuseMethod(methods{http.MethodPost: nil})
 	}
 	if err := s.credentials.checkOrigin(r); err != nil {
 		return err
 	}
-	unverified, err := s.bodies.readUnverified(w, r, h.Body)
+	unverified, err := s.bodies.readUnverified(w, r, at.body)
 	if err != nil {
 		return err
 	}
 	defer unverified.releaseRoom()
 	arrived, length := s.now(), len(unverified.bytes)
-	s, h, who, err := s.latest().judgeDelivery(w, r, req, unverified.bytes)
+	s, at, who, err := s.latest().judgeDelivery(w, r, req, unverified.bytes)
 	if err != nil {
 		unverified.releaseRoom()
-		s.delay.waitUniformly(r, length, h, arrived)
-		return s.answerUnsignedTest(w, req, err)
+		s.delay.waitUniformly(r, length, at, arrived)
+		return s.answerUnsignedTest(w, req, at, err)
 	}
-	claim, repeated, err := s.claimOnce(r, who, h)
+	meant, err := s.claimOnce(r, who, at)
 	if err != nil {
 		return err
 	}
-	body := unverified.copyToHeap()
+	unverified.copyToHeap()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only reported
-	if err := s.limits.limitDelivery(w, r, who, repeated); err != nil {
+	if err := s.limits.limitDelivery(w, r, who, findRepeated(meant)); err != nil {
 		return err
 	}
-	if !h.Unauthenticated && !h.May(who.Caller, hook.MayStart) {
+	if meant = removeForbidden(meant, who.Caller); len(meant) == 0 {
 		return forbidden(who.Caller, "start this hook")
 	}
 	if who.Handshake != nil {
-		return s.answerHandshake(w, req, who.Handshake)
+		return s.answerHandshake(w, req, at, who.Handshake)
 	}
-	in, err := openDelivery(r, body, who, h)
+	if len(at.hooks) > 1 {
+		return s.startEach(w, r, req, who, meant, unverified)
+	}
+	return s.startMeant(w, r, req, who, meant[0], unverified)
+}
+
+// startMeant has the steps of a delivery to one hook, after its caller is known to have the right to start it.
+func (s *service) startMeant(
+	w http.ResponseWriter, r *http.Request, req *request, who *auth.Identity, one candidate, body *unverified,
+) error {
+	h := one.hook
+	in, err := openDelivery(r, body.bytes, who, h)
 	if err != nil {
 		return err
 	}
@@ -68,13 +79,13 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	req.params = audit.Digest(values)
 	d := runner.Delivery{
-		Hook: h, Caller: who.Caller, Values: values, Claim: claim, Repeated: repeated, Body: in.Body,
+		Hook: h, Caller: who.Caller, Values: values, Claim: one.claim, Repeated: one.repeated, Body: in.Body,
 		Trace: validTraceparent(r.Header),
 	}
 	if req.observed {
 		return s.answerObserved(w, r, req, d)
 	}
-	return s.startRun(w, r, req, who, d, unverified)
+	return s.startRun(w, r, req, who, d, body)
 }
 
 // startRun starts a run, queues it or refuses it, and answers.
@@ -92,40 +103,45 @@ func (s *service) startRun(
 }
 
 // judgeDelivery authenticates a delivery once its body is complete, which may have taken minutes. It uses the
-// configuration that is in force then, and returns the service and hook of that configuration with the caller. A
+// configuration that is in force then, and returns the service and endpoint of that configuration with the caller. A
 // caller or key that was removed in the meantime starts nothing. It repeats the check if another configuration came
 // into force while it waited for the key of a token.
 func (s *service) judgeDelivery(w http.ResponseWriter, r *http.Request, req *request, body []byte) (
-	*service, *hook.Hook, *auth.Identity, error,
+	*service, *endpoint, *auth.Identity, error,
 ) {
 	for {
-		h, ok := s.hooks[r.URL.Path]
+		at, ok := s.endpoints[r.URL.Path]
 		if !ok {
 			return s, nil, nil, notFound()
 		}
-		if len(body) > int(h.Body.Max) {
-			return s, h, nil, refuseTooLarge(w, h.Body)
+		if len(body) > int(at.body.Max) {
+			return s, at, nil, refuseTooLarge(w, at.body)
 		}
-		who, err := s.credentials.authenticate(r, req, body, h)
+		who, err := s.credentials.authenticate(r, req, body, at)
 		if latest := s.latest(); latest != s && err == nil {
 			s = latest
 			continue
 		}
-		return s, h, who, err
+		return s, at, who, err
 	}
 }
 
-// claimOnce returns the claim of a delivery and the result of an earlier delivery with the same claim. It refuses a
-// token that was used before for something else.
-func (s *service) claimOnce(r *http.Request, who *auth.Identity, h *hook.Hook) (
-	claim runner.Claim, repeated, refused error,
-) {
-	claim = claimDelivery(who, h)
-	repeated = s.runner.FindRepeated(r.Context(), h.Name, claim)
-	if errors.Is(repeated, runner.ErrReused) {
-		refused = s.limits.refuseUsed(r, repeated)
+// claimOnce returns the hooks of an endpoint with the claim of the delivery to each, and the result of an earlier
+// delivery with the same claim. It refuses a token that was used before for something else than any of these hooks with
+// this body.
+func (s *service) claimOnce(r *http.Request, who *auth.Identity, at *endpoint) ([]candidate, error) {
+	all, reused := make([]candidate, len(at.hooks)), 0
+	for i, h := range at.hooks {
+		claim := claimDelivery(who, h)
+		all[i] = candidate{h, claim, s.runner.FindRepeated(r.Context(), h.Name, claim)}
+		if errors.Is(all[i].repeated, runner.ErrReused) {
+			reused++
+		}
 	}
-	return claim, repeated, refused
+	if reused == len(all) {
+		return nil, s.limits.refuseUsed(r, all[0].repeated)
+	}
+	return all, nil
 }
 
 func forbidden(caller, what string) error {

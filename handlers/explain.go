@@ -48,7 +48,7 @@ func Explain(
 		return &e.Explanation
 	}
 	e.Observed = c.Observed[who.Caller]
-	for _, h := range hooks {
+	for _, h := range e.removeForbidden(hooks, who.Caller) {
 		e.explainHook(ctx, h, who)
 	}
 	if e.Observed {
@@ -86,8 +86,13 @@ func (e *explainer) refuse(name string, err error) {
 		text += "\nparameter " + p.Param + " " + p.Text
 	}
 	e.add(name, "refused with %d: %s", refused.status, text)
-	if !e.Starts {
-		e.Status = refused.status
+	e.countStatus(refused.status)
+}
+
+// countStatus notes the status of a hook. That of the answer is the most important one.
+func (e *explainer) countStatus(status int) {
+	if weighStatus(status) > weighStatus(e.Status) {
+		e.Status = status
 	}
 }
 
@@ -116,7 +121,7 @@ func (e *explainer) explainSender() ([]*hook.Hook, *auth.Identity) {
 	for _, h := range hooks {
 		e.add("path", "hook %s", h.Name)
 	}
-	if err := e.checkRequest(hooks[0]); err != nil {
+	if err := e.checkRequest(groupByPath(e.config)[e.request.URL.Path].body); err != nil {
 		e.refuse("request", err)
 		return nil, nil
 	}
@@ -143,17 +148,17 @@ func (e *explainer) explainSender() ([]*hook.Hook, *auth.Identity) {
 }
 
 // checkRequest makes the checks before authentication.
-func (e *explainer) checkRequest(h *hook.Hook) error {
+func (e *explainer) checkRequest(bound hook.BodySpec) error {
 	if e.request.Method != http.MethodPost {
 		return refuseMethod(methods{http.MethodPost: nil})
 	}
 	if err := (&credentials{config: e.config}).checkOrigin(e.request); err != nil {
 		return err
 	}
-	if len(e.body) > int(h.Body.Max) {
+	if len(e.body) > int(bound.Max) {
 		return &refusal{
 			status: http.StatusRequestEntityTooLarge,
-			detail: "The body is larger than the " + h.Body.Max.String() + " that this hook accepts.",
+			detail: "The body is larger than the " + bound.Max.String() + " that this hook accepts.",
 		}
 	}
 	return nil
@@ -175,13 +180,24 @@ func (e *explainer) describeRefused(d *auth.Delivery, err error, callers []strin
 	return text
 }
 
+// removeForbidden returns the hooks that the caller may start. If there is none, the delivery is refused.
+func (e *explainer) removeForbidden(hooks []*hook.Hook, caller string) (meant []*hook.Hook) {
+	for _, h := range hooks {
+		if h.Unauthenticated || h.May(caller, hook.MayStart) {
+			meant = append(meant, h)
+		} else if len(hooks) > 1 {
+			e.add(h.Name+" rights", "not meant: the caller %s may not start it", caller)
+		}
+	}
+	if len(meant) == 0 {
+		e.refuse(hooks[0].Name+" rights", forbidden(caller, "start this hook"))
+	}
+	return meant
+}
+
 // explainHook follows a delivery of a known caller through the steps of one hook.
 func (e *explainer) explainHook(ctx context.Context, h *hook.Hook, who *auth.Identity) {
 	step := func(name string) string { return h.Name + " " + name }
-	if !h.Unauthenticated && !h.May(who.Caller, hook.MayStart) {
-		e.refuse(step("rights"), forbidden(who.Caller, "start this hook"))
-		return
-	}
 	if hs := who.Handshake; hs != nil {
 		e.explainHandshake(step("handshake"), hs)
 		return
@@ -193,9 +209,7 @@ func (e *explainer) explainHook(ctx context.Context, h *hook.Hook, who *auth.Ide
 	}
 	if why := h.WhyIgnored(in); why != "" {
 		e.add(step("conditions"), "ignored with 200: %s", why)
-		if e.Status == 0 {
-			e.Status = http.StatusOK
-		}
+		e.countStatus(http.StatusOK)
 		return
 	}
 	if len(h.When()) > 0 {
@@ -250,9 +264,7 @@ func (e *explainer) explainStart(ctx context.Context, d runner.Delivery, step fu
 		text += fmt.Sprintf(", at position %d", o.Position)
 	}
 	e.add(step("result"), "%s", text)
-	if !e.Starts {
-		e.Status = o.Status
-	}
+	e.countStatus(o.Status)
 	e.Starts = e.Starts || o.Run == ""
 }
 

@@ -24,7 +24,6 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
-	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 )
 
@@ -78,7 +77,7 @@ type service struct {
 	*shared
 
 	config      *config.Config
-	hooks       map[string]*hook.Hook // by path
+	endpoints   map[string]*endpoint // by path
 	limits      *rateLimits
 	bodies      *bodyReader
 	credentials *credentials
@@ -110,15 +109,12 @@ type shared struct {
 // not change.
 func newService(c *config.Config, old *service) *service {
 	s := &service{
-		shared: old.shared, config: c, hooks: make(map[string]*hook.Hook, len(c.Hooks)),
+		shared: old.shared, config: c, endpoints: groupByPath(c),
 		limits:  old.limits.carryOver(c, old.now),
 		bodies:  &bodyReader{room: old.bodies.room.carryOver(c.Hooks), proved: old.proved, now: old.now},
 		delay:   &uniformDelay{callers: c.Auth, runner: old.runner, beats: old.delay.beats, now: old.now},
 		rights:  runRights{c},
 		answers: &runAnswers{runner: old.runner, waits: old.gates.waits, latest: old.latest, now: old.now},
-	}
-	for _, h := range c.Hooks {
-		s.hooks[h.Path] = h
 	}
 	s.credentials = &credentials{config: c, limits: s.limits, now: s.now}
 	m := &middleware{addresses: s.limits.addresses, samples: s.samples, audit: s.audit, log: s.log, now: s.now}

@@ -15,11 +15,13 @@ var errUnsignedTest = errors.New("unsigned test")
 
 // answerHandshake answers a verified handshake as its sender demands. It starts and claims nothing. Deliveries of an
 // observed caller get the same answer, because the webhook could not be registered otherwise.
-func (s *service) answerHandshake(w http.ResponseWriter, req *request, hs *webhook.Handshake) error {
+func (s *service) answerHandshake(
+	w http.ResponseWriter, req *request, at *endpoint, hs *webhook.Handshake,
+) error {
 	if hs.Defect != "" {
 		return malformed(hs.Defect)
 	}
-	s.noteHandshake(req, hs.Event)
+	s.noteHandshake(req, at, hs.Event)
 	if hs.Answer != nil {
 		writeJSON(w, hs.Status, "application/json", hs.Answer)
 		return nil
@@ -31,19 +33,21 @@ func (s *service) answerHandshake(w http.ResponseWriter, req *request, hs *webho
 
 // answerUnsignedTest answers an unsigned test with 200 and nothing else, and returns any other error as it is. The
 // delivery has spent a token of the failures of its address, and was delayed, like one with a wrong credential.
-func (s *service) answerUnsignedTest(w http.ResponseWriter, req *request, err error) error {
+func (s *service) answerUnsignedTest(w http.ResponseWriter, req *request, at *endpoint, err error) error {
 	if !errors.Is(err, errUnsignedTest) {
 		return err
 	}
-	s.noteHandshake(req, "a test that is not signed")
+	s.noteHandshake(req, at, "a test that is not signed")
 	w.WriteHeader(http.StatusOK)
 	return nil
 }
 
-// noteHandshake records a handshake for the log, the audit log and the metrics.
-func (s *service) noteHandshake(req *request, what string) {
+// noteHandshake records a handshake for the log, the audit log and the metrics, which count it for each hook.
+func (s *service) noteHandshake(req *request, at *endpoint, what string) {
 	req.kind, req.reason = handshakeKind, "handshake: "+what
-	s.handshakes.countOne(req.hook)
+	for _, h := range at.hooks {
+		s.handshakes.countOne(h.Name)
+	}
 }
 
 // Handshakes returns how many handshakes of each hook were answered since the start.

@@ -29,7 +29,9 @@ type request struct {
 	kind           string // how it was refused, or ignored or handshake
 	reason         string // why
 	cause          error
-	broken         bool // the answer has begun, and its reader must see that it is incomplete
+	status         int        // of a part
+	parts          []*request // of a delivery to several hooks: what each did with it
+	broken         bool       // the answer has begun, and its reader must see that it is incomplete
 
 	observed  bool   // the delivery only gets an answer, and starts nothing
 	would     string // started, queued, replayed, ignored or refused: what would have happened if it were not observed

@@ -22,6 +22,7 @@ type refusal struct {
 	run      *runner.Run
 	problems []hook.ParamProblem
 	parts    []string // parts of the server that are not ready
+	hooks    []hookAnswer
 	header   http.Header
 }
 
@@ -36,6 +37,7 @@ type problem struct {
 	RequestID string              `json:"request_id"`
 	Run       *runInProgress      `json:"run,omitempty"`
 	Problems  []hook.ParamProblem `json:"problems,omitempty"`
+	Hooks     []hookAnswer        `json:"hooks,omitempty"` // their answers, if the path has several
 	Parts     []string            `json:"parts,omitempty"` // parts that do not work, in an answer of /readyz
 }
 
@@ -63,7 +65,7 @@ func writeProblem(w http.ResponseWriter, req *request, err error) {
 	}
 	p := problem{
 		Type: "urn:sallyport:" + e.kind, Title: http.StatusText(e.status), Status: e.status,
-		Detail: e.detail, RequestID: req.id, Problems: e.problems, Parts: e.parts,
+		Detail: e.detail, RequestID: req.id, Problems: e.problems, Hooks: e.hooks, Parts: e.parts,
 	}
 	if e.run != nil {
 		p.Run = &runInProgress{ID: e.run.ID, State: e.run.State}

@@ -8,7 +8,6 @@ import (
 
 	"sallyport/auth"
 	"sallyport/runner"
-	"sallyport/runner/hook"
 )
 
 // The time to check a credential depends on what is wrong with it: without a signature nothing is computed, with a
@@ -34,11 +33,11 @@ type uniformDelay struct {
 	now     func() time.Time
 }
 
-// delaySpan returns a delay that depends only on the length of the body and the hook. A nil hook is the run API.
-func (d *uniformDelay) delaySpan(length int, h *hook.Hook) time.Duration {
+// delaySpan returns a delay that depends only on the length of the body and the hooks. A nil endpoint is the run API.
+func (d *uniformDelay) delaySpan(length int, at *endpoint) time.Duration {
 	var callers []string
-	if h != nil {
-		callers = h.Callers
+	if at != nil {
+		callers = at.callers
 	}
 	return min(minDelay+time.Duration(d.callers.MaxVerifyCost(callers, length))*delayPerByte, maxDelay)
 }
@@ -46,8 +45,8 @@ func (d *uniformDelay) delaySpan(length int, h *hook.Hook) time.Duration {
 // waitUniformly waits until a request without a valid credential may be answered. arrived is when its body was
 // complete. It returns early when the sender disconnects, and when the server begins to drain. The body must have
 // been released.
-func (d *uniformDelay) waitUniformly(r *http.Request, length int, h *hook.Hook, arrived time.Time) {
-	span := d.delaySpan(length, h)
+func (d *uniformDelay) waitUniformly(r *http.Request, length int, at *endpoint, arrived time.Time) {
+	span := d.delaySpan(length, at)
 	took := d.now().Sub(arrived)
 	going := d.runner.Going()
 	if d.runner.Draining() { // those that arrive during the drain wait like all others

@@ -157,7 +157,7 @@ func (h *Hook) Environ(v Values) []string {
 // hooks. The result is valid only if p is not Bad afterwards. callers are the configured callers.
 func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]*Hook {
 	hooks := make(map[string]*Hook, len(specs))
-	paths := make(map[string]string, len(specs))
+	paths := make(map[string][]*Hook, len(specs))
 	known := make(map[string]bool, len(callers))
 	for _, c := range callers {
 		known[c] = true
@@ -168,13 +168,32 @@ func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]
 			continue
 		}
 		h := compile(name, *specs[name], known, p.At(name))
-		if other, taken := paths[h.Path]; taken {
-			p.At(name, "path").Errorf("%s is already the path of the hook %s", h.Path, other)
-		}
-		paths[h.Path] = name
+		h.checkNeighbours(paths[h.Path], p.At(name, "path"))
+		paths[h.Path] = append(paths[h.Path], h)
 		hooks[name] = h
 	}
 	return hooks
+}
+
+// checkNeighbours checks a hook against the others of the same path.
+func (h *Hook) checkNeighbours(others []*Hook, p *diag.List) {
+	for _, other := range others {
+		if h.Unauthenticated || other.Unauthenticated {
+			p.Errorf("%s is already the path of the hook %s: "+
+				"hooks share a path only if both have callers, by which a delivery is authenticated once", h.Path, other.Name)
+			continue
+		}
+		shared := slices.IndexFunc(h.Callers, func(c string) bool { return h.May(c, MayStart) && other.May(c, MayStart) })
+		if shared < 0 || len(h.when) > 0 && len(other.when) > 0 {
+			continue
+		}
+		always := h.Name
+		if len(h.when) > 0 {
+			always = other.Name
+		}
+		p.Warnf("%s is also the path of the hook %s, and %s has no conditions (when): "+
+			"a delivery of the caller %s can start both", h.Path, other.Name, always, h.Callers[shared])
+	}
 }
 
 func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
