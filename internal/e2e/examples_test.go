@@ -42,7 +42,7 @@ type sent struct {
 }
 
 func exampleDeliveries() map[string]sent {
-	const commit = "6dcb09b5b57875f334f61aebed695e2e4193db5e"
+	const commit = exampleCommit
 	return map[string]sent{
 		"alertmanager.yaml": {
 			path: "/hooks/remedy",
@@ -50,9 +50,14 @@ func exampleDeliveries() map[string]sent {
 				`"commonLabels":{"alertname":"QueueStuck","service":"mail-out"},"alerts":[]}`,
 		},
 		"ci-jwt.yaml": {path: "/hooks/release", claims: map[string]any{"sha": commit, "actor": "octocat"}},
+		"gitea.yaml": {
+			path:   "/hooks/build",
+			body:   `{"ref":"refs/heads/main","after":"` + commit + `","total_commits":1,"repository":{"id":1,"full_name":"example/app"}}`,
+			header: map[string]string{"X-Gitea-Event": "push", "X-Gitea-Delivery": "72d3162e-cc78-11e3-81ab-4c9367dc0958"},
+		},
 		"github.yaml": {
 			path:   "/hooks/build",
-			body:   `{"ref":"refs/heads/main","after":"` + commit + `","repository":{"id":1,"full_name":"example/app"}}`,
+			body:   `{"ref":"refs/heads/main","after":"` + commit + `","deleted":false,"repository":{"id":1,"full_name":"example/app"}}`,
 			header: map[string]string{"X-GitHub-Event": "push", "X-GitHub-Delivery": "72d3162e-cc78-11e3-81ab-4c9367dc0958"},
 		},
 		"gitlab.yaml": {
@@ -87,8 +92,7 @@ func TestExamples_Deliveries(t *testing.T) {
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := &example{sent: deliveries[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
-			e.copyExample(t, name)
+			e := copyExampleTo(t, name)
 			e.serve(t, name)
 			e.test(t)
 		})
@@ -337,33 +341,190 @@ func TestExamples_Redelivery(t *testing.T) {
 	}
 }
 
-// TestExamples_OtherDeliveries sends other deliveries of the examples' senders: deletions, and groups of alerts that
-// have no service in common.
+// TestExamples_OtherDeliveries sends other deliveries of the examples' senders: pings, other branches, tags and
+// deletions, and groups of alerts that have no service in common.
 func TestExamples_OtherDeliveries(t *testing.T) {
 	t.Parallel()
-	const none = "0000000000000000000000000000000000000000"
-	for name, row := range map[string]struct {
-		caller, body string
-		want         int
-	}{
-		"github.yaml": {"github", `{"ref":"refs/heads/main","after":"` + none + `","deleted":true,"repository":{"id":1,"full_name":"example/app"}}`, 422},
-		"gitlab.yaml": {"gitlab", `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","after":"` + none + `","checkout_sha":null,"project_id":15}`, 422},
-		"alertmanager.yaml": {
-			"alertmanager",
-			`{"version":"4","status":"firing","groupLabels":{"alertname":"QueueStuck"},"commonLabels":{"alertname":"QueueStuck"},"alerts":[]}`, 200,
+	const (
+		none    = "0000000000000000000000000000000000000000"
+		commit  = exampleCommit
+		app     = `"repository":{"id":1,"full_name":"example/app"}`
+		ignored = `^\{"ignored":true,"hook":"[a-z]+","reason":"the condition `
+	)
+	for name, rows := range map[string][]otherDelivery{
+		"github.yaml": {
+			{"github", "ping", `{"zen":"Keep it logically awesome.",` + app + `}`, `^\{"handshake":"ping"\}`},
+			{"github", "push", `{"ref":"refs/heads/dev","after":"` + commit + `","deleted":false,` + app + `}`, ignored + `body.ref `},
+			{"github", "push", `{"ref":"refs/tags/main","after":"` + commit + `","deleted":false,` + app + `}`, ignored + `body.ref `},
+			{"github", "push", `{"ref":"refs/heads/main","after":"` + none + `","deleted":true,` + app + `}`, ignored + `body.deleted `},
+			{"github", "issues", `{"action":"opened",` + app + `}`, ignored + `event `},
+			{"github", "push", `{"ref":"refs/heads/main","commit_oid":"` + commit + `",` + app + `}`, ignored + `body.deleted `}, // a code_scanning_alert
+			{"github", "push", `{"ref":"refs/heads/main","after":"` + commit + `","deleted":false,"repository":{"full_name":"example/web"}}`, ignored + `body.repository.full_name `},
 		},
+		"gitea.yaml": {
+			{"gitea", "ping", `{` + app + `}`, `^\{"handshake":"ping"\}`},
+			{"gitea", "push", `{"ref":"refs/heads/dev","after":"` + commit + `",` + app + `}`, ignored + `body.ref `},
+			{"gitea", "push", `{"ref":"refs/tags/v1","after":"` + commit + `",` + app + `}`, ignored + `body.ref `},
+			{"gitea", "push", `{"ref":"refs/heads/main","after":"` + none + `",` + app + `}`, ignored + `body.after `},
+			{"gitea", "delete", `{"ref":"main","ref_type":"branch",` + app + `}`, ignored + `event `},
+			{"gitea", "push", `{"ref":"main","ref_type":"branch",` + app + `}`, ignored + `body.after `}, // the header is not signed
+		},
+		"gitlab.yaml": {
+			{"gitlab", "Tag Push Hook", `{"object_kind":"tag_push","ref":"refs/tags/v1.2.3","after":"` + none + `","checkout_sha":null,"project_id":15}`, ignored + `body.checkout_sha `},
+			{"gitlab", "Tag Push Hook", `{"object_kind":"tag_push","ref":"refs/tags/test","checkout_sha":"` + commit + `","project_id":15}`, ignored + `body.ref `},
+			{"gitlab", "Push Hook", `{"object_kind":"push","ref":"refs/heads/main","checkout_sha":"` + commit + `","project_id":15}`, ignored + `body.object_kind `},
+			{"gitlab", "Push Hook", `{"object_kind":"push","ref":"refs/heads/main","after":"` + none + `","checkout_sha":null,"project_id":15}`, ignored + `body`},
+			{"gitlab-old", "Push Hook", `{"object_kind":"push","ref":"refs/heads/main","checkout_sha":"` + commit + `","project_id":15}`, ignored + `body.object_kind `},
+		},
+		"alertmanager.yaml": {{
+			"alertmanager", "",
+			`{"version":"4","status":"firing","groupLabels":{"alertname":"QueueStuck"},"commonLabels":{"alertname":"QueueStuck"},"alerts":[]}`,
+			`"params":\{"service":"mixed","status":"firing"\}`,
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := &example{sent: exampleDeliveries()[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
-			e.body = row.body
-			e.copyExample(t, name)
+			e := copyExampleTo(t, name)
 			e.serve(t, name)
-			header, err := e.signers[row.caller](rand.Text(), []byte(e.body), time.Now())
-			mustSucceed(t, err)
-			if status, text := e.send(t, header, nil); status != row.want {
-				t.Errorf("%d %s, want %d", status, text, row.want)
+			for _, row := range rows {
+				e.body = row.body
+				e.header = map[string]string{}
+				if row.event != "" {
+					e.header[eventHeader(name)] = row.event
+				}
+				if status, text := e.deliver(t, row.caller); status != 200 || !regexp.MustCompile(row.want).MatchString(text) {
+					t.Errorf("%s %s: %d %s, want 200 %s", row.event, row.body, status, text, row.want)
+				}
 			}
 		})
+	}
+}
+
+// otherDelivery is a delivery that an example does not start its command for, or not as usual.
+type otherDelivery struct{ caller, event, body, want string }
+
+// eventHeader is the header with the event name that the sender of an example sends.
+func eventHeader(example string) string {
+	return map[string]string{"github.yaml": "X-GitHub-Event", "gitea.yaml": "X-Gitea-Event", "gitlab.yaml": "X-Gitlab-Event"}[example]
+}
+
+// copyExampleTo copies an example to a new folder.
+func copyExampleTo(t *testing.T, name string) *example {
+	t.Helper()
+	e := &example{sent: exampleDeliveries()[name], dir: t.TempDir(), certs: map[string]*tls.Certificate{}, signers: map[string]client.Signer{}}
+	e.copyExample(t, name)
+	return e
+}
+
+// deliver signs the delivery as a caller does, sends it, and waits for the end of its run.
+func (e *example) deliver(t *testing.T, caller string) (status int, text string) {
+	t.Helper()
+	header, err := e.signers[caller](rand.Text(), []byte(e.body), time.Now())
+	mustSucceed(t, err)
+	return e.send(t, header, nil)
+}
+
+// TestExamples_BusyAndRedelivered: in the examples of git forges, two deliveries during a run lead to one more run, with
+// the newer commit; and a delivery whose run failed starts another run when it is sent again.
+func TestExamples_BusyAndRedelivered(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"github.yaml", "gitea.yaml", "gitlab.yaml"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := copyExampleTo(t, name)
+			e.replaceCommand(t, name)
+			e.serve(t, name)
+			e.testJoin(t, strings.TrimSuffix(name, ".yaml"))
+			e.testRedelivery(t, strings.TrimSuffix(name, ".yaml"))
+		})
+	}
+}
+
+// replaceCommand lets the hook start a script that appends its arguments to the file ran, is in progress while the file
+// hold exists, and fails while the file broken exists.
+func (e *example) replaceCommand(t *testing.T, name string) {
+	t.Helper()
+	const script = "#!/bin/sh\ncd %q || exit 9\necho \"$@\" >>ran\nwhile [ -e hold ]; do sleep 0.05; done\n[ ! -e broken ]\n"
+	job := filepath.Join(e.dir, "job.sh")
+	mustSucceed(t, os.WriteFile(job, fmt.Appendf(nil, script, e.dir), 0o755))
+	file := filepath.Join(e.dir, "examples", name)
+	text, err := os.ReadFile(file)
+	mustSucceed(t, err)
+	changed := strings.Replace(string(text), "[/bin/echo, ", "["+job+", ", 1)
+	if changed == string(text) {
+		t.Fatal("the example has another command")
+	}
+	mustSucceed(t, os.WriteFile(file, []byte(changed), 0o644))
+}
+
+// exampleCommit is the commit in the deliveries of the examples.
+const exampleCommit = "6dcb09b5b57875f334f61aebed695e2e4193db5e"
+
+// testJoin sends three deliveries with commits of their own while the first one's run is in progress, and one after
+// that.
+func (e *example) testJoin(t *testing.T, caller string) {
+	t.Helper()
+	hold, first := filepath.Join(e.dir, "hold"), e.body
+	write(t, hold, nil)
+	push := func(digit, want string) {
+		t.Helper()
+		e.body = strings.ReplaceAll(first, exampleCommit, strings.Repeat(digit, 40))
+		if status, text := e.deliver(t, caller); status >= 300 || !strings.Contains(text, want) {
+			t.Errorf("push %s: %d %s, want %s", digit, status, text, want)
+		}
+	}
+	e.header["Prefer"] = "wait=0"
+	push("1", `"state":"running"`)
+	push("2", `"state":"queued"`)
+	push("3", `"joined":true`)
+	mustSucceed(t, os.Remove(hold))
+	e.waitForCommits(t, "1", "3")
+	push("4", "")
+	e.waitForCommits(t, "1", "3", "4")
+	e.body = first
+}
+
+// waitForCommits waits until as many runs have started, and compares their commits.
+func (e *example) waitForCommits(t *testing.T, digits ...string) {
+	t.Helper()
+	var got []string
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 1500 {
+		text, _ := os.ReadFile(filepath.Join(e.dir, "ran"))
+		got = nil
+		for _, m := range regexp.MustCompile(`(\d)\d{39}\n`).FindAllSubmatch(text, -1) {
+			got = append(got, string(m[1]))
+		}
+		if len(got) >= len(digits) {
+			break
+		}
+		<-tick.C
+	}
+	if !slices.Equal(got, digits) {
+		t.Fatalf("runs for %v, want %v", got, digits)
+	}
+}
+
+// testRedelivery sends a delivery whose run fails, and the same again after the command was repaired.
+func (e *example) testRedelivery(t *testing.T, caller string) {
+	t.Helper()
+	broken := filepath.Join(e.dir, "broken")
+	write(t, broken, nil)
+	e.header["Prefer"] = "wait=60"
+	var runs []string
+	for _, want := range []string{"failed", "failed", "succeeded", "succeeded"} {
+		header, err := e.signers[caller]("msg-1", []byte(e.body), time.Now())
+		mustSucceed(t, err)
+		status, text := e.send(t, header, nil)
+		if status != http.StatusOK || !strings.Contains(text, `"state":"`+want+`"`) {
+			t.Fatalf("%d %s, want a run that %s", status, text, want)
+		}
+		if runs = append(runs, cutBetween(t, text, `"id":"`, `"`)); len(runs) == 2 {
+			mustSucceed(t, os.Remove(broken))
+		}
+	}
+	if slices.Sort(runs); len(slices.Compact(runs)) != 3 {
+		t.Errorf("runs are %v, want one for each failure and one that succeeded", runs)
 	}
 }
