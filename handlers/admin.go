@@ -31,7 +31,8 @@ func WithAdmin(ctx context.Context, uid int) context.Context {
 	return context.WithValue(ctx, adminKey{}, uid)
 }
 
-// Admin returns the handler for local administrators. They cancel and repeat any run without a credential. It must be
+// Admin returns the handler for local administrators. They cancel and repeat any run, and pause and
+// resume any hook, without a credential. It must be
 // served only on connections that were checked, with a context of WithAdmin.
 func (h *Handler) Admin() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -44,6 +45,9 @@ func (a *adminAPI) newRouter() *mux.Router {
 	r := mux.NewRouter().SkipClean(true)
 	r.Handle("/runs/{id}", methods{http.MethodDelete: a.cancelRun})
 	r.Handle("/runs/{id}/rerun", methods{http.MethodPost: a.repeatRun})
+	r.Handle("/hooks", methods{http.MethodGet: a.listHooks})
+	r.Handle("/hooks/{hook}/pause", methods{http.MethodPost: a.pauseHook})
+	r.Handle("/hooks/{hook}/resume", methods{http.MethodPost: a.resumeHook})
 	r.NotFoundHandler = handler(answerNotFound)
 	r.PathPrefix("/").Handler(handler(answerNotFound))
 	return r
@@ -85,13 +89,21 @@ func (a *adminAPI) repeatRun(w http.ResponseWriter, r *http.Request, req *reques
 	return nil
 }
 
-// findRun returns the run that the path names, and records the user of the request.
-func (a *adminAPI) findRun(w http.ResponseWriter, r *http.Request, req *request) (runner.Run, error) {
+// noteAdmin records the user of a request.
+func noteAdmin(r *http.Request, req *request) error {
 	uid, ok := r.Context().Value(adminKey{}).(int)
 	if !ok {
-		return runner.Run{}, unauthorized("the connection is not that of a local administrator")
+		return unauthorized("the connection is not that of a local administrator")
 	}
 	req.credentialKind, req.key = adminKind, strconv.Itoa(uid)
+	return nil
+}
+
+// findRun returns the run that the path names, and records the user of the request.
+func (a *adminAPI) findRun(w http.ResponseWriter, r *http.Request, req *request) (runner.Run, error) {
+	if err := noteAdmin(r, req); err != nil {
+		return runner.Run{}, err
+	}
 	run, err := a.runner.Get(r.Context(), mux.Vars(r)["id"])
 	switch {
 	case errors.Is(err, runner.ErrUnknown):

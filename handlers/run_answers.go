@@ -1,6 +1,7 @@
 package handlers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,6 +116,7 @@ func refuseStart(err error) error {
 	var busy *runner.Busy
 	var failed *runner.NotStarted
 	var values *runner.NotAllowed
+	var paused *runner.Paused
 	switch {
 	case errors.As(err, &busy):
 		return &refusal{
@@ -122,6 +124,8 @@ func refuseStart(err error) error {
 			detail: "A run is already in progress, and no other can be queued. Retry-After estimates when it will end.",
 			header: http.Header{"Retry-After": {formatSeconds(busy.RetryAfter)}},
 		}
+	case errors.As(err, &paused):
+		return refusePaused(paused)
 	case errors.Is(err, runner.ErrNotNow):
 		return refuseNotNow(err)
 	case errors.Is(err, runner.ErrUncertain):
@@ -162,6 +166,18 @@ func refuseStart(err error) error {
 		}
 	}
 	return err
+}
+
+// pausedRetry is the Retry-After for a hook that is paused until an operator resumes it.
+const pausedRetry = 5 * time.Minute
+
+// refusePaused does not tell the sender the reason of the pause: it is for operators.
+func refusePaused(e *runner.Paused) error {
+	return &refusal{
+		status: http.StatusServiceUnavailable, kind: "paused", cause: e,
+		detail: "This hook is paused. Nothing was started.",
+		header: http.Header{"Retry-After": {formatSeconds(cmp.Or(e.Left, pausedRetry))}},
+	}
 }
 
 func refuseUnavailable(cause error) error {

@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"sallyport/runner/hook"
 )
@@ -20,10 +21,28 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	if err != nil {
 		return Started{}, err
 	}
+	if err := r.pauses.refusePaused(d.Hook); err != nil {
+		return Started{}, err
+	}
 	started, err := Foresee(d, active)
+	if pause, paused := r.pauses.find(d.Hook.Name); paused {
+		return foreseePaused(d, active, pause)
+	}
 	var busy *Busy
 	if errors.As(err, &busy) {
 		busy.RetryAfter = r.estimates.timeLeft(busy.Run)
+	}
+	return started, err
+}
+
+// foreseePaused returns what Start would do with a delivery to a paused hook that queues.
+func foreseePaused(d Delivery, active []Run, pause Pause) (Started, error) {
+	inProgress := Run{Flight: d.Hook.Flight(d.Values), State: Running}
+	active = slices.DeleteFunc(active, func(run Run) bool { return run.State == Running })
+	started, err := Foresee(d, append(active, inProgress))
+	var full *Busy
+	if errors.As(err, &full) {
+		return Started{}, newPaused(pause)
 	}
 	return started, err
 }

@@ -38,6 +38,9 @@ func (r *Runner) Recover(ctx context.Context) error {
 			r.gate.goWork(func() { r.resumeRunLater(ctx, run) })
 		}
 	}
+	if err := r.recoverPauses(ctx); err != nil {
+		return err
+	}
 	err = r.promoter.promoteFlights(ctx)
 	if errors.Is(err, ErrUnavailable) { // the server can still follow the runs in progress
 		r.log.Error("queued runs not started", "error", err)

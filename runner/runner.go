@@ -114,6 +114,7 @@ type Runner struct {
 	stopper   *stopper
 	promoter  *promoter
 	probe     *probe
+	pauses    *pauses
 }
 
 // New returns a runner without runs in progress. hook returns a hook from the current configuration.
@@ -127,6 +128,7 @@ func New(
 		estimates: &estimates{now: now, byHook: map[string]*durations{}},
 		stopper:   &stopper{procs: procs, store: store, runs: runs, log: log},
 		probe:     &probe{procs: procs, log: log},
+		pauses:    &pauses{},
 	}
 	r.promoter = &promoter{
 		store: store, gate: g, log: log,
@@ -161,7 +163,7 @@ func FindRepeated(ctx context.Context, claims Claims, hook string, c Claim) erro
 }
 
 // Start records the run that a delivery requests, and starts it or queues it by the policy of its hook. If it returns
-// an error other than *NotStarted, nothing was recorded: *Replayed, ErrReused, ErrOtherBody, *Busy, ErrDraining,
+// an error other than *NotStarted, nothing was recorded: *Replayed, ErrReused, ErrOtherBody, *Busy, *Paused, ErrDraining,
 // ErrUnavailable. After recordTime it returns ErrUnavailable, and a run that is recorded later is still started.
 func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	// A repeated delivery is answered with its first run even while that run is in progress, so this check precedes
@@ -175,6 +177,9 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	}
 	if r.Draining() {
 		return Started{}, ErrDraining
+	}
+	if err := r.pauses.refusePaused(d.Hook); err != nil {
+		return Started{}, err
 	}
 	if other, busy := r.runs.findInProgress(run.Flight); busy && d.Hook.Busy.Kind == hook.Reject {
 		return Started{}, &Busy{Run: other, RetryAfter: r.estimates.timeLeft(other)}

@@ -34,6 +34,7 @@ type commands struct {
 	Call    cli.Call   `cmd:"" help:"Call a hook, and print its run or wait for it."`
 	Sign    cli.Sign   `cmd:"" help:"Print the headers that sign a body, for curl -H @-."`
 	Runs    cli.Runs   `cmd:"" help:"List, show, follow, cancel and repeat runs."`
+	Hooks   cli.Hooks  `cmd:"" help:"List, pause and resume the hooks of a server on this machine."`
 	Import  cli.Import `cmd:"" help:"Print a configuration made from a hooks file of adnanh/webhook."`
 	Audit   cli.Audit  `cmd:"" help:"Verify the audit log."`
 	Backup  cli.Backup `cmd:"" help:"Copy the state folder while the server runs."`

@@ -40,7 +40,7 @@ type Line struct {
 	Decision Decision  `json:"decision,omitempty"`
 	Event    Event     `json:"event,omitempty"`
 
-	Action  string `json:"action,omitempty"`  // what was allowed: start, join or cancel
+	Action  string `json:"action,omitempty"`  // what was allowed: start, join, cancel, pause or resume
 	Request string `json:"request,omitempty"` // id
 	Status  int    `json:"status,omitempty"`
 	Address string `json:"address,omitempty"`

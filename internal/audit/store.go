@@ -22,8 +22,8 @@ type ConfirmingStore interface {
 	) (runner.Admission, error)
 }
 
-// Store returns a store that writes each start, join and cancellation to the audit log first: without its line,
-// nothing is started, joined or cancelled. A line about what was then not done is followed by a line Void.
+// Store returns a store that writes each start, join, cancellation, pause and resumption to the audit log first:
+// without its line, nothing is started, joined, cancelled, paused or resumed. A line about what was then not done is followed by a line Void.
 func Store(s ConfirmingStore, l *Log) runner.Store { return &audited{s, l} }
 
 type audited struct {
@@ -109,6 +109,38 @@ func (s *audited) Cancel(ctx context.Context, id string) (runner.Run, bool, erro
 		s.writeVoid("the run had ended as "+string(run.State), line)
 	}
 	return run, cancelled, err
+}
+
+// Pause pauses a hook.
+func (s *audited) Pause(ctx context.Context, p runner.Pause) (runner.Pause, error) {
+	line := requestLine(ctx)
+	line.Decision, line.Action, line.Hook, line.Reason = Allowed, "pause", p.Hook, p.Reason
+	if _, err := s.writeAllowed(ctx, line); err != nil {
+		return p, err
+	}
+	p, err := s.ConfirmingStore.Pause(ctx, p)
+	if err != nil && !errors.Is(err, runner.ErrUncertain) {
+		s.writeVoid(err.Error(), line)
+	}
+	return p, err
+}
+
+// Resume ends the pause of a hook.
+func (s *audited) Resume(ctx context.Context, name string) (bool, error) {
+	line := requestLine(ctx)
+	line.Decision, line.Action, line.Hook = Allowed, "resume", name
+	if _, err := s.writeAllowed(ctx, line); err != nil {
+		return false, err
+	}
+	paused, err := s.ConfirmingStore.Resume(ctx, name)
+	switch {
+	case errors.Is(err, runner.ErrUncertain): // it may have been recorded
+	case err != nil:
+		s.writeVoid(err.Error(), line)
+	case !paused:
+		s.writeVoid("the hook was not paused", line)
+	}
+	return paused, err
 }
 
 // Finish records the end of a run. A run that was to be cancelled may have ended before.

@@ -1,5 +1,5 @@
 // Package cli has the commands that do not serve: they send deliveries ([Call], [Sign]), query and change runs
-// ([Runs]), make keys and certificates ([Keys], [Certs]), verify the audit log ([Audit]), copy the state folder
+// ([Runs]), list and pause hooks ([Hooks]), make keys and certificates ([Keys], [Certs]), verify the audit log ([Audit]), copy the state folder
 // ([Backup]) and make a configuration from a file of another program ([Import]).
 //
 // Each command is a struct with its flags, for kong, and a Run method. Results go to the standard output of [Streams],

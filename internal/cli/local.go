@@ -21,17 +21,24 @@ func (r *target) changeRun(s *Streams, f func(ctx context.Context, c *client.Cli
 		return err
 	}
 	if r.StateDir != "" {
-		dial := func(ctx context.Context) (net.Conn, error) { return supervisor.DialAdmin(ctx, r.StateDir) }
-		err := f(ctx, client.NewLocal(dial), client.LocalServer)
-		if client.ExitCode(err) == client.ExitUnreachable {
-			return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may "+
-				"do this: %w", r.StateDir, err)
-		}
-		return err
+		return askLocally(ctx, r.StateDir, f)
 	}
 	c, err := r.makeClient(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}
 	return f(ctx, c, r.Server)
+}
+
+// askLocally asks the server that serves a state folder, as a local administrator.
+func askLocally(
+	ctx context.Context, dir string, f func(ctx context.Context, c *client.Client, server string) error,
+) error {
+	dial := func(ctx context.Context) (net.Conn, error) { return supervisor.DialAdmin(ctx, dir) }
+	err := f(ctx, client.NewLocal(dial), client.LocalServer)
+	if client.ExitCode(err) == client.ExitUnreachable {
+		return fmt.Errorf("no server serves %s, or it is another user's; only root and the user of the server may "+
+			"do this: %w", dir, err)
+	}
+	return err
 }

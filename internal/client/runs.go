@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"sallyport/runner"
 )
@@ -49,6 +50,34 @@ func (c *Client) Cancel(ctx context.Context, server, id string) (r runner.Run, e
 func (c *Client) Rerun(ctx context.Context, server, id string) (r runner.Run, err error) {
 	err = c.getJSON(ctx, http.MethodPost, server, "/runs/"+url.PathEscape(id)+"/rerun", &r)
 	return r, err
+}
+
+// Hooks requests the hooks of the server, with their pauses. Like PauseHook and ResumeHook, it is for a Client of
+// NewLocal.
+func (c *Client) Hooks(ctx context.Context, server string) ([]runner.HookState, error) {
+	var list struct {
+		Hooks []runner.HookState `json:"hooks"`
+	}
+	err := c.getJSON(ctx, http.MethodGet, server, "/hooks", &list)
+	return list.Hooks, err
+}
+
+// PauseHook pauses a hook for a time, or, with 0, until it is resumed, and returns its state after that.
+func (c *Client) PauseHook(ctx context.Context, server, name, reason string, length time.Duration) (
+	h runner.HookState, err error,
+) {
+	query := url.Values{"reason": {reason}}
+	if length > 0 {
+		query.Set("for", length.String())
+	}
+	err = c.getJSON(ctx, http.MethodPost, server, "/hooks/"+url.PathEscape(name)+"/pause?"+query.Encode(), &h)
+	return h, err
+}
+
+// ResumeHook ends the pause of a hook and returns its state after that.
+func (c *Client) ResumeHook(ctx context.Context, server, name string) (h runner.HookState, err error) {
+	err = c.getJSON(ctx, http.MethodPost, server, "/hooks/"+url.PathEscape(name)+"/resume", &h)
+	return h, err
 }
 
 // Output copies what the command of a run wrote.

@@ -57,7 +57,8 @@ func TestManual_EveryMetric(t *testing.T) {
 	missing := metrics.Missing{Dropped: none, Skipped: none, Suppressed: none}
 	w := httptest.NewRecorder()
 	noCounts := func() map[string]int { return nil }
-	metrics.Handler(conf, uses, missing, metrics.Deliveries{Ignored: noCounts, Handshakes: noCounts}, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+	nonePaused := func() map[string]bool { return nil }
+	metrics.Handler(conf, uses, missing, metrics.Deliveries{Ignored: noCounts, Handshakes: noCounts, Paused: nonePaused}, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
 	told := regexp.MustCompile(`(?m)^(sallyport_\w+(?:\{.*\})?) `).FindAllStringSubmatch(w.Body.String(), -1)
 
 	if got, want := shapes(documented), shapes(told); !slices.Equal(got, want) || len(want) == 0 {

@@ -33,6 +33,7 @@ type Missing struct {
 type Deliveries struct {
 	Ignored    func() map[string]int
 	Handshakes func() map[string]int
+	Paused     func() map[string]bool // hooks that start nothing
 }
 
 // Handler answers with the metrics, in the format that the request accepts.
@@ -63,6 +64,7 @@ func Handler(
 				"Verified deliveries for which a condition of the hook did not hold.", []string{"hook"}, nil),
 			handshakes: prometheus.NewDesc("sallyport_deliveries_handshake_total",
 				"Deliveries with which a sender tested or registered its webhook.", []string{"hook"}, nil),
+			paused:     prometheus.NewDesc("sallyport_hook_paused", "1 if the hook is paused.", []string{"hook"}, nil),
 			deliveries: deliveries,
 			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.",
 				[]string{"result"}, nil),
@@ -77,14 +79,14 @@ func Handler(
 
 // configuration collects the metrics of the configuration.
 type configuration struct {
-	conf                                               *config.Watcher
-	deliveries                                         Deliveries
-	build, loaded, stale, reloads, ignored, handshakes *prometheus.Desc
+	conf                                                       *config.Watcher
+	deliveries                                                 Deliveries
+	build, loaded, stale, reloads, ignored, handshakes, paused *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
 func (c *configuration) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads, c.ignored, c.handshakes} {
+	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads, c.ignored, c.handshakes, c.paused} {
 		ch <- d
 	}
 }
@@ -101,10 +103,15 @@ func (c *configuration) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.stale, prometheus.GaugeValue, stale)
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Reloads-status.Failures),
 		"succeeded")
-	ignored, handshakes := c.deliveries.Ignored(), c.deliveries.Handshakes()
+	ignored, handshakes, paused := c.deliveries.Ignored(), c.deliveries.Handshakes(), c.deliveries.Paused()
 	for name := range c.conf.Get().Hooks {
 		ch <- prometheus.MustNewConstMetric(c.ignored, prometheus.CounterValue, float64(ignored[name]), name)
 		ch <- prometheus.MustNewConstMetric(c.handshakes, prometheus.CounterValue, float64(handshakes[name]), name)
+		isPaused := 0.0
+		if paused[name] {
+			isPaused = 1
+		}
+		ch <- prometheus.MustNewConstMetric(c.paused, prometheus.GaugeValue, isPaused, name)
 	}
 	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Failures), "failed")
 }

@@ -27,10 +27,11 @@ const (
 )
 
 // PruneRuns prunes runs that the configuration does not keep, and ends queued runs that have waited too
-// long, until ctx is done.
+// long, and pauses of hooks whose time is over, until ctx is done.
 func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
 	var steps *Steps
 	expiring := &failures{log: log, work: "ending runs that waited too long"}
+	resuming := &failures{log: log, work: "ending pauses of hooks"}
 	pruning := &failures{log: log, work: "pruning runs"}
 	started := time.Now()
 	runRepeatedly(ctx, func() (wait time.Duration) {
@@ -43,6 +44,7 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 		}
 		c := conf.Get()
 		expiring.logChange(ctx, runs.ExpireQueued(ctx, c.Hooks))
+		resuming.logChange(ctx, runs.EndPauses(ctx))
 		if held, step := steps.Held(time.Now(), time.Since(started)); held {
 			if step != 0 {
 				log.Warn("the clock was set: nothing is removed for a while",

@@ -14,7 +14,7 @@ func (s *SQLite) Plans(ctx context.Context) (map[string][]string, error) {
 	plans := map[string][]string{}
 	for _, query := range slices.Concat(readStatements(), listStatements(), []string{
 		sqlInFlight, sqlFirst, sqlLast, sqlWaiting, sqlQueue, sqlJoin, sqlEnd, sqlPromote, sqlWish, sqlEndWished,
-		sqlRequeue, sqlDropQueue, sqlDropRun,
+		sqlPause, sqlRequeue, sqlDropQueue, sqlDropRun,
 		sqlDropExpired, sqlUnclaim, sqlPruneRun, sqlPruneStale, sqlPruneClaims,
 	}) {
 		rows, err := s.reader.db.QueryContext(ctx, "EXPLAIN QUERY PLAN "+query, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)

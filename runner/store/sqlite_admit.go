@@ -16,7 +16,7 @@ import (
 // Admit records a run and the claim of its delivery, both or neither, and decides the state of the run: Running if no
 // run of its flight is running or queued, otherwise by the policy. The state and start in run are ignored. For a
 // delivery that was claimed before, the error is *runner.Replayed, runner.ErrReused or runner.ErrOtherBody. For a
-// busy flight it is *runner.Busy, without RetryAfter, and nothing is recorded. The caller must start nothing on any
+// busy flight it is *runner.Busy, without RetryAfter, and for a paused hook *runner.Paused; nothing is recorded. The caller must start nothing on any
 // error.
 func (s *SQLite) Admit(
 	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
@@ -56,12 +56,19 @@ func (s *SQLite) admitRun(
 		return runner.Admission{}, err
 	}
 	run.Created, run.Started, run.Boot, run.End = timeOf(micros(run.Created)), timeOf(0), "", runner.End{}
+	pause, err := s.readPauses(ctx, tx, sqlPause, s.Uptime().Microseconds(), run.Hook)
+	if err != nil {
+		return runner.Admission{}, err
+	}
 	current, err := tx.readRun(ctx, sqlInFlight, run.Flight)
 	if errors.Is(err, runner.ErrUnknown) { // a run that is queued behind an escaped process is first
-		current, err = tx.readRun(ctx, sqlFirst, run.Flight)
+		current, err = tx.readRun(ctx, sqlFirst, run.Flight, s.Uptime().Microseconds())
 	}
 	var a runner.Admission
 	switch {
+	case len(pause) > 0 && (err == nil || errors.Is(err, runner.ErrUnknown)):
+		run.State = runner.Queued
+		a, err = s.queuePaused(ctx, tx, pause[0], run, p, in)
 	case errors.Is(err, runner.ErrUnknown):
 		run.State, run.Started, run.Boot = runner.Running, timeOf(micros(s.now())), s.boot
 		a, err = runner.Admission{Run: run}, s.insertRun(ctx, tx, run, 0, in)

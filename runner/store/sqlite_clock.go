@@ -67,7 +67,7 @@ func (c *clocks) readClocks(ctx context.Context, db *sql.DB) error {
 }
 
 // noteOpening records the values of the clocks, once. It is not known reliably how long the machine was off. So after
-// a restart of the machine, the waiting time of queued runs starts again.
+// a restart of the machine, the waiting time of queued runs starts again, and so does the time of a pause.
 func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	if c.noted.Load() {
 		return nil
@@ -75,6 +75,9 @@ func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	err := w.record(ctx, func(ctx context.Context, tx *statements) error {
 		if c.opened.first {
 			if _, err := tx.execute(ctx, sqlRestartWaits, c.opened.up, c.opened.newest); err != nil {
+				return err
+			}
+			if _, err := tx.execute(ctx, sqlRestartPauses, c.opened.up); err != nil {
 				return err
 			}
 		}

@@ -64,9 +64,9 @@ func endRun(
 	return run, err
 }
 
-// promoteNext makes the first queued run of a flight Running, unless one is running.
+// promoteNext makes the first queued run of a flight Running, unless one is running. Runs of paused hooks stay queued.
 func (s *SQLite) promoteNext(ctx context.Context, tx *statements, flight string) (*runner.Run, error) {
-	next, err := tx.readRun(ctx, sqlPromote, flight, micros(s.now()), s.boot)
+	next, err := tx.readRun(ctx, sqlPromote, flight, micros(s.now()), s.boot, s.Uptime().Microseconds())
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		return nil, nil //nolint:nilnil // no run is queued

@@ -17,14 +17,17 @@ const (
 	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error,
 		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail, on_interrupted`
 
+	pauseOfRun = `SELECT 1 FROM pauses WHERE pauses.hook = runs.hook AND (length = 0 OR ends_up > ` // the uptime
+
 	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin,
 		rerun_of, attempt, boot, accepted_up, on_interrupted)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
-	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1`
-	sqlLast     = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
+	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
+		AND NOT EXISTS (` + pauseOfRun + `$2)) ORDER BY place LIMIT 1`
+	sqlLast = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
 		ORDER BY place DESC LIMIT 1`
 	sqlWaiting = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // flights are not empty
 	sqlQueue   = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
@@ -44,7 +47,8 @@ const (
 		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END
 		WHERE id = $1 AND state IN ('running', 'queued') RETURNING ` + runColumns
 	sqlPromote = `UPDATE runs SET state = 'running', started = $2, boot = $3
-		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued' ORDER BY place LIMIT 1)
+		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued'
+			AND NOT EXISTS (` + pauseOfRun + `$4)) ORDER BY place LIMIT 1)
 		AND NOT EXISTS (SELECT 1 FROM runs WHERE flight = $1 AND state = 'running') RETURNING ` + runColumns
 
 	sqlEndWished = `UPDATE runs SET state = wish, started = 0, ended = $2, stdin = NULL

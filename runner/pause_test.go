@@ -1,0 +1,117 @@
+package runner_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"sallyport/runner"
+	"sallyport/runner/hook"
+)
+
+func (b *bench) pauseHook(t *testing.T, length time.Duration) {
+	t.Helper()
+	if _, err := b.PauseHook(t.Context(), runner.Pause{Hook: "h", Reason: "disk full", By: "uid 0", Length: length}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) resumeHook(t *testing.T) {
+	t.Helper()
+	if paused, err := b.ResumeHook(t.Context(), "h"); err != nil || !paused {
+		t.Fatal(paused, err)
+	}
+}
+
+// wantPaused checks that a delivery is refused because its hook is paused.
+func wantPaused(t *testing.T, err error) {
+	t.Helper()
+	var paused *runner.Paused
+	if !errors.As(err, &paused) || paused.Hook != "h" || paused.Reason != "disk full" {
+		t.Fatalf("got %v, want a pause", err)
+	}
+}
+
+// TestPause_Refuses refuses deliveries, reruns and dry runs until the hook is resumed, also after a crash. The run in
+// progress continues.
+func TestPause_Refuses(t *testing.T) {
+	h := policy(t, func(*hook.Spec) {})
+	b := newBench(t, h)
+	run := b.start(t, of(h, "0"))
+	b.pauseHook(t, 0)
+	_, err := b.Start(of(h, "1"))
+	wantPaused(t, err)
+	if !b.PausedHooks()["h"] {
+		t.Error("the metrics do not know of the pause")
+	}
+	run = b.finish(t, run, 0)
+	b.crash(t)
+	b.recover(t)
+	_, err = b.Start(of(h, "1"))
+	wantPaused(t, err)
+	_, err = b.Rerun(t.Context(), run, "ci", runner.Claim{})
+	wantPaused(t, err)
+	_, err = b.DryRun(t.Context(), of(h, "1"))
+	wantPaused(t, err)
+	b.resumeHook(t)
+	b.start(t, of(h, "1"))
+}
+
+// TestPause_Queues queues deliveries and starts them once the hook is resumed, also if its flight was free.
+func TestPause_Queues(t *testing.T) {
+	h := policy(t, queueOf(2))
+	b := newBench(t, h)
+	b.pauseHook(t, 0)
+	if s, err := b.DryRun(t.Context(), of(h, "1")); err != nil || s.Run.State != runner.Queued || s.Position != 1 {
+		t.Errorf("a dry run: %+v, %v", s, err)
+	}
+	first := b.queue(t, of(h, "1"))
+	b.crash(t)
+	b.recover(t)
+	second := b.queue(t, of(h, "2"))
+	_, err := b.Start(of(h, "3"))
+	wantPaused(t, err)
+	_, err = b.DryRun(t.Context(), of(h, "3"))
+	wantPaused(t, err)
+	b.state(t, first.Run.ID, runner.Queued)
+	b.resumeHook(t)
+	b.flies(t, first.Run.ID)
+	b.finish(t, first.Run, 0)
+	b.flies(t, second.Run.ID)
+}
+
+// TestPause_RunInProgressEnds leaves the next run queued while the hook is paused.
+func TestPause_RunInProgressEnds(t *testing.T) {
+	h := policy(t, replace)
+	b := newBench(t, h)
+	run := b.start(t, of(h, "0"))
+	b.pauseHook(t, 0)
+	next := b.queue(t, of(h, "1"))
+	b.finish(t, run, 0)
+	if n := len(b.stopped()); n > 0 {
+		t.Errorf("%d runs were stopped", n)
+	}
+	b.state(t, next.Run.ID, runner.Queued)
+	b.resumeHook(t)
+	b.flies(t, next.Run.ID)
+}
+
+// TestPause_EndsByItself starts the queued runs when the time of the pause is over.
+func TestPause_EndsByItself(t *testing.T) {
+	h := policy(t, queueOf(2))
+	b := newBench(t, h)
+	b.pauseHook(t, time.Hour)
+	run := b.queue(t, of(h, "1"))
+	if err := b.EndPauses(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.state(t, run.Run.ID, runner.Queued)
+	b.pass(2 * time.Hour)
+	if err := b.EndPauses(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.flies(t, run.Run.ID)
+	if list, err := b.Pauses(t.Context()); err != nil || len(list) > 0 || b.PausedHooks()["h"] {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
