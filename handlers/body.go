@@ -127,7 +127,7 @@ type bodyReader struct {
 
 // readUnverified returns the body of a request. The caller must release it, unless there is an error.
 func (b *bodyReader) readUnverified(w http.ResponseWriter, r *http.Request, bound hook.BodySpec) (*unverified, error) {
-	if err := checkEncoding(w, r); err != nil {
+	if err := checkEncoding(r); err != nil {
 		return nil, err
 	}
 	if r.ContentLength > int64(bound.Max) {
@@ -180,17 +180,17 @@ func liftReadDeadline(ctl *http.ResponseController) { _ = ctl.SetReadDeadline(ti
 
 // checkEncoding refuses a body that is encoded, for example with gzip: bodies are not decoded, because the bytes that
 // arrive are those that are signed, and because few bytes may decode to very many.
-func checkEncoding(w http.ResponseWriter, r *http.Request) error {
+func checkEncoding(r *http.Request) error {
 	for _, line := range r.Header["Content-Encoding"] {
 		for coding := range strings.SplitSeq(line, ",") {
 			coding = strings.Trim(coding, " \t")
 			if coding == "" || strings.EqualFold(coding, "identity") {
 				continue
 			}
-			w.Header().Set("Connection", "close") // so that the body is not read
 			return &refusal{
 				status: http.StatusUnsupportedMediaType, kind: "encoding", reason: fmt.Sprintf("Content-Encoding %.40q", coding),
-				header: http.Header{"Accept-Encoding": {"identity"}},
+				// The connection is closed so that the body is not read.
+				header: http.Header{"Accept-Encoding": {"identity"}, "Connection": {"close"}},
 				detail: fmt.Sprintf("The body has the Content-Encoding %.40q, and bodies are not decoded. "+
 					"Switch compression off at the sender.", coding),
 			}

@@ -41,15 +41,18 @@ func Explain(
 	ctx context.Context, c *config.Config, r *http.Request, body []byte, at time.Time, history History, unread error,
 ) *Explanation {
 	e := &explainer{config: c, request: r, body: body, at: at, history: history, unread: unread}
+	if history != nil {
+		e.active, e.unread = history.Active(ctx)
+	}
 	e.add("delivery", "%s %s with a body of %d bytes, judged at %s", r.Method, r.URL.EscapedPath(), len(body),
 		at.UTC().Format(time.RFC3339))
-	hooks, who := e.explainSender()
+	to, who := e.explainSender()
 	if who == nil {
 		return &e.Explanation
 	}
 	e.Observed = c.Observed[who.Caller]
-	for _, h := range e.removeForbidden(hooks, who.Caller) {
-		e.explainHook(ctx, h, who)
+	for _, one := range e.removeForbidden(e.findClaims(ctx, to, who), who.Caller) {
+		e.explainHook(one, who)
 	}
 	if e.Observed {
 		e.add("observed", "the caller %s has observe: true, so nothing is started for it", who.Caller)
@@ -65,7 +68,8 @@ type explainer struct {
 	body    []byte
 	at      time.Time
 	history History
-	unread  error
+	active  []runner.Run // that are running or queued
+	unread  error        // why history and active are not known, or nil
 }
 
 func (e *explainer) add(name, format string, a ...any) {
@@ -97,19 +101,12 @@ func (e *explainer) countStatus(status int) {
 }
 
 // explainSender returns the hooks of the path and the caller, or nil if the delivery would be refused before.
-func (e *explainer) explainSender() ([]*hook.Hook, *auth.Identity) {
-	var hooks []*hook.Hook
-	var paths, callers []string
-	for _, name := range slices.Sorted(maps.Keys(e.config.Hooks)) {
-		h := e.config.Hooks[name]
-		paths = append(paths, h.Path)
-		if h.Path == e.request.URL.Path && !hasEncodedSlash(e.request, nil) {
-			hooks = append(hooks, h)
-			callers = append(callers, h.Callers...)
-		}
-	}
-	if len(hooks) == 0 {
+func (e *explainer) explainSender() (*endpoint, *auth.Identity) {
+	endpoints := groupByPath(e.config)
+	to := endpoints[e.request.URL.Path]
+	if to == nil || hasEncodedSlash(e.request, nil) {
 		const most = 20
+		paths := slices.Sorted(maps.Keys(endpoints))
 		if len(paths) > most {
 			paths = append(paths[:most], "…")
 		}
@@ -118,33 +115,33 @@ func (e *explainer) explainSender() ([]*hook.Hook, *auth.Identity) {
 		})
 		return nil, nil
 	}
-	for _, h := range hooks {
+	for _, h := range to.hooks {
 		e.add("path", "hook %s", h.Name)
 	}
-	if err := e.checkRequest(groupByPath(e.config)[e.request.URL.Path].body); err != nil {
+	if err := e.checkRequest(to.body); err != nil {
 		e.refuse("request", err)
 		return nil, nil
 	}
-	if hooks[0].Unauthenticated {
+	if to.isUnauthenticated() {
 		e.add("credential", "none is needed: any client may start the hook")
-		return hooks, &auth.Identity{}
+		return to, &auth.Identity{}
 	}
 	d := &auth.Delivery{
 		Method: e.request.Method, Authority: e.request.Host, URL: e.request.URL, Header: e.request.Header, Body: e.body,
 		Now: e.at, Address: remoteAddr(e.request),
 	}
-	who, err := e.config.Auth.Authenticate(d, callers)
+	who, err := e.config.Auth.Authenticate(d, to.callers)
 	switch {
-	case e.config.Auth.IsUnsignedTest(d, callers, err):
+	case e.config.Auth.IsUnsignedTest(d, to.callers, err):
 		e.add("handshake", "the test of a sender that does not sign it is answered with 200, and starts nothing")
 		e.Status = http.StatusOK
 		return nil, nil
 	case err != nil:
-		e.refuse("credential", unauthorized(e.describeRefused(d, err, callers)))
+		e.refuse("credential", unauthorized(e.describeRefused(d, err, to.callers)))
 		return nil, nil
 	}
 	e.add("credential", "caller %s, %s, key %s", who.Caller, who.Kind, who.Key)
-	return hooks, who
+	return to, who
 }
 
 // checkRequest makes the checks before authentication.
@@ -153,6 +150,9 @@ func (e *explainer) checkRequest(bound hook.BodySpec) error {
 		return refuseMethod(methods{http.MethodPost: nil})
 	}
 	if err := (&credentials{config: e.config}).checkOrigin(e.request); err != nil {
+		return err
+	}
+	if err := checkEncoding(e.request); err != nil {
 		return err
 	}
 	if len(e.body) > int(bound.Max) {
@@ -171,7 +171,7 @@ func (e *explainer) describeRefused(d *auth.Delivery, err error, callers []strin
 	if len(likely) > 0 {
 		text += "\nit has the form of the caller " + strings.Join(likely, " and of ")
 	} else {
-		text += "\nthe hook accepts the callers " + strings.Join(callers, ", ")
+		text += "\nthe path accepts the callers " + strings.Join(callers, ", ")
 	}
 	var refused *auth.Refusal
 	if errors.As(err, &refused) && refused.Kind == "jwt" && len(e.config.Auth.KeySets()) > 0 {
@@ -180,23 +180,48 @@ func (e *explainer) describeRefused(d *auth.Delivery, err error, callers []strin
 	return text
 }
 
-// removeForbidden returns the hooks that the caller may start. If there is none, the delivery is refused.
-func (e *explainer) removeForbidden(hooks []*hook.Hook, caller string) (meant []*hook.Hook) {
-	for _, h := range hooks {
-		if h.Unauthenticated || h.May(caller, hook.MayStart) {
-			meant = append(meant, h)
-		} else if len(hooks) > 1 {
-			e.add(h.Name+" rights", "not meant: the caller %s may not start it", caller)
+// findClaims returns the hooks of a path with what is known of an earlier delivery to each. A token that was used
+// before for something else is refused.
+func (e *explainer) findClaims(ctx context.Context, to *endpoint, who *auth.Identity) (all []candidate) {
+	reused := 0
+	for _, h := range to.hooks {
+		one := candidate{hook: h, claim: claimDelivery(who, h)}
+		if e.unread == nil && one.claim.Key != "" {
+			one.repeated = runner.FindRepeated(ctx, e.history, h.Name, one.claim)
 		}
+		if errors.Is(one.repeated, runner.ErrUnavailable) {
+			e.unread, one.repeated = one.repeated, nil
+		}
+		if errors.Is(one.repeated, runner.ErrReused) {
+			reused++
+		}
+		all = append(all, one)
 	}
-	if len(meant) == 0 {
-		e.refuse(hooks[0].Name+" rights", forbidden(caller, "start this hook"))
+	if reused == len(all) {
+		e.refuse("replay", refuseStart(all[0].repeated))
+		return nil
+	}
+	return all
+}
+
+// removeForbidden returns the hooks that the caller may start. If there is none, the delivery is refused.
+func (e *explainer) removeForbidden(all []candidate, caller string) []candidate {
+	meant := removeForbidden(slices.Clone(all), caller)
+	if len(all) > 0 && len(meant) == 0 {
+		e.refuse(all[0].hook.Name+" rights", forbidden(caller, "start this hook"))
+		return nil
+	}
+	for _, one := range all {
+		if !slices.ContainsFunc(meant, func(other candidate) bool { return other.hook == one.hook }) {
+			e.add(one.hook.Name+" rights", "not meant: the caller %s may not start it", caller)
+		}
 	}
 	return meant
 }
 
 // explainHook follows a delivery of a known caller through the steps of one hook.
-func (e *explainer) explainHook(ctx context.Context, h *hook.Hook, who *auth.Identity) {
+func (e *explainer) explainHook(one candidate, who *auth.Identity) {
+	h := one.hook
 	step := func(name string) string { return h.Name + " " + name }
 	if hs := who.Handshake; hs != nil {
 		e.explainHandshake(step("handshake"), hs)
@@ -229,7 +254,7 @@ func (e *explainer) explainHook(ctx context.Context, h *hook.Hook, who *auth.Ide
 		return
 	}
 	e.add(step("command"), "%q", argv)
-	e.explainStart(ctx, runner.Delivery{Hook: h, Caller: who.Caller, Values: values, Claim: claimDelivery(who, h)}, step)
+	e.explainStart(one, runner.Delivery{Hook: h, Caller: who.Caller, Values: values, Repeated: one.repeated}, step)
 }
 
 func (e *explainer) explainHandshake(step string, hs *webhook.Handshake) {
@@ -242,14 +267,23 @@ func (e *explainer) explainHandshake(step string, hs *webhook.Handshake) {
 }
 
 // explainStart says whether a delivery is a replay, and whether its flight is free.
-func (e *explainer) explainStart(ctx context.Context, d runner.Delivery, step func(string) string) {
-	active := e.explainReplay(ctx, &d, step)
+func (e *explainer) explainStart(one candidate, d runner.Delivery, step func(string) string) {
+	switch {
+	case e.unread != nil:
+		e.add(step("replay"), "not looked up, and the flight is taken as free: %v", e.unread)
+	case one.claim.Key == "":
+		e.add(step("replay"), "not checked: a repeated delivery of this caller starts again")
+	case one.repeated != nil:
+		e.add(step("replay"), "%v", one.repeated)
+	default:
+		e.add(step("replay"), "a run may start: no earlier delivery keeps it from that")
+	}
 	e.add(step("flight"), "%s; while a run of it is in progress, a delivery is %s", d.Hook.Flight(d.Values),
 		describeBusy(d.Hook.Busy))
 	var started runner.Started
 	err := d.Repeated
 	if err == nil {
-		started, err = runner.Foresee(d, active)
+		started, err = runner.Foresee(d, e.active)
 	}
 	o, err := describeOutcome(started, err)
 	if err != nil {
@@ -266,32 +300,6 @@ func (e *explainer) explainStart(ctx context.Context, d runner.Delivery, step fu
 	e.add(step("result"), "%s", text)
 	e.countStatus(o.Status)
 	e.Starts = e.Starts || o.Run == ""
-}
-
-// explainReplay looks the claim of a delivery up, and returns the runs that are running or queued, if they are known.
-func (e *explainer) explainReplay(ctx context.Context, d *runner.Delivery, step func(string) string) []runner.Run {
-	var active []runner.Run
-	err := e.unread
-	if e.history != nil {
-		active, err = e.history.Active(ctx)
-	}
-	if err == nil && d.Claim.Key != "" {
-		d.Repeated = runner.FindRepeated(ctx, e.history, d.Hook.Name, d.Claim)
-		if errors.Is(d.Repeated, runner.ErrUnavailable) {
-			err, d.Repeated = d.Repeated, nil
-		}
-	}
-	switch {
-	case err != nil:
-		e.add(step("replay"), "not looked up, and the flight is taken as free: %v", err)
-	case d.Claim.Key == "":
-		e.add(step("replay"), "not checked: a repeated delivery of this caller starts again")
-	case d.Repeated != nil:
-		e.add(step("replay"), "%v", d.Repeated)
-	default:
-		e.add(step("replay"), "not accepted before")
-	}
-	return active
 }
 
 // describeBusy says what becomes of a delivery while its flight is busy.
