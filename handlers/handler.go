@@ -1,10 +1,10 @@
 // Package handlers answers HTTP requests: deliveries to hooks, the API of runs, the probes, the metrics, and the API of
 // local administrators. [New] returns a [Handler]. [Handler.Update] puts the next configuration into effect.
 //
-// A delivery is handled by one function with one line for each step. Cheap checks come first, and no secret is used
-// before authentication: route, body, authentication, limits, permission, handshake, conditions,
-// parameters, start. A refusal reveals nothing
-// of a later step. A request that fails a check gets an RFC 9457 problem. The reason is in the log under the request
+// A delivery is handled with one line for each step: by one function up to the permission, and from there by one for
+// each hook of its path. Cheap checks come first, and no secret is used before authentication: route, body,
+// authentication, limits, permission, handshake, conditions, parameters, start. A refusal reveals nothing of a later
+// step. A request that fails a check gets an RFC 9457 problem. The reason is in the log under the request
 // id. The answer to a refused credential contains no reason, and its time does not depend on the reason either.
 //
 // Everything that a sender without a valid credential can use is limited: rates per address and in total, memory for

@@ -275,6 +275,31 @@ func TestPath_OneUseToken(t *testing.T) {
 	}
 }
 
+// TestPath_TokenForEachRequest checks that a token that each request may use starts all hooks that are meant, once.
+func TestPath_TokenForEachRequest(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	h := build(t, dir, fmt.Sprintf(`
+listen: "localhost:0"
+state: state
+tls: {cert: certs/server.pem, key: certs/server.key}
+callers:
+  ci:
+    replay: request
+    jwt: {issuer: https://ci.example, audience: https://hooks.example.com, keys: [{file: token}]}
+hooks:
+  a: {path: /start, callers: [ci], command: [%[1]q, %[2]q]}
+  b: {path: /start, callers: [ci], command: [%[1]q, %[2]q]}
+`, dir+"/job.sh", dir))
+	d := h.signed("ci", "1", "{}")
+	_, did, runs := h.shares(http.StatusOK, d)
+	h.did(map[string]string{"a": "ran", "b": "ran"}, did)
+	a, _, again := h.shares(http.StatusOK, d)
+	if a.header.Get("Idempotent-Replayed") != "true" || !maps.Equal(runs, again) || h.startedRuns() != 2 {
+		t.Errorf("%d runs: %v %s", h.startedRuns(), a.header, a.body)
+	}
+}
+
 // TestPath_PreferIsIgnored checks that the answer for several hooks does not wait for their runs.
 func TestPath_PreferIsIgnored(t *testing.T) {
 	t.Parallel()
