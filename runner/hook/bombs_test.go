@@ -39,7 +39,11 @@ func TestBind_MemoryBounded(t *testing.T) {
 	for name, text := range bombs() {
 		form := url.Values{"payload": {text}}.Encode()
 		for reads, h := range bombHooks(t) {
-			for _, body := range []string{text, form} {
+			bodies := []string{text}
+			if reads == "a list" { // the most work
+				bodies = append(bodies, form)
+			}
+			for _, body := range bodies {
 				in := hook.Input{Body: []byte(body), PayloadForm: true}
 				var before, after runtime.MemStats
 				runtime.ReadMemStats(&before)
