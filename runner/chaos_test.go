@@ -44,7 +44,7 @@ func anyHooks(t *testing.T) []*hook.Hook {
 	var hooks []*hook.Hook
 	for i, change := range []func(*hook.Spec){func(*hook.Spec) {}, queueOf(3), join, replace} {
 		for _, again := range []string{"", "rerun"} {
-			h := policy(t, func(s *hook.Spec) { change(s); s.Flight, s.OnInterrupted = "{x}", again })
+			h := policy(t, func(s *hook.Spec) { change(s); s.Flight.Key, s.OnInterrupted = "{x}", again })
 			h.Name = fmt.Sprint("h", i, again)
 			hooks = append(hooks, h)
 		}

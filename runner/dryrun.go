@@ -52,14 +52,16 @@ func foreseePaused(d Delivery, active []Run, pause Pause) (Started, error) {
 func Foresee(d Delivery, active []Run) (Started, error) {
 	run := Run{Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values), Params: d.Values, State: Running}
 	var current *Run
-	waiting := 0
+	waiting, own, position := 0, 0, 0
 	for _, other := range active {
 		switch {
 		case other.Flight != run.Flight:
 		case other.State == Running:
 			current = &other
 		default:
-			waiting++
+			if waiting++; other.Hook == run.Hook {
+				own, position = own+1, waiting
+			}
 		}
 	}
 	if current == nil {
@@ -68,12 +70,12 @@ func Foresee(d Delivery, active []Run) (Started, error) {
 	run.State = Queued
 	started := Started{Run: run, Position: waiting + 1}
 	switch p := d.Hook.Busy; {
-	case p.Kind == hook.Reject, p.Kind == hook.Queue && waiting >= p.Depth:
+	case p.Kind == hook.Reject, p.Kind == hook.Queue && own >= p.Depth:
 		return Started{}, &Busy{Run: *current}
-	case p.Kind == hook.Join && waiting > 0:
-		started.Joined, started.Position = true, waiting
+	case p.Kind == hook.Join && own > 0:
+		started.Joined, started.Position = true, position
 	case p.Kind == hook.Replace:
-		started.Position = 1
+		started.Position -= own
 	}
 	return started, nil
 }

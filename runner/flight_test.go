@@ -11,7 +11,7 @@ import (
 // flights returns a hook, always with the same name, whose runs get their flight from a template.
 func flights(t *testing.T, template string, busy int) *hook.Hook {
 	t.Helper()
-	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: template, Busy: hook.BusySpec{Queue: busy}}, "x")
+	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Key: template}, Busy: hook.BusySpec{Queue: busy}}, "x")
 }
 
 // TestFlight_Changed: a reload that changes the flight of a hook lets no two runs of one value overlap, in either
@@ -96,7 +96,7 @@ func TestFlightChanged_AfterRecovery(t *testing.T) {
 // of each flight of the hook, because it is not known which one it would have.
 func TestFlightChanged_NewParam(t *testing.T) {
 	before := flights(t, "{x}", 0)
-	after := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}", "--y={y}"}, Flight: "{y}"}, "x", "y")
+	after := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}", "--y={y}"}, Flight: hook.FlightSpec{Key: "{y}"}}, "x", "y")
 	b := newBench(t, before)
 	first := b.start(t, of(before, "eu"))
 	b.use(after)
@@ -106,4 +106,55 @@ func TestFlightChanged_NewParam(t *testing.T) {
 	}
 	b.finish(t, first, 0)
 	b.start(t, d)
+}
+
+// inGroup returns a hook that shares its flights with other hooks.
+func inGroup(t *testing.T, name string, busy hook.BusySpec) *hook.Hook {
+	t.Helper()
+	return namedHook(t, name, hook.Spec{
+		Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Group: "db", Key: "{x}"}, Busy: busy,
+	}, "x")
+}
+
+// TestGroup_ExcludesOtherHooks: no two runs of a group and key are in progress at once, whatever hook.
+func TestGroup_ExcludesOtherHooks(t *testing.T) {
+	backup, migrate := inGroup(t, "backup", hook.BusySpec{}), inGroup(t, "migrate", hook.BusySpec{Kind: "replace"})
+	plain := namedHook(t, "db", hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Key: "{x}"}}, "x")
+	b := newBench(t, backup, migrate, plain)
+	first := b.start(t, of(backup, "eu"))
+	second := b.queue(t, of(migrate, "eu"))
+	b.start(t, of(plain, "eu")) // the name of a hook is not that of a group
+	b.start(t, of(migrate, "us"))
+	_, err := b.Start(of(backup, "eu"))
+	busy(t, err, first)
+	if second.Position != 1 {
+		t.Errorf("position %d", second.Position)
+	}
+	b.crash(t)
+	b.recover(t)
+	b.state(t, first.ID, runner.Running)
+	b.state(t, second.Run.ID, runner.Queued)
+	b.finish(t, first, 0)
+	b.flies(t, second.Run.ID)
+	_, err = b.Start(of(backup, "eu"))
+	busy(t, err, second.Run)
+	b.finish(t, second.Run, 0)
+	b.start(t, of(backup, "eu"))
+}
+
+// TestGroup_Changed: a reload that puts two hooks into a group lets their runs not overlap, although the run in progress
+// has the flight of its hook.
+func TestGroup_Changed(t *testing.T) {
+	spec := hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Key: "{x}"}}
+	before := namedHook(t, "backup", spec, "x")
+	backup, migrate := inGroup(t, "backup", hook.BusySpec{}), inGroup(t, "migrate", hook.BusySpec{})
+	b := newBench(t, before)
+	first := b.start(t, of(before, "eu"))
+	b.use(backup, migrate)
+	if _, err := b.Start(claimed(of(migrate, "eu"), "k")); !errors.Is(err, runner.ErrFlight) {
+		t.Errorf("got %v", err)
+	}
+	b.finish(t, b.start(t, of(migrate, "us")), 0)
+	b.finish(t, first, 0)
+	b.start(t, claimed(of(migrate, "eu"), "k"))
 }

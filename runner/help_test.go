@@ -11,6 +11,11 @@ import (
 // newHook compiles a hook called h, with a caller, and any text as parameter for each name in params.
 func newHook(t testing.TB, s hook.Spec, params ...string) *hook.Hook {
 	t.Helper()
+	return namedHook(t, "h", s, params...)
+}
+
+func namedHook(t testing.TB, name string, s hook.Spec, params ...string) *hook.Hook {
+	t.Helper()
 	if s.Callers == nil {
 		s.Callers = []hook.Grant{{Caller: "ci"}}
 	}
@@ -21,11 +26,11 @@ func newHook(t testing.TB, s hook.Spec, params ...string) *hook.Hook {
 		s.Params[name] = hook.ParamSpec{From: hook.From{"body", name}, Match: "(?s).*"}
 	}
 	var p diag.List
-	hooks := hook.Compile(map[string]*hook.Spec{"h": &s}, []string{"ci"}, &p)
+	hooks := hook.Compile(map[string]*hook.Spec{name: &s}, []string{"ci"}, &p)
 	if problems := p.All(); len(problems) > 0 {
 		t.Fatalf("refused: %v", problems)
 	}
-	return hooks["h"]
+	return hooks[name]
 }
 
 func folder(t testing.TB, mode os.FileMode) string {

@@ -410,7 +410,7 @@ func (f faulty) Start(o runner.Order) error {
 
 // TestStart_FaultAfterOrder: a command that may have been started is followed, and never started again.
 func TestStart_FaultAfterOrder(t *testing.T) {
-	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
+	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Key: "{x}"}}, "x")
 	b := newBench(t, h)
 	r := runner.New(b.disk, faulty{b.commands}, b.hook, time.Now, slog.New(slog.DiscardHandler))
 	d := claimed(of(h, "eu"), "k")
@@ -550,7 +550,7 @@ func (elsewhere) Revoke(string, runner.State) (bool, error) { return true, nil }
 
 // TestCancel_StartedAllTheSame: a command that begins although it was revoked is stopped.
 func TestCancel_StartedAllTheSame(t *testing.T) {
-	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
+	h := newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Key: "{x}"}}, "x")
 	b := newBench(t, h)
 	r := runner.New(b.disk, elsewhere{b.commands}, b.hook, time.Now, slog.New(slog.DiscardHandler))
 	b.gateStarts()

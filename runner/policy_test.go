@@ -219,7 +219,7 @@ func sent[T any](v T) <-chan T {
 }
 
 func TestFlight_OnlySameWaits(t *testing.T) {
-	h := policy(t, func(s *hook.Spec) { s.Flight, s.Busy.Kind = "{x}", "join" })
+	h := policy(t, func(s *hook.Spec) { s.Flight.Key, s.Busy.Kind = "{x}", "join" })
 	b := newBench(t, h)
 	b.start(t, of(h, "eu"))
 	b.start(t, of(h, "us"))

@@ -16,7 +16,7 @@ import (
 // region returns a hook with a flight for each value of x; alone returns one with a single flight.
 func region(t *testing.T) *hook.Hook {
 	t.Helper()
-	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: "{x}"}, "x")
+	return newHook(t, hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Key: "{x}"}}, "x")
 }
 
 func alone(t *testing.T) *hook.Hook {

@@ -33,10 +33,10 @@ type tracker struct {
 	orders     sync.WaitGroup // orders that are being sent; none begins once left is set
 }
 
-func newTracker(hook func(name string) (*hook.Hook, bool), log *slog.Logger, g *gate) *tracker {
+func newTracker(hookOf func(name string) (*hook.Hook, bool), log *slog.Logger, g *gate) *tracker {
 	return &tracker{
-		hook: hook, log: log, gate: g, runs: map[string]*tracked{}, inProgress: map[string]Run{},
-		rules: flightRules{rules: map[string]string{}, mixed: map[string]bool{}},
+		hook: hookOf, log: log, gate: g, runs: map[string]*tracked{}, inProgress: map[string]Run{},
+		rules: flightRules{rules: map[string]hook.FlightSpec{}, mixed: map[string]bool{}},
 	}
 }
 
@@ -100,7 +100,7 @@ func (t *tracker) beginOrder(run Run, from origin) error {
 		return ErrDraining
 	}
 	if h, ok := t.hook(run.Hook); ok {
-		if err := t.rules.checkOverlap(h, run, t.inProgress); err != nil {
+		if err := t.rules.checkOverlap(h, run, t.inProgress, t.hook); err != nil {
 			return err
 		}
 	}

@@ -244,7 +244,7 @@ func describeHook(row rowFunc, h *hook.Hook) {
 		row(label, "%s=%q", name, s.Env[name])
 		label = ""
 	}
-	row("  flight", "%s; when busy: %s", cmp.Or(s.Flight, "one run at a time"), s.Busy)
+	row("  flight", "%s; when busy: %s", s.Flight, s.Busy)
 	row("  timeout", "%s, then TERM, and KILL after %s", s.Timeout, s.Grace)
 	row("  body", "%s, %s at most, within %s%s", s.Body.As, s.Body.Max, s.Body.Timeout,
 		map[bool]string{true: ", to stdin"}[h.StdinBody])

@@ -45,7 +45,8 @@ func TestDigest_DistinctHooks(t *testing.T) {
 		},
 		"env":     func(s *hook.Spec) { s.Env["A"] = "3" },
 		"timeout": func(s *hook.Spec) { s.Timeout = 1 },
-		"flight":  func(s *hook.Spec) { s.Flight = "{y}" },
+		"flight":  func(s *hook.Spec) { s.Flight.Key = "{y}" },
+		"group":   func(s *hook.Spec) { s.Flight.Group = "y" },
 		"output":  func(s *hook.Spec) { s.Output.Head = 1 },
 	} {
 		d := digest("job", change)

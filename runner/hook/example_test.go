@@ -18,7 +18,7 @@ func Example() {
 			"day":    {From: hook.From{"body", "day"}, Match: `\d{4}-\d{2}-\d{2}`},
 			"region": {From: hook.From{"query", "region"}, Enum: []string{"eu", "us"}},
 		},
-		Flight: "{region}",
+		Flight: hook.FlightSpec{Key: "{region}"},
 	}}, []string{"etl"}, &problems)
 	if problems.Bad() {
 		fmt.Println(problems.All())

@@ -88,7 +88,7 @@ func FuzzFlight(f *testing.F) {
 	f.Add("{a}é{b}", "\u00c3", "\u00a9", "é", "")
 	f.Fuzz(func(t *testing.T, flight, a1, b1, a2, b2 string) {
 		h, problems := compile(hook.Spec{
-			Command: []string{"/bin/echo", "{a}{b}"}, Flight: flight, Params: map[string]hook.ParamSpec{"a": textParam("body", "a"), "b": textParam("body", "b")},
+			Command: []string{"/bin/echo", "{a}{b}"}, Flight: hook.FlightSpec{Key: flight}, Params: map[string]hook.ParamSpec{"a": textParam("body", "a"), "b": textParam("body", "b")},
 		})
 		for _, value := range []string{a1, b1, a2, b2} {
 			if len(problems) > 0 || !utf8.ValidString(value) {

@@ -59,18 +59,35 @@ func (h *Hook) May(caller string, r Right) bool { return slices.Contains(h.may[c
 // Spec returns the hook as it was written, with the defaults filled in.
 func (h *Hook) Spec() Spec { return *h.spec }
 
-// Flight returns the name of a flight, of which one run may be in progress: the name of the hook, or that name and
-// the filled flight template.
+// groupPrefix begins the name of a flight of a group. The name of a hook has no colon.
+const groupPrefix = "group:"
+
+// Flight returns the name of a flight, of which one run may be in progress: the name of the hook or of its group, and,
+// if it has a key, the filled template.
 func (h *Hook) Flight(v Values) string {
 	if len(h.flight.holes) == 0 {
-		return h.Name
+		return h.flightOwner()
 	}
-	return h.Name + "/" + h.flight.fillDistinct(v)
+	return h.flightOwner() + "/" + h.flight.fillDistinct(v)
 }
 
-// SharesFlight reports whether a run with the values v would have the given flight of h. The run may have started
-// under an earlier version of the hook: if v lacks a value that the flight needs, the run counts as one of the flight.
+func (h *Hook) flightOwner() string {
+	if group := h.spec.Flight.Group; group != "" {
+		return groupPrefix + group
+	}
+	return h.Name
+}
+
+// InGroup reports whether runs of other hooks may have the flights of h.
+func (h *Hook) InGroup() bool { return h.spec.Flight.Group != "" }
+
+// SharesFlight reports whether a run of h with the values v would have the given flight. The run may have started under
+// an earlier version of the hook: if v lacks a value that the flight needs, the run counts as one of the flight, if that
+// is a flight of the hook or its group.
 func (h *Hook) SharesFlight(flight string, v Values) bool {
+	if FlightHook(flight) != h.flightOwner() {
+		return false
+	}
 	for _, hole := range h.flight.holes {
 		if _, known := v[hole]; !known {
 			return true
@@ -79,7 +96,8 @@ func (h *Hook) SharesFlight(flight string, v Values) bool {
 	return h.Flight(v) == flight
 }
 
-// FlightHook returns the name of the hook that a flight belongs to. The name of a hook has no slash.
+// FlightHook returns the name of the hook that a flight belongs to. The name of a hook has no slash. For a flight of a
+// group, it returns a text that is not the name of a hook.
 func FlightHook(flight string) string {
 	name, _, _ := strings.Cut(flight, "/")
 	return name
@@ -419,11 +437,26 @@ func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 		checkEnv(name, t, at)
 		h.env[name] = t
 	}
-	h.flight = read(h.spec.Flight, p.At("flight"))
-	if h.spec.Flight != "" && len(h.flight.holes) == 0 {
-		p.At("flight").Errorf("has no hole: one run at a time for the hook is the default")
-	}
+	h.flight = h.compileFlight(read, p.At("flight"))
 	return used
+}
+
+var groupForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// compileFlight returns the template of the key.
+func (h *Hook) compileFlight(read func(string, *diag.List) template, p *diag.List) template {
+	s, at := h.spec.Flight, p
+	if s.Group != "" {
+		at = p.At("key")
+		if !groupForm.MatchString(s.Group) {
+			p.At("group").Errorf("%q is not a name: use up to 64 letters, digits and . _ -", s.Group)
+		}
+	}
+	key := read(s.Key, at)
+	if s.Key != "" && len(key.holes) == 0 {
+		at.Errorf("has no hole: one run at a time for the hook or group is the default")
+	}
+	return key
 }
 
 // steeringVariables matches variables that make a program load or run something else, or find its configuration

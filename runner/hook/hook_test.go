@@ -61,8 +61,8 @@ func TestCompile_RefusesMistakes(t *testing.T) {
 		{"a body too large for the database", "body.max", "over 900MiB", echo(func(s *hook.Spec) { s.Stdin, s.Body.Max = "body", 1000<<20 })},
 		{"a huge body", "body.max", "over 1GiB", echo(func(s *hook.Spec) { s.Body.Max = 1<<30 + 1 })},
 		{"a huge output", "output", "1TiB", echo(func(s *hook.Spec) { s.Output.Tail = 1<<40 + 1 })},
-		{"a flight that is always the same", "flight", "no hole", echo(func(s *hook.Spec) { s.Flight = "all" })},
-		{"a flight of no parameter", "flight", "no parameter", echo(func(s *hook.Spec) { s.Flight = "{x}" })},
+		{"a flight that is always the same", "flight", "no hole", echo(func(s *hook.Spec) { s.Flight.Key = "all" })},
+		{"a flight of no parameter", "flight", "no parameter", echo(func(s *hook.Spec) { s.Flight.Key = "{x}" })},
 		{"a hole without a parameter", "command.1", "no parameter", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "{x}"} })},
 		{"a hole that does not end", "command.1", "write {name}", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "{x"} })},
 		{"a hole with a blank", "command.1", "write {name}", echo(func(s *hook.Spec) { s.Command = []string{"/bin/echo", "{ x}"} })},
@@ -243,7 +243,7 @@ func TestEnviron_Sorted(t *testing.T) {
 }
 
 func TestFlight_TwoHooks(t *testing.T) {
-	h := newHook(t, hook.Spec{Command: []string{"/bin/echo"}, Flight: "{x}"}, "x")
+	h := newHook(t, hook.Spec{Command: []string{"/bin/echo"}, Flight: hook.FlightSpec{Key: "{x}"}}, "x")
 	if got := h.Flight(hook.Values{"x": "eu/1"}); got != "h/eu/1" {
 		t.Errorf("got %q", got)
 	}
@@ -253,7 +253,7 @@ func TestFlight_TwoHooks(t *testing.T) {
 }
 
 func TestFlight_IsOfOneSetOfValues(t *testing.T) {
-	h := newHook(t, hook.Spec{Command: []string{"/bin/echo"}, Flight: "{x}-{y}"}, "x", "y")
+	h := newHook(t, hook.Spec{Command: []string{"/bin/echo"}, Flight: hook.FlightSpec{Key: "{x}-{y}"}}, "x", "y")
 	for want, v := range map[string]hook.Values{
 		"h/a-b": {"x": "a", "y": "b"}, "h/a-b%2Dc": {"x": "a", "y": "b-c"}, "h/a%2Db-c": {"x": "a-b", "y": "c"}, "h/é%252D-": {"x": "é%2D", "y": ""},
 	} {
@@ -341,7 +341,7 @@ func TestFlight_Shared(t *testing.T) {
 		{"{x}-{y}", hook.Values{"x": "eu", "y": "b"}, false},
 		{"", nil, true},
 	} {
-		spec := hook.Spec{Command: []string{"/bin/echo", "--x={x}", "--y={y}"}, Flight: c.template}
+		spec := hook.Spec{Command: []string{"/bin/echo", "--x={x}", "--y={y}"}, Flight: hook.FlightSpec{Key: c.template}}
 		h := newHook(t, spec, "x", "y")
 		flight := h.Flight(hook.Values{"x": "eu", "y": "a"})
 		if got := h.SharesFlight(flight, c.values); got != c.want {

@@ -24,7 +24,7 @@ type Spec struct {
 	When            any                  `yaml:"when"`    // mapping of conditions that a delivery must fulfil
 	Command         []string             `yaml:"command"` // argv; "{name}" is a hole, "{{" and "}}" are braces
 	Params          map[string]ParamSpec `yaml:"params"`
-	Flight          string               `yaml:"flight"`         // template; one run at a time per value; default hook
+	Flight          FlightSpec           `yaml:"flight"`         // what may run only once at a time; default the hook
 	Busy            BusySpec             `yaml:"busy"`           // reject (default), queue: N, join, replace
 	QueueTimeout    time.Duration        `yaml:"queue_timeout"`  // how long a run may be queued; default no limit
 	OnInterrupted   string               `yaml:"on_interrupted"` // rerun (may run again if no end was seen); or empty
@@ -71,6 +71,28 @@ type Grant struct {
 
 // UnmarshalYAML reads the form that is only the name of the caller.
 func (g *Grant) UnmarshalYAML(decode func(any) error) error { return decode(&g.Caller) }
+
+// FlightSpec says what may run only once at a time: the hook for each value of a template, or all hooks of a group. It is
+// written as the template only, or as a mapping.
+type FlightSpec struct {
+	Group string `yaml:"group"` // shared by hooks
+	Key   string `yaml:"key"`   // template; one run at a time per value
+}
+
+// UnmarshalYAML reads the form that is only a template.
+func (f *FlightSpec) UnmarshalYAML(decode func(any) error) error { return decode(&f.Key) }
+
+func (f FlightSpec) String() string {
+	switch {
+	case f.Group == "" && f.Key == "":
+		return "one run at a time"
+	case f.Group == "":
+		return f.Key
+	case f.Key == "":
+		return "group " + f.Group
+	}
+	return "group " + f.Group + ", " + f.Key
+}
 
 // BusySpec says what happens to a delivery while a run of its flight is in progress: reject, join, replace, or the
 // mapping {queue: N}.

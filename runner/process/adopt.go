@@ -9,6 +9,7 @@ import (
 
 	"sallyport/internal/pathsafe"
 	"sallyport/runner"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/process/rundir"
@@ -68,7 +69,7 @@ func (l *Local) adoptRun(run string) *active {
 		s = &rundir.Status{Started: time.Now(), Bounds: rundir.Bounds{Timeout: time.Hour, Head: 1 << 40, Tail: 1 << 40}}
 	}
 	flight = cmp.Or(flight, s.Flight)
-	l.ends.adoptFlight(run, flight, s.Values)
+	l.ends.adoptFlight(run, cmp.Or(s.Hook, hook.FlightHook(flight)), flight, s.Values)
 	switch {
 	case errors.Is(err, runner.ErrUnknown):
 		// The command never started; or the run was removed, and one of its processes escaped.

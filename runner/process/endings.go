@@ -32,6 +32,7 @@ type endings struct {
 // holder is what decides which runs may not start while a run is in progress, or a process of it holds its lock.
 type holder struct {
 	hook   string
+	flight string      // that it has had since its start
 	values hook.Values // nil if they are not known
 }
 
@@ -71,7 +72,8 @@ const (
 )
 
 // reserveFlight makes the run of an order the holder of its flight, unless the flight has a holder already. The file
-// may have changed since another holder started, so its flight is the one that h gives it now.
+// may have changed since another holder of the hook started, so its flight is also the one that h gives it now. A holder
+// of another hook has the flight of its start, which may be that of a group.
 func (e *endings) reserveFlight(h *hook.Hook, flight string, o runner.Order) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -79,11 +81,12 @@ func (e *endings) reserveFlight(h *hook.Hook, flight string, o runner.Order) err
 		return nil
 	}
 	for run, other := range e.holders {
-		if run == o.Run || other.hook == h.Name && h.SharesFlight(flight, other.values) {
+		shares := other.flight == flight || other.hook == h.Name && h.SharesFlight(flight, other.values)
+		if run == o.Run || shares {
 			return fmt.Errorf("%w: %s", runner.ErrFlight, flight)
 		}
 	}
-	e.holders[o.Run] = holder{h.Name, o.Values}
+	e.holders[o.Run] = holder{h.Name, flight, o.Values}
 	return nil
 }
 
@@ -204,11 +207,11 @@ func (e *endings) cleanUpRetrying(run string, again time.Duration) {
 
 // adoptFlight makes an adopted run a holder of its flight, even if the flight has others. Without its values, which
 // are in its status, all runs of its hook count as runs of its flight.
-func (e *endings) adoptFlight(run, flight string, values hook.Values) {
+func (e *endings) adoptFlight(run, hook, flight string, values hook.Values) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.holders != nil {
-		e.holders[run] = holder{hook.FlightHook(flight), values}
+		e.holders[run] = holder{hook, flight, values}
 	}
 }
 

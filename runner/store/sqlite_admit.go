@@ -82,12 +82,13 @@ func (s *SQLite) admitRun(
 	return a, insertClaims(ctx, tx, a.Run, c)
 }
 
-// queueRun records a run behind the current one, by the policy.
+// queueRun records a run behind the current one, by the policy. The policy is that of the hook, so it concerns the runs
+// of the hook only: those of other hooks in the flight are waited for.
 func (s *SQLite) queueRun(
 	ctx context.Context, tx *statements, current, run runner.Run, p hook.Policy, in runner.Feed,
 ) (a runner.Admission, err error) {
-	var waiting, last int
-	if err := tx.scanRow(ctx, []any{&waiting, &last}, sqlQueue, run.Flight); err != nil {
+	var waiting, last, own int
+	if err := tx.scanRow(ctx, []any{&waiting, &last, &own}, sqlQueue, run.Flight, run.Hook); err != nil {
 		return a, err
 	}
 	a = runner.Admission{Run: run, Position: waiting + 1}
@@ -95,28 +96,23 @@ func (s *SQLite) queueRun(
 	case hook.Reject, "":
 		return a, &runner.Busy{Run: current}
 	case hook.Queue:
-		if waiting >= p.Depth {
+		if own >= p.Depth {
 			return a, &runner.Busy{Run: current}
 		}
 	case hook.Join:
-		if waiting > 0 && run.RerunOf != "" { // its parameters are older than the queued ones
+		if own > 0 && run.RerunOf != "" { // its parameters are older than the queued ones
 			return a, &runner.Busy{Run: current}
 		}
-		if waiting > 0 {
-			a.Joined, a.Position = true, waiting
-			a.Run, err = s.joinQueued(ctx, tx, run, in)
-			return a, err
-		}
-	case hook.Replace:
-		if a.Position = 1; current.State == runner.Running {
-			if current, err = tx.readRun(ctx, sqlWish, current.ID, runner.Cancelled); err != nil {
+		if own > 0 {
+			a.Joined = true
+			if a.Run, err = s.joinQueued(ctx, tx, run, in); err != nil {
 				return a, err
 			}
-			a.Stop = &current
+			return a, tx.scanRow(ctx, []any{&a.Position}, sqlPosition, run.Flight, a.Run.ID)
 		}
-		a.Superseded, err = tx.readRuns(ctx, sqlDropQueue, run.Flight, runner.Cancelled, micros(s.now()),
-			"replaced by run "+run.ID)
-		if err != nil {
+	case hook.Replace:
+		a.Position -= own
+		if err := s.replaceOwn(ctx, tx, current, &a); err != nil {
 			return a, err
 		}
 	default:
@@ -125,10 +121,25 @@ func (s *SQLite) queueRun(
 	return a, s.insertRun(ctx, tx, run, last+1, in)
 }
 
-// joinQueued sets the parameters and the caller of run on the last queued run, and keeps the earlier caller in
-// StandsFor. More than one run is queued only if the hook had another policy before, or if a run was requeued.
+// replaceOwn ends the queued runs of the hook in the flight, and has its running run cancelled.
+func (s *SQLite) replaceOwn(ctx context.Context, tx *statements, current runner.Run, a *runner.Admission) error {
+	if current.State == runner.Running && current.Hook == a.Run.Hook {
+		stop, err := tx.readRun(ctx, sqlWish, current.ID, runner.Cancelled)
+		if err != nil {
+			return err
+		}
+		a.Stop = &stop
+	}
+	var err error
+	a.Superseded, err = tx.readRuns(ctx, sqlDropQueue, a.Run.Flight, runner.Cancelled, micros(s.now()),
+		"replaced by run "+a.Run.ID, a.Run.Hook)
+	return err
+}
+
+// joinQueued sets the parameters and the caller of run on the last queued run of its hook, and keeps the earlier caller
+// in StandsFor. More than one run is queued only if the hook had another policy before, or if a run was requeued.
 func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run, in runner.Feed) (runner.Run, error) {
-	pending, err := tx.readRun(ctx, sqlLast, run.Flight)
+	pending, err := tx.readRun(ctx, sqlLast, run.Flight, run.Hook)
 	if err != nil {
 		return runner.Run{}, err
 	}

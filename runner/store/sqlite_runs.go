@@ -27,11 +27,15 @@ const (
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
 	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
 		AND NOT EXISTS (` + pauseOfRun + `$2)) ORDER BY place LIMIT 1`
-	sqlLast = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
+	sqlLast = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' AND hook = $2
 		ORDER BY place DESC LIMIT 1`
 	sqlWaiting = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // flights are not empty
-	sqlQueue   = `SELECT COUNT(*), COALESCE(MAX(place), 0) FROM runs WHERE flight = $1 AND state = 'queued'`
-	sqlActive  = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
+	// All runs of the queue, its last place, and how many runs in it are of one hook.
+	sqlQueue = `SELECT COUNT(*), COALESCE(MAX(place), 0), COUNT(CASE WHEN hook = $2 THEN 1 END)
+		FROM runs WHERE flight = $1 AND state = 'queued'`
+	sqlPosition = `SELECT COUNT(*) FROM runs WHERE flight = $1 AND state = 'queued'
+		AND place <= (SELECT place FROM runs WHERE id = $2)`
+	sqlActive = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
 	// Parameters and caller change together: a queued run never has the name of one caller and the parameters of
 	// another. Nor does it have the id of a run that it repeats, with other parameters.
@@ -58,7 +62,7 @@ const (
 			WHERE others.flight = runs.flight AND others.state = 'queued')
 		WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
 
-	sqlDropQueue = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' RETURNING ` + runColumns
+	sqlDropQueue = sqlEndQueued + `WHERE flight = $1 AND state = 'queued' AND hook = $5 RETURNING ` + runColumns
 	sqlDropRun   = sqlEndQueued + `WHERE id = $1 AND state = 'queued' RETURNING ` + runColumns
 	sqlEndQueued = `UPDATE runs SET state = $2, ended = $3, error = $4, stdin = NULL `
 

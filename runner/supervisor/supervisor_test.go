@@ -144,7 +144,7 @@ func (p *post) write(t testing.TB, specs map[string]hook.Spec) map[string]*hook.
 		s := specs[name]
 		command, _ := json.Marshal(s.Command)
 		text += fmt.Sprintf("  %s:\n    callers: [tester]\n    command: %s\n    timeout: %s\n    grace: %s\n", name, command, orElse(s.Timeout), orElse(s.Grace))
-		if s.Flight != "" {
+		if s.Flight.Key != "" {
 			text += fmt.Sprintf("    flight: %q\n", s.Flight)
 		}
 		if s.Umask != nil {
@@ -366,11 +366,11 @@ func TestFlight_Changed(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			command, release := processtest.GatedScript(t, `:`)
-			spec := hook.Spec{Command: append(command, "--x={x}", "--y={y}"), Flight: c.before, Params: two}
+			spec := hook.Spec{Command: append(command, "--x={x}", "--y={y}"), Flight: hook.FlightSpec{Key: c.before}, Params: two}
 			p := newPost(t, map[string]hook.Spec{"job": spec})
 			first := p.begin(t, p.order("job", hook.Values{"x": "eu", "y": "blue"}))
 			p.AwaitText(t, first, "ready")
-			spec.Flight = c.after
+			spec.Flight.Key = c.after
 			if c.after == "{z}" {
 				spec.Params = map[string]hook.ParamSpec{"x": two["x"], "y": two["y"], "z": two["x"]}
 			}
@@ -687,7 +687,7 @@ func (w witness) command(t testing.TB) map[string]hook.Spec {
 	t.Helper()
 	return map[string]hook.Spec{"job": {
 		Command: processtest.Script(t, `echo "begin $2 $SALLYPORT_RUN" >> "$1"; sleep 0.02; echo "end $2 $SALLYPORT_RUN" >> "$1"`, string(w), "{key}"),
-		Flight:  "{key}", Params: map[string]hook.ParamSpec{"key": {Match: "[0-9]+"}},
+		Flight:  hook.FlightSpec{Key: "{key}"}, Params: map[string]hook.ParamSpec{"key": {Match: "[0-9]+"}},
 	}}
 }
 
