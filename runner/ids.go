@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -31,6 +32,15 @@ func (s *idSource) nextID() (string, error) {
 			return id.String(), nil
 		}
 	}
+}
+
+// LowestID returns an id that is lower than those of the runs from a moment on, as a cursor of a list.
+func LowestID(at time.Time) string {
+	var id uuid.UUID
+	var ms [8]byte
+	binary.BigEndian.PutUint64(ms[:], uint64(max(at.UnixMilli(), 0)))
+	copy(id[:6], ms[2:]) // RFC 9562 5.7
+	return id.String()
 }
 
 // noteRecorded ensures that the ids of new runs are higher than that of a recorded run.

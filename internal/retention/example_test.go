@@ -11,7 +11,7 @@ import (
 // as before after that.
 func ExampleSteps() {
 	wall := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
-	steps := retention.NewSteps(wall, 0, time.Time{}, 0)
+	steps := retention.NewSteps(wall, 0, retention.Records{}, 0)
 
 	held, step := steps.Held(wall.Add(24*time.Hour+10*time.Second), 10*time.Second)
 	fmt.Println(held, step)

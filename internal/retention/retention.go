@@ -36,11 +36,10 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 	started := time.Now()
 	runRepeatedly(ctx, func() (wait time.Duration) {
 		if steps == nil {
-			newest, _, err := st.List(ctx, runner.Filter{Limit: 1})
-			if err != nil {
+			var err error
+			if steps, err = startSteps(ctx, started, st); err != nil {
 				return interval // the store logs it
 			}
-			steps = startSteps(started, newest, st.Stepped()) // the clock may have been set since
 		}
 		c := conf.Get()
 		expiring.logChange(ctx, runs.ExpireQueued(ctx, c.Hooks))

@@ -1,15 +1,17 @@
 package retention
 
 import (
+	"context"
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/store"
 )
 
 const (
 	// largestStep is how far the wall clock may differ from the time that has passed.
 	largestStep = time.Minute
-	// longestPause is how old the newest run may be at the start without raising doubts about the clock.
+	// longestPause is how old the newest of the earlier runs may be at the start without raising doubts about the clock.
 	longestPause = 24 * time.Hour
 	// HoldAfterStep is how long nothing is removed after the wall clock was set: an operator, or the
 	// time service, has that long to correct it.
@@ -24,13 +26,22 @@ type Steps struct {
 	until time.Duration // nothing is removed before, in time that has passed
 }
 
-// NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped,
-// as far as that is known. newest is the time of the newest record, or zero without records. It shows whether the clock
-// was set while the machine was off.
-func NewSteps(wall time.Time, mono time.Duration, newest time.Time, stepped time.Duration) *Steps {
+// Records are the times of the records at the start, as far as they tell whether the clock was set while the machine was
+// off. They are zero without such a record.
+type Records struct {
+	Newest time.Time
+	// Earlier is the newest that is older than HoldAfterStep. Those after it do not show that the clock is right: they may
+	// be from an earlier server, which did not remove anything after a step.
+	Earlier time.Time
+}
+
+// NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped, as
+// far as that is known.
+func NewSteps(wall time.Time, mono time.Duration, r Records, stepped time.Duration) *Steps {
 	s := &Steps{wall: wall.Round(0), mono: mono}
-	gap := s.wall.Sub(newest)
-	if stepped.Abs() > largestStep || !newest.IsZero() && (gap < -largestStep || gap > longestPause) {
+	ahead := !r.Newest.IsZero() && r.Newest.Sub(s.wall) > largestStep
+	alone := !r.Earlier.IsZero() && s.wall.Sub(r.Earlier) > longestPause
+	if stepped.Abs() > largestStep || ahead || alone {
 		s.until = mono + HoldAfterStep
 	}
 	return s
@@ -50,11 +61,24 @@ func (s *Steps) Held(wall time.Time, mono time.Duration) (held bool, step time.D
 	return mono < s.until, step
 }
 
-// startSteps starts at a moment, with the newest run of the store, if there is one.
-func startSteps(started time.Time, newest []runner.Run, stepped time.Duration) *Steps {
-	var at time.Time
-	if len(newest) > 0 {
-		at = newest[0].Created
+// startSteps starts at a moment, with the runs of the store. The clock may have been set since.
+func startSteps(ctx context.Context, started time.Time, st *store.SQLite) (*Steps, error) {
+	newest, err := createdOf(ctx, st, runner.Filter{Limit: 1})
+	if err != nil {
+		return nil, err
 	}
-	return NewSteps(started, 0, at, stepped)
+	earlier, err := createdOf(ctx, st, runner.Filter{Limit: 1, Before: runner.LowestID(started.Add(-HoldAfterStep))})
+	if err != nil {
+		return nil, err
+	}
+	return NewSteps(started, 0, Records{newest, earlier}, st.Stepped()), nil
+}
+
+// createdOf returns when the first run of a list was created, or zero without one.
+func createdOf(ctx context.Context, st *store.SQLite, f runner.Filter) (time.Time, error) {
+	runs, _, err := st.List(ctx, f)
+	if err != nil || len(runs) == 0 {
+		return time.Time{}, err
+	}
+	return runs[0].Created, nil
 }
