@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/url"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -24,48 +26,108 @@ type Call struct {
 	transport
 	ContentType string        `default:"application/json" help:"Content-Type of the body."`
 	Set         []field       `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"Header, as in curl. Repeatable."`
-	Wait        bool          `help:"Wait for the run, and exit with its exit code."`
+	Wait        bool          `help:"Wait for the run, print what it writes, and exit with its exit code."`
+	Quiet       bool          `help:"Print nothing but errors." xor:"print"`
+	JSON        bool          `name:"json" help:"Print only the run, as JSON, also with --wait." xor:"print"`
 	Retry       time.Duration `help:"Keep trying for this long while the server is busy or unreachable."`
 }
 
-// Run sends the delivery and prints the run as JSON.
+// Run sends the delivery. With Wait it prints the output of the run, otherwise the run as JSON.
 func (cmd *Call) Run(s *Streams) error {
-	body, err := cmd.readBody(s.In)
+	d, err := cmd.readDelivery(s.In)
 	if err != nil {
 		return err
 	}
-	if _, hmac := webhook.Preset(cmd.Scheme); hmac && len(body) == 0 {
-		return fmt.Errorf("--data is missing, but %s signs only the body: %w", cmd.Scheme, client.ErrUsage)
+	options := client.Options{Retry: cmd.Retry, Progress: terminal.Writer(s.Err), Output: s.Out}
+	if cmd.Quiet || cmd.JSON {
+		options.Output = nil
 	}
-	c, err := cmd.makeClient(&cmd.credential, client.Options{Retry: cmd.Retry, Progress: terminal.Writer(s.Err)})
+	if cmd.Quiet {
+		options.Progress = nil
+	}
+	c, err := cmd.makeClient(s, &cmd.credential, options)
 	if err != nil {
 		return err
-	}
-	header := http.Header{}
-	for _, f := range cmd.Set {
-		header.Set(f.name, f.value)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	res, err := c.Call(ctx, cmd.URL,
-		client.Delivery{ID: cmd.ID, Body: body, ContentType: cmd.ContentType, Header: header}, cmd.Wait)
+	res, err := c.Call(ctx, cmd.URL, d, cmd.Wait)
+	if errors.Is(err, context.Canceled) {
+		return cmd.explainInterrupt(res.Run.ID, err)
+	}
 	if err != nil {
 		return err
 	}
+	return cmd.report(s, res)
+}
+
+// readDelivery makes the delivery of the flags.
+func (cmd *Call) readDelivery(in io.Reader) (client.Delivery, error) {
+	d := client.Delivery{ID: cmd.ID, ContentType: cmd.ContentType, Header: http.Header{}}
+	var err error
+	if d.Body, err = cmd.readBody(in); err != nil {
+		return d, err
+	}
+	if _, hmac := webhook.Preset(cmd.Scheme); hmac && len(d.Body) == 0 {
+		return d, fmt.Errorf("--data is missing, but %s signs only the body: %w", cmd.Scheme, client.ErrUsage)
+	}
+	for _, f := range cmd.Set {
+		d.Header.Add(f.name, f.value)
+	}
+	return d, nil
+}
+
+// explainInterrupt returns the error of a call that was stopped by a signal. The run goes on.
+func (cmd *Call) explainInterrupt(run string, err error) error {
+	at, parseErr := url.Parse(cmd.URL)
+	if run == "" || parseErr != nil {
+		return fmt.Errorf("stopped before the server answered; it may have accepted the delivery: %w", err)
+	}
+	return fmt.Errorf("stopped waiting; the run goes on. To end it: sallyport runs cancel %s --server https://%s: %w",
+		terminal.Line(run), at.Host, err)
+}
+
+// report prints the result. A replay is an error unless the user gave an id, by which a delivery is repeated on
+// purpose: a job that sends the same body each night would otherwise never run again.
+func (cmd *Call) report(s *Streams, res client.Result) error {
+	run := res.Run
+	if cmd.JSON || !cmd.Wait && !cmd.Quiet {
+		if err := printJSON(s.Out, run); err != nil {
+			return err
+		}
+	}
 	if res.Replayed {
 		_, _ = fmt.Fprintln(s.Err, "this delivery was accepted before; nothing was started again")
+		if cmd.ID == "" {
+			return ExitCode(client.ExitReplayed)
+		}
 	}
-	if err := printJSON(s.Out, res.Run); err != nil {
-		return err
+	if !cmd.Wait {
+		return nil
 	}
-	if code := client.RunExitCode(res.Run); cmd.Wait && code != 0 {
-		return ExitCode(code)
+	code := client.RunExitCode(run)
+	if code == 0 {
+		return nil
 	}
-	return nil
+	_, _ = fmt.Fprintf(terminal.Writer(s.Err), "run %s ended: %s %s\n", run.ID, run.State, formatExit(run))
+	return ExitCode(code)
 }
 
 // field is one field of a header.
 type field struct{ name, value string }
+
+// headerOwner returns what sets a header that a request has anyhow.
+func headerOwner(name string) (owner string, owned bool) {
+	switch name {
+	case "Content-Type":
+		return "--content-type", true
+	case "Host":
+		return "the URL", true
+	case "Content-Length", "Connection", "Transfer-Encoding", "User-Agent":
+		return "the program", true
+	}
+	return "", false
+}
 
 // UnmarshalText reads NAME:VALUE, or NAME=VALUE. Its errors do not repeat the value,
 // which may be a credential.
@@ -75,7 +137,10 @@ func (f *field) UnmarshalText(text []byte) error {
 	if at < 1 || !syntax.IsToken(s[:at]) {
 		return errors.New("a header is given as NAME:VALUE")
 	}
-	f.name, f.value = s[:at], strings.TrimSpace(s[at+1:])
+	f.name, f.value = http.CanonicalHeaderKey(s[:at]), strings.TrimSpace(s[at+1:])
+	if owner, owned := headerOwner(f.name); owned {
+		return fmt.Errorf("the header %s is set by %s", f.name, owner)
+	}
 	if !client.IsHeaderValue(f.value) {
 		return fmt.Errorf("the header %s cannot have this value", f.name)
 	}

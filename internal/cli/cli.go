@@ -13,10 +13,11 @@ import (
 	"io"
 )
 
-// Streams are the input and the outputs of a command.
+// Streams are the input and the outputs of a command, and its environment.
 type Streams struct {
-	In       io.Reader
-	Out, Err io.Writer
+	In        io.Reader
+	Out, Err  io.Writer
+	LookupEnv func(name string) (value string, ok bool)
 }
 
 // ExitCode ends the program with this code and without a message.

@@ -323,7 +323,7 @@ func TestCall_ExitsAsTheRun(t *testing.T) {
 			"POST /start": answerJSON(recordedRun),
 			"GET /runs/R": answerJSON(strings.Replace(recordedRun, `"state":"running"`, end, 1)),
 		})
-		got := runProgram("body", "call", "--wait", "--data-file", "-", "--ca", at[1], at[3]+"/start")
+		got := runProgram("body", "call", "--wait", "--json", "--data-file", "-", "--ca", at[1], at[3]+"/start")
 		if got.code != want || !strings.Contains(got.out, `"id": "R"`) || !strings.Contains(got.errOut, "run R is running") {
 			t.Errorf("%s: %+v, want exit code %d", end, got, want)
 		}

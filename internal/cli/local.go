@@ -23,7 +23,7 @@ func (r *target) changeRun(s *Streams, f func(ctx context.Context, c *client.Cli
 	if r.StateDir != "" {
 		return askLocally(ctx, r.StateDir, f)
 	}
-	c, err := r.makeClient(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
+	c, err := r.makeClient(s, &r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}

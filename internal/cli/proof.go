@@ -29,6 +29,9 @@ type credential struct {
 	Audience string            `help:"jwt: aud."`
 	Subject  string            `help:"jwt: sub."`
 	Claim    map[string]string `placeholder:"NAME=TEXT" help:"jwt: add a claim with a string value."`
+
+	TokenFile string `name:"from-token-file" placeholder:"FILE" help:"Ready token, for example of OIDC; read again for each request." xor:"token"`
+	TokenEnv  string `placeholder:"NAME" help:"Ready token, in this environment variable." xor:"token"`
 }
 
 // payload is the flags for the content of a delivery.
@@ -81,6 +84,10 @@ func (c *credential) firstFlag() string {
 		return "scheme"
 	case c.KeyFile != "":
 		return "key-file"
+	case c.TokenFile != "":
+		return "from-token-file"
+	case c.TokenEnv != "":
+		return "token-env"
 	}
 	for _, o := range c.schemeOptions() {
 		if o.given {
@@ -91,11 +98,16 @@ func (c *credential) firstFlag() string {
 }
 
 // makeSigner returns the function that makes the headers, or nil without a scheme.
-func (c *credential) makeSigner() (client.RequestSigner, error) {
+func (c *credential) makeSigner(env func(string) (string, bool)) (client.RequestSigner, error) {
 	if err := checkOptions(c.Scheme, c.schemeOptions()); err != nil {
 		return nil, err
 	}
+	ready := c.TokenFile != "" || c.TokenEnv != ""
 	switch {
+	case ready && (c.Scheme != "" || c.KeyFile != ""):
+		return nil, fmt.Errorf("a ready token has no --scheme or --key-file: %w", client.ErrUsage)
+	case ready:
+		return c.makeTokenSigner(env), nil
 	case c.Scheme == "" && c.KeyFile == "":
 		return nil, nil
 	case c.Scheme == "":
@@ -103,14 +115,10 @@ func (c *credential) makeSigner() (client.RequestSigner, error) {
 	case c.KeyFile == "":
 		return nil, fmt.Errorf("--scheme %s needs --key-file: %w", c.Scheme, client.ErrUsage)
 	}
-	key, err := os.ReadFile(c.KeyFile)
-	if at := new(fs.PathError); errors.As(err, &at) { // the path may be the key itself, given by mistake
-		return nil, fmt.Errorf("reading the file of --key-file: %w", at.Err)
-	}
+	key, err := readSecret("key-file", c.KeyFile)
 	if err != nil {
-		return nil, fmt.Errorf("reading the file of --key-file: %w", err)
+		return nil, err
 	}
-	key = bytes.TrimSuffix(bytes.TrimSuffix(key, []byte("\n")), []byte("\r"))
 	if c.Scheme == "signature" {
 		return client.Signature(c.Kid, c.Tag, key)
 	}
@@ -119,6 +127,44 @@ func (c *credential) makeSigner() (client.RequestSigner, error) {
 		return nil, err
 	}
 	return sign.Requests(), nil
+}
+
+// readSecret reads the file that a flag names, without a line end at its end.
+func readSecret(flag, file string) ([]byte, error) {
+	secret, err := os.ReadFile(file)
+	if at := new(fs.PathError); errors.As(err, &at) { // the path may be the secret itself, given by mistake
+		err = at.Err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the file of --%s: %w", flag, err)
+	}
+	return bytes.TrimSuffix(bytes.TrimSuffix(secret, []byte("\n")), []byte("\r")), nil
+}
+
+// makeTokenSigner returns the function that makes the header with the ready token. A platform may replace the file
+// before the token expires, so each request reads it.
+func (c *credential) makeTokenSigner(env func(string) (string, bool)) client.RequestSigner {
+	return func(_ *http.Request, id string, body []byte, at time.Time) (http.Header, error) {
+		token, given := "", true
+		if c.TokenFile != "" {
+			read, err := readSecret("from-token-file", c.TokenFile)
+			if err != nil {
+				return nil, err
+			}
+			token = string(read)
+		} else {
+			token, given = env(c.TokenEnv)
+		}
+		if !given || token == "" { // the name may be the token itself, given by mistake
+			return nil, fmt.Errorf("there is no token in the file or the variable that the flag names: %w",
+				client.ErrUsage)
+		}
+		sign, err := client.Static("Authorization", "Bearer "+token)
+		if err != nil {
+			return nil, err
+		}
+		return sign(id, body, at)
+	}
 }
 
 func (c *credential) makeBodySigner(key []byte) (client.Signer, error) {
@@ -175,8 +221,8 @@ func (t *transport) firstFlag() string {
 	return ""
 }
 
-func (t *transport) makeClient(c *credential, o client.Options) (*client.Client, error) {
-	sign, err := c.makeSigner()
+func (t *transport) makeClient(s *Streams, c *credential, o client.Options) (*client.Client, error) {
+	sign, err := c.makeSigner(s.LookupEnv)
 	if err != nil {
 		return nil, err
 	}

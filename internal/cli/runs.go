@@ -63,7 +63,7 @@ func (r *target) askServerOrFolder(
 		}
 		return errors.Join(offline(ctx, st), st.Close())
 	}
-	c, err := r.makeClient(&r.credential, client.Options{Progress: terminal.Writer(s.Err)})
+	c, err := r.makeClient(s, &r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
 		return err
 	}

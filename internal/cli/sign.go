@@ -24,7 +24,7 @@ type Sign struct {
 
 // Run prints the headers.
 func (cmd *Sign) Run(s *Streams) error {
-	sign, err := cmd.makeSigner()
+	sign, err := cmd.makeSigner(s.LookupEnv)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -29,6 +30,7 @@ const (
 	waitTime    = 30               // seconds that one request waits for the end of a run
 	pollPause   = time.Second      // between such requests, in case the server answers at once
 	busyPause   = 5 * time.Second  // before the next attempt if the server set no time
+	alertTime   = 2 * time.Second  // in which a server that refuses the client certificate says so
 	patience    = time.Minute      // with a server that does not answer: enough for a restart
 )
 
@@ -41,6 +43,7 @@ type Options struct {
 	Retry time.Duration // how long to retry while the server is busy (429, 503) or not running
 	// Progress gets messages for a user that waits, such as the state of a run and the reason of a retry.
 	Progress io.Writer
+	Output   io.Writer        // gets what the command of a run writes that Call waits for; nil: the output is not read
 	Now      func() time.Time // required
 }
 
@@ -49,6 +52,7 @@ type Options struct {
 type Client struct {
 	opt   Options
 	http  *http.Client
+	tls   *tls.Config
 	pause func(context.Context, time.Duration) error
 }
 
@@ -70,18 +74,19 @@ func New(o Options) (*Client, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the client certificate: %w", err)
 		}
-		cfg.Certificates = []tls.Certificate{pair}
+		// Without this, crypto/tls leaves out a certificate of a CA that the server does not name.
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
-	return &Client{opt: o, pause: waitFor, http: &http.Client{
+	return &Client{opt: o, pause: waitFor, tls: cfg, http: &http.Client{
 		Timeout:       requestTime,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
 			DialContext:            (&net.Dialer{Timeout: dialTime}).DialContext,
-			TLSClientConfig:        cfg,
+			TLSClientConfig:        cfg.Clone(), // http.Transport changes it
 			TLSHandshakeTimeout:    dialTime,
 			ForceAttemptHTTP2:      true,
 			MaxResponseHeaderBytes: 64 << 10,
@@ -134,8 +139,9 @@ type Result struct {
 }
 
 // Call posts a delivery to a hook. If the hook is busy, Call retries for the time in Options.Retry. With wait it
-// returns when the run has ended. An error is a *Refused, or wraps ErrUsage, ErrUnreachable, ErrAnswer,
-// ErrIgnored or ErrObserved.
+// returns when the run has ended, and until then copies what its command writes to Options.Output. A replayed delivery without an ID of its own is not waited for: it started nothing. An error is a *Refused, or wraps
+// ErrUsage, ErrUnreachable, ErrCertificate, ErrAnswer, ErrIgnored or ErrObserved. If ctx ends during the wait, the
+// result has the run.
 // It wraps ErrLost if a run was started, by this call or by an earlier one with the same delivery, but its end is not
 // known. ExitCode returns the exit code for each of them.
 func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool) (Result, error) {
@@ -143,7 +149,8 @@ func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool
 	if err != nil {
 		return Result{}, err
 	}
-	if d.ID == "" {
+	named := d.ID != ""
+	if !named {
 		d.ID = rand.Text()
 	}
 	a, err := c.sendDelivery(ctx, u, d)
@@ -151,7 +158,8 @@ func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool
 		return Result{}, err
 	}
 	r := Result{Run: a.run, Replayed: a.header.Get("Idempotent-Replayed") == "true"}
-	if !wait || r.Run.State.Ended() {
+	ended := r.Run.State.Ended()
+	if !wait || r.Replayed && !named || ended && c.opt.Output == nil {
 		return r, nil
 	}
 	if r.Run, err = c.followRun(ctx, u, a, d); err != nil && ctx.Err() == nil {
@@ -183,7 +191,8 @@ func (c *Client) sendDelivery(ctx context.Context, u *url.URL, d Delivery) (*ans
 	}
 }
 
-// followRun polls the run until it has ended, and continues after restarts of the server.
+// followRun copies the output of the run and polls the run until it has ended. It continues after restarts of the
+// server.
 func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Delivery) (runner.Run, error) {
 	at, err := u.Parse(a.header.Get("Location"))
 	if err != nil || at.Scheme != u.Scheme || at.Host != u.Host || at.Path == u.Path {
@@ -195,6 +204,11 @@ func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Deliver
 	// which may be the credential.
 	poll := Delivery{ContentType: d.ContentType, Header: http.Header{}}
 	maps.Copy(poll.Header, d.Header)
+	if c.opt.Output != nil {
+		if err := c.copyRunOutput(ctx, at, poll); err != nil || a.run.State.Ended() {
+			return a.run, err
+		}
+	}
 	poll.Header.Set("Prefer", "wait="+strconv.Itoa(waitTime)) // RFC 7240 section 4.3
 	known := a.run
 	var out outage
@@ -214,6 +228,24 @@ func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Deliver
 			return known, err
 		}
 	}
+}
+
+// copyRunOutput follows the output of the run at this address with requests like ask. A run without an output, or one
+// that the caller may not read, is not an error.
+func (c *Client) copyRunOutput(ctx context.Context, at *url.URL, ask Delivery) error {
+	from := *at
+	from.Path, from.RawPath, from.RawQuery = at.Path+"/output", "", "follow"
+	err := c.followOutput(ctx, c.opt.Output, func(off int64) (*http.Response, error) {
+		part := Delivery{ID: rand.Text(), ContentType: ask.ContentType, Header: ask.Header.Clone()}
+		part.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
+		return c.sendRequest(ctx, c.withoutTimeout(), http.MethodGet, &from, part)
+	})
+	var refused *Refused
+	if errors.As(err, &refused) {
+		_, _ = fmt.Fprintf(c.opt.Progress, "the output cannot be followed: %v\n", err)
+		return nil
+	}
+	return err
 }
 
 // outage is a period in which a server does not answer as it should. It begins with the first failure.
@@ -286,11 +318,16 @@ func (c *Client) sendRequest(
 		if err != nil {
 			return nil, err
 		}
+		for name := range signed {
+			if d.Header[name] != nil {
+				return nil, fmt.Errorf("the header %s is made by the scheme and cannot be given: %w", name, ErrUsage)
+			}
+		}
 		maps.Copy(req.Header, signed)
 	}
 	resp, err := by.Do(req)
 	if err != nil {
-		return nil, classifyNetworkError(ctx, err)
+		return nil, c.findCertificateAlert(ctx, u, classifyNetworkError(ctx, err))
 	}
 	if resp.StatusCode < http.StatusMultipleChoices {
 		return resp, nil
@@ -300,6 +337,26 @@ func (c *Client) sendRequest(
 		return nil, err
 	}
 	return nil, parseRefusal(resp, body, c.opt.Now())
+}
+
+// findCertificateAlert returns ErrCertificate if err is a connection that broke because the server refused the client
+// certificate. In TLS 1.3 the server does that after the client's handshake, so its alert can be lost when the client
+// writes a request at that time. This connection only reads.
+func (c *Client) findCertificateAlert(ctx context.Context, u *url.URL, err error) error {
+	if c.opt.Cert == "" || !errors.Is(err, ErrUnreachable) || errors.Is(err, errNoConnection) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	conn, dialErr := (&tls.Dialer{Config: c.tls}).DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(),
+		cmp.Or(u.Port(), "443")))
+	if dialErr != nil {
+		return cmp.Or(certificateAlert(dialErr), err)
+	}
+	defer conn.Close() //nolint:errcheck // only read
+	_ = conn.SetReadDeadline(time.Now().Add(alertTime))
+	_, readErr := conn.Read(make([]byte, 1))
+	return cmp.Or(certificateAlert(readErr), err)
 }
 
 // readAnswer reads up to limit bytes, and closes the body.

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ var (
 	// ErrUnreachable means that the server did not answer. The delivery may have arrived, unless the text says "no
 	// connection".
 	ErrUnreachable = errors.New("cannot reach the server")
+	// ErrCertificate means that the server ended the TLS connection because of the client certificate.
+	ErrCertificate = errors.New("the server refused the client certificate; its log says why")
 	// ErrAnswer means that an answer is not one of a sallyport server.
 	ErrAnswer = errors.New("not the answer of a sallyport server")
 	// ErrIgnored means that the delivery is valid, but not meant for the hook.
@@ -49,12 +52,31 @@ func classifyNetworkError(ctx context.Context, err error) error {
 	if errors.As(err, &whole) {
 		err = whole.Err
 	}
+	if refused := certificateAlert(err); refused != nil {
+		return refused
+	}
 	var op *net.OpError
 	if errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect") {
 		// err is not wrapped: a timeout of the client is not the user's deadline.
 		return fmt.Errorf("%w: %w: %v", ErrUnreachable, errNoConnection, err) //nolint:errorlint // as above
 	}
 	return fmt.Errorf("%w: %v", ErrUnreachable, err) //nolint:errorlint // as above
+}
+
+// certificateAlert returns an error that wraps ErrCertificate if err is a TLS alert of the server about the certificate
+// of the client (RFC 8446 section 6.2), and nil otherwise. crypto/tls has no type for a received alert.
+func certificateAlert(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	// bad, unsupported, revoked, expired and unknown certificate, unknown CA, access denied, certificate required
+	for _, alert := range []tls.AlertError{42, 43, 44, 45, 46, 48, 49, 116} {
+		if strings.Contains(text, "remote error: "+alert.Error()) {
+			return fmt.Errorf("%w (%w)", ErrCertificate, alert)
+		}
+	}
+	return nil
 }
 
 // Refused is an answer of the server without a run.
@@ -172,8 +194,9 @@ const (
 	ExitMalformed   = 65  // the server refused what was sent: 400, 413, 422, other 3xx and 4xx, or ignored
 	ExitUnreachable = 69  // no answer
 	ExitServer      = 70  // the server failed, or the end of the run is not known
+	ExitReplayed    = 73  // accepted before, so that nothing was started, and no id was given
 	ExitBusy        = 75  // a run is in progress, or there were too many requests: 503, 429
-	ExitRefused     = 77  // not authenticated or not allowed: 401, 403; or only observed: nothing was started
+	ExitRefused     = 77  // not authenticated or not allowed: 401, 403, a refused certificate; or only observed
 	ExitTimedOut    = 124 // of a run, as with timeout(1), or of the wait for it
 	ExitNotStarted  = 126 // the command of the run could not be started, as in shells
 	ExitInterrupt   = 130 // stopped by Ctrl-C
@@ -191,7 +214,7 @@ func ExitCode(err error) int {
 		return ExitServer
 	case errors.Is(err, ErrIgnored):
 		return ExitMalformed
-	case errors.Is(err, ErrObserved):
+	case errors.Is(err, ErrObserved), errors.Is(err, ErrCertificate):
 		return ExitRefused
 	case errors.As(err, &e):
 		return refusalExitCode(e.Status)

@@ -93,11 +93,18 @@ func (c *Client) Output(ctx context.Context, server, id string, to io.Writer) er
 // Follow copies the output of a run until the run has ended. If an answer breaks off, or the server restarts, Follow
 // continues at the same offset.
 func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) error {
+	return c.followOutput(ctx, to, func(off int64) (*http.Response, error) {
+		return c.openAnswer(ctx, c.withoutTimeout(), http.MethodGet, server, outputPath(id)+"?follow",
+			http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
+	})
+}
+
+// followOutput copies the answers of open, which requests an output from an offset on.
+func (c *Client) followOutput(ctx context.Context, to io.Writer, open func(int64) (*http.Response, error)) error {
 	var off int64
 	var out outage
 	for {
-		resp, err := c.openAnswer(ctx, c.withoutTimeout(), http.MethodGet, server, outputPath(id)+"?follow",
-			http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
+		resp, err := open(off)
 		if err == nil {
 			answered, from := c.opt.Now(), off
 			if off, err = c.continueOutput(ctx, to, off, resp); err == nil {
