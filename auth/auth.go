@@ -81,8 +81,10 @@ type Identity struct {
 	// PayloadForm is set if the sender sends JSON, or a form with the JSON as its only field, payload.
 	PayloadForm bool
 
-	Event  string         // the sender's word for this kind of delivery, if any; not signed if it is a header
-	Claims map[string]any // of a verified JWT, as strictjson decodes them
+	Event string // the sender's word for this kind of delivery, if any; not signed if it is a header
+	// EventUnreadable says that the delivery has an event name that is not usable: sent twice, or not text.
+	EventUnreadable bool
+	Claims          map[string]any // of a verified JWT, as strictjson decodes them
 
 	// Handshake is the answer that the sender wants to this delivery if it only tests or registers its webhook.
 	Handshake *webhook.Handshake

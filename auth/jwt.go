@@ -159,6 +159,8 @@ func (c *caller) identifyByJWT(t *jwt.Token, d *Delivery, verified map[any]error
 	id := &Identity{Caller: c.name, Kind: "jwt", Key: k.id, BodyDigest: sha256.Sum256(d.Body), Claims: t.Claims}
 	if event, ok := t.Claims["event_name"].(string); ok && field.IsPrintable(event) {
 		id.Event = event
+	} else if t.Claims["event_name"] != nil {
+		id.EventUnreadable = true
 	}
 	if !c.recognizesReplays(id) {
 		return id, nil

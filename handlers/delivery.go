@@ -46,7 +46,7 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	unverified.copyToHeap()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only reported
-	if err := s.limits.limitDelivery(w, r, who, findRepeated(meant)); err != nil {
+	if err := s.limits.limitDelivery(w, r, who, s.wasSeen(meant, who.Caller)); err != nil {
 		return err
 	}
 	if meant = removeForbidden(meant, who.Caller); len(meant) == 0 {
@@ -70,8 +70,8 @@ func (s *service) startMeant(
 	if err != nil {
 		return err
 	}
-	if why := h.WhyIgnored(in); why != "" {
-		return s.answerIgnored(w, req, why)
+	if isIgnored, err := s.checkConditions(w, req, one, in); isIgnored || err != nil {
+		return err
 	}
 	values, err := bindParameters(in, h)
 	if err != nil {
@@ -159,7 +159,7 @@ func openDelivery(r *http.Request, body []byte, who *auth.Identity, h *hook.Hook
 	}
 	in, err := h.Open(hook.Input{
 		Body: body, Query: query, Header: textproto.MIMEHeader(r.Header), Claims: who.Claims, Event: who.Event,
-		PayloadForm: who.PayloadForm,
+		EventUnreadable: who.EventUnreadable, PayloadForm: who.PayloadForm,
 	})
 	if errors.Is(err, hook.ErrBody) {
 		return in, malformed(err.Error())

@@ -27,6 +27,36 @@ func TestReplays_SpendNothingOfTheCaller(t *testing.T) {
 	h.answers(http.StatusTooManyRequests, h.by("good", "4"))
 }
 
+// TestIgnored_RepeatSpendsFailures: an attacker that has recorded an ignored delivery can send it again, and must not
+// use up the budget of its caller.
+func TestIgnored_RepeatSpendsFailures(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "caller: {rate: 1/h, burst: 2}, failures: {rate: 1/h, burst: 3}")
+	seen := h.by("good", "seen").to("/start?stage=test")
+	for range 4 {
+		if a := h.answers(http.StatusOK, seen); !strings.Contains(a.body, `"ignored":true`) {
+			t.Errorf("got %s", a.body)
+		}
+	}
+	if a := h.answers(http.StatusTooManyRequests, seen); h.line(a)["reason"] != "limit by replays" {
+		t.Errorf("got %v", h.line(a))
+	}
+	h.starts(h.by("good", "2"))
+	h.answers(http.StatusTooManyRequests, h.by("good", "3"))
+}
+
+// TestReplays_BeforeConditions: a delivery that was accepted is a replay, although it now has a value that is not
+// signed and that a condition excludes.
+func TestReplays_BeforeConditions(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, "")
+	h.starts(h.by("good", "seen"))
+	a := h.answers(http.StatusOK, h.by("good", "seen").to("/start?stage=test"))
+	if a.header.Get("Idempotent-Replayed") != "true" {
+		t.Errorf("got %s", a.body)
+	}
+}
+
 // TestReplays_UsedTokenSpendsNothing: an attacker that has seen a used token can send it with other bodies.
 func TestReplays_UsedTokenSpendsNothing(t *testing.T) {
 	t.Parallel()

@@ -79,15 +79,21 @@ func removeForbidden(all []candidate, caller string) []candidate {
 	})
 }
 
-// findRepeated returns what is known of an earlier delivery to any of the hooks.
-func findRepeated(all []candidate) error {
-	for _, c := range all {
-		var first *runner.Replayed
-		if errors.As(c.repeated, &first) || errors.Is(c.repeated, runner.ErrOtherBody) {
-			return c.repeated
-		}
+// isRepeated reports whether the hook has accepted the delivery before.
+func (c candidate) isRepeated() bool {
+	var first *runner.Replayed
+	return errors.As(c.repeated, &first) || errors.Is(c.repeated, runner.ErrOtherBody)
+}
+
+// wasSeen reports whether any of the hooks has accepted the delivery before, or whether all that the caller may start
+// have ignored it.
+func (s *service) wasSeen(meant []candidate, caller string) bool {
+	if slices.ContainsFunc(meant, candidate.isRepeated) {
+		return true
 	}
-	return nil
+	allowed := removeForbidden(slices.Clone(meant), caller)
+	isNew := func(c candidate) bool { return !s.ignoredBefore.has(c) }
+	return len(allowed) > 0 && !slices.ContainsFunc(allowed, isNew)
 }
 
 // hookAnswers is the answer to a delivery to several hooks.

@@ -232,7 +232,12 @@ func (e *explainer) explainHook(one candidate, who *auth.Identity) {
 		e.refuse(step("body"), err)
 		return
 	}
-	if why := h.WhyIgnored(in); why != "" {
+	why, err := h.WhyIgnored(in)
+	if err != nil {
+		e.refuse(step("conditions"), err)
+		return
+	}
+	if why != "" {
 		e.add(step("conditions"), "ignored with 200: %s", why)
 		e.countStatus(http.StatusOK)
 		return

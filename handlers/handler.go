@@ -49,7 +49,7 @@ func New(
 			probes: &probes{runner: run, check: check, watcher: conf},
 			runner: run, outputs: outputs, audit: trail, metrics: metrics, log: log, now: now, latest: h.current.Load,
 			samples: newSamples(log), proved: newProvedHosts(),
-			ignored: newDeliveryCounts(), handshakes: newDeliveryCounts(),
+			ignored: newDeliveryCounts(), ignoredBefore: newIgnoredDeliveries(), handshakes: newDeliveryCounts(),
 			gates: callerGates{reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits)},
 		},
 		limits: &rateLimits{}, bodies: &bodyReader{}, delay: &uniformDelay{beats: newBeats()},
@@ -103,6 +103,7 @@ type shared struct {
 	gates   callerGates
 
 	ignored, handshakes *deliveryCounts
+	ignoredBefore       *ignoredDeliveries
 }
 
 // newService returns the service under a configuration. It takes from old how much was spent of each limit that did

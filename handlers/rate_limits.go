@@ -1,7 +1,6 @@
 package handlers
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -14,7 +13,6 @@ import (
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
 	"sallyport/internal/netid"
-	"sallyport/runner"
 )
 
 // rateLimits limit how often an address may connect, send requests and be refused, and how often a caller may send.
@@ -56,11 +54,11 @@ func (l *rateLimits) refuseUsed(r *http.Request, why error) error {
 	return credentialUsed(why)
 }
 
-// limitDelivery spends a token of the caller. For a delivery that was accepted before it spends one of the failures
-// of the address: an attacker that recorded the delivery can send it, and must not use up the budget of the caller.
-func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, repeated error) error {
-	var first *runner.Replayed
-	if errors.As(repeated, &first) || errors.Is(repeated, runner.ErrOtherBody) {
+// limitDelivery spends a token of the caller. For a delivery that was accepted or ignored before it spends one of the
+// failures of the address: an attacker that recorded the delivery can send it, and must not use up the budget of the
+// caller.
+func (l *rateLimits) limitDelivery(w http.ResponseWriter, r *http.Request, who *auth.Identity, seen bool) error {
+	if seen {
 		if e := l.failures.takeToken(remoteHost(r), "replays", l.now()); e != nil {
 			return e
 		}

@@ -31,6 +31,8 @@ type Message struct {
 	ID    string    // the delivery's id in header or body; empty without one
 	Time  time.Time // of signing; zero if the scheme has none
 	Event string    // the kind of delivery, if the sender says; not signed if it is a header
+	// EventUnreadable says that the delivery has an event name that is not usable.
+	EventUnreadable bool
 }
 
 // Read returns the signature in the headers of a delivery. The error is [ErrAbsent] if the delivery
@@ -103,6 +105,7 @@ func (s *Scheme) parseHeader(value string) (*Signature, error) {
 func (s *Scheme) Describe(sig *Signature, h http.Header, body []byte, now time.Time) (*Message, error) {
 	fields := s.decodeBody(body)
 	m := &Message{ID: sig.ID, Time: sig.time, Event: s.readEvent(h, fields)}
+	m.EventUnreadable = m.Event == "" && s.hasEvent(h, fields)
 	if s.spec.ID != nil && s.spec.ID.Body != "" {
 		m.ID = readTextAt(fields, s.idPath)
 	}
@@ -152,6 +155,18 @@ func readTextAt(v any, path strictjson.Path) string {
 		return x.String()
 	}
 	return ""
+}
+
+// hasEvent reports whether a delivery has something in the place of its event name.
+func (s *Scheme) hasEvent(h http.Header, fields any) bool {
+	f := s.spec.Event
+	switch {
+	case f == nil:
+		return false
+	case f.Body != "":
+		return !s.eventPath.IsAbsent(fields)
+	}
+	return len(h[f.Header]) > 0
 }
 
 // readEvent returns the sender's word for the kind of delivery. A header is not signed.

@@ -239,6 +239,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	f.checkReferences(p)
 	f.checkSecrets(callers.SecretHeaders(), c.Hooks, p.At("hooks"))
 	f.checkEvents(c.Hooks, p.At("hooks"))
+	f.checkSignedConditions(c.Hooks, p.At("hooks"))
 	if env.Serving != nil {
 		c.checkUnchanged(env.Serving, p)
 	}
@@ -396,8 +397,25 @@ func (f *File) checkEvents(hooks map[string]*hook.Hook, p *diag.List) {
 			at.Errorf("needs a caller with event names, and this hook has no callers: %s", instead)
 		}
 		for _, caller := range h.Callers {
-			if spec := f.Callers[caller]; spec != nil && !spec.HasEvents() {
+			if spec := f.Callers[caller]; spec != nil && h.May(caller, hook.MayStart) && !spec.HasEvents() {
 				at.Errorf("deliveries of the caller %s have no event name that the server knows: %s", caller, instead)
+			}
+		}
+	}
+}
+
+// checkSignedConditions warns of a hook with conditions that only read what a signature may not cover.
+func (f *File) checkSignedConditions(hooks map[string]*hook.Hook, p *diag.List) {
+	for name, h := range hooks {
+		isSigned := func(c hook.Condition) bool { return c.IsOfBody() || c.IsOfClaim() }
+		if len(h.When()) == 0 || slices.ContainsFunc(h.When(), isSigned) {
+			continue
+		}
+		for _, caller := range h.Callers {
+			spec := f.Callers[caller]
+			if spec != nil && spec.HMAC != nil && h.May(caller, hook.MayStart) {
+				p.At(name, "when").Warnf("no condition reads the body, and the signature of the caller %s may cover nothing "+
+					"else: a client that has seen a delivery can change the values of the conditions", caller)
 			}
 		}
 	}

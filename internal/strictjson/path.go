@@ -170,6 +170,22 @@ func (p Path) Lookup(v any) (any, error) {
 	return v, nil
 }
 
+// IsAbsent reports whether a value that Lookup does not find is absent from v: a member that an object does not have,
+// an element that a list does not have, or null. It is not if a step needs an object or a list and finds another type.
+func (p Path) IsAbsent(v any) bool {
+	for _, s := range p.steps {
+		_, isList := v.([]any)
+		_, isObject := v.(map[string]any)
+		if s.list && !isList || !s.list && !isObject {
+			return false
+		}
+		if v = s.lookup(v); v == nil {
+			return true
+		}
+	}
+	return v == nil
+}
+
 // lookup returns the member or element of v, or nil.
 func (s step) lookup(v any) any {
 	if !s.list {

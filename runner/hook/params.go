@@ -36,6 +36,9 @@ type Input struct {
 	Header textproto.MIMEHeader
 	Claims map[string]any // of a verified token, as strictjson decodes them
 	Event  string         // the sender's name for the kind of delivery; empty if it has none
+	// EventUnreadable says that the sender has a name for the kind of delivery, which is not usable: it was sent twice,
+	// or is not text.
+	EventUnreadable bool
 	// PayloadForm says that the caller sends JSON, or a form with the JSON as its only field, payload.
 	PayloadForm bool
 

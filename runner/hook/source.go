@@ -3,6 +3,7 @@ package hook
 import (
 	"fmt"
 	"net/textproto"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -118,19 +119,29 @@ func checkSource(path strictjson.Path, as string) error {
 		return fmt.Errorf("%q is not a source: write body, query, header or claim", root)
 	case plain && len(names) == 0:
 		return fmt.Errorf("%q names no member of the %s", path, root)
-	case root == "query" || root == "header":
-		if !plain {
-			return fmt.Errorf("%q: a %s is not a list", path, root)
-		}
-		if len(names) != 1 {
-			name := strings.Join(names, ".")
-			return fmt.Errorf("%q: a %s has one name, write %s if it has dots", path, root,
-				strictjson.NamesPath(root, name))
-		}
+	case (root == "query" || root == "header") && !plain:
+		return fmt.Errorf("%q: a %s is not a list", path, root)
+	case (root == "query" || root == "header") && len(names) != 1:
+		name := strings.Join(names, ".")
+		return fmt.Errorf("%q: a %s has one name, write %s if it has dots", path, root,
+			strictjson.NamesPath(root, name))
+	case root == "header" && !isHeaderName(names[0]):
+		return fmt.Errorf("%q: this is not the name of a header", path)
+	case root == "header" && isConnectionHeader(names[0]):
+		return fmt.Errorf("%q: the server never has this header: it belongs to the connection", path)
 	case root == "body" && as == bodyForm && !plain:
 		return fmt.Errorf("%q: a form has no lists; write a field's name in quotes if it has brackets", path)
 	}
 	return nil
+}
+
+var headerNameForm = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$") // RFC 9110, 5.6.2
+
+func isHeaderName(name string) bool { return headerNameForm.MatchString(name) }
+
+// isConnectionHeader reports whether net/http removes a header from those of the request.
+func isConnectionHeader(name string) bool {
+	return slices.Contains([]string{"Host", "Transfer-Encoding", "Trailer"}, textproto.CanonicalMIMEHeaderKey(name))
 }
 
 // lookup returns the value at a path, or an error that says what is missing.

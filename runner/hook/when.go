@@ -2,8 +2,10 @@ package hook
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -28,6 +30,12 @@ func (c Condition) Header() string {
 	}
 	return ""
 }
+
+// IsOfBody reports whether the condition reads the body.
+func (c Condition) IsOfBody() bool { return c.path.Root() == "body" }
+
+// IsOfClaim reports whether the condition reads the token.
+func (c Condition) IsOfClaim() bool { return c.path.Root() == "claim" }
 
 // eventSource is the source of the event name. Parameters cannot be taken from it.
 const eventSource = "event"
@@ -131,6 +139,9 @@ func (t *test) compileKeys(written map[string]any, p *diag.List) {
 			}
 		case "not":
 			not := compileTest(value, at)
+			if list, isList := value.([]any); isList && haveDifferentTypes(list) {
+				at.Errorf("has values of different types: no value can be compared with all of them")
+			}
 			if t.not = &not; not.exists != nil {
 				at.Errorf("contains exists: write {exists: false} instead")
 			}
@@ -148,41 +159,149 @@ func (t *test) compileKeys(written map[string]any, p *diag.List) {
 	}
 }
 
+// errNotOpened is the error of a delivery whose body a condition reads, and which Open has not returned.
+var errNotOpened = errors.New("the delivery was not opened")
+
+func haveDifferentTypes(list []any) bool {
+	return slices.ContainsFunc(list, func(v any) bool { return reflect.TypeOf(v) != reflect.TypeOf(list[0]) })
+}
+
 // WhyIgnored returns why a delivery, which Open has returned, is not meant for this hook: the condition that does not
-// hold and the value that was found. It is empty if all conditions hold.
-func (h *Hook) WhyIgnored(in Input) string {
+// hold and the value that was found, without the value if any client may send to the hook. It is empty if all
+// conditions hold.
+func (h *Hook) WhyIgnored(in Input) (string, error) {
+	if in.opened == nil && h.readsBody() {
+		return "", errNotOpened
+	}
 	for i := range h.when {
 		c := &h.when[i]
-		v, typed, found := c.lookUp(in)
-		if !c.test.holds(v, typed, found) {
-			return "the condition " + c.Key + " does not hold: " + describeFound(v, found)
+		v := c.lookUp(in)
+		switch {
+		case c.test.hold(v) == holds:
+		case h.Unauthenticated:
+			return "the condition " + c.Key + " does not hold", nil
+		default:
+			return "the condition " + c.Key + " does not hold: " + describeFound(v.value, v.value != nil), nil
 		}
 	}
-	return ""
+	return "", nil
 }
 
-// lookUp returns the value that the condition tests. typed says that its source distinguishes text from other scalars.
-func (c *Condition) lookUp(in Input) (v any, typed, found bool) {
+// sourceValue is the value that a condition tests; nil if it is missing.
+type sourceValue struct {
+	value  any
+	typed  bool // the source distinguishes text from other scalars
+	absent bool // the value is missing, and everything that could contain it could be read
+}
+
+func (c *Condition) lookUp(in Input) sourceValue {
 	if c.Key == eventSource {
-		return in.Event, false, in.Event != ""
+		if in.Event == "" {
+			return sourceValue{absent: !in.EventUnreadable}
+		}
+		return sourceValue{value: in.Event}
 	}
-	v, err := in.lookup(c.path, in.opened)
+	opened := in.opened
+	if opened == nil { // no condition reads the body
+		opened = &body{}
+	}
+	v, err := in.lookup(c.path, opened)
+	if err != nil {
+		return sourceValue{absent: c.isAbsent(in, opened)}
+	}
 	root := c.path.Root()
-	return v, root == "claim" || root == "body" && in.opened.form == nil, err == nil
+	return sourceValue{value: v, typed: root == "claim" || root == "body" && opened.form == nil}
 }
 
-// holds reports whether a value fulfils the test. A value that is missing, given more than once, a list or an object
-// only fulfils exists.
-func (t *test) holds(v any, typed, found bool) bool {
-	if t.exists != nil {
-		return *t.exists == found
+// isAbsent reports whether a missing value is known to be absent: each step that exists has the type that can contain
+// the next one. An empty body, and the claims of a delivery without a token, contain nothing that could be known.
+func (c *Condition) isAbsent(in Input, b *body) bool {
+	switch root := c.path.Root(); {
+	case root == "claim":
+		return in.Claims != nil && c.path.IsAbsent(in.Claims)
+	case root == "body" && b.form == nil:
+		return c.path.IsAbsent(b.json)
 	}
-	text, scalar := conditionText(v)
-	isFound := func(want any) bool { return isEqual(v, text, typed, want) }
-	return found && scalar &&
-		(t.values == nil || slices.ContainsFunc(t.values, isFound)) &&
-		(t.match == nil || t.match.MatchString(text)) &&
-		(t.not == nil || !t.not.holds(v, typed, found))
+	return true
+}
+
+// verdict is the result of a test. A comparison that cannot be made is neither true nor false, also if it is negated:
+// a condition then does not hold.
+type verdict int
+
+const (
+	unknown verdict = iota
+	fails
+	holds
+)
+
+func decide(ok bool) verdict {
+	if ok {
+		return holds
+	}
+	return fails
+}
+
+func (v verdict) negate() verdict {
+	switch v {
+	case holds:
+		return fails
+	case fails:
+		return holds
+	case unknown:
+	}
+	return unknown
+}
+
+// hold tests a value. A value that is missing, given more than once, a list or an object only fulfils exists.
+func (t *test) hold(v sourceValue) verdict {
+	if t.exists != nil {
+		return decide(*t.exists && v.value != nil || !*t.exists && v.absent)
+	}
+	text, scalar := conditionText(v.value)
+	if !scalar {
+		return unknown
+	}
+	result := t.holdValues(v, text)
+	if t.match != nil {
+		matches := unknown
+		if hasOneForm(v.value) {
+			matches = decide(t.match.MatchString(text))
+		}
+		result = bothHold(result, matches)
+	}
+	if t.not != nil {
+		result = bothHold(result, t.not.hold(v).negate())
+	}
+	return result
+}
+
+func bothHold(a, b verdict) verdict {
+	switch {
+	case a == fails || b == fails:
+		return fails
+	case a == unknown || b == unknown:
+		return unknown
+	}
+	return holds
+}
+
+// holdValues tests whether the value is one of the values of the file.
+func (t *test) holdValues(v sourceValue, text string) verdict {
+	if t.values == nil {
+		return holds
+	}
+	result := fails
+	for _, want := range t.values {
+		switch compareValues(v, text, want) {
+		case holds:
+			return holds
+		case unknown:
+			result = unknown
+		case fails:
+		}
+	}
+	return result
 }
 
 // conditionText returns a scalar as text.
@@ -198,19 +317,37 @@ func conditionText(v any) (string, bool) {
 	return "", false
 }
 
-// isEqual compares a value of a delivery, which is text in this form, with one of the file. Where the source has types,
-// they must be the same: "1" is not 1. A number is equal only in plain decimal.
-func isEqual(v any, text string, typed bool, want any) bool {
-	_, isText := v.(string)
+// compareValues compares a value of a delivery, which is text in this form, with one of the file. Where the source has
+// types, they must be the same: "1" cannot be compared with 1. A number is compared only in plain decimal.
+func compareValues(v sourceValue, text string, want any) verdict {
+	_, isText := v.value.(string)
+	_, isBool := v.value.(bool)
 	switch w := want.(type) {
 	case string:
-		return isText && text == w
+		if isText {
+			return decide(text == w)
+		}
 	case bool:
-		return !(typed && isText) && text == strconv.FormatBool(w)
+		if isBool || !v.typed && (text == "true" || text == "false") {
+			return decide(text == strconv.FormatBool(w))
+		}
 	case int64:
-		return !(typed && isText) && text == strconv.FormatInt(w, 10)
+		if !isBool && !(v.typed && isText) && isPlainNumber(text) {
+			return decide(text == strconv.FormatInt(w, 10))
+		}
 	}
-	return false
+	return unknown
+}
+
+// hasOneForm reports whether a value can be written in one form only, so that its text stands for it.
+func hasOneForm(v any) bool {
+	n, isNumber := v.(json.Number)
+	return !isNumber || isPlainNumber(n.String())
+}
+
+func isPlainNumber(text string) bool {
+	plain, ok := plainDecimal(text)
+	return ok && plain == text
 }
 
 // describeFound describes a value for the sender, the log and the audit log.

@@ -25,7 +25,11 @@ func whyIgnored(t testing.TB, h *hook.Hook, in hook.Input) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h.WhyIgnored(in)
+	why, err := h.WhyIgnored(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return why
 }
 
 // push is a delivery with values of each kind in each source.
@@ -191,6 +195,11 @@ func TestWhen_Mistakes(t *testing.T) {
 		{m{"body": "x"}, "when.body", "names no member"},
 		{m{"body..x": "x"}, "when.body..x", "empty name"},
 		{m{"body[x]": "x"}, "when.body[x]", "has [x]"},
+		{m{"header.Host": "x"}, "when.header.Host", "belongs to the connection"},
+		{m{"header.transfer-encoding": "x"}, "when.header.transfer-encoding", "belongs to the connection"},
+		{m{"header.Trailer": "x"}, "when.header.Trailer", "belongs to the connection"},
+		{m{`header["a b"]`: "x"}, `when.header["a b"]`, "not the name of a header"},
+		{m{"body.x": m{"not": []any{"1", int64(1)}}}, "when.body.x.not", "different types"},
 		{m{"header.a[0]": "x"}, "when.header.a[0]", "is not a list"},
 		{m{"header.a.b": "x"}, "when.header.a.b", "has one name"},
 		{m{"event": []any{}}, "when.event", "is empty"},
@@ -245,7 +254,10 @@ func BenchmarkWhen(b *testing.B) {
 		b.Helper()
 		for b.Loop() {
 			opened, err := h.Open(in)
-			if why := h.WhyIgnored(opened); err != nil || why != "" {
+			if err != nil {
+				b.Fatal(err)
+			}
+			if why, err := h.WhyIgnored(opened); err != nil || why != "" {
 				b.Fatal(why, err)
 			}
 			if _, problems, err := h.Bind(opened); err != nil || problems != nil {
@@ -265,9 +277,99 @@ func BenchmarkWhen(b *testing.B) {
 			b.Fatal(err)
 		}
 		for b.Loop() {
-			if why := h.WhyIgnored(opened); why != "" {
-				b.Fatal(why)
+			if why, err := h.WhyIgnored(opened); err != nil || why != "" {
+				b.Fatal(why, err)
 			}
 		}
 	})
+}
+
+// TestWhen_NotOfAnotherType: a comparison that cannot be made does not hold, negated or not.
+func TestWhen_NotOfAnotherType(t *testing.T) {
+	t.Parallel()
+	type m = map[string]any
+	for _, row := range []struct {
+		body string
+		test any
+	}{
+		{`{"x":"true"}`, m{"not": true}},
+		{`{"x":1}`, m{"not": true}},
+		{`{"x":"1"}`, m{"not": int64(1)}},
+		{`{"x":1.0}`, m{"not": int64(1)}},
+		{`{"x":1e0}`, m{"not": int64(1)}},
+		{`{"x":1.0}`, m{"not": m{"match": "1"}}},
+		{`{"x":1}`, m{"not": "1"}},
+		{`{"x":true}`, m{"not": "true"}},
+		{`{"x":"1"}`, m{"not": m{"not": int64(1)}}},
+		{`{"x":{}}`, m{"not": "a"}},
+		{`{}`, m{"not": "a"}},
+		{``, m{"exists": false}},
+		{`[]`, m{"exists": false}},
+		{`"text"`, m{"exists": false}},
+	} {
+		if why := whyIgnored(t, whenHook(t, m{"body.x": row.test}, ""), jsonBody(row.body)); why == "" {
+			t.Errorf("%s: %v holds", row.body, row.test)
+		}
+	}
+	for body, test := range map[string]any{
+		`{"x":2}`: m{"not": int64(1)}, `{"x":1.5}`: m{"not": int64(1)}, `{"x":false}`: m{"not": true},
+		`{"x":"b"}`: m{"not": []any{"a", "c"}}, `{"x":1}`: m{"not": m{"not": int64(1)}},
+		`{"x":null}`: m{"exists": false}, `{}`: m{"exists": false},
+	} {
+		if why := whyIgnored(t, whenHook(t, m{"body.x": test}, ""), jsonBody(body)); why != "" {
+			t.Errorf("%s: %v: %s", body, test, why)
+		}
+	}
+}
+
+// TestWhen_AbsentMember: a member is absent only from an object, and an element only from a list.
+func TestWhen_AbsentMember(t *testing.T) {
+	t.Parallel()
+	absent := map[string]any{"exists": false}
+	for key, bodies := range map[string]map[string]bool{
+		"body.a.b":  {`{"a":{}}`: true, `{}`: true, `{"a":null}`: true, `{"a":"text"}`: false, `{"a":[]}`: false},
+		"body.a[0]": {`{"a":[]}`: true, `{}`: true, `{"a":{}}`: false, `{"a":1}`: false},
+		"claim.sub": {`{}`: false},
+	} {
+		for body, want := range bodies {
+			why := whyIgnored(t, whenHook(t, map[string]any{key: absent}, ""), jsonBody(body))
+			if (why == "") != want {
+				t.Errorf("%s of %s: %q", key, body, why)
+			}
+		}
+	}
+}
+
+// TestWhen_EventUnreadable: an event name that was sent twice is not absent.
+func TestWhen_EventUnreadable(t *testing.T) {
+	t.Parallel()
+	h := whenHook(t, map[string]any{"event": map[string]any{"exists": false}}, "")
+	if why := whyIgnored(t, h, hook.Input{}); why != "" {
+		t.Error(why)
+	}
+	if why := whyIgnored(t, h, hook.Input{EventUnreadable: true}); why == "" {
+		t.Error("an unreadable event name is absent")
+	}
+}
+
+// TestWhen_Unauthenticated: the reason does not have the value, which any client can choose.
+func TestWhen_Unauthenticated(t *testing.T) {
+	t.Parallel()
+	var p diag.List
+	h := hook.Compile(map[string]*hook.Spec{"h": {
+		When: map[string]any{"query.a": "b"}, Command: []string{"/bin/true"}, Unauthenticated: true,
+	}}, nil, &p)["h"]
+	in := hook.Input{Query: url.Values{"a": {"a secret"}}}
+	if why := whyIgnored(t, h, in); why != "the condition query.a does not hold" {
+		t.Error(why)
+	}
+}
+
+// TestWhen_NotOpened: a delivery that Open has not returned is an error, and never a match.
+func TestWhen_NotOpened(t *testing.T) {
+	t.Parallel()
+	h := whenHook(t, map[string]any{"body.x": map[string]any{"exists": false}}, "")
+	if _, err := h.WhyIgnored(jsonBody(`{}`)); err == nil {
+		t.Error("no error")
+	}
 }
