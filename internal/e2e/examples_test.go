@@ -123,13 +123,26 @@ func (e *example) copyExample(t *testing.T, name string) {
 	_, err = certs.Dev(pki, time.Now(), false)
 	mustSucceed(t, err)
 	e.roots = roots(t, filepath.Join(pki, "ca.pem"))
-	for name, caller := range f.Callers {
+	text = e.createCredentials(t, text, f.Callers, dir, pki)
+	listen := regexp.MustCompile(`(?m)^listen: .*$`)
+	if len(listen.FindAll(text, -1)) != 1 {
+		t.Fatal("there is no one line with listen")
+	}
+	mustSucceed(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
+}
+
+// createCredentials creates the files that callers name, and their signers. It returns the text with the addresses of the
+// issuers that the test starts.
+func (e *example) createCredentials(t *testing.T, text []byte, callers map[string]*config.CallerSpec, dir, pki string) []byte {
+	t.Helper()
+	for name, caller := range callers {
 		if caller.JWT != nil { // the test is its issuer, at its own address
 			var lines string
 			e.signers[name], lines = e.startIssuer(t, pki, caller.JWT)
 			block := regexp.MustCompile(`(?m)(^  ` + name + `:\n    jwt:\n      preset: .*\n)(?:      issuer: .*\n)?`)
 			text = block.ReplaceAll(text, []byte("${1}"+lines))
 		}
+		var err error
 		switch {
 		case caller.HMAC != nil:
 			// The last key is the newest. Its form suits every scheme that has a preset with a secret.
@@ -149,11 +162,7 @@ func (e *example) copyExample(t *testing.T, name string) {
 		}
 		mustSucceed(t, err)
 	}
-	listen := regexp.MustCompile(`(?m)^listen: .*$`)
-	if len(listen.FindAll(text, -1)) != 1 {
-		t.Fatal("there is no one line with listen")
-	}
-	mustSucceed(t, os.WriteFile(filepath.Join(dir, name), listen.ReplaceAll(text, []byte(`listen: "localhost:0"`)), 0o644))
+	return text
 }
 
 // roots returns the certificates in a file.
