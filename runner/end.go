@@ -160,6 +160,10 @@ func ruleOfHook(h *hook.Hook) Rerun {
 	return AlwaysRerun
 }
 
+// RerunKey returns the key of the claim that names the run that repeats an interrupted one. The keys of deliveries are
+// digests, so no delivery can have this key.
+func RerunKey(interrupted string) string { return "interrupted " + interrupted }
+
 // rerunInterrupted queues an interrupted run again if its hook says that this is safe. It may be called more than
 // once: the claim ensures that a run is queued again only once, also by another server.
 func (d *driver) rerunInterrupted(ctx context.Context, run Run) error {
@@ -186,8 +190,7 @@ func (d *driver) rerunInterrupted(ctx context.Context, run Run) error {
 	if rule == NewestRerun {
 		p.Depth = 1
 	}
-	// The keys of deliveries are digests, so no delivery can have this key.
-	_, err = d.store.Admit(ctx, again, Claim{Key: "interrupted " + run.ID}, p, in)
+	_, err = d.store.Admit(ctx, again, Claim{Key: RerunKey(run.ID)}, p, in)
 	var done *Replayed
 	var newer *Busy
 	switch {

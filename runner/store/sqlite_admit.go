@@ -189,12 +189,40 @@ func findClaimed(ctx context.Context, from *statements, hook string, c runner.Cl
 		if errors.Is(err, runner.ErrUnknown) {
 			return runner.Run{ID: id, Hook: hook}, nil
 		}
+		if err == nil && c.UntilSuccess {
+			run, err = followReruns(ctx, from, run)
+		}
 		if err == nil && c.UntilSuccess && run.MayStartAgain() {
 			continue
 		}
 		return run, err
 	}
 	return runner.Run{}, runner.ErrUnknown
+}
+
+// followReruns returns the latest run that was queued without a request because run was interrupted, or run. If that
+// one was pruned, only its id and hook are set.
+func followReruns(ctx context.Context, from *statements, run runner.Run) (runner.Run, error) {
+	for run.State == runner.Interrupted {
+		var next string
+		var body []byte
+		err := from.scanRow(ctx, []any{&next, &body}, sqlClaim, run.Hook, runner.RerunKey(run.ID))
+		if errors.Is(err, sql.ErrNoRows) {
+			return run, nil
+		}
+		if err != nil {
+			return runner.Run{}, err
+		}
+		again, err := from.readRun(ctx, sqlRun, next)
+		if errors.Is(err, runner.ErrUnknown) {
+			return runner.Run{ID: next, Hook: run.Hook}, nil
+		}
+		if err != nil {
+			return runner.Run{}, err
+		}
+		run = again
+	}
+	return run, nil
 }
 
 // claimKeys returns all keys of a claim. A delivery that may be repeated has no keys.

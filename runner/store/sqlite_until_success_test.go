@@ -116,3 +116,29 @@ func TestUntilSuccess_BusyKeepsTheClaim(t *testing.T) {
 		t.Errorf("a free flight: %v", err)
 	}
 }
+
+// TestUntilSuccess_RerunIsOfTheDelivery repeats a delivery whose interrupted run was queued again without it.
+func TestUntilSuccess_RerunIsOfTheDelivery(t *testing.T) {
+	s := openStore(t)
+	claim := runner.Claim{Key: "name", UntilSuccess: true}
+	first := admitWith(t, s, claim)
+	again := newRun(t, "build", "again")
+	if _, err := s.Admit(t.Context(), again, runner.Claim{Key: runner.RerunKey(first)}, hook.Policy{},
+		runner.Feed{}); err != nil {
+		t.Fatal(err)
+	}
+	end := func(id string, state runner.State) {
+		t.Helper()
+		if _, _, err := s.Finish(t.Context(), id, state, runner.End{}, runner.KeepClaims, runner.PromoteNext); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end(first, runner.Interrupted)
+	if run, err := s.Find(t.Context(), "build", claim); err != nil || run.ID != again.ID {
+		t.Errorf("while it runs again: %v, %v", run.ID, err)
+	}
+	end(again.ID, runner.Failed)
+	if _, err := s.Find(t.Context(), "build", claim); !errors.Is(err, runner.ErrUnknown) {
+		t.Errorf("after that failed: %v", err)
+	}
+}
