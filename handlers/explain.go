@@ -21,6 +21,7 @@ import (
 type History interface {
 	runner.Claims
 	Active(ctx context.Context) ([]runner.Run, error)
+	Pauses(ctx context.Context) ([]runner.Pause, error)
 }
 
 // Step is one step of an explanation.
@@ -43,6 +44,9 @@ func Explain(
 	e := &explainer{config: c, request: r, body: body, at: at, history: history, unread: unread}
 	if history != nil {
 		e.active, e.unread = history.Active(ctx)
+	}
+	if e.unread == nil && history != nil {
+		e.pauses, e.unread = history.Pauses(ctx)
 	}
 	e.add("delivery", "%s %s with a body of %d bytes, judged at %s", r.Method, r.URL.EscapedPath(), len(body),
 		at.UTC().Format(time.RFC3339))
@@ -69,7 +73,8 @@ type explainer struct {
 	at      time.Time
 	history History
 	active  []runner.Run // that are running or queued
-	unread  error        // why history and active are not known, or nil
+	pauses  []runner.Pause
+	unread  error // why history and active are not known, or nil
 }
 
 func (e *explainer) add(name, format string, a ...any) {
@@ -288,7 +293,7 @@ func (e *explainer) explainStart(one candidate, d runner.Delivery, step func(str
 	var started runner.Started
 	err := d.Repeated
 	if err == nil {
-		started, err = runner.Foresee(d, e.active)
+		started, err = runner.Foresee(d, e.active, e.pauses)
 	}
 	o, err := describeOutcome(started, err)
 	if err != nil {

@@ -21,13 +21,11 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	if err != nil {
 		return Started{}, err
 	}
-	if err := r.pauses.refusePaused(d.Hook); err != nil {
-		return Started{}, err
+	var paused []Pause
+	if pause, ok := r.pauses.find(d.Hook.Name); ok {
+		paused = append(paused, pause)
 	}
-	started, err := Foresee(d, active)
-	if pause, paused := r.pauses.find(d.Hook.Name); paused {
-		return foreseePaused(d, active, pause)
-	}
+	started, err := Foresee(d, active, paused)
 	var busy *Busy
 	if errors.As(err, &busy) {
 		busy.RetryAfter = r.estimates.timeLeft(busy.Run)
@@ -39,7 +37,7 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 func foreseePaused(d Delivery, active []Run, pause Pause) (Started, error) {
 	inProgress := Run{Flight: d.Hook.Flight(d.Values), State: Running}
 	active = slices.DeleteFunc(active, func(run Run) bool { return run.State == Running })
-	started, err := Foresee(d, append(active, inProgress))
+	started, err := Foresee(d, append(active, inProgress), nil)
 	var full *Busy
 	if errors.As(err, &full) {
 		return Started{}, newPaused(pause)
@@ -47,9 +45,18 @@ func foreseePaused(d Delivery, active []Run, pause Pause) (Started, error) {
 	return started, err
 }
 
-// Foresee returns what Start would do with a delivery that is new, if these runs are running or queued. The errors are
-// *Busy and nil.
-func Foresee(d Delivery, active []Run) (Started, error) {
+// Foresee returns what Start would do with a delivery that is new, if these runs are running or queued and these hooks
+// are paused. The errors are *Busy, *Paused and nil.
+func Foresee(d Delivery, active []Run, pauses []Pause) (Started, error) {
+	for _, pause := range pauses {
+		switch {
+		case pause.Hook != d.Hook.Name:
+		case d.Hook.Busy.Kind == hook.Reject:
+			return Started{}, newPaused(pause)
+		default:
+			return foreseePaused(d, active, pause)
+		}
+	}
 	run := Run{Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values), Params: d.Values, State: Running}
 	var current *Run
 	waiting, own, position := 0, 0, 0

@@ -81,7 +81,7 @@ func OpenRead(ctx context.Context, dir string) (*SQLite, error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("opening the store: %w", err)
 	}
-	s := &SQLite{writer: newWriter(path, nil)}
+	s := &SQLite{clocks: clocks{now: time.Now, Uptime: boot.Uptime}, writer: newWriter(path, nil)}
 	s.writer.queue.Close() // nothing is written
 	if err := s.reader.openReader(ctx, path, checkVersion); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", path, err), s.closeAll())
