@@ -161,14 +161,14 @@ func TestTutorial_Works(t *testing.T) {
 		}
 		return string(out), cmd.ProcessState.ExitCode()
 	}
-	signed := []string{"--scheme", "github", "--key-file", "secrets/github", "--wait", "-d"}
+	signed := []string{"--scheme", "github", "--key-file", "secrets/github", "--wait", "--json", "-d"}
 	first, code := call(append(signed, `{"after": "c0ffee1"}`)...)
 	run := findMatches(`"id": "([^"]+)"`, first)
 	if code != 0 || len(run) != 1 {
 		t.Fatalf("the delivery: exit code %d\n%s", code, first)
 	}
 	again, code := call(append(signed, `{"after": "c0ffee1"}`)...)
-	if code != 0 || !strings.Contains(again, run[0]) {
+	if code != client.ExitReplayed || !strings.Contains(again, run[0]) {
 		t.Errorf("the same delivery again: exit code %d\n%s", code, again)
 	}
 	message, _, _ := strings.Cut(again, "{")
