@@ -51,7 +51,7 @@ state: DIR/state
 tls: {cert: DIR/certs/server.pem, key: DIR/certs/server.key}
 limits: {address: {rate: 1000000/s, burst: 1000000}, caller: {rate: 1000000/s, burst: 1000000}, connections_per_address: 1024}
 callers:
-  load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}}
+  load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}, replay: check}
 `
 
 // install prepares a program. more is appended to the configuration above; DIR in it is replaced by the folder.

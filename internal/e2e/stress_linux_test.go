@@ -75,7 +75,7 @@ limits:
   connections_per_address: 1024
 drain: 1s
 callers:
-  load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}}
+  load: {hmac: {scheme: github, keys: [{file: DIR/secret}]}, replay: check}
   ops: {token: {keys: [{file: DIR/token}]}}
 hooks:
 `
