@@ -131,7 +131,7 @@ func (c *Callers) IsUnsignedTest(d *Delivery, hook []string, err error) bool {
 	}
 	return slices.ContainsFunc(hook, func(name string) bool {
 		one := c.byName[name]
-		return one != nil && slices.ContainsFunc(one.hmac, func(k hmacKey) bool {
+		return one != nil && one.sendsFrom(d.Address) && slices.ContainsFunc(one.hmac, func(k hmacKey) bool {
 			return k.key.IsUnsignedTest(d.Header, d.Body)
 		})
 	})

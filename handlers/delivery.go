@@ -46,15 +46,17 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	}
 	unverified.copyToHeap()
 	req.observed = s.config.Observed[who.Caller] // from here on, a refusal is only reported
-	if err := s.limits.limitDelivery(w, r, who, s.wasSeen(meant, who.Caller)); err != nil {
+	seen := s.wasSeen(meant, who.Caller)
+	if err := s.limits.limitDelivery(w, r, who, seen); err != nil {
 		return err
 	}
 	if meant = removeForbidden(meant, who.Caller); len(meant) == 0 {
 		return forbidden(who.Caller, "start this hook")
 	}
 	if who.Handshake != nil {
-		return s.answerHandshake(w, req, at, who.Handshake)
+		return s.answerHandshake(w, req, at, meant, who.Handshake)
 	}
+	noteUnpaid(meant, seen)
 	if len(at.hooks) > 1 {
 		return s.startEach(w, r, req, who, meant, unverified)
 	}
@@ -66,6 +68,9 @@ func (s *service) startMeant(
 	w http.ResponseWriter, r *http.Request, req *request, who *auth.Identity, one candidate, body *unverified,
 ) error {
 	h := one.hook
+	if len(body.bytes) > int(h.Body.Max) { // the path accepts as much as the hook with the largest bound
+		return refuseTooLarge(w, h.Body)
+	}
 	in, err := openDelivery(r, body.bytes, who, h)
 	if err != nil {
 		return err
@@ -78,6 +83,11 @@ func (s *service) startMeant(
 		return err
 	}
 	req.params = audit.Digest(values)
+	if one.unpaid {
+		if err := s.limits.limitCaller(w, who); err != nil {
+			return err
+		}
+	}
 	d := runner.Delivery{
 		Hook: h, Caller: who.Caller, Values: values, Claim: one.claim, Repeated: one.repeated, Body: in.Body,
 		Trace: validTraceparent(r.Header),
@@ -133,7 +143,7 @@ func (s *service) claimOnce(r *http.Request, who *auth.Identity, at *endpoint) (
 	all, reused := make([]candidate, len(at.hooks)), 0
 	for i, h := range at.hooks {
 		claim := claimDelivery(who, h)
-		all[i] = candidate{h, claim, s.runner.FindRepeated(r.Context(), h.Name, claim)}
+		all[i] = candidate{hook: h, claim: claim, repeated: s.runner.FindRepeated(r.Context(), h.Name, claim)}
 		if errors.Is(all[i].repeated, runner.ErrReused) {
 			reused++
 		}

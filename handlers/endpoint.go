@@ -70,6 +70,15 @@ type candidate struct {
 	hook     *hook.Hook
 	claim    runner.Claim
 	repeated error // what FindRepeated returned for the claim
+	unpaid   bool  // the delivery has not spent a token of its caller, and a start does
+}
+
+// noteUnpaid notes the candidates that the delivery can start although it counted as seen: another hook accepted it
+// before, or it was ignored. Whoever recorded a delivery must not start runs without a limit.
+func noteUnpaid(meant []candidate, seen bool) {
+	for i := range meant {
+		meant[i].unpaid = seen && !meant[i].isRepeated()
+	}
 }
 
 // removeForbidden returns the candidates that the caller may start.

@@ -13,11 +13,15 @@ const handshakeKind = "handshake"
 // errUnsignedTest is the error of a delivery without a credential that is the unsigned test of a caller of the hook.
 var errUnsignedTest = errors.New("unsigned test")
 
-// answerHandshake answers a verified handshake as its sender demands. It starts and claims nothing. Deliveries of an
+// answerHandshake answers a verified handshake as its sender demands. It starts and claims nothing. A repetition counts
+// as that of an ignored delivery. Deliveries of an
 // observed caller get the same answer, because the webhook could not be registered otherwise.
 func (s *service) answerHandshake(
-	w http.ResponseWriter, req *request, at *endpoint, hs *webhook.Handshake,
+	w http.ResponseWriter, req *request, at *endpoint, meant []candidate, hs *webhook.Handshake,
 ) error {
+	for _, one := range meant { // whoever recorded it must not spend the tokens of the caller
+		s.ignoredBefore.add(one)
+	}
 	if hs.Defect != "" {
 		return malformed(hs.Defect)
 	}

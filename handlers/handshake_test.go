@@ -170,13 +170,15 @@ func TestHandshake_EventsStart(t *testing.T) {
 	h.starts(h.from("bitbucket-server", "repo:refs_changed", `{"test": true}`))
 }
 
-// TestHandshake_NeedsRight checks that the other steps before a handshake are not left out: rights and limits.
+// TestHandshake_NeedsRight checks that the other steps before a handshake are not left out: rights and limits. Whoever
+// recorded a handshake cannot spend the tokens of its caller.
 func TestHandshake_NeedsRight(t *testing.T) {
 	t.Parallel()
 	h := newSenders(t, "caller: {rate: 1/h, burst: 2}", "github", "gogs")
 	h.answers(http.StatusForbidden, h.from("github", "ping", "{}").to("/gogs"))
 	h.answers(http.StatusOK, h.from("github", "ping", "{}"))
-	h.answers(http.StatusTooManyRequests, h.from("github", "ping", "{}"))
+	h.answers(http.StatusOK, h.from("github", "ping", "{}")) // the same again spends no token of the caller
+	h.answers(http.StatusTooManyRequests, h.from("github", "ping", "[]"))
 	h.answers(http.StatusOK, h.from("gogs", "ping", "{}"))
 }
 
@@ -184,7 +186,7 @@ func TestHandshake_NeedsRight(t *testing.T) {
 // a signature is accepted, and no other hook accepts it.
 func TestHandshake_UnsignedTest(t *testing.T) {
 	t.Parallel()
-	h := newSenders(t, "failures: {rate: 1/h, burst: 14}", "bitbucket-server", "github")
+	h := newSenders(t, "failures: {rate: 1/h, burst: 15}", "bitbucket-server", "github")
 	test := delivery{
 		path: "/bitbucket-server", body: `{"test": true}`, header: http.Header{"X-Event-Key": {"diagnostics:ping"}},
 	}
@@ -193,7 +195,7 @@ func TestHandshake_UnsignedTest(t *testing.T) {
 		t.Errorf("it says %q %v", a.body, a.header)
 	}
 	h.auditedHandshake(a, "")
-	for _, body := range []string{"", "{}", `{"test":false}`, `{"test":"true"}`, `{"test":true,"ref":"x"}`, `[true]`, `{"test":true`} {
+	for _, body := range []string{"", "{}", `{"test":false}`, `{"test":"true"}`, `{"test":true,"ref":"x"}`, `[true]`, `{"test":true`, `{"test":true` + strings.Repeat(" ", 64) + `}`} {
 		d := test
 		d.body = body
 		h.answers(http.StatusUnauthorized, d)

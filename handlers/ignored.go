@@ -53,7 +53,7 @@ func (s *service) answerIgnored(w http.ResponseWriter, req *request, c candidate
 // ignoredSlots is how many ignored deliveries are remembered, in 512 KiB.
 const ignoredSlots = 1 << 14
 
-// ignoredDeliveries remembers deliveries that hooks have ignored. It never grows: a newer delivery replaces an older
+// ignoredDeliveries remembers deliveries that hooks have ignored, and handshakes. It never grows: a newer delivery replaces an older
 // one of its slot.
 type ignoredDeliveries struct {
 	mu    sync.Mutex

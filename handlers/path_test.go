@@ -249,8 +249,8 @@ func TestPath_DifferentCallers(t *testing.T) {
 		t.Errorf("%d runs", h.startedRuns())
 	}
 	long := `{"ref":"refs/heads/main","x":"` + strings.Repeat("x", 3<<19) + `"}`
-	_, did, _ = h.shares(http.StatusOK, h.signed("good", "", long))
-	h.did(map[string]string{"all": "ran", "push": "ran"}, did)
+	_, did, _ = h.shares(http.StatusRequestEntityTooLarge, h.signed("good", "", long)) // the bound of push is larger
+	h.did(map[string]string{"all": "too-large", "push": "ran"}, did)
 	h.answers(http.StatusRequestEntityTooLarge, h.signed("good", "", long+strings.Repeat(" ", 1<<19)))
 }
 

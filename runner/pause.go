@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,7 +45,8 @@ func (e *Paused) Error() string { return "the hook " + e.Hook + " is paused: " +
 // pauses are the hooks that are paused, as this server last recorded or read them. The store decides whether a run
 // starts; these spare it the deliveries that it would refuse.
 type pauses struct {
-	byHook atomic.Pointer[map[string]Pause]
+	reading sync.Mutex // from the store, so that an older list does not replace a newer one
+	byHook  atomic.Pointer[map[string]Pause]
 }
 
 func (p *pauses) replace(list []Pause) {
@@ -105,7 +107,10 @@ func (r *Runner) PauseHook(ctx context.Context, p Pause) (Pause, error) {
 			return p, err
 		}
 		r.log.Warn("hook paused", "hook", p.Hook, "by", p.By, "for", p.Length.String(), "reason", p.Reason)
-		return p, r.readPauses(ctx)
+		// The pause that it replaces may have just ended, with runs of other hooks behind those of this hook.
+		r.promoter.promoteLater(ctx, allFlights, 0)
+		r.rereadPauses(ctx)
+		return p, nil
 	})
 }
 
@@ -114,15 +119,15 @@ func (r *Runner) ResumeHook(ctx context.Context, name string) (bool, error) {
 	ctx = context.WithoutCancel(ctx)
 	return awaitRecord(r.log, func() (bool, error) {
 		paused, err := r.store.Resume(ctx, name)
-		if err != nil || !paused {
-			return paused, err
+		if err != nil {
+			return false, err
 		}
-		r.log.Info("hook resumed", "hook", name)
-		if err := r.readPauses(ctx); err != nil {
-			return true, err
+		if paused {
+			r.log.Info("hook resumed", "hook", name)
 		}
-		r.promoter.promoteLater(ctx, allFlights, 0)
-		return true, nil
+		r.promoter.promoteLater(ctx, allFlights, 0) // also without a pause: an earlier attempt may have failed half-way
+		r.rereadPauses(ctx)
+		return paused, nil
 	})
 }
 
@@ -139,7 +144,16 @@ func (r *Runner) EndPauses(ctx context.Context) error {
 	return r.readPauses(ctx)
 }
 
+// rereadPauses reads the pauses after a change, which is recorded whether or not they can be read.
+func (r *Runner) rereadPauses(ctx context.Context) {
+	if err := r.readPauses(ctx); err != nil {
+		r.log.Error("pauses not read", "error", err)
+	}
+}
+
 func (r *Runner) readPauses(ctx context.Context) error {
+	r.pauses.reading.Lock()
+	defer r.pauses.reading.Unlock()
 	list, err := r.store.Pauses(ctx)
 	if err == nil {
 		r.pauses.replace(list)

@@ -1,7 +1,10 @@
 package runner_test
 
 import (
+	"context"
 	"errors"
+	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -114,4 +117,52 @@ func TestPause_EndsByItself(t *testing.T) {
 	if list, err := b.Pauses(t.Context()); err != nil || len(list) > 0 || b.PausedHooks()["h"] {
 		t.Errorf("%+v, %v", list, err)
 	}
+}
+
+// unreadPauses fails to read the pauses while it is set.
+type unreadPauses struct {
+	runner.Store
+
+	failing atomic.Bool
+}
+
+// Pauses implements runner.Store.
+func (u *unreadPauses) Pauses(ctx context.Context) ([]runner.Pause, error) {
+	if u.failing.Load() {
+		return nil, runner.ErrUnavailable
+	}
+	return u.Store.Pauses(ctx)
+}
+
+// TestPause_ResumedUnread: a hook that was resumed starts its queued runs although the pauses could not be read then.
+func TestPause_ResumedUnread(t *testing.T) {
+	t.Parallel()
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	u := &unreadPauses{Store: b.disk}
+	b.Runner = runner.New(u, b.commands, b.hook, b.now, slog.New(slog.DiscardHandler))
+	b.pauseHook(t, 0)
+	queued := b.queue(t, of(h, "1"))
+	u.failing.Store(true)
+	b.resumeHook(t)
+	b.flies(t, queued.Run.ID)
+}
+
+// TestPause_ExtendedAfterItsEnd: the runs of another hook of the group start although the pause of this hook was
+// replaced just after its time was over.
+func TestPause_ExtendedAfterItsEnd(t *testing.T) {
+	t.Parallel()
+	spec := func() hook.Spec {
+		return hook.Spec{
+			Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Group: "db"}, Busy: hook.BusySpec{Queue: 5},
+		}
+	}
+	h, other := newHook(t, spec(), "x"), namedHook(t, "other", spec(), "x")
+	b := newBench(t, h, other)
+	b.pauseHook(t, time.Minute)
+	b.queue(t, of(h, "1"))
+	b.pass(time.Minute + time.Second)
+	queued := b.queue(t, of(other, "2"))
+	b.pauseHook(t, time.Hour)
+	b.flies(t, queued.Run.ID)
 }

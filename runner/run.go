@@ -37,11 +37,14 @@ const (
 // MayStartAgain reports whether a delivery whose claim has UntilSuccess may start another run after r. It may not if r
 // was cancelled on request or replaced: a person or a newer delivery has decided that.
 func (r *Run) MayStartAgain() bool {
+	if r.Wish != "" { // it may have ended by itself just before it was stopped
+		return false
+	}
 	switch r.State {
 	case Failed, TimedOut, Interrupted:
 		return true
 	case Cancelled: // at the end of a server, nobody requested it
-		return r.Wish == "" && !r.Started.IsZero()
+		return !r.Started.IsZero()
 	case Queued, Running, Succeeded:
 	}
 	return false

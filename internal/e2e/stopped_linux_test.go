@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 )
 
@@ -52,6 +53,7 @@ func TestStoppedSupervisor_EndBeforeTimeout(t *testing.T) {
 	over := time.After(10 * time.Second) // the timeout of the last one
 	supervisor := in.supervisor()
 	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	in.waitUntil("the supervisor to stop", func() bool { return testenv.HasStopped(supervisor) })
 	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
 	in.write("gate", "", 0o600)
 	for n := range many {
@@ -82,6 +84,7 @@ func TestStoppedSupervisor_Cancel(t *testing.T) {
 	in.start(true)
 	supervisor := in.supervisor()
 	mustSucceed(t, syscall.Kill(supervisor, syscall.SIGSTOP))
+	in.waitUntil("the supervisor to stop", func() bool { return testenv.HasStopped(supervisor) })
 	t.Cleanup(func() { _ = syscall.Kill(supervisor, syscall.SIGCONT) })
 	run := in.deliver("job", `{"n": 1}`).run() // the server answers without the supervisor, which has the order
 	if out, err := program(t, in.dir, "runs", "cancel", "--state-dir", "state", run.ID).CombinedOutput(); err != nil {

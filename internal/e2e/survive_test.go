@@ -21,6 +21,7 @@ import (
 
 	"sallyport/internal/app"
 	"sallyport/internal/logging"
+	"sallyport/internal/testenv"
 	"sallyport/runner/supervisor"
 )
 
@@ -65,7 +66,11 @@ func shoot(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	pid, err := strconv.Atoi(found[len(found)-1][1])
 	ts.Check(err)
-	ts.Check(syscall.Kill(pid, signalNamed(append(args, "KILL")[1])))
+	sig := signalNamed(append(args, "KILL")[1])
+	ts.Check(syscall.Kill(pid, sig))
+	if sig == syscall.SIGSTOP {
+		eventually(ts, "the supervisor has stopped", func() bool { return testenv.HasStopped(pid) })
+	}
 }
 
 // smuggler passes the lock of a run out of its process tree, as a command does that passes its descriptors to a daemon.

@@ -203,11 +203,24 @@ func (f *file) addCaller(c *credential, hook string) string {
 	return name
 }
 
+// cutTemplate returns the function and the name of a secret that is a template. In a YAML text with other quotes, its own
+// quotes are a part of the value.
+func cutTemplate(secret string) (function, name string, found bool) {
+	rest, found := strings.CutPrefix(strings.TrimPrefix(secret, `"`), templateMark)
+	function, name, _ = strings.Cut(strings.TrimSuffix(rest, `"`), ":")
+	return function, name, found && !strings.Contains(name, `"`)
+}
+
+// isPartTemplate reports whether a secret is a template and more. The text of the template would be its public part.
+func isPartTemplate(secret string) bool {
+	_, _, isWhole := cutTemplate(secret)
+	return strings.Contains(secret, templateMark) && !isWhole
+}
+
 // addKey returns the key of a secret, which is in file unless a template says where it is.
 func (f *file) addKey(id, file, secret, hook string) yaml.MapSlice {
 	place, value := "file", file
-	if rest, ok := strings.CutPrefix(secret, templateMark); ok {
-		function, name, _ := strings.Cut(rest, ":")
+	if function, name, ok := cutTemplate(secret); ok {
 		place = map[string]string{"getenv": "env", "credential": "credential", "cat": "file"}[function]
 		value = name
 	} else {

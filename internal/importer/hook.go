@@ -47,6 +47,9 @@ func (f *file) importHook(position int, parsed any) {
 	body := h.readBodyForm(n)
 	parts := splitRule(h.Rule, n)
 	c := importCredential(parts, n)
+	if c != nil && slices.ContainsFunc(c.secrets, isPartTemplate) {
+		n.refuse("trigger-rule", "has a secret of which only a part is a template: write the whole secret to a file")
+	}
 	b := &binder{body: body, secretHeader: "Authorization", notes: n}
 	if c != nil && c.kind == "token" {
 		b.secretHeader = c.header

@@ -181,3 +181,22 @@ func TestImport_TextStaysText(t *testing.T) {
 		}
 	}
 }
+
+// TestImport_PartOfSecret: a secret of which only a part is a template is refused. Its key would be the text of the
+// template, which is public.
+func TestImport_PartOfSecret(t *testing.T) {
+	t.Parallel()
+	for _, secret := range []string{`prefix-{{ getenv "S" }}`, `{{ getenv "S" }}{{ getenv "T" }}`} {
+		result, err := importer.Import([]byte(`- id: deploy
+  execute-command: /bin/true
+  trigger-rule:
+    match:
+      type: payload-hmac-sha256
+      secret: `+secret+`
+      parameter: {source: header, name: X-Hub-Signature-256}
+`), "secrets")
+		if err == nil && (len(result.Secrets) > 0 || strings.Contains(string(result.YAML), "hmac")) {
+			t.Errorf("%s: secrets %v\n%s", secret, result.Secrets, result.YAML)
+		}
+	}
+}

@@ -3,10 +3,13 @@
 package testenv
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,6 +77,17 @@ func Long(t testing.TB) {
 	if !complete() {
 		Skip(t, t.Name()+": it takes long; TESTS=all runs it, as make test does")
 	}
+}
+
+// HasStopped reports whether all threads of a process have stopped after SIGSTOP. They stop one by one, so one that still
+// runs could accept an order.
+func HasStopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return !slices.ContainsFunc(threads, func(name string) bool {
+		stat, _ := os.ReadFile(name)
+		_, state, _ := bytes.Cut(stat, []byte(") ")) // proc_pid_stat(5)
+		return !bytes.HasPrefix(state, []byte("T"))
+	})
 }
 
 // WaitUntil repeats ask until it returns true. After a minute, the test fails.

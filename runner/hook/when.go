@@ -142,6 +142,10 @@ func (t *test) compileKeys(written map[string]any, p *diag.List) {
 			if list, isList := value.([]any); isList && haveDifferentTypes(list) {
 				at.Errorf("has values of different types: no value can be compared with all of them")
 			}
+			if keys, isMapping := value.(map[string]any); isMapping && not.match != nil {
+				// With ".", the match must not fail at a line break of the sender: the delivery would start the hook.
+				not.match, _ = compileWhole(fmt.Sprintf("(?s:%s)", keys["match"]))
+			}
 			if t.not = &not; not.exists != nil {
 				at.Errorf("contains exists: write {exists: false} instead")
 			}

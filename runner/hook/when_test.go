@@ -37,7 +37,7 @@ func push() hook.Input {
 	return hook.Input{
 		Event: "push",
 		Body: []byte(`{"ref":"refs/heads/main","deleted":false,"count":2,"one":"1","null":null,"list":["a"],` +
-			`"object":{"a.b":1},"float":1.0,"repository":{"name":"app"}}`),
+			`"object":{"a.b":1},"float":1.0,"message":"fix [skip]\n\nmore","repository":{"name":"app"}}`),
 		Query:  url.Values{"stage": {"prod"}, "twice": {"a", "a"}, "n": {"2"}, "on": {"true"}, "empty": {""}},
 		Header: textproto.MIMEHeader{"X-Stage": {"prod"}, "X-Twice": {"a", "a"}},
 		Claims: map[string]any{"sub": "etl", "n": json.Number("2"), "ok": true},
@@ -64,6 +64,8 @@ func TestWhen_Tests(t *testing.T) {
 		{"body.ref", m{"match": "heads"}, `the value is "refs/heads/main"`},
 		{"body.ref", m{"match": "refs/heads/.*", "not": "refs/heads/main"}, `the value is "refs/heads/main"`},
 		{"body.ref", m{"match": "refs/heads/.*", "not": m{"match": "refs/heads/wip-.*"}}, ""},
+		{"body.message", m{"not": m{"match": `.*\[skip\].*`}}, `the value is "fix [skip]\n\nmore"`},
+		{"body.message", m{"match": `.*\[skip\].*`}, `the value is "fix [skip]\n\nmore"`},
 		{"body.repository.name", "app", ""},
 		{"body.deleted", false, ""},
 		{"body.deleted", true, "the value is false"},

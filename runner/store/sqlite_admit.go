@@ -55,6 +55,37 @@ func (s *SQLite) admitRun(
 	case !errors.Is(err, runner.ErrUnknown):
 		return runner.Admission{}, err
 	}
+	p, err := policyOfRepeated(ctx, tx, run.Hook, c, p)
+	if err != nil {
+		return runner.Admission{}, err
+	}
+	return s.admitNew(ctx, tx, run, c, p, in)
+}
+
+// policyOfRepeated returns the policy for a delivery: p, unless it was claimed before and may start another run. A
+// queued or newer run then has newer parameters, which the older delivery must neither overwrite nor replace.
+func policyOfRepeated(
+	ctx context.Context, tx *statements, hookName string, c runner.Claim, p hook.Policy,
+) (hook.Policy, error) {
+	if !c.UntilSuccess || p.Kind != hook.Join && p.Kind != hook.Replace {
+		return p, nil
+	}
+	for i, key := range claimKeys(c) {
+		var id string
+		var body []byte
+		err := tx.scanRow(ctx, []any{&id, &body}, sqlClaim, claimScope(hookName, c, i), key)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		return hook.Policy{Kind: hook.Queue, Depth: 1}, err
+	}
+	return p, nil
+}
+
+// admitNew records a run of a delivery that was not accepted before, or whose run did not succeed.
+func (s *SQLite) admitNew(
+	ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
+) (runner.Admission, error) {
 	run.Created, run.Started, run.Boot, run.End = timeOf(micros(run.Created)), timeOf(0), "", runner.End{}
 	pause, err := s.readPauses(ctx, tx, sqlPause, s.Uptime().Microseconds(), run.Hook)
 	if err != nil {
@@ -154,7 +185,7 @@ func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run,
 		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
 	}
 	return tx.readRun(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names),
-		s.Uptime().Microseconds())
+		s.Uptime().Microseconds(), run.OnInterrupted)
 }
 
 func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, place int, in runner.Feed) error {

@@ -103,7 +103,10 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 		}
 		return nil
 	})
-	return promoted, err
+	if err != nil { // what was promoted was not committed
+		return nil, err
+	}
+	return promoted, nil
 }
 
 // Requeue queues a running run again as the first of its flight, because its command was not started. If the end of the

@@ -40,7 +40,7 @@ const (
 	// Parameters and caller change together: a queued run never has the name of one caller and the parameters of
 	// another. Nor does it have the id of a run that it repeats, with other parameters.
 	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6,
-		accepted_up = $7, rerun_of = '', attempt = 0
+		accepted_up = $7, on_interrupted = $8, rerun_of = '', attempt = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
 	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns

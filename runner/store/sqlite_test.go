@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -880,5 +881,79 @@ func TestTooBig_FailsAlone(t *testing.T) {
 	if err := s.Do(t.Context(), `UPDATE runs SET stdin = zeroblob(1000000001)`); err == nil ||
 		errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestUntilSuccess_NewerRunQueued: a delivery that is repeated after its run failed does not overwrite the parameters of
+// a newer delivery that is queued, and a replaced run does not start again although it failed before it was stopped.
+func TestUntilSuccess_NewerRunQueued(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	admit := func(ref, key string, kind hook.PolicyKind) (runner.Admission, error) {
+		r := newRun(t, "build", "f")
+		r.Params = map[string]string{"ref": ref}
+		return s.Admit(t.Context(), r, runner.Claim{Key: key, UntilSuccess: true}, hook.Policy{Kind: kind}, runner.Feed{})
+	}
+	fail := func(id string) {
+		if _, _, err := s.Finish(t.Context(), id, runner.Failed, runner.End{}, runner.KeepClaims, runner.PromoteNext); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one, err := admit("1", "d1", hook.Join)
+	_, err2 := admit("2", "d2", hook.Join)
+	fail(one.Run.ID)
+	three, err3 := admit("3", "d3", hook.Join)
+	if err := errors.Join(err, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admit("1", "d1", hook.Join); !errors.As(err, new(*runner.Busy)) {
+		t.Errorf("the older delivery: %v", err)
+	}
+	if run, err := s.Get(t.Context(), three.Run.ID); err != nil || run.Params["ref"] != "3" {
+		t.Errorf("the newer run is %+v, %v", run, err)
+	}
+}
+
+// TestUntilSuccess_Replaced: a run that a newer delivery replaced does not start again, although it failed by itself just
+// before it was stopped.
+func TestUntilSuccess_Replaced(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	admit := func(key string) (runner.Admission, error) {
+		return s.Admit(t.Context(), newRun(t, "build", "f"), runner.Claim{Key: key, UntilSuccess: true},
+			hook.Policy{Kind: hook.Replace}, runner.Feed{})
+	}
+	one, err := admit("d1")
+	two, err2 := admit("d2")
+	_, _, err3 := s.Finish(t.Context(), one.Run.ID, runner.Failed, runner.End{}, runner.KeepClaims, runner.PromoteNext)
+	if err := errors.Join(err, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admit("d1"); !errors.As(err, new(*runner.Replayed)) {
+		t.Errorf("the replaced delivery: %v", err)
+	}
+	checkState(t, s, two.Run.ID, runner.Running)
+}
+
+// TestPromote_NotCommitted: runs whose promotion was not committed are not returned, because they would be started.
+func TestPromote_NotCommitted(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	s := openIn(t, dir)
+	pauseHook(t, s, "build", 0)
+	admitRun(t, s, newRun(t, "build", "f"), hook.Policy{Kind: hook.Queue, Depth: 3})
+	resumeHook(t, s, "build")
+	file, away := filepath.Join(dir, "state.db"), filepath.Join(dir, "away")
+	if err := os.Rename(file, away); err != nil {
+		t.Fatal(err)
+	}
+	if runs, err := s.Promote(t.Context()); err == nil || len(runs) > 0 {
+		t.Errorf("%d runs, %v", len(runs), err)
+	}
+	if err := os.Rename(away, file); err != nil {
+		t.Fatal(err)
+	}
+	if runs, err := s.Promote(t.Context()); err != nil || len(runs) != 1 {
+		t.Errorf("%d runs, %v", len(runs), err)
 	}
 }

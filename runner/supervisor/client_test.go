@@ -1,40 +1,30 @@
 package supervisor_test
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/process/processtest"
 	"sallyport/runner/supervisor"
 )
 
-// signal sends a signal to the supervisor. After SIGSTOP it waits until all threads have stopped: they stop one by
-// one, and one that still runs could accept an order.
+// signal sends a signal to the supervisor. After SIGSTOP it waits until the supervisor has stopped.
 func (p *post) signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	if err := syscall.Kill(p.PID(), sig); err != nil {
 		t.Fatal(err)
 	}
 	if sig == syscall.SIGSTOP {
-		processtest.Eventually(t, "all threads stand still", func() bool {
-			threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
-			return !slices.ContainsFunc(threads, func(name string) bool {
-				stat, _ := os.ReadFile(name)
-				_, state, _ := bytes.Cut(stat, []byte(") ")) // proc_pid_stat(5)
-				return !bytes.HasPrefix(state, []byte("T"))
-			})
-		})
+		processtest.Eventually(t, "all threads stand still", func() bool { return testenv.HasStopped(p.PID()) })
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/process/output"
@@ -51,16 +52,7 @@ func (p *post) stopSupervisor(t *testing.T) (pid int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
-	processtest.Eventually(t, "the supervisor has stopped", func() bool {
-		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-		for _, name := range threads {
-			stat, _ := os.ReadFile(name)
-			if _, rest, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(rest, "T") {
-				return false
-			}
-		}
-		return len(threads) > 0
-	})
+	processtest.Eventually(t, "the supervisor has stopped", func() bool { return testenv.HasStopped(pid) })
 	return pid
 }
 
