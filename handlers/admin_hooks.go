@@ -39,7 +39,7 @@ func (a *adminAPI) listHooks(w http.ResponseWriter, r *http.Request, req *reques
 }
 
 func (a *adminAPI) hookStates(r *http.Request) (map[string]*runner.HookState, error) {
-	paused, err := a.runner.Pauses(r.Context())
+	paused, err := a.runner.Pauses().List(r.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (a *adminAPI) pauseHook(w http.ResponseWriter, r *http.Request, req *reques
 			return malformed("The length of a pause is a duration from 1s to 8784h, such as 2h.")
 		}
 	}
-	if _, err := a.runner.PauseHook(r.Context(), p); err != nil {
+	if _, err := a.runner.Pauses().PauseHook(r.Context(), p); err != nil {
 		return refuseStart(err)
 	}
 	return a.answerHook(w, r, name)
@@ -106,7 +106,7 @@ func (a *adminAPI) resumeHook(w http.ResponseWriter, r *http.Request, req *reque
 	if err != nil {
 		return err
 	}
-	if _, err := a.runner.ResumeHook(r.Context(), name); err != nil {
+	if _, err := a.runner.Pauses().ResumeHook(r.Context(), name); err != nil {
 		return refuseStart(err)
 	}
 	return a.answerHook(w, r, name)

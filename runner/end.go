@@ -99,7 +99,7 @@ func (d *driver) resumePromoted(ctx context.Context) {
 	}
 	for _, run := range active {
 		if run.State == Running && run.Flight == d.run.Flight {
-			d.resumeRunLater(ctx, run)
+			resumeRunLater(ctx, d.Runner, run)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,14 +43,17 @@ type Paused struct {
 
 func (e *Paused) Error() string { return "the hook " + e.Hook + " is paused: " + e.Reason }
 
-// pauses are the hooks that are paused, as this server last recorded or read them. The store decides whether a run
-// starts; these spare it the deliveries that it would refuse.
-type pauses struct {
-	reading sync.Mutex // from the store, so that an older list does not replace a newer one
-	byHook  atomic.Pointer[map[string]Pause]
+// Pauses pauses hooks and ends their pauses. It knows the pauses as this server last recorded or read them: the store
+// decides whether a run starts, and they spare it the deliveries that it would refuse.
+type Pauses struct {
+	store    Store
+	promoter *promoter
+	log      *slog.Logger
+	reading  sync.Mutex // from the store, so that an older list does not replace a newer one
+	byHook   atomic.Pointer[map[string]Pause]
 }
 
-func (p *pauses) replace(list []Pause) {
+func (p *Pauses) replace(list []Pause) {
 	byHook := make(map[string]Pause, len(list))
 	for _, one := range list {
 		byHook[one.Hook] = one
@@ -58,7 +62,7 @@ func (p *pauses) replace(list []Pause) {
 }
 
 // find returns the pause of a hook that has not ended.
-func (p *pauses) find(name string) (Pause, bool) {
+func (p *Pauses) find(name string) (Pause, bool) {
 	byHook := p.byHook.Load()
 	if byHook == nil {
 		return Pause{}, false
@@ -77,100 +81,104 @@ func newPaused(p Pause) *Paused {
 }
 
 // refusePaused returns *Paused if a hook is paused and queues nothing.
-func (p *pauses) refusePaused(h *hook.Hook) error {
+func (p *Pauses) refusePaused(h *hook.Hook) error {
 	if one, paused := p.find(h.Name); paused && h.Busy.Kind == hook.Reject {
 		return newPaused(one)
 	}
 	return nil
 }
 
-// Pauses returns the hooks that are paused, by name.
-func (r *Runner) Pauses(ctx context.Context) ([]Pause, error) { return r.store.Pauses(ctx) }
+// List returns the pauses that have not ended, by the names of their hooks.
+func (p *Pauses) List(ctx context.Context) ([]Pause, error) { return p.store.Pauses(ctx) }
 
 // PausedHooks returns the hooks that this server last knew as paused.
-func (r *Runner) PausedHooks() map[string]bool {
+func (p *Pauses) PausedHooks() map[string]bool {
 	paused := map[string]bool{}
-	if byHook := r.pauses.byHook.Load(); byHook != nil {
+	if byHook := p.byHook.Load(); byHook != nil {
 		for name := range *byHook {
-			_, paused[name] = r.pauses.find(name)
+			_, paused[name] = p.find(name)
 		}
 	}
 	return paused
 }
 
 // PauseHook pauses a hook, or replaces its pause. After it returned without an error, no run of the hook starts.
-func (r *Runner) PauseHook(ctx context.Context, p Pause) (Pause, error) {
+func (p *Pauses) PauseHook(ctx context.Context, one Pause) (Pause, error) {
 	ctx = context.WithoutCancel(ctx)
-	return awaitRecord(r.log, func() (Pause, error) {
-		p, err := r.store.Pause(ctx, p)
+	return awaitRecord(p.log, func() (Pause, error) {
+		one, err := p.store.Pause(ctx, one)
 		if err != nil {
-			return p, err
+			return one, err
 		}
-		r.log.Warn("hook paused", "hook", p.Hook, "by", p.By, "for", p.Length.String(), "reason", p.Reason)
+		p.log.Warn("hook paused", "hook", one.Hook, "by", one.By, "for", one.Length.String(), "reason", one.Reason)
 		// The pause that it replaces may have just ended, with runs of other hooks behind those of this hook.
-		r.promoter.promoteLater(ctx, allFlights, 0)
-		r.rereadPauses(ctx)
-		return p, nil
+		p.applyChange(ctx)
+		return one, nil
 	})
 }
 
 // ResumeHook ends the pause of a hook, and starts its queued runs in their turn. It reports whether there was one.
-func (r *Runner) ResumeHook(ctx context.Context, name string) (bool, error) {
+func (p *Pauses) ResumeHook(ctx context.Context, name string) (bool, error) {
 	ctx = context.WithoutCancel(ctx)
-	return awaitRecord(r.log, func() (bool, error) {
-		paused, err := r.store.Resume(ctx, name)
+	return awaitRecord(p.log, func() (bool, error) {
+		paused, err := p.store.Resume(ctx, name)
 		if err != nil {
 			return false, err
 		}
 		if paused {
-			r.log.Info("hook resumed", "hook", name)
+			p.log.Info("hook resumed", "hook", name)
 		}
-		r.promoter.promoteLater(ctx, allFlights, 0) // also without a pause: an earlier attempt may have failed half-way
-		r.rereadPauses(ctx)
+		p.applyChange(ctx) // also without a pause: an earlier attempt may have failed half-way
 		return paused, nil
 	})
 }
 
 // EndPauses ends the pauses whose time is over, and starts the queued runs of their hooks in their turn.
-func (r *Runner) EndPauses(ctx context.Context) error {
-	ended, err := r.store.EndPauses(ctx)
+func (p *Pauses) EndPauses(ctx context.Context) error {
+	ended, err := p.store.EndPauses(ctx)
 	if err != nil || len(ended) == 0 {
 		return err
 	}
 	for _, name := range ended {
-		r.log.Info("hook resumed: the time of its pause is over", "hook", name)
+		p.log.Info("hook resumed: the time of its pause is over", "hook", name)
 	}
-	r.promoter.promoteLater(ctx, allFlights, 0)
-	return r.readPauses(ctx)
+	p.promoter.promoteLater(ctx, allFlights, 0)
+	return p.readPauses(ctx)
 }
 
-// rereadPauses reads the pauses after a change, which is recorded whether or not they can be read.
-func (r *Runner) rereadPauses(ctx context.Context) {
-	if err := r.readPauses(ctx); err != nil {
-		r.log.Error("pauses not read", "error", err)
+// applyChange starts the queued runs that may start after a change, and reads the pauses. The change is recorded whether
+// or not they can be read.
+func (p *Pauses) applyChange(ctx context.Context) {
+	p.promoter.promoteLater(ctx, allFlights, 0)
+	if err := p.readPauses(ctx); err != nil {
+		p.log.Error("pauses not read", "error", err)
 	}
 }
 
-func (r *Runner) readPauses(ctx context.Context) error {
-	r.pauses.reading.Lock()
-	defer r.pauses.reading.Unlock()
-	list, err := r.store.Pauses(ctx)
+func (p *Pauses) readPauses(ctx context.Context) error {
+	p.reading.Lock()
+	defer p.reading.Unlock()
+	list, err := p.store.Pauses(ctx)
 	if err == nil {
-		r.pauses.replace(list)
+		p.replace(list)
 	}
 	return err
 }
 
 // recoverPauses reads the pauses that an earlier server recorded.
-func (r *Runner) recoverPauses(ctx context.Context) error {
-	if err := r.readPauses(ctx); err != nil {
+func (p *Pauses) recoverPauses(ctx context.Context) error {
+	if err := p.readPauses(ctx); err != nil {
 		return err
 	}
-	for _, p := range *r.pauses.byHook.Load() {
-		r.log.Warn("hook is paused", "hook", p.Hook, "by", p.By, "since", p.Since, "until", p.Until, "reason", p.Reason)
+	for _, one := range *p.byHook.Load() {
+		p.log.Warn("hook is paused",
+			"hook", one.Hook, "by", one.By, "since", one.Since, "until", one.Until, "reason", one.Reason)
 	}
 	return nil
 }
+
+// Pauses returns the pauses of hooks.
+func (r *Runner) Pauses() *Pauses { return r.pauses }
 
 // Active returns the runs that are queued or running.
 func (r *Runner) Active(ctx context.Context) ([]Run, error) { return r.store.Active(ctx) }

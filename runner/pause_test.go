@@ -14,14 +14,14 @@ import (
 
 func (b *bench) pauseHook(t *testing.T, length time.Duration) {
 	t.Helper()
-	if _, err := b.PauseHook(t.Context(), runner.Pause{Hook: "h", Reason: "disk full", By: "uid 0", Length: length}); err != nil {
+	if _, err := b.Pauses().PauseHook(t.Context(), runner.Pause{Hook: "h", Reason: "disk full", By: "uid 0", Length: length}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func (b *bench) resumeHook(t *testing.T) {
 	t.Helper()
-	if paused, err := b.ResumeHook(t.Context(), "h"); err != nil || !paused {
+	if paused, err := b.Pauses().ResumeHook(t.Context(), "h"); err != nil || !paused {
 		t.Fatal(paused, err)
 	}
 }
@@ -44,7 +44,7 @@ func TestPause_Refuses(t *testing.T) {
 	b.pauseHook(t, 0)
 	_, err := b.Start(of(h, "1"))
 	wantPaused(t, err)
-	if !b.PausedHooks()["h"] {
+	if !b.Pauses().PausedHooks()["h"] {
 		t.Error("the metrics do not know of the pause")
 	}
 	run = b.finish(t, run, 0)
@@ -105,16 +105,16 @@ func TestPause_EndsByItself(t *testing.T) {
 	b := newBench(t, h)
 	b.pauseHook(t, time.Hour)
 	run := b.queue(t, of(h, "1"))
-	if err := b.EndPauses(t.Context()); err != nil {
+	if err := b.Pauses().EndPauses(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.state(t, run.Run.ID, runner.Queued)
 	b.pass(2 * time.Hour)
-	if err := b.EndPauses(t.Context()); err != nil {
+	if err := b.Pauses().EndPauses(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b.flies(t, run.Run.ID)
-	if list, err := b.Pauses(t.Context()); err != nil || len(list) > 0 || b.PausedHooks()["h"] {
+	if list, err := b.Pauses().List(t.Context()); err != nil || len(list) > 0 || b.Pauses().PausedHooks()["h"] {
 		t.Errorf("%+v, %v", list, err)
 	}
 }

@@ -35,10 +35,10 @@ func (r *Runner) Recover(ctx context.Context) error {
 			return err
 		case err != nil: // a run with an unreadable state must not delay the others
 			r.log.Error("run not adopted yet; it is tried again", "run", run.ID, "hook", run.Hook, "error", err)
-			r.gate.goWork(func() { r.resumeRunLater(ctx, run) })
+			r.gate.goWork(func() { resumeRunLater(ctx, r, run) })
 		}
 	}
-	if err := r.recoverPauses(ctx); err != nil {
+	if err := r.pauses.recoverPauses(ctx); err != nil {
 		return err
 	}
 	err = r.promoter.promoteFlights(ctx)
@@ -69,7 +69,7 @@ func (r *Runner) resumeRun(ctx context.Context, run Run) error {
 }
 
 // resumeRunLater repeats resumeRun until it succeeds, or leaves the run to the next server.
-func (r *Runner) resumeRunLater(ctx context.Context, run Run) {
+func resumeRunLater(ctx context.Context, r *Runner, run Run) {
 	for {
 		<-time.After(recordRetryPause)
 		if r.runs.isStopping() || r.resumeRun(ctx, run) == nil {

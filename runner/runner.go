@@ -100,7 +100,7 @@ var ErrDraining = errors.New("draining")
 
 // Runner starts one run of each flight at a time. It records deliveries and has runs driven; its parts are separate
 // types: [driver] takes one run through its phases, [tracker] knows the phases of all runs, and [gate] counts the work
-// that Drain waits for.
+// that Drain waits for. It has one field more than most types may have, because it is where the parts are put together.
 type Runner struct {
 	store     Store
 	procs     Processes
@@ -114,7 +114,7 @@ type Runner struct {
 	stopper   *stopper
 	promoter  *promoter
 	probe     *probe
-	pauses    *pauses
+	pauses    *Pauses
 }
 
 // New returns a runner without runs in progress. hook returns a hook from the current configuration.
@@ -128,12 +128,12 @@ func New(
 		estimates: &estimates{now: now, byHook: map[string]*durations{}},
 		stopper:   &stopper{procs: procs, store: store, runs: runs, log: log},
 		probe:     &probe{procs: procs, log: log},
-		pauses:    &pauses{},
 	}
 	r.promoter = &promoter{
 		store: store, gate: g, log: log,
 		driveRun: func(ctx context.Context, run Run) { driveStored(ctx, r, run) },
 	}
+	r.pauses = &Pauses{store: store, promoter: r.promoter, log: log}
 	return r
 }
 
@@ -171,10 +171,11 @@ func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	if d.Repeated != nil {
 		return Started{}, d.Repeated
 	}
-	run, err := r.makeRun(d)
+	id, err := r.ids.nextID()
 	if err != nil {
 		return Started{}, err
 	}
+	run := makeRun(id, d, r.now())
 	if r.Draining() {
 		return Started{}, ErrDraining
 	}
@@ -225,16 +226,11 @@ func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, er
 }
 
 // makeRun makes the run that a delivery requests.
-func (r *Runner) makeRun(d Delivery) (Run, error) {
-	id, err := r.ids.nextID()
-	if err != nil {
-		return Run{}, err
-	}
-	run := Run{
+func makeRun(id string, d Delivery, now time.Time) Run {
+	return Run{
 		ID: id, Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values),
-		Params: d.Values, Created: r.now(), RerunOf: d.RerunOf, OnInterrupted: ruleOfHook(d.Hook),
+		Params: d.Values, Created: now, RerunOf: d.RerunOf, OnInterrupted: ruleOfHook(d.Hook),
 	}
-	return run, nil
 }
 
 func (d *Delivery) commandFeed() Feed {

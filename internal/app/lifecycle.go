@@ -171,7 +171,7 @@ func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
 	deliveries := metrics.Deliveries{
 		Ignored:    func() map[string]int { return surface.IgnoredDeliveries() },
 		Handshakes: func() map[string]int { return surface.Handshakes() },
-		Paused:     f.runs.PausedHooks,
+		Paused:     f.runs.Pauses().PausedHooks,
 	}
 	counters := metrics.Handler(p.conf, p.uses, missing, deliveries, p.version)
 	surface = handlers.New(p.conf, f.runs, f.supervisor.Output, f.audit, f.check, counters, time.Now, p.log)

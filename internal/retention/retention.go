@@ -43,7 +43,7 @@ func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, s
 		}
 		c := conf.Get()
 		expiring.logChange(ctx, runs.ExpireQueued(ctx, c.Hooks))
-		resuming.logChange(ctx, runs.EndPauses(ctx))
+		resuming.logChange(ctx, runs.Pauses().EndPauses(ctx))
 		if held, step := steps.Held(time.Now(), time.Since(started)); held {
 			if step != 0 {
 				log.Warn("the clock was set: nothing is removed for a while",

@@ -32,7 +32,8 @@ func (s *SQLite) AdmitIf(
 ) (runner.Admission, error) {
 	var a runner.Admission
 	err := s.writer.record(ctx, func(ctx context.Context, tx *statements) (err error) {
-		if a, err = s.admitRun(ctx, tx, run, c, p, in); err != nil {
+		one := admission{clocks: &s.clocks, tx: tx, claim: c, policy: p, feed: in}
+		if a, err = one.admitRun(ctx, run); err != nil {
 			return err
 		}
 		return allow(a)
@@ -46,88 +47,72 @@ func (s *SQLite) AdmitIf(
 	return a, nil
 }
 
-func (s *SQLite) admitRun(
-	ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
-) (runner.Admission, error) {
-	switch first, err := findClaimed(ctx, tx, run.Hook, c); {
+// admission records one run in a transaction.
+type admission struct {
+	*clocks
+
+	tx     *statements
+	claim  runner.Claim
+	policy hook.Policy
+	feed   runner.Feed
+}
+
+func (o *admission) admitRun(ctx context.Context, run runner.Run) (runner.Admission, error) {
+	switch first, err := findClaimed(ctx, o.tx, run.Hook, o.claim); {
 	case err == nil:
 		return runner.Admission{}, &runner.Replayed{Run: first}
+	case errors.Is(err, errStartsAgain) && (o.policy.Kind == hook.Join || o.policy.Kind == hook.Replace):
+		// A newer run of the hook has newer parameters, which the older delivery must neither overwrite nor replace.
+		o.policy = hook.Policy{Kind: hook.Queue, Depth: 1}
 	case !errors.Is(err, runner.ErrUnknown):
 		return runner.Admission{}, err
 	}
-	p, err := policyOfRepeated(ctx, tx, run.Hook, c, p)
+	a, err := o.recordRun(ctx, run)
 	if err != nil {
 		return runner.Admission{}, err
 	}
-	return s.admitNew(ctx, tx, run, c, p, in)
+	return a, insertClaims(ctx, o.tx, a.Run, o.claim)
 }
 
-// policyOfRepeated returns the policy for a delivery: p, unless it was claimed before and may start another run. A
-// queued or newer run then has newer parameters, which the older delivery must neither overwrite nor replace.
-func policyOfRepeated(
-	ctx context.Context, tx *statements, hookName string, c runner.Claim, p hook.Policy,
-) (hook.Policy, error) {
-	if !c.UntilSuccess || p.Kind != hook.Join && p.Kind != hook.Replace {
-		return p, nil
-	}
-	for i, key := range claimKeys(c) {
-		var id string
-		var body []byte
-		err := tx.scanRow(ctx, []any{&id, &body}, sqlClaim, claimScope(hookName, c, i), key)
-		if errors.Is(err, sql.ErrNoRows) {
-			continue
-		}
-		return hook.Policy{Kind: hook.Queue, Depth: 1}, err
-	}
-	return p, nil
-}
-
-// admitNew records a run of a delivery that was not accepted before, or whose run did not succeed.
-func (s *SQLite) admitNew(
-	ctx context.Context, tx *statements, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
-) (runner.Admission, error) {
+// recordRun records a run, and decides its state.
+func (o *admission) recordRun(ctx context.Context, run runner.Run) (runner.Admission, error) {
 	run.Created, run.Started, run.Boot, run.End = timeOf(micros(run.Created)), timeOf(0), "", runner.End{}
-	pause, err := s.readPauses(ctx, tx, sqlPause, s.Uptime().Microseconds(), run.Hook)
+	pause, err := o.readPauses(ctx, o.tx, sqlPause, o.Uptime().Microseconds(), run.Hook)
 	if err != nil {
 		return runner.Admission{}, err
 	}
-	current, err := tx.readRun(ctx, sqlInFlight, run.Flight)
+	current, err := o.tx.readRun(ctx, sqlInFlight, run.Flight)
 	if errors.Is(err, runner.ErrUnknown) { // a run that is queued behind an escaped process is first
-		current, err = tx.readRun(ctx, sqlFirst, run.Flight, s.Uptime().Microseconds())
+		current, err = o.tx.readRun(ctx, sqlFirst, run.Flight, o.Uptime().Microseconds())
 	}
-	var a runner.Admission
+	isFree := errors.Is(err, runner.ErrUnknown)
 	switch {
-	case len(pause) > 0 && (err == nil || errors.Is(err, runner.ErrUnknown)):
-		run.State = runner.Queued
-		a, err = s.queuePaused(ctx, tx, pause[0], run, p, in)
-	case errors.Is(err, runner.ErrUnknown):
-		run.State, run.Started, run.Boot = runner.Running, timeOf(micros(s.now())), s.boot
-		a, err = runner.Admission{Run: run}, s.insertRun(ctx, tx, run, 0, in)
-	case err == nil:
-		run.State = runner.Queued
-		a, err = s.queueRun(ctx, tx, current, run, p, in)
-	}
-	if err != nil {
+	case err != nil && !isFree:
 		return runner.Admission{}, err
+	case len(pause) > 0:
+		run.State = runner.Queued
+		return o.queuePaused(ctx, pause[0], run)
+	case isFree:
+		run.State, run.Started, run.Boot = runner.Running, timeOf(micros(o.now())), o.boot
+		return runner.Admission{Run: run}, o.insertRun(ctx, run, 0)
 	}
-	return a, insertClaims(ctx, tx, a.Run, c)
+	run.State = runner.Queued
+	return o.queueRun(ctx, current, run)
 }
 
 // queueRun records a run behind the current one, by the policy. The policy is that of the hook, so it concerns the runs
 // of the hook only: those of other hooks in the flight are waited for.
-func (s *SQLite) queueRun(
-	ctx context.Context, tx *statements, current, run runner.Run, p hook.Policy, in runner.Feed,
-) (a runner.Admission, err error) {
+func (o *admission) queueRun(ctx context.Context, current, run runner.Run) (a runner.Admission, err error) {
 	var waiting, last, own int
-	if err := tx.scanRow(ctx, []any{&waiting, &last, &own}, sqlQueue, run.Flight, run.Hook); err != nil {
+	if err := o.tx.scanRow(ctx, []any{&waiting, &last, &own}, sqlQueue, run.Flight, run.Hook); err != nil {
 		return a, err
 	}
 	a = runner.Admission{Run: run, Position: waiting + 1}
-	switch p.Kind {
+	switch o.policy.Kind {
 	case hook.Reject, "":
 		return a, &runner.Busy{Run: current}
 	case hook.Queue:
-		if own >= p.Depth {
+		if own >= o.policy.Depth {
 			return a, &runner.Busy{Run: current}
 		}
 	case hook.Join:
@@ -136,41 +121,41 @@ func (s *SQLite) queueRun(
 		}
 		if own > 0 {
 			a.Joined = true
-			if a.Run, err = s.joinQueued(ctx, tx, run, in); err != nil {
+			if a.Run, err = o.joinQueued(ctx, run); err != nil {
 				return a, err
 			}
-			return a, tx.scanRow(ctx, []any{&a.Position}, sqlPosition, run.Flight, a.Run.ID)
+			return a, o.tx.scanRow(ctx, []any{&a.Position}, sqlPosition, run.Flight, a.Run.ID)
 		}
 	case hook.Replace:
 		a.Position -= own
-		if err := s.replaceOwn(ctx, tx, current, &a); err != nil {
+		if err := o.replaceOwn(ctx, current, &a); err != nil {
 			return a, err
 		}
 	default:
-		return a, fmt.Errorf("%q is not a policy", p.Kind)
+		return a, fmt.Errorf("%q is not a policy", o.policy.Kind)
 	}
-	return a, s.insertRun(ctx, tx, run, last+1, in)
+	return a, o.insertRun(ctx, run, last+1)
 }
 
 // replaceOwn ends the queued runs of the hook in the flight, and has its running run cancelled.
-func (s *SQLite) replaceOwn(ctx context.Context, tx *statements, current runner.Run, a *runner.Admission) error {
+func (o *admission) replaceOwn(ctx context.Context, current runner.Run, a *runner.Admission) error {
 	if current.State == runner.Running && current.Hook == a.Run.Hook {
-		stop, err := tx.readRun(ctx, sqlWish, current.ID, runner.Cancelled)
+		stop, err := o.tx.readRun(ctx, sqlWish, current.ID, runner.Cancelled)
 		if err != nil {
 			return err
 		}
 		a.Stop = &stop
 	}
 	var err error
-	a.Superseded, err = tx.readRuns(ctx, sqlDropQueue, a.Run.Flight, runner.Cancelled, micros(s.now()),
+	a.Superseded, err = o.tx.readRuns(ctx, sqlDropQueue, a.Run.Flight, runner.Cancelled, micros(o.now()),
 		"replaced by run "+a.Run.ID, a.Run.Hook)
 	return err
 }
 
 // joinQueued sets the parameters and the caller of run on the last queued run of its hook, and keeps the earlier caller
 // in StandsFor. More than one run is queued only if the hook had another policy before, or if a run was requeued.
-func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run, in runner.Feed) (runner.Run, error) {
-	pending, err := tx.readRun(ctx, sqlLast, run.Flight, run.Hook)
+func (o *admission) joinQueued(ctx context.Context, run runner.Run) (runner.Run, error) {
+	pending, err := o.tx.readRun(ctx, sqlLast, run.Flight, run.Hook)
 	if err != nil {
 		return runner.Run{}, err
 	}
@@ -184,24 +169,28 @@ func (s *SQLite) joinQueued(ctx context.Context, tx *statements, run runner.Run,
 	if err != nil {
 		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
 	}
-	return tx.readRun(ctx, sqlJoin, pending.ID, run.Caller, string(params), in.Trace, in.Stdin, string(names),
-		s.Uptime().Microseconds(), run.OnInterrupted)
+	return o.tx.readRun(ctx, sqlJoin, pending.ID, run.Caller, string(params), o.feed.Trace, o.feed.Stdin, string(names),
+		o.Uptime().Microseconds(), run.OnInterrupted)
 }
 
-func (s *SQLite) insertRun(ctx context.Context, tx *statements, r runner.Run, place int, in runner.Feed) error {
+func (o *admission) insertRun(ctx context.Context, r runner.Run, place int) error {
 	params, err := json.Marshal(r.Params)
 	if err != nil {
 		return fmt.Errorf("writing the parameters: %w", err)
 	}
-	_, err = tx.execute(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
-		micros(r.Created), micros(r.Started), in.Trace, in.Stdin, r.RerunOf, r.Attempt, r.Boot,
-		s.Uptime().Microseconds(), r.OnInterrupted)
+	_, err = o.tx.execute(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
+		micros(r.Created), micros(r.Started), o.feed.Trace, o.feed.Stdin, r.RerunOf, r.Attempt, r.Boot,
+		o.Uptime().Microseconds(), r.OnInterrupted)
 	return err
 }
 
+// errStartsAgain is runner.ErrUnknown for a delivery that was claimed before and whose run did not succeed.
+var errStartsAgain = fmt.Errorf("%w: its run did not succeed", runner.ErrUnknown)
+
 // findClaimed returns the run that a delivery to the hook started, or runner.ErrReused or runner.ErrOtherBody, or
-// runner.ErrUnknown if the delivery may start a run. If the run was pruned, only its id and hook are set.
+// runner.ErrUnknown if the delivery may start a run: errStartsAgain if it did before. If the run was pruned, only its id and hook are set.
 func findClaimed(ctx context.Context, from *statements, hook string, c runner.Claim) (runner.Run, error) {
+	unknown := runner.ErrUnknown
 	for i, key := range claimKeys(c) {
 		var id string
 		var body []byte
@@ -224,11 +213,12 @@ func findClaimed(ctx context.Context, from *statements, hook string, c runner.Cl
 			run, err = followReruns(ctx, from, run)
 		}
 		if err == nil && c.UntilSuccess && run.MayStartAgain() {
+			unknown = errStartsAgain
 			continue
 		}
 		return run, err
 	}
-	return runner.Run{}, runner.ErrUnknown
+	return runner.Run{}, unknown
 }
 
 // followReruns returns the latest run that was queued without a request because run was interrupted, or run. If that

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"sallyport/runner"
-	"sallyport/runner/hook"
 )
 
 const (
@@ -86,7 +85,7 @@ func (s *SQLite) Pauses(ctx context.Context) (list []runner.Pause, err error) {
 	return list, err
 }
 
-func (s *SQLite) readPauses(ctx context.Context, from *statements, query string, args ...any) (
+func (c *clocks) readPauses(ctx context.Context, from *statements, query string, args ...any) (
 	list []runner.Pause, err error,
 ) {
 	err = from.eachRow(ctx, func(rows *sql.Rows) error {
@@ -98,7 +97,7 @@ func (s *SQLite) readPauses(ctx context.Context, from *statements, query string,
 		p.Since, p.Length = timeOf(since), time.Duration(length)*time.Microsecond
 		p.EndsUp = time.Duration(ends) * time.Microsecond
 		if length > 0 {
-			p.Until = timeOf(micros(s.now().Add(p.EndsUp - s.Uptime())))
+			p.Until = timeOf(micros(c.now().Add(p.EndsUp - c.Uptime())))
 		}
 		list = append(list, p)
 		return nil
@@ -109,13 +108,11 @@ func (s *SQLite) readPauses(ctx context.Context, from *statements, query string,
 // queuePaused records a run of a paused hook behind the others, by the policy. A hook that queues nothing refuses it
 // with *runner.Paused, and so does a full queue. The run in progress is not stopped: it would end for nothing. A run
 // that repeats an interrupted one is queued by every hook.
-func (s *SQLite) queuePaused(
-	ctx context.Context, tx *statements, pause runner.Pause, run runner.Run, p hook.Policy, in runner.Feed,
-) (runner.Admission, error) {
-	a, err := s.queueRun(ctx, tx, runner.Run{}, run, p, in)
+func (o *admission) queuePaused(ctx context.Context, pause runner.Pause, run runner.Run) (runner.Admission, error) {
+	a, err := o.queueRun(ctx, runner.Run{}, run)
 	var full *runner.Busy
 	if errors.As(err, &full) && run.Attempt == 0 {
-		return a, &runner.Paused{Pause: pause, Left: max(pause.EndsUp-s.Uptime(), 0)}
+		return a, &runner.Paused{Pause: pause, Left: max(pause.EndsUp-o.Uptime(), 0)}
 	}
 	return a, err
 }
