@@ -57,25 +57,32 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 		return s.answerHandshake(w, req, at, meant, who.Handshake)
 	}
 	noteUnpaid(meant, seen)
+	d := &verified{s, who, unverified}
 	if len(at.hooks) > 1 {
-		return s.startEach(w, r, req, who, meant, unverified)
+		return d.startEach(w, r, req, meant)
 	}
-	return s.startMeant(w, r, req, who, meant[0], unverified)
+	return d.startMeant(w, r, req, meant[0])
+}
+
+// verified is a delivery of a known caller.
+type verified struct {
+	*service
+
+	who  *auth.Identity
+	body *unverified
 }
 
 // startMeant has the steps of a delivery to one hook, after its caller is known to have the right to start it.
-func (s *service) startMeant(
-	w http.ResponseWriter, r *http.Request, req *request, who *auth.Identity, one candidate, body *unverified,
-) error {
+func (v *verified) startMeant(w http.ResponseWriter, r *http.Request, req *request, one candidate) error {
 	h := one.hook
-	if len(body.bytes) > int(h.Body.Max) { // the path accepts as much as the hook with the largest bound
+	if len(v.body.bytes) > int(h.Body.Max) { // the path accepts as much as the hook with the largest bound
 		return refuseTooLarge(w, h.Body)
 	}
-	in, err := openDelivery(r, body.bytes, who, h)
+	in, err := openDelivery(r, v.body.bytes, v.who, h)
 	if err != nil {
 		return err
 	}
-	if isIgnored, err := s.checkConditions(w, req, one, in); isIgnored || err != nil {
+	if isIgnored, err := v.checkConditions(w, req, one, in); isIgnored || err != nil {
 		return err
 	}
 	values, err := bindParameters(in, h)
@@ -84,32 +91,30 @@ func (s *service) startMeant(
 	}
 	req.params = audit.Digest(values)
 	if one.unpaid {
-		if err := s.limits.limitCaller(w, who); err != nil {
+		if err := v.limits.limitCaller(w, v.who); err != nil {
 			return err
 		}
 	}
 	d := runner.Delivery{
-		Hook: h, Caller: who.Caller, Values: values, Claim: one.claim, Repeated: one.repeated, Body: in.Body,
+		Hook: h, Caller: v.who.Caller, Values: values, Claim: one.claim, Repeated: one.repeated, Body: in.Body,
 		Trace: validTraceparent(r.Header),
 	}
 	if req.observed {
-		return s.answerObserved(w, r, req, d)
+		return v.answerObserved(w, r, req, d)
 	}
-	return s.startRun(w, r, req, who, d, body)
+	return v.startRun(w, r, req, d)
 }
 
 // startRun starts a run, queues it or refuses it, and answers.
-func (s *service) startRun(
-	w http.ResponseWriter, r *http.Request, req *request, who *auth.Identity, d runner.Delivery, body *unverified,
-) error {
-	started, err := s.runner.Start(r.Context(), d)
-	body.releaseRoom() // the answer may wait for minutes
+func (v *verified) startRun(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
+	started, err := v.runner.Start(r.Context(), d)
+	v.body.releaseRoom() // the answer may wait for minutes
 	wait := parsePreferWait(r.Header)
 	if err != nil {
-		return s.answers.answerNotStarted(w, r, req, wait, err)
+		return v.answers.answerNotStarted(w, r, req, wait, err)
 	}
-	s.proved.noteAccepted(r, who, s.now())
-	return s.answers.answerStarted(w, r, req, started, wait)
+	v.proved.noteAccepted(r, v.who, v.now())
+	return v.answers.answerStarted(w, r, req, started, wait)
 }
 
 // judgeDelivery authenticates a delivery once its body is complete, which may have taken minutes. It uses the

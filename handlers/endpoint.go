@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 
-	"sallyport/auth"
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
 	"sallyport/runner"
@@ -125,26 +124,22 @@ type hookAnswer struct {
 // startEach hands a delivery to each hook, one after the other, and answers with a list of their answers. It does not
 // wait for the end of a run. A hook that does not accept the delivery does not keep the others from it, and the claims
 // are those of each hook, so a retry starts only those that have not started.
-func (s *service) startEach(
-	w http.ResponseWriter, r *http.Request, req *request, who *auth.Identity, meant []candidate, u *unverified,
-) error {
+func (v *verified) startEach(w http.ResponseWriter, r *http.Request, req *request, meant []candidate) error {
 	answers := make([]hookAnswer, len(meant))
 	for i, one := range meant {
-		answers[i] = s.startOne(r, *req, who, one, u)
+		answers[i] = v.startOne(r, *req, one)
 	}
 	return answerAll(w, req, answers)
 }
 
 // startOne hands a delivery to one of several hooks. part is a copy of the request for the log lines of that hook.
-func (s *service) startOne(
-	r *http.Request, part request, who *auth.Identity, one candidate, u *unverified,
-) hookAnswer {
+func (v *verified) startOne(r *http.Request, part request, one candidate) hookAnswer {
 	part.hook, part.leave = one.hook.Name, nil
 	ctx := context.WithValue(r.Context(), requestKey{}, &part)
 	r = r.Clone(audit.WithRequest(ctx, part.auditLine))
 	r.Header.Del("Prefer")
 	w := &answerBuffer{header: http.Header{}}
-	if err := s.startMeant(w, r, &part, who, one, u); err != nil {
+	if err := v.startMeant(w, r, &part, one); err != nil {
 		writeProblem(w, &part, err)
 	}
 	part.status = w.status

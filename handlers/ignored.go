@@ -22,7 +22,7 @@ type ignored struct {
 
 // checkConditions answers a delivery that a condition of the hook excludes. A delivery that the hook has accepted
 // before is not checked again: it gets the answer to a replay, although parts of it that are not signed may differ.
-func (s *service) checkConditions(w http.ResponseWriter, req *request, c candidate, in hook.Input) (bool, error) {
+func (v *verified) checkConditions(w http.ResponseWriter, req *request, c candidate, in hook.Input) (bool, error) {
 	if c.isRepeated() {
 		return false, nil
 	}
@@ -30,19 +30,19 @@ func (s *service) checkConditions(w http.ResponseWriter, req *request, c candida
 	if err != nil || why == "" {
 		return false, err
 	}
-	s.answerIgnored(w, req, c, why)
+	v.answerIgnored(w, req, c, why)
 	return true, nil
 }
 
-func (s *service) answerIgnored(w http.ResponseWriter, req *request, c candidate, why string) {
+func (v *verified) answerIgnored(w http.ResponseWriter, req *request, c candidate, why string) {
 	if req.observed {
 		req.reason = why
 		writeObservation(w, req, observation{Would: ignoredKind, Status: http.StatusOK, Reason: why})
 		return
 	}
 	req.kind, req.reason = ignoredKind, "ignored: "+why
-	s.ignored.countOne(req.hook)
-	s.ignoredBefore.add(c)
+	v.ignored.countOne(req.hook)
+	v.ignoredBefore.add(c)
 	answer := ignored{true, req.hook, why}
 	if c.hook.Unauthenticated {
 		answer = ignored{Ignored: true}

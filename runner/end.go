@@ -71,7 +71,7 @@ func (d *driver) recordEnd(ctx context.Context, s State, e End, c AfterClaims) (
 			return err
 		})
 		if err == nil && faulty && next == nil {
-			d.gate.goWork(func() { d.resumePromoted(ctx) })
+			d.gate.goWork(func() { resumePromoted(ctx, d.Runner, d.run.Flight) })
 		}
 		if err == nil {
 			return ended, next
@@ -87,20 +87,6 @@ func (d *driver) recordEnd(ctx context.Context, s State, e End, c AfterClaims) (
 			return ended, nil
 		}
 		<-time.After(recordRetryPause) // the command has ended; only the store does not have the end yet
-	}
-}
-
-// resumePromoted has the run of the flight driven that was promoted before the promotion could be returned because of a
-// fault of the program.
-func (d *driver) resumePromoted(ctx context.Context) {
-	active, err := d.store.Active(ctx)
-	if err != nil {
-		d.log.Error("promoted run not looked up", "flight", d.run.Flight, "error", err)
-	}
-	for _, run := range active {
-		if run.State == Running && run.Flight == d.run.Flight {
-			resumeRunLater(ctx, d.Runner, run)
-		}
 	}
 }
 

@@ -78,6 +78,20 @@ func resumeRunLater(ctx context.Context, r *Runner, run Run) {
 	}
 }
 
+// resumePromoted has the run of a flight driven that was promoted before the promotion could be returned because of a
+// fault of the program.
+func resumePromoted(ctx context.Context, r *Runner, flight string) {
+	active, err := r.store.Active(ctx)
+	if err != nil {
+		r.log.Error("promoted run not looked up", "flight", flight, "error", err)
+	}
+	for _, run := range active {
+		if run.State == Running && run.Flight == flight {
+			resumeRunLater(ctx, r, run)
+		}
+	}
+}
+
 // adoptRun follows a run that an earlier server started.
 func (d *driver) adoptRun(ctx context.Context) {
 	d.log.Info("run adopted", "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller)
