@@ -85,11 +85,8 @@ func (s *Scheme) IsUnsignedTest(h http.Header, body []byte) bool {
 
 // textMember returns a member of the body that an answer needs, and records a defect if it is missing.
 func (h *Handshake) textMember(body any, path ...string) string {
-	for _, name := range path {
-		members, _ := body.(map[string]any)
-		body = members[name]
-	}
-	text, _ := body.(string)
+	found, _ := strictjson.Lookup(body, path...)
+	text, _ := found.(string)
 	if text == "" {
 		h.Defect = fmt.Sprintf("The %s of %s is missing.", path[len(path)-1], h.Event)
 	}

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -85,7 +84,7 @@ func explainedExit(e *handlers.Explanation) error {
 func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Request, []byte, error) {
 	body, err := []byte(cmd.Data), error(nil)
 	if cmd.DataFile != "" {
-		body, err = readInput(cmd.DataFile, s.In)
+		body, err = cli.ReadInput(cmd.DataFile, s.In)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -95,7 +94,7 @@ func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Requ
 	case cmd.File != "" && len(body) > 0:
 		return nil, nil, errors.New("--data and --data-file are for --path: the file of -f has the body")
 	case cmd.File != "":
-		text, err := readInput(cmd.File, s.In)
+		text, err := cli.ReadInput(cmd.File, s.In)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -126,13 +125,6 @@ func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Requ
 		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
 	}
 	return r, body, nil
-}
-
-func readInput(name string, stdin io.Reader) ([]byte, error) {
-	if name == "-" {
-		return io.ReadAll(stdin)
-	}
-	return os.ReadFile(name)
 }
 
 // laterVersion matches a request line with a version of HTTP whose requests have no such text.

@@ -194,13 +194,18 @@ func (c *credential) makeBodySigner(key []byte) (client.Signer, error) {
 }
 
 func (p *payload) readBody(in io.Reader) ([]byte, error) {
-	switch p.DataFile {
-	case "":
+	if p.DataFile == "" {
 		return []byte(p.Data), nil
-	case "-":
-		return io.ReadAll(in)
 	}
-	return os.ReadFile(p.DataFile)
+	return ReadInput(p.DataFile, in)
+}
+
+// ReadInput returns the content of a file that a flag names; - is stdin.
+func ReadInput(name string, stdin io.Reader) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(stdin)
+	}
+	return os.ReadFile(name)
 }
 
 // transport is the flags that say how to reach a server.
