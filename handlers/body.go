@@ -201,6 +201,10 @@ func checkEncoding(r *http.Request) error {
 
 func refuseTooLarge(w http.ResponseWriter, bound hook.BodySpec) error {
 	w.Header().Set("Connection", "close") // so that the rest is not read
+	return tooLarge(bound)
+}
+
+func tooLarge(bound hook.BodySpec) error {
 	return &refusal{
 		status: http.StatusRequestEntityTooLarge, kind: "too-large",
 		detail: "The body is larger than the " + bound.Max.String() + " that this hook accepts.",

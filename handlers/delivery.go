@@ -75,9 +75,6 @@ type verified struct {
 // startMeant has the steps of a delivery to one hook, after its caller is known to have the right to start it.
 func (v *verified) startMeant(w http.ResponseWriter, r *http.Request, req *request, one candidate) error {
 	h := one.hook
-	if len(v.body.bytes) > int(h.Body.Max) { // the path accepts as much as the hook with the largest bound
-		return refuseTooLarge(w, h.Body)
-	}
 	in, err := openDelivery(r, v.body.bytes, v.who, h)
 	if err != nil {
 		return err
@@ -168,6 +165,9 @@ func forbidden(caller, what string) error {
 
 // openDelivery decodes the query, and the body if the hook reads it.
 func openDelivery(r *http.Request, body []byte, who *auth.Identity, h *hook.Hook) (hook.Input, error) {
+	if len(body) > int(h.Body.Max) { // the path accepts as much as the hook with the largest bound
+		return hook.Input{}, tooLarge(h.Body)
+	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return hook.Input{}, malformed("The query is malformed.")

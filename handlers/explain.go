@@ -161,10 +161,7 @@ func (e *explainer) checkRequest(bound hook.BodySpec) error {
 		return err
 	}
 	if len(e.body) > int(bound.Max) {
-		return &refusal{
-			status: http.StatusRequestEntityTooLarge,
-			detail: "The body is larger than the " + bound.Max.String() + " that this hook accepts.",
-		}
+		return tooLarge(bound)
 	}
 	return nil
 }
@@ -237,7 +234,7 @@ func (e *explainer) explainHook(one candidate, who *auth.Identity) {
 		e.refuse(step("body"), err)
 		return
 	}
-	why, err := h.WhyIgnored(in)
+	why, err := one.whyIgnored(in)
 	if err != nil {
 		e.refuse(step("conditions"), err)
 		return
@@ -247,7 +244,7 @@ func (e *explainer) explainHook(one candidate, who *auth.Identity) {
 		e.countStatus(http.StatusOK)
 		return
 	}
-	if len(h.When()) > 0 {
+	if len(h.When()) > 0 && !one.isRepeated() {
 		e.add(step("conditions"), "all hold")
 	}
 	values, err := bindParameters(in, h)

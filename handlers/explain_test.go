@@ -65,6 +65,7 @@ func TestExplain_SameAsServer(t *testing.T) {
 	ended := func(d delivery) delivery { return with(d, "Prefer", "wait=60") }
 	h.explained(ended(h.by("good", "new")), http.StatusOK, "start result: would be started (200)")
 	h.explained(ended(h.by("good", "new")), http.StatusOK, "start replay: delivery accepted before")
+	h.explained(h.by("good", "new").to("/start?stage=1"), http.StatusOK, "start replay: delivery accepted before")
 	h.explained(ended(h.by("ci", "{}")), http.StatusOK, "credential: caller ci, jwt, key 1")
 	h.explained(h.by("ci", "{}").to("/hooks/other"), http.StatusUnauthorized, "replay: refused with 401")
 	h.explained(h.by("ci", "[]").to("/hooks/other"), http.StatusForbidden, "caller ci may not start this hook")

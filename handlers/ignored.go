@@ -20,13 +20,18 @@ type ignored struct {
 	Reason  string `json:"reason,omitempty"`
 }
 
-// checkConditions answers a delivery that a condition of the hook excludes. A delivery that the hook has accepted
+// whyIgnored returns why a delivery is not meant for the hook, or an empty text. A delivery that the hook has accepted
 // before is not checked again: it gets the answer to a replay, although parts of it that are not signed may differ.
-func (v *verified) checkConditions(w http.ResponseWriter, req *request, c candidate, in hook.Input) (bool, error) {
+func (c candidate) whyIgnored(in hook.Input) (string, error) {
 	if c.isRepeated() {
-		return false, nil
+		return "", nil
 	}
-	why, err := c.hook.WhyIgnored(in)
+	return c.hook.WhyIgnored(in)
+}
+
+// checkConditions answers a delivery that a condition of the hook excludes.
+func (v *verified) checkConditions(w http.ResponseWriter, req *request, c candidate, in hook.Input) (bool, error) {
+	why, err := c.whyIgnored(in)
 	if err != nil || why == "" {
 		return false, err
 	}

@@ -251,6 +251,7 @@ func TestPath_DifferentCallers(t *testing.T) {
 	long := `{"ref":"refs/heads/main","x":"` + strings.Repeat("x", 3<<19) + `"}`
 	_, did, _ = h.shares(http.StatusRequestEntityTooLarge, h.signed("good", "", long)) // the bound of push is larger
 	h.did(map[string]string{"all": "too-large", "push": "ran"}, did)
+	h.explained(h.signed("good", "", long), http.StatusRequestEntityTooLarge, "all body: refused with 413")
 	h.answers(http.StatusRequestEntityTooLarge, h.signed("good", "", long+strings.Repeat(" ", 1<<19)))
 }
 
