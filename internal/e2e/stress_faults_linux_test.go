@@ -154,7 +154,7 @@ func (s *stress) handOver(r *rand.Rand) {
 	case pids[0] == old: // it takes everything back and serves again
 		s.isServing(0)
 	default:
-		s.waitUntil("the next server to serve", func() bool { return s.isServing(from) || len(s.servers()) == 0 })
+		s.awaitServer(from) // the next one ends, too, if the old one was killed before it was ready
 	}
 }
 

@@ -299,7 +299,12 @@ func (s *stress) run() {
 		})
 	}
 	defer senders.Wait()
-	defer close(over)
+	defer func() {
+		close(over)
+		if s.t.Failed() { // a step has failed, and there may be no server that answers the senders
+			s.broken.Store(true)
+		}
+	}()
 	for k := 0; time.Since(s.began) < stressRound && !s.broken.Load(); k++ {
 		op, r := s.plan.faultOp(k)
 		pauseRandomly(r, 20*time.Millisecond, 500*time.Millisecond)
