@@ -102,15 +102,30 @@ func importCredential(p ruleParts, n *hookNotes) *credential {
 			c = one
 			continue
 		}
-		more := one.secrets
+		secret := one.secrets[0]
 		if one.secrets = c.secrets; !one.isSame(c) {
 			n.refuse(l.at, "is an alternative in another form: write a second caller for it")
 			return nil
 		}
-		c.secrets = append(c.secrets, more...)
+		if slices.Contains(c.secrets, secret) {
+			continue
+		}
+		if c.kind == "hmac" && !l.isSameSignature(&p.credentials[0][0]) {
+			n.refuse(l.at, "is a secret for another header or another hash than the first alternative: "+
+				"each would be accepted for both, so write a second caller for it")
+			return nil
+		}
+		c.secrets = append(c.secrets, secret)
 	}
 	c.from = p.networks
 	return c
+}
+
+// isSameSignature reports whether two leaves compare the same header, or parameter, with a value of the same hash.
+func (l *leaf) isSameSignature(other *leaf) bool {
+	hash := func(l *leaf) string { return strings.Replace(string(l.Type), "-hash-", "-hmac-", 1) }
+	return hash(l) == hash(other) && l.Parameter.source() == other.Parameter.source() &&
+		canonicalHeader(string(l.Parameter.Name)) == canonicalHeader(string(other.Parameter.Name))
 }
 
 func (l *leaf) readCredential(n *hookNotes) *credential {

@@ -38,10 +38,12 @@ func valuePath(a argument, body bodyForm) string {
 		name = strings.TrimPrefix(name, payloadField)
 	}
 	path := "body"
-	for i, step := range strings.Split(name, ".") {
+	steps := strings.Split(name, ".")
+	if body == bodyIsJSON && len(steps) > 1 && steps[0] == "root" && digits.MatchString(steps[1]) {
+		steps = steps[1:] // root is the name of a list that is the whole body
+	}
+	for _, step := range steps {
 		switch {
-		case i == 0 && step == "root" && name != "root":
-			// the list that is the whole body
 		case digits.MatchString(step):
 			path += "[" + step + "]"
 		default:

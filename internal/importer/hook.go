@@ -50,6 +50,10 @@ func (f *file) importHook(position int, parsed any) {
 	if c != nil && slices.ContainsFunc(c.secrets, isPartTemplate) {
 		n.refuse("trigger-rule", "has a secret of which only a part is a template: write the whole secret to a file")
 	}
+	if c != nil && c.kind == "hmac" && len(c.secrets) > 1 && !h.SoftFailures {
+		n.note("trigger-rule", "without trigger-signature-soft-failures, a signature by another secret than the first "+
+			"was an error; each secret is accepted now")
+	}
 	b := &binder{body: body, secretHeader: "Authorization", notes: n}
 	if c != nil && c.kind == "token" {
 		b.secretHeader = c.header

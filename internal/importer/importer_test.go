@@ -2,6 +2,7 @@ package importer_test
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -198,5 +199,161 @@ func TestImport_PartOfSecret(t *testing.T) {
 		if err == nil && (len(result.Secrets) > 0 || strings.Contains(string(result.YAML), "hmac")) {
 			t.Errorf("%s: secrets %v\n%s", secret, result.Secrets, result.YAML)
 		}
+	}
+}
+
+// importRule imports one hook with a rule, and returns the result and the hook of the configuration.
+func importRule(t *testing.T, trigger map[string]any, more map[string]any) (*importer.Result, map[string]any) {
+	t.Helper()
+	hook := map[string]any{"id": "a", "execute-command": "/bin/true", "trigger-rule": trigger}
+	maps.Copy(hook, more)
+	hooks, err := json.Marshal([]any{hook})
+	if err != nil {
+		t.Fatal(err)
+	}
+	result, err := importer.Import(hooks, "secrets")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Hooks map[string]map[string]any `yaml:"hooks"`
+	}
+	if err := yaml.Unmarshal(result.YAML, &config); err != nil {
+		t.Fatal(err)
+	}
+	return result, config.Hooks["a"]
+}
+
+func matchRule(kind, text, source, name string) map[string]any {
+	field := map[string]string{"value": "value", "regex": "regex"}[kind]
+	if field == "" {
+		field = "secret"
+	}
+	return map[string]any{"match": map[string]any{
+		"type": kind, field: text, "parameter": map[string]any{"source": source, "name": name},
+	}}
+}
+
+// TestImport_SecretUnderAnyName: a comparison with a secret, under whatever name, becomes a token of a caller, or the
+// hook is refused. The secret is never a condition, where it would lie in the configuration.
+func TestImport_SecretUnderAnyName(t *testing.T) {
+	t.Parallel()
+	const drawn = "f3a9c1e5b2d4f60a8c0e"
+	for _, c := range []struct{ kind, text, source, name string }{
+		{"value", "open-sesame-open", "url", "auth"},
+		{"value", "open-sesame-open", "url", "pass"},
+		{"value", "open-sesame-open", "query", "code"},
+		{"value", "open-sesame-open", "url", "key"},
+		{"value", "open-sesame-open", "url", "accessKey"},
+		{"value", "open-sesame-open", "header", "X-Anything"},
+		{"value", "open-sesame-open", "payload", "auth"},
+		{"value", "open-sesame-open", "payload", "hook.pass"},
+		{"value", "open-sesame-open", "payload", "config.userPwd"},
+		{"value", "open-sesame-open", "payload", "data.code"},
+		{"value", drawn, "url", "x"},
+		{"value", drawn, "header", "User-Agent"},
+		{"value", drawn, "payload", "id"},
+		{"value", "7f0e6b1c-2f1c-4c5e-9a55-0c3b8a9d1e2f", "url", "hook"},
+		{"regex", "^" + drawn + "$", "url", "x"},
+		{"regex", "^open", "payload", "auth"},
+	} {
+		t.Run(c.source+" "+c.name, func(t *testing.T) {
+			t.Parallel()
+			result, hook := importRule(t, matchRule(c.kind, c.text, c.source, c.name), nil)
+			switch {
+			case result.Refused() == 0 && (hook["callers"] == nil || hook["when"] != nil):
+				t.Errorf("the hook is\n%s", result.YAML)
+			case c.source == "payload" && result.Refused() == 0:
+				t.Errorf("a secret in the body is imported:\n%s", result.YAML)
+			case strings.Contains(string(result.YAML), c.text):
+				t.Errorf("the configuration has the secret:\n%s", result.YAML)
+			}
+		})
+	}
+}
+
+// TestImport_PublicValues: a comparison with a value that is no secret stays a condition, also beside a credential.
+func TestImport_PublicValues(t *testing.T) {
+	t.Parallel()
+	signed := matchRule("payload-hmac-sha256", "mysecret-and-more-1", "header", "X-Hub-Signature-256")
+	for _, c := range []struct {
+		text, source, name string
+		signed             bool
+	}{
+		{"refs/heads/release-2026", "payload", "ref", false},
+		{"v1.2.3-rc1", "payload", "release.tag_name", false},
+		{"production", "url", "env", false},
+		{"push", "header", "X-Event", false},
+		{"true", "payload", "bypass", false},
+		{"OPS-12", "payload", "issue.key", true},
+		{"200", "payload", "result.code", true},
+		{"7f0e6b1c-2f1c-4c5e-9a55-0c3b8a9d1e2f", "payload", "repository.uuid", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			rule := matchRule("value", c.text, c.source, c.name)
+			if c.signed {
+				rule = map[string]any{"and": []any{signed, rule}}
+			}
+			result, hook := importRule(t, rule, nil)
+			if result.Refused() > 0 || hook["when"] == nil || (hook["callers"] != nil) != c.signed {
+				t.Errorf("%v\n%s", result.Notes, result.YAML)
+			}
+		})
+	}
+}
+
+// TestImport_AlternativeSecrets: secrets of which one must sign become keys of one caller only if they are for the same
+// header and hash. Each key of a caller is accepted wherever one is.
+func TestImport_AlternativeSecrets(t *testing.T) {
+	t.Parallel()
+	sign := func(hash, secret, header string) any {
+		return matchRule("payload-hmac-"+hash, "mysecret-and-more-"+secret, "header", header)
+	}
+	soft := map[string]any{"trigger-signature-soft-failures": true}
+	for name, c := range map[string]struct {
+		one, other any
+		keys       int // 0: refused
+	}{
+		"same header":            {sign("sha256", "1", "X-Hub-Signature-256"), sign("sha256", "2", "x-hub-signature-256"), 2},
+		"two headers of GitHub":  {sign("sha1", "1", "X-Hub-Signature"), sign("sha256", "2", "X-Hub-Signature-256"), 0},
+		"the same secret, twice": {sign("sha1", "1", "X-Hub-Signature"), sign("sha256", "1", "X-Hub-Signature-256"), 1},
+		"two hashes":             {sign("sha256", "1", "X-S"), sign("sha512", "2", "X-S"), 0},
+		"two headers":            {sign("sha256", "1", "X-S"), sign("sha256", "2", "X-T"), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			result, hook := importRule(t, map[string]any{"or": []any{c.one, c.other}}, soft)
+			if c.keys == 0 && result.Refused() == 0 || c.keys > 0 && (hook == nil || len(result.Secrets) != c.keys) {
+				t.Errorf("want %d keys: %v\n%s", c.keys, result.Notes, result.YAML)
+			}
+		})
+	}
+	result, _ := importRule(t, map[string]any{"or": []any{
+		sign("sha256", "1", "X-Hub-Signature-256"), sign("sha256", "2", "X-Hub-Signature-256"),
+	}}, nil)
+	if len(result.Notes) != 1 || !strings.Contains(result.Notes[0].Text, "each secret is accepted now") {
+		t.Errorf("without soft failures, the notes are %v", result.Notes)
+	}
+}
+
+// TestImport_RootOfPayload: root stands for a list that is the whole body if a position follows, and is a member of an
+// object otherwise.
+func TestImport_RootOfPayload(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"root.1.event": "body[1].event", "root.0": "body[0]", "root.x": "body.root.x", "root": "body.root",
+		"rooted.0": "body.rooted[0]", "a.root.0": "body.a.root[0]",
+	} {
+		_, hook := importRule(t, matchRule("value", "x", "payload", name), nil)
+		when, ok := hook["when"].(map[string]any)
+		if !ok || when[want] == nil {
+			t.Errorf("%s becomes %v, want %s", name, hook, want)
+		}
+	}
+	form := map[string]any{"parse-parameters-as-json": []any{map[string]any{"source": "payload", "name": "payload"}}}
+	_, hook := importRule(t, matchRule("value", "x", "payload", "payload.root.0"), form)
+	if when, ok := hook["when"].(map[string]any); !ok || when["body.root[0]"] == nil {
+		t.Errorf("payload.root.0 of a form becomes %v", hook)
 	}
 }

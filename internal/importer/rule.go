@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // leaf is a match of a rule, or its negation.
@@ -58,9 +59,13 @@ func flattenRule(r *rule, negated bool, at string, n *hookNotes) []alternatives 
 	return []alternatives{either}
 }
 
-// secretName matches the names of values that are secrets. A header may also be one under another name.
+// Names of values. A value with a secret name is a secret. One with a suspect name is a secret if it looks like one, or
+// if nothing else in the rule is. A header may also be a secret under another name.
 var (
-	secretName   = regexp.MustCompile(`(?i)(token|secret|passw|api[-_]?key|access[-_]?key|(^|\.)key$)`)
+	secretName = regexp.MustCompile(
+		`(?i:token|secret|passw|passphrase|credential|api[-_]?key|access[-_]?key|(?:^|[._-])(?:auth|pass|pwd)$)` +
+			`|[a-z](?:Auth|Pass|Pwd)$`)
+	suspectName  = regexp.MustCompile(`(?i:(?:^|[._-])(?:key|code|pin|sig|signature|hash)$)|[a-z](?:Key|Code|Pin)$`)
 	secretHeader = regexp.MustCompile(`(?i)(^authorization$|-auth$)`)
 	publicHeader = regexp.MustCompile(`(?i)(event|trigger|action|resource|topic|content-type|user-agent)`)
 )
@@ -79,10 +84,42 @@ func (l *leaf) credentialKind() string {
 		return "request"
 	case source == "string":
 		return "string"
-	case secretName.MatchString(name) || source == "header" && secretHeader.MatchString(name):
+	case secretName.MatchString(name), source == "header" && secretHeader.MatchString(name),
+		suspectName.MatchString(name) && l.hasSecretText():
 		return "token"
 	}
 	return "condition"
+}
+
+// hasSecretText reports whether the text of a comparison looks as if it was drawn by lot: letters and digits alternate.
+// A template stands for a secret.
+func (l *leaf) hasSecretText() bool {
+	text := string(l.Value)
+	if l.Type == "regex" {
+		text = string(l.Regex)
+	}
+	length, changes, last := 0, 0, rune(0)
+	for _, r := range text {
+		class := rune('a')
+		switch {
+		case unicode.IsSpace(r):
+			return false
+		case unicode.IsDigit(r):
+			class = '0'
+		case !unicode.IsLetter(r):
+			continue
+		}
+		if length++; last != 0 && class != last {
+			changes++
+		}
+		last = class
+	}
+	return length >= 12 && changes >= 3 || strings.Contains(text, templateMark)
+}
+
+// isSecret reports whether a comparison can only be one with a secret, if nothing else in the rule is a credential.
+func (l *leaf) isSecret() bool {
+	return !l.negated && (l.hasSecretText() || l.Type == "value" && suspectName.MatchString(string(l.Parameter.Name)))
 }
 
 // source returns the source, of which some have two names.
@@ -109,7 +146,7 @@ func splitRule(r *rule, n *hookNotes) (p ruleParts) {
 	for _, part := range flattenRule(r, false, "trigger-rule", n) {
 		p.addPart(part, n)
 	}
-	p.findTokenHeader()
+	p.findSecrets(n)
 	return p
 }
 
@@ -174,20 +211,44 @@ func (p *ruleParts) addNetworks(part alternatives, n *hookNotes) {
 	p.networksAt = part[0].at
 }
 
-// findTokenHeader takes the one condition on a header that can only be a secret, because nothing else in the rule is
-// one.
-func (p *ruleParts) findTokenHeader() {
+// findSecrets takes the conditions that can only be secrets, because nothing else in the rule is one: those that look
+// so, or else the first one on a header.
+func (p *ruleParts) findSecrets(n *hookNotes) {
 	if len(p.credentials) > 0 {
 		return
 	}
-	isToken := func(part alternatives) bool {
-		return !slices.ContainsFunc(part, func(l leaf) bool {
-			return l.Parameter.source() != "header" || l.Type != "value" || l.negated ||
-				publicHeader.MatchString(string(l.Parameter.Name))
-		})
+	for _, part := range p.conditions {
+		switch secrets := countIf(part, (*leaf).isSecret); secrets {
+		case 0:
+		case len(part):
+			p.credentials = append(p.credentials, part)
+		default:
+			n.refuse(part[0].at, "is an alternative to a secret or to what looks like one: write a hook for each alternative")
+		}
 	}
-	if i := slices.IndexFunc(p.conditions, isToken); i >= 0 {
+	p.conditions = slices.DeleteFunc(p.conditions, func(part alternatives) bool { return part[0].isSecret() })
+	if len(p.credentials) > 0 {
+		return
+	}
+	if i := slices.IndexFunc(p.conditions, alternatives.areHeader); i >= 0 {
 		p.credentials = append(p.credentials, p.conditions[i])
 		p.conditions = slices.Delete(p.conditions, i, i+1)
 	}
+}
+
+// areHeader reports whether all alternatives compare headers that no sender uses for something public.
+func (a alternatives) areHeader() bool {
+	return countIf(a, func(l *leaf) bool {
+		return l.Parameter.source() == "header" && l.Type == "value" && !l.negated &&
+			!publicHeader.MatchString(string(l.Parameter.Name))
+	}) == len(a)
+}
+
+func countIf(a alternatives, is func(*leaf) bool) (n int) {
+	for i := range a {
+		if is(&a[i]) {
+			n++
+		}
+	}
+	return n
 }
