@@ -13,7 +13,8 @@ import (
 	"sallyport/internal/diag"
 )
 
-// Hook is a Spec that was checked and compiled. It never changes. Like Spec, it has a field for each key of a hook.
+// Hook is a Spec that was checked and compiled. It never changes. It has many fields because, like Spec, it has one for
+// each key of a hook.
 type Hook struct {
 	Name            string
 	Path            string
@@ -136,7 +137,7 @@ func (h *Hook) checkDashes(v Values) (problems []ParamProblem) {
 
 // checkDefaults refuses a default because of which an argument would begin with "-": every delivery without the value
 // would be refused.
-func (h *Hook) checkDefaults(p *diag.List) {
+func (h draft) checkDefaults(p *diag.List) {
 	operands := false
 	for i, t := range h.command {
 		if len(t.holes) == 0 {
@@ -186,7 +187,7 @@ func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]
 			continue
 		}
 		h := compile(name, *specs[name], known, p.At(name))
-		h.checkNeighbours(paths[h.Path], p.At(name, "path"))
+		checkNeighbours(h, paths[h.Path], p.At(name, "path"))
 		paths[h.Path] = append(paths[h.Path], h)
 		hooks[name] = h
 	}
@@ -194,7 +195,7 @@ func Compile(specs map[string]*Spec, callers []string, p *diag.List) map[string]
 }
 
 // checkNeighbours checks a hook against the others of the same path.
-func (h *Hook) checkNeighbours(others []*Hook, p *diag.List) {
+func checkNeighbours(h *Hook, others []*Hook, p *diag.List) {
 	for _, other := range others {
 		if h.Unauthenticated || other.Unauthenticated {
 			p.Errorf("%s is already the path of the hook %s: "+
@@ -214,16 +215,19 @@ func (h *Hook) checkNeighbours(others []*Hook, p *diag.List) {
 	}
 }
 
+// draft is a hook that is being compiled: its methods check the spec, and set what the methods of a [Hook] only read.
+type draft struct{ *Hook }
+
 func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	fillDefaults(name, &s)
-	h := &Hook{
+	h := draft{&Hook{
 		Name: name, Path: s.Path, Unauthenticated: s.Unauthenticated, Keep: s.Keep,
 		Busy: Policy{Kind: PolicyKind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
 		RerunInterrupted: s.OnInterrupted == "rerun",
 		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body",
 		Body: s.Body, Output: s.Output,
 		spec: &s,
-	}
+	}}
 	h.checkPath(p)
 	h.checkCallers(known, p)
 	h.checkBounds(p)
@@ -241,7 +245,7 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	checkCommand(h.command, s.Command, cmp.Or(s.Env["PATH"], DefaultPath), p.At("command"))
 	h.checkDefaults(p.At("params"))
 	h.digest = digestSpec(name, &s)
-	return h
+	return h.Hook
 }
 
 // DefaultKeep returns how long runs are kept by default. It also applies to the runs of a hook that was removed from
@@ -297,7 +301,7 @@ func isReserved(p string) bool {
 
 var pathForm = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)+$`)
 
-func (h *Hook) checkPath(p *diag.List) {
+func (h draft) checkPath(p *diag.List) {
 	p = p.At("path")
 	switch {
 	case !pathForm.MatchString(h.Path) || path.Clean(h.Path) != h.Path:
@@ -313,7 +317,7 @@ const MaxQueue = 10_000
 // maxBodyTimeout is the highest timeout of a body that the file may set.
 const maxBodyTimeout = 10 * time.Minute
 
-func (h *Hook) checkCallers(known map[string]bool, p *diag.List) {
+func (h draft) checkCallers(known map[string]bool, p *diag.List) {
 	at := p.At("callers")
 	grants := h.spec.Callers
 	switch {
@@ -357,7 +361,7 @@ func parseRights(written []string, p *diag.List) []Right {
 	return list
 }
 
-func (h *Hook) checkBounds(p *diag.List) {
+func (h draft) checkBounds(p *diag.List) {
 	s := h.spec
 	switch h.Busy.Kind {
 	case Reject, Join, Replace:
@@ -410,7 +414,7 @@ func (h *Hook) checkBounds(p *diag.List) {
 }
 
 // compileTemplates parses command, env and flight, and returns the parameters that they use.
-func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
+func (h draft) compileTemplates(p *diag.List) map[string]bool {
 	used := map[string]bool{}
 	read := func(s string, p *diag.List) template {
 		t, err := parseTemplate(s)
@@ -444,7 +448,7 @@ func (h *Hook) compileTemplates(p *diag.List) map[string]bool {
 var groupForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // compileFlight returns the template of the key.
-func (h *Hook) compileFlight(read func(string, *diag.List) template, p *diag.List) template {
+func (h draft) compileFlight(read func(string, *diag.List) template, p *diag.List) template {
 	s, at := h.spec.Flight, p
 	if s.Group != "" {
 		at = p.At("key")
