@@ -31,7 +31,7 @@ func (s *SQLite) AdmitIf(
 	allow func(runner.Admission) error,
 ) (runner.Admission, error) {
 	var a runner.Admission
-	err := s.writer.record(ctx, func(ctx context.Context, tx *statements) (err error) {
+	err := s.record(ctx, func(ctx context.Context, tx *statements) (err error) {
 		one := admission{clocks: &s.clocks, tx: tx, claim: c, policy: p, feed: in}
 		if a, err = one.admitRun(ctx, run); err != nil {
 			return err

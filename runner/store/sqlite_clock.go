@@ -93,6 +93,23 @@ func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	return err
 }
 
+// noteRestart records the opening if the machine was restarted since the one before. Until then, the times of waits and
+// pauses are those of the earlier start, and nothing may be started by them.
+func (c *clocks) noteRestart(ctx context.Context, w *writer) error {
+	if !c.opened.first { // later, because an opening that is noted hides a step of the wall clock
+		return nil
+	}
+	return c.noteOpening(ctx, w)
+}
+
+// record is [writer.record] for operations that may start a run.
+func (s *SQLite) record(ctx context.Context, do func(context.Context, *statements) error) error {
+	if err := s.noteRestart(ctx, s.writer); err != nil {
+		return err
+	}
+	return s.writer.record(ctx, do)
+}
+
 // Stepped returns by how much the wall clock was set since a server last opened the file, or zero if the machine was
 // restarted in between.
 func (c *clocks) Stepped() time.Duration { return c.opened.stepped }

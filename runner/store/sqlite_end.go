@@ -24,7 +24,7 @@ func (s *SQLite) Finish(
 	if end.Ended.IsZero() { // every index contains the time of the end
 		end.Ended = s.now()
 	}
-	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
+	err = s.record(ctx, func(ctx context.Context, tx *statements) error {
 		ended, err = endRun(ctx, tx, id, state, end, claims)
 		if errors.Is(err, runner.ErrUnknown) { // the run is unknown, or ended before
 			ended, err = tx.readRun(ctx, sqlRun, id)
@@ -79,7 +79,7 @@ func (s *SQLite) promoteNext(ctx context.Context, tx *statements, flight string)
 // Promote makes the first queued run of each of the flights Running where none is
 // running, and returns those runs. Without arguments, it does so for all flights.
 func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []runner.Run, err error) {
-	err = s.writer.record(ctx, func(ctx context.Context, tx *statements) error {
+	err = s.record(ctx, func(ctx context.Context, tx *statements) error {
 		promoted = nil
 		if len(flights) == 0 {
 			err := tx.eachRow(ctx, func(rows *sql.Rows) error {

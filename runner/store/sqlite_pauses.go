@@ -79,7 +79,11 @@ func (s *SQLite) EndPauses(ctx context.Context) (ended []string, err error) {
 // Pauses returns the pauses that have not ended, by the names of their hooks.
 func (s *SQLite) Pauses(ctx context.Context) (list []runner.Pause, err error) {
 	err = withDeadline(ctx, workTime, func(ctx context.Context) error {
-		list, err = s.readPauses(ctx, s.prepared, sqlPauses, s.Uptime().Microseconds())
+		from := s.Uptime().Microseconds()
+		if s.opened.first && !s.noted.Load() {
+			from = -1 // the times of all pauses begin again
+		}
+		list, err = s.readPauses(ctx, s.prepared, sqlPauses, from)
 		return err
 	})
 	return list, err
@@ -96,6 +100,9 @@ func (c *clocks) readPauses(ctx context.Context, from *statements, query string,
 		}
 		p.Since, p.Length = timeOf(since), time.Duration(length)*time.Microsecond
 		p.EndsUp = time.Duration(ends) * time.Microsecond
+		if length > 0 && c.opened.first && !c.noted.Load() { // as noteOpening will record it
+			p.EndsUp = time.Duration(c.opened.up)*time.Microsecond + p.Length
+		}
 		if length > 0 {
 			p.Until = timeOf(micros(c.now().Add(p.EndsUp - c.Uptime())))
 		}

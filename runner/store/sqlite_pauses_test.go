@@ -179,3 +179,51 @@ func TestPause_RestartOfMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestPause_RestartBeforeNoted starts no run of a paused hook in the seconds after a restart of the machine, however
+// long the machine was up before it. How long the pause lasts is read as it will be recorded.
+func TestPause_RestartBeforeNoted(t *testing.T) {
+	policy := hook.Policy{Kind: hook.Queue, Depth: 9}
+	for what, start := range map[string]func(*testing.T, *store.SQLite) bool{
+		"promoted": func(t *testing.T, s *store.SQLite) bool {
+			t.Helper()
+			return len(promoteAll(t, s)) > 0
+		},
+		"after the end of a run": func(t *testing.T, s *store.SQLite) bool {
+			t.Helper()
+			runs, err := s.Active(t.Context())
+			mustSucceed(t, err)
+			return finishRun(t, s, runs[0].ID) != nil
+		},
+		"admitted": func(t *testing.T, s *store.SQLite) bool {
+			t.Helper()
+			return admitRun(t, s, newRun(t, "build", "free"), policy).Run.State == runner.Running
+		},
+	} {
+		dir := filepath.Join(t.TempDir(), "state")
+		s := reopenStore(t, dir, 0)
+		s.Uptime = func() time.Duration { return time.Second } // so the pause is over by the uptime of the next start
+		if what == "after the end of a run" {
+			admitRun(t, s, newRun(t, "other", "f"), policy)
+		}
+		pauseHook(t, s, "build", time.Second)
+		admitRun(t, s, newRun(t, "build", "f"), policy)
+		mustSucceed(t, s.Close())
+		executeRaw(t, dir, "UPDATE opened SET boot = 'an earlier start'")
+		s, err := store.Open(t.Context(), dir, time.Now, slog.New(slog.DiscardHandler))
+		mustSucceed(t, err)
+		at := s.Uptime()
+		s.Uptime = func() time.Duration { return at }
+		list, err := s.Pauses(t.Context())
+		if err != nil || len(list) != 1 || list[0].EndsUp > at+time.Second || list[0].EndsUp <= at {
+			t.Errorf("%s: %+v at %s, %v", what, list, at, err)
+		}
+		if start(t, s) {
+			t.Errorf("%s: a run of a paused hook started", what)
+		}
+		if again, err := s.Pauses(t.Context()); err != nil || len(again) != 1 || again[0].EndsUp != list[0].EndsUp {
+			t.Errorf("%s: %+v, before %+v, %v", what, again, list, err)
+		}
+		mustSucceed(t, s.Close())
+	}
+}
