@@ -261,6 +261,9 @@ func (e *explainer) explainHook(one candidate, who *auth.Identity) {
 		return
 	}
 	e.add(step("command"), "%q", argv)
+	if title := h.Title(values); title != "" {
+		e.add(step("title"), "%s", title)
+	}
 	e.explainStart(one, runner.Delivery{Hook: h, Caller: who.Caller, Values: values, Repeated: one.repeated}, step)
 }
 

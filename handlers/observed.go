@@ -13,6 +13,7 @@ type observation struct {
 	Observed bool     `json:"observed"` // true
 	Would    string   `json:"would"`    // have been started, queued, replayed, ignored or refused
 	Status   int      `json:"status"`   // the status of the answer that it would have got
+	Title    string   `json:"title,omitempty"`
 	Flight   string   `json:"flight,omitempty"`
 	Position int      `json:"position,omitempty"` // in the queue, if it would be queued; 1 is next
 	Run      string   `json:"run,omitempty"`      // the first run, if it is a replay
@@ -27,6 +28,7 @@ func (s *service) answerObserved(w http.ResponseWriter, r *http.Request, req *re
 	if err != nil {
 		return s.answers.answerNotStarted(w, r, req, 0, err)
 	}
+	o.Title = d.Hook.Title(d.Values)
 	writeObservation(w, req, o)
 	return nil
 }

@@ -33,10 +33,10 @@ func (a runRights) mayKnow(caller string, run runner.Run) bool {
 }
 
 // redactRun removes from a run what a caller without the right to read it must not see: the caller that joined the
-// run last, and the parameters.
+// run last, the parameters and the title.
 func (a runRights) redactRun(caller string, run runner.Run) runner.Run {
 	if !a.hasRight(caller, run, hook.MayRead) {
-		run.Caller, run.Params, run.Cut, run.StandsFor = "", nil, nil, nil
+		run.Caller, run.Title, run.Params, run.Cut, run.StandsFor = "", "", nil, nil, nil
 	}
 	return run
 }

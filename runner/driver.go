@@ -109,7 +109,8 @@ func (d *driver) driveRun(ctx context.Context) {
 	switch result, why := d.judgeOrder(err); result {
 	case commandStarted:
 		d.markStarted()
-		d.log.Info("run started", "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "flight", d.run.Flight)
+		d.log.Info("run started", withTitle(d.run.Title, "run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller,
+			"flight", d.run.Flight)...)
 		d.reportLaunch(commandStarted, nil)
 		d.followRun(ctx)
 	case notOrdered:

@@ -114,11 +114,11 @@ func (d *driver) recordEndOnce(ctx context.Context, s State, e End, c AfterClaim
 // logEnd logs the end of the run. It is called after the end is recorded and before callers of Wait continue, so
 // that the flight is free when a reader sees the line.
 func (d *driver) logEnd(state State, end End) {
-	attrs := []any{
+	attrs := withTitle(d.run.Title,
 		"run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "state", state,
 		"took_ms", end.Ended.Sub(d.run.Started).Milliseconds(),
 		"output_bytes", end.Output.Bytes, "output_dropped", end.Output.Dropped,
-	}
+	)
 	if end.ExitCode != nil {
 		attrs = append(attrs, "exit_code", *end.ExitCode)
 	}
@@ -169,7 +169,8 @@ func (d *driver) rerunInterrupted(ctx context.Context, run Run) error {
 		return err
 	}
 	again := Run{
-		ID: id, Hook: run.Hook, Caller: run.Caller, Flight: run.Flight, Params: run.Params, Created: d.now(),
+		ID: id, Hook: run.Hook, Caller: run.Caller, Flight: run.Flight, Title: run.Title, Params: run.Params,
+		Created: d.now(),
 		RerunOf: run.ID, Attempt: run.Attempt + 1, OnInterrupted: rule,
 	}
 	p := hook.Policy{Kind: hook.Queue, Depth: hook.MaxQueue * 2}

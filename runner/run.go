@@ -57,6 +57,7 @@ type Run struct {
 	Hook    string            `json:"hook"`
 	Caller  string            `json:"caller,omitempty"`
 	Flight  string            `json:"flight"`
+	Title   string            `json:"title,omitempty"` // Hook.Title of Params
 	State   State             `json:"state"`
 	Params  map[string]string `json:"params,omitempty"`
 	Created time.Time         `json:"created"`
@@ -152,3 +153,11 @@ type Processes interface {
 
 // Ends returns the final states.
 func Ends() []State { return []State{Succeeded, Failed, TimedOut, Cancelled, Interrupted} }
+
+// withTitle adds the title of a run, if it has one, to the attributes of a line of the log.
+func withTitle(title string, attrs ...any) []any {
+	if title == "" {
+		return attrs
+	}
+	return append(attrs, "title", title)
+}

@@ -215,8 +215,8 @@ func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, er
 		late, err := startDriver(r, a.Run, in, fromDelivery, func(d *driver) { d.driveRun(ctx) }).awaitLaunch()
 		return Started{Run: a.Run, Late: late}, err
 	}
-	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight,
-		"position", a.Position)
+	r.log.Info("run queued", withTitle(run.Title, "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller,
+		"flight", run.Flight, "position", a.Position)...)
 	if a.Stop != nil {
 		r.stopper.stopRun(ctx, a.Stop.ID, stopping{Cancelled, -1})
 	}
@@ -229,7 +229,7 @@ func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, er
 func makeRun(id string, d Delivery, now time.Time) Run {
 	return Run{
 		ID: id, Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values),
-		Params: d.Values, Created: now, RerunOf: d.RerunOf, OnInterrupted: ruleOfHook(d.Hook),
+		Title: d.Hook.Title(d.Values), Params: d.Values, Created: now, RerunOf: d.RerunOf, OnInterrupted: ruleOfHook(d.Hook),
 	}
 }
 

@@ -35,6 +35,7 @@ func (f *outputFormat) printRun(w io.Writer, r runner.Run) error {
 	}
 	rows := [][2]string{
 		{"run", r.ID},
+		{"title", r.Title},
 		{"hook", r.Hook},
 		{"caller", r.Caller},
 		{"flight", r.Flight},

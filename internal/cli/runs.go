@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -103,15 +105,26 @@ func (cmd *runsList) Run(s *Streams) error {
 		return printJSON(s.Out, p)
 	}
 	w := tabwriter.NewWriter(s.Out, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "RUN\tHOOK\tCALLER\tSTATE\tCREATED\tTOOK\tEXIT")
-	for _, r := range p.Runs {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Hook, r.Caller, r.State,
-			formatTime(r.Created), formatDuration(r), formatExit(r))
-	}
+	printRuns(w, p.Runs)
 	if p.Next != "" {
 		defer func() { _, _ = fmt.Fprintln(s.Err, "more runs: add --before", p.Next) }()
 	}
 	return w.Flush()
+}
+
+// printRuns prints a table. It has a column for titles if a run has one.
+func printRuns(w io.Writer, runs []runner.Run) {
+	titled := slices.ContainsFunc(runs, func(r runner.Run) bool { return r.Title != "" })
+	row := func(title string, cells ...string) {
+		if titled {
+			cells = append(cells, terminal.Line(title))
+		}
+		_, _ = fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	row("TITLE", "RUN", "HOOK", "CALLER", "STATE", "CREATED", "TOOK", "EXIT")
+	for _, r := range runs {
+		row(r.Title, r.ID, r.Hook, r.Caller, string(r.State), formatTime(r.Created), formatDuration(r), formatExit(r))
+	}
 }
 
 // runState is a state that runs are listed by.

@@ -244,6 +244,9 @@ func describeHook(row rowFunc, h *hook.Hook) {
 		row(label, "%s=%q", name, s.Env[name])
 		label = ""
 	}
+	if s.Title != "" {
+		row("  title", "%s", s.Title)
+	}
 	row("  flight", "%s; when busy: %s", s.Flight, s.Busy)
 	row("  timeout", "%s, then TERM, and KILL after %s", s.Timeout, s.Grace)
 	row("  body", "%s, %s at most, within %s%s", s.Body.As, s.Body.Max, s.Body.Timeout,

@@ -37,6 +37,7 @@ type Hook struct {
 	command []template
 	env     map[string]template
 	flight  template
+	title   template
 	params  map[string]*param
 	when    []Condition
 	spec    *Spec
@@ -239,7 +240,7 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	used := h.compileTemplates(p)
 	for _, pn := range slices.Sorted(maps.Keys(h.params)) {
 		if !used[pn] {
-			p.At("params", pn).Errorf("nothing uses the parameter %s: no hole {%s} in command, env or flight", pn, pn)
+			p.At("params", pn).Errorf("nothing uses the parameter %s: no hole {%s} in command, env, flight or title", pn, pn)
 		}
 	}
 	checkCommand(h.command, s.Command, cmp.Or(s.Env["PATH"], DefaultPath), p.At("command"))
@@ -413,7 +414,7 @@ func (h draft) checkBounds(p *diag.List) {
 	}
 }
 
-// compileTemplates parses command, env and flight, and returns the parameters that they use.
+// compileTemplates parses command, env, flight and title, and returns the parameters that they use.
 func (h draft) compileTemplates(p *diag.List) map[string]bool {
 	used := map[string]bool{}
 	read := func(s string, p *diag.List) template {
@@ -442,6 +443,7 @@ func (h draft) compileTemplates(p *diag.List) map[string]bool {
 		h.env[name] = t
 	}
 	h.flight = h.compileFlight(read, p.At("flight"))
+	h.title = read(h.spec.Title, p.At("title"))
 	return used
 }
 

@@ -288,3 +288,29 @@ func TestArgv_ChecksValues(t *testing.T) {
 		t.Errorf("got %q", argv)
 	}
 }
+
+// TestTitle_OneShortLine checks that a title is one line of printable characters, and is cut between two of them.
+func TestTitle_OneShortLine(t *testing.T) {
+	t.Parallel()
+	h := newHook(t, hook.Spec{
+		Command: []string{"/bin/echo"}, Title: "a {x}{{}} \x1b",
+		Params: map[string]hook.ParamSpec{"x": textParam("body", "x")},
+	})
+	for value, want := range map[string]string{
+		"":                         "a {} �",
+		"b":                        "a b{} �",
+		"\x1b[2J\r\n\u202e\u009b":  "a �[2J����{} �",
+		strings.Repeat("x", 192):   "a " + strings.Repeat("x", 192) + "{} �",
+		strings.Repeat("x", 193):   "a " + strings.Repeat("x", 193) + "{} …",
+		strings.Repeat("é", 100):   "a " + strings.Repeat("é", 99) + "…",
+		strings.Repeat("😀", 50):    "a " + strings.Repeat("😀", 49) + "…",
+		strings.Repeat("\n", 1000): "a " + strings.Repeat("�", 66) + "…",
+	} {
+		if got := h.Title(hook.Values{"x": value}); got != want {
+			t.Errorf("%q: %q, want %q", value, got, want)
+		}
+	}
+	if got := newHook(t, hook.Spec{Command: []string{"/bin/echo"}}).Title(nil); got != "" {
+		t.Errorf("without a title: %q", got)
+	}
+}

@@ -24,6 +24,7 @@ type Spec struct {
 	When            any                  `yaml:"when"`    // mapping of conditions that a delivery must fulfil
 	Command         []string             `yaml:"command"` // argv; "{name}" is a hole, "{{" and "}}" are braces
 	Params          map[string]ParamSpec `yaml:"params"`
+	Title           string               `yaml:"title"`          // template; how lists and logs call a run
 	Flight          FlightSpec           `yaml:"flight"`         // what may run only once at a time; default the hook
 	Busy            BusySpec             `yaml:"busy"`           // reject (default), queue: N, join, replace
 	QueueTimeout    time.Duration        `yaml:"queue_timeout"`  // how long a run may be queued; default no limit

@@ -6,6 +6,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
+
+	"sallyport/internal/terminal"
 )
 
 // template is a text with holes: literal, hole, literal, …, literal. There is one literal more than holes, so the
@@ -91,6 +94,22 @@ func escapeSpecial(value, special string) string {
 		}
 	}
 	return b.String()
+}
+
+// maxTitle is the most bytes of a title, in addition to the ellipsis of one that is cut.
+const maxTitle = 200
+
+// Title returns what people call a run with the values v: one line of printable characters, or an empty text if the
+// hook has no title.
+func (h *Hook) Title(v Values) string {
+	text := h.title.fillHoles(v)
+	text = terminal.Line(text[:min(len(text), maxTitle+utf8.UTFMax)])
+	for i, r := range text {
+		if i+utf8.RuneLen(r) > maxTitle {
+			return text[:i] + "…"
+		}
+	}
+	return text
 }
 
 // beginsWithHole reports whether a value decides how the filled text begins.

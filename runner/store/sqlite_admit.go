@@ -170,7 +170,7 @@ func (o *admission) joinQueued(ctx context.Context, run runner.Run) (runner.Run,
 		return runner.Run{}, fmt.Errorf("writing the callers: %w", err)
 	}
 	return o.tx.readRun(ctx, sqlJoin, pending.ID, run.Caller, string(params), o.feed.Trace, o.feed.Stdin, string(names),
-		o.Uptime().Microseconds(), run.OnInterrupted)
+		o.Uptime().Microseconds(), run.OnInterrupted, run.Title)
 }
 
 func (o *admission) insertRun(ctx context.Context, r runner.Run, place int) error {
@@ -180,7 +180,7 @@ func (o *admission) insertRun(ctx context.Context, r runner.Run, place int) erro
 	}
 	_, err = o.tx.execute(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
 		micros(r.Created), micros(r.Started), o.feed.Trace, o.feed.Stdin, r.RerunOf, r.Attempt, r.Boot,
-		o.Uptime().Microseconds(), r.OnInterrupted)
+		o.Uptime().Microseconds(), r.OnInterrupted, r.Title)
 	return err
 }
 

@@ -15,13 +15,14 @@ import (
 // partial index needs that.
 const (
 	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error,
-		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail, on_interrupted`
+		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail, on_interrupted,
+		title`
 
 	pauseOfRun = `SELECT 1 FROM pauses WHERE pauses.hook = runs.hook AND (length = 0 OR ends_up > ` // the uptime
 
 	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin,
-		rerun_of, attempt, boot, accepted_up, on_interrupted)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`
+		rerun_of, attempt, boot, accepted_up, on_interrupted, title)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
@@ -40,7 +41,7 @@ const (
 	// Parameters and caller change together: a queued run never has the name of one caller and the parameters of
 	// another. Nor does it have the id of a run that it repeats, with other parameters.
 	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6,
-		accepted_up = $7, on_interrupted = $8, rerun_of = '', attempt = 0
+		accepted_up = $7, on_interrupted = $8, title = $9, rerun_of = '', attempt = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
 	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
@@ -101,7 +102,7 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	var created, started, ended int64
 	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
 		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor,
-		&r.Boot, &r.Wish, &r.LeftBehind, &r.Detail, &r.OnInterrupted)
+		&r.Boot, &r.Wish, &r.LeftBehind, &r.Detail, &r.OnInterrupted, &r.Title)
 	if err != nil {
 		return r, unavailable("reading a run", err)
 	}

@@ -1,0 +1,2 @@
+-- What people call the run: one line.
+ALTER TABLE runs ADD COLUMN title TEXT NOT NULL DEFAULT '';
