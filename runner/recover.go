@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -112,20 +113,20 @@ func (d *driver) endInterrupted(ctx context.Context) {
 	d.finishRun(ctx, Interrupted, End{Ended: d.now(), Reason: Interrupted}, KeepClaims)
 }
 
-// ExpireQueued ends the queued runs that have waited for longer than their hook allows.
+// ExpireQueued ends the queued runs that have waited for longer than their hook allows. An error of one hook does not
+// keep it from the others.
 func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*hook.Hook) error {
-	for name, h := range hooks {
-		if h.QueueTimeout == 0 {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(hooks)) { // so that the same errors are the same text
+		if hooks[name].QueueTimeout == 0 {
 			continue
 		}
-		expired, err := r.store.ExpireQueued(ctx, name, h.QueueTimeout)
-		if err != nil {
-			return err
-		}
+		expired, err := r.store.ExpireQueued(ctx, name, hooks[name].QueueTimeout)
+		errs = append(errs, err)
 		for _, run := range expired {
 			r.log.Warn("run expired in the queue", "run", run.ID, "hook", name, "caller", run.Caller)
 			r.runs.releaseWaiters(run.ID)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

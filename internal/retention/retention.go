@@ -29,38 +29,63 @@ const (
 // PruneRuns prunes runs that the configuration does not keep, and ends queued runs that have waited too
 // long, and pauses of hooks whose time is over, until ctx is done.
 func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
-	var steps *Steps
-	expiring := &failures{log: log, work: "ending runs that waited too long"}
-	resuming := &failures{log: log, work: "ending pauses of hooks"}
-	pruning := &failures{log: log, work: "pruning runs"}
-	started := time.Now()
-	runRepeatedly(ctx, func() (wait time.Duration) {
-		if steps == nil {
-			var err error
-			if steps, err = startSteps(ctx, started, st); err != nil {
-				return interval // the store logs it
-			}
+	p := newPruning(runs, st, log)
+	runRepeatedly(ctx, func() (wait time.Duration) { return p.pruneOnce(ctx, conf.Get()) })
+}
+
+// pruning is the work of PruneRuns.
+type pruning struct {
+	runs    *runner.Runner
+	store   *store.SQLite
+	log     *slog.Logger
+	started time.Time
+	steps   *Steps // nil until the store could be read
+
+	expiring, resuming, removing *failures
+}
+
+func newPruning(runs *runner.Runner, st *store.SQLite, log *slog.Logger) *pruning {
+	return &pruning{
+		runs: runs, store: st, log: log, started: time.Now(),
+		expiring: &failures{log: log, work: "ending runs that waited too long"},
+		resuming: &failures{log: log, work: "ending pauses of hooks"},
+		removing: &failures{log: log, work: "pruning runs"},
+	}
+}
+
+// pruneOnce does one step, and returns the time until the next one. What ends by the uptime does not depend on whether
+// the wall clock was set.
+func (p *pruning) pruneOnce(ctx context.Context, c *config.Config) (wait time.Duration) {
+	p.expiring.logChange(ctx, p.runs.ExpireQueued(ctx, c.Hooks))
+	p.resuming.logChange(ctx, p.runs.Pauses().EndPauses(ctx))
+	more, err := p.removeRuns(ctx, c)
+	p.removing.logChange(ctx, err)
+	if more {
+		return pause
+	}
+	return interval
+}
+
+// removeRuns removes some of the runs that the configuration does not keep, unless the clock was set lately. It reports
+// whether there are more.
+func (p *pruning) removeRuns(ctx context.Context, c *config.Config) (more bool, err error) {
+	if p.steps == nil {
+		if p.steps, err = startSteps(ctx, p.started, p.store); err != nil {
+			return false, err
 		}
-		c := conf.Get()
-		expiring.logChange(ctx, runs.ExpireQueued(ctx, c.Hooks))
-		resuming.logChange(ctx, runs.Pauses().EndPauses(ctx))
-		if held, step := steps.Held(time.Now(), time.Since(started)); held {
-			if step != 0 {
-				log.Warn("the clock was set: nothing is removed for a while",
-					"by", step.String(), "for", HoldAfterStep.String())
-			}
-			return interval
+	}
+	if held, step := p.steps.Held(time.Now(), time.Since(p.started)); held {
+		if step != 0 {
+			p.log.Warn("the clock was set: nothing is removed for a while",
+				"by", step.String(), "for", HoldAfterStep.String())
 		}
-		removed, more, err := st.Prune(ctx, retentionOf(c))
-		for _, id := range removed {
-			err = errors.Join(err, rundir.Remove(runsFolder(c), id))
-		}
-		pruning.logChange(ctx, err)
-		if more {
-			return pause
-		}
-		return interval
-	})
+		return false, nil
+	}
+	removed, more, err := p.store.Prune(ctx, retentionOf(c))
+	for _, id := range removed {
+		err = errors.Join(err, rundir.Remove(runsFolder(c), id))
+	}
+	return more, err
 }
 
 // TrimOutputs keeps the outputs of all runs within their bound, until ctx is done. Reading a million folders takes
