@@ -46,7 +46,8 @@ func (d *Delivery) signedRequest() *httpsig.Request {
 	return &httpsig.Request{Method: d.Method, Authority: d.Authority, URL: d.URL, Header: d.Header, Body: d.Body}
 }
 
-// Identity is what a verified credential proves.
+// Identity is what a verified credential proves. It has many fields, because each kind of credential proves other
+// things.
 type Identity struct {
 	Caller string
 	Kind   string // hmac, signature, jwt, mtls or token

@@ -151,8 +151,9 @@ func (c *caller) identifyByHMAC(
 		return nil, r
 	}
 	id := &Identity{
-		Caller: c.name, Kind: "hmac", Key: k.id, Event: m.Event, EventUnreadable: m.EventUnreadable, PayloadForm: k.key.PayloadForm,
-		BodyDigest: digest, NeverStale: m.Time.IsZero(),
+		Caller: c.name, Kind: "hmac", Key: k.id, Event: m.Event, EventUnreadable: m.EventUnreadable,
+		PayloadForm: k.key.PayloadForm,
+		BodyDigest:  digest, NeverStale: m.Time.IsZero(),
 		Handshake: k.key.Handshake(m, d.Body),
 	}
 	if c.recognizesReplays(id) {

@@ -3,8 +3,8 @@ package auth
 import "slices"
 
 // StillValid reports whether the credential that verified on a request is still valid: the caller and its key
-// still exist, and the caller may send from the address. It is for answers that take long. A certificate or a static token is verified again. For a
-// signature, which was made for one moment, only the key is checked.
+// still exist, and the caller may send from the address. It is for answers that take long. A certificate or a static
+// token is verified again. For a signature, which was made for one moment, only the key is checked.
 func (c *Callers) StillValid(d *Delivery, caller, kind, key string) bool {
 	one := c.byName[caller]
 	switch {

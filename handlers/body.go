@@ -188,7 +188,8 @@ func checkEncoding(r *http.Request) error {
 				continue
 			}
 			return &refusal{
-				status: http.StatusUnsupportedMediaType, kind: "encoding", reason: fmt.Sprintf("Content-Encoding %.40q", coding),
+				status: http.StatusUnsupportedMediaType, kind: "encoding",
+				reason: fmt.Sprintf("Content-Encoding %.40q", coding),
 				// The connection is closed so that the body is not read.
 				header: http.Header{"Accept-Encoding": {"identity"}, "Connection": {"close"}},
 				detail: fmt.Sprintf("The body has the Content-Encoding %.40q, and bodies are not decoded. "+

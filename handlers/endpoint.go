@@ -162,7 +162,9 @@ func answerAll(w http.ResponseWriter, req *request, answers []hookAnswer) error 
 	if !slices.ContainsFunc(counted, func(a hookAnswer) bool { return a.request.reason != replayed }) {
 		w.Header().Set("Idempotent-Replayed", "true")
 	}
-	worst := slices.MaxFunc(counted, func(a, b hookAnswer) int { return cmp.Compare(weighStatus(a.Status), weighStatus(b.Status)) })
+	worst := slices.MaxFunc(counted, func(a, b hookAnswer) int {
+		return cmp.Compare(weighStatus(a.Status), weighStatus(b.Status))
+	})
 	if worst.Status < http.StatusBadRequest {
 		located := slices.DeleteFunc(slices.Clone(counted), func(a hookAnswer) bool { return a.location == "" })
 		if len(located) == 1 {

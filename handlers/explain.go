@@ -169,7 +169,9 @@ func (e *explainer) checkRequest(bound hook.BodySpec) error {
 // describeRefused says why a credential is refused, and which callers of the hook it may be of.
 func (e *explainer) describeRefused(d *auth.Delivery, err error, callers []string) string {
 	text := err.Error()
-	likely := slices.DeleteFunc(slices.Clone(callers), func(name string) bool { return !e.config.Auth.CouldBeFrom(d, name) })
+	likely := slices.DeleteFunc(slices.Clone(callers), func(name string) bool {
+		return !e.config.Auth.CouldBeFrom(d, name)
+	})
 	if len(likely) > 0 {
 		text += "\nit has the form of the caller " + strings.Join(likely, " and of ")
 	} else {

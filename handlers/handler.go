@@ -88,7 +88,8 @@ type service struct {
 	admin       http.Handler
 }
 
-// shared is the part of a service that does not depend on the configuration.
+// shared is the part of a service that does not depend on the configuration. It has many fields because it only joins
+// its parts, each a separate type.
 type shared struct {
 	probes  *probes
 	runner  *runner.Runner

@@ -13,7 +13,8 @@ import (
 const ignoredKind = "ignored"
 
 // ignored is the answer to a verified delivery that is not meant for the hook. It is not an error: GitHub shows those
-// in red, and GitLab disables a webhook after a few of them. A sender that is not authenticated does not get the reason.
+// in red, and GitLab disables a webhook after a few of them. A sender that is not authenticated does not get the
+// reason.
 type ignored struct {
 	Ignored bool   `json:"ignored"` // true
 	Hook    string `json:"hook,omitempty"`
@@ -58,8 +59,8 @@ func (v *verified) answerIgnored(w http.ResponseWriter, req *request, c candidat
 // ignoredSlots is how many ignored deliveries are remembered, in 512 KiB.
 const ignoredSlots = 1 << 14
 
-// ignoredDeliveries remembers deliveries that hooks have ignored, and handshakes. It never grows: a newer delivery replaces an older
-// one of its slot.
+// ignoredDeliveries remembers deliveries that hooks have ignored, and handshakes. It never grows: a newer delivery
+// replaces an older one of its slot.
 type ignoredDeliveries struct {
 	mu    sync.Mutex
 	table *slotTable[[sha256.Size]byte, [sha256.Size]byte]

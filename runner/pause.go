@@ -146,8 +146,8 @@ func (p *Pauses) EndPauses(ctx context.Context) error {
 	return p.readPauses(ctx)
 }
 
-// applyChange starts the queued runs that may start after a change, and reads the pauses. The change is recorded whether
-// or not they can be read.
+// applyChange starts the queued runs that may start after a change, and reads the pauses. The change is recorded
+// whether or not they can be read.
 func (p *Pauses) applyChange(ctx context.Context) {
 	p.promoter.promoteLater(ctx, allFlights, 0)
 	if err := p.readPauses(ctx); err != nil {

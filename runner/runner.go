@@ -163,8 +163,9 @@ func FindRepeated(ctx context.Context, claims Claims, hook string, c Claim) erro
 }
 
 // Start records the run that a delivery requests, and starts it or queues it by the policy of its hook. If it returns
-// an error other than *NotStarted, nothing was recorded: *Replayed, ErrReused, ErrOtherBody, *Busy, *Paused, ErrDraining,
-// ErrUnavailable. After recordTime it returns ErrUnavailable, and a run that is recorded later is still started.
+// an error other than *NotStarted, nothing was recorded: *Replayed, ErrReused, ErrOtherBody, *Busy, *Paused,
+// ErrDraining, ErrUnavailable. After recordTime it returns ErrUnavailable, and a run that is recorded later is still
+// started.
 func (r *Runner) Start(ctx context.Context, d Delivery) (Started, error) {
 	// A repeated delivery is answered with its first run even while that run is in progress, so this check precedes
 	// busy.

@@ -79,8 +79,8 @@ type Store interface {
 	// delivery may start a run.
 	Find(ctx context.Context, hook string, c Claim) (Run, error)
 	// Admit records a run together with the claim of its delivery, both or neither. A flight has at most one running
-	// run. Errors are *Replayed, ErrReused, ErrOtherBody, *Busy, *Paused and ErrUnavailable; nothing may be started after an
-	// error.
+	// run. Errors are *Replayed, ErrReused, ErrOtherBody, *Busy, *Paused and ErrUnavailable; nothing may be started
+	// after an error.
 	Admit(ctx context.Context, r Run, c Claim, p hook.Policy, in Feed) (Admission, error)
 	// Finish records the end of a run and, with PromoteNext, makes the next run of its flight running in the same
 	// transaction. It may be repeated.
@@ -105,9 +105,9 @@ type Store interface {
 	// Cancel ends a queued run as cancelled, and reports whether it did. For a running run, it records that the run
 	// should end as cancelled. It returns the run as it is then.
 	Cancel(ctx context.Context, id string) (run Run, ended bool, err error)
-	// Pause records the pause of a hook in place of an earlier one, and returns it with its begin and end: no run of the
-	// hook starts then, neither by Admit nor by Finish or Promote. Deliveries are queued by the policy of the hook, or
-	// refused with *Paused.
+	// Pause records the pause of a hook in place of an earlier one, and returns it with its begin and end: no run of
+	// the hook starts then, neither by Admit nor by Finish or Promote. Deliveries are queued by the policy of the hook,
+	// or refused with *Paused.
 	Pause(ctx context.Context, p Pause) (Pause, error)
 	// Resume ends the pause of a hook, and reports whether there was one.
 	Resume(ctx context.Context, hook string) (paused bool, err error)

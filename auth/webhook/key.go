@@ -110,7 +110,7 @@ func (s *Scheme) GenerateKey(alg string) (secret, public []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a key: %w", err)
 	}
-	return encodeKey(form.Encoding, s.privatePrefix(), sign), encodeKey(form.Encoding, form.Prefix, verify), nil
+	return encodeKey(form.Encoding, form.privatePrefix(), sign), encodeKey(form.Encoding, form.Prefix, verify), nil
 }
 
 // encodeKey is the reverse of decodeKey. A key that is used as it is written is written in hex.
@@ -124,6 +124,6 @@ func encodeKey(encoding, prefix string, key []byte) []byte {
 
 // privatePrefix is the prefix of the private key that belongs to a prefixed public key:
 // Standard Webhooks writes whpk_ for public and whsk_ for secret.
-func (s *Scheme) privatePrefix() string {
-	return strings.Replace(s.spec.Key.Prefix, "pk_", "sk_", 1)
+func (k KeyForm) privatePrefix() string {
+	return strings.Replace(k.Prefix, "pk_", "sk_", 1)
 }

@@ -79,10 +79,14 @@ func (s *Scheme) Headers() []string {
 	return slices.DeleteFunc(headers, func(name string) bool { return name == "" })
 }
 
+// draft is a scheme that is being compiled: its methods check the spec, and set what the methods of a [Scheme] only
+// read.
+type draft struct{ *Scheme }
+
 // CompileScheme checks a scheme and makes it ready for use. Errors go to p, and then the scheme must not
 // be used.
 func CompileScheme(spec *SchemeSpec, p *diag.List) *Scheme {
-	s := &Scheme{spec: *spec, PayloadForm: spec.JSON}
+	s := draft{&Scheme{spec: *spec, PayloadForm: spec.JSON}}
 	s.spec.Header = field.CompileHeader(spec.Header, p.At("header"))
 	if _, bearer := field.CutPrefix(spec.Value, "Bearer "); bearer && s.spec.Header == "Authorization" {
 		p.At("value").Errorf("must not begin with Bearer, which marks a JWT or token")
@@ -92,10 +96,10 @@ func CompileScheme(spec *SchemeSpec, p *diag.List) *Scheme {
 	s.signed = compileTemplate(spec.Signed, p.At("signed"))
 	s.compileTime(p)
 	s.compileFields(p)
-	return s
+	return s.Scheme
 }
 
-func (s *Scheme) compileHash(p *diag.List) {
+func (s draft) compileHash(p *diag.List) {
 	s.spec.Hash = cmp.Or(s.spec.Hash, "sha256")
 	s.spec.Encoding = cmp.Or(s.spec.Encoding, "hex")
 	s.spec.Key.Encoding = cmp.Or(s.spec.Key.Encoding, "utf8")
@@ -133,7 +137,7 @@ func (s *Scheme) compileHash(p *diag.List) {
 	}
 }
 
-func (s *Scheme) compileTime(p *diag.List) {
+func (s draft) compileTime(p *diag.List) {
 	covered := s.signed.coversHole("ts")
 	if s.spec.TS == nil {
 		if covered {
@@ -168,7 +172,7 @@ func (s *Scheme) compileTime(p *diag.List) {
 	}
 }
 
-func (s *Scheme) compileFields(p *diag.List) {
+func (s draft) compileFields(p *diag.List) {
 	if id := compileField(s.spec.ID, p.At("id")); id != nil {
 		s.spec.ID, s.idHeader = id, id.Header
 		s.idPath = compileBodyPath(id.Body, p.At("id", "body"))

@@ -17,7 +17,7 @@ import (
 // Ed25519 it is the private key or its seed in the encoding of the public key (after "whsk_" if the public key begins
 // with "whpk_"). The caller sets the content type, and writes a timestamp into the body if the scheme has one there.
 func (s *Scheme) Sign(secret, body []byte, id string, at time.Time) (http.Header, error) {
-	if s.otherHalf != nil && bytes.HasPrefix(secret, []byte(s.otherHalf.privatePrefix())) {
+	if s.otherHalf != nil && bytes.HasPrefix(secret, []byte(s.otherHalf.spec.Key.privatePrefix())) {
 		return s.otherHalf.Sign(secret, body, id, at)
 	}
 	sig := &Signature{ID: id}
@@ -57,7 +57,7 @@ func (s *Scheme) computeSignature(secret []byte, sig *Signature, body []byte) ([
 		}
 		return s.computeMAC(key.Bytes, sig, body)
 	}
-	key, err := decodeKey(s.spec.Key.Encoding, bytes.TrimPrefix(secret, []byte(s.privatePrefix())))
+	key, err := decodeKey(s.spec.Key.Encoding, bytes.TrimPrefix(secret, []byte(s.spec.Key.privatePrefix())))
 	if err != nil {
 		return nil, fmt.Errorf("the key %w", err)
 	}

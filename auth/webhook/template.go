@@ -25,7 +25,7 @@ type piece struct {
 }
 
 // compileValue splits the layout of the signature header into its entries.
-func (s *Scheme) compileValue(p *diag.List) {
+func (s draft) compileValue(p *diag.List) {
 	s.spec.Value = cmp.Or(s.spec.Value, "{sig}")
 	items := []string{s.spec.Value}
 	if s.spec.List != "" {

@@ -28,6 +28,7 @@ import (
 	"sallyport/internal/terminal"
 )
 
+// commands has a field for each command, so it has many.
 type commands struct {
 	Serve   serveCmd   `cmd:"" help:"Run the server."`
 	Check   checkCmd   `cmd:"" help:"Print what is wrong with a configuration, or what it would serve."`
@@ -51,16 +52,17 @@ const description = `A secured webhook receiver.
 Exit codes: 0 done; 1 the configuration or the server failed; 64 usage; 65 refused as
 malformed (400, 413, 422); 69 the server cannot be reached; 70 the server failed (500), or the outcome
 of the run is unknown; 73 accepted before, and no --id given; 75 busy or too many requests (503, 429):
-try again; 77 refused credential (401, 403, a client certificate), or the caller is observe-only; 130 stopped by Ctrl-C. "call --wait" exits with the exit code of the run, 128
-plus the number of the signal, 124 if it timed out, or 126 if its command could not be started.`
+try again; 77 refused credential (401, 403, a client certificate), or the caller is observe-only;
+130 stopped by Ctrl-C. "call --wait" exits with the exit code of the run, 128 plus the number of the
+signal, 124 if it timed out, or 126 if its command could not be started.`
 
 // Main runs the command that args name, of a build of that version, and returns its exit code.
 func Main(version string, args []string, in io.Reader, out, errOut io.Writer) int {
 	var cmd commands
 	exit := -1
+	streams := &cli.Streams{In: in, Out: terminal.Writer(out), Err: errOut, LookupEnv: os.LookupEnv}
 	parser, err := kong.New(&cmd, kong.Name("sallyport"), kong.Description(description),
-		kong.Writers(out, errOut), kong.Exit(func(code int) { exit = code }),
-		kong.Bind(buildVersion(version), &cli.Streams{In: in, Out: terminal.Writer(out), Err: errOut, LookupEnv: os.LookupEnv}))
+		kong.Writers(out, errOut), kong.Exit(func(code int) { exit = code }), kong.Bind(buildVersion(version), streams))
 	if err != nil {
 		_, _ = fmt.Fprintln(errOut, "sallyport:", err)
 		return 70

@@ -23,7 +23,8 @@ type ConfirmingStore interface {
 }
 
 // Store returns a store that writes each start, join, cancellation, pause and resumption to the audit log first:
-// without its line, nothing is started, joined, cancelled, paused or resumed. A line about what was then not done is followed by a line Void.
+// without its line, nothing is started, joined, cancelled, paused or resumed. A line about what was then not done is
+// followed by a line Void.
 func Store(s ConfirmingStore, l *Log) runner.Store { return &audited{s, l} }
 
 type audited struct {

@@ -198,7 +198,8 @@ type head struct {
 	from string
 }
 
-// walk goes through the lines of a chain, from the first to the last.
+// walk goes through the lines of a chain, from the first to the last. It has many fields because each property of a
+// chain that spans lines needs what earlier lines said.
 type walk struct {
 	place
 

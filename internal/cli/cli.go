@@ -1,6 +1,6 @@
 // Package cli has the commands that do not serve: they send deliveries ([Call], [Sign]), query and change runs
-// ([Runs]), list and pause hooks ([Hooks]), make keys and certificates ([Keys], [Certs]), verify the audit log ([Audit]), copy the state folder
-// ([Backup]) and make a configuration from a file of another program ([Import]).
+// ([Runs]), list and pause hooks ([Hooks]), make keys and certificates ([Keys], [Certs]), verify the audit log
+// ([Audit]), copy the state folder ([Backup]) and make a configuration from a file of another program ([Import]).
 //
 // Each command is a struct with its flags, for kong, and a Run method. Results go to the standard output of [Streams],
 // and everything for the person to its standard error. Text from a server is escaped if the output is a terminal. An

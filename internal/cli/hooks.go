@@ -26,7 +26,7 @@ type localServer struct {
 	outputFormat
 }
 
-func (l *localServer) askServer(f func(ctx context.Context, c *client.Client, server string) error) error {
+func (l *localServer) askServer(f func(ctx context.Context, c *client.Local, server string) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return askLocally(ctx, l.StateDir, f)
@@ -65,7 +65,7 @@ type hooksList struct{ localServer }
 
 // Run prints the hooks.
 func (cmd *hooksList) Run(s *Streams) error {
-	return cmd.askServer(func(ctx context.Context, c *client.Client, server string) error {
+	return cmd.askServer(func(ctx context.Context, c *client.Local, server string) error {
 		hooks, err := c.Hooks(ctx, server)
 		switch {
 		case err != nil:
@@ -89,7 +89,7 @@ func (cmd *hooksPause) Run(s *Streams) error {
 	if cmd.For < 0 {
 		return fmt.Errorf("--for is below zero: %w", client.ErrUsage)
 	}
-	return cmd.askServer(func(ctx context.Context, c *client.Client, server string) error {
+	return cmd.askServer(func(ctx context.Context, c *client.Local, server string) error {
 		h, err := c.PauseHook(ctx, server, cmd.Name, cmd.Reason, cmd.For)
 		if err != nil {
 			return err
@@ -105,7 +105,7 @@ type hooksResume struct {
 
 // Run ends the pause.
 func (cmd *hooksResume) Run(s *Streams) error {
-	return cmd.askServer(func(ctx context.Context, c *client.Client, server string) error {
+	return cmd.askServer(func(ctx context.Context, c *client.Local, server string) error {
 		h, err := c.ResumeHook(ctx, server, cmd.Name)
 		if err != nil {
 			return err

@@ -62,8 +62,8 @@ func (cmd *Import) placeSecret(secret importer.Secret) (string, error) {
 	of := "the secret of the hook " + secret.Hook
 	switch {
 	case len(secret.Text) < leastSecret:
-		return fmt.Sprintf("create %s with mode 0600: %s has %d bytes, and %d are needed, so make a new one and give it "+
-			"to the sender", secret.File, of, len(secret.Text), leastSecret), nil
+		return fmt.Sprintf("create %s with mode 0600: %s has %d bytes, and %d are needed, so make a new one and give "+
+			"it to the sender", secret.File, of, len(secret.Text), leastSecret), nil
 	case cmd.Secrets == "":
 		return fmt.Sprintf("create %s with mode 0600: %s", secret.File, of), nil
 	}

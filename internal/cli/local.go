@@ -21,7 +21,9 @@ func (r *target) changeRun(s *Streams, f func(ctx context.Context, c *client.Cli
 		return err
 	}
 	if r.StateDir != "" {
-		return askLocally(ctx, r.StateDir, f)
+		return askLocally(ctx, r.StateDir, func(ctx context.Context, c *client.Local, server string) error {
+			return f(ctx, c.Client, server)
+		})
 	}
 	c, err := r.makeClient(s, &r.credential, client.Options{Progress: terminal.Writer(s.Err)})
 	if err != nil {
@@ -32,7 +34,7 @@ func (r *target) changeRun(s *Streams, f func(ctx context.Context, c *client.Cli
 
 // askLocally asks the server that serves a state folder, as a local administrator.
 func askLocally(
-	ctx context.Context, dir string, f func(ctx context.Context, c *client.Client, server string) error,
+	ctx context.Context, dir string, f func(ctx context.Context, c *client.Local, server string) error,
 ) error {
 	dial := func(ctx context.Context) (net.Conn, error) { return supervisor.DialAdmin(ctx, dir) }
 	err := f(ctx, client.NewLocal(dial), client.LocalServer)

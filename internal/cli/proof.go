@@ -16,7 +16,7 @@ import (
 	"sallyport/internal/client"
 )
 
-// credential is the flags that say how a request proves its sender.
+// credential is the flags that say how a request proves its sender. It has many fields because each is a flag.
 type credential struct {
 	Scheme   string            `placeholder:"NAME" help:"A preset such as github, or signature, jwt, token."`
 	KeyFile  string            `placeholder:"FILE" help:"Secret, PEM private key, or token."`

@@ -101,16 +101,19 @@ func New(o Options) (*Client, error) {
 // LocalServer is the address that a Client of NewLocal uses for the server.
 const LocalServer = "https://localhost"
 
+// Local is a Client for a local administrator, who may also see and pause hooks.
+type Local struct{ *Client }
+
 // NewLocal returns a Client that reaches the server of this machine by dial, without TLS and without a credential: only
 // a local administrator can open that connection.
-func NewLocal(dial func(context.Context) (net.Conn, error)) *Client {
-	return &Client{opt: Options{Progress: io.Discard, Now: time.Now}, pause: waitFor, http: &http.Client{
+func NewLocal(dial func(context.Context) (net.Conn, error)) *Local {
+	return &Local{&Client{opt: Options{Progress: io.Discard, Now: time.Now}, pause: waitFor, http: &http.Client{
 		Timeout: requestTime,
 		Transport: &http.Transport{
 			DialTLSContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 			MaxResponseHeaderBytes: 64 << 10,
 		},
-	}}
+	}}}
 }
 
 func waitFor(ctx context.Context, d time.Duration) error {
@@ -139,10 +142,11 @@ type Result struct {
 }
 
 // Call posts a delivery to a hook. If the hook is busy, Call retries for the time in Options.Retry. With wait it
-// returns when the run has ended, and until then copies what its command writes to Options.Output. A replayed delivery without an ID of its own is not waited for: it started nothing. An error is a *Refused, or wraps
-// ErrUsage, ErrUnreachable, ErrCertificate, ErrAnswer, ErrIgnored or ErrObserved. If ctx ends during the wait, the
-// result has the run.
-// It wraps ErrLost if a run was started, by this call or by an earlier one with the same delivery, but its end is not
+// returns when the run has ended, and until then copies what its command writes to Options.Output. A replayed delivery
+// without an ID is not waited for: it started nothing. If ctx ends during the wait, the result has the run.
+//
+// An error is a *Refused, or wraps ErrUsage, ErrUnreachable, ErrCertificate, ErrAnswer, ErrIgnored or ErrObserved. It
+// wraps ErrLost if a run was started, by this call or by an earlier one with the same delivery, but its end is not
 // known. ExitCode returns the exit code for each of them.
 func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool) (Result, error) {
 	u, err := parseAddress(address)
@@ -235,11 +239,12 @@ func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Deliver
 func (c *Client) copyRunOutput(ctx context.Context, at *url.URL, ask Delivery) error {
 	from := *at
 	from.Path, from.RawPath, from.RawQuery = at.Path+"/output", "", "follow"
-	err := c.followOutput(ctx, c.opt.Output, func(off int64) (*http.Response, error) {
+	f := follower{Client: c, to: c.opt.Output, open: func(off int64) (*http.Response, error) {
 		part := Delivery{ID: rand.Text(), ContentType: ask.ContentType, Header: ask.Header.Clone()}
 		part.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
 		return c.sendRequest(ctx, c.withoutTimeout(), http.MethodGet, &from, part)
-	})
+	}}
+	err := f.copyOutput(ctx)
 	var refused *Refused
 	if errors.As(err, &refused) {
 		_, _ = fmt.Fprintf(c.opt.Progress, "the output cannot be followed: %v\n", err)

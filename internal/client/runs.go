@@ -52,9 +52,8 @@ func (c *Client) Rerun(ctx context.Context, server, id string) (r runner.Run, er
 	return r, err
 }
 
-// Hooks requests the hooks of the server, with their pauses. Like PauseHook and ResumeHook, it is for a Client of
-// NewLocal.
-func (c *Client) Hooks(ctx context.Context, server string) ([]runner.HookState, error) {
+// Hooks requests the hooks of the server, with their pauses.
+func (c *Local) Hooks(ctx context.Context, server string) ([]runner.HookState, error) {
 	var list struct {
 		Hooks []runner.HookState `json:"hooks"`
 	}
@@ -63,7 +62,7 @@ func (c *Client) Hooks(ctx context.Context, server string) ([]runner.HookState, 
 }
 
 // PauseHook pauses a hook for a time, or, with 0, until it is resumed, and returns its state after that.
-func (c *Client) PauseHook(ctx context.Context, server, name, reason string, length time.Duration) (
+func (c *Local) PauseHook(ctx context.Context, server, name, reason string, length time.Duration) (
 	h runner.HookState, err error,
 ) {
 	query := url.Values{"reason": {reason}}
@@ -75,7 +74,7 @@ func (c *Client) PauseHook(ctx context.Context, server, name, reason string, len
 }
 
 // ResumeHook ends the pause of a hook and returns its state after that.
-func (c *Client) ResumeHook(ctx context.Context, server, name string) (h runner.HookState, err error) {
+func (c *Local) ResumeHook(ctx context.Context, server, name string) (h runner.HookState, err error) {
 	err = c.getJSON(ctx, http.MethodPost, server, "/hooks/"+url.PathEscape(name)+"/resume", &h)
 	return h, err
 }
@@ -86,45 +85,18 @@ func (c *Client) Output(ctx context.Context, server, id string, to io.Writer) er
 	if err != nil {
 		return err
 	}
-	_, err = c.copyBody(ctx, to, resp)
+	_, err = copyBody(ctx, to, resp)
 	return err
 }
 
 // Follow copies the output of a run until the run has ended. If an answer breaks off, or the server restarts, Follow
 // continues at the same offset.
 func (c *Client) Follow(ctx context.Context, server, id string, to io.Writer) error {
-	return c.followOutput(ctx, to, func(off int64) (*http.Response, error) {
+	f := follower{Client: c, to: to, open: func(off int64) (*http.Response, error) {
 		return c.openAnswer(ctx, c.withoutTimeout(), http.MethodGet, server, outputPath(id)+"?follow",
 			http.Header{"Range": {fmt.Sprintf("bytes=%d-", off)}})
-	})
-}
-
-// followOutput copies the answers of open, which requests an output from an offset on.
-func (c *Client) followOutput(ctx context.Context, to io.Writer, open func(int64) (*http.Response, error)) error {
-	var off int64
-	var out outage
-	for {
-		resp, err := open(off)
-		if err == nil {
-			answered, from := c.opt.Now(), off
-			if off, err = c.continueOutput(ctx, to, off, resp); err == nil {
-				return nil
-			}
-			if !errors.Is(err, errBrokenOff) {
-				return err
-			}
-			if c.opt.Now().Sub(answered) > busyPause { // the connection was good until then
-				out = outage{}
-			}
-			if off > from {
-				out = outage{}
-				continue
-			}
-		}
-		if err := c.waitOutOutage(ctx, err, &out); err != nil {
-			return err
-		}
-	}
+	}}
+	return f.copyOutput(ctx)
 }
 
 // withoutTimeout returns a client without a limit for the whole request: the length of an output is not known, and it
@@ -137,27 +109,63 @@ func (c *Client) withoutTimeout() *http.Client {
 
 func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/output" }
 
-// continueOutput copies an answer that continues at the offset off. If the server has removed the output at that
-// offset, the answer begins later. The result is the offset after the last copied byte.
-func (c *Client) continueOutput(ctx context.Context, to io.Writer, off int64, resp *http.Response) (int64, error) {
-	var at int64
-	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < off ||
-		resp.StatusCode != http.StatusPartialContent {
-		return off, errors.Join(fmt.Errorf("%w: it does not continue at the requested offset", ErrAnswer),
-			resp.Body.Close())
-	}
-	if at > off {
-		if _, err := fmt.Fprintf(to, "\n[%d bytes not kept]\n", at-off); err != nil {
-			return off, errors.Join(err, resp.Body.Close())
+// follower copies an output that grows, by as many answers as it takes.
+type follower struct {
+	*Client
+
+	to   io.Writer
+	open func(off int64) (*http.Response, error) // requests the output from an offset on
+	off  int64                                   // after the last copied byte
+}
+
+// copyOutput copies the answers of open, until one of them ends as it should.
+func (f *follower) copyOutput(ctx context.Context) error {
+	var out outage
+	for {
+		resp, err := f.open(f.off)
+		if err == nil {
+			answered, from := f.opt.Now(), f.off
+			if err = f.copyAnswer(ctx, resp); err == nil {
+				return nil
+			}
+			if !errors.Is(err, errBrokenOff) {
+				return err
+			}
+			if f.opt.Now().Sub(answered) > busyPause { // the connection was good until then
+				out = outage{}
+			}
+			if f.off > from {
+				out = outage{}
+				continue
+			}
+		}
+		if err := f.waitOutOutage(ctx, err, &out); err != nil {
+			return err
 		}
 	}
-	n, err := c.copyBody(ctx, to, resp)
-	return at + n, err
+}
+
+// copyAnswer copies an answer that continues at the offset. If the server has removed the output at that offset, the
+// answer begins later.
+func (f *follower) copyAnswer(ctx context.Context, resp *http.Response) error {
+	var at int64
+	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at < f.off ||
+		resp.StatusCode != http.StatusPartialContent {
+		return errors.Join(fmt.Errorf("%w: it does not continue at the requested offset", ErrAnswer), resp.Body.Close())
+	}
+	if at > f.off {
+		if _, err := fmt.Fprintf(f.to, "\n[%d bytes not kept]\n", at-f.off); err != nil {
+			return errors.Join(err, resp.Body.Close())
+		}
+	}
+	n, err := copyBody(ctx, f.to, resp)
+	f.off = at + n
+	return err
 }
 
 // copyBody copies an answer. An error of writing is final. An answer that breaks off is errBrokenOff, and the caller
 // can continue after it.
-func (c *Client) copyBody(ctx context.Context, to io.Writer, resp *http.Response) (int64, error) {
+func copyBody(ctx context.Context, to io.Writer, resp *http.Response) (int64, error) {
 	defer resp.Body.Close() //nolint:errcheck // only read
 	w := &destination{Writer: to}
 	n, err := io.Copy(w, resp.Body)

@@ -414,8 +414,8 @@ func (f *File) checkSignedConditions(hooks map[string]*hook.Hook, p *diag.List) 
 		for _, caller := range h.Callers {
 			spec := f.Callers[caller]
 			if spec != nil && spec.HMAC != nil && h.May(caller, hook.MayStart) {
-				p.At(name, "when").Warnf("no condition reads the body, and the signature of the caller %s may cover nothing "+
-					"else: a client that has seen a delivery can change the values of the conditions", caller)
+				p.At(name, "when").Warnf("no condition reads the body, and the signature of the caller %s may cover "+
+					"nothing else: a client that has seen a delivery can change the values of the conditions", caller)
 			}
 		}
 	}

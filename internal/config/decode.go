@@ -14,8 +14,8 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// decode fills a struct from data. It returns false if data cannot be parsed. Otherwise it has all values of the right shape,
-// and r has a diagnostic for each of the others.
+// decode fills a struct from data. It returns false if data cannot be parsed. Otherwise it has all values of the right
+// shape, and r has a diagnostic for each of the others.
 //
 // A library parses the YAML. The library's decoder is not used: it stops at the first error, converts numbers into
 // text, and reads an absent value as a default.

@@ -36,9 +36,9 @@ type inclusion struct {
 	p      *diag.List
 }
 
-// readIncluded reads the files of each pattern, sorted by name, and adds their callers and hooks to the file. The digest
-// of the report becomes that of the list of all files with their digests, in the form of sha256sum. size is that of the
-// main file.
+// readIncluded reads the files of each pattern, sorted by name, and adds their callers and hooks to the file. The
+// digest of the report becomes that of the list of all files with their digests, in the form of sha256sum. size is that
+// of the main file.
 func (f *File) readIncluded(r *report, size int, p *diag.List) {
 	if f.Include == nil {
 		return
@@ -126,8 +126,8 @@ func (in *inclusion) readFile(name string) {
 	data := r.readTrusted(in.p)
 	in.addToList(r.digest, name)
 	if in.size += len(data); in.size > maxFile {
-		r.addDiagnostic(place{}, "", fmt.Sprintf("the configuration file and the files that it includes, up to this one, "+
-			"are over %d MiB together", maxFile>>20))
+		r.addDiagnostic(place{}, "", fmt.Sprintf("the configuration file and the files that it includes, up to this "+
+			"one, are over %d MiB together", maxFile>>20))
 		data = nil
 	}
 	var content includedFile
@@ -147,7 +147,8 @@ func mergeEntries[T any](all *map[string]T, more map[string]T, key string, befor
 	for name, entry := range more {
 		path := joinPath(joinPath("", key), name)
 		if first, twice := before.places[path]; twice {
-			r.addDiagnostic(r.places[path], path, fmt.Sprintf("is already in %s:%d:%d", cmp.Or(first.file, before.file), first.line, first.column))
+			r.addDiagnostic(r.places[path], path,
+				fmt.Sprintf("is already in %s:%d:%d", cmp.Or(first.file, before.file), first.line, first.column))
 			continue
 		}
 		(*all)[name] = entry

@@ -105,8 +105,8 @@ func (r *report) hasErrors() bool {
 // sortedDiagnostics returns the diagnostics in the order of the files, and of each file, without duplicates.
 func (r *report) sortedDiagnostics() []Diagnostic {
 	slices.SortStableFunc(r.found, func(a, b Diagnostic) int {
-		return cmp.Or(cmp.Compare(r.orderOf(a.File), r.orderOf(b.File)), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path),
-			cmp.Compare(a.Text, b.Text))
+		return cmp.Or(cmp.Compare(r.orderOf(a.File), r.orderOf(b.File)), cmp.Compare(a.Line, b.Line),
+			cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Text, b.Text))
 	})
 	return slices.Compact(r.found)
 }

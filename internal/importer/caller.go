@@ -79,7 +79,8 @@ func importCredential(p ruleParts, n *hookNotes) *credential {
 	switch len(p.credentials) {
 	case 0:
 		if p.networks != nil {
-			n.refuse(p.networksAt, "an address is not a credential here: give the sender a secret, and write a caller with it")
+			n.refuse(p.networksAt, "an address is not a credential here: give the sender a secret, and write a caller "+
+				"with it")
 		}
 		return nil
 	case 1:
@@ -143,7 +144,9 @@ func (l *leaf) readCredential(n *hookNotes) *credential {
 	case source == "query":
 		n.note(l.at, "the secret was in the URL, which is logged everywhere: "+
 			`the sender must now send the header "Authorization: Bearer SECRET"`)
-		return &credential{kind: "token", header: "Authorization", prefix: "Bearer ", secrets: []string{string(l.Value)}}
+		return &credential{
+			kind: "token", header: "Authorization", prefix: "Bearer ", secrets: []string{string(l.Value)},
+		}
 	case source != "header":
 		n.refuse(l.at, "the secret is in the body: write a caller with what the sender signs with, as Slack with "+
 			"hmac: {scheme: slack}")
@@ -154,7 +157,9 @@ func (l *leaf) readCredential(n *hookNotes) *credential {
 }
 
 func (l *leaf) readToken(n *hookNotes) *credential {
-	c := &credential{kind: "token", header: canonicalHeader(string(l.Parameter.Name)), secrets: []string{string(l.Value)}}
+	c := &credential{
+		kind: "token", header: canonicalHeader(string(l.Parameter.Name)), secrets: []string{string(l.Value)},
+	}
 	if c.header != "Authorization" {
 		return c
 	}
@@ -170,7 +175,8 @@ func (l *leaf) readToken(n *hookNotes) *credential {
 func (l *leaf) readHMAC(n *hookNotes) *credential {
 	_, hash, _ := strings.Cut(strings.TrimPrefix(string(l.Type), "payload-"), "-")
 	c := &credential{
-		kind: "hmac", header: canonicalHeader(string(l.Parameter.Name)), hash: hash, secrets: []string{string(l.Secret)},
+		kind: "hmac", header: canonicalHeader(string(l.Parameter.Name)), hash: hash,
+		secrets: []string{string(l.Secret)},
 	}
 	if hash == "sha1" && c.header == "X-Hub-Signature" {
 		n.note(l.at, "SHA-1 is broken; GitHub signs with SHA-256, too, by the same secret, in the header "+
@@ -218,8 +224,8 @@ func (f *file) addCaller(c *credential, hook string) string {
 	return name
 }
 
-// cutTemplate returns the function and the name of a secret that is a template. In a YAML text with other quotes, its own
-// quotes are a part of the value.
+// cutTemplate returns the function and the name of a secret that is a template. In a YAML text with other quotes, its
+// own quotes are a part of the value.
 func cutTemplate(secret string) (function, name string, found bool) {
 	rest, found := strings.CutPrefix(strings.TrimPrefix(secret, `"`), templateMark)
 	function, name, _ = strings.Cut(strings.TrimSuffix(rest, `"`), ":")

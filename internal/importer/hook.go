@@ -190,8 +190,8 @@ func (h *hookSpec) noteAnswers(n *hookNotes) {
 		n.note("success-http-response-code", "is left out: the answer is 200, or 202 if the run is queued")
 	}
 	if h.MismatchCode != "" {
-		n.note("trigger-rule-mismatch-http-response-code", "is left out: a delivery that does not fulfil the conditions "+
-			"is answered with 200 and \"ignored\", a wrong secret with 401")
+		n.note("trigger-rule-mismatch-http-response-code", "is left out: a delivery that does not fulfil the "+
+			"conditions is answered with 200 and \"ignored\", a wrong secret with 401")
 	}
 	if h.Output || h.ErrorOutput {
 		n.note("include-command-output-in-response",
@@ -213,7 +213,8 @@ type binder struct {
 func (b *binder) importCommand(h *hookSpec) (entry yaml.MapSlice) {
 	add := func(key string, value any) { entry = append(entry, yaml.MapItem{Key: key, Value: value}) }
 	if len(h.Files) > 0 {
-		b.notes.refuse("pass-file-to-command", `no file is made of a value: write stdin: body, and have the command read it`)
+		b.notes.refuse("pass-file-to-command",
+			"no file is made of a value: write stdin: body, and have the command read it")
 	}
 	command := []string{escapeBraces(b.program(h))}
 	for i, a := range h.Arguments {

@@ -16,7 +16,7 @@ import (
 	"sallyport/internal/strictjson"
 )
 
-// hookSpec is a hook of the file.
+// hookSpec is a hook of the file. It has many fields, because each is a key that webhook knows.
 type hookSpec struct {
 	ID             scalar          `json:"id"`
 	Command        scalar          `json:"execute-command"`
@@ -105,7 +105,8 @@ func readHooks(data []byte) ([]any, error) {
 	hooks, ok := root.([]any)
 	switch {
 	case err != nil && bytes.Contains(data, []byte("{{")):
-		return nil, fmt.Errorf("the file cannot be parsed; of templates, only getenv, credential and cat are read: %w", err)
+		return nil, fmt.Errorf("the file cannot be parsed; of templates, only getenv, credential and cat are read: %w",
+			err)
 	case err != nil:
 		return nil, err
 	case !ok || len(hooks) == 0:

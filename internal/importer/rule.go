@@ -223,7 +223,8 @@ func (p *ruleParts) findSecrets(n *hookNotes) {
 		case len(part):
 			p.credentials = append(p.credentials, part)
 		default:
-			n.refuse(part[0].at, "is an alternative to a secret or to what looks like one: write a hook for each alternative")
+			n.refuse(part[0].at, "is an alternative to a secret or to what looks like one: write a hook for each "+
+				"alternative")
 		}
 	}
 	p.conditions = slices.DeleteFunc(p.conditions, func(part alternatives) bool { return part[0].isSecret() })

@@ -11,7 +11,8 @@ import (
 const (
 	// largestStep is how far the wall clock may differ from the time that has passed.
 	largestStep = time.Minute
-	// longestPause is how old the newest of the earlier runs may be at the start without raising doubts about the clock.
+	// longestPause is how old the newest of the earlier runs may be at the start without raising doubts about the
+	// clock.
 	longestPause = 24 * time.Hour
 	// HoldAfterStep is how long nothing is removed after the wall clock was set: an operator, or the
 	// time service, has that long to correct it.
@@ -26,17 +27,17 @@ type Steps struct {
 	until time.Duration // nothing is removed before, in time that has passed
 }
 
-// Records are the times of the records at the start, as far as they tell whether the clock was set while the machine was
-// off. They are zero without such a record.
+// Records are the times of the records at the start, as far as they tell whether the clock was set while the machine
+// was off. They are zero without such a record.
 type Records struct {
 	Newest time.Time
-	// Earlier is the newest that is older than HoldAfterStep. Those after it do not show that the clock is right: they may
-	// be from an earlier server, which did not remove anything after a step.
+	// Earlier is the newest that is older than HoldAfterStep. Those after it do not show that the clock is right: they
+	// may be from an earlier server, which did not remove anything after a step.
 	Earlier time.Time
 }
 
-// NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped, as
-// far as that is known.
+// NewSteps starts at a wall clock and a clock that only goes forward. Before that, the wall clock was set by stepped,
+// as far as that is known.
 func NewSteps(wall time.Time, mono time.Duration, r Records, stepped time.Duration) *Steps {
 	s := &Steps{wall: wall.Round(0), mono: mono}
 	ahead := !r.Newest.IsZero() && r.Newest.Sub(s.wall) > largestStep

@@ -79,8 +79,8 @@ func Long(t testing.TB) {
 	}
 }
 
-// HasStopped reports whether all threads of a process have stopped after SIGSTOP. They stop one by one, so one that still
-// runs could accept an order.
+// HasStopped reports whether all threads of a process have stopped after SIGSTOP. They stop one by one, so one that
+// still runs could accept an order.
 func HasStopped(pid int) bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	return !slices.ContainsFunc(threads, func(name string) bool {

@@ -84,8 +84,8 @@ func (h *Hook) flightOwner() string {
 func (h *Hook) InGroup() bool { return h.spec.Flight.Group != "" }
 
 // SharesFlight reports whether a run of h with the values v would have the given flight. The run may have started under
-// an earlier version of the hook: if v lacks a value that the flight needs, the run counts as one of the flight, if that
-// is a flight of the hook or its group.
+// an earlier version of the hook: if v lacks a value that the flight needs, the run counts as one of the flight, if
+// that is a flight of the hook or its group.
 func (h *Hook) SharesFlight(flight string, v Values) bool {
 	if FlightHook(flight) != h.flightOwner() {
 		return false
@@ -200,10 +200,13 @@ func checkNeighbours(h *Hook, others []*Hook, p *diag.List) {
 	for _, other := range others {
 		if h.Unauthenticated || other.Unauthenticated {
 			p.Errorf("%s is already the path of the hook %s: "+
-				"hooks share a path only if both have callers, by which a delivery is authenticated once", h.Path, other.Name)
+				"hooks share a path only if both have callers, by which a delivery is authenticated once",
+				h.Path, other.Name)
 			continue
 		}
-		shared := slices.IndexFunc(h.Callers, func(c string) bool { return h.May(c, MayStart) && other.May(c, MayStart) })
+		shared := slices.IndexFunc(h.Callers, func(c string) bool {
+			return h.May(c, MayStart) && other.May(c, MayStart)
+		})
 		if shared < 0 || len(h.when) > 0 && len(other.when) > 0 {
 			continue
 		}

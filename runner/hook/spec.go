@@ -73,8 +73,8 @@ type Grant struct {
 // UnmarshalYAML reads the form that is only the name of the caller.
 func (g *Grant) UnmarshalYAML(decode func(any) error) error { return decode(&g.Caller) }
 
-// FlightSpec says what may run only once at a time: the hook for each value of a template, or all hooks of a group. It is
-// written as the template only, or as a mapping.
+// FlightSpec says what may run only once at a time: the hook for each value of a template, or all hooks of a group. It
+// is written as the template only, or as a mapping.
 type FlightSpec struct {
 	Group string `yaml:"group"` // shared by hooks
 	Key   string `yaml:"key"`   // template; one run at a time per value

@@ -72,8 +72,8 @@ const (
 )
 
 // reserveFlight makes the run of an order the holder of its flight, unless the flight has a holder already. The file
-// may have changed since another holder of the hook started, so its flight is also the one that h gives it now. A holder
-// of another hook has the flight of its start, which may be that of a group.
+// may have changed since another holder of the hook started, so its flight is also the one that h gives it now. A
+// holder of another hook has the flight of its start, which may be that of a group.
 func (e *endings) reserveFlight(h *hook.Hook, flight string, o runner.Order) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -16,8 +16,8 @@ import (
 // Admit records a run and the claim of its delivery, both or neither, and decides the state of the run: Running if no
 // run of its flight is running or queued, otherwise by the policy. The state and start in run are ignored. For a
 // delivery that was claimed before, the error is *runner.Replayed, runner.ErrReused or runner.ErrOtherBody. For a
-// busy flight it is *runner.Busy, without RetryAfter, and for a paused hook *runner.Paused; nothing is recorded. The caller must start nothing on any
-// error.
+// busy flight it is *runner.Busy, without RetryAfter, and for a paused hook *runner.Paused; nothing is recorded. The
+// caller must start nothing on any error.
 func (s *SQLite) Admit(
 	ctx context.Context, run runner.Run, c runner.Claim, p hook.Policy, in runner.Feed,
 ) (runner.Admission, error) {
@@ -188,7 +188,8 @@ func (o *admission) insertRun(ctx context.Context, r runner.Run, place int) erro
 var errStartsAgain = fmt.Errorf("%w: its run did not succeed", runner.ErrUnknown)
 
 // findClaimed returns the run that a delivery to the hook started, or runner.ErrReused or runner.ErrOtherBody, or
-// runner.ErrUnknown if the delivery may start a run: errStartsAgain if it did before. If the run was pruned, only its id and hook are set.
+// runner.ErrUnknown if the delivery may start a run: errStartsAgain if it did before. If the run was pruned, only its
+// id and hook are set.
 func findClaimed(ctx context.Context, from *statements, hook string, c runner.Claim) (runner.Run, error) {
 	unknown := runner.ErrUnknown
 	for i, key := range claimKeys(c) {

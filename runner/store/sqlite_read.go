@@ -88,7 +88,9 @@ func withDeadline(ctx context.Context, most time.Duration, f func(context.Contex
 
 // readStatements returns all statements that run on the connections for claims and single rows.
 func readStatements() []string {
-	return []string{sqlClaim, sqlRun, sqlInput, sqlActive, sqlKeyUses, sqlPauses, sqlTimedPauses, sqlNextHook, sqlOld, sqlNewest, sqlOlder}
+	return []string{
+		sqlClaim, sqlRun, sqlInput, sqlActive, sqlKeyUses, sqlPauses, sqlTimedPauses, sqlNextHook, sqlOld, sqlNewest, sqlOlder,
+	}
 }
 
 // Find returns the run that a delivery to the hook started, or runner.ErrUnknown, runner.ErrReused or
