@@ -25,8 +25,8 @@ const replayed = "replayed"
 type waiting struct {
 	runner.Run
 	Joined   bool      `json:"joined,omitempty"`
-	Position int       `json:"position"`       // 1 is next
-	Expected time.Time `json:"expected_start"` // by the median duration of the runs of the hook
+	Position int       `json:"position"`                // 1 is next
+	Expected time.Time `json:"expected_start,omitzero"` // by the median duration of the runs of the hook
 }
 
 // answerStarted answers 200 for a running run, and 202 for a run that is queued or is not yet known to run.
@@ -42,10 +42,11 @@ func (a *runAnswers) answerStarted(
 		writeJSON(w, http.StatusAccepted, "application/json", started.Run)
 		return nil
 	}
-	writeJSON(w, http.StatusAccepted, "application/json", waiting{
-		Run: started.Run, Joined: started.Joined, Position: started.Position,
-		Expected: a.now().Add(started.Expected).Round(time.Second),
-	})
+	answer := waiting{Run: started.Run, Joined: started.Joined, Position: started.Position}
+	if started.Expected > 0 {
+		answer.Expected = a.now().Add(started.Expected).Round(time.Second)
+	}
+	writeJSON(w, http.StatusAccepted, "application/json", answer)
 	return nil
 }
 

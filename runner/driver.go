@@ -9,6 +9,7 @@ import (
 
 	"sallyport/internal/guard"
 	"sallyport/internal/logging"
+	"sallyport/runner/hook"
 )
 
 // answerTime is how long the runner waits for an answer of the supervisor before it continues without it. It is
@@ -148,12 +149,15 @@ func (d *driver) reportLaunch(o outcome, err error) {
 	}
 }
 
-// awaitLaunch waits until something is known of the order, and reports whether its answer is still to come. The error
-// is *NotStarted. It does not wait for long until the store can record the end of a run that was not started.
-func (d *driver) awaitLaunch() (late bool, err error) {
+// awaitLaunch waits until something is known of the order, and returns the outcome. The error is *NotStarted. It does
+// not wait for long until the store can record the end of a run that was not started.
+func (d *driver) awaitLaunch() (outcome, error) {
 	l, ok := <-d.launched
-	if !ok || l.outcome != notStarted {
-		return !ok || l.outcome != commandStarted, nil
+	if !ok {
+		return notAnswered, nil
+	}
+	if l.outcome != notStarted {
+		return l.outcome, nil
 	}
 	ended := d.run
 	ended.State, ended.End = Failed, endNotStarted(d.now(), l.err)
@@ -161,7 +165,7 @@ func (d *driver) awaitLaunch() (late bool, err error) {
 	case ended = <-d.recorded:
 	case <-time.After(recordRetryPause):
 	}
-	return false, &NotStarted{Run: ended, Reason: l.err}
+	return notStarted, &NotStarted{Run: ended, Reason: l.err}
 }
 
 // orderInTime orders the command and returns the answer of the supervisor. After answerTime, the sender of the
@@ -216,10 +220,19 @@ func (d *driver) judgeOrder(err error) (result outcome, why State) {
 		return commandStarted, ""
 	case errors.Is(err, ErrLeft):
 		return leftToNext, ""
-	case d.from == fromStore && !d.isFinal(err):
+	case d.from == fromStore && !d.isFinal(err), d.mayQueue(err):
 		return queuedAgain, ""
 	}
 	return notStarted, ""
+}
+
+// mayQueue reports whether the run of a delivery is queued, as it would be behind a run of its own flight.
+func (d *driver) mayQueue(err error) bool {
+	if !errors.Is(err, errEarlierFlight) {
+		return false
+	}
+	h, ok := d.hook(d.run.Hook)
+	return ok && h.Busy.Kind != hook.Reject
 }
 
 // isFinal reports whether an accepted run can never be started. Every other failure may be temporary.

@@ -21,11 +21,7 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 	if err != nil {
 		return Started{}, err
 	}
-	var paused []Pause
-	if pause, ok := r.pauses.find(d.Hook.Name); ok {
-		paused = append(paused, pause)
-	}
-	started, err := Foresee(d, active, paused)
+	started, err := Foresee(d, active, r.pauses.findAll())
 	var busy *Busy
 	if errors.As(err, &busy) {
 		busy.RetryAfter = r.estimates.timeLeft(busy.Run)
@@ -34,10 +30,11 @@ func (r *Runner) DryRun(ctx context.Context, d Delivery) (Started, error) {
 }
 
 // foreseePaused returns what Start would do with a delivery to a paused hook that queues.
-func foreseePaused(d Delivery, active []Run, pause Pause) (Started, error) {
+func foreseePaused(d Delivery, active []Run, pause Pause, others []Pause) (Started, error) {
 	inProgress := Run{Flight: d.Hook.Flight(d.Values), State: Running}
 	active = slices.DeleteFunc(active, func(run Run) bool { return run.State == Running })
-	started, err := Foresee(d, append(active, inProgress), nil)
+	others = slices.DeleteFunc(others, func(other Pause) bool { return other.Hook == pause.Hook })
+	started, err := Foresee(d, append(active, inProgress), others)
 	var full *Busy
 	if errors.As(err, &full) {
 		return Started{}, newPaused(pause)
@@ -54,18 +51,25 @@ func Foresee(d Delivery, active []Run, pauses []Pause) (Started, error) {
 		case d.Hook.Busy.Kind == hook.Reject:
 			return Started{}, newPaused(pause)
 		default:
-			return foreseePaused(d, active, pause)
+			return foreseePaused(d, active, pause, slices.Clone(pauses))
 		}
 	}
 	run := Run{Hook: d.Hook.Name, Caller: d.Caller, Flight: d.Hook.Flight(d.Values), Params: d.Values, State: Running}
 	var current *Run
+	isPaused := func(name string) bool {
+		return slices.ContainsFunc(pauses, func(one Pause) bool { return one.Hook == name })
+	}
 	waiting, own, position := 0, 0, 0
 	for _, other := range active {
 		switch {
 		case other.Flight != run.Flight:
 		case other.State == Running:
 			current = &other
+		case isPaused(other.Hook): // it does not start before this one
 		default:
+			if current == nil { // this one waits for the first queued run, whose command cannot be started yet
+				current = &other
+			}
 			if waiting++; other.Hook == run.Hook {
 				own, position = own+1, waiting
 			}

@@ -6,6 +6,9 @@ import (
 	"sallyport/runner/hook"
 )
 
+// errEarlierFlight says that a run cannot start yet, because of a run that has the flight of an earlier file.
+var errEarlierFlight = fmt.Errorf("%w under an earlier configuration", ErrFlight)
+
 // flightRules has the flights that hooks give to their runs. After a reload, a run in progress may have the flight that
 // the earlier file gave it, and the store takes that for a different flight.
 type flightRules struct {
@@ -14,8 +17,8 @@ type flightRules struct {
 }
 
 // checkOverlap looks for a run in progress that would have the same flight as run under the current file, but was
-// recorded with another flight, under an earlier one. It returns an error that wraps ErrFlight if there is one, so that
-// the start of run is tried again later. inProgress has the runs in progress, by flight. The caller adds run to it
+// recorded with another flight, under an earlier one. It returns an error that wraps errEarlierFlight if there is one, so
+// that the start of run is tried again later. inProgress has the runs in progress, by flight. The caller adds run to it
 // unless there is an error. hookOf returns the current hook with a name.
 func (f *flightRules) checkOverlap(
 	h *hook.Hook, run Run, inProgress map[string]Run, hookOf func(string) (*hook.Hook, bool),
@@ -40,7 +43,7 @@ func (f *flightRules) checkOverlap(
 			}
 		}
 		if of.SharesFlight(flight, other.Params) {
-			return fmt.Errorf("%w: run %s, under the previous flight of its hook", ErrFlight, other.ID)
+			return fmt.Errorf("%w: run %s", errEarlierFlight, other.ID)
 		}
 		mixed = mixed || of == h && h.Flight(other.Params) != other.Flight
 	}

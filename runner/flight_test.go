@@ -54,7 +54,7 @@ func TestFlight_Changed(t *testing.T) {
 }
 
 // TestFlightChanged_Queued: a run that was accepted before the reload is queued under its earlier flight, and is
-// started when no run of its value is in progress.
+// started when no run of its value is in progress. A delivery after the reload is queued behind it.
 func TestFlightChanged_Queued(t *testing.T) {
 	before, after := flights(t, "{x}", 5), flights(t, "region-{x}", 5)
 	b := newBench(t, before)
@@ -63,11 +63,11 @@ func TestFlightChanged_Queued(t *testing.T) {
 	b.use(after)
 	b.finish(t, first, 0)
 	b.flies(t, second.Run.ID)
-	if _, err := b.Start(of(after, "eu")); !errors.Is(err, runner.ErrFlight) {
-		t.Errorf("got %v", err)
-	}
+	third := b.queue(t, claimed(of(after, "eu"), "k")).Run
+	_, err := b.Start(claimed(of(after, "eu"), "k"))
+	replayed(t, err, third)
 	b.finish(t, second.Run, 0)
-	third := b.start(t, of(after, "eu"))
+	b.flies(t, third.ID)
 	fourth := b.queue(t, of(after, "eu"))
 	b.finish(t, third, 0)
 	b.flies(t, fourth.Run.ID)
@@ -157,4 +157,38 @@ func TestGroup_Changed(t *testing.T) {
 	b.finish(t, b.start(t, of(migrate, "us")), 0)
 	b.finish(t, first, 0)
 	b.start(t, claimed(of(migrate, "eu"), "k"))
+}
+
+// TestGroup_ChangedQueues: after a reload that puts two hooks into a group, a delivery waits for the run of the other
+// hook, by the policy of its own: it is queued and keeps its claim. It starts in its turn, also under the next server.
+func TestGroup_ChangedQueues(t *testing.T) {
+	t.Parallel()
+	spec := hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Key: "{x}"}}
+	for _, busy := range []hook.BusySpec{{Queue: 2}, {Kind: "join"}, {Kind: "replace"}} {
+		before := namedHook(t, "backup", spec, "x")
+		backup, migrate := inGroup(t, "backup", hook.BusySpec{}), inGroup(t, "migrate", busy)
+		b := newBench(t, before)
+		first := b.start(t, of(before, "eu"))
+		b.use(backup, migrate)
+		second := b.queue(t, claimed(of(migrate, "eu"), "k"))
+		if second.Position != 1 || second.Expected <= 0 || !second.Run.Started.IsZero() {
+			t.Errorf("%s: %+v", busy.Kind, second)
+		}
+		until(t, "it is recorded as queued", func() bool { return b.record(t, second.Run.ID).State == runner.Queued })
+		third := b.queue(t, of(migrate, "eu"))
+		if third.Joined != (busy.Kind == "join") {
+			t.Errorf("%s: %+v", busy.Kind, third)
+		}
+		b.crash(t)
+		b.recover(t)
+		b.finish(t, first, 0)
+		last := third.Run
+		if busy.Queue > 0 {
+			last = second.Run
+		}
+		b.flies(t, last.ID)
+		if b.overlaps+b.twice > 0 {
+			t.Errorf("%s: %d overlaps, %d twice", busy.Kind, b.overlaps, b.twice)
+		}
+	}
 }

@@ -71,6 +71,16 @@ func (p *Pauses) find(name string) (Pause, bool) {
 	return one, ok && (one.Length == 0 || one.EndsUp > boot.Uptime())
 }
 
+// findAll returns the pauses that have not ended.
+func (p *Pauses) findAll() (all []Pause) {
+	for name := range p.PausedHooks() {
+		if one, paused := p.find(name); paused {
+			all = append(all, one)
+		}
+	}
+	return all
+}
+
 // newPaused returns the refusal of a delivery to a paused hook.
 func newPaused(p Pause) *Paused {
 	e := &Paused{Pause: p}

@@ -169,3 +169,45 @@ func TestPause_ExtendedAfterItsEnd(t *testing.T) {
 	b.pauseHook(t, time.Hour)
 	b.flies(t, queued.Run.ID)
 }
+
+// TestPause_Expectations: while its hook is paused, a run is not expected before the end of the pause. The position
+// of a run of another hook of the group does not count it.
+func TestPause_Expectations(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []hook.BusySpec{{Queue: 5}, {Kind: "join"}} {
+		spec := func() hook.Spec {
+			return hook.Spec{Command: []string{"/bin/echo", "--x={x}"}, Flight: hook.FlightSpec{Group: "db"}, Busy: kind}
+		}
+		h, other := newHook(t, spec(), "x"), namedHook(t, "other", spec(), "x")
+		b := newBench(t, h, other)
+		foresee := func(h *hook.Hook, want int) {
+			t.Helper()
+			if s, err := b.DryRun(t.Context(), of(h, "1")); err != nil || s.Run.State != runner.Queued || s.Position != want {
+				t.Errorf("a dry run: %+v, %v; want position %d", s, err, want)
+			}
+		}
+		b.pauseHook(t, time.Hour)
+		paused := b.queue(t, of(h, "1"))
+		if paused.Expected < time.Hour-time.Minute {
+			t.Errorf("expected in %s", paused.Expected)
+		}
+		b.pauseHook(t, 0)
+		if paused = b.queue(t, of(h, "2")); paused.Expected != 0 {
+			t.Errorf("expected in %s", paused.Expected)
+		}
+		run := b.start(t, of(other, "3"))
+		foresee(other, 1)
+		if next := b.queue(t, of(other, "4")); next.Position != 1 {
+			t.Errorf("position %d", next.Position)
+		}
+		want := 2
+		if kind.Kind == "join" {
+			want = 1
+		}
+		foresee(other, want)
+		if next := b.queue(t, of(other, "5")); next.Position != want {
+			t.Errorf("position %d, want %d", next.Position, want)
+		}
+		b.finish(t, run, 0)
+	}
+}

@@ -60,10 +60,12 @@ type Delivery struct {
 // Started is the result of a delivery.
 type Started struct {
 	Run      Run
-	Late     bool          // the run is recorded, and it is not known yet that its command runs
-	Joined   bool          // the run was queued before
-	Position int           // of a queued run; 1 is next
-	Expected time.Duration // until a queued run should start, estimated from the median duration of the hook
+	Late     bool // the run is recorded, and it is not known yet that its command runs
+	Joined   bool // the run was queued before
+	Position int  // of a queued run: 1 is next, apart from runs of other hooks that are paused
+	// Expected is the time until a queued run should start, estimated from the median duration of the hook. It is 0 if
+	// it is not known.
+	Expected time.Duration
 }
 
 // Busy says that a run of the same flight is in progress and no more can be queued.
@@ -213,17 +215,33 @@ func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, er
 		r.runs.releaseWaiters(old.ID)
 	}
 	if a.Run.State == Running {
-		late, err := startDriver(r, a.Run, in, fromDelivery, func(d *driver) { d.driveRun(ctx) }).awaitLaunch()
-		return Started{Run: a.Run, Late: late}, err
+		driven := startDriver(r, a.Run, in, fromDelivery, func(d *driver) { d.driveRun(ctx) })
+		result, err := driven.awaitLaunch()
+		if result != queuedAgain {
+			return Started{Run: a.Run, Late: result != commandStarted && err == nil}, err
+		}
+		a.Run.State, a.Run.Started, a.Position = Queued, time.Time{}, 1 // as the driver records it
 	}
-	r.log.Info("run queued", withTitle(run.Title, "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller,
-		"flight", run.Flight, "position", a.Position)...)
+	r.log.Info("run queued", "run", a.Run.ID, "hook", run.Hook, "caller", run.Caller, "flight", run.Flight,
+		"position", a.Position)
 	if a.Stop != nil {
 		r.stopper.stopRun(ctx, a.Stop.ID, stopping{Cancelled, -1})
 	}
+	return Started{Run: a.Run, Joined: a.Joined, Position: a.Position, Expected: r.timeToStart(a.Run, a.Position)}, nil
+}
+
+// timeToStart estimates how long it takes until a queued run starts, or returns 0 if that is not known, because its hook
+// is paused until it is resumed.
+func (r *Runner) timeToStart(run Run, position int) time.Duration {
 	current, _ := r.runs.findInProgress(run.Flight)
-	expected := r.estimates.timeToStart(a.Run, current, a.Position)
-	return Started{Run: a.Run, Joined: a.Joined, Position: a.Position, Expected: expected}, nil
+	expected := r.estimates.timeToStart(run, current, position)
+	if pause, paused := r.pauses.find(run.Hook); paused {
+		if pause.Length == 0 {
+			return 0
+		}
+		expected = max(expected, newPaused(pause).Left)
+	}
+	return expected
 }
 
 // makeRun makes the run that a delivery requests.

@@ -104,7 +104,8 @@ func (o *admission) recordRun(ctx context.Context, run runner.Run) (runner.Admis
 // of the hook only: those of other hooks in the flight are waited for.
 func (o *admission) queueRun(ctx context.Context, current, run runner.Run) (a runner.Admission, err error) {
 	var waiting, last, own int
-	if err := o.tx.scanRow(ctx, []any{&waiting, &last, &own}, sqlQueue, run.Flight, run.Hook); err != nil {
+	if err := o.tx.scanRow(ctx, []any{&waiting, &last, &own}, sqlQueue, run.Flight, run.Hook,
+		o.Uptime().Microseconds()); err != nil {
 		return a, err
 	}
 	a = runner.Admission{Run: run, Position: waiting + 1}
@@ -124,7 +125,8 @@ func (o *admission) queueRun(ctx context.Context, current, run runner.Run) (a ru
 			if a.Run, err = o.joinQueued(ctx, run); err != nil {
 				return a, err
 			}
-			return a, o.tx.scanRow(ctx, []any{&a.Position}, sqlPosition, run.Flight, a.Run.ID)
+			return a, o.tx.scanRow(ctx, []any{&a.Position}, sqlPosition, run.Flight, run.Hook, o.Uptime().Microseconds(),
+				a.Run.ID)
 		}
 	case hook.Replace:
 		a.Position -= own

@@ -20,6 +20,9 @@ const (
 
 	pauseOfRun = `SELECT 1 FROM pauses WHERE pauses.hook = runs.hook AND (length = 0 OR ends_up > ` // the uptime
 
+	// Whether a queued run starts before a later one of hook $2: not if it is of another hook that is paused.
+	startsBefore = `(hook = $2 OR NOT EXISTS (` + pauseOfRun + `$3)))`
+
 	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin,
 		rerun_of, attempt, boot, accepted_up, on_interrupted, title)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`
@@ -31,11 +34,12 @@ const (
 	sqlLast = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' AND hook = $2
 		ORDER BY place DESC LIMIT 1`
 	sqlWaiting = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // flights are not empty
-	// All runs of the queue, its last place, and how many runs in it are of one hook.
-	sqlQueue = `SELECT COUNT(*), COALESCE(MAX(place), 0), COUNT(CASE WHEN hook = $2 THEN 1 END)
-		FROM runs WHERE flight = $1 AND state = 'queued'`
-	sqlPosition = `SELECT COUNT(*) FROM runs WHERE flight = $1 AND state = 'queued'
-		AND place <= (SELECT place FROM runs WHERE id = $2)`
+	// The runs of the queue that start before a new one of a hook, its last place, and how many runs in it are of the
+	// hook.
+	sqlQueue = `SELECT COUNT(CASE WHEN ` + startsBefore + ` THEN 1 END), COALESCE(MAX(place), 0),
+		COUNT(CASE WHEN hook = $2 THEN 1 END) FROM runs WHERE flight = $1 AND state = 'queued'`
+	sqlPosition = `SELECT COUNT(*) FROM runs WHERE flight = $1 AND state = 'queued' AND ` + startsBefore + `
+		AND place <= (SELECT place FROM runs WHERE id = $4)`
 	sqlActive = `SELECT ` + runColumns + ` FROM runs WHERE ended = 0 ORDER BY state DESC, place, id`
 
 	// Parameters and caller change together: a queued run never has the name of one caller and the parameters of
