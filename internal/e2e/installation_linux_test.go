@@ -178,9 +178,22 @@ func (in *installation) waitUntil(what string, done func() bool) {
 	for !done() {
 		select {
 		case <-end:
-			in.t.Fatalf("timed out waiting for%s", what)
+			in.printStacks()
+			in.t.Fatalf("timed out waiting for %s", what)
 		case <-time.After(10 * time.Millisecond):
 		}
+	}
+}
+
+// printStacks has all processes end with their stacks in the log.
+func (in *installation) printStacks() {
+	for _, pid := range append(in.servers(), in.supervisor()) {
+		if pid > 0 {
+			_ = syscall.Kill(pid, syscall.SIGQUIT) // it may have ended
+		}
+	}
+	for end := time.Now().Add(5 * time.Second); len(in.servers()) > 0 && time.Now().Before(end); {
+		<-time.After(10 * time.Millisecond)
 	}
 }
 
