@@ -17,6 +17,7 @@ func (s *service) getMetrics(w http.ResponseWriter, r *http.Request, req *reques
 	if !slices.Contains(s.config.Metrics, who.Caller) {
 		return forbidden(who.Caller, "read the metrics")
 	}
+	req.routine = true
 	s.metrics.ServeHTTP(w, r)
 	return nil
 }

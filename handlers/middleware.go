@@ -36,6 +36,7 @@ type request struct {
 	observed  bool   // the delivery only gets an answer, and starts nothing
 	would     string // started, queued, replayed, ignored or refused: what would have happened if it were not observed
 	leave     func() // releases the request's place among the reads of its caller; nil without one
+	routine   bool   // a probe or a scrape: one that succeeds is logged at the debug level only
 	resembles string // observed callers that may have sent it, although it is not authenticated
 }
 
@@ -123,9 +124,11 @@ func (m *middleware) logRequest(r *http.Request, req *request, rec *recorder, st
 		level = slog.LevelError
 	case rec.status >= http.StatusBadRequest:
 		level = slog.LevelWarn
+	case req.routine:
+		level = slog.LevelDebug
 	}
 	stranger := req.caller == "" && req.run == ""
-	if (stranger || rec.status == http.StatusTooManyRequests) &&
+	if level > slog.LevelDebug && (stranger || rec.status == http.StatusTooManyRequests) &&
 		!m.samples.allowLine(cmp.Or(req.kind, "answered"), remoteAddr(r), m.now()) {
 		level = slog.LevelDebug
 	}

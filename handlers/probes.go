@@ -22,14 +22,16 @@ type probes struct {
 const notReady = "not-ready"
 
 // getHealth answers 200 while the process handles requests.
-func (p *probes) getHealth(w http.ResponseWriter, _ *http.Request, _ *request) error {
+func (p *probes) getHealth(w http.ResponseWriter, _ *http.Request, req *request) error {
+	req.routine = true
 	writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
 	return nil
 }
 
 // getReadiness reports whether deliveries are accepted and commands started. It tests every part that this needs. The
 // answer has the names of the parts that fail; the log has the reasons.
-func (p *probes) getReadiness(w http.ResponseWriter, r *http.Request, _ *request) error {
+func (p *probes) getReadiness(w http.ResponseWriter, r *http.Request, req *request) error {
+	req.routine = true
 	if p.runner.Draining() {
 		return refuseDraining()
 	}

@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"sallyport/internal/guard"
@@ -54,7 +55,7 @@ func (d *driver) finishRun(ctx context.Context, s State, e End, c AfterClaims) R
 	ended, next := d.recordEnd(ctx, s, e, c)
 	d.runs.advancePhase(d.run, idle)
 	if c == KeepClaims {
-		d.logEnd(ended.State, e)
+		d.logEnd(ctx, ended.State, e)
 	}
 	d.runs.releaseWaiters(d.run.ID)
 	if next != nil {
@@ -113,7 +114,7 @@ func (d *driver) recordEndOnce(ctx context.Context, s State, e End, c AfterClaim
 
 // logEnd logs the end of the run. It is called after the end is recorded and before callers of Wait continue, so
 // that the flight is free when a reader sees the line.
-func (d *driver) logEnd(state State, end End) {
+func (d *driver) logEnd(ctx context.Context, state State, end End) {
 	attrs := withTitle(d.run.Title,
 		"run", d.run.ID, "hook", d.run.Hook, "caller", d.run.Caller, "state", state,
 		"took_ms", end.Ended.Sub(d.run.Started).Milliseconds(),
@@ -128,7 +129,11 @@ func (d *driver) logEnd(state State, end End) {
 	if end.LeftBehind > 0 {
 		attrs = append(attrs, "left_behind", end.LeftBehind)
 	}
-	d.log.Info("run ended", attrs...)
+	level := slog.LevelWarn
+	if state == Succeeded || state == Cancelled {
+		level = slog.LevelInfo
+	}
+	d.log.Log(ctx, level, "run ended", attrs...)
 }
 
 // maxReruns is how often an interrupted run is repeated automatically. The limit ends the repetition if the command

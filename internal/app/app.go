@@ -83,7 +83,7 @@ func Main(version string, args []string, in io.Reader, out, errOut io.Writer) in
 	case errors.As(err, &code):
 		return int(code)
 	}
-	logging.PrintLast(terminal.Writer(errOut), "sallyport:", err)
+	logging.PrintLast(logging.PlainErrors(errOut, os.LookupEnv), "sallyport:", err)
 	return client.ExitCode(err)
 }
 

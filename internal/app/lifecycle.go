@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 	"sallyport/internal/metrics"
 	"sallyport/internal/readiness"
 	"sallyport/internal/server"
+	"sallyport/runner/hook"
 	"sallyport/runner/process/proctree"
 	"sallyport/runner/store"
 )
@@ -141,12 +144,14 @@ func (p *program) serve(
 	defer surface.Close()
 	issuers := keyset.NewKeeper(log)
 	applyConfig := func(c *config.Config) {
+		p.out.Use(c.Log)
 		server.WarnOfDescriptors(c.Limits, log)
 		issuers.Keep(ctx, c.Auth.KeySets())
 		surface.Update()
 		p.retain(c)
 	}
 	applyConfig(conf.Get())
+	logHooks(conf.Get().Hooks, log)
 	works.Go(func() {
 		conf.Watch(ctx, p.hup, func(c *config.Config) error { return f.prepareReload(ctx, conf.Get(), c) }, applyConfig)
 	})
@@ -159,6 +164,25 @@ func (p *program) serve(
 		predecessor.Serves() // after NotifyReady, so the service manager knows the new main process
 	}
 	return f.serveUntilEnd(ctx, srv, p.signals())
+}
+
+// maxHooksLogged is how many hooks have a line in the log of a start.
+const maxHooksLogged = 50
+
+// logHooks logs which hooks are served, and who may call them.
+func logHooks(hooks map[string]*hook.Hook, log *slog.Logger) {
+	names := slices.Sorted(maps.Keys(hooks))
+	for _, name := range names[:min(len(names), maxHooksLogged)] {
+		h := hooks[name]
+		callers := strings.Join(h.Callers, ", ")
+		if h.Unauthenticated {
+			callers = "any client, unauthenticated"
+		}
+		log.Info("hook served", "hook", name, "path", h.Path, "callers", callers)
+	}
+	if more := len(names) - maxHooksLogged; more > 0 {
+		log.Info("more hooks served", "count", more)
+	}
 }
 
 // newSurface returns the handler of requests, including the one of the metrics.

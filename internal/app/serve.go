@@ -17,6 +17,7 @@ import (
 	"sallyport/internal/logging"
 	"sallyport/internal/retention"
 	"sallyport/internal/server"
+	"sallyport/runner/process"
 	"sallyport/runner/supervisor"
 )
 
@@ -29,7 +30,7 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	if err := protectProcess(); err != nil {
 		return err
 	}
-	log, out := logging.New(s.Err)
+	log, out := logging.New(s.Err, os.LookupEnv)
 	defer out.Close()
 	env := config.Env{
 		Getenv: os.LookupEnv, Workloads: certs.NewWorkloads(log), Renewals: certs.NewRenewals(log),
@@ -38,10 +39,12 @@ func (cmd *serveCmd) Run(s *cli.Streams, version buildVersion) error {
 	defer env.Workloads.Retain("")
 	defer env.Renewals.Use(nil)
 	conf, found := config.NewWatcher(cmd.Config, env, log)
-	printDiagnostics(found, out)
 	if conf == nil {
+		printDiagnostics(found, out.Plain(slog.LevelError))
 		return cli.ExitCode(1)
 	}
+	printDiagnostics(found, out.Plain(slog.LevelWarn))
+	out.Use(conf.Get().Log)
 	exe, err := os.Executable() // now: later it may have been replaced
 	if err != nil {
 		return err
@@ -87,6 +90,16 @@ func serveAdmin(ctx context.Context, procs *supervisor.Client, surface *handlers
 	if err := server.ServeAdmin(ctx, listener, surface.Admin(), identify); err != nil {
 		log.Error("local administration ended", "error", err)
 	}
+}
+
+// supervisorEnv returns the variables of this process that the supervisor gets: those that it needs for commands, and
+// the one by which it recognizes the journal of systemd. Commands do not get that one.
+func supervisorEnv() []string {
+	env := process.LoginEnv(os.LookupEnv)
+	if stream, set := os.LookupEnv(logging.JournalEnv); set {
+		env = append(env, logging.JournalEnv+"="+stream)
+	}
+	return env
 }
 
 // successorEnv is the environment of the next server. Without WATCHDOG_PID, which is the process that systemd

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"sallyport/internal/readiness"
 	"sallyport/runner"
 	"sallyport/runner/hook"
-	"sallyport/runner/process"
 	"sallyport/runner/store"
 	"sallyport/runner/supervisor"
 )
@@ -62,7 +60,7 @@ func (p *program) openFolder(ctx context.Context) (_ *stateFolder, err error) {
 	f.undo = append(f.undo, func() { closeAndLog(f.audit, "audit log", p.log) })
 	// Connect comes last: the supervisor then disconnects the predecessor, which has released its runs by now.
 	f.supervisor, err = supervisor.Connect(ctx, supervisor.Options{
-		State: c.State, Config: p.file, Exe: p.exe, Version: p.version, Log: p.log, Env: process.LoginEnv(os.LookupEnv),
+		State: c.State, Config: p.file, Exe: p.exe, Version: p.version, Log: p.log, Env: supervisorEnv(),
 	})
 	if err != nil {
 		return nil, err

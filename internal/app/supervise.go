@@ -9,7 +9,6 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/logging"
 	"sallyport/runner/hook"
-	"sallyport/runner/process"
 	"sallyport/runner/supervisor"
 )
 
@@ -24,21 +23,23 @@ func (cmd *superviseCmd) Run(s *cli.Streams, version buildVersion) error {
 	if err := protectProcess(); err != nil {
 		return err
 	}
-	log, out := logging.New(s.Err)
+	log, out := logging.New(s.Err, os.LookupEnv)
 	defer out.Close()
-	return supervisor.Run(Supervision(cmd.State, cmd.Config, string(version), log, out.Flush))
+	return supervisor.Run(Supervision(cmd.State, cmd.Config, string(version), log, out))
 }
 
-// Supervision is what the supervisor of a state folder needs: it reads the hooks from the configuration file itself.
-func Supervision(state, file, version string, log *slog.Logger, flush func()) supervisor.Settings {
+// Supervision is what the supervisor of a state folder needs: it reads the hooks, and the
+// settings of its log, from the configuration file itself.
+func Supervision(state, file, version string, log *slog.Logger, out *logging.Output) supervisor.Settings {
 	return supervisor.Settings{
-		State: state, Version: buildVersion(version).String(), Log: log, Flush: flush,
-		Env: process.LoginEnv(os.LookupEnv),
+		State: state, Version: buildVersion(version).String(), Log: log, Flush: out.Flush,
+		Env: supervisorEnv(),
 		Load: func() (map[string]*hook.Hook, error) {
-			hooks, found := config.LoadHooks(file)
+			hooks, settings, found := config.LoadHooks(file)
 			if hooks == nil {
 				return nil, fmt.Errorf("the hooks are refused: %s", found[0])
 			}
+			out.Use(settings)
 			return hooks, nil
 		},
 	}

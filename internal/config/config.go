@@ -35,6 +35,7 @@ import (
 	"sallyport/internal/audit"
 	"sallyport/internal/diag"
 	"sallyport/internal/keyuse"
+	"sallyport/internal/logging"
 	"sallyport/internal/pathsafe"
 	"sallyport/runner/hook"
 )
@@ -52,6 +53,7 @@ type File struct {
 	Drain   time.Duration          `yaml:"drain"`   // how long runs may continue after SIGTERM; default 30s
 	Outputs hook.Size              `yaml:"outputs"` // maximum disk space of all outputs together; default 10GiB
 	Metrics *Metrics               `yaml:"metrics"` // default: /metrics is not served
+	Log     Log                    `yaml:"log"`
 	Audit   Audit                  `yaml:"audit"`
 	Callers map[string]*CallerSpec `yaml:"callers"`
 	Hooks   map[string]*hook.Spec  `yaml:"hooks"`
@@ -68,6 +70,12 @@ type CallerSpec struct {
 // Metrics names the callers that may read /metrics.
 type Metrics struct {
 	Callers []string `yaml:"callers"`
+}
+
+// Log configures the log of the server and of the supervisor.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info, warn or error; default info
+	Format string `yaml:"format"` // json, text or terminal; default: terminal on a terminal, json elsewhere
 }
 
 // Audit configures the audit log.
@@ -131,7 +139,8 @@ type Config struct {
 	Observed     map[string]bool  // callers that are only observed: their deliveries start nothing
 	Hooks        map[string]*hook.Hook
 	Metrics      []string // callers that may read /metrics; nil if it is not served
-	SPIFFE       string   // the socket of the Workload API; empty: none
+	Log          logging.Settings
+	SPIFFE       string // the socket of the Workload API; empty: none
 	Uses         *keyuse.Table
 
 	included []string // files
@@ -230,6 +239,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 		Observed:     f.observedCallers(),
 		Hooks:        f.compileHooks(p.At("hooks")),
 		Metrics:      f.metricsCallers(),
+		Log:          f.Log.compile(p.At("log")),
 		Uses:         env.Uses,
 		callers:      f.Callers, clients: material.clients, auditKey: f.Audit.Key, expiries: material.expiries,
 	}

@@ -20,7 +20,7 @@ hooks:
 func TestLoadHooks_WithoutSecrets(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "sallyport.yaml")
 	writeFile(t, name, withHooks, 0o600)
-	hooks, found := config.LoadHooks(name)
+	hooks, _, found := config.LoadHooks(name)
 	if len(hooks) != 1 || hooks["start"] == nil || len(found) > 0 {
 		t.Fatalf("got %v, %v", hooks, found)
 	}
@@ -36,17 +36,17 @@ func TestLoadHooks_SameRules(t *testing.T) {
 	} {
 		name := filepath.Join(t.TempDir(), "sallyport.yaml")
 		writeFile(t, name, text, 0o600)
-		hooks, found := config.LoadHooks(name)
+		hooks, _, found := config.LoadHooks(name)
 		if all := strings.Join(formatDiagnostics(filepath.Dir(name), found), "\n"); hooks != nil || !strings.Contains(all, fault) {
 			t.Errorf("%s: got %v\n%s", fault, hooks, all)
 		}
 	}
 	name := filepath.Join(t.TempDir(), "sallyport.yaml")
 	writeFile(t, name, withHooks, 0o622)
-	if hooks, _ := config.LoadHooks(name); hooks != nil {
+	if hooks, _, _ := config.LoadHooks(name); hooks != nil {
 		t.Error("a file that others may write was taken")
 	}
-	if hooks, _ := config.LoadHooks(name + "x"); hooks != nil {
+	if hooks, _, _ := config.LoadHooks(name + "x"); hooks != nil {
 		t.Error("a missing file was taken")
 	}
 }

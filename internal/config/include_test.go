@@ -47,7 +47,7 @@ func TestInclude_Merged(t *testing.T) {
 	if got := slices.Sorted(maps.Keys(c.Hooks)); !slices.Equal(got, []string{"a", "b", "c", "start"}) {
 		t.Errorf("hooks: %v", got)
 	}
-	hooks, _ := config.LoadHooks(filepath.Join(dir, "sallyport.yaml"))
+	hooks, _, _ := config.LoadHooks(filepath.Join(dir, "sallyport.yaml"))
 	if hook.Digest(hooks) != hook.Digest(c.Hooks) {
 		t.Error("the supervisor reads other hooks than the server")
 	}
@@ -120,7 +120,7 @@ func TestInclude_Faults(t *testing.T) {
 			if !slices.EqualFunc(got, x.want, strings.HasPrefix) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(x.want, "\n"))
 			}
-			if hooks, _ := config.LoadHooks(filepath.Join(dir, "sallyport.yaml")); hooks != nil && c == nil && name != "own places" {
+			if hooks, _, _ := config.LoadHooks(filepath.Join(dir, "sallyport.yaml")); hooks != nil && c == nil && name != "own places" {
 				t.Error("the supervisor accepts what the server refuses")
 			}
 		})

@@ -193,16 +193,16 @@ type reloader struct {
 	changed func(*Config)
 }
 
-// logging is which failed attempts are logged and counted.
-type logging int
+// logMode is which failed attempts are logged and counted.
+type logMode int
 
 const (
-	logAlways logging = iota // for an attempt that a signal or a settled change asked for
+	logAlways logMode = iota // for an attempt that a signal or a settled change asked for
 	logNews                  // only if the result differs from that of the attempt before
 )
 
 // reload makes an attempt.
-func (r *reloader) reload(ctx context.Context, how logging) {
+func (r *reloader) reload(ctx context.Context, how logMode) {
 	start := time.Now()
 	c, found := r.loadFile() //nolint:contextcheck // each wait in loading has a time limit
 	if ctx.Err() != nil {    // the end of ctx may be the reason of the failure
@@ -233,7 +233,7 @@ func (r *reloader) reload(ctx context.Context, how logging) {
 	r.log.Info("reloaded", "file", r.name, "took_ms", time.Since(start).Milliseconds())
 }
 
-func (r *reloader) recordFailure(ctx context.Context, how logging, found []Diagnostic) {
+func (r *reloader) recordFailure(ctx context.Context, how logMode, found []Diagnostic) {
 	now, repeated := time.Now(), how == logNews && slices.Equal(found, r.last.problems)
 	r.last.problems = found
 	r.last.retry.schedule(now, repeated)

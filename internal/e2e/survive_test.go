@@ -31,9 +31,9 @@ func unlocked() {
 		sallyport()
 		return
 	}
-	log, out := logging.New(os.Stderr)
+	log, out := logging.New(os.Stderr, os.LookupEnv)
 	defer out.Close()
-	s := app.Supervision(os.Args[3], os.Args[5], "", log, out.Flush)
+	s := app.Supervision(os.Args[3], os.Args[5], "", log, out)
 	s.DangerouslyUnlocked = true
 	if err := supervisor.Run(s); err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, err)

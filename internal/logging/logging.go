@@ -2,19 +2,22 @@
 // queue ([New]). A line that does not fit is dropped and counted. When the reader continues, a line reports how many
 // were dropped. [Output.Close] waits a bounded time for the reader. [Repeated] lets a fault that lasts be logged once.
 //
-//	log, out := logging.New(os.Stderr)
+// A line is JSON, text, or, on a terminal, short. [Output.Use] changes that, and the lowest level, while the process
+// runs. For the journal of systemd, each line begins with its priority.
+//
+//	log, out := logging.New(os.Stderr, os.LookupEnv)
 //	defer out.Close()
 package logging
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"sallyport/internal/terminal"
 )
 
 const (
@@ -26,9 +29,9 @@ const (
 // Output is a queue of lines in front of a writer. Its methods may be called concurrently. Only Flush and Close wait
 // for the writer.
 type Output struct {
-	to   io.Writer
-	note *slog.Logger // writes to said
-	said bytes.Buffer
+	to      io.Writer
+	journal bool // to is the journal of systemd
+	form    atomic.Pointer[form]
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -40,22 +43,14 @@ type Output struct {
 	closed  bool
 }
 
-// New returns a logger that writes text to a terminal and JSON to anything else, and the queue that it writes through.
-// The caller closes the queue at the end of the process.
-func New(w io.Writer) (*slog.Logger, *Output) {
-	o := &Output{to: w}
+// New returns a logger with the default [Settings], and the queue that it writes through. lookup returns a variable of
+// the environment. The caller closes the queue at the end of the process.
+func New(w io.Writer, lookup func(string) (string, bool)) (*slog.Logger, *Output) {
+	o := &Output{to: w, journal: isJournal(w, lookup)}
 	o.changed.L = &o.mu
-	o.note = slog.New(newHandler(w, &o.said))
+	o.Use(Settings{})
 	go o.writeLines()
-	return slog.New(newHandler(w, o)), o
-}
-
-// newHandler returns a handler that writes to out in the form that suits w.
-func newHandler(w, out io.Writer) slog.Handler {
-	if terminal.Is(w) {
-		return slog.NewTextHandler(out, nil)
-	}
-	return slog.NewJSONHandler(out, nil)
+	return slog.New(&handler{out: o}), o
 }
 
 // Write implements io.Writer. It queues a line or drops it, and never fails.
@@ -94,10 +89,12 @@ func (o *Output) noteDropped() {
 	if o.dropped == 0 {
 		return
 	}
-	o.note.Warn("log lines dropped: the reader of the log did not keep up", "count", o.dropped)
+	r := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines dropped: the reader of the log did not keep up", 0)
+	r.Add("count", o.dropped)
+	var line bytes.Buffer
+	_ = o.form.Load().newHandler(slog.LevelWarn, &line).Handle(context.Background(), r) // a buffer never fails
 	o.dropped, o.full = 0, false
-	o.addLine(o.said.Bytes())
-	o.said.Reset()
+	o.addLine(line.Bytes())
 }
 
 // writeLines writes the queued lines one by one: up to a certain length, the kernel does not mix a line with lines that

@@ -12,6 +12,9 @@ import (
 	"sallyport/internal/logging"
 )
 
+// noEnv is an environment without variables.
+func noEnv(string) (string, bool) { return "", false }
+
 // pipe returns a log and the pipe that it is written to. Only the test reads the pipe.
 func pipe(t *testing.T) (log *slog.Logger, out *logging.Output, r, w *os.File) {
 	t.Helper()
@@ -20,7 +23,7 @@ func pipe(t *testing.T) (log *slog.Logger, out *logging.Output, r, w *os.File) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.Close() })
-	log, out = logging.New(w)
+	log, out = logging.New(w, noEnv)
 	return log, out, r, w
 }
 

@@ -60,7 +60,7 @@ func supervise(args []string) error {
 	s := supervisor.Settings{
 		State: state, Version: os.Args[0], Log: slog.New(slog.NewTextHandler(out, nil)), Env: process.LoginEnv(os.LookupEnv),
 		Load: func() (map[string]*hook.Hook, error) {
-			hooks, found := config.LoadHooks(file)
+			hooks, _, found := config.LoadHooks(file)
 			if hooks == nil {
 				return nil, fmt.Errorf("%v", found)
 			}
@@ -166,7 +166,7 @@ func (p *post) write(t testing.TB, specs map[string]hook.Spec) map[string]*hook.
 	if err := os.WriteFile(p.options.Config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	hooks, found := config.LoadHooks(p.options.Config)
+	hooks, _, found := config.LoadHooks(p.options.Config)
 	if hooks == nil {
 		t.Fatalf("the hooks of the test: %v\n%s", found, text)
 	}
