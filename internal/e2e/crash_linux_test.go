@@ -448,6 +448,7 @@ func crashes(t *testing.T) int {
 // TestCrash kills processes at random. No accepted delivery is lost, no command runs twice, no two runs of a flight
 // overlap, and the store is right about each run.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	n := crashes(t)
 	c := newCrash(t, "sallyport")
 	c.start(true)
@@ -470,6 +471,7 @@ func TestCrash(t *testing.T) {
 
 // TestCrash_NoLocks runs the crash test against a supervisor that ignores locks: the test finds overlaps.
 func TestCrash_NoLocks(t *testing.T) {
+	t.Parallel()
 	c := newCrash(t, "unlocked")
 	c.start(true)
 	c.runUnderLoad(4, func() {

@@ -89,6 +89,7 @@ func TestScripts(t *testing.T) {
 			for name, path := range programs {
 				env.Setenv(name, path)
 			}
+			env.Setenv("GORACE", os.Getenv("GORACE")) // with what TestMain sets, so that no program begins twice
 			env.Values["servers"] = map[string]*running{}
 			env.Values["socket"] = new(*os.File)
 			env.Values["held"] = &[]net.Conn{}

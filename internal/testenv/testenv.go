@@ -79,6 +79,14 @@ func Long(t testing.TB) {
 	}
 }
 
+// AttackCount returns how often a test repeats what it does: short, or long under "make attack", which sets ATTACK.
+func AttackCount(short, long int) int {
+	if _, attack := os.LookupEnv("ATTACK"); attack { //nolint:forbidigo // of the tests, which have no main
+		return long
+	}
+	return short
+}
+
 // HasStopped reports whether all threads of a process have stopped after SIGSTOP. They stop one by one, so one that
 // still runs could accept an order.
 func HasStopped(pid int) bool {

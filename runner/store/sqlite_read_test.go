@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/internal/testenv"
 	"sallyport/runner"
 	"sallyport/runner/hook"
 	"sallyport/runner/store"
@@ -60,7 +61,7 @@ func TestReads_ManyAtOnceAfterOpen(t *testing.T) {
 			})
 		}
 	}
-	for try := range 100 {
+	for try := range testenv.AttackCount(25, 100) {
 		s, err := store.Open(t.Context(), dir, new(clock).now, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
