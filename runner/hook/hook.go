@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"sallyport/internal/account"
 	"sallyport/internal/diag"
 )
 
@@ -22,7 +23,8 @@ type Hook struct {
 	Unauthenticated bool
 	Timeout         time.Duration
 	Grace           time.Duration
-	Dir             string // empty for the folder of the run
+	Dir             string           // empty for the folder of the run
+	User            *account.Account // as which the command runs; nil for the user of the server
 	Umask           int
 	StdinBody       bool
 	Busy            Policy
@@ -235,6 +237,7 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	h.checkPath(p)
 	h.checkCallers(known, p)
 	h.checkBounds(p)
+	h.resolveUser(p)
 	h.when = compileWhen(s.When, s.Body.As, p.At("when"))
 	h.params = make(map[string]*param, len(s.Params))
 	for _, pn := range slices.Sorted(maps.Keys(s.Params)) {

@@ -114,6 +114,9 @@ func (a *active) startCommand(h *hook.Hook, argv, env []string, stdin, output, l
 		Files: []*os.File{stdin, output, output, lock},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
+	if u := h.User; u != nil {
+		attr.Sys.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
+	}
 	t, err := a.local.parent.Start(proctree.Command{
 		Run: describeLock(a.local.runs, a.status.Run), Argv: argv, Umask: h.Umask, Attr: attr,
 	})

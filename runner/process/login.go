@@ -1,12 +1,12 @@
 package process
 
 import (
-	"bufio"
 	"os"
-	"os/user"
-	"slices"
 	"strconv"
 	"strings"
+
+	"sallyport/internal/account"
+	"sallyport/runner/hook"
 )
 
 // loginNames returns the names of the variables that describe the user as which a command runs, and TZ.
@@ -23,50 +23,49 @@ func LoginEnv(lookup func(string) (string, bool)) (env []string) {
 	return env
 }
 
-// loginEnvironment returns the variables of loginNames for commands. The home, the name and the shell come from the
-// entry of the user in /etc/passwd. A user without an entry (in a container, or known to a directory service only)
-// gets those of the server's environment, else / and the user id. TZ is that of the server. If the server has no TZ,
-// it is not set, and the command uses /etc/localtime.
+// loginEnvironment returns the variables of loginNames for commands that run as the user of the server. The home, the
+// name and the shell come from the entry of the user in /etc/passwd. A user without an entry (in a container, or known
+// to a directory service only) gets those of the server's environment, else / and the user id. TZ is that of the server.
+// If the server has no TZ, it is not set, and the command uses /etc/localtime.
 func loginEnvironment(server []string) []string {
 	get := func(name, otherwise string) string {
-		i := slices.IndexFunc(server, func(entry string) bool { return strings.HasPrefix(entry, name+"=") })
-		if i < 0 {
-			return otherwise
+		if value, ok := findVariable(server, name); ok {
+			return value
 		}
-		return server[i][len(name)+1:]
+		return otherwise
 	}
 	uid := strconv.Itoa(os.Geteuid())
-	home, name, shell := get("HOME", "/"), get("USER", uid), get("SHELL", "/bin/sh")
-	if u, err := user.LookupId(uid); err == nil {
-		home, name = u.HomeDir, u.Username
-		shell = passwdShell(name, shell)
+	a, err := account.Find(uid)
+	if err != nil {
+		a = &account.Account{Name: get("USER", uid), Home: get("HOME", "/")}
 	}
-	env := []string{"HOME=" + home, "USER=" + name, "LOGNAME=" + name, "SHELL=" + shell}
-	const unset = "\x00"
-	if tz := get("TZ", unset); tz != unset {
-		env = append(env, "TZ="+tz)
+	if a.Shell == "" {
+		a.Shell = get("SHELL", "")
+	}
+	return appendZone(a.Environ(), server)
+}
+
+// loginOf returns the variables of loginNames for the commands of a hook.
+func (l *Local) loginOf(h *hook.Hook) []string {
+	if h.User == nil {
+		return l.login
+	}
+	return appendZone(h.User.Environ(), l.login)
+}
+
+// appendZone appends the TZ of another environment, if that has one.
+func appendZone(env, other []string) []string {
+	if zone, ok := findVariable(other, "TZ"); ok {
+		env = append(env, "TZ="+zone)
 	}
 	return env
 }
 
-// passwdShell returns the shell of a user in /etc/passwd, which os/user does not return. For a user that may not log
-// in it returns /bin/sh, because a command cannot use nologin or false as a shell.
-func passwdShell(name, otherwise string) string {
-	f, err := os.Open("/etc/passwd")
-	if err != nil {
-		return otherwise
-	}
-	defer func() { _ = f.Close() }() // only read
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Split(lines.Text(), ":") // passwd(5)
-		if len(fields) != 7 || fields[0] != name {
-			continue
+func findVariable(env []string, name string) (value string, ok bool) {
+	for _, entry := range env {
+		if value, ok = strings.CutPrefix(entry, name+"="); ok {
+			return value, true
 		}
-		if shell := fields[6]; shell != "" && !strings.HasSuffix(shell, "/nologin") &&
-			!strings.HasSuffix(shell, "/false") {
-			return shell
-		}
-		return "/bin/sh"
 	}
-	return otherwise
+	return "", false
 }

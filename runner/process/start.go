@@ -72,7 +72,10 @@ func systemCause(err error) string {
 // startFollowed starts the command, and a goroutine that follows it.
 func (a *active) startFollowed(f *rundir.Folder, h *hook.Hook, argv []string, stdin *os.File, o runner.Order) error {
 	l := a.local
-	err := a.startCommand(h, argv, commandEnvironment(l.login, h, o), stdin, f.Command, f.Lock)
+	if err := shareFiles(h, stdin, f.Command); err != nil {
+		return err
+	}
+	err := a.startCommand(h, argv, commandEnvironment(l.loginOf(h), h, o), stdin, f.Command, f.Lock)
 	rundir.CloseFiles(f.Command, f.Lock) // from here on only the processes of the command hold the lock
 	f.Command, f.Lock = nil, nil
 	if err != nil {
@@ -83,4 +86,18 @@ func (a *active) startFollowed(f *rundir.Folder, h *hook.Hook, argv []string, st
 	l.active.addRun(a)
 	go a.followToEnd()
 	return nil
+}
+
+// shareFiles lets the user of a hook open its standard input and output again, as /dev/stdin and /dev/stderr do. Both are
+// files of the supervisor's user that no other user can reach: one has no name, the other is in a private folder.
+func shareFiles(h *hook.Hook, stdin, output *os.File) error {
+	if h.User == nil {
+		return nil
+	}
+	if h.StdinBody {
+		if err := stdin.Chmod(0o644); err != nil {
+			return err
+		}
+	}
+	return output.Chmod(0o666)
 }
