@@ -44,6 +44,9 @@ type commands struct {
 	Keys    cli.Keys   `cmd:"" help:"Make keys."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
+	Completion completionCmd `cmd:"" help:"Print a completion script for a shell."`
+	Manual     manualCmd     `cmd:"" hidden:"" help:"Print the man page. Packages install it."`
+
 	Supervise superviseCmd `cmd:"" hidden:"" help:"Run as the supervisor. Only the server starts this."`
 }
 
