@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestWatchdog_FollowsReadiness: the server notifies systemd while all parts answer, and its successor does after a
@@ -29,15 +32,25 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	go func() { _ = cmd.Wait(); close(ended) }()
 	in.server, in.ended = cmd, ended
 	t.Cleanup(in.killServers)
+	raw, err := socket.SyscallConn()
+	mustSucceed(t, err)
+	mustSucceed(t, raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) }))
+	mustSucceed(t, err)
 	var heard atomic.Int64
+	var named atomic.Value // the main process that the first server named last
+	named.Store("")
 	go func() {
-		for b := make([]byte, 1000); ; {
-			n, err := socket.Read(b)
+		for b, control := make([]byte, 1000), make([]byte, 1000); ; {
+			n, m, _, _, err := socket.ReadMsgUnix(b, control)
 			if err != nil {
 				return
 			}
 			if strings.Contains(string(b[:n]), "WATCHDOG=1") {
 				heard.Add(1)
+			}
+			_, pid, found := strings.Cut(string(b[:n]), "MAINPID=")
+			if found && senderOf(control[:m]) == cmd.Process.Pid {
+				named.Store(pid)
 			}
 		}
 	}()
@@ -82,4 +95,20 @@ func TestWatchdog_FollowsReadiness(t *testing.T) {
 	mustSucceed(t, cmd.Process.Signal(syscall.SIGUSR2))
 	<-ended
 	hear("from the next server")
+	// systemd may accept notifications of the main process only (NotifyAccess=main), so that no command can send one.
+	next := in.servers()
+	in.waitUntil("the first server to name the next as the main process", func() bool {
+		return len(next) == 1 && named.Load() == fmt.Sprint(next[0])
+	})
+}
+
+// senderOf returns the process that sent a message, or 0 if the kernel did not say.
+func senderOf(control []byte) int {
+	messages, _ := unix.ParseSocketControlMessage(control) // none, if it cannot be read
+	for _, m := range messages {
+		if credentials, err := unix.ParseUnixCredentials(&m); err == nil {
+			return int(credentials.Pid)
+		}
+	}
+	return 0
 }

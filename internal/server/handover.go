@@ -143,6 +143,10 @@ func (n *Successor) awaitReady() error {
 // continue with, and the reason.
 func (n *Successor) Await(stop <-chan struct{}) (back net.Listener, why error) {
 	if why = n.awaitServing(stop); why == nil {
+		// The service manager may accept notifications of the main process only, which is this one until now.
+		if _, err := daemon.SdNotify(false, fmt.Sprintf("MAINPID=%d", n.server.Pid)); err != nil {
+			n.log.Warn("cannot notify the service manager", "error", err)
+		}
 		n.log.Info("handed over")
 		return nil, n.closeFiles()
 	}

@@ -35,12 +35,16 @@ func withoutCapabilities(start func() (*os.Process, error)) (p *os.Process, err 
 }
 
 // clearInheritable empties the inheritable set of this thread, and with it the ambient set, which is a subset
-// (capabilities(7)).
+// (capabilities(7)). If it is empty already, no change is asked for: a unit may forbid that (systemd:
+// SystemCallFilter=~@privileged).
 func clearInheritable() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var sets [2]unix.CapUserData // of 32 capabilities each
 	if err := unix.Capget(&header, &sets[0]); err != nil {
 		return fmt.Errorf("reading the capabilities: %w", err)
+	}
+	if sets[0].Inheritable|sets[1].Inheritable == 0 {
+		return nil
 	}
 	sets[0].Inheritable, sets[1].Inheritable = 0, 0
 	if err := unix.Capset(&header, &sets[0]); err != nil {
