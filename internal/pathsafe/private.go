@@ -13,6 +13,9 @@ import (
 // made so if it is missing, or "". Other users must not be able to enter it, nor to
 // replace it by writing to its parent, or to the folder of a link to it. The error is
 // about finding it.
+//
+// A group that may enter or write is no other user if it has no other member: Kubernetes gives a volume to the group
+// of a pod (fsGroup) in this way.
 func CheckPrivate(dir string) (why string, err error) {
 	path, err := filepath.Abs(dir)
 	if err != nil {
@@ -33,9 +36,11 @@ func CheckPrivate(dir string) (why string, err error) {
 	switch {
 	case !info.IsDir():
 		return "it is not a folder", nil
+	case known && owner.Uid == 0 && os.Geteuid() != 0:
+		return "it belongs to root; name a folder in it instead, which this user creates", nil
 	case !known || int(owner.Uid) != os.Geteuid():
 		return fmt.Sprintf("it belongs to another user than %d (the user this runs as)", os.Geteuid()), nil
-	case info.Mode().Perm()&0o077 != 0:
+	case readGroups("/etc").admitsOthers(real, info, 0o077):
 		return fmt.Sprintf("its group or others may enter it (its mode is %04o); chmod 0700 it",
 			info.Mode().Perm()), nil
 	}
@@ -50,7 +55,7 @@ func checkParents(path, real string) (why string, err error) {
 		if err != nil {
 			return "", err
 		}
-		if info.Mode()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		if info.Mode()&fs.ModeSticky == 0 && readGroups("/etc").admitsOthers(dir, info, 0o022) {
 			return fmt.Sprintf("its group or others may write %s, which contains it; chmod go-w that", dir), nil
 		}
 	}
