@@ -65,7 +65,7 @@ func parseStep(text string) (step, int, error) {
 	case name == "":
 		return step{}, 0, fmt.Errorf(`has an empty name: write [""] if the name is empty`)
 	case strings.ContainsAny(name, `]"`):
-		return step{}, 0, fmt.Errorf("has a bracket or a quote in a name: write [%s]", quoteName(name))
+		return step{}, 0, fmt.Errorf("has a bracket or a quote in a name: write [%s]", Quote(name))
 	}
 	return step{name: name}, 1 + len(name), nil
 }
@@ -78,7 +78,7 @@ func parseIndex(text string) (step, int, error) {
 	n, err := strconv.ParseInt(digits, 10, 32)
 	if err != nil || strconv.FormatInt(n, 10) != digits { // "+1", "01" and "-0" are not in the canonical form
 		return step{}, 0, fmt.Errorf("has [%s]: write [0] for the first element, [-1] for the last, or [%s] for a name",
-			digits, quoteName(strings.Trim(digits, `'"`)))
+			digits, Quote(strings.Trim(digits, `'"`)))
 	}
 	return step{index: int(n), list: true}, len(digits) + 2, nil
 }
@@ -135,7 +135,7 @@ func (p Path) String() string {
 		case s.list:
 			b.WriteString("[" + strconv.Itoa(s.index) + "]")
 		case s.name == "" || strings.ContainsAny(s.name, `.[]"`) || strings.ContainsFunc(s.name, isUnprintable):
-			b.WriteString("[" + quoteName(s.name) + "]")
+			b.WriteString("[" + Quote(s.name) + "]")
 		default:
 			b.WriteString("." + s.name)
 		}
@@ -145,8 +145,8 @@ func (p Path) String() string {
 
 func isUnprintable(r rune) bool { return r == utf8.RuneError || !strconv.IsPrint(r) }
 
-// quoteName returns a name as a JSON string.
-func quoteName(name string) string {
+// Quote returns a text as a JSON string, in which only what must be escaped is escaped.
+func Quote(name string) string {
 	var text bytes.Buffer
 	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)

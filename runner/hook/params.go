@@ -312,7 +312,7 @@ func (c *param) scalarText(v any, typed bool) (value, problem string) {
 // canonicalText returns a number of type number in its canonical form, and any other text as it is.
 func (c *param) canonicalText(text string) string {
 	if c.kind == "number" {
-		if plain, ok := plainDecimal(text); ok {
+		if plain, ok := strictjson.PlainDecimal(text); ok {
 			return plain
 		}
 	}

@@ -350,7 +350,7 @@ func hasOneForm(v any) bool {
 }
 
 func isPlainNumber(text string) bool {
-	plain, ok := plainDecimal(text)
+	plain, ok := strictjson.PlainDecimal(text)
 	return ok && plain == text
 }
 
