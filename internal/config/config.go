@@ -378,17 +378,23 @@ func (f *File) checkSecrets(headers []string, hooks map[string]*hook.Hook, p *di
 			continue
 		}
 		for param, spec := range h.Params {
-			for _, header := range spec.From.Headers() {
+			source := "from"
+			if spec.Expr != "" {
+				source = "expr"
+			}
+			for _, header := range hooks[name].ParamHeaders(param) {
 				if slices.Contains(headers, http.CanonicalHeaderKey(header)) {
-					p.At(name, "params", param, "from").Errorf("the header %s holds a credential, "+
+					p.At(name, "params", param, source).Errorf("the header %s holds a credential, "+
 						"and parameters are recorded and shown", header)
 				}
 			}
 		}
 		for _, c := range hooks[name].When() {
-			if header := c.Header(); slices.Contains(headers, http.CanonicalHeaderKey(header)) {
-				p.At(name, "when", c.Key).Errorf("the header %s holds a credential, "+
-					"and the value of a condition that does not hold is logged", header)
+			for _, header := range c.Headers() {
+				if slices.Contains(headers, http.CanonicalHeaderKey(header)) {
+					c.At(p.At(name, "when")).Errorf("the header %s holds a credential, "+
+						"and the value of a condition that does not hold is logged", header)
+				}
 			}
 		}
 	}
@@ -399,10 +405,11 @@ func (f *File) checkSecrets(headers []string, hooks map[string]*hook.Hook, p *di
 func (f *File) checkEvents(hooks map[string]*hook.Hook, p *diag.List) {
 	const instead = "write header.NAME, body.NAME, query.NAME or claim.NAME instead"
 	for name, h := range hooks {
-		if !slices.ContainsFunc(h.When(), func(c hook.Condition) bool { return c.Key == "event" }) {
+		i := slices.IndexFunc(h.When(), hook.Condition.IsOfEvent)
+		if i < 0 {
 			continue
 		}
-		at := p.At(name, "when", "event")
+		at := h.When()[i].At(p.At(name, "when"))
 		if h.Unauthenticated {
 			at.Errorf("needs a caller with event names, and this hook has no callers: %s", instead)
 		}

@@ -229,14 +229,25 @@ func describeHook(row rowFunc, h *hook.Hook) {
 	}
 	label := "  when"
 	when, _ := s.When.(map[string]any)
+	if text, ok := s.When.(string); ok {
+		row(label, "%s", strings.Join(strings.Fields(text), " "))
+		when = nil
+	}
 	for _, c := range h.When() {
+		if c.Key == "" {
+			continue
+		}
 		row(label, "%s: %s", c.Key, describeJSON(when[c.Key]))
 		label = ""
 	}
 	row("  command", "%q", s.Command)
 	label = "  params"
 	for _, name := range slices.Sorted(maps.Keys(s.Params)) {
-		row(label, "%s from %s, %s", name, s.Params[name].From, describeValues(s.Params[name]))
+		from := "from " + s.Params[name].From.String()
+		if expr := s.Params[name].Expr; expr != "" {
+			from = "is " + strings.Join(strings.Fields(expr), " ")
+		}
+		row(label, "%s %s, %s", name, from, describeValues(s.Params[name]))
 		label = ""
 	}
 	label = "  env"

@@ -51,18 +51,20 @@ type report struct {
 	included []string // files
 	found    []Diagnostic
 	places   map[string]place
-	digest   string          // of the file, or of the list of all files
-	broken   map[string]bool // paths of values with the wrong shape
+	sources  map[string]string // content of files, by name
+	digest   string            // of the file, or of the list of all files
+	broken   map[string]bool   // paths of values with the wrong shape
 }
 
 func newReport(file string) *report {
-	return &report{file: file, places: map[string]place{}, broken: map[string]bool{}}
+	return &report{file: file, places: map[string]place{}, broken: map[string]bool{}, sources: map[string]string{}}
 }
 
 // addReport adds the report of an included file. The first place of a path stays.
 func (r *report) addReport(other *report) {
 	r.found = append(r.found, other.found...)
 	maps.Copy(r.broken, other.broken)
+	maps.Copy(r.sources, other.sources)
 	for path, at := range other.places {
 		if _, ok := r.places[path]; !ok {
 			at.file = other.file
@@ -92,6 +94,9 @@ func (r *report) addProblems(problems []diag.Problem) {
 			known = known || r.broken[path]
 		}
 		if !known {
+			if p.Skip > 0 {
+				at = at.skipCharacters(r.sources[cmp.Or(at.file, r.file)], p.Skip)
+			}
 			r.addDiagnostic(at, path, p.Text)
 			r.found[len(r.found)-1].Warning = p.Warning
 		}

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
@@ -26,6 +28,7 @@ func parseYAML(data []byte, r *report) ast.Node {
 	if !checkCharacters(data, r) {
 		return nil
 	}
+	r.sources[r.file] = string(data)
 	tokens := lexer.Tokenize(string(data))
 	if !checkPlainYAML(tokens, r) {
 		return nil
@@ -152,4 +155,63 @@ func nodePlace(n ast.Node) place {
 		return tokenPlace(n.Key.GetToken())
 	}
 	return tokenPlace(n.GetToken())
+}
+
+// skipCharacters returns the place in the scalar that begins at p, after a number of its characters other than white
+// space. Those come in the same order in every form of a scalar. source is the file.
+func (p place) skipCharacters(source string, skip int) place {
+	rest := []rune(source)
+	at := place{line: 1, column: 1, file: p.file}
+	next := func(n int) {
+		for ; n > 0 && len(rest) > 0; n-- {
+			if at.column++; rest[0] == '\n' {
+				at.line, at.column = at.line+1, 1
+			}
+			rest = rest[1:]
+		}
+	}
+	for len(rest) > 0 && at != p {
+		next(1)
+	}
+	if len(rest) == 0 {
+		return p
+	}
+	quote := rest[0]
+	switch quote {
+	case '|', '>':
+		next(slices.Index(rest, '\n'))
+	case '\'', '"':
+		next(1)
+	}
+	for len(rest) > 0 {
+		length, isSpace := scalarCharacter(rest, quote)
+		if !isSpace {
+			if skip == 0 {
+				return at
+			}
+			skip--
+		}
+		next(length)
+	}
+	return p
+}
+
+// scalarCharacter returns the length of the next character in a scalar that begins with quote, and whether it is white
+// space.
+func scalarCharacter(rest []rune, quote rune) (length int, isSpace bool) {
+	if len(rest) < 2 || quote != '"' || rest[0] != '\\' {
+		if quote == '\'' && len(rest) > 1 && rest[0] == '\'' && rest[1] == '\'' {
+			return 2, false
+		}
+		return 1, unicode.IsSpace(rest[0])
+	}
+	switch rest[1] { // YAML 1.2.2, 5.7
+	case 'x':
+		return 4, false
+	case 'u':
+		return 6, false
+	case 'U':
+		return 10, false
+	}
+	return 2, strings.ContainsRune("tn \t\nvfrNL_P", rest[1])
 }

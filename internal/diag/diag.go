@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"unicode"
 )
 
 // Problem is one problem at one place.
@@ -17,6 +18,9 @@ type Problem struct {
 	Path    []string // keys from the top of the file; a list index is its decimal number
 	Text    string
 	Warning bool // is logged, but the server starts
+	// Skip is how many characters other than white space of the text at the path come before the problem. White space is
+	// not counted, because a file may write it in several forms.
+	Skip int
 }
 
 // List is where the checks add problems. Its zero value is empty and ready.
@@ -24,6 +28,7 @@ type List struct {
 	*found
 
 	path []string
+	skip int
 }
 
 // found is the content that all lists of one configuration share.
@@ -47,6 +52,17 @@ func (l *List) At(keys ...string) *List {
 // Index is At for an entry of a list.
 func (l *List) Index(i int) *List { return l.At(fmt.Sprint(i)) }
 
+// Inside is a list for a place in the text at the path, which begins after offset bytes.
+func (l *List) Inside(text string, offset int) *List {
+	in := l.At()
+	for _, r := range text[:offset] {
+		if !unicode.IsSpace(r) {
+			in.skip++
+		}
+	}
+	return in
+}
+
 // Errorf adds a problem that keeps the server from starting.
 func (l *List) Errorf(format string, a ...any) { l.addProblem(false, format, a...) }
 
@@ -56,7 +72,7 @@ func (l *List) Warnf(format string, a ...any) { l.addProblem(true, format, a...)
 func (l *List) addProblem(warning bool, format string, a ...any) {
 	l.allocate()
 	l.problems = append(l.problems,
-		Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning})
+		Problem{Path: slices.Clone(l.path), Text: fmt.Sprintf(format, a...), Warning: warning, Skip: l.skip})
 }
 
 // All returns what was added, in order.

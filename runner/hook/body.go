@@ -66,11 +66,11 @@ func (h *Hook) readBody(in Input) (body, error) {
 
 // readsBody reports whether a condition reads the body, or a parameter is taken from it.
 func (h *Hook) readsBody() bool {
-	if slices.ContainsFunc(h.when, func(c Condition) bool { return c.path.Root() == "body" }) {
+	if slices.ContainsFunc(h.when, Condition.IsOfBody) {
 		return true
 	}
 	for _, p := range h.params {
-		if slices.ContainsFunc(p.from, func(path strictjson.Path) bool { return path.Root() == "body" }) {
+		if p.expr.Reads("body") || slices.ContainsFunc(p.from, func(path strictjson.Path) bool { return path.Root() == "body" }) {
 			return true
 		}
 	}

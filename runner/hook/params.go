@@ -14,6 +14,7 @@ import (
 
 	"sallyport/internal/diag"
 	"sallyport/internal/strictjson"
+	"sallyport/runner/hook/expression"
 )
 
 // maxValue is the most bytes of one value. Linux limits one argument to 128 KiB; the rest is for the literals around
@@ -63,7 +64,8 @@ func (h *Hook) Open(in Input) (Input, error) {
 }
 
 type param struct {
-	from     []strictjson.Path // the first that is there gives the value
+	from     []strictjson.Path      // the first that is there gives the value
+	expr     *expression.Expression // instead of from
 	kind     string
 	match    *regexp.Regexp
 	enum     []string
@@ -76,11 +78,15 @@ func compileParam(name string, s ParamSpec, as string, p *diag.List) *param {
 	if !isParamName(name) {
 		p.Errorf("%q is not a name for a parameter: use letters, digits and _", name)
 	}
-	c.from = s.From.compile(as, p.At("from"))
 	if c.kind == "" {
 		c.kind = "string"
 	}
 	c.compileType(s, p)
+	if s.Expr != "" {
+		c.compileExpression(s, p)
+	} else {
+		c.from = s.From.compile(as, p.At("from"))
+	}
 	if c.kind == "json" {
 		c.checkJSONSources(as, p.At("from"))
 	}
@@ -90,6 +96,18 @@ func compileParam(name string, s ParamSpec, as string, p *diag.List) *param {
 		}
 	}
 	return c
+}
+
+// ParamHeaders returns the names of the headers that the value of a parameter may be taken from.
+func (h *Hook) ParamHeaders(name string) (headers []string) {
+	c := h.params[name]
+	for _, path := range c.from {
+		if path.Root() == "header" {
+			name, _ := path.Names()
+			headers = append(headers, name...)
+		}
+	}
+	return append(headers, c.expr.HeaderNames()...)
 }
 
 func (c *param) compileType(s ParamSpec, p *diag.List) {
@@ -193,8 +211,8 @@ func (c *param) whyIntRefused(v string) string {
 	return ""
 }
 
-// Bind takes the parameters of a hook from a delivery. It returns all problems at once, or an error that wraps
-// ErrBody if the body does not have the format that the hook reads.
+// Bind takes the parameters of a hook from a delivery. It returns all problems at once, or an error that wraps ErrBody if
+// the body does not have the format that the hook reads, and [expression.ErrLimit] if it is too much for an expression.
 func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	in, err := h.Open(in)
 	if err != nil {
@@ -203,7 +221,10 @@ func (h *Hook) Bind(in Input) (Values, []ParamProblem, error) {
 	v := make(Values, len(h.params))
 	var problems []ParamProblem
 	for _, name := range slices.Sorted(maps.Keys(h.params)) {
-		value, text := h.params[name].findValue(in, in.opened)
+		value, text, err := h.params[name].findValue(in, in.opened)
+		if err != nil {
+			return nil, nil, fmt.Errorf("parameter %s: %w", name, err)
+		}
 		if text == "" {
 			text = h.params[name].whyRefused(value)
 		}
@@ -242,8 +263,17 @@ func (h *Hook) CheckValues(v Values) (problems []ParamProblem) {
 	return problems
 }
 
-// findValue returns the value of one parameter, or the problem if the value is missing.
-func (c *param) findValue(in Input, b *body) (value, problem string) {
+// findValue returns the value of one parameter, or the problem if the value is missing. The error is that of an
+// expression that costs too much.
+func (c *param) findValue(in Input, b *body) (value, problem string, err error) {
+	if c.expr != nil {
+		return c.computeValue(in)
+	}
+	value, problem = c.lookUpValue(in, b)
+	return value, problem, nil
+}
+
+func (c *param) lookUpValue(in Input, b *body) (value, problem string) {
 	missing := make([]string, 0, len(c.from))
 	for _, path := range c.from {
 		v, err := in.lookup(path, b)
@@ -255,10 +285,15 @@ func (c *param) findValue(in Input, b *body) (value, problem string) {
 		}
 		missing = append(missing, err.Error())
 	}
+	return c.replaceMissing(strings.Join(missing, "; "))
+}
+
+// replaceMissing returns the default, or else the problem that the value is missing.
+func (c *param) replaceMissing(why string) (value, problem string) {
 	if c.fallback != nil {
 		return *c.fallback, ""
 	}
-	return "", "is missing: " + strings.Join(missing, "; ")
+	return "", "is missing: " + why
 }
 
 // compactText returns the text of a part of the body, which is decoded already.

@@ -46,18 +46,6 @@ func (f From) String() string {
 	return strings.Join(f, ", else ")
 }
 
-// Headers returns the names of the headers that a value may be taken from.
-func (f From) Headers() (names []string) {
-	var unused diag.List
-	for _, path := range f.compile(bodyJSON, &unused) {
-		if path.Root() == "header" {
-			name, _ := path.Names()
-			names = append(names, name...)
-		}
-	}
-	return names
-}
-
 // compile returns the valid paths of f, in order, and adds the problems of the others to p. as is the format of the
 // body.
 func (f From) compile(as string, p *diag.List) (paths []strictjson.Path) {

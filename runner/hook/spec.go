@@ -21,7 +21,7 @@ type Spec struct {
 	Path            string               `yaml:"path"`    // default /hooks/<name>
 	Callers         []Grant              `yaml:"callers"` // the callers and their rights
 	Unauthenticated bool                 `yaml:"dangerously_unauthenticated"`
-	When            any                  `yaml:"when"`    // mapping of conditions that a delivery must fulfil
+	When            any                  `yaml:"when"`    // mapping of conditions that a delivery must fulfil, or CEL
 	Command         []string             `yaml:"command"` // argv; "{name}" is a hole, "{{" and "}}" are braces
 	Params          map[string]ParamSpec `yaml:"params"`
 	Title           string               `yaml:"title"`          // template; how lists and logs call a run
@@ -155,6 +155,7 @@ type OutputSpec struct {
 // allowed.
 type ParamSpec struct {
 	From    From     `yaml:"from"`  // body.…, query.…, header.…, claim.…; or a list, where names have dots
+	Expr    string   `yaml:"expr"`  // instead of from: CEL that computes the value
 	Type    string   `yaml:"type"`  // string (default), int, number, bool; json: a part of the body as compact text
 	Match   string   `yaml:"match"` // RE2, of the whole value
 	Enum    []string `yaml:"enum"`

@@ -13,29 +13,45 @@ import (
 
 	"sallyport/internal/diag"
 	"sallyport/internal/strictjson"
+	"sallyport/runner/hook/expression"
 )
 
-// Condition is one entry of when: a test of one value of a delivery.
+// Condition is one entry of when, which is a test of one value of a delivery, or an expression.
 type Condition struct {
-	Key string // as in the file
+	Key string // as in the file; empty for an expression
 
 	path strictjson.Path // without steps for the event name
 	test test
+	expr *expression.Expression
 }
 
-// Header returns the name of the header that the condition reads, or an empty text if it reads another source.
-func (c Condition) Header() string {
-	if names, plain := c.path.Names(); plain && c.path.Root() == "header" {
-		return names[0]
+// Headers returns the names of the headers that the condition reads.
+func (c Condition) Headers() []string {
+	if c.expr != nil {
+		return c.expr.HeaderNames()
 	}
-	return ""
+	if names, plain := c.path.Names(); plain && c.path.Root() == "header" {
+		return names
+	}
+	return nil
 }
+
+// At returns the list of the place of the condition, in the list of the place of when.
+func (c Condition) At(when *diag.List) *diag.List {
+	if c.expr != nil {
+		return when
+	}
+	return when.At(c.Key)
+}
+
+// IsOfEvent reports whether the condition reads the event name.
+func (c Condition) IsOfEvent() bool { return c.Key == eventSource || c.expr.Reads("event") }
 
 // IsOfBody reports whether the condition reads the body.
-func (c Condition) IsOfBody() bool { return c.path.Root() == "body" }
+func (c Condition) IsOfBody() bool { return c.path.Root() == "body" || c.expr.Reads("body") }
 
 // IsOfClaim reports whether the condition reads the token.
-func (c Condition) IsOfClaim() bool { return c.path.Root() == "claim" }
+func (c Condition) IsOfClaim() bool { return c.path.Root() == "claim" || c.expr.Reads("claims") }
 
 // eventSource is the source of the event name. Parameters cannot be taken from it.
 const eventSource = "event"
@@ -57,10 +73,13 @@ func compileWhen(spec any, as string, p *diag.List) (list []Condition) {
 	if spec == nil {
 		return nil
 	}
+	if text, ok := spec.(string); ok {
+		return []Condition{{expr: compileExpression(text, p, expression.CompileCondition)}}
+	}
 	written, ok := spec.(map[string]any)
 	switch {
 	case !ok:
-		p.Errorf("is not a mapping: write {event: push, body.ref: refs/heads/main}")
+		p.Errorf("is not a mapping or an expression: write {event: push, body.ref: refs/heads/main}")
 	case len(written) == 0:
 		p.Errorf("is empty: write a condition, or omit the key")
 	}
@@ -172,13 +191,16 @@ func haveDifferentTypes(list []any) bool {
 
 // WhyIgnored returns why a delivery, which Open has returned, is not meant for this hook: the condition that does not
 // hold and the value that was found, without the value if any client may send to the hook. It is empty if all
-// conditions hold.
+// conditions hold. The error wraps [expression.ErrLimit] if the delivery is too much for an expression.
 func (h *Hook) WhyIgnored(in Input) (string, error) {
 	if in.opened == nil && h.readsBody() {
 		return "", errNotOpened
 	}
 	for i := range h.when {
 		c := &h.when[i]
+		if c.expr != nil {
+			return h.explainExpression(c.expr, in)
+		}
 		v := c.lookUp(in)
 		switch {
 		case c.test.hold(v) == holds:

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -153,8 +154,16 @@ func findOffset(text string, line, column int) int {
 // Reads reports whether the expression reads a variable.
 func (e *Expression) Reads(variable string) bool { return e != nil && e.variables[variable] }
 
-// Headers returns the names of the headers that the expression reads, each with its offset in the text.
-func (e *Expression) Headers() map[string]int { return e.headers }
+// HeaderNames returns the names of the headers that the expression reads, as they are written and sorted.
+func (e *Expression) HeaderNames() []string {
+	if e == nil {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(e.headers))
+}
+
+// HeaderOffset returns the offset of a header that the expression reads, in bytes.
+func (e *Expression) HeaderOffset(name string) int { return e.headers[name] }
 
 // Variables returns the value of a variable: a value as strictjson decodes it, or an [Object]. The error wraps
 // [ErrMissing] if the delivery does not have it.
@@ -163,11 +172,11 @@ type Variables func(name string) (any, error)
 // Explain returns an empty text if the condition is true, or else its first operand that is not. why says why that
 // operand has no result, and is empty if it is false. The error wraps [ErrLimit].
 func (e *Expression) Explain(from Variables) (operand, why string, err error) {
-	vars := &activation{from: from}
-	cost := uint64(0)
+	ev, end := begin(from)
+	defer end()
 	for i := range e.parts {
 		one := &e.parts[i]
-		value, err := one.evaluate(vars, &cost)
+		value, err := one.evaluate(ev)
 		switch {
 		case errors.Is(err, ErrLimit):
 			return "", "", fmt.Errorf("%s: %w", one.text, err)
@@ -183,17 +192,28 @@ func (e *Expression) Explain(from Variables) (operand, why string, err error) {
 	return "", "", nil
 }
 
-// evaluate returns the result. cost is the cost until then.
-func (p *part) evaluate(vars interpreter.Activation, cost *uint64) (ref.Val, error) {
+// evaluation is that of all parts of an expression, for one delivery.
+type evaluation struct {
+	ctx  context.Context // the time that all parts have together
+	vars activation
+	cost uint64
+}
+
+// begin returns an evaluation, and the function that ends it.
+func begin(from Variables) (*evaluation, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.Background(), maxTime)
-	defer cancel()
-	value, details, err := p.program.ContextEval(ctx, vars)
+	return &evaluation{ctx: ctx, vars: activation{from: from}}, cancel
+}
+
+// evaluate returns the result.
+func (p *part) evaluate(ev *evaluation) (ref.Val, error) {
+	value, details, err := p.program.ContextEval(ev.ctx, &ev.vars)
 	if spent := details.ActualCost(); spent != nil {
-		*cost += *spent
+		ev.cost += *spent
 	}
 	var missing *missingError
 	switch {
-	case *cost > maxCost || errors.Is(err, context.DeadlineExceeded):
+	case ev.cost > maxCost || errors.Is(err, context.DeadlineExceeded):
 		return nil, ErrLimit
 	case err == nil:
 		return value, nil

@@ -171,8 +171,9 @@ func (e *Expression) Scalar(from Variables) (any, error) {
 
 // value evaluates an expression, whose result is not null.
 func (e *Expression) value(from Variables) (ref.Val, error) {
-	cost := uint64(0)
-	v, err := e.parts[0].evaluate(&activation{from: from}, &cost)
+	ev, end := begin(from)
+	defer end()
+	v, err := e.parts[0].evaluate(ev)
 	if err == nil && v == types.NullValue {
 		return nil, Missing("the result is null")
 	}
