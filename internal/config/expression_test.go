@@ -26,7 +26,7 @@ func TestLoadHooks_ExpressionPlace(t *testing.T) {
 		if err := os.WriteFile(name, []byte(head+text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, found := config.LoadHooks(name)
+		_, _, found := config.LoadHooks(name)
 		ok := false
 		for _, d := range found {
 			ok = ok || strings.HasPrefix(d.String(), name+want) && strings.Contains(d.Text, "'bdy'")
