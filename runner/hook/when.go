@@ -47,8 +47,10 @@ func (c Condition) At(when *diag.List) *diag.List {
 // IsOfEvent reports whether the condition reads the event name.
 func (c Condition) IsOfEvent() bool { return c.Key == eventSource || c.expr.Reads("event") }
 
-// IsOfBody reports whether the condition reads the body.
-func (c Condition) IsOfBody() bool { return c.path.Root() == "body" || c.expr.Reads("body") }
+// IsOfBody reports whether the condition reads the body. An expression with an error may have been meant to.
+func (c Condition) IsOfBody() bool {
+	return c.path.Root() == "body" || c.Key == "" && (c.expr == nil || c.expr.Reads("body"))
+}
 
 // IsOfClaim reports whether the condition reads the token.
 func (c Condition) IsOfClaim() bool { return c.path.Root() == "claim" || c.expr.Reads("claims") }

@@ -143,7 +143,7 @@ func (costs) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint6
 	switch function {
 	case visit:
 		n, _ := result.(types.Int)
-		cost = uint64(max(0, n)) //nolint:gosec // G115: it is not negative
+		cost = uint64(max(0, n))
 	case overloads.Matches:
 		cost += (1 + textSize(args[0])) * (1 + textSize(args[1]))
 	case operators.Add, "lowerAscii", "replace", "substring":
@@ -170,7 +170,7 @@ func textSize(v ref.Val) uint64 {
 func sizeOf(v ref.Val) uint64 {
 	if list, ok := v.(traits.Sizer); ok && v.Type() != types.StringType {
 		size, _ := list.Size().(types.Int)
-		return uint64(max(0, size)) //nolint:gosec // G115: it is not negative
+		return uint64(max(0, size))
 	}
 	return textSize(v)
 }

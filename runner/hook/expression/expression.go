@@ -231,6 +231,7 @@ type missingError struct{ text string }
 
 func (e *missingError) Error() string { return e.text }
 
+// Is makes the error one that wraps [ErrMissing].
 func (e *missingError) Is(target error) bool { return target == ErrMissing }
 
 // Missing returns the error of [Variables] for what the delivery does not have.

@@ -64,11 +64,11 @@ func (c *comparison) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 	case c.Function() == operators.Equals:
 		return s.equal(left, right)
 	case c.Function() == operators.NotEquals:
-		if equal := s.equal(left, right); types.IsError(equal) {
+		equal := s.equal(left, right)
+		if types.IsError(equal) {
 			return equal
-		} else {
-			return types.Bool(equal != types.True)
 		}
+		return types.Bool(equal != types.True)
 	}
 	return s.contains(right, left)
 }
