@@ -4,8 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -610,5 +612,41 @@ func TestWait_ReadFailsForOne(t *testing.T) {
 		if run := <-ended; run.State != runner.Succeeded {
 			t.Errorf("got %+v", run)
 		}
+	}
+}
+
+// unanswered fails to look up runs while it is set.
+type unanswered struct {
+	*commands
+
+	failing atomic.Bool
+}
+
+// Known implements runner.Processes.
+func (u *unanswered) Known(run string) (bool, error) {
+	if u.failing.Load() {
+		return false, runner.ErrNotNow
+	}
+	return u.commands.Known(run)
+}
+
+// TestRecover_CancelledMeanwhile cancels a run while the next server cannot resume it yet: its command never starts.
+func TestRecover_CancelledMeanwhile(t *testing.T) {
+	t.Parallel()
+	h := policy(t, queueOf(5))
+	b := newBench(t, h)
+	id := b.admit(t, h, "1", runner.Feed{})
+	b.crash(t)
+	procs := &unanswered{commands: b.commands}
+	procs.failing.Store(true)
+	b.Runner = runner.New(b.disk, procs, b.hook, b.now, slog.New(b.log))
+	b.recover(t)
+	if _, _, err := b.disk.Cancel(t.Context(), id); err != nil { // recorded, and not known to the runner
+		t.Fatal(err)
+	}
+	procs.failing.Store(false)
+	until(t, "the run ends", func() bool { return b.record(t, id).State.Ended() })
+	if run := b.record(t, id); run.State != runner.Cancelled || b.count() > 0 {
+		t.Errorf("got %+v after %d starts", run, b.count())
 	}
 }

@@ -73,7 +73,14 @@ func (r *Runner) resumeRun(ctx context.Context, run Run) error {
 func resumeRunLater(ctx context.Context, r *Runner, run Run) {
 	for {
 		<-time.After(recordRetryPause)
-		if r.runs.isStopping() || r.resumeRun(ctx, run) == nil {
+		if r.runs.isStopping() {
+			return
+		}
+		now, err := r.store.Get(ctx, run.ID) // it may have been cancelled meanwhile
+		if err == nil && now.State == Running {
+			err = r.resumeRun(ctx, now)
+		}
+		if err == nil || errors.Is(err, ErrUnknown) {
 			return
 		}
 	}
