@@ -333,15 +333,15 @@ func (c *crash) checkRecords() {
 	for id, r := range runs {
 		states[r.State]++
 		again[r.RerunOf]++
+		if r.State == runner.Failed && r.Error != "" && len(w.begun[id]) == 0 && !slices.Contains(c.accepted, id) {
+			notStarted++ // and the answer to its delivery said so, or was lost and the delivery sent again
+			continue
+		}
 		if other, twice := numbers[r.Params["n"]]; twice && r.RerunOf == "" {
 			c.t.Errorf("delivery %s led to runs %s and %s", r.Params["n"], other, id)
 		}
 		if r.RerunOf == "" {
 			numbers[r.Params["n"]] = id
-		}
-		if r.State == runner.Failed && r.Error != "" && len(w.begun[id]) == 0 && !slices.Contains(c.accepted, id) {
-			notStarted++ // and the answer to its delivery said so
-			continue
 		}
 		if r.State == runner.Interrupted && len(w.begun[id]) == 0 {
 			neverBegun++ // killed between the order and the command's first line

@@ -197,16 +197,18 @@ func (in *installation) printStacks() {
 	}
 }
 
-// supervisor returns the pid of the supervisor, or 0 if there is none.
-func (in *installation) supervisor() int {
+// supervisor returns the pid of the supervisor, or 0 if there is none. A command that was just forked has the command
+// line of the supervisor, so the oldest process is the supervisor.
+func (in *installation) supervisor() (oldest int) {
 	processes, _ := filepath.Glob("/proc/[0-9]*") // the pattern is valid
 	for _, p := range processes {
 		line, _ := os.ReadFile(filepath.Join(p, "cmdline")) // the process may have ended
-		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00supervise\x00--state\x00"+in.dir)) {
-			return pid
+		if pid, err := strconv.Atoi(filepath.Base(p)); err == nil && bytes.Contains(line, []byte("\x00supervise\x00--state\x00"+in.dir)) &&
+			(oldest == 0 || cmp.Or(cmp.Compare(startTicks(pid), startTicks(oldest)), cmp.Compare(pid, oldest)) < 0) {
+			oldest = pid
 		}
 	}
-	return 0
+	return oldest
 }
 
 // servers returns the processes that serve or are about to, the oldest first.
