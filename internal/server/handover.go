@@ -34,7 +34,9 @@ const (
 
 const (
 	answersWithin = 5 * time.Second // for the supervisor
-	readyWithin   = 30 * time.Second
+	readyWithin   = 20 * time.Second
+	lateAfter     = 5 * time.Second // the log says then what the wait is for
+	stacksWithin  = time.Second
 	servesWithin  = 5 * time.Minute // the successor may check or migrate a database first
 )
 
@@ -127,15 +129,33 @@ type Successor struct {
 func (n *Successor) closeFiles() error { return errors.Join(n.listener.Close(), n.told.Close()) }
 
 func (n *Successor) awaitReady() error {
+	late := time.AfterFunc(lateAfter, func() {
+		n.log.Warn("the next server is not ready yet: it reads the configuration and checks the audit log",
+			"pid", n.server.Pid, "waits_for", readyWithin.String())
+	})
+	defer late.Stop()
 	err := n.told.SetReadDeadline(time.Now().Add(readyWithin))
 	if err == nil {
 		_, err = n.told.Read(make([]byte, 1))
 	}
 	if err != nil {
-		_ = n.server.Kill() // it may have ended already
+		n.endUnready(err)
 		return fmt.Errorf("the next server did not get ready: %w", err)
 	}
 	return n.told.SetReadDeadline(time.Time{})
+}
+
+// endUnready ends a successor that did not get ready. One that is alive first prints its stacks, which show what it
+// waited for.
+func (n *Successor) endUnready(reason error) {
+	if errors.Is(reason, os.ErrDeadlineExceeded) {
+		_ = n.server.Signal(syscall.SIGQUIT) // it may have ended already
+		select {
+		case <-n.server.Ended:
+		case <-time.After(stacksWithin):
+		}
+	}
+	_ = n.server.Kill()
 }
 
 // Await returns when the successor serves. It passes a stop on to a successor that does not serve
