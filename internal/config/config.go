@@ -34,6 +34,7 @@ import (
 	"sallyport/certs"
 	"sallyport/internal/audit"
 	"sallyport/internal/diag"
+	"sallyport/internal/httpsurl"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/logging"
 	"sallyport/internal/pathsafe"
@@ -45,6 +46,7 @@ const maxFile = 16 << 20
 
 // File is the content of the configuration file. docs/configuration.md describes its keys, and those of its parts.
 type File struct {
+	URL     string                 `yaml:"url"`     // of the server as its senders see it, for links to runs; or empty
 	Listen  string                 `yaml:"listen"`  // host:port; default ":8443"
 	State   string                 `yaml:"state"`   // folder, relative to the file; required
 	Include []string               `yaml:"include"` // files with more callers and hooks, or patterns of their names
@@ -125,6 +127,7 @@ func (e Env) Retain(c *Config) {
 // Config is a configuration without errors. It is never changed. It has many fields because each is a setting of the
 // file, or what was compiled from one.
 type Config struct {
+	URL          string // empty if the file has none
 	Listen       string
 	State        string // relative to the working directory, or absolute
 	TLS          *tls.Config
@@ -230,7 +233,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	}
 	callers := auth.Compile(specs, sources, p.At("callers"))
 	c := &Config{
-		Listen: f.Listen, State: state, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs,
+		URL: f.URL, Listen: f.Listen, State: state, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs,
 		TLS:          material.server,
 		ACME:         material.acme,
 		Audit:        f.Audit.compile(state, sources, p.At("audit")),
@@ -258,6 +261,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 
 // checkValues checks each value that can be checked without the rest of the file.
 func (f *File) checkValues(p *diag.List) {
+	checkURL(f.URL, p.At("url"))
 	checkListen(f.Listen, p.At("listen"))
 	f.Limits.checkLimits(p.At("limits"))
 	for name, caller := range f.Callers {
@@ -321,8 +325,11 @@ func (f *File) metricsCallers() []string {
 }
 
 func (f *File) compileHooks(p *diag.List) map[string]*hook.Hook {
-	for name := range f.Hooks {
+	for name, h := range f.Hooks {
 		checkName(name, p.At(name))
+		if h != nil {
+			h.ServerURL = f.URL
+		}
 	}
 	return hook.Compile(f.Hooks, slices.Collect(maps.Keys(f.Callers)), p)
 }
@@ -542,6 +549,18 @@ var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 func checkName(name string, p *diag.List) {
 	if !nameForm.MatchString(name) {
 		p.Errorf("%q is not a name: a letter or digit, then up to 63 letters, digits and . _ -", name)
+	}
+}
+
+// checkURL does not repeat the text, which may have a password.
+func checkURL(text string, p *diag.List) {
+	if text == "" {
+		return
+	}
+	if _, err := httpsurl.Parse(text); err != nil {
+		p.Errorf("%v: write https://hooks.example.com", err)
+	} else if strings.ContainsAny(text, "?#") {
+		p.Errorf("has a query or a fragment, and paths are added to it: write https://hooks.example.com")
 	}
 }
 

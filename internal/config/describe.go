@@ -28,6 +28,9 @@ func (c *Config) Describe(w io.Writer) {
 		_, _ = fmt.Fprintf(t, "%s\t%s\n", name, terminal.Line(fmt.Sprintf(format, a...)))
 	}
 
+	if c.URL != "" {
+		row("url", "%s", c.URL)
+	}
 	row("listen", "%s, %s or newer, %s", c.Listen, tls.VersionName(c.TLS.MinVersion), describeClientAuth(c.TLS))
 	for _, pair := range c.TLS.Certificates {
 		row("", "certificate for %s, until %s", certificateNames(pair.Leaf),

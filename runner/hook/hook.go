@@ -121,6 +121,15 @@ func (h *Hook) Argv(v Values) ([]string, error) {
 	return argv, nil
 }
 
+// RunURL returns the address of a run at the server, or an empty text if the file does not say the address of the
+// server.
+func (h *Hook) RunURL(run string) string {
+	if h.spec.ServerURL == "" {
+		return ""
+	}
+	return strings.TrimSuffix(h.spec.ServerURL, "/") + "/runs/" + run
+}
+
 // checkDashes reports the values because of which an argument would begin with "-", so that the command would read an
 // option. A literal "--" ends the options for the holes that follow it, up to the next literal argument of the file:
 // that may be a program with its own options, as in kubectl exec pod -- job {x}.

@@ -18,6 +18,7 @@ import (
 
 // Spec is a hook as the configuration file writes it. Each key of a hook is one of its many fields.
 type Spec struct {
+	ServerURL       string               `yaml:"-"`       // of the server, for links to runs; or empty
 	Path            string               `yaml:"path"`    // default /hooks/<name>
 	Callers         []Grant              `yaml:"callers"` // the callers and their rights
 	Unauthenticated bool                 `yaml:"dangerously_unauthenticated"`

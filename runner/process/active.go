@@ -85,6 +85,9 @@ func commandEnvironment(login []string, h *hook.Hook, o runner.Order) []string {
 		"SALLYPORT_HOOK="+o.Hook,
 		"SALLYPORT_CALLER="+o.Caller,
 	)
+	if u := h.RunURL(o.Run); u != "" {
+		base = append(base, "SALLYPORT_RUN_URL="+u)
+	}
 	if o.Trace != "" {
 		base = append(base, "TRACEPARENT="+o.Trace)
 	}
