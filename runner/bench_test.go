@@ -256,6 +256,19 @@ func (d *disk) Finish(
 	return ended, next, err
 }
 
+func (d *disk) FinishAndRetry(
+	ctx context.Context, run runner.Run, e runner.End, again runner.Attempt, q runner.AfterQueue,
+) (runner.Run, *runner.Run, error) {
+	if err := d.err(true); err != nil {
+		return runner.Run{}, nil, err
+	}
+	ended, next, err := d.SQLite.FinishAndRetry(ctx, run, e, again, q)
+	if d.finished != nil {
+		d.finished()
+	}
+	return ended, next, err
+}
+
 func (d *disk) Promote(ctx context.Context, flights ...string) ([]runner.Run, error) {
 	if err := d.err(true); err != nil {
 		return nil, err

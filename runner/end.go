@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"sallyport/internal/guard"
@@ -57,6 +58,10 @@ func (d *driver) finishRun(ctx context.Context, s State, e End, c AfterClaims) R
 	if c == KeepClaims {
 		d.logEnd(ctx, ended.State, e)
 	}
+	if ended.Retries > 0 && ended.State == Failed && ended.Again == "" {
+		d.log.Warn("run given up: its last attempt failed", "run", d.run.ID, "hook", d.run.Hook,
+			"caller", d.run.Caller, "attempt", ended.Attempt)
+	}
 	d.runs.releaseWaiters(d.run.ID)
 	if next != nil {
 		driveStored(ctx, d.Runner, *next)
@@ -109,7 +114,39 @@ func (d *driver) recordEndOnce(ctx context.Context, s State, e End, c AfterClaim
 	if d.Draining() {
 		queue = LeaveQueued
 	}
+	if rule, ok := d.findRetry(s, e); ok {
+		return d.finishAndRetry(ctx, e, rule, queue)
+	}
 	return d.store.Finish(ctx, d.run.ID, s, e, c, queue)
+}
+
+// findRetry returns how the hook, as the file has it now, repeats a run with this end. A command that could not be
+// started is not repeated: it was tried before for as long as that can help.
+func (d *driver) findRetry(s State, e End) (rule hook.RetrySpec, ok bool) {
+	h, ok := d.hook(d.run.Hook)
+	if !ok || s != Failed || e.Error != "" || d.run.Retries >= h.Retry.Times {
+		return rule, false
+	}
+	rule = h.Retry
+	return rule, rule.Codes == nil || e.ExitCode != nil && slices.Contains(rule.Codes, *e.ExitCode)
+}
+
+// finishAndRetry records the end of the run and queues its next attempt, both or neither.
+func (d *driver) finishAndRetry(ctx context.Context, e End, rule hook.RetrySpec, queue AfterQueue) (
+	ended Run, next *Run, err error,
+) {
+	id, err := d.ids.nextID()
+	if err != nil {
+		return Run{}, nil, err
+	}
+	again := Attempt{ID: id, Created: d.now(), After: rule.After}
+	ended, next, err = d.store.FinishAndRetry(ctx, d.run, e, again, queue)
+	if err == nil && ended.Again != "" {
+		d.log.Info("failed run queued again",
+			"run", d.run.ID, "as", ended.Again, "attempt", d.run.Attempt+1, "after", rule.After.String())
+		d.promoter.promoteLater(ctx, d.run.Flight, rule.After)
+	}
+	return ended, next, err
 }
 
 // logEnd logs the end of the run. It is called after the end is recorded and before callers of Wait continue, so

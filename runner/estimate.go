@@ -37,10 +37,13 @@ func (e *estimates) typicalDuration(hook string) (took time.Duration, known bool
 	return e.byHook[hook].medianTime(), true
 }
 
-// timeLeft estimates how long a run will continue; at least one second.
+// timeLeft estimates how long it takes until a run ends; at least one second.
 func (e *estimates) timeLeft(run Run) time.Duration {
 	left, known := e.typicalDuration(run.Hook)
-	if known {
+	switch {
+	case run.State == Queued:
+		left += max(run.Due.Sub(e.now()), 0) // without Due, nothing
+	case known:
 		left -= e.now().Sub(run.Started)
 	}
 	return max(left, time.Second)

@@ -11,3 +11,9 @@ func Transitions() (all []string) {
 	}
 	return all
 }
+
+// IsInProgress reports whether the runner knows a run of a flight that is ordered or runs.
+func (r *Runner) IsInProgress(flight string) bool {
+	_, busy := r.runs.findInProgress(flight)
+	return busy
+}

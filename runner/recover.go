@@ -133,6 +133,7 @@ func (r *Runner) ExpireQueued(ctx context.Context, hooks map[string]*hook.Hook) 
 		for _, run := range expired {
 			r.log.Warn("run expired in the queue", "run", run.ID, "hook", name, "caller", run.Caller)
 			r.runs.releaseWaiters(run.ID)
+			r.promoter.promoteLater(ctx, run.Flight, 0)
 		}
 	}
 	return errors.Join(errs...)

@@ -43,17 +43,23 @@ func (f *failures) addFailure(reason error) (pause time.Duration, isNew bool) {
 	return pause, isNew
 }
 
-// promoter starts queued runs of free flights.
+// promoter starts queued runs of free flights. It has a timer for each flight with runs that are not due yet.
 type promoter struct {
 	store    Store
 	gate     *gate
 	log      *slog.Logger
 	driveRun func(context.Context, Run) // a run that was promoted
-	due      sync.Map                   // by flight: its first queued run is about to be tried again
+
+	mu     sync.Mutex
+	timers map[string]time.Time // by flight: when its first queued run is tried again next
 }
 
 // allFlights stands for every flight.
 const allFlights = ""
+
+// maxTimer is the longest time of a timer. The clock of timers stops while the machine sleeps, and that of the store does
+// not.
+const maxTimer = time.Minute
 
 // promoteLater starts the first queued run of a flight after a pause, if no run of the flight is in progress then.
 // While the server drains, the next server does that.
@@ -61,13 +67,35 @@ func (p *promoter) promoteLater(ctx context.Context, flight string, pause time.D
 	if p.gate.isClosed() {
 		return
 	}
-	if _, scheduled := p.due.LoadOrStore(flight, true); scheduled {
+	pause = min(pause, maxTimer)
+	at := time.Now().Add(pause)
+	if !p.noteTimer(flight, at) {
 		return
 	}
 	time.AfterFunc(pause, func() {
-		p.due.Delete(flight)
+		p.removeTimer(flight, at)
 		_ = p.gate.doWork(func() error { p.promoteDueFlight(ctx, flight); return nil })
 	})
+}
+
+// noteTimer notes a timer, and reports false if the flight has one that ends earlier.
+func (p *promoter) noteTimer(flight string, at time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if earlier, ok := p.timers[flight]; ok && !at.Before(earlier) {
+		return false
+	}
+	p.timers[flight] = at
+	return true
+}
+
+// removeTimer removes a timer that has ended, unless an earlier one replaced it.
+func (p *promoter) removeTimer(flight string, at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.timers[flight].Equal(at) {
+		delete(p.timers, flight)
+	}
 }
 
 func (p *promoter) promoteDueFlight(ctx context.Context, flight string) {
@@ -87,6 +115,13 @@ func (p *promoter) promoteFlights(ctx context.Context, flights ...string) error 
 	promoted, err := p.store.Promote(ctx, flights...)
 	for _, run := range promoted {
 		p.driveRun(ctx, run)
+	}
+	if err != nil {
+		return err
+	}
+	waits, err := p.store.NotDue(ctx, flights...)
+	for flight, wait := range waits {
+		p.promoteLater(ctx, flight, wait)
 	}
 	return err
 }

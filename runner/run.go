@@ -63,7 +63,14 @@ type Run struct {
 	Created time.Time         `json:"created"`
 	Started time.Time         `json:"started,omitzero"`
 	RerunOf string            `json:"rerun_of,omitempty"` // the run that this one repeats
-	Attempt int               `json:"attempt,omitempty"`  // how often it was repeated after an interruption
+	Attempt int               `json:"attempt,omitempty"`  // how often the server repeated it without a request
+	// Again is the run by which the server repeats this one because it failed, or empty.
+	Again string `json:"retried_as,omitempty"`
+	// Due is when a queued run may start at the earliest, as it was expected when that was decided. The store measures it
+	// with a clock that is never set.
+	Due time.Time `json:"due,omitzero"`
+	// Retries is how many attempts before this one failed. Attempt also counts those that were interrupted.
+	Retries int `json:"-"`
 	// Boot identifies the start of the machine during which the command was ordered. The command may have run since
 	// then, even if its files are missing from the disk. It is empty until the command is ordered.
 	Boot string `json:"-"`

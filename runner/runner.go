@@ -132,7 +132,7 @@ func New(
 		probe:     &probe{procs: procs, log: log},
 	}
 	r.promoter = &promoter{
-		store: store, gate: g, log: log,
+		store: store, gate: g, log: log, timers: map[string]time.Time{},
 		driveRun: func(ctx context.Context, run Run) { driveStored(ctx, r, run) },
 	}
 	r.pauses = &Pauses{store: store, promoter: r.promoter, log: log}
@@ -227,6 +227,9 @@ func (r *Runner) admitRun(ctx context.Context, d Delivery, run Run) (Started, er
 	if a.Stop != nil {
 		r.stopper.stopRun(ctx, a.Stop.ID, stopping{Cancelled, -1})
 	}
+	if _, isBusy := r.runs.findInProgress(run.Flight); !isBusy && (a.Joined || len(a.Superseded) > 0) {
+		r.promoter.promoteLater(ctx, run.Flight, 0) // it took the place of a run that was not due
+	}
 	return Started{Run: a.Run, Joined: a.Joined, Position: a.Position, Expected: r.timeToStart(a.Run, a.Position)}, nil
 }
 
@@ -282,9 +285,22 @@ func (r *Runner) List(ctx context.Context, f Filter) ([]Run, string, error) {
 	return r.store.List(ctx, f)
 }
 
-// Wait returns a run when it has ended. If ctx is done or the run is left to the next server, Wait returns the run as
-// it is then.
+// Wait returns a run when it has ended, or, if it failed and is repeated, the last attempt when that has ended. If ctx is
+// done or the run is left to the next server, Wait returns the run or its latest attempt as it is then.
 func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
+	run, err := r.awaitRun(ctx, id)
+	for err == nil && run.Again != "" {
+		var next Run
+		if next, err = r.awaitRun(ctx, run.Again); errors.Is(err, ErrUnknown) { // it was pruned
+			return run, nil
+		}
+		run = next
+	}
+	return run, err
+}
+
+// awaitRun returns a run when it has ended, or as it is when ctx is done or the run is left to the next server.
+func (r *Runner) awaitRun(ctx context.Context, id string) (Run, error) {
 	ended := r.runs.awaitRelease(id)
 	// The store is read after ended exists, so that an end between the two is not missed.
 	run, err := r.store.Get(context.WithoutCancel(ctx), id)
@@ -312,6 +328,7 @@ func (r *Runner) Cancel(ctx context.Context, id string) (Run, error) {
 		case err != nil:
 		case ended:
 			r.stopper.reportCancelled(run)
+			r.promoter.promoteLater(ctx, run.Flight, 0) // others may have waited for it until it was due
 		case run.State == Running:
 			<-r.stopper.stopRun(ctx, id, stopping{Cancelled, -1})
 		}

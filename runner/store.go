@@ -60,6 +60,13 @@ const (
 	LeaveQueued
 )
 
+// Attempt is the next attempt at a run that failed.
+type Attempt struct {
+	ID      string
+	Created time.Time
+	After   time.Duration // until it may start
+}
+
 // Filter says which runs List returns. Empty fields do not restrict them.
 type Filter struct {
 	Hooks   []string
@@ -86,9 +93,15 @@ type Store interface {
 	// transaction. It may be repeated.
 	Finish(ctx context.Context, id string, s State, e End, c AfterClaims, q AfterQueue) (ended Run, next *Run,
 		err error)
+	// FinishAndRetry is Finish for a run that failed. In the same transaction it queues the next attempt at the run, as
+	// the first of its flight, and as Again of the run. Without one, the end of the run was requested, or recorded before.
+	FinishAndRetry(ctx context.Context, run Run, e End, again Attempt, q AfterQueue) (ended Run, next *Run, err error)
 	// Promote makes the next run of each of the flights running where none is, and
 	// returns those runs. Without arguments, it does so for all flights.
 	Promote(ctx context.Context, flights ...string) ([]Run, error)
+	// NotDue returns for each of the flights with runs that are not due yet how long it takes until the first of these is
+	// due: Promote does not make it running before. Without arguments, it does so for all flights.
+	NotDue(ctx context.Context, flights ...string) (map[string]time.Duration, error)
 	// Requeue queues a running run again as the first of its flight, because its command was not started. If the end of
 	// the run was requested, the run ends. A run that is not running is not changed. Requeue returns the run as it is
 	// then.

@@ -149,9 +149,37 @@ func (s *audited) Finish(
 	ctx context.Context, id string, state runner.State, e runner.End, c runner.AfterClaims, q runner.AfterQueue,
 ) (ended runner.Run, next *runner.Run, err error) {
 	ended, next, err = s.ConfirmingStore.Finish(ctx, id, state, e, c, q)
-	if err == nil && ended.Wish != "" && ended.State != ended.Wish {
-		s.writeVoid("the run had ended as "+string(ended.State), Line{Action: "cancel", Hook: ended.Hook, Run: id})
+	s.voidCancel(ended)
+	return ended, next, err
+}
+
+// voidCancel voids the cancellation of a run that had ended in another way. It does nothing for the zero run.
+func (s *audited) voidCancel(ended runner.Run) {
+	if ended.Wish != "" && ended.State != ended.Wish {
+		s.writeVoid("the run had ended as "+string(ended.State), Line{Action: "cancel", Hook: ended.Hook, Run: ended.ID})
 	}
+}
+
+// FinishAndRetry records that a run failed, and queues the next attempt at it. The attempt starts without a request.
+func (s *audited) FinishAndRetry(
+	ctx context.Context, run runner.Run, e runner.End, again runner.Attempt, q runner.AfterQueue,
+) (ended runner.Run, next *runner.Run, err error) {
+	line := Line{
+		Decision: Allowed, Action: "start", Caller: run.Caller, Hook: run.Hook, Params: Digest(run.Params),
+		Run: again.ID, RerunOf: run.ID, Reason: "retry",
+	}
+	if _, err := s.writeAllowed(ctx, line); err != nil {
+		return runner.Run{}, nil, err
+	}
+	ended, next, err = s.ConfirmingStore.FinishAndRetry(ctx, run, e, again, q)
+	switch {
+	case errors.Is(err, runner.ErrUncertain): // it may have been recorded
+	case err != nil:
+		s.writeVoid(err.Error(), line)
+	case ended.Again != again.ID:
+		s.writeVoid("the run had ended as "+string(ended.State), line)
+	}
+	s.voidCancel(ended)
 	return ended, next, err
 }
 

@@ -50,6 +50,8 @@ func (f *outputFormat) printRun(w io.Writer, r runner.Run) error {
 		{"output", formatOutputSize(r)},
 		{"left behind", formatLeftBehind(r)},
 		{"rerun of", r.RerunOf},
+		{"retried as", r.Again},
+		{"due", formatTime(r.Due)},
 		{"stands for", strings.Join(r.StandsFor, ", ")},
 	}
 	if r.Attempt > 0 {

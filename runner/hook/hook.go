@@ -32,6 +32,7 @@ type Hook struct {
 	// RerunInterrupted says that the command may be run again after an interrupted run: the end of that run was not
 	// observed.
 	RerunInterrupted bool
+	Retry            RetrySpec
 	Keep             KeepSpec
 	Body             BodySpec
 	Output           OutputSpec
@@ -238,8 +239,8 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 	h := draft{&Hook{
 		Name: name, Path: s.Path, Unauthenticated: s.Unauthenticated, Keep: s.Keep,
 		Busy: Policy{Kind: PolicyKind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
-		RerunInterrupted: s.OnInterrupted == "rerun",
-		Timeout:          s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body",
+		RerunInterrupted: s.OnInterrupted == "rerun", Retry: s.Retry,
+		Timeout: s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body",
 		Body: s.Body, Output: s.Output,
 		spec: &s,
 	}}
@@ -285,6 +286,9 @@ func fillDefaults(name string, s *Spec) {
 	if s.Umask == nil {
 		u := DefaultUmask
 		s.Umask = &u
+	}
+	if s.Retry.Times > 0 {
+		def(&s.Retry.After, 30*time.Second)
 	}
 	size(&s.Body.Max, 1<<20)
 	if s.Body.As == "" {
@@ -394,6 +398,7 @@ func (h draft) checkBounds(p *diag.List) {
 	if s.OnInterrupted != "" && s.OnInterrupted != "rerun" {
 		p.At("on_interrupted").Errorf("%q is not a policy: write rerun, or omit the key", s.OnInterrupted)
 	}
+	s.Retry.check(p.At("retry"))
 	if s.Keep.Count < 1 || s.Keep.Age < 0 {
 		p.At("keep").Errorf("needs a count of at least 1, and an age of at least 0")
 	}
@@ -426,6 +431,27 @@ func (h draft) checkBounds(p *diag.List) {
 	}
 	if s.Output.Head > 1<<40 || s.Output.Tail > 1<<40 {
 		p.At("output").Errorf("has a head or a tail over 1TiB")
+	}
+}
+
+// maxRetries is the highest number of attempts after the first that the file may set.
+const maxRetries = 100
+
+func (r *RetrySpec) check(p *diag.List) {
+	isSet := r.Times != 0 || r.After != 0 || r.Codes != nil
+	if isSet && (r.Times < 1 || r.Times > maxRetries) {
+		p.At("times").Errorf("%d is not a number of attempts from 1 to %d: retry: {times: 2}", r.Times, maxRetries)
+	}
+	if r.After < 0 {
+		p.At("after").Errorf("is below zero")
+	}
+	if r.Codes != nil && len(r.Codes) == 0 {
+		p.At("codes").Errorf("is empty: no run would be repeated")
+	}
+	for i, code := range r.Codes {
+		if code < 1 || code > 255 {
+			p.At("codes").Index(i).Errorf("%d is not an exit code of a command that failed: write 1 to 255", code)
+		}
 	}
 }
 

@@ -30,6 +30,7 @@ type Spec struct {
 	Busy            BusySpec             `yaml:"busy"`           // reject (default), queue: N, join, replace
 	QueueTimeout    time.Duration        `yaml:"queue_timeout"`  // how long a run may be queued; default no limit
 	OnInterrupted   string               `yaml:"on_interrupted"` // rerun (may run again if no end was seen); or empty
+	Retry           RetrySpec            `yaml:"retry"`          // of a run that failed; default none
 	Keep            KeepSpec             `yaml:"keep"`
 	Timeout         time.Duration        `yaml:"timeout"` // default 1h
 	Grace           time.Duration        `yaml:"grace"`   // between TERM and KILL; default 10s
@@ -131,6 +132,14 @@ const (
 	Join    PolicyKind = "join"    // one queued run for all deliveries, with the newest parameters
 	Replace PolicyKind = "replace" // cancel the running run, and start the newest
 )
+
+// RetrySpec says how often and when a run that failed is queued again. A run that failed without an exit code, by a
+// signal, is one of those only without Codes.
+type RetrySpec struct {
+	Times int           `yaml:"times"` // the most attempts after the first
+	After time.Duration `yaml:"after"` // between the end of an attempt and the next one; default 30s
+	Codes []int         `yaml:"codes"` // exit codes; default all but 0
+}
 
 // KeepSpec says how long ended runs and their outputs are kept.
 type KeepSpec struct {

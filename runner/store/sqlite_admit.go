@@ -83,7 +83,7 @@ func (o *admission) recordRun(ctx context.Context, run runner.Run) (runner.Admis
 	}
 	current, err := o.tx.readRun(ctx, sqlInFlight, run.Flight)
 	if errors.Is(err, runner.ErrUnknown) { // a run that is queued behind an escaped process is first
-		current, err = o.tx.readRun(ctx, sqlFirst, run.Flight, o.Uptime().Microseconds())
+		current, err = o.tx.readRun(ctx, sqlFirst, run.Flight, o.Uptime().Microseconds(), run.Hook)
 	}
 	isFree := errors.Is(err, runner.ErrUnknown)
 	switch {
@@ -182,7 +182,7 @@ func (o *admission) insertRun(ctx context.Context, r runner.Run, place int) erro
 	}
 	_, err = o.tx.execute(ctx, sqlInsertRun, r.ID, r.Hook, r.Caller, r.Flight, r.State, place, string(params),
 		micros(r.Created), micros(r.Started), o.feed.Trace, o.feed.Stdin, r.RerunOf, r.Attempt, r.Boot,
-		o.Uptime().Microseconds(), r.OnInterrupted, r.Title)
+		o.Uptime().Microseconds(), r.OnInterrupted, r.Title, r.Retries)
 	return err
 }
 
@@ -224,18 +224,13 @@ func findClaimed(ctx context.Context, from *statements, hook string, c runner.Cl
 	return runner.Run{}, unknown
 }
 
-// followReruns returns the latest run that was queued without a request because run was interrupted, or run. If that
+// followReruns returns the latest run that was queued without a request because run failed or was interrupted, or run. If that
 // one was pruned, only its id and hook are set.
 func followReruns(ctx context.Context, from *statements, run runner.Run) (runner.Run, error) {
-	for run.State == runner.Interrupted {
-		var next string
-		var body []byte
-		err := from.scanRow(ctx, []any{&next, &body}, sqlClaim, run.Hook, runner.RerunKey(run.ID))
-		if errors.Is(err, sql.ErrNoRows) {
-			return run, nil
-		}
-		if err != nil {
-			return runner.Run{}, err
+	for {
+		next, err := findRerun(ctx, from, run)
+		if next == "" || err != nil {
+			return run, err
 		}
 		again, err := from.readRun(ctx, sqlRun, next)
 		if errors.Is(err, runner.ErrUnknown) {
@@ -246,7 +241,18 @@ func followReruns(ctx context.Context, from *statements, run runner.Run) (runner
 		}
 		run = again
 	}
-	return run, nil
+}
+
+// findRerun returns the id of the run that was queued without a request because run failed or was interrupted, or "".
+func findRerun(ctx context.Context, from *statements, run runner.Run) (next string, err error) {
+	if run.Again != "" || run.State != runner.Interrupted {
+		return run.Again, nil
+	}
+	err = from.scanRow(ctx, []any{&next, new([]byte)}, sqlClaim, run.Hook, runner.RerunKey(run.ID))
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", nil
+	}
+	return next, err
 }
 
 // claimKeys returns all keys of a claim. A delivery that may be repeated has no keys.

@@ -15,9 +15,12 @@ const (
 	sqlForgetOpened = `DELETE FROM opened`
 	sqlSetOpened    = `INSERT INTO opened (boot, up, wall) VALUES ($1, $2, $3)`
 	sqlNewestID     = `SELECT COALESCE(MAX(id), '') FROM runs`
-	sqlRestartWaits = `UPDATE runs SET accepted_up = $1 WHERE ended = 0 AND id <= $2`
-	sqlDropExpired  = sqlEndQueued + `
-		WHERE hook = $1 AND ended = 0 AND state = 'queued' AND accepted_up < $5 RETURNING ` + runColumns
+	sqlRestartWaits = `UPDATE runs SET accepted_up = $1,
+		due_up = CASE WHEN due_up > 0 THEN $1 + due_after ELSE 0 END,
+		due = CASE WHEN due_up > 0 THEN $3 + due_after ELSE 0 END
+		WHERE ended = 0 AND id <= $2`
+	sqlDropExpired = sqlEndQueued + `
+		WHERE hook = $1 AND ended = 0 AND state = 'queued' AND accepted_up < $5 AND due_up < $5 RETURNING ` + runColumns
 )
 
 // clocks are the clocks that the store uses.
@@ -67,14 +70,16 @@ func (c *clocks) readClocks(ctx context.Context, db *sql.DB) error {
 }
 
 // noteOpening records the values of the clocks, once. It is not known reliably how long the machine was off. So after
-// a restart of the machine, the waiting time of queued runs starts again, and so does the time of a pause.
+// a restart of the machine, the waiting time of queued runs starts again, and so do the time until a run is due and the
+// time of a pause.
 func (c *clocks) noteOpening(ctx context.Context, w *writer) error {
 	if c.noted.Load() {
 		return nil
 	}
 	err := w.record(ctx, func(ctx context.Context, tx *statements) error {
 		if c.opened.first {
-			if _, err := tx.execute(ctx, sqlRestartWaits, c.opened.up, c.opened.newest); err != nil {
+			if _, err := tx.execute(ctx, sqlRestartWaits, c.opened.up, c.opened.newest,
+				c.opened.wall); err != nil {
 				return err
 			}
 			if _, err := tx.execute(ctx, sqlRestartPauses, c.opened.up); err != nil {

@@ -21,11 +21,40 @@ func (s *SQLite) Finish(
 	if !state.Ended() {
 		return runner.Run{}, nil, fmt.Errorf("finishing run %s: %q is not a final state", id, state)
 	}
-	if end.Ended.IsZero() { // every index contains the time of the end
-		end.Ended = s.now()
-	}
+	return s.finishRun(ctx, id, queue, func(ctx context.Context, tx *statements) (runner.Run, error) {
+		return s.endRun(ctx, tx, id, state, end, claims)
+	})
+}
+
+// FinishAndRetry records that a run failed, and queues the next attempt at it in the same transaction, as the first of
+// its flight. The attempt is Again of the run that it returns: there is none if the end of the run was requested. In all
+// else it is like Finish.
+func (s *SQLite) FinishAndRetry(
+	ctx context.Context, run runner.Run, end runner.End, again runner.Attempt, queue runner.AfterQueue,
+) (ended runner.Run, next *runner.Run, err error) {
+	return s.finishRun(ctx, run.ID, queue, func(ctx context.Context, tx *statements) (runner.Run, error) {
+		after, up := again.After.Microseconds(), s.Uptime().Microseconds()
+		n, err := tx.execute(ctx, sqlRetry, run.ID, again.ID, micros(again.Created), up, micros(s.now())+after,
+			up+after, after)
+		if err != nil {
+			return runner.Run{}, err
+		}
+		if n > 0 {
+			if _, err := tx.execute(ctx, sqlSetAgain, run.ID, again.ID); err != nil {
+				return runner.Run{}, err
+			}
+		}
+		return s.endRun(ctx, tx, run.ID, runner.Failed, end, runner.KeepClaims)
+	})
+}
+
+// finishRun ends a run by a function, and promotes the next one of its flight.
+func (s *SQLite) finishRun(
+	ctx context.Context, id string, queue runner.AfterQueue,
+	end func(context.Context, *statements) (runner.Run, error),
+) (ended runner.Run, next *runner.Run, err error) {
 	err = s.record(ctx, func(ctx context.Context, tx *statements) error {
-		ended, err = endRun(ctx, tx, id, state, end, claims)
+		ended, err = end(ctx, tx)
 		if errors.Is(err, runner.ErrUnknown) { // the run is unknown, or ended before
 			ended, err = tx.readRun(ctx, sqlRun, id)
 			return err
@@ -47,9 +76,12 @@ func (s *SQLite) Finish(
 
 // endRun ends a running or queued run. runner.RemoveClaims is for a run that never started: if its end was requested,
 // the run ends as requested, and its claims stay.
-func endRun(
+func (s *SQLite) endRun(
 	ctx context.Context, tx *statements, id string, state runner.State, end runner.End, claims runner.AfterClaims,
 ) (runner.Run, error) {
+	if end.Ended.IsZero() { // every index contains the time of the end
+		end.Ended = s.now()
+	}
 	if claims == runner.RemoveClaims {
 		run, err := tx.readRun(ctx, sqlEndWished, id, micros(end.Ended))
 		if !errors.Is(err, runner.ErrUnknown) {
@@ -64,7 +96,8 @@ func endRun(
 	return run, err
 }
 
-// promoteNext makes the first queued run of a flight Running, unless one is running. Runs of paused hooks stay queued.
+// promoteNext makes the first queued run of a flight Running, unless one is running. Runs of paused hooks stay queued,
+// and so do runs that are not due.
 func (s *SQLite) promoteNext(ctx context.Context, tx *statements, flight string) (*runner.Run, error) {
 	next, err := tx.readRun(ctx, sqlPromote, flight, micros(s.now()), s.boot, s.Uptime().Microseconds())
 	switch {
@@ -76,8 +109,8 @@ func (s *SQLite) promoteNext(ctx context.Context, tx *statements, flight string)
 	return &next, nil
 }
 
-// Promote makes the first queued run of each of the flights Running where none is
-// running, and returns those runs. Without arguments, it does so for all flights.
+// Promote makes the first queued run of each of the flights Running where none is running, and returns those runs.
+// Without arguments, it does so for all flights.
 func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []runner.Run, err error) {
 	err = s.record(ctx, func(ctx context.Context, tx *statements) error {
 		promoted = nil
@@ -107,6 +140,32 @@ func (s *SQLite) Promote(ctx context.Context, flights ...string) (promoted []run
 		return nil, err
 	}
 	return promoted, nil
+}
+
+// NotDue returns how long it takes until the first run that is not due yet is due, for each of the flights that has one.
+// Without arguments, it does so for all flights.
+func (s *SQLite) NotDue(ctx context.Context, flights ...string) (waits map[string]time.Duration, err error) {
+	waits = map[string]time.Duration{}
+	up := s.Uptime()
+	read := func(rows *sql.Rows) error {
+		var flight string
+		var due int64
+		err := rows.Scan(&flight, &due)
+		waits[flight] = time.Duration(due)*time.Microsecond - up
+		return err
+	}
+	err = withDeadline(ctx, workTime, func(ctx context.Context) error {
+		if len(flights) == 0 {
+			return s.prepared.eachRow(ctx, read, sqlNotDue, up.Microseconds())
+		}
+		for _, flight := range flights {
+			if err := s.prepared.eachRow(ctx, read, sqlNotDueIn, up.Microseconds(), flight); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return waits, err
 }
 
 // Requeue queues a running run again as the first of its flight, because its command was not started. If the end of the

@@ -89,7 +89,8 @@ func withDeadline(ctx context.Context, most time.Duration, f func(context.Contex
 // readStatements returns all statements that run on the connections for claims and single rows.
 func readStatements() []string {
 	return []string{
-		sqlClaim, sqlRun, sqlInput, sqlActive, sqlKeyUses, sqlPauses, sqlTimedPauses, sqlNextHook, sqlOld, sqlNewest, sqlOlder,
+		sqlClaim, sqlRun, sqlInput, sqlActive, sqlKeyUses, sqlPauses, sqlTimedPauses, sqlNotDue, sqlNotDueIn, sqlNextHook,
+		sqlOld, sqlNewest, sqlOlder,
 	}
 }
 

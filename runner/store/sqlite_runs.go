@@ -16,21 +16,26 @@ import (
 const (
 	runColumns = `id, hook, caller, flight, state, params, created, started, ended, exit_code, signal, error,
 		output_bytes, output_dropped, rerun_of, attempt, stands_for, boot, wish, left_behind, detail, on_interrupted,
-		title`
+		title, due, retries, again`
 
 	pauseOfRun = `SELECT 1 FROM pauses WHERE pauses.hook = runs.hook AND (length = 0 OR ends_up > ` // the uptime
+	// A run that is not due holds back the later runs of its hook, and not those of other hooks in its flight.
+	notDueBefore = `SELECT 1 FROM runs AS earlier WHERE earlier.flight = runs.flight AND earlier.state = 'queued'
+		AND earlier.hook = runs.hook AND earlier.place < runs.place AND earlier.due_up > ` // the uptime
 
 	// Whether a queued run starts before a later one of hook $2: not if it is of another hook that is paused.
 	startsBefore = `(hook = $2 OR NOT EXISTS (` + pauseOfRun + `$3)))`
 
 	sqlInsertRun = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, started, trace, stdin,
-		rerun_of, attempt, boot, accepted_up, on_interrupted, title)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`
+		rerun_of, attempt, boot, accepted_up, on_interrupted, title, retries)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)`
 	sqlRun      = `SELECT ` + runColumns + ` FROM runs WHERE id = $1`
 	sqlInput    = `SELECT trace, stdin FROM runs WHERE id = $1`
 	sqlInFlight = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'running'`
-	sqlFirst    = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
-		AND NOT EXISTS (` + pauseOfRun + `$2)) ORDER BY place LIMIT 1`
+	// The run for which a new one of a hook waits, apart from one in progress.
+	sqlFirst = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued'
+		AND NOT EXISTS (` + pauseOfRun + `$2))
+		AND (hook = $3 OR due_up <= $2 AND NOT EXISTS (` + notDueBefore + `$2)) ORDER BY place LIMIT 1`
 	sqlLast = `SELECT ` + runColumns + ` FROM runs WHERE flight = $1 AND state = 'queued' AND hook = $2
 		ORDER BY place DESC LIMIT 1`
 	sqlWaiting = `SELECT DISTINCT flight FROM runs WHERE state = 'queued' AND flight > ''` // flights are not empty
@@ -45,7 +50,8 @@ const (
 	// Parameters and caller change together: a queued run never has the name of one caller and the parameters of
 	// another. Nor does it have the id of a run that it repeats, with other parameters.
 	sqlJoin = `UPDATE runs SET caller = $2, params = $3, trace = $4, stdin = $5, stands_for = $6,
-		accepted_up = $7, on_interrupted = $8, title = $9, rerun_of = '', attempt = 0
+		accepted_up = $7, on_interrupted = $8, title = $9, rerun_of = '', attempt = 0, retries = 0,
+		due = 0, due_up = 0, due_after = 0
 		WHERE id = $1 RETURNING ` + runColumns
 
 	sqlWish = `UPDATE runs SET wish = $2 WHERE id = $1 AND state = 'running' RETURNING ` + runColumns
@@ -55,10 +61,24 @@ const (
 		output_bytes = $7, output_dropped = $8, left_behind = $9, detail = $10,
 		stdin = CASE WHEN $2 = 'interrupted' THEN stdin END
 		WHERE id = $1 AND state IN ('running', 'queued') RETURNING ` + runColumns
-	sqlPromote = `UPDATE runs SET state = 'running', started = $2, boot = $3
-		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued'
-			AND NOT EXISTS (` + pauseOfRun + `$4)) ORDER BY place LIMIT 1)
+	sqlPromote = `UPDATE runs SET state = 'running', started = $2, boot = $3, due = 0, due_up = 0, due_after = 0
+		WHERE id = (SELECT id FROM runs WHERE flight = $1 AND state = 'queued' AND due_up <= $4
+			AND NOT EXISTS (` + pauseOfRun + `$4)) AND NOT EXISTS (` + notDueBefore + `$4) ORDER BY place LIMIT 1)
 		AND NOT EXISTS (SELECT 1 FROM runs WHERE flight = $1 AND state = 'running') RETURNING ` + runColumns
+
+	// The next attempt at a run that failed, as the first of its flight.
+	sqlRetry = `INSERT INTO runs (id, hook, caller, flight, state, place, params, created, trace, stdin, rerun_of,
+		attempt, accepted_up, on_interrupted, stands_for, title, due, due_up, due_after, retries)
+		SELECT $2, hook, caller, flight, 'queued', (SELECT COALESCE(MIN(place), 1) - 1 FROM runs AS others
+			WHERE others.flight = runs.flight AND others.state = 'queued'),
+		params, $3, trace, stdin, id, attempt + 1, $4, on_interrupted, stands_for, title, $5, $6, $7, retries + 1
+		FROM runs WHERE id = $1 AND state = 'running' AND wish = ''`
+	sqlSetAgain = `UPDATE runs SET again = $2 WHERE id = $1`
+	// The flights with runs that are not due, and when the first of each is.
+	sqlNotDue = `SELECT flight, MIN(due_up) FROM runs WHERE state = 'queued' AND flight > '' AND due_up > $1
+		GROUP BY flight`
+	sqlNotDueIn = `SELECT flight, MIN(due_up) FROM runs WHERE state = 'queued' AND flight = $2 AND due_up > $1
+		GROUP BY flight`
 
 	sqlEndWished = `UPDATE runs SET state = wish, started = 0, ended = $2, stdin = NULL
 		WHERE id = $1 AND state = 'running' AND wish <> '' RETURNING ` + runColumns
@@ -103,10 +123,10 @@ func (p *statements) readRun(ctx context.Context, query string, args ...any) (ru
 
 func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	var params, standsFor []byte
-	var created, started, ended int64
+	var created, started, ended, due int64
 	err = rows.Scan(&r.ID, &r.Hook, &r.Caller, &r.Flight, &r.State, &params, &created, &started, &ended,
 		&r.ExitCode, &r.Signal, &r.Error, &r.Output.Bytes, &r.Output.Dropped, &r.RerunOf, &r.Attempt, &standsFor,
-		&r.Boot, &r.Wish, &r.LeftBehind, &r.Detail, &r.OnInterrupted, &r.Title)
+		&r.Boot, &r.Wish, &r.LeftBehind, &r.Detail, &r.OnInterrupted, &r.Title, &due, &r.Retries, &r.Again)
 	if err != nil {
 		return r, unavailable("reading a run", err)
 	}
@@ -115,6 +135,8 @@ func scanRun(rows *sql.Rows) (r runner.Run, err error) {
 	}
 	r.Created, r.Started, r.Ended = timeOf(created), timeOf(started), timeOf(ended)
 	switch r.State {
+	case runner.Queued:
+		r.Due = timeOf(due)
 	case runner.TimedOut, runner.Cancelled, runner.Interrupted:
 		r.Reason = r.State
 	default:
