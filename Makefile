@@ -94,10 +94,10 @@ clean: ## remove what was built or fetched; certificates, secrets and state stay
 	rm -rf bin internal/e2e/testdata/*/node_modules
 
 # Each command that the tests call, and a C compiler for the race detector. Of
-# Alertmanager only the program: without its service, there is none to start.
+# Prometheus and Alertmanager only the programs: without their services, there are none to start.
 tools:
 	@missing=
-	for need in node:nodejs npm:npm openssl:openssl curl:curl jq:jq mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs prometheus-alertmanager:prometheus-alertmanager; do
+	for need in node:nodejs npm:npm openssl:openssl curl:curl jq:jq mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs prometheus-alertmanager:prometheus-alertmanager prometheus:prometheus; do
 	  command -v "$${need%:*}" >/dev/null || missing+=" $${need#*:}"
 	done
 	echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 || missing+=' gcc libc6-dev'
@@ -106,7 +106,9 @@ tools:
 	$$sudo apt-get update -q || true
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
 	  -o DPkg::Options::='--path-exclude=/etc/init.d/prometheus-alertmanager' \
-	  -o DPkg::Options::='--path-exclude=*/systemd/system/prometheus-alertmanager.service' $$missing
+	  -o DPkg::Options::='--path-exclude=*/systemd/system/prometheus-alertmanager.service' \
+	  -o DPkg::Options::='--path-exclude=/etc/init.d/prometheus' \
+	  -o DPkg::Options::='--path-exclude=*/systemd/system/prometheus.service' $$missing
 
 internal/e2e/testdata/%/node_modules/.package-lock.json: internal/e2e/testdata/%/package.json internal/e2e/testdata/%/package-lock.json internal/e2e/testdata/%/.npmrc | tools
 	cd internal/e2e/testdata/$* && npm ci

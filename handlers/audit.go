@@ -20,7 +20,7 @@ func (req *request) auditLine() audit.Line {
 }
 
 // auditRefusal writes to the audit log how a request was refused, or each part of it. What is allowed is written there
-// before it is done (audit.Store). An allowed read is not audited.
+// before it is done (audit.Store). An allowed read is not audited. It counts all of that for the metrics.
 func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) {
 	if len(req.parts) == 0 {
 		m.auditDecision(r, req, rec.status)
@@ -31,6 +31,12 @@ func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) 
 }
 
 func (m *middleware) auditDecision(r *http.Request, req *request, status int) {
+	if m.endpoints[r.URL.Path] != nil {
+		m.countDelivery(req, status)
+	}
+	if status >= http.StatusBadRequest && req.kind != "" && req.would == "" {
+		m.refusals.countOne(req.kind)
+	}
 	line := req.auditLine()
 	line.Decision, line.Status, line.Method, line.Path = audit.Refused, status, r.Method, r.URL.Path
 	line.Run, line.Reason = req.run, req.reason

@@ -22,13 +22,13 @@ func (h *Handler) AllowConnection(from netip.Addr) bool {
 	if s.limits.connections.allowAddress(netid.Host(from), s.now()) {
 		return true
 	}
-	s.audit.Count("connection-too-often")
+	s.countRefusal("connection-too-often")
 	return false
 }
 
 // CountRejectedConnection counts a connection that was closed because too many were open, or
 // to make room for another.
-func (h *Handler) CountRejectedConnection() { h.current.Load().audit.Count("too-many-connections") }
+func (h *Handler) CountRejectedConnection() { h.current.Load().countRefusal("too-many-connections") }
 
 // IsProvedHost reports whether a delivery from an address was accepted recently.
 func (h *Handler) IsProvedHost(from netip.Addr) bool {
@@ -44,7 +44,7 @@ func (h *Handler) ReportFlood(from netip.Addr) {
 	if !h.IsProvedHost(from) {
 		s.limits.connections.slots.slotOf(netid.Host(from)).ReserveN(s.now(), s.limits.connections.limit.Burst)
 	}
-	s.audit.Count("flood")
+	s.countRefusal("flood")
 }
 
 // ReportUnreadable logs a request that net/http answered itself, or that was not sent completely. It costs the
@@ -54,7 +54,7 @@ func (h *Handler) ReportUnreadable(from netip.AddrPort) {
 	s.log.LogAttrs(context.Background(), s.levelOfFailure("unreadable", from.Addr()), "request not read",
 		slog.String("address", from.String()),
 		slog.String("reason", "it is malformed, its header is too large, or it was not sent whole"))
-	s.audit.Count("unreadable")
+	s.countRefusal("unreadable")
 }
 
 // ReportRefusedCertificate logs a client certificate that was refused in its handshake, because the client cannot be
@@ -71,6 +71,13 @@ func (h *Handler) ReportRefusedCertificate(from netip.AddrPort, shown *x509.Cert
 		slog.String("address", line.Address), slog.String("key", line.Key),
 		slog.String("reason", audit.Shorten(line.Reason, longestField)))
 	s.audit.Decided(line, "handshake", audit.Unverified)
+	s.refusals.countOne("handshake")
+}
+
+// countRefusal counts a connection, or a request without a line of its own in the audit log.
+func (s *shared) countRefusal(reason string) {
+	s.audit.Count(reason)
+	s.refusals.countOne(reason)
 }
 
 // levelOfFailure spends a token of an address for a failure, and returns the level to log it at: the debug level if

@@ -49,7 +49,8 @@ func New(
 			probes: &probes{runner: run, check: check, watcher: conf},
 			runner: run, outputs: outputs, audit: trail, metrics: metrics, log: log, now: now, latest: h.current.Load,
 			samples: newSamples(log), proved: newProvedHosts(),
-			ignored: newDeliveryCounts(), ignoredBefore: newIgnoredDeliveries(), handshakes: newDeliveryCounts(),
+			ignored: newCounts[string](), ignoredBefore: newIgnoredDeliveries(), handshakes: newCounts[string](),
+			outcomes: newCounts[HookOutcome](), refusals: newCounts[string](),
 			gates: callerGates{reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits)},
 		},
 		limits: &rateLimits{}, bodies: &bodyReader{}, delay: &uniformDelay{beats: newBeats()},
@@ -103,7 +104,9 @@ type shared struct {
 	proved  *provedHosts
 	gates   callerGates
 
-	ignored, handshakes *deliveryCounts
+	ignored, handshakes *counts[string]      // by hook
+	outcomes            *counts[HookOutcome] // without those
+	refusals            *counts[string]      // by reason
 	ignoredBefore       *ignoredDeliveries
 }
 
@@ -119,8 +122,9 @@ func newService(c *config.Config, old *service) *service {
 		answers: &runAnswers{runner: old.runner, waits: old.gates.waits, latest: old.latest, now: old.now},
 	}
 	s.credentials = &credentials{config: c, limits: s.limits, now: s.now}
-	m := &middleware{addresses: s.limits.addresses, samples: s.samples, audit: s.audit, log: s.log, now: s.now}
-	s.public = m.wrapRouter(s.newRouter())
+	m := &middleware{shared: s.shared, addresses: s.limits.addresses}
 	s.admin = m.wrapRouter((&adminAPI{config: c, runner: s.runner, answers: s.answers}).newRouter())
+	m = &middleware{shared: s.shared, addresses: s.limits.addresses, endpoints: s.endpoints}
+	s.public = m.wrapRouter(s.newRouter())
 	return s
 }

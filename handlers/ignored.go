@@ -2,7 +2,6 @@ package handlers
 
 import (
 	"crypto/sha256"
-	"maps"
 	"net/http"
 	"sync"
 
@@ -90,26 +89,6 @@ func (d *ignoredDeliveries) has(c candidate) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return *d.table.slotOf(sum) == sum
-}
-
-// deliveryCounts counts deliveries that started nothing, by hook.
-type deliveryCounts struct {
-	mu     sync.Mutex
-	byHook map[string]int
-}
-
-func newDeliveryCounts() *deliveryCounts { return &deliveryCounts{byHook: map[string]int{}} }
-
-func (c *deliveryCounts) countOne(hook string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.byHook[hook]++
-}
-
-func (c *deliveryCounts) copyCounts() map[string]int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return maps.Clone(c.byHook)
 }
 
 // IgnoredDeliveries returns how many deliveries each hook has ignored since the start.

@@ -56,11 +56,10 @@ func requestOf(r *http.Request) *request {
 
 // middleware wraps all requests.
 type middleware struct {
+	*shared
+
 	addresses *addressLimits
-	samples   *samples
-	audit     *audit.Log
-	log       *slog.Logger
-	now       func() time.Time
+	endpoints map[string]*endpoint // by path; nil for the API of local administrators
 }
 
 // wrapRouter wraps the router. It is not registered with the router, because mux does not run its own middleware for

@@ -155,6 +155,11 @@ func (p *program) serve(
 	works.Go(func() {
 		conf.Watch(ctx, p.hup, func(c *config.Config) error { return f.prepareReload(ctx, conf.Get(), c) }, applyConfig)
 	})
+	works.Go(func() {
+		if err := f.counted.Load(ctx, conf.Get().Hooks); err != nil && ctx.Err() == nil {
+			log.Warn("metrics lack the last runs of hooks", "error", err)
+		}
+	})
 	works.Go(func() { serveAdmin(ctx, f.supervisor, surface, log) })
 	srv := server.New(listener, conf, surface, f.runs, p.successorStarter(ctx, f.check), log)
 	if err := server.NotifyReady(); err != nil {
@@ -193,11 +198,16 @@ func (p *program) newSurface(f *stateFolder) (surface *handlers.Handler) {
 		Suppressed: f.audit.SuppressedLines,
 	}
 	deliveries := metrics.Deliveries{
+		Outcomes:   func() map[metrics.HookOutcome]int { return surface.Deliveries() },
+		Refusals:   func() map[string]int { return surface.Refusals() },
 		Ignored:    func() map[string]int { return surface.IgnoredDeliveries() },
 		Handshakes: func() map[string]int { return surface.Handshakes() },
 		Paused:     f.runs.Pauses().PausedHooks,
 	}
-	counters := metrics.Handler(p.conf, p.uses, missing, deliveries, p.version)
+	counters := metrics.Handler(metrics.Source{
+		Conf: p.conf, Uses: p.uses, Runs: f.counted, Missing: missing, Deliveries: deliveries, Check: f.check,
+		Version: p.version,
+	})
 	surface = handlers.New(p.conf, f.runs, f.supervisor.Output, f.audit, f.check, counters, time.Now, p.log)
 	return surface
 }

@@ -12,6 +12,7 @@ import (
 
 	"sallyport/internal/audit"
 	"sallyport/internal/config"
+	"sallyport/internal/metrics"
 	"sallyport/internal/readiness"
 	"sallyport/runner"
 	"sallyport/runner/hook"
@@ -24,6 +25,7 @@ type stateFolder struct {
 	store      *store.SQLite
 	audit      *audit.Log
 	supervisor *supervisor.Client
+	counted    *metrics.Runs // the store, as runs uses it
 	runs       *runner.Runner
 	check      *readiness.Check
 	undo       []func()
@@ -66,7 +68,8 @@ func (p *program) openFolder(ctx context.Context) (_ *stateFolder, err error) {
 		return nil, err
 	}
 	f.undo = append(f.undo, func() { closeAndLog(f.supervisor, "connection to the supervisor", p.log) })
-	f.runs = runner.New(audit.Store(f.store, f.audit), f.supervisor, p.conf.Hook, time.Now, p.log)
+	f.counted = metrics.CountRuns(audit.Store(f.store, f.audit))
+	f.runs = runner.New(f.counted, f.supervisor, p.conf.Hook, time.Now, p.log)
 	f.check = f.readiness(p.log)
 	if err := f.runs.Recover(ctx); err != nil {
 		f.runs.Leave() // it may have resumed some runs, and the next server resumes all

@@ -1,6 +1,7 @@
 package metrics_test
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,8 @@ import (
 	"sallyport/internal/config"
 	"sallyport/internal/keyuse"
 	"sallyport/internal/metrics"
+	"sallyport/internal/readiness"
+	"sallyport/runner"
 )
 
 // everything is a configuration with at least one value for each metric.
@@ -54,11 +57,20 @@ func TestManual_EveryMetric(t *testing.T) {
 	uses := new(keyuse.Table)
 	uses.Note(keyuse.Use{Caller: "prometheus", Kind: "token", Key: "1", At: time.Now()})
 	none := func() int { return 0 }
-	missing := metrics.Missing{Dropped: none, Skipped: none, Suppressed: none}
+	noCounts := func() map[string]int { return map[string]int{} }
+	runs := metrics.CountRuns(oneFailed{})
+	if err := runs.Load(t.Context(), conf.Get().Hooks); err != nil {
+		t.Fatal(err)
+	}
 	w := httptest.NewRecorder()
-	noCounts := func() map[string]int { return nil }
-	nonePaused := func() map[string]bool { return nil }
-	metrics.Handler(conf, uses, missing, metrics.Deliveries{Ignored: noCounts, Handshakes: noCounts, Paused: nonePaused}, "v1").ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
+	metrics.Handler(metrics.Source{
+		Conf: conf, Uses: uses, Runs: runs, Missing: metrics.Missing{Dropped: none, Skipped: none, Suppressed: none}, Version: "v1",
+		Deliveries: metrics.Deliveries{
+			Outcomes: func() map[metrics.HookOutcome]int { return nil }, Ignored: noCounts, Handshakes: noCounts, Refusals: noCounts,
+			Paused: func() map[string]bool { return nil },
+		},
+		Check: readiness.New(slog.New(slog.DiscardHandler), readiness.Part{Name: "store", Probe: func(context.Context) error { return nil }}),
+	}).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", http.NoBody))
 	told := regexp.MustCompile(`(?m)^(sallyport_\w+(?:\{.*\})?) `).FindAllStringSubmatch(w.Body.String(), -1)
 
 	if got, want := shapes(documented), shapes(told); !slices.Equal(got, want) || len(want) == 0 {
@@ -66,10 +78,22 @@ func TestManual_EveryMetric(t *testing.T) {
 	}
 }
 
+// oneFailed is a store with one failed run.
+type oneFailed struct{ runner.Store }
+
+func (oneFailed) Active(context.Context) ([]runner.Run, error) { return nil, nil }
+
+func (oneFailed) List(context.Context, runner.Filter) ([]runner.Run, string, error) {
+	return []runner.Run{{Hook: "work", State: runner.Failed, End: runner.End{Ended: time.Now()}}}, "", nil
+}
+
 // shapes returns the metrics with the names of their labels, sorted and without duplicates.
 func shapes(metrics [][]string) (all []string) {
 	for _, m := range metrics {
 		name, labels, _ := strings.Cut(strings.TrimSuffix(m[1], "}"), "{")
+		// A histogram has three series.
+		name = strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_sum"), "_count")
+		labels, _, _ = strings.Cut(labels, ",le=")
 		names := strings.Split(regexp.MustCompile(`="(?:[^"\\]|\\.)*"`).ReplaceAllString(labels, ""), ",")
 		slices.Sort(names)
 		all = append(all, name+"{"+strings.Join(names, ",")+"}")

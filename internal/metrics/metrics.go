@@ -6,8 +6,10 @@
 package metrics
 
 import (
+	"context"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"sallyport/certs"
 	"sallyport/internal/config"
 	"sallyport/internal/keyuse"
+	"sallyport/internal/readiness"
 )
 
 // Missing returns how many lines were not written since the start.
@@ -29,18 +32,38 @@ type Missing struct {
 	Suppressed func() int
 }
 
-// Deliveries returns how many deliveries to each hook started nothing.
+// Deliveries is what became of deliveries.
 type Deliveries struct {
-	Ignored    func() map[string]int
-	Handshakes func() map[string]int
+	Outcomes   func() map[HookOutcome]int
+	Ignored    func() map[string]int  // by hook
+	Handshakes func() map[string]int  // by hook
+	Refusals   func() map[string]int  // by reason, of all requests and connections
 	Paused     func() map[string]bool // hooks that start nothing
 }
 
+// HookOutcome is one outcome of deliveries to a hook.
+type HookOutcome = struct{ Hook, Outcome string }
+
+// outcomes returns the outcomes that have a series for each hook from the start, so that the first increase is seen.
+func outcomes() []string {
+	return []string{"accepted", "replayed", "observed", "busy", "refused", "failed"}
+}
+
+// Source is what the metrics are read from.
+type Source struct {
+	Conf       *config.Watcher
+	Uses       *keyuse.Table
+	Runs       *Runs
+	Missing    Missing
+	Deliveries Deliveries
+	Check      *readiness.Check
+	Version    string
+}
+
 // Handler answers with the metrics, in the format that the request accepts.
-func Handler(
-	conf *config.Watcher, uses *keyuse.Table, missing Missing, deliveries Deliveries, version string,
-) http.Handler {
+func Handler(from Source) http.Handler {
 	r := prometheus.NewRegistry()
+	missing := from.Missing
 	for reason, count := range map[string]func() int{
 		"dropped": missing.Dropped, "skipped": missing.Skipped, "suppressed": missing.Suppressed,
 	} {
@@ -52,68 +75,108 @@ func Handler(
 	r.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		&configuration{
-			conf: conf,
-			build: prometheus.NewDesc("sallyport_build_info", "1, for the version that runs.", nil,
-				prometheus.Labels{"version": version}),
-			loaded: prometheus.NewDesc("sallyport_configuration_loaded_timestamp_seconds",
-				"When the configuration in force was loaded.", nil, nil),
-			stale: prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.",
-				nil, nil),
-			ignored: prometheus.NewDesc("sallyport_deliveries_ignored_total",
-				"Verified deliveries for which a condition of the hook did not hold.", []string{"hook"}, nil),
-			handshakes: prometheus.NewDesc("sallyport_deliveries_handshake_total",
-				"Deliveries with which a sender tested or registered its webhook.", []string{"hook"}, nil),
-			paused:     prometheus.NewDesc("sallyport_hook_paused", "1 if the hook is paused.", []string{"hook"}, nil),
-			deliveries: deliveries,
-			reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.",
-				[]string{"result"}, nil),
-		},
+		newConfiguration(from),
+		newRunsCollector(from.Conf, from.Runs),
+		&health{from.Check, prometheus.NewDesc("sallyport_part_ready", "1 if a part of the server works.",
+			[]string{"part"}, nil)},
 		newTrust(
-			func() []certs.Expiry { return conf.Get().Expiries() },
-			func() []auth.KeyInfo { return conf.Get().Auth.Keys() }, uses,
+			func() []certs.Expiry { return from.Conf.Get().Expiries() },
+			func() []auth.KeyInfo { return from.Conf.Get().Auth.Keys() }, from.Uses,
 		),
 	)
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
 
-// configuration collects the metrics of the configuration.
+// health collects whether the parts of the server work.
+type health struct {
+	check *readiness.Check
+	ready *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *health) Describe(ch chan<- *prometheus.Desc) { ch <- c.ready }
+
+// Collect implements prometheus.Collector.
+func (c *health) Collect(ch chan<- prometheus.Metric) {
+	faults := c.check.Faults(context.Background())
+	for _, part := range c.check.Parts() {
+		ready := 1.0
+		if slices.ContainsFunc(faults, func(f readiness.Fault) bool { return f.Part == part }) {
+			ready = 0
+		}
+		ch <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, ready, part)
+	}
+}
+
+// configuration collects the metrics of the configuration, and of deliveries to its hooks.
 type configuration struct {
-	conf                                                       *config.Watcher
-	deliveries                                                 Deliveries
-	build, loaded, stale, reloads, ignored, handshakes, paused *prometheus.Desc
+	conf                                                      *config.Watcher
+	from                                                      Deliveries
+	build, loaded, stale, reloads, delivered, refused, paused *prometheus.Desc
+}
+
+func newConfiguration(from Source) *configuration {
+	return &configuration{
+		conf: from.Conf, from: from.Deliveries,
+		build: prometheus.NewDesc("sallyport_build_info", "1, for the version that runs.", nil,
+			prometheus.Labels{"version": from.Version}),
+		loaded: prometheus.NewDesc("sallyport_configuration_loaded_timestamp_seconds",
+			"When the configuration in force was loaded.", nil, nil),
+		stale: prometheus.NewDesc("sallyport_configuration_stale", "1 if a newer configuration was refused.", nil, nil),
+		reloads: prometheus.NewDesc("sallyport_reloads_total", "Attempts to reload the configuration.",
+			[]string{"result"}, nil),
+		delivered: prometheus.NewDesc("sallyport_deliveries_total", "What became of deliveries.",
+			[]string{"hook", "outcome"}, nil),
+		refused: prometheus.NewDesc("sallyport_refused_total", "Requests and connections that were refused.",
+			[]string{"reason"}, nil),
+		paused: prometheus.NewDesc("sallyport_hook_paused", "1 if the hook is paused.", []string{"hook"}, nil),
+	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *configuration) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads, c.ignored, c.handshakes, c.paused} {
+	for _, d := range []*prometheus.Desc{c.build, c.loaded, c.stale, c.reloads, c.delivered, c.refused, c.paused} {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (c *configuration) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	count := func(d *prometheus.Desc, value int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
+	}
 	status := c.conf.Status()
-	stale := 0.0
-	if !status.Failed.IsZero() {
-		stale = 1
-	}
-	ch <- prometheus.MustNewConstMetric(c.build, prometheus.GaugeValue, 1)
-	ch <- prometheus.MustNewConstMetric(c.loaded, prometheus.GaugeValue, toSeconds(status.Loaded))
-	ch <- prometheus.MustNewConstMetric(c.stale, prometheus.GaugeValue, stale)
-	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Reloads-status.Failures),
-		"succeeded")
-	ignored, handshakes, paused := c.deliveries.Ignored(), c.deliveries.Handshakes(), c.deliveries.Paused()
+	gauge(c.build, 1)
+	gauge(c.loaded, toSeconds(status.Loaded))
+	gauge(c.stale, toNumber(!status.Failed.IsZero()))
+	count(c.reloads, status.Reloads-status.Failures, "succeeded")
+	count(c.reloads, status.Failures, "failed")
+	of, ignored, handshakes, paused := c.from.Outcomes(), c.from.Ignored(), c.from.Handshakes(), c.from.Paused()
 	for name := range c.conf.Get().Hooks {
-		ch <- prometheus.MustNewConstMetric(c.ignored, prometheus.CounterValue, float64(ignored[name]), name)
-		ch <- prometheus.MustNewConstMetric(c.handshakes, prometheus.CounterValue, float64(handshakes[name]), name)
-		isPaused := 0.0
-		if paused[name] {
-			isPaused = 1
+		for _, outcome := range outcomes() {
+			count(c.delivered, of[HookOutcome{name, outcome}], name, outcome)
 		}
-		ch <- prometheus.MustNewConstMetric(c.paused, prometheus.GaugeValue, isPaused, name)
+		count(c.delivered, ignored[name], name, "ignored")
+		count(c.delivered, handshakes[name], name, "handshake")
+		gauge(c.paused, toNumber(paused[name]), name)
 	}
-	ch <- prometheus.MustNewConstMetric(c.reloads, prometheus.CounterValue, float64(status.Failures), "failed")
+	refusals := c.from.Refusals()
+	for _, reason := range []string{"handshake", "too-often", "unauthorized"} { // so that their first increase is seen
+		refusals[reason] += 0
+	}
+	for reason, n := range refusals {
+		count(c.refused, n, reason)
+	}
+}
+
+func toNumber(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // trust collects the metrics of certificates and keys.

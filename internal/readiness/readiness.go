@@ -55,6 +55,14 @@ func New(log *slog.Logger, parts ...Part) *Check {
 	return c
 }
 
+// Parts returns the names of the parts.
+func (c *Check) Parts() (names []string) {
+	for _, p := range c.parts {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
 // Faults returns the errors of the parts, in the order of the parts. It returns at the deadline at the latest.
 func (c *Check) Faults(ctx context.Context) []Fault {
 	faults := make([]Fault, len(c.parts))
