@@ -97,7 +97,7 @@ clean: ## remove what was built or fetched; certificates, secrets and state stay
 # Prometheus and Alertmanager only the programs: without their services, there are none to start.
 tools:
 	@missing=
-	for need in node:nodejs npm:npm openssl:openssl curl:curl jq:jq mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs prometheus-alertmanager:prometheus-alertmanager prometheus:prometheus; do
+	for need in node:nodejs npm:npm openssl:openssl curl:curl jq:jq mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs prometheus-alertmanager:prometheus-alertmanager prometheus:prometheus zsh:zsh fish:fish mandoc:mandoc; do
 	  command -v "$${need%:*}" >/dev/null || missing+=" $${need#*:}"
 	done
 	echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 || missing+=' gcc libc6-dev'
