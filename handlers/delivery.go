@@ -35,6 +35,7 @@ func (s *service) hook(w http.ResponseWriter, r *http.Request, req *request) err
 	defer unverified.releaseRoom()
 	arrived, length := s.now(), len(unverified.bytes)
 	s, at, who, err := s.latest().judgeDelivery(w, r, req, unverified.bytes)
+	s.keepDelivery(r, req, unverified.bytes, at, err)
 	if err != nil {
 		unverified.releaseRoom()
 		s.delay.waitUniformly(r, length, at, arrived)

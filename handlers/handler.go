@@ -48,7 +48,7 @@ func New(
 		shared: &shared{
 			probes: &probes{runner: run, check: check, watcher: conf},
 			runner: run, outputs: outputs, audit: trail, metrics: metrics, log: log, now: now, latest: h.current.Load,
-			samples: newSamples(log), proved: newProvedHosts(),
+			samples: newSamples(log), kept: newKept(conf.Get().State, log), proved: newProvedHosts(),
 			ignored: newCounts[string](), ignoredBefore: newIgnoredDeliveries(), handshakes: newCounts[string](),
 			outcomes: newCounts[HookOutcome](), refusals: newCounts[string](),
 			gates: callerGates{reads: newGate(maxReads), followers: newGate(maxFollowers), waits: newGate(maxWaits)},
@@ -101,6 +101,7 @@ type shared struct {
 	now     func() time.Time
 	latest  func() *service // under the configuration in force, for answers that last long
 	samples *samples
+	kept    *kept
 	proved  *provedHosts
 	gates   callerGates
 

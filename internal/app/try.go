@@ -17,6 +17,8 @@ import (
 	"sallyport/handlers"
 	"sallyport/internal/cli"
 	"sallyport/internal/client"
+	"sallyport/internal/config"
+	"sallyport/internal/deliveries"
 	"sallyport/internal/terminal"
 	"sallyport/runner/store"
 )
@@ -24,28 +26,29 @@ import (
 type tryCmd struct {
 	Config   string    `short:"c" default:"sallyport.yaml" help:"Configuration file."`
 	File     string    `short:"f" placeholder:"FILE" help:"The delivery, as the text of an HTTP request; - for stdin." xor:"request"`
+	FromLog  string    `placeholder:"REQUEST" help:"Instead of a file: the delivery that the server kept of a request, by its id in the log." xor:"request"`
 	Path     string    `help:"Instead of a file: path of the delivery, with its query." xor:"request"`
 	Set      []string  `short:"H" sep:"none" placeholder:"NAME:VALUE" help:"Header, as in curl. Repeatable."`
 	Data     string    `short:"d" help:"Body." xor:"body"`
 	DataFile string    `placeholder:"FILE" help:"Body, from a file; - for stdin." xor:"body"`
 	Address  string    `help:"Address of the client, for callers with networks (from)."`
-	At       time.Time `placeholder:"TIME" help:"Judge the delivery at this time, 2026-11-30T00:00:00Z. Default: now."`
+	At       time.Time `placeholder:"TIME" help:"Judge the delivery at this time, 2026-11-30T00:00:00Z. Default: now; with --from-log, when it arrived."`
 }
 
 // Run prints what the server would do with a delivery, step by step.
 func (cmd *tryCmd) Run(s *cli.Streams) error {
 	ctx := context.Background()
-	r, body, err := cmd.readDelivery(ctx, s)
+	c, found := loadToRead(cmd.Config)
+	if c == nil {
+		printDiagnostics(found, s.Err)
+		return cli.ExitCode(1)
+	}
+	r, body, err := cmd.readDelivery(ctx, s, c)
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, client.ErrUsage)
 	}
 	if cmd.At.IsZero() {
 		cmd.At = time.Now()
-	}
-	c, found := loadToRead(cmd.Config)
-	if c == nil {
-		printDiagnostics(found, s.Err)
-		return cli.ExitCode(1)
 	}
 	var history handlers.History
 	st, unread := store.OpenRead(ctx, c.State)
@@ -81,7 +84,7 @@ func explainedExit(e *handlers.Explanation) error {
 }
 
 // readDelivery returns the delivery of the flags.
-func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Request, []byte, error) {
+func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams, c *config.Config) (*http.Request, []byte, error) {
 	body, err := []byte(cmd.Data), error(nil)
 	if cmd.DataFile != "" {
 		body, err = cli.ReadInput(cmd.DataFile, s.In)
@@ -91,8 +94,12 @@ func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Requ
 	}
 	var r *http.Request
 	switch {
-	case cmd.File != "" && len(body) > 0:
-		return nil, nil, errors.New("--data and --data-file are for --path: the file of -f has the body")
+	case cmd.Path == "" && len(body) > 0:
+		return nil, nil, errors.New("--data and --data-file are for --path")
+	case cmd.FromLog != "":
+		if r, body, err = cmd.readKept(ctx, c); err != nil {
+			return nil, nil, err
+		}
 	case cmd.File != "":
 		text, err := cli.ReadInput(cmd.File, s.In)
 		if err != nil {
@@ -102,7 +109,7 @@ func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Requ
 			return nil, nil, fmt.Errorf("%s: %w", cmd.File, err)
 		}
 	case !strings.HasPrefix(cmd.Path, "/"):
-		return nil, nil, errors.New("write -f FILE, or --path /PATH with the path of the hook")
+		return nil, nil, errors.New("write -f FILE, --from-log REQUEST, or --path /PATH with the path of the hook")
 	default:
 		r, err = http.NewRequestWithContext(ctx, http.MethodPost, cmd.Path, http.NoBody)
 		if err != nil {
@@ -125,6 +132,30 @@ func (cmd *tryCmd) readDelivery(ctx context.Context, s *cli.Streams) (*http.Requ
 		r.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
 	}
 	return r, body, nil
+}
+
+// readKept returns the delivery that the server kept of a request. It is judged for the address from which it came, at
+// the time when it arrived, unless flags say otherwise.
+func (cmd *tryCmd) readKept(ctx context.Context, c *config.Config) (*http.Request, []byte, error) {
+	d, err := deliveries.Read(c.State, cmd.FromLog)
+	if errors.Is(err, deliveries.ErrNotKept) && c.Keep == 0 {
+		err = fmt.Errorf("%w: keep_deliveries is not set", err)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := http.NewRequestWithContext(ctx, d.Method, d.URL, http.NoBody)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.Host, r.Header = d.Host, d.Header
+	if cmd.Address == "" {
+		cmd.Address = d.Address
+	}
+	if cmd.At.IsZero() {
+		cmd.At = d.At
+	}
+	return r, d.Body, nil
 }
 
 // laterVersion matches a request line with a version of HTTP whose requests have no such text.

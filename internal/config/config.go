@@ -52,9 +52,10 @@ type File struct {
 	Include []string               `yaml:"include"` // files with more callers and hooks, or patterns of their names
 	TLS     certs.Spec             `yaml:"tls"`
 	Limits  Limits                 `yaml:"limits"`
-	Drain   time.Duration          `yaml:"drain"`   // how long runs may continue after SIGTERM; default 30s
-	Outputs hook.Size              `yaml:"outputs"` // maximum disk space of all outputs together; default 10GiB
-	Metrics *Metrics               `yaml:"metrics"` // default: /metrics is not served
+	Drain   time.Duration          `yaml:"drain"`           // how long runs may continue after SIGTERM; default 30s
+	Outputs hook.Size              `yaml:"outputs"`         // maximum disk space of all outputs together; default 10GiB
+	Keep    time.Duration          `yaml:"keep_deliveries"` // how long deliveries are kept to be explained; default: none is
+	Metrics *Metrics               `yaml:"metrics"`         // default: /metrics is not served
 	Log     Log                    `yaml:"log"`
 	Audit   Audit                  `yaml:"audit"`
 	Callers map[string]*CallerSpec `yaml:"callers"`
@@ -135,6 +136,7 @@ type Config struct {
 	Limits       Limits
 	Drain        time.Duration
 	Outputs      hook.Size
+	Keep         time.Duration // of deliveries; zero: none is kept
 	Audit        audit.Options
 	Digest       string // SHA-256 of the file, in hex, or of the list that sha256sum prints if it includes others
 	Auth         *auth.Callers
@@ -233,7 +235,7 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	}
 	callers := auth.Compile(specs, sources, p.At("callers"))
 	c := &Config{
-		URL: f.URL, Listen: f.Listen, State: state, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs,
+		URL: f.URL, Listen: f.Listen, State: state, Limits: f.Limits, Drain: f.Drain, Outputs: f.Outputs, Keep: f.Keep,
 		TLS:          material.server,
 		ACME:         material.acme,
 		Audit:        f.Audit.compile(state, sources, p.At("audit")),
@@ -259,11 +261,17 @@ func compile(f *File, dir string, env Env, p *diag.List) *Config {
 	return c
 }
 
+// longestKeep is how long deliveries may be kept.
+const longestKeep = 30 * 24 * time.Hour
+
 // checkValues checks each value that can be checked without the rest of the file.
 func (f *File) checkValues(p *diag.List) {
 	checkURL(f.URL, p.At("url"))
 	checkListen(f.Listen, p.At("listen"))
 	f.Limits.checkLimits(p.At("limits"))
+	if f.Keep < 0 || f.Keep > longestKeep {
+		p.At("keep_deliveries").Errorf("%s is not a duration from 0 to %s: the files have credentials of senders", f.Keep, longestKeep)
+	}
 	for name, caller := range f.Callers {
 		at := p.At("callers", name)
 		checkName(name, at)

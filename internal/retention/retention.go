@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sallyport/internal/config"
+	"sallyport/internal/deliveries"
 	"sallyport/internal/logging"
 	"sallyport/runner"
 	"sallyport/runner/hook"
@@ -26,7 +27,7 @@ const (
 	pause    = 10 * time.Millisecond // between the steps of what takes several
 )
 
-// PruneRuns prunes runs that the configuration does not keep, and ends queued runs that have waited too
+// PruneRuns prunes runs and deliveries that the configuration does not keep, and ends queued runs that have waited too
 // long, and pauses of hooks whose time is over, until ctx is done.
 func PruneRuns(ctx context.Context, conf *config.Watcher, runs *runner.Runner, st *store.SQLite, log *slog.Logger) {
 	p := newPruning(runs, st, log)
@@ -41,15 +42,16 @@ type pruning struct {
 	started time.Time
 	steps   *Steps // nil until the store could be read
 
-	expiring, resuming, removing *failures
+	expiring, resuming, forgetting, removing *failures
 }
 
 func newPruning(runs *runner.Runner, st *store.SQLite, log *slog.Logger) *pruning {
 	return &pruning{
 		runs: runs, store: st, log: log, started: time.Now(),
-		expiring: &failures{log: log, work: "ending runs that waited too long"},
-		resuming: &failures{log: log, work: "ending pauses of hooks"},
-		removing: &failures{log: log, work: "pruning runs"},
+		expiring:   &failures{log: log, work: "ending runs that waited too long"},
+		resuming:   &failures{log: log, work: "ending pauses of hooks"},
+		forgetting: &failures{log: log, work: "removing deliveries"},
+		removing:   &failures{log: log, work: "pruning runs"},
 	}
 }
 
@@ -81,6 +83,7 @@ func (p *pruning) removeRuns(ctx context.Context, c *config.Config) (more bool, 
 		}
 		return false, nil
 	}
+	p.forgetting.logChange(ctx, deliveries.Prune(c.State, time.Now().Add(-c.Keep)))
 	removed, more, err := p.store.Prune(ctx, retentionOf(c))
 	for _, id := range removed {
 		err = errors.Join(err, rundir.Remove(runsFolder(c), id))
