@@ -26,7 +26,8 @@ func TestMonitoring_FailedRunFires(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	in := install(t, "sallyport", "  prometheus: {token: {keys: [{file: DIR/token}]}}\nmetrics: {callers: [prometheus]}\n"+
-		"hooks:\n  fails: {callers: [load], command: [/bin/false]}\n  works: {callers: [load], command: [/bin/true]}\n")
+		"hooks:\n  fails: {callers: [load], command: [/bin/false]}\n  works: {callers: [load], command: [/bin/true]}\n"+
+		"  again: {callers: [load], command: [/bin/false], retry: {times: 1, after: 100ms}}\n")
 	in.write("token", strings.Repeat("a", 40), 0o600)
 	in.start(true)
 	address := "localhost:" + freeTCPPort(t)
@@ -56,6 +57,7 @@ scrape_configs:
 	in.waitUntil("the first scrape", func() bool { return strings.Contains(ask("/api/v1/query?query=up"), `"1"]`) })
 	in.endRun("works", "1")
 	in.endRun("fails", "2")
+	in.endRun("again", "3")
 	var firing string
 	in.waitUntil("the alert", func() bool {
 		firing = ask("/api/v1/alerts")
@@ -68,6 +70,7 @@ scrape_configs:
 	for query, want := range map[string]string{
 		`sallyport_runs_ended_total{hook="works",state="succeeded"}`: "1", `sallyport_run_duration_seconds_count{hook="fails"}`: "1",
 		`sallyport_deliveries_total{hook="fails",outcome="accepted"}`: "1", `sallyport_run_last_succeeded{hook="works"}`: "1",
+		`sallyport_runs_ended_total{hook="again",state="failed"}`: "2", `sallyport_run_retries_total{hook="again"}`: "1",
 		`sallyport_runs{hook="works",state="running"}`: "0", `sallyport_part_ready{part="supervisor"}`: "1",
 	} {
 		if got := in.scrape(query); got != want {

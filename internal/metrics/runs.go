@@ -129,6 +129,20 @@ func (s *Runs) Finish(
 	return ended, next, err
 }
 
+// FinishAndRetry implements runner.Store.
+func (s *Runs) FinishAndRetry(
+	ctx context.Context, r runner.Run, e runner.End, again runner.Attempt, q runner.AfterQueue,
+) (ended runner.Run, next *runner.Run, err error) {
+	ended, next, err = s.Store.FinishAndRetry(ctx, r, e, again, q)
+	if err == nil {
+		s.addEnd(&ended)
+	}
+	if err == nil && ended.Again != "" {
+		s.addRetry(ended.Hook)
+	}
+	return ended, next, err
+}
+
 // Requeue implements runner.Store.
 func (s *Runs) Requeue(ctx context.Context, id string) (runner.Run, error) {
 	r, err := s.Store.Requeue(ctx, id)
