@@ -60,7 +60,7 @@ func (a *adminAPI) cancelRun(w http.ResponseWriter, r *http.Request, req *reques
 		return err
 	}
 	if run, err = a.runner.Cancel(r.Context(), run.ID); err != nil {
-		return a.answers.answerNotStarted(w, r, req, 0, err)
+		return a.answers.answerNotStarted(w, r, req, endWait{}, err)
 	}
 	writeJSON(w, http.StatusOK, "application/json", run)
 	return nil
@@ -78,7 +78,7 @@ func (a *adminAPI) repeatRun(w http.ResponseWriter, r *http.Request, req *reques
 	}
 	started, err := a.runner.Rerun(r.Context(), run, run.Caller, runner.Claim{})
 	if err != nil {
-		return a.answers.answerNotStarted(w, r, req, 0, err)
+		return a.answers.answerNotStarted(w, r, req, endWait{}, err)
 	}
 	status := http.StatusOK
 	if started.Run.State == runner.Queued || started.Late {
@@ -109,7 +109,7 @@ func (a *adminAPI) findRun(w http.ResponseWriter, r *http.Request, req *request)
 	case errors.Is(err, runner.ErrUnknown):
 		return runner.Run{}, notFound()
 	case err != nil:
-		return runner.Run{}, a.answers.answerNotStarted(w, r, req, 0, err)
+		return runner.Run{}, a.answers.answerNotStarted(w, r, req, endWait{}, err)
 	}
 	req.hook, req.run, req.caller = run.Hook, run.ID, run.Caller
 	return run, nil

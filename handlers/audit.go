@@ -31,6 +31,9 @@ func (m *middleware) auditRefusal(r *http.Request, req *request, rec *recorder) 
 }
 
 func (m *middleware) auditDecision(r *http.Request, req *request, status int) {
+	if req.tellsEnd {
+		status = http.StatusOK
+	}
 	if m.endpoints[r.URL.Path] != nil {
 		m.countDelivery(req, status)
 	}

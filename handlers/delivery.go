@@ -107,7 +107,7 @@ func (v *verified) startMeant(w http.ResponseWriter, r *http.Request, req *reque
 func (v *verified) startRun(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
 	started, err := v.runner.Start(r.Context(), d)
 	v.body.releaseRoom() // the answer may wait for minutes
-	wait := parsePreferWait(r.Header)
+	wait := waitForHook(r, d.Hook)
 	if err != nil {
 		return v.answers.answerNotStarted(w, r, req, wait, err)
 	}

@@ -120,7 +120,7 @@ func newService(c *config.Config, old *service) *service {
 		bodies:  &bodyReader{room: old.bodies.room.carryOver(c.Hooks), proved: old.proved, now: old.now},
 		delay:   &uniformDelay{callers: c.Auth, runner: old.runner, beats: old.delay.beats, now: old.now},
 		rights:  runRights{c},
-		answers: &runAnswers{runner: old.runner, waits: old.gates.waits, latest: old.latest, now: old.now},
+		answers: &runAnswers{runner: old.runner, outputs: old.outputs, waits: old.gates.waits, latest: old.latest, now: old.now},
 	}
 	s.credentials = &credentials{config: c, limits: s.limits, now: s.now}
 	m := &middleware{shared: s.shared, addresses: s.limits.addresses}

@@ -36,6 +36,7 @@ type request struct {
 	observed  bool   // the delivery only gets an answer, and starts nothing
 	would     string // started, queued, replayed, ignored or refused: what would have happened if it were not observed
 	leave     func() // releases the request's place among the reads of its caller; nil without one
+	tellsEnd  bool   // the status says how the run ended: the request itself was accepted
 	routine   bool   // a probe or a scrape: one that succeeds is logged at the debug level only
 	resembles string // observed callers that may have sent it, although it is not authenticated
 }
@@ -119,6 +120,7 @@ const (
 func (m *middleware) logRequest(r *http.Request, req *request, rec *recorder, start time.Time) {
 	level := slog.LevelInfo
 	switch {
+	case req.tellsEnd: // the end of a run has a line of its own
 	case rec.status == http.StatusInternalServerError:
 		level = slog.LevelError
 	case rec.status >= http.StatusBadRequest:

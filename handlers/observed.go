@@ -26,7 +26,7 @@ type observation struct {
 func (s *service) answerObserved(w http.ResponseWriter, r *http.Request, req *request, d runner.Delivery) error {
 	o, err := describeOutcome(s.runner.DryRun(r.Context(), d))
 	if err != nil {
-		return s.answers.answerNotStarted(w, r, req, 0, err)
+		return s.answers.answerNotStarted(w, r, req, endWait{}, err)
 	}
 	o.Title = d.Hook.Title(d.Values)
 	writeObservation(w, req, o)

@@ -9,14 +9,16 @@ import (
 	"time"
 
 	"sallyport/runner"
+	"sallyport/runner/hook"
 )
 
 // runAnswers answers requests with a run, or with the reason why none was started.
 type runAnswers struct {
-	runner *runner.Runner
-	waits  *gate
-	latest func() *service
-	now    func() time.Time
+	runner  *runner.Runner
+	outputs Outputs
+	waits   *gate
+	latest  func() *service
+	now     func() time.Time
 }
 
 const replayed = "replayed"
@@ -31,9 +33,9 @@ type waiting struct {
 
 // answerStarted answers 200 for a running run, and 202 for a run that is queued or is not yet known to run.
 func (a *runAnswers) answerStarted(
-	w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait int,
+	w http.ResponseWriter, r *http.Request, req *request, started runner.Started, wait endWait,
 ) error {
-	if wait > 0 || started.Run.State != runner.Queued && !started.Late {
+	if wait.seconds > 0 || started.Run.State != runner.Queued && !started.Late {
 		return a.answerWithStatus(w, r, req, started.Run, wait, http.StatusAccepted)
 	}
 	req.run = started.Run.ID
@@ -52,32 +54,36 @@ func (a *runAnswers) answerStarted(
 
 // answerRun answers 200 with a run: as it is then, or once it has ended if the request prefers to wait (RFC 7240,
 // 4.3).
-func (a *runAnswers) answerRun(w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait int) error {
+func (a *runAnswers) answerRun(
+	w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait endWait,
+) error {
 	return a.answerWithStatus(w, r, req, run, wait, http.StatusOK)
 }
 
 // answerWithStatus is answerRun, with a status for a run that is still queued. If too many answers of the caller wait
 // already, this one does not wait: a preference may be ignored (RFC 7240, 2), and a run may have been started for it.
 func (a *runAnswers) answerWithStatus(
-	w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait, queued int,
+	w http.ResponseWriter, r *http.Request, req *request, run runner.Run, wait endWait, queued int,
 ) error {
 	req.run = run.ID
-	leave, mayWait := func() {}, wait > 0
+	leave, mayWait := func() {}, wait.seconds > 0
 	if mayWait {
 		leave, mayWait = a.waits.takePlace(r.Context(), req.caller, 0)
 	}
 	if mayWait {
 		defer leave()
 		req.leaveReads()
-		span := min(time.Duration(wait)*time.Second, maxWait)
-		w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(span.Seconds())))
+		span := min(time.Duration(wait.seconds)*time.Second, hook.MaxWait)
+		if wait.preferred {
+			w.Header().Set("Preference-Applied", fmt.Sprintf("wait=%d", int(span.Seconds())))
+		}
 		// The default deadline of the server is for answers that do not wait.
 		_ = http.NewResponseController(w).SetWriteDeadline(a.now().Add(span + 10*time.Second))
 		ctx, cancel := context.WithTimeout(r.Context(), span)
 		defer cancel()
 		var err error
 		if run, err = a.runner.Wait(ctx, run.ID); err != nil {
-			return a.answerNotStarted(w, r, req, 0, err)
+			return a.answerNotStarted(w, r, req, endWait{}, err)
 		}
 	}
 	status := http.StatusOK
@@ -85,7 +91,14 @@ func (a *runAnswers) answerWithStatus(
 		status = queued
 	}
 	w.Header().Set("Location", "/runs/"+run.ID)
-	writeJSON(w, status, "application/json", a.latest().rights.redactRun(req.caller, run))
+	answer := endedRun{Run: a.latest().rights.redactRun(req.caller, run)}
+	if run.State.Ended() {
+		if wait.answer.Failed != 0 && run.MayStartAgain() {
+			status, req.tellsEnd = int(wait.answer.Failed), true
+		}
+		answer.Tail = a.readTail(req, run, int64(wait.answer.Output))
+	}
+	writeJSON(w, status, "application/json", answer)
 	return nil
 }
 
@@ -97,7 +110,9 @@ type forgotten struct {
 }
 
 // answerNotStarted answers a verified delivery that starts nothing, by its reason.
-func (a *runAnswers) answerNotStarted(w http.ResponseWriter, r *http.Request, req *request, wait int, err error) error {
+func (a *runAnswers) answerNotStarted(
+	w http.ResponseWriter, r *http.Request, req *request, wait endWait, err error,
+) error {
 	var first *runner.Replayed
 	if errors.As(err, &first) {
 		req.reason = replayed

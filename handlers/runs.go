@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -19,8 +17,6 @@ import (
 )
 
 const (
-	// maxWait is the most time that an answer waits for the end of a run.
-	maxWait = 300 * time.Second
 	// maxNames is the most hooks, callers and states that the filter of a list may have.
 	maxNames = 20
 )
@@ -82,7 +78,7 @@ func (s *service) authorizeRun(w http.ResponseWriter, r *http.Request, req *requ
 		err == nil && !s.rights.mayKnow(who.Caller, run) && (lacks >= 0 || len(rights) == 0):
 		return runner.Run{}, nil, notFound()
 	case err != nil:
-		return runner.Run{}, nil, s.answers.answerNotStarted(w, r, req, 0, err)
+		return runner.Run{}, nil, s.answers.answerNotStarted(w, r, req, endWait{}, err)
 	case lacks >= 0:
 		return runner.Run{}, nil, forbidden(who.Caller, string(rights[lacks])+" this run")
 	}
@@ -96,12 +92,12 @@ func (s *service) getRun(w http.ResponseWriter, r *http.Request, req *request) e
 	if err != nil {
 		return err
 	}
-	return s.answers.answerRun(w, r, req, run, parsePreferWait(r.Header))
+	return s.answers.answerRun(w, r, req, run, preferredWait(r))
 }
 
 // cancelRun ends a queued or running run, and answers with its state.
 func (s *service) cancelRun(w http.ResponseWriter, r *http.Request, req *request) error {
-	wait := parsePreferWait(r.Header)
+	wait := preferredWait(r)
 	run, _, err := s.authorizeRun(w, r, req, hook.MayCancel)
 	if err != nil {
 		return err
@@ -115,7 +111,7 @@ func (s *service) cancelRun(w http.ResponseWriter, r *http.Request, req *request
 // repeatRun starts the command of a run again, with the same parameters. The new run belongs to the caller of the
 // request, and is not a replay. If the credential identifies a request, each request starts only one run.
 func (s *service) repeatRun(w http.ResponseWriter, r *http.Request, req *request) error {
-	wait := parsePreferWait(r.Header)
+	wait := preferredWait(r)
 	run, who, err := s.authorizeRun(w, r, req, hook.MayRead, hook.MayStart)
 	if err != nil {
 		return err
@@ -168,7 +164,7 @@ func (s *service) listRuns(w http.ResponseWriter, r *http.Request, req *request)
 	for _, part := range s.rights.visibleParts(who.Caller, f) {
 		some, next, err := s.runner.List(r.Context(), part)
 		if err != nil {
-			return s.answers.answerNotStarted(w, r, req, 0, err)
+			return s.answers.answerNotStarted(w, r, req, endWait{}, err)
 		}
 		p.Runs, last = append(p.Runs, some...), max(last, next)
 	}
@@ -189,24 +185,4 @@ func (s *service) listRuns(w http.ResponseWriter, r *http.Request, req *request)
 	}
 	writeJSON(w, http.StatusOK, "application/json", p)
 	return nil
-}
-
-// parsePreferWait returns N of wait=N, in seconds, in the Prefer fields, or zero without one. The first wait counts. A
-// wait that is not a number is ignored, as are other preferences (RFC 7240, 2).
-func parsePreferWait(h http.Header) int {
-	for _, field := range h.Values("Prefer") {
-		for preference := range strings.SplitSeq(field, ",") {
-			preference, _, _ = strings.Cut(preference, ";")
-			name, value, _ := strings.Cut(preference, "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
-			}
-			n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
-			if err != nil {
-				return 0
-			}
-			return int(n)
-		}
-	}
-	return 0
 }

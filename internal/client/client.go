@@ -313,6 +313,9 @@ func (c *Client) sendRequest(
 	if err != nil {
 		return nil, err
 	}
+	if method == http.MethodPost { // not as long as the hook says: Call polls the run itself
+		req.Header.Set("Prefer", "wait=0")
+	}
 	maps.Copy(req.Header, d.Header)
 	if d.ContentType != "" {
 		req.Header.Set("Content-Type", d.ContentType)

@@ -160,7 +160,7 @@ func TestCall_SendsBody(t *testing.T) {
 	if err != nil || r.Run.ID != "r1" || r.Run.State != runner.Running || r.Replayed {
 		t.Fatal(r, err)
 	}
-	wantEqual(t, "requests", g.got, []seen{{"POST /start", "d1", "", "application/json", "{}"}})
+	wantEqual(t, "requests", g.got, []seen{{"POST /start", "d1", "wait=0", "application/json", "{}"}})
 }
 
 func TestCall_Replay(t *testing.T) {

@@ -36,6 +36,8 @@ type Hook struct {
 	Keep             KeepSpec
 	Body             BodySpec
 	Output           OutputSpec
+	Wait             time.Duration // of the answer to a delivery, for the end of its run
+	Answer           AnswerSpec
 
 	command []template
 	env     map[string]template
@@ -216,6 +218,10 @@ func checkNeighbours(h *Hook, others []*Hook, p *diag.List) {
 				h.Path, other.Name)
 			continue
 		}
+		if h.Wait != 0 || other.Wait != 0 {
+			p.Errorf("%s is also the path of the hook %s: an answer for several hooks does not wait for the end of their runs, "+
+				"so leave wait out", h.Path, other.Name)
+		}
 		shared := slices.IndexFunc(h.Callers, func(c string) bool {
 			return h.May(c, MayStart) && other.May(c, MayStart)
 		})
@@ -241,7 +247,7 @@ func compile(name string, s Spec, known map[string]bool, p *diag.List) *Hook {
 		Busy: Policy{Kind: PolicyKind(s.Busy.Kind), Depth: s.Busy.Queue}, QueueTimeout: s.QueueTimeout,
 		RerunInterrupted: s.OnInterrupted == "rerun", Retry: s.Retry,
 		Timeout: s.Timeout, Grace: s.Grace, Dir: s.Dir, Umask: int(*s.Umask), StdinBody: s.Stdin == "body",
-		Body: s.Body, Output: s.Output,
+		Body: s.Body, Output: s.Output, Wait: s.Wait, Answer: s.Answer,
 		spec: &s,
 	}}
 	h.checkPath(p)
@@ -399,6 +405,7 @@ func (h draft) checkBounds(p *diag.List) {
 		p.At("on_interrupted").Errorf("%q is not a policy: write rerun, or omit the key", s.OnInterrupted)
 	}
 	s.Retry.check(p.At("retry"))
+	s.checkAnswer(p)
 	if s.Keep.Count < 1 || s.Keep.Age < 0 {
 		p.At("keep").Errorf("needs a count of at least 1, and an age of at least 0")
 	}
@@ -431,6 +438,27 @@ func (h draft) checkBounds(p *diag.List) {
 	}
 	if s.Output.Head > 1<<40 || s.Output.Tail > 1<<40 {
 		p.At("output").Errorf("has a head or a tail over 1TiB")
+	}
+}
+
+// checkAnswer checks the wait for the end of a run, and what the answer then says.
+func (s *Spec) checkAnswer(p *diag.List) {
+	if s.Wait < 0 || s.Wait > MaxWait || s.Wait%time.Second != 0 {
+		p.At("wait").Errorf("%s is not a whole number of seconds from 0 to %d", s.Wait, MaxWait/time.Second)
+	}
+	if s.Answer != (AnswerSpec{}) && s.Wait == 0 {
+		p.At("answer").Errorf("needs wait: an answer that does not wait for the end of the run cannot tell it")
+	}
+	switch s.Answer.Failed {
+	case 0, 409, 422, 500: // others speak of the delivery: 503, for example, that it may be sent again
+	default:
+		p.At("answer", "failed").Errorf("%d is not a status for a run that failed: write 409, 422 or 500", s.Answer.Failed)
+	}
+	switch {
+	case s.Answer.Output > maxAnswerOutput:
+		p.At("answer", "output").Errorf("is over 64KiB: an answer is held in memory")
+	case s.Answer.Output > 0 && s.Unauthenticated:
+		p.At("answer", "output").Errorf("would show the output to any client, because the hook is unauthenticated")
 	}
 }
 

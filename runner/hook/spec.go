@@ -26,6 +26,8 @@ type Spec struct {
 	Command         []string             `yaml:"command"` // argv; "{name}" is a hole, "{{" and "}}" are braces
 	Params          map[string]ParamSpec `yaml:"params"`
 	Title           string               `yaml:"title"`          // template; how lists and logs call a run
+	Wait            time.Duration        `yaml:"wait"`           // of an answer for the end of the run; default none
+	Answer          AnswerSpec           `yaml:"answer"`         // to a sender that has waited for the end
 	Flight          FlightSpec           `yaml:"flight"`         // what may run only once at a time; default the hook
 	Busy            BusySpec             `yaml:"busy"`           // reject (default), queue: N, join, replace
 	QueueTimeout    time.Duration        `yaml:"queue_timeout"`  // how long a run may be queued; default no limit
@@ -140,6 +142,21 @@ type RetrySpec struct {
 	After time.Duration `yaml:"after"` // between the end of an attempt and the next one; default 30s
 	Codes []int         `yaml:"codes"` // exit codes; default all but 0
 }
+
+// AnswerSpec says how the answer tells the end of a run that it has waited for.
+type AnswerSpec struct {
+	Failed Status `yaml:"failed"` // for a run that did not succeed: 409, 422 or 500; default 200
+	Output Size   `yaml:"output"` // most bytes of the end of the output; default none
+}
+
+// Status is a status of HTTP.
+type Status int
+
+// MaxWait is the most time that an answer waits for the end of a run.
+const MaxWait = 300 * time.Second
+
+// maxAnswerOutput is the most bytes of an output that the file may put into answers.
+const maxAnswerOutput = 64 << 10
 
 // KeepSpec says how long ended runs and their outputs are kept.
 type KeepSpec struct {
