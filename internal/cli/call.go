@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -53,7 +54,7 @@ func (cmd *Call) Run(s *Streams) error {
 	defer stop()
 	res, err := c.Call(ctx, cmd.URL, d, cmd.Wait)
 	if errors.Is(err, context.Canceled) {
-		return cmd.explainInterrupt(res.Run.ID, err)
+		return cmd.explainInterrupt(res, err)
 	}
 	if err != nil {
 		return err
@@ -77,19 +78,33 @@ func (cmd *Call) readDelivery(in io.Reader) (client.Delivery, error) {
 	return d, nil
 }
 
-// explainInterrupt returns the error of a call that was stopped by a signal. The run goes on.
-func (cmd *Call) explainInterrupt(run string, err error) error {
+// explainInterrupt returns the error of a call that was stopped by a signal. The runs go on.
+func (cmd *Call) explainInterrupt(res client.Result, err error) error {
 	at, parseErr := url.Parse(cmd.URL)
-	if run == "" || parseErr != nil {
-		return fmt.Errorf("stopped before the server answered; it may have accepted the delivery: %w", err)
+	var ends []string
+	for _, h := range append(res.Hooks, client.HookResult{Run: res.Run}) {
+		if h.Run.ID != "" && !h.Run.State.Ended() && parseErr == nil {
+			ends = append(ends, fmt.Sprintf("sallyport runs cancel %s --server https://%s", terminal.Line(h.Run.ID), at.Host))
+		}
 	}
-	return fmt.Errorf("stopped waiting; the run goes on. To end it: sallyport runs cancel %s --server https://%s: %w",
-		terminal.Line(run), at.Host, err)
+	switch len(ends) {
+	case 0:
+		if res.Run.ID != "" || len(res.Hooks) > 0 {
+			return fmt.Errorf("stopped before the output was complete: %w", err)
+		}
+		return fmt.Errorf("stopped before the server answered; it may have accepted the delivery: %w", err)
+	case 1:
+		return fmt.Errorf("stopped waiting; the run goes on. To end it: %s: %w", ends[0], err)
+	}
+	return fmt.Errorf("stopped waiting; the runs go on. To end them: %s: %w", strings.Join(ends, "; "), err)
 }
 
 // report prints the result. A replay is an error unless the user gave an id, by which a delivery is repeated on
 // purpose: a job that sends the same body each night would otherwise never run again.
 func (cmd *Call) report(s *Streams, res client.Result) error {
+	if len(res.Hooks) > 0 {
+		return cmd.reportHooks(s, res)
+	}
 	run := res.Run
 	if cmd.JSON || !cmd.Wait && !cmd.Quiet {
 		if err := printJSON(s.Out, run); err != nil {
@@ -97,7 +112,7 @@ func (cmd *Call) report(s *Streams, res client.Result) error {
 		}
 	}
 	if res.Replayed {
-		_, _ = fmt.Fprintln(s.Err, "this delivery was accepted before; nothing was started again")
+		_, _ = fmt.Fprintln(s.Err, acceptedBefore)
 		if cmd.ID == "" {
 			return ExitCode(client.ExitReplayed)
 		}
@@ -111,6 +126,58 @@ func (cmd *Call) report(s *Streams, res client.Result) error {
 	}
 	_, _ = fmt.Fprintf(terminal.Writer(s.Err), "run %s ended: %s %s\n", run.ID, run.State, formatExit(run))
 	return ExitCode(code)
+}
+
+const acceptedBefore = "this delivery was accepted before; nothing was started again"
+
+// reportHooks prints what several hooks did with the delivery, and returns the highest of their exit codes. A hook that
+// ignored the delivery counts only if all of them did.
+func (cmd *Call) reportHooks(s *Streams, res client.Result) error {
+	mayRepeat := !res.Replayed || cmd.ID != ""
+	allIgnored := !slices.ContainsFunc(res.Hooks, func(h client.HookResult) bool { return !h.Ignored() })
+	if cmd.JSON {
+		if err := printJSON(s.Out, struct {
+			Ignored bool                `json:"ignored,omitempty"`
+			Hooks   []client.HookResult `json:"hooks"`
+		}{allIgnored, res.Hooks}); err != nil {
+			return err
+		}
+	}
+	worst := 0
+	for _, h := range res.Hooks {
+		code := h.ExitCode(cmd.Wait && mayRepeat)
+		counts := allIgnored || !h.Ignored()
+		if counts {
+			worst = max(worst, code)
+		}
+		line := terminal.Line(h.Hook) + ": " + describeResult(h)
+		switch {
+		case !cmd.Wait && !cmd.Quiet && !cmd.JSON:
+			_, _ = fmt.Fprintln(s.Out, line)
+		case code != 0 && (counts || !cmd.Quiet):
+			_, _ = fmt.Fprintln(terminal.Writer(s.Err), line)
+		}
+	}
+	if res.Replayed {
+		_, _ = fmt.Fprintln(s.Err, acceptedBefore)
+	}
+	if !mayRepeat {
+		worst = max(worst, client.ExitReplayed)
+	}
+	if worst == 0 {
+		return nil
+	}
+	return ExitCode(worst)
+}
+
+func describeResult(h client.HookResult) string {
+	switch {
+	case h.Err != nil:
+		return h.Err.Error()
+	case h.Run.State.Ended():
+		return fmt.Sprintf("run %s ended: %s %s", h.Run.ID, h.Run.State, formatExit(h.Run))
+	}
+	return fmt.Sprintf("run %s is %s", h.Run.ID, h.Run.State)
 }
 
 // field is one field of a header.

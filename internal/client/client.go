@@ -138,12 +138,14 @@ type Delivery struct {
 // Result is the run of a delivery that was accepted.
 type Result struct {
 	Run      runner.Run
-	Replayed bool // the server had accepted the delivery before, and this is its first run
+	Replayed bool         // the server had accepted the delivery before, and this is its first run
+	Hooks    []HookResult // instead of Run, if several hooks have the path
 }
 
 // Call posts a delivery to a hook. If the hook is busy, Call retries for the time in Options.Retry. With wait it
-// returns when the run has ended, and until then copies what its command writes to Options.Output. A replayed delivery
-// without an ID is not waited for: it started nothing. If ctx ends during the wait, the result has the run.
+// returns when the run and its further attempts have ended, and until then copies what their commands write to
+// Options.Output. A replayed delivery without an ID is not waited for: it started nothing. If ctx ends during the wait,
+// the result has the run. If several hooks have the path, the result has the error of each.
 //
 // An error is a *Refused, or wraps ErrUsage, ErrUnreachable, ErrCertificate, ErrAnswer, ErrIgnored or ErrObserved. It
 // wraps ErrLost if a run was started, by this call or by an earlier one with the same delivery, but its end is not
@@ -158,17 +160,21 @@ func (c *Client) Call(ctx context.Context, address string, d Delivery, wait bool
 		d.ID = rand.Text()
 	}
 	a, err := c.sendDelivery(ctx, u, d)
+	var refused *Refused
+	if errors.As(err, &refused) && len(refused.hooks) > 0 { // others may have started a run
+		a, err = &answer{hooks: refused.hooks}, nil
+	}
 	if err != nil {
 		return Result{}, err
 	}
-	r := Result{Run: a.run, Replayed: a.header.Get("Idempotent-Replayed") == "true"}
-	ended := r.Run.State.Ended()
-	if !wait || r.Replayed && !named || ended && c.opt.Output == nil {
+	r := Result{Run: a.run, Replayed: a.header.Get("Idempotent-Replayed") == "true", Hooks: a.hooks}
+	if !wait || r.Replayed && !named {
 		return r, nil
 	}
-	if r.Run, err = c.followRun(ctx, u, a, d); err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w: following run %s: %w", ErrLost, a.run.ID, err)
+	if len(r.Hooks) > 0 {
+		return r, c.followHooks(ctx, u, r.Hooks, d)
 	}
+	r.Run, err = c.followRun(ctx, u, a.header.Get("Location"), a.run, d)
 	return r, err
 }
 
@@ -195,43 +201,64 @@ func (c *Client) sendDelivery(ctx context.Context, u *url.URL, d Delivery) (*ans
 	}
 }
 
-// followRun copies the output of the run and polls the run until it has ended. It continues after restarts of the
-// server.
-func (c *Client) followRun(ctx context.Context, u *url.URL, a *answer, d Delivery) (runner.Run, error) {
-	at, err := u.Parse(a.header.Get("Location"))
-	if err != nil || at.Scheme != u.Scheme || at.Host != u.Host || at.Path == u.Path {
-		return a.run, fmt.Errorf("%w: its Location is not a run on this server", ErrAnswer)
+// followRun follows a run at this location until it and its further attempts have ended, and returns the last attempt.
+func (c *Client) followRun(
+	ctx context.Context, u *url.URL, location string, run runner.Run, d Delivery,
+) (runner.Run, error) {
+	if run.State.Ended() && run.Again == "" && c.opt.Output == nil {
+		return run, nil
 	}
-	_, _ = fmt.Fprintf(c.opt.Progress, "run %s is %s\n", a.run.ID, a.run.State)
+	_, _ = fmt.Fprintf(c.opt.Progress, "run %s is %s\n", run.ID, run.State)
+	run, err := c.followAttempt(ctx, u, location, run, d)
+	for err == nil && run.Again != "" {
+		_, _ = fmt.Fprintf(c.opt.Progress, "run %s %s; its next attempt is run %s\n", run.ID, run.State, run.Again)
+		run, err = c.followAttempt(ctx, u, runPath(run.Again), runner.Run{ID: run.Again, State: runner.Queued}, d)
+	}
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: following run %s: %w", ErrLost, run.ID, err)
+	}
+	return run, err
+}
+
+// followAttempt copies the output of one run and polls the run until it has ended. It continues after restarts of the
+// server.
+func (c *Client) followAttempt(
+	ctx context.Context, u *url.URL, location string, known runner.Run, d Delivery,
+) (runner.Run, error) {
+	at, err := u.Parse(location)
+	if err != nil || at.Scheme != u.Scheme || at.Host != u.Host || at.Path == u.Path {
+		return known, fmt.Errorf("%w: its Location is not a run on this server", ErrAnswer)
+	}
 	// Each poll is a separate request with an empty body, and its signature covers that body. It has the content type
 	// of the delivery, because some schemes are verified only with that. It also has the delivery's headers, one of
 	// which may be the credential.
 	poll := Delivery{ContentType: d.ContentType, Header: http.Header{}}
 	maps.Copy(poll.Header, d.Header)
-	if c.opt.Output != nil {
-		if err := c.copyRunOutput(ctx, at, poll); err != nil || a.run.State.Ended() {
-			return a.run, err
-		}
-	}
-	poll.Header.Set("Prefer", "wait="+strconv.Itoa(waitTime)) // RFC 7240 section 4.3
-	known := a.run
+	prefer := "wait=" + strconv.Itoa(waitTime) // RFC 7240 section 4.3
+	if c.opt.Output == nil {
+		poll.Header.Set("Prefer", prefer)
+	} else if err := c.copyRunOutput(ctx, at, poll); err != nil {
+		return known, err
+	} // else the run has ended: an answer that waits would be about its last attempt, not about the next one
 	var out outage
-	for {
+	for !known.State.Ended() {
 		poll.ID = rand.Text()
 		now, err := c.sendForRun(ctx, http.MethodGet, at, poll)
-		switch {
-		case err == nil && now.run.State.Ended():
-			return now.run, nil
-		case err == nil:
+		if err == nil {
 			known, out = now.run, outage{}
+			if known.State.Ended() {
+				break
+			}
+			poll.Header.Set("Prefer", prefer)
 			err = c.pause(ctx, pollPause)
-		default:
+		} else {
 			err = c.waitOutOutage(ctx, err, &out)
 		}
 		if err != nil {
 			return known, err
 		}
 	}
+	return known, nil
 }
 
 // copyRunOutput follows the output of the run at this address with requests like ask. A run without an output, or one
@@ -273,6 +300,7 @@ func (c *Client) waitOutOutage(ctx context.Context, err error, out *outage) erro
 type answer struct {
 	header http.Header
 	run    runner.Run
+	hooks  []HookResult // instead of run
 }
 
 // parseAddress checks the address of a hook or a server.
@@ -290,7 +318,7 @@ func parseAddress(address string) (*url.URL, error) {
 	return nil, fmt.Errorf("%q %w: %w", u, err, ErrUsage)
 }
 
-// sendForRun sends one request, and returns the run in the answer.
+// sendForRun sends one request, and returns the run in the answer, or those of several hooks.
 func (c *Client) sendForRun(ctx context.Context, method string, u *url.URL, d Delivery) (*answer, error) {
 	resp, err := c.sendRequest(ctx, c.http, method, u, d)
 	if err != nil {
@@ -300,8 +328,14 @@ func (c *Client) sendForRun(ctx context.Context, method string, u *url.URL, d De
 	if err != nil {
 		return nil, err
 	}
-	run, err := parseRun(body)
-	return &answer{resp.Header, run}, err
+	a := &answer{header: resp.Header}
+	if method == http.MethodPost {
+		a.hooks = parseHooks(body)
+	}
+	if len(a.hooks) == 0 {
+		a.run, err = parseRun(body)
+	}
+	return a, err
 }
 
 // sendRequest signs a request with the current time and sends it. It returns an answer with a 2xx status. The caller

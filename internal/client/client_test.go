@@ -197,6 +197,82 @@ func TestWait_UntilTheEnd(t *testing.T) {
 	}
 }
 
+// TestWait_NextAttempts follows a failed run to its last attempt, and copies the output of each.
+func TestWait_NextAttempts(t *testing.T) {
+	const first = `"state":"failed","exit_code":7,"retried_as":"r2"`
+	write := func(text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Range", "bytes 0-*/*")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = io.WriteString(w, text)
+		}
+	}
+	var out strings.Builder
+	g := newGate(t, answerRun(running), write("one\n"), answerRun(first), write("two\n"), answerRun(succeeded))
+	c, _ := g.client(t, client.Options{Output: &out})
+	r, err := c.Call(t.Context(), g.url, client.Delivery{}, true)
+	if err != nil || client.RunExitCode(r.Run) != 0 || out.String() != "one\ntwo\n" {
+		t.Fatal(r, err, out.String())
+	}
+	wantEqual(t, "requests", g.requestLines(),
+		[]string{"POST /start", "GET /runs/r1/output", "GET /runs/r1", "GET /runs/r2/output", "GET /runs/r2"})
+	if g.got[2].prefer != "" {
+		t.Error("the answer about the first attempt would be about the last one")
+	}
+
+	g = newGate(t, answerRun(first), answerRun(succeeded)) // an ended run that the server did not wait for
+	c, _ = g.client(t, client.Options{})
+	if r, err = c.Call(t.Context(), g.url, client.Delivery{}, true); err != nil || client.RunExitCode(r.Run) != 0 {
+		t.Fatal(r, err)
+	}
+	wantEqual(t, "requests", g.requestLines(), []string{"POST /start", "GET /runs/r2"})
+}
+
+func answerHooks(status int, kind, list string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", kind)
+		w.WriteHeader(status)
+		_, _ = fmt.Fprintf(w, `{"hooks":[%s]}`, list)
+	}
+}
+
+// TestHooks_EachIsFollowed follows the runs of a path of several hooks, although one is busy and one run is lost.
+func TestHooks_EachIsFollowed(t *testing.T) {
+	g := newGate(t, answerHooks(503, "application/problem+json", `
+		{"hook":"a","status":200,"answer":{"id":"r1","state":"running"}},
+		{"hook":"b","status":200,"answer":{"ignored":true,"hook":"b","reason":"no"}},
+		{"hook":"c","status":503,"answer":{"detail":"Busy.","run":{"id":"r9"}}},
+		{"hook":"d","status":202,"answer":{"id":"r2","state":"queued"}}`),
+		answerRefusal(404, ""), answerRun(`"state":"failed","exit_code":3`))
+	c, _ := g.client(t, client.Options{})
+	r, err := c.Call(t.Context(), g.url, client.Delivery{}, true)
+	if err != nil || len(r.Hooks) != 4 {
+		t.Fatal(r, err)
+	}
+	wantEqual(t, "requests", g.requestLines(), []string{"POST /start", "GET /runs/r1", "GET /runs/r2"})
+	var codes []int
+	for _, h := range r.Hooks {
+		codes = append(codes, h.ExitCode(true))
+	}
+	wantEqual(t, "exit codes", codes, []int{client.ExitServer, client.ExitMalformed, client.ExitBusy, 3})
+	if h := r.Hooks; !h[1].Ignored() || !strings.Contains(h[2].Err.Error(), "Busy. [run r9]") ||
+		!errors.Is(h[0].Err, client.ErrLost) || !strings.Contains(string(h[3].Answer), `"state":"failed"`) {
+		t.Errorf("%+v", h)
+	}
+}
+
+// TestHooks_BusyIsRetried sends the delivery again while one of the hooks is busy.
+func TestHooks_BusyIsRetried(t *testing.T) {
+	g := newGate(t, answerHooks(503, "application/problem+json", `{"hook":"a","status":503,"answer":{}}`),
+		answerHooks(200, "application/json", `{"hook":"a","status":200,"answer":{"id":"r1","state":"running"}}`))
+	c, _ := g.client(t, client.Options{Retry: time.Minute})
+	r, err := c.Call(t.Context(), g.url, client.Delivery{}, false)
+	if err != nil || len(r.Hooks) != 1 || r.Hooks[0].Run.ID != "r1" || r.Hooks[0].ExitCode(false) != 0 {
+		t.Fatal(r, err)
+	}
+	wantEqual(t, "requests", g.requestLines(), []string{"POST /start", "POST /start"})
+}
+
 func TestWait_ServerRestart(t *testing.T) {
 	g := newGate(t, answerRun(running), breakOff, answerRefusal(503, "2"), answerRefusal(429, ""), answerRun(succeeded))
 	c, k := g.client(t, client.Options{})

@@ -87,6 +87,7 @@ type Refused struct {
 	Run       string   // ID of the run in progress that caused the refusal
 	RequestID string   // for a search in the server's logs
 	wait      time.Duration
+	hooks     []HookResult // what each hook did, if several have the path
 }
 
 func (e *Refused) Error() string {
@@ -114,7 +115,15 @@ func parseRefusal(resp *http.Response, body []byte, now time.Time) error {
 	if resp.StatusCode < 400 {
 		e.Detail = "it points elsewhere, which is not followed"
 	}
-	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind == "application/problem+json" {
+		e.readProblem(body)
+		e.hooks = parseHooks(body)
+	}
+	return e // without a problem, it may be a page of a proxy, for example; only the status is useful
+}
+
+// readProblem reads an RFC 9457 problem.
+func (e *Refused) readProblem(body []byte) {
 	var p struct {
 		Detail string `json:"detail"`
 		Run    struct {
@@ -122,14 +131,13 @@ func parseRefusal(resp *http.Response, body []byte, now time.Time) error {
 		} `json:"run"`
 		Problems []hook.ParamProblem `json:"problems"`
 	}
-	if kind != "application/problem+json" || json.Unmarshal(body, &p) != nil {
-		return e // a page of a proxy, for example; only the status is useful
+	if json.Unmarshal(body, &p) != nil {
+		return
 	}
 	e.Detail, e.Run = terminal.Line(p.Detail), terminal.Line(p.Run.ID)
 	for _, one := range p.Problems {
 		e.Problems = append(e.Problems, terminal.Line(one.Param+" "+one.Text))
 	}
-	return e
 }
 
 func parseRetryAfter(text string, now time.Time) time.Duration {

@@ -36,19 +36,19 @@ func (c *Client) Runs(ctx context.Context, server string, query url.Values) (p P
 
 // Run requests one run.
 func (c *Client) Run(ctx context.Context, server, id string) (r runner.Run, err error) {
-	err = c.getJSON(ctx, http.MethodGet, server, "/runs/"+url.PathEscape(id), &r)
+	err = c.getJSON(ctx, http.MethodGet, server, runPath(id), &r)
 	return r, err
 }
 
 // Cancel ends a run and returns its state after that.
 func (c *Client) Cancel(ctx context.Context, server, id string) (r runner.Run, err error) {
-	err = c.getJSON(ctx, http.MethodDelete, server, "/runs/"+url.PathEscape(id), &r)
+	err = c.getJSON(ctx, http.MethodDelete, server, runPath(id), &r)
 	return r, err
 }
 
 // Rerun starts the command of a run again and returns the new run.
 func (c *Client) Rerun(ctx context.Context, server, id string) (r runner.Run, err error) {
-	err = c.getJSON(ctx, http.MethodPost, server, "/runs/"+url.PathEscape(id)+"/rerun", &r)
+	err = c.getJSON(ctx, http.MethodPost, server, runPath(id)+"/rerun", &r)
 	return r, err
 }
 
@@ -107,7 +107,9 @@ func (c *Client) withoutTimeout() *http.Client {
 	return &patient
 }
 
-func outputPath(id string) string { return "/runs/" + url.PathEscape(id) + "/output" }
+func runPath(id string) string { return "/runs/" + url.PathEscape(id) }
+
+func outputPath(id string) string { return runPath(id) + "/output" }
 
 // follower copies an output that grows, by as many answers as it takes.
 type follower struct {
