@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/rand"
 	"crypto/rsa"
@@ -28,6 +29,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"sallyport/auth"
+	"sallyport/auth/webhook"
 	"sallyport/certs"
 	"sallyport/internal/client"
 	"sallyport/internal/config"
@@ -145,8 +147,7 @@ func (e *example) createCredentials(t *testing.T, text []byte, callers map[strin
 		var err error
 		switch {
 		case caller.HMAC != nil:
-			// The last key is the newest. Its form suits every scheme that has a preset with a secret.
-			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, writeSecrets(t, dir, caller.HMAC.Keys))
+			e.signers[name], err = client.HMAC(caller.HMAC.Scheme, writeHMACKeys(t, dir, caller.HMAC))
 		case caller.Signature != nil:
 			e.signers[name] = e.newRequestSigner(t, dir, caller.Signature)
 		case caller.Token != nil:
@@ -192,6 +193,20 @@ func (e *example) newRequestSigner(t *testing.T, dir string, spec *auth.Signatur
 	mustSucceed(t, err)
 	req.Header.Set("Content-Type", "application/json")
 	return func(id string, body []byte, at time.Time) (http.Header, error) { return sign(req, id, body, at) }
+}
+
+// writeHMACKeys creates the files of keys and returns what the sender signs with: the last secret, which is the newest,
+// in a form that suits every preset with secrets; or the private key, if the file has the public key.
+func writeHMACKeys(t *testing.T, dir string, spec *auth.HMACSpec) []byte {
+	t.Helper()
+	scheme, isPreset := webhook.Preset(spec.Scheme)
+	if !isPreset || !scheme.IsAsymmetric() {
+		return writeSecrets(t, dir, spec.Keys)
+	}
+	key, err := auth.GenerateKey(spec.Scheme, "")
+	mustSucceed(t, err)
+	write(t, filepath.Join(dir, spec.Keys[0].File), key.Public)
+	return bytes.TrimSpace(key.Secret)
 }
 
 // writeSecrets creates the files of keys and returns the last key.

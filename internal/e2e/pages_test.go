@@ -36,6 +36,7 @@ func pageDeliveries() map[string][]pageDelivery {
 		"bitbucket":      {{"bitbucket", "bitbucket", "/hooks/bitbucket-build", commit}, {"bitbucket-server", "stash", "/hooks/stash-build", commit}},
 		"alertmanager":   {{"alertmanager", "alertmanager", "/hooks/remedy", `"alert":"QueueStuck","instance":"mail-1:9100"`}},
 		"slack":          {{"slack", "slack", "/hooks/slack-mention", `"user":"U0123ABCD"`}},
+		"discord":        {{"discord", "discord", "/hooks/discord-deploy", `"version":"v1.4.2"`}},
 		"stripe":         {{"stripe", "stripe", "/hooks/stripe-paid", `"invoice":"in_1MtHbELkdIwHu7ixl4OzzPMv"`}},
 		"github-actions": {{"github-actions", "actions", "/hooks/actions-release", commit}},
 		"gitlab-ci":      {{"gitlab-ci", "gitlab-job", "/hooks/ci-release", commit}},
