@@ -123,8 +123,11 @@ func (d *driver) recordEndOnce(ctx context.Context, s State, e End, c AfterClaim
 // findRetry returns how the hook, as the file has it now, repeats a run with this end. A command that could not be
 // started is not repeated: it was tried before for as long as that can help.
 func (d *driver) findRetry(s State, e End) (rule hook.RetrySpec, ok bool) {
+	if s != Failed || e.Error != "" {
+		return rule, false
+	}
 	h, ok := d.hook(d.run.Hook)
-	if !ok || s != Failed || e.Error != "" || d.run.Retries >= h.Retry.Times {
+	if !ok || d.run.Retries >= h.Retry.Times {
 		return rule, false
 	}
 	rule = h.Retry
