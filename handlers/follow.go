@@ -208,7 +208,7 @@ func (f *follower) sendUntilEnd(ctx context.Context, id string) (runner.Run, err
 	}
 	ended := make(chan ending, 1)
 	go func() {
-		run, err := guard.Call(f.log, func() (runner.Run, error) { return f.runner.Wait(ctx, id) })
+		run, err := guard.Call(f.log, func() (runner.Run, error) { return f.runner.WaitAttempt(ctx, id) })
 		ended <- ending{run, err}
 	}()
 	tick := time.NewTicker(pollEvery)

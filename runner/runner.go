@@ -288,10 +288,10 @@ func (r *Runner) List(ctx context.Context, f Filter) ([]Run, string, error) {
 // Wait returns a run when it has ended, or, if it failed and is repeated, the last attempt when that has ended. If ctx is
 // done or the run is left to the next server, Wait returns the run or its latest attempt as it is then.
 func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
-	run, err := r.awaitRun(ctx, id)
+	run, err := r.WaitAttempt(ctx, id)
 	for err == nil && run.Again != "" {
 		var next Run
-		if next, err = r.awaitRun(ctx, run.Again); errors.Is(err, ErrUnknown) { // it was pruned
+		if next, err = r.WaitAttempt(ctx, run.Again); errors.Is(err, ErrUnknown) { // it was pruned
 			return run, nil
 		}
 		run = next
@@ -299,8 +299,9 @@ func (r *Runner) Wait(ctx context.Context, id string) (Run, error) {
 	return run, err
 }
 
-// awaitRun returns a run when it has ended, or as it is when ctx is done or the run is left to the next server.
-func (r *Runner) awaitRun(ctx context.Context, id string) (Run, error) {
+// WaitAttempt returns a run when it has ended, although it may be repeated, or as it is when ctx is done or the run is
+// left to the next server.
+func (r *Runner) WaitAttempt(ctx context.Context, id string) (Run, error) {
 	ended := r.runs.awaitRelease(id)
 	// The store is read after ended exists, so that an end between the two is not missed.
 	run, err := r.store.Get(context.WithoutCancel(ctx), id)
