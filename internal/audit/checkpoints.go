@@ -78,7 +78,9 @@ func (c *checkpoints) noteLines(count int, at time.Time) {
 	c.fresh += count
 }
 
-// isLineDue reports whether a checkpoint among the lines is due.
+// isLineDue reports whether a checkpoint among the lines is due. It is also due when the clock was set, in either
+// direction: the times of lines without a signature may not be far apart, or they would look like a forgery after a
+// crash.
 func (c *checkpoints) isLineDue() bool {
-	return c.fresh > 0 && (c.fresh >= signLines || c.now().Sub(c.since) >= signEvery)
+	return c.fresh > 0 && (c.fresh >= signLines || c.now().Sub(c.since).Abs() >= signEvery)
 }
