@@ -116,11 +116,13 @@ type shared struct {
 func newService(c *config.Config, old *service) *service {
 	s := &service{
 		shared: old.shared, config: c, endpoints: groupByPath(c),
-		limits:  old.limits.carryOver(c, old.now),
-		bodies:  &bodyReader{room: old.bodies.room.carryOver(c.Hooks), proved: old.proved, now: old.now},
-		delay:   &uniformDelay{callers: c.Auth, runner: old.runner, beats: old.delay.beats, now: old.now},
-		rights:  runRights{c},
-		answers: &runAnswers{runner: old.runner, outputs: old.outputs, waits: old.gates.waits, latest: old.latest, now: old.now},
+		limits: old.limits.carryOver(c, old.now),
+		bodies: &bodyReader{room: old.bodies.room.carryOver(c.Hooks), proved: old.proved, now: old.now},
+		delay:  &uniformDelay{callers: c.Auth, runner: old.runner, beats: old.delay.beats, now: old.now},
+		rights: runRights{c},
+		answers: &runAnswers{
+			runner: old.runner, outputs: old.outputs, waits: old.gates.waits, latest: old.latest, now: old.now,
+		},
 	}
 	s.credentials = &credentials{config: c, limits: s.limits, now: s.now}
 	m := &middleware{shared: s.shared, addresses: s.limits.addresses}

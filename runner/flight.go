@@ -17,9 +17,9 @@ type flightRules struct {
 }
 
 // checkOverlap looks for a run in progress that would have the same flight as run under the current file, but was
-// recorded with another flight, under an earlier one. It returns an error that wraps errEarlierFlight if there is one, so
-// that the start of run is tried again later. inProgress has the runs in progress, by flight. The caller adds run to it
-// unless there is an error. hookOf returns the current hook with a name.
+// recorded with another flight, under an earlier one. It returns an error that wraps errEarlierFlight if there is one,
+// so that the start of run is tried again later. inProgress has the runs in progress, by flight. The caller adds run to
+// it unless there is an error. hookOf returns the current hook with a name.
 func (f *flightRules) checkOverlap(
 	h *hook.Hook, run Run, inProgress map[string]Run, hookOf func(string) (*hook.Hook, bool),
 ) error {

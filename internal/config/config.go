@@ -54,7 +54,7 @@ type File struct {
 	Limits  Limits                 `yaml:"limits"`
 	Drain   time.Duration          `yaml:"drain"`           // how long runs may continue after SIGTERM; default 30s
 	Outputs hook.Size              `yaml:"outputs"`         // maximum disk space of all outputs together; default 10GiB
-	Keep    time.Duration          `yaml:"keep_deliveries"` // how long deliveries are kept to be explained; default: none is
+	Keep    time.Duration          `yaml:"keep_deliveries"` // how long deliveries are kept for try; default: none is
 	Metrics *Metrics               `yaml:"metrics"`         // default: /metrics is not served
 	Log     Log                    `yaml:"log"`
 	Audit   Audit                  `yaml:"audit"`
@@ -270,7 +270,8 @@ func (f *File) checkValues(p *diag.List) {
 	checkListen(f.Listen, p.At("listen"))
 	f.Limits.checkLimits(p.At("limits"))
 	if f.Keep < 0 || f.Keep > longestKeep {
-		p.At("keep_deliveries").Errorf("%s is not a duration from 0 to %s: the files have credentials of senders", f.Keep, longestKeep)
+		p.At("keep_deliveries").Errorf("%s is not a duration from 0 to %s: the files have credentials of senders",
+			f.Keep, longestKeep)
 	}
 	for name, caller := range f.Callers {
 		at := p.At("callers", name)

@@ -4,8 +4,9 @@
 // one, also in another process, and [Prune] removes those that are too old. The files have bodies and credentials of
 // senders, so they are for the user of the server alone.
 //
-// Those of senders without a valid credential are apart, few and small: they push out none of the others. A delivery that cannot be kept is only not kept: nothing is refused for it. Files are not synced, so a
-// loss of power may leave one that is not whole; Read says so.
+// Those of senders without a valid credential are apart, few and small: they push out none of the others. A delivery
+// that cannot be kept is only not kept: nothing is refused for it. Files are not synced, so a loss of power may leave
+// one that is not whole; Read says so.
 package deliveries
 
 import (

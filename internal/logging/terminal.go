@@ -98,7 +98,9 @@ func (l *shortLine) take(key string) string {
 func (l *shortLine) text(message string) string {
 	parts := []string{message}
 	if message == "request" {
-		parts[0] = strings.Join([]string{l.take("method"), l.take("path"), l.take("status"), roundDuration(l.take("took_ms"))}, " ")
+		parts[0] = strings.Join([]string{
+			l.take("method"), l.take("path"), l.take("status"), roundDuration(l.take("took_ms")),
+		}, " ")
 		l.take("address")
 	} else if took := l.take("took_ms"); took != "" {
 		parts[0] += " after " + roundDuration(took)
@@ -125,7 +127,7 @@ func (l *shortLine) rest() string {
 		if !there {
 			continue
 		}
-		if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r == '"' || r == ' ' || !unicode.IsPrint(r) }) {
+		if value == "" || strings.ContainsFunc(value, needsQuotes) {
 			value = strconv.Quote(value)
 		}
 		all = append(all, terminal.Line(key)+"="+value)
@@ -161,3 +163,5 @@ func roundDuration(milliseconds string) string {
 	}
 	return d.Round(time.Millisecond).String()
 }
+
+func needsQuotes(r rune) bool { return r == '"' || r == ' ' || !unicode.IsPrint(r) }

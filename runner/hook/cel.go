@@ -86,7 +86,7 @@ func (c *param) computeValue(in Input) (value, problem string, err error) {
 	case errors.Is(err, expression.ErrMissing):
 		value, problem = c.replaceMissing(shorten(err.Error()))
 	case errors.Is(err, strictjson.ErrTooLong):
-		problem = "is longer than 65536 bytes"
+		problem = tooLong
 	case err != nil:
 		problem = "cannot be computed: " + shorten(err.Error())
 	default:

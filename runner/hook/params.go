@@ -21,6 +21,8 @@ import (
 // the value.
 const maxValue = 64 << 10
 
+const tooLong = "is longer than 65536 bytes" // maxValue
+
 // Values are the parameters of a run as text, by name.
 type Values map[string]string
 
@@ -167,7 +169,7 @@ func compileWhole(expr string) (*regexp.Regexp, error) {
 func (c *param) whyRefused(v string) string {
 	switch {
 	case len(v) > maxValue:
-		return "is longer than 65536 bytes"
+		return tooLong
 	case !utf8.ValidString(v):
 		return "is not valid UTF-8"
 	case strings.ContainsRune(v, 0):
@@ -301,7 +303,7 @@ func compactText(path strictjson.Path, body []byte) (value, problem string) {
 	text, err := strictjson.Compact(path.Cut(body), maxValue)
 	switch {
 	case errors.Is(err, strictjson.ErrTooLong):
-		return "", "is longer than 65536 bytes"
+		return "", tooLong
 	case err != nil:
 		return "", "is not JSON"
 	}

@@ -36,7 +36,7 @@ type Spec struct {
 	Keep            KeepSpec             `yaml:"keep"`
 	Timeout         time.Duration        `yaml:"timeout"` // default 1h
 	Grace           time.Duration        `yaml:"grace"`   // between TERM and KILL; default 10s
-	Dir             string               `yaml:"dir"`     // working directory, absolute; default the folder of the run, or the home of user
+	Dir             string               `yaml:"dir"`     // absolute; default the folder of the run, or the home of user
 	Env             map[string]string    `yaml:"env"`     // values may have holes
 	User            string               `yaml:"user"`    // as which the command runs; default that of the server
 	Groups          []string             `yaml:"groups"`  // the supplementary groups of user; default all that it is in

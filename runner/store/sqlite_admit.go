@@ -224,8 +224,8 @@ func findClaimed(ctx context.Context, from *statements, hook string, c runner.Cl
 	return runner.Run{}, unknown
 }
 
-// followReruns returns the latest run that was queued without a request because run failed or was interrupted, or run. If that
-// one was pruned, only its id and hook are set.
+// followReruns returns the latest run that was queued without a request because run failed or was interrupted, or run.
+// If that one was pruned, only its id and hook are set.
 func followReruns(ctx context.Context, from *statements, run runner.Run) (runner.Run, error) {
 	for {
 		next, err := findRerun(ctx, from, run)

@@ -133,8 +133,8 @@ func substring(args ...ref.Val) ref.Val {
 	return types.String(text[findOffset(text, 1, int(start)):findOffset(text, 1, int(end))])
 }
 
-// costs says what calls cost. CEL's own costs are for calls whose types are known when the file is loaded, which those of
-// a body are not.
+// costs says what calls cost. CEL's own costs are for calls whose types are known when the file is loaded, which those
+// of a body are not.
 type costs struct{}
 
 // CallCost implements the interface of CEL.

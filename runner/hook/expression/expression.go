@@ -5,9 +5,9 @@
 // place in the text. [Expression.Explain] and [Expression.Scalar] evaluate it for one delivery, whose parts they get
 // from [Variables].
 //
-// An evaluation has a limit of cost and, if that is not enough, of time: a delivery cannot make it take long or use much
-// memory. The result depends on nothing but the delivery: there is no clock and no random value, and members of objects
-// have an order. A number is exact, or its use is an error. What cannot be evaluated is an error, and never true:
+// An evaluation has a limit of cost and, if that is not enough, of time: a delivery cannot make it take long or use
+// much memory. The result depends on nothing but the delivery: there is no clock and no random value, and members of an
+// object of the delivery have an order. (Those of a map that the expression itself writes have none.) A number is exact, or its use is an error. What cannot be evaluated is an error, and never true:
 // [ErrMissing] if the delivery does not have a value, [ErrLimit] if a limit is exceeded.
 package expression
 
@@ -30,8 +30,8 @@ import (
 	"cel.dev/cel-go/parser"
 )
 
-// The limits of an expression. maxCost is enough to look at each of 50,000 objects once. maxTime is for what costs little
-// and takes long, such as the hash of a long text.
+// The limits of an expression. maxCost is enough to look at each of 50,000 objects once. maxTime is for what costs
+// little and takes long, such as the hash of a long text.
 const (
 	maxText  = 8 << 10 // characters
 	maxDepth = 100
@@ -87,7 +87,8 @@ func compile(text string, split func(ast.Expr) []ast.Expr, results ...string) (*
 		return nil, problems
 	}
 	// An environment declares nothing with the type dyn but parts of the delivery, whose types are known later.
-	if got := cel.FormatCELType(tree.OutputType()); !slices.Contains(results, tree.OutputType().TypeName()) && got != "dyn" {
+	got := cel.FormatCELType(tree.OutputType())
+	if !slices.Contains(results, tree.OutputType().TypeName()) && got != "dyn" {
 		return nil, []Problem{{Text: fmt.Sprintf("the result is of the type %s, but must be %s", got,
 			strings.Join(results, ", "))}}
 	}

@@ -9,8 +9,8 @@ import (
 	"cel.dev/cel-go/interpreter"
 )
 
-// guardCall replaces the calls for which CEL has no limit of cost while they are in progress, and those whose result may
-// not be exact.
+// guardCall replaces the calls for which CEL has no limit of cost while they are in progress, and those whose result
+// may not be exact.
 func guardCall(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
 	call, ok := i.(interpreter.InterpretableCall)
 	if !ok {
